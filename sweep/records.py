@@ -1,0 +1,168 @@
+"""What is asked and what was seen: Request, Schedule, Record, and the outcome of a trial.
+
+Raw values only: a latency is derived from them in `metrics`, once, with its formula. The measuring client imports this
+file, so it needs nothing but the standard library and costs neither start-up time nor memory.
+"""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+PROTOCOL_VERSION = 1
+"""Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
+
+Phase = Literal["warmup", "measured"]
+UNKNOWN = -1  # a count that nobody reported
+
+
+class Outcome(StrEnum):
+    """What became of a trial (DESIGN §7)."""
+
+    OK = "ok"
+    OOM_LOAD = "oom_load"
+    OOM_RUN = "oom_run"
+    LAUNCH_FAILED = "launch_failed"
+    LAUNCH_TIMEOUT = "launch_timeout"
+    ENGINE_CRASHED = "engine_crashed"
+    HUNG = "hung"
+    CLIENT_LIMITED = "client_limited"
+    INVALID = "invalid"
+    UNAVAILABLE = "unavailable"
+    CENSORED = "censored"
+    CANCELLED = "cancelled"
+
+    @property
+    def done(self) -> bool:
+        """Whether the next run of the same command leaves this trial alone."""
+        return self in (Outcome.OK, Outcome.OOM_LOAD, Outcome.OOM_RUN, Outcome.CENSORED)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a trial with this outcome makes the command end with status 1."""
+        return self in (
+            Outcome.LAUNCH_FAILED,
+            Outcome.LAUNCH_TIMEOUT,
+            Outcome.ENGINE_CRASHED,
+            Outcome.HUNG,
+            Outcome.CLIENT_LIMITED,
+            Outcome.INVALID,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and the tokens wanted."""
+
+    request_id: str  # goes out as x-request-id
+    prompt: str | tuple[int, ...]  # text, or token ids
+    output_tokens: int  # max_tokens
+    input_tokens: int = UNKNOWN  # as the model's own tokenizer counts them, special tokens included
+    phase: Phase = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When requests leave: what a Load comes to for one trial, as plain data for the client process.
+
+    lockstep: `batch_size` requests leave together, the next batch when the last token of the batch has arrived.
+    closed: `concurrency` users, each sends its next request `think[i]` seconds after its last one ended; user u begins
+    at `start[u]`. open: request i is due `due[i]` seconds after the start, and waits while `concurrency` are in flight.
+    """
+
+    mode: Literal["lockstep", "closed", "open"]
+    batch_size: int | None = None
+    concurrency: int | None = None  # closed: users; open: cap on requests in flight, None = no cap
+    due: array[float] | None = None  # open: s from the start, one a request, ascending
+    think: array[float] | None = None  # closed: s, one a request
+    start: array[float] | None = None  # closed: s from the start, one a user
+    duration: float | None = None  # s after which nothing new is sent; those in flight are drained
+
+
+@dataclass(slots=True)
+class Record:
+    """The raw timestamps and counts of one request, as the client saw them. Times in s from the trial's start."""
+
+    request_id: str
+    phase: Phase
+    scheduled: float  # when the load said to send it
+    released: float  # when a slot was free for it
+    sent: float  # when its first byte was written to the socket
+    chunk_us: array[int] = field(default_factory=lambda: array("I"))  # arrival of each chunk, µs since the send
+    chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # tokens in each chunk: a chunk is not a token
+    input_tokens: int = UNKNOWN
+    output_tokens: int = UNKNOWN  # the server's usage where it says, else the sum of chunk_tokens
+    batch: int = UNKNOWN  # index of the lockstep batch
+    finish_reason: str | None = None
+    error: str | None = None  # "kind: detail"; kinds are listed in sweep/wire.py
+
+
+class Records:
+    """The Records of one trial as columns: about 6 bytes a chunk and 100 a request, so that a million fit in memory.
+
+    Chunk i of request r is at index `offsets[r] + i` of `chunk_us` and `chunk_tokens`; `offsets` has one entry more
+    than there are requests.
+    """
+
+    def __init__(self) -> None:
+        self.request_id: list[str] = []
+        self.phase: list[Phase] = []
+        self.batch = array("i")
+        self.scheduled = array("d")
+        self.released = array("d")
+        self.sent = array("d")
+        self.input_tokens = array("i")
+        self.output_tokens = array("i")
+        self.finish_reason: list[str | None] = []
+        self.error: list[str | None] = []
+        self.offsets = array("q", [0])
+        self.chunk_us = array("I")
+        self.chunk_tokens = array("H")
+
+    def __len__(self) -> int:
+        return len(self.request_id)
+
+    def append(self, record: Record) -> None:
+        self.request_id.append(record.request_id)
+        self.phase.append(record.phase)
+        self.batch.append(record.batch)
+        self.scheduled.append(record.scheduled)
+        self.released.append(record.released)
+        self.sent.append(record.sent)
+        self.input_tokens.append(record.input_tokens)
+        self.output_tokens.append(record.output_tokens)
+        self.finish_reason.append(record.finish_reason)
+        self.error.append(record.error)
+        self.chunk_us.extend(record.chunk_us)
+        self.chunk_tokens.extend(record.chunk_tokens)
+        self.offsets.append(len(self.chunk_us))
+
+    def __getitem__(self, index: int) -> Record:
+        begin, end = self.offsets[index], self.offsets[index + 1]
+        return Record(
+            self.request_id[index],
+            self.phase[index],
+            self.scheduled[index],
+            self.released[index],
+            self.sent[index],
+            self.chunk_us[begin:end],
+            self.chunk_tokens[begin:end],
+            self.input_tokens[index],
+            self.output_tokens[index],
+            self.batch[index],
+            self.finish_reason[index],
+            self.error[index],
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+
+class Sample(NamedTuple):
+    """One reading of one telemetry series."""
+
+    time: float  # s from the trial's start
+    series: str  # e.g. kv_cache_usage, requests_running, gpu_memory_bytes
+    value: float
+    device: str = ""  # GPU index, or "" for the engine as a whole
