@@ -1,0 +1,373 @@
+"""From a command line to settings and points: Hydra composes, and the experiment's axes are expanded over it.
+
+An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing costs about 90 ms, so each
+combination of config groups is composed once and its points are dictionaries updated from it; ten thousand points take
+seconds. Validation of what comes out is in `config` and `plan`.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Transformer
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.config import CONF, Cluster, ConfigError, Hardware, Settings, Tracking, one_of, validate
+
+POINT_GROUPS = ("backend", "model", "workload", "load")
+RUN_GROUPS = ("hardware", "cluster", "tracking")
+PLAN_KEYS = ("grid", "zip", "ladder", "when", "exclude", "without_gpu")
+RUN_KEYS = ("name", "out", "baseline", "replicates", "seed", "dry_run", "fresh", "retry", "attempts", "trial_timeout")
+SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
+
+Point = dict[str, Any]
+Assignments = dict[str, Any]  # dotted key or group -> value
+
+
+class CommandLine(NamedTuple):
+    """What the user typed: one value, or the values of an axis, per key."""
+
+    experiment: str | None
+    scalars: Assignments
+    axes: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The settings of a run, its points before validation, and in plain words what was replaced for lack of a GPU."""
+
+    settings: Settings
+    points: list[Point]  # each: backend, model, workload, load as mappings
+    coordinates: list[Assignments]  # each point's values on the axes, under their dotted keys
+    replaced: list[str] = field(default_factory=list)
+
+
+def group_choices(group: str) -> list[str]:
+    """The names of the YAML files of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def parse_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Hydra's override grammar, with a sweep (`a=1,2`, `range(1,9)`) meaning an axis of the plan.
+
+    Raises:
+        ConfigError: for what the grammar refuses.
+    """
+    experiment: str | None = None
+    scalars: Assignments = {}
+    axes: dict[str, list[Any]] = {}
+    for argument in arguments:
+        override = _parse_override(argument)
+        key = override.key_or_group
+        if key == "experiment":
+            experiment = str(override.value())
+        elif override.is_sweep_override():
+            axes[key] = _sweep_values(override, argument)
+        else:
+            scalars[key] = override.value()
+    return CommandLine(experiment, scalars, axes)
+
+
+def _parse_override(argument: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_overrides([argument])[0]
+    except HydraException as error:
+        raise ConfigError(f"{argument}: not an override such as key=value ({str(error).splitlines()[-1]})") from None
+    if override.type == OverrideType.DEL:
+        raise ConfigError(f"{argument}: nothing can be deleted; set a value, or drop points with exclude")
+    return override
+
+
+def _sweep_values(override: Override, argument: str) -> list[Any]:
+    try:
+        return list(override.sweep_iterator(transformer=Transformer.identity))
+    except HydraException:
+        raise ConfigError(f"{argument}: allowed are a list (1,2), range(), choice() and glob-free sweeps") from None
+
+
+def axis_values(key: str, values: Any) -> list[Any]:
+    """The values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if isinstance(values, str):
+        override = _parse_override(f"{key}={values}")
+        values = _sweep_values(override, f"{key}={values}") if override.is_sweep_override() else [override.value()]
+    elif not isinstance(values, list):
+        values = [values]
+    if not values:
+        raise ConfigError(f"{key}=[]: an axis needs at least one value")
+    return list(values)
+
+
+def compose_run(arguments: Sequence[str], find_hardware: Callable[[Cluster], str]) -> Composition:
+    """Everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
+
+    Raises:
+        ConfigError: for anything that is not a valid request.
+    """
+    line = parse_command_line(arguments)
+    known = group_choices("experiment")
+    if line.experiment is not None and line.experiment not in known:
+        raise one_of("experiment", line.experiment, known)
+    base = _compose(line.experiment, _run_choices(line))
+    _refuse_unknown_keys(line, base)
+    base.update({key: value for key, value in line.scalars.items() if key in base and key not in _groups()})
+    settings = _settings(line, base, find_hardware)
+    replaced: list[str] = []
+    if settings.hardware.platform == "cpu":
+        replaced = _replace_without_gpu(base, line)
+        settings = _settings(line, base, find_hardware)
+    axes = _override_axes(base, line)
+    points, coordinates = [], []
+    composer = _Composer(line, base)
+    for assignments in expand(**axes):
+        points.append(composer.point(assignments))
+        coordinates.append(assignments)
+    if not points:
+        raise ConfigError("exclude: drops every point of the experiment; allowed is a plan of at least one")
+    return Composition(settings, points, coordinates, replaced)
+
+
+def expand(
+    grid: Mapping[str, Any],
+    zip: Any,  # the key's name in YAML
+    ladder: Sequence[Mapping[str, Any]],
+    when: Mapping[str, Mapping[str, Any]],
+    exclude: Sequence[Mapping[str, Any]],
+) -> Iterator[Assignments]:
+    """The assignments of every point: the cross product of grid axes, zipped groups and ladder steps.
+
+    An axis named in `when` is left out of points that do not match its condition; points that become equal are one.
+    """
+    factors: list[list[Assignments]] = [[{key: value} for value in axis_values(key, grid[key])] for key in grid]
+    factors += [_zipped(group) for group in ([zip] if isinstance(zip, Mapping) else zip) if group]
+    if ladder:
+        factors.append(list(_ladder_steps(ladder)))
+    seen: set[str] = set()
+    for combination in itertools.product(*factors):
+        assignments = {key: value for part in combination for key, value in part.items()}
+        for axis, condition in when.items():
+            if axis in assignments and not _matches(assignments, condition):
+                del assignments[axis]
+        if any(_matches(assignments, pattern) for pattern in exclude):
+            continue
+        identity = repr(sorted(assignments.items(), key=lambda item: item[0]))
+        if identity not in seen:
+            seen.add(identity)
+            yield assignments
+
+
+def _zipped(group: Mapping[str, Any]) -> list[Assignments]:
+    columns = {key: axis_values(key, values) for key, values in group.items()}
+    lengths = {key: len(values) for key, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigError(f"zip={lengths}: axes walked in step need equally many values")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _ladder_steps(ladder: Sequence[Mapping[str, Any]]) -> Iterator[Assignments]:
+    """Each step adds its `set` to that of its parent: the step before it, or the one named."""
+    steps: dict[str, Assignments] = {}
+    previous: str | None = None
+    for entry in ladder:
+        unknown = set(entry) - {"step", "set", "parent"}
+        if unknown or "step" not in entry:
+            raise ConfigError(f"ladder={dict(entry)}: allowed keys are step (required), set, parent")
+        step, parent = str(entry["step"]), entry.get("parent", previous)
+        if parent is not None and parent not in steps:
+            raise one_of(f"ladder.{step}.parent", parent, list(steps))
+        steps[step] = {**(steps[parent] if parent else {}), **entry.get("set", {})}
+        previous = step
+        yield {"ladder": step, "ladder_parent": parent, **steps[step]}
+
+
+def _matches(assignments: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
+    return all(
+        assignments.get(key) in value if isinstance(value, list) else assignments.get(key) == value
+        for key, value in pattern.items()
+    )
+
+
+class _Composer:
+    """Points from assignments: one composition per combination of config groups, then updated as dictionaries."""
+
+    def __init__(self, line: CommandLine, base: Mapping[str, Any]) -> None:
+        self.line = line
+        self.choices: Assignments = {**base["chosen"], **_given(line, POINT_GROUPS)}
+        self.scalars = {key: value for key, value in line.scalars.items() if _is_point_key(key)}
+        self.cache: dict[tuple[tuple[str, Any], ...], tuple[Point, bool]] = {}
+
+    def point(self, assignments: Assignments) -> Point:
+        groups = {**self.choices, **{key: assignments[key] for key in POINT_GROUPS if key in assignments}}
+        config, interpolated = self._base(groups)
+        point = {group: dict(values) for group, values in config.items()}
+        for key, value in {**self.scalars, **assignments}.items():
+            if "." in key:
+                _assign(point, key, value)
+        return _resolved(point) if interpolated else point
+
+    def _base(self, groups: Assignments) -> tuple[Point, bool]:
+        key = tuple(sorted(groups.items()))
+        if key not in self.cache:
+            composed = _compose(self.line.experiment, groups)
+            config = {group: composed[group] for group in POINT_GROUPS}
+            self.cache[key] = (config, "${" in repr(config))
+        return self.cache[key]
+
+
+def _assign(point: Point, dotted: str, value: Any) -> None:
+    """Set a dotted key; mappings on the way are copied, since points of one composition share them."""
+    *parents, last = dotted.split(".")
+    here = point
+    for depth, name in enumerate(parents):
+        child = here.get(name)
+        if child is not None and not isinstance(child, Mapping):
+            raise ConfigError(f"{dotted}={value!r}: {'.'.join(parents[: depth + 1])} is a value and has no keys")
+        here[name] = dict(child or {})
+        here = here[name]
+    here[last] = copy.deepcopy(value)
+
+
+def _resolved(point: Point) -> Point:
+    try:
+        container = OmegaConf.to_container(OmegaConf.create(point), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _compose(experiment: str | None, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Hydra's composition as plain data, with the chosen option of each group under `chosen`."""
+    served = None
+    overrides = [f"+experiment={experiment}"] if experiment else []
+    for group, choice in choices.items():
+        known = group_choices(group)
+        if choice not in known and group == "model":
+            served, choice = choice, SERVED_MODEL
+        elif choice not in known and not (group == "hardware" and choice == "auto"):
+            raise one_of(group, str(choice), known + (["auto"] if group == "hardware" else []))
+        overrides.append(f"{group}={choice}")
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("config", overrides, return_hydra_config=True)
+            chosen = {str(group): choice for group, choice in composed.hydra.runtime.choices.items()}
+            with_hydra = OmegaConf.to_container(composed, resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{experiment or 'config'}: {' '.join(str(error).split())[:300]}") from None
+    assert isinstance(with_hydra, dict)
+    container = {str(key): value for key, value in with_hydra.items() if key != "hydra"}
+    if served is not None:
+        container["model"]["name"] = str(served)
+    container["chosen"] = {group: chosen[group] for group in POINT_GROUPS}
+    if served is not None:
+        container["chosen"]["model"] = served
+    return container
+
+
+def _groups() -> tuple[str, ...]:
+    return POINT_GROUPS + RUN_GROUPS
+
+
+def _given(line: CommandLine, groups: Iterable[str]) -> Assignments:
+    return {group: line.scalars[group] for group in groups if group in line.scalars}
+
+
+def _run_choices(line: CommandLine) -> Assignments:
+    return _given(line, _groups())
+
+
+def _is_point_key(key: str) -> bool:
+    return key.split(".")[0] in POINT_GROUPS
+
+
+def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
+    allowed = {key for key in base if key != "chosen"}
+    for key in [*line.scalars, *line.axes]:
+        if key.split(".")[0] not in allowed:
+            raise one_of("key", key, list(allowed | {"experiment"}))
+    for key in line.axes:
+        if not _is_point_key(key):
+            values = ",".join(str(value) for value in line.axes[key])
+            raise ConfigError(f"{key}={values}: takes one value; axes are keys of {', '.join(POINT_GROUPS)}")
+
+
+def _settings(line: CommandLine, base: Mapping[str, Any], find_hardware: Callable[[Cluster], str]) -> Settings:
+    """The settings, with hardware=auto resolved to a profile."""
+    config = copy.deepcopy({key: base[key] for key in base if key in Settings.model_fields})
+    for key, value in line.scalars.items():
+        if "." in key and not _is_point_key(key) and not key.startswith("hardware."):
+            _assign(config, key, value)
+    config["cluster"] = validate(Cluster, config["cluster"], "cluster")
+    config["tracking"] = validate(Tracking, config["tracking"], "tracking")
+    hardware = dict(config["hardware"])
+    if hardware.get("name") == "auto":
+        hardware = _compose(line.experiment, {"hardware": find_hardware(config["cluster"])})["hardware"]
+    for key, value in line.scalars.items():
+        if key.startswith("hardware."):
+            _assign(hardware, key.removeprefix("hardware."), value)
+    config["hardware"] = validate(Hardware, hardware, "hardware")
+    config["out"] = str(config["out"] or Path("results") / str(config["name"]))
+    settings = validate(Settings, config, "")
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def _replace_without_gpu(base: dict[str, Any], line: CommandLine) -> list[str]:
+    """Apply the experiment's `without_gpu`, except what the user asked for; say in plain words what was replaced."""
+    replaced: list[str] = []
+    given = {**line.scalars, **line.axes}
+    for key, value in (base["without_gpu"] or {}).items():
+        if key == "grid":
+            for axis, values in value.items():
+                if axis not in given:
+                    old = base["grid"].get(axis)
+                    base["grid"][axis] = values
+                    replaced.append(f"{axis}: {_words(values)} instead of {_words(old)}")
+        elif key in given:
+            continue
+        elif key in POINT_GROUPS:
+            replaced.append(f"{key}: {value} instead of {base['chosen'][key]}")
+            base["chosen"][key] = value
+        elif "." in key and _is_point_key(key):
+            replaced.append(f"{key}: {value}")
+            line.scalars[key] = value
+        elif key in base and key not in _groups():
+            replaced.append(f"{key}: {_words(value)} instead of {_words(base[key])}")
+            base[key] = value
+        else:
+            raise one_of("without_gpu", key, [*POINT_GROUPS, *PLAN_KEYS, *RUN_KEYS])
+    return replaced
+
+
+def _words(value: Any) -> str:
+    if value is None or value == {} or value == []:
+        return "nothing"
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def _override_axes(base: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
+    """The experiment's axes after the command line: a key given there replaces the axis, or becomes one."""
+    axes = {key: copy.deepcopy(base[key]) for key in ("grid", "zip", "ladder", "when", "exclude")}
+    zipped = [axes["zip"]] if isinstance(axes["zip"], dict) else axes["zip"]
+    given = {**{key: [value] for key, value in line.scalars.items() if _is_point_key(key)}, **line.axes}
+    for key, values in given.items():
+        for group in zipped:
+            group.pop(key, None)
+        for step in axes["ladder"]:
+            step.get("set", {}).pop(key, None)
+        if key in line.axes or key in axes["grid"]:
+            axes["grid"][key] = values
+    for key in axes["grid"]:
+        if not _is_point_key(key):
+            raise ConfigError(f"grid.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")
+    return axes

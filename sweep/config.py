@@ -1,0 +1,151 @@
+"""What a configuration may hold: the settings of a run, and objects built from `_target_` mappings.
+
+Everything a user typed is checked here, before anything starts. A mistake is a ConfigError: one line with the key, the
+value and what is allowed.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+
+class ConfigError(ValueError):
+    """Bad input, in one line that names the key, the value and what is allowed. Ends the command with status 2."""
+
+
+class Strict(BaseModel):
+    """A configuration object: unknown keys are refused, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Hardware(Strict):
+    """What a deployment is placed on and what an hour of it costs."""
+
+    name: str
+    platform: Literal["cpu", "cuda"]
+    accelerator: str | None = None  # Ray's accelerator type, e.g. "L4"; None on a CPU or where any GPU will do
+    matches: tuple[str, ...] = ()  # names that NVML gives such a GPU, for hardware=auto
+    price_per_hour: PositiveFloat | None = None  # USD per accelerator (per machine on a CPU); None: no cost is printed
+    price_source: str | None = None
+
+
+class Cluster(Strict):
+    """Where deployments run: a Ray started in place, a Ray that is there, or this process."""
+
+    name: str
+    kind: Literal["local", "ray", "inline"]
+    address: str | None = None
+
+
+class Tracking(Strict):
+    """Whether and where trials are tracked besides the files in `out`."""
+
+    name: str
+    kind: Literal["none", "wandb"]
+    project: str = "sweep"
+    entity: str | None = None
+
+
+class Settings(Strict):
+    """Everything about a run that is not part of a point: none of it can change a trial's result, save where said."""
+
+    name: str  # of the experiment; results go to results/<name>
+    out: str
+    hardware: Hardware
+    cluster: Cluster
+    tracking: Tracking
+    baseline: dict[str, Any] | None = None  # the point that others are compared with
+    replicates: PositiveInt = 1
+    seed: NonNegativeInt = 0  # changes results: it is in every trial id
+    dry_run: bool = False
+    fresh: bool = False
+    retry: Literal["once", "none"] = "once"
+    attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
+    trial_timeout: PositiveFloat = 3600.0  # s
+    max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
+    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
+    metrics: Literal["sweep", "vllm"] = "sweep"
+    cache_dir: str | None = None
+    telemetry_interval: PositiveFloat = 0.5  # s
+
+
+def cache_directory(setting: str | None) -> Path:
+    """Node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep."""
+    if setting:
+        return Path(setting).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
+
+
+def content_hash(value: Any, length: int = 12) -> str:
+    """Hash of a JSON-able value that does not depend on the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def locate(target: str, key: str) -> type[BaseModel]:
+    """The class that a `_target_` names.
+
+    Raises:
+        ConfigError: if there is no such module or class.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={target!r}: no such class ({error})") from None
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        raise ConfigError(f"{key}._target_={target!r}: not a configuration class")
+    return found
+
+
+def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
+    """The object that a `_target_` mapping describes; `key` is where it stands, for messages.
+
+    Raises:
+        ConfigError: if the class does not exist or refuses a value.
+    """
+    fields = dict(mapping)
+    target = fields.pop("_target_", None)
+    if not isinstance(target, str):
+        raise ConfigError(f"{key}._target_={target!r}: allowed is the dotted name of a class")
+    return validate(locate(target, key), fields, key)
+
+
+def validate(kind: type[BaseModel], fields: Mapping[str, Any], key: str) -> BaseModel:
+    """`kind(**fields)`, with pydantic's complaint told in one line.
+
+    Raises:
+        ConfigError: naming the dotted key, its value and what is allowed.
+    """
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, kind, key)) from None
+
+
+def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
+    first = error.errors()[0]
+    where = ".".join([key, *(str(part) for part in first["loc"])]).strip(".")
+    if first["type"] == "extra_forbidden":
+        parent = kind if len(first["loc"]) == 1 else None
+        known = f"; allowed: {', '.join(sorted(parent.model_fields))}" if parent else ""
+        return f"{where}={first['input']!r}: unknown key{known}"
+    if first["type"] == "missing":
+        return f"{where}: required, but not given"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def one_of(key: str, value: object, allowed: Sequence[str]) -> ConfigError:
+    """The ConfigError for a value that is none of those allowed."""
+    return ConfigError(f"{key}={value}: unknown; allowed: {', '.join(sorted(allowed))}")

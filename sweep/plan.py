@@ -1,0 +1,208 @@
+"""The plan: the ordered, validated Deployments and Trials that an experiment expands to.
+
+Ids are hashes of everything known at planning that could change a result, so the same command resumes and changing one
+flag reruns exactly what it touches. Nothing here touches a clock, a GPU or a network; what does is passed in.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from sweep.compose import POINT_GROUPS, Assignments, Composition, Point
+from sweep.config import ConfigError, Settings, build, content_hash
+from sweep.records import PROTOCOL_VERSION
+
+# Fields of a backend that say how it is run here and cannot change a result.
+NOT_IN_ID = {"port", "launch_timeout"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One Deployment x Workload x Load x replicate."""
+
+    trial_id: str
+    workload: Any  # a sweep.workload object
+    load: Any  # a sweep.load object
+    replicate: int
+    seed: int  # of prompts and arrivals: the same for every backend, another for every load and replicate
+    coordinates: Assignments  # this trial's values on the experiment's axes
+    config: Point  # resolved
+
+    @property
+    def num_requests(self) -> int:
+        """Measured requests: the workload's, in whole batches where the load sends batches."""
+        return int(self.load.count(self.workload.num_requests))
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        return f"{self.workload.name} {self.load.describe()} replicate {self.replicate}"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One engine + model + flags + GPU count: what is launched, with the trials that run on it in order."""
+
+    deployment_id: str
+    backend: Any  # a backends.base.Backend
+    model: Any  # a sweep.model object
+    gpu_count: int
+    accelerator: str | None
+    trials: list[Trial] = field(default_factory=list)
+    unavailable: str | None = None  # why it cannot run on this host, with the remedy
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        return f"{self.backend.name} {self.model.name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run, in order."""
+
+    settings: Settings
+    deployments: list[Deployment]
+    axes: list[str]  # the grid axes, as dotted keys
+    replaced: list[str]  # in plain words, what was replaced for lack of a GPU
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [trial for deployment in self.deployments for trial in deployment.trials]
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """One plain mapping per trial: what plan.jsonl holds."""
+        for deployment in self.deployments:
+            for trial in deployment.trials:
+                yield {
+                    "trial_id": trial.trial_id,
+                    "deployment_id": deployment.deployment_id,
+                    "backend": deployment.backend.name,
+                    "model": deployment.model.name,
+                    "workload": trial.workload.name,
+                    "load": trial.load.name,
+                    "replicate": trial.replicate,
+                    "seed": trial.seed,
+                    "gpu_count": deployment.gpu_count,
+                    "accelerator": deployment.accelerator,
+                    "unavailable": deployment.unavailable,
+                    "coordinates": trial.coordinates,
+                    "config": trial.config,
+                }
+
+
+class Surroundings(NamedTuple):
+    """What planning must ask of the world, as functions, so that the plan itself stays free of effects."""
+
+    fingerprint: Callable[[Any, str], str]  # (backend, platform) -> hash of the locked environment
+    unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
+
+
+def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
+    """Validate every point, group them into deployments and give everything its id.
+
+    Raises:
+        ConfigError: naming the first key that a point may not have.
+    """
+    settings = composition.settings
+    builder = _Builder(settings, surroundings)
+    for point, coordinates in zip(composition.points, composition.coordinates, strict=True):
+        builder.add(point, coordinates)
+    for deployment in builder.deployments.values():
+        deployment.trials[:] = _blocked_order(deployment.trials, settings.seed)
+    axes = sorted({axis for coordinates in composition.coordinates for axis in coordinates})
+    _check_baseline(settings.baseline, axes)
+    return Plan(settings, list(builder.deployments.values()), axes, composition.replaced)
+
+
+class _Builder:
+    """Adds points one by one; equal parts are validated once, which is what makes ten thousand points quick."""
+
+    def __init__(self, settings: Settings, surroundings: Surroundings) -> None:
+        self.settings = settings
+        self.surroundings = surroundings
+        self.deployments: dict[str, Deployment] = {}
+        self.objects: dict[str, BaseModel] = {}
+        self.identities: dict[int, Any] = {}
+        self.seen: set[str] = set()
+
+    def add(self, point: Point, coordinates: Assignments) -> None:
+        backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)
+        deployment = self._deployment(backend, model)
+        for replicate in range(self.settings.replicates):
+            seed = self._seed(workload, load, replicate)
+            identity = [deployment.deployment_id, self._identity(workload), self._identity(load), replicate, seed]
+            trial_id = content_hash(identity)
+            if trial_id not in self.seen:
+                self.seen.add(trial_id)
+                deployment.trials.append(Trial(trial_id, workload, load, replicate, seed, coordinates, point))
+
+    def _object(self, group: str, mapping: Mapping[str, Any]) -> Any:
+        key = group + json.dumps(mapping, sort_keys=True, default=str)
+        if key not in self.objects:
+            built = build(mapping, group)
+            check = getattr(built, "check", None)
+            if check is not None:
+                _at_the_door(check, group)
+            self.objects[key] = built
+        return self.objects[key]
+
+    def _identity(self, built: Any) -> Any:
+        """What of an object can change a result: its fields and the digest of the content that it points to."""
+        if id(built) not in self.identities:
+            fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
+            digest = built.digest() if hasattr(built, "digest") else None
+            self.identities[id(built)] = content_hash([type(built).__qualname__, fields, digest])
+        return self.identities[id(built)]
+
+    def _deployment(self, backend: Any, model: Any) -> Deployment:
+        hardware = self.settings.hardware
+        environment = self.surroundings.fingerprint(backend, hardware.platform)
+        gpu_count = backend.gpus if hardware.platform == "cuda" else 0
+        deployment_id = content_hash(
+            [
+                PROTOCOL_VERSION,
+                self._identity(backend),
+                self._identity(model),
+                environment,
+                hardware.platform,
+                hardware.accelerator,
+                gpu_count,
+            ]
+        )
+        if deployment_id not in self.deployments:
+            unavailable = self.surroundings.unavailable(backend, hardware.platform)
+            self.deployments[deployment_id] = Deployment(
+                deployment_id, backend, model, gpu_count, hardware.accelerator, [], unavailable
+            )
+        return self.deployments[deployment_id]
+
+    def _seed(self, workload: Any, load: Any, replicate: int) -> int:
+        """Never of the backend: all see the same prompts. Of the load: no cache may answer for an earlier trial."""
+        return int(content_hash([self.settings.seed, self._identity(workload), self._identity(load), replicate], 8), 16)
+
+
+def _at_the_door(check: Callable[[], None], group: str) -> None:
+    try:
+        check()
+    except ValueError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith(group) else f"{group}: {message}") from None
+
+
+def _blocked_order(trials: list[Trial], seed: int) -> list[Trial]:
+    """Replicates as blocks of random order: a slow drift of the machine then falls on every setting alike."""
+    ordered: list[Trial] = []
+    for replicate in sorted({trial.replicate for trial in trials}):
+        block = [trial for trial in trials if trial.replicate == replicate]
+        random.Random(f"{seed}/{replicate}").shuffle(block)
+        ordered += block
+    return ordered
+
+
+def _check_baseline(baseline: Mapping[str, Any] | None, axes: list[str]) -> None:
+    for key in baseline or {}:
+        if key not in axes:
+            raise ConfigError(f"baseline.{key}: not an axis of this plan; allowed: {', '.join(axes) or 'none'}")

@@ -1,0 +1,186 @@
+"""Timed samples beside the Records: the engine's own gauges, its GPUs through NVML, its processes where there is no GPU.
+
+One thread reads every source once an interval, off the measured path. A source that cannot be read is said once in
+`sources` and left out; it never fails a trial.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from sweep.records import Sample
+
+Reading = tuple[str, str, float]  # series, device, value
+
+
+class Source(Protocol):
+    """Something that can be read again and again."""
+
+    name: str
+
+    def read(self) -> Iterable[Reading]: ...
+
+
+class EngineMetrics:
+    """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics."""
+
+    def __init__(self, url: str, names: dict[str, str]) -> None:
+        self.name = "engine"
+        self.names = {theirs: ours for ours, theirs in names.items()}
+        self.url = url
+        self.client = httpx.Client(timeout=2.0, trust_env=False)
+
+    def read(self) -> Iterable[Reading]:
+        response = self.client.get(self.url)
+        response.raise_for_status()
+        totals: dict[str, float] = {}
+        for family in text_string_to_metric_families(response.text):
+            for sample in family.samples:
+                series = self.names.get(sample.name)
+                if series is not None:
+                    totals[series] = totals.get(series, 0.0) + sample.value
+        return [(series, "", value) for series, value in totals.items()]
+
+
+class Processes:
+    """Memory and CPU of the engine's process tree.
+
+    Memory is the private part of each process plus the largest shared part once: summing resident sizes would count
+    pages that the processes share several times.
+    """
+
+    def __init__(self, processes: Callable[[], Sequence[psutil.Process]]) -> None:
+        self.name = "processes"
+        self.processes = processes
+        self.before: tuple[float, float] | None = None
+
+    def read(self) -> Iterable[Reading]:
+        private = shared = cpu = 0.0
+        for process in self.processes():
+            try:
+                memory, times = process.memory_info(), process.cpu_times()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue  # it ended between listing and reading
+            private += memory.rss - memory.shared
+            shared = max(shared, memory.shared)
+            cpu += times.user + times.system
+        now = time.monotonic()
+        yield "process_memory_bytes", "", private + shared
+        if self.before is not None and now > self.before[0]:
+            yield "process_cpu", "", max(0.0, cpu - self.before[1]) / (now - self.before[0])
+        self.before = (now, cpu)
+
+
+class Gpus:
+    """Memory, utilisation, power and clock of the deployment's GPUs."""
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        import pynvml
+
+        self.name = "nvml"
+        self.nvml = pynvml
+        pynvml.nvmlInit()
+        self.handles = {device: self._handle(device) for device in devices}
+
+    def _handle(self, device: str) -> Any:
+        if device.isdigit():
+            return self.nvml.nvmlDeviceGetHandleByIndex(int(device))
+        return self.nvml.nvmlDeviceGetHandleByUUID(device)
+
+    def read(self) -> Iterable[Reading]:
+        for device, handle in self.handles.items():
+            yield "gpu_memory_bytes", device, float(self.nvml.nvmlDeviceGetMemoryInfo(handle).used)
+            yield "gpu_utilization", device, self.nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+            yield "gpu_power_watts", device, self.nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+            clock = self.nvml.nvmlDeviceGetClockInfo(handle, self.nvml.NVML_CLOCK_SM)
+            yield "gpu_clock_hz", device, clock * 1e6
+
+
+class Sampler:
+    """Reads every source once an interval while its `with` block lasts. Times are CLOCK_MONOTONIC until `samples`."""
+
+    def __init__(self, sources: Sequence[Source], interval: float) -> None:
+        self.sources = list(sources)
+        self.interval = interval
+        self.problems: dict[str, str] = {}
+        self._raw: list[Sample] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def read_once(self) -> list[Sample]:
+        """One reading of every source, stamped with CLOCK_MONOTONIC."""
+        samples: list[Sample] = []
+        for source in self.sources:
+            try:
+                now = time.monotonic()
+                samples += [Sample(now, series, value, device) for series, device, value in source.read()]
+            except (httpx.HTTPError, psutil.Error, ValueError, OSError) as error:
+                self.problems[source.name] = f"{type(error).__name__}: {error}"
+            except Exception as error:  # NVML's errors share no base with anything importable without NVML
+                if not type(error).__name__.startswith("NVMLError"):
+                    raise
+                self.problems[source.name] = str(error)
+        return samples
+
+    def _run(self) -> None:
+        due = time.monotonic()
+        while not self._stop.is_set():
+            self._raw += self.read_once()
+            due = max(due + self.interval, time.monotonic())
+            self._stop.wait(due - time.monotonic())
+        self._raw += self.read_once()
+
+    def samples(self, start: float) -> list[Sample]:
+        """What was read, in s from `start` (CLOCK_MONOTONIC); what came before it is negative."""
+        return [sample._replace(time=sample.time - start) for sample in self._raw]
+
+    @property
+    def described(self) -> str:
+        """The sources that were read, each with its last problem if it had one."""
+        return "; ".join(
+            f"{source.name} ({self.problems[source.name]})" if source.name in self.problems else source.name
+            for source in self.sources
+        )
+
+
+def memory_of(samples: Iterable[Sample]) -> tuple[str, list[float]]:
+    """The label and readings of the memory that counts: of the GPUs together, else of the engine's processes (bytes)."""
+    by_time: dict[float, float] = {}
+    processes: list[float] = []
+    for sample in samples:
+        if sample.series == "gpu_memory_bytes":
+            key = round(sample.time, 1)
+            by_time[key] = by_time.get(key, 0.0) + sample.value
+        elif sample.series == "process_memory_bytes":
+            processes.append(sample.value)
+    return ("gpu", list(by_time.values())) if by_time else ("process", processes)
+
+
+def summarise_telemetry(samples: Sequence[Sample], idle_memory: float | None, duration: float | None) -> dict[str, Any]:
+    """The trials row's telemetry columns, over the measured time (0 to `duration` s)."""
+    end = float("inf") if duration is None else duration + 1.0
+    measured = [sample for sample in samples if 0 <= sample.time <= end] or list(samples)
+    kv_usage = [sample.value for sample in measured if sample.series == "kv_cache_usage"]
+    label, memory = memory_of(measured)
+    return {
+        "kv_cache_usage_mean": sum(kv_usage) / len(kv_usage) if kv_usage else None,
+        "kv_cache_usage_max": max(kv_usage) if kv_usage else None,
+        "memory_idle_bytes": idle_memory,
+        "memory_mean_bytes": sum(memory) / len(memory) if memory else None,
+        "memory_peak_bytes": max(memory) if memory else None,
+        "memory_label": label,
+    }
