@@ -72,22 +72,36 @@ class Plan:
     def trials(self) -> list[Trial]:
         return [trial for deployment in self.deployments for trial in deployment.trials]
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """One plain mapping per trial: what plan.jsonl holds."""
+    def entries(self, command: str) -> Iterator[dict[str, Any]]:
+        """What plan.jsonl holds: the experiment, then every deployment with its trials after it."""
+        yield {
+            "kind": "experiment",
+            "name": self.settings.name,
+            "baseline": self.settings.baseline,
+            "axes": self.axes,
+            "replaced": self.replaced,
+            "command": command,
+            "hardware": self.settings.hardware.model_dump(),
+        }
         for deployment in self.deployments:
+            yield {
+                "kind": "deployment",
+                "deployment_id": deployment.deployment_id,
+                "backend": deployment.backend.name,
+                "model": deployment.model.name,
+                "gpu_count": deployment.gpu_count,
+                "accelerator": deployment.accelerator,
+                "unavailable": deployment.unavailable,
+            }
             for trial in deployment.trials:
                 yield {
+                    "kind": "trial",
                     "trial_id": trial.trial_id,
                     "deployment_id": deployment.deployment_id,
-                    "backend": deployment.backend.name,
-                    "model": deployment.model.name,
                     "workload": trial.workload.name,
                     "load": trial.load.name,
                     "replicate": trial.replicate,
                     "seed": trial.seed,
-                    "gpu_count": deployment.gpu_count,
-                    "accelerator": deployment.accelerator,
-                    "unavailable": deployment.unavailable,
                     "coordinates": trial.coordinates,
                     "config": trial.config,
                 }

@@ -163,8 +163,7 @@ def memory_of(samples: Iterable[Sample]) -> tuple[str, list[float]]:
     processes: list[float] = []
     for sample in samples:
         if sample.series == "gpu_memory_bytes":
-            key = round(sample.time, 1)
-            by_time[key] = by_time.get(key, 0.0) + sample.value
+            by_time[sample.time] = by_time.get(sample.time, 0.0) + sample.value  # one reading stamps all devices alike
         elif sample.series == "process_memory_bytes":
             processes.append(sample.value)
     return ("gpu", list(by_time.values())) if by_time else ("process", processes)
