@@ -4,6 +4,8 @@ Raw values only: a latency is derived from them in `metrics`, once, with its for
 file, so it needs nothing but the standard library and costs neither start-up time nor memory.
 """
 
+from __future__ import annotations  # array[int] cannot be written at run time before Python 3.12
+
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,0 +1,151 @@
+"""A run's files as pandas frames: trials at once, requests and telemetry on demand through duckdb.
+
+Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import pandas as pd
+
+from sweep import store
+from sweep.store import DamagedFile, RunPaths
+
+Damaged = Literal["raise", "skip"]
+
+
+class RunNotFound(Exception):
+    """The folder holds no run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known about a run without opening its request files."""
+
+    paths: RunPaths
+    trials: pd.DataFrame  # one row a trial of the present plan
+    experiment: dict[str, Any] = field(default_factory=dict)  # the plan's first line: name, baseline, replaced, command
+    plan: list[dict[str, Any]] = field(default_factory=list)  # its other lines
+
+    @property
+    def name(self) -> str:
+        named = self.experiment.get("name")
+        return str(named) if named else self.paths.out.name
+
+    @property
+    def baseline(self) -> dict[str, Any]:
+        """Column -> value of the points that others are compared with; empty if there is none."""
+        return dict(self.experiment.get("baseline") or {})
+
+    @property
+    def ok(self) -> pd.DataFrame:
+        """The trials that are results."""
+        return self.trials[self.trials["outcome"] == "ok"]
+
+    @property
+    def not_ok(self) -> pd.DataFrame:
+        return self.trials[self.trials["outcome"] != "ok"]
+
+    @property
+    def axes(self) -> list[str]:
+        """The columns of the experiment's axes: those that are not in every run."""
+        return [name for name in self.trials.columns if name not in store.TRIAL_SCHEMA]
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        RunNotFound: if there is no trials.parquet.
+        DamagedFile: if trials.parquet or plan.jsonl is not whole.
+    """
+    paths = RunPaths(Path(folder))
+    if not paths.trials.is_file():
+        raise RunNotFound(f"{folder}: no run here (there is no trials.parquet)")
+    entries = store.read_plan(paths.plan) if paths.plan.is_file() else []
+    experiment = next((entry for entry in entries if entry.get("kind") == "experiment"), {})
+    plan = [entry for entry in entries if entry.get("kind") != "experiment"]
+    trials = store.read_table(paths.trials).to_pandas()
+    return Run(paths, trials, experiment, plan)
+
+
+def load(folder: str | Path) -> pd.DataFrame:
+    """The trials of a run, one row each: seconds, bytes, tokens per second, USD; missing where unknown.
+
+    Raises:
+        RunNotFound: if there is no trials.parquet.
+        DamagedFile: if it is not whole.
+    """
+    return open_run(folder).trials
+
+
+def requests(
+    folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Damaged = "raise"
+) -> pd.DataFrame:
+    """The requests of a run, or of the trials named, warm-up included (`phase`), with their `trial_id`.
+
+    Raises:
+        RunNotFound, KeyError: if there is no such run or trial.
+        DamagedFile: naming the first file that cannot be read, unless `damaged` is "skip".
+    """
+    return _read(open_run(folder), "requests.parquet", trial_id, damaged)
+
+
+def telemetry(
+    folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Damaged = "raise"
+) -> pd.DataFrame:
+    """The telemetry of a run, or of the trials named: time (s from the trial's start), series, device, value, trial_id.
+
+    Raises:
+        RunNotFound, KeyError: if there is no such run or trial.
+        DamagedFile: naming the first file that cannot be read, unless `damaged` is "skip".
+    """
+    return _read(open_run(folder), "telemetry.parquet", trial_id, damaged)
+
+
+def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
+    """Where the files of a trials row are."""
+    return run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder
+
+
+def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, damaged: Damaged) -> pd.DataFrame:
+    trials = run.trials[run.trials["attempt"].notna()]
+    if trial_id is not None:
+        wanted = [trial_id] if isinstance(trial_id, str) else list(trial_id)
+        unknown = set(wanted) - set(run.trials["trial_id"])
+        if unknown:
+            raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
+        trials = trials[trials["trial_id"].isin(wanted)]
+    files = [path for _, row in trials.iterrows() if (path := trial_folder(run, row) / name).is_file()]
+    try:
+        return _query(files)
+    except duckdb.Error:
+        whole = [path for path in files if _is_whole(path, damaged)]
+        return _query(whole)
+
+
+def _query(files: list[Path]) -> pd.DataFrame:
+    """All files as one frame, by union of their columns: by default duckdb drops columns that the first file lacks."""
+    if not files:
+        return pd.DataFrame()
+    with duckdb.connect() as connection:
+        relation = connection.execute(
+            "SELECT * EXCLUDE (filename), string_split(filename, '/')[-2] AS trial_id"
+            " FROM read_parquet(?, union_by_name = true, filename = true)",
+            [[path.absolute().as_posix() for path in files]],
+        )
+        frame: pd.DataFrame = relation.df()
+    return frame
+
+
+def _is_whole(path: Path, damaged: Damaged) -> bool:
+    try:
+        store.read_table(path)
+    except DamagedFile:
+        if damaged == "raise":
+            raise
+        return False
+    return True
