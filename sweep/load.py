@@ -1,0 +1,314 @@
+"""When requests are asked for: lockstep batches, a closed loop of users, or an open-loop arrival process.
+
+A Load is a small configuration; `schedule` turns it into plain data for the client. Every random number comes from a
+stream of its own (arrivals, think times), named after what it is for and seeded by the trial's seed, so that changing
+one dimension leaves the others alone. Only `random.random()`, which Python promises to keep stable, is drawn; all else
+is arithmetic on it, so that a schedule can be reproduced anywhere. A drawn process is never clipped, nor rescaled to
+make its total come out right: both change the process that was asked for.
+
+Prompts are not here (`workload`), nor is keeping to a schedule (`client`).
+"""
+
+import csv
+import hashlib
+import json
+import random
+from array import array
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from sweep.config import ConfigError, Strict
+from sweep.records import Schedule
+
+Floats = NDArray[np.float64]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Load(Strict):
+    """What every load has: a name for the trials row, and a time after which nothing new is sent."""
+
+    name: str
+    duration: Positive | None = None  # s; None: the number of requests alone ends the trial
+
+    @property
+    def size(self) -> int | None:
+        """Requests that the engine must hold at once, where a larger number can only need more memory; else None."""
+        return None
+
+    def columns(self) -> dict[str, int | float | None]:
+        """What the trials row says of the load: batch_size, concurrency (users) and rate (requests/s)."""
+        return {key: getattr(self, key, None) for key in ("batch_size", "concurrency", "rate")}
+
+    def count(self, num_requests: int) -> int:
+        """How many requests a trial must have ready if the workload asks for `num_requests` measured ones."""
+        return num_requests
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        raise NotImplementedError
+
+    def schedule(self, count: int, seed: int) -> Schedule:
+        """When each of `count` requests is due; the same for the same arguments, on every machine."""
+        raise NotImplementedError
+
+
+class Batch(Load):
+    """Lockstep: `batch_size` requests leave together, the next batch when the last token of this one has arrived."""
+
+    name: str = "batch"
+    batch_size: Count
+    discard_first: bool = False  # the first batch is sent, but not summarised
+
+    @property
+    def size(self) -> int | None:
+        return self.batch_size
+
+    def count(self, num_requests: int) -> int:
+        """Whole batches, and one more where the first is discarded."""
+        batches = -(-num_requests // self.batch_size) + self.discard_first
+        return batches * self.batch_size
+
+    def describe(self) -> str:
+        return f"batches of {self.batch_size}"
+
+    def schedule(self, count: int, seed: int) -> Schedule:
+        return Schedule("lockstep", batch_size=self.batch_size, duration=self.duration)
+
+
+class Closed(Load):
+    """A closed loop: each of `concurrency` users sends its next request when its last one has ended, after thinking."""
+
+    name: str = "closed"
+    concurrency: Count
+    think_time: NotNegative = 0.0  # s, the mean
+    think_distribution: Literal["constant", "exponential"] = "constant"
+    stagger: NotNegative = 0.0  # s over which the users begin, evenly spaced; 0: all at once
+
+    def describe(self) -> str:
+        thinking = f", thinking {self.think_time:g} s" if self.think_time else ""
+        return f"{self.concurrency} users{thinking}"
+
+    def schedule(self, count: int, seed: int) -> Schedule:
+        think = np.full(count, self.think_time)
+        if self.think_distribution == "exponential":
+            think *= exponential(uniforms(count, seed, "think"))
+        start = np.arange(self.concurrency, dtype=np.float64) * (self.stagger / self.concurrency)
+        return Schedule(
+            "closed",
+            concurrency=self.concurrency,
+            think=_doubles(think),
+            start=_doubles(start),
+            duration=self.duration,
+        )
+
+
+class _Open(Load):
+    """An open loop: requests are due at times that do not depend on the answers."""
+
+    max_concurrency: Count | None = None  # requests in flight; those due beyond it wait, and their wait is measured
+
+    def describe(self) -> str:
+        cap = f", at most {self.max_concurrency} in flight" if self.max_concurrency else ""
+        return self._process() + cap
+
+    def schedule(self, count: int, seed: int) -> Schedule:
+        due = _doubles(self.arrivals(count, seed))
+        return Schedule("open", concurrency=self.max_concurrency, due=due, duration=self.duration)
+
+    def arrivals(self, count: int, seed: int) -> Floats:
+        """Times in s from the start at which `count` requests are due, ascending. Shape (count,)."""
+        raise NotImplementedError
+
+    def _process(self) -> str:
+        raise NotImplementedError
+
+
+class Constant(_Open):
+    """One request every 1/rate seconds, the first at once."""
+
+    name: str = "constant"
+    rate: Positive  # requests/s
+
+    def arrivals(self, count: int, seed: int) -> Floats:
+        return np.arange(count) / self.rate
+
+    def _process(self) -> str:
+        return f"constant {self.rate:g}/s"
+
+
+class Poisson(_Open):
+    """A Poisson process: independent exponential gaps of mean 1/rate, the first one before the first request."""
+
+    name: str = "poisson"
+    rate: Positive  # requests/s, the expected one: the realised one varies by 1/sqrt(count), as it should
+
+    def arrivals(self, count: int, seed: int) -> Floats:
+        return _cumulative(exponential(uniforms(count, seed, "arrivals")) / self.rate)
+
+    def _process(self) -> str:
+        return f"Poisson {self.rate:g}/s"
+
+
+class Gamma(_Open):
+    """Independent gamma-distributed gaps of mean 1/rate and coefficient of variation 1/sqrt(burstiness).
+
+    `burstiness` is the shape of the gamma distribution, as in vLLM's `--burstiness`: 1 is Poisson, less is burstier,
+    more is more even.
+    """
+
+    name: str = "gamma"
+    rate: Positive  # requests/s
+    burstiness: Positive
+
+    def arrivals(self, count: int, seed: int) -> Floats:
+        from scipy.special import gammaincinv  # imported where it is needed: the other loads start without scipy
+
+        gaps = gammaincinv(self.burstiness, uniforms(count, seed, "arrivals"))
+        return _cumulative(gaps / (self.burstiness * self.rate))
+
+    def _process(self) -> str:
+        return f"gamma {self.rate:g}/s of burstiness {self.burstiness:g}"
+
+
+class Ramp(_Open):
+    """A Poisson process whose rate goes linearly from `rate_from` to `rate_to` and then stays there.
+
+    It does so within `duration`; without one, within the time in which all requests of the trial are expected. Drawn by
+    inversion of the integrated rate (Cinlar, Introduction to Stochastic Processes, 1975, §4.7): arrivals of a unit-rate
+    process at Λ are due at the t for which ∫₀ᵗ rate = Λ.
+    """
+
+    name: str = "ramp"
+    rate_from: NotNegative  # requests/s
+    rate_to: Positive  # requests/s
+
+    def arrivals(self, count: int, seed: int) -> Floats:
+        expected = _cumulative(exponential(uniforms(count, seed, "arrivals")))
+        length = self.duration if self.duration is not None else 2 * count / (self.rate_from + self.rate_to)
+        return self.inverse(expected, length)
+
+    def inverse(self, expected: Floats, length: float) -> Floats:
+        """The times by which `expected` arrivals are expected, on a ramp of `length` seconds. Any shape."""
+        slope = (self.rate_to - self.rate_from) / length
+        total = length * (self.rate_from + self.rate_to) / 2
+        inside = np.minimum(expected, total)
+        # The root of rate_from·t + slope·t²/2 = Λ in the form that does not cancel; 0 at 0 also where rate_from is 0.
+        divisor = self.rate_from + np.sqrt(np.maximum(self.rate_from**2 + 2 * slope * inside, 0.0))
+        on_ramp = np.divide(2 * inside, divisor, out=np.zeros_like(inside), where=divisor > 0)
+        return np.asarray(on_ramp + (expected - inside) / self.rate_to, dtype=np.float64)
+
+    def _process(self) -> str:
+        return f"Poisson ramp {self.rate_from:g} to {self.rate_to:g}/s"
+
+
+class Trace(_Open):
+    """Arrivals as somebody recorded them, moved so that the first is at once and otherwise left as they are.
+
+    `path` is a text file with one time a line (# begins a comment), or .csv with a header or .jsonl, whose `column`
+    holds the time: a number in `unit`, or a date and time in ISO 8601.
+    """
+
+    name: str = "trace"
+    path: str
+    column: str = "timestamp"
+    unit: Literal["s", "ms", "us", "ns"] = "s"
+
+    def check(self) -> None:
+        """Refuse a trace that cannot be replayed.
+
+        Raises:
+            ConfigError: naming the file and what is wrong with it.
+        """
+        self._times()
+
+    def digest(self) -> str:
+        """Hash of the file, so that another trace under the same name is another trial."""
+        return hashlib.sha256(Path(self.path).expanduser().read_bytes()).hexdigest()
+
+    def count(self, num_requests: int) -> int:
+        """The number asked for.
+
+        Raises:
+            ConfigError: if the trace holds fewer arrivals: it is neither repeated nor stretched.
+        """
+        held = len(self._times())
+        if num_requests > held:
+            raise ConfigError(
+                f"load.path={self.path}: holds {held} arrivals; workload.num_requests may be at most {held}"
+            )
+        return num_requests
+
+    def arrivals(self, count: int, seed: int) -> Floats:
+        return self._times()[: self.count(count)]
+
+    def _times(self) -> Floats:
+        values = list(self._values())
+        if not values:
+            raise ConfigError(f"load.path={self.path}: holds no arrival times")
+        times = np.asarray(values, np.float64)
+        if not np.all(np.isfinite(times)) or np.any(np.diff(times) < 0):
+            raise ConfigError(f"load.path={self.path}: allowed are finite times in ascending order")
+        shifted: Floats = times - times[0]
+        return shifted
+
+    def _values(self) -> Iterator[float]:
+        scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[self.unit]
+        for number, text in self._cells():
+            try:
+                yield float(text) / scale
+            except ValueError:
+                try:
+                    yield datetime.fromisoformat(text).timestamp()
+                except ValueError:
+                    raise ConfigError(
+                        f"load.path={self.path}: line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
+                    ) from None
+
+    def _cells(self) -> Iterator[tuple[int, str]]:
+        """Line numbers and the text of the time in each line."""
+        path = Path(self.path).expanduser()
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                if path.suffix == ".csv":
+                    for row in (reader := csv.DictReader(file)):
+                        yield reader.line_num, row[self.column].strip()
+                elif path.suffix == ".jsonl":
+                    for number, line in enumerate(file, 1):
+                        yield number, str(json.loads(line)[self.column])
+                else:
+                    for number, line in enumerate(file, 1):
+                        if text := line.partition("#")[0].strip():
+                            yield number, text
+        except OSError as error:
+            raise ConfigError(f"load.path={self.path}: cannot be read ({error.strerror})") from None
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"load.path={self.path}: not JSON lines ({error})") from None
+        except KeyError:
+            raise ConfigError(f"load.column={self.column}: no such column in {self.path}") from None
+
+
+def uniforms(count: int, seed: int, stream: str) -> Floats:
+    """`count` uniform numbers in [0, 1) of the stream of that name. Shape (count,)."""
+    draw = random.Random(f"{seed}/load/{stream}").random
+    return np.fromiter((draw() for _ in range(count)), np.float64, count)
+
+
+def exponential(uniform: Floats) -> Floats:
+    """Exponentially distributed numbers of mean 1, by inversion of the distribution function. Any shape."""
+    return -np.log1p(-uniform)
+
+
+def _cumulative(gaps: NDArray[np.floating[Any]]) -> Floats:
+    return np.cumsum(gaps, dtype=np.float64)
+
+
+def _doubles(values: Floats) -> "array[float]":
+    return array("d", values.tobytes())
