@@ -21,16 +21,17 @@ Row = dict[str, Any]
 class Ledger:
     """The rows of every trial ever finished in this folder, the latest of each, and the attempts at each deployment."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, write: bool = True) -> None:
+        """Replay what is there; `write=False` only reads, and needs neither the lock nor the folder."""
         self.rows: dict[str, Row] = {}
         self.attempts: dict[str, int] = {}
         if path.exists():
             for entry in _entries(path):
                 self._replay(entry)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _end_cut_line(path)
-        self.file = path.open("a", encoding="utf-8")
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _end_cut_line(path)
+            self.file = path.open("a", encoding="utf-8")
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":

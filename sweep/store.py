@@ -120,6 +120,10 @@ class RunPaths:
         return self.out / "plan.jsonl"
 
     @property
+    def ledger(self) -> Path:
+        return self.out / "ledger.jsonl"
+
+    @property
     def trials(self) -> Path:
         return self.out / "trials.parquet"
 

@@ -1,0 +1,116 @@
+"""Where a number comes from: code, versions, hardware and time. What a result must cite to be worth something."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+
+from backends.base import Host
+from sweep.config import ROOT
+
+CITED = ("ray", "hydra-core", "httptools", "uvloop", "numpy", "pyarrow")  # what could bend a measurement of ours
+WANTED_EXECUTABLES = ("docker", "podman", "nvcc", "text-generation-launcher", "llama-server", "cmake", "cc")
+
+
+def now() -> str:
+    """The present as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of this code, with `+` when files differ from it; None outside a git checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git here, or no commit yet
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30
+    ).stdout.strip()
+
+
+@functools.cache
+def own_versions() -> dict[str, str]:
+    """Versions of this tool and of the libraries that take part in measuring."""
+    versions = {"sweep": importlib.metadata.version("llm-sweep") if _installed("llm-sweep") else "source"}
+    return versions | {name: importlib.metadata.version(name) for name in CITED if _installed(name)}
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@functools.cache
+def gpu_names() -> tuple[str, ...]:
+    """The GPUs of this node as NVML names them; empty without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+
+
+@functools.cache
+def driver() -> str | None:
+    """The version of the GPU driver."""
+    if not gpu_names():
+        return None
+    import pynvml
+
+    return str(pynvml.nvmlSystemGetDriverVersion())
+
+
+def hardware() -> dict[str, Any]:
+    """This node: processor, cores, memory, GPUs, and how busy it was just now."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": list(gpu_names()),
+        "kernel": platform.release(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+@functools.cache
+def _cpu_name() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def host() -> Host:
+    """What this machine has, as far as a backend needs it to say that it cannot run here."""
+    gpus = gpu_names()
+    memory = 0
+    if gpus:
+        import pynvml
+
+        memory = int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total)
+    return Host(
+        platform=platform.system().lower(),
+        gpus=gpus,
+        gpu_memory_bytes=memory,
+        memory_bytes=psutil.virtual_memory().total,
+        cpus=len(os.sched_getaffinity(0)),
+        executables=frozenset(name for name in WANTED_EXECUTABLES if shutil.which(name)),
+    )

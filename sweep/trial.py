@@ -1,0 +1,219 @@
+"""One trial: send a workload to an engine under a load, and write down what happened.
+
+The measuring itself is the client process's (`client`); here is what surrounds it: requests built before the clock
+starts, telemetry beside it, and the verdict. A trial's folder is complete when its trial.parquet is there.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.base import Launch
+from backends.env import Environment
+from backends.server import Engine
+from sweep import client, metrics, provenance, store
+from sweep.config import Settings
+from sweep.plan import Deployment, Trial
+from sweep.records import Outcome, Records, Request, Sample
+from sweep.steady import steady_window
+from sweep.store import RunPaths
+from sweep.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
+from sweep.workload import load_tokenizer
+
+ENGINE_LOG_TAIL = 4000  # characters of the engine's log that a failed trial's row keeps
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """What the trials of one attempt at a deployment share before there is an engine."""
+
+    deployment: Deployment
+    settings: Settings
+    paths: RunPaths
+    attempt: str
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The node as a trial finds it: what was prepared there, which cores the client has, and the running engine."""
+
+    launch: Launch
+    environment: Environment
+    client_cpus: set[int]
+    node: str
+    engine: Engine | None = None
+
+
+def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
+    """The columns of a trials row that are known before anything is measured."""
+    deployment, hardware = run.deployment, run.settings.hardware
+    price = hardware.price_per_hour
+    return {
+        "trial_id": trial.trial_id,
+        "deployment_id": deployment.deployment_id,
+        "attempt": run.attempt,
+        "experiment": run.settings.name,
+        "backend": deployment.backend.name,
+        "model": deployment.model.name,
+        "workload": trial.workload.name,
+        "load": trial.load.name,
+        **trial.load.columns(),
+        "replicate": trial.replicate,
+        "seed": trial.seed,
+        "price_per_hour": price,
+        "accelerator": hardware.accelerator or hardware.name,
+        "gpu_count": deployment.gpu_count,
+        "config": json.dumps(trial.config, sort_keys=True, default=str),
+        "commit": provenance.commit(),
+        "started_at": provenance.now(),
+        **{axis: trial.coordinates.get(axis) for axis in run.axes},
+    }
+
+
+def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) -> dict[str, Any]:
+    """Measure one trial on a running engine; its files are written and its row returned.
+
+    The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
+    """
+    engine = place.engine
+    assert engine is not None
+    row = base_row(run, trial) | _engine_columns(run, place)
+    files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
+    warmup, requests = _build_requests(run, place, trial)
+    sampler = Sampler(_sources(run, place, engine), run.settings.telemetry_interval)
+    idle = memory_of(sampler.read_once())[1]
+    deadline = time.monotonic() + run.settings.trial_timeout
+    try:
+        with sampler:
+            measurement = client.measure(
+                _target(run, place, trial, engine),
+                warmup,
+                requests,
+                trial.load.schedule(len(requests), trial.seed),
+                cpus=place.client_cpus,
+                should_stop=_reason_to_stop(engine, stop, deadline),
+            )
+    except client.ClientDied as error:
+        return row | {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": provenance.now()}
+    if stop.is_set():
+        return row | {"outcome": Outcome.CANCELLED.value, "reason": "stopped by the user"}
+    samples = sampler.samples(measurement.start)
+    row |= _figures(run, trial, measurement.records, samples, sum(idle) if idle else None)
+    row |= measurement.report.columns()
+    row |= {"telemetry_sources": sampler.described, "ended_at": provenance.now()}
+    row |= _verdict(run, engine, measurement, time.monotonic() > deadline)
+    store.write_requests(files, measurement.records)
+    store.write_telemetry(files, samples)
+    store.write_trial(files, row)
+    return row
+
+
+def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
+    engine = place.engine
+    assert engine is not None
+    facts = engine.facts()
+    return {
+        "engine_version": facts.get("engine_version"),
+        "dtype": place.launch.dtype,
+        "batch_form": run.deployment.backend.batch_form,
+        "startup_seconds": engine.startup_seconds,
+        "versions": json.dumps({**provenance.own_versions(), **place.environment.versions}),
+        "hardware": json.dumps({"node": place.node, **provenance.hardware()}),
+        "driver": provenance.driver(),
+        "engine_facts": json.dumps(facts, default=str),
+    }
+
+
+def _build_requests(run: TrialRun, place: Place, trial: Trial) -> tuple[list[Request], list[Request]]:
+    """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
+    tokenizer = load_tokenizer(place.launch.model)
+    workload, count = trial.workload, trial.num_requests
+    requests = workload.requests(tokenizer, count, trial.seed)
+    warm = trial.load.count(workload.warmup_requests) if workload.warmup_requests else 0
+    warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup")
+    return warmup, requests
+
+
+def _target(run: TrialRun, place: Place, trial: Trial, engine: Engine) -> client.Target:
+    backend = run.deployment.backend
+    return client.Target(
+        url=engine.url,
+        api=backend.api,
+        model=place.launch.served_name,
+        batch_form=backend.batch_form,
+        continuous_usage=backend.continuous_usage,
+        ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,
+        extra_body=backend.extra_body,
+        api_key_env=getattr(backend, "api_key_env", None),
+    )
+
+
+def _sources(run: TrialRun, place: Place, engine: Engine) -> list[Source]:
+    backend = run.deployment.backend
+    sources: list[Source] = []
+    if backend.metrics_path:
+        sources.append(EngineMetrics(engine.url + backend.metrics_path, backend.metric_names))
+    if place.launch.gpus:
+        sources.append(Gpus(place.launch.gpus))
+    if backend.launches:
+        sources.append(Processes(engine.processes))
+    return sources
+
+
+def _reason_to_stop(engine: Engine, stop: threading.Event, deadline: float) -> Callable[[], str | None]:
+    def reason() -> str | None:
+        if not engine.alive():
+            return "the engine died"
+        if time.monotonic() > deadline:
+            return "trial_timeout"
+        return "stopped by the user" if stop.is_set() else None
+
+    return reason
+
+
+def _figures(
+    run: TrialRun, trial: Trial, records: Records, samples: list[Sample], idle_memory: float | None
+) -> dict[str, Any]:
+    """Every number of the row that is derived: from the Records, from the telemetry, and the cost."""
+    columns: dict[str, Any] = metrics.summarise(
+        records,
+        slo=run.settings.slo,
+        discard_first_batch=getattr(trial.load, "discard_first", False),
+        window=steady_window(records),
+    )
+    columns |= summarise_telemetry(samples, idle_memory, columns["duration"])
+    price = run.settings.hardware.price_per_hour
+    units = max(1, run.deployment.gpu_count)
+    columns["cost_per_million_tokens"] = metrics.cost_per_million_tokens(price, units, columns["output_throughput"])
+    return columns
+
+
+def _verdict(run: TrialRun, engine: Engine, measurement: client.Measurement, timed_out: bool) -> dict[str, Any]:
+    """The outcome: the engine's death first, then time, then the requests, then the client."""
+    log = engine.log_tail(ENGINE_LOG_TAIL)
+    if not engine.alive():
+        oom = run.deployment.backend.ran_out_of_memory(log)
+        outcome = Outcome.OOM_RUN if oom else Outcome.ENGINE_CRASHED
+        reason = run.deployment.backend.last_words(log) or f"exit status {engine.exit_status}"
+        return {"outcome": outcome.value, "reason": reason, "log_tail": log}
+    if timed_out:
+        return {"outcome": Outcome.HUNG.value, "reason": f"not done in {run.settings.trial_timeout} s", "log_tail": log}
+    outcome, reason = metrics.outcome_of(measurement.records, max_failed=run.settings.max_failed)
+    if outcome is not Outcome.OK:
+        if run.deployment.backend.ran_out_of_memory(log):
+            outcome = Outcome.OOM_RUN
+        return {"outcome": outcome.value, "reason": reason, "log_tail": log}
+    limited = client.limited(measurement)
+    if limited:
+        return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}
+    return {"outcome": Outcome.OK.value, "reason": None}
+
+
+def trial_folder(run: TrialRun, trial: Trial) -> Path:
+    """Where the files of a trial are."""
+    return run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id).folder

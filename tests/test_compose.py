@@ -1,0 +1,128 @@
+"""From command line to points: axes, overrides, and errors at the door."""
+
+import time
+
+import pytest
+
+from sweep.compose import compose_run, expand, parse_command_line
+from sweep.config import ConfigError
+
+PLAN = {"grid": {}, "zip": [], "ladder": [], "when": {}, "exclude": []}
+
+
+def points(**keys):
+    return list(expand(**{**PLAN, **keys}))
+
+
+def composed(*arguments, hardware="cpu"):
+    return compose_run([*arguments, "cluster=inline", "tracking=none"], lambda cluster: hardware)
+
+
+def test_a_grid_is_crossed_and_takes_hydras_grammar():
+    assert points(grid={"backend": ["a", "b"], "load.batch_size": "range(1,4)"}) == [
+        {"backend": backend, "load.batch_size": size} for backend in "ab" for size in (1, 2, 3)
+    ]
+
+
+def test_zipped_axes_are_walked_in_step():
+    zipped = points(zip={"workload.input_tokens": [1, 2], "workload.output_tokens": [3, 4]})
+    assert zipped == [
+        {"workload.input_tokens": 1, "workload.output_tokens": 3},
+        {"workload.input_tokens": 2, "workload.output_tokens": 4},
+    ]
+    with pytest.raises(ConfigError, match="equally many"):
+        points(zip={"a": [1, 2], "b": [1]})
+
+
+def test_ladder_steps_add_up_and_know_their_parent():
+    ladder = [
+        {"step": "base", "set": {"backend.flags.x": 1}},
+        {"step": "fp8", "set": {"backend.flags.kv": "fp8"}},
+        {"step": "wide", "parent": "base", "set": {"backend.flags.x": 2}},
+    ]
+    assert points(ladder=ladder) == [
+        {"ladder": "base", "ladder_parent": None, "backend.flags.x": 1},
+        {"ladder": "fp8", "ladder_parent": "base", "backend.flags.x": 1, "backend.flags.kv": "fp8"},
+        {"ladder": "wide", "ladder_parent": "base", "backend.flags.x": 2},
+    ]
+    with pytest.raises(ConfigError, match=r"ladder\.b\.parent=z"):
+        points(ladder=[{"step": "a"}, {"step": "b", "parent": "z"}])
+
+
+def test_when_limits_an_axis_and_equal_points_are_one():
+    limited = points(
+        grid={"backend": ["vllm", "hf"], "load.batch_size": [1, 2]}, when={"load.batch_size": {"backend": "vllm"}}
+    )
+    assert limited == [
+        {"backend": "vllm", "load.batch_size": 1},
+        {"backend": "vllm", "load.batch_size": 2},
+        {"backend": "hf"},
+    ]
+
+
+def test_exclude_drops_points():
+    left = points(grid={"backend": ["a", "b"], "n": [1, 2, 3]}, exclude=[{"backend": "a", "n": [2, 3]}])
+    assert left == [{"backend": "a", "n": 1}, *({"backend": "b", "n": n} for n in (1, 2, 3))]
+
+
+def test_an_empty_axis_is_refused():
+    with pytest.raises(ConfigError, match=r"load\.batch_size=\[\]"):
+        points(grid={"load.batch_size": []})
+
+
+def test_command_line_separates_scalars_from_axes():
+    line = parse_command_line(["+experiment=x", "load.batch_size=1,8", "backend.flags.max-num-seqs=256", "seed=3"])
+    assert line.experiment == "x"
+    assert line.axes == {"load.batch_size": [1, 8]}
+    assert line.scalars == {"backend.flags.max-num-seqs": 256, "seed": 3}
+
+
+def test_the_published_form_is_kept_where_there_is_a_gpu():
+    composition = composed("+experiment=throughput_bound", hardware="l4")
+    assert not composition.replaced
+    assert {point["model"]["name"] for point in composition.points} == {"llama-2-7b-chat"}
+    assert {point["load"]["batch_size"] for point in composition.points} == {1, 2, 4, 8, 16, 32, 64, 128}
+
+
+def test_without_a_gpu_the_same_line_is_shorter_and_says_so():
+    composition = composed("+experiment=throughput_bound")
+    assert len(composition.points) == 2 * 2 * 3
+    assert any("small-llama instead of llama-2-7b-chat" in text for text in composition.replaced)
+    assert {point["model"]["name"] for point in composition.points} == {"small-llama"}
+
+
+def test_the_command_line_goes_before_the_experiment_and_its_form_without_gpu():
+    composition = composed("+experiment=throughput_bound", "load.batch_size=2,3", "backend=vllm", "model=tiny-llama")
+    assert {point["load"]["batch_size"] for point in composition.points} == {2, 3}
+    assert {point["backend"]["name"] for point in composition.points} == {"vllm"}
+    assert {point["model"]["name"] for point in composition.points} == {"tiny-llama"}
+
+
+def test_a_flag_that_is_not_in_the_yaml_passes_through():
+    composition = composed("backend=vllm", "backend.flags.max-num-seqs=7")
+    assert composition.points[0]["backend"]["flags"]["max-num-seqs"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["+experiment=nope"], "experiment=nope: unknown; allowed: .*throughput_bound"),
+        (["backend=nope"], "backend=nope: unknown; allowed: .*vllm"),
+        (["nope=1"], "key=nope: unknown; allowed: .*replicates"),
+        (["replicates=0"], "replicates=0: .*greater than"),
+        (["seed=1,2"], "seed=1,2: takes one value"),
+        (["load.batch_size"], "load.batch_size: not an override"),
+        (["hardware.price_per_hour=-1"], r"hardware\.price_per_hour=-1"),
+    ],
+)
+def test_mistakes_are_one_line_naming_key_value_and_what_is_allowed(arguments, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        composed(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_ten_thousand_points_are_expanded_in_seconds():
+    began = time.process_time()
+    composition = composed("backend=vllm", "workload.num_requests=range(1,101)", "load.batch_size=range(1,101)")
+    assert len(composition.points) == 10_000
+    assert time.process_time() - began < 20  # a guard against composing each point (15 min); benchmarks/ has the figure
