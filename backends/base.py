@@ -4,20 +4,28 @@ A concrete backend is one file here and one YAML under conf/backend, whose `_tar
 keys are its fields. Parsing has no effects; what runs the process is `server`.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
 Api = Literal["completions", "chat", "tgi"]
 BatchForm = Literal["list", "streams"]
+Platform = Literal["cpu", "cuda"]
+
+# What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
+ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
 
 
 class EnvironmentSpec(BaseModel):
-    """A named set of requirements, or something the user already has. Never the orchestrator's own environment."""
+    """A named set of requirements (conf/environment/<name>.yaml), or something the user already has.
+
+    Never the orchestrator's own environment: no engine's pins shall fight ours.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,7 +35,21 @@ class EnvironmentSpec(BaseModel):
     python_version: str | None = None  # e.g. "3.11"; None = the orchestrator's
     requirements: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # distributions that must not be there, whoever depends on them
-    torch: Literal["cpu", "cuda"] | None = None  # which builds of torch: None = whatever the index gives
+    torch: Platform | None = None  # which builds of torch: None = whatever the index gives
+
+
+class EnvironmentChoice(BaseModel):
+    """Which environment an engine runs in: one named for each platform, unless the user gives an own one.
+
+    `backends.env.resolve` makes the EnvironmentSpec of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpu: str | None = None  # name of a conf/environment/*.yaml
+    cuda: str | None = None
+    python: str | None = None  # the user's own interpreter, with the engine installed
+    binary: str | None = None  # the user's own executable, e.g. of llama-server
 
 
 @dataclass(frozen=True)
@@ -42,19 +64,20 @@ class Host:
     executables: frozenset[str] = frozenset()  # those of WANTED_EXECUTABLES found on PATH, e.g. "docker"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """Everything that one launch of an engine needs to know; a backend turns it into a command line."""
 
     model: Path  # folder in Hugging Face layout
     served_name: str
-    port: int
+    port: int = 0  # 0: `server.running` finds a free one
     workdir: Path  # the attempt's folder: engine.log goes there
     python: str = "python"  # interpreter of the engine's environment
     binary: str | None = None
     host: str = "127.0.0.1"
     gpus: tuple[str, ...] = ()  # ids as CUDA_VISIBLE_DEVICES wants them; empty on a CPU
     threads: int = 1  # CPU threads the engine may use
+    cpus: tuple[int, ...] = ()  # cores that its processes are bound to; empty = all
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
@@ -67,13 +90,15 @@ class Backend(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    env: EnvironmentSpec | None = None
+    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)
     flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, not mirrored one by one
     environ: dict[str, str] = Field(default_factory=dict)  # extra environment variables of the engine
     dtype: str = "auto"
     gpus: PositiveInt = 1  # GPUs of one deployment (its tensor-parallel size); ignored on a CPU
     port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one is found
     launch_timeout: PositiveFloat = 900.0  # s
+    stop_grace: PositiveFloat = 5.0  # s between SIGTERM and SIGKILL
+    distribution: str | None = None  # the Python distribution whose version is the engine's, where it does not say
     extra_body: dict[str, Any] = Field(default_factory=dict)  # added to every request body
 
     # What the client must know to talk to it.
@@ -99,6 +124,14 @@ class Backend(BaseModel):
         r"std::bad_alloc",
     )
 
+    @field_validator("flags")
+    @classmethod
+    def _no_remote_code(cls, flags: dict[str, Any]) -> dict[str, Any]:
+        for key in flags:
+            if key.replace("_", "-").lstrip("-") == "trust-remote-code":
+                raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
+        return flags
+
     def command(self, launch: Launch) -> list[str]:
         """The command line that starts the engine in the foreground."""
         raise NotImplementedError
@@ -111,9 +144,66 @@ class Backend(BaseModel):
         """Why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
         return None
 
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        """What a result must cite besides version and command line, e.g. whether the prefix cache is on."""
+        return {}
+
     def ran_out_of_memory(self, log: str) -> bool:
         """Whether the engine's log says so."""
         return any(re.search(pattern, log, re.IGNORECASE) for pattern in self.oom_patterns)
+
+    def last_words(self, log: str) -> str:
+        """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
+        lines = [line for line in map(self.message, log.splitlines()) if line]
+        errors = [line for line in lines if ERROR_LINE.search(line)]
+        return (errors or lines or [""])[-1]
+
+    def message(self, line: str) -> str:
+        """One log line without the engine's own prefix (time, process, source file)."""
+        return line.strip()
+
+
+class Hosted(Backend):
+    """A library served by `python -m backends.host`. A subclass names the file that loads it, and what differs.
+
+    `flags` go to that library's own loading function, as keyword arguments.
+    """
+
+    library: str  # e.g. "backends.host.transformers_library"
+    max_batch: PositiveInt = 1  # prompts of queued requests joined to one batch; 1 serves requests one by one
+
+    batch_form: BatchForm = "list"
+    continuous_usage: bool = True
+    metrics_path: str | None = "/metrics"
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "requests_running": "host_requests_running",
+            "requests_waiting": "host_requests_waiting",
+            "kv_cache_bytes": "host_kv_cache_bytes",
+            "allocated_memory_bytes": "host_memory_allocated_bytes",
+            "reserved_memory_bytes": "host_memory_reserved_bytes",
+        }
+    )
+
+    def command(self, launch: Launch) -> list[str]:
+        arguments = {
+            "library": self.library,
+            "model": str(launch.model),
+            "served-name": launch.served_name,
+            "host": launch.host,
+            "port": launch.port,
+            "max-batch": self.max_batch,
+            "max-model-len": launch.max_model_len,
+            "device": "cuda" if launch.gpus else "cpu",
+            "dtype": launch.dtype,
+            "seed": launch.seed,
+            "flags": self.flags,
+        }
+        return [launch.python, "-m", "backends.host", *cli(arguments)]
+
+    def environment(self, launch: Launch) -> dict[str, str]:
+        # The host is ours and needs nothing but the standard library and what the engine's environment has.
+        return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), **super().environment(launch)}
 
 
 def cli(flags: Mapping[str, Any]) -> list[str]:
@@ -121,8 +211,6 @@ def cli(flags: Mapping[str, Any]) -> list[str]:
 
     True is a bare flag, false and null leave it out, a mapping or list becomes JSON.
     """
-    import json
-
     arguments: list[str] = []
     for key, value in flags.items():
         if value is None or value is False:

@@ -1,0 +1,132 @@
+"""The queue of the host: calls wait, are joined to batches, and get their tokens as they come.
+
+One thread runs the library, one batch at a time; the event loop's thread does everything else.
+"""
+
+import asyncio
+import re
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from backends.host.library import Library, Row
+
+OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|Cannot allocate memory|bad_alloc", re.I)
+
+
+class GenerationFailed(Exception):
+    """The library failed in the middle of a batch."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind  # "out_of_memory" or "internal_error"
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One HTTP request: its rows, and the events of each step, (row, token) pairs, until None."""
+
+    rows: list[Row]
+    events: "asyncio.Queue[Sequence[tuple[int, int]] | GenerationFailed | None]" = field(default_factory=asyncio.Queue)
+
+    def abort(self) -> None:
+        """Nobody listens any more: its rows need no more tokens."""
+        for row in self.rows:
+            row.finish_reason = row.finish_reason or "abort"
+
+
+class Batches:
+    """Joins waiting calls to batches and runs them on a library."""
+
+    def __init__(self, library: Library, max_batch: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.library = library
+        self.max_batch = max_batch
+        self.loop = loop
+        self.waiting: deque[Call] = deque()
+        self.running: list[Call] = []
+        self.prompt_tokens = self.generated_tokens = 0
+        self.changed = threading.Condition()
+        threading.Thread(target=self._run, name="library", daemon=True).start()
+
+    def submit(self, call: Call) -> None:
+        with self.changed:
+            self.waiting.append(call)
+            self.changed.notify()
+
+    def readings(self) -> dict[str, float]:
+        """What /metrics shows, without the prefix."""
+        running, waiting = list(self.running), list(self.waiting)
+        return {
+            "requests_running": sum(not row.done for call in running for row in call.rows),
+            "requests_waiting": sum(len(call.rows) for call in waiting),
+            "prompt_tokens_total": self.prompt_tokens,
+            "generation_tokens_total": self.generated_tokens,
+            **self.library.memory(),
+        }
+
+    def _take(self) -> list[Call]:
+        """The next batch: the first call whole, and those behind it while they fit into max_batch."""
+        with self.changed:
+            while not self.waiting:
+                self.changed.wait()
+            calls = [self.waiting.popleft()]
+            size = len(calls[0].rows)
+            while self.waiting and size + len(self.waiting[0].rows) <= self.max_batch:
+                calls.append(self.waiting.popleft())
+                size += len(calls[-1].rows)
+            self.running = calls
+            return calls
+
+    def _run(self) -> None:
+        while True:
+            calls = self._take()
+            try:
+                end = self._generate(calls)
+            finally:
+                self.running = []
+            for call in calls:
+                self._tell(call, end)
+
+    def _generate(self, calls: list[Call]) -> GenerationFailed | None:
+        """Run one batch; what failed, if anything did."""
+        places = [(call, index) for call in calls for index, row in enumerate(call.rows) if not row.done]
+        batch = [call.rows[index] for call, index in places]
+        if not batch:
+            return None
+        self.prompt_tokens += sum(len(row.prompt) for row in batch)
+
+        def emit(pairs: Sequence[tuple[int, int]]) -> None:
+            steps: dict[int, list[tuple[int, int]]] = {}
+            for place, token in pairs:
+                if not batch[place].done:
+                    batch[place].take(token)
+                    self.generated_tokens += 1
+                    call, index = places[place]
+                    steps.setdefault(id(call), []).append((index, token))
+            for call in calls:
+                if id(call) in steps:
+                    self._tell(call, steps[id(call)])
+
+        try:
+            self.library.generate(batch, emit)
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is its answer to these calls
+            return self._failure(error)
+        return None
+
+    def _failure(self, error: Exception) -> GenerationFailed:
+        """Log it, free what the batch held, and say what it was."""
+        said = f"{type(error).__name__}: {error}"
+        memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(said) is not None
+        traceback.print_exception(error)
+        print(f"host: batch failed, {'out of memory' if memory else 'internal error'}: {said}", file=sys.stderr)
+        # The traceback's frames hold the tensors of the batch: only without them can memory be given back.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        self.library.clear()
+        return GenerationFailed(said.splitlines()[0], "out_of_memory" if memory else "internal_error")
+
+    def _tell(self, call: Call, event: Sequence[tuple[int, int]] | GenerationFailed | None) -> None:
+        self.loop.call_soon_threadsafe(call.events.put_nowait, event)

@@ -1,0 +1,136 @@
+"""HTTP/1.1 of just the kind the host needs, on asyncio streams: no framework is in every engine's environment."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+MAX_BODY = 256 * 2**20
+
+
+class HTTPError(Exception):
+    """An answer other than 200, in the shape of OpenAI's errors."""
+
+    def __init__(self, status: int, message: str, kind: str = "BadRequestError") -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(message, kind, status)
+
+
+def error_body(message: str, kind: str, status: int) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+@dataclass(frozen=True)
+class Query:
+    """A request as it came in."""
+
+    method: str
+    path: str
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.body)
+        except ValueError as error:
+            raise HTTPError(400, f"the body is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise HTTPError(400, "the body is not a JSON object")
+        return found
+
+
+class Connection:
+    """One client's connection: answers go out whole, or as a stream of server-sent events."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.streaming = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has closed its side."""
+        return self.reader.at_eof() or self.writer.is_closing()
+
+    async def answer(self, body: dict[str, Any] | str, status: int = 200) -> None:
+        kind = "text/plain; version=0.0.4" if isinstance(body, str) else "application/json"
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {kind}\r\n"
+        self.writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        await self.writer.drain()
+
+    async def send_events(self, events: list[dict[str, Any] | str]) -> None:
+        """Server-sent events, all in one write; the first call opens the stream."""
+        data = b"".join(b"data: " + (e if isinstance(e, str) else json.dumps(e)).encode() + b"\n\n" for e in events)
+        head = b""
+        if not self.streaming:
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            self.streaming = True
+        self.writer.write(head + f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        await self.writer.drain()
+
+    async def end_events(self) -> None:
+        await self.send_events(["[DONE]"])
+        self.writer.write(b"0\r\n\r\n")
+        await self.writer.drain()
+        self.streaming = False
+
+
+Handler = Callable[[Query, Connection], Awaitable[None]]
+
+
+async def read_query(reader: asyncio.StreamReader) -> Query | None:
+    """The next request on a connection; None when the client has closed it."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    except asyncio.LimitOverrunError as error:
+        raise HTTPError(431, "the headers are too long") from error
+    first, *lines = head.decode("latin-1").rstrip().split("\r\n")
+    parts = first.split(" ")
+    if len(parts) != 3:
+        raise HTTPError(400, f"not an HTTP request line: {first[:100]}")
+    pairs = (line.partition(":") for line in lines)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    if "chunked" in headers.get("transfer-encoding", ""):
+        raise HTTPError(411, "a body needs a content-length here")
+    length = int(headers.get("content-length") or 0)
+    if length > MAX_BODY:
+        raise HTTPError(413, f"a body has at most {MAX_BODY} bytes")
+    return Query(parts[0], parts[1].partition("?")[0], headers, await reader.readexactly(length))
+
+
+def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """What asyncio.start_server wants: answers the requests of one connection, one after the other."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer)
+        try:
+            await _serve(connection, handle)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return  # the client is gone in the middle: there is nobody to tell
+        finally:
+            writer.close()
+
+    return serve
+
+
+async def _serve(connection: Connection, handle: Handler) -> None:
+    while True:
+        try:
+            query = await read_query(connection.reader)
+        except HTTPError as error:  # where a next request would begin is not known: the connection ends
+            await connection.answer(error.body, error.status)
+            return
+        if query is None:
+            return
+        try:
+            await handle(query, connection)
+        except HTTPError as error:
+            await connection.answer(error.body, error.status)
+        if query.headers.get("connection", "").lower() == "close":
+            return

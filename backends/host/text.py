@@ -1,0 +1,76 @@
+"""Text in, token ids out, and back, a token at a time. Needs `tokenizers`, or transformers where a model has no
+tokenizer.json."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many byte tokens
+
+
+class Tokenizer:
+    """A model's tokenizer, with its special tokens, and what its config says about ends and context."""
+
+    def __init__(self, model: Path) -> None:
+        self.backend = _backend(model)
+        config = _json(model / "config.json")
+        config = config.get("text_config") or config
+        ends = _json(model / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+        self.ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self.context: int | None = config.get("max_position_embeddings")
+        self.vocabulary: int = config.get("vocab_size") or self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.backend.encode(text).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        text: str = self.backend.decode(tokens, skip_special_tokens=True)
+        return text
+
+
+class Detokenizer:
+    """The text that each further token of one sequence adds; an incomplete character is held back.
+
+    Only the tokens since the last complete character but one are decoded again (what a token means can depend on the
+    one before), so the cost of a token does not grow with the sequence.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.window: list[int] = []  # tokens already told, as context, then tokens held back
+        self.told = 0  # how many of the window
+        self.told_text = ""
+
+    def add(self, token: int) -> str:
+        self.window.append(token)
+        text = self.tokenizer.decode(self.window)
+        if text.endswith("\ufffd") and len(self.window) - self.told < LONGEST_CHARACTER:
+            return ""
+        return self._tell(text)
+
+    def flush(self) -> str:
+        """What is still held back when the sequence ends."""
+        return self._tell(self.tokenizer.decode(self.window)) if len(self.window) > self.told else ""
+
+    def _tell(self, text: str) -> str:
+        new = text[len(self.told_text) :]
+        self.window = self.window[self.told :]
+        self.told = len(self.window)
+        self.told_text = self.tokenizer.decode(self.window)
+        return new
+
+
+def _backend(model: Path) -> Any:
+    if (model / "tokenizer.json").exists():
+        from tokenizers import Tokenizer as Backend
+
+        return Backend.from_file(str(model / "tokenizer.json"))
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False).backend_tokenizer
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}

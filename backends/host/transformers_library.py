@@ -1,0 +1,95 @@
+"""Hugging Face transformers: `model.generate` on left-padded static batches, with one event per step and row."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from backends.host.library import Emit, Row, Settings
+
+
+def load(settings: Settings) -> "Transformers":
+    torch.manual_seed(settings.seed)
+    model = AutoModelForCausalLM.from_pretrained(
+        settings.model,
+        dtype=settings.dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        **{"device_map": settings.device, **settings.flags},
+    )
+    return Transformers(model.eval())
+
+
+class Steps(BaseStreamer):  # type: ignore[misc]
+    """Called by `generate` with the prompts first, shape (batch, length), then after each step, shape (batch,)."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit = emit
+        self.begun = False
+
+    def put(self, value: Any) -> None:
+        if self.begun:
+            self.emit(list(enumerate(value.tolist())))
+        self.begun = True
+
+    def end(self) -> None:
+        """Nothing to flush: every step has been emitted."""
+
+
+class RowsDone(StoppingCriteria):  # type: ignore[misc]
+    """Ends each row where the host says so, since rows of one batch may want different lengths."""
+
+    def __init__(self, batch: Sequence[Row]) -> None:
+        self.batch = batch
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.tensor([row.done for row in self.batch], device=input_ids.device)
+
+
+class Transformers:
+    """A loaded model."""
+
+    version = transformers.__version__
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.cache: Any = None
+        # A model's own defaults (sampling, EOS) must not bend a benchmark: rows end where the host says.
+        model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
+
+    def generate(self, batch: Sequence[Row], emit: Emit) -> None:
+        longest = max(len(row.prompt) for row in batch)
+        padded = [[0] * (longest - len(row.prompt)) + list(row.prompt) for row in batch]
+        mask = [[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in batch]
+        self.cache = DynamicCache(config=self.model.config)
+        try:
+            with torch.inference_mode():
+                self.model.generate(
+                    torch.tensor(padded, device=self.model.device),
+                    attention_mask=torch.tensor(mask, device=self.model.device),
+                    max_new_tokens=max(row.max_tokens for row in batch),
+                    past_key_values=self.cache,
+                    streamer=Steps(emit),
+                    stopping_criteria=StoppingCriteriaList([RowsDone(batch)]),
+                )
+        finally:
+            self.cache = None
+
+    def memory(self) -> Mapping[str, float]:
+        layers = self.cache.layers if self.cache is not None else []
+        tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
+        found = {"kv_cache_bytes": float(sum(tensor.nbytes for tensor in tensors))}
+        if self.model.device.type == "cuda":
+            found["memory_allocated_bytes"] = torch.cuda.memory_allocated()
+            found["memory_reserved_bytes"] = torch.cuda.memory_reserved()
+            found["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
+        return found
+
+    def clear(self) -> None:
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()

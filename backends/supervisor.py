@@ -1,0 +1,209 @@
+"""The process that holds an engine: it starts it, reports how it ends, and leaves nothing of it behind.
+
+`server` runs this file by its path (standard library only, a start of 20 ms). It forks once more and ends its first
+process, so that nobody's clean-up of direct children can hit it, and becomes the leader of a session of its own.
+From then on two pipes tie it to the task: the *lease*, whose end of file means that the task has closed it or is
+dead, however it died; and the *status*, on which one JSON object a line says {"pid": …}, {"exit": …}, {"gone": …}.
+As a subreaper it inherits every process that the engine detaches; each also carries a marker in its environment,
+by which it can be found should this process itself be killed.
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+MARKER = "SWEEP_MARKER"  # in the environment of an engine: which attempt it belongs to
+OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver can hold one for seconds)
+
+
+def start_time(pid: int) -> str | None:
+    """When a process began, in clock ticks since boot; None if there is none (a zombie counts as none)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state, *fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else fields[18]
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment a process was started with; empty if it is gone or not ours to read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (entry.decode(errors="replace").partition("=") for entry in entries if b"=" in entry)
+    return {name: value for name, _, value in pairs}
+
+
+def marked(wanted: Callable[[dict[str, str]], bool]) -> list[int]:
+    """Processes on this node that carry a marker and whose environment `wanted` says yes to, without this one."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid():
+            environment = environment_of(int(name))
+            if MARKER in environment and wanted(environment):
+                found.append(int(name))
+    return found
+
+
+def descendants(ancestor: int) -> list[int]:
+    """All living processes below one, by the parents that /proc names."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+                    state, parent = file.read().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue  # it ended meanwhile
+            if state not in "ZX":
+                children.setdefault(int(parent), []).append(int(name))
+    found, frontier = [], [ancestor]
+    while frontier:
+        below = children.get(frontier.pop(), [])
+        found += below
+        frontier += below
+    return found
+
+
+def send(pids: list[int], number: int) -> None:
+    """Send a signal to each process that still exists."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue  # it ended meanwhile: what we want
+
+
+def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list[int]:
+    """SIGKILL what `find` finds until it finds nothing; what is left after `within` seconds (stuck in the kernel)."""
+    deadline = time.monotonic() + within
+    while (pids := find()) and time.monotonic() < deadline:
+        send(pids, signal.SIGKILL)
+        time.sleep(0.02)
+    return pids
+
+
+def reap() -> dict[int, int]:
+    """Collect ended children: {pid: exit status, negative = the signal that killed it}."""
+    ended: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = os.waitstatus_to_exitcode(status)
+
+
+def prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def start(spec: dict[str, Any]) -> int:
+    """Fork and exec the engine: own process group, dies with us, bound to its cores, output to its log. Its pid."""
+    supervisor = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:  # it died before the line above took effect
+            os._exit(1)
+        log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if spec["cpus"]:
+            os.sched_setaffinity(0, spec["cpus"])
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(spec["cwd"])
+        os.execvpe(spec["argv"][0], spec["argv"], spec["env"])
+    except OSError as error:
+        os.write(2, f"error: cannot start {spec['argv'][0]}: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def supervise(spec: dict[str, Any], lease: int, status: int) -> None:
+    """Hold one engine until it ends or the lease does; then leave nothing of it behind."""
+
+    def say(**message: Any) -> None:
+        try:
+            os.write(status, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            pass  # the task is dead: nobody to tell, but everything to clear away
+
+    def ours() -> list[int]:
+        by_marker = marked(lambda environment: environment[MARKER] == spec["env"][MARKER])
+        return list({*descendants(os.getpid()), *by_marker})
+
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    stopping = False
+
+    def on_stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, on_stop)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    engine = start(spec)
+    say(pid=engine)
+
+    def wait(fds: list[int], seconds: float | None) -> list[int]:
+        readable = select.select(fds, [], [], seconds)[0]
+        if wake_read in readable:
+            os.read(wake_read, 4096)
+        return readable
+
+    exited: int | None = None
+    while exited is None and not stopping:
+        stopping = lease in wait([lease, wake_read], None) or stopping
+        exited = reap().get(engine)
+        if exited is not None:
+            say(exit=exited)
+    send(ours(), signal.SIGTERM)
+    deadline = time.monotonic() + spec["grace"]
+    while ours() and time.monotonic() < deadline:
+        wait([wake_read], 0.05)
+        ended = reap()
+        if engine in ended:
+            say(exit=ended[engine])
+    say(gone=not kill_all(ours))  # zombies need no reaping: they are nobody's any more when this process ends
+
+
+def main() -> None:
+    lease, status = int(sys.argv[1]), int(sys.argv[2])
+    spec = json.load(sys.stdin)  # not on the command line: the engine's environment may hold a token
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    for descriptor in (lease, status):
+        os.set_inheritable(descriptor, False)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    supervise(spec, lease, status)
+
+
+if __name__ == "__main__":
+    main()
