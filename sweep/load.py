@@ -43,10 +43,6 @@ class Load(Strict):
         """Requests that the engine must hold at once, where a larger number can only need more memory; else None."""
         return None
 
-    def columns(self) -> dict[str, int | float | None]:
-        """What the trials row says of the load: batch_size, concurrency (users) and rate (requests/s)."""
-        return {key: getattr(self, key, None) for key in ("batch_size", "concurrency", "rate")}
-
     def count(self, num_requests: int) -> int:
         """How many requests a trial must have ready if the workload asks for `num_requests` measured ones."""
         return num_requests
