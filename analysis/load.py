@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 
 from sweep import store
 from sweep.store import DamagedFile, RunPaths
@@ -27,8 +28,8 @@ class Run:
 
     paths: RunPaths
     trials: pd.DataFrame  # one row a trial of the present plan
-    experiment: dict[str, Any] = field(default_factory=dict)  # the plan's first line: name, baseline, replaced, command
-    plan: list[dict[str, Any]] = field(default_factory=list)  # its other lines
+    experiment: dict[str, Any] = field(default_factory=dict)  # plan.jsonl's entry of that kind
+    plan: list[dict[str, Any]] = field(default_factory=list)  # its other entries
 
     @property
     def name(self) -> str:
@@ -51,8 +52,9 @@ class Run:
 
     @property
     def axes(self) -> list[str]:
-        """The columns of the experiment's axes: those that are not in every run."""
-        return [name for name in self.trials.columns if name not in store.TRIAL_SCHEMA]
+        """The columns of the experiment's axes that are not in every run."""
+        named = self.experiment.get("axes", self.trials.columns)  # without a plan, whatever else there is
+        return [name for name in named if name in self.trials.columns and name not in store.TRIAL_SCHEMA]
 
 
 def open_run(folder: str | Path) -> Run:
@@ -68,7 +70,7 @@ def open_run(folder: str | Path) -> Run:
     entries = store.read_plan(paths.plan) if paths.plan.is_file() else []
     experiment = next((entry for entry in entries if entry.get("kind") == "experiment"), {})
     plan = [entry for entry in entries if entry.get("kind") != "experiment"]
-    trials = store.read_table(paths.trials).to_pandas()
+    trials = store.read_table(paths.trials).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)  # null is not 0.0
     return Run(paths, trials, experiment, plan)
 
 

@@ -21,6 +21,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep import metrics
 from sweep.records import UNKNOWN, Records, Sample
 
 Row = Mapping[str, Any]
@@ -65,7 +66,7 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
     **_types(pa.string(), "batch_form", "config", "commit", "versions", "hardware", "driver"),
     **_types(pa.string(), "started_at", "ended_at"),
     **_types(pa.float64(), "startup_seconds"),
-    **_types(pa.string(), "log_tail", "telemetry_sources"),
+    **_types(pa.string(), "log_tail", "telemetry_sources", "engine_facts"),
 }
 """The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
 
@@ -233,8 +234,6 @@ def requests_table(records: Records) -> pa.Table:
 
     `chunk_us` (list<uint32>, µs since the send) and `chunk_tokens` (list<uint16>) have one entry a chunk.
     """
-    from sweep import metrics
-
     offsets = pa.array(np.frombuffer(records.offsets, np.int64).astype(np.int32))
     columns: dict[str, pa.Array] = {
         "request_id": pa.array(records.request_id, pa.string()),
@@ -420,11 +419,7 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 
 def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
-    """Write plan.jsonl, one JSON object a line.
-
-    The first, with `"kind": "experiment"`, is about the run as a whole, for the analysis: name, baseline (column ->
-    value, or null), replaced (in plain words, what was replaced on this machine), command. The others are its trials.
-    """
+    """Write plan.jsonl, one JSON object a line; what it says is `Plan.entries`."""
     write_text(paths, paths.plan, "".join(json.dumps(entry, default=str) + "\n" for entry in entries))
 
 

@@ -1,0 +1,1 @@
+"""One file per figure; `analysis.plots` finds them."""

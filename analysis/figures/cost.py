@@ -1,0 +1,11 @@
+"""Cost per million output tokens: price per hour over output throughput."""
+
+from matplotlib.figure import Figure
+
+from analysis.layout import Layout
+from analysis.load import Run
+from analysis.plots import against_load
+
+
+def draw(run: Run, layout: Layout) -> Figure | None:
+    return against_load(run, layout, "cost_per_million_tokens")

@@ -1,0 +1,74 @@
+"""KV-cache use and memory over one trial of each engine, at the largest load that it completed.
+
+Memory is what the engine's row says it is: of the GPU, or of its processes where there is none. A pool that an engine
+reserves at its start shows as a flat line, and says nothing about its use.
+"""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.layout import Layout
+from analysis.load import Run, telemetry
+from analysis.plots import PANELS_IN_A_ROW, handle, legend, panels
+
+GIB = 2.0**30
+_MEMORY = {
+    "gpu": ("gpu_memory_bytes", "GPU memory"),
+    "process": ("process_memory_bytes", "Memory of processes"),
+    "reserved": ("reserved_memory_bytes", "Reserved memory"),
+}
+
+
+def draw(run: Run, layout: Layout) -> Figure | None:
+    trials = _largest(run, layout)
+    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
+    if samples.empty:
+        return None
+    samples = samples[samples["time"] >= 0]
+    has_kv = bool((samples["series"] == "kv_cache_usage").any())
+    titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
+    figure, axes = panels(titles, "Memory over a trial, at the largest load completed", rows=1 + has_kv)
+    for title, column in zip(titles, axes, strict=True):
+        for _, trial in trials[trials["panel"] == title].iterrows():
+            of_trial = samples[samples["trial_id"] == trial["trial_id"]]
+            look = {"color": handle(layout, trial["line"]).get_color(), "linewidth": 1.2}
+            if has_kv:
+                _draw(column[0], of_trial, "kv_cache_usage", 100.0, look)
+            _draw(column[-1], of_trial, _memory(trial)[0], 1 / GIB, look)
+        for ax in column:
+            ax.set_ylim(bottom=0)
+            ax.margins(x=0)
+    for index, column in enumerate(axes):
+        column[-1].set_xlabel("Time from the trial's start (s)")
+        if index % PANELS_IN_A_ROW == 0:
+            column[0].set_ylabel("KV-cache use (%)")
+            column[-1].set_ylabel(_label(trials))
+    legend(figure, [handle(layout, line, marker="") for line in layout.lines if line in set(trials["line"])])
+    return figure
+
+
+def _largest(run: Run, layout: Layout) -> pd.DataFrame:
+    """Of each line and panel the first replicate at its largest completed load, with `line` and `panel`."""
+    ok = run.ok.merge(layout.points[[*layout.keys, "line", "panel"]], on=layout.keys)
+    by = [layout.x, "replicate"] if layout.x else ["replicate"]
+    ok = ok.sort_values(by, ascending=[False, True][-len(by) :])
+    return ok.groupby(["line", "panel"], sort=False).head(1)
+
+
+def _memory(trial: "pd.Series[Any]") -> tuple[str, str]:
+    return _MEMORY.get(trial["memory_label"], _MEMORY["process"])
+
+
+def _label(trials: pd.DataFrame) -> str:
+    labels = {_memory(trial)[1] for _, trial in trials.iterrows()}
+    return f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)"
+
+
+def _draw(ax: Axes, samples: pd.DataFrame, series: str, scale: float, look: dict[str, Any]) -> None:
+    """One series over time; GPUs of one engine are added up, since one reading stamps them alike."""
+    values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
+    if len(values):
+        ax.plot(values.index.to_numpy(), values.to_numpy(), **look)

@@ -1,0 +1,11 @@
+"""Output throughput: tokens of successful requests over the duration, drain included."""
+
+from matplotlib.figure import Figure
+
+from analysis.layout import Layout
+from analysis.load import Run
+from analysis.plots import against_load
+
+
+def draw(run: Run, layout: Layout) -> Figure | None:
+    return against_load(run, layout, "output_throughput")

@@ -1,0 +1,11 @@
+"""Time per output token after the first: the median of a trial, averaged over replicates."""
+
+from matplotlib.figure import Figure
+
+from analysis.layout import Layout
+from analysis.load import Run
+from analysis.plots import against_load
+
+
+def draw(run: Run, layout: Layout) -> Figure | None:
+    return against_load(run, layout, "tpot_p50", also="tpot_p99")

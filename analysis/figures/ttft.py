@@ -1,0 +1,11 @@
+"""Time to first token, from the scheduled send: the median of a trial, averaged over replicates."""
+
+from matplotlib.figure import Figure
+
+from analysis.layout import Layout
+from analysis.load import Run
+from analysis.plots import against_load
+
+
+def draw(run: Run, layout: Layout) -> Figure | None:
+    return against_load(run, layout, "ttft_p50", also="ttft_p99")

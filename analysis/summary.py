@@ -1,0 +1,193 @@
+"""One row per point of the experiment: its replicates' mean with a 95 % interval, and how it compares to the baseline.
+
+Only `ok` trials are summarised. A point without any stays in the table with n = 0, so that nobody takes it for one that
+was never asked for.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis import stats
+from analysis.load import Run
+from analysis.quantities import Quantity, quantity
+from analysis.stats import Estimate
+from sweep import store
+
+IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency", "rate")
+"""What tells points apart besides the experiment's own axes."""
+
+ASKED = ("workload", "load", "batch_size", "concurrency", "rate")
+"""First parts of the columns that say what was asked and when: equal for two points that can be compared."""
+
+HEADLINE = ("output_throughput", "ttft_p50", "ttft_p99", "tpot_p50", "cost_per_million_tokens")
+"""What a sweep is asked for first: in the terminal's table, among the best figures, and compared with the baseline."""
+
+
+class Best(NamedTuple):
+    """The best mean of a quantity, and the point that has it."""
+
+    quantity: Quantity
+    estimate: Estimate
+    point: "pd.Series[Any]"
+
+
+def key_columns(run: Run) -> list[str]:
+    """The columns that make a point: IDENTITY, and axes that say something IDENTITY does not."""
+    own = [axis for axis in run.axes if not _repeats(run.trials, axis) and axis != "ladder_parent"]
+    return [*(column for column in IDENTITY if column in run.trials), *own]
+
+
+def _repeats(trials: pd.DataFrame, axis: str) -> bool:
+    """Whether an axis such as load.batch_size is also there as batch_size."""
+    column = axis.rpartition(".")[2]
+    return column != axis and column in IDENTITY and bool(trials[axis].dropna().eq(trials[column]).all())
+
+
+def measured_columns(run: Run) -> list[str]:
+    """The measured columns that have a value in some trial, the headline first. Those of the steady state are left out:
+    they are in trials.parquet."""
+    names = [*HEADLINE, *(name for name in store.TRIAL_SCHEMA if name not in HEADLINE)]
+    return [
+        name
+        for name in names
+        if quantity(name) and not name.startswith("steady_") and name in run.trials and run.ok[name].notna().any()
+    ]
+
+
+def summarise(run: Run) -> pd.DataFrame:
+    """The points of a run, sorted.
+
+    Columns: the key columns, `n` ok trials, `not_ok` others, `outcomes`; for each measured column its mean, `*_ci_low`
+    and `*_ci_high`; for HEADLINE columns `*_vs_baseline` (times the baseline) with its own interval.
+    """
+    keys = key_columns(run)
+    groups = run.trials.groupby(keys, dropna=False, sort=False)
+    points = groups["outcome"].agg(outcomes=_tally, asked="size").reset_index()
+    points["n"] = [int((group["outcome"] == "ok").sum()) for _, group in groups]
+    points["not_ok"] = points.pop("asked") - points["n"]
+    points = points[[*keys, "n", "not_ok", "outcomes"]]
+    measured = run.trials[measured_columns(run)].astype("float64").where(run.trials["outcome"] == "ok")
+    by_point = measured.groupby(groups.ngroup())
+    means, deviations, counts = by_point.mean(), by_point.std(ddof=1), by_point.count()
+    columns: dict[str, Any] = {}
+    for name in map(str, measured):
+        half = stats.half_width(deviations[name].to_numpy(), counts[name].to_numpy(np.float64))
+        columns |= {name: means[name], f"{name}_ci_low": means[name] - half, f"{name}_ci_high": means[name] + half}
+    points = pd.concat([points, pd.DataFrame(columns), _against_baseline(run, points, groups)], axis=1)
+    return _sorted(points, run)
+
+
+def _tally(outcomes: "pd.Series[Any]") -> str:
+    return ", ".join(f"{outcome} {count}" for outcome, count in outcomes.value_counts().items())
+
+
+def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """By workload and load, engines in the plan's order within: rows to be compared stand together."""
+    order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
+    rank = points["backend"].map(order)
+    by = [column for column in ("model", "workload", "load", "batch_size", "concurrency", "rate") if column in points]
+    return (
+        points.assign(_rank=rank)
+        .sort_values([*by, "_rank"], kind="stable")
+        .drop(columns="_rank")
+        .reset_index(drop=True)
+    )
+
+
+def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
+    """A mean of the summary with its interval."""
+    if column not in point:
+        return stats.NOTHING
+    return Estimate(point[column], point[f"{column}_ci_low"], point[f"{column}_ci_high"], int(point["n"]))
+
+
+# Baseline ------------------------------------------------------------------------------------------------------------
+
+
+def _against_baseline(run: Run, points: pd.DataFrame, groups: Any) -> pd.DataFrame:
+    """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
+    columns = [name for name in HEADLINE if name in run.trials and run.ok[name].notna().any()]
+    if not run.baseline or not set(run.baseline) <= set(run.trials.columns):
+        return pd.DataFrame(index=points.index)
+    members = [group[group["outcome"] == "ok"] for _, group in groups]
+    partners = baseline_points(points, run.baseline)
+    rows: list[dict[str, float]] = [{} for _ in partners]
+    for index, partner in enumerate(partners):
+        if partner is None or partner == index:
+            continue
+        for name in columns:
+            found = stats.ratio(members[index][name].to_numpy(np.float64), members[partner][name].to_numpy(np.float64))
+            rows[index][f"{name}_vs_baseline"] = found.value
+            rows[index][f"{name}_vs_baseline_ci_low"] = found.low
+            rows[index][f"{name}_vs_baseline_ci_high"] = found.high
+    return pd.DataFrame(rows, index=points.index)
+
+
+def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
+    """For each point the position of the one it is compared with; None where there is none, or no single one.
+
+    It must have been asked the same (workload and load), and be as alike as can be in everything else that the baseline
+    does not name.
+    """
+    keys = [str(column) for column in points.columns if column not in ("n", "not_ok", "outcomes")]
+    asked = [key for key in keys if key.split(".")[0] in ASKED]
+    others = [key for key in keys if key not in asked and key not in baseline]
+    values: list[dict[str, Any]] = [
+        {str(key): None if pd.isna(value) else value for key, value in row.items()}
+        for row in points[keys].to_dict("records")
+    ]
+    candidates: dict[tuple[Any, ...], list[int]] = {}
+    for index, value in enumerate(values):
+        if all(_same(value.get(key), wanted) for key, wanted in baseline.items()):
+            candidates.setdefault(tuple(value[key] for key in asked), []).append(index)
+
+    def partner(value: dict[str, Any]) -> int | None:
+        fitting = candidates.get(tuple(value[key] for key in asked), [])
+        alike = {index: sum(values[index][key] == value[key] for key in others) for index in fitting}
+        closest = [index for index in fitting if alike[index] == max(alike.values())]
+        return closest[0] if len(closest) == 1 else None
+
+    return [partner(value) for value in values]
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    """An axis of mixed values is text in the table."""
+    return bool(value == wanted) or (isinstance(value, str) and value == str(wanted))
+
+
+# What to read first --------------------------------------------------------------------------------------------------
+
+
+def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
+    """The best mean of each quantity over all points."""
+    found: list[Best] = []
+    for column in columns:
+        of = quantity(column)
+        if of is None or of.better is None or column not in points or not points[column].notna().any():
+            continue
+        place = int(points[column].argmax() if of.better == "higher" else points[column].argmin())
+        point = points.iloc[place]
+        found.append(Best(of, estimate(point, column), point))
+    return found
+
+
+def failures(run: Run) -> pd.DataFrame:
+    """The rows of trials that are no result, with `log`: the path of the engine's log, if there is one."""
+    lost = run.not_ok.copy()
+    lost["log"] = [_log(run, row) for _, row in lost.iterrows()]
+    return lost
+
+
+def _log(run: Run, row: "pd.Series[Any]") -> str | None:
+    if pd.isna(row.get("attempt")):
+        return None
+    path = run.paths.engine_log(row["deployment_id"], row["attempt"])
+    return path.as_posix() if path.is_file() else None
+
+
+def write_summary(run: Run, points: pd.DataFrame) -> None:
+    """Write summary.csv."""
+    store.write_text(run.paths, run.paths.summary, points.to_csv(index=False))
