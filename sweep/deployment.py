@@ -105,11 +105,11 @@ def run_deployment(work: Work, gpus: tuple[str, ...], emit: Emit, stop: threadin
         return
     marker = f"{work.deployment.deployment_id}/{work.attempt}"
     for _ in range(work.settings.attempts):
-        server.clear_leftovers()
         emit(State("launching the engine"))
         try:
-            with server.running(work.deployment.backend, place.launch, marker=marker) as engine:
-                _run_trials(run, replace(place, engine=engine), pending, emit, stop)
+            backend, versions = work.deployment.backend, place.environment.versions
+            with server.running(backend, place.launch, marker=marker, versions=versions) as engine:
+                _run_trials(run, replace(place, engine=engine, facts=engine.facts()), pending, emit, stop)
         except server.LaunchError as error:
             _end_all(run, pending, error.outcome, error.reason, emit, error.log_tail)
         if not pending or stop.is_set() or _told_to_stop(run):

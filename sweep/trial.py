@@ -7,9 +7,8 @@ starts, telemetry beside it, and the verdict. A trial's folder is complete when 
 import json
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from backends.base import Launch
@@ -23,8 +22,6 @@ from sweep.steady import steady_window
 from sweep.store import RunPaths
 from sweep.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
 from sweep.workload import load_tokenizer
-
-ENGINE_LOG_TAIL = 4000  # characters of the engine's log that a failed trial's row keeps
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Place:
     client_cpus: set[int]
     node: str
     engine: Engine | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the engine says of itself
 
 
 def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
@@ -116,16 +114,15 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
 def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
     engine = place.engine
     assert engine is not None
-    facts = engine.facts()
     return {
-        "engine_version": facts.get("engine_version"),
+        "engine_version": place.facts.get("engine_version"),
         "dtype": place.launch.dtype,
         "batch_form": run.deployment.backend.batch_form,
         "startup_seconds": engine.startup_seconds,
         "versions": json.dumps({**provenance.own_versions(), **place.environment.versions}),
         "hardware": json.dumps({"node": place.node, **provenance.hardware()}),
         "driver": provenance.driver(),
-        "engine_facts": json.dumps(facts, default=str),
+        "engine_facts": json.dumps({key: place.facts[key] for key in place.facts if key != "versions"}, default=str),
     }
 
 
@@ -195,17 +192,15 @@ def _figures(
 
 def _verdict(run: TrialRun, engine: Engine, measurement: client.Measurement, timed_out: bool) -> dict[str, Any]:
     """The outcome: the engine's death first, then time, then the requests, then the client."""
-    log = engine.log_tail(ENGINE_LOG_TAIL)
+    log = engine.log_tail()
     if not engine.alive():
-        oom = run.deployment.backend.ran_out_of_memory(log)
-        outcome = Outcome.OOM_RUN if oom else Outcome.ENGINE_CRASHED
-        reason = run.deployment.backend.last_words(log) or f"exit status {engine.exit_status}"
-        return {"outcome": outcome.value, "reason": reason, "log_tail": log}
+        outcome = Outcome.OOM_RUN if engine.ran_out_of_memory() else Outcome.ENGINE_CRASHED
+        return {"outcome": outcome.value, "reason": engine.obituary(), "log_tail": log}
     if timed_out:
         return {"outcome": Outcome.HUNG.value, "reason": f"not done in {run.settings.trial_timeout} s", "log_tail": log}
     outcome, reason = metrics.outcome_of(measurement.records, max_failed=run.settings.max_failed)
     if outcome is not Outcome.OK:
-        if run.deployment.backend.ran_out_of_memory(log):
+        if engine.ran_out_of_memory():
             outcome = Outcome.OOM_RUN
         return {"outcome": outcome.value, "reason": reason, "log_tail": log}
     limited = client.limited(measurement)
@@ -213,7 +208,3 @@ def _verdict(run: TrialRun, engine: Engine, measurement: client.Measurement, tim
         return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}
     return {"outcome": Outcome.OK.value, "reason": None}
 
-
-def trial_folder(run: TrialRun, trial: Trial) -> Path:
-    """Where the files of a trial are."""
-    return run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id).folder
