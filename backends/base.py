@@ -92,6 +92,8 @@ class Backend(BaseModel):
     name: str
     env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)
     flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, not mirrored one by one
+    cpu_flags: dict[str, Any] = Field(default_factory=dict)  # what `flags` are added to where there is no GPU
+    cuda_flags: dict[str, Any] = Field(default_factory=dict)  # and where there is one
     environ: dict[str, str] = Field(default_factory=dict)  # extra environment variables of the engine
     dtype: str = "auto"
     gpus: PositiveInt = 1  # GPUs of one deployment (its tensor-parallel size); ignored on a CPU
@@ -123,8 +125,9 @@ class Backend(BaseModel):
         r"MemoryError",
         r"std::bad_alloc",
     )
+    hollow_errors: tuple[str, ...] = ()  # error lines that only point to another one: never an engine's last words
 
-    @field_validator("flags")
+    @field_validator("flags", "cpu_flags", "cuda_flags")
     @classmethod
     def _no_remote_code(cls, flags: dict[str, Any]) -> dict[str, Any]:
         for key in flags:
@@ -155,12 +158,19 @@ class Backend(BaseModel):
     def last_words(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
         lines = [line for line in map(self.message, log.splitlines()) if line]
-        errors = [line for line in lines if ERROR_LINE.search(line)]
+        errors = [line for line in lines if ERROR_LINE.search(line) and not self._hollow(line)]
         return (errors or lines or [""])[-1]
 
     def message(self, line: str) -> str:
         """One log line without the engine's own prefix (time, process, source file)."""
         return line.strip()
+
+    def flags_on(self, launch: Launch) -> dict[str, Any]:
+        """All flags of a launch: those of the platform, and over them those that were given for any."""
+        return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
+
+    def _hollow(self, line: str) -> bool:
+        return any(re.search(pattern, line) for pattern in self.hollow_errors)
 
 
 class Hosted(Backend):
@@ -197,7 +207,7 @@ class Hosted(Backend):
             "device": "cuda" if launch.gpus else "cpu",
             "dtype": launch.dtype,
             "seed": launch.seed,
-            "flags": self.flags,
+            "flags": self.flags_on(launch),
         }
         return [launch.python, "-m", "backends.host", *cli(arguments)]
 

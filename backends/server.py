@@ -123,7 +123,7 @@ class Engine:
         return {
             "engine_version": reported or named,
             "command": self.command,
-            "flags": self.backend.flags,
+            "flags": self.backend.flags_on(self.launch),
             "dtype": self.launch.dtype,
             "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),

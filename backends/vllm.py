@@ -1,0 +1,74 @@
+"""vLLM's own OpenAI server, on CUDA or, in its CPU build, on a CPU."""
+
+import re
+from typing import Any
+
+from pydantic import Field, PositiveInt
+
+from backends.base import Backend, BatchForm, Launch, cli
+
+# "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
+PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
+
+
+class VLLM(Backend):
+    """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`)."""
+
+    cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache where there is no GPU
+
+    distribution: str | None = "vllm"
+    batch_form: BatchForm = "list"
+    continuous_usage: bool = True
+    metrics_path: str | None = "/metrics"
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "kv_cache_usage": "vllm:kv_cache_usage_perc",
+            "requests_running": "vllm:num_requests_running",
+            "requests_waiting": "vllm:num_requests_waiting",
+            "preemptions_total": "vllm:num_preemptions_total",
+            "prefix_cache_queries_total": "vllm:prefix_cache_queries_total",
+            "prefix_cache_hits_total": "vllm:prefix_cache_hits_total",
+            "spec_decode_drafts_total": "vllm:spec_decode_num_drafts_total",
+            "spec_decode_draft_tokens_total": "vllm:spec_decode_num_draft_tokens_total",
+            "spec_decode_accepted_tokens_total": "vllm:spec_decode_num_accepted_tokens_total",
+        }
+    )
+    oom_patterns: tuple[str, ...] = (
+        *Backend.model_fields["oom_patterns"].default,
+        r"on kv cache allocation is less than requested memory for kv",
+        r"No available memory for the cache blocks",
+        r"larger than the available KV cache memory",
+        r"is less than desired GPU memory utilization",
+    )
+    hollow_errors: tuple[str, ...] = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
+
+    def command(self, launch: Launch) -> list[str]:
+        # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.
+        module = ["vllm.entrypoints.cli.main", "serve"] if launch.gpus else ["vllm.entrypoints.openai.api_server"]
+        arguments: dict[str, Any] = {
+            "model": str(launch.model),
+            "served-model-name": launch.served_name,
+            "host": launch.host,
+            "port": launch.port,
+            "dtype": launch.dtype,
+            "seed": launch.seed,
+            "max-model-len": launch.max_model_len,
+            "tensor-parallel-size": self.gpus if launch.gpus else 1,
+        }
+        return [launch.python, "-m", *module, *cli({**arguments, **self.flags_on(launch)})]
+
+    def environment(self, launch: Launch) -> dict[str, str]:
+        ours = {"VLLM_NO_USAGE_STATS": "1"}
+        if not launch.gpus:
+            ours["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_kv_cache_gib)
+            if launch.cpus:  # left to itself it takes a core for each NUMA node's threads and keeps one free
+                ours["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, launch.cpus))
+        return {**ours, **super().environment(launch)}
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
+        cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
+        return {"prefix_cache": bool(cached), "quantization": flags.get("quantization")}
+
+    def message(self, line: str) -> str:
+        return PREFIX.sub("", line.strip()).strip()
