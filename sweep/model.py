@@ -1,0 +1,453 @@
+"""Which weights an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
+
+Every model complains at the door (`check`), has a digest of its content that is known at planning (`digest`), and comes
+to a folder in Hugging Face layout on the node that needs it (`prepare`). Code of a repository is never run.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from filelock import FileLock, Timeout
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from sweep import weights
+from sweep.config import cache_directory
+from sweep.weights import Architecture, Vocabulary
+
+SHIPPED_TOKENIZER = Path(__file__).resolve().parent / "data" / "tokenizer"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
+
+Progress = Callable[[str], None]
+
+
+class Model(BaseModel):
+    """What all models have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    tokenizer: str | None = None  # folder or Hugging Face repository of another tokenizer than the model's own
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # that engines compute in
+    max_model_len: PositiveInt | None = None  # context that engines are told to make room for; None: the model's
+    served_name: str | None = None  # under which engines serve it; None: `name`
+
+    def check(self) -> None:
+        """Raise ValueError, in one line that names the key and what is allowed, for what can be known without effort."""
+        tokenizer = self.tokenizer
+        if tokenizer and not Path(tokenizer).expanduser().is_dir() and not REPOSITORY.fullmatch(tokenizer):
+            raise ValueError(f"model.tokenizer={tokenizer}: allowed is a folder that exists or a Hugging Face repository")
+
+    def digest(self) -> str:
+        """What the content of this model is, as far as it can be known without loading it."""
+        raise NotImplementedError
+
+    def prepare(self, cache_dir: Path, progress: Progress) -> Path:
+        """The folder in Hugging Face layout, made on first use under `cache_dir` by one process of the node at a time.
+
+        Raises ValueError or OSError, in one line, if it cannot be had.
+        """
+        folder = self._folder(cache_dir, progress)
+        if self.tokenizer is None or isinstance(self, RandomModel):
+            return folder
+        return _with_tokenizer(folder, self._tokenizer_folder(cache_dir), cache_dir, progress)
+
+    def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
+        """What counts this model's tokens, without its weights being there; None where nobody knows.
+
+        Raises ValueError if there is a tokenizer that cannot be read without the model's own code.
+        """
+        folder = self._tokenizer_folder(cache_dir)
+        return None if folder is None else load_tokenizer(folder)
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        raise NotImplementedError
+
+    def _tokenizer_folder(self, cache_dir: Path) -> Path | None:
+        if self.tokenizer is None:
+            return self._own_tokenizer(cache_dir)
+        folder = Path(self.tokenizer).expanduser()
+        return folder if folder.is_dir() else _hub_files(self.tokenizer, "main", cache_dir, TOKENIZER_FILES)
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path | None:
+        raise NotImplementedError
+
+
+class RandomModel(Model):
+    """Seeded random weights: the speed of an architecture on any machine, without an account or a download.
+
+    `dtype` is also what the weights are stored in (auto: bfloat16).
+    """
+
+    architecture: Architecture
+    seed: NonNegativeInt = 0
+
+    def check(self) -> None:
+        super().check()
+        if self.tokenizer and not Path(self.tokenizer).expanduser().is_dir():
+            raise ValueError(f"model.tokenizer={self.tokenizer}: allowed for random weights is a folder that exists")
+        size = load_tokenizer(self._own_tokenizer(Path())).get_vocab_size()
+        if self.architecture.vocab_size < size:
+            raise ValueError(
+                f"model.architecture.vocab_size={self.architecture.vocab_size}: allowed is at least the {size} tokens "
+                "of its tokenizer"
+            )
+
+    def digest(self) -> str:
+        content = {
+            "version": weights.VERSION,
+            "architecture": self.architecture.model_dump(),
+            "seed": self.seed,
+            "dtype": self._stored,
+            "tokenizer": {path.name: _sha256(path) for path in _tokenizer_files(self._own_tokenizer(Path()))},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def _stored(self) -> weights.Dtype:
+        return "bfloat16" if self.dtype == "auto" else self.dtype
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path:
+        return Path(self.tokenizer).expanduser() if self.tokenizer else SHIPPED_TOKENIZER
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        return _build_once(cache_dir / "models" / f"{_safe(self.name)}-{self.digest()}", self._write, progress)
+
+    def _write(self, folder: Path, progress: Progress) -> None:
+        source = self._own_tokenizer(folder)
+        for path in _tokenizer_files(source):
+            shutil.copyfile(path, folder / path.name)
+        tokenizer = load_tokenizer(source)
+        special = _special_ids(source, tokenizer)
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+            "torch_dtype": self._stored,
+            **self.architecture.model_dump(),
+            **special,
+        }
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", {"do_sample": False, **special})
+        vocabulary = Vocabulary(ordinary_tokens(tokenizer), special["bos_token_id"])
+        report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
+        weights.write(folder, self.architecture, vocabulary, self.seed, self._stored, report)
+
+
+class HubModel(Model):
+    """A model of the Hugging Face hub. HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN count."""
+
+    repo: str
+    revision: str = "main"  # branch, tag or commit
+
+    def check(self) -> None:
+        super().check()
+        if not REPOSITORY.fullmatch(self.repo):
+            raise ValueError(f"model.repo={self.repo}: allowed is organisation/name")
+
+    def digest(self) -> str:
+        """repo@commit where the hub or its cache on this machine says which commit that is, else repo@revision."""
+        return f"{self.repo}@{_commit(self.repo, self.revision)}"
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path:
+        return _hub_files(self.repo, self.revision, cache_dir, TOKENIZER_FILES)
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        progress(f"model {self.name}: fetching {self.repo}@{self.revision} unless it is there")
+        return _hub_files(self.repo, self.revision, cache_dir, None)
+
+
+class PathModel(Model):
+    """A folder in Hugging Face layout that is there on every node. It is served as it is, not copied."""
+
+    path: str
+
+    def check(self) -> None:
+        super().check()
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"model.path={self.path}: no such folder; allowed is a folder in Hugging Face layout")
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model.path={self.path}: has no config.json; allowed is a folder in Hugging Face layout")
+
+    def digest(self) -> str:
+        """Hash of all its files; a file that was read once is read again only when its size or time has changed."""
+        folder = Path(self.path).expanduser().resolve()
+        known = cache_directory(None) / "digests" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+        return _folder_digest(folder, known)
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path:
+        return Path(self.path).expanduser()
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        self.check()  # it may be there where the plan was made, and not on this node
+        return Path(self.path).expanduser().resolve()
+
+
+class ServedModel(Model):
+    """A model of which only the name is known, under which a running endpoint serves it."""
+
+    def digest(self) -> str:
+        return ""
+
+    def _own_tokenizer(self, cache_dir: Path) -> None:
+        return None
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        raise ValueError(f"model={self.name}: only a name; allowed to launch is a model of conf/model")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, special tokens added as engines add them.
+
+    Raises ValueError if there is neither a tokenizer.json nor the two files of a byte-level BPE.
+    """
+    stamp = tuple(path.stat().st_mtime_ns for path in _tokenizer_files(folder))
+    return _load_tokenizer(folder, stamp)
+
+
+@lru_cache(maxsize=8)
+def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
+    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.is_file():
+        tokenizer = Tokenizer.from_file(str(whole))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+    if not (vocabulary.is_file() and merges.is_file()):
+        raise ValueError(f"model.tokenizer={folder}: has no tokenizer.json; allowed is a folder or repository that has one")
+    # What GPT-2 and OPT repositories have: those come without a tokenizer.json.
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    config = _tokenizer_config(folder)
+    if config.get("add_bos_token"):
+        bos = _text(config["bos_token"])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    return tokenizer
+
+
+def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Ids of the tokens that are printable ASCII text by themselves: not special, not part of a character."""
+    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    ids = [id for id in sorted(tokenizer.get_vocab().values()) if id not in special]
+    texts = tokenizer.decode_batch([[id] for id in ids])
+    return [id for id, text in zip(ids, texts, strict=True) if text.strip() and text.isascii() and text.isprintable()]
+
+
+def _special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """bos_token_id and, where the tokenizer has them, eos_token_id and pad_token_id."""
+    config = _tokenizer_config(folder)
+    found = {
+        f"{kind}_id": tokenizer.token_to_id(_text(config[kind]))
+        for kind in ("bos_token", "eos_token", "pad_token")
+        if config.get(kind)
+    }
+    if "bos_token_id" not in found:
+        raise ValueError(f"model.tokenizer={folder}: has no bos_token; random weights need one")
+    return found
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _text(token: Any) -> str:
+    """Tokenizer configs have a special token as its text or as a mapping around it."""
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _build_once(folder: Path, build: Callable[[Path, Progress], None], progress: Progress) -> Path:
+    """`folder`, made by `build` beside its place and renamed: it is there whole or not at all."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f".{folder.name}.lock"), folder.name, progress):
+        if not folder.is_dir():
+            partial = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+            partial.mkdir()
+            build(partial, progress)
+            partial.rename(folder)
+    return folder
+
+
+@contextmanager
+def _locked(path: Path, what: str, progress: Progress) -> Iterator[None]:
+    """A lock that the kernel takes back from a killed process."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(f"{what}: waiting for the process that is making it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:
+    """The same weights under another tokenizer: a folder of links."""
+    assert tokenizer is not None
+    files = _tokenizer_files(tokenizer)
+    stamp = hashlib.sha256(json.dumps([str(folder), *(_sha256(path) for path in files)]).encode()).hexdigest()[:16]
+
+    def link(partial: Path, _: Progress) -> None:
+        for path in folder.iterdir():
+            if path.name not in TOKENIZER_FILES:
+                (partial / path.name).symlink_to(path.resolve())
+        for path in files:
+            shutil.copyfile(path, partial / path.name)
+
+    return _build_once(cache_dir / "models" / f"{_safe(folder.name)}-tokenizer-{stamp}", link, progress)
+
+
+class _Percent:
+    """Says how far a build is, every few seconds."""
+
+    def __init__(self, what: str, total: int, progress: Progress, every: float = 5.0) -> None:
+        self.what, self.total, self.progress, self.every = what, total, progress, every
+        self.last = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self.last >= self.every or done == self.total:
+            self.last = time.monotonic()
+            self.progress(f"{self.what}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
+
+
+def _hub_files(repo: str, revision: str, cache_dir: Path, names: tuple[str, ...] | None) -> Path:
+    """A snapshot with the named files, or with all that an engine needs; from the cache where the hub is not reached.
+
+    The cache is Hugging Face's own where HF_HOME or HF_HUB_CACHE name one, else under `cache_dir`.
+    """
+    own = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
+    cache = None if own else cache_dir / "hub"
+    try:
+        api = _hub()
+        wanted = _needed([file.rfilename for file in api.model_info(repo, revision=revision).siblings or []])
+        if names is not None:
+            wanted = [name for name in wanted if name in names]
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=cache,
+                endpoint=api.endpoint,
+                token=api.token,
+                allow_patterns=wanted,
+            )
+        )
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.repo={repo}@{revision}: {reason} (a gated model needs HF_TOKEN)") from None
+    except (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        return _cached_snapshot(repo, revision, cache, names, error)
+
+
+def _cached_snapshot(
+    repo: str, revision: str, cache: Path | None, names: tuple[str, ...] | None, unreachable: Exception
+) -> Path:
+    """What an earlier run has fetched."""
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, cache_dir=cache, local_files_only=True))
+    except LocalEntryNotFoundError:
+        folder = None
+    if folder is None or not (names or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
+        raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and no hub ({unreachable})") from None
+    return folder
+
+
+def _needed(files: list[str]) -> list[str]:
+    """Of a repository's files those that engines load: configuration, tokenizer and one format of weights."""
+    top = [file for file in files if "/" not in file]
+    safe = [file for file in top if file.endswith(".safetensors") and not file.startswith("consolidated")]
+    pickled = [file for file in top if file.startswith("pytorch_model") and file.endswith(".bin")]
+    return [file for file in top if file.endswith((".json", ".txt", ".model", ".jinja"))] + (safe or pickled)
+
+
+def _hub() -> HfApi:
+    """The hub as the environment names it. A token from nowhere else: a file in somebody's HOME is not this run's."""
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN") or False)
+
+
+@lru_cache
+def _commit(repo: str, revision: str) -> str:
+    """The commit that a revision means, as the hub says; as it last said, where it is not reached; else the revision."""
+    if COMMIT.fullmatch(revision):
+        return revision
+    remembered = cache_directory(None) / "digests" / "hub.json"
+    known: dict[str, str] = json.loads(remembered.read_text()) if remembered.is_file() else {}
+    key = f"{os.environ.get('HF_ENDPOINT', '')} {repo}@{revision}"
+    try:
+        commit = str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled):
+        return known.get(key, revision)
+    if known.get(key) != commit:
+        _write_json(remembered, known | {key: commit})
+    return commit
+
+
+def _folder_digest(folder: Path, known_path: Path) -> str:
+    known: dict[str, list[Any]] = json.loads(known_path.read_text()) if known_path.is_file() else {}
+    found: dict[str, list[Any]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, status = path.relative_to(folder).as_posix(), path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        before = known.get(name)
+        found[name] = [*stamp, before[2] if before and before[:2] == stamp else _sha256(path)]
+    if found != known:
+        _write_json(known_path, found)
+    content = {name: sha for name, (_, _, sha) in found.items()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: others may be reading it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.rename(path)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]", "-", name)
