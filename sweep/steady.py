@@ -1,17 +1,16 @@
 """The part of a trial in which it was in steady state: found, not assumed, and None where there is none to be found.
 
-Two series are looked at: the output tokens that arrive per bin of time and the requests in flight; in lockstep, one
-series: the tokens per second of each batch. The window
-  * begins where MSER-5 truncates the later-settling of them (White, Cobb & Spratt, "A comparison of five steady-state
-    truncation heuristics for simulation", Proc. Winter Simulation Conf. 2000): at the cut that minimises the standard
-    error of the mean of what remains; a cut in the second half means that the run never settled;
-  * ends with the last send at the latest (what follows is drain), and before that where the same rule, applied from the
-    end backwards, cuts: cooling down is warming up seen in reverse;
-  * must then be stationary: its two halves differ by at most `DRIFT`, or by no more than its own noise explains, which
-    is Heidelberger and Welch's test (Simulation run length control in the presence of an initial transient, Operations
-    Research 31, 1983) with the Cramér-von Mises statistic at 1 %.
-
-What the figures in a window mean is in `metrics`.
+The window
+  * begins when the load has turned over once: as many requests have ended as are typically in flight. Those of the
+    start, which came all at once or found an idle engine, are then gone;
+  * ends with the last send: what follows is drain;
+  * loses whatever else at its ends has not settled, by the marginal standard error rule MSER-5 (White, Cobb & Spratt,
+    "A comparison of five steady-state truncation heuristics for simulation", Proc. Winter Simulation Conf. 2000),
+    forwards and, since cooling down is warming up in reverse, backwards;
+  * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
+    initial transient", Operations Research 31, 1983).
+Looked at are two series: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
+there is one, the tokens per second of each batch, and no drain. What the figures in a window mean is in `metrics`.
 """
 
 import numpy as np
@@ -19,12 +18,12 @@ import numpy as np
 from sweep.metrics import Floats, Mask, Window, batches, measured, service_e2el, succeeded, tokens_per_bin
 from sweep.records import UNKNOWN, Records
 
-BINS = 500  # at most: the window is found to 1/100 of the run (5 bins)
+BINS = 500  # at most
 TOKENS_PER_BIN = 10  # at least: fewer bins where there are fewer tokens
-FEWEST = 10  # means that MSER needs: 10 x 5 bins of time, or 10 batches
-REQUEST_TIMES = 2.0  # the window must hold two typical requests one after the other
-DRIFT = 0.05
-CRAMER_VON_MISES_99 = 0.743  # of a Brownian bridge (Anderson & Darling 1952, table 1)
+FEWEST_MEANS = 10  # that MSER can judge: 10 x 5 bins of time, or 10 batches
+NEGLIGIBLE = 0.01  # of the mean: a standard error that no cut needs to improve on
+DRIFT = 0.05  # of the mean, from one half of the window to the other: what counts as none
+CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
 
 
 def steady_window(records: Records) -> Window:
@@ -38,43 +37,60 @@ def steady_window(records: Records) -> Window:
 
 
 def _of_batches(records: Records, of: Mask) -> Window:
-    """Batches leave one after the other, so time is counted in them and there is nothing to drain."""
     found = batches(records, of)
-    rates = found.output_tokens / found.latency
-    kept = settled([rates], means_of=1)
-    if isinstance(kept, str):
-        return _none(f"{kept} ({rates.size} batches)")
+    if found.latency.size < FEWEST_MEANS:
+        return _none(f"{found.latency.size} whole batches are fewer than {FEWEST_MEANS}")
+    kept = settled([found.output_tokens / found.latency], means_of=1, typical=1)
+    if kept is None:
+        return _none("it never settled")
     last = kept.stop - 1
-    return Window(float(found.begin[kept.start]), float((found.begin + found.latency)[last]), "MSER over batches")
+    return Window(float(found.begin[kept.start]), float(found.begin[last] + found.latency[last]), "MSER over batches")
 
 
 def _of_time(records: Records, of: Mask) -> Window:
-    sent = np.asarray(records.sent)[of]
-    begin, end = float(np.nanmin(sent)), float(np.nanmax(sent))
-    if end <= begin:
-        return _none("all requests were sent at once")
-    tokens = tokens_per_bin(records, of, begin, end - begin, 1)[0]
-    bins = min(BINS, int(tokens / TOKENS_PER_BIN)) // 5 * 5
-    if bins < 5 * FEWEST:
-        return _none(f"{tokens:.0f} tokens before the last send are too few")
+    begin, end = turned_over(records, of), float(np.nanmax(np.asarray(records.sent)[of]))
+    if begin is None or end <= begin:
+        return _none("the last request was sent before the load had turned over once")
+    tokens = int(tokens_per_bin(records, of, begin, end - begin, 1)[0])
+    bins = min(BINS, tokens // TOKENS_PER_BIN) // 5 * 5
+    if bins < 5 * FEWEST_MEANS:
+        return _none(f"{tokens} tokens under the full load are fewer than {5 * FEWEST_MEANS * TOKENS_PER_BIN}")
     width = (end - begin) / bins
-    edges = begin + width * np.arange(bins + 1)
-    kept = settled([tokens_per_bin(records, of, begin, width, bins), in_flight(records, of, edges)], means_of=5)
-    if isinstance(kept, str):
-        return _none(kept)
-    window = Window(float(edges[kept.start]), float(edges[kept.stop]), "MSER-5 over tokens/s and requests in flight")
-    typical = float(np.nanmedian(service_e2el(records)[of]))
-    if edges[kept.stop] - edges[kept.start] < REQUEST_TIMES * typical:
-        return _none(f"what settled is shorter than {REQUEST_TIMES:g} typical requests of {typical:.3g} s")
-    return window
+    edges = begin + width * np.arange(bins + 1, dtype=np.float64)
+    request = float(np.nanmedian(service_e2el(records)[of]))
+    series = [tokens_per_bin(records, of, begin, width, bins), in_flight(records, of, edges)]
+    kept = settled(series, means_of=5, typical=round(request / width))
+    if kept is None:
+        return _none("it never settled")
+    if (kept.stop - kept.start) * width < request:
+        return _none(f"what settled is shorter than a typical request of {request:.3g} s")
+    return Window(float(edges[kept.start]), float(edges[kept.stop]), "MSER-5 over tokens/s and requests in flight")
+
+
+def turned_over(records: Records, of: Mask) -> float | None:
+    """When as many requests have ended as are typically in flight, s from the trial's start; None if never.
+
+    Typical is the median over the time from the first send to the last.
+    """
+    sent, ended = _intervals(records, of)
+    if not sent.size or sent.max() <= sent.min():
+        return None
+    typical = int(np.median(in_flight(records, of, np.linspace(sent.min(), sent.max(), BINS + 1))).round())
+    return float(np.sort(ended)[max(typical, 1) - 1]) if typical <= ended.size else None
 
 
 def in_flight(records: Records, of: Mask, edges: Floats) -> Floats:
     """Mean number of requests in flight (sent, last token not there) between each two edges. Shape (edges - 1,)."""
-    sent = np.asarray(records.sent)[of]
+    sent, ended = _intervals(records, of)
+    return np.diff(_time_since(sent, edges) - _time_since(ended, edges)) / np.diff(edges)
+
+
+def _intervals(records: Records, of: Mask) -> tuple[Floats, Floats]:
+    """Send and last token of the requests `of` that got one, s from the trial's start."""
+    sent = np.asarray(records.sent, np.float64)[of]
     ended = sent + service_e2el(records)[of]
     some = ~np.isnan(ended)
-    return np.diff(_time_since(sent[some], edges) - _time_since(ended[some], edges)) / np.diff(edges)
+    return sent[some], ended[some]
 
 
 def _time_since(events: Floats, at: Floats) -> Floats:
@@ -85,58 +101,55 @@ def _time_since(events: Floats, at: Floats) -> Floats:
     return np.asarray(before * at - sums[before], np.float64)
 
 
-def settled(series: list[Floats], means_of: int) -> slice | str:
-    """The observations in which every series is in steady state, or why there are none.
+def settled(series: list[Floats], means_of: int, typical: int) -> slice | None:
+    """The observations in which every series is in steady state, None if there are none.
 
     Args:
         series: one or more of the same length, in order of time.
         means_of: observations that MSER takes the mean of (5 for MSER-5).
+        typical: observations in the time that a typical request takes: closer ones are not independent.
     """
-    if series[0].size < FEWEST * means_of:
-        return "too short a run"
-    heads = [mser(values, means_of) for values in series]
-    tails = [mser(values[::-1], means_of) for values in series]
-    if None in heads or None in tails:
-        return "it never settled"
-    begin = max(head for head in heads if head is not None)
-    end = series[0].size - max(tail for tail in tails if tail is not None)
-    if end - begin < FEWEST * means_of // 2:
-        return "it never settled"
-    if not all(stationary(values[begin:end]) for values in series):
-        return "it drifted to the end"
-    return slice(begin, end)
+    begin = max(mser(values, means_of) for values in series)
+    end = series[0].size - max(mser(values[::-1], means_of) for values in series)
+    if end - begin < FEWEST_MEANS * means_of // 2:
+        return None
+    return slice(begin, end) if all(stationary(values[begin:end], typical) for values in series) else None
 
 
-def mser(values: Floats, means_of: int = 5) -> int | None:
-    """How many of the first observations to leave out, by the marginal standard error rule; None if too many.
+def mser(values: Floats, means_of: int = 5) -> int:
+    """How many of the first observations to leave out, by the marginal standard error rule.
 
-    d* = argmin over d of Σ_{i>d} (y_i − ȳ_d)² / (n − d)², y being the n means of `means_of` observations each, ȳ_d the
-    mean of those after d. Cuts that leave fewer than five means are not tried. None if d* > n/2.
+    With y the n means of `means_of` observations each, and ȳ_d the mean of those after d, the squared standard error is
+    e(d) = Σ_{i>d} (y_i − ȳ_d)² / (n − d)². The rule proper takes the d ≤ n/2 with the smallest e. Where there is
+    nothing to cut, that is whichever quiet stretch comes last; so this takes the first d with e(d) at most twice the
+    smallest, or √e(d) at most NEGLIGIBLE of the mean.
     """
     n = values.size // means_of
     means = values[: n * means_of].reshape(n, means_of).mean(axis=1)
-    errors = [np.var(means[d:]) / (n - d) for d in range(n - 4)]
-    best = int(np.argmin(errors)) if errors else n
-    return best * means_of if best <= n // 2 else None
+    errors = np.array([np.var(means[d:]) / (n - d) for d in range(n // 2 + 1)])
+    levels = np.array([means[d:].mean() for d in range(n // 2 + 1)])
+    good = (errors <= 2 * errors.min()) | (errors <= (NEGLIGIBLE * levels) ** 2)
+    return int(np.argmax(good)) * means_of
 
 
-def stationary(values: Floats) -> bool:
+def stationary(values: Floats, typical: int) -> bool:
     """Whether the mean does not drift: by at most DRIFT from half to half, or not beyond the noise of the series.
 
     Heidelberger and Welch: B(k) = (S_k − k·ȳ) / √(n·p(0)) is a Brownian bridge if the mean is constant, S_k being the
-    sum of the first k values. p(0), the spectral density at 0, is the variance of the means of √n values, times √n, in
-    the second half, where a transient that was left in does not inflate it.
+    sum of the first k values, and ∫B² is then below CRAMER_VON_MISES_99 in 99 of 100 cases. p(0), the spectral density
+    at 0, is estimated as m times the variance of the means of m values, m being √n and at least `typical`; their
+    variance as half the mean square of successive differences (von Neumann 1941), which a drift does not inflate.
     """
-    n = values.size
-    half = n // 2
-    mean = values.mean()
-    if abs(values[half:].mean() - values[:half].mean()) <= DRIFT * abs(mean):
+    n, mean = values.size, values.mean()
+    halves = values[: n // 2].mean(), values[n // 2 :].mean()
+    if abs(halves[1] - halves[0]) <= DRIFT * abs(mean):
         return True
-    size = max(1, int(np.sqrt(n)))
-    groups = (n - half) // size
-    if groups < 3:
+    size = max(1, int(np.sqrt(n)), typical)
+    groups = n // size
+    if groups < 4:
         return False
-    density = np.var(values[n - groups * size :].reshape(groups, size).mean(axis=1), ddof=1) * size
+    means = values[n - groups * size :].reshape(groups, size).mean(axis=1)
+    density = size * np.mean(np.diff(means) ** 2) / 2
     bridge = np.cumsum(values - mean)
     return bool(np.mean(bridge**2) <= CRAMER_VON_MISES_99 * n * density)
 
