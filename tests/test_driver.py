@@ -1,0 +1,143 @@
+"""The driver's decisions, with an executor that does as it is told: who runs, who is tried again, what is committed."""
+
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from sweep.config import Settings
+from sweep.deployment import Finished, Lost
+from sweep.driver import Driver, exit_status, todo
+from sweep.ledger import Ledger
+from sweep.plan import Deployment, Plan, Trial
+from sweep.progress import Display
+from sweep.store import RunPaths, read_trials
+
+
+class Load(SimpleNamespace):
+    def columns(self):
+        return {"batch_size": self.batch_size, "concurrency": None, "rate": None}
+
+    def describe(self):
+        return f"batches of {self.batch_size}"
+
+    def count(self, num_requests):
+        return num_requests
+
+
+def trial(trial_id):
+    return Trial(trial_id, SimpleNamespace(name="qa", num_requests=1), Load(name="batch", batch_size=1), 0, 1, {}, {})
+
+
+def deployment(name, trials, unavailable=None):
+    backend, model = SimpleNamespace(name=name), SimpleNamespace(name="tiny")
+    return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)
+
+
+def make_plan(*deployments, **settings):
+    config = {
+        "name": "test",
+        "out": "unused",
+        "hardware": {"name": "cpu", "platform": "cpu"},
+        "cluster": {"name": "inline", "kind": "inline"},
+        "tracking": {"name": "none", "kind": "none"},
+        **settings,
+    }
+    return Plan(Settings.model_validate(config), list(deployments), [], [])
+
+
+class Scripted:
+    """Answers each submitted deployment with what the script says: outcomes in order, or a Lost."""
+
+    def __init__(self, script, capacity=1):
+        self.script = {name: deque(runs) for name, runs in script.items()}
+        self.capacity = capacity
+        self.pending = deque()
+        self.submitted = []
+        self.in_flight_max = 0
+
+    def submit(self, work):
+        self.pending.append(work)
+        self.submitted.append((work.deployment.deployment_id, [t.trial_id for t in work.deployment.trials]))
+        self.in_flight_max = max(self.in_flight_max, len(self.pending))
+
+    def events(self):
+        work = self.pending.popleft()
+        outcomes = self.script[work.deployment.deployment_id].popleft()
+        for one, outcome in zip(work.deployment.trials, outcomes, strict=False):
+            if isinstance(outcome, Lost):
+                yield work, outcome
+                return
+            row = {"trial_id": one.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
+            yield work, Finished(one, row | {"outcome": outcome})
+        yield work, None
+
+    def stop_now(self):
+        self.pending.clear()
+
+
+def drive(plan, tmp_path, executor):
+    paths = RunPaths(tmp_path)
+    ledger = Ledger(paths.ledger)
+    driver = Driver(plan, paths, ledger, executor, Display(9, 0, None, Console(quiet=True)), None)
+    driver.run()
+    return paths, ledger
+
+
+def outcomes(ledger):
+    return {trial_id: row["outcome"] for trial_id, row in ledger.rows.items()}
+
+
+def test_every_trial_gets_its_row_in_the_order_of_the_plan(tmp_path):
+    plan = make_plan(deployment("a", ["1", "2"]), deployment("b", ["3"]))
+    paths, ledger = drive(plan, tmp_path, Scripted({"b": [["ok"]], "a": [["ok", "oom_run"]]}))
+    assert [row["trial_id"] for row in read_trials(paths.trials)] == ["1", "2", "3"]
+    assert exit_status(plan, ledger, interrupted=False) == 0
+
+
+def test_a_loss_runs_again_what_has_no_row_and_only_that(tmp_path):
+    executor = Scripted({"a": [["ok", Lost("node died")], ["invalid"]]})
+    plan = make_plan(deployment("a", ["1", "2"]))
+    _, ledger = drive(plan, tmp_path, executor)
+    assert executor.submitted == [("a", ["1", "2"]), ("a", ["2"])]
+    assert outcomes(ledger) == {"1": "ok", "2": "invalid"}
+    assert ledger.rows["2"]["attempt"] == "2"
+    assert exit_status(plan, ledger, interrupted=False) == 1
+
+
+def test_losses_have_a_limit(tmp_path):
+    executor = Scripted({"a": [[Lost("node died")]] * 50})
+    drive(make_plan(deployment("a", ["1"])), tmp_path, executor)
+    assert len(executor.submitted) == 20
+
+
+@pytest.mark.parametrize(("retry", "again"), [("once", ["2"]), ("none", None)])
+def test_the_next_run_tries_failures_again_unless_forbidden(tmp_path, retry, again):
+    plan = make_plan(deployment("a", ["1", "2", "3"]), retry=retry)
+    drive(plan, tmp_path, Scripted({"a": [["ok", "engine_crashed", "oom_run"]]}))
+    left = todo(plan, Ledger(tmp_path / "ledger.jsonl"))
+    assert [[t.trial_id for t in d.trials] for d in left] == ([again] if again else [])
+
+
+def test_what_cannot_run_here_has_rows_without_being_submitted(tmp_path):
+    executor = Scripted({"a": [["ok"]]})
+    plan = make_plan(deployment("gpu", ["1"], unavailable="no docker: install it"), deployment("a", ["2"]))
+    _, ledger = drive(plan, tmp_path, executor)
+    assert executor.submitted == [("a", ["2"])]
+    assert ledger.rows["1"]["outcome"] == "unavailable"
+    assert ledger.rows["1"]["reason"] == "no docker: install it"
+    assert exit_status(plan, ledger, interrupted=False) == 0
+
+
+def test_trials_parquet_holds_the_present_plan_only(tmp_path):
+    drive(make_plan(deployment("a", ["1", "2"])), tmp_path, Scripted({"a": [["ok", "ok"]]}))
+    paths, ledger = drive(make_plan(deployment("a", ["2", "3"])), tmp_path, Scripted({"a": [["ok"]]}))
+    assert [row["trial_id"] for row in read_trials(paths.trials)] == ["2", "3"]
+    assert set(ledger.rows) == {"1", "2", "3"}, "nothing is lost: the old row is still in the ledger"
+
+
+def test_no_more_is_in_flight_than_the_cluster_has_room_for(tmp_path):
+    executor = Scripted({name: [["ok"]] for name in "abcd"}, capacity=2)
+    drive(make_plan(*(deployment(name, [name]) for name in "abcd")), tmp_path, executor)
+    assert executor.in_flight_max == 2
