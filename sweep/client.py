@@ -1,0 +1,404 @@
+"""One trial's requests sent to an endpoint by a process of its own: `measure` starts it, watches it, reads what it wrote.
+
+This is the orchestrator's side: it writes the job into a folder (the bytes of every request, built before the clock),
+starts one or more `sweep.client_main` processes, and merges their rows into Records. What is measured, and how, is
+in `client_main`, `connection` and `wire`.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+from sweep import wire
+from sweep.client_main import ROW
+from sweep.records import Record, Records, Request, Schedule
+from sweep.wire import Target, Timeouts
+
+__all__ = [
+    "ClientDied",
+    "ClientReport",
+    "Measurement",
+    "Progress",
+    "Target",
+    "Timeouts",
+    "limited",
+    "measure",
+]
+
+HEAD_START = 0.02  # s between the word "go" and the start of the clock, so that all processes have it in time
+STREAMS_A_PROCESS = 2048  # with processes="auto"
+LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
+BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
+
+
+class ClientDied(RuntimeError):
+    """The measuring process ended without its results: killed, out of memory, or an error of ours (in the message)."""
+
+
+class Progress(NamedTuple):
+    """Where a run stands, in requests, warm-up included."""
+
+    done: int
+    failed: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientReport:
+    """What the client says about itself, over the measured part of the trial."""
+
+    processes: int
+    cpu: float  # share of a core that the busiest client process used
+    cpu_seconds: float  # of all client processes
+    loop_lag_p50: float  # s by which the event loop was late
+    loop_lag_p99: float
+    offered: int  # requests that the load wanted sent
+    sent: int  # requests whose first byte was written to a socket
+    reads: int
+    multi_event_reads: int  # reads that held several token events of a prompt: they share one stamp
+    stamp_source: Literal["kernel", "user", "mixed", "none", "engine"]
+    connections: int  # opened in all
+    clock_steps: int  # jumps of the wall clock by more than 1 ms: stamps within a second of one may be off by it
+    peak_memory_bytes: int  # of the largest client process
+    stopped: str | None = None  # why the trial was stopped early
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one trial brought: Records in the order of the requests, warm-up first."""
+
+    records: Records
+    report: ClientReport
+    start_monotonic: float  # s on CLOCK_MONOTONIC: what the Records' times count from
+
+
+def measure(
+    target: Target,
+    warmup: Sequence[Request],
+    requests: Sequence[Request],
+    schedule: Schedule,
+    *,
+    folder: Path,
+    cpus: set[int] | None = None,
+    processes: int | Literal["auto"] = 1,
+    timeouts: Timeouts | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    on_start: Callable[[float], None] = lambda start: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Measurement:
+    """Send the warm-up and then the requests as the schedule says, and return a Record of each request that was due.
+
+    The warm-up is sent in the same way before the clock starts; its Records have phase "warmup" and negative times.
+    `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, some 20 ms before
+    it; `should_stop` about ten times a second: when it gives a reason, requests on their way end with the error
+    "cancelled: <reason>" and nothing more is sent. `folder` is created for the job's files; the Records do not need it
+    afterwards. With several `processes` requests and users are dealt out in turn, and a cap on requests in flight is
+    shared out among them; lockstep needs one process. Raises ValueError for what cannot be sent, ClientDied.
+    """
+    if target.api_key_env and target.api_key_env not in os.environ:
+        raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
+    parts = _parts(processes, schedule, len(requests), cpus)
+    _write_job(folder, target, warmup, requests, schedule, parts, cpus, timeouts or Timeouts())
+    watch = _Watch(should_stop, on_start, on_progress)
+    with _clients(folder, parts) as clients:
+        finals = watch.until_done(clients)
+    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), watch.start)
+    return Measurement(records, _report(folder, finals, watch.stopped), watch.start / 1e9)
+
+
+def limited(report: ClientReport, records: Records) -> str | None:
+    """Why the client, not the engine, set this trial's figures, with the remedy; None where it kept up.
+
+    The client is the bottleneck when a process of it used more than 90 % of a core, or when its own delay of the sends
+    (lag = sent − max(scheduled, released), p99) exceeds a tenth of the median time to the first token and 5 ms, with
+    50 µs allowed for each of the requests that were due together, since they leave one after another; or, where
+    stamps are taken by the process instead of the kernel, when its event loop was late by as much (p99).
+    """
+    remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
+    if report.cpu > LARGEST_CPU_SHARE:
+        return f"a client process used {report.cpu:.0%} of a core: {remedy}"
+    measured = [i for i in range(len(records)) if records.phase[i] == "measured" and records.error[i] is None]
+    if not measured:
+        return None
+    ttft = _quantile([records.chunk_us[records.offsets[i]] / 1e6 for i in measured], 0.5)
+    lag = _quantile([records.sent[i] - max(records.scheduled[i], records.released[i]) for i in measured], 0.99)
+    burst = max(Counter(int(records.released[i] * 100) for i in measured).values())
+    allowed = max(0.005, 0.1 * ttft)
+    if lag > max(allowed, BURST_COST * burst):
+        return f"requests left {lag * 1e3:.1f} ms late (p99), allowed are {allowed * 1e3:.1f} ms: {remedy}"
+    if report.stamp_source not in ("kernel", "engine") and report.loop_lag_p99 > allowed:
+        late = report.loop_lag_p99 * 1e3
+        return f"stamps are the client's own and its loop was {late:.1f} ms late (p99): {remedy}"
+    return None
+
+
+# -- the job folder
+
+
+def _parts(processes: int | Literal["auto"], schedule: Schedule, requests: int, cpus: set[int] | None) -> int:
+    """How many client processes there will be: never more than streams, and one where batches move in step."""
+    streams = min(schedule.concurrency or requests, requests)
+    if schedule.mode == "lockstep" or streams <= 1:
+        return 1
+    if processes == "auto":
+        available = len(cpus or os.sched_getaffinity(0))
+        return min(available, -(-streams // STREAMS_A_PROCESS))
+    if processes < 1:
+        raise ValueError(f"client.processes={processes}: allowed are 'auto' and whole numbers from 1")
+    return min(processes, streams)
+
+
+def _write_job(
+    folder: Path,
+    target: Target,
+    warmup: Sequence[Request],
+    requests: Sequence[Request],
+    schedule: Schedule,
+    parts: int,
+    cpus: set[int] | None,
+    timeouts: Timeouts,
+) -> None:
+    """Everything the client needs, as files: job.json, the calls' bytes with an index, arrays of times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = (schedule.batch_size or 1) if target.batch_form == "list" and schedule.mode == "lockstep" else 1
+    offsets, prompts = array("Q", [0]), array("I")
+    warmup_calls = 0
+    with (folder / "requests").open("wb") as file:
+        for phase in (warmup, requests):
+            for begin in range(0, len(phase), size):
+                batch = phase[begin : begin + size]
+                offsets.append(offsets[-1] + file.write(wire.call(target, batch)))
+                prompts.append(len(batch))
+            if phase is warmup:
+                warmup_calls = len(prompts)
+    (folder / "requests.index").write_bytes(offsets.tobytes())
+    (folder / "prompts").write_bytes(prompts.tobytes())
+    for name in ("due", "think", "start"):
+        values: array[float] | None = getattr(schedule, name)
+        if values is not None:
+            (folder / name).write_bytes(values.tobytes())
+    plain = {name: getattr(schedule, name) for name in ("mode", "batch_size", "concurrency", "duration")}
+    job = {
+        "target": {**asdict(target), "extra_body": {}},  # it is in the requests' bytes already
+        "timeouts": asdict(timeouts),
+        "schedule": plain,
+        "warmup_calls": warmup_calls,
+        "parts": parts,
+        "cpus": sorted(cpus) if cpus else None,
+    }
+    (folder / "job.json").write_text(json.dumps(job, indent=1))
+
+
+# -- the processes
+
+
+class _Client(NamedTuple):
+    process: "subprocess.Popen[bytes]"
+    stdin: BinaryIO
+    stdout: BinaryIO
+    stderr: Path
+
+
+@contextlib.contextmanager
+def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
+    """The client processes; whatever happens, none is left behind."""
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    clients: list[_Client] = []
+    try:
+        for part in range(parts):
+            stderr = folder / f"client.{part}.stderr"
+            with stderr.open("wb") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "sweep.client_main", str(folder), str(part)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=file,
+                    env=environment,
+                )
+            assert process.stdin is not None
+            assert process.stdout is not None
+            clients.append(_Client(process, process.stdin, process.stdout, stderr))
+        yield clients
+    finally:
+        for client in clients:
+            client.process.kill()
+            client.process.wait()
+            client.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                client.stdin.close()
+
+
+class _Watch:
+    """The conversation with the client processes, from their start to the last one's report."""
+
+    def __init__(
+        self,
+        should_stop: Callable[[], str | None],
+        on_start: Callable[[float], None],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._should_stop, self._on_start, self._on_progress = should_stop, on_start, on_progress
+        self.start = time.monotonic_ns()
+        self.stopped: str | None = None
+        self._ready: set[int] = set()
+        self._progress: dict[int, Progress] = {}
+        self._finals: dict[int, dict[str, Any]] = {}
+
+    def until_done(self, clients: list[_Client]) -> list[dict[str, Any]]:
+        """What each process says about itself at its end, in their order."""
+        lines = [b""] * len(clients)
+        with selectors.DefaultSelector() as selector:
+            for part, client in enumerate(clients):
+                selector.register(client.stdout, selectors.EVENT_READ, part)
+            while len(self._finals) < len(clients):
+                for key, _ in selector.select(0.1):
+                    part = key.data
+                    data = os.read(key.fd, 65536)
+                    if not data and part not in self._finals:
+                        raise _died(clients[part])
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    *whole, lines[part] = (lines[part] + data).split(b"\n")
+                    for line in whole:
+                        self._heard(part, json.loads(line), clients)
+                self._poll(clients)
+        return [self._finals[part] for part in range(len(clients))]
+
+    def _heard(self, part: int, word: dict[str, Any], clients: list[_Client]) -> None:
+        if word["event"] == "ready":
+            self._ready.add(part)
+            if len(self._ready) == len(clients):
+                self.start = time.monotonic_ns() + int(HEAD_START * 1e9)
+                _tell(clients, go=self.start)
+                self._on_start(self.start / 1e9)
+        elif word["event"] == "progress":
+            self._progress[part] = Progress(word["done"], word["failed"], word["in_flight"])
+            self._on_progress(Progress(*map(sum, zip(*self._progress.values(), strict=True))))
+        else:
+            self._finals[part] = word
+
+    def _poll(self, clients: list[_Client]) -> None:
+        if self.stopped is None:
+            self.stopped = self._should_stop()
+            if self.stopped is not None:
+                _tell(clients, stop=self.stopped)
+
+
+def _tell(clients: list[_Client], **words: object) -> None:
+    for client in clients:
+        with contextlib.suppress(BrokenPipeError):  # it has died: its stdout will say so
+            client.stdin.write(json.dumps(words).encode() + b"\n")
+            client.stdin.flush()
+
+
+def _died(client: _Client) -> ClientDied:
+    status = client.process.wait()
+    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    lines = client.stderr.read_text("utf-8", "replace").strip().splitlines()
+    return ClientDied(f"the measuring process ended without its results ({how})" + (f": {lines[-1]}" if lines else ""))
+
+
+# -- what they wrote
+
+
+class _Part(NamedTuple):
+    rows: bytes
+    us: BinaryIO
+    tokens: BinaryIO
+    texts: list[str]
+
+
+def _read_records(folder: Path, parts: int, requests: list[Request], warmup: int, start: int) -> Records:
+    """The rows of all processes as Records in the order of the requests; those that were never due have none."""
+    where: dict[int, tuple[int, int, int]] = {}  # record -> (part, offset of its row, its first chunk)
+    files: list[_Part] = []
+    with contextlib.ExitStack() as stack:
+        for part in range(parts):
+            rows = (folder / f"rows.{part}").read_bytes()
+            us = stack.enter_context((folder / f"chunk_us.{part}").open("rb"))
+            tokens = stack.enter_context((folder / f"chunk_tokens.{part}").open("rb"))
+            files.append(_Part(rows, us, tokens, json.loads((folder / f"texts.{part}.json").read_text())))
+            chunk = 0
+            for offset in range(0, len(rows), ROW.size):
+                row = ROW.unpack_from(rows, offset)
+                where[row[0]] = (part, offset, chunk)
+                chunk += row[5]
+        records = Records()
+        for number, request in enumerate(requests):
+            if number in where:
+                part, offset, chunk = where[number]
+                phase: Literal["warmup", "measured"] = "warmup" if number < warmup else "measured"
+                records.append(_record(files[part], offset, chunk, request, phase, start))
+    return records
+
+
+def _record(
+    part: _Part, offset: int, chunk: int, request: Request, phase: Literal["warmup", "measured"], start: int
+) -> Record:
+    row = ROW.unpack_from(part.rows, offset)
+    _, batch, scheduled, released, sent, chunks, input_tokens, output_tokens, finish, error = row
+    us, tokens = array("I"), array("H")
+    part.us.seek(chunk * us.itemsize)
+    us.frombytes(part.us.read(chunks * us.itemsize))
+    part.tokens.seek(chunk * tokens.itemsize)
+    tokens.frombytes(part.tokens.read(chunks * tokens.itemsize))
+    return Record(
+        request_id=request.request_id,
+        phase=phase,
+        scheduled=(scheduled - start) / 1e9,
+        released=(released - start) / 1e9,
+        sent=(sent - start) / 1e9,
+        chunk_us=us,
+        chunk_tokens=tokens,
+        input_tokens=input_tokens if input_tokens >= 0 else request.input_tokens,
+        output_tokens=output_tokens,
+        batch=batch,
+        finish_reason=part.texts[finish] if finish >= 0 else None,
+        error=part.texts[error] if error >= 0 else None,
+    )
+
+
+def _report(folder: Path, finals: list[dict[str, Any]], stopped: str | None) -> ClientReport:
+    lags = array("f")
+    for part in range(len(finals)):
+        lags.frombytes((folder / f"lags.{part}").read_bytes())
+    kernel, user = (sum(final[name] for final in finals) for name in ("kernel_stamps", "user_stamps"))
+    source: Literal["kernel", "user", "mixed", "none"] = "none"
+    if kernel or user:
+        source = "mixed" if kernel and user else "kernel" if kernel else "user"
+    return ClientReport(
+        processes=len(finals),
+        cpu=max(final["cpu_seconds"] / max(final["wall_seconds"], 1e-3) for final in finals),
+        cpu_seconds=sum(final["cpu_seconds"] for final in finals),
+        loop_lag_p50=_quantile(lags, 0.5),
+        loop_lag_p99=_quantile(lags, 0.99),
+        offered=sum(final["offered"] for final in finals),
+        sent=sum(final["sent"] for final in finals),
+        reads=sum(final["reads"] for final in finals),
+        multi_event_reads=sum(final["multi_event_reads"] for final in finals),
+        stamp_source=source,
+        connections=sum(final["connections"] for final in finals),
+        clock_steps=max(final["clock_steps"] for final in finals),
+        peak_memory_bytes=max(final["peak_memory_bytes"] for final in finals),
+        stopped=stopped,
+    )
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share of the values does not exceed (nearest rank); 0 where there are none."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

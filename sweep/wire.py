@@ -1,0 +1,492 @@
+"""What goes over the wire: request bytes out of Requests, and the tokens, counts and errors of an answer's bytes.
+
+Pure: no sockets and no clock (every stamp is handed in), so that a recorded stream cut at any byte gives the same
+Records. HTTP framing is `connection`'s; here begins what is inside the body. Standard library only.
+
+A Record's error is "kind: detail". The kinds:
+
+    connect              no connection: refused, not resolved, TLS failed, or none within the time-out
+    reset                the connection was reset, or another socket error
+    closed               the server ended the connection or the stream before its answer was complete
+    status               an HTTP status other than 200; a Retry-After is in the detail as retry_after=...
+    engine               an error event inside a stream that began with status 200
+    protocol             the answer is not what the API promises: no event stream, no JSON, broken HTTP
+    empty                the answer ended properly without one token
+    timeout_first_token  no token within `Timeouts.first_token` of the send
+    timeout_between      no token within `Timeouts.between_tokens` of the last one
+    timeout_total        the answer was not complete within `Timeouts.total` of the send
+    cancelled            the trial was stopped; the detail says why
+
+A request that has an error keeps the chunks that came before it.
+"""
+
+import json
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from sweep.records import UNKNOWN, Request
+
+Api = Literal["completions", "chat", "tgi"]
+BatchForm = Literal["list", "streams"]
+
+PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
+LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
+LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
+MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_NUMBER = re.compile(rb"\s*(\d+)")
+_DIGITS = b"0123456789"
+_BACKSLASH = 0x5C
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits on one request in s; the client looks about ten times a second."""
+
+    connect: float = 10.0
+    first_token: float = 600.0  # from the send
+    between_tokens: float = 120.0
+    total: float = 3600.0  # from the send
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "first_token", "between_tokens", "total"):
+            value = getattr(self, name)
+            if not 0 < value <= 4200:  # chunk stamps are uint32 µs: 4,294 s
+                raise ValueError(f"timeouts.{name}={value}: allowed are 0 < s <= 4200")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The endpoint under test and the dialect it speaks."""
+
+    url: str  # http(s)://host[:port][/base], with or without a trailing /v1
+    model: str  # as the server calls it
+    api: Api = "completions"
+    batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
+    continuous_usage: bool = False  # ask for usage in every chunk
+    token_ids: bool = True  # takes prompts as token ids
+    ignore_eos: bool = False  # send ignore_eos, so that every answer has exactly the tokens asked for
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to each body; null takes a key out
+    headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
+    api_key_env: str | None = None  # NAME of the environment variable that holds the key; sent as a bearer token
+    verify_tls: bool = True
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"url={self.url!r}: allowed is http(s)://host[:port][/path]")
+        if parts.username or parts.password:
+            raise ValueError("url: holds credentials; give the name of an environment variable as api_key_env instead")
+        if self.api not in PATHS:
+            raise ValueError(f"api={self.api!r}: allowed are {', '.join(PATHS)}")
+        if self.batch_form == "list" and self.api != "completions":
+            raise ValueError(f"batch_form='list' with api={self.api!r}: only completions takes a list of prompts")
+        for name, value in self.headers.items():
+            if not _HEADER_NAME.fullmatch(name) or not value.isprintable() or not value.isascii():
+                raise ValueError(f"headers: {name!r} is not an HTTP header")
+
+    @property
+    def path(self) -> str:
+        base = urlsplit(self.url).path.rstrip("/")
+        path = PATHS[self.api]
+        return base + path.removeprefix("/v1") if base.endswith("/v1") else base + path
+
+    @property
+    def tls(self) -> bool:
+        return urlsplit(self.url).scheme == "https"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def head(target: Target, key: str | None) -> bytes:
+    """The part of a request's head that all requests share; what `call` gives follows it on the wire."""
+    lines = [
+        f"POST {target.path} HTTP/1.1",
+        f"Host: {urlsplit(target.url).netloc}",
+        "User-Agent: llm-sweep",
+        "Accept: text/event-stream",
+        "Content-Type: application/json",
+        *(f"{name}: {value}" for name, value in target.headers.items()),
+    ]
+    if key is not None:
+        if not key.isprintable() or not key.isascii():
+            raise ValueError(f"the value of {target.api_key_env} cannot go into a header")
+        lines.append(f"Authorization: Bearer {key}")
+    return ("\r\n".join(lines) + "\r\n").encode("ascii")
+
+
+def call(target: Target, requests: Sequence[Request]) -> bytes:
+    """The rest of one HTTP call, from its x-request-id on: one request, or a lockstep batch as a list of prompts."""
+    first = requests[0]
+    if not _REQUEST_ID.fullmatch(first.request_id):
+        raise ValueError(f"request_id={first.request_id!r}: allowed are letters, digits and ._:/-")
+    for request in requests:
+        if not target.token_ids and not isinstance(request.prompt, str):
+            raise ValueError(f"request {request.request_id}: this backend takes no token ids; give the prompt as text")
+    content = _tgi_body(target, requests) if target.api == "tgi" else _openai_body(target, requests)
+    for key, value in target.extra_body.items():
+        if value is None:
+            content.pop(key, None)
+        else:
+            content[key] = value
+    body = json.dumps(content, separators=(",", ":")).encode("ascii")
+    lines = f"x-request-id: {first.request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return lines.encode("ascii") + body
+
+
+def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
+    limit = max(request.output_tokens for request in requests)
+    if any(request.output_tokens != limit for request in requests):
+        raise ValueError("a list of prompts shares one max_tokens: give all requests of a batch the same output_tokens")
+    options = {"include_usage": True}
+    if target.continuous_usage:
+        options["continuous_usage_stats"] = True
+    content: dict[str, Any] = {
+        "model": target.model,
+        "max_tokens": limit,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": options,
+    }
+    if target.ignore_eos:
+        content["ignore_eos"] = True
+    if target.api == "chat":
+        if not isinstance(requests[0].prompt, str):
+            raise ValueError(f"request {requests[0].request_id}: chat takes text, not token ids")
+        content["messages"] = [{"role": "user", "content": requests[0].prompt}]
+    else:
+        prompts = [request.prompt for request in requests]
+        content["prompt"] = prompts if target.batch_form == "list" else prompts[0]
+    return content
+
+
+def _tgi_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
+    request = requests[0]
+    if not isinstance(request.prompt, str):
+        raise ValueError(f"request {request.request_id}: TGI takes text, not token ids")
+    # do_sample is true by default where parameters leave it out; details carry the counts. TGI has no ignore_eos.
+    parameters = {"max_new_tokens": request.output_tokens, "do_sample": False, "details": True}
+    return {"inputs": request.prompt, "parameters": parameters}
+
+
+class Stream:
+    """The answer to one prompt, as far as it has come."""
+
+    __slots__ = ("chunk_tokens", "chunk_us", "finish_reason", "input_tokens", "output_tokens", "seen")
+
+    def __init__(self) -> None:
+        self.chunk_us = array("I")
+        self.chunk_tokens = array("H")
+        self.seen = 0  # completion tokens by the stream's own running count
+        self.input_tokens = UNKNOWN
+        self.output_tokens = UNKNOWN
+        self.finish_reason: str | None = None
+
+    @property
+    def total(self) -> int:
+        """Output tokens by the server's final usage, else what the chunks add up to."""
+        return self.output_tokens if self.output_tokens != UNKNOWN else sum(self.chunk_tokens)
+
+
+class Answer:
+    """Reads one call's answer: feed it the status, headers and body with their stamps, then ask for its Streams.
+
+    A token event costs a few byte searches: the first one is parsed as JSON and its bytes before and after the text
+    are kept with the digits taken out; an event that is the same but for the text and digits is the same JSON
+    (`_learn` says when that holds), and every other event is parsed as JSON again.
+    """
+
+    __slots__ = (
+        "_carry",
+        "_count_from",
+        "_head",
+        "_is_stream",
+        "_marker",
+        "_retry_after",
+        "_tail",
+        "api",
+        "chunks",
+        "completed",
+        "ended",
+        "error",
+        "last_token",
+        "sent",
+        "status",
+        "streams",
+    )
+
+    def __init__(self, api: Api, prompts: int = 1) -> None:
+        self.api = api
+        self.streams = [Stream() for _ in range(prompts)]
+        self.sent = 0  # ns, when the first byte of the request was written
+        self.last_token = 0  # ns, arrival of the latest token; 0: none yet
+        self.completed = 0  # ns, arrival of the end of the body; 0: it never came
+        self.chunks = 0  # token events so far, of all streams
+        self.status = 0
+        self.ended = False  # the end mark of the stream has come, or every stream has finished
+        self.error: str | None = None
+        self._is_stream = False
+        self._retry_after: str | None = None
+        self._carry = b""
+        self._marker = b""  # b'"text":"' or the like; empty: nothing learnt yet
+        self._head = b""  # an event up to its text, without digits
+        self._tail = b""  # the same from the quote that ends the text
+        self._count_from = b""  # where the event says how many tokens: b"" = one if there is text
+
+    # -- what the connection calls
+
+    def header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-type":
+            self._is_stream = value.lower().startswith(b"text/event-stream")
+        elif name == b"retry-after":
+            self._retry_after = value.decode("latin-1").strip()
+
+    def body(self, data: bytes, arrived: int) -> None:
+        """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
+        if self._carry:
+            data = self._carry + data
+        if not self._is_stream or self.status != 200:
+            self._carry = data[: 64 << 10]  # an error's message, read when it is complete
+            return
+        held = b""
+        if b"\r" in data:  # lines may end in CR LF; a CR at the cut waits for what follows
+            if data.endswith(b"\r"):
+                data, held = data[:-1], b"\r"
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        end = data.rfind(b"\n\n")
+        if end < 0:
+            self._carry = data + held
+            if len(data) > LARGEST_EVENT:
+                self.fail(f"protocol: {len(data)} bytes without the end of an event")
+                self._carry = b""
+            return
+        self._carry = data[end + 2 :] + held
+        for event in data[:end].split(b"\n\n"):
+            self._event(event, arrived)
+
+    def complete(self, arrived: int) -> None:
+        """The body has ended as HTTP wants it."""
+        self.completed = arrived
+        if self.status != 200:
+            self.fail(self._status_error())
+            return
+        if not self._is_stream:
+            self.fail(f"protocol: not an event stream: {_message(self._carry)}")
+            return
+        rest = self._carry.replace(b"\r", b"\n").strip(b"\n")
+        self._carry = b""
+        if rest:  # some servers leave the last blank line out
+            self._event(rest, arrived)
+        if not self.ended and not all(stream.finish_reason for stream in self.streams):
+            self.fail("closed: the stream ended without its end mark")
+
+    def fail(self, error: str) -> None:
+        """Note what went wrong; the first error is the one that counts."""
+        if self.error is None:
+            self.error = error
+
+    def error_of(self, stream: Stream) -> str | None:
+        """A stream that had finished before the call failed is not touched by that."""
+        if self.error is not None and stream.finish_reason is None:
+            return self.error
+        if not stream.chunk_us:
+            return self.error or "empty: the stream ended without a token"
+        return None
+
+    # -- events
+
+    def _event(self, event: bytes, arrived: int) -> None:
+        if self._marker:
+            start = event.find(self._marker) + len(self._marker)
+            end = event.find(b'"', start)
+            if (
+                event[end - 1] != _BACKSLASH
+                and event[:start].translate(None, _DIGITS) == self._head
+                and event[end:].translate(None, _DIGITS) == self._tail
+            ):
+                index = self._number(event, b'"index":') if len(self.streams) > 1 else 0
+                if index >= len(self.streams):
+                    return self._parse(event, arrived)
+                stream = self.streams[index]
+                if self._count_from == b"":
+                    tokens = 1 if end > start else 0
+                elif self._count_from == b'"completion_tokens":':
+                    seen = self._number(event, self._count_from)
+                    tokens, stream.seen = seen - stream.seen, seen
+                else:
+                    tokens = 1
+                if tokens > 0:
+                    self._token(stream, tokens, arrived)
+                return
+        self._parse(event, arrived)
+
+    @staticmethod
+    def _number(event: bytes, key: bytes) -> int:
+        match = _NUMBER.match(event, event.rfind(key) + len(key))
+        assert match is not None  # learnt only from events that have it
+        return int(match[1])
+
+    def _token(self, stream: Stream, tokens: int, arrived: int) -> None:
+        since = (arrived - self.sent) // 1000
+        stream.chunk_us.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
+        stream.chunk_tokens.append(tokens if tokens < MOST_TOKENS else MOST_TOKENS)
+        self.last_token = arrived
+        self.chunks += 1
+
+    def _parse(self, event: bytes, arrived: int) -> None:
+        """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+        name, lines = b"", []
+        for line in event.split(b"\n"):
+            key, _, value = line.partition(b":")
+            if key == b"data":
+                lines.append(value.removeprefix(b" "))
+            elif key == b"event":
+                name = value.strip()
+        data = b"\n".join(lines)
+        if not data.strip():  # a comment, a ping, a lone id or retry
+            return
+        if data.strip() == b"[DONE]":
+            self.ended = True
+            return
+        try:
+            content = json.loads(data)
+        except ValueError:
+            self.fail(f"protocol: an event is not JSON: {_message(data)}")
+            return
+        if not isinstance(content, dict):
+            self.fail(f"protocol: an event is not an object: {_message(data)}")
+        elif name == b"error" or content.get("error") or content.get("object") == "error":
+            self.fail(f"engine: {_message(data)}")
+        else:
+            read = self._tgi_event if self.api == "tgi" else self._openai_event
+            try:
+                read(content, event, arrived)
+            except (AttributeError, TypeError, ValueError) as error:
+                self.fail(f"protocol: an event of unexpected shape ({error}): {_message(data)}")
+
+    def _openai_event(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
+        usage = content.get("usage") or {}
+        choices = content.get("choices") or []
+        for choice in choices:
+            index = choice.get("index") or 0
+            if len(self.streams) == 1:
+                index = 0
+            if not 0 <= index < len(self.streams):
+                self.fail(f"protocol: choice index {index} of a call with {len(self.streams)} prompts")
+                continue
+            stream = self.streams[index]
+            keys = _text_keys(choice, self.api)
+            tokens, count_from = _count(choice, usage, stream, bool(keys))
+            if tokens > 0:
+                self._token(stream, tokens, arrived)
+            if choice.get("finish_reason"):
+                stream.finish_reason = str(choice["finish_reason"])
+            elif len(choices) == 1 and len(keys) == 1:
+                self._learn(event, keys[0], count_from)
+        if usage:
+            self._usage(usage, choices)
+
+    def _usage(self, usage: dict[str, Any], choices: list[dict[str, Any]]) -> None:
+        """Usage beside one choice is that prompt's; usage alone is the call's, so a sum if there are several prompts."""
+        if len(self.streams) == 1:
+            stream = self.streams[0]
+        elif len(choices) == 1 and 0 <= (choices[0].get("index") or 0) < len(self.streams):
+            stream = self.streams[choices[0].get("index") or 0]
+        else:
+            return
+        if isinstance(usage.get("prompt_tokens"), int):
+            stream.input_tokens = usage["prompt_tokens"]
+        final = not choices or stream.finish_reason is not None  # until then it is a running count
+        if final and isinstance(usage.get("completion_tokens"), int):
+            stream.output_tokens = usage["completion_tokens"]
+
+    def _tgi_event(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
+        stream = self.streams[0]
+        if content.get("token"):
+            self._token(stream, 1, arrived)
+        details = content.get("details") or {}
+        if details or content.get("generated_text") is not None:
+            stream.finish_reason = str(details.get("finish_reason") or "unknown")
+            stream.output_tokens = details.get("generated_tokens", UNKNOWN)
+            stream.input_tokens = details.get("input_length", UNKNOWN)
+            self.ended = True
+        elif content.get("token"):
+            self._learn(event, "text", b"token")
+
+    def _learn(self, event: bytes, key: str, count_from: bytes) -> None:
+        """Keep this event's shape, if an event of the same shape is sure to mean the same.
+
+        It is when the key is in it once, with its value, as is every number the short cut reads: a key in quotes
+        cannot hide inside a JSON string, where quotes are escaped; the closing quote of the text is the first one
+        that has no backslash before it; and with the digits taken out everything around it is the same JSON but for
+        numbers. (Empty and one-element lists of numbers look alike so: token ids are counted by the long way.)
+        """
+        self._marker = b""
+        if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in event:
+            return
+        if count_from.startswith(b'"') and event.count(count_from) != 1:
+            return
+        if len(self.streams) > 1 and event.count(b'"index":') != 1:
+            return
+        for marker in (b'"%s":"' % key.encode(), b'"%s": "' % key.encode()):
+            if event.count(marker) == 1:
+                start = event.find(marker) + len(marker)
+                end = event.find(b'"', start)
+                if event[end - 1] == _BACKSLASH:
+                    return
+                self._marker, self._count_from = marker, count_from
+                self._head = event[:start].translate(None, _DIGITS)
+                self._tail = event[end:].translate(None, _DIGITS)
+
+    def _status_error(self) -> str:
+        error = f"status: {self.status}"
+        if self._retry_after:
+            error += f" retry_after={self._retry_after[:40]}"
+        return f"{error} {_message(self._carry)}".rstrip()
+
+
+def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
+    """The keys of a choice under which it carries text (or a tool call, which is tokens as well)."""
+    if api == "completions":
+        return ["text"] if choice.get("text") else []
+    delta = choice.get("delta") or {}
+    return [key for key in ("content", "reasoning_content", "reasoning", "refusal", "tool_calls") if delta.get(key)]
+
+
+def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: bool) -> tuple[int, bytes]:
+    """Tokens that came with this choice, and where that is written: running usage, else token ids, else one for text."""
+    seen = usage.get("completion_tokens")
+    if isinstance(seen, int):
+        tokens, stream.seen = max(0, seen - stream.seen), max(seen, stream.seen)
+        return tokens, b'"completion_tokens":'
+    ids = choice.get("token_ids")
+    if isinstance(ids, list):
+        return len(ids), b'"token_ids":'
+    return (1 if text else 0), b""
+
+
+def _message(data: bytes) -> str:
+    """A server's own words for an error, in one line."""
+    text = data.decode("utf-8", "replace")
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        error = content.get("error", content)
+        if isinstance(error, dict):
+            code = error.get("code") or error.get("type") or error.get("http_status_code") or ""
+            text = f"{code} {error.get('message', json.dumps(error))}"
+        else:
+            text = f"{content.get('error_type', '')} {error}"
+    return " ".join(text.split())[:LARGEST_MESSAGE]
