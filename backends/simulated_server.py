@@ -40,7 +40,7 @@ WORD = " word"
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a step takes: always `mean` s, or log-normal around it, or `burst` steps at once and then a long pause."""
+    """How long a step takes: always `mean` s, or log-normal around it, or `burst` steps at once, then a pause."""
 
     kind: str = "constant"  # constant | lognormal | bursty
     mean: float = 0.0  # s
@@ -132,7 +132,7 @@ _LOG_HEAD = struct.Struct("<HHqI")  # bytes of the id, index in a list of prompt
 
 class TruthLog:
     def __init__(self, path: str) -> None:
-        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115: open as long as the process lives
+        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - open as long as the process lives
 
     def add(self, request_id: bytes, index: int, arrival: int, writes: "array[int]") -> None:
         self._file.write(_LOG_HEAD.pack(len(request_id), index, arrival, len(writes)) + request_id)
@@ -325,10 +325,8 @@ class Engine:
             connection.write(_busy(int(fault[-3:])))
             return
         prompts, wanted = _asked(api, body)
-        if (
-            self.config.max_queue is not None
-            and len(self.waiting) + len(prompts) > self.config.max_queue + self._room()
-        ):
+        places = math.inf if self.config.max_queue is None else self.config.max_queue + self._room()
+        if len(self.waiting) + len(prompts) > places:
             connection.write(_busy(503))
             return
         options = body.get("stream_options") or {}

@@ -1,4 +1,4 @@
-"""One trial's requests sent to an endpoint by a process of its own: `measure` starts it, watches it, reads what it wrote.
+"""One trial's requests sent to an endpoint by a process of its own: `measure` starts, watches and reads it.
 
 This is the orchestrator's side: it writes the job into a folder (the bytes of every request, built before the clock),
 starts one or more `sweep.client_main` processes, and merges their rows into Records. What is measured, and how, is
@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 from sweep import wire
 from sweep.client_main import ROW
@@ -184,15 +184,16 @@ def _write_job(
                 warmup_calls = len(prompts)
     (folder / "requests.index").write_bytes(offsets.tobytes())
     (folder / "prompts").write_bytes(prompts.tobytes())
-    for name in ("due", "think", "start"):
-        values: array[float] | None = getattr(schedule, name)
-        if values is not None:
-            (folder / name).write_bytes(values.tobytes())
+    times = {name: getattr(schedule, name) for name in ("due", "think", "start")}
+    times = {name: values for name, values in times.items() if values is not None}
+    for name, values in times.items():
+        (folder / name).write_bytes(values.tobytes())
     plain = {name: getattr(schedule, name) for name in ("mode", "batch_size", "concurrency", "duration")}
     job = {
         "target": {**asdict(target), "extra_body": {}},  # it is in the requests' bytes already
         "timeouts": asdict(timeouts),
         "schedule": plain,
+        "times": list(times),
         "warmup_calls": warmup_calls,
         "parts": parts,
         "cpus": sorted(cpus) if cpus else None,
@@ -205,8 +206,8 @@ def _write_job(
 
 class _Client(NamedTuple):
     process: "subprocess.Popen[bytes]"
-    stdin: BinaryIO
-    stdout: BinaryIO
+    stdin: IO[bytes]
+    stdout: IO[bytes]
     stderr: Path
 
 

@@ -26,7 +26,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import uvloop
 
@@ -62,9 +62,7 @@ class Job:
         self.first = array("I", [0])  # record of each call's first prompt
         for count in self.prompts:
             self.first.append(self.first[-1] + count)
-        times = {
-            name: _read_array(folder / name, "d") for name in ("due", "think", "start") if (folder / name).exists()
-        }
+        times: dict[str, Any] = {name: _read_array(folder / name, "d") for name in content["times"]}
         self.schedule = Schedule(**content["schedule"], **times)
         self._requests = os.open(folder / "requests", os.O_RDONLY)
         key = os.environ[self.target.api_key_env] if self.target.api_key_env else None
@@ -201,7 +199,7 @@ def _resolve(target: wire.Target, timeouts: wire.Timeouts) -> Endpoint:
         if not target.verify_tls:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-    return Endpoint(family, address, host, context, timeouts.connect)
+    return Endpoint(family, tuple(address), host, context, timeouts.connect)
 
 
 class Run:
@@ -395,7 +393,7 @@ class Closed(Run):
 
 
 class Open(Run):
-    """Request i is due `due[i]` s after the start, whatever became of the others, but for the cap on requests in flight.
+    """Request i is due `due[i]` s after the start whatever became of the others, but for the cap on requests in flight.
 
     In a job of several processes the cap is shared out among them.
     """

@@ -42,7 +42,7 @@ class Endpoint:
     """Where to connect, resolved once, before the clock starts."""
 
     family: int
-    address: tuple[str | int, ...]
+    address: tuple[str | int | bytes, ...]
     hostname: str
     tls: ssl.SSLContext | None
     connect_timeout: float  # s

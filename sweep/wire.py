@@ -397,7 +397,7 @@ class Answer:
             self._usage(usage, choices)
 
     def _usage(self, usage: dict[str, Any], choices: list[dict[str, Any]]) -> None:
-        """Usage beside one choice is that prompt's; usage alone is the call's, so a sum if there are several prompts."""
+        """Usage beside one choice is that prompt's; usage alone is the call's: a sum, if there are several prompts."""
         if len(self.streams) == 1:
             stream = self.streams[0]
         elif len(choices) == 1 and 0 <= (choices[0].get("index") or 0) < len(self.streams):
@@ -464,7 +464,7 @@ def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
 
 
 def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: bool) -> tuple[int, bytes]:
-    """Tokens that came with this choice, and where that is written: running usage, else token ids, else one for text."""
+    """Tokens that came with this choice, and what says so: the running usage, else token ids, else one for text."""
     seen = usage.get("completion_tokens")
     if isinstance(seen, int):
         tokens, stream.seen = max(0, seen - stream.seen), max(seen, stream.seen)
