@@ -60,7 +60,9 @@ def resolve(choice: EnvironmentChoice, on: Platform, folder: Path = CONF) -> Env
         return EnvironmentSpec(name="own", python=choice.python, binary=choice.binary)
     name = choice.cuda if on == "cuda" else choice.cpu
     if name is None:
-        raise ValueError(f"backend.env.{on} names no environment: this engine does not run there unless env.python does")
+        raise ValueError(
+            f"backend.env.{on} names no environment: this engine does not run there unless env.python does"
+        )
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
         raise ValueError(f"backend.env.{on}={name}: no such environment; known: {', '.join(names)}")
@@ -145,7 +147,10 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
         shutil.rmtree(folder)  # a build that was killed
     log = folder.with_suffix(".log")
     log.write_text("")
-    settings = uv_settings(pip_settings())
+    pip = pip_settings()
+    settings = uv_settings(pip)
+    # The one setting that uv takes from no variable.
+    no_index = ("--no-index",) if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else ()
     # Beside the environments: on one file system uv links instead of copying, and an empty HOME does no harm.
     settings.setdefault("UV_CACHE_DIR", str(cache_dir.expanduser().absolute() / "uv"))
 
@@ -156,7 +161,8 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     wanted, left_out, lock = (folder / name for name in ("requirements.in", "left-out.txt", "requirements.txt"))
     wanted.write_text("\n".join(spec.requirements) + "\n")
     left_out.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in spec.exclude))
-    resolve_all = ("pip", "compile", "--python", str(folder), "--override", str(left_out), str(wanted), "-o", str(lock))
+    at = ("--python", str(folder), *no_index)
+    resolve_all = ("pip", "compile", *at, "--override", str(left_out), str(wanted), "-o", str(lock))
     uv(*resolve_all)
     more = {}
     if spec.torch and _torch_build(lock.read_text()) not in (spec.torch, None):
@@ -164,7 +170,7 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
         more = {"UV_TORCH_BACKEND": "cpu" if spec.torch == "cpu" else "auto"}
         lock.unlink()
         uv(*resolve_all, **more)
-    uv("pip", "sync", "--python", str(folder), "--compile-bytecode", str(lock), **more)
+    uv("pip", "sync", *at, "--compile-bytecode", str(lock), **more)
     versions = installed(str(folder / "bin" / "python"))
     partial = folder / f"{COMPLETE}.partial"
     partial.write_text(json.dumps(versions))
@@ -263,7 +269,6 @@ def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
     give("UV_DEFAULT_INDEX", pip.get("index-url"))
     give("UV_INDEX", " ".join(extra))
     give("UV_FIND_LINKS", ",".join(links))
-    give("UV_NO_INDEX", "1" if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else None)
     give("UV_INSECURE_HOST", " ".join(pip.get("trusted-host", "").split()))
     give("SSL_CERT_FILE", pip.get("cert"))
     give("UV_HTTP_TIMEOUT", pip.get("timeout") or pip.get("default-timeout"))

@@ -310,9 +310,10 @@ def _foreign(engine: Engine) -> bool:
         begin = psutil.Process(engine.pid).create_time()
     except psutil.NoSuchProcess:
         return False  # it has ended: the next look at it says so
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == engine.launch.port and connection.pid:
-            marker = supervisor.environment_of(connection.pid).get(supervisor.MARKER)
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid]
+    for connection in listening:
+        if connection.laddr and connection.laddr.port == engine.launch.port:
+            marker = supervisor.environment_of(connection.pid or 0).get(supervisor.MARKER)
             if marker == engine.marker:
                 return False
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -324,9 +325,7 @@ def _foreign(engine: Engine) -> bool:
 def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
     """The environment of an engine: ours without secrets and without what bends another interpreter, and its own."""
     inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in NOT_INHERITED and not SECRET_NAME.search(name)
+        name: value for name, value in os.environ.items() if name not in NOT_INHERITED and not SECRET_NAME.search(name)
     }
     return {
         **inherited,

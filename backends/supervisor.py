@@ -8,6 +8,7 @@ As a subreaper it inherits every process that the engine detaches; each also car
 by which it can be found should this process itself be killed.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -144,10 +145,8 @@ def supervise(spec: dict[str, Any], lease: int, status: int) -> None:
     """Hold one engine until it ends or the lease does; then leave nothing of it behind."""
 
     def say(**message: Any) -> None:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the task is dead: nobody to tell, but everything to clear away
             os.write(status, json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:
-            pass  # the task is dead: nobody to tell, but everything to clear away
 
     def ours() -> list[int]:
         by_marker = marked(lambda environment: environment[MARKER] == spec["env"][MARKER])

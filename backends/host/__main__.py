@@ -59,7 +59,9 @@ class Host:
         self.batches.submit(call)
         try:
             while True:
-                event = await self.next_event(call, connection)
+                event = await call.events.get()
+                if connection.gone:
+                    raise ConnectionResetError("the client has gone")
                 if event is None:
                     break
                 if isinstance(event, GenerationFailed):
@@ -75,15 +77,6 @@ class Host:
             await connection.end_events()
         else:
             await connection.answer(answer.whole())
-
-    async def next_event(self, call: Call, connection: Connection) -> Sequence[tuple[int, int]] | GenerationFailed | None:
-        """The call's next event; ConnectionError once the client has gone."""
-        while True:
-            try:
-                return await asyncio.wait_for(call.events.get(), 1.0)
-            except TimeoutError:
-                if connection.gone:
-                    raise ConnectionResetError("the client has gone") from None
 
     async def fail(self, failure: GenerationFailed, connection: Connection) -> None:
         """An error status as long as nothing has been sent; after that, an error event in the stream."""

@@ -4,6 +4,7 @@ One thread runs the library, one batch at a time; the event loop's thread does e
 """
 
 import asyncio
+import os
 import re
 import sys
 import threading
@@ -81,14 +82,16 @@ class Batches:
             return calls
 
     def _run(self) -> None:
-        while True:
-            calls = self._take()
-            try:
+        try:
+            while True:
+                calls = self._take()
                 end = self._generate(calls)
-            finally:
                 self.running = []
-            for call in calls:
-                self._tell(call, end)
+                for call in calls:
+                    self._tell(call, end)
+        except BaseException:  # noqa: BLE001 - without this thread the host would only answer /health, for ever
+            traceback.print_exc()
+            os._exit(1)
 
     def _generate(self, calls: list[Call]) -> GenerationFailed | None:
         """Run one batch; what failed, if anything did."""

@@ -98,10 +98,10 @@ async def read_query(reader: asyncio.StreamReader) -> Query | None:
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
     if "chunked" in headers.get("transfer-encoding", ""):
         raise HTTPError(411, "a body needs a content-length here")
-    length = int(headers.get("content-length") or 0)
-    if length > MAX_BODY:
-        raise HTTPError(413, f"a body has at most {MAX_BODY} bytes")
-    return Query(parts[0], parts[1].partition("?")[0], headers, await reader.readexactly(length))
+    length = headers.get("content-length") or "0"
+    if not length.isdecimal() or int(length) > MAX_BODY:
+        raise HTTPError(413, f"content-length must be a whole number of at most {MAX_BODY} bytes")
+    return Query(parts[0], parts[1].partition("?")[0], headers, await reader.readexactly(int(length)))
 
 
 def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
