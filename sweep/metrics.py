@@ -27,6 +27,7 @@ Figure = float | int | str | bool | None
 
 BLOCK_CHUNKS = 1 << 20
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
 STARTUP_SHARE = 0.2  # share of a run above which its start-up transient is flagged: the whole-run figures then hide it
 
 
@@ -360,8 +361,9 @@ def _steady(records: Records, of: Mask, window: Window) -> dict[str, Figure]:
         begin, end = window.begin, window.end
     answered = of & succeeded(records)
     sent, (first, last) = _seconds(records.sent), _token_times(records)
-    tokens = int(tokens_within(records, answered, begin, end))
-    inputs = total_tokens(records.input_tokens, answered & _within(sent + first, begin, end))
+    tokens = tokens_within(records, answered, begin, end)
+    begun = answered & _within(sent + first, begin, end)
+    inputs = total_tokens(records.input_tokens, begun) if begun.any() else 0
     completions = int(np.sum(answered & _within(sent + last, begin, end)))
     row: dict[str, Figure] = {
         "steady_begin": window.begin,
@@ -397,7 +399,8 @@ def _sent_and_seen(sent: Floats, event: Floats, of: Mask, begin: float, end: flo
 
 
 def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, str | None]:
-    """The verdict on a trial's requests, with its reason: `invalid` if too many failed, or none brought a token.
+    """The verdict on a trial's requests, with its reason: `invalid` if too many failed, none brought a token, or time
+    ran backwards.
 
     `max_failed` is the largest share of the measured requests that may fail. The reason names the commonest error.
     """
@@ -415,7 +418,16 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
         )
     if np.all(np.isnan(service_ttft(records)[of & succeeded(records)])):
         return Outcome.INVALID, f"none of {total} requests brought a token"
+    step = step_back(records, of)
+    if step > STEP_BACK:
+        return Outcome.INVALID, f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
     return Outcome.OK, None
+
+
+def step_back(records: Records, of: Mask) -> float:
+    """The most that a chunk's stamp lies before that of the chunk before it, s; 0 if none does."""
+    back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in _blocks(records, of)]
+    return float(max(back, default=0)) / 1e6
 
 
 def _commonest(errors: Counter[str]) -> str:
@@ -434,15 +446,15 @@ def _commonest(errors: Counter[str]) -> str:
 def vllm_flavour(records: Records, version: str = "0.32.0") -> dict[str, Figure]:
     """The figures that `vllm bench serve` prints, by its definitions and under its names (ms where they say so).
 
-    Latencies count from the send; ITL is every gap between chunks; peaks count chunks (not tokens) and requests touched
-    in whole seconds from the first send; the duration begins with the load and so includes the wait for a slot. Where
-    vLLM says 0 for want of a value, this is None. `version` is the vLLM whose definitions these are; they were read in
-    0.32.0.
+    Latencies count from the send; ITL is every gap between chunks; the peaks are of chunks (not tokens) that arrived,
+    and of requests that were under way at some time, in one of the whole seconds since the first send; the duration
+    begins with the load (time 0), so that it includes the gap before the first request. Where vLLM says 0 for want of a
+    value, this is None. `version` is the vLLM whose definitions these are; they were read in 0.32.0.
     """
     of = measured(records)
     answered = of & succeeded(records) & ~np.isnan(service_ttft(records))
     sent, last = _seconds(records.sent)[answered], service_e2el(records)[answered]
-    length = float(np.max(sent + last) - np.min(_seconds(records.scheduled)[of])) if sent.size else None
+    length = float(np.max(sent + last)) if sent.size else None
     output, input_ = total_tokens(records.output_tokens, answered), total_tokens(records.input_tokens, answered)
     row: dict[str, Figure] = {
         "vllm_version": version,
@@ -493,16 +505,8 @@ class _Block(NamedTuple):
         return np.asarray(self.request[1:] == self.request[:-1])
 
     def gaps(self) -> NDArray[np.int64]:
-        """µs between neighbouring chunks of one request. Shape (pairs inside,).
-
-        Raises:
-            ValueError: if the stamps of a request go back.
-        """
-        inside = self.inside()
-        gaps = np.diff(self.us)[inside]
-        if gaps.size and gaps.min() < 0:
-            raise ValueError(f"chunk stamps of request {self.request[1:][inside][gaps.argmin()]} go back in time")
-        return gaps
+        """µs between neighbouring chunks of one request, 0 where the stamps go back. Shape (pairs inside,)."""
+        return np.maximum(np.diff(self.us)[self.inside()], 0)
 
     def times(self, records: Records) -> Floats:
         """Arrivals in s from the trial's start. Shape (chunks,)."""
