@@ -15,7 +15,7 @@ from rich.table import Table
 
 from backends.base import Host
 from backends.env import fingerprint, resolve
-from sweep import provenance
+from sweep import provenance, ray_environment
 from sweep.compose import compose_run, group_choices
 from sweep.config import CONF, Cluster, ConfigError, Settings
 from sweep.driver import Driver, Executor, exit_status, todo
@@ -122,9 +122,16 @@ def _report(paths: RunPaths, console: Console, rebuild: bool) -> None:
 def _executor(settings: Settings) -> Executor:
     if settings.cluster.kind == "inline":
         return InlineExecutor([str(index) for index in range(len(provenance.gpu_names()))])
-    from sweep.schedule import RayExecutor
+    executor: Executor = _schedule(settings.cluster).RayExecutor(settings.cluster)
+    return executor
 
-    return RayExecutor(settings.cluster, settings.cache_dir)
+
+def _schedule(cluster: Cluster) -> Any:
+    """The module that imports Ray, imported where it is needed: it takes a second, and reads its environment then."""
+    ray_environment.prepare(cluster)
+    from sweep import schedule
+
+    return schedule
 
 
 def _tracker(settings: Settings, paths: RunPaths) -> Any:
@@ -138,9 +145,8 @@ def _tracker(settings: Settings, paths: RunPaths) -> Any:
 def find_hardware(cluster: Cluster) -> str:
     """The profile of conf/hardware for hardware=auto: by the GPUs of this machine, or of the cluster that is joined."""
     if cluster.kind == "ray":
-        from sweep import schedule
-
-        schedule.connect(cluster, None)
+        schedule = _schedule(cluster)
+        schedule.connect(cluster)
         accelerators = {name for node in schedule.nodes() for name in node.accelerators if node.gpus}
         profile = next((name.lower() for name in sorted(accelerators) if name.lower() in group_choices("hardware")), None)
         return profile or ("gpu" if any(node.gpus for node in schedule.nodes()) else "cpu")
@@ -182,9 +188,8 @@ def _surroundings(settings: Settings) -> Surroundings:
 def _host(settings: Settings) -> Host:
     if settings.cluster.kind != "ray":
         return provenance.host()
-    from sweep import schedule
-
-    schedule.connect(settings.cluster, settings.cache_dir)
+    schedule = _schedule(settings.cluster)
+    schedule.connect(settings.cluster)
     gpus = tuple(name for node in schedule.nodes() for name in (node.accelerators or ("GPU",)) if node.gpus)
     return Host(gpus=gpus, cpus=max(node.cpus for node in schedule.nodes()))
 

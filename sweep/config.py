@@ -56,6 +56,22 @@ class Tracking(Strict):
     entity: str | None = None
 
 
+class Timeouts(Strict):
+    """Limits on one request, s."""
+
+    connect: PositiveFloat = 10.0
+    first_token: float = Field(default=600.0, gt=0, le=4200)  # from the send
+    between_tokens: float = Field(default=120.0, gt=0, le=4200)
+    total: float = Field(default=3600.0, gt=0, le=4200)  # from the send
+
+
+class Client(Strict):
+    """The measuring client."""
+
+    processes: PositiveInt | Literal["auto"] = "auto"
+    timeouts: Timeouts = Timeouts()
+
+
 class Settings(Strict):
     """Everything about a run that is not part of a point: none of it can change a trial's result, save where said."""
 
@@ -77,6 +93,7 @@ class Settings(Strict):
     metrics: Literal["sweep", "vllm"] = "sweep"
     cache_dir: str | None = None
     telemetry_interval: PositiveFloat = 0.5  # s
+    client: Client = Client()
 
 
 def cache_directory(setting: str | None) -> Path:

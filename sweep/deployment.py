@@ -126,7 +126,6 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
     if backend.launches:
         spec = environments.resolve(backend.env, work.settings.hardware.platform)
         environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
-    if model.has_files:
         folder = model.prepare(cache, lambda text: emit(State(text)))
     engine_cpus, client_cpus = split_cores(gpus)
     workdir = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)

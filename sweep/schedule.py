@@ -2,20 +2,18 @@
 
 A deployment is one task that takes its GPUs, or on a machine without GPUs the whole node, since engines beside each
 other would measure each other. What happens in it comes back as a stream of events. Ray's own retries are off: which
-attempt counts is the driver's decision.
+attempt counts is the driver's decision. `ray_environment.prepare` comes before the import of this file.
 """
 
 import os
-import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import ray
 from ray.exceptions import RayError
 
-from sweep.config import ROOT, Cluster, ConfigError, cache_directory
+from sweep.config import ROOT, Cluster, ConfigError
 from sweep.deployment import Event, Lost, Work, stream_deployment
 
 RESULT_POLL = 0.5  # s
@@ -30,26 +28,7 @@ class Node(NamedTuple):
     accelerators: tuple[str, ...]
 
 
-def _quiet_environment(cache: Path) -> None:
-    """Ray's defaults that hurt here; to be set before it starts (FACTS: ray)."""
-    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # it kills trials for memory that others use
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
-    os.environ.setdefault("RAY_grpc_client_keepalive_time_ms", "10000")  # a silent node loss is else seen after 7 min
-    os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", "10000")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "RAY_AUTH_MODE" not in os.environ:
-        # A plain init would write ~/.ray/auth_token, over which a later `ray start` trips: keep a token of our own.
-        token = cache / "ray_token"
-        if not token.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            with open(os.open(token, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-
-
-def connect(cluster: Cluster, cache_dir: str | None) -> None:
+def connect(cluster: Cluster) -> None:
     """Start a Ray in place, or join the one that is there.
 
     Raises:
@@ -59,13 +38,10 @@ def connect(cluster: Cluster, cache_dir: str | None) -> None:
         return
     try:
         if cluster.kind == "local":
-            _quiet_environment(cache_directory(cache_dir))
             ray.init(
                 _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level="ERROR"
             )
         else:
-            os.environ.setdefault("RAY_grpc_client_keepalive_time_ms", "10000")
-            os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", "10000")
             runtime = {"working_dir": str(ROOT), "excludes": ["results", ".git", ".venv", "wandb"]}
             inside_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
             ray.init(
@@ -75,7 +51,8 @@ def connect(cluster: Cluster, cache_dir: str | None) -> None:
                 runtime_env=None if inside_a_job else runtime,
             )
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"cluster.address={cluster.address}: no Ray to join ({str(error).splitlines()[0]})") from None
+        where = f"cluster.address={cluster.address}" if cluster.kind == "ray" else f"cluster={cluster.name}"
+        raise ConfigError(f"{where}: no Ray there ({str(error).strip().splitlines()[0]})") from None
 
 
 def nodes() -> list[Node]:
@@ -104,13 +81,12 @@ def _deploy(work: Work) -> Iterator[Event]:
 class RayExecutor:
     """Runs deployments as Ray tasks; `capacity` is how many it is worth having in flight."""
 
-    def __init__(self, cluster: Cluster, cache_dir: str | None) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.cache_dir = cache_dir
         self.streams: dict[Any, Work] = {}
 
     def __enter__(self) -> Self:
-        connect(self.cluster, self.cache_dir)
+        connect(self.cluster)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -62,7 +62,7 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
     **_types(pa.float64(), "client_loop_lag_p50", "client_loop_lag_p99"),
     **_types(pa.int64(), "client_multi_event_reads"),
     **_types(pa.string(), "client_stamp_source"),
-    **_types(pa.int64(), "client_processes"),
+    **_types(pa.int64(), "client_processes", "client_offered", "client_sent"),
     **_types(pa.string(), "batch_form", "config", "commit", "versions", "hardware", "driver"),
     **_types(pa.string(), "started_at", "ended_at"),
     **_types(pa.float64(), "startup_seconds"),

@@ -5,23 +5,24 @@ starts, telemetry beside it, and the verdict. A trial's folder is complete when 
 """
 
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from backends.base import Launch
 from backends.env import Environment
 from backends.server import Engine
 from sweep import client, metrics, provenance, store
-from sweep.config import Settings
+from sweep.config import Settings, cache_directory
 from sweep.plan import Deployment, Trial
 from sweep.records import Outcome, Records, Request, Sample
 from sweep.steady import steady_window
 from sweep.store import RunPaths
 from sweep.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
-from sweep.workload import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -86,24 +87,29 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
     sampler = Sampler(_sources(run, place, engine), run.settings.telemetry_interval)
     idle = memory_of(sampler.read_once())[1]
     deadline = time.monotonic() + run.settings.trial_timeout
+    began = time.monotonic()
     try:
-        with sampler:
+        with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
             measurement = client.measure(
                 _target(run, place, trial, engine),
                 warmup,
                 requests,
                 trial.load.schedule(len(requests), trial.seed),
+                folder=Path(job),
                 cpus=place.client_cpus,
+                processes=run.settings.client.processes,
+                timeouts=client.Timeouts(**run.settings.client.timeouts.model_dump()),
                 should_stop=_reason_to_stop(engine, stop, deadline),
             )
     except client.ClientDied as error:
         return row | {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": provenance.now()}
     if stop.is_set():
         return row | {"outcome": Outcome.CANCELLED.value, "reason": "stopped by the user"}
-    samples = sampler.samples(measurement.start)
+    samples = sampler.samples(measurement.start_monotonic)
     row |= _figures(run, trial, measurement.records, samples, sum(idle) if idle else None)
-    row |= measurement.report.columns()
-    row |= {"telemetry_sources": sampler.described, "ended_at": provenance.now()}
+    row |= _client_columns(measurement.report)
+    row |= {"telemetry_sources": sampler.described, "wall_seconds": time.monotonic() - began}
+    row |= {"ended_at": provenance.now()}
     row |= _verdict(run, engine, measurement, time.monotonic() > deadline)
     store.write_requests(files, measurement.records)
     store.write_telemetry(files, samples)
@@ -128,7 +134,7 @@ def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
 
 def _build_requests(run: TrialRun, place: Place, trial: Trial) -> tuple[list[Request], list[Request]]:
     """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
-    tokenizer = load_tokenizer(place.launch.model)
+    tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
     workload, count = trial.workload, trial.num_requests
     requests = workload.requests(tokenizer, count, trial.seed)
     warm = trial.load.count(workload.warmup_requests) if workload.warmup_requests else 0
@@ -144,6 +150,7 @@ def _target(run: TrialRun, place: Place, trial: Trial, engine: Engine) -> client
         model=place.launch.served_name,
         batch_form=backend.batch_form,
         continuous_usage=backend.continuous_usage,
+        token_ids=backend.token_ids,
         ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,
         extra_body=backend.extra_body,
         api_key_env=getattr(backend, "api_key_env", None),
@@ -171,6 +178,20 @@ def _reason_to_stop(engine: Engine, stop: threading.Event, deadline: float) -> C
         return "stopped by the user" if stop.is_set() else None
 
     return reason
+
+
+def _client_columns(report: client.ClientReport) -> dict[str, Any]:
+    """What the client certifies about itself."""
+    return {
+        "client_cpu": report.cpu,
+        "client_loop_lag_p50": report.loop_lag_p50,
+        "client_loop_lag_p99": report.loop_lag_p99,
+        "client_multi_event_reads": report.multi_event_reads,
+        "client_stamp_source": report.stamp_source,
+        "client_processes": report.processes,
+        "client_offered": report.offered,
+        "client_sent": report.sent,
+    }
 
 
 def _figures(
@@ -203,7 +224,7 @@ def _verdict(run: TrialRun, engine: Engine, measurement: client.Measurement, tim
         if engine.ran_out_of_memory():
             outcome = Outcome.OOM_RUN
         return {"outcome": outcome.value, "reason": reason, "log_tail": log}
-    limited = client.limited(measurement)
+    limited = client.limited(measurement.report, measurement.records)
     if limited:
         return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}
     return {"outcome": Outcome.OK.value, "reason": None}

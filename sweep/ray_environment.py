@@ -1,0 +1,28 @@
+"""What must be in the environment before Ray is imported: its defaults that hurt here (it reads them at import).
+
+A Ray started in place gets a token of its own for as long as it lives. A plain `ray.init()` would write
+~/.ray/auth_token, over which a later `ray start` trips; without any token, whoever reaches this host could run code.
+"""
+
+import os
+import secrets
+
+from sweep.config import Cluster
+
+ALWAYS = {
+    "RAY_memory_monitor_refresh_ms": "0",  # it kills trials for memory that others use
+    "RAY_grpc_client_keepalive_time_ms": "10000",  # else a node that falls silent is noticed after seven minutes
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+IN_PLACE = {"RAY_raylet_start_wait_time_s": "120"}  # a busy machine needs more than the usual 30
+
+
+def prepare(cluster: Cluster) -> None:
+    """Set what is not set yet. Call it before the first import of `schedule`."""
+    for name, value in (ALWAYS | (IN_PLACE if cluster.kind == "local" else {})).items():
+        os.environ.setdefault(name, value)
+    if cluster.kind == "local" and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
