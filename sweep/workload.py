@@ -1,0 +1,339 @@
+"""What is asked: prompts from a file or of an exact length, as a seeded stream of Requests. When it is asked is a Load.
+
+Every prompt begins with a header of its own, so that no cache can answer for the engine; two requests of a trial differ
+from their first words on. What is asked depends on the seed and on nothing of the backend. Each random dimension has a
+stream of its own, of raw bits that NumPy keeps unchanged: input lengths stay when output lengths change.
+
+Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without one a plain word stands for
+a token, and only the engine's own count is recorded.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from statistics import NormalDist
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from tokenizers import Tokenizer
+
+from sweep.records import UNKNOWN, Phase, Request
+
+DATA = Path(__file__).resolve().parent / "data"
+WORDS = DATA / "words.txt"
+VERSION = 1  # part of every digest: raise it when the same configuration comes to other prompts
+HEADER_WORDS = 4
+FEWEST_WORDS = 64  # that a tokenizer must know as one token each, for prompts of exact length
+ROUNDS = 4  # of cutting and filling until every prompt has its length
+
+Distribution = Literal["uniform", "normal", "lognormal"]
+Indices = NDArray[np.int64]
+
+
+class Draw:
+    """Random numbers for the requests of one phase of one trial, by what they are for."""
+
+    def __init__(self, seed: int, phase: Phase, count: int) -> None:
+        self.seed, self.phase, self.count = seed, phase, count
+
+    def bits(self, what: str, count: int) -> NDArray[np.uint64]:
+        name = hashlib.sha256(f"{self.seed}/{self.phase}/{what}".encode()).digest()[:16]
+        raw: NDArray[np.uint64] = np.random.PCG64(int.from_bytes(name, "little")).random_raw(count)
+        return raw
+
+    def below(self, limit: int, what: str, count: int) -> Indices:
+        """`count` integers of [0, limit)."""
+        return (self.bits(what, count) % np.uint64(limit)).astype(np.int64)
+
+    def order(self, limit: int, what: str) -> Indices:
+        """A permutation of range(limit)."""
+        return np.argsort(self.bits(what, limit), kind="stable")
+
+    def fractions(self, what: str) -> list[float]:
+        """One number of (0, 1) per request."""
+        values: list[float] = ((self.bits(what, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist()
+        return values
+
+    def cycle(self, limit: int, what: str) -> Indices:
+        """For each request an index of [0, limit): all of them in random order, and again in another order."""
+        rounds = -(-self.count // limit)
+        return np.concatenate([self.order(limit, f"{what}/{i}") for i in range(rounds)])[: self.count]
+
+    def headers(self, limit: int) -> Indices:
+        """(count, HEADER_WORDS) indices of [0, limit); no two rows begin with the same two."""
+        requests = np.arange(self.count)
+        first = self.order(limit, "header/0")[requests % limit]
+        second = self.order(limit, "header/1")[requests // limit % limit]
+        more = [self.below(limit, f"header/{i}", self.count) for i in range(2, HEADER_WORDS)]
+        return np.stack([first, second, *more], axis=1)
+
+
+class Workload(BaseModel):
+    """What all workloads have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    num_requests: PositiveInt = 64  # measured ones
+    warmup_requests: NonNegativeInt = 4  # of other prompts, sent before the measured ones and never summarised
+    ignore_eos: bool = True  # every answer is exactly as long as wanted; False: at most
+    unique_header: bool = True  # False: for what is about shared prefixes
+
+    def check(self) -> None:
+        """Raise ValueError, in one line that names the key and what is allowed, if a file is not what it should be."""
+
+    def digest(self) -> str:
+        """Hash of the files that prompts are made from."""
+        return _digest(VERSION, WORDS)
+
+    def requests(
+        self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured", token_ids: bool = False
+    ) -> list[Request]:
+        """`count` requests, the same whenever the arguments are. With `token_ids` prompts are ids instead of text.
+
+        Raises ValueError if the tokenizer cannot make prompts of the length wanted, or is missing for `token_ids`.
+        """
+        if count == 0:
+            return []
+        draw = Draw(seed, phase, count)
+        prompts, outputs = self._prompts(draw, tokenizer), self._output_lengths(draw)
+        if tokenizer is None:
+            if token_ids:
+                raise ValueError(f"model.tokenizer: none; workload {self.name} needs one, for prompts as token ids")
+            ids: list[list[int]] = []
+            lengths = [UNKNOWN] * count
+        else:
+            ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(prompts)]
+            lengths = [len(one) for one in ids]
+        return [
+            Request(f"{phase}-{seed:x}-{i}", tuple(ids[i]) if token_ids else prompts[i], outputs[i], lengths[i], phase)
+            for i in range(count)
+        ]
+
+    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+        raise NotImplementedError
+
+    def _output_lengths(self, draw: Draw) -> list[int]:
+        raise NotImplementedError
+
+
+class Prompts(Workload):
+    """Prompts of a file in random order, and again in another one when there are more requests than prompts."""
+
+    file: str  # name of a shipped task, or path of a JSONL file with {"prompt": text} in each line
+    output_tokens: PositiveInt
+
+    def check(self) -> None:
+        self._texts()
+
+    def digest(self) -> str:
+        return _digest(VERSION, WORDS, self._path)
+
+    @property
+    def _path(self) -> Path:
+        shipped = DATA / "prompts" / f"{self.file}.jsonl"
+        return shipped if shipped.is_file() else Path(self.file).expanduser()
+
+    def _texts(self) -> list[str]:
+        rows = _read_rows(self._path, f"workload.file={self.file}")
+        texts = [row.get("prompt") for row in rows]
+        if not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f'workload.file={self.file}: allowed is {{"prompt": text}} in each line')
+        return [str(text) for text in texts]
+
+    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+        texts = self._texts()
+        chosen = [texts[i] for i in draw.cycle(len(texts), "prompts")]
+        if not self.unique_header:
+            return chosen
+        words = _words()
+        headers = draw.headers(len(words)).tolist()
+        return [f"{' '.join(words[i] for i in header)}\n\n{text}" for header, text in zip(headers, chosen, strict=True)]
+
+    def _output_lengths(self, draw: Draw) -> list[int]:
+        return [self.output_tokens] * draw.count
+
+
+class Synthetic(Workload):
+    """Random plain words, exactly `input_tokens` tokens of them."""
+
+    input_tokens: PositiveInt
+    output_tokens: PositiveInt
+
+    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+        return exact_prompts(self._input_lengths(draw), draw, tokenizer, self.unique_header)
+
+    def _input_lengths(self, draw: Draw) -> list[int]:
+        return [self.input_tokens] * draw.count
+
+    def _output_lengths(self, draw: Draw) -> list[int]:
+        return [self.output_tokens] * draw.count
+
+
+class Serving(Synthetic):
+    """Like Synthetic, but input and output lengths are drawn for each request, around `input_tokens`, `output_tokens`.
+
+    uniform: whole numbers within +-`spread` of the mean. normal, lognormal: `spread` is the standard deviation over the
+    mean; both are truncated, not clipped, to [1, `longest`].
+    """
+
+    distribution: Distribution = "uniform"
+    spread: Annotated[float, Field(ge=0, le=1)] = 0.4
+    longest: PositiveInt | None = None  # tokens of an input or an output; keeps a long tail within the context
+
+    def _input_lengths(self, draw: Draw) -> list[int]:
+        return self._lengths(self.input_tokens, draw.fractions("input_tokens"))
+
+    def _output_lengths(self, draw: Draw) -> list[int]:
+        return self._lengths(self.output_tokens, draw.fractions("output_tokens"))
+
+    def _lengths(self, mean: int, fractions: Sequence[float]) -> list[int]:
+        if self.spread == 0:
+            return [mean] * len(fractions)
+        if self.distribution == "uniform":
+            low, high = max(math.ceil(mean * (1 - self.spread)), 1), math.floor(mean * (1 + self.spread))
+            high = min(high, self.longest or high)
+            return [low + int(fraction * (high - low + 1)) for fraction in fractions]
+        if self.distribution == "normal":
+            normal, log, exp = NormalDist(mean, mean * self.spread), float, float
+        else:
+            variance = math.log1p(self.spread**2)
+            normal, log, exp = NormalDist(math.log(mean) - variance / 2, math.sqrt(variance)), math.log, math.exp
+        lowest = normal.cdf(log(0.5))
+        span = (normal.cdf(log(self.longest + 0.5)) if self.longest else 1.0) - lowest
+        return [max(round(exp(normal.inv_cdf(lowest + fraction * span))), 1) for fraction in fractions]
+
+    def check(self) -> None:
+        for key in ("input_tokens", "output_tokens"):
+            if self.longest is not None and self.longest < getattr(self, key):
+                raise ValueError(f"workload.longest={self.longest}: allowed is at least {key}, {getattr(self, key)}")
+
+
+class Recorded(Workload):
+    """Like Synthetic, with the lengths of recorded requests, in random order."""
+
+    file: str  # path of a JSONL file with {"input_tokens": n, "output_tokens": n} in each line
+
+    def check(self) -> None:
+        self._pairs()
+
+    def digest(self) -> str:
+        return _digest(VERSION, WORDS, Path(self.file).expanduser())
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        rows = _read_rows(Path(self.file).expanduser(), f"workload.file={self.file}")
+        pairs = [(row.get("input_tokens"), row.get("output_tokens")) for row in rows]
+        if not all(type(n) is int and n > 0 for pair in pairs for n in pair):
+            raise ValueError(
+                f'workload.file={self.file}: allowed is {{"input_tokens": n, "output_tokens": n}} in each line, n > 0'
+            )
+        return [(int(str(i)), int(str(o))) for i, o in pairs]
+
+    def _chosen(self, draw: Draw) -> list[tuple[int, int]]:
+        pairs = self._pairs()
+        return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
+
+    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+        return exact_prompts([i for i, _ in self._chosen(draw)], draw, tokenizer, self.unique_header)
+
+    def _output_lengths(self, draw: Draw) -> list[int]:
+        return [o for _, o in self._chosen(draw)]
+
+
+def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[str]:
+    """Random plain words that come to `lengths[i]` tokens each, special ones included; the first ones are a header.
+
+    Words are chosen that are one token each, so that one round nearly always does; it is checked, not assumed.
+
+    Raises ValueError if a length cannot be had from this tokenizer.
+    """
+    lead, words, special = ("", _words(), 0) if tokenizer is None else _plain_words(tokenizer)
+    if min(lengths) <= special:
+        raise ValueError(
+            f"workload.input_tokens={min(lengths)}: allowed is at least {special + 1}, as the tokenizer adds {special}"
+        )
+    wanted = [length - special for length in lengths]
+    spare = 8  # words beyond the length, for a tokenizer that merges some
+    table = np.array(words, dtype=object)
+    chosen = [
+        table[part]
+        for part in np.split(
+            draw.below(len(words), "words", sum(wanted) + spare * len(wanted)), np.cumsum(np.array(wanted) + spare)[:-1]
+        )
+    ]
+    if unique:
+        for part, header in zip(chosen, draw.headers(len(words)), strict=True):
+            part[:HEADER_WORDS] = table[header]
+    sizes = list(wanted)
+    for _ in range(ROUNDS):
+        prompts = [lead + " ".join(part[:size]) for part, size in zip(chosen, sizes, strict=True)]
+        if tokenizer is None:
+            return prompts
+        excess = [len(e.ids) - n for e, n in zip(tokenizer.encode_batch_fast(prompts), lengths, strict=True)]
+        if not any(excess):
+            return prompts
+        sizes = [size - over for size, over in zip(sizes, excess, strict=True)]
+        if not all(0 < size <= len(part) for part, size in zip(chosen, sizes, strict=True)):
+            break
+    raise ValueError(f"workload.input_tokens={max(lengths)}: this tokenizer makes no prompt of exactly that length")
+
+
+def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
+    """What a prompt begins with, the words that are one token each behind a space, and how many special tokens are added.
+
+    Some tokenizers put a space before the first word themselves; for others the prompt must begin with one.
+    """
+    special = len(tokenizer.encode("").ids)
+    best: tuple[str, list[str]] = ("", [])
+    for lead in ("", " "):
+        encodings = tokenizer.encode_batch_fast([lead + word for word in _words()])
+        known = [word for word, e in zip(_words(), encodings, strict=True) if len(e.ids) == special + 1]
+        best = max(best, (lead, known), key=lambda pair: len(pair[1]))
+    if len(best[1]) < FEWEST_WORDS:
+        raise ValueError(
+            f"model.tokenizer: knows {len(best[1])} of {len(_words())} plain words as one token; prompts of exact length "
+            f"need {FEWEST_WORDS}"
+        )
+    return (*best, special)
+
+
+@lru_cache(maxsize=1)
+def _words() -> list[str]:
+    return WORDS.read_text().split()
+
+
+def _read_rows(path: Path, key: str) -> list[dict[str, Any]]:
+    """The mappings of a JSONL file.
+
+    Raises ValueError if there is no such file, or no mapping, or anything else in it.
+    """
+    if not path.is_file():
+        shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
+        raise ValueError(f"{key}: no such file; allowed is the path of a JSONL file, or one of {shipped}")
+    return _parse_rows(path, key, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _parse_rows(path: Path, key: str, changed: int) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{key}: line {number} is no JSON mapping")
+        rows += [row] if row else []
+    if not rows:
+        raise ValueError(f"{key}: is empty; allowed is at least one line")
+    return rows
+
+
+def _digest(version: int, *files: Path) -> str:
+    content = [str(version), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)]
+    return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]
