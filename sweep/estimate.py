@@ -84,6 +84,6 @@ def _row(deployment: Deployment, trial: Any, hardware: Any) -> dict[str, Any]:
         "model": deployment.model.name,
         "workload": trial.workload.name,
         "load": trial.load.name,
-        **trial.load.columns(),
+        **trial.load_columns(),
         "accelerator": hardware.accelerator or hardware.name,
     }

@@ -37,6 +37,10 @@ class Trial:
         """Measured requests: the workload's, in whole batches where the load sends batches."""
         return int(self.load.count(self.workload.num_requests))
 
+    def load_columns(self) -> dict[str, float | None]:
+        """What the trials row says of the load: batch_size, concurrency (users) and rate (requests/s)."""
+        return {key: getattr(self.load, key, None) for key in ("batch_size", "concurrency", "rate")}
+
     def describe(self) -> str:
         """In a few words, for people."""
         return f"{self.workload.name} {self.load.describe()} replicate {self.replicate}"

@@ -61,7 +61,7 @@ def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
         "model": deployment.model.name,
         "workload": trial.workload.name,
         "load": trial.load.name,
-        **trial.load.columns(),
+        **trial.load_columns(),
         "replicate": trial.replicate,
         "seed": trial.seed,
         "price_per_hour": price,
