@@ -64,6 +64,8 @@ class Connection:
 
     async def send_events(self, events: list[dict[str, Any] | str]) -> None:
         """Server-sent events, all in one write; the first call opens the stream."""
+        if not events:
+            return  # an empty chunk would end the answer
         data = b"".join(b"data: " + (e if isinstance(e, str) else json.dumps(e)).encode() + b"\n\n" for e in events)
         head = b""
         if not self.streaming:
