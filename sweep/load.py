@@ -15,7 +15,8 @@ import json
 import random
 from array import array
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -245,24 +246,31 @@ class Trace(_Open):
     def arrivals(self, count: int, seed: int) -> Floats:
         return self._times()[: self.count(count)]
 
+    def _process(self) -> str:
+        return f"trace {Path(self.path).name}"
+
     def _times(self) -> Floats:
+        """Arrivals in s from the first one. Shape (arrivals,)."""
         values = list(self._values())
         if not values:
             raise ConfigError(f"load.path={self.path}: holds no arrival times")
-        times = np.asarray(values, np.float64)
-        if not np.all(np.isfinite(times)) or np.any(np.diff(times) < 0):
-            raise ConfigError(f"load.path={self.path}: allowed are finite times in ascending order")
-        shifted: Floats = times - times[0]
-        return shifted
+        if not all(value.is_finite() for value in values):
+            raise ConfigError(f"load.path={self.path}: allowed are finite times")
+        times = np.array([float(value - values[0]) for value in values])
+        if np.any(np.diff(times) < 0):
+            raise ConfigError(f"load.path={self.path}: allowed are times in ascending order")
+        return times
 
-    def _values(self) -> Iterator[float]:
-        scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[self.unit]
+    def _values(self) -> Iterator[Decimal]:
+        """Times in s as the file has them: a float does not hold a time of day in ns."""
+        scale = {"s": 0, "ms": -3, "us": -6, "ns": -9}[self.unit]
         for number, text in self._cells():
             try:
-                yield float(text) / scale
-            except ValueError:
+                yield Decimal(text).scaleb(scale)
+            except InvalidOperation:
                 try:
-                    yield datetime.fromisoformat(text).timestamp()
+                    moment = datetime.fromisoformat(text)
+                    yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
                 except ValueError:
                     raise ConfigError(
                         f"load.path={self.path}: line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
