@@ -5,7 +5,7 @@ framework, so that a measuring client can be held against it: with `log` it writ
 arrival stamp of the request and the time of each token's write, by x-request-id (`read_log`). Tokens are due at
 arrival + ttft + k × itl, so that being late does not add up. It generates no text worth reading.
 
-    python -m backends.simulated_server --port 8000 '{"ttft": {"mean": 0.05}, "itl": {"mean": 0.02}}'
+    python -m backends.simulated_server --port 8000 --config '{"ttft": {"mean": 0.05}, "itl": {"mean": 0.02}}'
 """
 
 import argparse
@@ -700,7 +700,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: a free one, printed")
     parser.add_argument("--model", default="simulated")
-    parser.add_argument("config", nargs="?", default="{}", help="JSON, see Config")
+    parser.add_argument("--config", default="{}", help="JSON, see Config")
     options = parser.parse_args(arguments)
     config = Config.parse(options.config)
     time.sleep(config.startup_seconds)

@@ -16,14 +16,14 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 from sweep import wire
 from sweep.client_main import ROW
 from sweep.records import Record, Records, Request, Schedule
-from sweep.wire import Target, Timeouts
+from sweep.wire import BatchForm, Target, Timeouts
 
 __all__ = [
     "ClientDied",
@@ -71,6 +71,7 @@ class ClientReport:
     connections: int  # opened in all
     clock_steps: int  # jumps of the wall clock by more than 1 ms: stamps within a second of one may be off by it
     peak_memory_bytes: int  # of the largest client process
+    batch_form: BatchForm  # how lockstep batches were really sent
     stopped: str | None = None  # why the trial was stopped early
 
 
@@ -108,13 +109,14 @@ def measure(
     """
     if target.api_key_env and target.api_key_env not in os.environ:
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
+    target = replace(target, batch_form=_batch_form(target, schedule, warmup, requests))
     parts = _parts(processes, schedule, len(requests), cpus)
     _write_job(folder, target, warmup, requests, schedule, parts, cpus, timeouts or Timeouts())
     watch = _Watch(should_stop, on_start, on_progress)
     with _clients(folder, parts) as clients:
         finals = watch.until_done(clients)
     records = _read_records(folder, parts, [*warmup, *requests], len(warmup), watch.start)
-    return Measurement(records, _report(folder, finals, watch.stopped), watch.start / 1e9)
+    return Measurement(records, _report(folder, finals, target, watch.stopped), watch.start / 1e9)
 
 
 def limited(report: ClientReport, records: Records) -> str | None:
@@ -159,6 +161,16 @@ def _parts(processes: int | Literal["auto"], schedule: Schedule, requests: int, 
     return min(processes, streams)
 
 
+def _batch_form(
+    target: Target, schedule: Schedule, warmup: Sequence[Request], requests: Sequence[Request]
+) -> BatchForm:
+    """How the calls are formed: a list of prompts has one max_tokens, so batches of mixed lengths go as streams."""
+    if target.batch_form == "streams" or schedule.mode != "lockstep" or (schedule.batch_size or 1) == 1:
+        return "streams"
+    alike = all(len({request.output_tokens for request in phase}) <= 1 for phase in (warmup, requests))
+    return "list" if alike else "streams"
+
+
 def _write_job(
     folder: Path,
     target: Target,
@@ -171,7 +183,7 @@ def _write_job(
 ) -> None:
     """Everything the client needs, as files: job.json, the calls' bytes with an index, arrays of times."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = (schedule.batch_size or 1) if target.batch_form == "list" and schedule.mode == "lockstep" else 1
+    size = (schedule.batch_size or 1) if target.batch_form == "list" else 1
     offsets, prompts = array("Q", [0]), array("I")
     warmup_calls = 0
     with (folder / "requests").open("wb") as file:
@@ -371,7 +383,7 @@ def _record(
     )
 
 
-def _report(folder: Path, finals: list[dict[str, Any]], stopped: str | None) -> ClientReport:
+def _report(folder: Path, finals: list[dict[str, Any]], target: Target, stopped: str | None) -> ClientReport:
     lags = array("f")
     for part in range(len(finals)):
         lags.frombytes((folder / f"lags.{part}").read_bytes())
@@ -387,12 +399,13 @@ def _report(folder: Path, finals: list[dict[str, Any]], stopped: str | None) -> 
         loop_lag_p99=_quantile(lags, 0.99),
         offered=sum(final["offered"] for final in finals),
         sent=sum(final["sent"] for final in finals),
-        reads=sum(final["reads"] for final in finals),
+        reads=kernel + user,
         multi_event_reads=sum(final["multi_event_reads"] for final in finals),
         stamp_source=source,
         connections=sum(final["connections"] for final in finals),
         clock_steps=max(final["clock_steps"] for final in finals),
         peak_memory_bytes=max(final["peak_memory_bytes"] for final in finals),
+        batch_form=target.batch_form,
         stopped=stopped,
     )
 

@@ -484,7 +484,7 @@ class Client:
         gc.freeze()  # what is there now stays: no need to look at it again during the measurement
         _say(event="ready")
         start = await self.go
-        self.counters.reads = self.counters.multi_event_reads = 0
+        self.counters.multi_event_reads = 0
         self.counters.kernel_stamps = self.counters.user_stamps = 0
         del self.lags[:]
         self._lag_due = time.monotonic_ns() + LAG_EVERY
@@ -500,7 +500,6 @@ class Client:
             wall_seconds=wall,
             offered=run.offered,
             sent=run.sent,
-            reads=self.counters.reads,
             multi_event_reads=self.counters.multi_event_reads,
             kernel_stamps=self.counters.kernel_stamps,
             user_stamps=self.counters.user_stamps,

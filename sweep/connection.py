@@ -30,10 +30,9 @@ _ANCILLARY = socket.CMSG_SPACE(_STAMP.size) if CAN_STAMP else 0
 class Counters:
     """What all connections of one client process have done."""
 
-    reads: int = 0
     multi_event_reads: int = 0  # reads that held more than one token event of a prompt
-    kernel_stamps: int = 0
-    user_stamps: int = 0
+    kernel_stamps: int = 0  # reads that the kernel stamped
+    user_stamps: int = 0  # reads that it did not
     opened: int = 0
 
 
@@ -57,6 +56,7 @@ class Connection:
     __slots__ = (
         "_answered",
         "_arrived",
+        "_body",
         "_counters",
         "_endpoint",
         "_keep_alive",
@@ -95,6 +95,7 @@ class Connection:
         self._sized = False  # the answer says where it ends
         self._answered = False
         self._keep_alive = False
+        self._body: Callable[[bytes, int], None] = _discard
         self.answer: Answer | None = None  # the one in flight
         self.begun = 0  # ns, when `begin` was called
         self.idle_since = 0
@@ -148,6 +149,7 @@ class Connection:
     def begin(self, request: bytes, answer: Answer) -> None:
         """Send a request; at once if the connection is open, else as soon as it is."""
         self.answer, self._request, self.begun = answer, request, time.monotonic_ns()
+        self._body = answer.body
         self._answered, self._unsent = False, memoryview(b"")
         if self._sock is not None and self.begun - self.idle_since > STALE_AFTER and self._gone():
             self.close()
@@ -238,8 +240,17 @@ class Connection:
         except OSError as error:
             self._lost(f"reset: {_words(error)}")
             return
-        self._counters.reads += 1
-        self._arrived = self._stamp(ancillary)
+        now = time.monotonic_ns()
+        if ancillary:
+            seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])
+            self._arrived = seconds * 1_000_000_000 + nanoseconds - self._stamps.offset
+            if self._arrived > now:  # the wall clock was stepped since the offset was taken
+                self._stamps.refresh()
+                self._arrived = min(now, seconds * 1_000_000_000 + nanoseconds - self._stamps.offset)
+            self._counters.kernel_stamps += 1
+        else:
+            self._arrived = now
+            self._counters.user_stamps += 1
         if data and self._tls:
             try:
                 data, ended = self._tls.decrypt(data)
@@ -270,19 +281,6 @@ class Connection:
                 self.close()
             self._answered = False
             self._finish(answer)
-
-    def _stamp(self, ancillary: list[tuple[int, int, bytes]]) -> int:
-        now = time.monotonic_ns()
-        if not ancillary:
-            self._counters.user_stamps += 1
-            return now
-        self._counters.kernel_stamps += 1
-        seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])
-        arrived: int = seconds * 1_000_000_000 + nanoseconds - self._stamps.offset
-        if arrived > now:  # the wall clock was stepped since the offset was taken
-            self._stamps.refresh()
-            arrived = min(now, seconds * 1_000_000_000 + nanoseconds - self._stamps.offset)
-        return arrived
 
     def _end_of_file(self) -> None:
         answer = self.answer
@@ -323,13 +321,13 @@ class Connection:
             self.answer.status = self._parser.get_status_code()
 
     def on_body(self, data: bytes) -> None:
-        if self.answer is not None and not self._answered:
-            self.answer.body(data, self._arrived)
+        self._body(data, self._arrived)
 
     def on_message_complete(self) -> None:
         if self.answer is not None and self.answer.status >= 200 and not self._answered:
             self.answer.complete(self._arrived)
             self._answered = True
+            self._body = _discard
             self._keep_alive = self._parser.should_keep_alive()  # known here only
 
 
@@ -372,6 +370,10 @@ class _Tls:
         except ssl.SSLZeroReturnError:
             pass
         return bytes(plain), True
+
+
+def _discard(data: bytes, arrived: int) -> None:
+    """For bytes after the end of an answer."""
 
 
 def _forget_failure(task: asyncio.Task[None]) -> None:

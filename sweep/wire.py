@@ -165,7 +165,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
         content["messages"] = [{"role": "user", "content": requests[0].prompt}]
     else:
         prompts = [request.prompt for request in requests]
-        content["prompt"] = prompts if target.batch_form == "list" else prompts[0]
+        content["prompt"] = prompts if len(prompts) > 1 else prompts[0]
     return content
 
 
@@ -197,6 +197,18 @@ class Stream:
         return self.output_tokens if self.output_tokens != UNKNOWN else sum(self.chunk_tokens)
 
 
+class _Shape:
+    """The bytes of a token event around its text, as they were and without digits."""
+
+    __slots__ = ("bare_head", "bare_tail", "count_from", "head", "marker", "tail")
+
+    def __init__(self, marker: bytes, count_from: bytes, head: bytes, tail: bytes) -> None:
+        self.marker = marker  # b'"text":"' or the like: what the head ends with
+        self.count_from = count_from  # where the event says how many tokens; b"": one if there is text
+        self.head, self.tail = head, tail  # the tail begins with the quote that ends the text
+        self.bare_head, self.bare_tail = head.translate(None, _DIGITS), tail.translate(None, _DIGITS)
+
+
 class Answer:
     """Reads one call's answer: feed it the status, headers and body with their stamps, then ask for its Streams.
 
@@ -207,12 +219,9 @@ class Answer:
 
     __slots__ = (
         "_carry",
-        "_count_from",
-        "_head",
         "_is_stream",
-        "_marker",
         "_retry_after",
-        "_tail",
+        "_shape",
         "api",
         "chunks",
         "completed",
@@ -237,10 +246,7 @@ class Answer:
         self._is_stream = False
         self._retry_after: str | None = None
         self._carry = b""
-        self._marker = b""  # b'"text":"' or the like; empty: nothing learnt yet
-        self._head = b""  # an event up to its text, without digits
-        self._tail = b""  # the same from the quote that ends the text
-        self._count_from = b""  # where the event says how many tokens: b"" = one if there is text
+        self._shape: _Shape | None = None
 
     # -- what the connection calls
 
@@ -253,6 +259,8 @@ class Answer:
 
     def body(self, data: bytes, arrived: int) -> None:
         """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
+        if self._shape and not self._carry and self._short_cut(data, arrived):
+            return
         if self._carry:
             data = self._carry + data
         if not self._is_stream or self.status != 200:
@@ -272,7 +280,9 @@ class Answer:
             return
         self._carry = data[end + 2 :] + held
         for event in data[:end].split(b"\n\n"):
-            self._event(event, arrived)
+            event += b"\n\n"
+            if not (self._shape and self._short_cut(event, arrived)):
+                self._parse(event, arrived)
 
     def complete(self, arrived: int) -> None:
         """The body has ended as HTTP wants it."""
@@ -286,7 +296,7 @@ class Answer:
         rest = self._carry.replace(b"\r", b"\n").strip(b"\n")
         self._carry = b""
         if rest:  # some servers leave the last blank line out
-            self._event(rest, arrived)
+            self._parse(rest, arrived)
         if not self.ended and not all(stream.finish_reason for stream in self.streams):
             self.fail("closed: the stream ended without its end mark")
 
@@ -305,36 +315,37 @@ class Answer:
 
     # -- events
 
-    def _event(self, event: bytes, arrived: int) -> None:
-        if self._marker:
-            start = event.find(self._marker) + len(self._marker)
-            end = event.find(b'"', start)
-            if (
-                event[end - 1] != _BACKSLASH
-                and event[:start].translate(None, _DIGITS) == self._head
-                and event[end:].translate(None, _DIGITS) == self._tail
-            ):
-                index = self._number(event, b'"index":') if len(self.streams) > 1 else 0
-                if index >= len(self.streams):
-                    return self._parse(event, arrived)
-                stream = self.streams[index]
-                if self._count_from == b"":
-                    tokens = 1 if end > start else 0
-                elif self._count_from == b'"completion_tokens":':
-                    seen = self._number(event, self._count_from)
-                    tokens, stream.seen = seen - stream.seen, seen
-                else:
-                    tokens = 1
-                if tokens > 0:
-                    self._token(stream, tokens, arrived)
-                return
-        self._parse(event, arrived)
-
-    @staticmethod
-    def _number(event: bytes, key: bytes) -> int:
-        match = _NUMBER.match(event, event.rfind(key) + len(key))
-        assert match is not None  # learnt only from events that have it
-        return int(match[1])
+    def _short_cut(self, event: bytes, arrived: int) -> bool:
+        """Take one whole event of the shape learnt, without parsing it; False if it has another shape."""
+        shape = self._shape
+        assert shape is not None
+        if event.startswith(shape.head):
+            start = len(shape.head)
+        else:
+            start = event.find(shape.marker) + len(shape.marker)
+            if event[:start].translate(None, _DIGITS) != shape.bare_head:
+                return False
+        end = event.find(b'"', start)
+        tail = event[end:]
+        if tail != shape.tail and tail.translate(None, _DIGITS) != shape.bare_tail:
+            return False
+        if event[end - 1] == _BACKSLASH or event.find(b"\n", start, end) >= 0:
+            return False
+        stream = self.streams[0]
+        if len(self.streams) > 1:
+            index = _number(event, b'"index":')
+            if index >= len(self.streams):
+                return False
+            stream = self.streams[index]
+        tokens = 1
+        if shape.count_from == b'"completion_tokens":':
+            seen = _number(event, shape.count_from)
+            tokens, stream.seen = seen - stream.seen, max(seen, stream.seen)
+        elif shape.count_from == b"" and end == start:
+            return True
+        if tokens > 0:
+            self._token(stream, tokens, arrived)
+        return True
 
     def _token(self, stream: Stream, tokens: int, arrived: int) -> None:
         since = (arrived - self.sent) // 1000
@@ -431,8 +442,8 @@ class Answer:
         that has no backslash before it; and with the digits taken out everything around it is the same JSON but for
         numbers. (Empty and one-element lists of numbers look alike so: token ids are counted by the long way.)
         """
-        self._marker = b""
-        if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in event:
+        self._shape = None
+        if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in event[:-2] or not event.endswith(b"\n\n"):
             return
         if count_from.startswith(b'"') and event.count(count_from) != 1:
             return
@@ -442,17 +453,20 @@ class Answer:
             if event.count(marker) == 1:
                 start = event.find(marker) + len(marker)
                 end = event.find(b'"', start)
-                if event[end - 1] == _BACKSLASH:
-                    return
-                self._marker, self._count_from = marker, count_from
-                self._head = event[:start].translate(None, _DIGITS)
-                self._tail = event[end:].translate(None, _DIGITS)
+                if event[end - 1] != _BACKSLASH:
+                    self._shape = _Shape(marker, count_from, event[:start], event[end:])
 
     def _status_error(self) -> str:
         error = f"status: {self.status}"
         if self._retry_after:
             error += f" retry_after={self._retry_after[:40]}"
         return f"{error} {_message(self._carry)}".rstrip()
+
+
+def _number(event: bytes, key: bytes) -> int:
+    match = _NUMBER.match(event, event.rfind(key) + len(key))
+    assert match is not None  # asked only of events of a shape that has it
+    return int(match[1])
 
 
 def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:

@@ -1,0 +1,43 @@
+"""A running endpoint that speaks OpenAI's protocol (or TGI's): nothing is launched, installed or stopped."""
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from pydantic import field_validator
+
+from backends.base import Backend, Host
+
+NAME = re.compile(r"[A-Z_][A-Z0-9_]*", re.IGNORECASE)
+
+
+class OpenAI(Backend):
+    """Where it is and how it is asked; the model is the name that it serves."""
+
+    url: str  # http(s)://host[:port][/base], with or without /v1
+    api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
+
+    launches: bool = False
+    continuous_usage: bool = True
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.username or parts.password:
+            raise ValueError("holds credentials: put the key into an environment variable, and its name in api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("allowed is http(s)://host[:port][/base]")
+        return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and not NAME.fullmatch(name):
+            raise ValueError("allowed is the NAME of an environment variable, never the key itself")
+        return name
+
+    def unavailable(self, host: Host) -> str | None:
+        if self.api_key_env and self.api_key_env not in os.environ:
+            return f"backend.api_key_env={self.api_key_env}: no such environment variable is set; export it"
+        return None
