@@ -6,7 +6,7 @@ keys are its fields. Parsing has no effects; what runs the process is `server`.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +146,14 @@ class Backend(BaseModel):
     def unavailable(self, host: Host) -> str | None:
         """Why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
         return None
+
+    def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
+        """What the engine loads, made of a model folder in Hugging Face layout: the folder itself, or a conversion.
+
+        A conversion is made once per node, cached by content under `cache_dir`; `python` is the interpreter of the
+        engine's environment. Raises ValueError or OSError, in one line, if it cannot be made.
+        """
+        return model
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         """What a result must cite besides version and command line, e.g. whether the prefix cache is on."""

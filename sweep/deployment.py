@@ -127,6 +127,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
         spec = environments.resolve(backend.env, work.settings.hardware.platform)
         environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
         folder = model.prepare(cache, lambda text: emit(State(text)))
+        folder = backend.weights(folder, environment.python, cache, lambda text: emit(State(text)))
     engine_cpus, client_cpus = split_cores(gpus)
     workdir = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)
     workdir.mkdir(parents=True, exist_ok=True)
