@@ -72,7 +72,7 @@ class Engine:
         self._buffer = b""
         environ = _environ(backend, launch, marker)
         self._secrets = _secrets(environ) | _secrets(os.environ)
-        self._log_begin = self.log.stat().st_size if self.log.exists() else 0
+        self._log_begin = self.log_position()
         self._lease, self._status = self._supervise(environ)
 
     def alive(self) -> bool:
@@ -81,20 +81,24 @@ class Engine:
             self._listen()
             return not self._gone and self.exit_status is None
 
-    def log_tail(self, lines: int = 40) -> str:
-        """The last lines that this launch has logged, without the secrets it was given."""
+    def log_position(self) -> int:
+        """How many bytes the log has now: what comes later is told by `ran_out_of_memory(since)`."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_tail(self, lines: int = 40, since: int = 0) -> str:
+        """The last lines that this launch has logged (after position `since`), without the secrets it was given."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
-            file.seek(max(self._log_begin, self.log.stat().st_size - TAIL_BYTES))
+            file.seek(max(self._log_begin, since, self.log_position() - TAIL_BYTES))
             text = file.read().decode(errors="replace")
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return "\n".join(text.splitlines()[-lines:])
 
-    def ran_out_of_memory(self) -> bool:
-        """Whether the log of this launch says so."""
-        return self.backend.ran_out_of_memory(self.log_tail(1000))
+    def ran_out_of_memory(self, since: int = 0) -> bool:
+        """Whether the log of this launch says so, after position `since`: an engine may survive it."""
+        return self.backend.ran_out_of_memory(self.log_tail(1000, since))
 
     def obituary(self) -> str:
         """How the engine ended, in one line, with its own last words. For an engine that is not alive."""

@@ -1,0 +1,149 @@
+"""Real engines for tests: every backend of conf/backend that runs on this machine, in its own environment."""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from backends import env, server, supervisor
+from backends.base import Backend, Host, Launch
+from sweep.config import CONF, build, cache_directory
+
+CONTEXT = 512  # tokens that engines are told to make room for
+CACHE = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
+
+
+def configured(group: str, name: str) -> Any:
+    return build(yaml.safe_load((CONF / group / f"{name}.yaml").read_text()), group)
+
+
+def here() -> list[str]:
+    """Names of the backends that this machine can launch without a GPU."""
+    names = []
+    for path in sorted((CONF / "backend").glob("*.yaml")):
+        backend = configured("backend", path.stem)
+        has_environment = backend.env.cpu or backend.env.python or backend.env.binary
+        if backend.launches and has_environment and not backend.unavailable(Host(cpus=os.cpu_count() or 1)):
+            names.append(path.stem)
+    return names
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    return configured("model", "tiny-llama").prepare(CACHE, print)
+
+
+@pytest.fixture(scope="session")
+def environments() -> Any:
+    """environment(backend), built on first use."""
+
+    def environment(backend: Backend) -> env.Environment:
+        return env.prepare(env.resolve(backend.env, "cpu"), CACHE, print)
+
+    return environment
+
+
+@pytest.fixture
+def launch_for(model, environments, tmp_path) -> Any:
+    """launch_for(backend) -> Launch for this test, on one core as engines are tested (facts: spinning threads)."""
+
+    def launch(backend: Backend) -> Launch:
+        return make_launch(backend, model, environments(backend), tmp_path / "attempt")
+
+    return launch
+
+
+def make_launch(backend: Backend, model: Path, environment: env.Environment, workdir: Path) -> Launch:
+    return Launch(
+        model=model,
+        served_name="tiny",
+        workdir=workdir,
+        python=environment.python,
+        binary=environment.binary,
+        cpus=(min(os.sched_getaffinity(0)),),
+        dtype="bfloat16",
+        max_model_len=CONTEXT,
+    )
+
+
+@pytest.fixture(scope="module", params=here())
+def backend(request) -> Backend:
+    return configured("backend", request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(backend, model, environments, tmp_path_factory) -> Iterator[server.Engine]:
+    """One engine for all tests of a module. The first port it is given is taken by somebody else meanwhile."""
+    environment = environments(backend)
+    launch = make_launch(backend, model, environment, tmp_path_factory.mktemp(backend.name))
+    with socket.socket() as other, pytest.MonkeyPatch.context() as patch:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        ports = iter([taken])
+        free = server.free_port
+        patch.setattr(server, "free_port", lambda host: next(ports, None) or free(host))
+        with server.running(backend, launch, marker=f"test/{os.getpid()}/{backend.name}") as running:
+            assert running.launch.port != taken
+            yield running
+
+
+@dataclass
+class Completion:
+    """What came back for one prompt of a call."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    events: int = 0
+    usage: dict[str, int] = field(default_factory=dict)  # as of its last chunk
+    finish_reason: str | None = None
+
+
+def stream(engine: server.Engine, prompt: Any, max_tokens: int, **more: Any) -> tuple[list[Completion], dict[str, int]]:
+    """Ask an engine as the measuring client does: its completions in order, and the usage of the whole call."""
+    body = {
+        "model": engine.launch.served_name,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": engine.backend.continuous_usage},
+        "ignore_eos": True,
+        "return_token_ids": True,
+        **engine.backend.extra_body,
+        **more,
+    }
+    many = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    found = [Completion() for _ in range(len(prompt) if many else 1)]
+    total: dict[str, int] = {}
+    with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=120, trust_env=False) as answer:
+        assert answer.status_code == 200, answer.read()
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    for chunk in map(json.loads, lines[:-1]):
+        assert "error" not in chunk, chunk
+        for choice in chunk["choices"]:
+            completion = found[choice["index"]]
+            completion.text += choice["text"]
+            completion.events += 1
+            completion.token_ids += choice.get("token_ids") or []
+            completion.usage = chunk.get("usage") or completion.usage
+            completion.finish_reason = choice["finish_reason"] or completion.finish_reason
+        if not chunk["choices"]:
+            total = chunk["usage"]
+    return found, total
+
+
+def left_behind(marker: str) -> list[int]:
+    """Processes with this marker, killed so that they do not spoil the next test."""
+    left = supervisor.marked(lambda environ: environ[supervisor.MARKER] == marker)
+    supervisor.send(left, signal.SIGKILL)
+    return left

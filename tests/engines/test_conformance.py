@@ -1,0 +1,175 @@
+"""What makes a backend done: the same questions to every real engine that runs on this machine.
+
+A new backend is tested by its YAML alone. Each engine is launched twice: once for all questions, once to be killed.
+"""
+
+import os
+import re
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+from backends import server
+from sweep.records import Outcome
+from tests.engines.conftest import CONTEXT, left_behind, stream
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+PROMPTS = [
+    "The river rose in the night, and by morning",
+    "A",
+    "Seven boats lay in the harbour, each with a lamp; the oldest had none. Why did nobody",
+]
+
+
+def test_facts_say_what_was_measured(engine, backend):
+    facts = engine.facts()
+    assert re.match(r"\d+\.\d+", facts["engine_version"])
+    assert facts["dtype"] == "bfloat16"
+    assert facts["max_model_len"] == CONTEXT
+    assert facts["flags"].items() >= backend.flags.items()
+    assert str(engine.launch.port) in facts["command"]
+    assert 0 < facts["startup_seconds"] < backend.launch_timeout
+    assert engine.processes()
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 33])
+def test_streams_exactly_the_tokens_wanted(engine, wanted):
+    (completion,), total = stream(engine, PROMPTS[0], wanted)
+    assert total["completion_tokens"] == wanted
+    assert completion.finish_reason == "length"
+    assert 1 <= completion.events <= wanted + 1  # a chunk is not a token, but more chunks than tokens are odd
+    if completion.token_ids:
+        assert len(completion.token_ids) == wanted
+    if engine.backend.continuous_usage:
+        assert completion.usage["completion_tokens"] == wanted
+
+
+def test_counts_agree_with_usage(engine):
+    (completion,), total = stream(engine, list(range(100, 140)), 8)
+    assert total["prompt_tokens"] == 40
+    assert total["completion_tokens"] == 8
+    assert total["total_tokens"] == 48
+    assert completion.text
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_a_batch_answers_as_its_prompts_alone_do(engine, size):
+    """Prompts of unequal length: padding must not change what is said."""
+    prompts = [PROMPTS[i % 3] + " again" * i for i in range(size)]
+    if engine.backend.batch_form == "list":
+        together, total = stream(engine, prompts, 6)
+        assert total["completion_tokens"] == 6 * size
+    else:
+        together = simultaneous(engine, prompts, 6)
+    for prompt, completion in zip(prompts[:3], together, strict=False):
+        (alone,), _ = stream(engine, prompt, 6)
+        assert completion.text == alone.text
+        assert completion.token_ids == alone.token_ids
+        if engine.backend.continuous_usage:
+            assert completion.usage == alone.usage
+
+
+def simultaneous(engine, prompts, wanted):
+    found = [None] * len(prompts)
+
+    def ask(index):
+        (found[index],), _ = stream(engine, prompts[index], wanted)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("prompt", ["Größe 你好 😀 — naïve café", "x", "\n"])
+def test_unusual_prompts(engine, prompt):
+    (completion,), total = stream(engine, prompt, 5)
+    assert total["completion_tokens"] == 5
+    completion.text.encode()  # whole characters: half a surrogate would fail
+
+
+def test_a_prompt_of_one_token(engine):
+    _, total = stream(engine, [100], 5)
+    assert (total["prompt_tokens"], total["completion_tokens"]) == (1, 5)
+
+
+def test_a_prompt_that_nearly_fills_the_context(engine):
+    _, total = stream(engine, [100 + i % 1000 for i in range(CONTEXT - 4)], 4)
+    assert (total["prompt_tokens"], total["completion_tokens"]) == (CONTEXT - 4, 4)
+
+
+def test_a_prompt_over_the_context_is_an_error_and_the_engine_lives_on(engine):
+    body = {"model": "tiny", "prompt": [100] * (CONTEXT + 10), "max_tokens": 4, "temperature": 0}
+    answer = httpx.post(f"{engine.url}/v1/completions", json=body, timeout=60, trust_env=False)
+    assert answer.status_code == 400
+    assert str(CONTEXT) in answer.text
+    assert engine.alive()
+    assert not engine.ran_out_of_memory()
+    _, total = stream(engine, PROMPTS[0], 3)
+    assert total["completion_tokens"] == 3
+
+
+def test_metrics_move_under_load(engine):
+    if not engine.backend.metrics_path:
+        pytest.skip("this engine has no metrics")
+    worker = threading.Thread(target=stream, args=(engine, PROMPTS[0], 400))
+    worker.start()
+    url, name = engine.url + engine.backend.metrics_path, engine.backend.metric_names["requests_running"]
+    seen = 0.0
+    while worker.is_alive():
+        text = httpx.get(url, timeout=10, trust_env=False).text
+        values = [float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{re.escape(name)}\b", line)]
+        seen = max([seen, *values])
+        time.sleep(0.02)
+    assert seen >= 1
+    optional = ("spec_decode_", "allocated_", "reserved_")  # only where the feature or the device is there
+    for ours, theirs in engine.backend.metric_names.items():
+        if not ours.startswith(optional):
+            assert theirs in text, f"{ours}: no {theirs}"
+
+
+def test_ends_within_its_grace_while_it_works(engine):
+    """The last question to the shared engine: requests in flight must not hold it."""
+    for _ in range(3):
+        threading.Thread(target=stream_until_cut, args=(engine,), daemon=True).start()
+    time.sleep(0.5)
+    begin = time.monotonic()
+    engine.stop()
+    assert time.monotonic() - begin < engine.backend.stop_grace + 5
+    assert left_behind(engine.marker) == []
+
+
+def stream_until_cut(engine):
+    with pytest.raises((httpx.TransportError, AssertionError, IndexError)):
+        stream(engine, PROMPTS[2], 450)
+
+
+def test_a_wrong_flag_is_told_in_the_engines_own_words(backend, launch_for):
+    wrong = backend.model_copy(update={"flags": {**backend.flags, "no-such-flag": 1}})
+    marker = f"test/{os.getpid()}/wrong"
+    with pytest.raises(server.LaunchError) as caught, server.running(wrong, launch_for(backend), marker=marker):
+        pytest.fail("it must not become ready")
+    assert caught.value.outcome is Outcome.LAUNCH_FAILED
+    assert re.search(r"no.such.flag", caught.value.reason)
+    assert left_behind(marker) == []
+
+
+def test_the_death_of_its_main_process_under_load_is_noticed(backend, launch_for):
+    marker = f"test/{os.getpid()}/killed"
+    with server.running(backend, launch_for(backend), marker=marker) as engine:
+        threading.Thread(target=stream_until_cut, args=(engine,), daemon=True).start()
+        time.sleep(0.5)
+        os.kill(engine.pid, signal.SIGKILL)
+        begin = time.monotonic()
+        while engine.alive():
+            assert time.monotonic() - begin < 2
+            time.sleep(0.01)
+        assert engine.exit_status == -signal.SIGKILL
+        assert "killed by signal 9" in engine.obituary()
+    assert left_behind(marker) == []
