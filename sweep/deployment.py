@@ -50,9 +50,10 @@ class Finished(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """The deployment's task is gone: a loss of infrastructure, not a result."""
+    """The deployment's task ended without finishing: lost with its node or worker, or failed by an error of ours."""
 
-    reason: str
+    reason: str  # one line
+    error: str | None = None  # the traceback, where the task itself failed
 
 
 Event = State | Finished

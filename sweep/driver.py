@@ -66,7 +66,8 @@ class Driver:
         self.executor, self.display, self.tracker = executor, display, tracker
         self.waiting = deque(todo(plan, ledger))
         self.running: dict[str, Work] = {}
-        self.losses: dict[str, int] = {}
+        self.losses: dict[str, int] = {}  # of infrastructure, by deployment
+        self.errors: dict[str, int] = {}  # of our own code
         self.finished: set[str] = set()  # trials that got their row in this run
         self.interrupts = 0
         self.written = time.monotonic()
@@ -114,7 +115,7 @@ class Driver:
             end = "done" if event is None else event.reason
             self.ledger.end_attempt(deployment.deployment_id, work.attempt, end)
             if event is not None and not self.interrupts:
-                self._lost(deployment, event)
+                self._lost(work, event)
 
     def _commit(self, work: Work, event: Finished) -> None:
         row = event.row
@@ -127,13 +128,31 @@ class Driver:
         if time.monotonic() - self.written > WRITE_INTERVAL:
             self.write_trials()
 
-    def _lost(self, deployment: Deployment, loss: Lost) -> None:
-        """Infrastructure died under a deployment: its trials without a row of this run go back in front."""
-        losses = self.losses[deployment.deployment_id] = self.losses.get(deployment.deployment_id, 0) + 1
+    def _lost(self, work: Work, loss: Lost) -> None:
+        """The task is gone: its trials without a row of this run go back in front, within the limits."""
+        deployment = work.deployment
+        ours = loss.error is not None
+        if loss.error is not None:
+            traceback = self.paths.attempt(deployment.deployment_id, work.attempt) / "task-error.txt"
+            store.write_text(self.paths, traceback, loss.error)
+            self.display.say(f"{deployment.describe()}: {loss.reason}; traceback: {traceback}")
+        else:
+            self.display.say(f"lost {deployment.describe()}: {loss.reason}")
+        tally = self.errors if ours else self.losses
+        tally[deployment.deployment_id] = tally.get(deployment.deployment_id, 0) + 1
         left = [trial for trial in deployment.trials if trial.trial_id not in self.finished]
-        self.display.say(f"lost {deployment.describe()}: {loss.reason}")
-        if left and losses < MAX_LOSSES:
+        if left and tally[deployment.deployment_id] < (self.plan.settings.attempts if ours else MAX_LOSSES):
             self.waiting.appendleft(replace(deployment, trials=left))
+        elif left:
+            self._give_up(replace(deployment, trials=left), work.attempt, loss.reason)
+
+    def _give_up(self, deployment: Deployment, attempt: str, reason: str) -> None:
+        """No more tries: what is left is invalid, and why is in the row."""
+        run = TrialRun(deployment, self.plan.settings, self.paths, attempt, tuple(self.plan.axes))
+        for trial in deployment.trials:
+            row = base_row(run, trial) | {"outcome": Outcome.INVALID.value, "reason": f"given up after: {reason}"}
+            self.ledger.commit(row)
+            self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
 
     def write_trials(self) -> None:
         """trials.parquet: exactly the rows of the present plan, in its order."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from sweep.config import ROOT, Cluster, ConfigError
 from sweep.deployment import Event, Lost, Work, stream_deployment
@@ -128,6 +128,9 @@ class RayExecutor:
             except StopIteration:
                 del self.streams[stream]
                 yield work, None
+            except RayTaskError as error:
+                del self.streams[stream]
+                yield work, Lost(f"{type(error.cause).__name__}: {error.cause}", str(error))
             except RayError as error:
                 del self.streams[stream]
                 yield work, Lost(str(error).strip().splitlines()[0])

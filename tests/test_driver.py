@@ -108,8 +108,18 @@ def test_a_loss_runs_again_what_has_no_row_and_only_that(tmp_path):
 
 def test_losses_have_a_limit(tmp_path):
     executor = Scripted({"a": [[Lost("node died")]] * 50})
-    drive(make_plan(deployment("a", ["1"])), tmp_path, executor)
+    _, ledger = drive(make_plan(deployment("a", ["1"])), tmp_path, executor)
     assert len(executor.submitted) == 20
+    assert outcomes(ledger) == {"1": "invalid"}
+    assert "node died" in ledger.rows["1"]["reason"]
+
+
+def test_an_error_of_ours_is_tried_a_few_times_and_leaves_its_traceback(tmp_path):
+    executor = Scripted({"a": [[Lost("KeyError: x", "Traceback ...")]] * 50})
+    _, ledger = drive(make_plan(deployment("a", ["1"])), tmp_path, executor)
+    assert len(executor.submitted) == 3
+    assert (tmp_path / "deployments" / "a" / "1" / "task-error.txt").read_text() == "Traceback ..."
+    assert outcomes(ledger) == {"1": "invalid"}
 
 
 @pytest.mark.parametrize(("retry", "again"), [("once", ["2"]), ("none", None)])
