@@ -2,7 +2,7 @@
 
     python scripts/train_tokenizer.py            # writes sweep/data/tokenizer and sweep/data/words.txt
 
-Run it after a change to the texts (sweep/data/corpus.txt, sweep/data/prompts): a test compares.
+Its text is the prompts in sweep/data/prompts. Run it after a change to them: a test compares.
 """
 
 import json
@@ -25,8 +25,6 @@ CHAT_TEMPLATE = (
 
 def texts(data: Path = DATA) -> Iterator[str]:
     """All text of our own, in a fixed order."""
-    corpus = data / "corpus.txt"
-    yield from corpus.read_text().split("\n\n")
     for path in sorted((data / "prompts").glob("*.jsonl")):
         for line in path.read_text().splitlines():
             yield json.loads(line)["prompt"]
