@@ -148,7 +148,9 @@ def find_hardware(cluster: Cluster) -> str:
         schedule = _schedule(cluster)
         schedule.connect(cluster)
         accelerators = {name for node in schedule.nodes() for name in node.accelerators if node.gpus}
-        profile = next((name.lower() for name in sorted(accelerators) if name.lower() in group_choices("hardware")), None)
+        profile = next(
+            (name.lower() for name in sorted(accelerators) if name.lower() in group_choices("hardware")), None
+        )
         return profile or ("gpu" if any(node.gpus for node in schedule.nodes()) else "cpu")
     names = provenance.gpu_names()
     if not names:
@@ -260,7 +262,9 @@ def print_plan(console: Console, plan: Plan, ledger: Ledger, history: History, d
         console.print(_plan_table(plan, left))
     for deployment in plan.deployments:
         if deployment.unavailable:
-            console.print(f"unavailable: {deployment.describe()}: {deployment.unavailable}", markup=False, soft_wrap=True)
+            console.print(
+                f"unavailable: {deployment.describe()}: {deployment.unavailable}", markup=False, soft_wrap=True
+            )
     if count:
         console.print(f"expected: {_words(estimate(plan, left, history))}")
 

@@ -107,7 +107,9 @@ def sole_driver(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise ConfigError(f"out={out}: a sweep is running there (process {lock.read().strip() or 'unknown'})") from None
+            raise ConfigError(
+                f"out={out}: a sweep is running there (process {lock.read().strip() or 'unknown'})"
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

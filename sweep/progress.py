@@ -45,7 +45,9 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.console.is_terminal:
             self.live.stop()
 
@@ -70,10 +72,8 @@ class Display:
         outcome = Outcome(row["outcome"])
         self.failed += outcome.failed
         self.bar.update(self.task, completed=self.done, left=f"{duration(self.left())} left")
-        if outcome is Outcome.OK:
-            result = _figures(row)
-        else:
-            result = f"{outcome}: {row.get('reason') or 'no reason given'}"
+        failure = f"{outcome}: {row.get('reason') or 'no reason given'}"
+        result = _figures(row) if outcome is Outcome.OK else failure
         self.say(f"{_clock()} [{self.done}/{self.total}, {duration(self.left())} left] {what}: {result}")
 
     def left(self) -> float | None:

@@ -38,9 +38,7 @@ def connect(cluster: Cluster) -> None:
         return
     try:
         if cluster.kind == "local":
-            ray.init(
-                _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-            )
+            ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         else:
             runtime = {"working_dir": str(ROOT), "excludes": ["results", ".git", ".venv", "wandb"]}
             inside_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -89,7 +87,9 @@ class RayExecutor:
         connect(self.cluster)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for stream in self.streams:
             ray.cancel(stream, force=False)
         ray.shutdown()

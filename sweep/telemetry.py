@@ -1,4 +1,4 @@
-"""Timed samples beside the Records: the engine's own gauges, its GPUs through NVML, its processes where there is no GPU.
+"""Timed samples beside the Records: the engine's gauges, its GPUs through NVML, its processes where there is no GPU.
 
 One thread reads every source once an interval, off the measured path. A source that cannot be read is said once in
 `sources` and left out; it never fails a trial.
@@ -117,7 +117,9 @@ class Sampler:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join(timeout=10)
 
@@ -158,7 +160,7 @@ class Sampler:
 
 
 def memory_of(samples: Iterable[Sample]) -> tuple[str, list[float]]:
-    """The label and readings of the memory that counts: of the GPUs together, else of the engine's processes (bytes)."""
+    """The label and readings of the memory that counts: of the GPUs, else of the engine's processes (bytes)."""
     by_time: dict[float, float] = {}
     processes: list[float] = []
     for sample in samples:

@@ -228,4 +228,3 @@ def _verdict(run: TrialRun, engine: Engine, measurement: client.Measurement, tim
     if limited:
         return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}
     return {"outcome": Outcome.OK.value, "reason": None}
-

@@ -57,7 +57,11 @@ def test_done_is_decided_by_outcome_and_retry(tmp_path, outcome, retry, done):
 
 
 def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
-    with sole_driver(tmp_path), pytest.raises(ConfigError, match=rf"running there \(process {os.getpid()}\)"), sole_driver(tmp_path):
+    with (
+        sole_driver(tmp_path),
+        pytest.raises(ConfigError, match=rf"running there \(process {os.getpid()}\)"),
+        sole_driver(tmp_path),
+    ):
         pass
     script = f"from sweep.ledger import sole_driver\nimport os\nwith sole_driver(__import__('pathlib').Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script], check=False)
