@@ -1,0 +1,454 @@
+"""Every metric on hand-made streams, where the answer is known by pencil."""
+
+import math
+from array import array
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweep import metrics
+from sweep.metrics import Window
+from sweep.records import UNKNOWN, Outcome, Phase, Record, Records
+
+Chunks = list[tuple[float, int]]  # arrival in s since the send, tokens
+
+
+def record(
+    sent: float,
+    chunks: Chunks,
+    *,
+    scheduled: float | None = None,
+    released: float | None = None,
+    input_tokens: int = 10,
+    output_tokens: int | None = None,
+    phase: Phase = "measured",
+    batch: int = UNKNOWN,
+    error: str | None = None,
+) -> Record:
+    scheduled = sent if scheduled is None else scheduled
+    tokens = [count for _, count in chunks]
+    return Record(
+        f"r{sent}",
+        phase,
+        scheduled,
+        scheduled if released is None else released,
+        sent,
+        array("I", [round(at * 1e6) for at, _ in chunks]),
+        array("H", tokens),
+        input_tokens,
+        sum(tokens) if output_tokens is None else output_tokens,
+        batch,
+        "length",
+        error,
+    )
+
+
+def gather(*rows: Record) -> Records:
+    records = Records()
+    for row in rows:
+        records.append(row)
+    return records
+
+
+A = record(0.25, [(1.0, 1), (1.5, 2), (2.5, 1)], scheduled=0.0)
+B = record(2.25, [(0.5, 1)], scheduled=1.0, released=2.0, input_tokens=6)
+FAILED = record(3.0, [(1.25, 1)], error="reset: by peer")
+WARMUP = record(-5.0, [(1.0, 1), (3.0, 1)], phase="warmup")
+ALL = gather(WARMUP, A, B, FAILED)
+OF = metrics.measured(ALL)
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("service_ttft", [1.0, 1.0, 0.5, 1.25]),
+        ("service_e2el", [3.0, 2.5, 0.5, 1.25]),
+        ("ttft", [1.0, 1.25, 1.75, 1.25]),
+        ("e2el", [3.0, 2.75, 1.75, 1.25]),
+        ("slot_wait", [0.0, 0.0, 1.0, 0.0]),
+        ("lag", [0.0, 0.25, 0.25, 0.0]),
+        ("tpot", [2.0, 0.5, NAN, NAN]),  # one token has no time per token after the first
+        ("tpot_e2e", [1.5, 2.75 / 4, 1.75, 1.25]),
+    ],
+)
+def test_latencies_of_each_request(name: str, expected: list[float]) -> None:
+    np.testing.assert_allclose(getattr(metrics, name)(ALL), expected, rtol=1e-12)
+
+
+def test_gaps_between_chunks_and_per_token() -> None:
+    answered = OF & metrics.succeeded(ALL)
+    np.testing.assert_allclose(metrics.itl(ALL, answered), [0.5, 1.0])
+    np.testing.assert_allclose(metrics.itl_token(ALL, answered), [0.25, 1.0])
+    np.testing.assert_allclose(metrics.itl(ALL, np.ones(4, bool)), [2.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("duration", 4.0),  # from the send of A at 0.25 to the failed request's last token at 4.25
+        ("output_throughput", 5 / 4),
+        ("total_throughput", (5 + 16) / 4),
+        ("request_throughput", 2 / 4),
+        ("peak_output_throughput", 3),  # of A at 1.25 and 1.75, in the second after 1.25
+        ("concurrency_max", 2),
+        ("realised_rate", 2 / 2.75),
+        ("offered_rate", 2 / 3.0),
+        ("arrival_gap_cv", 0.625 / 1.375),  # gaps 2 and 0.75
+    ],
+)
+def test_figures_of_a_trial(name: str, expected: float | None) -> None:
+    assert getattr(metrics, name)(ALL, OF) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("slo", "good"),
+    [
+        ({"ttft": 1.5}, 1),
+        ({"ttft": 1.25}, 1),  # a bound is met when it is reached
+        ({"tpot": 0.5}, 2),  # a one-token answer meets any bound on tpot
+        ({"tpot": 0.4}, 1),
+        ({"ttft": 2, "tpot": 0.5, "e2el": 2}, 1),
+        ({"e2el": 1}, 0),
+    ],
+)
+def test_goodput(slo: dict[str, float], good: int) -> None:
+    assert metrics.goodput(ALL, OF, slo) == pytest.approx(good / 4)
+
+
+def test_goodput_knows_its_words() -> None:
+    with pytest.raises(ValueError, match=r"slo\.itl=1: unknown; allowed: ttft, tpot, e2el"):
+        metrics.goodput(ALL, OF, {"itl": 1})
+
+
+def test_cost() -> None:
+    assert metrics.cost_per_million_tokens(3.6, 2, 100.0) == pytest.approx(20.0)  # 2 x 0.001 a second, 10,000 s
+    assert metrics.cost_per_million_tokens(None, 1, 100.0) is None
+    assert metrics.cost_per_million_tokens(3.6, 1, None) is None
+
+
+def test_the_row() -> None:
+    row = metrics.summarise(ALL, slo={"ttft": 1.5})
+    assert (row["num_requests"], row["num_failed"], row["input_tokens"], row["output_tokens"]) == (3, 1, 16, 5)
+    assert row["goodput"] == pytest.approx(0.25)
+    assert (row["ttft_mean"], row["ttft_p50"]) == (pytest.approx(1.5), pytest.approx(1.5))
+    assert row["ttft_p90"] == pytest.approx(1.25 + 0.9 * 0.5)  # linear between the two order statistics
+    assert row["tpot_p99"] == pytest.approx(0.5)
+    assert (row["itl_mean"], row["itl_p50"]) == (pytest.approx(0.75), pytest.approx(0.75))
+    assert row["slot_wait_p99"] == pytest.approx(0.99)
+    assert row["batch_latency_mean"] is None
+    assert row["batch_throughput"] is None
+    assert row["steady_method"] == "not sought"
+    assert all(value is None for key, value in row.items() if key.startswith("steady_") and key != "steady_method")
+
+
+def test_the_row_has_the_columns_of_the_design() -> None:
+    columns = {"num_requests", "num_failed", "input_tokens", "output_tokens", "duration", "output_throughput"}
+    columns |= {"total_throughput", "request_throughput", "peak_output_throughput", "concurrency_max", "goodput"}
+    columns |= {"batch_throughput", "realised_rate", "arrival_gap_cv"}
+    columns |= {"steady_begin", "steady_end", "steady_method", "steady_output_throughput", "steady_total_throughput"}
+    for series in ("ttft", "tpot", "itl", "e2el", "lag", "slot_wait", "service_ttft"):
+        for statistic in ("mean", "p50", "p90", "p99"):
+            columns |= {f"{series}_{statistic}", f"steady_{series}_{statistic}", f"batch_latency_{statistic}"}
+    assert columns <= set(metrics.summarise(ALL))
+
+
+# What is undefined is None, never zero --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        Records(),
+        gather(WARMUP),
+        gather(FAILED, record(4.0, [], error="status: 503")),
+        gather(record(0.0, [], error="connect: refused")),
+        gather(record(0.0, [], output_tokens=0)),
+    ],
+    ids=["nothing", "warm-up only", "all failed", "no token", "an empty answer"],
+)
+def test_no_completion_is_no_figure(records: Records) -> None:
+    row = metrics.summarise(records, slo={"ttft": 1}, window=Window(0.5, 1.0, "by hand"))
+    zeros = {key for key, value in row.items() if value == 0 and value is not False}
+    assert zeros <= {"num_requests", "num_failed", "input_tokens", "output_tokens", "startup_share"} | {
+        f"{prefix}{name}_{statistic}"  # of an empty answer even these are known
+        for prefix in ("", "steady_")
+        for name in ("lag", "slot_wait")
+        for statistic in ("mean", "p50", "p90", "p99")
+    }
+    assert metrics.vllm_flavour(records)["output_throughput"] is None
+    assert metrics.outcome_of(records)[0] is Outcome.INVALID
+
+
+def test_unknown_counts_are_unknown_in_sum() -> None:
+    records = gather(A, record(1.0, [(1.0, 1)], input_tokens=UNKNOWN))
+    row = metrics.summarise(records)
+    assert row["input_tokens"] is None
+    assert row["total_throughput"] is None
+    assert row["output_throughput"] is not None
+
+
+def test_usage_counts_where_it_differs_from_the_chunks() -> None:
+    """The server's usage is the count of tokens; the chunks are when they came."""
+    records = gather(record(0.0, [(1.0, 1), (3.0, 1)], output_tokens=5))
+    assert metrics.output_throughput(records, metrics.measured(records)) == pytest.approx(5 / 3)
+    assert metrics.tpot(records)[0] == pytest.approx(2 / 4)
+
+
+# Chunks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_without_a_token_are_no_arrivals() -> None:
+    """A role-only first event and a usage-only last one change nothing."""
+    bare = gather(record(0.0, [(0.5, 1), (1.0, 1)]), record(1.0, [(0.25, 3)]), record(2.0, []))
+    dressed = gather(
+        record(0.0, [(0.1, 0), (0.5, 1), (0.7, 0), (1.0, 1), (1.1, 0)]),
+        record(1.0, [(0.0, 0), (0.25, 3), (9.0, 0)]),
+        record(2.0, [(1.0, 0)]),
+    )
+    assert metrics.summarise(dressed) == metrics.summarise(bare)
+
+
+streams = st.lists(
+    st.builds(
+        lambda sent, gaps, tokens, error: record(
+            sent, list(zip(np.cumsum(gaps).tolist(), tokens, strict=False)), error=error
+        ),
+        st.integers(0, 40).map(lambda eighths: eighths / 8),  # few values, so that ends meet beginnings
+        st.lists(st.integers(0, 16).map(lambda eighths: eighths / 8), min_size=6, max_size=6),
+        st.lists(st.integers(0, 3), max_size=6),
+        st.none() | st.just("closed: early"),
+    ),
+    max_size=12,
+)
+
+
+@given(streams, st.integers(1, 9))
+def test_blocks_change_nothing(rows: list[Record], block: int) -> None:
+    records, window = gather(*rows), Window(0.5, 3.0, "by hand")
+    whole = metrics.summarise(records, window=window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "BLOCK_CHUNKS", block)
+        assert metrics.summarise(records, window=window) == whole
+
+
+@given(streams)
+def test_concurrency_max_is_what_counting_finds(rows: list[Record]) -> None:
+    spans = []
+    for row in rows:
+        arrivals = [us / 1e6 for us, tokens in zip(row.chunk_us, row.chunk_tokens, strict=True) if tokens]
+        if arrivals:
+            spans.append((row.sent, row.sent + arrivals[-1]))
+    counted = max((sum(begin <= at < end for begin, end in spans) for at, _ in spans), default=None)
+    records = gather(*rows)
+    assert metrics.concurrency_max(records, metrics.measured(records)) == counted
+
+
+@given(streams)
+def test_gaps_add_up(rows: list[Record]) -> None:
+    records = gather(*rows)
+    everyone = np.ones(len(rows), bool)
+    spans = metrics.service_e2el(records) - metrics.service_ttft(records)
+    assert metrics.itl(records, everyone).sum() == pytest.approx(np.nansum(spans))
+    tokens = sum(sum(row.chunk_tokens) for row in rows)
+    assert metrics.tokens_per_bin(records, everyone, 0.0, 0.5, 40).sum() == tokens
+    assert metrics.tokens_within(records, everyone, -1.0, 100.0) == tokens
+
+
+def test_stamps_that_go_back_are_a_gap_of_zero_and_by_much_invalid() -> None:
+    slightly = gather(record(0.0, [(0.5, 1), (0.4999, 1)]))
+    assert metrics.itl(slightly, np.ones(1, bool)).tolist() == [0.0]
+    assert metrics.outcome_of(slightly)[0] is Outcome.OK
+    outcome, reason = metrics.outcome_of(gather(record(0.0, [(0.5, 1), (0.25, 1)])))
+    assert outcome is Outcome.INVALID
+    assert reason is not None
+    assert "0.250000 s" in reason
+
+
+# Lockstep batches -----------------------------------------------------------------------------------------------------
+
+LOCKSTEP = gather(
+    record(0.0, [(4.0, 2)], batch=0),
+    record(0.5, [(9.5, 2)], batch=0),  # batch 0: 10 s, 4 tokens
+    record(10.0, [(1.0, 1), (2.0, 1)], batch=1),
+    record(10.0, [(1.0, 1), (4.0, 5)], batch=1),  # batch 1: 4 s, 8 tokens
+    record(14.0, [(1.0, 4)], batch=2),
+    record(14.0, [(2.0, 8)], batch=2),  # batch 2: 2 s, 12 tokens
+    record(16.0, [(1.0, 1)], batch=3),
+    record(16.0, [], batch=3, error="status: 500"),  # batch 3 did less work than asked
+)
+
+
+def test_batches() -> None:
+    of = metrics.measured(LOCKSTEP)
+    np.testing.assert_allclose(metrics.batch_latency(LOCKSTEP, of), [10, 4, 2])
+    assert metrics.batch_throughput(LOCKSTEP, of) == pytest.approx(24 / 16)
+    row = metrics.summarise(LOCKSTEP)
+    assert (row["batch_latency_mean"], row["batch_latency_p50"]) == (pytest.approx(16 / 3), 4.0)
+
+
+def test_first_batch_is_left_out_of_everything_when_asked() -> None:
+    row = metrics.summarise(LOCKSTEP, discard_first_batch=True)
+    assert row["batch_throughput"] == pytest.approx(20 / 6)
+    assert row["batch_latency_mean"] == pytest.approx(3.0)
+    assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (6, 1, 21)
+    assert row["duration"] == pytest.approx(7.0)
+
+
+# The window -----------------------------------------------------------------------------------------------------------
+
+
+def test_steady_figures_by_pencil() -> None:
+    """Window 2 to 6. Tokens after 2 and until 6: of P at 3, of Q at 4 and 6, of R at 5; S, T and U come later."""
+    records = gather(
+        record(1.0, [(0.5, 1), (2.0, 1)]),  # P: sent before, its last token at 3
+        record(2.0, [(2.0, 1), (4.0, 2)]),  # Q: at 4 and 6, the very end
+        record(3.0, [(2.0, 3)]),  # R: at 5
+        record(4.0, [(1.5, 1), (3.0, 1)]),  # S: first token at 5.5, last at 7
+        record(5.0, [(0.5, 1)]),  # T: at 5.5, but sent after S, whose answer was not there at the end
+        record(5.5, [(1.0, 1), (2.0, 1)]),  # U: nothing inside
+    )
+    row = metrics.summarise(records, window=Window(2.0, 6.0, "by hand"))
+    assert (row["steady_begin"], row["steady_end"], row["steady_method"]) == (2.0, 6.0, "by hand")
+    assert row["steady_output_throughput"] == pytest.approx((1 + 3 + 3 + 1 + 1) / 4)
+    assert row["steady_request_throughput"] == pytest.approx(4 / 4)  # P, Q, R, T
+    assert row["steady_total_throughput"] == pytest.approx((9 + 40) / 4)  # first tokens of Q, R, S, T
+    assert row["steady_ttft_mean"] == pytest.approx((2 + 2 + 1.5 + 0.5) / 4)  # Q, R, S, T; U's had not come
+    assert row["steady_e2el_mean"] == pytest.approx((4 + 2) / 2)  # Q, R: S had not ended, and T came after S
+    assert row["steady_tpot_mean"] == pytest.approx(np.mean([2 / 2, 0 / 2]))
+    assert row["steady_itl_mean"] == pytest.approx(2.0)  # Q's; P's began before, S's ended after
+    assert row["steady_lag_mean"] == 0.0
+    assert row["startup_share"] == pytest.approx(1 / 6.5)
+    assert row["startup_transient"] is False
+
+
+def test_long_start_is_flagged() -> None:
+    records = gather(record(0.0, [(1.0, 1)]), record(8.0, [(2.0, 1)]))
+    row = metrics.summarise(records, window=Window(5.0, 10.0, "by hand"))
+    assert row["startup_share"] == pytest.approx(0.5)
+    assert row["startup_transient"] is True
+
+
+def test_a_failure_inside_the_window_does_not_end_it() -> None:
+    records = gather(
+        record(1.0, [(0.5, 1)]), record(2.0, [], error="status: 503"), record(3.0, [(0.5, 1)]), record(4.0, [(0.5, 1)])
+    )
+    row = metrics.summarise(records, window=Window(1.0, 5.0, "by hand"))
+    assert row["steady_request_throughput"] == pytest.approx(3 / 4)
+    assert row["steady_e2el_mean"] == pytest.approx(0.5)
+
+
+# Statistics -----------------------------------------------------------------------------------------------------------
+
+
+def test_quantiles_are_linear_between_order_statistics() -> None:
+    found = metrics.statistics(np.array([4.0, NAN, 1.0, 3.0, 2.0]))
+    assert found == {"mean": 2.5, "p50": 2.5, "p90": pytest.approx(3.7), "p99": pytest.approx(3.97)}
+    assert metrics.statistics(np.array([NAN])) == dict.fromkeys(["mean", "p50", "p90", "p99"])
+    micro = metrics.statistics(np.array([1_000_000, 4_000_000_000], np.uint32), 1e6)
+    assert (micro["mean"], micro["p50"]) == (2000.5, 2000.5)  # no overflow of the small integers
+
+
+def test_interval_of_a_median_is_the_textbook_one() -> None:
+    """For n = 100 the 95 % interval of the median is from the 40th to the 61st value (David & Nagaraja)."""
+    found = metrics.quantile_with_interval(np.arange(100, 0, -1.0), 0.5)
+    assert found == (50.5, 100, 40.0, 61.0)
+
+
+def test_interval_says_when_there_are_too_few_samples() -> None:
+    found = metrics.quantile_with_interval(np.arange(1.0, 101.0), 0.99)
+    assert (found.n, found.high) == (100, None)  # nobody knows an upper bound of p99 from 100 values
+    assert found.low == 97.0
+    assert metrics.quantile_with_interval(np.array([5.0]), 0.5) == (5.0, 1, None, None)
+    assert metrics.quantile_with_interval(np.array([NAN]), 0.5) == (None, 0, None, None)
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9])
+def test_interval_holds_the_truth_as_often_as_it_says(q: float) -> None:
+    draws = np.random.default_rng(1).exponential(size=(1000, 200))
+    truth = -math.log(1 - q)
+    held = 0
+    for values in draws:
+        found = metrics.quantile_with_interval(values, q)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= truth <= found.high
+    assert held / 1000 == pytest.approx(0.96, abs=0.02)  # the order statistics are discrete: a little over 95 %
+
+
+# Verdict --------------------------------------------------------------------------------------------------------------
+
+
+def test_too_many_failures_are_invalid_and_named() -> None:
+    good = [record(float(i), [(0.5, 1)]) for i in range(90)]
+    bad = [record(100.0 + i, [], error=f"status: 503 retry_after={i}") for i in range(7)]
+    bad += [record(200.0 + i, [], error="reset: by peer") for i in range(3)]
+    outcome, reason = metrics.outcome_of(gather(*good, *bad))
+    assert outcome is Outcome.INVALID
+    assert reason == (
+        "10 of 100 requests failed (10.0%; allowed 5.0%); most common: status, 7 times, "
+        "e.g. 'status: 503 retry_after=0'"
+    )
+    assert metrics.outcome_of(gather(*good, *bad), max_failed=0.1) == (Outcome.OK, None)
+    assert metrics.outcome_of(gather(*good)) == (Outcome.OK, None)
+
+
+def test_failures_of_the_warmup_do_not_count() -> None:
+    warm = [record(-1.0, [], phase="warmup", error="status: 503") for _ in range(9)]
+    assert metrics.outcome_of(gather(*warm, A)) == (Outcome.OK, None)
+
+
+def test_nothing_completed() -> None:
+    assert metrics.outcome_of(gather(FAILED)) == (
+        Outcome.INVALID,
+        "none of 1 requests completed; most common: reset, 1 times, e.g. 'reset: by peer'",
+    )
+    assert metrics.outcome_of(gather(WARMUP)) == (Outcome.INVALID, "no measured request was sent")
+
+
+# vLLM's flavour -------------------------------------------------------------------------------------------------------
+
+
+def test_vllm_flavour_by_pencil() -> None:
+    """By `calculate_metrics` of vLLM 0.32.0, on A and B: from the send, per chunk, in ms, and buckets from 0.25."""
+    found = metrics.vllm_flavour(ALL)
+    assert found.pop("vllm_version") == "0.32.0"
+    expected: dict[str, Any] = {
+        "completed": 2,
+        "failed": 1,
+        "duration": 2.75,  # from the start of the load to the last token of a success
+        "total_input_tokens": 16,
+        "total_output_tokens": 5,
+        "request_throughput": 2 / 2.75,
+        "output_throughput": 5 / 2.75,
+        "total_token_throughput": 21 / 2.75,
+        "max_output_tokens_per_s": 2.0,  # chunks: at 1.25 and 1.75 in one second, at 2.75 twice in the next
+        "max_concurrent_requests": 2,
+        "mean_ttft_ms": 750.0,
+        "median_ttft_ms": 750.0,
+        "std_ttft_ms": 250.0,
+        "p99_ttft_ms": 995.0,
+        "mean_tpot_ms": 500.0,
+        "median_tpot_ms": 500.0,
+        "std_tpot_ms": 0.0,
+        "p99_tpot_ms": 500.0,
+        "mean_itl_ms": 750.0,
+        "median_itl_ms": 750.0,
+        "std_itl_ms": 250.0,
+        "p99_itl_ms": 995.0,
+        "mean_e2el_ms": 1500.0,
+        "median_e2el_ms": 1500.0,
+        "std_e2el_ms": 1000.0,
+        "p99_e2el_ms": 2480.0,
+    }
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_vllm_counts_requests_by_whole_seconds() -> None:
+    """Two requests after each other in one second are two at once to vLLM, and one to us."""
+    records = gather(record(0.0, [(0.25, 1)]), record(0.5, [(0.25, 1)]))
+    assert metrics.vllm_flavour(records)["max_concurrent_requests"] == 2
+    assert metrics.concurrency_max(records, metrics.measured(records)) == 1
