@@ -1,9 +1,22 @@
 """Tables, figures and a report from the files of a run. Reads what `sweep.store` wrote; never starts anything.
 
 `analysis.load("results/throughput_bound")` is the trials as a pandas frame, `analysis.requests(folder, trial_id)` and
-`analysis.telemetry(folder, trial_id)` what is behind them.
+`analysis.telemetry(folder, trial_id)` what is behind them. `analysis.write_all(folder)` rebuilds summary.csv, the
+figures and report.html; `analysis.render_summary(folder)` is the table that the terminal shows.
 """
 
 from analysis.load import RunNotFound, load, open_run, requests, telemetry
+from analysis.report import write_all
+from analysis.table import render_summary
+from sweep.store import DamagedFile
 
-__all__ = ["RunNotFound", "load", "open_run", "requests", "telemetry"]
+__all__ = [
+    "DamagedFile",
+    "RunNotFound",
+    "load",
+    "open_run",
+    "render_summary",
+    "requests",
+    "telemetry",
+    "write_all",
+]

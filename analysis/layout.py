@@ -25,6 +25,18 @@ class Layout:
     x: str | None  # the column that is the abscissa; None if nothing numeric varies
     x_label: str
 
+    def load(self, point: "pd.Series[Any]") -> str:
+        """Where a point stands on the abscissa, e.g. `batch size 8`; empty if nothing numeric varies."""
+        return (
+            f"{self.x_label[0].lower()}{self.x_label[1:]} {point[self.x]:g}"
+            if self.x and pd.notna(point[self.x])
+            else ""
+        )
+
+    def describe(self, point: "pd.Series[Any]") -> str:
+        """A point in a few words, e.g. `vllm, qa, batch size 8`."""
+        return ", ".join(part for part in (point["line"], point["panel"], self.load(point)) if part)
+
     @property
     def panels(self) -> list[str]:
         return sorted(self.points["panel"].unique())

@@ -15,6 +15,7 @@ import pyarrow as pa
 from sweep import store
 from sweep.store import DamagedFile, RunPaths
 
+_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
 Damaged = Literal["raise", "skip"]
 
 
@@ -70,8 +71,16 @@ def open_run(folder: str | Path) -> Run:
     entries = store.read_plan(paths.plan) if paths.plan.is_file() else []
     experiment = next((entry for entry in entries if entry.get("kind") == "experiment"), {})
     plan = [entry for entry in entries if entry.get("kind") != "experiment"]
-    trials = store.read_table(paths.trials).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)  # null is not 0.0
+    trials = _with_all_columns(store.read_table(paths.trials)).to_pandas(types_mapper=_NULLABLE.get)
     return Run(paths, trials, experiment, plan)
+
+
+def _with_all_columns(table: pa.Table) -> pa.Table:
+    """A run of an older version lacks columns: they are null, as anything unknown is."""
+    for name, type_ in store.TRIAL_SCHEMA.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), type_))
+    return table
 
 
 def load(folder: str | Path) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """How figures look, and finding and saving them. Each figure is a file of `analysis.figures`: adding one needs no list.
 
-A figure module has a docstring, whose first line is its caption, and `draw(run, layout) -> Figure | None` (None: this
+A figure module has a docstring, whose first line is its caption, a POSITION among the others, and `draw(run, layout) -> Figure | None` (None: this
 run has nothing to show in it). Colours are those of Okabe and Ito, told apart by every kind of colour vision; markers
 differ besides.
 """
@@ -71,6 +71,7 @@ class FigureFile(Protocol):
     """A module of `analysis.figures`."""
 
     __doc__: str | None
+    POSITION: int
 
     def draw(self, run: Run, layout: Layout) -> Figure | None: ...
 
@@ -99,9 +100,10 @@ def draw_all(run: Run, layout: Layout) -> list[Drawn]:
     return drawn
 
 
-def _modules() -> Iterator[tuple[str, Any]]:
-    for found in sorted(pkgutil.iter_modules(figures.__path__), key=lambda found: found.name):
-        yield found.name, importlib.import_module(f"{figures.__name__}.{found.name}")
+def _modules() -> list[tuple[str, FigureFile]]:
+    names = [found.name for found in pkgutil.iter_modules(figures.__path__)]
+    modules: dict[str, Any] = {name: importlib.import_module(f"{figures.__name__}.{name}") for name in names}
+    return sorted(modules.items(), key=lambda item: (item[1].POSITION, item[0]))
 
 
 @contextmanager

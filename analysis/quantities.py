@@ -24,7 +24,7 @@ _WORDS = {
     "goodput": "Goodput",
     "startup_seconds": "Engine start-up",
 }
-_SHORT = {"cost_per_million_tokens": "Cost", "output_throughput": "Output throughput", "kv_cache_usage": "KV use"}
+_SHORT = {"cost_per_million_tokens": "Cost", "output_throughput": "Throughput", "kv_cache_usage": "KV use"}
 _LATENCIES = ("ttft", "tpot", "itl", "e2el", "lag", "slot_wait", "service_ttft", "service_e2el", "batch_latency")
 _STATISTICS = ("mean", "p50", "p90", "p99", "max", "idle", "peak")
 
@@ -42,7 +42,12 @@ class Quantity:
 
     @property
     def axis(self) -> str:
-        return f"{self.label} ({self.unit})"
+        return f"{self.short if len(self.label) > 20 else self.label} ({self.unit})"
+
+    @property
+    def in_sentence(self) -> str:
+        """The short name within a sentence: acronyms stay as they are."""
+        return self.short if self.short[1:2].isupper() else self.short[:1].lower() + self.short[1:]
 
     def shown(self, value: float) -> str:
         """A value with three significant digits, without its unit; an em dash if there is none."""
@@ -70,7 +75,7 @@ def quantity(column: str) -> Quantity | None:
     label = _WORDS.get(stem) or stem.removesuffix("_bytes").replace("_", " ").capitalize()
     short = _SHORT.get(stem, label)
     if statistic:
-        label, short = f"{label}, {statistic}", f"{short} {statistic}"
+        label, short = f"{label} {statistic}", f"{short} {statistic}"
     if steady:
         label, short = f"{label}, steady state", f"{short} steady"
     return Quantity(column, label, short, *unit)
@@ -95,7 +100,7 @@ def _unit(name: str) -> tuple[str, float, Literal["higher", "lower"] | None] | N
     if stem in ("duration", "startup_seconds"):
         return "s", 1.0, "lower"
     if stem == "cost_per_million_tokens":
-        return "USD", 1.0, "lower"
+        return "$/M tok", 1.0, "lower"
     if stem == "kv_cache_usage":
         return "%", 100.0, None
     if name.endswith("_bytes"):

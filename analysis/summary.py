@@ -22,7 +22,7 @@ IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency",
 ASKED = ("workload", "load", "batch_size", "concurrency", "rate")
 """First parts of the columns that say what was asked and when: equal for two points that can be compared."""
 
-HEADLINE = ("output_throughput", "ttft_p50", "ttft_p99", "tpot_p50", "cost_per_million_tokens")
+HEADLINE = ("output_throughput", "ttft_p50", "cost_per_million_tokens", "tpot_p50", "ttft_p99")
 """What a sweep is asked for first: in the terminal's table, among the best figures, and compared with the baseline."""
 
 

@@ -8,6 +8,7 @@ unknown or undefined. What the numbers mean is in `metrics`; what is made of the
 import json
 import math
 import os
+import shutil
 import socket
 import uuid
 from array import array
@@ -58,7 +59,9 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
     **_types(pa.string(), "accelerator"),
     **_types(pa.int64(), "gpu_count"),
     **_types(pa.string(), "dtype"),
-    **_types(pa.float64(), "realised_rate", "arrival_gap_cv", "client_cpu"),
+    **_types(pa.float64(), "offered_rate", "realised_rate", "arrival_gap_cv", "startup_share"),
+    **_types(pa.bool_(), "startup_transient"),
+    **_types(pa.float64(), "client_cpu"),
     **_types(pa.float64(), "client_loop_lag_p50", "client_loop_lag_p99"),
     **_types(pa.int64(), "client_multi_event_reads"),
     **_types(pa.string(), "client_stamp_source"),
@@ -148,10 +151,9 @@ class RunPaths:
     def tracking(self) -> Path:
         return self.out / "wandb"
 
-    @property
     def staging(self) -> Path:
-        """Where this process writes files before they appear. The host is in the name: nodes share `out`."""
-        return self.out / f".tmp-{socket.gethostname()}-{os.getpid()}"
+        """A new folder in which a file is written before it appears, named by host and process: nodes share `out`."""
+        return self.out / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
     def attempt(self, deployment_id: str, attempt: str) -> Path:
         """One launch of a deployment. An attempt that lost its node writes here and nowhere else."""
@@ -169,27 +171,25 @@ class RunPaths:
 
     def clear_staging(self) -> None:
         """Remove what killed processes of this host had not finished writing."""
-        for folder in self.out.glob(f".tmp-{socket.gethostname()}-*"):
-            process = folder.name.rpartition("-")[2]
+        for folder in self.out.glob(f".tmp-{socket.gethostname()}-*-*"):
+            process = folder.name.split("-")[-2]
             if process.isdigit() and not psutil.pid_exists(int(process)):
-                for file in folder.iterdir():
-                    file.unlink()
-                folder.rmdir()
+                shutil.rmtree(folder)
 
 
 def write_whole(paths: RunPaths, target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a staged file, then rename it to `target`: it appears whole, or not at all."""
-    staging = paths.staging
-    staging.mkdir(parents=True, exist_ok=True)
+    staging = paths.staging()
+    staging.mkdir(parents=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged = staging / f"{target.name}.{uuid.uuid4().hex}"
+    staged = staging / f"{target.name}.partial"
     try:
         write(staged)
         with staged.open("rb") as file:
             os.fsync(file.fileno())  # a rename may outlive a power cut that the content does not
         os.replace(staged, target)
     finally:
-        staged.unlink(missing_ok=True)
+        shutil.rmtree(staging)
 
 
 def write_text(paths: RunPaths, target: Path, text: str) -> None:

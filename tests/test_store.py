@@ -50,18 +50,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(paths: RunPaths) ->
     with pytest.raises(RuntimeError):
         store.write_whole(paths, paths.summary, half)
     assert paths.summary.read_text() == "old"
-    assert list(paths.staging.iterdir()) == []
+    assert [path.name for path in paths.out.iterdir()] == ["summary.csv"]
 
 
 def test_staging_of_dead_processes_is_cleared_and_of_living_ones_kept(paths: RunPaths) -> None:
-    store.write_text(paths, paths.summary, "x")  # makes this process's own staging folder
-    prefix = paths.staging.name.removesuffix(str(os.getpid()))
-    dead = paths.out / f"{prefix}{2**22 + 1}"  # beyond Linux's largest process id
-    dead.mkdir()
-    (dead / "trial.parquet.0").write_text("half")
+    living = paths.staging()
+    dead = living.with_name(living.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))  # beyond Linux's largest id
+    for folder in (living, dead):
+        folder.mkdir(parents=True)
+        (folder / "trial.parquet.partial").write_text("half")
     paths.clear_staging()
     assert not dead.exists()
-    assert paths.staging.exists()
+    assert living.exists()
 
 
 def row(**values: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from analysis.layout import Layout
 from analysis.load import Run
 from analysis.plots import against_load
 
+POSITION = 30
+
 
 def draw(run: Run, layout: Layout) -> Figure | None:
     return against_load(run, layout, "cost_per_million_tokens")

@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.layout import Layout
 from analysis.load import Run, telemetry
 from analysis.plots import PANELS_IN_A_ROW, handle, legend, panels
 
+POSITION = 50
 GIB = 2.0**30
 _MEMORY = {
     "gpu": ("gpu_memory_bytes", "GPU memory"),
@@ -38,9 +40,8 @@ def draw(run: Run, layout: Layout) -> Figure | None:
             if has_kv:
                 _draw(column[0], of_trial, "kv_cache_usage", 100.0, look)
             _draw(column[-1], of_trial, _memory(trial)[0], 1 / GIB, look)
-        for ax in column:
-            ax.set_ylim(bottom=0)
-            ax.margins(x=0)
+        column[0].set_title(", ".join([title, *_loads(trials[trials["panel"] == title], layout)]))
+    _same_scales(axes)
     for index, column in enumerate(axes):
         column[-1].set_xlabel("Time from the trial's start (s)")
         if index % PANELS_IN_A_ROW == 0:
@@ -60,6 +61,29 @@ def _largest(run: Run, layout: Layout) -> pd.DataFrame:
 
 def _memory(trial: "pd.Series[Any]") -> tuple[str, str]:
     return _MEMORY.get(trial["memory_label"], _MEMORY["process"])
+
+
+def _loads(trials: pd.DataFrame, layout: Layout) -> list[str]:
+    """At which load: one value, or one for each line that is shown."""
+    if layout.x is None:
+        return []
+    by_line = trials.set_index("line")[layout.x]
+    values = [f"{by_line[line]:g}" for line in layout.lines if line in by_line.index]
+    return [f"{layout.x_label.lower()} {' / '.join(values if len(set(values)) > 1 else values[:1])}"]
+
+
+def _same_scales(axes: list[list[Axes]]) -> None:
+    """From zero: each kind of memory to one top in all panels, and time to one end in both axes of a panel."""
+    for row in zip(*axes, strict=True):
+        top = max(ax.dataLim.ymax for ax in row)
+        for ax in row:
+            ax.set_ylim(0, top * 1.08 if top > 0 else 1)
+            ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            ax.grid(visible=False, axis="x")
+    for column in axes:
+        end = max(ax.dataLim.xmax for ax in column)
+        for ax in column:
+            ax.set_xlim(0, end)
 
 
 def _label(trials: pd.DataFrame) -> str:

@@ -6,6 +6,8 @@ from analysis.layout import Layout
 from analysis.load import Run
 from analysis.plots import against_load
 
+POSITION = 20
+
 
 def draw(run: Run, layout: Layout) -> Figure | None:
     return against_load(run, layout, "ttft_p50", also="ttft_p99")

@@ -1,0 +1,150 @@
+"""Why a reader should not believe a number too readily, each with its remedy. A result carries its doubts.
+
+Each function looks for one reason; what it yields is one sentence a reason.
+"""
+
+import json
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis.layout import Layout
+from analysis.load import Run
+from analysis.quantities import number
+
+WIDE = 0.10  # half an interval over its mean
+REQUESTS_FOR_P99 = 100  # with fewer, the p99 is all but the largest value
+BUSY_CLIENT = 0.7  # of a core
+SHORT_OF_RATE = 0.95  # of the rate that was offered
+
+
+def doubts(run: Run, layout: Layout) -> list[str]:
+    """Every reason that applies to a run."""
+    reasons = (
+        _replaced,
+        _replicates,
+        _intervals,
+        _quantiles,
+        _lost_requests,
+        _client,
+        _start_up,
+        _rate,
+        _mixed,
+        _forms,
+    )
+    return [sentence for reason in reasons for sentence in reason(run, layout)]
+
+
+def _replaced(run: Run, layout: Layout) -> Iterator[str]:
+    if run.experiment.get("replaced"):
+        yield (
+            f"This machine stood in for the study's ({'; '.join(run.experiment['replaced'])}): compare the engines"
+            " here, not these figures with the study's."
+        )
+
+
+def _replicates(run: Run, layout: Layout) -> Iterator[str]:
+    alone = int((layout.points["n"] == 1).sum())
+    if alone:
+        yield f"{_of(alone, layout.points)} have one replicate, so no interval: set replicates=3 or more."
+
+
+def _intervals(run: Run, layout: Layout) -> Iterator[str]:
+    points = layout.points
+    if "output_throughput" not in points:
+        return
+    half = (points["output_throughput_ci_high"] - points["output_throughput"]) / points["output_throughput"]
+    wide = half[half > WIDE]
+    if len(wide):
+        worst = points.iloc[int(half.argmax())]
+        yield (
+            f"The interval of output throughput is wider than ±{WIDE:.0%} at {_of(len(wide), points)} (widest"
+            f" ±{wide.max():.0%}: {layout.describe(worst)}): more replicates narrow it, two to three most of all."
+        )
+
+
+def _quantiles(run: Run, layout: Layout) -> Iterator[str]:
+    if run.ok.empty:
+        return
+    answered = (run.ok["num_requests"] - run.ok["num_failed"]).dropna()
+    few = answered[answered < REQUESTS_FOR_P99]
+    if len(few):
+        yield (
+            f"A p99 here is over as few as {int(few.min())} requests a trial, so all but the slowest of them: for a"
+            f" real one set workload.num_requests={REQUESTS_FOR_P99} or more."
+        )
+
+
+def _lost_requests(run: Run, layout: Layout) -> Iterator[str]:
+    share = (run.ok["num_failed"] / run.ok["num_requests"]).astype("float64")
+    if (share > 0).any():
+        trials = _trials(int((share > 0).sum()))
+        yield f"In {trials} up to {share.max():.1%} of the requests failed; no latency counts them."
+
+
+def _client(run: Run, layout: Layout) -> Iterator[str]:
+    limited = int((run.trials["outcome"] == "client_limited").sum())
+    if limited:
+        yield f"In {_trials(limited)} the client was the bottleneck (client_limited): they are not results."
+    busy = run.ok["client_cpu"].max()
+    if pd.notna(busy) and busy > BUSY_CLIENT:
+        yield f"The client used up to {busy:.0%} of a core: beyond this load it would limit what is measured."
+
+
+def _start_up(run: Run, layout: Layout) -> Iterator[str]:
+    hidden = int(run.ok["startup_transient"].sum())
+    if hidden:
+        yield (
+            f"In {_trials(hidden)} the start-up took a large part of the run: read the steady_* columns, or ask for"
+            " more requests."
+        )
+
+
+def _rate(run: Run, layout: Layout) -> Iterator[str]:
+    share = (run.ok["realised_rate"] / run.ok["offered_rate"]).dropna()
+    short = int((share < SHORT_OF_RATE).sum())
+    if short:
+        yield (
+            f"In {_trials(short)} requests left at as little as {share.min():.0%} of the rate"
+            " asked for: at the concurrency cap, or past saturation, where latency grows with the length of the run."
+        )
+
+
+def _mixed(run: Run, layout: Layout) -> Iterator[str]:
+    """What should be the same for all trials, or all of one engine, and is not."""
+    commits = sorted(run.ok["commit"].dropna().unique())
+    if len(commits) > 1:
+        yield f"The trials were measured by {len(commits)} versions of this code ({', '.join(commits)})."
+    if any(commit.endswith("+") for commit in commits):
+        yield "This code had changes that are in no commit (+)."
+    machines = {_machine(text) for text in run.ok["hardware"].dropna()}
+    if len(machines) > 1:
+        yield f"The trials ran on {len(machines)} kinds of machine ({'; '.join(sorted(machines))})."
+    for backend, versions in run.ok.groupby("backend")["engine_version"]:
+        known = sorted(versions.dropna().unique())
+        if len(known) > 1:
+            yield f"{backend} was measured in {len(known)} versions ({', '.join(known)})."
+
+
+def _machine(text: str) -> str:
+    hardware = json.loads(text)
+    cores = hardware.get("cores")
+    parts = [", ".join(hardware.get("gpus") or []), str(hardware.get("cpu", "")), f"{cores} cores" if cores else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def _forms(run: Run, layout: Layout) -> Iterator[str]:
+    lockstep = run.ok[run.ok["batch_size"].notna()]
+    forms = lockstep.groupby("batch_form")["backend"].unique()
+    if len(forms) > 1:
+        told = {"list": "as one call with a list of prompts", "streams": "as simultaneous requests"}
+        ways = [f"{', '.join(names)} {told.get(str(form), str(form))}" for form, names in forms.items()]
+        yield f"Batches reached the engines in different ways: {'; '.join(ways)}."
+
+
+def _of(count: int, points: pd.DataFrame) -> str:
+    return f"{number(count)} of {number(len(points))} points"
+
+
+def _trials(count: int) -> str:
+    return f"{number(count)} trial{'s' if count != 1 else ''}"

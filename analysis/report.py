@@ -1,0 +1,290 @@
+"""report.html: what was found, how far to believe it, and what was run, in one file that can be mailed."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.doubts import doubts
+from analysis.layout import Layout, arrange
+from analysis.load import Run, open_run
+from analysis.page import card, definitions, figure, page, section, table
+from analysis.plots import Drawn, draw_all
+from analysis.quantities import Quantity, number, quantity
+from analysis.stats import CONFIDENCE, Estimate
+from analysis.summary import HEADLINE, best, estimate, summarise, write_summary
+from analysis.table import COLUMNS, Loss, losses, times, with_interval
+from sweep import metrics, store
+
+LARGEST_TABLE = 400  # rows: the rest is in summary.csv
+
+OUTCOMES = {
+    "oom_load": "the model did not fit in memory",
+    "oom_run": "it ran out of memory under this load",
+    "launch_failed": "the engine did not start",
+    "launch_timeout": "the engine was not ready in time",
+    "engine_crashed": "the engine died",
+    "hung": "it was not done in time",
+    "client_limited": "the client, not the engine, was the bottleneck",
+    "invalid": "too many requests failed, or what ran was not what was planned",
+    "unavailable": "this host cannot run it",
+    "censored": "a smaller batch of the same deployment already ran out of memory",
+    "cancelled": "it was interrupted",
+}
+
+
+def write_all(folder: str | Path) -> None:
+    """Write summary.csv, figures/ and report.html of a run from its files.
+
+    Raises:
+        RunNotFound: if there is no trials.parquet.
+        DamagedFile: if it is not whole.
+    """
+    run = open_run(folder)
+    points = summarise(run)
+    layout = arrange(run, points)
+    write_summary(run, points)
+    drawn = draw_all(run, layout)
+    store.write_text(run.paths, run.paths.report, html(run, layout, drawn))
+
+
+def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
+    """The report as a document."""
+    lost = list(losses(run, layout))
+    doubt = "".join(f"<li>{escape(sentence)}</li>" for sentence in doubts(run, layout))
+    return page(
+        f"{run.name}: sweep report",
+        [
+            f"<header>\n<h1>{escape(run.name)}</h1>\n{_lead(run, layout)}\n</header>",
+            f'<div class="cards">{"".join(_cards(layout))}</div>',
+            section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
+            section("Figures", *(figure(one) for one in drawn), _reading_figures(layout)),
+            section("Results", *_results(layout)),
+            section("Trials without a result", *_failures(lost)),
+            section("What was run", _provenance(run)),
+            section("Words", *_words(run, lost)),
+        ],
+    )
+
+
+def _lead(run: Run, layout: Layout) -> str:
+    trials, ok = len(run.trials), len(run.ok)
+    parts = [
+        f"{ok} of {trials} trials and {layout.points['n'].gt(0).sum()} of {len(layout.points)} points have a result",
+        ", ".join(sorted(run.trials["model"].dropna().unique())),
+        ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
+        _when(run),
+    ]
+    return f'<p class="lead">{escape(" · ".join(part for part in parts if part))}</p>'
+
+
+def _when(run: Run) -> str:
+    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
+    if begin.empty or end.empty:
+        return ""
+    return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
+
+
+# What to see first ---------------------------------------------------------------------------------------------------
+
+
+def _cards(layout: Layout) -> Iterator[str]:
+    for found in best(layout.points):
+        of = found.quantity
+        where = layout.describe(found.point)
+        value = of.shown(found.estimate.value)
+        yield card(f"Best {of.in_sentence}", value, of.unit, [where, _interval(found.estimate, of.scale)])
+    for column, label in (("output_throughput", "Largest gain in throughput"), ("ttft_p50", "Largest cut of TTFT p50")):
+        name = f"{column}_vs_baseline"
+        if name not in layout.points or not layout.points[name].notna().any():
+            continue
+        ratios = layout.points[name]
+        point = layout.points.iloc[int(ratios.argmax() if column == "output_throughput" else ratios.argmin())]
+        ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], int(point["n"]))
+        yield card(label, times(ratio.value), "of baseline", [layout.describe(point), _verdict(ratio)])
+
+
+def _interval(of: Estimate, scale: float = 1.0) -> str:
+    if pd.isna(of.low):
+        return "one replicate, no interval"
+    return f"{CONFIDENCE:.0%} interval {number(of.low * scale)} to {number(of.high * scale)}, n = {of.n}"
+
+
+def _verdict(ratio: Estimate) -> str:
+    """The interval, and in words whether it leaves room for no difference."""
+    told = _interval(ratio)
+    return f"{told}: may be no difference" if ratio.low <= 1 <= ratio.high else told
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def _results(layout: Layout) -> Iterator[str]:
+    points = layout.points[layout.points["n"] > 0]
+    if points.empty:
+        yield '<p class="bad">No trial has a result.</p>'
+        return
+    shown = [column for column in COLUMNS if column in points and points[column].notna().any()]
+    compared = "output_throughput_vs_baseline" in points
+    quantities = [of for column in shown if (of := quantity(column))]
+    headings = ["engine", *([escape(layout.x_label.lower())] if layout.x else []), "n"]
+    headings += [f"{escape(of.short)}<br><span>{escape(of.unit)}</span>" for of in quantities]
+    headings += ["throughput<br><span>× baseline</span>", "TTFT p50<br><span>× baseline</span>"] if compared else []
+    for panel, group in points.head(LARGEST_TABLE).groupby("panel", sort=False):
+        yield f"<h3>{escape(str(panel))}</h3>"
+        leading = {of.column: _leading(group[of.column], of) for of in quantities}
+        yield table(headings, [_row(layout, point, quantities, leading, compared) for _, point in group.iterrows()])
+    yield (
+        f'<p class="note">Means over n replicates; ± is half the {CONFIDENCE:.0%} interval; bold is the best of a'
+        f" table. All columns are in summary.csv{_left_out(len(points))}.</p>"
+    )
+
+
+def _left_out(count: int) -> str:
+    return f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else ""
+
+
+def _leading(values: "pd.Series[Any]", of: Quantity) -> Any:
+    if of.better is None:
+        return None
+    return values.max() if of.better == "higher" else values.min()
+
+
+def _row(
+    layout: Layout, point: "pd.Series[Any]", quantities: list[Quantity], leading: dict[str, Any], compared: bool
+) -> list[str]:
+    cells = [escape(point["line"]), *([f"{point[layout.x]:g}"] if layout.x else []), str(point["n"])]
+    for of in quantities:
+        shown = of.shown(point[of.column])
+        told = with_interval(estimate(point, of.column), shown) if of.column in HEADLINE else shown
+        cell = f"{shown} <span>{escape(told.removeprefix(shown).strip())}</span>"
+        cells.append(f"<b>{cell}</b>" if point[of.column] == leading[of.column] else cell)
+    if compared:
+        cells += [_ratio(point, "output_throughput_vs_baseline"), _ratio(point, "ttft_p50_vs_baseline")]
+    return cells
+
+
+def _ratio(point: "pd.Series[Any]", column: str) -> str:
+    if pd.isna(point.get(column)):
+        return "—"
+    interval = f"{number(point[f'{column}_ci_low'])}–{number(point[f'{column}_ci_high'])}"
+    return f"{times(point[column])} <span>{interval if '—' not in interval else ''}</span>"
+
+
+def _reading_figures(layout: Layout) -> str:
+    lost = " A cross is a point without a result." if (layout.points["n"] == 0).any() else ""
+    return (
+        '<p class="note">Lines are means over replicates, small dots the replicates, whiskers the'
+        f" {CONFIDENCE:.0%} interval of the mean (cut where they leave the panel).{lost}"
+        " The same figures are in figures/ as SVG and PNG.</p>"
+    )
+
+
+def _failures(lost: list[Loss]) -> Iterator[str]:
+    if not lost:
+        return
+    rows = [
+        [
+            escape(loss.line),
+            f'<span class="bad">{escape(loss.outcome)}</span>',
+            str(loss.trials),
+            escape(loss.where),
+            escape(loss.reason),
+        ]
+        for loss in lost
+    ]
+    yield table(
+        ["engine", "outcome", "trials", "where", "reason"], rows, classes=["text", "text", "", "text wide", "text wide"]
+    )
+    for loss in lost:
+        if loss.log_tail:
+            place = f" ({escape(loss.log)})" if loss.log else ""
+            title = f"{escape(loss.line)}, {escape(loss.outcome)}: end of the engine's log{place}"
+            yield f"<details><summary>{title}</summary><pre>{escape(loss.log_tail)}</pre></details>"
+
+
+# What was run --------------------------------------------------------------------------------------------------------
+
+
+def _provenance(run: Run) -> str:
+    ran = run.trials[run.trials["attempt"].notna()]
+    profile = run.experiment.get("hardware") or {}
+    price = profile.get("price_per_hour")
+    entries = {
+        "Command": run.experiment.get("command"),
+        "Replaced here": "; ".join(run.experiment.get("replaced") or []),
+        "Baseline": ", ".join(f"{key} = {value}" for key, value in run.baseline.items()),
+        "Engines": ", ".join(_engines(ran)),
+        "Models": ", ".join(_distinct(run.trials, "model")),
+        "Workloads": ", ".join(_distinct(run.trials, "workload")),
+        "Loads": ", ".join(_distinct(run.trials, "load")),
+        "Numeric types": ", ".join(_distinct(ran, "dtype")),
+        "Replicates": str(run.trials["replicate"].nunique()),
+        "Price": f"{price} USD per hour ({profile.get('price_source') or 'no source given'})"
+        if price
+        else "none: no cost",
+        "Machines": "; ".join(dict.fromkeys(_machine(text) for text in ran["hardware"].dropna())),
+        "GPU driver": ", ".join(_distinct(ran, "driver")),
+        "Commit of this code": ", ".join(_distinct(ran, "commit")),
+        "Versions": "; ".join(dict.fromkeys(_versions(text) for text in ran["versions"].dropna())),
+        "Results": str(run.paths.out.absolute()),
+    }
+    return definitions(
+        (term, f"<code>{escape(str(said))}</code>" if term == "Command" else escape(str(said)))
+        for term, said in entries.items()
+        if said
+    )
+
+
+def _distinct(trials: pd.DataFrame, column: str) -> list[str]:
+    return [str(value) for value in trials[column].dropna().unique()]
+
+
+def _engines(trials: pd.DataFrame) -> Iterator[str]:
+    for backend, group in trials.groupby("backend", sort=False):
+        yield " ".join([str(backend), "/".join(_distinct(group, "engine_version"))]).strip()
+
+
+def _machine(text: str) -> str:
+    hardware = json.loads(text)
+    hardware.pop("load_average", None)  # of the moment: it would tell one machine apart from itself
+    if "memory_bytes" in hardware:
+        hardware["memory"] = f"{number(hardware.pop('memory_bytes') / 2**30)} GiB"
+    parts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in hardware.items() if value}
+    return ", ".join(f"{key} {value}" for key, value in parts.items())
+
+
+def _versions(text: str) -> str:
+    return ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def _words(run: Run, lost: list[Loss]) -> Iterator[str]:
+    """The metrics as `sweep.metrics` defines them, and the outcomes that occurred."""
+    columns = [name for name in store.TRIAL_SCHEMA if run.ok[name].notna().any()]
+    entries = [(name, escape(_formula(name))) for name in vars(metrics) if _formula(name) and _is_metric(name, columns)]
+    yield definitions(entries)
+    if lost:
+        yield "<h3>Outcomes</h3>"
+        yield definitions(
+            (name, escape(OUTCOMES.get(name, ""))) for name in dict.fromkeys(loss.outcome for loss in lost)
+        )
+
+
+def _is_metric(name: str, columns: list[str]) -> bool:
+    statistics = {f"{name}_{statistic}" for statistic in ("mean", "p50")}
+    return quantity(name) is not None and (name in columns or bool(statistics & set(columns)))
+
+
+def _formula(name: str) -> str:
+    """The first paragraph of a metric's docstring: its formula."""
+    function = getattr(metrics, name)
+    if not inspect.isfunction(function) or name.startswith("_"):
+        return ""
+    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split()).partition(" Shape (")[0]
