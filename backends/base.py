@@ -19,6 +19,7 @@ Platform = Literal["cpu", "cuda"]
 
 # What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
+ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
 class EnvironmentSpec(BaseModel):
@@ -112,6 +113,8 @@ class Backend(BaseModel):
 
     # Where the engine is read. Keys of metric_names are ours (see sweep/telemetry.py), values are Prometheus names.
     launches: bool = True  # False: attaches to a running endpoint
+    url: str | None = None  # of that endpoint
+    api_key_env: str | None = None  # NAME of the environment variable that holds its key
     ready_path: str = "/health"
     metrics_path: str | None = None
     metric_names: dict[str, str] = Field(default_factory=dict)
@@ -166,8 +169,13 @@ class Backend(BaseModel):
     def last_words(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
         lines = [line for line in map(self.message, log.splitlines()) if line]
-        errors = [line for line in lines if ERROR_LINE.search(line) and not self._hollow(line)]
-        return (errors or lines or [""])[-1]
+        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not self._hollow(line)]
+        if not errors:
+            return lines[-1] if lines else ""
+        last = lines[errors[-1]]
+        if ANNOUNCES.search(last):  # pydantic says on the next lines what was wrong
+            last += " " + " ".join(lines[errors[-1] + 1 :][:2]).partition(" [type=")[0]
+        return last
 
     def message(self, line: str) -> str:
         """One log line without the engine's own prefix (time, process, source file)."""

@@ -91,6 +91,8 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
     python = folder / "bin" / "python"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if (folder / COMPLETE).exists():  # for those that come after the builder, without a lock
+            return Environment(str(python), None, json.loads((folder / COMPLETE).read_text()), key)
         with _lock(folder.with_suffix(".lock"), lambda: progress(f"environment {spec.name}: waiting for its builder")):
             if not (folder / COMPLETE).exists():
                 _build(spec, folder, cache_dir, progress)

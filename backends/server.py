@@ -10,6 +10,7 @@ marker in its environment: `running` calls it before each launch.
 
 import contextlib
 import json
+import math
 import os
 import re
 import select
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -207,12 +209,56 @@ class Engine:
 
     def _get(self, path: str) -> dict[str, Any]:
         """A JSON object that the engine serves; empty where it serves none there."""
+        key = os.environ.get(self.backend.api_key_env or "")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            answer = httpx.get(self.url + path, timeout=10, trust_env=False)
+            answer = httpx.get(self.url + path, headers=headers, timeout=10, trust_env=not self.backend.launches)
             found = answer.json() if answer.status_code == 200 else {}
         except (httpx.HTTPError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+class Endpoint(Engine):
+    """An engine that somebody else runs: nothing is launched, watched or ended; there is no log and no process."""
+
+    def __init__(self, backend: Backend, launch: Launch) -> None:
+        assert backend.url is not None, "a backend that does not launch says where its endpoint is"
+        self.backend = backend
+        self.launch = launch
+        self.marker = ""
+        self.url = backend.url.rstrip("/").removesuffix("/v1")
+        self.log = launch.workdir / LOG
+        self.command = []
+        self.startup_seconds = 0.0
+        self.pid = 0
+        self.exit_status = None
+        self._versions: Mapping[str, str] = {}
+        self._secrets: set[str] = set()
+        self._log_begin = 0
+        self._seen = -math.inf  # when it last was there
+
+    def alive(self) -> bool:
+        """Whether somebody accepts connections there. Asked once a second at most: it is not our machine."""
+        parts = urlsplit(self.url)
+        address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+        if time.monotonic() - self._seen < 1.0:
+            return True
+        try:
+            socket.create_connection(address, timeout=5.0).close()
+        except OSError:
+            return False
+        self._seen = time.monotonic()
+        return True
+
+    def obituary(self) -> str:
+        return f"{self.url} accepts no connections"
+
+    def processes(self) -> list[psutil.Process]:
+        return []
+
+    def stop(self) -> None:
+        """It is not ours to stop."""
 
 
 @contextmanager
@@ -228,8 +274,14 @@ def running(
     `marker` names the attempt, e.g. "<run>/<deployment>/<attempt>"; `versions` are those of its environment.
     Raises LaunchError. An engine that dies later raises nothing: ask `engine.alive()`.
     """
-    clear_leftovers()
     launch.workdir.mkdir(parents=True, exist_ok=True)
+    if not backend.launches:
+        endpoint = Endpoint(backend, launch)
+        if not endpoint.alive():
+            raise LaunchError(Outcome.LAUNCH_FAILED, f"backend.url={backend.url}: accepts no connections")
+        yield endpoint
+        return
+    clear_leftovers()
     fixed = backend.port or launch.port
     if fixed and (problem := port_problem(fixed, launch.host)):
         raise LaunchError(Outcome.LAUNCH_FAILED, problem)

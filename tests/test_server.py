@@ -279,3 +279,42 @@ def test_other_children_of_the_owner_are_left_alone(launch, marker):
         with server.running(fake(), launch, marker=marker):
             time.sleep(0.2)
         assert child.wait() == 0  # its status was not taken away
+
+
+def test_an_endpoint_that_somebody_else_runs_is_only_asked(launch, marker):
+    other = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=other.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{other.server_address[1]}"
+    backend = Backend(name="attached", launches=False, url=f"{url}/v1")
+    with server.running(backend, launch, marker=marker) as engine:
+        assert engine.url == url
+        assert engine.alive()
+        assert engine.processes() == []
+        assert engine.log_tail() == ""
+        assert engine.facts()["engine_version"] == "1.2.3"
+    assert engine.alive()
+    other.shutdown()
+    other.server_close()
+    with (
+        pytest.raises(server.LaunchError, match="accepts no connections"),
+        server.running(backend, launch, marker=marker),
+    ):
+        pytest.fail("nobody is there")
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", ""),
+        ("loading\n50 %", "50 %"),
+        ("x.py: error: unrecognized arguments: --nope\nbye", "x.py: error: unrecognized arguments: --nope"),
+        ("Traceback\nKeyError: 'a'\nDuring handling\nOSError: no space\nleaked", "OSError: no space"),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for Config\n"
+            "  Value error, no such model [type=value_error, input_value=1]\n    For further information",
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for Config Value error, no such model",
+        ),
+    ],
+)
+def test_last_words_are_the_last_error(log, words):
+    assert Backend(name="x").last_words(log) == words
