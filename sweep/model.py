@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import httpx
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from sweep import weights
@@ -49,6 +49,7 @@ class Model(BaseModel):
     """What all models have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    launchable: ClassVar[bool] = True  # whether an engine can be given it to load
 
     name: str
     tokenizer: str | None = None  # folder or Hugging Face repository of another tokenizer than the model's own
@@ -214,6 +215,8 @@ class PathModel(Model):
 
 class ServedModel(Model):
     """A model of which only the name is known, under which a running endpoint serves it."""
+
+    launchable: ClassVar[bool] = False
 
     def digest(self) -> str:
         return ""

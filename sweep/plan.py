@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from sweep.compose import POINT_GROUPS, Assignments, Composition, Point
-from sweep.config import ConfigError, Settings, build, content_hash
+from sweep.compose import POINT_GROUPS, Assignments, Composition, Point, group_choices
+from sweep.config import ConfigError, Settings, build, content_hash, one_of
 from sweep.records import PROTOCOL_VERSION
 
 # Fields of a backend that say how it is run here and cannot change a result.
@@ -148,6 +148,8 @@ class _Builder:
 
     def add(self, point: Point, coordinates: Assignments) -> None:
         backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)
+        if backend.launches and not model.launchable:
+            raise one_of("model", model.name, group_choices("model"))
         deployment = self._deployment(backend, model)
         for replicate in range(self.settings.replicates):
             seed = self._seed(workload, load, replicate)

@@ -200,7 +200,7 @@ def _figures(
     """Every number of the row that is derived: from the Records, from the telemetry, and the cost."""
     columns: dict[str, Any] = metrics.summarise(
         records,
-        slo=run.settings.slo,
+        slo={**run.settings.slo} if run.settings.slo else None,
         discard_first_batch=getattr(trial.load, "discard_first", False),
         window=steady_window(records),
     )

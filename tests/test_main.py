@@ -1,0 +1,106 @@
+"""The command: errors at the door, what dry_run prints, and that it starts nothing."""
+
+import os
+import socket
+
+import pytest
+
+from sweep.__main__ import main
+
+INLINE = ["cluster=inline", "tracking=none"]
+SMALL = ["backend=transformers", "model=tiny-llama", "workload=qa", "workload.num_requests=2"]
+
+
+@pytest.fixture()
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def refused(capsys, *arguments):
+    """The one line that a command with bad input prints, after checking that it is one line and exit status 2."""
+    assert main([*INLINE, *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1, said.err
+    assert "Traceback" not in said.err
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["+experiment=nope"], ["experiment=nope", "throughput_bound"]),
+        (["backend=nope"], ["backend=nope", "vllm"]),
+        (["nope=1"], ["nope", "replicates"]),
+        (["load.batch_size=-1"], ["load.batch_size=-1"]),
+        (["load.batch_size=[]"], ["load.batch_size=[]"]),
+        (["backend.flgs=1"], ["backend.flgs=1", "flags"]),
+        (["workload.num_requests=0"], ["workload.num_requests=0"]),
+        (["model._target_=sweep.model.PathModel", "model.path=/nowhere"], ["model"]),
+        (["cluster=nope"], ["cluster=nope", "local"]),
+        (["hardware=nope"], ["hardware=nope", "l4"]),
+    ],
+)
+def test_bad_input_is_one_line_with_key_value_and_what_is_allowed(capsys, out, arguments, words):
+    said = refused(capsys, *SMALL, *arguments, f"out={out}")
+    for word in words:
+        assert word in said
+    assert not out.exists(), "nothing was begun"
+
+
+def test_an_axis_without_values_is_refused(capsys, out):
+    assert "load.batch_size" in refused(capsys, *SMALL, "load.batch_size=", f"out={out}")
+
+
+def test_an_out_that_cannot_be_written_is_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in refused(capsys, *SMALL, f"out={tmp_path / 'file' / 'x'}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    assert "cannot be written" in refused(capsys, *SMALL, f"out={tmp_path / 'x'}")
+
+
+def test_a_full_disk_is_refused(capsys, out, monkeypatch):
+    monkeypatch.setattr("sweep.__main__.MIN_FREE_BYTES", 1 << 60)
+    assert "MiB free on its disk" in refused(capsys, *SMALL, f"out={out}")
+
+
+def test_a_fixed_port_that_is_taken_is_refused(capsys, out):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused(capsys, *SMALL, f"backend.port={port}", f"out={out}")
+    assert f"backend.port={port}" in said
+
+
+def test_a_name_without_a_config_is_only_for_endpoints(capsys, out):
+    said = refused(capsys, "backend=transformers", "model=org/name", "workload=qa", f"out={out}")
+    assert "model=org/name" in said
+    assert "tiny-llama" in said
+
+
+def test_dry_run_prints_the_plan_and_leaves_no_trace(capsys, out):
+    assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "no GPU here: model: small-llama instead of llama-2-7b-chat" in said
+    assert "unknown" in said
+    assert said.count("to run") >= 24
+    assert not out.exists()
+
+
+def test_dry_run_of_the_published_form_says_what_is_missing_here(capsys, out, monkeypatch):
+    monkeypatch.setattr("sweep.provenance.gpu_names", lambda: ())
+    assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=l4", f"out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "no GPU here: run it on a machine or cluster that has one" in said.replace("\n", " ")
+    assert "2.93" in said
+
+
+def test_help_names_what_there_is(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "throughput_bound" in said
+    assert "Exit status" in said
