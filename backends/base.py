@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
@@ -89,6 +89,15 @@ class Backend(BaseModel):
     """The adapter for one kind of engine. Subclasses add fields and override what differs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # What the engine is, whatever it is told: the table of docs/backends.md is made of it.
+    continuous_batching: ClassVar[bool] = True  # a request joins and leaves the running batch at any step
+    beam_search: ClassVar[bool] = False
+    quantizations: ClassVar[tuple[str, ...]] = ()  # of weights and KV cache, as the field calls them
+    reserves_memory: ClassVar[bool] = False  # takes a pool at launch: what it holds says nothing about what it needs
+    timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/offline.py
+    computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
+    version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
 
     name: str
     env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)

@@ -123,7 +123,7 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """What a result must cite: engine_version, command, flags, dtype, versions, startup_seconds, max_model_len."""
-        reported = self._get("/version").get("version")
+        reported = self._get(self.backend.version_path).get("version")
         models = self._get("/v1/models").get("data") or [{}]
         named = self._versions.get(self.backend.distribution or "")
         return {
