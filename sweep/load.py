@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sweep.config import ConfigError, Strict
 from sweep.records import Schedule
@@ -217,6 +217,13 @@ class Trace(_Open):
     path: str
     column: str = "timestamp"
     unit: Literal["s", "ms", "us", "ns"] = "s"
+
+    @field_validator("path")
+    @classmethod
+    def _given(cls, path: str) -> str:
+        if path == "???":  # Hydra's word for a value that the user must give
+            raise ValueError("required: a file of arrival times")
+        return path
 
     def check(self) -> None:
         """Refuse a trace that cannot be replayed.

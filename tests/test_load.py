@@ -247,6 +247,7 @@ def test_shipped_loads_are_valid(path: Path, tmp_path: Path) -> None:
         ({"_target_": "sweep.load.Gamma", "rate": 1, "burstiness": 0}, "load.burstiness=0"),
         ({"_target_": "sweep.load.Ramp", "rate_from": 1, "rate_to": 0}, "load.rate_to=0"),
         ({"_target_": "sweep.load.Poisson", "rate": 1, "duration": 0}, "load.duration=0"),
+        ({"_target_": "sweep.load.Trace", "path": "???"}, "required: a file of arrival times"),
         ({"_target_": "sweep.load.Poisson", "rate": 1, "qps": 2}, "load.qps=2: unknown key; allowed: .*rate"),
     ],
 )
