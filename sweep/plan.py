@@ -150,6 +150,7 @@ class _Builder:
         backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)
         if backend.launches and not model.launchable:
             raise one_of("model", model.name, group_choices("model"))
+        load.count(workload.num_requests)  # a trace that is too short says so here
         deployment = self._deployment(backend, model)
         for replicate in range(self.settings.replicates):
             seed = self._seed(workload, load, replicate)

@@ -1,0 +1,100 @@
+"""Ids and seeds: what makes a trial the same trial, and what must not."""
+
+import pytest
+
+from sweep.compose import compose_run
+from sweep.plan import Surroundings, make_plan
+
+HERE = Surroundings(lambda backend, platform: "locked", lambda backend, platform: None)
+BASE = ["backend=transformers", "model=tiny-llama", "workload=qa", "load.batch_size=1,2", "replicates=2"]
+
+
+def planned(*arguments, surroundings=HERE, hardware="cpu"):
+    line = [*BASE, "cluster=inline", "tracking=none", *arguments]
+    return make_plan(compose_run(line, lambda cluster: hardware), surroundings)
+
+
+def ids(plan):
+    return {trial.trial_id for trial in plan.trials}
+
+
+def test_the_same_command_is_the_same_plan_in_the_same_order():
+    first, second = planned(), planned()
+    assert [t.trial_id for t in first.trials] == [t.trial_id for t in second.trials]
+    assert len(ids(first)) == 4
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "out=/elsewhere",
+        "tracking=wandb",
+        "name=other",
+        "hardware.price_per_hour=9.9",
+        "backend.port=4321",
+        "backend.launch_timeout=5",
+        "attempts=7",
+        "cluster=local",
+    ],
+)
+def test_what_cannot_change_a_result_is_not_in_the_id(argument):
+    assert ids(planned(argument)) == ids(planned())
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "backend.flags.attn_implementation=eager",
+        "backend.dtype=float32",
+        "model.seed=1",
+        "workload.output_tokens=9",
+        "workload.num_requests=9",
+        "load.discard_first=true",
+        "seed=1",
+    ],
+)
+def test_what_can_change_a_result_is_in_the_id(argument):
+    assert not ids(planned(argument)) & ids(planned())
+
+
+def test_the_locked_environment_and_the_accelerator_are_in_the_id():
+    other = Surroundings(lambda backend, platform: "another", lambda backend, platform: None)
+    assert not ids(planned(surroundings=other)) & ids(planned())
+    assert not ids(planned("hardware=l4")) & ids(planned())
+
+
+def test_adding_a_point_leaves_the_others_alone():
+    assert ids(planned()) < ids(planned("load.batch_size=1,2,4"))
+
+
+def test_every_backend_sees_the_same_prompts_and_no_two_trials_of_one_do():
+    plan = planned("backend=transformers,vllm")
+    seeds = {}
+    for deployment in plan.deployments:
+        seeds[deployment.backend.name] = {(t.load.batch_size, t.replicate): t.seed for t in deployment.trials}
+    assert seeds["transformers"] == seeds["vllm"]
+    assert len(set(seeds["vllm"].values())) == 4
+
+
+def test_an_engine_is_launched_once_per_distinct_deployment():
+    plan = planned("workload=qa,sentiment", "backend=transformers,vllm")
+    assert len(plan.deployments) == 2
+    assert [len(deployment.trials) for deployment in plan.deployments] == [8, 8]
+
+
+def test_replicates_are_blocks_of_random_order():
+    trials = planned("load.batch_size=range(1,9)").deployments[0].trials
+    assert [trial.replicate for trial in trials] == [0] * 8 + [1] * 8
+    orders = [[t.load.batch_size for t in trials if t.replicate == replicate] for replicate in (0, 1)]
+    assert orders[0] != sorted(orders[0])
+    assert orders[0] != orders[1]
+
+
+def test_points_that_come_to_the_same_are_one_trial():
+    assert len(planned("backend.dtype=auto,auto").trials) == 4
+
+
+def test_the_plan_can_be_written_down():
+    entries = list(planned().entries("python -m sweep"))
+    assert [entry["kind"] for entry in entries] == ["experiment", "deployment"] + ["trial"] * 4
+    assert entries[2]["config"]["workload"]["name"] == "qa"
