@@ -22,6 +22,22 @@ ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
+class SourceBuild(BaseModel):
+    """Programs that are compiled with CMake, from a source distribution of the package index.
+
+    Nothing of that distribution is installed or imported: its archive is only where the source comes from.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sdist: str  # pinned requirement, e.g. "llama-cpp-python==0.3.36"
+    folder: str = "."  # of the archive, the one with CMakeLists.txt
+    targets: tuple[str, ...] = ()  # executables to build; the first one is the engine. None: nothing is compiled
+    options: dict[str, str | bool] = Field(default_factory=dict)  # CMake's -D
+    cpu_options: dict[str, dict[str, str | bool]] = Field(default_factory=dict)  # by feature, as /proc/cpuinfo has it
+    keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt that stay, under share/
+
+
 class EnvironmentSpec(BaseModel):
     """A named set of requirements (conf/environment/<name>.yaml), or something the user already has.
 
@@ -37,6 +53,7 @@ class EnvironmentSpec(BaseModel):
     requirements: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # distributions that must not be there, whoever depends on them
     torch: Platform | None = None  # which builds of torch: None = whatever the index gives
+    source: SourceBuild | None = None  # what is built there besides
 
 
 class EnvironmentChoice(BaseModel):

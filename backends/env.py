@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from uv import find_uv_bin
 
+from backends import sources
 from backends.base import EnvironmentChoice, EnvironmentSpec, Platform
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "environment"
@@ -71,7 +72,8 @@ def resolve(choice: EnvironmentChoice, on: Platform, folder: Path = CONF) -> Env
 
 def fingerprint(spec: EnvironmentSpec) -> str:
     """16 hex digits of all that decides what gets installed: known without building anything, so part of trial ids."""
-    content = spec.model_dump(mode="json") | {
+    # Without a source the key is what it was before there were any: environments stay, and so do trial ids.
+    content = spec.model_dump(mode="json", exclude=None if spec.source else {"source"}) | {
         "python_version": spec.python_version or ".".join(map(str, sys.version_info[:2])),
         "platform": f"{platform.system()}-{platform.machine()}",
         "format": FORMAT,
@@ -87,19 +89,23 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
     key = fingerprint(spec)
     if spec.python or spec.binary:
         return _own(spec, key)
-    folder = cache_dir.expanduser().absolute() / "environments" / f"{spec.name}-{key}"
-    python = folder / "bin" / "python"
+    machine = f"-{sources.machine(spec.source)}" if spec.source and spec.source.targets else ""
+    folder = cache_dir.expanduser().absolute() / "environments" / f"{spec.name}-{key}{machine}"
+    python, binary = folder / "bin" / "python", None
+    if spec.source and spec.source.targets:
+        binary = str(folder / "bin" / spec.source.targets[0])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if (folder / COMPLETE).exists():  # for those that come after the builder, without a lock
-            return Environment(str(python), None, json.loads((folder / COMPLETE).read_text()), key)
-        with _lock(folder.with_suffix(".lock"), lambda: progress(f"environment {spec.name}: waiting for its builder")):
+            return Environment(str(python), binary, json.loads((folder / COMPLETE).read_text()), key)
+        waiting = f"environment {spec.name}: waiting for its builder"
+        with exclusive(folder.with_suffix(".lock"), lambda: progress(waiting)):
             if not (folder / COMPLETE).exists():
                 _build(spec, folder, cache_dir, progress)
             versions = json.loads((folder / COMPLETE).read_text())
-    except OSError as error:
+    except (OSError, sources.BuildFailed) as error:
         raise EnvironmentFailed(f"environment {spec.name} cannot be built in {folder}: {error}") from error
-    return Environment(str(python), None, versions, key)
+    return Environment(str(python), binary, versions, key)
 
 
 def _own(spec: EnvironmentSpec, key: str) -> Environment:
@@ -131,7 +137,7 @@ def installed(python: str) -> dict[str, str]:
 
 
 @contextmanager
-def _lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def exclusive(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """An exclusive lock between processes, given back by the kernel if its holder is killed."""
     with path.open("w") as file:
         try:
@@ -174,6 +180,9 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
         uv(*resolve_all, **more)
     uv("pip", "sync", *at, "--compile-bytecode", str(lock), **more)
     versions = installed(str(folder / "bin" / "python"))
+    if spec.source:
+        sources.build(spec.source, folder, _environ({}), log, lambda text: progress(f"environment {spec.name}: {text}"))
+        versions["source"] = spec.source.sdist
     partial = folder / f"{COMPLETE}.partial"
     partial.write_text(json.dumps(versions))
     partial.replace(folder / COMPLETE)
