@@ -10,14 +10,17 @@ import importlib
 import json
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backends.host.batches import Batches, Call, GenerationFailed
+from backends.host import offline
+from backends.host.batches import Batches, Call, GenerationFailed, failure
+from backends.host.continuous import Continuous
 from backends.host.http import Connection, HTTPError, Query, error_body, serve_connections
-from backends.host.library import Library, Row, Settings
+from backends.host.library import ContinuousLibrary, Library, Row, Settings
 from backends.host.text import Detokenizer, Tokenizer
 
 REFUSED = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None,)}
@@ -26,12 +29,24 @@ REFUSED = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix"
 class Host:
     """One loaded model behind HTTP."""
 
-    def __init__(self, library: Library, tokenizer: Tokenizer, name: str, context: int | None, max_batch: int) -> None:
+    def __init__(
+        self,
+        library: Library | ContinuousLibrary,
+        tokenizer: Tokenizer,
+        name: str,
+        context: int | None,
+        max_batch: int,
+    ) -> None:
         self.version = library.version
         self.tokenizer = tokenizer
         self.name = name
         self.context = context or tokenizer.context or sys.maxsize
-        self.batches = Batches(library, max_batch, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self.batches: Batches | Continuous
+        if isinstance(library, ContinuousLibrary):
+            self.batches = Continuous(library, loop)
+        else:
+            self.batches = Batches(library, max_batch, loop)
 
     async def handle(self, query: Query, connection: Connection) -> None:
         match query.method, query.path:
@@ -50,6 +65,8 @@ class Host:
                 await connection.answer({"count": len(tokens), "max_model_len": self.context, "tokens": tokens})
             case "POST", "/v1/completions":
                 await self.complete(query.json(), connection)
+            case "POST", "/measure":
+                await self.measure(query.json(), connection)
             case _:
                 raise HTTPError(404, f"{query.method} {query.path} is not served here", "NotFoundError")
 
@@ -78,9 +95,42 @@ class Host:
         else:
             await connection.answer(answer.whole())
 
-    async def fail(self, failure: GenerationFailed, connection: Connection) -> None:
+    async def measure(self, body: dict[str, Any], connection: Connection) -> None:
+        """A whole trial in one call (see `offline`): only for a library that is stepped."""
+        batches = self.batches
+        if not isinstance(batches, Continuous):
+            raise HTTPError(404, "this library cannot be measured inside", "NotFoundError")
+        warmup, rows = (
+            [row for one in body[phase] for row in self.call({**one, "ignore_eos": body.get("ignore_eos")}).rows]
+            for phase in ("warmup", "requests")
+        )
+        order = offline.Order(**body["schedule"])
+        stopped = threading.Event()
+        result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
+
+        def work() -> None:
+            try:
+                found: dict[str, Any] | GenerationFailed = offline.measure(
+                    batches.library, warmup, rows, order, stopped
+                )
+            except Exception as error:  # noqa: BLE001 - whatever a library raises is the answer to this call
+                found = failure(error, batches.library)
+            batches.loop.call_soon_threadsafe(result.set_result, found)
+
+        batches.alone(work)
+        while not result.done():
+            await asyncio.wait([result], timeout=0.1)
+            if connection.gone:
+                stopped.set()
+        found = result.result()
+        if isinstance(found, GenerationFailed):
+            await self.fail(found, connection)
+        else:
+            await connection.answer(found)
+
+    async def fail(self, failed: GenerationFailed, connection: Connection) -> None:
         """An error status as long as nothing has been sent; after that, an error event in the stream."""
-        body = error_body(str(failure), failure.kind, 500)
+        body = error_body(str(failed), failed.kind, 500)
         if not connection.streaming:
             await connection.answer(body, 500)
             return
@@ -185,7 +235,7 @@ def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-async def serve(listener: socket.socket, library: Library, arguments: argparse.Namespace) -> None:
+async def serve(listener: socket.socket, library: Library | ContinuousLibrary, arguments: argparse.Namespace) -> None:
     tokenizer = Tokenizer(arguments.model)
     host = Host(library, tokenizer, arguments.served_name, arguments.max_model_len, arguments.max_batch)
     # Long prompts of a whole batch are one body: only the headers are limited.

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from backends.host.library import Library, Row
+from backends.host.library import ContinuousLibrary, Library, Row
 
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|Cannot allocate memory|bad_alloc", re.I)
 
@@ -24,6 +24,19 @@ class GenerationFailed(Exception):
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
         self.kind = kind  # "out_of_memory" or "internal_error"
+
+
+def failure(error: Exception, library: Library | ContinuousLibrary) -> GenerationFailed:
+    """Log what a library raised, free what it held, and say what it was."""
+    said = f"{type(error).__name__}: {error}"
+    memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(said) is not None
+    traceback.print_exception(error)
+    print(f"host: batch failed, {'out of memory' if memory else 'internal error'}: {said}", file=sys.stderr)
+    # The traceback's frames hold the tensors of the batch: only without them can memory be given back.
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
+    library.clear()
+    return GenerationFailed(said.splitlines()[0], "out_of_memory" if memory else "internal_error")
 
 
 @dataclass(slots=True, eq=False)
@@ -116,20 +129,8 @@ class Batches:
         try:
             self.library.generate(batch, emit)
         except Exception as error:  # noqa: BLE001 - whatever a library raises is its answer to these calls
-            return self._failure(error)
+            return failure(error, self.library)
         return None
-
-    def _failure(self, error: Exception) -> GenerationFailed:
-        """Log it, free what the batch held, and say what it was."""
-        said = f"{type(error).__name__}: {error}"
-        memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(said) is not None
-        traceback.print_exception(error)
-        print(f"host: batch failed, {'out of memory' if memory else 'internal error'}: {said}", file=sys.stderr)
-        # The traceback's frames hold the tensors of the batch: only without them can memory be given back.
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = None
-        self.library.clear()
-        return GenerationFailed(said.splitlines()[0], "out_of_memory" if memory else "internal_error")
 
     def _tell(self, call: Call, event: Sequence[tuple[int, int]] | GenerationFailed | None) -> None:
         self.loop.call_soon_threadsafe(call.events.put_nowait, event)

@@ -1,13 +1,13 @@
-"""What the host asks of a library: `load` it, then `generate` one batch after the other.
+"""What the host asks of a library: `load` it, then `generate` one batch after the other, or `add` and `step`.
 
-A file backends/host/<name>_library.py has a function `load(settings) -> Library`; everything else (HTTP, queue, text,
-counting, ends of sequences) is the host's. Runs in the engine's environment: standard library only.
+A file backends/host/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`; everything else
+(HTTP, queue, text, counting, ends of sequences) is the host's. Runs in the engine's environment: standard library only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,46 @@ class Library(Protocol):
 
     def clear(self) -> None:
         """Give back what a failed batch left behind."""
+        ...
+
+
+class Step(NamedTuple):
+    """What one step brought to one row."""
+
+    row: Row
+    tokens: Sequence[int]
+    error: str | None = None  # why this row, and only this one, goes no further
+
+
+@runtime_checkable
+class ContinuousLibrary(Protocol):
+    """A loaded model whose rows come and go at any step: the engine's own scheduler decides what runs together.
+
+    One thread calls all of it but `memory`, and, where `adds_any_time` says so, `add` and `drop`.
+    """
+
+    version: str
+    adds_any_time: bool  # `add` and `drop` may be called by other threads, also while `step` waits
+
+    def add(self, row: Row) -> None:
+        """Take a row in; it ends by itself at `row.max_tokens` or one of `row.ends`."""
+        ...
+
+    def step(self) -> Sequence[Step]:
+        """Decode greedily until there are new tokens, of any row; asked only while there are unfinished rows.
+
+        An empty answer means none yet. A token that ends its row is among the tokens. Raises if nothing can go on.
+        """
+        ...
+
+    def drop(self, row: Row) -> None:
+        """Nobody wants more of this row. Does nothing for one that has ended."""
+        ...
+
+    def memory(self) -> Mapping[str, float]:
+        """Readings by name (kv_cache_usage, kv_cache_bytes, memory_allocated_bytes, …), also while `step` runs."""
+        ...
+
+    def clear(self) -> None:
+        """Drop every row and give back what they held, after a `step` that raised."""
         ...

@@ -1,0 +1,151 @@
+"""A trial measured inside the engine's process: all requests are here before the clock starts, no HTTP while it runs.
+
+The library's own loop is stepped as fast as it goes and each step's tokens get one stamp, taken when `step` returns.
+What comes out are the raw stamps of a Record (sweep/records.py), on CLOCK_MONOTONIC, which a node's processes share.
+"""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backends.host.library import ContinuousLibrary, Row
+
+SHORTEST_SLEEP = 1e-4  # s
+
+
+@dataclass(frozen=True)
+class Order:
+    """When rows are released: sweep/records.py's Schedule without think times, which would need a client."""
+
+    mode: str  # lockstep | closed | open
+    batch_size: int = 1
+    concurrency: int | None = None
+    due: Sequence[float] | None = None  # s from the start, one a row, ascending
+    duration: float | None = None  # s after which nothing new is released
+
+    def releases(self, index: int, now: float, in_flight: int) -> bool:
+        """Whether row `index` goes next, `now` s after the start with `in_flight` rows unfinished."""
+        if self.mode == "lockstep":
+            return in_flight == 0 or index % self.batch_size != 0
+        if self.mode == "closed":
+            return in_flight < (self.concurrency or 1)
+        assert self.due is not None
+        return self.due[index] <= now and (self.concurrency is None or in_flight < self.concurrency)
+
+
+@dataclass(slots=True)
+class Trace:
+    """The raw stamps of one row, s from the start of the clock; chunks in µs since the release."""
+
+    scheduled: float
+    released: float
+    chunk_us: list[int] = field(default_factory=list)
+    chunk_tokens: list[int] = field(default_factory=list)
+    error: str | None = None
+
+
+def run(
+    library: ContinuousLibrary, rows: Sequence[Row], order: Order, start: int, stopped: threading.Event
+) -> list[Trace]:
+    """Release the rows in order and step until all have ended; a Trace of each row that was released.
+
+    `start` is what times count from, in ns of CLOCK_MONOTONIC. When `stopped` is set, what is in flight ends with the
+    error "cancelled". Raises whatever the library raises.
+    """
+    traces: list[Trace] = []
+    flying: dict[int, int] = {}  # identity of a row -> its index
+    begin = time.monotonic_ns()
+    while not stopped.is_set():
+        _release(library, rows, order, traces, flying, start, begin)
+        if not flying:
+            if len(traces) == len(rows) or _over(order, begin):
+                return traces
+            time.sleep(SHORTEST_SLEEP)
+            continue
+        steps = library.step()
+        now = time.monotonic_ns()
+        for row, tokens, error in steps:
+            index = flying.get(id(row))
+            if index is None:
+                continue
+            _note(traces[index], row, tokens, error, (now - start) / 1e9)
+            if row.done or error is not None:
+                del flying[id(row)]
+    for index in flying.values():
+        library.drop(rows[index])
+        traces[index].error = "cancelled: the trial was stopped"
+    return traces
+
+
+def _release(
+    library: ContinuousLibrary,
+    rows: Sequence[Row],
+    order: Order,
+    traces: list[Trace],
+    flying: dict[int, int],
+    start: int,
+    begin: int,
+) -> None:
+    """Hand over every row that is due. Rows released together share one stamp: adding them is the engine's own time."""
+    now = time.monotonic_ns()
+    while len(traces) < len(rows) and not _over(order, begin):
+        index = len(traces)
+        if not order.releases(index, (now - begin) / 1e9, len(flying)):
+            return
+        since = (now - start) / 1e9
+        traces.append(Trace(order.due[index] if order.due is not None else since, since))
+        flying[id(rows[index])] = index
+        library.add(rows[index])
+
+
+def _over(order: Order, begin: int) -> bool:
+    return order.duration is not None and (time.monotonic_ns() - begin) / 1e9 >= order.duration
+
+
+def _note(trace: Trace, row: Row, tokens: Sequence[int], error: str | None, now: float) -> None:
+    before = len(row.tokens)
+    for token in tokens:
+        if not row.done:
+            row.take(token)
+    taken = len(row.tokens) - before
+    if taken:
+        trace.chunk_us.append(round((now - trace.released) * 1e6))
+        trace.chunk_tokens.append(taken)
+    trace.error = error and f"engine: {error}"
+
+
+def measure(
+    library: ContinuousLibrary, warmup: Sequence[Row], rows: Sequence[Row], order: Order, stopped: threading.Event
+) -> dict[str, Any]:
+    """The warm-up in the same way first, then the rows: what the host answers with."""
+    origin = time.monotonic_ns()
+    warm = run(library, warmup, Order("lockstep", order.batch_size), origin, stopped)
+    start = time.monotonic_ns()
+    for trace in warm:  # their times are negative: before the clock
+        trace.scheduled -= (start - origin) / 1e9
+        trace.released -= (start - origin) / 1e9
+    traces = run(library, rows, order, start, stopped)
+    return {
+        "start_ns": start,
+        "records": [
+            _record(trace, row, index)
+            for rows_, traces_ in ((warmup, warm), (rows, traces))
+            for index, (row, trace) in enumerate(zip(rows_, traces_, strict=False))
+        ],
+    }
+
+
+def _record(trace: Trace, row: Row, index: int) -> Mapping[str, Any]:
+    return {
+        "index": index,
+        "scheduled": trace.scheduled,
+        "released": trace.released,
+        "chunk_us": trace.chunk_us,
+        "chunk_tokens": trace.chunk_tokens,
+        "input_tokens": len(row.prompt),
+        "output_tokens": len(row.tokens),
+        "finish_reason": row.finish_reason,
+        "error": trace.error,
+    }
