@@ -1,0 +1,47 @@
+"""Out of memory as a result: real engines that are given too little, or asked for too much."""
+
+import os
+import resource
+
+import httpx
+import psutil
+import pytest
+
+from backends import server
+from sweep.records import Outcome
+from tests.engines.conftest import CONTEXT, configured, left_behind, stream
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+
+def test_a_kv_cache_that_does_not_fit_is_oom_load(launch_for):
+    # In one process it starts in half the time; what is tested here is the same.
+    changed = {"cpu_kv_cache_gib": 100_000, "environ": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}}
+    backend = configured("backend", "vllm").model_copy(update=changed)
+    marker = f"test/{os.getpid()}/oom"
+    with pytest.raises(server.LaunchError) as caught, server.running(backend, launch_for(backend), marker=marker):
+        pytest.fail("it must not become ready")
+    assert caught.value.outcome is Outcome.OOM_LOAD
+    assert "less than requested memory for kv" in caught.value.reason
+    assert left_behind(marker) == []
+
+
+def test_a_batch_that_does_not_fit_is_out_of_memory_and_the_host_lives_on(launch_for):
+    backend = configured("backend", "transformers")
+    with server.running(backend, launch_for(backend), marker=f"test/{os.getpid()}/oom") as engine:
+        stream(engine, [100], 4)  # what a first batch sets up for good
+        position = engine.log_position()
+        room = psutil.Process(engine.pid).memory_info().vms + 64 * 2**20
+        unlimited = resource.prlimit(engine.pid, resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))
+        body = {"prompt": [[100] * (CONTEXT - 8)] * 128, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+        answer = httpx.post(f"{engine.url}/v1/completions", json=body, timeout=120, trust_env=False)
+        assert answer.status_code == 500
+        assert answer.json()["error"]["type"] == "out_of_memory"
+        assert engine.alive()
+        assert engine.ran_out_of_memory()
+        assert engine.ran_out_of_memory(since=position)
+        after = engine.log_position()
+        resource.prlimit(engine.pid, resource.RLIMIT_AS, unlimited)
+        _, total = stream(engine, [[100] * 40] * 3, 4)
+        assert total["completion_tokens"] == 12
+        assert not engine.ran_out_of_memory(since=after)
