@@ -10,7 +10,6 @@ import pandas as pd
 
 from analysis.layout import Layout
 from analysis.load import Run
-from analysis.quantities import number
 
 WIDE = 0.10  # half an interval over its mean
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is all but the largest value
@@ -29,6 +28,7 @@ def doubts(run: Run, layout: Layout) -> list[str]:
         _client,
         _start_up,
         _rate,
+        _baseline,
         _mixed,
         _forms,
     )
@@ -110,6 +110,13 @@ def _rate(run: Run, layout: Layout) -> Iterator[str]:
         )
 
 
+def _baseline(run: Run, layout: Layout) -> Iterator[str]:
+    compared = [name for name in layout.points if str(name).endswith("_vs_baseline")]
+    if run.baseline and not layout.points[compared].notna().to_numpy().any():
+        named = ", ".join(f"{key} = {value}" for key, value in run.baseline.items())
+        yield f"Nothing could be compared with the baseline ({named}): no result of it at the same workload and load."
+
+
 def _mixed(run: Run, layout: Layout) -> Iterator[str]:
     """What should be the same for all trials, or all of one engine, and is not."""
     commits = sorted(run.ok["commit"].dropna().unique())
@@ -143,8 +150,8 @@ def _forms(run: Run, layout: Layout) -> Iterator[str]:
 
 
 def _of(count: int, points: pd.DataFrame) -> str:
-    return f"{number(count)} of {number(len(points))} points"
+    return f"{count:,} of {len(points):,} points"
 
 
 def _trials(count: int) -> str:
-    return f"{number(count)} trial{'s' if count != 1 else ''}"
+    return f"{count:,} trial{'s' if count != 1 else ''}"

@@ -1,8 +1,8 @@
 """How figures look, and finding and saving them. Each figure is a file of `analysis.figures`: adding one needs no list.
 
-A figure module has a docstring, whose first line is its caption, a POSITION among the others, and `draw(run, layout) -> Figure | None` (None: this
-run has nothing to show in it). Colours are those of Okabe and Ito, told apart by every kind of colour vision; markers
-differ besides.
+A figure module has a docstring, whose first line is its caption, a POSITION among the others, and
+`draw(run, layout) -> Figure | None` (None: this run has nothing to show in it). Colours are those of Okabe and Ito,
+told apart by every kind of colour vision; markers differ besides.
 """
 
 import importlib

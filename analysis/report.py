@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -21,6 +22,13 @@ from analysis.table import COLUMNS, Loss, losses, times, with_interval
 from sweep import metrics, store
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
+
+_STATISTICS = (
+    "Seconds in the data, milliseconds on labels. p50, p90 and p99 are quantiles over the requests of one trial."
+    " A point is one engine, workload and load; its figure is the mean of its trials, with Student's t interval over"
+    " them. A ratio to the baseline is one of geometric means, with Welch's t interval of the difference of logarithms."
+    " Trials without a result count in no figure."
+)
 
 OUTCOMES = {
     "oom_load": "the model did not fit in memory",
@@ -109,9 +117,9 @@ def _cards(layout: Layout) -> Iterator[str]:
 
 
 def _interval(of: Estimate, scale: float = 1.0) -> str:
-    if pd.isna(of.low):
+    if math.isnan(of.low):
         return "one replicate, no interval"
-    return f"{CONFIDENCE:.0%} interval {number(of.low * scale)} to {number(of.high * scale)}, n = {of.n}"
+    return f"{CONFIDENCE:.0%} interval {number(of.low * scale)} to {number(of.high * scale)}, n\u00a0=\u00a0{of.n}"
 
 
 def _verdict(ratio: Estimate) -> str:
@@ -270,6 +278,7 @@ def _words(run: Run, lost: list[Loss]) -> Iterator[str]:
     columns = [name for name in store.TRIAL_SCHEMA if run.ok[name].notna().any()]
     entries = [(name, escape(_formula(name))) for name in vars(metrics) if _formula(name) and _is_metric(name, columns)]
     yield definitions(entries)
+    yield f'<p class="note">{escape(_STATISTICS)}</p>'
     if lost:
         yield "<h3>Outcomes</h3>"
         yield definitions(

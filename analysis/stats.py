@@ -40,7 +40,7 @@ def half_width(deviation: FloatArray, n: FloatArray) -> FloatArray:
     return half
 
 
-def ratio(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+def ratio(values: Sequence[float] | FloatArray, baseline: Sequence[float] | FloatArray) -> Estimate:
     """How many times the baseline: ratio of geometric means, with Welch's t interval of the difference of logarithms.
 
     Logarithms because a ratio is asymmetric: twice and half are equally far from no change. Both samples must be
@@ -71,6 +71,6 @@ def _variance_of_mean(sample: FloatArray) -> float:
     return float(sample.var(ddof=1)) / sample.size
 
 
-def _finite(values: Sequence[float]) -> FloatArray:
+def _finite(values: Sequence[float] | FloatArray) -> FloatArray:
     sample = np.asarray(values, np.float64)
     return sample[np.isfinite(sample)]

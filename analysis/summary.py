@@ -4,17 +4,21 @@ Only `ok` trials are summarised. A point without any stays in the table with n =
 was never asked for.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis import stats
 from analysis.load import Run
 from analysis.quantities import Quantity, quantity
 from analysis.stats import Estimate
 from sweep import store
+
+Positions = NDArray[np.int64]  # of each trial: the position of its point
 
 IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency", "rate")
 """What tells points apart besides the experiment's own axes."""
@@ -65,23 +69,29 @@ def summarise(run: Run) -> pd.DataFrame:
     """
     keys = key_columns(run)
     groups = run.trials.groupby(keys, dropna=False, sort=False)
-    points = groups["outcome"].agg(outcomes=_tally, asked="size").reset_index()
-    points["n"] = [int((group["outcome"] == "ok").sum()) for _, group in groups]
-    points["not_ok"] = points.pop("asked") - points["n"]
-    points = points[[*keys, "n", "not_ok", "outcomes"]]
+    point: Positions = np.asarray(groups.ngroup(), np.int64)
+    outcomes = _outcomes(run, point)
+    points = run.trials[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True)
+    points["n"] = [counts["ok"] for counts in outcomes]
+    points["not_ok"] = [counts.total() - counts["ok"] for counts in outcomes]
+    points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
     measured = run.trials[measured_columns(run)].astype("float64").where(run.trials["outcome"] == "ok")
-    by_point = measured.groupby(groups.ngroup())
+    by_point = measured.groupby(point)
     means, deviations, counts = by_point.mean(), by_point.std(ddof=1), by_point.count()
     columns: dict[str, Any] = {}
     for name in map(str, measured):
         half = stats.half_width(deviations[name].to_numpy(), counts[name].to_numpy(np.float64))
         columns |= {name: means[name], f"{name}_ci_low": means[name] - half, f"{name}_ci_high": means[name] + half}
-    points = pd.concat([points, pd.DataFrame(columns), _against_baseline(run, points, groups)], axis=1)
-    return _sorted(points, run)
+    compared = _against_baseline(run, points, measured, point)
+    return _sorted(pd.concat([points, pd.DataFrame(columns), compared], axis="columns"), run)
 
 
-def _tally(outcomes: "pd.Series[Any]") -> str:
-    return ", ".join(f"{outcome} {count}" for outcome, count in outcomes.value_counts().items())
+def _outcomes(run: Run, point: Positions) -> list[Counter[str]]:
+    """How the trials of each point ended."""
+    found = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
+    for index, outcome in zip(point, run.trials["outcome"], strict=True):
+        found[index][outcome] += 1
+    return found
 
 
 def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -107,23 +117,25 @@ def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
 # Baseline ------------------------------------------------------------------------------------------------------------
 
 
-def _against_baseline(run: Run, points: pd.DataFrame, groups: Any) -> pd.DataFrame:
+def _against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, point: Positions) -> pd.DataFrame:
     """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
-    columns = [name for name in HEADLINE if name in run.trials and run.ok[name].notna().any()]
-    if not run.baseline or not set(run.baseline) <= set(run.trials.columns):
+    if not run.baseline or not set(run.baseline) <= set(points.columns):
         return pd.DataFrame(index=points.index)
-    members = [group[group["outcome"] == "ok"] for _, group in groups]
-    partners = baseline_points(points, run.baseline)
-    rows: list[dict[str, float]] = [{} for _ in partners]
-    for index, partner in enumerate(partners):
-        if partner is None or partner == index:
-            continue
-        for name in columns:
-            found = stats.ratio(members[index][name].to_numpy(np.float64), members[partner][name].to_numpy(np.float64))
-            rows[index][f"{name}_vs_baseline"] = found.value
-            rows[index][f"{name}_vs_baseline_ci_low"] = found.low
-            rows[index][f"{name}_vs_baseline_ci_high"] = found.high
-    return pd.DataFrame(rows, index=points.index)
+    partners = [
+        None if partner == index else partner for index, partner in enumerate(baseline_points(points, run.baseline))
+    ]
+    columns: dict[str, list[float]] = {}
+    for name in (name for name in HEADLINE if name in measured):
+        order = np.argsort(point, kind="stable")
+        values = np.split(measured[name].to_numpy()[order], np.cumsum(np.bincount(point))[:-1])  # by point
+        found = [
+            stats.NOTHING if partner is None else stats.ratio(values[index], values[partner])
+            for index, partner in enumerate(partners)
+        ]
+        columns[f"{name}_vs_baseline"] = [ratio.value for ratio in found]
+        columns[f"{name}_vs_baseline_ci_low"] = [ratio.low for ratio in found]
+        columns[f"{name}_vs_baseline_ci_high"] = [ratio.high for ratio in found]
+    return pd.DataFrame(columns, index=points.index)
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:

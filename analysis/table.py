@@ -1,5 +1,6 @@
 """The table that the terminal shows at the end of a sweep: results, the best figure per metric, and what failed."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,14 +99,14 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
 def with_interval(of: Estimate, shown: str) -> str:
     """`538 ±3 %`; without the interval where there is none."""
     half = of.relative_half_width
-    if pd.isna(half):
+    if math.isnan(half):
         return shown
     return f"{shown} ±{half:.0%}" if half >= 0.01 else f"{shown} ±<1%"
 
 
 def times(ratio: float) -> str:
     """How many times the baseline; an em dash if it was not compared."""
-    return "—" if pd.isna(ratio) else f"{number(ratio)}×"
+    return "—" if math.isnan(ratio) else f"{number(ratio)}×"
 
 
 def _best(layout: Layout) -> Table:

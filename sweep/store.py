@@ -68,7 +68,7 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
     **_types(pa.int64(), "client_processes", "client_offered", "client_sent"),
     **_types(pa.string(), "batch_form", "config", "commit", "versions", "hardware", "driver"),
     **_types(pa.string(), "started_at", "ended_at"),
-    **_types(pa.float64(), "startup_seconds"),
+    **_types(pa.float64(), "startup_seconds", "wall_seconds"),
     **_types(pa.string(), "log_tail", "telemetry_sources", "engine_facts"),
 }
 """The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""

@@ -1,0 +1,459 @@
+"""From files to frames, tables, figures and the report: known answers on small made-up runs."""
+
+import math
+import re
+import time
+import xml.etree.ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import analysis
+from analysis import plots, stats
+from analysis.__main__ import main
+from analysis.doubts import doubts
+from analysis.layout import arrange
+from analysis.load import Run, open_run
+from analysis.quantities import number, quantity
+from analysis.summary import baseline_points, best, summarise
+from sweep import store
+from sweep.records import Sample
+from sweep.store import DamagedFile, RunPaths
+from tests.synthetic_run import make_records, make_run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "throughput_bound"
+    make_run(folder, replicates=2, batches=(1, 8, 32))
+    return folder
+
+
+def trial(backend: str, batch: int, replicate: int, throughput: float | None, **other: Any) -> dict[str, Any]:
+    """A row whose interval can be worked out with a pencil."""
+    return {
+        "trial_id": f"{backend}-{batch}-{replicate}-{len(other)}",
+        "deployment_id": backend,
+        "backend": backend,
+        "model": "m",
+        "workload": "qa",
+        "load": "batch",
+        "batch_size": batch,
+        "load.batch_size": batch,
+        "replicate": replicate,
+        "outcome": "ok" if throughput else "hung",
+        "reason": None if throughput else "not done in time",
+        "output_throughput": throughput,
+        "num_requests": 100,
+        "num_failed": 0,
+        **other,
+    }
+
+
+def run_of(folder: Path, rows: list[dict[str, Any]], **experiment: Any) -> Run:
+    paths = RunPaths(folder)
+    store.write_trials(paths, rows)
+    axes = sorted({name for row in rows for name in row if "." in name or name == "ladder"})
+    store.write_plan(paths, [{"kind": "experiment", "name": "x", "axes": axes, **experiment}])
+    return open_run(folder)
+
+
+# Loading
+
+
+def test_trials_are_a_frame_with_missing_values_missing(run_folder: Path) -> None:
+    trials = analysis.load(run_folder)
+    assert len(trials) == 3 * 2 * 4 * 3
+    lost = trials[trials["outcome"] == "oom_run"]
+    assert set(lost["workload"]) == {"reasoning"}
+    assert lost["output_throughput"].isna().all()
+    assert trials["concurrency"].isna().all()
+    assert trials["batch_size"].dtype == "Int64"
+
+
+def test_requests_on_demand(run_folder: Path) -> None:
+    trials = analysis.load(run_folder)
+    vllm = trials[(trials["backend"] == "vllm") & (trials["batch_size"] == 8) & (trials["workload"] == "qa")].iloc[0]
+    requests = analysis.requests(run_folder, vllm["trial_id"])
+    assert len(requests) == 64
+    assert set(requests["trial_id"]) == {vllm["trial_id"]}
+    assert requests["ttft"].median() == pytest.approx(vllm["ttft_p50"], abs=2e-6)  # stamps are whole µs
+    assert requests["tpot"].median() == pytest.approx(vllm["tpot_p50"], abs=2e-6)
+    assert len(requests["chunk_us"].iloc[0]) == requests["output_tokens"].iloc[0] == 64
+    assert len(analysis.requests(run_folder)) == 64 * (trials["outcome"] == "ok").sum()
+    with pytest.raises(KeyError, match="nope"):
+        analysis.requests(run_folder, "nope")
+
+
+def test_requests_of_a_newer_version_keep_their_columns(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    paths = RunPaths(tmp_path)
+    rows = [trial("vllm", 1, index, 10.0, attempt="1") for index in range(2)]
+    run_of(tmp_path, rows)
+    for index, row in enumerate(rows):
+        files = paths.trial("vllm", "1", row["trial_id"])
+        store.write_requests(files, make_records(2, 1, 3, 0.1, 0.01))
+        if index:
+            table = store.read_table(files.requests)
+            pq.write_table(table.append_column("energy", [[1.5, 2.5]]), files.requests)
+    found = analysis.requests(tmp_path)
+    assert sorted(found["energy"].dropna()) == [1.5, 2.5]
+    assert found["energy"].isna().sum() == 2
+
+
+def test_a_damaged_file_is_named_or_skipped(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    rows = [trial("vllm", 1, index, 10.0, attempt="1") for index in range(2)]
+    run_of(tmp_path, rows)
+    files = [paths.trial("vllm", "1", row["trial_id"]) for row in rows]
+    for one in files:
+        store.write_telemetry(one, [Sample(0.0, "kv_cache_usage", 0.5)])
+    files[1].telemetry.write_bytes(files[1].telemetry.read_bytes()[:50])
+    with pytest.raises(DamagedFile, match=re.escape(str(files[1].telemetry))):
+        analysis.telemetry(tmp_path)
+    assert list(analysis.telemetry(tmp_path, damaged="skip")["trial_id"]) == [rows[0]["trial_id"]]
+
+
+def test_a_folder_without_a_run_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no run here" in capsys.readouterr().err
+
+
+# Statistics
+
+
+def test_interval_of_two_values_by_hand() -> None:
+    # s of {9, 11} is √2, s/√2 = 1, t(0.975, 1) = tan(0.475 π) = 12.7062
+    half = stats.half_width(np.array([math.sqrt(2)]), np.array([2.0]))
+    assert half[0] == pytest.approx(math.tan(0.475 * math.pi))
+    assert math.isnan(stats.half_width(np.array([0.0]), np.array([1.0]))[0])
+
+
+def test_ratio_by_hand() -> None:
+    # equal spreads of ±d on the log scale, two each: s² = 2d², standard error √(2 · d²) = d√2, 2 degrees of freedom,
+    # t(0.975, 2) = 4.30265
+    d = 0.01
+    found = stats.ratio([2 * math.exp(d), 2 * math.exp(-d)], [math.exp(d), math.exp(-d)])
+    assert found.value == pytest.approx(2.0)
+    assert found.high == pytest.approx(2.0 * math.exp(4.302653 * d * math.sqrt(2)), rel=1e-6)
+    assert found.low * found.high == pytest.approx(4.0)
+    assert stats.ratio([3.0], [2.0]).value == pytest.approx(1.5)
+    assert math.isnan(stats.ratio([3.0], [2.0]).low)
+    assert math.isnan(stats.ratio([1.0, 2.0], [0.0, 1.0]).value)
+    assert stats.ratio([2.0, 2.0], [1.0, 1.0])[:3] == (2.0, 2.0, 2.0)
+
+
+def test_welch_agrees_with_scipy() -> None:
+    from scipy.stats import ttest_ind
+
+    above, below = [3.1, 2.9, 3.3], [1.0, 1.4]
+    expected = ttest_ind(np.log(above), np.log(below), equal_var=False).confidence_interval(0.95)
+    found = stats.ratio(above, below)
+    assert (math.log(found.low), math.log(found.high)) == pytest.approx((expected.low, expected.high))
+
+
+# Summary
+
+
+def test_summary_has_means_intervals_and_the_ratio_to_the_baseline(tmp_path: Path) -> None:
+    rows = [trial("plain", 8, 0, 9.0), trial("plain", 8, 1, 11.0), trial("fast", 8, 0, 20.0), trial("fast", 8, 1, 20.0)]
+    points = summarise(run_of(tmp_path, rows, baseline={"backend": "plain"})).set_index("backend")
+    plain, fast = points.loc["plain"], points.loc["fast"]
+    assert (plain["n"], plain["output_throughput"]) == (2, 10.0)
+    assert plain["output_throughput_ci_high"] == pytest.approx(10 + 12.7062, abs=1e-4)
+    assert plain["output_throughput_ci_low"] == pytest.approx(10 - 12.7062, abs=1e-4)
+    assert fast["output_throughput_vs_baseline"] == pytest.approx(20 / math.sqrt(99))
+    assert math.isnan(plain["output_throughput_vs_baseline"])
+    assert "ttft_p50" not in points  # never measured here
+
+
+def test_a_failed_trial_is_in_no_mean_but_in_the_table(tmp_path: Path) -> None:
+    failed = {"output_throughput": 1e9}  # whatever it had measured by then
+    rows = [
+        trial("fast", 8, 0, 20.0),
+        {**trial("fast", 8, 1, None), **failed},
+        {**trial("fast", 16, 0, None), **failed},
+    ]
+    points = summarise(run_of(tmp_path, rows)).set_index("batch_size")
+    assert (points.loc[8, "n"], points.loc[8, "not_ok"], points.loc[8, "output_throughput"]) == (1, 1, 20.0)
+    assert math.isnan(points.loc[8, "output_throughput_ci_low"])
+    assert (points.loc[16, "n"], points.loc[16, "outcomes"]) == (0, "hung 1")
+    assert math.isnan(points.loc[16, "output_throughput"])
+
+
+def test_points_are_told_apart_by_the_axes_and_compared_with_their_own_kind(tmp_path: Path) -> None:
+    steps = [("plain", 256, 10.0), ("seqs", 128, 15.0), ("fp8", 128, 30.0)]
+    rows = [
+        trial("vllm", 8, replicate, value, ladder=step, **{"backend.flags.max-num-seqs": seqs})
+        for step, seqs, value in steps
+        for replicate in range(2)
+    ]
+    points = summarise(run_of(tmp_path, rows, baseline={"ladder": "plain"}))
+    ratios = dict(zip(points["ladder"], points["output_throughput_vs_baseline"], strict=True))
+    assert (ratios["seqs"], ratios["fp8"]) == pytest.approx((1.5, 3.0))
+
+
+def test_no_ratio_where_the_baseline_is_not_one_point() -> None:
+    points = pd.DataFrame(
+        {
+            "backend": ["plain", "plain", "fast"],
+            "workload": "qa",
+            "batch_size": 8,
+            "backend.dtype": ["fp16", "fp32", "bf16"],
+            "n": 2,
+            "not_ok": 0,
+            "outcomes": "",
+        }
+    )
+    assert baseline_points(points, {"backend": "plain"})[2] is None
+    points.loc[2, "backend.dtype"] = "fp32"
+    assert baseline_points(points, {"backend": "plain"})[2] == 1
+    assert baseline_points(points, {"backend": "plain", "backend.dtype": "fp16"})[2] == 0
+
+
+def test_a_larger_batch_is_not_compared_with_a_smaller_one(tmp_path: Path) -> None:
+    rows = [trial("plain", 8, 0, 10.0), trial("fast", 8, 0, 20.0), trial("fast", 16, 0, 40.0)]
+    points = summarise(run_of(tmp_path, rows, baseline={"backend": "plain"}))
+    ratios = points.set_index(["backend", "batch_size"])["output_throughput_vs_baseline"]
+    assert ratios["fast", 8] == pytest.approx(2.0)
+    assert math.isnan(ratios["fast", 16])
+
+
+def test_best_knows_which_way_is_better(tmp_path: Path) -> None:
+    rows = [trial("a", 1, 0, 10.0, ttft_p50=0.1), trial("b", 1, 0, 30.0, ttft_p50=0.2)]
+    found = {one.quantity.column: one for one in best(summarise(run_of(tmp_path, rows)))}
+    assert (found["output_throughput"].point["backend"], found["output_throughput"].estimate.value) == ("b", 30.0)
+    assert (found["ttft_p50"].point["backend"], found["ttft_p50"].estimate.value) == ("a", 0.1)
+
+
+def test_ten_thousand_points_take_seconds(tmp_path: Path) -> None:
+    rows = [trial(f"e{index % 4}", index // 4, 0, 10.0 + index) for index in range(10_000)]
+    run = run_of(tmp_path, rows, baseline={"backend": "e0"})
+    started = time.monotonic()
+    points = summarise(run)
+    assert len(points) == 10_000
+    assert points["output_throughput_vs_baseline"].notna().sum() == 7_500
+    assert time.monotonic() - started < 20  # 2 s on an idle machine
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("column", "axis", "value", "shown"),
+    [
+        ("ttft_p50", "TTFT p50 (ms)", 0.0712, "71.2"),
+        ("output_throughput", "Output throughput (tokens/s)", 1142.8, "1,143"),
+        ("memory_peak_bytes", "Memory peak (GiB)", 3 * 2.0**30, "3.00"),
+        ("kv_cache_usage_max", "KV-cache use max (%)", 0.985, "98.5"),
+        ("cost_per_million_tokens", "Cost ($/M tok)", 0.712, "0.712"),
+        ("request_throughput", "Request throughput (requests/s)", 6.43, "6.43"),
+    ],
+)
+def test_units_are_on_the_label_only(column: str, axis: str, value: float, shown: str) -> None:
+    of = quantity(column)
+    assert of is not None
+    assert (of.axis, of.shown(value)) == (axis, shown)
+
+
+def test_what_is_no_measurement_has_no_unit() -> None:
+    assert [
+        name for name in store.TRIAL_SCHEMA if name.startswith(("trial", "batch_size", "seed")) and quantity(name)
+    ] == []
+    assert (number(math.nan), number(0), number(0.01234), number(12345.6)) == ("—", "0", "0.0123", "12,346")
+
+
+# Figures
+
+
+def test_figures_are_written_twice_and_well_formed(run_folder: Path) -> None:
+    run = open_run(run_folder)
+    drawn = plots.draw_all(run, arrange(run, summarise(run)))
+    names = ["output_throughput", "ttft", "cost", "tpot", "memory_timeline"]
+    assert [one.name for one in drawn] == names
+    for name in names:
+        root = xml.etree.ElementTree.parse(run_folder / "figures" / f"{name}.svg").getroot()
+        words = " ".join(root.itertext())
+        assert "vllm" in words
+        assert "transformers" in words
+        assert "summarization" in words
+        assert (run_folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "TTFT p50 (ms)" in next(one.svg for one in drawn if one.name == "ttft")
+
+
+def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
+    rows = [
+        trial("a", batch, replicate, 10.0, ttft_p50=batch / 1000 + replicate / 1000)
+        for batch in (1, 8)
+        for replicate in (0, 2)
+    ]
+    rows.append(trial("a", 32, 0, None))
+    run = run_of(tmp_path, rows)
+    layout = arrange(run, summarise(run))
+    assert (layout.x, layout.lines, layout.panels) == ("batch_size", ["a"], ["qa"])
+    with plots.style():
+        figure = plots.against_load(run, layout, "ttft_p50")
+    assert figure is not None
+    ax = figure.axes[0]
+    assert ax.get_lines()[0].get_xydata().tolist()[:2] == [[1.0, pytest.approx(2.0)], [8.0, pytest.approx(9.0)]]
+    crosses = [line for line in ax.get_lines() if line.get_marker() == "x"]
+    assert crosses[0].get_xdata().tolist() == [32.0]  # no result there
+    assert ax.collections[-1].get_offsets()[:, 1].tolist() == pytest.approx([1.0, 3.0, 8.0, 10.0])  # the replicates
+
+
+def test_settings_that_vary_become_lines_and_prompts_become_panels(tmp_path: Path) -> None:
+    rows = [
+        trial("vllm", batch, 0, 10.0, **{"backend.flags.max-num-seqs": seqs, "workload.input_tokens": tokens})
+        for batch in (1, 2, 4)
+        for seqs in (128, 256)
+        for tokens in (32, 64)
+    ]
+    run = run_of(tmp_path, rows)
+    layout = arrange(run, summarise(run))
+    assert layout.x == "batch_size"
+    assert layout.lines == ["vllm, max-num-seqs=128", "vllm, max-num-seqs=256"]
+    assert layout.panels == ["qa, input tokens=32", "qa, input tokens=64"]
+
+
+def test_a_single_configuration_can_be_drawn(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [trial("vllm", 4, 0, 10.0), trial("vllm", 4, 1, 12.0)])
+    assert [one.name for one in plots.draw_all(run, arrange(run, summarise(run)))] == ["output_throughput"]
+
+
+def test_a_figure_without_data_is_not_left_from_before(run_folder: Path, tmp_path: Path) -> None:
+    stale = tmp_path / "figures" / "cost.svg"
+    stale.parent.mkdir()
+    stale.write_text("old")
+    run = run_of(tmp_path, [trial("vllm", 4, 0, 10.0)])
+    plots.draw_all(run, arrange(run, summarise(run)))
+    assert not stale.exists()
+
+
+# Report and table
+
+
+class _Reader(HTMLParser):
+    """Collects what would load from elsewhere, unclosed tags and duplicate ids."""
+
+    VOID = frozenset({"meta", "br", "path", "use", "rect", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.outside: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        links = [values.get(key) for key in ("src", "href", "xlink:href")]
+        self.outside += [link for link in links if link and not link.startswith("#")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_report_is_one_file_that_says_what_it_must(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run_folder)]) == 0
+    printed = capsys.readouterr().out
+    text = (run_folder / "report.html").read_text()
+    reader = _Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert reader.outside == []  # nothing from the network or beside the file
+    assert len(reader.ids) == len(set(reader.ids))
+    words = " ".join(reader.text)
+    for said in (
+        *("throughput_bound", "vllm 0.32.0", "model: tiny-llama instead of llama-2-7b-chat", "2.93 USD per hour"),
+        *("oom_run", "Tried to allocate 2 GiB", "needs docker", "c9dd7f2", "NVIDIA L4", "node-1"),
+        *("python -m sweep +experiment=throughput_bound", "first token − scheduled", "as few as 64 requests"),
+    ):
+        assert said in words, said
+    assert len(text) < 2_000_000
+    assert "best throughput" in printed
+    assert "oom_run x2 transformers" in printed
+    assert "dep-transformers/1/engine.log" in printed.replace("\n", "")
+    summary = pd.read_csv(run_folder / "summary.csv")
+    trials = analysis.load(run_folder)
+    vllm = trials[(trials["backend"] == "vllm") & (trials["workload"] == "qa") & (trials["batch_size"] == 8)]
+    row = summary[(summary["backend"] == "vllm") & (summary["workload"] == "qa") & (summary["batch_size"] == 8)]
+    assert row["output_throughput"].item() == pytest.approx(vllm["output_throughput"].mean())
+
+
+def test_markup_in_a_log_is_text(tmp_path: Path) -> None:
+    rows = [trial("a", 1, 0, 10.0), trial("a", 2, 0, None, log_tail="<script>alert(1)</script>", reason="<b>x</b>")]
+    run_of(tmp_path, rows)
+    analysis.write_all(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "<script" not in text
+    assert "<b>x</b>" not in text
+
+
+def test_a_run_without_any_result_says_so(tmp_path: Path) -> None:
+    run_of(tmp_path, [trial("a", 1, 0, None, attempt="1")])
+    analysis.write_all(tmp_path)
+    assert "No trial has a result" in (tmp_path / "report.html").read_text()
+    console = Console(width=80)
+    with console.capture() as printed:
+        console.print(analysis.render_summary(tmp_path))
+    assert "no trial has a result" in printed.get()
+    assert "hung x1 a: not done in time" in printed.get()
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_table_fits_the_terminal(run_folder: Path, width: int) -> None:
+    console = Console(width=width)
+    with console.capture() as printed:
+        console.print(analysis.render_summary(run_folder))
+    lines = printed.get().splitlines()
+    assert max(map(len, lines)) <= width
+    assert ("Memory peak" in printed.get()) == (width == 200)
+    assert "…" not in printed.get()
+
+
+def test_doubts_are_told_with_their_remedy(tmp_path: Path) -> None:
+    rows = [
+        trial("a", 1, 0, 10.0, num_requests=16, commit="abc", client_cpu=0.8),
+        trial("a", 8, 0, 10.0, commit="def+", num_failed=3),
+        trial("b", 8, 0, 10.0, commit="def+", startup_transient=True, offered_rate=10.0, realised_rate=5.0),
+        {**trial("b", 16, 0, None), "outcome": "client_limited"},
+    ]
+    run = run_of(tmp_path, rows, replaced=["model: tiny"], baseline={"backend": "c"})
+    told = " ".join(doubts(run, arrange(run, summarise(run))))
+    for said in (
+        *(
+            "model: tiny",
+            "baseline (backend = c)",
+            "3 of 4 points have one replicate",
+            "replicates=3",
+            "as few as 16 requests",
+        ),
+        *(
+            "up to 3.0%",
+            "80% of a core",
+            "steady_*",
+            "50% of the rate",
+            "client was the bottleneck",
+            "2 versions of this code",
+        ),
+    ):
+        assert said in told, said
+
+
+def test_a_sound_run_raises_no_doubt(tmp_path: Path) -> None:
+    rows = [trial(name, 8, index, 10.0 + index / 100) for name in "ab" for index in range(3)]
+    run = run_of(tmp_path, rows)
+    assert doubts(run, arrange(run, summarise(run))) == []
