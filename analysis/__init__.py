@@ -8,6 +8,7 @@ figures and report.html; `analysis.render_summary(folder)` is the table that the
 from analysis.load import RunNotFound, load, open_run, requests, telemetry
 from analysis.report import write_all
 from analysis.table import render_summary
+from analysis.vllm_flavour import render_vllm_flavour
 from sweep.store import DamagedFile
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "load",
     "open_run",
     "render_summary",
+    "render_vllm_flavour",
     "requests",
     "telemetry",
     "write_all",

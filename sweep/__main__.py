@@ -104,18 +104,21 @@ def _run_locked(plan: Plan, paths: RunPaths, console: Console, command: str) -> 
             driver.run()
     if tracker is not None:
         tracker.close()
-    _report(paths, console, rebuild=bool(left))
+    _report(plan.settings, paths, console, rebuild=bool(left))
     ledger.close()
     return exit_status(plan, ledger, driver.interrupts > 0)
 
 
-def _report(paths: RunPaths, console: Console, rebuild: bool) -> None:
+def _report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool) -> None:
     """Tables, figures and report from what is on disk; they are not rebuilt when nothing has changed."""
     import analysis
 
     if rebuild or not paths.report.exists():
         analysis.write_all(paths.out)
     console.print(analysis.render_summary(paths.out))
+    if settings.metrics == "vllm":
+        for table in analysis.render_vllm_flavour(paths.out):
+            console.print(table)
     console.print(f"report: {paths.report}", soft_wrap=True)
 
 
