@@ -39,7 +39,9 @@ th.text, td.text { text-align: left; }
 td.best { font-weight: 700; }
 td.wide { white-space: normal; min-width: 16rem; }
 .bad { color: var(--bad); font-weight: 600; }
-figure { margin: 1.4rem 0 2rem; overflow-x: auto; }
+.figures { display: flex; flex-wrap: wrap; gap: 1.6rem 1rem; margin: 1rem 0 1.4rem; }
+figure { margin: 0; max-width: 100%; overflow-x: auto; }
+figcaption { max-width: 34rem; }
 figure svg { display: block; max-width: 100%; height: auto; }
 pre { margin: 0.4rem 0 1rem; padding: 0.7rem 1rem; overflow: auto; max-height: 22rem; border-radius: 6px;
   background: var(--card); font-size: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -96,6 +98,12 @@ def card(label: str, value: str, unit: str, detail: Iterable[str]) -> str:
     """One figure to see first."""
     lines = "".join(f"<small>{escape(line)}</small>" for line in detail if line)
     return f'<div class="card"><small>{escape(label)}</small><b>{escape(value)} <i>{escape(unit)}</i></b>{lines}</div>'
+
+
+def figures(drawn: Iterable[Drawn]) -> list[str]:
+    """Figures beside each other where they fit."""
+    inner = "\n".join(figure(one) for one in drawn)
+    return [f'<div class="figures">{inner}</div>'] if inner else []
 
 
 def figure(drawn: Drawn) -> str:

@@ -20,12 +20,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis import figures
 from analysis.layout import Layout
 from analysis.load import Run
 from analysis.quantities import Quantity, quantity
+from analysis.stats import FloatArray
 from sweep import store
 
 INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report gives these three other values in the dark
@@ -205,13 +206,14 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
             here = here.assign(_x=positions.loc[here.index]).sort_values("_x")
             _draw_line(ax, run, layout, here, line, of, also)
         _finish_abscissa(ax, layout, positions)
-    _finish_ordinates([ax for (ax,) in axes], of)
+    shown = [points[name].to_numpy(np.float64) for name in (column, also) if name in points]
+    _finish_ordinates([ax for (ax,) in axes], np.concatenate([*shown, run.ok[column].to_numpy(np.float64)]) * of.scale)
     _label_outer(axes, of.axis, layout.x_label)
-    shown = [line for line in layout.lines if points.loc[points["line"] == line, column].notna().any()]
-    handles = [handle(layout, line) for line in shown]
+    present = [line for line in layout.lines if points.loc[points["line"] == line, column].notna().any()]
+    handles = [handle(layout, line) for line in present]
     if also is not None and also in points:
         handles.append(Line2D([], [], color=MUTED, linestyle="--", linewidth=1, label=_difference(column, also)))
-    if (points.loc[points["line"].isin(shown), "n"] == 0).any():
+    if (points.loc[points["line"].isin(present), "n"] == 0).any():
         handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result"))
     legend(figure, handles)
     return figure
@@ -259,7 +261,7 @@ def _finish_abscissa(ax: Axes, layout: Layout, positions: "pd.Series[float]") ->
         ax.set_xlim(-0.5, len(layout.lines) - 0.5)
         return
     values = np.unique(positions.dropna())
-    if values[0] > 0 and values[-1] / values[0] >= 8:
+    if values[0] > 0 and values[-1] / values[0] >= 4:
         ax.set_xscale("log", base=2)
         ax.set_xlim(values[0] / 1.25, values[-1] * 1.25)
     ax.xaxis.set_minor_locator(NullLocator())
@@ -268,25 +270,19 @@ def _finish_abscissa(ax: Axes, layout: Layout, positions: "pd.Series[float]") ->
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _finish_ordinates(axes: Sequence[Axes], of: Quantity) -> None:
-    """From zero, or logarithmic if small values would vanish; as far as the data go, not the whiskers."""
-    data = np.concatenate([np.asarray(line.get_ydata(), np.float64) for ax in axes for line in _data_lines(ax)])
-    data = data[np.isfinite(data) & (data > 0)]
-    if data.size == 0:
-        return
-    for ax in axes:
-        if data.max() / data.min() > LOGARITHMIC_FROM:
+def _finish_ordinates(axes: Sequence[Axes], values: FloatArray) -> None:
+    """From zero, or logarithmic if small values would vanish; as far as the data go, since whiskers may go anywhere."""
+    values = values[np.isfinite(values) & (values > 0)]
+    for ax in axes if values.size else []:
+        if values.max() / values.min() > LOGARITHMIC_FROM:
             ax.set_yscale("log")
-            ax.set_ylim(data.min() / 1.6, data.max() * 1.6)
+            ax.set_ylim(values.min() / 1.6, values.max() * 1.6)
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_minor_locator(NullLocator())
         else:
-            ax.set_ylim(0, data.max() * 1.08)
+            ax.set_ylim(0, values.max() * 1.08)
             ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-
-
-def _data_lines(ax: Axes) -> list[Line2D]:
-    return [line for line in ax.get_lines() if line.get_transform() == ax.transData]
 
 
 def _tick(value: float) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.doubts import doubts
 from analysis.layout import Layout, arrange
 from analysis.load import Run, open_run
-from analysis.page import card, definitions, figure, page, section, table
+from analysis.page import card, definitions, figures, page, section, table
 from analysis.plots import Drawn, draw_all
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import CONFIDENCE, Estimate
@@ -70,10 +70,10 @@ def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
             f"<header>\n<h1>{escape(run.name)}</h1>\n{_lead(run, layout)}\n</header>",
             f'<div class="cards">{"".join(_cards(layout))}</div>',
             section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
-            section("Figures", *(figure(one) for one in drawn), _reading_figures(layout)),
+            section("Figures", *figures(drawn), _reading_figures(layout)),
             section("Results", *_results(layout)),
             section("Trials without a result", *_failures(lost)),
-            section("What was run", _provenance(run)),
+            section("What was run", _provenance(run), *_versions(run)),
             section("Words", *_words(run, lost)),
         ],
     )
@@ -119,7 +119,9 @@ def _cards(layout: Layout) -> Iterator[str]:
 def _interval(of: Estimate, scale: float = 1.0) -> str:
     if math.isnan(of.low):
         return "one replicate, no interval"
-    return f"{CONFIDENCE:.0%} interval {number(of.low * scale)} to {number(of.high * scale)}, n\u00a0=\u00a0{of.n}"
+    return (
+        f"{CONFIDENCE:.0%} interval {number(max(of.low, 0) * scale)} to {number(of.high * scale)}, n\u00a0=\u00a0{of.n}"
+    )
 
 
 def _verdict(ratio: Estimate) -> str:
@@ -238,7 +240,6 @@ def _provenance(run: Run) -> str:
         "Machines": "; ".join(dict.fromkeys(_machine(text) for text in ran["hardware"].dropna())),
         "GPU driver": ", ".join(_distinct(ran, "driver")),
         "Commit of this code": ", ".join(_distinct(ran, "commit")),
-        "Versions": "; ".join(dict.fromkeys(_versions(text) for text in ran["versions"].dropna())),
         "Results": str(run.paths.out.absolute()),
     }
     return definitions(
@@ -266,8 +267,13 @@ def _machine(text: str) -> str:
     return ", ".join(f"{key} {value}" for key, value in parts.items())
 
 
-def _versions(text: str) -> str:
-    return ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
+def _versions(run: Run) -> Iterator[str]:
+    """What was installed for each engine, folded away: it is long."""
+    for backend, texts in run.trials.groupby("backend", sort=False)["versions"]:
+        for text in texts.dropna().unique():
+            installed = ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
+            title = f"Versions, {escape(str(backend))}"
+            yield f"<details><summary>{title}</summary><pre>{escape(installed)}</pre></details>"
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

@@ -54,18 +54,19 @@ def _results(layout: Layout, width: int) -> Table:
     points = layout.points[layout.points["n"] > 0]
     compared = "output_throughput_vs_baseline" in points
     headings = [_quantity(column) for column in COLUMNS if column in points and points[column].notna().any()]
-    room = (
-        width - 11 - (10 if compared else 0) - sum(int(points[name].str.len().max()) + 2 for name in ("line", "panel"))
-    )
+    x_heading = layout.x_label.lower().replace(" ", "\n", 1)
+    words = {"engine": points["line"], "workload": points["panel"]}
+    room = width - 4 - (10 if compared else 0) - (max(map(len, x_heading.split("\n"))) + 2 if layout.x else 0)
+    room -= sum(max(len(heading), int(values.str.len().max())) + 2 for heading, values in words.items())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for name in ("engine", "workload"):
-        table.add_column(name, overflow="fold")
+    for heading in words:
+        table.add_column(heading, overflow="fold")
     if layout.x:
-        table.add_column(layout.x_label.lower().replace(" ", "\n", 1), justify="right")
+        table.add_column(x_heading, justify="right")
     table.add_column("n", justify="right")
     shown: list[str] = []
     for of in headings:
-        room -= max(8, len(of.short), len(of.unit)) + 2
+        room -= max(10 if of.column == "output_throughput" else 8, len(of.short), len(of.unit)) + 2
         if room >= 0 or not shown:
             shown.append(of.column)
             table.add_column(f"{of.short}\n{of.unit}", justify="right", no_wrap=True)

@@ -17,6 +17,7 @@ from analysis.plots import PANELS_IN_A_ROW, handle, legend, panels
 
 POSITION = 50
 GIB = 2.0**30
+SPARSE = 20  # readings: fewer are shown one by one
 _MEMORY = {
     "gpu": ("gpu_memory_bytes", "GPU memory"),
     "process": ("process_memory_bytes", "Memory of processes"),
@@ -95,4 +96,5 @@ def _draw(ax: Axes, samples: pd.DataFrame, series: str, scale: float, look: dict
     """One series over time; GPUs of one engine are added up, since one reading stamps them alike."""
     values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
     if len(values):
-        ax.plot(values.index.to_numpy(), values.to_numpy(), **look)
+        marker = "." if len(values) < SPARSE else ""
+        ax.plot(values.index.to_numpy(), values.to_numpy(), marker=marker, **look)
