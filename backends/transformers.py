@@ -1,14 +1,31 @@
 """Hugging Face transformers as people first use it: `model.generate` on left-padded static batches. The baseline."""
 
-from backends.base import Hosted
+from typing import Any, ClassVar
+
+from backends.base import Hosted, Launch
 
 
 class Transformers(Hosted):
     """dtype and `flags: {attn_implementation: sdpa|eager|flash_attention_2}` are those of `from_pretrained`.
 
     A list prompt is one batch. With `max_batch` 1, queued requests are served one by one, without inter-request
-    batching.
+    batching. `flags: {quantization_config: {load_in_8bit: true}}` quantises with bitsandbytes while loading.
     """
+
+    continuous_batching: ClassVar[bool] = False
+    beam_search: ClassVar[bool] = True
+    quantizations: ClassVar[tuple[str, ...]] = ("bitsandbytes int8, nf4, fp4",)
 
     library: str = "backends.host.transformers_library"
     distribution: str | None = "transformers"
+    # bitsandbytes says so of a faster kernel that it would like to have, and goes on.
+    hollow_errors: tuple[str, ...] = (r"Failed to load CPU gemm_4bit_forward",)
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        config = self.flags_on(launch).get("quantization_config") or {}
+        quantization = config.get("quant_method")
+        if config.get("load_in_8bit"):
+            quantization = "bitsandbytes int8"
+        if config.get("load_in_4bit"):
+            quantization = f"bitsandbytes {config.get('bnb_4bit_quant_type', 'fp4')}"
+        return {"quantization": quantization}

@@ -1,6 +1,7 @@
 """Hugging Face transformers: `model.generate` on left-padded static batches, with one event per step and row."""
 
 import gc
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,15 +14,22 @@ from backends.host.library import Emit, Row, Settings
 
 
 def load(settings: Settings) -> "Transformers":
+    return Transformers(load_model(settings, settings.flags))
+
+
+def load_model(settings: Settings, flags: Mapping[str, Any]) -> Any:
+    """The model, on its device and ready; `flags` are keyword arguments of `from_pretrained`."""
     torch.manual_seed(settings.seed)
+    # bitsandbytes says at every matrix product that it casts its input: that would be the whole log.
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: "will be cast" not in record.msg)
     model = AutoModelForCausalLM.from_pretrained(
         settings.model,
         dtype=settings.dtype,
         local_files_only=True,
         trust_remote_code=False,
-        **{"device_map": settings.device, **settings.flags},
+        **{"device_map": settings.device, **flags},
     )
-    return Transformers(model.eval())
+    return model.eval()
 
 
 class Steps(BaseStreamer):  # type: ignore[misc]

@@ -1,0 +1,89 @@
+"""vLLM's LLMEngine, stepped: what its offline `LLM.generate` does, with the tokens of each step."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import count
+
+import vllm
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.sampling_params import RequestOutputKind
+
+from backends.host.library import Row, Settings, Step
+
+
+def load(settings: Settings) -> "VLLMOffline":
+    arguments = {
+        "model": str(settings.model),
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        # Its statistics are what tells of the KV cache. They cost what the server pays for them too.
+        "disable_log_stats": False,
+        **settings.flags,
+    }
+    known = {name: value for name, value in arguments.items() if value is not None}
+    engine = LLMEngine.from_engine_args(EngineArgs(**known))
+    return VLLMOffline(engine)
+
+
+class VLLMOffline:
+    """A running engine."""
+
+    version = vllm.__version__
+    adds_any_time = False
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self.engine = engine
+        self.names = count()
+        self.rows: dict[str, Row] = {}  # by the name that was given
+        self.ids: dict[int, str] = {}  # the engine's own name for a row, by its identity
+
+    def add(self, row: Row) -> None:
+        name = f"row-{next(self.names)}"
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=row.max_tokens,
+            # Rows end where the host says; a model's own EOS is among `row.ends` where it counts.
+            ignore_eos=True,
+            stop_token_ids=sorted(row.ends) or None,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self.rows[name] = row
+        self.ids[id(row)] = self.engine.add_request(name, TokensPrompt(prompt_token_ids=list(row.prompt)), parameters)
+
+    def step(self) -> Sequence[Step]:
+        found = []
+        for output in self.engine.step():
+            row = self.rows.get(output.request_id)
+            if row is not None:
+                if output.finished:
+                    self._forget(output.request_id)
+                found.append(Step(row, output.outputs[0].token_ids))
+        return found
+
+    def drop(self, row: Row) -> None:
+        engine_id = self.ids.get(id(row))
+        if engine_id is not None:
+            self.engine.abort_request([engine_id], internal=True)
+            self._forget(next(name for name, other in self.rows.items() if other is row))
+
+    def memory(self) -> Mapping[str, float]:
+        """The engine's own statistics, as its server shows them, without the prefix."""
+        values: dict[str, float] = {}
+        for metric in self.engine.get_metrics():
+            value = getattr(metric, "value", None)
+            if value is not None and metric.name.startswith("vllm:"):
+                # The Python interface leaves out the suffix that the server's counters have.
+                name = metric.name.removeprefix("vllm:") + ("_total" if type(metric).__name__ == "Counter" else "")
+                values[name] = values.get(name, 0.0) + value
+        renamed = {"num_requests_running": "requests_running", "num_requests_waiting": "requests_waiting"}
+        return values | {ours: values[theirs] for theirs, ours in renamed.items() if theirs in values}
+
+    def clear(self) -> None:
+        for row in list(self.rows.values()):
+            self.drop(row)
+        print("host: the engine's requests are dropped", file=sys.stderr)
+
+    def _forget(self, name: str) -> None:
+        self.ids.pop(id(self.rows.pop(name)), None)

@@ -1,0 +1,40 @@
+"""Continuous batching by transformers itself (`generate_batch`'s manager), streaming every request token by token."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field, PositiveFloat
+
+from backends.base import BatchForm, Launch
+from backends.transformers import Transformers
+
+
+class TransformersCB(Transformers):
+    """`scheduler` holds fields of transformers' ContinuousBatchingConfig; `num_blocks` is always set from the memory
+    stated here: left to itself, the manager takes what the machine has.
+    """
+
+    continuous_batching: ClassVar[bool] = True
+    beam_search: ClassVar[bool] = False
+    reserves_memory: ClassVar[bool] = True
+
+    library: str = "backends.host.transformers_cb_library"
+    batch_form: BatchForm = "list"
+    cpu_kv_cache_gib: PositiveFloat = 0.25
+    cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded
+    scheduler: dict[str, Any] = Field(default_factory=dict)
+    cpu_scheduler: dict[str, Any] = Field(default_factory=dict)
+    cuda_scheduler: dict[str, Any] = Field(default_factory=dict)
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "kv_cache_usage": "host_kv_cache_usage",
+            "requests_running": "host_requests_running",
+            "requests_waiting": "host_requests_waiting",
+            "allocated_memory_bytes": "host_memory_allocated_bytes",
+            "reserved_memory_bytes": "host_memory_reserved_bytes",
+        }
+    )
+
+    def flags_on(self, launch: Launch) -> dict[str, Any]:
+        scheduler = {**(self.cuda_scheduler if launch.gpus else self.cpu_scheduler), **self.scheduler}
+        memory = {"memory_share": self.cuda_memory_share} if launch.gpus else {"kv_cache_gib": self.cpu_kv_cache_gib}
+        return {**super().flags_on(launch), "kv_cache": memory, "scheduler": scheduler}

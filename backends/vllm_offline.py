@@ -1,0 +1,45 @@
+"""vLLM's engine in the host's own process: prompts of exact length as token ids, no HTTP while the clock runs."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from backends.base import Hosted, Launch
+from backends.vllm import VLLM
+
+
+class VLLMOffline(Hosted):
+    """Flags are fields of vLLM's EngineArgs, spelt as `vllm serve` or as Python spells them.
+
+    A trial is one control call with all its requests; the Records hold the engine's own stamps.
+    """
+
+    timed_inside: ClassVar[bool] = True
+    beam_search: ClassVar[bool] = True
+    reserves_memory: ClassVar[bool] = True
+    quantizations: ClassVar[tuple[str, ...]] = VLLM.quantizations
+
+    library: str = "backends.host.vllm_offline_library"
+    cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache where there is no GPU
+    distribution: str | None = "vllm"
+    oom_patterns: tuple[str, ...] = VLLM.model_fields["oom_patterns"].default
+    hollow_errors: tuple[str, ...] = VLLM.model_fields["hollow_errors"].default
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()
+        }
+    )
+
+    def flags_on(self, launch: Launch) -> dict[str, Any]:
+        flags = {name.replace("-", "_"): value for name, value in super().flags_on(launch).items()}
+        return {"tensor_parallel_size": self.gpus if launch.gpus else 1, "max_model_len": launch.max_model_len, **flags}
+
+    def environment(self, launch: Launch) -> dict[str, str]:
+        theirs = VLLM(name=self.name, cpu_kv_cache_gib=self.cpu_kv_cache_gib).environment(launch)
+        return {**theirs, **super().environment(launch)}
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        return VLLM(name=self.name, flags=self.flags_on(launch)).facts(launch)
+
+    def message(self, line: str) -> str:
+        return VLLM(name=self.name).message(line)
