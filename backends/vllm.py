@@ -1,19 +1,31 @@
 """vLLM's own OpenAI server, on CUDA or, in its CPU build, on a CPU."""
 
+import json
 import re
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from backends import weights
 from backends.base import Backend, BatchForm, Launch, cli
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
 
 
-class VLLM(Backend):
-    """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`)."""
+CALIBRATION = Path(__file__).resolve().parent.parent / "sweep" / "data" / "prompts"
 
+
+class VLLM(Backend):
+    """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`).
+
+    With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
+    """
+
+    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # see backends/conversions/to_quantized.py
+    group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache where there is no GPU
 
     distribution: str | None = "vllm"
@@ -65,10 +77,27 @@ class VLLM(Backend):
                 ours["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, launch.cpus))
         return {**ours, **super().environment(launch)}
 
+    def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
+        if self.checkpoint is None or "quantization_config" in json.loads((model / "config.json").read_text()):
+            return model
+
+        def quantise(folder: Path) -> None:
+            arguments = {"model": model, "output": folder, "format": self.checkpoint, "group": self.group_size}
+            log = folder / "conversion.log"
+            weights.run(python, "to_quantized", {**arguments, "calibration": CALIBRATION}, log, progress)
+
+        made_by = weights.versions(python, "gptqmodel") or "round to nearest"
+        parameters = {"checkpoint": self.checkpoint, "group_size": self.group_size, "made by": made_by}
+        if "gptqmodel" in made_by:
+            parameters["calibration"] = weights.digest(CALIBRATION, cache_dir)
+        return weights.converted(model, self.checkpoint, parameters, quantise, cache_dir, progress)
+
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
-        return {"prefix_cache": bool(cached), "quantization": flags.get("quantization")}
+        found = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
+        made = weights.note(launch.model).get("method")
+        return {**found, "quantization_method": made} if made else found
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()

@@ -1,0 +1,54 @@
+"""A folder in Hugging Face layout to a GGUF file, by llama.cpp's own converter. Runs in the environment `gguf`.
+
+That converter knows a byte-level BPE's way of splitting text only by a hash of its results. Where it does not know the
+hash, but tokenizer.json spells out GPT-2's way, it is told so; any other way is an error, as it would be upstream.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+GPT2 = "gpt-2"  # llama.cpp's name for GPT-2's way of splitting
+
+
+def gpt2_split(model: Path) -> bool:
+    """Whether the tokenizer splits text by GPT-2's regular expression and in no other way."""
+    path = model / "tokenizer.json"
+    splits = (json.loads(path.read_text()).get("pre_tokenizer") if path.is_file() else None) or {}
+    return splits.get("type") == "ByteLevel" and bool(splits.get("use_regex", True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--type", required=True, help="f32, f16, bf16 or auto (the 16-bit type that loses least)")
+    arguments = parser.parse_args()
+
+    import convert_hf_to_gguf as converter
+    from conversion.base import TextModel
+
+    known = TextModel.get_vocab_base_pre
+
+    def name_of_split(model: Any, tokenizer: Any) -> str:
+        try:
+            return str(known(model, tokenizer))
+        except NotImplementedError:
+            if gpt2_split(arguments.model):
+                return GPT2
+            raise
+
+    TextModel.get_vocab_base_pre = name_of_split
+    sys.argv = [
+        "convert_hf_to_gguf",
+        str(arguments.model),
+        f"--outfile={arguments.output}",
+        f"--outtype={arguments.type}",
+    ]
+    converter.main()
+
+
+if __name__ == "__main__":
+    main()

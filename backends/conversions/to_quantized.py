@@ -1,0 +1,193 @@
+"""A folder in Hugging Face layout to a quantised checkpoint in the same layout. Runs in the engine's environment.
+
+By GPTQModel with calibration, where the environment has it and the format is GPTQ; else by rounding every weight to
+the nearest step of its group, which needs only torch and safetensors. The linear layers of the decoder blocks are
+quantised; embeddings, norms and the output head keep their precision. One file of weights is in memory at a time.
+
+Formats, each as the library writes it that it comes from:
+    gptq       4-bit, symmetric, groups along the inputs (AutoGPTQ's "gptq" checkpoint format)
+    awq        4-bit with zero points, groups along the inputs (AutoAWQ's "gemm" version)
+    ct-int8    int8 weights per output channel, int8 activations per token (compressed-tensors "int-quantized")
+    ct-w4a16   4-bit, symmetric, groups along the inputs (compressed-tensors "pack-quantized")
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+Tensor = Any  # torch.Tensor: torch is not installed where types are checked
+Tensors = dict[str, Tensor]
+
+BLOCK_LINEAR = re.compile(r"\.(layers|h|blocks)\.\d+\..+\.weight$")
+SMALLEST_SCALE = 1e-8
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # place in the int32, from its low bits up, is taken by this column of eight
+CALIBRATION_SAMPLES = 128
+
+
+def pack_int4(values: Tensor, axis: int, order: Sequence[int] = range(8)) -> Tensor:
+    """Eight numbers of 0..15 along `axis` into each int32, the first of `order` in its lowest bits."""
+    groups = values.movedim(axis, 0).to(torch.int64)
+    groups = groups.reshape(groups.shape[0] // 8, 8, *groups.shape[1:])
+    packed = sum(groups[:, column] << (4 * place) for place, column in enumerate(order))
+    signed = torch.where(packed >= 2**31, packed - 2**32, packed)
+    return signed.to(torch.int32).movedim(0, axis).contiguous()
+
+
+def gptq(weight: Tensor, group: int) -> Tensors:
+    """weight (out, in) -> qweight (in/8, out), scales (groups, out), qzeros (groups, out/8), g_idx (in,).
+
+    weight = scale * (q - 8); the format stores each zero point less one.
+    """
+    grouped = weight.T.reshape(-1, group, weight.shape[0])
+    scales = (grouped.abs().amax(1) / 7).clamp(min=SMALLEST_SCALE).half()
+    steps = torch.round(grouped / scales.float()[:, None]) + 8
+    zeros = torch.full(scales.shape, 7)
+    return {
+        "qweight": pack_int4(steps.clamp(0, 15).reshape(weight.T.shape), axis=0),
+        "scales": scales,
+        "qzeros": pack_int4(zeros, axis=1),
+        "g_idx": torch.arange(weight.shape[1], dtype=torch.int32) // group,
+    }
+
+
+def awq(weight: Tensor, group: int) -> Tensors:
+    """weight (out, in) -> qweight (in, out/8), scales (groups, out), qzeros (groups, out/8): scale * (q - zero)."""
+    grouped = weight.T.reshape(-1, group, weight.shape[0])
+    low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)  # zero itself must be among the steps
+    scales = ((high - low) / 15).clamp(min=SMALLEST_SCALE).half()
+    zeros = torch.round(-low / scales.float()).clamp(0, 15)
+    steps = torch.round(grouped / scales.float()[:, None] + zeros[:, None])
+    return {
+        "qweight": pack_int4(steps.clamp(0, 15).reshape(weight.T.shape), 1, AWQ_ORDER),
+        "scales": scales,
+        "qzeros": pack_int4(zeros, 1, AWQ_ORDER),
+    }
+
+
+def ct_int8(weight: Tensor, group: int) -> Tensors:
+    """weight (out, in) -> weight int8 (out, in), weight_scale (out, 1). There are no groups."""
+    scales = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=SMALLEST_SCALE)
+    return {"weight": torch.round(weight / scales).clamp(-128, 127).to(torch.int8), "weight_scale": scales}
+
+
+def ct_w4a16(weight: Tensor, group: int) -> Tensors:
+    """weight (out, in) -> weight_packed (out, in/8), weight_scale (out, groups), weight_shape: scale * (q - 8)."""
+    grouped = weight.reshape(weight.shape[0], -1, group)
+    scales = (grouped.abs().amax(2) / 7).clamp(min=SMALLEST_SCALE).half()
+    steps = torch.round(grouped / scales.float()[:, :, None]) + 8
+    return {
+        "weight_packed": pack_int4(steps.clamp(0, 15).reshape(weight.shape), axis=1),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
+    }
+
+
+QUANTISE: Mapping[str, Callable[[Tensor, int], Tensors]] = {
+    "gptq": gptq,
+    "awq": awq,
+    "ct-int8": ct_int8,
+    "ct-w4a16": ct_w4a16,
+}
+
+
+def description(kind: str, group: int) -> dict[str, Any]:
+    """The quantization_config that goes into config.json."""
+    if kind == "gptq":
+        about = {"quant_method": "gptq", "checkpoint_format": "gptq", "desc_act": False, "sym": True, "lm_head": False}
+        return {**about, "bits": 4, "group_size": group}
+    if kind == "awq":
+        return {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": group, "zero_point": True}
+    symmetric = {"type": "int", "symmetric": True}
+    if kind == "ct-int8":
+        form = "int-quantized"
+        weights = {**symmetric, "num_bits": 8, "strategy": "channel", "dynamic": False}
+        activations = {**symmetric, "num_bits": 8, "strategy": "token", "dynamic": True}
+    else:
+        form, activations = "pack-quantized", None
+        weights = {**symmetric, "num_bits": 4, "strategy": "group", "group_size": group, "dynamic": False}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": activations}},
+    }
+
+
+def is_quantised(name: str, weight: Tensor) -> bool:
+    """Whether a tensor is the weight of a linear layer of a decoder block."""
+    return weight.ndim == 2 and BLOCK_LINEAR.search(name) is not None
+
+
+def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
+    """Write the checkpoint file by file. Raises ValueError for a layer that the format cannot hold."""
+    shards = sorted(model.glob("*.safetensors"))
+    if not shards:
+        raise ValueError(f"{model} has no *.safetensors: allowed is a model with its weights in that format")
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        print(f"progress: {kind}: file {number} of {len(shards)}", flush=True)
+        found: Tensors = {}
+        with safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                found |= _converted(name, file.get_tensor(name), kind, group)
+        save_file(found, output / shard.name, metadata={"format": "pt"})
+        places |= dict.fromkeys(found, shard.name)
+    if len(shards) > 1:
+        index = {"metadata": {}, "weight_map": places}
+        (output / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = description(kind, group)
+    (output / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def _converted(name: str, tensor: Tensor, kind: str, group: int) -> Tensors:
+    if not is_quantised(name, tensor):
+        # GPTQ's and AWQ's kernels compute in float16, and so must the rest.
+        return {name: tensor.half() if kind in ("gptq", "awq") and tensor.is_floating_point() else tensor}
+    outputs, inputs = tensor.shape
+    if kind != "ct-int8" and (inputs % group or outputs % 8):
+        raise ValueError(f"{name}: {outputs} x {inputs} does not divide into groups of {group} inputs and 8 outputs")
+    layer = name.removesuffix("weight")
+    return {layer + part: value for part, value in QUANTISE[kind](tensor.float(), group).items()}
+
+
+def gptqmodel(model: Path, output: Path, group: int, prompts: Path) -> None:
+    """GPTQ by the library of that name, calibrated with the prompts of a folder of JSON lines."""
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    lines = [line for path in sorted(prompts.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    samples = [json.loads(line)["prompt"] for line in lines]
+    loaded = GPTQModel.load(str(model), QuantizeConfig(bits=4, group_size=group, desc_act=False))
+    loaded.quantize(samples[-CALIBRATION_SAMPLES:], batch_size=1)
+    loaded.save(str(output))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--format", choices=QUANTISE, required=True)
+    parser.add_argument("--group", type=int, default=128, help="weights that share a scale")
+    parser.add_argument("--calibration", type=Path, required=True, help="prompts, for methods that calibrate")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.format == "gptq" and importlib.util.find_spec("gptqmodel"):
+        method = "GPTQModel, calibrated"
+        gptqmodel(arguments.model, arguments.output, arguments.group, arguments.calibration)
+    else:
+        method = "round to nearest"
+        round_to_nearest(arguments.model, arguments.output, arguments.format, arguments.group)
+    (arguments.output / "conversion.json").write_text(json.dumps({"method": method}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""CTranslate2's generator, served by the host on weights that its own converter made. Static batches."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from backends import weights
+from backends.base import Hosted, Launch
+
+Quantization = Literal[
+    "float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16"
+]
+FOLDER = "ctranslate2"  # of the model's folder, where the converted weights are
+
+
+class CTranslate2(Hosted):
+    """`flags` are those of `ctranslate2.Generator` (flash_attention, ...).
+
+    The weights are stored in `quantization` and computed in `compute_type`, which a device may not have: then the
+    launch fails with CTranslate2's own words. On a CPU, for instance, bfloat16 weights compute in float32.
+    """
+
+    quantization: Quantization = "float32"
+    compute_type: Quantization | None = None  # None: that of the weights
+
+    library: str = "backends.host.ctranslate2_library"
+    distribution: str | None = "ctranslate2"
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "requests_running": "host_requests_running",
+            "requests_waiting": "host_requests_waiting",
+        }
+    )
+
+    def flags_on(self, launch: Launch) -> dict[str, Any]:
+        ours = {"compute_type": self.compute_type or self.quantization, "intra_threads": launch.threads}
+        return {**ours, **super().flags_on(launch)}
+
+    def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
+        """The model's folder without its weights, and in it a folder with those of CTranslate2."""
+
+        def convert(folder: Path) -> None:
+            arguments = {"model": model, "output": folder / FOLDER, "quantization": self.quantization}
+            weights.run(python, "to_ctranslate2", arguments, folder / "conversion.log", progress)
+
+        parameters = {
+            "quantization": self.quantization,
+            "converter": weights.versions(python, "ctranslate2", "transformers"),
+        }
+        return weights.converted(model, "ctranslate2", parameters, convert, cache_dir, progress)
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        compute_type = str(self.flags_on(launch)["compute_type"])
+        return {"quantization": self.quantization, "dtype": compute_type, "prefix_cache": False}

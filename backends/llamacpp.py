@@ -1,0 +1,149 @@
+"""llama.cpp's own server, on GGUF files that are made of the model's weights."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt, field_validator
+
+from backends import weights
+from backends.base import Backend, BatchForm, Host, Launch, cli
+
+GGUF = "model.gguf"
+CONVERTER = "gguf"  # the environment that llama.cpp's converter runs in
+CONVERTED = {"F32": ("f32", "float32"), "F16": ("f16", "float16"), "BF16": ("bf16", "bfloat16")}  # by the converter
+# By llama-quantize; those that need an importance matrix are left out.
+QUANTISED = (
+    *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"),
+    *("Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ4_NL", "IQ4_XS"),
+)
+# "0.00.123.456 E srv    load_model: failed to load …": seconds since its start, level, part.
+PREFIX = re.compile(r"^(\d+\.\d\d\.\d{3}\.\d{3} )?([DIWE] )?((srv|slot|que|res|cmn|common_\w+|llama_\w+|main) +)?")
+
+
+class LlamaCpp(Backend):
+    """Flags are those of `llama-server`, without the dashes (`flash-attn: on`).
+
+    Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
+    """
+
+    quantization: str = "F16"
+    slots: PositiveInt = 16
+
+    batch_form: BatchForm = "list"
+    metrics_path: str | None = "/metrics"
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "requests_running": "llamacpp:requests_processing",
+            "requests_waiting": "llamacpp:requests_deferred",
+            "prefix_cache_hits_total": "llamacpp:prompt_tokens_cached_total",
+            "spec_decode_drafts_total": "llamacpp:spec_decode_num_drafts_total",
+            "spec_decode_draft_tokens_total": "llamacpp:spec_decode_num_draft_tokens_total",
+            "spec_decode_accepted_tokens_total": "llamacpp:spec_decode_num_accepted_tokens_total",
+        }
+    )
+    oom_patterns: tuple[str, ...] = (
+        *Backend.model_fields["oom_patterns"].default,
+        r"unable to allocate \S+ buffer",
+        r"failed to allocate (buffer|compute|CUDA|memory)",
+        r"cudaMalloc failed: out of memory",
+        r"ErrorOutOfDeviceMemory",
+    )
+    hollow_errors: tuple[str, ...] = (r"exiting due to model loading error", r"cleaning up before exit")
+
+    @field_validator("quantization")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in CONVERTED and value not in QUANTISED:
+            allowed = ", ".join((*CONVERTED, *QUANTISED))
+            raise ValueError(f"quantization={value}: allowed are {allowed}")
+        return value
+
+    def command(self, launch: Launch) -> list[str]:
+        context = launch.max_model_len or _context(launch.model)
+        arguments: dict[str, Any] = {
+            "model": str(launch.model / GGUF),
+            "alias": launch.served_name,
+            "host": launch.host,
+            "port": launch.port,
+            "parallel": self.slots,
+            "ctx-size": self.slots * context,  # llama-server deals it out to its slots
+            "threads": launch.threads,
+            "threads-batch": launch.threads,
+            "seed": launch.seed,
+            "metrics": True,
+        }
+        return [launch.binary or "llama-server", *cli({**arguments, **self.flags_on(launch)})]
+
+    def unavailable(self, host: Host) -> str | None:
+        if host.gpus and not (self.env.binary or "nvcc" in host.executables):
+            return "no CUDA compiler to build it with: put nvcc on PATH, or give backend.env.binary=/path/llama-server"
+        return None
+
+    def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
+        """A folder with model.gguf of this quantization, and the model's config and tokenizer beside it."""
+        if self.quantization in CONVERTED:
+            return _gguf(model, CONVERTED[self.quantization][0], cache_dir, progress)
+        tool = Path(self.env.binary or python).with_name("llama-quantize")
+        if not tool.exists():
+            raise ValueError(f"backend.quantization={self.quantization}: needs {tool}; allowed without: F32, F16, BF16")
+
+        def quantise(folder: Path) -> None:
+            unquantised = _gguf(model, "auto", cache_dir, progress) / GGUF
+            command = ["nice", "-n", "10", str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
+            weights.execute(command, "llama-quantize", folder / "conversion.log", progress)
+
+        made_by = {"converter": weights.environment_key(CONVERTER), "tool": weights.file_digest(tool)}
+        parameters = {"quantization": self.quantization, **made_by}
+        return weights.converted(model, "gguf", parameters, quantise, cache_dir, progress)
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        version, commit = _version(launch.binary or "llama-server")
+        found: dict[str, Any] = {
+            "quantization": self.quantization,
+            "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
+            "slots": self.slots,
+            "engine_commit": commit,
+        }
+        if version:
+            found["engine_version"] = version
+        if self.quantization in CONVERTED:
+            found["dtype"] = CONVERTED[self.quantization][1]
+        return found
+
+    def message(self, line: str) -> str:
+        return PREFIX.sub("", line.strip()).strip()
+
+
+def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
+    """A folder with model.gguf as llama.cpp's converter makes it; its environment is there when it is needed."""
+
+    def convert(folder: Path) -> None:
+        python = weights.environment_python(CONVERTER, cache_dir, progress)
+        share = Path(python).parent.parent / "share"
+        arguments = {"model": model, "output": folder / GGUF, "type": kind}
+        path = (share, share / "gguf-py")
+        weights.run(python, "to_gguf", arguments, folder / "conversion.log", progress, path)
+
+    parameters = {"type": kind, "converter": weights.environment_key(CONVERTER)}
+    return weights.converted(model, "gguf", parameters, convert, cache_dir, progress)
+
+
+def _context(model: Path) -> int:
+    """The context that a model was made for, in tokens."""
+    config = json.loads((model / "config.json").read_text())
+    return int(config.get("text_config", config)["max_position_embeddings"])
+
+
+@lru_cache
+def _version(binary: str) -> tuple[str | None, str | None]:
+    """("0.5.0", its commit or whatever the builder put there) of a llama-server; (None, None) if it does not say."""
+    answer = subprocess.run([binary, "--version"], capture_output=True, text=True)
+    found = re.search(r"^version: (\S+)(?: \(build (\d+), commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
+    if not found:
+        return None, None
+    return found[1], found[3]
