@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
+import pynvml
 
 from backends import supervisor
 from backends.base import Backend, Launch
@@ -36,6 +37,8 @@ from sweep.records import Outcome
 LOG = "engine.log"
 POLL = 0.05  # s between two looks at an engine that is starting
 PORT_ATTEMPTS = 4
+GPU_MEMORY_WITHIN = 60.0  # s that a GPU has to give back an ended engine's memory
+GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 65536
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|API_?KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
@@ -75,6 +78,7 @@ class Engine:
         environ = _environ(backend, launch, marker)
         self._secrets = _secrets(environ) | _secrets(os.environ)
         self._log_begin = self.log_position()
+        self._gpu_memory = gpu_memory(launch.gpus)
         self._lease, self._status = self._supervise(environ)
 
     def alive(self) -> bool:
@@ -152,6 +156,19 @@ class Engine:
             self._gone = True
         # Nothing is left to do here unless the supervisor was killed.
         supervisor.kill_all(lambda: supervisor.marked(lambda environ: environ[supervisor.MARKER] == self.marker))
+        self._wait_for_gpu_memory()
+
+    def _wait_for_gpu_memory(self) -> None:
+        """Until the GPUs have back what they had before: the driver frees it some time after the last process ended."""
+        deadline = time.monotonic() + GPU_MEMORY_WITHIN
+        while (used := gpu_memory(self.launch.gpus)) > self._gpu_memory + GPU_MEMORY_SLACK:
+            if time.monotonic() > deadline:
+                with self.log.open("a") as log:
+                    log.write(
+                        f"sweep: the GPUs still hold {used - self._gpu_memory} bytes more than before the launch\n"
+                    )
+                return
+            time.sleep(0.1)
 
     def _is_mine(self, environ: Mapping[str, str]) -> bool:
         return environ[supervisor.MARKER] == self.marker and "SWEEP_SUPERVISOR" not in environ
@@ -358,6 +375,24 @@ def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
         except OSError as error:
             return f"backend.port={port}: {os.strerror(error.errno or 0)}; leave it out and a free one is found"
     return None
+
+
+def gpu_memory(gpus: Sequence[str]) -> int:
+    """Bytes in use on these GPUs (indices or UUIDs, as in CUDA_VISIBLE_DEVICES), by whomever; 0 without any."""
+    if not gpus:
+        return 0
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:  # not NVIDIA's
+        return 0
+    try:
+        by = (pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID)
+        handles = [by[0](int(gpu)) if gpu.isdecimal() else by[1](gpu) for gpu in gpus]
+        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
+    except pynvml.NVMLError_NotSupported:  # a GPU that shares its memory with the CPU does not say
+        return 0
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _foreign(engine: Engine) -> bool:

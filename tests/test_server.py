@@ -264,7 +264,8 @@ def test_secrets_reach_an_engine_only_when_given_and_never_a_log_tail(launch, ma
         assert "hf_given" not in " ".join(parent.cmdline())
 
 
-def test_an_engine_is_bound_to_its_cores_and_hidden_from_other_gpus(launch, marker):
+def test_an_engine_is_bound_to_its_cores_and_hidden_from_other_gpus(launch, marker, monkeypatch):
+    monkeypatch.setattr(server, "gpu_memory", lambda gpus: 0)
     core = min(os.sched_getaffinity(0))
     with server.running(fake(), server.replace(launch, cpus=(core,), gpus=("3", "4")), marker=marker) as engine:
         assert {tuple(process.cpu_affinity()) for process in engine.processes()} == {(core,)}
@@ -318,3 +319,43 @@ def test_an_endpoint_that_somebody_else_runs_is_only_asked(launch, marker):
 )
 def test_last_words_are_the_last_error(log, words):
     assert Backend(name="x").last_words(log) == words
+
+
+def test_a_gpu_is_released_only_when_its_memory_is_back(launch, marker, monkeypatch):
+    readings = iter([0, 9, 9, 0])  # GiB: before the launch, and while the driver frees what the engine held
+    asked = []
+
+    def memory(gpus):
+        asked.append(tuple(gpus))
+        return next(readings) * 2**30
+
+    monkeypatch.setattr(server, "gpu_memory", memory)
+    with server.running(fake(), server.replace(launch, gpus=("1",)), marker=marker):
+        assert asked == [("1",)]
+    assert asked == [("1",)] * 4
+
+
+def test_memory_that_a_gpu_does_not_give_back_is_said_in_the_log(launch, marker, monkeypatch):
+    readings = iter([0])
+    monkeypatch.setattr(server, "gpu_memory", lambda gpus: next(readings, 2**30))
+    monkeypatch.setattr(server, "GPU_MEMORY_WITHIN", 0.2)
+    with server.running(fake(), server.replace(launch, gpus=("1",)), marker=marker) as engine:
+        pass
+    assert f"the GPUs still hold {2**30} bytes more than before" in engine.log.read_text()
+
+
+def test_gpu_memory_is_summed_over_indices_and_uuids(monkeypatch):
+    held = {0: 1, 3: 2, "GPU-aa": 4}
+
+    class Memory:
+        def __init__(self, used):
+            self.used = used
+
+    for name in ("nvmlInit", "nvmlShutdown"):
+        monkeypatch.setattr(server.pynvml, name, lambda: None)
+    for name in ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByUUID"):
+        monkeypatch.setattr(server.pynvml, name, lambda gpu: gpu)
+    monkeypatch.setattr(server.pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: Memory(held[handle]))
+    assert server.gpu_memory(("0", "GPU-aa")) == 5
+    assert server.gpu_memory(("3",)) == 2
+    assert server.gpu_memory(()) == 0
