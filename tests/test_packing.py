@@ -1,0 +1,121 @@
+"""The policy: what starts next and where, and what never can."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from sweep.packing import Need, Node, Packer, Start, infeasible
+from sweep.simulate import simulate
+
+
+def node(name, gpus, accelerator="L4"):
+    return Node(name, gpus, 16, (accelerator,) if gpus else (), name)
+
+
+def need(key, gpus, seconds=1.0, accelerator=None):
+    return Need(key, gpus, accelerator, seconds)
+
+
+def test_most_gpu_seconds_first_and_more_gpus_where_nothing_tells_them_apart():
+    packer = Packer([need("short", 1, 5), need("long", 1, 50), need("widest", 4, 12.5), need("wide", 2, 25)])
+    order = [start.key for start in packer.start([node("n", 8)])]
+    assert order == ["widest", "wide", "long", "short"]
+
+
+def test_what_does_not_fit_lets_smaller_ones_pass():
+    packer = Packer([need("a", 3, 10), need("b", 3, 9), need("c", 1, 1)])
+    assert packer.start([node("n", 4)]) == [Start("a", "n"), Start("c", "n")]
+    packer.ended("c")
+    assert packer.start([node("n", 4)]) == []
+    packer.ended("a")
+    assert packer.start([node("n", 4)]) == [Start("b", "n")]
+
+
+def test_small_ones_share_a_node_so_that_another_stays_whole():
+    packer = Packer([need("a", 1), need("b", 1), need("c", 1)])
+    assert len({start.node_id for start in packer.start([node("x", 4), node("y", 4)])}) == 1
+
+
+def test_accelerators_are_told_apart():
+    nodes = [node("l4", 1), node("a100", 1, "A100")]
+    packer = Packer([need("a", 1, accelerator="A100"), need("b", 1, accelerator="A100")])
+    assert packer.start(nodes) == [Start("a", "a100")]
+
+
+def test_without_gpus_a_deployment_has_its_node_to_itself():
+    packer = Packer([need(name, 0) for name in "abc"])
+    first = packer.start([node("x", 0), node("y", 0)])
+    assert {start.node_id for start in first} == {"x", "y"}
+    packer.ended(first[0].key)
+    assert [start.node_id for start in packer.start([node("x", 0), node("y", 0)])] == [first[0].node_id]
+
+
+def test_cpu_work_leaves_gpu_nodes_alone_where_there_are_others():
+    assert Packer([need("a", 0)]).start([node("gpu", 4), node("cpu", 0)]) == [Start("a", "cpu")]
+    assert Packer([need("a", 0)]).start([node("gpu", 4)]) == [Start("a", "gpu")]
+
+
+def test_what_was_lost_comes_first():
+    packer = Packer([need("big", 1, 100), need("small", 1, 1)])
+    assert packer.start([node("n", 1)]) == [Start("big", "n")]
+    packer.ended("big")
+    packer.put_back(need("big", 1, 0.1))
+    assert packer.start([node("n", 1)]) == [Start("big", "n")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "word"),
+    [
+        (need("a", 8), "needs 8 GPUs on one node and no node has more than 4"),
+        (need("a", 1, accelerator="A100"), "no node has an accelerator A100 (there: L4)"),
+        (need("a", 8, accelerator="L4"), "needs 8 L4 GPUs"),
+    ],
+)
+def test_what_can_never_run_says_why_and_what_to_do(wanted, word):
+    nodes = [node("x", 4), node("y", 0)]
+    assert word in infeasible(wanted, nodes)
+    packer = Packer([wanted, need("b", 4)])
+    assert packer.stranded(nodes) == [wanted]
+    packer.drop([wanted])
+    assert [start.key for start in packer.start(nodes)] == ["b"]
+    assert len(packer) == 0
+
+
+def test_a_place_that_comes_later_counts():
+    assert infeasible(need("a", 8), [node("x", 4), node("autoscaler", 8)]) is None
+
+
+def test_no_gpu_is_used_twice_and_none_idles_while_something_fits():
+    """Whatever ends when: at every moment the places are right, and what waits fits nowhere."""
+    shuffle = random.Random(5)
+    nodes = [node("a", 4), node("b", 4), node("c", 8, "A100"), node("d", 2)]
+    needs = {
+        f"d{i}": need(f"d{i}", shuffle.choice([1, 2, 4]), shuffle.random(), shuffle.choice([None, "L4", "A100"]))
+        for i in range(300)
+    }
+    packer, running, waiting = Packer(needs.values()), {}, set(needs)
+    while waiting or running:
+        for key, node_id in packer.start(nodes):
+            waiting.remove(key)
+            running[key] = node_id
+        used = Counter()
+        for key, node_id in running.items():
+            used[node_id] += needs[key].gpus
+        for one in nodes:
+            free = one.gpus - used[one.node_id]
+            assert free >= 0
+            for key in waiting:
+                wanted = needs[key]
+                assert wanted.gpus > free or (wanted.accelerator and wanted.accelerator not in one.accelerators)
+        gone = shuffle.choice(sorted(running))
+        del running[gone]
+        packer.ended(gone)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixed_work_ends_within_a_tenth_of_the_lower_bound(seed):
+    draw = random.Random(seed)
+    needs = [need(f"d{i}", draw.choice([1, 1, 1, 2, 4]), draw.lognormvariate(5, 1)) for i in range(200)]
+    bound = max(sum(n.gpus * n.seconds for n in needs) / 16, max(n.seconds for n in needs))
+    assert simulate(needs, [node(name, 4) for name in "wxyz"]).makespan < 1.1 * bound
