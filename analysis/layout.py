@@ -46,6 +46,8 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     """The layout of a run's points (`summary.summarise`)."""
     keys = key_columns(run)
     varying = [key for key in keys if points[key].nunique(dropna=False) > 1]
+    if "ladder" in varying:  # its steps name the settings that they change
+        varying = [key for key in varying if not key.startswith("backend.")]
     x = _abscissa(points, varying)
     rest = [key for key in varying if key != x]
     asked = [key for key in rest if key.split(".")[0] in ASKED and key not in _LOAD]
@@ -73,9 +75,11 @@ def _abscissa(points: pd.DataFrame, varying: list[str]) -> str | None:
 
 
 def _name(row: "pd.Series[Any]", columns: list[str], first: str) -> str:
-    """`first` by its value alone, other columns as key=value."""
+    """`first` and steps of a ladder by their value alone, other columns as key=value."""
     parts = [str(row[first])]
-    parts += [f"{_words(key)}={row[key]}" for key in columns if key != first and pd.notna(row[key])]
+    for key in columns:
+        if key != first and pd.notna(row[key]):
+            parts.append(str(row[key]) if key == "ladder" else f"{_words(key)}={row[key]}")
     return ", ".join(parts)
 
 

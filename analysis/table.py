@@ -18,6 +18,7 @@ from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate, failures, summarise
 
 COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
+RATIO = "output_throughput_vs_baseline"
 LARGEST_TABLE = 40  # points: the rest is in summary.csv
 
 
@@ -50,39 +51,45 @@ def render_summary(folder: str | Path) -> Summary:
     return Summary(open_run(folder))
 
 
+class Column(NamedTuple):
+    """A column of the table; its heading may have two lines."""
+
+    heading: str
+    cells: list[str]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, [*self.heading.split("\n"), *self.cells]))
+
+
 def _results(layout: Layout, width: int) -> Table:
-    points = layout.points[layout.points["n"] > 0]
-    compared = "output_throughput_vs_baseline" in points
-    headings = [_quantity(column) for column in COLUMNS if column in points and points[column].notna().any()]
-    x_heading = layout.x_label.lower().replace(" ", "\n", 1)
-    words = {"engine": points["line"], "workload": points["panel"]}
-    room = width - 4 - (10 if compared else 0) - (max(map(len, x_heading.split("\n"))) + 2 if layout.x else 0)
-    room -= sum(max(len(heading), int(values.str.len().max())) + 2 for heading, values in words.items())
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for heading in words:
-        table.add_column(heading, overflow="fold")
+    """The points that have a result; metrics that the width has no room for are left out, the last ones first."""
+    points = layout.points[layout.points["n"] > 0].head(LARGEST_TABLE)
+    words = [Column("engine", list(points["line"])), Column("workload", list(points["panel"]))]
+    numbers = [Column("n", [str(n) for n in points["n"]])]
     if layout.x:
-        table.add_column(x_heading, justify="right")
-    table.add_column("n", justify="right")
-    shown: list[str] = []
-    for of in headings:
-        room -= max(10 if of.column == "output_throughput" else 8, len(of.short), len(of.unit)) + 2
-        if room >= 0 or not shown:
-            shown.append(of.column)
-            table.add_column(f"{of.short}\n{of.unit}", justify="right", no_wrap=True)
-    if compared:
-        table.add_column("vs\nbaseline", justify="right", no_wrap=True)
-    previous = None
-    for _, point in points.head(LARGEST_TABLE).iterrows():
-        if previous is not None and point["panel"] != previous:
-            table.add_section()
-        previous = point["panel"]
-        cells = [point["line"], point["panel"], *([f"{point[layout.x]:g}"] if layout.x else []), str(point["n"])]
-        cells += [_cell(point, column) for column in shown]
-        table.add_row(*cells, *([times(point["output_throughput_vs_baseline"])] if compared else []))
-    if len(points) > LARGEST_TABLE:
-        table.caption = f"{len(points) - LARGEST_TABLE} more points are in summary.csv"
+        heading = layout.x_label.lower().replace(" ", "\n", 1)
+        numbers.insert(0, Column(heading, [f"{value:g}" for value in points[layout.x]]))
+    metrics = [_metric(points, column) for column in COLUMNS if column in points and points[column].notna().any()]
+    ratio = [Column("vs\nbaseline", [times(value) for value in points[RATIO]])] if RATIO in points else []
+    while len(metrics) > 1 and sum(column.width + 2 for column in words + numbers + metrics + ratio) > width:
+        metrics.pop()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for column in words:
+        table.add_column(column.heading, overflow="fold")
+    for column in numbers + metrics + ratio:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    panels = list(points["panel"])
+    for index, row in enumerate(zip(*(column.cells for column in words + numbers + metrics + ratio), strict=True)):
+        table.add_row(*row, end_section=panels[index] != panels[min(index + 1, len(panels) - 1)])
+    left_out = int((layout.points["n"] > 0).sum()) - len(points)
+    table.caption = f"{left_out} more points are in summary.csv" if left_out else None
     return table
+
+
+def _metric(points: pd.DataFrame, column: str) -> Column:
+    of = _quantity(column)
+    return Column(f"{of.short}\n{of.unit}", [_cell(point, column) for _, point in points.iterrows()])
 
 
 def _quantity(column: str) -> Quantity:

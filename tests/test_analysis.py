@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import analysis
-from analysis import plots, stats
+from analysis import curves, plots, stats
 from analysis.__main__ import main
 from analysis.doubts import doubts
 from analysis.layout import arrange
@@ -298,7 +298,7 @@ def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
     layout = arrange(run, summarise(run))
     assert (layout.x, layout.lines, layout.panels) == ("batch_size", ["a"], ["qa"])
     with plots.style():
-        figure = plots.against_load(run, layout, "ttft_p50")
+        figure = curves.against_load(run, layout, "ttft_p50")
     assert figure is not None
     ax = figure.axes[0]
     assert ax.get_lines()[0].get_xydata().tolist()[:2] == [[1.0, pytest.approx(2.0)], [8.0, pytest.approx(9.0)]]
@@ -319,6 +319,26 @@ def test_settings_that_vary_become_lines_and_prompts_become_panels(tmp_path: Pat
     assert layout.x == "batch_size"
     assert layout.lines == ["vllm, max-num-seqs=128", "vllm, max-num-seqs=256"]
     assert layout.panels == ["qa, input tokens=32", "qa, input tokens=64"]
+
+
+def test_steps_of_a_ladder_go_by_their_name(tmp_path: Path) -> None:
+    rows = [
+        trial("vllm", 4, 0, value, ladder=step, **{"backend.flags.max-num-seqs": seqs})
+        for step, seqs, value in (("256/auto", 256, 10.0), ("128/auto", 128, 15.0))
+    ]
+    run = run_of(tmp_path, rows)
+    layout = arrange(run, summarise(run))
+    assert layout.lines == ["vllm, 256/auto", "vllm, 128/auto"]
+    assert layout.x is None
+    with plots.style():
+        figure = curves.against_load(run, layout, "output_throughput")
+    assert figure is not None
+    ax = figure.axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == layout.lines
+    assert [line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() in plots.MARKERS] == [
+        [10.0],
+        [15.0],
+    ]
 
 
 def test_a_single_configuration_can_be_drawn(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 import os
 import pickle
+from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sweep import store
-from sweep.records import Sample
+from sweep.records import Record, Records, Sample
 from sweep.store import DamagedFile, RunPaths
 
 
@@ -132,6 +135,51 @@ def test_a_truncated_file_is_named(paths: RunPaths) -> None:
     assert pickle.loads(pickle.dumps(caught.value)).path == trial.trial
     with pytest.raises(FileNotFoundError):
         store.read_trial(paths.trials)
+
+
+def some_records() -> Records:
+    records = Records()
+    good = Record("a", "measured", 0.0, 0.1, 0.2, array("I", [50_000, 70_000, 2**32 - 1]), array("H", [1, 3, 1]), 7, 5)
+    records.append(replace(good, batch=2, finish_reason="length"))
+    records.append(Record("b", "warmup", 1.0, 1.0, 1.0, error="http: 500"))  # nothing came back
+    records.append(replace(good, request_id="c"))
+    return records
+
+
+@pytest.mark.parametrize("records", [some_records(), Records()], ids=["some", "none"])
+def test_requests_come_back_as_they_were_measured(paths: RunPaths, records: Records) -> None:
+    trial = paths.trial("dep", "1", "a")
+    store.write_requests(trial, records)
+    assert list(store.read_requests(trial.requests)) == list(records)
+
+
+def test_requests_have_their_latencies_and_null_where_there_is_none(paths: RunPaths) -> None:
+    trial = paths.trial("dep", "1", "a")
+    store.write_requests(trial, some_records())
+    columns = store.read_table(trial.requests).to_pydict()
+    assert columns["ttft"] == [
+        pytest.approx(0.25),
+        None,
+        pytest.approx(0.25),
+    ]  # 0.05 s after a send that was 0.2 s late
+    assert columns["service_ttft"][0] == pytest.approx(0.05)
+    assert columns["lag"] == [pytest.approx(0.1), 0.0, pytest.approx(0.1)]
+    assert columns["input_tokens"] == [7, None, 7]
+    assert columns["batch"] == [2, None, None]
+    assert columns["chunk_us"] == [[50_000, 70_000, 2**32 - 1], [], [50_000, 70_000, 2**32 - 1]]
+
+
+def test_stamps_are_stored_small(paths: RunPaths) -> None:
+    trial = paths.trial("dep", "1", "a")
+    store.write_requests(trial, some_records())
+    with pq.ParquetFile(trial.requests) as file:
+        assert file.schema_arrow.field("chunk_us").type.value_type == pa.uint32()
+        assert file.schema_arrow.field("chunk_tokens").type.value_type == pa.uint16()
+        group = file.metadata.row_group(0)
+        columns = {group.column(index).path_in_schema: group.column(index) for index in range(group.num_columns)}
+    stamps = columns["chunk_us.list.element"]
+    assert stamps.compression == "ZSTD"
+    assert "RLE_DICTIONARY" not in stamps.encodings
 
 
 def test_telemetry_round_trip(paths: RunPaths) -> None:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.layout import Layout
 from analysis.load import Run, telemetry
-from analysis.plots import PANELS_IN_A_ROW, handle, legend, panels
+from analysis.plots import PANELS_IN_A_ROW, handle, panels
 
 POSITION = 50
 GIB = 2.0**30
@@ -33,7 +33,8 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     samples = samples[samples["time"] >= 0]
     has_kv = bool((samples["series"] == "kv_cache_usage").any())
     titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
-    figure, axes = panels(titles, "Memory over a trial, at the largest load completed", rows=1 + has_kv)
+    handles = [handle(layout, line, marker="") for line in layout.lines if line in set(trials["line"])]
+    figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + has_kv)
     for title, column in zip(titles, axes, strict=True):
         for _, trial in trials[trials["panel"] == title].iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]
@@ -48,7 +49,6 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         if index % PANELS_IN_A_ROW == 0:
             column[0].set_ylabel("KV-cache use (%)")
             column[-1].set_ylabel(_label(trials))
-    legend(figure, [handle(layout, line, marker="") for line in layout.lines if line in set(trials["line"])])
     return figure
 
 

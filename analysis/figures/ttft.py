@@ -2,9 +2,9 @@
 
 from matplotlib.figure import Figure
 
+from analysis.curves import against_load
 from analysis.layout import Layout
 from analysis.load import Run
-from analysis.plots import against_load
 
 POSITION = 20
 

@@ -1,0 +1,167 @@
+"""A quantity against the load: a line per engine, a panel per workload. Where no number varies, a row per engine.
+
+Small dots are replicates and whiskers the 95 % interval of their mean. An axis goes as far as the data do: a whisker
+over two replicates may go anywhere, and is cut at the panel's edge. A cross on the axis is a point without a result.
+"""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from analysis.layout import Layout
+from analysis.load import Run
+from analysis.plots import LETTER, MUTED, PANEL, PANELS_IN_A_ROW, handle, panels
+from analysis.quantities import Quantity, quantity
+from analysis.stats import FloatArray
+
+LOGARITHMIC_FROM = 30.0  # largest over smallest value from which a linear axis hides the small ones
+BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
+
+
+def against_load(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
+    """Means of a quantity along the load, or one under the other if no number varies; None if there are none.
+
+    `also` is another column of the same unit, drawn dashed (hollow).
+    """
+    of, points = quantity(column), layout.points
+    if of is None or column not in points or not points[column].notna().any():
+        return None
+    also = also if also in points else None
+    return _curves(run, layout, of, also) if layout.x else _rows(run, layout, of, also)
+
+
+def _curves(run: Run, layout: Layout, of: Quantity, also: str | None) -> Figure:
+    points, lines = layout.points, _with_results(layout, of)
+    handles = [handle(layout, line) for line in lines]
+    if also:
+        handles.append(Line2D([], [], color=MUTED, linestyle="--", linewidth=1, label=_difference("dashed", of, also)))
+    if (points.loc[points["line"].isin(lines), "n"] == 0).any():
+        handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result"))
+    figure, axes = panels(layout.panels, f"{of.label} against {layout.x_label.lower()}", handles)
+    for index, (title, (ax,)) in enumerate(zip(layout.panels, axes, strict=True)):
+        for line in lines:
+            _curve(ax, run, layout, _points_of(layout, title, line, layout.x), of, also)
+        _load_axis(ax, points[layout.x].dropna().to_numpy(np.float64))
+        ax.grid(visible=False, axis="x")
+        ax.set_xlabel(layout.x_label)
+        _value_axis(ax, "y", _values(run, layout, of, also))
+        if index % PANELS_IN_A_ROW == 0:
+            ax.set_ylabel(of.axis)
+    return figure
+
+
+def _curve(ax: Axes, run: Run, layout: Layout, here: pd.DataFrame, of: Quantity, also: str | None) -> None:
+    if here.empty:
+        return
+    look = handle(layout, here["line"].iloc[0])
+    colour = look.get_color()
+    x, mean = here["_at"].to_numpy(np.float64), _scaled(here, of.column, of)
+    ax.plot(x, mean, color=colour, marker=look.get_marker(), linestyle=look.get_linestyle(), zorder=3)
+    half = _scaled(here, f"{of.column}_ci_high", of) - mean
+    ax.errorbar(x, mean, half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
+    at, value = _replicates(run, layout, here, of)
+    ax.scatter(at, value, color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
+    if also:
+        ax.plot(x, _scaled(here, also, of), color=colour, linestyle="--", linewidth=1, zorder=2)
+    lost = x[here["n"].to_numpy() == 0]
+    ax.plot(lost, np.zeros_like(lost), "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False, zorder=5)
+
+
+def _rows(run: Run, layout: Layout, of: Quantity, also: str | None) -> Figure:
+    lines = _with_results(layout, of)
+    handles = [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")]
+    if also:
+        hollow = Line2D([], [], color=MUTED, marker="o", linestyle="none", markerfacecolor="none")
+        hollow.set_label(_difference("hollow", of, also))
+        handles.append(hollow)
+    size = (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
+    figure, axes = panels(layout.panels, of.label, handles, size=size, left=0.3 + LETTER * max(map(len, lines)))
+    for title, (ax,) in zip(layout.panels, axes, strict=True):
+        for row, line in enumerate(lines):
+            _row(ax, run, layout, _points_of(layout, title, line, None).assign(_at=float(row)), of, also)
+        ax.set_yticks(range(len(lines)), lines)
+        ax.set_ylim(len(lines) - 0.5, -0.5)
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel(of.axis)
+        _value_axis(ax, "x", _values(run, layout, of, also))
+    return figure
+
+
+def _row(ax: Axes, run: Run, layout: Layout, here: pd.DataFrame, of: Quantity, also: str | None) -> None:
+    if here.empty:
+        return
+    look = handle(layout, here["line"].iloc[0])
+    colour, marker = look.get_color(), look.get_marker()
+    y, mean = here["_at"].to_numpy(np.float64), _scaled(here, of.column, of)
+    ax.plot(mean, y, color=colour, marker=marker, linestyle="none", zorder=3)
+    half = _scaled(here, f"{of.column}_ci_high", of) - mean
+    ax.errorbar(mean, y, xerr=half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
+    at, value = _replicates(run, layout, here, of)
+    ax.scatter(value, at, color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
+    if also:
+        ax.plot(_scaled(here, also, of), y, color=colour, marker=marker, linestyle="none", markerfacecolor="none")
+
+
+def _with_results(layout: Layout, of: Quantity) -> list[str]:
+    """The lines that have a value somewhere: an engine that cannot run here is told elsewhere."""
+    found = set(layout.points.loc[layout.points[of.column].notna(), "line"])
+    return [line for line in layout.lines if line in found]
+
+
+def _difference(how: str, of: Quantity, also: str) -> str:
+    return f"{how}: {also.rpartition('_')[2]} (else {of.column.rpartition('_')[2]})"
+
+
+def _points_of(layout: Layout, panel: str, line: str, x: str | None) -> pd.DataFrame:
+    """The points of one line in one panel, sorted by where they stand (`_at`)."""
+    here = layout.points[(layout.points["panel"] == panel) & (layout.points["line"] == line)]
+    return here.assign(_at=here[x].astype("float64") if x else 0.0).sort_values("_at")
+
+
+def _scaled(points: pd.DataFrame, column: str, of: Quantity) -> FloatArray:
+    scaled: FloatArray = points[column].to_numpy(np.float64) * of.scale
+    return scaled
+
+
+def _replicates(run: Run, layout: Layout, here: pd.DataFrame, of: Quantity) -> tuple[FloatArray, FloatArray]:
+    """Where the single replicates behind some points stand, and their values."""
+    merged = run.ok.merge(here[[*layout.keys, "_at"]], on=layout.keys)
+    return merged["_at"].to_numpy(np.float64), _scaled(merged, of.column, of)
+
+
+def _values(run: Run, layout: Layout, of: Quantity, also: str | None) -> FloatArray:
+    """Everything that is drawn but whiskers."""
+    drawn = [_scaled(layout.points, column, of) for column in (of.column, also) if column]
+    return np.concatenate([*drawn, _scaled(run.ok, of.column, of)])
+
+
+def _load_axis(ax: Axes, values: FloatArray) -> None:
+    values = np.unique(values)
+    if values[0] > 0 and values[-1] / values[0] >= BASE_2_FROM:
+        ax.set_xscale("log", base=2)
+        ax.set_xlim(values[0] / 1.25, values[-1] * 1.25)
+    ax.xaxis.set_minor_locator(NullLocator())
+    if len(values) <= 9:
+        ax.xaxis.set_major_locator(FixedLocator(values.tolist()))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> None:
+    """From zero, or logarithmic if small values would vanish."""
+    values = values[np.isfinite(values) & (values > 0)]
+    if values.size == 0:
+        return
+    axis = ax.yaxis if direction == "y" else ax.xaxis
+    if values.max() / values.min() > LOGARITHMIC_FROM:
+        ax.set(**{f"{direction}scale": "log", f"{direction}lim": (values.min() / 1.6, values.max() * 1.6)})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+    else:
+        ax.set(**{f"{direction}lim": (0, values.max() * 1.08)})
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"))
