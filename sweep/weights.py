@@ -40,9 +40,11 @@ Array = NDArray[Any]
 VERSION = 1  # part of every digest: raise it when the same numbers come to other weights
 MAX_WIDTH = 64  # signs in a codeword
 MAX_BITS = 11  # of a token's id
-LOOKBACKS = (1, 4, 16, 64)  # tokens
-NOISE = 0.1  # standard deviation of what all random weights together add to a residual dimension; the signal is 1
-CIRCUIT_NOISE = 0.02  # the same inside the circuit's own rows
+UNITS = 4  # of the MLP, per sign of a codeword
+CONSTANT_GATE = -2.0  # where silu falls as it grows: a stream that is too loud then damps STATE, else errors would build up
+LOOKBACKS = (1, 4, 16, 64)  # tokens, of the first layers; the others look back over the numbers between
+NOISE = 0.05  # standard deviation of what all random weights together add to a residual dimension; the signal is 1
+CIRCUIT_NOISE = 0.005  # the same inside the circuit's own rows
 FALLBACK_NATS = 8.0  # by which BOS outscores the wrong positions, and the right position outscores BOS
 TOP_LOGIT = 16.0
 SHARD_BYTES = 5_000_000_000
@@ -83,8 +85,8 @@ class Architecture(BaseModel):
             raise ValueError(f"head_dim={self.head_dim}: allowed is an even number of at least 32")
         if self.hidden_size < smallest or self.hidden_size % 2:
             raise ValueError(f"hidden_size={self.hidden_size}: allowed is an even number of at least {smallest}")
-        if self.intermediate_size < smallest:
-            raise ValueError(f"intermediate_size={self.intermediate_size}: allowed is at least {smallest}")
+        if self.intermediate_size < UNITS * self.width:
+            raise ValueError(f"intermediate_size={self.intermediate_size}: allowed is at least {UNITS * self.width}")
         return self
 
     @property
@@ -126,14 +128,9 @@ def shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def lookbacks(layers: int) -> list[int]:
-    """How many tokens ago each layer fetches.
-
-    A position fetched twice cancels out, so each must occur an odd number of times: layers beyond the first few come in
-    pairs, whose second undoes the first unless one of them went wrong.
-    """
-    distinct = min(layers, len(LOOKBACKS))
-    distinct -= (layers - distinct) % 2
-    return [LOOKBACKS[layer if layer < distinct else (layer - distinct) // 2 % distinct] for layer in range(layers)]
+    """How many tokens ago each layer fetches: all different, as a token fetched twice would cancel out."""
+    more = (distance for distance in range(2, layers + len(LOOKBACKS) + 2) if distance not in LOOKBACKS)
+    return [*LOOKBACKS[:layers], *more][:layers]
 
 
 class Circuit:
@@ -269,27 +266,30 @@ class Circuit:
         rows[half - 1, self.rest] = self.before_attention * lengths[-1] * self._read(self.bos_pattern)
         rows[half:, self.rest] = 0
 
+    # The MLP's first units, in four blocks of `width`: FETCHED * STATE twice, with the gate's sign both ways, then STATE
+    # and FETCHED by a constant gate. No row mixes weights of different sizes: 4 bits can hold them.
+
     def _gate(self, weights: Array) -> None:
-        """Units in four blocks: with `up`, (FETCHED - 1) * STATE twice with opposite signs, then FETCHED * 1 twice."""
-        width = self.architecture.width
-        rows = self._quiet(weights, 4 * width).reshape(4, width, -1)
-        for block, sign in enumerate((1, -1, 1, -1)):
-            rows[block, :, self.fetched] = self._identity(sign)
-        rows[0, :, self.rest] = -self._always
-        rows[1, :, self.rest] = self._always
+        rows = self._units(weights)
+        rows[0, :, self.fetched] = self._identity()
+        rows[1, :, self.fetched] = self._identity(-1)
+        rows[2:, :, self.rest] = CONSTANT_GATE * self._always
 
     def _up(self, weights: Array) -> None:
-        width = self.architecture.width
-        rows = self._quiet(weights, 4 * width).reshape(4, width, -1)
+        rows = self._units(weights)
+        gain = (1 + math.exp(-CONSTANT_GATE)) / -CONSTANT_GATE  # so that the constant gate lets through -1
         rows[:2, :, self.state] = self._identity()
-        rows[2:, :, self.rest] = self._always
+        rows[2, :, self.state] = rows[3, :, self.fetched] = self._identity(_steady(np.float64(gain)))
 
     def _down(self, weights: Array) -> None:
+        """STATE += FETCHED * STATE - STATE, FETCHED -= FETCHED."""
         width = self.architecture.width
-        for block, (rows, sign) in enumerate(
-            ((self.state, 1), (self.state, -1), (self.fetched, -1), (self.fetched, 1))
-        ):
+        for block, (rows, sign) in enumerate(((self.state, 1), (self.state, -1), (self.state, 1), (self.fetched, 1))):
             weights[rows, block * width : (block + 1) * width] = self._identity(sign)
+
+    def _units(self, weights: Array) -> Array:
+        width = self.architecture.width
+        return self._quiet(weights, UNITS * width).reshape(UNITS, width, -1)
 
     def _head(self, weights: Array) -> None:
         scale = TOP_LOGIT / self.architecture.width
