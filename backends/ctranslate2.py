@@ -27,6 +27,10 @@ class CTranslate2(Hosted):
 
     library: str = "backends.host.ctranslate2_library"
     distribution: str | None = "ctranslate2"
+    oom_patterns: tuple[str, ...] = (
+        *Hosted.model_fields["oom_patterns"].default,
+        r"CUDA failed with error out of memory",
+    )
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {
             "requests_running": "host_requests_running",

@@ -34,7 +34,7 @@ class LlamaCpp(Backend):
     quantization: str = "F16"
     slots: PositiveInt = 16
 
-    batch_form: BatchForm = "list"
+    batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {
@@ -48,12 +48,10 @@ class LlamaCpp(Backend):
     )
     oom_patterns: tuple[str, ...] = (
         *Backend.model_fields["oom_patterns"].default,
-        r"unable to allocate \S+ buffer",
-        r"failed to allocate (buffer|compute|CUDA|memory)",
+        r"(failed|unable) to allocate .*buffer",
         r"cudaMalloc failed: out of memory",
-        r"ErrorOutOfDeviceMemory",
     )
-    hollow_errors: tuple[str, ...] = (r"exiting due to model loading error", r"cleaning up before exit")
+    hollow_errors: tuple[str, ...] = (r"exiting due to", r"failed to create.context", r": failed to load model\b")
 
     @field_validator("quantization")
     @classmethod
@@ -107,6 +105,7 @@ class LlamaCpp(Backend):
             "quantization": self.quantization,
             "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
             "slots": self.slots,
+            "max_model_len": launch.max_model_len or _context(launch.model),
             "engine_commit": commit,
         }
         if version:

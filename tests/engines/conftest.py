@@ -63,7 +63,7 @@ def launch_for(model, environments, tmp_path) -> Any:
 
 def make_launch(backend: Backend, model: Path, environment: env.Environment, workdir: Path) -> Launch:
     return Launch(
-        model=model,
+        model=backend.weights(model, environment.python, CACHE, print),
         served_name="tiny",
         workdir=workdir,
         python=environment.python,
@@ -137,8 +137,8 @@ def stream(engine: server.Engine, prompt: Any, max_tokens: int, **more: Any) -> 
             completion.token_ids += choice.get("token_ids") or []
             completion.usage = chunk.get("usage") or completion.usage
             completion.finish_reason = choice["finish_reason"] or completion.finish_reason
-        if not chunk["choices"]:
-            total = chunk["usage"]
+        if not chunk["choices"] or not many:  # a call's usage comes alone, or with the last words of its only prompt
+            total = chunk.get("usage") or total
     return found, total
 
 
