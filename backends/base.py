@@ -142,6 +142,7 @@ class Backend(BaseModel):
     url: str | None = None  # of that endpoint
     api_key_env: str | None = None  # NAME of the environment variable that holds its key
     ready_path: str = "/health"
+    reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
     metrics_path: str | None = None
     metric_names: dict[str, str] = Field(default_factory=dict)
     oom_patterns: tuple[str, ...] = (

@@ -5,7 +5,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from backends.env import fingerprint, resolve
 from sweep import provenance, ray_environment
 from sweep.compose import compose_run, group_choices
 from sweep.config import CONF, Cluster, ConfigError, Settings
-from sweep.driver import Driver, Executor, exit_status, todo
+from sweep.deployment import Halted
+from sweep.driver import Driver, Executor, exit_status
 from sweep.estimate import Estimate, History, estimate
 from sweep.inline import InlineExecutor
 from sweep.ledger import Ledger, sole_driver
 from sweep.plan import Plan, Surroundings, make_plan
 from sweep.progress import Display, duration
+from sweep.resume import reasons, todo
 from sweep.store import RunPaths, write_plan
 
 MIN_FREE_BYTES = 1 << 30
@@ -59,6 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Halted as error:
+        print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -97,7 +102,7 @@ def _run_locked(plan: Plan, paths: RunPaths, console: Console, command: str) -> 
     with Display(len(plan.trials), len(plan.trials) - count, expected, console) as display:
         if any(not deployment.unavailable for deployment in left):
             with _executor(plan.settings) as executor:
-                driver = Driver(plan, paths, ledger, executor, display, tracker)
+                driver = Driver(plan, paths, ledger, executor, display, tracker, history)
                 driver.run()
         else:
             driver = Driver(plan, paths, ledger, InlineExecutor(), display, tracker)
@@ -262,7 +267,7 @@ def print_plan(console: Console, plan: Plan, ledger: Ledger, history: History, d
         soft_wrap=True,
     )
     if details:
-        console.print(_plan_table(plan, left))
+        console.print(_plan_table(plan, reasons(plan, left, ledger)))
     for deployment in plan.deployments:
         if deployment.unavailable:
             console.print(
@@ -272,14 +277,13 @@ def print_plan(console: Console, plan: Plan, ledger: Ledger, history: History, d
         console.print(f"expected: {_words(estimate(plan, left, history))}")
 
 
-def _plan_table(plan: Plan, left: Sequence[Any]) -> Table:
-    to_run = {trial.trial_id for deployment in left for trial in deployment.trials}
+def _plan_table(plan: Plan, to_run: Mapping[str, str]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("deployment", "trial", "engine and model", "workload and load", "seed", "state"):
         table.add_column(heading, overflow="fold")
     for deployment in plan.deployments:
         for trial in deployment.trials:
-            state = "unavailable" if deployment.unavailable else "to run" if trial.trial_id in to_run else "done"
+            state = "unavailable" if deployment.unavailable else to_run.get(trial.trial_id, "done")
             table.add_row(
                 deployment.deployment_id,
                 trial.trial_id,

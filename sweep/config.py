@@ -9,10 +9,20 @@ import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -88,12 +98,37 @@ class Settings(Strict):
     retry: Literal["once", "none"] = "once"
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     trial_timeout: PositiveFloat = 3600.0  # s
+    deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
+    relaunch: Literal["once", "per_replicate"] = "once"  # one launch for all replicates, or one for each
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
     metrics: Literal["sweep", "vllm"] = "sweep"
+    agreement: bool = True  # compare each engine's greedy tokens with transformers', once per launch
     cache_dir: str | None = None
     telemetry_interval: PositiveFloat = 0.5  # s
     client: Client = Client()
+
+    @field_validator("deadline")
+    @classmethod
+    def _is_a_time(cls, deadline: str | None) -> str | None:
+        if deadline is not None:
+            next_time(deadline, datetime.now())
+        return deadline
+
+
+def next_time(text: str, now: datetime) -> datetime:
+    """When it will be "08:00" next, after `now`; or the instant that an ISO date and time names. Local time.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    try:
+        if len(text) <= len("08:00:00"):
+            at = datetime.combine(now.date(), time.fromisoformat(text))
+            return at if at > now else at + timedelta(days=1)
+        return datetime.fromisoformat(text).astimezone().replace(tzinfo=None)
+    except ValueError:
+        raise ValueError("allowed are a time of day (08:00) and a date with a time (2026-11-22T08:00)") from None
 
 
 def cache_directory(setting: str | None) -> Path:

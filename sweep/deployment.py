@@ -4,25 +4,37 @@ Knows nothing of Ray, of other deployments or of retries over runs: it gets Work
 under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
 """
 
+import errno
+import math
 import os
 import queue
+import re
+import signal
 import socket
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
+
 from backends import env as environments
-from backends import server
+from backends import server, supervisor
 from backends.base import Launch
+from sweep import agreement, gpu_memory
+from sweep.client import ClientDied
 from sweep.config import Settings, cache_directory
 from sweep.plan import Deployment, Trial
 from sweep.provenance import gpu_names, now
 from sweep.records import Outcome
 from sweep.store import RunPaths
 from sweep.trial import Place, TrialRun, base_row, run_trial
+
+KILLED = "killed by signal"  # in an engine's obituary
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,21 @@ class Work:
     out: str  # absolute
     attempt: str
     axes: tuple[str, ...]
+    run: str = "run"  # the run's own name, in the markers of its engines
+    deadline: float | None = None  # s since the epoch: no trial starts that is not expected to end by then
+    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs tell
+
+    @property
+    def marker(self) -> str:
+        """By which everything of this attempt's engine is known on its node."""
+        return f"{self.run}/{self.deployment.deployment_id}/{self.attempt}"
+
+
+class Placed(NamedTuple):
+    """The deployment has begun on a node."""
+
+    node_id: str
+    address: str
 
 
 class State(NamedTuple):
@@ -49,6 +76,10 @@ class Finished(NamedTuple):
     row: dict[str, Any]
 
 
+class Beat(NamedTuple):
+    """Nothing new, but alive."""
+
+
 class Lost(NamedTuple):
     """The deployment's task ended without finishing: lost with its node or worker, or failed by an error of ours."""
 
@@ -56,7 +87,7 @@ class Lost(NamedTuple):
     error: str | None = None  # the traceback, where the task itself failed
 
 
-Event = State | Finished
+Event = Placed | State | Finished | Beat
 Emit = Callable[[Event], None]
 
 
@@ -64,8 +95,21 @@ class Stopped(Exception):
     """The driver wants no more trials of this deployment."""
 
 
-def stream_deployment(work: Work, gpus: tuple[str, ...]) -> Generator[Event, None, None]:
-    """`run_deployment` as a generator of events; closing it stops the deployment after what cannot be interrupted."""
+class DiskFull(Exception):
+    """Nothing more can be written on a disk."""
+
+
+class Halted(Exception):
+    """The sweep cannot go on until somebody does what the message says; the same command goes on from here."""
+
+
+def stream_deployment(
+    work: Work, gpus: tuple[str, ...], stop_soon: threading.Event, beat: float
+) -> Generator[Event, None, None]:
+    """`run_deployment` as a generator of events, of a Beat when there is none for `beat` s.
+
+    `stop_soon` ends it after the trial that runs; closing it ends it after what cannot be interrupted.
+    """
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
     stop = threading.Event()
 
@@ -76,17 +120,26 @@ def stream_deployment(work: Work, gpus: tuple[str, ...]) -> Generator[Event, Non
 
     def run() -> None:
         try:
-            run_deployment(work, gpus, emit, stop)
+            run_deployment(work, gpus, emit, stop, stop_soon)
             events.put(None)
         except Stopped:
             events.put(None)
+        except OSError as error:
+            full = error.errno in DISK_FULL
+            events.put(DiskFull(f"{error.strerror}: {error.filename or work.out}") if full else error)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             events.put(error)
 
     thread = threading.Thread(target=run, name=work.deployment.describe())
     thread.start()
     try:
-        while (event := events.get()) is not None:
+        while True:
+            try:
+                event = events.get(timeout=beat)
+            except queue.Empty:
+                event = Beat()
+            if event is None:
+                return
             if isinstance(event, BaseException):
                 raise event
             yield event
@@ -95,27 +148,81 @@ def stream_deployment(work: Work, gpus: tuple[str, ...]) -> Generator[Event, Non
         thread.join()
 
 
-def run_deployment(work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event) -> None:
-    """Launch the engine as often as it takes to give every trial a row, at most `settings.attempts` times."""
-    pending = deque(work.deployment.trials)
+def run_deployment(
+    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, stop_soon: threading.Event
+) -> None:
+    """Launch the engine as often as it takes to give every trial a row.
+
+    An engine that died, hung or answered nothing is launched anew for the trials after. What happens
+    `settings.attempts` times with no good trial in between ends them all, as does a launch that fails twice alike.
+    """
     run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
+    pending = _Pending(work, stop, stop_soon)
     try:
         place = _prepare(work, gpus, emit)
     except (environments.EnvironmentFailed, OSError, ValueError) as error:
-        _end_all(run, pending, Outcome.LAUNCH_FAILED, str(error), emit)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        _end_all(run, pending.trials, Failure(Outcome.LAUNCH_FAILED, str(error)), emit)
         return
-    marker = f"{work.deployment.deployment_id}/{work.attempt}"
-    for _ in range(work.settings.attempts):
+    failures: list[Failure] = []
+    while pending.next():
+        failure = _one_launch(run, place, work.marker, pending, emit)
+        if failure is None or failure.good:
+            failures.clear()
+        if failure is not None:
+            failures.append(failure)
+            if failure.outcome is Outcome.OOM_LOAD or len(failures) >= work.settings.attempts or _twice_alike(failures):
+                _end_all(run, pending.trials, failure, emit)
+
+
+class Failure(NamedTuple):
+    """Why an engine must be launched anew, and what the trials left say if it is not."""
+
+    outcome: Outcome
+    reason: str
+    log_tail: str | None = None
+    at_launch: bool = False
+    good: bool = False  # trials went well before
+
+
+def _twice_alike(failures: list[Failure]) -> bool:
+    """Whether the last two launches failed in the same words: a third would too. One that was killed says nothing."""
+    words = [(f.outcome, re.sub(r"\d+", "", f.reason)) for f in failures[-2:] if f.at_launch and KILLED not in f.reason]
+    return len(words) == 2 and words[0] == words[1]
+
+
+class _Pending:
+    """The trials that are left of a deployment, and which is next."""
+
+    def __init__(self, work: Work, stop: threading.Event, stop_soon: threading.Event) -> None:
+        self.trials = deque(work.deployment.trials)
+        self.work, self.stop, self.stop_soon = work, stop, stop_soon
+
+    def next(self) -> Trial | None:
+        """The first that is expected to end before the deadline; None also when no more are wanted."""
+        if self.stop.is_set() or self.stop_soon.is_set():
+            return None
+        left = math.inf if self.work.deadline is None else self.work.deadline - time.time()
+        return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < left), None)
+
+
+def _one_launch(run: TrialRun, place: Place, marker: str, pending: _Pending, emit: Emit) -> Failure | None:
+    """Launch the engine and run trials on it: all that are left, or those of one replicate. None if it did not fail."""
+    backend, versions = run.deployment.backend, place.environment.versions
+    try:
+        if place.launch.gpus:
+            emit(State("waiting for GPU memory"))
+            gpu_memory.wait_until_free(place.launch.gpus)
+        expected = agreement.reference(run, place.launch, lambda text: emit(State(text)))
         emit(State("launching the engine"))
-        try:
-            backend, versions = work.deployment.backend, place.environment.versions
-            with server.running(backend, place.launch, marker=marker, versions=versions) as engine:
-                _run_trials(run, replace(place, engine=engine, facts=engine.facts()), pending, emit, stop)
-        except server.LaunchError as error:
-            _end_all(run, pending, error.outcome, error.reason, emit, error.log_tail)
-        if not pending or stop.is_set() or _told_to_stop(run):
-            return
-    _end_all(run, pending, Outcome.ENGINE_CRASHED, f"the engine died {work.settings.attempts} times", emit)
+        with server.running(backend, place.launch, marker=marker, versions=versions) as engine:
+            facts = {**engine.facts(), **agreement.compare(run, engine, expected)}
+            return _run_trials(run, replace(place, engine=engine, facts=facts), pending, emit)
+    except gpu_memory.Busy as error:
+        return Failure(Outcome.LAUNCH_FAILED, str(error), at_launch=True)
+    except server.LaunchError as error:
+        return Failure(error.outcome, error.reason, error.log_tail, at_launch=True)
 
 
 def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
@@ -147,6 +254,22 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
     return Place(launch, environment, client_cpus, socket.gethostname())
 
 
+def clear_engines(marker: str) -> int:
+    """Kill every engine on this node whose marker is this or begins with it, and the process that launched it.
+
+    That process is the task of a driver that is dead or has given it up, and would launch another. How many there were.
+    """
+
+    def stale(found: str) -> bool:
+        return found == marker or found.startswith(f"{marker}/")
+
+    for pid in supervisor.marked(lambda environ: stale(environ[supervisor.MARKER])):
+        owner, _, started = supervisor.environment_of(pid).get(supervisor.OWNER, "").partition(":")
+        if owner.isdecimal() and int(owner) != os.getpid() and supervisor.start_time(int(owner)) == started:
+            supervisor.send([int(owner)], signal.SIGKILL)
+    return len(server.clear_leftovers(stale))
+
+
 def split_cores(gpus: tuple[str, ...]) -> tuple[list[int], set[int]]:
     """The cores of the engine and of the measuring client, apart where there are two or more.
 
@@ -163,22 +286,61 @@ def split_cores(gpus: tuple[str, ...]) -> tuple[list[int], set[int]]:
     return cores[:-1], {cores[-1]}
 
 
-def _run_trials(run: TrialRun, place: Place, pending: deque[Trial], emit: Emit, stop: threading.Event) -> None:
-    """Trials in order until they are through, the engine is dead or the driver wants no more."""
-    total = len(pending)
-    while pending and not stop.is_set() and not _told_to_stop(run):
-        trial = pending[0]
-        emit(State(f"trial {total - len(pending) + 1} of {total}: {trial.describe()}"))
-        row = run_trial(run, place, trial, stop)
+def _run_trials(run: TrialRun, place: Place, pending: _Pending, emit: Emit) -> Failure | None:
+    """Trials in order until they are through, the engine has failed or the driver wants no more."""
+    engine = place.engine
+    assert engine is not None
+    replicate: int | None = None
+    total, good = len(pending.trials), False
+    while trial := pending.next():
+        if run.settings.relaunch == "per_replicate" and replicate not in (None, trial.replicate):
+            return None
+        emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
+        caches = _reset_caches(run, engine) if replicate is not None else None
+        replicate = trial.replicate
+        row = _measure(run, place, trial, pending) | {"caches_reset": caches}
         if row["outcome"] == Outcome.CANCELLED:
-            return  # it was not measured: the trial is left for the next run
-        pending.popleft()
+            return None  # it was not measured: the trial is left for the next run
+        pending.trials.remove(trial)
         emit(Finished(trial, row))
         if row["outcome"] == Outcome.OOM_RUN:
-            _censor_larger(run, trial, pending, emit)
-        assert place.engine is not None
-        if not place.engine.alive():
-            return
+            _censor_larger(run, trial, pending.trials, emit)
+        elif failure := _failure(row, good):
+            return failure
+        if not engine.alive():
+            return None
+        good = good or row["outcome"] == Outcome.OK
+    return None
+
+
+def _measure(run: TrialRun, place: Place, trial: Trial, pending: _Pending) -> dict[str, Any]:
+    """The trial's row. A measuring process that dies is no fault of the engine: the trial is measured again."""
+    for left in reversed(range(run.settings.attempts)):
+        try:
+            return run_trial(run, place, trial, pending.stop)
+        except ClientDied as error:
+            if not left:
+                ended = {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": now()}
+                return base_row(run, trial) | ended
+    raise AssertionError("settings.attempts is at least one")
+
+
+def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
+    """What a trial's row says against the engine: it died, or it hung, or no request was answered."""
+    outcome, reason = Outcome(row["outcome"]), f"the engine failed again and again, last: {row['reason']}"
+    answered_none = outcome is Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
+    if outcome in (Outcome.ENGINE_CRASHED, Outcome.HUNG) or answered_none:
+        return Failure(outcome, reason, row.get("log_tail"), good=good)
+    return None
+
+
+def _reset_caches(run: TrialRun, engine: server.Engine) -> bool | None:
+    """Have the engine forget earlier prompts, where it can: whether it did."""
+    paths = run.deployment.backend.reset_paths
+    try:
+        return all(httpx.post(engine.url + path, timeout=30, trust_env=False).is_success for path in paths) or None
+    except httpx.HTTPError:
+        return False
 
 
 def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
@@ -190,20 +352,9 @@ def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emi
         emit(Finished(other, base_row(run, other) | {"outcome": Outcome.CENSORED.value, "reason": reason}))
 
 
-def _end_all(
-    run: TrialRun, pending: deque[Trial], outcome: Outcome, reason: str, emit: Emit, log_tail: str | None = None
-) -> None:
+def _end_all(run: TrialRun, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
     """Give every trial left the same row: the engine's failure is data."""
-    ended = {"outcome": outcome.value, "reason": reason, "log_tail": log_tail, "ended_at": now()}
-    while pending:
-        trial = pending.popleft()
-        emit(Finished(trial, base_row(run, trial) | ended))
-
-
-def stop_file(paths: RunPaths, deployment_id: str, attempt: str) -> Path:
-    """The file by which the driver asks a deployment to end after its present trial."""
-    return paths.attempt(deployment_id, attempt) / "stop"
-
-
-def _told_to_stop(run: TrialRun) -> bool:
-    return stop_file(run.paths, run.deployment.deployment_id, run.attempt).exists()
+    ended = {"outcome": failure.outcome.value, "reason": failure.reason, "log_tail": failure.log_tail}
+    while trials:
+        trial = trials.popleft()
+        emit(Finished(trial, base_row(run, trial) | ended | {"ended_at": now()}))

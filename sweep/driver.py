@@ -4,26 +4,34 @@ The story of a run is `run_plan`. Executors (Ray or inline) only run Work and re
 tried again and when to stop is decided here, from the ledger.
 """
 
+import json
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from types import FrameType, TracebackType
 from typing import Protocol, Self
 
 from sweep import store
-from sweep.deployment import Event, Finished, Lost, State, Work, stop_file
+from sweep.config import next_time
+from sweep.deployment import Event, Finished, Halted, Lost, Placed, State, Work
+from sweep.estimate import History, kind_of
 from sweep.ledger import Ledger, Row
-from sweep.plan import Deployment, Plan
+from sweep.nodes import NodeRecord
+from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import Display
 from sweep.records import Outcome, Sample
+from sweep.resume import content_digests, todo
 from sweep.store import RunPaths
 from sweep.trial import TrialRun, base_row
 
 MAX_LOSSES = 20  # of infrastructure (node, worker), per deployment
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
+WRITE_SHARE = 0.02  # of the driver's time, at most, for those
+NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
 
 
 class Executor(Protocol):
@@ -35,8 +43,12 @@ class Executor(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+    def clear(self, marker: str) -> None: ...
+    def avoid(self, node_ids: set[str]) -> None: ...
+    def spare(self, node_ids: set[str]) -> bool: ...
     def submit(self, work: Work) -> None: ...
     def events(self) -> Iterator[tuple[Work, Event | Lost | None]]: ...
+    def stop_soon(self) -> None: ...
     def stop_now(self) -> None: ...
 
 
@@ -46,45 +58,82 @@ class Tracker(Protocol):
     def log_trial(self, row: Row, telemetry: Sequence[Sample]) -> None: ...
 
 
-def todo(plan: Plan, ledger: Ledger) -> list[Deployment]:
-    """The deployments with the trials that this run of the command has to do."""
-    retry = plan.settings.retry == "once"
-    left = [
-        replace(deployment, trials=[trial for trial in deployment.trials if not ledger.done(trial.trial_id, retry)])
-        for deployment in plan.deployments
-    ]
-    return [deployment for deployment in left if deployment.trials]
-
-
 class Driver:
     """One run of one plan in one results folder."""
 
     def __init__(
-        self, plan: Plan, paths: RunPaths, ledger: Ledger, executor: Executor, display: Display, tracker: Tracker | None
+        self,
+        plan: Plan,
+        paths: RunPaths,
+        ledger: Ledger,
+        executor: Executor,
+        display: Display,
+        tracker: Tracker | None,
+        history: History | None = None,
     ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.executor, self.display, self.tracker = executor, display, tracker
+        self.history = history or History([])
         self.waiting = deque(todo(plan, ledger))
         self.running: dict[str, Work] = {}
+        self.places: dict[str, Placed] = {}  # deployment -> where it is or was last
         self.losses: dict[str, int] = {}  # of infrastructure, by deployment
         self.errors: dict[str, int] = {}  # of our own code
         self.finished: set[str] = set()  # trials that got their row in this run
+        self.digests: dict[tuple[int, int], str] = {}
+        self.nodes = NodeRecord()
+        self.moved: set[str] = set()  # deployments that were given another try for their node's sake
+        self.set_aside: set[str] = set()  # node ids
         self.interrupts = 0
-        self.written = time.monotonic()
+        self.write_after = time.monotonic() + WRITE_INTERVAL
+        deadline = plan.settings.deadline
+        self.deadline = next_time(deadline, datetime.now()).timestamp() if deadline else None
 
     def run(self) -> None:
-        """Submit what fits, take what comes, until nothing is left or the user wants it to stop."""
-        self._leave_out_unavailable()
-        with self._signals():
-            while self.running or (self.waiting and not self.interrupts):
-                while self.waiting and len(self.running) < self.executor.capacity and not self.interrupts:
-                    self._submit(self.waiting.popleft())
-                for work, event in self.executor.events():
-                    self._take(work, event)
-                if self.interrupts > 1:
-                    self.executor.stop_now()
-                    break
-        self.write_trials()
+        """Submit what fits, take what comes, until nothing is left or the user wants it to stop.
+
+        Raises:
+            Halted: if the sweep cannot go on; every row that came is safe.
+        """
+        try:
+            self._leave_out_unavailable()
+            self.executor.clear(self.ledger.run)
+            with self._signals():
+                self._loop()
+            self.write_trials()
+        except Halted:
+            with suppress(OSError):
+                self.write_trials()
+            raise
+        except OSError as error:  # the results folder cannot be written any more: the disk is full, or gone
+            raise Halted(f"{error.strerror or error}: {error.filename or self.paths.out}") from error
+
+    def _loop(self) -> None:
+        stopping = False
+        while self.running or (self.waiting and not self.interrupts):
+            while self.waiting and len(self.running) < self.executor.capacity and not self.interrupts:
+                self._submit(self.waiting.popleft())
+            for work, event in self.executor.events():
+                self._take(work, event)
+            if self.deadline and time.time() > self.deadline and self.interrupts < 2:
+                self.display.say("the deadline has come: what still runs is stopped and left for the next run")
+                self.interrupts = 2
+            if self.interrupts and not stopping:
+                stopping = True
+                self.executor.stop_soon()
+                if self.interrupts == 1:
+                    self.display.say("stopping after the trials that are running; once more to stop now")
+            if self.interrupts > 1:
+                self._stop_now()
+        if self.deadline and (left := sum(len(deployment.trials) for deployment in todo(self.plan, self.ledger))):
+            self.display.say(f"{left} trials are left for the next run of the same command")
+            self.interrupts = max(1, self.interrupts)
+
+    def _stop_now(self) -> None:
+        self.executor.stop_now()
+        for deployment_id, work in self.running.items():
+            self.ledger.end_attempt(deployment_id, work.attempt, "stopped")
+        self.running.clear()
 
     def _leave_out_unavailable(self) -> None:
         """What cannot run here has its rows, with the remedy, before anything starts."""
@@ -97,36 +146,113 @@ class Driver:
                 self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
 
     def _submit(self, deployment: Deployment) -> None:
+        expected = self._expected(deployment)
+        launch = self.history.launch(deployment) or 0.0
+        if self.deadline and time.time() + launch + min(expected.values(), default=0.0) > self.deadline:
+            self.display.say(f"not before the deadline: {deployment.describe()}, {len(deployment.trials)} trials")
+            return
         attempt = self.ledger.begin_attempt(deployment.deployment_id)
-        work = Work(deployment, self.plan.settings, str(self.paths.out), attempt, tuple(self.plan.axes))
+        work = Work(
+            deployment,
+            self.plan.settings,
+            str(self.paths.out),
+            attempt,
+            tuple(self.plan.axes),
+            self.ledger.run,
+            self.deadline,
+            expected,
+        )
         self.running[deployment.deployment_id] = work
         self.display.state(deployment.deployment_id, deployment.describe(), "waiting for a place")
         self.executor.submit(work)
 
+    def _expected(self, deployment: Deployment) -> dict[str, float]:
+        """What each trial took in earlier runs, s, by id; only where there is a deadline to keep."""
+        if self.deadline is None:
+            return {}
+        hardware = self.plan.settings.hardware
+        return {
+            trial.trial_id: self.history.trial(kind_of(deployment, trial, hardware)) or 0.0
+            for trial in deployment.trials
+        }
+
     def _take(self, work: Work, event: Event | Lost | None) -> None:
         deployment = work.deployment
-        if isinstance(event, State):
+        if isinstance(event, Placed):
+            self.places[deployment.deployment_id] = event
+            self.ledger.place_attempt(deployment.deployment_id, work.attempt, event.address)
+        elif isinstance(event, State):
             self.display.state(deployment.deployment_id, deployment.describe(), event.text)
         elif isinstance(event, Finished):
             self._commit(work, event)
-        else:
+        elif event is None or isinstance(event, Lost):
             del self.running[deployment.deployment_id]
             self.display.ended(deployment.deployment_id)
             end = "done" if event is None else event.reason
             self.ledger.end_attempt(deployment.deployment_id, work.attempt, end)
             if event is not None and not self.interrupts:
                 self._lost(work, event)
+            self._judge_nodes()
 
     def _commit(self, work: Work, event: Finished) -> None:
-        row = event.row
+        row = event.row | {"digests": self._digests(work.deployment, event.trial)}
         self.ledger.commit(row)
         self.finished.add(row["trial_id"])
         self.display.finished(row, f"{work.deployment.describe()} {event.trial.describe()}")
+        place = self.places.get(work.deployment.deployment_id)
+        if place and row["outcome"] in NODE_FAULTS:
+            self.nodes.failure(work.deployment.deployment_id, place.node_id)
+        elif place and row["outcome"] == Outcome.OK:
+            self.nodes.success(place.node_id)
         if self.tracker is not None:
-            telemetry = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry
-            self.tracker.log_trial(row, store.read_telemetry(telemetry) if telemetry.exists() else [])
-        if time.monotonic() - self.written > WRITE_INTERVAL:
+            self.tracker.log_trial(row, self._telemetry(row))
+        if time.monotonic() > self.write_after:
             self.write_trials()
+
+    def _digests(self, deployment: Deployment, trial: Trial) -> str:
+        key = (id(deployment.model), id(trial.workload))  # a digest may read a folder, or ask the hub
+        if key not in self.digests:
+            self.digests[key] = json.dumps(content_digests(deployment, trial))
+        return self.digests[key]
+
+    def _telemetry(self, row: Row) -> list[Sample]:
+        path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry
+        try:
+            return store.read_telemetry(path)
+        except (FileNotFoundError, store.DamagedFile):
+            return []  # a trial that was not measured has none; a damaged one is told by whoever analyses it
+
+    def _judge_nodes(self) -> None:
+        """Set bad nodes aside, and take those back that turn out not to be; what failed there is tried elsewhere."""
+        bad = self.nodes.bad()
+        if bad == self.set_aside:
+            return
+        names = {place.node_id: place.address for place in self.places.values()}
+        for node_id in self.set_aside - bad:
+            self.display.say(f"node {names.get(node_id, node_id)} is used again: what failed there fails elsewhere too")
+        for node_id in bad - self.set_aside:
+            if self.executor.spare(bad):
+                self._set_aside(node_id, names[node_id])
+        self.set_aside &= bad
+        self.executor.avoid(self.set_aside)
+
+    def _set_aside(self, node_id: str, address: str) -> None:
+        blamed = self.nodes.blamed(node_id)
+        self.display.say(f"node {address} is set aside: {len(blamed)} different deployments failed there")
+        self.set_aside.add(node_id)
+        for deployment in self.plan.deployments:
+            if deployment.deployment_id in set(blamed) - self.moved - self.running.keys():
+                self.moved.add(deployment.deployment_id)
+                failed = [t for t in deployment.trials if self._outcome(t.trial_id) in NODE_FAULTS]
+                self.finished -= {trial.trial_id for trial in failed}
+                self.display.done -= len(failed)
+                self.waiting = deque(d for d in self.waiting if d.deployment_id != deployment.deployment_id)
+                left = [t for t in deployment.trials if not self.ledger.done(t.trial_id, retry=True)]
+                self.waiting.appendleft(replace(deployment, trials=left))
+
+    def _outcome(self, trial_id: str) -> str | None:
+        row = self.ledger.rows.get(trial_id)
+        return row["outcome"] if row else None
 
     def _lost(self, work: Work, loss: Lost) -> None:
         """The task is gone: its trials without a row of this run go back in front, within the limits."""
@@ -138,6 +264,8 @@ class Driver:
             self.display.say(f"{deployment.describe()}: {loss.reason}; traceback: {traceback}")
         else:
             self.display.say(f"lost {deployment.describe()}: {loss.reason}")
+        if place := self.places.get(deployment.deployment_id):
+            self.nodes.failure(deployment.deployment_id, place.node_id)
         tally = self.errors if ours else self.losses
         tally[deployment.deployment_id] = tally.get(deployment.deployment_id, 0) + 1
         left = [trial for trial in deployment.trials if trial.trial_id not in self.finished]
@@ -156,23 +284,18 @@ class Driver:
 
     def write_trials(self) -> None:
         """trials.parquet: exactly the rows of the present plan, in its order."""
+        begin = time.monotonic()
         rows = self.ledger.rows
-        present = [rows[trial.trial_id] for trial in self.plan.trials if trial.trial_id in rows]
-        store.write_trials(self.paths, present)
-        self.written = time.monotonic()
+        store.write_trials(self.paths, [rows[trial.trial_id] for trial in self.plan.trials if trial.trial_id in rows])
+        now = time.monotonic()
+        self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """First SIGINT or SIGTERM: finish the trials that run and stop. Second: stop now."""
 
         def interrupt(number: int, frame: FrameType | None) -> None:
-            self.interrupts += 1
-            if self.interrupts == 1:
-                self.display.say("stopping after the trials that are running; once more to stop now")
-                for work in self.running.values():
-                    stop = stop_file(self.paths, work.deployment.deployment_id, work.attempt)
-                    stop.parent.mkdir(parents=True, exist_ok=True)
-                    stop.touch()
+            self.interrupts += 1  # the loop acts on it: next to nothing is safe in here
 
         before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -67,7 +67,7 @@ def estimate(plan: Plan, deployments: Iterable[Deployment], history: History) ->
     for deployment in deployments:
         if deployment.unavailable:
             continue
-        took = [history.trial(_row(deployment, trial, hardware)) for trial in deployment.trials]
+        took = [history.trial(kind_of(deployment, trial, hardware)) for trial in deployment.trials]
         unknown += took.count(None)
         total = sum(value for value in took if value is not None) + (history.launch(deployment) or 0.0)
         seconds += total
@@ -77,7 +77,8 @@ def estimate(plan: Plan, deployments: Iterable[Deployment], history: History) ->
     return Estimate(seconds, cost if hardware.price_per_hour else None, 0)
 
 
-def _row(deployment: Deployment, trial: Any, hardware: Any) -> dict[str, Any]:
+def kind_of(deployment: Deployment, trial: Any, hardware: Any) -> dict[str, Any]:
+    """What of a trial says how long it takes: its id and the columns of KIND."""
     return {
         "trial_id": trial.trial_id,
         "backend": deployment.backend.name,

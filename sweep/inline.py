@@ -1,11 +1,14 @@
 """Deployments one after the other in this process: no Ray, for debugging and for single trials."""
 
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from sweep.deployment import Event, Lost, Work, stream_deployment
+from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Work, clear_engines, stream_deployment
+
+POLL = 0.5  # s
 
 
 class InlineExecutor:
@@ -16,7 +19,8 @@ class InlineExecutor:
     def __init__(self, gpus: Sequence[str] = ()) -> None:
         self.gpus = tuple(gpus)
         self.waiting: deque[Work] = deque()
-        self.running: tuple[Work, Iterator[Event]] | None = None
+        self.running: tuple[Work, Generator[Event, None, None]] | None = None
+        self.stopping = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -26,24 +30,47 @@ class InlineExecutor:
     ) -> None:
         self.stop_now()
 
+    def clear(self, marker: str) -> None:
+        """Kill what an earlier driver may have left here."""
+        clear_engines(marker)
+
+    def avoid(self, node_ids: set[str]) -> None:
+        """There is no other node."""
+
+    def spare(self, node_ids: set[str]) -> bool:
+        return False
+
     def submit(self, work: Work) -> None:
         self.waiting.append(work)
 
     def events(self) -> Iterator[tuple[Work, Event | Lost | None]]:
-        """The next event: None when a deployment ended."""
+        """The next event: None when a deployment ended.
+
+        Raises:
+            Halted: when the disk is full.
+        """
         if self.running is None and self.waiting:
             work = self.waiting.popleft()
-            self.running = work, stream_deployment(work, self.gpus[: work.deployment.gpu_count])
+            gpus = self.gpus[: work.deployment.gpu_count]
+            self.running = work, stream_deployment(work, gpus, self.stopping, POLL)
         if self.running is not None:
             work, stream = self.running
-            event = next(stream, None)
+            try:
+                event = next(stream, None)
+            except DiskFull as error:
+                raise Halted(str(error)) from None
             if event is None:
                 self.running = None
-            yield work, event
+            if not isinstance(event, Beat):
+                yield work, event
+
+    def stop_soon(self) -> None:
+        """Let the trial that runs end, and start no other."""
+        self.stopping.set()
 
     def stop_now(self) -> None:
         """End what runs, and its engine with it."""
         if self.running is not None:
             stream = self.running[1]
             self.running = None
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()

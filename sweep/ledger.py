@@ -4,16 +4,22 @@
 it, one JSON object a line, flushed to disk before anyone is told. A last line cut short by a crash is ignored.
 """
 
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sweep.config import ConfigError
 from sweep.records import Outcome
+from sweep.store import RunPaths
 
 Row = dict[str, Any]
 
@@ -25,25 +31,35 @@ class Ledger:
         """Replay what is there; `write=False` only reads, and needs neither the lock nor the folder."""
         self.rows: dict[str, Row] = {}
         self.attempts: dict[str, int] = {}
+        self.run = ""  # this folder's own name, for the markers of its engines
         if path.exists():
             for entry in _entries(path):
                 self._replay(entry)
+        self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials whose raw data are not whole
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             _end_cut_line(path)
-            self.file = path.open("a", encoding="utf-8")
+            self.file = path.open("ab", buffering=0)
+            if not self.run:
+                self._append({"event": "run", "run": uuid.uuid4().hex})
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
             self.rows[entry["row"]["trial_id"]] = entry["row"]
         elif entry["event"] == "attempt":
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
+        elif entry["event"] == "run":
+            self.run = entry["run"]
 
     def begin_attempt(self, deployment_id: str) -> str:
         """The number of a new attempt at a deployment, counted over all runs of the command."""
         attempt = str(self.attempts.get(deployment_id, 0) + 1)
         self._append({"event": "attempt", "deployment_id": deployment_id, "attempt": attempt})
         return attempt
+
+    def place_attempt(self, deployment_id: str, attempt: str, node: str) -> None:
+        """Note on which node an attempt has begun."""
+        self._append({"event": "attempt_placed", "deployment_id": deployment_id, "attempt": attempt, "node": node})
 
     def end_attempt(self, deployment_id: str, attempt: str, end: str) -> None:
         """Note how an attempt ended: `done`, or what was lost."""
@@ -52,11 +68,23 @@ class Ledger:
     def commit(self, row: Row) -> None:
         """Make a trial's row durable. From here on the trial is what this row says."""
         self._append({"event": "trial", "row": row})
+        self.damaged.discard(row["trial_id"])
 
     def _append(self, entry: dict[str, Any]) -> None:
-        self.file.write(json.dumps(entry, default=str) + "\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        """One line, on disk when this returns.
+
+        Raises:
+            OSError: if it could not be written; what was is taken back.
+        """
+        line = json.dumps(entry | {"at": round(time.time(), 3)}, default=str).encode() + b"\n"
+        end = os.fstat(self.file.fileno()).st_size
+        try:
+            if self.file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+            os.fsync(self.file.fileno())
+        except OSError:
+            os.ftruncate(self.file.fileno(), end)
+            raise
         self._replay(entry)
 
     def close(self) -> None:
@@ -65,7 +93,7 @@ class Ledger:
     def done(self, trial_id: str, retry: bool) -> bool:
         """Whether this run leaves the trial alone: its row says done, or it failed and `retry` forbids another try."""
         row = self.rows.get(trial_id)
-        if row is None:
+        if row is None or trial_id in self.damaged:
             return False
         outcome = Outcome(row["outcome"])
         return outcome.done or (not retry and outcome.failed)
@@ -79,6 +107,27 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
                 except json.JSONDecodeError:
                     continue  # the line that a crash cut short, ended by the run after it
+
+
+def _damaged(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
+    """Trials whose requests.parquet is there but cut short. Many at once: on a shared disk each look takes its time."""
+    with_data = [row for row in rows if Outcome(row["outcome"]).done]
+    files = [paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests for row in with_data]
+    with ThreadPoolExecutor(16) as pool:
+        cut = pool.map(_cut_short, files, chunksize=256)
+    return {row["trial_id"] for row, is_cut in zip(with_data, cut, strict=True) if is_cut}
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a Parquet file has no end: its last bytes are the footer's length and "PAR1"."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 8))
+            length, magic = file.read(4), file.read(4)
+    except FileNotFoundError:
+        return False  # whoever removed it wants the row to stay
+    return magic != b"PAR1" or int.from_bytes(length, "little") + 12 > size
 
 
 def _end_cut_line(path: Path) -> None:
@@ -111,6 +160,6 @@ def sole_driver(out: Path) -> Iterator[None]:
                 f"out={out}: a sweep is running there (process {lock.read().strip() or 'unknown'})"
             ) from None
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield

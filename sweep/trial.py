@@ -16,7 +16,7 @@ from typing import Any
 from backends.base import Launch
 from backends.env import Environment
 from backends.server import Engine
-from sweep import client, metrics, provenance, store
+from sweep import client, metrics, offline, provenance, store
 from sweep.config import Settings, cache_directory
 from sweep.plan import Deployment, Trial
 from sweep.records import Outcome, Records, Request, Sample
@@ -78,6 +78,9 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
     """Measure one trial on a running engine; its files are written and its row returned.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
+
+    Raises:
+        client.ClientDied: if the measuring process ended without its results.
     """
     engine = place.engine
     assert engine is not None
@@ -88,21 +91,19 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
     idle = memory_of(sampler.read_once())[1]
     deadline = time.monotonic() + run.settings.trial_timeout
     began = time.monotonic()
-    try:
-        with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
-            measurement = client.measure(
-                _target(run, place, trial, engine),
-                warmup,
-                requests,
-                trial.load.schedule(len(requests), trial.seed),
-                folder=Path(job),
-                cpus=place.client_cpus,
-                processes=run.settings.client.processes,
-                timeouts=client.Timeouts(**run.settings.client.timeouts.model_dump()),
-                should_stop=_reason_to_stop(engine, stop, deadline),
-            )
-    except client.ClientDied as error:
-        return row | {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": provenance.now()}
+    measure = offline.measure if run.deployment.backend.timed_inside else client.measure
+    with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
+        measurement = measure(
+            _target(run, place, trial, engine),
+            warmup,
+            requests,
+            trial.load.schedule(len(requests), trial.seed),
+            folder=Path(job),
+            cpus=place.client_cpus,
+            processes=run.settings.client.processes,
+            timeouts=client.Timeouts(**run.settings.client.timeouts.model_dump()),
+            should_stop=_reason_to_stop(engine, stop, deadline),
+        )
     if stop.is_set():
         return row | {"outcome": Outcome.CANCELLED.value, "reason": "stopped by the user"}
     samples = sampler.samples(measurement.start_monotonic)
@@ -122,6 +123,8 @@ def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
     assert engine is not None
     return {
         "engine_version": place.facts.get("engine_version"),
+        "agreement": place.facts.get("agreement"),
+        "agreement_reference": place.facts.get("agreement_reference"),
         "dtype": place.launch.dtype,
         "batch_form": run.deployment.backend.batch_form,
         "startup_seconds": engine.startup_seconds,
@@ -205,6 +208,8 @@ def _figures(
         window=steady_window(records),
     )
     columns |= summarise_telemetry(samples, idle_memory, columns["duration"])
+    if run.deployment.backend.reserves_memory:
+        columns["memory_label"] = "reserved"
     price = run.settings.hardware.price_per_hour
     units = max(1, run.deployment.gpu_count)
     columns["cost_per_million_tokens"] = metrics.cost_per_million_tokens(price, units, columns["output_throughput"])

@@ -50,12 +50,25 @@ def make_plan(*deployments, **settings):
 class Scripted:
     """Answers each submitted deployment with what the script says: outcomes in order, or a Lost."""
 
-    def __init__(self, script, capacity=1):
+    def __init__(self, script, capacity=1, nodes=1):
+        self.nodes = nodes
         self.script = {name: deque(runs) for name, runs in script.items()}
         self.capacity = capacity
         self.pending = deque()
         self.submitted = []
         self.in_flight_max = 0
+
+    def clear(self, marker):
+        self.cleared = marker
+
+    def avoid(self, node_ids):
+        self.avoided = set(node_ids)
+
+    def spare(self, node_ids):
+        return len(node_ids) < self.nodes
+
+    def stop_soon(self):
+        pass
 
     def submit(self, work):
         self.pending.append(work)

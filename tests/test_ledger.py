@@ -11,7 +11,7 @@ from sweep.ledger import Ledger, sole_driver
 
 
 def row(trial_id, outcome="ok"):
-    return {"trial_id": trial_id, "outcome": outcome}
+    return {"trial_id": trial_id, "deployment_id": "d", "attempt": "1", "outcome": outcome}
 
 
 def test_rows_and_attempts_are_there_after_reopening(tmp_path):
@@ -59,7 +59,7 @@ def test_done_is_decided_by_outcome_and_retry(tmp_path, outcome, retry, done):
 def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
     with (
         sole_driver(tmp_path),
-        pytest.raises(ConfigError, match=rf"running there \(process {os.getpid()}\)"),
+        pytest.raises(ConfigError, match=rf"running there \(process {os.getpid()} on "),
         sole_driver(tmp_path),
     ):
         pass

@@ -1,0 +1,95 @@
+"""What the present run has to do, and why: trials without a result that holds.
+
+A trial is known by the hash of everything that can change its result, so a result either is this trial's or it is not.
+The reasons are for people: they compare a trial with the nearest of the earlier ones.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sweep.ledger import Ledger, Row
+from sweep.plan import Deployment, Plan, Trial
+
+NOT_SHOWN = 3  # differences beyond this many are only counted
+
+
+def todo(plan: Plan, ledger: Ledger) -> list[Deployment]:
+    """The deployments with the trials that this run of the command has to do."""
+    retry = plan.settings.retry == "once"
+    left = [
+        replace(deployment, trials=[trial for trial in deployment.trials if not ledger.done(trial.trial_id, retry)])
+        for deployment in plan.deployments
+    ]
+    return [deployment for deployment in left if deployment.trials]
+
+
+def reasons(plan: Plan, left: Iterable[Deployment], ledger: Ledger) -> dict[str, str]:
+    """Why each trial that is left is run, by id: it is new, its last outcome, or what has changed since it was done."""
+    present = {trial.trial_id for trial in plan.trials}
+    earlier: dict[tuple[Any, ...], Row] = {}
+    for row in ledger.rows.values():
+        if row["trial_id"] not in present:
+            earlier[_place_of_row(row, plan.axes)] = row
+    return {
+        trial.trial_id: _reason(plan, deployment, trial, ledger, earlier)
+        for deployment in left
+        for trial in deployment.trials
+    }
+
+
+def _reason(
+    plan: Plan, deployment: Deployment, trial: Trial, ledger: Ledger, earlier: Mapping[tuple[Any, ...], Row]
+) -> str:
+    row = ledger.rows.get(trial.trial_id)
+    if row is not None:
+        damaged = trial.trial_id in ledger.damaged
+        return "its requests.parquet is cut short" if damaged else f"was {row['outcome']}: {row.get('reason')}"
+    old = earlier.get(_place(deployment, trial, plan.axes))
+    return "new" if old is None else f"changed: {_change(deployment, trial, old)}"
+
+
+def _place(deployment: Deployment, trial: Trial, axes: Iterable[str]) -> tuple[Any, ...]:
+    """Where in the experiment a trial stands, whatever its content: what a row must share with it to be compared."""
+    names = (deployment.backend.name, deployment.model.name, trial.workload.name, trial.load.name, trial.replicate)
+    loads = trial.load_columns()
+    return (*names, *(loads[key] for key in sorted(loads)), *(str(trial.coordinates.get(axis)) for axis in axes))
+
+
+def _place_of_row(row: Row, axes: Iterable[str]) -> tuple[Any, ...]:
+    names = tuple(row.get(key) for key in ("backend", "model", "workload", "load", "replicate"))
+    loads = tuple(row.get(key) for key in ("batch_size", "concurrency", "rate"))
+    return (*names, *loads, *(str(row.get(axis)) for axis in axes))
+
+
+def _change(deployment: Deployment, trial: Trial, old: Row) -> str:
+    """What is different from an earlier row of the same place."""
+    before, after = _flat(json.loads(old["config"])), _flat(json.loads(json.dumps(trial.config, default=str)))
+    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    if keys:
+        words = [f"{key} {before.get(key)} -> {after.get(key)}" for key in keys[:NOT_SHOWN]]
+        return ", ".join(words) + (f" and {len(keys) - NOT_SHOWN} more" if len(keys) > NOT_SHOWN else "")
+    digests = json.loads(old.get("digests") or "{}")
+    now = content_digests(deployment, trial)
+    changed = [part for part in now if part in digests and digests[part] != now[part]]
+    if changed:
+        return f"the content of its {' and '.join(changed)}"
+    if old["deployment_id"] != deployment.deployment_id:
+        return "its engine's environment, the accelerator or the protocol"
+    return "its seed"
+
+
+def content_digests(deployment: Deployment, trial: Trial) -> dict[str, str]:
+    """Hashes of what a trial's configuration points to: the weights and the data set."""
+    parts = {"model": deployment.model, "workload": trial.workload}
+    return {name: str(part.digest()) for name, part in parts.items() if hasattr(part, "digest")}
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """A nested mapping under dotted keys."""
+    if not isinstance(value, Mapping):
+        return {key: value}
+    return {
+        inner: leaf for name, item in value.items() for inner, leaf in _flat(item, f"{key}.{name}".strip(".")).items()
+    }
