@@ -40,6 +40,7 @@ ROW = struct.Struct("<IiqqqIiiii")
 the text table, -1: none). A row's chunks are the next ones of the chunk files."""
 
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
+TICK_NS = 100_000_000  # between two looks at time-outs
 LAG_EVERY = 20_000_000  # ns between two looks at the loop's lag
 GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
 SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on requests in flight
@@ -208,7 +209,7 @@ class Run:
     def __init__(self, job: Job, pool: Pool, results: Results, loop: asyncio.AbstractEventLoop, calls: range) -> None:
         self.job, self.pool, self.results, self.loop = job, pool, results, loop
         self.todo = deque(calls)
-        self.first_call = calls.start
+        self.first_call = calls.start - job.part
         self.finished: asyncio.Future[None] = loop.create_future()
         self.in_flight: set[Connection] = set()
         self.start = 0  # ns
@@ -231,9 +232,9 @@ class Run:
             return
         self.stopped = reason
         self.todo.clear()
+        self._stop()  # first, so that no slot that becomes free is given to what waits
         for connection in list(self.in_flight):
             connection.abandon(f"cancelled: {reason}")
-        self._stop()
         self._settle()
 
     def close(self) -> None:
@@ -246,6 +247,10 @@ class Run:
             if answer is None:
                 continue
             sent = answer.sent
+            if sent and now - sent > TICK_NS:
+                connection.look(now - TICK_NS)
+                if connection.answer is not answer:
+                    continue
             if not sent:
                 if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
                     connection.abandon(f"connect: none within {limits.connect:g} s")
@@ -561,7 +566,7 @@ class Client:
         if now >= self._next_check:
             self._next_check = now + 1_000_000_000
             self.stamps.refresh()
-        self.loop.call_later(0.1, self._tick)
+        self.loop.call_later(TICK_NS / 1e9, self._tick)
 
     def _lag_tick(self) -> None:
         now = time.monotonic_ns()

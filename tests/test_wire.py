@@ -1,0 +1,425 @@
+"""Answers on the wire: every dialect and every trouble, cut at every byte."""
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import httptools
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweep import wire
+from sweep.clock import StampClock
+from sweep.connection import Connection, Counters, Endpoint
+from sweep.records import UNKNOWN, Request
+from sweep.wire import Answer, Target, Timeouts
+
+
+def sse(*events: object, newline: bytes = b"\n") -> bytes:
+    """Events as a server would send them: objects as JSON, strings as they are."""
+    out = b""
+    for event in events:
+        text = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
+        out += b"data: " + text.encode() + newline * 2
+    return out
+
+
+def completion(text: str, index: int = 0, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+    ids = {key: more.pop(key) for key in ("token_ids",) if key in more}
+    return {"id": "cmpl-1f", "object": "text_completion", "created": 7, "model": "m", "choices": [choice | ids]} | more
+
+
+def chat(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"id": "c1", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": None}
+
+
+def usage(input_tokens: int, output_tokens: int) -> dict[str, Any]:
+    return {"prompt_tokens": input_tokens, "total_tokens": 0, "completion_tokens": output_tokens}
+
+
+def final(input_tokens: int, output_tokens: int) -> dict[str, Any]:
+    return {"id": "cmpl-1f", "choices": [], "usage": usage(input_tokens, output_tokens)}
+
+
+def tgi(index: int, text: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
+    token = {"id": 300 + index, "text": text, "logprob": -1.5 - index / 8, "special": False}
+    return {"index": index, "token": token, "generated_text": "all" if details else None, "details": details}
+
+
+TGI_END = {"finish_reason": "length", "generated_tokens": 4, "seed": None, "input_length": 12}
+TEXTS = [" the", " 12", ' say \\"hi\\"', "\n\n", " \\", " ü→", '"text":"', " end"]
+STREAMS: dict[str, tuple[wire.Api, int, bytes]] = {
+    "completions": ("completions", 1, sse(*map(completion, TEXTS), completion("!", finish="length"), "[DONE]")),
+    "final usage": ("completions", 1, sse(completion(" a"), completion(" b", finish="stop"), final(9, 3), "[DONE]")),
+    "running usage": (
+        "completions",
+        1,
+        sse(
+            *(completion(f" t{n}", usage=usage(5, n)) for n in (1, 2, 3, 7, 8, 10, 11)),
+            completion("", finish="stop", usage=usage(5, 12)),
+            final(5, 12),
+            "[DONE]",
+        ),
+    ),
+    "token ids": (
+        "completions",
+        1,
+        sse(
+            *(completion(" t", token_ids=list(range(n))) for n in (1, 1, 0, 3, 12)), completion("", 0, "stop"), "[DONE]"
+        ),
+    ),
+    "list": (
+        "completions",
+        3,
+        sse(
+            *(completion(f" {n}", n % 3) for n in range(9)),
+            *(completion(".", n, "length") for n in (2, 0, 1)),
+            final(30, 12),
+            "[DONE]",
+        ),
+    ),
+    "list with usage": (
+        "completions",
+        2,
+        sse(
+            *(completion(" x", n % 2, usage=usage(5 + n % 2, 1 + n // 2)) for n in range(8)),
+            completion("", 1, "length", usage=usage(6, 4)),
+            completion("", 0, "length", usage=usage(5, 4)),
+            final(11, 8),
+            "[DONE]",
+        ),
+    ),
+    "chat": (
+        "chat",
+        1,
+        sse(
+            chat({"role": "assistant", "content": ""}),
+            chat({"reasoning_content": "hm"}),
+            chat({"reasoning_content": " 1"}),
+            chat({"content": "a"}),
+            chat({"content": " b"}),
+            chat({}, "stop"),
+            final(3, 4),
+            "[DONE]",
+        ),
+    ),
+    "tgi": ("tgi", 1, sse(*(tgi(n, f" w{n}") for n in (1, 2, 3)), tgi(4, ".", TGI_END))),
+    "comments": (
+        "completions",
+        1,
+        b": ping\n\n" + sse(completion(" a")) + b":\n\nevent: x\nid: 3\n\n" + sse(completion(" b"), "[DONE]"),
+    ),
+    "crlf": ("completions", 1, sse(*map(completion, TEXTS), "[DONE]", newline=b"\r\n")),
+    "two data lines": ("completions", 1, b'data: {"choices":[{"text":\ndata: "x"}]}\n\n' + sse("[DONE]")),
+    "no last blank line": ("completions", 1, sse(completion(" a"), completion(" b", finish="stop"))[:-2]),
+    "no blanks in JSON": ("completions", 1, sse(json.dumps(completion(" a")), json.dumps(completion(" b")), "[DONE]")),
+    "error event": ("completions", 1, sse(completion(" a"), {"error": {"message": "boom", "code": 503}}, "[DONE]")),
+    "broken JSON": ("completions", 1, sse(completion(" a"), '{"choices', completion(" b"), "[DONE]")),
+    "strange shape": ("completions", 1, sse({"choices": [7]}, completion(" b"), "[DONE]")),
+    "other index": ("completions", 2, sse(completion(" a", 1), completion(" a", 1), completion(" b", 5), "[DONE]")),
+    "cut short": ("completions", 1, sse(completion(" a"), completion(" b"))),
+    "nothing": ("completions", 1, sse("[DONE]")),
+}
+
+
+def read(api: wire.Api, prompts: int, pieces: Sequence[bytes], status: int = 200, complete: bool = True) -> Answer:
+    """An answer from the pieces of its body; piece i arrives (i + 1) ms after the send."""
+    answer = Answer(api, prompts)
+    answer.status, answer.sent = status, 1
+    answer.header(b"Content-Type", b"text/event-stream; charset=utf-8")
+    for number, piece in enumerate(pieces, 1):
+        answer.body(piece, 1 + number * 1_000_000)
+    if complete:
+        answer.complete(1 + len(pieces) * 1_000_000)
+    return answer
+
+
+def outcome(answer: Answer) -> list[tuple[Any, ...]]:
+    """All that a Record gets from an answer, but for the times."""
+    return [
+        (list(s.chunk_tokens), len(s.chunk_us), s.input_tokens, s.total, s.finish_reason, answer.error_of(s))
+        for s in answer.streams
+    ]
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    edges = [0, *sorted(places), len(data)]
+    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+EXPECTED: dict[str, list[tuple[Any, ...]]] = {
+    "completions": [([1] * 9, 9, UNKNOWN, 9, "length", None)],
+    "final usage": [([1, 1], 2, 9, 3, "stop", None)],
+    "running usage": [([1, 1, 1, 4, 1, 2, 1, 1], 8, 5, 12, "stop", None)],
+    "token ids": [([1, 1, 3, 12], 4, UNKNOWN, 17, "stop", None)],
+    "list": [([1] * 4, 4, UNKNOWN, 4, "length", None)] * 3,
+    "list with usage": [([1] * 4, 4, 5, 4, "length", None), ([1] * 4, 4, 6, 4, "length", None)],
+    "chat": [([1] * 4, 4, 3, 4, "stop", None)],
+    "tgi": [([1] * 4, 4, 12, 4, "length", None)],
+    "comments": [([1, 1], 2, UNKNOWN, 2, None, None)],
+    "crlf": [([1] * 8, 8, UNKNOWN, 8, None, None)],
+    "two data lines": [([1], 1, UNKNOWN, 1, None, None)],
+    "no last blank line": [([1, 1], 2, UNKNOWN, 2, "stop", None)],
+    "no blanks in JSON": [([1, 1], 2, UNKNOWN, 2, None, None)],
+    "error event": [([1], 1, UNKNOWN, 1, None, "engine: 503 boom")],
+    "broken JSON": [([1, 1], 2, UNKNOWN, 2, None, 'protocol: an event is not JSON: {"choices')],
+    "cut short": [([1, 1], 2, UNKNOWN, 2, None, "closed: the stream ended without its end mark")],
+    "nothing": [([], 0, UNKNOWN, 0, None, "empty: the stream ended without a token")],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_stream_means_what_it_says(name: str) -> None:
+    api, prompts, data = STREAMS[name]
+    assert outcome(read(api, prompts, [data])) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_one_cut_anywhere_changes_nothing(name: str) -> None:
+    api, prompts, data = STREAMS[name]
+    whole = outcome(read(api, prompts, [data]))
+    for place in range(1, len(data)):
+        assert outcome(read(api, prompts, cut(data, [place]))) == whole, place
+    assert outcome(read(api, prompts, [data[i : i + 1] for i in range(len(data))])) == whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(STREAMS)), st.data())
+def test_cuts_anywhere_change_nothing(name: str, data: st.DataObject) -> None:
+    api, prompts, stream = STREAMS[name]
+    places = data.draw(st.lists(st.integers(1, len(stream) - 1), max_size=30))
+    assert outcome(read(api, prompts, cut(stream, places))) == outcome(read(api, prompts, [stream]))
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(texts, st.integers(0, 40)), min_size=1, max_size=12), st.booleans(), st.booleans(), st.data())
+def test_the_short_cut_agrees_with_json(
+    tokens: list[tuple[str, int]], ascii_only: bool, counted: bool, data: st.DataObject
+) -> None:
+    """Whatever the texts hold, the counts are those that parsing every event gives."""
+    seen, events, expected = 0, [], []
+    for text, count in tokens:
+        seen += count
+        event = completion(text, usage=usage(3, seen)) if counted else completion(text)
+        events.append(json.dumps(event, separators=(",", ":"), ensure_ascii=ascii_only))
+        expected.append(count if counted else int(bool(text)))
+    stream = sse(*events, "[DONE]")
+    places = data.draw(st.lists(st.integers(1, len(stream) - 1), max_size=10))
+    answer = read("completions", 1, cut(stream, places))
+    assert list(answer.streams[0].chunk_tokens) == [count for count in expected if count]
+    assert answer.error is None
+
+
+def test_the_short_cut_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    monkeypatch.setattr(wire.json, "loads", lambda data, loads=json.loads: parsed.append(data) or loads(data))
+    read("completions", 1, [sse(*(completion(f" {n}", usage=usage(5, n)) for n in range(1, 200)), "[DONE]")])
+    assert len(parsed) == 1
+
+
+def test_an_event_has_the_stamp_of_its_last_byte() -> None:
+    first, second = sse(completion(" a")), sse(completion(" b"))
+    data = first + second
+    for place in range(1, len(data)):
+        answer = read("completions", 1, cut(data, [place]), complete=False)
+        arrivals = [us // 1000 for us in answer.streams[0].chunk_us]
+        assert arrivals == [1 if place >= len(first) else 2, 2], place
+
+
+def test_usage_of_a_list_is_nobodys() -> None:
+    api, prompts, data = STREAMS["list"]
+    assert [stream.total for stream in read(api, prompts, [data]).streams] == [4, 4, 4]
+
+
+def test_a_failed_call_leaves_finished_streams_alone() -> None:
+    data = sse(completion(" a", 0), completion(" b", 1, "stop"), {"error": "late"})
+    answer = read("completions", 2, [data])
+    assert [answer.error_of(stream) for stream in answer.streams] == ["engine: late", None]
+
+
+def test_a_running_count_is_not_taken_for_the_final_one() -> None:
+    data = sse(completion(" a", usage=usage(5, 1)), completion(" b", usage=usage(5, 2)))
+    assert read("completions", 1, [data]).streams[0].total == 2
+
+
+def test_tgi_error_in_a_200() -> None:
+    data = sse({"error": "Model is overloaded", "error_type": "overloaded"})
+    assert read("tgi", 1, [data]).error == "engine: overloaded Model is overloaded"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "error"),
+    [
+        (
+            503,
+            [(b"Retry-After", b"7")],
+            b'{"error":{"message":"busy","code":503}}',
+            "status: 503 retry_after=7 503 busy",
+        ),
+        (429, [(b"retry-after", b"0.5")], b"slow down", "status: 429 retry_after=0.5 slow down"),
+        (500, [], b"", "status: 500"),
+        (200, [(b"content-type", b"application/json")], b'{"a": 1}', 'protocol: not an event stream: {"a": 1}'),
+    ],
+)
+def test_answers_that_are_no_streams(status: int, headers: list[tuple[bytes, bytes]], body: bytes, error: str) -> None:
+    answer = Answer("completions")
+    answer.status = status
+    for name, value in headers:
+        answer.header(name, value)
+    for piece in cut(body, range(1, len(body))):
+        answer.body(piece, 5)
+    answer.complete(6)
+    assert answer.error == error
+
+
+def test_an_event_without_end_is_refused() -> None:
+    answer = read("completions", 1, [b"data: " + b"x" * (wire.LARGEST_EVENT + 10)], complete=False)
+    assert answer.error is not None
+    assert answer.error.startswith("protocol: ")
+
+
+# -- through HTTP's framing, on a socket
+
+
+def http(body: bytes, chunk: int | None) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    if chunk is None:
+        return head + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    parts = [body[i : i + chunk] for i in range(0, len(body), chunk)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    return head + b"transfer-encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
+
+
+class NoLoop:
+    """A loop that is told things and does nothing: the test itself calls the reader."""
+
+    def add_reader(self, *arguments: object) -> None: ...
+    def remove_reader(self, *arguments: object) -> None: ...
+    def remove_writer(self, *arguments: object) -> None: ...
+    def create_task(self, coroutine: Any) -> "asyncio.Future[None]":
+        coroutine.close()
+        return asyncio.Future(loop=asyncio.new_event_loop())
+
+
+def receive(pieces: Sequence[bytes], api: wire.Api, prompts: int) -> tuple[Answer, Counters]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    ended: list[Answer] = []
+    counters = Counters()
+    endpoint = Endpoint(socket.AF_UNIX, (), "", None, 1.0)
+    loop: Any = NoLoop()
+    connection = Connection(loop, endpoint, StampClock(), counters, lambda _, answer: ended.append(answer))
+    connection._sock, connection._parser = ours, httptools.HttpResponseParser(connection)
+    with ours, theirs:
+        connection.begin(b"request", Answer(api, prompts))
+        for piece in pieces:
+            theirs.sendall(piece)
+            connection._readable()
+    assert len(ended) == 1
+    return ended[0], counters
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(STREAMS)), st.sampled_from([None, 1, 7, 64, 1000]), st.data())
+def test_http_cut_anywhere_gives_the_same_records(name: str, chunk: int | None, data: st.DataObject) -> None:
+    api, prompts, body = STREAMS[name]
+    wired = http(body, chunk)
+    places = data.draw(st.lists(st.integers(1, len(wired) - 1), max_size=20))
+    answer, _ = receive(cut(wired, places), api, prompts)
+    assert outcome(answer) == outcome(read(api, prompts, [body]))
+
+
+def test_reads_with_several_events_are_counted() -> None:
+    body = sse(completion(" a"), completion(" b"), completion(" c"), "[DONE]")
+    assert receive([http(body, None)], "completions", 1)[1].multi_event_reads == 1
+    edge = len(http(body, None)) - len(body) + len(sse(completion(" a")))
+    each = [edge, edge + len(sse(completion(" b")))]
+    assert receive(cut(http(body, None), each), "completions", 1)[1].multi_event_reads == 0
+    assert receive([http(sse(completion(" a"), "[DONE]"), None)], "completions", 1)[1].multi_event_reads == 0
+
+
+# -- requests
+
+
+def body_of(data: bytes) -> dict[str, Any]:
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+    content: dict[str, Any] = json.loads(body)
+    return content
+
+
+def test_bodies_of_each_api() -> None:
+    request = Request("r-1", (1, 2, 3), 8)
+    body = body_of(wire.call(Target("http://h:1", "m", continuous_usage=True, ignore_eos=True), [request]))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    assert body == {
+        "model": "m",
+        "prompt": [1, 2, 3],
+        "max_tokens": 8,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": options,
+        "ignore_eos": True,
+    }
+    text = Request("r-2", "hällo", 8)
+    body = body_of(
+        wire.call(Target("http://h", "m", api="chat", extra_body={"stream_options": None, "top_k": 1}), [text])
+    )
+    assert body["messages"] == [{"role": "user", "content": "hällo"}]
+    assert "stream_options" not in body
+    assert body["top_k"] == 1
+    body = body_of(wire.call(Target("http://h", "m", api="tgi"), [text]))
+    assert body == {"inputs": "hällo", "parameters": {"max_new_tokens": 8, "do_sample": False, "details": True}}
+    body = body_of(wire.call(Target("http://h", "m", batch_form="list"), [text, text]))
+    assert body["prompt"] == ["hällo", "hällo"]
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "address"),
+    [
+        ("http://h:1", "/v1/completions", ("h", 1)),
+        ("https://h/v1", "/v1/completions", ("h", 443)),
+        ("http://[::1]:80/base/", "/base/v1/completions", ("::1", 80)),
+        ("http://h/base/v1/", "/base/v1/completions", ("h", 80)),
+    ],
+)
+def test_urls(url: str, path: str, address: tuple[str, int]) -> None:
+    target = Target(url, "m")
+    assert (target.path, target.address) == (path, address)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Target("ftp://h", "m"), "url='ftp://h'"),
+        (lambda: Target("http://me:secret@h", "m"), "api_key_env"),
+        (lambda: Target("http://h", "m", api="grpc"), "api='grpc'"),  # type: ignore[arg-type]
+        (lambda: Target("http://h", "m", api="chat", batch_form="list"), "batch_form='list'"),
+        (lambda: Target("http://h", "m", headers={"a": "b\r\nc"}), "headers"),
+        (lambda: wire.call(Target("http://h", "m"), [Request("a\r\nb", "x", 1)]), "request_id"),
+        (lambda: wire.call(Target("http://h", "m", token_ids=False), [Request("a", (1,), 1)]), "token ids"),
+        (lambda: wire.call(Target("http://h", "m", api="chat"), [Request("a", (1,), 1)]), "chat takes text"),
+        (lambda: wire.call(Target("http://h", "m", api="tgi"), [Request("a", (1,), 1)]), "TGI takes text"),
+        (lambda: Timeouts(total=5000), "timeouts.total=5000"),
+        (lambda: Timeouts(connect=0), "timeouts.connect=0"),
+    ],
+)
+def test_mistakes_are_refused_at_the_door(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        make()
+    assert "secret" not in str(caught.value)
+
+
+def test_the_key_is_in_the_head_only() -> None:
+    assert b"Authorization: Bearer sk-1\r\n" in wire.head(Target("http://h", "m", api_key_env="K"), "sk-1")
+    assert b"Authorization" not in wire.head(Target("http://h", "m"), None)
+    with pytest.raises(ValueError, match="K cannot go into a header"):
+        wire.head(Target("http://h", "m", api_key_env="K"), "a\r\nb: c")
