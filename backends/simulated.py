@@ -6,7 +6,7 @@ is held against. It needs no environment of its own: it runs in the orchestrator
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -59,6 +59,8 @@ class Faults(BaseModel):
 
 class Simulated(Backend):
     """Keys as in `simulated_server.Config`; times in s."""
+
+    computes_model: ClassVar[bool] = False
 
     ttft: Timing = Timing(mean=0.05)
     itl: Timing = Timing(mean=0.02)

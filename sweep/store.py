@@ -56,6 +56,8 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
     **_types(pa.float64(), "memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes"),
     **_types(pa.string(), "memory_label"),
     **_types(pa.float64(), "price_per_hour", "cost_per_million_tokens"),
+    **_types(pa.float64(), "agreement"),
+    **_types(pa.string(), "agreement_reference"),
     **_types(pa.string(), "accelerator"),
     **_types(pa.int64(), "gpu_count"),
     **_types(pa.string(), "dtype"),

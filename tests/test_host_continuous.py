@@ -166,7 +166,7 @@ def test_a_trial_in_one_call(client, library):
     before = time.monotonic_ns()
     found = measure(client, [[10], [20, 30], [40]], {"mode": "lockstep", "batch_size": 2})
     assert before < found["start_ns"] < time.monotonic_ns()
-    warm, *records = found["records"]
+    (warm,), records = found["warmup"], found["records"]
     assert warm["scheduled"] < 0
     assert [record["input_tokens"] for record in records] == [1, 2, 1]
     assert all(record["chunk_tokens"] == [1, 1, 1] and record["output_tokens"] == 3 for record in records)

@@ -6,7 +6,7 @@ What comes out are the raw stamps of a Record (sweep/records.py), on CLOCK_MONOT
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,15 +129,17 @@ def measure(
     traces = run(library, rows, order, start, stopped)
     return {
         "start_ns": start,
-        "records": [
-            _record(trace, row, index)
-            for rows_, traces_ in ((warmup, warm), (rows, traces))
-            for index, (row, trace) in enumerate(zip(rows_, traces_, strict=False))
-        ],
+        "warmup": _records(warm, warmup),
+        "records": _records(traces, rows),
     }
 
 
-def _record(trace: Trace, row: Row, index: int) -> Mapping[str, Any]:
+def _records(traces: Sequence[Trace], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Those that were released: the first ones."""
+    return [_record(trace, rows[index], index) for index, trace in enumerate(traces)]
+
+
+def _record(trace: Trace, row: Row, index: int) -> dict[str, Any]:
     return {
         "index": index,
         "scheduled": trace.scheduled,
