@@ -6,6 +6,7 @@ by token while shorter ones already decode. That is its way of batching, and it 
 
 import ctypes
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,10 @@ CUDA_LIBRARIES = {"nvidia-cublas-cu12": "libcublas*.so.*", "nvidia-cudnn-cu12": 
 def load(settings: Settings) -> "CTranslate2":
     if settings.device == "cuda":
         _load_cuda_libraries()
+    allowed = re.findall(r"(\w+): ", ctranslate2.Generator.__init__.__doc__.splitlines()[0])  # its signature
+    for name in settings.flags:
+        if name not in allowed:  # its own error would be twenty lines
+            raise TypeError(f"ctranslate2.Generator has no argument {name}; it has {', '.join(allowed[2:])}")
     folder = settings.model / FOLDER
     ctranslate2.set_random_seed(settings.seed)
     generator = ctranslate2.Generator(str(folder), device=settings.device, inter_threads=1, **settings.flags)
