@@ -104,7 +104,6 @@ class Settings(Strict):
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
     metrics: Literal["sweep", "vllm"] = "sweep"
     agreement: bool = True  # compare each engine's greedy tokens with transformers', once per launch
-    agreement: bool = True  # compare each engine's greedy tokens with transformers', once per launch
     cache_dir: str | None = None
     telemetry_interval: PositiveFloat = 0.5  # s
     client: Client = Client()
