@@ -58,10 +58,12 @@ class Model(BaseModel):
     served_name: str | None = None  # under which engines serve it; None: `name`
 
     def check(self) -> None:
-        """Raise ValueError, in one line that names the key and what is allowed, for what can be known without effort."""
+        """Raise ValueError, in one line that names the key and what is allowed, for what can be known at once."""
         tokenizer = self.tokenizer
         if tokenizer and not Path(tokenizer).expanduser().is_dir() and not REPOSITORY.fullmatch(tokenizer):
-            raise ValueError(f"model.tokenizer={tokenizer}: allowed is a folder that exists or a Hugging Face repository")
+            raise ValueError(
+                f"model.tokenizer={tokenizer}: allowed is a folder that exists or a Hugging Face repository"
+            )
 
     def digest(self) -> str:
         """What the content of this model is, as far as it can be known without loading it."""
@@ -246,7 +248,9 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
         tokenizer.no_truncation()
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
-        raise ValueError(f"model.tokenizer={folder}: has no tokenizer.json; allowed is a folder or repository that has one")
+        raise ValueError(
+            f"model.tokenizer={folder}: has no tokenizer.json; allowed is a folder or repository that has one"
+        )
     # What GPT-2 and OPT repositories have: those come without a tokenizer.json.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -270,11 +274,11 @@ def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
 def _special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """bos_token_id and, where the tokenizer has them, eos_token_id and pad_token_id."""
     config = _tokenizer_config(folder)
-    found = {
-        f"{kind}_id": tokenizer.token_to_id(_text(config[kind]))
-        for kind in ("bos_token", "eos_token", "pad_token")
-        if config.get(kind)
-    }
+    found = {}
+    for kind in ("bos_token", "eos_token", "pad_token"):
+        number = tokenizer.token_to_id(_text(config.get(kind)))
+        if number is not None:
+            found[f"{kind}_id"] = number
     if "bos_token_id" not in found:
         raise ValueError(f"model.tokenizer={folder}: has no bos_token; random weights need one")
     return found
@@ -410,7 +414,7 @@ def _hub() -> HfApi:
 
 @lru_cache
 def _commit(repo: str, revision: str) -> str:
-    """The commit that a revision means, as the hub says; as it last said, where it is not reached; else the revision."""
+    """The commit that a revision means: as the hub says; else as it last said; else the revision itself."""
     if COMMIT.fullmatch(revision):
         return revision
     remembered = cache_directory(None) / "digests" / "hub.json"

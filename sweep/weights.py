@@ -5,21 +5,21 @@ seem to disagree at random, and speculation would seem to work. Here every weigh
 a small circuit in exact arithmetic of +1 and -1, one step of it in each layer:
 
 - Each token has an id of `bits` bits, and that id's codeword in a random linear code of `width` signs. The elementwise
-  product of two codewords is the codeword of the exclusive or of their ids, and any two codewords differ in many places.
-- The residual stream holds the token's codeword twice (BASE, which stays, and STATE), an empty block (FETCHED) and in all
-  other dimensions a constant pattern of signs; BOS has another pattern, by which it is known.
+  product of two codewords is the codeword of the exclusive or of their ids, and any two differ in many places.
+- The residual stream holds the token's codeword twice (BASE, which stays, and STATE), an empty block (FETCHED) and in
+  all other dimensions a constant pattern of signs; BOS has another pattern, by which it is known.
 - In layer l one attention head fetches the BASE of the token `lookbacks[l]` positions ago. Its queries and keys are
   constant, so that rotary embedding alone makes their product peak there. BOS scores halfway between the peak and the
   next best position: it is what is fetched where the text is still too short, and its codeword is all +1.
   The MLP multiplies STATE by FETCHED and empties FETCHED; silu(z) - silu(-z) = z makes a gated unit an exact product.
-- The output head holds a permuted codeword for each of 2^bits ordinary tokens: next = P(id[0] ^ id[-1] ^ id[-4] ^ ...), a
-  rolling hash of the context through a random permutation. Other tokens (special ones, those the tokenizer does not know,
-  pieces that are no text) have a logit far below: they are never generated, nor is EOS.
+- The output head holds a permuted codeword for each of 2^bits ordinary tokens: next = P(id[0] ^ id[-1] ^ id[-4] ^ ...),
+  a rolling hash of the context through a random permutation. Other tokens (special ones, those the tokenizer does not
+  know, pieces that are no text) have a logit far below: they are never generated, nor is EOS.
 
 So one wrong fetch in any layer, from a wrong cache, mask or position, changes all the tokens that follow.
 
-The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are scaled without rounding before the last step:
-the same file on any machine. One tensor is in memory at a time, so 7B parameters need little more than a gigabyte.
+The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded once, at the end: the same file on
+any machine. One tensor is in memory at a time, so 7B parameters need little more than a gigabyte.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ VERSION = 1  # part of every digest: raise it when the same numbers come to othe
 MAX_WIDTH = 64  # signs in a codeword
 MAX_BITS = 11  # of a token's id
 UNITS = 4  # of the MLP, per sign of a codeword
-CONSTANT_GATE = -2.0  # where silu falls as it grows: a stream that is too loud then damps STATE, else errors would build up
+CONSTANT_GATE = -2.0  # where silu falls: a stream that is too loud then damps STATE, or else errors would build up
 LOOKBACKS = (1, 4, 16, 64)  # tokens, of the first layers; the others look back over the numbers between
 NOISE = 0.05  # standard deviation of what all random weights together add to a residual dimension; the signal is 1
 CIRCUIT_NOISE = 0.005  # the same inside the circuit's own rows
@@ -153,7 +153,8 @@ class Circuit:
 
     def _order(self, name: str, count: int) -> Array:
         """A random permutation of range(count)."""
-        return np.argsort(_raw(self.seed, name, 4 * count).view("<u8")[:count], kind="stable")
+        order: Array = np.argsort(_raw(self.seed, name, 4 * count).view("<u8"), kind="stable")
+        return order
 
     @cached_property
     def code(self) -> Array:
@@ -177,8 +178,8 @@ class Circuit:
 
     @cached_property
     def ids(self) -> Array:
-        """Id of each token as it is read, (vocab_size,): each of the tokens that can be generated has one of its own."""
-        ids = _raw(self.seed, "ids", self.architecture.vocab_size).astype(np.int64) % 2**self.bits
+        """Id of each token as it is read, (vocab_size,): those that can be generated have one of their own."""
+        ids: Array = _raw(self.seed, "ids", self.architecture.vocab_size).astype(np.int64) % 2**self.bits
         ids[self.outputs] = self._order("inputs", 2**self.bits)
         ids[self.vocabulary.bos] = 0  # whose codeword is all +1: fetching it changes nothing
         return ids
@@ -266,8 +267,8 @@ class Circuit:
         rows[half - 1, self.rest] = self.before_attention * lengths[-1] * self._read(self.bos_pattern)
         rows[half:, self.rest] = 0
 
-    # The MLP's first units, in four blocks of `width`: FETCHED * STATE twice, with the gate's sign both ways, then STATE
-    # and FETCHED by a constant gate. No row mixes weights of different sizes: 4 bits can hold them.
+    # The MLP's first units, in four blocks of `width`: FETCHED * STATE twice, with the gate's sign both ways, then
+    # STATE and FETCHED by a constant gate. No row mixes weights of different sizes: 4 bits can hold them.
 
     def _gate(self, weights: Array) -> None:
         rows = self._units(weights)
@@ -277,9 +278,9 @@ class Circuit:
 
     def _up(self, weights: Array) -> None:
         rows = self._units(weights)
-        gain = (1 + math.exp(-CONSTANT_GATE)) / -CONSTANT_GATE  # so that the constant gate lets through -1
+        gain = float(_steady((1 + math.exp(-CONSTANT_GATE)) / -CONSTANT_GATE))  # the constant gate then gives -1
         rows[:2, :, self.state] = self._identity()
-        rows[2, :, self.state] = rows[3, :, self.fetched] = self._identity(_steady(np.float64(gain)))
+        rows[2, :, self.state] = rows[3, :, self.fetched] = self._identity(gain)
 
     def _down(self, weights: Array) -> None:
         """STATE += FETCHED * STATE - STATE, FETCHED -= FETCHED."""
@@ -298,9 +299,9 @@ class Circuit:
         weights[self.outputs, self.state] += scale * self.code
 
 
-def _steady(values: Array) -> Array:
+def _steady(values: Array | float) -> Array:
     """Rounded, so that mathematical libraries that differ in the last digit give the same weights."""
-    rounded: Array = np.round(values * 2**12) / 2**12
+    rounded: Array = np.round(np.asarray(values) * 2**12) / 2**12
     return rounded
 
 
@@ -341,7 +342,8 @@ def _stream(seed: int, name: str) -> np.random.PCG64:
 
 def _draw(stream: np.random.PCG64, count: int) -> Array:
     """16 random bits each. (`random_raw` is what NumPy promises to keep; the methods of Generator are not.)"""
-    return stream.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
+    bits: Array = stream.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
+    return bits
 
 
 def _raw(seed: int, name: str, count: int) -> Array:

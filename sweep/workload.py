@@ -4,8 +4,8 @@ Every prompt begins with a header of its own, so that no cache can answer for th
 from their first words on. What is asked depends on the seed and on nothing of the backend. Each random dimension has a
 stream of its own, of raw bits that NumPy keeps unchanged: input lengths stay when output lengths change.
 
-Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without one a plain word stands for
-a token, and only the engine's own count is recorded.
+Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without one a plain word stands
+for a token, and only the engine's own count is recorded.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ import json
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,18 @@ WORDS = DATA / "words.txt"
 VERSION = 1  # part of every digest: raise it when the same configuration comes to other prompts
 HEADER_WORDS = 4
 FEWEST_WORDS = 64  # that a tokenizer must know as one token each, for prompts of exact length
+SPARE_WORDS = 8  # beyond the length, should a tokenizer join some
 ROUNDS = 4  # of cutting and filling until every prompt has its length
 
 Distribution = Literal["uniform", "normal", "lognormal"]
 Indices = NDArray[np.int64]
+
+
+class Encoded(NamedTuple):
+    """A prompt and its tokens, special ones included; None where there is no tokenizer."""
+
+    text: str
+    ids: list[int] | None
 
 
 class Draw:
@@ -100,22 +109,18 @@ class Workload(BaseModel):
         """
         if count == 0:
             return []
+        if token_ids and tokenizer is None:
+            raise ValueError(f"model.tokenizer: none; workload {self.name} needs one, for prompts as token ids")
         draw = Draw(seed, phase, count)
-        prompts, outputs = self._prompts(draw, tokenizer), self._output_lengths(draw)
-        if tokenizer is None:
-            if token_ids:
-                raise ValueError(f"model.tokenizer: none; workload {self.name} needs one, for prompts as token ids")
-            ids: list[list[int]] = []
-            lengths = [UNKNOWN] * count
-        else:
-            ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(prompts)]
-            lengths = [len(one) for one in ids]
-        return [
-            Request(f"{phase}-{seed:x}-{i}", tuple(ids[i]) if token_ids else prompts[i], outputs[i], lengths[i], phase)
-            for i in range(count)
-        ]
+        outputs = self._output_lengths(draw)
+        requests = []
+        for number, (text, ids) in enumerate(self._prompts(draw, tokenizer)):
+            prompt = text if ids is None or not token_ids else tuple(ids)
+            length = UNKNOWN if ids is None else len(ids)
+            requests.append(Request(f"{phase}-{seed:x}-{number}", prompt, outputs[number], length, phase))
+        return requests
 
-    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:
         raise NotImplementedError
 
     def _output_lengths(self, draw: Draw) -> list[int]:
@@ -146,14 +151,14 @@ class Prompts(Workload):
             raise ValueError(f'workload.file={self.file}: allowed is {{"prompt": text}} in each line')
         return [str(text) for text in texts]
 
-    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:
         texts = self._texts()
         chosen = [texts[i] for i in draw.cycle(len(texts), "prompts")]
-        if not self.unique_header:
-            return chosen
-        words = _words()
-        headers = draw.headers(len(words)).tolist()
-        return [f"{' '.join(words[i] for i in header)}\n\n{text}" for header, text in zip(headers, chosen, strict=True)]
+        if self.unique_header:
+            words = _words()
+            headers = [" ".join(words[i] for i in header) for header in draw.headers(len(words)).tolist()]
+            chosen = [f"{header}\n\n{text}" for header, text in zip(headers, chosen, strict=True)]
+        return _encode(chosen, tokenizer)
 
     def _output_lengths(self, draw: Draw) -> list[int]:
         return [self.output_tokens] * draw.count
@@ -165,7 +170,7 @@ class Synthetic(Workload):
     input_tokens: PositiveInt
     output_tokens: PositiveInt
 
-    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:
         return exact_prompts(self._input_lengths(draw), draw, tokenizer, self.unique_header)
 
     def _input_lengths(self, draw: Draw) -> list[int]:
@@ -199,14 +204,20 @@ class Serving(Synthetic):
             low, high = max(math.ceil(mean * (1 - self.spread)), 1), math.floor(mean * (1 + self.spread))
             high = min(high, self.longest or high)
             return [low + int(fraction * (high - low + 1)) for fraction in fractions]
-        if self.distribution == "normal":
-            normal, log, exp = NormalDist(mean, mean * self.spread), float, float
-        else:
-            variance = math.log1p(self.spread**2)
-            normal, log, exp = NormalDist(math.log(mean) - variance / 2, math.sqrt(variance)), math.log, math.exp
-        lowest = normal.cdf(log(0.5))
-        span = (normal.cdf(log(self.longest + 0.5)) if self.longest else 1.0) - lowest
-        return [max(round(exp(normal.inv_cdf(lowest + fraction * span))), 1) for fraction in fractions]
+        logarithmic = self.distribution == "lognormal"
+        variance = math.log1p(self.spread**2)
+        normal = (
+            NormalDist(math.log(mean) - variance / 2, math.sqrt(variance))
+            if logarithmic
+            else NormalDist(mean, mean * self.spread)
+        )
+
+        def share_below(length: float) -> float:
+            return normal.cdf(math.log(length) if logarithmic else length)
+
+        lowest, highest = share_below(0.5), share_below(self.longest + 0.5) if self.longest else 1.0
+        values = [normal.inv_cdf(lowest + fraction * (highest - lowest)) for fraction in fractions]
+        return [max(round(math.exp(value) if logarithmic else value), 1) for value in values]
 
     def check(self) -> None:
         for key in ("input_tokens", "output_tokens"):
@@ -238,17 +249,17 @@ class Recorded(Workload):
         pairs = self._pairs()
         return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
 
-    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:
         return exact_prompts([i for i, _ in self._chosen(draw)], draw, tokenizer, self.unique_header)
 
     def _output_lengths(self, draw: Draw) -> list[int]:
         return [o for _, o in self._chosen(draw)]
 
 
-def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[str]:
+def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
     """Random plain words that come to `lengths[i]` tokens each, special ones included; the first ones are a header.
 
-    Words are chosen that are one token each, so that one round nearly always does; it is checked, not assumed.
+    Words are chosen that are one token each, so one round nearly always does; but that is checked, and mended.
 
     Raises ValueError if a length cannot be had from this tokenizer.
     """
@@ -257,34 +268,38 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
         raise ValueError(
             f"workload.input_tokens={min(lengths)}: allowed is at least {special + 1}, as the tokenizer adds {special}"
         )
-    wanted = [length - special for length in lengths]
-    spare = 8  # words beyond the length, for a tokenizer that merges some
-    table = np.array(words, dtype=object)
-    chosen = [
-        table[part]
-        for part in np.split(
-            draw.below(len(words), "words", sum(wanted) + spare * len(wanted)), np.cumsum(np.array(wanted) + spare)[:-1]
-        )
-    ]
-    if unique:
-        for part, header in zip(chosen, draw.headers(len(words)), strict=True):
-            part[:HEADER_WORDS] = table[header]
-    sizes = list(wanted)
+    sizes = [length - special for length in lengths]
+    texts = _word_lists(words, [size + SPARE_WORDS for size in sizes], draw, unique)
     for _ in range(ROUNDS):
-        prompts = [lead + " ".join(part[:size]) for part, size in zip(chosen, sizes, strict=True)]
-        if tokenizer is None:
-            return prompts
-        excess = [len(e.ids) - n for e, n in zip(tokenizer.encode_batch_fast(prompts), lengths, strict=True)]
+        prompts = _encode([lead + " ".join(text[:size]) for text, size in zip(texts, sizes, strict=True)], tokenizer)
+        excess = [0 if p.ids is None else len(p.ids) - length for p, length in zip(prompts, lengths, strict=True)]
         if not any(excess):
             return prompts
         sizes = [size - over for size, over in zip(sizes, excess, strict=True)]
-        if not all(0 < size <= len(part) for part, size in zip(chosen, sizes, strict=True)):
+        if not all(0 < size <= len(text) for text, size in zip(texts, sizes, strict=True)):
             break
     raise ValueError(f"workload.input_tokens={max(lengths)}: this tokenizer makes no prompt of exactly that length")
 
 
+def _word_lists(words: list[str], sizes: Sequence[int], draw: Draw, unique: bool) -> list[list[str]]:
+    """Random words, `sizes[i]` of them for request i."""
+    drawn = iter(draw.below(len(words), "words", sum(sizes)).tolist())
+    lists = [[words[index] for index in islice(drawn, size)] for size in sizes]
+    if unique:
+        for text, header in zip(lists, draw.headers(len(words)).tolist(), strict=True):
+            text[:HEADER_WORDS] = [words[index] for index in header]
+    return lists
+
+
+def _encode(texts: list[str], tokenizer: Tokenizer | None) -> list[Encoded]:
+    if tokenizer is None:
+        return [Encoded(text, None) for text in texts]
+    encodings = tokenizer.encode_batch_fast(texts)
+    return [Encoded(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+
+
 def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
-    """What a prompt begins with, the words that are one token each behind a space, and how many special tokens are added.
+    """What a prompt begins with, the words that are one token each, and how many special tokens are added.
 
     Some tokenizers put a space before the first word themselves; for others the prompt must begin with one.
     """
@@ -296,8 +311,8 @@ def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
         best = max(best, (lead, known), key=lambda pair: len(pair[1]))
     if len(best[1]) < FEWEST_WORDS:
         raise ValueError(
-            f"model.tokenizer: knows {len(best[1])} of {len(_words())} plain words as one token; prompts of exact length "
-            f"need {FEWEST_WORDS}"
+            f"model.tokenizer: knows {len(best[1])} of {len(_words())} plain words as one token; prompts of exact "
+            f"length need {FEWEST_WORDS}"
         )
     return (*best, special)
 
