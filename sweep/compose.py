@@ -312,6 +312,7 @@ def _settings(line: CommandLine, base: Mapping[str, Any], find_hardware: Callabl
     hardware = dict(config["hardware"])
     if hardware.get("name") == "auto":
         hardware = _compose(line.experiment, {"hardware": find_hardware(config["cluster"])})["hardware"]
+        hardware["assumed"] = not any(key.startswith("hardware.") for key in line.scalars)
     for key, value in line.scalars.items():
         if key.startswith("hardware."):
             _assign(hardware, key.removeprefix("hardware."), value)

@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -47,6 +48,18 @@ class Hardware(Strict):
     matches: tuple[str, ...] = ()  # names that NVML gives such a GPU, for hardware=auto
     price_per_hour: PositiveFloat | None = None  # USD per accelerator (per machine on a CPU); None: no cost is printed
     price_source: str | None = None
+    assumed: bool = False  # picked by hardware=auto: true of engines launched here, not of an endpoint somewhere else
+
+
+class Simulated(Strict):
+    """A cluster that is not there, for the question how long a plan would take on it."""
+
+    nodes: PositiveInt
+    gpus: NonNegativeInt  # of each node
+    accelerator: str | None = None  # None: what hardware asks for
+    cpus: PositiveInt = 64  # of each node
+    seconds_per_trial: PositiveFloat | None = None  # assumed where earlier runs tell nothing; None: then it is unknown
+    seconds_per_launch: NonNegativeFloat = 60.0  # likewise
 
 
 class Cluster(Strict):
@@ -55,6 +68,11 @@ class Cluster(Strict):
     name: str
     kind: Literal["local", "ray", "inline"]
     address: str | None = None
+    labels: dict[str, str] = Field(
+        default_factory=dict
+    )  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
+    wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
+    simulate: Simulated | None = None  # with dry_run=true: how long on that cluster
 
 
 class Tracking(Strict):

@@ -5,6 +5,7 @@ starts, telemetry beside it, and the verdict. A trial's folder is complete when 
 """
 
 import json
+import re
 import tempfile
 import threading
 import time
@@ -23,6 +24,10 @@ from sweep.records import Outcome, Records, Request, Sample
 from sweep.steady import steady_window
 from sweep.store import RunPaths
 from sweep.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
+
+PERFORMANCE = re.compile(
+    r"throughput|goodput|^cost_|^steady_|batch_latency|^(ttft|tpot|itl|e2el|lag|slot_wait|service_ttft)_"
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Place:
 def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
     """The columns of a trials row that are known before anything is measured."""
     deployment, hardware = run.deployment, run.settings.hardware
-    price = hardware.price_per_hour
+    elsewhere = hardware.assumed and not deployment.backend.launches
     return {
         "trial_id": trial.trial_id,
         "deployment_id": deployment.deployment_id,
@@ -64,8 +69,8 @@ def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
         **trial.load_columns(),
         "replicate": trial.replicate,
         "seed": trial.seed,
-        "price_per_hour": price,
-        "accelerator": hardware.accelerator or hardware.name,
+        "price_per_hour": None if elsewhere else hardware.price_per_hour,
+        "accelerator": None if elsewhere else hardware.accelerator or hardware.name,
         "gpu_count": deployment.gpu_count,
         "config": json.dumps(trial.config, sort_keys=True, default=str),
         "commit": provenance.commit(),
@@ -108,10 +113,16 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
         return row | {"outcome": Outcome.CANCELLED.value, "reason": "stopped by the user"}
     samples = sampler.samples(measurement.start_monotonic)
     row |= _figures(run, trial, measurement.records, samples, sum(idle) if idle else None)
+    units = max(1, run.deployment.gpu_count)
+    row["cost_per_million_tokens"] = metrics.cost_per_million_tokens(
+        row["price_per_hour"], units, row["output_throughput"]
+    )
     row |= _client_columns(measurement.report)
     row |= {"telemetry_sources": sampler.described, "wall_seconds": time.monotonic() - began}
     row |= {"ended_at": provenance.now()}
     row |= _verdict(run, engine, measurement, time.monotonic() > deadline)
+    if row["outcome"] != Outcome.OK:
+        row = _without_performance(row)
     store.write_requests(files, measurement.records)
     store.write_telemetry(files, samples)
     store.write_trial(files, row)
@@ -200,7 +211,7 @@ def _client_columns(report: client.ClientReport) -> dict[str, Any]:
 def _figures(
     run: TrialRun, trial: Trial, records: Records, samples: list[Sample], idle_memory: float | None
 ) -> dict[str, Any]:
-    """Every number of the row that is derived: from the Records, from the telemetry, and the cost."""
+    """Every number of the row that is derived from the Records and the telemetry."""
     columns: dict[str, Any] = metrics.summarise(
         records,
         slo={**run.settings.slo} if run.settings.slo else None,
@@ -210,10 +221,15 @@ def _figures(
     columns |= summarise_telemetry(samples, idle_memory, columns["duration"])
     if run.deployment.backend.reserves_memory:
         columns["memory_label"] = "reserved"
-    price = run.settings.hardware.price_per_hour
-    units = max(1, run.deployment.gpu_count)
-    columns["cost_per_million_tokens"] = metrics.cost_per_million_tokens(price, units, columns["output_throughput"])
     return columns
+
+
+def _without_performance(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial that is no result has no speed and no cost: half a measurement must not look like a fast one.
+
+    Counts, memory and what the client says of itself stay; the raw stamps are in requests.parquet.
+    """
+    return {name: None if PERFORMANCE.search(name) else value for name, value in row.items()}
 
 
 def _verdict(run: TrialRun, engine: Engine, measurement: client.Measurement, timed_out: bool) -> dict[str, Any]:
@@ -228,8 +244,16 @@ def _verdict(run: TrialRun, engine: Engine, measurement: client.Measurement, tim
     if outcome is not Outcome.OK:
         if engine.ran_out_of_memory():
             outcome = Outcome.OOM_RUN
+        elif only_timeouts(measurement.records):
+            outcome = Outcome.HUNG
         return {"outcome": outcome.value, "reason": reason, "log_tail": log}
     limited = client.limited(measurement.report, measurement.records)
     if limited:
         return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}
     return {"outcome": Outcome.OK.value, "reason": None}
+
+
+def only_timeouts(records: Records) -> bool:
+    """Whether every measured request ended in a time-out: the engine accepts and does not answer."""
+    errors = [error for error, phase in zip(records.error, records.phase, strict=True) if phase == "measured"]
+    return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)
