@@ -1,5 +1,6 @@
 """`python -m sweep +experiment=throughput_bound`: compose, plan, check, run, report. See README.md."""
 
+import os
 import shlex
 import shutil
 import socket
@@ -20,15 +21,18 @@ from sweep.compose import compose_run, group_choices
 from sweep.config import CONF, Cluster, ConfigError, Settings
 from sweep.deployment import Halted
 from sweep.driver import Driver, Executor, exit_status
-from sweep.estimate import Estimate, History, estimate
+from sweep.estimate import Assumed, History, estimate
 from sweep.inline import InlineExecutor
 from sweep.ledger import Ledger, sole_driver
+from sweep.packing import Need, Node, infeasible
 from sweep.plan import Plan, Surroundings, make_plan
-from sweep.progress import Display, duration
+from sweep.progress import Display
 from sweep.resume import reasons, todo
 from sweep.store import RunPaths, write_plan
 
 MIN_FREE_BYTES = 1 << 30
+SHOWN_TRIALS = 200  # beyond which the plan is shown by deployment
+FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and what the system needs
 
 USAGE = """\
 usage: python -m sweep [+experiment=NAME] [key=value | key=v1,v2,... ]...
@@ -74,30 +78,33 @@ def run(arguments: Sequence[str]) -> int:
     """
     composition = compose_run(arguments, find_hardware)
     settings = composition.settings
-    plan = make_plan(composition, _surroundings(settings))
+    nodes = _nodes(settings)
+    plan = make_plan(composition, _surroundings(settings, nodes))
     paths = RunPaths(Path(settings.out).absolute())
     console = Console(highlight=False)
     check_out(paths.out)
     if settings.dry_run:
         ledger = Ledger(paths.ledger, write=False)
-        print_plan(console, plan, ledger, History.beside(paths.out), details=True)
+        print_plan(console, plan, ledger, History.beside(paths.out), nodes, details=True)
         return 0
+    if settings.cluster.simulate is not None:
+        raise ConfigError("cluster.simulate: a simulated cluster runs nothing; allowed with dry_run=true")
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
     with sole_driver(paths.out):
-        return _run_locked(plan, paths, console, shlex.join(["python", "-m", "sweep", *arguments]))
+        return _run_locked(plan, paths, nodes, console, shlex.join(["python", "-m", "sweep", *arguments]))
 
 
-def _run_locked(plan: Plan, paths: RunPaths, console: Console, command: str) -> int:
+def _run_locked(plan: Plan, paths: RunPaths, nodes: Sequence[Node], console: Console, command: str) -> int:
     ledger = Ledger(paths.ledger)
     history = History.beside(paths.out)
     paths.clear_staging()
     write_plan(paths, plan.entries(command))
-    print_plan(console, plan, ledger, history, details=False)
+    print_plan(console, plan, ledger, history, nodes, details=False)
     left = todo(plan, ledger)
     count = sum(len(deployment.trials) for deployment in left)
-    expected = estimate(plan, left, history).seconds
+    expected = estimate(plan, left, history, nodes).seconds
     tracker = _tracker(plan.settings, paths) if left else None
     with Display(len(plan.trials), len(plan.trials) - count, expected, console) as display:
         if any(not deployment.unavailable for deployment in left):
@@ -152,6 +159,9 @@ def _tracker(settings: Settings, paths: RunPaths) -> Any:
 
 def find_hardware(cluster: Cluster) -> str:
     """The profile of conf/hardware for hardware=auto: by the GPUs of this machine, or of the cluster that is joined."""
+    if cluster.simulate is not None:
+        named = (cluster.simulate.accelerator or "gpu").lower() if cluster.simulate.gpus else "cpu"
+        return named if named in group_choices("hardware") else "gpu"
     if cluster.kind == "ray":
         schedule = _schedule(cluster)
         schedule.connect(cluster)
@@ -169,9 +179,25 @@ def find_hardware(cluster: Cluster) -> str:
     return "gpu"
 
 
-def _surroundings(settings: Settings) -> Surroundings:
+def _nodes(settings: Settings) -> list[Node]:
+    """What there is, or can be had from an autoscaler, to run deployments on; or what is to be simulated."""
+    hardware, simulated = settings.hardware, settings.cluster.simulate
+    if simulated is not None:
+        accelerators = tuple(name for name in (simulated.accelerator or hardware.accelerator,) if name)
+        names = [f"simulated-{index}" for index in range(simulated.nodes)]
+        return [Node(name, simulated.gpus, simulated.cpus, accelerators, name) for name in names]
+    if settings.cluster.kind == "ray":
+        schedule = _schedule(settings.cluster)
+        schedule.connect(settings.cluster)
+        return [*schedule.nodes(), *schedule.startable_nodes()]
+    gpus = provenance.gpu_names()
+    known = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
+    return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*known, *sorted(set(gpus))))]
+
+
+def _surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
     """How the plan asks about this machine: the environments that engines would run in, and what cannot run."""
-    host = _host(settings)
+    host = _host(settings, nodes)
 
     def locked_environment(backend: Any, platform: str) -> str:
         if not backend.launches:
@@ -190,18 +216,18 @@ def _surroundings(settings: Settings) -> Surroundings:
             except ValueError as error:
                 return str(error)
         reason: str | None = backend.unavailable(host)
+        if reason is None and platform == "cuda":
+            reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
         return reason
 
     return Surroundings(locked_environment, unavailable)
 
 
-def _host(settings: Settings) -> Host:
-    if settings.cluster.kind != "ray":
+def _host(settings: Settings, nodes: Sequence[Node]) -> Host:
+    if settings.cluster.kind != "ray" and settings.cluster.simulate is None:
         return provenance.host()
-    schedule = _schedule(settings.cluster)
-    schedule.connect(settings.cluster)
-    gpus = tuple(name for node in schedule.nodes() for name in (node.accelerators or ("GPU",)) if node.gpus)
-    return Host(gpus=gpus, cpus=max(node.cpus for node in schedule.nodes()))
+    gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
+    return Host(gpus=gpus, cpus=max((node.cpus for node in nodes), default=1))
 
 
 def check_out(out: Path) -> None:
@@ -252,7 +278,9 @@ def move_aside(out: Path, console: Console) -> None:
         console.print(f"old results moved to {aside}", soft_wrap=True)
 
 
-def print_plan(console: Console, plan: Plan, ledger: Ledger, history: History, details: bool) -> None:
+def print_plan(
+    console: Console, plan: Plan, ledger: Ledger, history: History, nodes: Sequence[Node], details: bool
+) -> None:
     """What will be run, what was replaced for lack of a GPU, what cannot run here and why, and what it will take."""
     left = todo(plan, ledger)
     count = sum(len(deployment.trials) for deployment in left)
@@ -273,33 +301,48 @@ def print_plan(console: Console, plan: Plan, ledger: Ledger, history: History, d
             console.print(
                 f"unavailable: {deployment.describe()}: {deployment.unavailable}", markup=False, soft_wrap=True
             )
-    if count:
-        console.print(f"expected: {_words(estimate(plan, left, history))}")
+    for text in few_cores(plan, nodes):
+        console.print(f"warning: {text}", markup=False, soft_wrap=True)
+    simulated = plan.settings.cluster.simulate
+    assumed = None
+    if simulated is not None and simulated.seconds_per_trial is not None:
+        assumed = Assumed(simulated.seconds_per_trial, simulated.seconds_per_launch)
+    for text in estimate(plan, left, history, nodes, assumed).words if count else []:
+        console.print(f"expected: {text}", markup=False, soft_wrap=True)
+
+
+def few_cores(plan: Plan, nodes: Sequence[Node]) -> list[str]:
+    """Nodes on which engine and measuring client would be in each other's way."""
+    cuda = plan.settings.hardware.platform == "cuda"
+    used = [node for node in nodes if node.gpus or not cuda]
+    poor = {node.address: node.cpus / max(1, node.gpus if cuda else 1) for node in used}
+    return [
+        f"{address}: {cores:g} cores for each {'GPU' if cuda else 'deployment'}, one of them the measuring client's; "
+        f"an engine short of cores is measured slow (wanted: {FEW_CORES} or more)"
+        for address, cores in poor.items()
+        if cores < FEW_CORES
+    ]
 
 
 def _plan_table(plan: Plan, to_run: Mapping[str, str]) -> Table:
+    """A line for each trial, or of a large plan for each deployment."""
+    whole = len(plan.trials) <= SHOWN_TRIALS
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("deployment", "trial", "engine and model", "workload and load", "seed", "state"):
+    by_trial = ("trial", "engine and model", "workload and load", "seed", "state")
+    for heading in ("deployment", *(by_trial if whole else ("engine and model", "trials", "to run"))):
         table.add_column(heading, overflow="fold")
     for deployment in plan.deployments:
+        name, what = deployment.deployment_id, deployment.describe()
+        if not whole:
+            count = sum(trial.trial_id in to_run for trial in deployment.trials)
+            table.add_row(
+                name, what, str(len(deployment.trials)), "unavailable" if deployment.unavailable else str(count)
+            )
+            continue
         for trial in deployment.trials:
             state = "unavailable" if deployment.unavailable else to_run.get(trial.trial_id, "done")
-            table.add_row(
-                deployment.deployment_id,
-                trial.trial_id,
-                deployment.describe(),
-                trial.describe(),
-                str(trial.seed),
-                state,
-            )
+            table.add_row(name, trial.trial_id, what, trial.describe(), str(trial.seed), state)
     return table
-
-
-def _words(expected: Estimate) -> str:
-    if expected.seconds is None:
-        return f"duration and cost unknown ({expected.unknown} trials of a kind that has not been run yet)"
-    cost = "no price, no cost" if expected.cost is None else f"${expected.cost:.2f}"
-    return f"{duration(expected.seconds)} of engine time, {cost}, from earlier runs"
 
 
 def _usage() -> str:

@@ -1,26 +1,26 @@
 """How long a plan will take and what it will cost, from earlier runs of the same kind; else `unknown`.
 
 Earlier runs are the folders beside `out` (and those that `fresh` moved aside). A trial of the same id counts first,
-then trials of the same backend, model, workload, load and accelerator; launches likewise.
+then trials of the same backend, model, workload, load and accelerator; launches likewise. Where neither is known, a
+stated assumption may stand in (cluster.simulate.seconds_per_trial), and the words say so.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from sweep.packing import Need, Node
 from sweep.plan import Deployment, Plan
-from sweep.store import DamagedFile, read_trials
+from sweep.progress import duration
+from sweep.simulate import Schedule, simulate
+from sweep.store import DamagedFile, read_table
 
 KIND = ("backend", "model", "workload", "load", "batch_size", "concurrency", "rate", "accelerator")
-
-
-class Estimate(NamedTuple):
-    """Seconds of engine time for the trials asked about, dollars for them, and how many of them are only guessed at."""
-
-    seconds: float | None
-    cost: float | None
-    unknown: int
+COLUMNS = ("trial_id", *KIND, "wall_seconds", "started_at", "ended_at", "startup_seconds")
+GUESS = 60.0  # s of a trial of which nothing is known: only for the order in which deployments start
+SHOWN = 4  # deployments of a critical path that are named
 
 
 class History:
@@ -31,11 +31,12 @@ class History:
         self.by_kind: dict[tuple[Any, ...], list[float]] = {}
         self.launches: dict[tuple[Any, Any], list[float]] = {}
         for row in rows:
-            if row.get("wall_seconds") is not None:
-                self.by_id.setdefault(row["trial_id"], []).append(row["wall_seconds"])
-                self.by_kind.setdefault(tuple(row.get(key) for key in KIND), []).append(row["wall_seconds"])
+            if (took := _took(row)) is not None:
+                self.by_id.setdefault(row["trial_id"], []).append(took)
+                self.by_kind.setdefault(tuple(row.get(key) for key in KIND), []).append(took)
             if row.get("startup_seconds") is not None:
                 self.launches.setdefault((row["backend"], row["model"]), []).append(row["startup_seconds"])
+        self.medians: dict[int, float] = {}  # of the lists above, by identity: one kind may have many trials
 
     @classmethod
     def beside(cls, out: Path) -> "History":
@@ -43,38 +44,35 @@ class History:
         rows: list[dict[str, Any]] = []
         for path in sorted(out.parent.glob("*/trials.parquet")):
             try:
-                rows += read_trials(path)
+                table = read_table(path)
             except DamagedFile:
                 continue  # an estimate is no place to complain: whoever analyses that run is told
+            rows += table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()
         return cls(rows)
 
     def trial(self, row: Mapping[str, Any]) -> float | None:
         """Seconds that such a trial took, median; `row` needs trial_id and the columns of KIND."""
-        known = self.by_id.get(row["trial_id"]) or self.by_kind.get(tuple(row.get(key) for key in KIND))
-        return median(known) if known else None
+        return self._median(self.by_id.get(row["trial_id"]) or self.by_kind.get(tuple(row.get(key) for key in KIND)))
 
     def launch(self, deployment: Deployment) -> float | None:
         """Seconds that launching such a deployment took, median."""
-        known = self.launches.get((deployment.backend.name, deployment.model.name))
-        return median(known) if known else None
+        return self._median(self.launches.get((deployment.backend.name, deployment.model.name)))
+
+    def _median(self, known: list[float] | None) -> float | None:
+        if known is None:
+            return None
+        if id(known) not in self.medians:
+            self.medians[id(known)] = median(known)
+        return self.medians[id(known)]
 
 
-def estimate(plan: Plan, deployments: Iterable[Deployment], history: History) -> Estimate:
-    """Engine time and cost of these deployments' trials, as if run one after the other."""
-    hardware = plan.settings.hardware
-    seconds = cost = 0.0
-    unknown = 0
-    for deployment in deployments:
-        if deployment.unavailable:
-            continue
-        took = [history.trial(kind_of(deployment, trial, hardware)) for trial in deployment.trials]
-        unknown += took.count(None)
-        total = sum(value for value in took if value is not None) + (history.launch(deployment) or 0.0)
-        seconds += total
-        cost += total / 3600 * (hardware.price_per_hour or 0.0) * max(1, deployment.gpu_count)
-    if unknown:
-        return Estimate(None, None, unknown)
-    return Estimate(seconds, cost if hardware.price_per_hour else None, 0)
+def _took(row: Mapping[str, Any]) -> float | None:
+    """Seconds from the beginning of a trial to its row, the building of its requests included; None if not measured."""
+    if row.get("wall_seconds") is None:
+        return None
+    if row.get("started_at") is None or row.get("ended_at") is None:
+        return float(row["wall_seconds"])
+    return (datetime.fromisoformat(row["ended_at"]) - datetime.fromisoformat(row["started_at"])).total_seconds()
 
 
 def kind_of(deployment: Deployment, trial: Any, hardware: Any) -> dict[str, Any]:
@@ -88,3 +86,106 @@ def kind_of(deployment: Deployment, trial: Any, hardware: Any) -> dict[str, Any]
         **trial.load_columns(),
         "accelerator": hardware.accelerator or hardware.name,
     }
+
+
+class Assumed(NamedTuple):
+    """What stands in where earlier runs tell nothing, s."""
+
+    trial: float
+    launch: float
+
+
+class Times(NamedTuple):
+    """Expected seconds of deployments, and how much of it is not from earlier runs."""
+
+    needs: list[Need]
+    unknown_trials: int
+    unknown_launches: int
+
+
+def times(deployments: Iterable[Deployment], history: History, hardware: Any, assumed: Assumed | None = None) -> Times:
+    """What each deployment takes: its GPUs, and the seconds of its launch and its trials."""
+    needs: list[Need] = []
+    unknown_trials = unknown_launches = 0
+    for deployment in deployments:
+        took = [history.trial(kind_of(deployment, trial, hardware)) for trial in deployment.trials]
+        launch = history.launch(deployment)
+        unknown_trials += took.count(None)
+        unknown_launches += launch is None
+        stand_in = assumed.trial if assumed else GUESS
+        seconds = sum(stand_in if value is None else value for value in took)
+        seconds += (assumed.launch if assumed else 0.0) if launch is None else launch
+        needs.append(Need(deployment.deployment_id, deployment.gpu_count, deployment.accelerator, seconds))
+    return Times(needs, unknown_trials, unknown_launches)
+
+
+class Estimate(NamedTuple):
+    """A plan on a cluster, before it runs."""
+
+    schedule: Schedule
+    nodes: Sequence[Node]
+    unknown: int  # trials of which nothing is known
+    words: list[str]  # for people, one line each
+
+    @property
+    def seconds(self) -> float | None:
+        """Until the end; None where it is not known."""
+        return None if self.unknown else self.schedule.makespan
+
+
+def estimate(
+    plan: Plan,
+    deployments: Iterable[Deployment],
+    history: History,
+    nodes: Sequence[Node],
+    assumed: Assumed | None = None,
+) -> Estimate:
+    """How long these deployments take on these nodes, by simulating the scheduler, and what they cost."""
+    able = [deployment for deployment in deployments if not deployment.unavailable]
+    expected = times(able, history, plan.settings.hardware, assumed)
+    schedule = simulate(expected.needs, nodes)
+    if expected.unknown_trials and not assumed:
+        words = [f"duration and cost unknown ({expected.unknown_trials} trials of a kind that has not been run yet)"]
+        return Estimate(schedule, nodes, expected.unknown_trials, words)
+    names = {deployment.deployment_id: deployment.describe() for deployment in able}
+    words = [
+        f"{duration(schedule.makespan)} on {_cluster(nodes, schedule)}, {_used(schedule, plan.settings.hardware)}",
+        f"durations: {_sources(expected, sum(len(d.trials) for d in able), assumed)}",
+        _critical_path(schedule, names),
+    ]
+    return Estimate(schedule, nodes, 0, words)
+
+
+def _cluster(nodes: Sequence[Node], schedule: Schedule) -> str:
+    gpus = sum(node.gpus for node in nodes)
+    count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    return f"{count} with {gpus} GPU{'s' if gpus > 1 else ''}, {schedule.busy:.0%} busy" if gpus else count
+
+
+def _used(schedule: Schedule, hardware: Any) -> str:
+    """Hours of what is paid for, and dollars: for what is in use, and for the whole cluster until the end."""
+    unit = "GPU-hours" if hardware.platform == "cuda" else "node-hours"
+    hours = schedule.gpu_seconds / 3600
+    if not hardware.price_per_hour:
+        return f"{hours:.2f} {unit}, no price, no cost"
+    rented = schedule.makespan * schedule.capacity / 3600 * hardware.price_per_hour
+    return f"{hours:.2f} {unit}, ${hours * hardware.price_per_hour:.2f} (${rented:.2f} for all of it until the end)"
+
+
+def _sources(expected: Times, trials: int, assumed: Assumed | None) -> str:
+    parts = ["from earlier runs of the same kind"] if expected.unknown_trials < trials else []
+    if assumed and expected.unknown_trials:
+        parts.append(f"assumed {assumed.trial:g} s for each of {expected.unknown_trials} trials")
+    if assumed and expected.unknown_launches:
+        parts.append(f"assumed {assumed.launch:g} s for each of {expected.unknown_launches} launches")
+    return "; ".join(parts)
+
+
+def _critical_path(schedule: Schedule, names: Mapping[str, str]) -> str:
+    """Which deployments decide the end, one after the other on the place that is free last."""
+    path = schedule.critical_path()
+    told = [f"{names[span.key]} [{span.key}] ({duration(span.end - span.begin)})" for span in path]
+    if len(told) > SHOWN:
+        told = [*told[: SHOWN - 1], f"{len(told) - SHOWN} more", told[-1]]
+    more = "more GPUs would not shorten it" if len(path) == 1 else "more GPUs would shorten it"
+    return f"critical path: {', then '.join(told)}; {more}" if path else "critical path: none"

@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweep.config import ROOT, Cluster, ConfigError
 from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Placed, Work, clear_engines, stream_deployment
+from sweep.packing import Node
 
 RESULT_POLL = 0.5  # s
 BEAT = 5.0  # s
@@ -33,16 +34,6 @@ WAIT_FOR_NODES = 900.0  # s
 CLEAR_TIMEOUT = 30.0  # s for a node to clear what is left of engines
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
-
-
-class Node(NamedTuple):
-    """What a node of the cluster offers."""
-
-    address: str
-    gpus: int
-    cpus: int
-    accelerators: tuple[str, ...]
-    node_id: str = ""
 
 
 def connect(cluster: Cluster) -> None:
@@ -83,16 +74,32 @@ def nodes() -> list[Node]:
             node["NodeManagerAddress"],
             int(node["Resources"].get("GPU", 0)),
             int(node["Resources"].get("CPU", 0)),
-            tuple(
-                name.removeprefix("accelerator_type:")
-                for name in node["Resources"]
-                if name.startswith("accelerator_type:")
-            ),
+            _accelerators(node["Resources"]),
             node["NodeID"],
         )
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU")
     ]
+
+
+def startable_nodes() -> list[Node]:
+    """Nodes that an autoscaler could still start, one of each type; none without an autoscaler."""
+    config = ray._private.state.state.get_cluster_config()
+    types = [group for group in config.node_group_configs if group.max_count] if config else []
+    return [
+        Node(
+            f"autoscaler: {group.name}",
+            int(group.resources.get("GPU", 0)),
+            int(group.resources.get("CPU", 0)),
+            _accelerators(group.resources),
+        )
+        for group in types
+    ]
+
+
+def _accelerators(resources: Mapping[str, float]) -> tuple[str, ...]:
+    prefix = "accelerator_type:"
+    return tuple(name.removeprefix(prefix) for name in resources if name.startswith(prefix))
 
 
 # In a task -----------------------------------------------------------------------------------------------------------
