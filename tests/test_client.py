@@ -135,7 +135,7 @@ def test_closed_loop_keeps_its_users_busy_and_lets_them_think(tmp_path: Path) ->
         seen = run(url, tmp_path, 9, Schedule("closed", concurrency=3, think=think, start=start))
     records = sorted(seen.records, key=lambda record: record.sent)
     assert errors(seen) == [None] * 9
-    assert [round(record.scheduled, 1) for record in records][0] == 0.0
+    assert round(records[0].scheduled, 1) == 0.0
     ends = sorted(record.sent + record.chunk_us[-1] / 1e6 for record in records)
     later = sorted(record.scheduled for record in records if record.scheduled not in start)[-6:]
     assert all(abs(begin - end - 0.05) < 0.01 for begin, end in zip(later, ends[:6], strict=True))

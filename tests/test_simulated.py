@@ -149,4 +149,5 @@ def test_an_endpoint_without_its_key_is_unavailable(monkeypatch: pytest.MonkeyPa
 def test_the_shipped_configurations_build(name: str) -> None:
     import yaml
 
-    assert build(yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), "backend").name == name
+    built = build(yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), "backend")
+    assert built.model_dump()["name"] == name

@@ -1,6 +1,7 @@
 """Answers on the wire: every dialect and every trouble, cut at every byte."""
 
 import asyncio
+import itertools
 import json
 import re
 import socket
@@ -149,7 +150,7 @@ def outcome(answer: Answer) -> list[tuple[Any, ...]]:
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     edges = [0, *sorted(places), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [data[a:b] for a, b in itertools.pairwise(edges) if b > a]
 
 
 EXPECTED: dict[str, list[tuple[Any, ...]]] = {
@@ -219,8 +220,14 @@ def test_the_short_cut_agrees_with_json(
 
 
 def test_the_short_cut_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = []
-    monkeypatch.setattr(wire.json, "loads", lambda data, loads=json.loads: parsed.append(data) or loads(data))
+    parsed: list[bytes] = []
+    loads = json.loads
+
+    def counted(data: bytes) -> Any:
+        parsed.append(data)
+        return loads(data)
+
+    monkeypatch.setattr(json, "loads", counted)
     read("completions", 1, [sse(*(completion(f" {n}", usage=usage(5, n)) for n in range(1, 200)), "[DONE]")])
     assert len(parsed) == 1
 

@@ -1,0 +1,338 @@
+"""How exact the measuring client is, held against a server that logs what it truly did; and vLLM's client beside it.
+
+    python -m benchmarks.client [--vllm-python PYTHON] [--quick] [--rows closed-256,…]
+
+The server (backends/simulated_server.py) is bound to one core and the client to another. Each row gives, request by
+request and matched by x-request-id, |what the client reports − what the server did| as p50 / p99: TTFT from the
+request's arrival in the server's kernel to the first token's write, every ITL, TPOT, E2E. CPU is that of the client
+process between the first request and the last token, per 1,000 tokens. "Load kept" is the duration of an ideal client
+that takes no time, by the same timing, over the true one. With --vllm-python (an interpreter that has vLLM) the rows
+run with `vllm bench serve` too, in the same run. Nothing else should run: the last line tells what did.
+"""
+
+import argparse
+import contextlib
+import heapq
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from backends.simulated_server import Truth, read_log
+from sweep.client import Target, measure
+from sweep.records import Request, Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENIZER = ROOT / "sweep" / "data" / "tokenizer"
+PROMPT_TOKENS = 100
+TTFT = 0.05  # s
+# `vllm bench serve` without the console command, which the CPU build does not have.
+VLLM_BENCH = (
+    "import sys; from vllm.utils.argparse_utils import FlexibleArgumentParser; "
+    "from vllm.benchmarks.serve import add_cli_args, main; "
+    "parser = FlexibleArgumentParser(); add_cli_args(parser); main(parser.parse_args(sys.argv[1:]))"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One load on a server with one timing."""
+
+    name: str
+    requests: int
+    concurrency: int
+    tokens: int = 128
+    itl: float = 0.02  # s
+    ttft: float = TTFT
+    rate: float | None = None  # requests per second, Poisson; None: closed loop
+    flat_out: bool = False  # the server answers at once, coalesces events and keeps no log
+
+    def due(self) -> list[float]:
+        """When each request is due, s; all at once in a closed loop."""
+        if self.rate is None:
+            return [0.0] * self.requests
+        rng = random.Random(0)
+        times, now = [], 0.0
+        for _ in range(self.requests):
+            now += rng.expovariate(self.rate)
+            times.append(now)
+        return times
+
+    def ideal_duration(self) -> float:
+        """From the first send to the last token, if clients and server took no time beyond the server's timing."""
+        service = self.ttft + self.itl * (self.tokens - 1)
+        slots = [0.0] * self.concurrency
+        end, due = 0.0, self.due()
+        for when in due:
+            begin = max(when, heapq.heappop(slots))
+            heapq.heappush(slots, begin + service)
+            end = max(end, begin + service)
+        return end - due[0]
+
+
+ROWS = [
+    Row("closed-1", 6, 1),
+    Row("closed-64", 256, 64),
+    Row("closed-256", 1024, 256),
+    Row("closed-1000", 2000, 1000, itl=0.05),
+    Row("poisson-50", 500, 250, tokens=365, rate=50.0),
+    Row("flat-tokens", 1500, 64, tokens=1024, itl=0.0, ttft=0.0, flat_out=True),
+    Row("flat-requests", 20_000, 64, tokens=1, itl=0.0, ttft=0.0, flat_out=True),
+]
+
+
+@dataclass
+class Result:
+    """What one client reported on a row, and what it cost."""
+
+    # x-request-id -> (ttft, gaps between chunks), s
+    seen: dict[str, tuple[float, Sequence[float]]]
+    failed: int
+    tokens: int
+    cpu_seconds: float
+    peak_memory_bytes: int
+    duration: float  # s; of flat-out rows, by the client's clock
+    notes: str = ""
+    errors: dict[str, list[float]] = field(default_factory=dict)  # s, absolute
+
+
+# -- the server
+
+
+@contextlib.contextmanager
+def serving(row: Row, log: Path, core: int) -> Iterator[tuple[str, int]]:
+    """Its URL and process id; afterwards its log is complete."""
+    config: dict[str, Any] = {"ttft": {"mean": row.ttft}, "itl": {"mean": row.itl}, "log": str(log)}
+    if row.flat_out:
+        config |= {"log": None, "events_per_write": 64}
+    command = [sys.executable, str(ROOT / "backends" / "simulated_server.py"), "--config", json.dumps(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    psutil.Process(process.pid).cpu_affinity([core])
+    try:
+        yield f"http://127.0.0.1:{process.stdout.readline().rsplit(':', 1)[1].strip()}", process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+# -- the clients
+
+
+def ours(row: Row, url: str, folder: Path, core: int) -> Result:
+    schedule = Schedule("closed", concurrency=row.concurrency)
+    if row.rate is not None:
+        schedule = Schedule("open", due=array("d", row.due()), concurrency=row.concurrency)
+    prompt = " ".join(["word"] * PROMPT_TOKENS)
+    requests = [Request(f"sweep-{i}", prompt, row.tokens) for i in range(row.requests)]
+    seen = measure(Target(url, "simulated"), [], requests, schedule, folder=folder, cpus={core})
+    answers: dict[str, tuple[float, Sequence[float]]] = {}
+    ends = []
+    for record in seen.records:
+        if record.error is None:
+            gaps = [(b - a) / 1e6 for a, b in pairwise(record.chunk_us)]
+            answers[record.request_id] = (record.chunk_us[0] / 1e6, gaps)
+            ends.append(record.sent + record.chunk_us[-1] / 1e6)
+    report = seen.report
+    return Result(
+        seen=answers,
+        failed=len(seen.records) - len(answers),
+        tokens=sum(seen.records.output_tokens),
+        cpu_seconds=report.cpu_seconds,
+        peak_memory_bytes=report.peak_memory_bytes,
+        duration=max(ends) - min(seen.records.sent),
+        notes=f"{report.stamp_source} stamps, loop lag p99 {report.loop_lag_p99 * 1e3:.1f} ms",
+    )
+
+
+def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
+    """`vllm bench serve` on the same row, its CPU time read from outside while it runs."""
+    arguments = {
+        "backend": "openai",
+        "base-url": url,
+        "endpoint": "/v1/completions",
+        "model": "simulated",
+        "tokenizer": str(TOKENIZER),
+        "dataset-name": "random",
+        "random-input-len": PROMPT_TOKENS,
+        "random-output-len": row.tokens,
+        "num-prompts": row.requests,
+        "max-concurrency": row.concurrency,
+        "request-rate": row.rate or "inf",
+        "request-id-prefix": "vllm-",
+        "result-dir": str(folder),
+        "result-filename": "result.json",
+        "ready-check-timeout-sec": 0,
+    }
+    flags = ["--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
+    command = [python, "-c", VLLM_BENCH, *flags, *(f"--{name}={value}" for name, value in arguments.items())]
+    folder.mkdir()
+    with (folder / "output").open("wb") as output:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        watched = psutil.Process(process.pid)
+        watched.cpu_affinity([core])
+        cpu: list[tuple[float, float]] = []  # (time, CPU seconds so far)
+        memory = 0
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                times = watched.cpu_times()
+                cpu.append((time.monotonic(), times.user + times.system))
+                memory = max(memory, watched.memory_info().rss)
+            time.sleep(0.1)
+    if process.returncode:
+        raise RuntimeError(f"vllm bench serve failed: {(folder / 'output').read_text()[-2000:]}")
+    content = json.loads((folder / "result.json").read_text())
+    answers = {
+        f"vllm-{i}": (ttft, gaps)
+        for i, (ttft, gaps, error) in enumerate(zip(content["ttfts"], content["itls"], content["errors"], strict=True))
+        if not error
+    }
+    begin = min(content["start_times"])
+    used = _at(cpu, begin + content["duration"]) - _at(cpu, begin)
+    return Result(
+        seen=answers,
+        failed=row.requests - len(answers),
+        tokens=sum(content["output_lens"]),
+        cpu_seconds=used,
+        peak_memory_bytes=memory,
+        duration=content["duration"],
+    )
+
+
+def _at(readings: list[tuple[float, float]], when: float) -> float:
+    """A growing quantity at some time, between the readings by a straight line."""
+    for (t0, v0), (t1, v1) in pairwise(readings):
+        if t0 <= when <= t1:
+            return v0 + (v1 - v0) * (when - t0) / (t1 - t0)
+    return readings[0][1] if when < readings[0][0] else readings[-1][1]
+
+
+# -- the comparison
+
+
+def compare(result: Result, truths: dict[tuple[str, int], Truth]) -> float:
+    """Fill in the absolute errors, request by request; returns the true duration, s."""
+    errors: dict[str, list[float]] = {name: [] for name in ("ttft", "itl", "tpot", "e2e")}
+    matched = []
+    for request_id, (ttft, gaps) in result.seen.items():
+        truth = truths[request_id, 0]
+        matched.append(truth)
+        writes = truth.writes
+        errors["ttft"].append(abs(ttft - (writes[0] - truth.arrival) / 1e9))
+        errors["e2e"].append(abs(ttft + sum(gaps) - (writes[-1] - truth.arrival) / 1e9))
+        if len(writes) > 1:
+            true_tpot = (writes[-1] - writes[0]) / 1e9 / (len(writes) - 1)
+            errors["tpot"].append(abs(sum(gaps) / (len(writes) - 1) - true_tpot))
+        if len(gaps) == len(writes) - 1:
+            errors["itl"] += [abs(gap - (b - a) / 1e9) for gap, (a, b) in zip(gaps, pairwise(writes), strict=True)]
+    result.errors = errors
+    return (max(t.last_write for t in matched) - min(t.arrival for t in matched)) / 1e9
+
+
+def quantiles(values: list[float]) -> str:
+    """p50 / p99 in ms."""
+    if len(values) < 2:
+        return "–"
+    ordered = sorted(values)
+    p50, p99 = statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return f"{p50 * 1e3:.3f} / {p99 * 1e3:.3f}"
+
+
+def line(row: Row, client: str, result: Result, true_duration: float | None) -> str:
+    errors = [quantiles(result.errors.get(name, [])) for name in ("ttft", "itl", "tpot", "e2e")]
+    kept = "–" if true_duration is None else f"{min(1.0, row.ideal_duration() / true_duration):.1%}"
+    cells = [
+        row.name,
+        client,
+        *errors,
+        f"{result.cpu_seconds / result.tokens * 1000:.4f}" if result.tokens else "–",
+        kept,
+        f"{result.peak_memory_bytes / 1e6:.0f}",
+        f"{result.tokens / result.duration:,.0f}",
+        f"{len(result.seen) / result.duration:,.0f}",
+        str(result.failed),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+HEADER = [
+    "row",
+    "client",
+    "TTFT error p50 / p99, ms",
+    "ITL error p50 / p99, ms",
+    "TPOT error p50 / p99, ms",
+    "E2E error p50 / p99, ms",
+    "CPU s / 1,000 tokens",
+    "load kept",
+    "peak MB",
+    "tokens/s",
+    "requests/s",
+    "failed",
+]
+
+
+def run_row(row: Row, client: str, python: str | None, cores: tuple[int, int]) -> Result:
+    with tempfile.TemporaryDirectory(prefix="sweep-client-") as name:
+        folder = Path(name)
+        with serving(row, folder / "log", cores[0]) as (url, _):
+            run = folder / "run"
+            result = ours(row, url, run, cores[1]) if python is None else vllm(row, url, run, cores[1], python)
+        true_duration = None if row.flat_out else compare(result, read_log(folder / "log"))
+        print(line(row, client, result, true_duration), flush=True)
+        return result
+
+
+def ratios(row: Row, mine: Result, theirs: Result) -> str:
+    """The two clients in one run: what holds on a busy machine as well."""
+    cpu = mine.cpu_seconds / mine.tokens / (theirs.cpu_seconds / theirs.tokens)
+    words = f"{row.name}: CPU per token {cpu:.2f} of vLLM's"
+    if mine.errors and theirs.errors["ttft"]:
+        p99 = [sorted(one.errors["ttft"])[int(0.99 * len(one.errors["ttft"]))] for one in (mine, theirs)]
+        words += f", TTFT error p99 1/{p99[1] / max(p99[0], 1e-6):,.0f}"
+    return words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vllm-python", help="interpreter with vLLM; without it only our client runs")
+    parser.add_argument("--rows", help="comma-separated; all by default: " + ", ".join(row.name for row in ROWS))
+    parser.add_argument("--cores", default="0,1", help="of the server and of the client")
+    options = parser.parse_args()
+    wanted = options.rows.split(",") if options.rows else [row.name for row in ROWS]
+    server_core, client_core = map(int, options.cores.split(","))
+    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER), flush=True)
+    compared = []
+    load = []
+    for row in ROWS:
+        if row.name not in wanted:
+            continue
+        load.append(other_load())
+        mine = run_row(row, "sweep", None, (server_core, client_core))
+        if options.vllm_python:
+            theirs = run_row(row, "vllm", options.vllm_python, (server_core, client_core))
+            compared.append(ratios(row, mine, theirs))
+    print("\n" + "\n".join(f"* {words}" for words in compared))
+    print(f"* other load on this machine before each row: at most {max(load):.0f} % of a core's time, of all cores")
+
+
+def other_load() -> float:
+    """CPU use of everything else, %, over half a second in which we do nothing."""
+    return psutil.cpu_percent(interval=0.5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What the measuring client can certify on this machine: it is held against a server that logs what it truly did.
+
+    python -m sweep.selfcheck [+experiment=… overrides]     # the highest load of that plan
+    python -m sweep.selfcheck --streams 256 --itl 0.02      # a load of your own
+
+The server is the simulated backend, on the engine's cores; the client runs where it would in a trial. Its figures are
+compared with the server's log request by request. Exit status 1 when the client is the bottleneck at this load.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from backends import simulated_server
+from sweep.client import Measurement, Target, limited, measure
+from sweep.records import Request, Schedule
+
+TTFT = 0.05  # s
+LASTS = 5.0  # s, about, that the check sends for
+EXACT = 1e-3  # s; errors (p99) below it are called exact
+
+
+class Finding(NamedTuple):
+    """How far the client's figures were from the truth, s, and what that is worth."""
+
+    streams: int
+    tokens_per_second: float
+    ttft_error_p99: float
+    itl_error_p99: float
+    limited: str | None
+    measurement: Measurement
+
+
+def check(
+    streams: int,
+    itl: float,
+    *,
+    processes: int | Literal["auto"] = "auto",
+    cpus: tuple[set[int], set[int]] | None = None,
+) -> Finding:
+    """Drive the reference server with `streams` users for some seconds; `cpus`: of the server and of the client."""
+    server_cpus, client_cpus = cpus or _cores()
+    tokens = max(8, min(256, int(1.0 / itl) if itl else 256))
+    count = streams * max(1, round(LASTS / (TTFT + itl * tokens)))
+    requests = [Request(f"check-{i}", "word " * 64, tokens) for i in range(count)]
+    schedule = Schedule("closed", concurrency=streams)
+    with tempfile.TemporaryDirectory(prefix="sweep-check-") as name:
+        folder = Path(name)
+        with _serving(itl, folder / "log", server_cpus) as url:
+            target = Target(url, "simulated")
+            seen = measure(target, [], requests, schedule, folder=folder / "job", cpus=client_cpus, processes=processes)
+        ttft, gaps = _errors(seen, simulated_server.read_log(folder / "log"))
+    speed = sum(seen.records.output_tokens) / (max(_ends(seen)) - min(seen.records.sent))
+    return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(seen.report, seen.records), seen)
+
+
+def describe(finding: Finding) -> str:
+    """The finding in words, with the remedy where there is need of one."""
+    report = finding.measurement.report
+    ttft, itl = finding.ttft_error_p99 * 1e3, finding.itl_error_p99 * 1e3
+    lines = [
+        f"{finding.streams} streams, {finding.tokens_per_second:,.0f} tokens/s: TTFT off by {ttft:.3f} ms (p99), "
+        f"ITL by {itl:.3f} ms (p99); {report.stamp_source} stamps, {report.processes} client process(es), "
+        f"{report.cpu:.0%} of a core, loop lag {report.loop_lag_p99 * 1e3:.1f} ms (p99)",
+    ]
+    if finding.limited:
+        lines.append(f"not certified: {finding.limited}")
+    elif max(finding.ttft_error_p99, finding.itl_error_p99) > EXACT:
+        lines.append(f"certified to {max(ttft, itl):.1f} ms only: other work on the client's core delays its stamps")
+    else:
+        lines.append("certified: what the client reports at this load is what the server did")
+    return "\n".join(lines)
+
+
+def plan_load(overrides: Sequence[str]) -> int:
+    """Most requests in flight at once that any trial of this plan asks for."""
+    from sweep.__main__ import find_hardware
+    from sweep.compose import compose_run
+    from sweep.plan import Surroundings, make_plan
+
+    # What is installed or can run here does not matter to the load.
+    anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)
+    streams = 1
+    for deployment in make_plan(compose_run(overrides, find_hardware), anywhere).deployments:
+        for trial in deployment.trials:
+            schedule = trial.load.schedule(trial.num_requests, trial.seed)
+            at_once = schedule.batch_size or schedule.concurrency or trial.num_requests
+            streams = max(streams, min(at_once, trial.num_requests))
+    return streams
+
+
+def _cores() -> tuple[set[int], set[int]]:
+    """The server's and the client's cores: the last one is the client's, as in a trial."""
+    cores = sorted(os.sched_getaffinity(0))
+    return (set(cores[:-1]), {cores[-1]}) if len(cores) > 1 else (set(cores), set(cores))
+
+
+@contextlib.contextmanager
+def _serving(itl: float, log: Path, cpus: set[int]) -> Iterator[str]:
+    config: dict[str, Any] = {"ttft": {"mean": TTFT}, "itl": {"mean": itl}, "log": str(log)}
+    command = [sys.executable, simulated_server.__file__, "--config", json.dumps(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    os.sched_setaffinity(process.pid, cpus)
+    try:
+        yield f"http://127.0.0.1:{process.stdout.readline().rsplit(':', 1)[1].strip()}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _errors(
+    seen: Measurement, truths: dict[tuple[str, int], simulated_server.Truth]
+) -> tuple[list[float], list[float]]:
+    """Absolute errors of every TTFT (from the send) and of every gap between tokens, s."""
+    ttft, gaps = [], []
+    for record in seen.records:
+        if record.error is None:
+            truth = truths[record.request_id, 0]
+            ttft.append(abs(record.chunk_us[0] / 1e6 - (truth.writes[0] - truth.arrival) / 1e9))
+            both = zip(pairwise(record.chunk_us), pairwise(truth.writes), strict=False)
+            gaps += [abs((b - a) / 1e6 - (d - c) / 1e9) for (a, b), (c, d) in both]
+    if not ttft:
+        raise RuntimeError(f"no request succeeded: {seen.records.error[0]}")
+    return ttft, gaps
+
+
+def _ends(seen: Measurement) -> list[float]:
+    return [record.sent + record.chunk_us[-1] / 1e6 for record in seen.records if record.error is None]
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * len(values))]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m sweep.selfcheck", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--streams", type=int, help="requests in flight at once; default: the plan's most, else 256")
+    parser.add_argument("--itl", type=float, default=0.02, help="s between the tokens of a stream (default: 0.02)")
+    parser.add_argument("--processes", default="auto", help="client processes: a number, or auto")
+    parser.add_argument("overrides", nargs="*", help="of `python -m sweep`, e.g. +experiment=serving")
+    options = parser.parse_args(arguments)
+    streams = options.streams or (plan_load(options.overrides) if options.overrides else 256)
+    processes: int | Literal["auto"] = "auto" if options.processes == "auto" else int(options.processes)
+    finding = check(streams, options.itl, processes=processes)
+    print(describe(finding))
+    return 1 if finding.limited else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
