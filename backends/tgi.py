@@ -1,0 +1,152 @@
+"""Text Generation Inference: in its Docker image, by its own launcher, or attached to where it runs already.
+
+It has no ignore_eos and takes no token ids, so an answer may be shorter than asked for: compare it by tokens per
+second, and read `finish_reason`. TGI itself cuts requests above 1,024 new tokens into chunks and queues each anew.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from backends.base import Api, Backend, EnvironmentChoice, Host, Launch, cli
+from backends.server import free_port
+
+CONTAINER = Path(__file__).resolve().parent / "container.py"
+LAUNCHER = "text-generation-launcher"
+# "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed", with colours on a terminal.
+PREFIX = re.compile(r"^(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|DEBUG)\s+[\w:{}=\"]+:\s*")
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+
+class TGI(Backend):
+    """Flags are those of text-generation-launcher. `api: tgi` asks /generate_stream, `completions` or `chat` its
+    OpenAI routes.
+    """
+
+    reserves_memory: ClassVar[bool] = True
+    version_path: ClassVar[str] = "/info"
+    quantizations: ClassVar[tuple[str, ...]] = ("GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8", "KV: fp8")
+
+    env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)  # nothing of it is Python here
+    launcher: Literal["docker", "native"] = "docker"
+    image: str = "ghcr.io/huggingface/text-generation-inference"
+    tag: str = "3.3.7"
+    shm_size: str = "1g"  # shared memory of the container, through which its shards talk
+    cache: str | None = None  # folder that is its Hugging Face cache; None: HF_HUB_CACHE, where that is set
+
+    api: Api = "tgi"
+    token_ids: bool = False
+    ignores_eos: bool = False
+    stop_grace: float = Field(default=30.0, gt=0)
+    metrics_path: str | None = "/metrics"
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {"requests_running": "tgi_batch_current_size", "requests_waiting": "tgi_queue_size"}
+    )
+    oom_patterns: tuple[str, ...] = (
+        *Backend.model_fields["oom_patterns"].default,
+        r"You need to decrease `?--max-batch-prefill-tokens",
+    )
+    hollow_errors: tuple[str, ...] = (
+        r"^Error: (Shard|Webserver)",
+        r"[Ss]hard \d+ (crashed|failed)",
+        r"^Shard .* failed",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attach(cls, fields: Any) -> Any:
+        """With a URL nothing is launched."""
+        if isinstance(fields, Mapping) and fields.get("url"):
+            return {**fields, "launches": False}
+        return fields
+
+    def unavailable(self, host: Host) -> str | None:
+        attach = "attach to one that runs with backend.url=http://HOST:PORT"
+        if not self.launches:
+            return None
+        if not host.gpus:
+            return f"TGI needs a CUDA GPU: run it on a machine that has one, or {attach}"
+        if self.launcher == "native" and not self.env.binary and LAUNCHER not in host.executables:
+            return f"no {LAUNCHER} on PATH: install TGI, name it as backend.env.binary, or {attach}"
+        if self.launcher == "docker" and "docker" not in host.executables:
+            return f"no docker on PATH: install it with NVIDIA's toolkit, set backend.launcher=native, or {attach}"
+        return None
+
+    def command(self, launch: Launch) -> list[str]:
+        if self.launcher == "docker":
+            return self._docker(launch)
+        own_ports = {
+            "hostname": launch.host,
+            "port": launch.port,
+            # Every launcher on a node needs its own of these, which it does not look for itself.
+            "prometheus-port": free_port(),
+            "master-port": free_port(),
+            "shard-uds-path": f"/tmp/tgi-{launch.port}",
+        }
+        return [launch.binary or LAUNCHER, *cli({**self._arguments(launch), **own_ports, **self.flags_on(launch)})]
+
+    def _docker(self, launch: Launch) -> list[str]:
+        """`docker run` in the hands of container.py, which sees to it that the container ends with it."""
+        name = "sweep-tgi-" + hashlib.sha256(f"{launch.workdir}:{launch.port}".encode()).hexdigest()[:12]
+        options = {
+            "gpus": f'"device={",".join(launch.gpus)}"' if launch.gpus else None,  # docker reads a line of CSV
+            "shm-size": self.shm_size,
+            "publish": f"{launch.host}:{launch.port}:80",
+            "cpuset-cpus": ",".join(map(str, launch.cpus)) or None,
+        }
+        mounts = [f"{folder}:{folder}:ro" for folder in folders(launch.model)]
+        cache = self.cache or os.environ.get("HF_HUB_CACHE")
+        if cache:
+            mounts.append(f"{Path(cache).expanduser().absolute()}:/data")
+        arguments = {**self._arguments(launch), "hostname": "0.0.0.0", "port": 80}
+        return [
+            launch.python,
+            str(CONTAINER),
+            name,
+            "docker",
+            *cli(options),
+            *(part for mount in mounts for part in ("--volume", mount)),
+            # Names only: docker takes the values from its environment, and none stands in the list of processes.
+            *(part for variable in self._passed() for part in ("--env", variable)),
+            f"{self.image}:{self.tag}",
+            "/tgi-entrypoint.sh",
+            *cli({**arguments, **self.flags_on(launch)}),
+        ]
+
+    def _arguments(self, launch: Launch) -> dict[str, Any]:
+        longest = launch.max_model_len
+        return {
+            "model-id": str(launch.model),
+            "num-shard": max(1, len(launch.gpus)),
+            "dtype": None if launch.dtype == "auto" else launch.dtype,
+            "max-input-tokens": longest - 1 if longest else None,
+            "max-total-tokens": longest,
+            "usage-stats": "off",
+        }
+
+    def _passed(self) -> list[str]:
+        return [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *self.environ]
+
+    def environment(self, launch: Launch) -> dict[str, str]:
+        # Secrets are not inherited by engines: this one is asked for, so that a gated model's files can be read.
+        token = {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}
+        return {**token, **super().environment(launch)}
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        image = {"image": f"{self.image}:{self.tag}"} if self.launches and self.launcher == "docker" else {}
+        return {**image, "quantization": self.flags_on(launch).get("quantize")}
+
+    def message(self, line: str) -> str:
+        return COLOUR.sub("", PREFIX.sub("", line.strip())).strip()
+
+
+def folders(model: Path) -> list[Path]:
+    """What a container must see to read a model folder: itself, and where its links lead (the hub's cache has some)."""
+    linked = {path.resolve().parent for path in model.iterdir() if path.is_symlink()} if model.is_dir() else set()
+    return [model.absolute(), *sorted(linked - {model.resolve()})]

@@ -1,0 +1,301 @@
+"""The TGI backend: its command lines, its launchers against stand-ins, and the client on a stand-in's wire."""
+
+import json
+import os
+import signal
+import stat
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from pydantic import ValidationError
+
+from backends import server
+from backends.base import EnvironmentChoice, Host, Launch
+from backends.tgi import TGI, folders
+from sweep import client, metrics
+from sweep.load import Batch, Closed
+from sweep.records import Outcome, Request
+
+ROOT = Path(__file__).resolve().parents[1]
+STAND_IN = [sys.executable, str(ROOT / "tests" / "tgi_stand_in.py")]
+
+
+def executable(path: Path, *command: str, **environment: str) -> Path:
+    lines = [f"export {name}='{value}'" for name, value in environment.items()]
+    quoted = " ".join(f"'{part}'" for part in command)
+    path.write_text("\n".join(["#!/bin/sh", *lines, f'exec {quoted} "$@"']) + "\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def launch(tmp_path: Path, model: Path, **more: object) -> Launch:
+    known = {"model": model, "served_name": "tiny", "workdir": tmp_path / "attempt", "max_model_len": 4096}
+    return Launch(**{**known, "python": sys.executable, **more})
+
+
+@pytest.fixture
+def native(tmp_path, model):
+    """native(flags, STAND_IN_EOS=…) -> a running engine: the stand-in as text-generation-launcher."""
+    contexts = []
+
+    def start(flags: dict | None = None, **environment: str) -> server.Engine:
+        binary = executable(tmp_path / "launcher", *STAND_IN, PYTHONPATH=str(ROOT), **environment)
+        backend = TGI(name="tgi", launcher="native", flags=flags or {}, env=EnvironmentChoice(binary=str(binary)))
+        context = server.running(backend, launch(tmp_path, model, binary=str(binary)), marker=f"tgi/{os.getpid()}")
+        contexts.append(context)
+        return context.__enter__()
+
+    yield start
+    for context in contexts:
+        context.__exit__(None, None, None)
+
+
+def measure(engine, requests, load, tmp_path, api="tgi"):
+    target = client.Target(engine.url, "tgi", api=api, token_ids=False)
+    return client.measure(
+        target,
+        [],
+        requests,
+        load.schedule(len(requests), 1),
+        folder=tmp_path / "job",
+        should_stop=lambda: None if engine.alive() else "the engine died",
+    )
+
+
+def asked(count: int, tokens: int = 16, prompt: str = "one two three") -> list[Request]:
+    return [Request(f"r{index}", prompt, tokens, 3) for index in range(count)]
+
+
+# -- command lines
+
+
+def test_the_launchers_command_line(tmp_path, model):
+    backend = TGI(name="tgi", launcher="native", flags={"quantize": "awq", "disable-custom-kernels": True})
+    line = backend.command(launch(tmp_path, model, port=8123, gpus=("0", "1"), dtype="float16"))
+    assert line[0] == "text-generation-launcher"
+    given = dict(zip(line[1::2], line[2::2], strict=False))
+    assert given["--model-id"] == str(model)
+    assert (given["--hostname"], given["--port"]) == ("127.0.0.1", "8123")
+    assert (given["--num-shard"], given["--dtype"], given["--quantize"]) == ("2", "float16", "awq")
+    assert (given["--max-input-tokens"], given["--max-total-tokens"]) == ("4095", "4096")
+    assert given["--usage-stats"] == "off"
+    assert line[-1] == "--disable-custom-kernels"
+    assert given["--prometheus-port"] != given["--master-port"]
+
+
+def test_the_containers_command_line(tmp_path, model, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    backend = TGI(name="tgi", shm_size="2g", environ={"LOG_LEVEL": "info"})
+    its = launch(tmp_path, model, port=8123, gpus=("0", "1"))
+    line = backend.command(its)
+    text = " ".join(line)
+    assert '--gpus "device=0,1"' in text
+    assert "--shm-size 2g" in text
+    assert "--publish 127.0.0.1:8123:80" in text
+    assert f"--volume {model}:{model}:ro" in text
+    assert f"--volume {tmp_path}:/data" in text
+    assert "--env HF_TOKEN --env HF_HUB_OFFLINE --env LOG_LEVEL" in text
+    assert "ghcr.io/huggingface/text-generation-inference:3.3.7 /tgi-entrypoint.sh --model-id" in text
+    assert "--port 80" in text
+    assert "hf_secret_value" not in text
+    assert backend.environment(its)["HF_TOKEN"] == "hf_secret_value"
+    assert backend.facts(its)["image"] == "ghcr.io/huggingface/text-generation-inference:3.3.7"
+
+
+def test_links_of_the_hubs_cache_can_be_followed_in_the_container(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "1234").write_text("x")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
+    assert folders(snapshot) == [snapshot, blobs]
+
+
+@pytest.mark.parametrize(
+    ("fields", "host", "words"),
+    [
+        ({}, Host(executables=frozenset({"docker"})), "CUDA GPU"),
+        ({}, Host(gpus=("NVIDIA L4",)), "no docker on PATH"),
+        ({"launcher": "native"}, Host(gpus=("NVIDIA L4",)), "no text-generation-launcher"),
+        ({}, Host(gpus=("NVIDIA L4",), executables=frozenset({"docker"})), None),
+        ({"launcher": "native", "env": {"binary": "/opt/tgi"}}, Host(gpus=("NVIDIA L4",)), None),
+        ({"url": "http://127.0.0.1:3000"}, Host(), None),
+    ],
+)
+def test_unavailable_with_the_remedy(fields, host, words):
+    said = TGI(name="tgi", **fields).unavailable(host)
+    if words is None:
+        assert said is None
+    else:
+        assert words in said
+        assert "backend.url=" in said
+        assert "\n" not in said
+
+
+def test_a_url_attaches():
+    backend = TGI(name="tgi", url="http://127.0.0.1:3000")
+    assert not backend.launches
+    assert TGI(name="tgi", url=None).launches
+
+
+def test_unknown_launcher():
+    with pytest.raises(ValidationError, match="launcher"):
+        TGI(name="tgi", launcher="podman")
+
+
+# -- the wire, on the stand-in
+
+
+@pytest.mark.parametrize("api", ["tgi", "completions"])
+def test_streams_and_counts(native, tmp_path, api):
+    engine = native()
+    found = measure(engine, asked(8), Batch(batch_size=4), tmp_path, api).records
+    assert [found.error[index] for index in range(8)] == [None] * 8
+    assert list(found.output_tokens) == [16] * 8
+    assert list(found.input_tokens) == [3] * 8
+    assert set(found.finish_reason) == {"length"}
+    facts = engine.facts()
+    assert facts["engine_version"] == "3.3.7-stand-in"
+    text = httpx.get(engine.url + "/metrics", trust_env=False).text
+    assert all(name in text for name in engine.backend.metric_names.values())
+
+
+@pytest.mark.parametrize(("api", "reason"), [("tgi", "eos_token"), ("completions", "stop")])
+def test_there_is_no_ignore_eos(native, tmp_path, api, reason):
+    found = measure(native(STAND_IN_EOS="5"), asked(2), Batch(batch_size=2), tmp_path, api).records
+    assert list(found.output_tokens) == [5, 5]
+    assert set(found.finish_reason) == {reason}
+
+
+@pytest.mark.parametrize("api", ["tgi", "completions"])
+def test_overload_is_an_error_in_a_stream_of_status_200(native, tmp_path, api):
+    engine = native({"max-concurrent-requests": 2}, STAND_IN_ITL="0.02")
+    found = measure(engine, asked(6), Closed(concurrency=6), tmp_path, api).records
+    refused = [error for error in found.error if error]
+    assert len(refused) == 4
+    assert all("Model is overloaded" in error for error in refused)
+    outcome, _ = metrics.outcome_of(found, max_failed=0.05)
+    assert outcome is Outcome.INVALID
+    # Not so where nothing is streamed.
+    with httpx.Client(base_url=engine.url, trust_env=False) as http:
+        assert http.post("/generate", json={"inputs": "a b", "parameters": {"max_new_tokens": 2}}).status_code == 200
+
+
+def test_too_long_is_an_error_event_and_the_server_lives_on(native, tmp_path):
+    engine = native()
+    found = measure(engine, asked(1, prompt="x " * 5000), Batch(batch_size=1), tmp_path).records
+    assert "must have less than 4095 tokens" in found.error[0]
+    assert engine.alive()
+
+
+def test_beyond_1024_tokens_there_is_a_stall(native, tmp_path):
+    found = measure(native(STAND_IN_STALL="0.3"), asked(1, tokens=1030), Batch(batch_size=1), tmp_path).records
+    record = found[0]
+    assert record.output_tokens == 1030
+    gaps = [after - before for before, after in zip(record.chunk_us, record.chunk_us[1:], strict=False)]
+    assert gaps.index(max(gaps)) == 1023  # between the 1,024th token and the next
+    assert max(gaps) > 290_000
+
+
+def test_the_shard_dies_of_an_out_of_memory(native, tmp_path):
+    engine = native(STAND_IN_MEMORY="3", STAND_IN_ITL="0.01")
+    found = measure(engine, asked(4), Batch(batch_size=4), tmp_path).records
+    assert all("CUDA out of memory" in error for error in found.error)
+    deadline = time.monotonic() + 5
+    while engine.alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert engine.ran_out_of_memory()
+    assert engine.obituary() == "RuntimeError: CUDA out of memory. (exit status 1)"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(engine.url + "/health", trust_env=False)
+
+
+# -- the container
+
+
+@pytest.fixture
+def docker(tmp_path, model, monkeypatch):
+    """A backend, its launch and the folder of a stand-in for docker that is first on PATH."""
+    state, bin_ = tmp_path / "docker", tmp_path / "bin"
+    state.mkdir()
+    bin_.mkdir()
+    executable(bin_ / "docker", sys.executable, str(ROOT / "tests" / "docker_stand_in.py"))
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_STAND_IN", str(state))
+    monkeypatch.setenv("DOCKER_STAND_IN_COMMAND", json.dumps(STAND_IN))
+    monkeypatch.setenv("DOCKER_STAND_IN_PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
+    return TGI(name="tgi", stop_grace=2), launch(tmp_path, model), state
+
+
+def containers(state: Path) -> list[int]:
+    """Process ids of what runs in containers: the engine, and the shells around it."""
+    return [process.pid for process in psutil.process_iter(["cmdline"]) if _is_mine(process, state.parent)]
+
+
+def _is_mine(process: psutil.Process, folder: Path) -> bool:
+    line = process.info["cmdline"] or []
+    return any(part.endswith("tgi_stand_in.py") for part in line) and any(str(folder) in part for part in line)
+
+
+def gone(state: Path, within: float = 8.0) -> bool:
+    deadline = time.monotonic() + within
+    while containers(state):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_a_container_serves_and_is_removed(docker, tmp_path):
+    backend, its, state = docker
+    with server.running(backend, its, marker=f"tgi-docker/{os.getpid()}") as engine:
+        found = measure(engine, asked(2), Batch(batch_size=2), tmp_path).records
+        assert list(found.output_tokens) == [16, 16]
+        assert containers(state)
+    assert gone(state)
+    calls = [json.loads(line) for line in (state / "calls").read_text().splitlines()]
+    assert [call["argv"][0] for call in calls] == ["rm", "run", "rm"]
+    assert calls[1]["HF_TOKEN"] == "hf_secret_value"
+    assert "hf_secret_value" not in (state / "calls").read_text().replace('"HF_TOKEN": "hf_secret_value"', "")
+    assert "hf_secret_value" not in engine.log_tail(1000)
+
+
+def test_a_container_ends_with_its_owner_even_when_everything_is_killed(docker):
+    """SIGKILL of the wrapper and of docker's client: only the lease inside the container is left to end it."""
+    backend, its, state = docker
+    with server.running(backend, its, marker=f"tgi-docker/{os.getpid()}") as engine:
+        inside = containers(state)
+        assert inside
+        clients = [process.pid for process in engine.processes()]
+        assert not set(inside) & set(clients)
+        assert len(clients) >= 2
+        for pid in clients:
+            os.kill(pid, signal.SIGKILL)
+        assert gone(state)
+        assert not engine.alive()
+
+
+def test_what_the_engine_exits_with_is_told(docker, model):
+    backend, its, state = docker
+    (model / "config.json").unlink()
+    with (
+        pytest.raises(server.LaunchError, match="has no config.json"),
+        server.running(backend, its, marker=f"tgi-docker/{os.getpid()}"),
+    ):
+        pytest.fail("it must not become ready")
+    assert gone(state)
