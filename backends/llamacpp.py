@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from backends import weights
 from backends.base import Backend, BatchForm, Host, Launch, cli
@@ -34,6 +34,7 @@ class LlamaCpp(Backend):
     quantization: str = "F16"
     slots: PositiveInt = 16
 
+    stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
