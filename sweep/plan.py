@@ -17,7 +17,7 @@ from sweep.config import ConfigError, Settings, build, content_hash, one_of
 from sweep.records import PROTOCOL_VERSION
 
 # Fields of a backend that say how it is run here and cannot change a result.
-NOT_IN_ID = {"port", "launch_timeout"}
+NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "oom_patterns", "hollow_errors"}
 
 
 @dataclass(frozen=True)

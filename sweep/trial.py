@@ -95,6 +95,7 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
     sampler = Sampler(_sources(run, place, engine), run.settings.telemetry_interval)
     idle = memory_of(sampler.read_once())[1]
     deadline = time.monotonic() + run.settings.trial_timeout
+    logged = engine.log_position()
     began = time.monotonic()
     measure = offline.measure if run.deployment.backend.timed_inside else client.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
@@ -120,7 +121,7 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
     row |= _client_columns(measurement.report)
     row |= {"telemetry_sources": sampler.described, "wall_seconds": time.monotonic() - began}
     row |= {"ended_at": provenance.now()}
-    row |= _verdict(run, engine, measurement, time.monotonic() > deadline)
+    row |= _verdict(run, engine, measurement, time.monotonic() > deadline, logged)
     if row["outcome"] != Outcome.OK:
         row = _without_performance(row)
     store.write_requests(files, measurement.records)
@@ -232,17 +233,22 @@ def _without_performance(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if PERFORMANCE.search(name) else value for name, value in row.items()}
 
 
-def _verdict(run: TrialRun, engine: Engine, measurement: client.Measurement, timed_out: bool) -> dict[str, Any]:
-    """The outcome: the engine's death first, then time, then the requests, then the client."""
+def _verdict(
+    run: TrialRun, engine: Engine, measurement: client.Measurement, timed_out: bool, logged: int
+) -> dict[str, Any]:
+    """The outcome: the engine's death first, then time, then the requests, then the client.
+
+    `logged` is how far the engine's log went before the trial: what it said of memory earlier is no part of this one.
+    """
     log = engine.log_tail()
     if not engine.alive():
-        outcome = Outcome.OOM_RUN if engine.ran_out_of_memory() else Outcome.ENGINE_CRASHED
+        outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
         return {"outcome": outcome.value, "reason": engine.obituary(), "log_tail": log}
     if timed_out:
         return {"outcome": Outcome.HUNG.value, "reason": f"not done in {run.settings.trial_timeout} s", "log_tail": log}
     outcome, reason = metrics.outcome_of(measurement.records, max_failed=run.settings.max_failed)
     if outcome is not Outcome.OK:
-        if engine.ran_out_of_memory():
+        if engine.ran_out_of_memory(since=logged):
             outcome = Outcome.OOM_RUN
         elif only_timeouts(measurement.records):
             outcome = Outcome.HUNG
