@@ -108,7 +108,7 @@ def _run_locked(plan: Plan, paths: RunPaths, nodes: Sequence[Node], console: Con
     tracker = _tracker(plan.settings, paths) if left else None
     with Display(len(plan.trials), len(plan.trials) - count, expected, console) as display:
         if any(not deployment.unavailable for deployment in left):
-            with _executor(plan.settings) as executor:
+            with _executor(plan.settings, nodes) as executor:
                 driver = Driver(plan, paths, ledger, executor, display, tracker, history)
                 driver.run()
         else:
@@ -134,9 +134,9 @@ def _report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool
     console.print(f"report: {paths.report}", soft_wrap=True)
 
 
-def _executor(settings: Settings) -> Executor:
+def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
     if settings.cluster.kind == "inline":
-        return InlineExecutor([str(index) for index in range(len(provenance.gpu_names()))])
+        return InlineExecutor([str(index) for index in range(nodes[0].gpus)], nodes[0].accelerators)
     executor: Executor = _schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor
 
@@ -163,13 +163,12 @@ def find_hardware(cluster: Cluster) -> str:
         named = (cluster.simulate.accelerator or "gpu").lower() if cluster.simulate.gpus else "cpu"
         return named if named in group_choices("hardware") else "gpu"
     if cluster.kind == "ray":
-        schedule = _schedule(cluster)
-        schedule.connect(cluster)
-        accelerators = {name for node in schedule.nodes() for name in node.accelerators if node.gpus}
+        nodes = _cluster_nodes(cluster)
+        accelerators = {name for node in nodes for name in node.accelerators if node.gpus}
         profile = next(
             (name.lower() for name in sorted(accelerators) if name.lower() in group_choices("hardware")), None
         )
-        return profile or ("gpu" if any(node.gpus for node in schedule.nodes()) else "cpu")
+        return profile or ("gpu" if any(node.gpus for node in nodes) else "cpu")
     names = provenance.gpu_names()
     if not names:
         return "cpu"
@@ -177,6 +176,13 @@ def find_hardware(cluster: Cluster) -> str:
         if names[0] in yaml.safe_load((CONF / "hardware" / f"{profile}.yaml").read_text()).get("matches", []):
             return profile
     return "gpu"
+
+
+def _cluster_nodes(cluster: Cluster) -> list[Node]:
+    """The nodes of the Ray cluster that is joined, and those that its autoscaler could still start."""
+    schedule = _schedule(cluster)
+    schedule.connect(cluster)
+    return [*schedule.nodes(cluster), *schedule.startable_nodes()]
 
 
 def _nodes(settings: Settings) -> list[Node]:
@@ -187,9 +193,7 @@ def _nodes(settings: Settings) -> list[Node]:
         names = [f"simulated-{index}" for index in range(simulated.nodes)]
         return [Node(name, simulated.gpus, simulated.cpus, accelerators, name) for name in names]
     if settings.cluster.kind == "ray":
-        schedule = _schedule(settings.cluster)
-        schedule.connect(settings.cluster)
-        return [*schedule.nodes(), *schedule.startable_nodes()]
+        return _cluster_nodes(settings.cluster)
     gpus = provenance.gpu_names()
     known = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
     return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*known, *sorted(set(gpus))))]

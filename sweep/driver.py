@@ -7,7 +7,6 @@ tried again and when to stop is decided here, from the ledger.
 import json
 import signal
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -18,9 +17,10 @@ from typing import Protocol, Self
 from sweep import store
 from sweep.config import next_time
 from sweep.deployment import Event, Finished, Halted, Lost, Placed, State, Work
-from sweep.estimate import History, kind_of
+from sweep.estimate import History, kind_of, times
 from sweep.ledger import Ledger, Row
 from sweep.nodes import NodeRecord
+from sweep.packing import Need, Node, Packer, infeasible
 from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import Display
 from sweep.records import Outcome, Sample
@@ -38,7 +38,7 @@ class Executor(Protocol):
     """What runs Work: Ray's cluster, or this process."""
 
     @property
-    def capacity(self) -> int: ...
+    def usable(self) -> Sequence[Node]: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -46,7 +46,8 @@ class Executor(Protocol):
     def clear(self, marker: str) -> None: ...
     def avoid(self, node_ids: set[str]) -> None: ...
     def spare(self, node_ids: set[str]) -> bool: ...
-    def submit(self, work: Work) -> None: ...
+    def want(self, needs: Sequence[Need]) -> None: ...
+    def submit(self, work: Work, node_id: str) -> None: ...
     def events(self) -> Iterator[tuple[Work, Event | Lost | None]]: ...
     def stop_soon(self) -> None: ...
     def stop_now(self) -> None: ...
@@ -74,7 +75,11 @@ class Driver:
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.executor, self.display, self.tracker = executor, display, tracker
         self.history = history or History([])
-        self.waiting = deque(todo(plan, ledger))
+        self.waiting = {deployment.deployment_id: deployment for deployment in todo(plan, ledger)}
+        expected = times(self.waiting.values(), self.history, plan.settings.hardware)
+        self.needs = {need.key: need for need in expected.needs}
+        self.packer = Packer(need for need in expected.needs if not self.waiting[need.key].unavailable)
+        self.stranded: dict[str, float] = {}  # deployment -> since when no node could hold it, monotonic
         self.running: dict[str, Work] = {}
         self.places: dict[str, Placed] = {}  # deployment -> where it is or was last
         self.losses: dict[str, int] = {}  # of infrastructure, by deployment
@@ -111,8 +116,8 @@ class Driver:
     def _loop(self) -> None:
         stopping = False
         while self.running or (self.waiting and not self.interrupts):
-            while self.waiting and len(self.running) < self.executor.capacity and not self.interrupts:
-                self._submit(self.waiting.popleft())
+            if not self.interrupts:
+                self._start_what_fits()
             for work, event in self.executor.events():
                 self._take(work, event)
             if self.deadline and time.time() > self.deadline and self.interrupts < 2:
@@ -129,6 +134,26 @@ class Driver:
             self.display.say(f"{left} trials are left for the next run of the same command")
             self.interrupts = max(1, self.interrupts)
 
+    def _start_what_fits(self) -> None:
+        nodes = self.executor.usable
+        for deployment_id, node_id in self.packer.start(nodes):
+            self._submit(self.waiting.pop(deployment_id), node_id)
+        self.executor.want(self.packer.ahead())
+        stranded = {need.key: need for need in self.packer.stranded(nodes)} if nodes else {}
+        now = time.monotonic()
+        self.stranded = {key: self.stranded.get(key, now) for key in stranded}
+        limit = self.plan.settings.cluster.wait_for_nodes
+        for key in [key for key, since in self.stranded.items() if now - since > limit]:
+            self.packer.drop([stranded[key]])
+            reason = f"waited {limit / 60:.0f} min: {infeasible(stranded[key], nodes)}"
+            self._end_unavailable(replace(self.waiting.pop(key), unavailable=reason))
+
+    def _again(self, deployment: Deployment) -> None:
+        """Before all others."""
+        if deployment.deployment_id not in self.waiting:
+            self.packer.put_back(self.needs[deployment.deployment_id])
+        self.waiting[deployment.deployment_id] = deployment
+
     def _stop_now(self) -> None:
         self.executor.stop_now()
         for deployment_id, work in self.running.items():
@@ -137,19 +162,22 @@ class Driver:
 
     def _leave_out_unavailable(self) -> None:
         """What cannot run here has its rows, with the remedy, before anything starts."""
-        for deployment in [deployment for deployment in self.waiting if deployment.unavailable]:
-            self.waiting.remove(deployment)
-            run = TrialRun(deployment, self.plan.settings, self.paths, "0", tuple(self.plan.axes))
-            for trial in deployment.trials:
-                row = base_row(run, trial) | {"outcome": Outcome.UNAVAILABLE.value, "reason": deployment.unavailable}
-                self.ledger.commit(row)
-                self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
+        for deployment in [deployment for deployment in self.waiting.values() if deployment.unavailable]:
+            self._end_unavailable(self.waiting.pop(deployment.deployment_id))
 
-    def _submit(self, deployment: Deployment) -> None:
+    def _end_unavailable(self, deployment: Deployment) -> None:
+        run = TrialRun(deployment, self.plan.settings, self.paths, "0", tuple(self.plan.axes))
+        for trial in deployment.trials:
+            row = base_row(run, trial) | {"outcome": Outcome.UNAVAILABLE.value, "reason": deployment.unavailable}
+            self.ledger.commit(row)
+            self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
+
+    def _submit(self, deployment: Deployment, node_id: str) -> None:
         expected = self._expected(deployment)
         launch = self.history.launch(deployment) or 0.0
         if self.deadline and time.time() + launch + min(expected.values(), default=0.0) > self.deadline:
             self.display.say(f"not before the deadline: {deployment.describe()}, {len(deployment.trials)} trials")
+            self.packer.ended(deployment.deployment_id)
             return
         attempt = self.ledger.begin_attempt(deployment.deployment_id)
         work = Work(
@@ -164,7 +192,7 @@ class Driver:
         )
         self.running[deployment.deployment_id] = work
         self.display.state(deployment.deployment_id, deployment.describe(), "waiting for a place")
-        self.executor.submit(work)
+        self.executor.submit(work, node_id)
 
     def _expected(self, deployment: Deployment) -> dict[str, float]:
         """What each trial took in earlier runs, s, by id; only where there is a deadline to keep."""
@@ -187,6 +215,7 @@ class Driver:
             self._commit(work, event)
         elif event is None or isinstance(event, Lost):
             del self.running[deployment.deployment_id]
+            self.packer.ended(deployment.deployment_id)
             self.display.ended(deployment.deployment_id)
             end = "done" if event is None else event.reason
             self.ledger.end_attempt(deployment.deployment_id, work.attempt, end)
@@ -246,9 +275,8 @@ class Driver:
                 failed = [t for t in deployment.trials if self._outcome(t.trial_id) in NODE_FAULTS]
                 self.finished -= {trial.trial_id for trial in failed}
                 self.display.done -= len(failed)
-                self.waiting = deque(d for d in self.waiting if d.deployment_id != deployment.deployment_id)
                 left = [t for t in deployment.trials if not self.ledger.done(t.trial_id, retry=True)]
-                self.waiting.appendleft(replace(deployment, trials=left))
+                self._again(replace(deployment, trials=left))
 
     def _outcome(self, trial_id: str) -> str | None:
         row = self.ledger.rows.get(trial_id)
@@ -270,7 +298,7 @@ class Driver:
         tally[deployment.deployment_id] = tally.get(deployment.deployment_id, 0) + 1
         left = [trial for trial in deployment.trials if trial.trial_id not in self.finished]
         if left and tally[deployment.deployment_id] < (self.plan.settings.attempts if ours else MAX_LOSSES):
-            self.waiting.appendleft(replace(deployment, trials=left))
+            self._again(replace(deployment, trials=left))
         elif left:
             self._give_up(replace(deployment, trials=left), work.attempt, loss.reason)
 

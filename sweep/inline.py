@@ -1,5 +1,6 @@
 """Deployments one after the other in this process: no Ray, for debugging and for single trials."""
 
+import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -7,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Work, clear_engines, stream_deployment
+from sweep.packing import Need, Node
 
 POLL = 0.5  # s
 
@@ -14,10 +16,9 @@ POLL = 0.5  # s
 class InlineExecutor:
     """The same face as `schedule.RayExecutor`, on this machine and the GPUs that this process sees."""
 
-    capacity = 1
-
-    def __init__(self, gpus: Sequence[str] = ()) -> None:
+    def __init__(self, gpus: Sequence[str] = (), accelerators: Sequence[str] = ()) -> None:
         self.gpus = tuple(gpus)
+        self.usable = [Node("this process", len(self.gpus), os.cpu_count() or 1, tuple(accelerators), "inline")]
         self.waiting: deque[Work] = deque()
         self.running: tuple[Work, Generator[Event, None, None]] | None = None
         self.stopping = threading.Event()
@@ -40,7 +41,10 @@ class InlineExecutor:
     def spare(self, node_ids: set[str]) -> bool:
         return False
 
-    def submit(self, work: Work) -> None:
+    def want(self, needs: Sequence[Need]) -> None:
+        """There will be no other node."""
+
+    def submit(self, work: Work, node_id: str) -> None:
         self.waiting.append(work)
 
     def events(self) -> Iterator[tuple[Work, Event | Lost | None]]:

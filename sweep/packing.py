@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+AHEAD = 32  # waiting deployments that an autoscaler is told of
+
 
 class Node(NamedTuple):
     """What a node of the cluster offers."""
@@ -117,6 +119,11 @@ class Packer:
     def stranded(self, nodes: Sequence[Node]) -> list[Need]:
         """Those waiting that none of these nodes could hold even if it were idle."""
         return [need for heap in self.waiting.values() if heap and infeasible(heap[0][1], nodes) for _, need in heap]
+
+    def ahead(self) -> list[Need]:
+        """The next that wait, in order: as many as it is worth having a cluster grow for."""
+        heaps = [heapq.nsmallest(AHEAD, heap) for heap in self.waiting.values()]
+        return [need for _, need in heapq.nsmallest(AHEAD, (entry for heap in heaps for entry in heap))]
 
     def drop(self, needs: Iterable[Need]) -> None:
         """They wait no longer."""

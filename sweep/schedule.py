@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -24,13 +24,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweep.config import ROOT, Cluster, ConfigError
 from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Placed, Work, clear_engines, stream_deployment
-from sweep.packing import Node
+from sweep.packing import Need, Node
 
 RESULT_POLL = 0.5  # s
 BEAT = 5.0  # s
 SILENCE = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
+UNPLACED = 120.0  # s in which a node must have begun what it was given
 SHUNNED = 180.0  # s
-WAIT_FOR_NODES = 900.0  # s
 CLEAR_TIMEOUT = 30.0  # s for a node to clear what is left of engines
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
@@ -67,8 +67,8 @@ def connect(cluster: Cluster) -> None:
         raise ConfigError(f"{where}: no Ray there ({str(error).strip().splitlines()[0]})") from None
 
 
-def nodes() -> list[Node]:
-    """The living nodes of the cluster that deployments can run on."""
+def nodes(cluster: Cluster) -> list[Node]:
+    """The living nodes of the cluster that deployments can run on: those with its labels."""
     return [
         Node(
             node["NodeManagerAddress"],
@@ -78,8 +78,17 @@ def nodes() -> list[Node]:
             node["NodeID"],
         )
         for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU")
+        if node["Alive"]
+        and node["Resources"].get("CPU")
+        and all(_matches(node["Labels"].get(key), wanted) for key, wanted in cluster.labels.items())
     ]
+
+
+def _matches(value: str | None, wanted: str) -> bool:
+    """Ray's label selectors: x, !x, in(x,y), !in(x,y)."""
+    plain = wanted.removeprefix("!")
+    among = plain[3:-1].split(",") if plain.startswith("in(") else [plain]
+    return (value in [name.strip() for name in among]) == (plain == wanted)
 
 
 def startable_nodes() -> list[Node]:
@@ -147,6 +156,15 @@ def _clear_task() -> Any:
 
 
 @functools.cache
+def _claim_task() -> Any:
+    return ray.remote(max_calls=1, max_retries=0)(_claimed)
+
+
+def _claimed() -> None:
+    """Nothing to do: that it can run is all it is for."""
+
+
+@functools.cache
 def _task(gpus: int) -> Any:
     """The remote function. GPUs in the decorator: given by .options, a worker would be used again, and they with it."""
     if gpus:
@@ -163,10 +181,11 @@ class _Stream(NamedTuple):
     work: Work
     place: Placed | None
     heard: float  # monotonic
+    node: Node
 
 
 class RayExecutor:
-    """Runs deployments as Ray tasks; `capacity` is how many it is worth having in flight."""
+    """Runs deployments as Ray tasks, each on the node that it is told."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -177,7 +196,11 @@ class RayExecutor:
         self.stopping = threading.Event()
         self.closed = threading.Event()
         self.session = ""
-        self.nodes: list[Node] = []
+        self.nodes: list[Node] = []  # the living
+        self.known: dict[str, Node] = {}  # all that there have been, by id
+        self.autoscaling = False
+        self.claims: list[Any] = []  # tasks that make an autoscaler start nodes
+        self.wanted = 0.0  # when they were last looked after, monotonic
         self.seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
         self.home, self.home_alive = "", True  # the node of the driver itself
 
@@ -186,6 +209,7 @@ class RayExecutor:
         self.session = f"{ray.get_runtime_context().get_job_id()}-{os.getpid()}-{time.time_ns()}"
         self.home = ray.get_runtime_context().get_node_id()
         self._look()
+        self.autoscaling = bool(startable_nodes())
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         return self
 
@@ -198,7 +222,8 @@ class RayExecutor:
         ray.shutdown()
 
     def _look(self) -> None:
-        self.nodes = nodes()
+        self.nodes = nodes(self.cluster)
+        self.known |= {node.node_id: node for node in self.nodes}
         self.home_alive = any(node["Alive"] and node["NodeID"] == self.home for node in ray.nodes())
         self.seen = time.monotonic()
 
@@ -216,11 +241,30 @@ class RayExecutor:
             self.stopping.wait(BEAT) if word == "go" else self.closed.wait(BEAT)
 
     @property
-    def capacity(self) -> int:
+    def usable(self) -> list[Node]:
+        """The nodes on which a deployment may be started now."""
         shunned = self._shunned()
-        usable = [node for node in self.nodes if node.node_id not in shunned]
-        gpus = sum(node.gpus for node in usable)
-        return 2 * gpus if gpus else len(usable)
+        return [node for node in self.nodes if node.node_id not in shunned]
+
+    def want(self, needs: Sequence[Need]) -> None:
+        """Tell an autoscaler what waits for a place, by tasks that can only run on a node that is not there yet.
+
+        Unlike `request_resources` they end with this driver, however it ends: nobody pays for nodes that none uses.
+        """
+        if time.monotonic() - self.wanted < BEAT or not self.autoscaling:
+            return
+        self.wanted = time.monotonic()
+        if self.claims:
+            _, self.claims = ray.wait(self.claims, num_returns=len(self.claims), timeout=0)
+        for claim in self.claims[len(needs) :]:
+            ray.cancel(claim, force=True)
+        known = ",".join(sorted(node.node_id for node in self.nodes))
+        for need in needs[len(self.claims) :]:
+            options: dict[str, Any] = {"num_gpus": need.gpus, "num_cpus": 1, "name": "wanted: a node"}
+            options |= {"accelerator_type": need.accelerator} if need.accelerator else {}
+            options["label_selector"] = {**self.cluster.labels, **({NODE_ID: f"!in({known})"} if known else {})}
+            self.claims.append(_claim_task().options(**options).remote())
+        self.claims = self.claims[: len(needs)]
 
     def clear(self, marker: str) -> None:
         """Kill what earlier drivers' tasks may have left on any node: engines of this marker, and who launched them."""
@@ -242,17 +286,22 @@ class RayExecutor:
         """Whether there would be a node left without these."""
         return bool({node.node_id for node in self.nodes} - node_ids - self._shunned())
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: Work, node_id: str) -> None:
+        """Start it on this node, with its share of the cores: what it needs is free there, as far as we know."""
         deployment = work.deployment
-        options: dict[str, Any] = {"num_returns": "streaming", "name": deployment.describe()}
-        if not deployment.gpu_count:
-            options["num_cpus"] = min((node.cpus for node in self.nodes if not node.gpus), default=1)
-        elif deployment.accelerator:
-            options["accelerator_type"] = deployment.accelerator
-        if shunned := self._shunned():
-            options["label_selector"] = {NODE_ID: f"!in({','.join(sorted(shunned))})"}
-        stream = _task(deployment.gpu_count).options(**options).remote(work, self.session)
-        self.streams[stream] = _Stream(work, None, time.monotonic())
+        node = self.known[node_id]
+        share = node.cpus * deployment.gpu_count / node.gpus if deployment.gpu_count else node.cpus
+        stream = (
+            _task(deployment.gpu_count)
+            .options(
+                num_returns="streaming",
+                name=deployment.describe(),
+                num_cpus=int(share) if share >= 1 else round(share - 5e-5, 4),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            )
+            .remote(work, self.session)
+        )
+        self.streams[stream] = _Stream(work, None, time.monotonic(), node)
 
     def _shunned(self) -> set[str]:
         """Nodes that are avoided, and those that fell silent a short while ago: Ray has not noticed it yet."""
@@ -276,10 +325,18 @@ class RayExecutor:
         for stream in ready:
             yield from self._next(stream)
         for stream in set(streams) - set(ready):
-            state = self.streams[stream]
-            if state.place and time.monotonic() - state.heard > SILENCE:
-                self.silent[state.place.node_id] = time.monotonic()
-                yield self._end(stream, Lost(f"not a word from {state.place.address} for {SILENCE:.0f} s"))
+            if loss := self._overdue(self.streams[stream]):
+                yield self._end(stream, loss)
+
+    def _overdue(self, state: _Stream) -> Lost | None:
+        """Whether a task must be given up, and why."""
+        node, silence = state.node, time.monotonic() - state.heard
+        if state.place is None and node.node_id not in {living.node_id for living in self.nodes}:
+            return Lost(f"node {node.address} died before it began")
+        if silence < (SILENCE if state.place else UNPLACED):
+            return None
+        self.silent[node.node_id] = time.monotonic()
+        return Lost(f"not a word from {node.address} for {silence:.0f} s")
 
     def _next(self, stream: Any) -> Iterator[tuple[Work, Event | Lost | None]]:
         """The event that is there, if it is one for the driver."""
@@ -296,7 +353,7 @@ class RayExecutor:
             yield self._end(stream, Lost(str(error).strip().splitlines()[0]))
         else:
             place = event if isinstance(event, Placed) else state.place
-            self.streams[stream] = _Stream(state.work, place, time.monotonic())
+            self.streams[stream] = state._replace(place=place, heard=time.monotonic())
             if not isinstance(event, Beat):
                 yield state.work, event
 
@@ -323,8 +380,8 @@ class RayExecutor:
             raise Halted(f"Ray on this host has died; {again}")
         if self.nodes:
             self.had_nodes = now
-        elif now - self.had_nodes > WAIT_FOR_NODES:
-            raise Halted(f"no node in the cluster for {WAIT_FOR_NODES / 60:.0f} min; {again}")
+        elif now - self.had_nodes > self.cluster.wait_for_nodes:
+            raise Halted(f"no node in the cluster for {self.cluster.wait_for_nodes / 60:.0f} min; {again}")
 
     def stop_soon(self) -> None:
         """Let the trials that run end, and start no other."""

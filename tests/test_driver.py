@@ -1,6 +1,8 @@
 """The driver's decisions, with an executor that does as it is told: who runs, who is tried again, what is committed."""
 
+import time
 from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ from sweep.config import Settings
 from sweep.deployment import Finished, Lost
 from sweep.driver import Driver, exit_status, todo
 from sweep.ledger import Ledger
+from sweep.packing import Node
 from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import Display
 from sweep.store import RunPaths, read_trials
@@ -50,10 +53,9 @@ def make_plan(*deployments, **settings):
 class Scripted:
     """Answers each submitted deployment with what the script says: outcomes in order, or a Lost."""
 
-    def __init__(self, script, capacity=1, nodes=1):
-        self.nodes = nodes
+    def __init__(self, script, nodes=1):
+        self.usable = [Node(f"n{i}", 0, 8, (), f"n{i}") for i in range(nodes)]
         self.script = {name: deque(runs) for name, runs in script.items()}
-        self.capacity = capacity
         self.pending = deque()
         self.submitted = []
         self.in_flight_max = 0
@@ -65,12 +67,15 @@ class Scripted:
         self.avoided = set(node_ids)
 
     def spare(self, node_ids):
-        return len(node_ids) < self.nodes
+        return len(node_ids) < len(self.usable)
+
+    def want(self, needs):
+        self.wanted = needs
 
     def stop_soon(self):
         pass
 
-    def submit(self, work):
+    def submit(self, work, node_id):
         self.pending.append(work)
         self.submitted.append((work.deployment.deployment_id, [t.trial_id for t in work.deployment.trials]))
         self.in_flight_max = max(self.in_flight_max, len(self.pending))
@@ -161,6 +166,30 @@ def test_trials_parquet_holds_the_present_plan_only(tmp_path):
 
 
 def test_no_more_is_in_flight_than_the_cluster_has_room_for(tmp_path):
-    executor = Scripted({name: [["ok"]] for name in "abcd"}, capacity=2)
+    executor = Scripted({name: [["ok"]] for name in "abcd"}, nodes=2)
     drive(make_plan(*(deployment(name, [name]) for name in "abcd")), tmp_path, executor)
     assert executor.in_flight_max == 2
+
+
+def test_what_no_node_can_hold_is_given_up_after_the_wait(tmp_path):
+    """It waits in case a node comes; then it is `unavailable`, with the reason, and the rest has run meanwhile."""
+    wide = replace(deployment("wide", ["1"]), gpu_count=8)
+    cluster = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}
+    executor = Slow({"a": [["ok"]]})
+    _, ledger = drive(make_plan(wide, deployment("a", ["2"]), cluster=cluster), tmp_path, executor)
+    assert outcomes(ledger) == {"1": "unavailable", "2": "ok"}
+    assert "no node has more than 0" in ledger.rows["1"]["reason"]
+    assert [need.key for need in executor.wanted_once] == ["wide"], "an autoscaler was told"
+
+
+class Slow(Scripted):
+    """Has nothing to say now and then, as a cluster does that waits for nodes."""
+
+    wanted_once = ()
+
+    def events(self):
+        self.wanted_once = self.wanted_once or self.wanted
+        if self.pending:
+            yield from super().events()
+        else:
+            time.sleep(0.05)
