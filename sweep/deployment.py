@@ -76,6 +76,12 @@ class Finished(NamedTuple):
     row: dict[str, Any]
 
 
+class Files(NamedTuple):
+    """Files of this attempt that the driver does not see, by their path under `out`."""
+
+    files: Mapping[str, bytes]
+
+
 class Beat(NamedTuple):
     """Nothing new, but alive."""
 
@@ -87,7 +93,7 @@ class Lost(NamedTuple):
     error: str | None = None  # the traceback, where the task itself failed
 
 
-Event = Placed | State | Finished | Beat
+Event = Placed | State | Finished | Files | Beat
 Emit = Callable[[Event], None]
 
 

@@ -14,9 +14,9 @@ from datetime import datetime
 from types import FrameType, TracebackType
 from typing import Protocol, Self
 
-from sweep import store
+from sweep import store, transfer
 from sweep.config import next_time
-from sweep.deployment import Event, Finished, Halted, Lost, Placed, State, Work
+from sweep.deployment import Event, Files, Finished, Halted, Lost, Placed, State, Work
 from sweep.estimate import History, kind_of, times
 from sweep.ledger import Ledger, Row
 from sweep.nodes import NodeRecord
@@ -192,6 +192,7 @@ class Driver:
         )
         self.running[deployment.deployment_id] = work
         self.display.state(deployment.deployment_id, deployment.describe(), "waiting for a place")
+        transfer.mark(work)
         self.executor.submit(work, node_id)
 
     def _expected(self, deployment: Deployment) -> dict[str, float]:
@@ -211,6 +212,8 @@ class Driver:
             self.ledger.place_attempt(deployment.deployment_id, work.attempt, event.address)
         elif isinstance(event, State):
             self.display.state(deployment.deployment_id, deployment.describe(), event.text)
+        elif isinstance(event, Files):
+            transfer.receive(self.paths, work, event)
         elif isinstance(event, Finished):
             self._commit(work, event)
         elif event is None or isinstance(event, Lost):

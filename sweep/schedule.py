@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweep.config import ROOT, Cluster, ConfigError
 from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Placed, Work, clear_engines, stream_deployment
 from sweep.packing import Need, Node
+from sweep.transfer import carried
 
 RESULT_POLL = 0.5  # s
 BEAT = 5.0  # s
@@ -119,7 +120,8 @@ def _deploy(work: Work, session: str) -> Iterator[Event]:
     stop_soon = threading.Event()
     _follow(session, stop_soon)
     yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
-    yield from stream_deployment(work, tuple(str(gpu) for gpu in ray.get_gpu_ids()), stop_soon, BEAT)
+    gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
+    yield from carried(work, lambda work: stream_deployment(work, gpus, stop_soon, BEAT))
 
 
 def _follow(session: str, stop_soon: threading.Event) -> None:

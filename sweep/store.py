@@ -196,11 +196,16 @@ def write_whole(paths: RunPaths, target: Path, write: Callable[[Path], None]) ->
 
 def write_text(paths: RunPaths, target: Path, text: str) -> None:
     """Write a text file (UTF-8) that appears whole."""
-    write_whole(paths, target, lambda staged: _write_utf8(staged, text))
+    write_bytes(paths, target, text.encode())
 
 
-def _write_utf8(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_bytes(paths: RunPaths, target: Path, content: bytes) -> None:
+    """Write a file that appears whole."""
+
+    def write(staged: Path) -> None:
+        staged.write_bytes(content)
+
+    write_whole(paths, target, write)
 
 
 def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Sequence[str] = ()) -> None:
