@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sweep.estimate import Assumed, History, estimate
 from sweep.inline import InlineExecutor
 from sweep.ledger import Ledger, sole_driver
 from sweep.packing import Need, Node, infeasible
-from sweep.plan import Plan, Surroundings, make_plan
+from sweep.plan import Deployment, Plan, Surroundings, make_plan
 from sweep.progress import Display
 from sweep.resume import reasons, todo
 from sweep.store import RunPaths, write_plan
@@ -288,6 +289,7 @@ def print_plan(
     """What will be run, what was replaced for lack of a GPU, what cannot run here and why, and what it will take."""
     left = todo(plan, ledger)
     count = sum(len(deployment.trials) for deployment in left)
+    why = reasons(plan, left, ledger) if ledger.rows else {}
     for text in plan.replaced:
         console.print(f"no GPU here: {text}", markup=False, soft_wrap=True)
     hardware = plan.settings.hardware
@@ -299,7 +301,9 @@ def print_plan(
         soft_wrap=True,
     )
     if details:
-        console.print(_plan_table(plan, reasons(plan, left, ledger)))
+        console.print(_plan_table(plan, left, why))
+    for reason, number in Counter(why.values()).most_common():
+        console.print(f"to run: {number} trials: {reason}", markup=False, soft_wrap=True)
     for deployment in plan.deployments:
         if deployment.unavailable:
             console.print(
@@ -328,7 +332,8 @@ def few_cores(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     ]
 
 
-def _plan_table(plan: Plan, to_run: Mapping[str, str]) -> Table:
+def _plan_table(plan: Plan, left: Sequence[Deployment], why: Mapping[str, str]) -> Table:
+    to_run = {trial.trial_id for deployment in left for trial in deployment.trials}
     """A line for each trial, or of a large plan for each deployment."""
     whole = len(plan.trials) <= SHOWN_TRIALS
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -344,7 +349,8 @@ def _plan_table(plan: Plan, to_run: Mapping[str, str]) -> Table:
             )
             continue
         for trial in deployment.trials:
-            state = "unavailable" if deployment.unavailable else to_run.get(trial.trial_id, "done")
+            state = why.get(trial.trial_id, "to run") if trial.trial_id in to_run else "done"
+            state = "unavailable" if deployment.unavailable else state
             table.add_row(name, trial.trial_id, what, trial.describe(), str(trial.seed), state)
     return table
 
