@@ -319,7 +319,9 @@ class Engine:
         if self.config.always_500:
             connection.write(_plain(500, {"error": {"message": "simulated failure", "code": 500}}))
             return
-        rng = random.Random(zlib.crc32(request_id) ^ self.config.seed)
+        rng = self.rng  # where nothing is drawn; making a generator takes as long as all else that a request needs
+        if self._draws or "lognormal" in (self.config.ttft.kind, self.config.itl.kind):
+            rng = random.Random(zlib.crc32(request_id) ^ self.config.seed)
         fault = self.config.faults.draw(rng) if self._draws else None
         if fault in ("status_503", "status_429"):
             connection.write(_busy(int(fault[-3:])))

@@ -1,13 +1,14 @@
 """How exact the measuring client is, held against a server that logs what it truly did; and vLLM's client beside it.
 
-    python -m benchmarks.client [--vllm-python PYTHON] [--quick] [--rows closed-256,…]
+    python -m benchmarks.client [--vllm-python PYTHON] [--rows closed-256,…]
 
 The server (backends/simulated_server.py) is bound to one core and the client to another. Each row gives, request by
 request and matched by x-request-id, |what the client reports − what the server did| as p50 / p99: TTFT from the
 request's arrival in the server's kernel to the first token's write, every ITL, TPOT, E2E. CPU is that of the client
-process between the first request and the last token, per 1,000 tokens. "Load kept" is the duration of an ideal client
-that takes no time, by the same timing, over the true one. With --vllm-python (an interpreter that has vLLM) the rows
-run with `vllm bench serve` too, in the same run. Nothing else should run: the last line tells what did.
+process between the first request and the last token, per 1,000 tokens. "Load kept" is the duration that a client
+which takes no time would have had with the server's true times, over the true one. With --vllm-python (an interpreter
+that has vLLM) the rows run with `vllm bench serve` too, in the same run. Nothing else should run: the last line tells
+what did.
 """
 
 import argparse
@@ -59,6 +60,7 @@ class Row:
     ttft: float = TTFT
     rate: float | None = None  # requests per second, Poisson; None: closed loop
     flat_out: bool = False  # the server answers at once, coalesces events and keeps no log
+    alone: bool = False  # shows what the server reaches: no need of the other client
 
     def due(self) -> list[float]:
         """When each request is due, s; all at once in a closed loop."""
@@ -71,12 +73,14 @@ class Row:
             times.append(now)
         return times
 
-    def ideal_duration(self) -> float:
-        """From the first send to the last token, if clients and server took no time beyond the server's timing."""
-        service = self.ttft + self.itl * (self.tokens - 1)
+    def ideal_duration(self, services: Sequence[float]) -> float:
+        """From the first send to the last token, s, for a client that takes no time itself.
+
+        `services`: what the server truly took for each request, from its arrival to its last token, in their order.
+        """
         slots = [0.0] * self.concurrency
         end, due = 0.0, self.due()
-        for when in due:
+        for when, service in zip(due, services, strict=True):
             begin = max(when, heapq.heappop(slots))
             heapq.heappush(slots, begin + service)
             end = max(end, begin + service)
@@ -88,6 +92,7 @@ ROWS = [
     Row("closed-64", 256, 64),
     Row("closed-256", 1024, 256),
     Row("closed-1000", 2000, 1000, itl=0.05),
+    Row("closed-1000-50k", 3000, 1000, alone=True),  # 50,000 tokens/s wanted of the server
     Row("poisson-50", 500, 250, tokens=365, rate=50.0),
     Row("flat-tokens", 1500, 64, tokens=1024, itl=0.0, ttft=0.0, flat_out=True),
     Row("flat-requests", 20_000, 64, tokens=1, itl=0.0, ttft=0.0, flat_out=True),
@@ -224,8 +229,8 @@ def _at(readings: list[tuple[float, float]], when: float) -> float:
 # -- the comparison
 
 
-def compare(result: Result, truths: dict[tuple[str, int], Truth]) -> float:
-    """Fill in the absolute errors, request by request; returns the true duration, s."""
+def compare(row: Row, result: Result, truths: dict[tuple[str, int], Truth]) -> float:
+    """Fill in the absolute errors, request by request; returns the share of the load that was kept."""
     errors: dict[str, list[float]] = {name: [] for name in ("ttft", "itl", "tpot", "e2e")}
     matched = []
     for request_id, (ttft, gaps) in result.seen.items():
@@ -240,7 +245,10 @@ def compare(result: Result, truths: dict[tuple[str, int], Truth]) -> float:
         if len(gaps) == len(writes) - 1:
             errors["itl"] += [abs(gap - (b - a) / 1e9) for gap, (a, b) in zip(gaps, pairwise(writes), strict=True)]
     result.errors = errors
-    return (max(t.last_write for t in matched) - min(t.arrival for t in matched)) / 1e9
+    matched.sort()
+    true_duration = (max(truth.last_write for truth in matched) - matched[0].arrival) / 1e9
+    services = [(truth.last_write - truth.arrival) / 1e9 for truth in matched]
+    return min(1.0, row.ideal_duration(services) / true_duration) if len(services) == row.requests else 0.0
 
 
 def quantiles(values: list[float]) -> str:
@@ -252,9 +260,9 @@ def quantiles(values: list[float]) -> str:
     return f"{p50 * 1e3:.3f} / {p99 * 1e3:.3f}"
 
 
-def line(row: Row, client: str, result: Result, true_duration: float | None) -> str:
+def line(row: Row, client: str, result: Result, share: float | None) -> str:
     errors = [quantiles(result.errors.get(name, [])) for name in ("ttft", "itl", "tpot", "e2e")]
-    kept = "–" if true_duration is None else f"{min(1.0, row.ideal_duration() / true_duration):.1%}"
+    kept = "–" if share is None else f"{share:.1%}"
     cells = [
         row.name,
         client,
@@ -269,6 +277,7 @@ def line(row: Row, client: str, result: Result, true_duration: float | None) -> 
     return "| " + " | ".join(cells) + " |"
 
 
+MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 HEADER = [
     "row",
     "client",
@@ -285,14 +294,16 @@ HEADER = [
 ]
 
 
-def run_row(row: Row, client: str, python: str | None, cores: tuple[int, int]) -> Result:
+def run_row(row: Row, client: str, python: str | None, cores: tuple[int, int], lines: list[str]) -> Result:
+    """Run one row with one client (ours, unless `python` has vLLM), and print and keep its line of the table."""
     with tempfile.TemporaryDirectory(prefix="sweep-client-") as name:
         folder = Path(name)
         with serving(row, folder / "log", cores[0]) as (url, _):
             run = folder / "run"
             result = ours(row, url, run, cores[1]) if python is None else vllm(row, url, run, cores[1], python)
-        true_duration = None if row.flat_out else compare(result, read_log(folder / "log"))
-        print(line(row, client, result, true_duration), flush=True)
+        share = None if row.flat_out else compare(row, result, read_log(folder / "log"))
+        lines.append(line(row, client, result, share))
+        print(lines[-1], flush=True)
         return result
 
 
@@ -310,23 +321,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-python", help="interpreter with vLLM; without it only our client runs")
     parser.add_argument("--rows", help="comma-separated; all by default: " + ", ".join(row.name for row in ROWS))
+    parser.add_argument("--write", type=Path, help="also put the table into this file, between its two marks")
     parser.add_argument("--cores", default="0,1", help="of the server and of the client")
     options = parser.parse_args()
     wanted = options.rows.split(",") if options.rows else [row.name for row in ROWS]
     server_core, client_core = map(int, options.cores.split(","))
-    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER), flush=True)
-    compared = []
-    load = []
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    compared: list[str] = []
+    load: list[float] = []
+    print("\n".join(lines), flush=True)
     for row in ROWS:
         if row.name not in wanted:
             continue
         load.append(other_load())
-        mine = run_row(row, "sweep", None, (server_core, client_core))
-        if options.vllm_python:
-            theirs = run_row(row, "vllm", options.vllm_python, (server_core, client_core))
+        mine = run_row(row, "sweep", None, (server_core, client_core), lines)
+        if options.vllm_python and not row.alone:
+            theirs = run_row(row, "vllm", options.vllm_python, (server_core, client_core), lines)
             compared.append(ratios(row, mine, theirs))
-    print("\n" + "\n".join(f"* {words}" for words in compared))
-    print(f"* other load on this machine before each row: at most {max(load):.0f} % of a core's time, of all cores")
+    compared.append(f"other load before each row: at most {max(load):.0f} % of the machine's cores")
+    lines += ["", *(f"* {words}" for words in compared)]
+    print("\n".join(lines[-len(compared) - 1 :]))
+    if options.write:
+        before, _, rest = options.write.read_text().partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        options.write.write_text(f"{before}{MARKS[0]}\n{chr(10).join(lines)}\n{MARKS[1]}{after}")
 
 
 def other_load() -> float:

@@ -22,7 +22,7 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 from sweep import wire
 from sweep.client_main import ROW
-from sweep.records import Record, Records, Request, Schedule
+from sweep.records import Phase, Record, Records, Request, Schedule
 from sweep.wire import BatchForm, Target, Timeouts
 
 __all__ = [
@@ -335,31 +335,31 @@ class _Part(NamedTuple):
 
 def _read_records(folder: Path, parts: int, requests: list[Request], warmup: int, start: int) -> Records:
     """The rows of all processes as Records in the order of the requests; those that were never due have none."""
-    where: dict[int, tuple[int, int, int]] = {}  # record -> (part, offset of its row, its first chunk)
+    # Of each request: which process sent it (-1: none), where its row is, and its first chunk there. As arrays, since
+    # there may be a million.
+    parts_of, rows_of, chunks_of = (array(code, [-1]) * len(requests) for code in "hqq")
     files: list[_Part] = []
+    records = Records()
     with contextlib.ExitStack() as stack:
-        for part in range(parts):
-            rows = (folder / f"rows.{part}").read_bytes()
-            us = stack.enter_context((folder / f"chunk_us.{part}").open("rb"))
-            tokens = stack.enter_context((folder / f"chunk_tokens.{part}").open("rb"))
-            files.append(_Part(rows, us, tokens, json.loads((folder / f"texts.{part}.json").read_text())))
+        for index in range(parts):
+            rows = (folder / f"rows.{index}").read_bytes()
+            us = stack.enter_context((folder / f"chunk_us.{index}").open("rb"))
+            tokens = stack.enter_context((folder / f"chunk_tokens.{index}").open("rb"))
+            files.append(_Part(rows, us, tokens, json.loads((folder / f"texts.{index}.json").read_text())))
             chunk = 0
             for offset in range(0, len(rows), ROW.size):
                 row = ROW.unpack_from(rows, offset)
-                where[row[0]] = (part, offset, chunk)
+                parts_of[row[0]], rows_of[row[0]], chunks_of[row[0]] = index, offset, chunk
                 chunk += row[5]
-        records = Records()
         for number, request in enumerate(requests):
-            if number in where:
-                part, offset, chunk = where[number]
-                phase: Literal["warmup", "measured"] = "warmup" if number < warmup else "measured"
-                records.append(_record(files[part], offset, chunk, request, phase, start))
+            if parts_of[number] >= 0:
+                phase: Phase = "warmup" if number < warmup else "measured"
+                part = files[parts_of[number]]
+                records.append(_record(part, rows_of[number], chunks_of[number], request, phase, start))
     return records
 
 
-def _record(
-    part: _Part, offset: int, chunk: int, request: Request, phase: Literal["warmup", "measured"], start: int
-) -> Record:
+def _record(part: _Part, offset: int, chunk: int, request: Request, phase: Phase, start: int) -> Record:
     row = ROW.unpack_from(part.rows, offset)
     _, batch, scheduled, released, sent, chunks, input_tokens, output_tokens, finish, error = row
     us, tokens = array("I"), array("H")

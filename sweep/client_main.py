@@ -512,7 +512,7 @@ class Client:
             user_stamps=self.counters.user_stamps,
             connections=self.counters.opened,
             clock_steps=self.stamps.steps,
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=_peak_memory(),
         )
 
     async def _run(self, pool: Pool, calls: range, start: int) -> Run:
@@ -577,6 +577,16 @@ class Client:
         self._lag_alarm.set(self._lag_due)
 
 
+def _peak_memory() -> int:
+    """Largest resident memory of this process, bytes. (Linux' ru_maxrss also remembers the one it was forked from.)"""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _say(**words: object) -> None:
     data = json.dumps(words).encode() + b"\n"
     try:
@@ -590,8 +600,8 @@ def main(folder: Path, part: int) -> None:
     job = Job(folder, part)
     if job.cpus:
         os.sched_setaffinity(0, job.cpus)
-    # It needs little of a core, but that at once: where it is kept waiting for longer than a gap between tokens, several
-    # tokens come in one read. Only root may; others run as they are.
+    # It needs little of a core, but that at once: where it is kept waiting for longer than a gap between tokens,
+    # several tokens come in one read. Only root may; others run as they are.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     failures: list[BaseException] = []

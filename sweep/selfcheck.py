@@ -39,15 +39,9 @@ class Finding(NamedTuple):
     measurement: Measurement
 
 
-def check(
-    streams: int,
-    itl: float,
-    *,
-    processes: int | Literal["auto"] = "auto",
-    cpus: tuple[set[int], set[int]] | None = None,
-) -> Finding:
-    """Drive the reference server with `streams` users for some seconds; `cpus`: of the server and of the client."""
-    server_cpus, client_cpus = cpus or _cores()
+def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto") -> Finding:
+    """Drive the reference server with `streams` users for some seconds."""
+    server_cpus, client_cpus = _cores()
     tokens = max(8, min(256, int(1.0 / itl) if itl else 256))
     count = streams * max(1, round(LASTS / (TTFT + itl * tokens)))
     requests = [Request(f"check-{i}", "word " * 64, tokens) for i in range(count)]

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from backends.simulated_server import Truth, read_log
+from sweep import selfcheck
 from sweep.client import ClientDied, ClientReport, Measurement, Target, Timeouts, limited, measure
 from sweep.records import Records, Request, Schedule
 from tests.simulated_engine import simulated
@@ -414,6 +415,25 @@ def test_the_measuring_process_imports_nothing_heavy() -> None:
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     for heavy in ("numpy", "pydantic", "pyarrow", "httpx", "ray", "pandas"):
         assert f"'{heavy}'" not in loaded
+
+
+def test_memory_does_not_grow_with_the_trial(tmp_path: Path) -> None:
+    with simulated(ttft={"mean": 0.0}, itl={"mean": 0.0}, events_per_write=64) as (url, _):
+        peaks = []
+        for count in (100, 2000):
+            seen = run(url, tmp_path / str(count), count, Schedule("closed", concurrency=32), tokens=128)
+            assert list(seen.records.output_tokens) == [128] * count
+            peaks.append(seen.report.peak_memory_bytes)
+    assert peaks[1] < peaks[0] + 8e6  # 256,000 chunks more
+    assert peaks[1] < 80e6
+
+
+def test_selfcheck_finds_what_the_client_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
+    status = selfcheck.main(["--streams", "4", "--itl", "0.05"])
+    words = capsys.readouterr().out
+    assert words.startswith("4 streams, ")
+    assert ("not certified" in words) is bool(status)
+    assert "certified" in words
 
 
 # -- the verdict on the client itself
