@@ -111,6 +111,7 @@ class Backend(BaseModel):
     continuous_batching: ClassVar[bool] = True  # a request joins and leaves the running batch at any step
     beam_search: ClassVar[bool] = False
     quantizations: ClassVar[tuple[str, ...]] = ()  # of weights and KV cache, as the field calls them
+    needs_gpu: ClassVar[bool] = False  # there is no build of it for a CPU
     reserves_memory: ClassVar[bool] = False  # takes a pool at launch: what it holds says nothing about what it needs
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/offline.py
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
@@ -175,6 +176,11 @@ class Backend(BaseModel):
 
     def unavailable(self, host: Host) -> str | None:
         """Why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
+        if self.needs_gpu and self.launches and not host.gpus:
+            return (
+                f"{self.name} needs a CUDA GPU: run it on a machine that has one, or attach to one that runs elsewhere "
+                "with backend=openai backend.url=http://HOST:PORT"
+            )
         return None
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:

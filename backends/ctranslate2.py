@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,10 @@ class CTranslate2(Hosted):
     The weights are stored in `quantization` and computed in `compute_type`, which a device may not have: then the
     launch fails with CTranslate2's own words. On a CPU, for instance, bfloat16 weights compute in float32.
     """
+
+    continuous_batching: ClassVar[bool] = False
+    beam_search: ClassVar[bool] = True
+    quantizations: ClassVar[tuple[str, ...]] = ("int8, int16, float16, bfloat16",)
 
     quantization: Quantization = "float32"
     compute_type: Quantization | None = None  # None: that of the weights

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
@@ -30,6 +30,8 @@ class LlamaCpp(Backend):
 
     Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
     """
+
+    quantizations: ClassVar[tuple[str, ...]] = ("GGUF: Q8_0, Q4_K_M, ...", "KV: q8_0, q4_0")
 
     quantization: str = "F16"
     slots: PositiveInt = 16
@@ -96,13 +98,14 @@ class LlamaCpp(Backend):
             command = ["nice", "-n", "10", str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
             weights.execute(command, "llama-quantize", folder / "conversion.log", progress)
 
-        made_by = {"converter": weights.environment_key(CONVERTER), "tool": weights.file_digest(tool)}
+        made_by = {"converter": weights.environment_key(CONVERTER), "tool": weights.file_digest(tool)[:16]}
         parameters = {"quantization": self.quantization, **made_by}
         return weights.converted(model, "gguf", parameters, quantise, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         version, commit = _version(launch.binary or "llama-server")
         found: dict[str, Any] = {
+            "dtype": CONVERTED[self.quantization][1] if self.quantization in CONVERTED else self.quantization,
             "quantization": self.quantization,
             "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
             "slots": self.slots,
@@ -111,8 +114,6 @@ class LlamaCpp(Backend):
         }
         if version:
             found["engine_version"] = version
-        if self.quantization in CONVERTED:
-            found["dtype"] = CONVERTED[self.quantization][1]
         return found
 
     def message(self, line: str) -> str:

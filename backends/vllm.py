@@ -1,10 +1,9 @@
 """vLLM's own OpenAI server, on CUDA or, in its CPU build, on a CPU."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -15,14 +14,18 @@ from backends.base import Backend, BatchForm, Launch, cli
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
 
 
-CALIBRATION = Path(__file__).resolve().parent.parent / "sweep" / "data" / "prompts"
-
-
 class VLLM(Backend):
     """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`).
 
     With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
     """
+
+    beam_search: ClassVar[bool] = True
+    reserves_memory: ClassVar[bool] = True
+    quantizations: ClassVar[tuple[str, ...]] = (
+        "GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU)",
+        "KV: fp8",
+    )
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # see backends/conversions/to_quantized.py
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
@@ -78,19 +81,9 @@ class VLLM(Backend):
         return {**ours, **super().environment(launch)}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        if self.checkpoint is None or "quantization_config" in json.loads((model / "config.json").read_text()):
+        if self.checkpoint is None:
             return model
-
-        def quantise(folder: Path) -> None:
-            arguments = {"model": model, "output": folder, "format": self.checkpoint, "group": self.group_size}
-            log = folder / "conversion.log"
-            weights.run(python, "to_quantized", {**arguments, "calibration": CALIBRATION}, log, progress)
-
-        made_by = weights.versions(python, "gptqmodel") or "round to nearest"
-        parameters = {"checkpoint": self.checkpoint, "group_size": self.group_size, "made by": made_by}
-        if "gptqmodel" in made_by:
-            parameters["calibration"] = weights.digest(CALIBRATION, cache_dir)
-        return weights.converted(model, self.checkpoint, parameters, quantise, cache_dir, progress)
+        return weights.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}

@@ -20,6 +20,7 @@ from backends.base import EnvironmentChoice
 
 Progress = Callable[[str], None]
 
+CALIBRATION = Path(__file__).resolve().parent.parent / "sweep" / "data" / "prompts"
 FORMAT = 1  # part of every digest: raise it when the same input comes to other weights
 NOTE = "conversion.json"
 # Of Hugging Face's layout, what says how text and ends are to be read: copied into every conversion.
@@ -79,6 +80,25 @@ def converted(
             (partial / NOTE).write_text(json.dumps({**content, **note(partial)}, indent=1))
             partial.rename(folder)
     return folder
+
+
+def quantised(model: Path, checkpoint: str, group_size: int, python: str, cache_dir: Path, progress: Progress) -> Path:
+    """The model as a quantised checkpoint (see conversions/to_quantized.py); itself, if it is quantised already.
+
+    `python` is an interpreter with numpy and safetensors; where it has gptqmodel too, that calibrates.
+    """
+    if "quantization_config" in json.loads((model / "config.json").read_text()):
+        return model
+
+    def quantise(folder: Path) -> None:
+        arguments = {"model": model, "output": folder, "format": checkpoint, "group": group_size}
+        run(python, "to_quantized", {**arguments, "calibration": CALIBRATION}, folder / "conversion.log", progress)
+
+    made_by = versions(python, "gptqmodel") or "round to nearest"
+    parameters = {"checkpoint": checkpoint, "group_size": group_size, "made by": made_by}
+    if "gptqmodel" in made_by:
+        parameters["calibration"] = digest(CALIBRATION, cache_dir)
+    return converted(model, checkpoint, parameters, quantise, cache_dir, progress)
 
 
 def note(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""ExLlamaV2 (GPTQ, EXL2) or ExLlamaV3 (EXL3) in the host, by their dynamic generators. CUDA only."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from backends import weights
+from backends.base import Host, Hosted, Launch
+
+
+class ExLlama(Hosted):
+    """`flags` are arguments of the dynamic generator (max_batch_size, max_chunk_size). Which of the two it is, is up
+    to the environment: V2 with `checkpoint: gptq`, as in the study that V1 was used in; V3 with a folder in EXL3.
+
+    Both compile their CUDA extension when they are imported for the first time, unless a prebuilt wheel has it.
+    """
+
+    needs_gpu: ClassVar[bool] = True
+    reserves_memory: ClassVar[bool] = True
+    quantizations: ClassVar[tuple[str, ...]] = ("V2: GPTQ, EXL2", "V3: EXL3")
+
+    library: str = "backends.host.exllama_library"
+    checkpoint: Literal["gptq"] | None = "gptq"  # made of the model's weights unless they are quantised; V2 only
+    group_size: PositiveInt = 128
+    cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "kv_cache_usage": "host_kv_cache_usage",
+            "requests_running": "host_requests_running",
+            "requests_waiting": "host_requests_waiting",
+            "allocated_memory_bytes": "host_memory_allocated_bytes",
+            "reserved_memory_bytes": "host_memory_reserved_bytes",
+        }
+    )
+
+    def unavailable(self, host: Host) -> str | None:
+        reason = super().unavailable(host)
+        if reason is None and not self.env.python and "nvcc" not in host.executables:
+            return (
+                "exllama compiles its kernels when it is imported: install the CUDA toolkit (nvcc on PATH), or name an "
+                "environment that has a prebuilt wheel of it as backend.env.python"
+            )
+        return reason
+
+    def flags_on(self, launch: Launch) -> dict[str, Any]:
+        return {"cache_tokens": self.cache_tokens, **super().flags_on(launch)}
+
+    def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
+        if self.checkpoint is None:
+            return model
+        return weights.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        made = weights.note(launch.model).get("method")
+        # The study's ExLlama (V1) has no installable release any more.
+        found = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
+        return {**found, "quantization_method": made} if made else found

@@ -1,0 +1,131 @@
+"""ExLlamaV2 or ExLlamaV3: their dynamic generators schedule; a step is one `iterate`.
+
+Whichever of the two the environment has is imported; both need a CUDA GPU and compile their kernels at first import.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from backends.host.library import Row, Settings, Step
+
+PAGE = 256  # tokens of a page of either cache, whose size is a multiple of it
+
+
+def load(settings: Settings) -> "ExLlama":
+    flags = dict(settings.flags)
+    pages = -(-int(flags.pop("cache_tokens")) // PAGE)
+    if importlib.util.find_spec("exllamav2") is not None:
+        return _load_v2(settings, pages * PAGE, flags)
+    if importlib.util.find_spec("exllamav3") is not None:
+        return _load_v3(settings, pages * PAGE, flags)
+    raise ModuleNotFoundError("neither exllamav2 nor exllamav3 is in this environment")
+
+
+def _load_v2(settings: Settings, cache_tokens: int, flags: Mapping[str, Any]) -> "ExLlama":
+    import exllamav2
+    from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2DynamicJob, ExLlamaV2Sampler
+
+    config = exllamav2.ExLlamaV2Config(str(settings.model))
+    config.arch_compat_overrides()
+    model = exllamav2.ExLlamaV2(config)
+    cache = exllamav2.ExLlamaV2Cache(model, max_seq_len=cache_tokens, lazy=True)
+    model.load_autosplit(cache)
+    tokenizer = exllamav2.ExLlamaV2Tokenizer(config)
+    generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=tokenizer, **flags)
+    greedy = ExLlamaV2Sampler.Settings.greedy()
+
+    def job(row: Row) -> Any:
+        return ExLlamaV2DynamicJob(gen_settings=greedy, **_job_arguments(row))
+
+    def used() -> float:
+        return float(len(generator.referenced_pages) / generator.max_pages)
+
+    return ExLlama(f"{exllamav2.__version__}", generator, job, used)
+
+
+def _load_v3(settings: Settings, cache_tokens: int, flags: Mapping[str, Any]) -> "ExLlama":
+    import exllamav3
+    from exllamav3.version import __version__
+
+    config = exllamav3.Config.from_directory(str(settings.model))
+    model = exllamav3.Model.from_config(config)
+    cache = exllamav3.Cache(model, max_num_tokens=cache_tokens)
+    model.load()
+    tokenizer = exllamav3.Tokenizer.from_config(config)
+    generator = exllamav3.Generator(model=model, cache=cache, tokenizer=tokenizer, **flags)
+    greedy = exllamav3.GreedySampler()
+
+    def job(row: Row) -> Any:
+        return exllamav3.Job(sampler=greedy, **_job_arguments(row))
+
+    def used() -> float:
+        stats = generator.get_cache_stats()
+        return float(stats["used_tokens"] / stats["max_tokens"])
+
+    return ExLlama(__version__, generator, job, used)
+
+
+def _job_arguments(row: Row) -> dict[str, Any]:
+    """What jobs of both versions take. Prompts have shape (1, tokens)."""
+    return {
+        "input_ids": torch.tensor([list(row.prompt)]),
+        "max_new_tokens": row.max_tokens,
+        "stop_conditions": sorted(row.ends),
+        "decode_special_tokens": True,
+    }
+
+
+class ExLlama:
+    """A loaded model and its generator."""
+
+    adds_any_time = False
+
+    def __init__(self, version: str, generator: Any, job: Callable[[Row], Any], used: Callable[[], float]) -> None:
+        self.version = version
+        self.generator = generator
+        self.job = job
+        self.used = used  # share of the cache that sequences hold
+        self.rows: dict[Any, Row] = {}  # by job
+
+    def add(self, row: Row) -> None:
+        job = self.job(row)
+        self.rows[job] = row
+        self.generator.enqueue(job)
+
+    def step(self) -> Sequence[Step]:
+        results = self.generator.iterate()
+        return [step for result in results if (step := self._step(result)) is not None]
+
+    def _step(self, result: Mapping[str, Any]) -> Step | None:
+        """What one result says: "started" and "prefill" bring no tokens; "error" (V3) ends this job alone."""
+        row = self.rows.get(result["job"])
+        if row is None or result["stage"] not in ("streaming", "error"):
+            return None
+        if result["eos"]:
+            del self.rows[result["job"]]
+        if result["stage"] == "error":
+            return Step(row, [], f"{type(result['error']).__name__}: {result['error']}")
+        tokens = result["token_ids"].flatten().tolist() if "token_ids" in result else []
+        if result.get("eos_reason") == "stop_token":  # which it holds back
+            tokens = [*tokens, result["eos_triggering_token_id"]]
+        return Step(row, tokens)
+
+    def drop(self, row: Row) -> None:
+        for job in [job for job, other in self.rows.items() if other is row]:
+            self.generator.cancel(job)
+            del self.rows[job]
+
+    def memory(self) -> Mapping[str, float]:
+        return {
+            "kv_cache_usage": self.used(),
+            "memory_allocated_bytes": torch.cuda.memory_allocated(),
+            "memory_reserved_bytes": torch.cuda.memory_reserved(),
+        }
+
+    def clear(self) -> None:
+        self.generator.clear_queue()
+        self.rows.clear()
+        torch.cuda.empty_cache()

@@ -1,0 +1,54 @@
+"""LMDeploy's OpenAI server. Written from its source (0.18.0), which has no CPU build to run here."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from backends.base import Backend, Launch, cli
+
+
+class LMDeploy(Backend):
+    """Flags are those of `lmdeploy serve api_server` (`backend: pytorch` is its other engine, TurboMind its first).
+
+    It takes no token ids; a list of prompts it answers one prompt after the other, so batches go as streams.
+    """
+
+    needs_gpu: ClassVar[bool] = True
+    reserves_memory: ClassVar[bool] = True
+    quantizations: ClassVar[tuple[str, ...]] = ("AWQ, GPTQ, SmoothQuant W8A8, fp8", "KV: int8, int4")
+
+    distribution: str | None = "lmdeploy"
+    token_ids: bool = False
+    metrics_path: str | None = "/metrics"
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "kv_cache_usage": "lmdeploy:gpu_cache_usage_perc",
+            "requests_running": "lmdeploy:num_requests_running",
+            "requests_waiting": "lmdeploy:num_requests_waiting",
+            "spec_decode_drafts_total": "lmdeploy:spec_decode_num_drafts_total",
+            "spec_decode_draft_tokens_total": "lmdeploy:spec_decode_num_draft_tokens_total",
+            "spec_decode_accepted_tokens_total": "lmdeploy:spec_decode_num_accepted_tokens_total",
+        }
+    )
+    oom_patterns: tuple[str, ...] = (
+        *Backend.model_fields["oom_patterns"].default,
+        r"CUDA runtime error: out of memory",
+        r"No enough gpu memory",
+    )
+
+    def command(self, launch: Launch) -> list[str]:
+        arguments: dict[str, Any] = {
+            "server-name": launch.host,
+            "server-port": launch.port,
+            "model-name": launch.served_name,
+            "dtype": launch.dtype,
+            "session-len": launch.max_model_len,
+            "tp": self.gpus,
+        }
+        serve = [launch.python, "-m", "lmdeploy", "serve", "api_server", str(launch.model)]
+        return [*serve, *cli({**arguments, **self.flags_on(launch)})]
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
+        quantization = flags.get("model-format")
+        return {"prefix_cache": bool(flags.get("enable-prefix-caching")), "quantization": quantization}

@@ -1,0 +1,54 @@
+"""SGLang's OpenAI server. Written from its source (0.5.23), which has no CPU build to run here."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from backends.base import Backend, BatchForm, Launch, cli
+
+
+class SGLang(Backend):
+    """Flags are those of `python -m sglang.launch_server`."""
+
+    needs_gpu: ClassVar[bool] = True
+    reserves_memory: ClassVar[bool] = True
+    version_path: ClassVar[str] = "/server_info"
+    quantizations: ClassVar[tuple[str, ...]] = ("GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF", "KV: fp8")
+
+    distribution: str | None = "sglang"
+    batch_form: BatchForm = "list"
+    continuous_usage: bool = True
+    # It asks the engine for a token, and answers when one has come: ready means that it generates.
+    ready_path: str = "/health_generate"
+    metrics_path: str | None = "/metrics"
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "kv_cache_usage": "sglang:token_usage",
+            "requests_running": "sglang:num_running_reqs",
+            "requests_waiting": "sglang:num_queue_reqs",
+            "preemptions_total": "sglang:num_retracted_requests_total",
+        }
+    )
+    oom_patterns: tuple[str, ...] = (
+        *Backend.model_fields["oom_patterns"].default,
+        r"Not enough memory\. Please try to increase --mem-fraction-static",
+    )
+    hollow_errors: tuple[str, ...] = (r"Received sigquit from a child process",)
+
+    def command(self, launch: Launch) -> list[str]:
+        arguments: dict[str, Any] = {
+            "model-path": str(launch.model),
+            "served-model-name": launch.served_name,
+            "host": launch.host,
+            "port": launch.port,
+            "dtype": launch.dtype,
+            "random-seed": launch.seed,
+            "context-length": launch.max_model_len,
+            "tp-size": self.gpus,
+            "enable-metrics": True,
+        }
+        return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)})]
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
+        return {"prefix_cache": not flags.get("disable-radix-cache"), "quantization": flags.get("quantization")}

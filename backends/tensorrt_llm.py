@@ -1,0 +1,57 @@
+"""TensorRT-LLM's `trtllm-serve`. Written from its source (1.2), which has no CPU build to run here."""
+
+import json
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from backends.base import Backend, BatchForm, Launch, cli
+
+OPTIONS = "trtllm.yaml"  # in the attempt's folder
+
+
+class TensorRTLLM(Backend):
+    """Flags are those of `trtllm-serve serve`, as it spells them (`max_batch_size: 64`).
+
+    `options` are fields of its LLM API, which it reads from a file; its metrics are among them and off by default.
+    """
+
+    needs_gpu: ClassVar[bool] = True
+    beam_search: ClassVar[bool] = True
+    reserves_memory: ClassVar[bool] = True
+    quantizations: ClassVar[tuple[str, ...]] = ("ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8", "KV: fp8, NVFP4")
+
+    options: dict[str, Any] = Field(
+        default_factory=lambda: {"return_perf_metrics": True, "enable_iter_perf_stats": True}
+    )
+    distribution: str | None = "tensorrt-llm"
+    batch_form: BatchForm = "list"
+    continuous_usage: bool = True
+    metrics_path: str | None = "/prometheus/metrics"
+    metric_names: dict[str, str] = Field(
+        default_factory=lambda: {
+            "kv_cache_usage": "trtllm_kv_cache_utilization",
+            # Newer than 1.2: where they are missing, the series are.
+            "requests_running": "trtllm_num_requests_running",
+            "requests_waiting": "trtllm_num_requests_waiting",
+        }
+    )
+
+    def command(self, launch: Launch) -> list[str]:
+        options = launch.workdir / OPTIONS
+        options.parent.mkdir(parents=True, exist_ok=True)
+        dtype = {} if launch.dtype == "auto" else {"dtype": launch.dtype}
+        options.write_text(json.dumps({**dtype, **self.options}))  # JSON is YAML
+        arguments: dict[str, Any] = {
+            "host": launch.host,
+            "port": launch.port,
+            "max_seq_len": launch.max_model_len,
+            "tp_size": self.gpus,
+            "extra_llm_api_options": str(options),
+        }
+        serve = [launch.python, "-m", "tensorrt_llm.commands.serve", "serve", str(launch.model)]
+        return [*serve, *cli({**arguments, **self.flags_on(launch)})]
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        reuse = (self.options.get("kv_cache_config") or {}).get("enable_block_reuse", True)
+        return {"prefix_cache": bool(reuse), "options": dict(self.options)}

@@ -1,0 +1,378 @@
+"""Engines that need a GPU: command lines, metrics and facts by contract, and the ExLlama host on fake packages."""
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import yaml
+
+from backends.base import Backend, Host, Launch
+from backends.exllama import ExLlama
+from backends.host.library import ContinuousLibrary, Row, Settings
+from sweep.config import CONF, build
+from sweep.telemetry import EngineMetrics
+
+GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"nvcc"}))
+NAMES = ["sglang", "lmdeploy", "tensorrt_llm", "exllama"]
+
+
+def configured(name: str, **more: object) -> Backend:
+    backend = build({**yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), **more}, "backend")
+    assert isinstance(backend, Backend)
+    return backend
+
+
+@pytest.fixture
+def launch(tmp_path) -> Launch:
+    return Launch(
+        model=Path("/models/llama"),
+        served_name="llama",
+        port=8123,
+        workdir=tmp_path,
+        python="/env/bin/python",
+        gpus=("0", "1"),
+        dtype="float16",
+        max_model_len=4096,
+        seed=7,
+    )
+
+
+def flags(line: list[str]) -> dict[str, str]:
+    """What follows each flag; bare flags have ""."""
+    pairs = zip(line, [*line[1:], "--"], strict=True)
+    return {flag: "" if value.startswith("--") else value for flag, value in pairs if flag.startswith("--")}
+
+
+def test_sglang(launch):
+    line = configured("sglang", gpus=2, flags={"mem-fraction-static": 0.8, "disable-radix-cache": True}).command(launch)
+    assert line[:3] == ["/env/bin/python", "-m", "sglang.launch_server"]
+    assert flags(line[3:]) == {
+        "--model-path": "/models/llama",
+        "--served-model-name": "llama",
+        "--host": "127.0.0.1",
+        "--port": "8123",
+        "--dtype": "float16",
+        "--random-seed": "7",
+        "--context-length": "4096",
+        "--tp-size": "2",
+        "--enable-metrics": "",
+        "--mem-fraction-static": "0.8",
+        "--disable-radix-cache": "",
+    }
+
+
+def test_lmdeploy(launch):
+    backend = configured("lmdeploy", gpus=2, flags={"backend": "pytorch", "model-format": "awq"})
+    line = backend.command(launch)
+    assert line[:6] == ["/env/bin/python", "-m", "lmdeploy", "serve", "api_server", "/models/llama"]
+    assert flags(line[6:]) == {
+        "--server-name": "127.0.0.1",
+        "--server-port": "8123",
+        "--model-name": "llama",
+        "--dtype": "float16",
+        "--session-len": "4096",
+        "--tp": "2",
+        "--backend": "pytorch",
+        "--model-format": "awq",
+    }
+    assert not backend.token_ids
+    assert backend.batch_form == "streams"
+    assert backend.facts(launch) == {"prefix_cache": False, "quantization": "awq"}
+
+
+def test_tensorrt_llm(launch):
+    line = configured("tensorrt_llm", gpus=2, flags={"max_batch_size": 64}).command(launch)
+    assert line[:5] == ["/env/bin/python", "-m", "tensorrt_llm.commands.serve", "serve", "/models/llama"]
+    found = flags(line[5:])
+    options = json.loads(Path(found.pop("--extra_llm_api_options")).read_text())
+    assert options == {"return_perf_metrics": True, "enable_iter_perf_stats": True, "dtype": "float16"}
+    assert found == {
+        "--host": "127.0.0.1",
+        "--port": "8123",
+        "--max_seq_len": "4096",
+        "--tp_size": "2",
+        "--max_batch_size": "64",
+    }
+
+
+def test_exllama(launch):
+    line = configured("exllama", flags={"max_batch_size": 32}).command(launch)
+    assert line[:3] == ["/env/bin/python", "-m", "backends.host"]
+    found = flags(line[3:])
+    assert found["--library"] == "backends.host.exllama_library"
+    assert found["--device"] == "cuda"
+    assert json.loads(found["--flags"]) == {"cache_tokens": 65536, "max_batch_size": 32}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unavailable_without_a_gpu_with_the_remedy_in_one_line(name):
+    backend = configured(name)
+    said = backend.unavailable(Host(executables=frozenset({"nvcc"})))
+    assert "CUDA GPU" in said
+    assert "backend=openai backend.url=" in said
+    assert "\n" not in said
+    assert backend.unavailable(GPU) is None
+    assert backend.env.cpu is None
+    assert (CONF / "environment" / f"{backend.env.cuda}.yaml").exists()
+
+
+def test_exllama_without_the_toolkit():
+    assert "nvcc" in configured("exllama").unavailable(Host(gpus=("NVIDIA L4",)))
+    own = configured("exllama", env={"python": "/opt/exllama/bin/python"})
+    assert own.unavailable(Host(gpus=("NVIDIA L4",))) is None
+
+
+# What each serves there, cut from the code that makes it.
+PAGES = {
+    "sglang": """
+sglang:token_usage{model_name="llama"} 0.28
+sglang:num_running_reqs{model_name="llama"} 3
+sglang:num_queue_reqs{model_name="llama"} 2
+sglang:num_retracted_requests_total{model_name="llama"} 1
+""",
+    "lmdeploy": """
+lmdeploy:gpu_cache_usage_perc{model_name="llama",engine="0"} 0.28
+lmdeploy:num_requests_running{model_name="llama",engine="0"} 3
+lmdeploy:num_requests_waiting{model_name="llama",engine="0"} 2
+""",
+    "tensorrt_llm": """
+trtllm_kv_cache_utilization{model_name="llama",engine_type="undefined"} 0.28
+trtllm_num_requests_running{model_name="llama",engine_type="undefined"} 3
+trtllm_num_requests_waiting{model_name="llama",engine_type="undefined"} 2
+""",
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_metrics_by_their_names(name, httpserver_once):
+    backend = configured(name)
+    url = httpserver_once(backend.metrics_path, PAGES[name])
+    read = {series: value for series, _, value in EngineMetrics(url, backend.metric_names).read()}
+    assert read["kv_cache_usage"] == 0.28
+    assert read["requests_running"] == 3
+    assert read["requests_waiting"] == 2
+
+
+@pytest.fixture
+def httpserver_once():
+    """serve(path, text) -> URL of that page."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    servers = []
+
+    def serve(path: str, text: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200 if self.path == path else 404)
+                self.send_header("content-type", "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *arguments: object) -> None:
+                return
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}{path}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("sglang", "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static."),
+        ("sglang", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
+        ("lmdeploy", "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:231"),
+        ("tensorrt_llm", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
+        ("exllama", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_out_of_memory_is_recognised(name, line):
+    assert configured(name).ran_out_of_memory(f"loading\n{line}\n")
+
+
+# -- ExLlama's packages, as far as the host uses them: result dictionaries as their `iterate` documents them
+
+
+class Tensor:
+    def __init__(self, values: list) -> None:
+        self.values = values
+
+    def flatten(self) -> "Tensor":
+        return Tensor(self.values[0]) if self.values and isinstance(self.values[0], list) else self
+
+    def tolist(self) -> list:
+        return self.values
+
+
+class Job:
+    def __init__(self, **arguments: object) -> None:
+        self.arguments = arguments
+        self.given = 0
+
+
+class Generator:
+    """Counts on from the prompt's last token. A stop token is held back, as both versions do."""
+
+    max_pages = 10
+
+    def __init__(self, **arguments: object) -> None:
+        self.arguments = arguments
+        self.jobs: list[Job] = []
+        self.cancelled: list[Job] = []
+        self.referenced_pages = {b"a": 1, b"b": 2}
+
+    def enqueue(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def cancel(self, job: Job) -> None:
+        self.jobs.remove(job)
+        self.cancelled.append(job)
+
+    def clear_queue(self) -> None:
+        self.jobs.clear()
+
+    def get_cache_stats(self) -> dict:
+        return {"used_tokens": 512, "max_tokens": 2560}
+
+    def iterate(self) -> list[dict]:
+        results = [{"job": job, "stage": "started", "eos": False} for job in self.jobs if not job.given]
+        for job in list(self.jobs):
+            prompt = job.arguments["input_ids"].values[0]
+            if prompt[0] == 666:
+                self.jobs.remove(job)
+                results.append({"job": job, "stage": "error", "eos": True, "error": ValueError("too large")})
+                continue
+            job.given += 1
+            token = prompt[-1] + job.given
+            result = {"job": job, "stage": "streaming", "eos": False}
+            if token in job.arguments["stop_conditions"]:
+                result |= {"eos": True, "eos_reason": "stop_token", "eos_triggering_token_id": token}
+            else:
+                result |= {"token_ids": Tensor([[token]])}
+                if job.given == job.arguments["max_new_tokens"]:
+                    result |= {"eos": True, "eos_reason": "max_new_tokens"}
+            if result["eos"]:
+                self.jobs.remove(job)
+            results.append(result)
+        return results
+
+
+class Anything:
+    """A class of which only the calls matter."""
+
+    calls: ClassVar[list[tuple]] = []
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        self.calls.append((arguments, named))
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *arguments, **named: None
+
+    @classmethod
+    def from_directory(cls, *arguments: object) -> "Anything":
+        return cls(*arguments)
+
+    from_config = from_directory
+
+
+@pytest.fixture(params=["exllamav2", "exllamav3"])
+def library(request, monkeypatch):
+    torch = types.ModuleType("torch")
+    torch.tensor = Tensor
+    torch.cuda = types.SimpleNamespace(
+        memory_allocated=lambda: 5.0, memory_reserved=lambda: 7.0, empty_cache=lambda: None
+    )
+    package = types.ModuleType(request.param)
+    parts = {"torch": torch, request.param: package}
+    if request.param == "exllamav2":
+        package.__version__ = "0.3.2"
+        for name in ("ExLlamaV2", "ExLlamaV2Config", "ExLlamaV2Cache", "ExLlamaV2Tokenizer"):
+            setattr(package, name, Anything)
+        generator = parts["exllamav2.generator"] = types.ModuleType("exllamav2.generator")
+        generator.ExLlamaV2DynamicGenerator, generator.ExLlamaV2DynamicJob = Generator, Job
+        generator.ExLlamaV2Sampler = types.SimpleNamespace(Settings=types.SimpleNamespace(greedy=lambda: "greedy"))
+    else:
+        for name in ("Config", "Model", "Cache", "Tokenizer"):
+            setattr(package, name, Anything)
+        package.Generator, package.Job, package.GreedySampler = Generator, Job, lambda: "greedy"
+        version = parts["exllamav3.version"] = types.ModuleType("exllamav3.version")
+        version.__version__ = "1.6.5"
+    for name, module in parts.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "backends.host.exllama_library", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == request.param else None)
+    from backends.host import exllama_library
+
+    flags = {"cache_tokens": 1000, "max_batch_size": 8}
+    loaded = exllama_library.load(Settings(Path("/models/llama"), "cuda", "float16", 0, flags))
+    yield loaded
+    sys.modules.pop("backends.host.exllama_library", None)
+
+
+def test_exllama_is_a_continuous_library(library):
+    assert isinstance(library, ContinuousLibrary)
+    assert library.version in ("0.3.2", "1.6.5")
+    assert library.generator.arguments["max_batch_size"] == 8
+    sizes = [named for _, named in Anything.calls if named]
+    assert 1024 in sizes[-1].values()  # the cache, in whole pages
+
+
+def run(library, *rows: Row) -> list:
+    for row in rows:
+        library.add(row)
+    errors = []
+    for _ in range(10):
+        for row, tokens, error in library.step():
+            errors += [error] if error else []
+            for token in tokens:
+                row.take(token)
+    return errors
+
+
+def test_exllama_rows_end_by_length_or_stop_token(library):
+    by_length, by_stop = Row([1, 10], 3, frozenset()), Row([20], 9, frozenset({22}))
+    assert run(library, by_length, by_stop) == []
+    assert (by_length.tokens, by_length.finish_reason) == ([11, 12, 13], "length")
+    assert (by_stop.tokens, by_stop.finish_reason) == ([21, 22], "stop")
+    assert library.rows == {}
+
+
+def test_exllama_a_failed_job_is_its_rows_error(library):
+    good = Row([10], 2, frozenset())
+    assert run(library, Row([666], 2, frozenset()), good) == ["ValueError: too large"]
+    assert good.finish_reason == "length"
+
+
+def test_exllama_drop_clear_and_memory(library):
+    row, other = Row([10], 100, frozenset()), Row([50], 100, frozenset())
+    library.add(row)
+    library.add(other)
+    library.step()
+    library.drop(row)
+    library.drop(row)
+    assert len(library.generator.cancelled) == 1
+    assert library.memory() == {
+        "kv_cache_usage": 0.2,
+        "memory_allocated_bytes": 5.0,
+        "memory_reserved_bytes": 7.0,
+    }
+    library.clear()
+    assert library.generator.jobs == []
+    assert library.rows == {}
+
+
+def test_exllama_says_what_it_stands_for(launch):
+    facts = configured("exllama").facts(launch)
+    assert facts["substitute_for"] == "ExLlama V1"
+    assert facts["quantization"] == "gptq"
+    assert isinstance(configured("exllama"), ExLlama)
