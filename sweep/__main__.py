@@ -5,6 +5,7 @@ import shlex
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,9 @@ from rich.table import Table
 
 from backends.base import Host
 from backends.env import fingerprint, resolve
-from sweep import provenance, ray_environment
+from sweep import provenance, ray_environment, storage
 from sweep.compose import compose_run, group_choices
-from sweep.config import CONF, Cluster, ConfigError, Settings
+from sweep.config import CONF, Cluster, ConfigError, Settings, cache_directory
 from sweep.deployment import Halted
 from sweep.driver import Driver, Executor, exit_status
 from sweep.estimate import Assumed, History, estimate
@@ -32,6 +33,7 @@ from sweep.resume import reasons, todo
 from sweep.store import RunPaths, write_plan
 
 MIN_FREE_BYTES = 1 << 30
+INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 SHOWN_TRIALS = 200  # beyond which the plan is shown by deployment
 FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and what the system needs
 
@@ -81,23 +83,60 @@ def run(arguments: Sequence[str]) -> int:
     settings = composition.settings
     nodes = _nodes(settings)
     plan = make_plan(composition, _surroundings(settings, nodes))
-    paths = RunPaths(Path(settings.out).absolute())
+    paths = RunPaths(results_folder(settings))
     console = Console(highlight=False)
     check_out(paths.out)
     if settings.dry_run:
-        ledger = Ledger(paths.ledger, write=False)
-        print_plan(console, plan, ledger, History.beside(paths.out), nodes, details=True)
+        print_plan(console, plan, _ledger_to_read(settings, paths), History.beside(paths.out), nodes, details=True)
         return 0
     if settings.cluster.simulate is not None:
         raise ConfigError("cluster.simulate: a simulated cluster runs nothing; allowed with dry_run=true")
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
+    command = shlex.join(["python", "-m", "sweep", *arguments])
     with sole_driver(paths.out):
-        return _run_locked(plan, paths, nodes, console, shlex.join(["python", "-m", "sweep", *arguments]))
+        if not storage.is_url(settings.out):
+            return _run_locked(plan, paths, nodes, console, command)
+        with storage.Mirror(storage.Store(settings.out), paths.out, console.print) as mirror:
+            return _run_locked(plan, paths, nodes, console, command, mirror)
 
 
-def _run_locked(plan: Plan, paths: RunPaths, nodes: Sequence[Node], console: Console, command: str) -> int:
+def results_folder(settings: Settings) -> Path:
+    """Where results are written on this machine; those of an object store are copied there from a local folder.
+
+    Raises:
+        ConfigError: if they would be lost, or cannot be kept there.
+    """
+    if storage.is_url(settings.out):
+        storage.Store(settings.out)
+        if settings.fresh:
+            raise ConfigError(f"fresh=true: objects cannot be renamed; give another out than {settings.out}")
+        return storage.staging_folder(settings.out, cache_directory(settings.cache_dir))
+    if INSIDE_A_JOB in os.environ and not Path(settings.out).is_absolute():
+        raise ConfigError(
+            f"out={settings.out}: a Ray job's folder is thrown away with it; allowed are an absolute path on a disk "
+            "that stays, s3://bucket/path and gs://bucket/path"
+        )
+    return Path(settings.out).absolute()
+
+
+def _ledger_to_read(settings: Settings, paths: RunPaths) -> Ledger:
+    if not storage.is_url(settings.out):
+        return Ledger(paths.ledger, write=False)
+    with tempfile.TemporaryDirectory() as folder:
+        storage.copy(settings.out, Path(folder), only=lambda name: False)
+        return Ledger(Path(folder) / paths.ledger.name, write=False)
+
+
+def _run_locked(
+    plan: Plan,
+    paths: RunPaths,
+    nodes: Sequence[Node],
+    console: Console,
+    command: str,
+    mirror: storage.Mirror | None = None,
+) -> int:
     ledger = Ledger(paths.ledger)
     history = History.beside(paths.out)
     paths.clear_staging()
@@ -117,6 +156,8 @@ def _run_locked(plan: Plan, paths: RunPaths, nodes: Sequence[Node], console: Con
             driver.run()
     if tracker is not None:
         tracker.close()
+    if mirror is not None:
+        mirror.fetch_trials()
     _report(plan.settings, paths, console, rebuild=bool(left))
     ledger.close()
     return exit_status(plan, ledger, driver.interrupts > 0)
@@ -215,12 +256,12 @@ def _surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
-        if backend.launches:
+        reason: str | None = backend.unavailable(host)  # in the engine's own words first: they have the remedy
+        if reason is None and backend.launches:
             try:
                 resolve(backend.env, "cuda" if platform == "cuda" else "cpu")
             except ValueError as error:
                 return str(error)
-        reason: str | None = backend.unavailable(host)
         if reason is None and platform == "cuda":
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
         return reason
@@ -232,7 +273,9 @@ def _host(settings: Settings, nodes: Sequence[Node]) -> Host:
     if settings.cluster.kind != "ray" and settings.cluster.simulate is None:
         return provenance.host()
     gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
-    return Host(gpus=gpus, cpus=max((node.cpus for node in nodes), default=1))
+    # What is on a node's PATH is not known from here: taken to be there, and a launch says it if not.
+    executables = frozenset(provenance.WANTED_EXECUTABLES)
+    return Host(gpus=gpus, cpus=max((node.cpus for node in nodes), default=1), executables=executables)
 
 
 def check_out(out: Path) -> None:
