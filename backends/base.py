@@ -130,6 +130,7 @@ class Backend(BaseModel):
     stop_grace: PositiveFloat = 5.0  # s between SIGTERM and SIGKILL
     distribution: str | None = None  # the Python distribution whose version is the engine's, where it does not say
     extra_body: dict[str, Any] = Field(default_factory=dict)  # added to every request body
+    headers: dict[str, str] = Field(default_factory=dict)  # and to its head; not for secrets
 
     # What the client must know to talk to it.
     api: Api = "completions"

@@ -38,6 +38,8 @@ class LlamaCpp(Backend):
 
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
+    # After each stream it closes the connection, whose Keep-Alive header it has sent: the next request would be lost.
+    headers: dict[str, str] = Field(default_factory=lambda: {"Connection": "close"})
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {

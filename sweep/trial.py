@@ -168,6 +168,7 @@ def _target(run: TrialRun, place: Place, trial: Trial, engine: Engine) -> client
         token_ids=backend.token_ids,
         ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,
         extra_body=backend.extra_body,
+        headers=backend.headers,
         api_key_env=getattr(backend, "api_key_env", None),
     )
 
