@@ -86,26 +86,41 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
     Raises EnvironmentFailed.
     """
-    key = fingerprint(spec)
-    if spec.python or spec.binary:
-        return _own(spec, key)
-    machine = f"-{sources.machine(spec.source)}" if spec.source and spec.source.targets else ""
-    folder = cache_dir.expanduser().absolute() / "environments" / f"{spec.name}-{key}{machine}"
-    python, binary = folder / "bin" / "python", None
-    if spec.source and spec.source.targets:
-        binary = str(folder / "bin" / spec.source.targets[0])
+    there = built(spec, cache_dir)  # for those that come after the builder, without a lock
+    if there is not None:
+        return there
+    folder = _folder(spec, cache_dir)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if (folder / COMPLETE).exists():  # for those that come after the builder, without a lock
-            return Environment(str(python), binary, json.loads((folder / COMPLETE).read_text()), key)
         waiting = f"environment {spec.name}: waiting for its builder"
         with exclusive(folder.with_suffix(".lock"), lambda: progress(waiting)):
             if not (folder / COMPLETE).exists():
                 _build(spec, folder, cache_dir, progress)
-            versions = json.loads((folder / COMPLETE).read_text())
     except (OSError, sources.BuildFailed) as error:
         raise EnvironmentFailed(f"environment {spec.name} cannot be built in {folder}: {error}") from error
-    return Environment(str(python), binary, versions, key)
+    there = built(spec, cache_dir)
+    assert there is not None
+    return there
+
+
+def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
+    """The environment, if nothing needs to be built for it.
+
+    Raises EnvironmentFailed if it is the user's own and does not work.
+    """
+    key = fingerprint(spec)
+    if spec.python or spec.binary:
+        return _own(spec, key)
+    folder = _folder(spec, cache_dir)
+    if not (folder / COMPLETE).exists():
+        return None
+    binary = str(folder / "bin" / spec.source.targets[0]) if spec.source and spec.source.targets else None
+    return Environment(str(folder / "bin" / "python"), binary, json.loads((folder / COMPLETE).read_text()), key)
+
+
+def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
+    machine = f"-{sources.machine(spec.source)}" if spec.source and spec.source.targets else ""
+    return cache_dir.expanduser().absolute() / "environments" / f"{spec.name}-{fingerprint(spec)}{machine}"
 
 
 def _own(spec: EnvironmentSpec, key: str) -> Environment:

