@@ -27,6 +27,7 @@ Tensor = Any  # torch.Tensor: torch is not installed where types are checked
 Tensors = dict[str, Tensor]
 
 BLOCK_LINEAR = re.compile(r"\.(layers|h|blocks)\.\d+\..+\.weight$")
+INDEX = "model.safetensors.index.json"  # which file a tensor is in, where there are several
 SMALLEST_SCALE = 1e-8
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # place in the int32, from its low bits up, is taken by this column of eight
 CALIBRATION_SAMPLES = 128
@@ -129,10 +130,7 @@ def is_quantised(name: str, weight: Tensor) -> bool:
 
 def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
     """Write the checkpoint file by file. Raises ValueError for a layer that the format cannot hold."""
-    shards = sorted(model.glob("*.safetensors"))
-    if not shards:
-        raise ValueError(f"{model} has no *.safetensors: allowed is a model with its weights in that format")
-    places: dict[str, str] = {}
+    shards, places = _shards(model), dict[str, str]()
     for number, shard in enumerate(shards, 1):
         print(f"progress: {kind}: file {number} of {len(shards)}", flush=True)
         found: Tensors = {}
@@ -143,10 +141,21 @@ def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
         places |= dict.fromkeys(found, shard.name)
     if len(shards) > 1:
         index = {"metadata": {}, "weight_map": places}
-        (output / "model.safetensors.index.json").write_text(json.dumps(index))
+        (output / INDEX).write_text(json.dumps(index))
     config = json.loads((model / "config.json").read_text())
     config["quantization_config"] = description(kind, group)
     (output / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def _shards(model: Path) -> list[Path]:
+    """The files of a model's weights: those that its index names, where there are several."""
+    index = model / INDEX
+    if index.is_file():
+        return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    single = model / "model.safetensors"
+    if not single.is_file():
+        raise ValueError(f"{model} has no model.safetensors: allowed is a model with its weights in that format")
+    return [single]
 
 
 def _converted(name: str, tensor: Tensor, kind: str, group: int) -> Tensors:

@@ -1,12 +1,14 @@
 """Conversions made for real in the engines' environments, read back with code of the test's own."""
 
 import json
+import shutil
 import struct
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from backends import weights
 from backends.base import Launch
@@ -18,9 +20,9 @@ LAYER = "model.layers.1.mlp.down_proj"
 GROUP = 128
 
 
-def read(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder's only file of weights (https://github.com/huggingface/safetensors#format)."""
-    data = (folder / "model.safetensors").read_bytes()
+def read(folder: Path, file: str = "model.safetensors") -> dict[str, np.ndarray]:
+    """All tensors of a file of weights (https://github.com/huggingface/safetensors#format)."""
+    data = (folder / file).read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     kinds = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I64": "<i8", "I8": "i1", "BF16": "<u2"}
     found = {}
@@ -121,9 +123,32 @@ def test_a_model_that_is_quantised_already_is_taken_as_it_is(model, python):
     assert backend.weights(folder, python, CACHE, print) == folder
 
 
+def test_a_model_in_several_files_becomes_the_same_in_as_many(model, python, tmp_path):
+    backend = configured("backend", "vllm_gptq")
+    whole = read(backend.weights(model, python, CACHE, print))
+    parts = tmp_path / "parts"
+    shutil.copytree(model, parts)
+    (parts / "model.safetensors").unlink()
+    tensors = read(model)
+    names = sorted(tensors)
+    places = {name: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(places.values()):
+        save_file({name: tensors[name] for name in names if places[name] == file}, parts / file)
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    save_file({"x": np.zeros(1)}, parts / "consolidated.safetensors")  # as some repositories have it: not to be read
+    folder = backend.weights(parts, python, tmp_path / "cache", print)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == sorted(set(places.values()))
+    found = {name: values for file in set(index.values()) for name, values in read(folder, file).items()}
+    assert set(index) == set(found) == set(whole)
+    assert all(np.array_equal(found[name], whole[name]) for name in whole)
+
+
 def test_groups_that_do_not_fit_are_told_with_the_layer(model, python, tmp_path):
     backend = configured("backend", "vllm_gptq").model_copy(update={"group_size": 100})
-    with pytest.raises(weights.ConversionFailed, match=r"model\.layers\.0\..*does not divide into groups of 100 inputs"):
+    with pytest.raises(
+        weights.ConversionFailed, match=r"model\.layers\.0\..*does not divide into groups of 100 inputs"
+    ):
         backend.weights(model, python, tmp_path, print)
 
 

@@ -90,4 +90,4 @@ def test_a_cache_that_does_not_fit_is_out_of_memory_at_load(run, environments, t
     ):
         pytest.fail("it must not become ready")
     assert caught.value.outcome is Outcome.OOM_LOAD
-    assert "failed to allocate" in caught.value.reason
+    assert "failed to initialize the context" in caught.value.reason
