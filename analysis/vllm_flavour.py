@@ -1,4 +1,4 @@
-"""A run's trials as `vllm bench serve` would print them, for comparison with other people's figures (`metrics=vllm`)."""
+"""Trials as `vllm bench serve` would print them, for comparison with other people's figures (`metrics=vllm`)."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

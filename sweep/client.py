@@ -134,7 +134,9 @@ def limited(report: ClientReport, records: Records) -> str | None:
     if not measured:
         return None
     ttft = _quantile([records.chunk_us[records.offsets[i]] / 1e6 for i in measured], 0.5)
-    lag = _quantile([records.sent[i] - max(records.scheduled[i], records.released[i]) for i in measured], 0.99)
+    lags = sorted(records.sent[i] - max(records.scheduled[i], records.released[i]) for i in measured)
+    # Of few requests the p99 is the largest lag. One late request is an accident of the machine; two are a pattern.
+    lag = lags[max(0, min(int(0.99 * len(lags)), len(lags) - 2))]
     burst = max(Counter(int(records.released[i] * 100) for i in measured).values())
     allowed = max(0.005, 0.1 * ttft)
     if lag > max(allowed, BURST_COST * burst):

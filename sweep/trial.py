@@ -138,7 +138,6 @@ def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
         "agreement": place.facts.get("agreement"),
         "agreement_reference": place.facts.get("agreement_reference"),
         "dtype": place.launch.dtype,
-        "batch_form": run.deployment.backend.batch_form,
         "startup_seconds": engine.startup_seconds,
         "versions": json.dumps({**provenance.own_versions(), **place.environment.versions}),
         "hardware": json.dumps({"node": place.node, **provenance.hardware()}),
@@ -207,6 +206,7 @@ def _client_columns(report: client.ClientReport) -> dict[str, Any]:
         "client_processes": report.processes,
         "client_offered": report.offered,
         "client_sent": report.sent,
+        "batch_form": report.batch_form,
     }
 
 
@@ -216,7 +216,7 @@ def _figures(
     """Every number of the row that is derived from the Records and the telemetry."""
     columns: dict[str, Any] = metrics.summarise(
         records,
-        slo={**run.settings.slo} if run.settings.slo else None,
+        slo={str(name): bound for name, bound in (run.settings.slo or {}).items()} or None,
         discard_first_batch=getattr(trial.load, "discard_first", False),
         window=steady_window(records),
     )

@@ -63,7 +63,12 @@ def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
         sole_driver(tmp_path),
     ):
         pass
-    script = f"from sweep.ledger import sole_driver\nimport os\nwith sole_driver(__import__('pathlib').Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
+    script = f"""
+import os, pathlib
+from sweep.ledger import sole_driver
+with sole_driver(pathlib.Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), 9)
+"""
     subprocess.run([sys.executable, "-c", script], check=False)
     with sole_driver(tmp_path):
         pass

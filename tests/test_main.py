@@ -11,7 +11,7 @@ INLINE = ["cluster=inline", "tracking=none"]
 SMALL = ["backend=transformers", "model=tiny-llama", "workload=qa", "workload.num_requests=2"]
 
 
-@pytest.fixture()
+@pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
 
