@@ -34,6 +34,7 @@ class CTranslate2(Hosted):
     oom_patterns: tuple[str, ...] = (
         *Hosted.model_fields["oom_patterns"].default,
         r"CUDA failed with error out of memory",
+        r"mkl_malloc: failed to allocate memory",
     )
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {

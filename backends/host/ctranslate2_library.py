@@ -17,6 +17,7 @@ import ctranslate2
 from backends.host.library import Emit, Row, Settings
 
 FOLDER = "ctranslate2"  # of the model's folder, where the converted weights are
+NO_MEMORY = re.compile(r"mkl_malloc: failed to allocate memory|bad_alloc|out of memory")
 CUDA_LIBRARIES = {"nvidia-cublas-cu12": "libcublas*.so.*", "nvidia-cudnn-cu12": "libcudnn*.so.*"}
 
 
@@ -48,15 +49,20 @@ class CTranslate2:
             done: bool = batch[step.batch_id].done
             return done  # True ends this row
 
-        self.generator.generate_batch(
-            [[self.vocabulary[token] for token in row.prompt] for row in batch],
-            max_length=max(row.max_tokens for row in batch),
-            end_token=[],  # rows end where the host says
-            beam_size=1,
-            sampling_topk=1,
-            include_prompt_in_result=False,
-            callback=take,
-        )
+        try:
+            self.generator.generate_batch(
+                [[self.vocabulary[token] for token in row.prompt] for row in batch],
+                max_length=max(row.max_tokens for row in batch),
+                end_token=[],  # rows end where the host says
+                beam_size=1,
+                sampling_topk=1,
+                include_prompt_in_result=False,
+                callback=take,
+            )
+        except RuntimeError as error:
+            if NO_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from error
+            raise
 
     def memory(self) -> Mapping[str, float]:
         """It does not say what it has allocated."""

@@ -26,8 +26,9 @@ def test_a_kv_cache_that_does_not_fit_is_oom_load(launch_for):
     assert left_behind(marker) == []
 
 
-def test_a_batch_that_does_not_fit_is_out_of_memory_and_the_host_lives_on(launch_for):
-    backend = configured("backend", "transformers")
+@pytest.mark.parametrize("name", ["transformers", "ctranslate2"])
+def test_a_batch_that_does_not_fit_is_out_of_memory_and_the_host_lives_on(launch_for, name):
+    backend = configured("backend", name)
     with server.running(backend, launch_for(backend), marker=f"test/{os.getpid()}/oom") as engine:
         stream(engine, [100], 4)  # what a first batch sets up for good
         position = engine.log_position()
