@@ -25,6 +25,7 @@ from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import Display
 from sweep.records import Outcome, Sample
 from sweep.resume import content_digests, todo
+from sweep.status import Teller
 from sweep.store import RunPaths
 from sweep.trial import TrialRun, base_row
 
@@ -86,6 +87,7 @@ class Driver:
         self.errors: dict[str, int] = {}  # of our own code
         self.finished: set[str] = set()  # trials that got their row in this run
         self.digests: dict[tuple[int, int], str] = {}
+        self.teller = Teller(paths, display)
         self.nodes = NodeRecord()
         self.moved: set[str] = set()  # deployments that were given another try for their node's sake
         self.set_aside: set[str] = set()  # node ids
@@ -106,6 +108,7 @@ class Driver:
             with self._signals():
                 self._loop()
             self.write_trials()
+            self._tell(ended=True)
         except Halted:
             with suppress(OSError):
                 self.write_trials()
@@ -120,6 +123,7 @@ class Driver:
                 self._start_what_fits()
             for work, event in self.executor.events():
                 self._take(work, event)
+            self._tell()
             if self.deadline and time.time() > self.deadline and self.interrupts < 2:
                 self.display.say("the deadline has come: what still runs is stopped and left for the next run")
                 self.interrupts = 2
@@ -133,6 +137,9 @@ class Driver:
         if self.deadline and (left := sum(len(deployment.trials) for deployment in todo(self.plan, self.ledger))):
             self.display.say(f"{left} trials are left for the next run of the same command")
             self.interrupts = max(1, self.interrupts)
+
+    def _tell(self, ended: bool = False) -> None:
+        self.teller.tell({key: self.places[key].address for key in self.places}, self.interrupts > 0, ended)
 
     def _start_what_fits(self) -> None:
         nodes = self.executor.usable

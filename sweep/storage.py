@@ -291,7 +291,7 @@ class Mirror:
         """
         ledger = self._new_entries()
         self._upload_changed(self._files(ledger))
-        self._upload_changed([self.paths.plan])
+        self._upload_changed([self.paths.plan, self.paths.status])
         while ledger:
             cut = ledger.rfind(b"\n", 0, max(PIECE, ledger.find(b"\n") + 1)) + 1
             self._upload_piece(ledger[:cut])

@@ -130,6 +130,10 @@ class RunPaths:
         return self.out / "ledger.jsonl"
 
     @property
+    def status(self) -> Path:
+        return self.out / "status.json"
+
+    @property
     def trials(self) -> Path:
         return self.out / "trials.parquet"
 

@@ -1,0 +1,96 @@
+"""The status of a run: done, running, failed, gone, read from its files alone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from sweep import status
+from sweep.ledger import Ledger
+from sweep.progress import Display
+from sweep.store import RunPaths, write_plan
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of four trials: one done, one failed, two left."""
+    paths = RunPaths(tmp_path / "night")
+    trial = {"kind": "trial", "deployment_id": "d1", "workload": "qa", "load": "batch", "replicate": 0}
+    entries = [
+        {"kind": "experiment", "name": "night"},
+        {"kind": "deployment", "deployment_id": "d1", "backend": "vllm", "model": "tiny"},
+        *({**trial, "trial_id": f"t{size}", "coordinates": {"load.batch_size": size}} for size in (1, 2, 4, 8)),
+    ]
+    paths.out.mkdir()
+    write_plan(paths, entries)
+    ledger = Ledger(paths.ledger)
+    row = {"deployment_id": "d1", "attempt": "1"}
+    ledger.commit({**row, "trial_id": "t1", "outcome": "ok"})
+    ledger.commit({**row, "trial_id": "t2", "outcome": "hung", "reason": "not done in 60 s"})
+    ledger.commit({**row, "trial_id": "of another plan", "outcome": "ok"})
+    return paths
+
+
+def told(run, running=True, **places):
+    display = Display(4, 2, 600.0, Console(quiet=True))
+    if running:
+        display.state("d1", "vllm tiny", "trial 3 of 4")
+    return status.Teller(run, display), places
+
+
+def lines(run):
+    return "\n".join(status.render(status.read(run.out)))
+
+
+def test_done_failed_and_why(run):
+    text = lines(run)
+    assert "night: 1 of 4 trials done (1 ok, 1 hung)" in text
+    assert "vllm tiny qa batch (load.batch_size=2) replicate 0: hung: not done in 60 s [d1/1/engine.log]" in text
+    assert "no driver has been here" in text
+
+
+def test_what_runs_where_and_how_long_it_takes(run):
+    teller, places = told(run, d1="10.0.0.7")
+    teller.tell(places, stopping=False)
+    text = lines(run)
+    assert f"running: process {os.getpid()} on" in text
+    assert "10 min left" in text
+    assert "vllm tiny on 10.0.0.7: trial 3 of 4" in text
+    teller.tell({}, stopping=True)
+    assert "10.0.0.7" in lines(run), "not more often than every two seconds"
+
+
+def test_an_end_is_told_at_once(run):
+    teller, places = told(run, running=False)
+    teller.tell(places, stopping=False)
+    teller.tell(places, stopping=False, ended=True)
+    assert "not running" in lines(run)
+    assert "ended" in lines(run)
+
+
+@pytest.mark.parametrize("words", [{"pid": 2**22 + 1}, {"host": "elsewhere", "at": time.time() - 100}])
+def test_a_driver_that_died_is_told_from_one_that_runs(run, words):
+    teller, places = told(run)
+    teller.tell(places, stopping=False)
+    run.status.write_text(json.dumps(json.loads(run.status.read_text()) | words))
+    assert "died: the same command goes on where it stopped" in lines(run)
+    assert "trial 3 of 4" not in lines(run)
+
+
+def test_the_command(run, tmp_path):
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "sweep.status", *arguments], capture_output=True, text=True, check=False
+        )
+
+    found = call(str(run.out))
+    assert found.returncode == 0, found.stderr
+    assert "1 of 4 trials done" in found.stdout
+    missing = call(str(tmp_path / "nothing"))
+    assert missing.returncode == 2
+    assert "no run there" in missing.stderr
+    assert call().returncode == 2
