@@ -3,9 +3,9 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Work, clear_engines, stream_deployment
 from sweep.packing import Need, Node
@@ -43,6 +43,9 @@ class InlineExecutor:
 
     def want(self, needs: Sequence[Need]) -> None:
         """There will be no other node."""
+
+    def observe(self, row: Mapping[str, Any]) -> None:
+        """There is no dashboard."""
 
     def submit(self, work: Work, node_id: str) -> None:
         self.waiting.append(work)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.experimental import internal_kv
+from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweep.config import ROOT, Cluster, ConfigError
@@ -177,6 +178,14 @@ def _task(gpus: int) -> Any:
 # In the driver -------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _gauges() -> tuple[Counter, Gauge]:
+    names = ("experiment", "backend", "model")
+    trials = Counter("sweep_trials", "Trials that have ended", tag_keys=(*names, "outcome"))
+    words = "Output tokens per second of the last trial"
+    return trials, Gauge("sweep_output_throughput", words, tag_keys=(*names, "workload", "load"))
+
+
 class _Stream(NamedTuple):
     """A task in flight."""
 
@@ -267,6 +276,14 @@ class RayExecutor:
             options["label_selector"] = {**self.cluster.labels, **({NODE_ID: f"!in({known})"} if known else {})}
             self.claims.append(_claim_task().options(**options).remote())
         self.claims = self.claims[: len(needs)]
+
+    def observe(self, row: Mapping[str, Any]) -> None:
+        """Show a trial in Ray's dashboard and at its Prometheus endpoint: sweep_trials, and the last throughput."""
+        trials, throughput = _gauges()
+        trials.inc(tags={name: str(row[name]) for name in ("experiment", "backend", "model", "outcome")})
+        if row.get("output_throughput") is not None:
+            tags = {name: str(row[name]) for name in ("experiment", "backend", "model", "workload", "load")}
+            throughput.set(row["output_throughput"], tags=tags)
 
     def clear(self, marker: str) -> None:
         """Kill what earlier drivers' tasks may have left on any node: engines of this marker, and who launched them."""

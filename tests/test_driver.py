@@ -69,6 +69,9 @@ class Scripted:
     def spare(self, node_ids):
         return len(node_ids) < len(self.usable)
 
+    def observe(self, row):
+        pass
+
     def want(self, needs):
         self.wanted = needs
 
