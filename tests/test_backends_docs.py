@@ -114,8 +114,8 @@ def test_the_worked_example(tmp_path):
         (tmp_path / path).write_text(text)
     out = tmp_path / "out"
     words = (
-        "backend=parrot model=tiny-llama workload=qa workload.num_requests=4 workload.output_tokens=6 load.batch_size=2 "
-        "cluster=inline tracking=none hardware=cpu agreement=false "
+        "backend=parrot model=tiny-llama workload=qa workload.num_requests=4 workload.output_tokens=6 "
+        "load.batch_size=2 cluster=inline tracking=none hardware=cpu agreement=false "
         f"backend.env.python={sys.executable} out={out} cache_dir={tmp_path / 'cache'}"
     )
     run = subprocess.run(
