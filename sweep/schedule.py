@@ -32,7 +32,8 @@ RESULT_POLL = 0.5  # s
 BEAT = 5.0  # s
 SILENCE = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
 UNPLACED = 120.0  # s in which a node must have begun what it was given
-SHUNNED = 180.0  # s
+SHUNNED = 180.0  # s that nothing is started on a node that fell silent
+BACK_OFF = 2 * BEAT  # s that nothing is started on a node after a loss
 CLEAR_TIMEOUT = 30.0  # s for a node to clear what is left of engines
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
@@ -202,7 +203,7 @@ class RayExecutor:
         self.cluster = cluster
         self.streams: dict[Any, _Stream] = {}
         self.avoided: set[str] = set()  # node ids
-        self.silent: dict[str, float] = {}  # node id -> since when, monotonic
+        self.shunned: dict[str, float] = {}  # node id -> until when, monotonic
         self.clearing: list[Any] = []
         self.stopping = threading.Event()
         self.closed = threading.Event()
@@ -323,9 +324,9 @@ class RayExecutor:
         self.streams[stream] = _Stream(work, None, time.monotonic(), node)
 
     def _shunned(self) -> set[str]:
-        """Nodes that are avoided, and those that fell silent a short while ago: Ray has not noticed it yet."""
+        """Nodes that are avoided, and for a while those where something was lost: Ray may not have noticed its end."""
         now = time.monotonic()
-        return self.avoided | {node_id for node_id, since in self.silent.items() if now - since < SHUNNED}
+        return self.avoided | {node_id for node_id, until in self.shunned.items() if now < until}
 
     def events(self) -> Iterator[tuple[Work, Event | Lost | None]]:
         """What has happened since the last call: events, then None when a deployment ended, or Lost.
@@ -354,7 +355,7 @@ class RayExecutor:
             return Lost(f"node {node.address} died before it began")
         if silence < (SILENCE if state.place else UNPLACED):
             return None
-        self.silent[node.node_id] = time.monotonic()
+        self.shunned[node.node_id] = time.monotonic() + SHUNNED
         return Lost(f"not a word from {node.address} for {silence:.0f} s")
 
     def _next(self, stream: Any) -> Iterator[tuple[Work, Event | Lost | None]]:
@@ -381,6 +382,8 @@ class RayExecutor:
         state = self.streams.pop(stream)
         if end is not None:
             ray.cancel(stream, force=True)
+            until = time.monotonic() + BACK_OFF
+            self.shunned[state.node.node_id] = max(until, self.shunned.get(state.node.node_id, 0.0))
             if state.place:
                 self._clear_on([state.place.node_id], state.work.marker)
         return state.work, end

@@ -1,0 +1,50 @@
+"""The chaos test over ten seeds (or those given), as a table: scripts/chaos.py > docs/measurements/chaos.md
+
+One sweep of 40 trials on 3 Ray nodes, and every five seconds one of its parts is killed at random.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sweep.config import cache_directory
+from tests.cluster.chaos import COMMANDS, EVERY, TRIALS, Storm, storm, write_engine
+from tests.cluster.harness import RayCluster
+
+HEAD = f"""\
+# Chaos
+
+One sweep of {TRIALS} trials (5 deployments on the simulated engine, which has a child that ignores SIGTERM) on a Ray
+of 3 nodes on one host. Every {EVERY:.0f} s, one of these is killed at random: an engine, its child, its supervisor, the
+measuring client, the Ray worker, a raylet (its node comes back, as under Kubernetes), the driver (SIGKILL, SIGINT or
+SIGTERM). The same command is issued again until all trials are ok, at most {COMMANDS} times.
+
+Made by `scripts/chaos.py`. `lost`: attempts that lost their node or worker; `again`: rows that were not ok: those trials
+were measured again; `ok`: trials with exactly one row, which is ok; `twice`: trials with two good rows; `left`: engine
+processes on the host 30 s after the last command (and when the last of them was gone).
+
+| seed | commands | killed | lost | again | ok | twice | left | time |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def line(seen: Storm) -> str:
+    killed = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.killed.items()))
+    ok = f"{seen.outcomes['ok']} of {TRIALS}"
+    return (
+        f"| {seen.seed} | {seen.commands} | {sum(seen.killed.values())}: {killed} | {seen.lost} | {seen.failed} "
+        f"| {ok} | {seen.twice} | 0 ({seen.gone_after:.1f} s) | {seen.seconds:.0f} s |"
+    )
+
+
+def main(seeds: list[int]) -> None:
+    print(HEAD, flush=True)
+    for seed in seeds:
+        with tempfile.TemporaryDirectory(prefix="chaos-") as folder, RayCluster() as cluster:
+            engine = write_engine(Path(folder) / "engine", sys.executable)
+            print(line(storm(seed, cluster, Path(folder) / "out", cache_directory(None), engine)), flush=True)
+
+
+if __name__ == "__main__":
+    main([int(argument) for argument in sys.argv[1:]] or list(range(1, 11)))

@@ -1,0 +1,102 @@
+"""One sweep on three nodes, and every five seconds something of it is killed, by a seed."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.cluster.harness import RayCluster, Sweep, kill, wait_until
+
+EVERY = 5.0  # s
+COMMANDS = 20  # at most
+# Five deployments of eight trials.
+GRID = (
+    "backend.itl.mean=0.01,0.011,0.012,0.013,0.014",
+    "load.batch_size=1,2",
+    "replicates=4",
+    "workload.output_tokens=16",
+)
+TRIALS = 40
+
+
+class Storm(NamedTuple):
+    """What happened, and what was there afterwards."""
+
+    seed: int
+    commands: int
+    killed: Counter[str]
+    lost: int  # attempts that were lost with their node or worker
+    failed: int  # rows with another outcome than ok, each measured again later
+    seconds: float
+    outcomes: Counter[str]  # of the rows in trials.parquet
+    twice: int  # trials with more than one good row
+    gone_after: float  # s from the end of the last command until no engine was left
+
+
+def storm(seed: int, cluster: RayCluster, out: Path, cache: Path, engine: str) -> Storm:
+    """Issue the command again and again, under fire, until every trial is ok; `engine` is backend.env.python=..."""
+    chance, killed, begin = random.Random(seed), Counter[str](), time.monotonic()
+    sweep = Sweep(out, "cluster=ray", f"cluster.address={cluster.address}", *GRID, engine, cache=cache)
+    status = -1
+    while status != 0 and sweep.runs < COMMANDS:
+        sweep.start()
+        next_kill = time.monotonic() + EVERY
+        while sweep.running():
+            time.sleep(0.1)
+            if time.monotonic() >= next_kill:
+                next_kill += EVERY
+                killed[_strike(chance, sweep, cluster)] += 1
+                cluster.revive()
+        status = sweep.wait()
+        assert "Traceback" not in sweep.said(), sweep.said()
+    seconds = time.monotonic() - begin
+    gone_after = wait_until(lambda: not sweep.marked(), 30, "no engine is left")
+    sweep.check_rows()
+    rows = sweep.committed()
+    good = Counter(row["trial_id"] for row in rows if row["outcome"] == "ok")
+    ends = [entry["end"] for entry in sweep.ledger() if entry["event"] == "attempt_end"]
+    return Storm(
+        seed,
+        sweep.runs,
+        killed,
+        sum(end not in ("done", "stopped") for end in ends),
+        sum(row["outcome"] != "ok" for row in rows),
+        seconds,
+        sweep.outcomes(),
+        sum(count > 1 for count in good.values()),
+        gone_after,
+    )
+
+
+def _strike(chance: random.Random, sweep: Sweep, cluster: RayCluster) -> str:
+    """Kill one thing, chosen among the kinds that there are now; which."""
+    kinds: dict[str, Callable[[], list[int]]] = {
+        "engine": sweep.engines,
+        "child": sweep.children,
+        "client": sweep.clients,
+        "worker": sweep.workers,
+        "supervisor": sweep.supervisors,
+        "raylet": lambda: [raylet.pid for node in cluster.nodes if (raylet := node.raylet())],
+        "driver": lambda: [sweep.process.pid] if sweep.process else [],
+    }
+    for kind in chance.sample(sorted(kinds), len(kinds)):
+        if pids := kinds[kind]():
+            numbers = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM] if kind == "driver" else [signal.SIGKILL]
+            number = chance.choice(numbers)
+            kill(chance.choice(sorted(pids)), number)
+            return f"{kind} {number.name}" if kind == "driver" else kind
+    return "nothing"
+
+
+def write_engine(folder: Path, python: str) -> str:
+    """An interpreter whose engine has a child that goes into a session of its own and hears no SIGTERM."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "python"
+    child = f"{python} -c 'import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(3600)'"
+    script.write_text(f'#!/bin/sh\n[ -n "$SWEEP_MARKER" ] && setsid {child} &\nexec {python} "$@"\n')
+    os.chmod(script, 0o755)
+    return f"backend.env.python={script}"

@@ -1,0 +1,258 @@
+"""A Ray cluster of several nodes on one host, sweeps on it, and the means to kill any part of either.
+
+Each node is a `ray start` of its own on its own loopback address, so that a raylet can be killed and started again
+while the others, and the driver, go on.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from backends import supervisor
+from sweep.config import ROOT
+from sweep.store import read_trials
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=100000000"]
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # loopback only, and for minutes
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_raylet_start_wait_time_s": "120",
+    "OMP_NUM_THREADS": "1",
+}
+SIMULATED = (
+    "backend=simulated",
+    "model=tiny-llama",
+    "workload=qa",
+    "workload.output_tokens=8",
+    "workload.num_requests=4",
+    "tracking=none",
+    "backend.ttft.mean=0.02",
+)
+
+
+class Node:
+    """One node: `ray start --block` in a session of its own."""
+
+    def __init__(self, cluster: "RayCluster", address: str, arguments: list[str], prefix: list[str]) -> None:
+        self.cluster, self.address, self.arguments, self.prefix = cluster, address, arguments, prefix
+        self.folder = cluster.folder / address.rpartition(".")[2]  # short: the names of sockets have a limit
+        self.start()
+
+    def start(self) -> None:
+        self.log = (self.cluster.folder / f"{self.address}.log").open("wb")
+        self.process = subprocess.Popen(
+            # A folder of its own: nodes that start at once would fight over the names of their sockets.
+            [*self.prefix, *RAY, f"--node-ip-address={self.address}", f"--temp-dir={self.folder}", *self.arguments],
+            stdout=self.log,
+            stderr=self.log,
+            env=self.cluster.environment,
+            start_new_session=True,
+        )
+
+    def below(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def raylet(self) -> psutil.Process | None:
+        return next((process for process in self.below() if process.name() == "raylet"), None)
+
+    def joined(self) -> bool:
+        return b"Ray runtime started" in Path(self.log.name).read_bytes()
+
+    def stop(self) -> None:
+        for process in [*self.below(), self.process]:
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+class RayCluster:
+    """A head without CPUs and nodes of one CPU each."""
+
+    def __init__(self, nodes: int = 3) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
+        self.environment = {**os.environ, **ENVIRONMENT}
+        self.port = free_port()
+        self.head = Node(
+            self,
+            "127.0.0.1",
+            ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"],
+            [],
+        )
+        self.address = f"127.0.0.1:{self.port}"
+        wait_until(self.head.joined, 60, "Ray's head")
+        joins = [f"--address={self.address}", "--num-cpus=1"]
+        self.nodes = [Node(self, f"127.0.0.{index + 2}", joins, []) for index in range(nodes)]
+        self.wait()
+
+    def __enter__(self) -> "RayCluster":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        for node in [*self.nodes, self.head]:
+            node.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def wait(self) -> None:
+        wait_until(lambda: all(node.joined() for node in self.nodes), 60, "all nodes")
+
+    def revive(self) -> None:
+        """Start again the nodes whose `ray start` has ended, as Kubernetes or Slurm would."""
+        for node in self.nodes:
+            if node.process.poll() is not None or (node.joined() and node.raylet() is None):
+                node.stop()
+                node.start()
+
+
+class Sweep:
+    """A sweep of a plan in a folder, as the user runs it: one command, again and again."""
+
+    def __init__(self, out: Path, *arguments: str, cache: Path, environment: dict[str, str] | None = None) -> None:
+        self.out = out
+        self.environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
+        self.arguments = [*SIMULATED, *arguments, f"out={out}", f"cache_dir={cache}"]
+        self.logs = out  # beside the folder
+        self.process: subprocess.Popen[bytes] | None = None
+        self.runs = 0
+
+    @property
+    def log(self) -> Path:
+        return self.logs.with_name(f"{self.logs.name}.{self.runs}.log")
+
+    def start(self, *arguments: str) -> "Sweep":
+        self.runs += 1
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sweep", *self.arguments, *arguments],
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env=self.environment,
+                start_new_session=True,
+            )
+        return self
+
+    def wait(self, timeout: float = 180) -> int:
+        assert self.process is not None
+        return self.process.wait(timeout)
+
+    def run(self, *arguments: str, timeout: float = 180) -> int:
+        return self.start(*arguments).wait(timeout)
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    # -- what is on disk
+
+    def ledger(self) -> list[dict[str, Any]]:
+        path = self.out / "ledger.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+    def plan(self) -> list[str]:
+        entries = [json.loads(line) for line in (self.out / "plan.jsonl").read_text().splitlines()]
+        return [entry["trial_id"] for entry in entries if entry["kind"] == "trial"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return read_trials(self.out / "trials.parquet")
+
+    def outcomes(self) -> Counter[str]:
+        return Counter(row["outcome"] for row in self.rows())
+
+    def committed(self) -> list[dict[str, Any]]:
+        return [entry["row"] for entry in self.ledger() if entry["event"] == "trial"]
+
+    def check_rows(self) -> None:
+        """Every trial of the plan has exactly one row, and nobody else has one."""
+        assert sorted(row["trial_id"] for row in self.rows()) == sorted(self.plan())
+
+    # -- its processes
+
+    def name(self) -> str:
+        return next((entry["run"] for entry in self.ledger() if entry["event"] == "run"), "no run yet")
+
+    def marked(self) -> list[int]:
+        """Engines, their children and supervisors."""
+        name = self.name()
+        return supervisor.marked(lambda environ: environ[supervisor.MARKER].startswith(f"{name}/"))
+
+    def supervisors(self) -> list[int]:
+        return [pid for pid in self.marked() if "SWEEP_SUPERVISOR" in supervisor.environment_of(pid)]
+
+    def engine_processes(self) -> list[int]:
+        return [pid for pid in self.marked() if "SWEEP_SUPERVISOR" not in supervisor.environment_of(pid)]
+
+    def engines(self) -> list[int]:
+        """Main processes: those whose parent is a supervisor."""
+        heads = set(self.supervisors())
+        return [pid for pid in self.engine_processes() if parent(pid) in heads]
+
+    def children(self) -> list[int]:
+        return [pid for pid in self.engine_processes() if pid not in set(self.engines())]
+
+    def workers(self) -> list[int]:
+        owners = {supervisor.environment_of(pid).get(supervisor.OWNER, "").partition(":")[0] for pid in self.engines()}
+        return [int(owner) for owner in owners if owner.isdecimal() and psutil.pid_exists(int(owner))]
+
+    def clients(self) -> list[int]:
+        workers = set(self.workers())
+        return [pid for pid in pids_of("sweep.client_main") if parent(pid) in workers]
+
+
+def parent(pid: int) -> int:
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def pids_of(word: str) -> list[int]:
+    """Processes with this word on their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if word in (process.info["cmdline"] or []):
+            found.append(process.pid)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, what: str, poll: float = 0.1) -> float:
+    """Seconds that it took; an AssertionError if it did not come about."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, f"not within {seconds:g} s: {what}"
+        time.sleep(poll)
+    return time.monotonic() - begin
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

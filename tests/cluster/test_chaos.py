@@ -1,0 +1,23 @@
+"""Under fire every trial ends with one good row. Ten seeds: scripts/chaos.py."""
+
+import os
+import sys
+
+import pytest
+
+from sweep.config import cache_directory
+from tests.cluster.chaos import COMMANDS, TRIALS, storm, write_engine
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_chaos(cluster, tmp_path, seed):
+    engine = write_engine(tmp_path / "engine", sys.executable)
+    cache = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
+    seen = storm(seed, cluster, tmp_path / "out", cache, engine)
+    print(seen)
+    assert seen.outcomes == {"ok": TRIALS}
+    assert seen.commands <= COMMANDS
+    assert seen.twice == 0, "no trial was measured well twice"
+    assert sum(seen.killed.values()) >= 5

@@ -1,0 +1,276 @@
+"""Whatever dies, the sweep goes on or ends with a clear word, the same command completes it, and nothing is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sweep.ledger import Ledger
+from tests.cluster.chaos import write_engine
+from tests.cluster.harness import kill, wait_until
+
+pytestmark = pytest.mark.ray
+
+# Three deployments of four trials; a trial takes about two seconds.
+GRID = ("+backend.itl.mean=0.02,0.021,0.022", "load.batch_size=1,2", "replicates=2", "workload.output_tokens=24")
+TRIALS = 12
+LEFT_WITHIN = 30  # s after which no engine may be left on a living node
+SEES_LOSS = 60  # s
+
+
+@pytest.fixture
+def engine_with_child(tmp_path):
+    return write_engine(tmp_path / "engine", sys.executable)
+
+
+def under_way(sweep, finished=1):
+    """Wait until some trials have their rows and an engine runs."""
+    done = lambda: len(sweep.committed()) >= finished and sweep.engines() and sweep.clients()  # noqa: E731
+    wait_until(lambda: done() or not sweep.running(), 120, "the sweep is under way", poll=0.05)
+    assert sweep.running(), sweep.said()
+
+
+def completes(sweep, runs=3):
+    """The same command, until it has nothing left to do; every trial then has one row, which is ok."""
+    for _ in range(runs):
+        status = sweep.run()
+        assert "Traceback" not in sweep.said(), sweep.said()
+        if status == 0:
+            break
+    assert sweep.outcomes() == {"ok": TRIALS}, sweep.said()
+    sweep.check_rows()
+
+
+def nothing_left(sweep, within=LEFT_WITHIN):
+    took = wait_until(lambda: not sweep.marked(), within, "no engine is left")
+    print(f"engines gone after {took:.1f} s")
+
+
+VICTIMS = {
+    "engine": lambda sweep: sweep.engines()[:1],
+    "child of the engine": lambda sweep: sweep.children()[:1],
+    "measuring client": lambda sweep: sweep.clients()[:1],
+    "worker": lambda sweep: sweep.workers()[:1],
+    "supervisor": lambda sweep: sweep.supervisors()[:1],
+    "worker and all supervisors": lambda sweep: sweep.workers()[:1] + sweep.supervisors(),
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_kill_9(cluster, sweep_of, engine_with_child, victim):
+    sweep = sweep_of("cluster=ray", f"cluster.address={cluster.address}", *GRID, engine_with_child).start()
+    under_way(sweep)
+    pids = VICTIMS[victim](sweep)
+    assert pids
+    for pid in pids:
+        kill(pid)
+    status = sweep.wait()
+    assert status in (0, 1), sweep.said()
+    assert "Traceback" not in sweep.said(), sweep.said()
+    sweep.check_rows()
+    nothing_left(sweep)
+    completes(sweep)
+    nothing_left(sweep)
+
+
+def test_kill_9_of_a_raylet(cluster, sweep_of):
+    sweep = sweep_of("cluster=ray", f"cluster.address={cluster.address}", *GRID).start()
+    under_way(sweep)
+    host = next(e["node"] for e in sweep.ledger() if e["event"] == "attempt_placed")
+    node = next(node for node in cluster.nodes if node.address == host)
+    node.raylet().kill()
+    took = wait_until(lambda: "lost simulated" in sweep.said(), SEES_LOSS, "the loss is noticed")
+    print(f"loss noticed after {took:.1f} s")
+    assert sweep.wait() == 0, sweep.said()
+    assert sweep.outcomes() == {"ok": TRIALS}
+    sweep.check_rows()
+    nothing_left(sweep)
+    ends = [e["end"] for e in sweep.ledger() if e["event"] == "attempt_end"]
+    assert len(ends) == 4, "three deployments, one of them twice"
+    assert sum(end != "done" for end in ends) == 1
+
+
+@pytest.mark.parametrize("where", ["ray", "local"])
+def test_kill_9_of_the_driver(cluster, sweep_of, where):
+    address = [f"cluster.address={cluster.address}"] if where == "ray" else []
+    sweep = sweep_of(f"cluster={where}", *address, *GRID).start()
+    under_way(sweep)
+    begun = [entry["row"]["trial_id"] for entry in sweep.ledger() if entry["event"] == "trial"]
+    sweep.process.kill()
+    sweep.process.wait()
+    nothing_left(sweep)
+    completes(sweep)
+    again = [row["trial_id"] for row in sweep.committed()]
+    assert all(again.count(trial_id) == 1 for trial_id in begun), "what had its row was not run again"
+    nothing_left(sweep)
+
+
+def test_the_command_comes_back_at_once_after_a_kill_9(cluster, sweep_of):
+    """The tasks of the dead driver still run when the new one begins: it clears them away."""
+    sweep = sweep_of("cluster=ray", f"cluster.address={cluster.address}", *GRID).start()
+    under_way(sweep)
+    sweep.process.kill()
+    sweep.process.wait()
+    completes(sweep)
+    attempts = {row["trial_id"]: row["attempt"] for row in sweep.committed()}
+    assert len(attempts) == len(sweep.committed()) == TRIALS, "no trial has a row of two attempts"
+    nothing_left(sweep)
+
+
+@pytest.mark.parametrize("where", ["ray", "local", "inline"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_the_sweep_after_the_trials_that_run(cluster, sweep_of, where, number):
+    address = [f"cluster.address={cluster.address}"] if where == "ray" else []
+    sweep = sweep_of(f"cluster={where}", *address, *GRID).start()
+    under_way(sweep)
+    before = len(sweep.committed())
+    os.killpg(sweep.process.pid, number)  # as a terminal does: everybody in the group hears Ctrl-C
+    assert sweep.wait(60) == 130, sweep.said()
+    assert "once more to stop now" in sweep.said()
+    assert "Traceback" not in sweep.said(), sweep.said()
+    assert before <= len(sweep.committed()) <= before + 2 * len(cluster.nodes)
+    assert set(sweep.outcomes()) == {"ok"}, "what ran was finished"
+    nothing_left(sweep, 10)
+    completes(sweep)
+
+
+@pytest.mark.parametrize("where", ["ray", "local", "inline"])
+def test_a_second_signal_ends_it_now(cluster, sweep_of, where):
+    address = [f"cluster.address={cluster.address}"] if where == "ray" else []
+    long = ("workload.output_tokens=2000", "backend.itl.mean=0.02", "load.batch_size=1")
+    sweep = sweep_of(f"cluster={where}", *address, *long).start()
+    under_way(sweep, finished=0)
+    os.killpg(sweep.process.pid, signal.SIGINT)
+    time.sleep(2)
+    assert sweep.running()
+    os.killpg(sweep.process.pid, signal.SIGINT)
+    begin = time.monotonic()
+    assert sweep.wait(30) == 130, sweep.said()
+    print(f"ended after {time.monotonic() - begin:.1f} s")
+    assert "Traceback" not in sweep.said(), sweep.said()
+    assert not sweep.committed()
+    nothing_left(sweep, 15)
+
+
+def test_started_twice_at_once(cluster, sweep_of):
+    sweep = sweep_of("cluster=inline", *GRID).start()
+    under_way(sweep)
+    first = sweep.process
+    assert sweep.run() == 2
+    assert f"a sweep is running there (process {first.pid} on" in sweep.said()
+    assert first.wait(120) == 0
+    assert sweep.outcomes() == {"ok": TRIALS}
+
+
+def test_parquet_files_cut_short(sweep_of):
+    sweep = sweep_of("cluster=inline", "load.batch_size=1,2")
+    assert sweep.run() == 0
+    row = sweep.rows()[0]
+    folder = sweep.out / "deployments" / row["deployment_id"] / row["attempt"] / row["trial_id"]
+    for path in (folder / "requests.parquet", sweep.out / "trials.parquet"):
+        os.truncate(path, path.stat().st_size - 100)
+    assert sweep.run("dry_run=true") == 0
+    assert "requests.parquet is cut short" in " ".join(sweep.said().split())
+    assert sweep.run() == 0
+    assert sweep.outcomes() == {"ok": 2}
+    assert [r["trial_id"] for r in sweep.committed()].count(row["trial_id"]) == 2, "that trial was measured again"
+    assert len(sweep.committed()) == 3, "and only that"
+
+
+def test_disk_full(sweep_of, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1100m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        sweep = sweep_of("cluster=local", *GRID)
+        sweep.arguments.append(f"out={disk / 'out'}")
+        sweep.out = disk / "out"
+        sweep.start()
+        under_way(sweep)
+        with (disk / "filler").open("wb") as filler:
+            try:
+                while True:
+                    filler.write(os.urandom(1 << 20))
+            except OSError:
+                pass
+        assert sweep.wait(60) == 1
+        assert "stopped: No space left on device" in sweep.said()
+        assert "Traceback" not in sweep.said(), sweep.said()
+        nothing_left(sweep)
+        (disk / "filler").unlink()
+        completes(sweep)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_an_engine_that_hangs(sweep_of):
+    """Accepts and never answers: the trial ends, and an engine that does so again and again is not tried for ever."""
+    hangs = ("+backend.faults={hang: 1.0}", "trial_timeout=3", "load.batch_size=1,2", "replicates=4")
+    sweep = sweep_of("cluster=inline", *hangs)
+    assert sweep.run() == 1, sweep.said()
+    assert sweep.outcomes() == {"hung": 8}
+    assert sweep.said().count("launching the engine") == 3
+    sweep.check_rows()
+    nothing_left(sweep, 5)
+
+
+def test_an_engine_that_answers_500_to_everything(sweep_of):
+    sweep = sweep_of("cluster=inline", "backend.always_500=true", "load.batch_size=1,2", "replicates=4")
+    assert sweep.run() == 1, sweep.said()
+    assert sweep.outcomes() == {"invalid": 8}
+    assert sweep.said().count("launching the engine") == 3
+    assert all("500" in row["reason"] for row in sweep.rows())
+
+
+def test_an_engine_that_cannot_be_launched_is_not_tried_on_and_on(sweep_of):
+    sweep = sweep_of("cluster=inline", "backend.die_at_launch=error", "load.batch_size=1,2", "replicates=4")
+    assert sweep.run() == 1
+    assert sweep.outcomes() == {"launch_failed": 8}
+    assert "simulated failure at launch" in sweep.rows()[0]["reason"]
+    log = next((sweep.out / "deployments").glob("*/1/engine.log")).read_text()
+    assert log.count("simulated failure at launch") == 2, "twice in the same words is enough"
+
+
+def test_an_engine_that_dies_at_one_launch_of_several(sweep_of, tmp_path):
+    """The second launch fails, the third does not; a launch for each replicate."""
+    count = tmp_path / "launches"
+    script = tmp_path / "python"
+    dies = '[ -n "$SWEEP_MARKER" ] && echo >> {0} && [ $(wc -l < {0}) = 2 ] && echo "Error: bad luck" && exit 1'
+    script.write_text(f'#!/bin/bash\n{dies.format(count)}\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    arguments = ("relaunch=per_replicate", "replicates=3", "load.batch_size=1,2", f"backend.env.python={script}")
+    sweep = sweep_of("cluster=inline", *arguments)
+    assert sweep.run() == 0, sweep.said()
+    assert sweep.outcomes() == {"ok": 6}
+    assert len(count.read_text().splitlines()) == 4, "three replicates, and the launch that failed"
+
+
+def test_a_deadline_starts_nothing_that_cannot_end_by_then(sweep_of):
+    in_30_s = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 30))
+    long = ("workload.output_tokens=150", "backend.itl.mean=0.02", "load.batch_size=1", "replicates=8")
+    sweep = sweep_of("cluster=inline", *long)
+    assert sweep.run(f"deadline='{in_30_s}'") == 130, sweep.said()
+    assert "left for the next run" in sweep.said()
+    done = sweep.committed()
+    assert 0 < len(done) < 8
+    begun = len(done)
+    soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 12))
+    assert sweep.run(f"deadline='{soon}'") == 130
+    assert "not before the deadline" in sweep.said(), "now it is known how long these trials take"
+    assert len(sweep.committed()) == begun
+    assert sweep.run() == 0
+    assert sweep.outcomes() == {"ok": 8}
+
+
+def test_the_ledger_of_a_killed_driver_is_read(sweep_of):
+    """The rows are in the ledger before anyone is told; trials.parquet is made from it."""
+    sweep = sweep_of("cluster=inline", *GRID).start()
+    under_way(sweep, finished=3)
+    sweep.process.kill()
+    sweep.process.wait()
+    assert len(Ledger(sweep.out / "ledger.jsonl", write=False).rows) >= 3
+    completes(sweep)
