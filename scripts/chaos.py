@@ -21,9 +21,9 @@ of 3 nodes on one host. Every {EVERY:.0f} s, one of these is killed at random: a
 measuring client, the Ray worker, a raylet (its node comes back, as under Kubernetes), the driver (SIGKILL, SIGINT or
 SIGTERM). The same command is issued again until all trials are ok, at most {COMMANDS} times.
 
-Made by `scripts/chaos.py`. `lost`: attempts that lost their node or worker; `again`: rows that were not ok: those trials
-were measured again; `ok`: trials with exactly one row, which is ok; `twice`: trials with two good rows; `left`: engine
-processes on the host 30 s after the last command (and when the last of them was gone).
+Made by `scripts/chaos.py`. `lost`: attempts that lost their node or worker. `again`: rows that were not ok, whose
+trials were measured again. `ok`: trials with exactly one row, which is ok. `twice`: trials with two good rows. `left`:
+engine processes on the host after the last command (and after how long the last of them was gone).
 
 | seed | commands | killed | lost | again | ok | twice | left | time |
 |---|---|---|---|---|---|---|---|---|"""

@@ -68,6 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: nothing was running; the same command goes on from here", file=sys.stderr)
+        return 130
     except Halted as error:
         print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
