@@ -5,6 +5,7 @@ to a folder in Hugging Face layout on the node that needs it (`prepare`). Code o
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,10 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import httpx
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this version of the hub raises errors of
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -38,9 +39,13 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # of a repository: what engines load besides weights
+SAFE_WEIGHTS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
+NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
+PROGRESS_INTERVAL = 5.0  # s
 
 Progress = Callable[[str], None]
 
@@ -62,7 +67,7 @@ class Model(BaseModel):
         tokenizer = self.tokenizer
         if tokenizer and not Path(tokenizer).expanduser().is_dir() and not REPOSITORY.fullmatch(tokenizer):
             raise ValueError(
-                f"model.tokenizer={tokenizer}: allowed is a folder that exists or a Hugging Face repository"
+                f"model.tokenizer={tokenizer}: no such folder; allowed is one, or a Hugging Face repository"
             )
 
     def digest(self) -> str:
@@ -94,7 +99,7 @@ class Model(BaseModel):
         if self.tokenizer is None:
             return self._own_tokenizer(cache_dir)
         folder = Path(self.tokenizer).expanduser()
-        return folder if folder.is_dir() else _hub_files(self.tokenizer, "main", cache_dir, TOKENIZER_FILES)
+        return folder if folder.is_dir() else _hub_files(self.tokenizer, "main", cache_dir, _ignore, TOKENIZER_FILES)
 
     def _own_tokenizer(self, cache_dir: Path) -> Path | None:
         raise NotImplementedError
@@ -181,11 +186,11 @@ class HubModel(Model):
         return f"{self.repo}@{_commit(self.repo, self.revision)}"
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
-        return _hub_files(self.repo, self.revision, cache_dir, TOKENIZER_FILES)
+        return _hub_files(self.repo, self.revision, cache_dir, _ignore, TOKENIZER_FILES)
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
         progress(f"model {self.name}: fetching {self.repo}@{self.revision} unless it is there")
-        return _hub_files(self.repo, self.revision, cache_dir, None)
+        return _hub_files(self.repo, self.revision, cache_dir, progress)
 
 
 class PathModel(Model):
@@ -347,64 +352,78 @@ def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progr
 class _Percent:
     """Says how far a build is, every few seconds."""
 
-    def __init__(self, what: str, total: int, progress: Progress, every: float = 5.0) -> None:
-        self.what, self.total, self.progress, self.every = what, total, progress, every
+    def __init__(self, what: str, total: int, progress: Progress) -> None:
+        self.what, self.total, self.progress = what, total, progress
         self.last = time.monotonic()
 
     def __call__(self, done: int) -> None:
-        if time.monotonic() - self.last >= self.every or done == self.total:
+        if time.monotonic() - self.last >= PROGRESS_INTERVAL or done == self.total:
             self.last = time.monotonic()
             self.progress(f"{self.what}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
 
 
-def _hub_files(repo: str, revision: str, cache_dir: Path, names: tuple[str, ...] | None) -> Path:
+def _hub_files(
+    repo: str, revision: str, cache_dir: Path, progress: Progress, names: tuple[str, ...] | None = None
+) -> Path:
     """A snapshot with the named files, or with all that an engine needs; from the cache where the hub is not reached.
 
     The cache is Hugging Face's own where HF_HOME or HF_HUB_CACHE name one, else under `cache_dir`.
     """
-    own = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
-    cache = None if own else cache_dir / "hub"
+    api = _hub()
+    options: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": None if os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE") else cache_dir / "hub",
+        "ignore_patterns": NOT_NEEDED,
+    }
     try:
-        api = _hub()
-        wanted = _needed([file.rfilename for file in api.model_info(repo, revision=revision).siblings or []])
-        if names is not None:
-            wanted = [name for name in wanted if name in names]
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                cache_dir=cache,
-                endpoint=api.endpoint,
-                token=api.token,
-                allow_patterns=wanted,
-            )
-        )
+        files = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
+        safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
+        wanted = names or (*CONFIGURATION, SAFE_WEIGHTS if safe else PICKLED_WEIGHTS)
+        bar = _bar(repo, progress)
+        online = {"endpoint": api.endpoint, "token": api.token, "tqdm_class": bar}
+        return Path(snapshot_download(repo, allow_patterns=list(wanted), **online, **options))
     except HfHubHTTPError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ValueError(f"model.repo={repo}@{revision}: {reason} (a gated model needs HF_TOKEN)") from None
     except (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        return _cached_snapshot(repo, revision, cache, names, error)
+        for weights_pattern in (SAFE_WEIGHTS, PICKLED_WEIGHTS):
+            wanted = names or (*CONFIGURATION, weights_pattern)
+            folder = _cached_snapshot(repo, allow_patterns=list(wanted), **options)
+            if folder is not None and (names or any(folder.glob(weights_pattern))):
+                return folder
+        reason = _first_line(error)
+        raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and no hub ({reason})") from None
 
 
-def _cached_snapshot(
-    repo: str, revision: str, cache: Path | None, names: tuple[str, ...] | None, unreachable: Exception
-) -> Path:
-    """What an earlier run has fetched."""
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _cached_snapshot(repo: str, **options: Any) -> Path | None:
+    """What an earlier run has fetched, if it is whole."""
     try:
-        folder = Path(snapshot_download(repo, revision=revision, cache_dir=cache, local_files_only=True))
+        return Path(snapshot_download(repo, local_files_only=True, **options))
     except LocalEntryNotFoundError:
-        folder = None
-    if folder is None or not (names or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
-        raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and no hub ({unreachable})") from None
-    return folder
+        return None
 
 
-def _needed(files: list[str]) -> list[str]:
-    """Of a repository's files those that engines load: configuration, tokenizer and one format of weights."""
-    top = [file for file in files if "/" not in file]
-    safe = [file for file in top if file.endswith(".safetensors") and not file.startswith("consolidated")]
-    pickled = [file for file in top if file.startswith("pytorch_model") and file.endswith(".bin")]
-    return [file for file in top if file.endswith((".json", ".txt", ".model", ".jinja"))] + (safe or pickled)
+def _bar(repo: str, progress: Progress) -> type[Any]:
+    """A progress bar that says how it stands every few seconds instead of drawing itself."""
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "mininterval": PROGRESS_INTERVAL, "file": io.StringIO()})
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            if self.n and self.n != self.total:
+                size = f"{self.n / 1e9:.1f} of {self.total / 1e9:.1f} GB" if self.unit == "B" else f"{self.n} files"
+                progress(f"model {repo}: fetched {size}")
+
+    return Bar
+
+
+def _ignore(text: str) -> None:
+    """Progress of what takes no time."""
 
 
 def _hub() -> HfApi:

@@ -201,7 +201,8 @@ class Serving(Synthetic):
         if self.spread == 0:
             return [mean] * len(fractions)
         if self.distribution == "uniform":
-            low, high = max(math.ceil(mean * (1 - self.spread)), 1), math.floor(mean * (1 + self.spread))
+            reach = math.floor(mean * self.spread + 1e-9)  # 365 * 0.4 is 146, whatever it is in binary
+            low, high = max(mean - reach, 1), mean + reach
             high = min(high, self.longest or high)
             return [low + int(fraction * (high - low + 1)) for fraction in fractions]
         logarithmic = self.distribution == "lognormal"

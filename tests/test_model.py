@@ -1,0 +1,437 @@
+"""Models: what is refused at the door, what a digest depends on, what is built, and what is fetched from a hub."""
+
+import hashlib
+import http.server
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from scripts import train_tokenizer
+from sweep import model as module
+from sweep.config import CONF, ConfigError, build
+from sweep.model import (
+    SHIPPED_TOKENIZER,
+    HubModel,
+    PathModel,
+    RandomModel,
+    ServedModel,
+    load_tokenizer,
+    ordinary_tokens,
+)
+from sweep.weights import LOOKBACKS, Architecture, Circuit, Vocabulary, encode, lookbacks, shapes, write
+
+NUMBERS: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+    "vocab_size": 4096,
+    "max_position_embeddings": 128,
+}
+TINY = RandomModel(name="test", dtype="float32", architecture=Architecture(**NUMBERS))
+ORDINARY = Vocabulary(ordinary_tokens(load_tokenizer(SHIPPED_TOKENIZER)), 0)
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+
+def silent(text: str) -> None:
+    """Progress for nobody."""
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            found.update({name: file.get_tensor(name) for name in file.offset_keys()})
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TINY.prepare(tmp_path_factory.mktemp("cache"), silent)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_configuration_is_a_model(name: str) -> None:
+    configured: Any = build(yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()), "model")
+    configured.check()
+    assert configured.name == name
+
+
+def test_parameters_are_counted() -> None:
+    numbers = yaml.safe_load((CONF / "model" / "random-llama-2-7b.yaml").read_text())["architecture"]
+    assert Architecture(**numbers).parameters == 6_738_415_616  # as Meta's own file has
+
+
+def test_a_built_folder_has_hugging_face_layout(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert not config["tie_word_embeddings"]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert [tokenizer.id_to_token(config[key]) for key in ("bos_token_id", "eos_token_id", "pad_token_id")] == [
+        "<s>",
+        "</s>",
+        "<pad>",
+    ]
+    assert {name: found.shape for name, found in tensors(folder).items()} == dict(shapes(TINY.architecture))
+    assert all(np.isfinite(found).all() for found in tensors(folder).values())
+
+
+def test_weights_are_the_same_bits_on_any_machine(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    tensors_at = 8 + int.from_bytes(content[:8], "little")
+    found = hashlib.sha256(content[tensors_at:]).hexdigest()
+    assert found == "ab4fc0a7b42935a0737d0e7ca0eab2588e856180a81cfc0a952c41add2e643a5"
+
+
+def test_dtypes_round_to_nearest_even() -> None:
+    values = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, -3.14159], np.float32)
+    assert encode(values, "bfloat16").tolist() == [0x3F80, 0x3F80, 0x3F82, 0xC049]
+    assert encode(values, "float16").dtype.itemsize == 2
+    assert np.array_equal(encode(values, "float32"), values)
+
+
+def test_shards_hold_what_one_file_would(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path, TINY.architecture, ORDINARY, TINY.seed, "float32", shard_bytes=3_000_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    whole, parts = tensors(folder), tensors(tmp_path)
+    assert index["metadata"]["total_size"] == sum(found.nbytes for found in whole.values())
+    assert len(set(index["weight_map"].values())) == len(list(tmp_path.glob("model-0*.safetensors"))) > 1
+    assert whole.keys() == parts.keys() == index["weight_map"].keys()
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_model_is_built_once(folder: Path) -> None:
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert TINY.prepare(folder.parents[1], silent) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert not list(folder.parent.glob(".*.partial"))
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from sweep import model
+def build(folder, progress):
+    (folder / "half").write_text("")
+    print("building", flush=True)
+    time.sleep(float(sys.argv[2]))
+    (folder / "whole").write_text("")
+model._build_once(Path(sys.argv[1]), build, lambda text: print(text, flush=True))
+"""
+
+
+def builder(folder: Path, seconds: float) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", BUILD, str(folder), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_killed_build_is_redone_by_the_process_that_waits_for_it(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "m"
+    with builder(folder, 60) as first:
+        assert line(first) == "building"
+        with builder(folder, 0) as second:
+            assert line(second) == "m: waiting for the process that is making it"
+            assert not folder.exists()
+            first.send_signal(signal.SIGKILL)
+            assert line(second) == "building"
+            assert second.wait(20) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["half", "whole"]
+    with builder(folder, 60) as third:  # finds it there and builds nothing
+        assert third.wait(20) == 0
+        assert line(third) == ""
+
+
+def test_a_digest_is_of_the_content() -> None:
+    def changed(**fields: Any) -> str:
+        return TINY.model_copy(update=fields).digest()
+
+    assert changed(name="other", served_name="x") == TINY.digest()
+    numbers = Architecture(**NUMBERS | {"num_hidden_layers": 3})
+    others = [changed(seed=1), changed(dtype="float16"), changed(architecture=numbers)]
+    assert len({TINY.digest(), *others}) == 4
+
+
+def test_another_tokenizer_is_another_model(tmp_path: Path) -> None:
+    for path in SHIPPED_TOKENIZER.iterdir():
+        text = path.read_text()
+        (tmp_path / path.name).write_text(text.replace('"add_bos_token": true', '"add_bos_token":  true'))
+    assert TINY.model_copy(update={"tokenizer": str(tmp_path)}).digest() != TINY.digest()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"hidden_size": 100}, "hidden_size=100: allowed is an even number of at least 128"),
+        ({"head_dim": 30}, "head_dim=30: allowed is an even number of at least 32"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3: allowed is a divisor of 4 heads"),
+        ({"intermediate_size": 64}, "intermediate_size=64: allowed is at least 128"),
+        ({"num_hidden_layers": 0}, "model.architecture.num_hidden_layers=0: input should be greater than 0"),
+        ({"hidden": 3}, "model.architecture.hidden=3: unknown key"),
+    ],
+)
+def test_impossible_architectures_are_refused(changed: dict[str, int], message: str) -> None:
+    mapping = {"_target_": "sweep.model.RandomModel", "name": "x", "architecture": {**NUMBERS, **changed}}
+    with pytest.raises(ConfigError) as caught:
+        build(mapping, "model")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_smaller_than_its_tokenizer_is_refused() -> None:
+    small = TINY.model_copy(update={"architecture": Architecture(**NUMBERS | {"vocab_size": 4000})})
+    with pytest.raises(ValueError, match=r"^model.architecture.vocab_size=4000: allowed is at least the 4096 tokens"):
+        small.check()
+
+
+def test_a_missing_tokenizer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model.tokenizer=/no/such: no such folder"):
+        TINY.model_copy(update={"tokenizer": "/no/such"}).check()
+
+
+def test_lookbacks_never_cancel_out() -> None:
+    assert lookbacks(2) == [1, 4]
+    assert lookbacks(8) == [*LOOKBACKS, 2, 3, 5, 6]
+    assert all(len(set(lookbacks(layers))) == layers for layers in range(1, 130))
+
+
+def test_codewords_are_a_linear_code_of_large_distance() -> None:
+    circuit = Circuit(
+        Architecture(**NUMBERS | {"head_dim": 64, "hidden_size": 256, "intermediate_size": 512}), ORDINARY, 0
+    )
+    assert circuit.code.shape == (2048, 64)
+    assert circuit.distance >= 18
+    assert np.array_equal(circuit.code[5] * circuit.code[1000], circuit.code[5 ^ 1000])
+    assert sorted(circuit.ids[circuit.outputs]) == list(range(2048))
+    assert set(circuit.outputs) <= set(ORDINARY.ordinary)
+
+
+def test_ordinary_tokens_are_printable_and_not_special() -> None:
+    tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
+    texts = [tokenizer.decode([token]) for token in ORDINARY.ordinary]
+    assert len(texts) > 3500
+    assert all(text.isprintable() and text.isascii() and text.strip() for text in texts)
+    assert not {0, 1, 2} & set(ORDINARY.ordinary)
+
+
+def test_the_shipped_tokenizer_is_what_the_script_trains(tmp_path: Path) -> None:
+    train_tokenizer.save(tmp_path)
+    for path in [*SHIPPED_TOKENIZER.iterdir(), SHIPPED_TOKENIZER.parent / "words.txt"]:
+        trained = tmp_path / path.relative_to(SHIPPED_TOKENIZER.parent)
+        assert trained.read_bytes() == path.read_bytes(), f"{path.name}: run scripts/train_tokenizer.py"
+
+
+def test_the_shipped_tokenizer_loses_nothing() -> None:
+    tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
+    text = "Naïve café – 東京 😀\n\tx = 10 ** 2"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert tokenizer.encode("").ids == [0]
+
+
+def test_a_vocabulary_and_its_merges_are_a_tokenizer_too(tmp_path: Path) -> None:
+    whole = load_tokenizer(SHIPPED_TOKENIZER)
+    whole.model.save(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": {"content": "<s>"}, "add_bos_token": True})
+    )
+    text = "The kettle boils; nobody minds."
+    assert load_tokenizer(tmp_path).encode(text).ids == whole.encode(text).ids
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^model.tokenizer=.*: has no tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_is_served_as_it_is(folder: Path, tmp_path: Path) -> None:
+    configured = PathModel(name="mine", path=str(folder))
+    configured.check()
+    assert configured.prepare(tmp_path, silent) == folder
+    tokenizer = configured.load_tokenizer(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.get_vocab_size() == 4096
+
+
+def test_a_folder_may_be_served_with_another_tokenizer(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "tokenizer"
+    own.mkdir()
+    (own / "tokenizer.json").write_text((SHIPPED_TOKENIZER / "tokenizer.json").read_text())
+    configured = PathModel(name="mine", path=str(folder), tokenizer=str(own))
+    found = configured.prepare(tmp_path / "cache", silent)
+    assert (found / "model.safetensors").samefile(folder / "model.safetensors")
+    assert not (found / "tokenizer_config.json").exists()
+    assert (found / "config.json").read_text() == (folder / "config.json").read_text()
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^model.path=/no/such: no such folder"):
+        PathModel(name="x", path="/no/such").check()
+    with pytest.raises(ValueError, match=r"^model.path=.*: has no config.json"):
+        PathModel(name="x", path=str(tmp_path)).check()
+
+
+def test_a_folder_is_hashed_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    read: list[str] = []
+    hash_file = module._sha256
+    monkeypatch.setattr(module, "_sha256", lambda path: read.append(path.name) or hash_file(path))
+    configured = PathModel(name="mine", path=str(copy))
+    first = configured.digest()
+    assert len(read) == len(list(copy.iterdir()))
+    read.clear()
+    assert configured.digest() == first
+    assert read == []
+    (copy / "config.json").write_text("{}")
+    assert configured.digest() != first
+    assert read == ["config.json"]
+
+
+def test_a_served_model_has_only_a_name(tmp_path: Path) -> None:
+    served = ServedModel(name="somebody/else")
+    served.check()
+    assert served.load_tokenizer(tmp_path) is None
+    counted = ServedModel(name="x", tokenizer=str(SHIPPED_TOKENIZER)).load_tokenizer(tmp_path)
+    assert counted is not None
+    with pytest.raises(ValueError, match=r"^model=somebody/else: only a name"):
+        served.prepare(tmp_path, silent)
+
+
+COMMITS = {"main": "a" * 40, "v2": "b" * 40}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as a download of one public and one gated repository needs."""
+
+    files: dict[str, bytes]
+    requests: list[tuple[str, str | None]]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        self.requests.append((path, self.headers.get("Authorization")))
+        if "org/gated" in path and self.headers.get("Authorization") != "Bearer secret":
+            self.answer(403, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
+        elif path.startswith("/api/models/org/"):
+            parts = path.removeprefix("/api/models/").split("/")
+            commit = COMMITS.get(parts[3], parts[3]) if len(parts) > 3 else COMMITS["main"]
+            listed = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
+            info = {"id": "/".join(parts[:2]), "sha": commit, "siblings": listed}
+            tree = [{"type": "file", "path": f["rfilename"], "size": f["size"], "oid": "0"} for f in listed]
+            self.answer(200, json.dumps(tree if "tree" in parts else info).encode(), {})
+        elif "/resolve/" in path:
+            revision, name = path.split("/resolve/")[1].split("/", 1)
+            content = self.files[name]
+            tag = hashlib.sha256(content).hexdigest()
+            self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMITS.get(revision, revision)})
+        else:
+            self.answer(404, b"{}", {})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
+    """A hub on the loopback that HF_ENDPOINT names, in an environment that says nothing else of hubs."""
+    Hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    Hub.files |= {"pytorch_model.bin": b"pickle", "modeling_custom.py": b"raise SystemExit", "onnx/model.onnx": b"x"}
+    Hub.requests = []
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    module._commit.cache_clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_hub_model_is_fetched_without_what_engines_do_not_need(
+    hub: Any, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configured = HubModel(name="m", repo="org/model", revision="v2")
+    said: list[str] = []
+    found = configured.prepare(tmp_path / "cache", said.append)
+    assert said[0] == "model m: fetching org/model@v2 unless it is there"
+    assert found.is_relative_to(tmp_path / "cache")
+    assert {path.name for path in found.iterdir()} == {path.name for path in folder.iterdir()}
+    assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert configured.digest() == f"org/model@{COMMITS['v2']}"
+    assert {token for _, token in Hub.requests} == {None}
+    assert capfd.readouterr() == ("", "")  # a bar would spoil the live view
+
+
+def test_a_repository_with_only_pickled_weights_gives_those(hub: Any, tmp_path: Path) -> None:
+    del Hub.files["model.safetensors"]
+    found = HubModel(name="m", repo="org/model").prepare(tmp_path / "cache", silent)
+    assert (found / "pytorch_model.bin").read_bytes() == b"pickle"
+
+
+def test_counting_needs_only_the_tokenizer(hub: Any, tmp_path: Path) -> None:
+    tokenizer = HubModel(name="m", repo="org/model").load_tokenizer(tmp_path / "cache")
+    assert tokenizer is not None
+    assert tokenizer.get_vocab_size() == 4096
+    assert not [path for path, _ in Hub.requests if path.endswith(".safetensors")]
+
+
+def test_without_the_hub_the_cache_answers(hub: Any, tmp_path: Path) -> None:
+    configured = HubModel(name="m", repo="org/model")
+    found, digest = configured.prepare(tmp_path / "cache", silent), configured.digest()
+    module._commit.cache_clear()
+    hub.shutdown()
+    hub.server_close()
+    assert HubModel(name="m", repo="org/model").digest() == digest == f"org/model@{COMMITS['main']}"
+    assert configured.prepare(tmp_path / "cache", silent) == found
+    with pytest.raises(ValueError, match=r"^model.repo=org/other@main: not on this machine, and no hub") as caught:
+        HubModel(name="m", repo="org/other").prepare(tmp_path / "cache", silent)
+    assert "\n" not in str(caught.value)
+    assert HubModel(name="m", repo="org/other").digest() == "org/other@main"
+
+
+def test_a_gated_model_needs_the_token_of_the_environment(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gated = HubModel(name="m", repo="org/gated")
+    with pytest.raises(ValueError, match=r"^model.repo=org/gated@main: .*\(a gated model needs HF_TOKEN\)$") as caught:
+        gated.prepare(tmp_path / "cache", silent)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert (gated.prepare(tmp_path / "cache", silent) / "config.json").is_file()
+
+
+def test_a_repository_has_two_names() -> None:
+    with pytest.raises(ValueError, match=r"^model.repo=llama: allowed is organisation/name"):
+        HubModel(name="m", repo="llama").check()
