@@ -14,6 +14,7 @@ Formats, each as the library writes it that it comes from:
 import argparse
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -171,6 +172,8 @@ def _converted(name: str, tensor: Tensor, kind: str, group: int) -> Tensors:
 
 def gptqmodel(model: Path, output: Path, group: int, prompts: Path) -> None:
     """GPTQ by the library of that name, calibrated with the prompts of a folder of JSON lines."""
+    if (os.cpu_count() or 1) < 4:  # it plans with cores that a small machine does not have
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     from gptqmodel import GPTQModel, QuantizeConfig
 
     lines = [line for path in sorted(prompts.glob("*.jsonl")) for line in path.read_text().splitlines()]
