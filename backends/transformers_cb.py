@@ -38,3 +38,7 @@ class TransformersCB(Transformers):
         scheduler = {**(self.cuda_scheduler if launch.gpus else self.cpu_scheduler), **self.scheduler}
         memory = {"memory_share": self.cuda_memory_share} if launch.gpus else {"kv_cache_gib": self.cpu_kv_cache_gib}
         return {**super().flags_on(launch), "kv_cache": memory, "scheduler": scheduler}
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        shared = self.flags_on(launch)["scheduler"].get("allow_block_sharing", True)
+        return {**super().facts(launch), "prefix_cache": bool(shared)}

@@ -22,7 +22,7 @@ class Stepper:
     """Each token is the one after the last; at most `slots` rows run at once; every step is kept."""
 
     version = "9.9"
-    fails, fails_alone = 310, 311
+    fails, fails_alone, refused = 310, 311, 312
 
     def __init__(self, slots: int = 4, adds_any_time: bool = False) -> None:
         self.slots = slots
@@ -34,6 +34,8 @@ class Stepper:
         self.step_seconds = 0.0
 
     def add(self, row: Row) -> None:
+        if self.refused in row.prompt:
+            raise ValueError("larger than the cache")
         self.rows.append(row)
         self.last[id(row)] = row.prompt[-1]
 
@@ -138,8 +140,15 @@ def test_a_failed_row_fails_its_call_alone(client):
     assert complete(client, [10], 2).json()["choices"][0]["token_ids"] == [11, 12]
 
 
+def test_a_row_that_the_library_refuses_fails_its_call_alone(client):
+    answer = complete(client, [[10], [Stepper.refused]], 5)
+    assert answer.status_code == 500
+    assert "larger than the cache" in answer.text
+    assert complete(client, [10], 2).json()["choices"][0]["token_ids"] == [11, 12]
+
+
 def test_a_client_that_leaves_is_dropped(client, library):
-    library.step_seconds = 0.02
+    library.step_seconds = 0.1  # long enough for a busy machine to notice
     body = {"model": "tiny", "prompt": [10], "max_tokens": 50, "ignore_eos": True, "stream": True}
     with client.stream("POST", "/v1/completions", json=body) as answer:
         next(answer.iter_lines())
@@ -192,7 +201,7 @@ def test_a_trial_that_runs_out_of_memory(client):
 
 
 def test_a_trial_whose_client_leaves_is_stopped(client, library):
-    library.step_seconds = 0.02
+    library.step_seconds = 0.1
     body = {
         "warmup": [],
         "requests": [{"prompt": [10], "max_tokens": 60}],

@@ -66,7 +66,7 @@ def test_a_prompt_over_the_context(target):
 
 
 def test_stopping_ends_the_engines_work_too(target, library):
-    library.step_seconds = 0.02
+    library.step_seconds = 0.1
     found = offline.measure(
         target,
         [],
@@ -76,6 +76,7 @@ def test_stopping_ends_the_engines_work_too(target, library):
     )
     assert [record.error for record in found.records] == ["cancelled: trial_timeout"] * 2
     assert found.report.stopped == "trial_timeout"
+    library.step_seconds = 0
     again = offline.measure(target, [], asked(1), Batch(batch_size=1).schedule(1, 1))
     assert again.records[0].error is None
 

@@ -6,13 +6,14 @@ hands rows over directly where the library allows it, so that a request does not
 
 import asyncio
 import os
+import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from backends.host.batches import Call, GenerationFailed, failure
+from backends.host.batches import OUT_OF_MEMORY, Call, GenerationFailed, failure
 from backends.host.library import ContinuousLibrary, Row, Step
 
 
@@ -66,10 +67,17 @@ class Continuous:
     def _add(self, call: Call) -> None:
         """Hand a call's rows over; the lock is held."""
         for index, row in enumerate(call.rows):
-            if not row.done:
-                self.running[id(row)] = Place(call, index, row)
-                self.prompt_tokens += len(row.prompt)
+            if row.done:
+                continue
+            self.running[id(row)] = Place(call, index, row)  # before `add`: its first token may come at once
+            try:
                 self.library.add(row)
+            except Exception as error:  # noqa: BLE001 - a row that a library refuses is that call's error alone
+                del self.running[id(row)]
+                call.abort()
+                self._tell(call, _failed(f"{type(error).__name__}: {error}"))
+                return
+            self.prompt_tokens += len(row.prompt)
 
     def _run(self) -> None:
         try:
@@ -112,7 +120,7 @@ class Continuous:
         ended: list[tuple[Place, GenerationFailed | None]] = []
         for row, tokens, error in steps:
             place = self.running.get(id(row))
-            if place is None:
+            if place is None or row.done:  # one that was aborted meanwhile is still the library's: see _drop_aborted
                 continue
             pairs = events.setdefault(id(place.call), (place.call, []))[1]
             for token in tokens:
@@ -121,7 +129,7 @@ class Continuous:
                     self.generated_tokens += 1
                     pairs.append((place.index, token))
             if error is not None:
-                ended.append((place, GenerationFailed(error, "internal_error")))
+                ended.append((place, _failed(error)))
             elif row.done:
                 ended.append((place, None))
         for call, pairs in events.values():
@@ -152,3 +160,10 @@ class Continuous:
 
     def _tell(self, call: Call, event: list[tuple[int, int]] | GenerationFailed | None) -> None:
         self.loop.call_soon_threadsafe(call.events.put_nowait, event)
+
+
+def _failed(said: str) -> GenerationFailed:
+    """The end of one row, told in the log as well."""
+    memory = OUT_OF_MEMORY.search(said) is not None
+    print(f"host: request failed, {'out of memory' if memory else 'internal error'}: {said}", file=sys.stderr)
+    return GenerationFailed(said.splitlines()[0], "out_of_memory" if memory else "internal_error")

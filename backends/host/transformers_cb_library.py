@@ -66,6 +66,11 @@ class TransformersCB:
         self.manager.warmup()
         self.manager.start()
 
+    @property
+    def _outputs(self) -> "queue.Queue[Any]":
+        found: queue.Queue[Any] = self.manager.output_router.output_queue
+        return found
+
     def add(self, row: Row) -> None:
         name = f"row-{id(row)}"
         self.rows[name] = row
@@ -75,16 +80,19 @@ class TransformersCB:
         )
 
     def step(self) -> Sequence[Step]:
-        fatal = self.manager.background_thread_status.fatal_error
-        if fatal is not None:
-            raise fatal
-        outputs = self.manager.output_router.output_queue
+        if self.manager.background_thread_status.fatal_error is not None and self._outputs.empty():
+            # It has told all that it had; what is left came after its end, and goes to its successor.
+            left = list(self.rows.values())
+            self.clear()
+            for row in left:
+                self.add(row)
+        found = []
         try:
-            found = [outputs.get(timeout=WAIT)]
+            found.append(self._outputs.get(timeout=WAIT))
             while True:
-                found.append(outputs.get_nowait())
+                found.append(self._outputs.get_nowait())
         except queue.Empty:
-            pass
+            pass  # all that there is now
         return [step for output in found if (step := self._step(output))]
 
     def _step(self, output: Any) -> Step | None:
@@ -111,7 +119,7 @@ class TransformersCB:
         return found
 
     def clear(self) -> None:
-        """The manager does not outlive a failed step: a new one takes its place."""
+        """The manager does not outlive an error of its loop: a new one takes its place."""
         self.rows.clear()
         self.manager.destroy()
         gc.collect()
