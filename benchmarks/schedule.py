@@ -1,0 +1,301 @@
+"""What scheduling costs: ratios in one run, on fake GPUs with work that only takes its time.
+
+    python -m benchmarks.schedule makespan [--mean 30]   200 deployments on 4 nodes x 4 GPUs, against the lower bound
+    python -m benchmarks.schedule scale                  20,000 trials: driver's time per trial, memory, and resume
+    python -m benchmarks.schedule simulate               100,000 trials on 64 nodes x 8 GPUs, with no Ray
+
+Everything is the real thing (compose, plan, driver, ledger, Ray's placing), but for the task on the node, which sleeps
+for as long as its engine and trials would take. The last line of the output is JSON.
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+
+from sweep import ray_environment
+from sweep.compose import compose_run
+from sweep.config import ROOT, Cluster
+from sweep.deployment import Finished, Placed, Work
+from sweep.driver import Driver
+from sweep.estimate import History, times
+from sweep.ledger import Ledger
+from sweep.packing import Need, Node
+from sweep.plan import Plan, Surroundings, make_plan
+from sweep.progress import Display
+from sweep.records import Records
+from sweep.simulate import simulate
+from sweep.store import TRIAL_SCHEMA, RunPaths, write_requests
+from sweep.trial import TrialRun, base_row
+
+NODES, GPUS, DEPLOYMENTS = 4, 4, 200
+SIZES = (1, 1, 1, 2, 4)  # GPUs; most deployments are small
+LARGE = ("load.batch_size=range(1,11)", "replicates=10", "backend.startup_seconds=range(0,200)")
+
+
+def plan_of(*arguments: str) -> Plan:
+    """A plan of simulated engines, as the command line makes it."""
+    composition = compose_run(["backend=simulated", "tracking=none", *arguments], lambda cluster: "cpu")
+    return make_plan(composition, Surroundings(lambda backend, platform: "", lambda backend, platform: None))
+
+
+def seconds_of(deployment_id: str, mean: float) -> float:
+    """Log-normal, as measurements are: a few take several times the mean."""
+    sigma = 0.7
+    return mean * random.Random(deployment_id).lognormvariate(-sigma * sigma / 2, sigma)
+
+
+# Makespan ------------------------------------------------------------------------------------------------------------
+
+
+def makespan(mean: float) -> dict[str, Any]:
+    """200 deployments of mixed size and length, through the real driver and a real Ray of four nodes."""
+    plan = plan_of(f"backend.startup_seconds=range(0,{DEPLOYMENTS})", "cluster=ray")
+    draw = random.Random(1)
+    plan.deployments[:] = [replace(one, gpu_count=draw.choice(SIZES)) for one in plan.deployments]
+    took = {one.deployment_id: seconds_of(one.deployment_id, mean) for one in plan.deployments}
+    history = History([])
+    history.launch = lambda deployment: took[deployment.deployment_id]  # type: ignore[method-assign]
+    history.trial = lambda row: 0.0  # type: ignore[method-assign]
+    gpu_seconds = sum(one.gpu_count * took[one.deployment_id] for one in plan.deployments)
+    bound = max(gpu_seconds / (NODES * GPUS), max(took.values()))
+    simulated = simulate(times(plan.deployments, history, plan.settings.hardware).needs, _nodes(NODES, GPUS)).makespan
+    with _fake_cluster() as schedule, tempfile.TemporaryDirectory() as folder:
+        schedule._task = _sleeping(took)
+        executor = schedule.RayExecutor(Cluster(name="ray", kind="ray", address="auto"))
+        began_cpu = time.process_time()
+        with executor:
+            driver, seconds = _timed(plan, Path(folder), executor, history)
+        cpu = time.process_time() - began_cpu
+        ends = [entry["at"] for entry in _ledger(folder) if entry["event"] == "attempt_end"]
+        begins = [entry["at"] for entry in _ledger(folder) if entry["event"] == "attempt"]
+    assert len(driver.finished) == len(plan.trials)
+    return {
+        "deployments": DEPLOYMENTS,
+        "gpus": NODES * GPUS,
+        "mean_seconds": mean,
+        "lower_bound_seconds": bound,
+        "simulated_seconds": simulated,
+        "makespan_seconds": max(ends) - min(begins),
+        "driver_seconds": seconds,
+        "driver_cpu_seconds_per_trial": cpu / len(plan.trials),
+        "ratio": (max(ends) - min(begins)) / bound,
+    }
+
+
+def _sleeping(took: dict[str, float]) -> Callable[[int], Any]:
+    """In place of a deployment: a task that takes its GPUs and its time, and answers with rows."""
+    import ray
+
+    def deploy(work: Work, session: str) -> Iterator[Any]:
+        yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
+        gpus = ray.get_gpu_ids()
+        assert len(gpus) == work.deployment.gpu_count, gpus
+        time.sleep(took[work.deployment.deployment_id])
+        yield from _rows(work)
+
+    return lambda gpus: ray.remote(num_gpus=gpus, num_cpus=1, max_calls=1, max_retries=0)(deploy)
+
+
+def _rows(work: Work) -> Iterator[Finished]:
+    run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
+    numbers = [name for name, kind in TRIAL_SCHEMA.items() if str(kind) == "double"]
+    texts = dict.fromkeys(("versions", "hardware", "engine_facts", "telemetry_sources"), "x" * 300)
+    for trial in work.deployment.trials:
+        figures = {name: random.random() for name in numbers}
+        yield Finished(trial, base_row(run, trial) | figures | texts | {"outcome": "ok", "wall_seconds": 11.0})
+
+
+@contextmanager
+def _fake_cluster() -> Iterator[Any]:
+    """Raylets on this host, each with GPUs that are not there."""
+    ray_environment.prepare(Cluster(name="local", kind="local"))
+    from ray.cluster_utils import Cluster as RayCluster
+
+    from sweep import schedule
+
+    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(NODES):
+        cluster.add_node(num_cpus=GPUS, num_gpus=GPUS, object_store_memory=100_000_000)
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield schedule
+    finally:
+        cluster.shutdown()
+
+
+# Scale ---------------------------------------------------------------------------------------------------------------
+
+
+class Instant:
+    """Answers at once: what is left is the driver's own work."""
+
+    usable = tuple(Node(f"n{index}", 8, 64, (), f"n{index}") for index in range(8))
+
+    def __init__(self) -> None:
+        self.pending: deque[Work] = deque()
+
+    def submit(self, work: Work, node_id: str) -> None:
+        self.pending.append(work)
+
+    def events(self) -> Iterator[tuple[Work, Any]]:
+        work = self.pending.popleft()
+        yield work, Placed("n0", "127.0.0.1")
+        for event in _rows(work):
+            yield work, event
+        yield work, None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: None
+
+
+def scale() -> dict[str, Any]:
+    """20,000 trials through the driver, each with its files, and then the same command again."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        command = [sys.executable, "-m", "benchmarks.schedule", "--out", str(out)]
+        run = _json(subprocess.run([*command, "drive"], cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+        again = _json(subprocess.run([*command, "resume"], cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    return run | again
+
+
+def drive(out: Path) -> dict[str, Any]:
+    """In a process of its own, whose memory is then the driver's."""
+    import ray  # noqa: F401 - the real driver has it loaded
+
+    began = time.perf_counter()
+    plan = plan_of(*LARGE, f"out={out}")
+    planned = time.perf_counter() - began
+    driver, seconds = _timed(plan, out, Instant(), History([]))
+    memory = _peak_memory()
+    _add_requests(out, driver.ledger)
+    return {
+        "trials": len(plan.trials),
+        "plan_seconds": planned,
+        "driver_seconds_per_trial": seconds / len(plan.trials),
+        "driver_peak_memory_bytes": memory,
+    }
+
+
+def _add_requests(out: Path, ledger: Ledger) -> None:
+    """Raw data for every trial, for a resume looks whether they are whole."""
+    paths = RunPaths(out)
+    template = paths.trial("template", "1", "1")
+    write_requests(template, Records())
+    content = template.requests.read_bytes()
+    for row in ledger.rows.values():
+        files = paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
+        files.folder.mkdir(parents=True, exist_ok=True)
+        files.requests.write_bytes(content)
+
+
+def resume(out: Path) -> dict[str, Any]:
+    """The same command, from its first line of code to the moment it knows what is left."""
+    from sweep.resume import todo
+
+    began = time.perf_counter()
+    plan = plan_of(*LARGE, f"out={out}")
+    planned = time.perf_counter() - began
+    ledger = Ledger(out / "ledger.jsonl")
+    left = todo(plan, ledger)
+    history = History.beside(out)
+    times(left, history, plan.settings.hardware)
+    assert not left
+    return {
+        "resume_plan_seconds": planned,
+        "resume_seconds": time.perf_counter() - began,
+        "resume_cpu_seconds": time.process_time(),
+        "resume_peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# Simulation ----------------------------------------------------------------------------------------------------------
+
+
+def simulation() -> dict[str, Any]:
+    """The question of `cluster.simulate`, by the command line, with everything that belongs to it."""
+    arguments = [
+        *("backend=simulated", "tracking=none", "hardware=l4", "dry_run=true", "replicates=20"),
+        *("backend.startup_seconds=range(0,50)", "backend.gpus=1,2,4,8", "load.batch_size=range(1,26)"),
+        "cluster.simulate={nodes: 64, gpus: 8, seconds_per_trial: 90}",
+    ]
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "sweep", *arguments]
+    words = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    seconds = time.perf_counter() - began
+    print("\n".join(line for line in words if line.startswith(("plan", "expected"))))
+    draw = random.Random(2)
+    needs = [Need(str(index), draw.choice((1, 2, 4, 8)), None, draw.lognormvariate(5, 1)) for index in range(100_000)]
+    began = time.perf_counter()
+    schedule = simulate(needs, _nodes(64, 8))
+    return {
+        "command_seconds": seconds,
+        "deployments": len(needs),
+        "simulate_seconds": time.perf_counter() - began,
+        "busy": schedule.busy,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _nodes(count: int, gpus: int) -> list[Node]:
+    return [Node(f"n{index}", gpus, 64, (), f"n{index}") for index in range(count)]
+
+
+def _timed(plan: Plan, out: Path, executor: Any, history: History) -> tuple[Driver, float]:
+    """The real driver, quiet; s from its first step to its last."""
+    paths = RunPaths(out)
+    display = Display(len(plan.trials), 0, None, Console(quiet=True))
+    began = time.perf_counter()
+    driver = Driver(plan, paths, Ledger(paths.ledger), executor, display, None, history)
+    driver.run()
+    return driver, time.perf_counter() - began
+
+
+def _ledger(folder: str) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in (Path(folder) / "ledger.jsonl").read_text().splitlines())
+
+
+def _json(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["makespan", "scale", "simulate", "drive", "resume"])
+    parser.add_argument("--mean", type=float, default=30.0, help="mean length of a deployment, s")
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    functions: SimpleNamespace = SimpleNamespace(
+        makespan=lambda: makespan(chosen.mean),
+        scale=scale,
+        simulate=simulation,
+        drive=lambda: drive(chosen.out),
+        resume=lambda: resume(chosen.out),
+    )
+    print(json.dumps(getattr(functions, chosen.what)()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
