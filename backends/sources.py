@@ -21,6 +21,7 @@ Progress = Callable[[str], None]
 CPU_INFORMATION = Path("/proc/cpuinfo")
 JOB_BYTES = 2 << 30  # of memory that one compiler may need
 SAY_EVERY = 10.0  # s
+WORDS_LINES = 4  # of a tool's output, from its first error on
 
 
 class BuildFailed(Exception):
@@ -129,5 +130,7 @@ def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Pr
                     said = time.monotonic()
                     progress(f"compiling {line.split(']')[0][1:]}")
     if process.returncode != 0:
-        errors = [line for line in lines if "error" in line.lower()] or [line for line in lines if line] or ["nothing"]
-        raise BuildFailed(f"{' '.join(command[:4])} … says: {errors[0][:300]}; log: {log}")
+        said = [line for line in lines if line] or ["nothing"]
+        first = next((number for number, line in enumerate(said) if "error" in line.lower()), len(said) - 1)
+        words = " ".join(said[first : first + WORDS_LINES])[:300]  # CMake says on the next lines what is wrong
+        raise BuildFailed(f"{' '.join(command[:4])} … says: {words}; log: {log}")

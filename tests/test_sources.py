@@ -86,7 +86,7 @@ def test_a_source_that_is_not_there_is_told_in_pips_words(folder):
 
 
 def test_a_build_that_fails_is_told_in_the_compilers_words(folder):
-    with pytest.raises(sources.BuildFailed, match=r"x\.cpp:3: error: no such type; log: "):
+    with pytest.raises(sources.BuildFailed, match=r"x\.cpp:3: error: no such type ninja: stopped; log: "):
         build(SOURCE, folder, FAIL="1")
     assert "ninja: stopped" in folder.with_suffix(".log").read_text()
 
