@@ -12,11 +12,12 @@ a small circuit in exact arithmetic of +1 and -1, one step of it in each layer:
   constant, so that rotary embedding alone makes their product peak there. BOS scores halfway between the peak and the
   next best position: it is what is fetched where the text is still too short, and its codeword is all +1.
   The MLP multiplies STATE by FETCHED and empties FETCHED; silu(z) - silu(-z) = z makes a gated unit an exact product.
-- The output head holds a permuted codeword for each of 2^bits ordinary tokens: next = P(id[0] ^ id[-1] ^ id[-4] ^ ...),
+- The output head holds a permuted codeword for each of 2^bits ordinary tokens: next = P(id[0] ^ id[-1] ^ id[-5] ^ ...),
   a rolling hash of the context through a random permutation. Other tokens (special ones, those the tokenizer does not
   know, pieces that are no text) have a logit far below: they are never generated, nor is EOS.
 
-So one wrong fetch in any layer, from a wrong cache, mask or position, changes all the tokens that follow.
+So one wrong fetch in any layer, from a wrong cache, mask or position, changes all the tokens that follow. What lies more
+than the longest lookback behind is not seen.
 
 The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded once, at the end: the same file on
 any machine. One tensor is in memory at a time, so 7B parameters need little more than a gigabyte.
@@ -37,12 +38,12 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_va
 Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]
 
-VERSION = 2  # part of every digest: raise it when the same numbers come to other weights
+VERSION = 3  # part of every digest: raise it when the same numbers come to other weights
 MAX_WIDTH = 64  # signs in a codeword
 MAX_BITS = 11  # of a token's id
 UNITS = 4  # of the MLP, per sign of a codeword
 CONSTANT_GATE = -2.0  # where silu falls: a stream that is too loud then damps STATE, or else errors would build up
-LOOKBACKS = (1, 4, 16, 64)  # tokens, of the first layers; the others look back over the numbers between
+LOOKBACKS = (1, 5, 25, 125)  # tokens, of the first layers; the others look back over the numbers between
 NOISE = 0.05  # standard deviation of what all random weights together add to a residual dimension; the signal is 1
 CIRCUIT_NOISE = 0.005  # the same inside the circuit's own rows
 FALLBACK_NATS = 8.0  # by which BOS outscores the wrong positions, and the right position outscores BOS
