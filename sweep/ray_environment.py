@@ -2,6 +2,9 @@
 
 A Ray started in place gets a token of its own for as long as it lives. A plain `ray.init()` would write
 ~/.ray/auth_token, over which a later `ray start` trips; without any token, whoever reaches this host could run code.
+
+RAY_grpc_client_keepalive_time_ms stays as it is: at 10 s, which shows a silent node sooner, Ray's own servers take the
+pings for too many and close the connection, and every task longer than some 45 s is lost. `schedule` has its beats.
 """
 
 import os
@@ -11,8 +14,6 @@ from sweep.config import Cluster
 
 ALWAYS = {
     "RAY_memory_monitor_refresh_ms": "0",  # it kills trials for memory that others use
-    "RAY_grpc_client_keepalive_time_ms": "10000",  # else a node that falls silent is noticed after seven minutes
-    "RAY_grpc_client_keepalive_timeout_ms": "10000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -67,7 +67,12 @@ def connect(cluster: Cluster) -> None:
             )
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         where = f"cluster.address={cluster.address}" if cluster.kind == "ray" else f"cluster={cluster.name}"
-        raise ConfigError(f"{where}: no Ray there ({str(error).strip().splitlines()[0]})") from None
+        raise ConfigError(f"{where}: no Ray there ({_first_line(error)})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    """What it says, in a line; some of Ray's say nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nodes(cluster: Cluster) -> list[Node]:
@@ -370,7 +375,7 @@ class RayExecutor:
                 raise Halted(str(error.cause)) from None
             yield self._end(stream, Lost(f"{type(error.cause).__name__}: {error.cause}", str(error)))
         except RayError as error:
-            yield self._end(stream, Lost(str(error).strip().splitlines()[0]))
+            yield self._end(stream, Lost(_first_line(error)))
         else:
             place = event if isinstance(event, Placed) else state.place
             self.streams[stream] = state._replace(place=place, heard=time.monotonic())

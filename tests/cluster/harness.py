@@ -49,7 +49,7 @@ class Node:
 
     def __init__(self, cluster: "RayCluster", address: str, arguments: list[str], prefix: list[str]) -> None:
         self.cluster, self.address, self.arguments, self.prefix = cluster, address, arguments, prefix
-        self.folder = cluster.folder / address.rpartition(".")[2]  # short: the names of sockets have a limit
+        self.folder = cluster.folder / address.rpartition(".")[2]
         self.start()
 
     def start(self) -> None:
@@ -84,22 +84,19 @@ class Node:
 
 
 class RayCluster:
-    """A head without CPUs and nodes of one CPU each."""
+    """A head without CPUs and nodes of one CPU each: on loopback, or in network namespaces, whose links can be cut."""
 
-    def __init__(self, nodes: int = 3) -> None:
+    def __init__(self, nodes: int = 3, network: "Network | None" = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
         self.environment = {**os.environ, **ENVIRONMENT}
         self.port = free_port()
-        self.head = Node(
-            self,
-            "127.0.0.1",
-            ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"],
-            [],
-        )
-        self.address = f"127.0.0.1:{self.port}"
+        prefix, prefixes = ("10.77.0", network.prefixes()) if network else ("127.0.0", [[]] * nodes)
+        head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
+        self.head = Node(self, f"{prefix}.1", head, [])
+        self.address = f"{prefix}.1:{self.port}"
         wait_until(self.head.joined, 60, "Ray's head")
         joins = [f"--address={self.address}", "--num-cpus=1"]
-        self.nodes = [Node(self, f"127.0.0.{index + 2}", joins, []) for index in range(nodes)]
+        self.nodes = [Node(self, f"{prefix}.{index + 2}", joins, prefixes[index]) for index in range(nodes)]
         self.wait()
 
     def __enter__(self) -> "RayCluster":
@@ -122,6 +119,46 @@ class RayCluster:
             if node.process.poll() is not None or (node.joined() and node.raylet() is None):
                 node.stop()
                 node.start()
+
+
+class Network:
+    """Network namespaces n0, n1, ... at 10.77.0.2, .3, ..., each with a link to a bridge of this host at 10.77.0.1."""
+
+    def __init__(self, size: int) -> None:
+        self.names = [f"sweep{os.getpid()}n{index}" for index in range(size)]
+        self.bridge = f"swp{os.getpid()}"
+
+    def __enter__(self) -> "Network":
+        """Raises subprocess.CalledProcessError without the right to make namespaces."""
+        ip("link", "add", self.bridge, "type", "bridge")
+        ip("addr", "add", "10.77.0.1/24", "dev", self.bridge)
+        ip("link", "set", self.bridge, "up")
+        for index, name in enumerate(self.names):
+            ip("netns", "add", name)
+            ip("link", "add", self.link(index), "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("link", "set", self.link(index), "master", self.bridge, "up")
+            for words in (f"addr add 10.77.0.{index + 2}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                ip("-n", name, *words.split())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name in self.names:
+            ip("netns", "del", name)
+        ip("link", "del", self.bridge)
+
+    def link(self, index: int) -> str:
+        return f"{self.bridge}v{index}"
+
+    def prefixes(self) -> list[list[str]]:
+        return [["ip", "netns", "exec", name] for name in self.names]
+
+    def cut(self, index: int) -> None:
+        """From now on packets from and to this node vanish; nobody is told."""
+        ip("link", "set", self.link(index), "down")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 class Sweep:
