@@ -16,8 +16,8 @@ a small circuit in exact arithmetic of +1 and -1, one step of it in each layer:
   a rolling hash of the context through a random permutation. Other tokens (special ones, those the tokenizer does not
   know, pieces that are no text) have a logit far below: they are never generated, nor is EOS.
 
-So one wrong fetch in any layer, from a wrong cache, mask or position, changes all the tokens that follow. What lies more
-than the longest lookback behind is not seen.
+So one wrong fetch in any layer, from a wrong cache, mask or position, changes all the tokens that follow. Only what
+lies more than the longest lookback behind is not seen.
 
 The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded once, at the end: the same file on
 any machine. One tensor is in memory at a time, so 7B parameters need little more than a gigabyte.
