@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -299,3 +301,21 @@ def test_what_the_engine_exits_with_is_told(docker, model):
     ):
         pytest.fail("it must not become ready")
     assert gone(state)
+
+
+def test_the_whole_line_attached_to_one_that_runs(native, tmp_path):
+    """`backend=tgi backend.url=...`: no GPU, no docker, nothing launched."""
+    engine = native(STAND_IN_EOS="9")
+    words = (
+        f"backend=tgi backend.url={engine.url} model=served workload=qa workload.num_requests=6 "
+        "workload.output_tokens=12 load.batch_size=3 cluster=inline tracking=none hardware=cpu "
+        f"out={tmp_path / 'out'} cache_dir={tmp_path / 'cache'}"
+    )
+    done = subprocess.run([sys.executable, "-m", "sweep", *words.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()[0]
+    assert (row["outcome"], row["num_failed"], row["output_tokens"]) == ("ok", 0, 6 * 9)
+    assert row["engine_version"] == "3.3.7-stand-in"
+    assert row["memory_label"] == "reserved"
+    assert row["agreement_reference"] == "none: the weights of a running endpoint are not known"
+    assert engine.alive()

@@ -18,11 +18,8 @@ from analysis.plots import PANELS_IN_A_ROW, handle, panels
 POSITION = 50
 GIB = 2.0**30
 SPARSE = 20  # readings: fewer are shown one by one
-_MEMORY = {
-    "gpu": ("gpu_memory_bytes", "GPU memory"),
-    "process": ("process_memory_bytes", "Memory of processes"),
-    "reserved": ("reserved_memory_bytes", "Reserved memory"),
-}
+_SERIES = ("gpu_memory_bytes", "process_memory_bytes")  # the first that was read is what counts
+_NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Reserved memory"}
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
@@ -32,6 +29,8 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         return None
     samples = samples[samples["time"] >= 0]
     has_kv = bool((samples["series"] == "kv_cache_usage").any())
+    if not has_kv and not samples["series"].isin(_SERIES).any():
+        return None  # an endpoint of somebody else's tells nothing of its memory
     titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
     handles = [handle(layout, line, marker="") for line in layout.lines if line in set(trials["line"])]
     figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + has_kv)
@@ -41,7 +40,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
             look = {"color": handle(layout, trial["line"]).get_color(), "linewidth": 1.2}
             if has_kv:
                 _draw(column[0], of_trial, "kv_cache_usage", 100.0, look)
-            _draw(column[-1], of_trial, _memory(trial)[0], 1 / GIB, look)
+            _draw(column[-1], of_trial, _memory(of_trial), 1 / GIB, look)
         column[0].set_title(", ".join([title, *_loads(trials[trials["panel"] == title], layout)]))
     _same_scales(axes)
     for index, column in enumerate(axes):
@@ -60,8 +59,9 @@ def _largest(run: Run, layout: Layout) -> pd.DataFrame:
     return ok.groupby(["line", "panel"], sort=False).head(1)
 
 
-def _memory(trial: "pd.Series[Any]") -> tuple[str, str]:
-    return _MEMORY.get(trial["memory_label"], _MEMORY["process"])
+def _memory(samples: pd.DataFrame) -> str:
+    read = set(samples["series"])
+    return next((series for series in _SERIES if series in read), _SERIES[-1])
 
 
 def _loads(trials: pd.DataFrame, layout: Layout) -> list[str]:
@@ -84,11 +84,11 @@ def _same_scales(axes: list[list[Axes]]) -> None:
     for column in axes:
         end = max(ax.dataLim.xmax for ax in column)
         for ax in column:
-            ax.set_xlim(0, end)
+            ax.set_xlim(0, end if end > 0 else 1)  # -inf where nothing is drawn
 
 
 def _label(trials: pd.DataFrame) -> str:
-    labels = {_memory(trial)[1] for _, trial in trials.iterrows()}
+    labels = {_NAMES.get(label, _NAMES["process"]) for label in trials["memory_label"]}
     return f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)"
 
 

@@ -120,7 +120,7 @@ class Continuous:
         ended: list[tuple[Place, GenerationFailed | None]] = []
         for row, tokens, error in steps:
             place = self.running.get(id(row))
-            if place is None or row.finish_reason:  # one that was aborted meanwhile is still the library's: see _drop_aborted
+            if place is None or row.finish_reason:  # aborted meanwhile: `_drop_aborted` takes it from the library
                 continue
             pairs = events.setdefault(id(place.call), (place.call, []))[1]
             for token in tokens:
