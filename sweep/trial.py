@@ -137,7 +137,7 @@ def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
         "engine_version": place.facts.get("engine_version"),
         "agreement": place.facts.get("agreement"),
         "agreement_reference": place.facts.get("agreement_reference"),
-        "dtype": place.launch.dtype,
+        "dtype": place.facts.get("dtype") or place.launch.dtype,
         "startup_seconds": engine.startup_seconds,
         "versions": json.dumps({**provenance.own_versions(), **place.environment.versions}),
         "hardware": json.dumps({"node": place.node, **provenance.hardware()}),
