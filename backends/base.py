@@ -177,6 +177,8 @@ class Backend(BaseModel):
 
     def unavailable(self, host: Host) -> str | None:
         """Why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
+        if self.launches and host.platform != "linux":
+            return f"{self.name} is watched through what only Linux has: run sweep on Linux, or in a container"
         if self.needs_gpu and self.launches and not host.gpus:
             return (
                 f"{self.name} needs a CUDA GPU: run it on a machine that has one, or attach to one that runs elsewhere "

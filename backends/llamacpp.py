@@ -85,7 +85,7 @@ class LlamaCpp(Backend):
     def unavailable(self, host: Host) -> str | None:
         if host.gpus and not (self.env.binary or "nvcc" in host.executables):
             return "no CUDA compiler to build it with: put nvcc on PATH, or give backend.env.binary=/path/llama-server"
-        return None
+        return super().unavailable(host)
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         """A folder with model.gguf of this quantization, and the model's config and tokenizer beside it."""

@@ -69,8 +69,8 @@ class TGI(Backend):
 
     def unavailable(self, host: Host) -> str | None:
         attach = "attach to one that runs with backend.url=http://HOST:PORT"
-        if not self.launches:
-            return None
+        if not self.launches or host.platform != "linux":
+            return super().unavailable(host)
         if not host.gpus:
             return f"TGI needs a CUDA GPU: run it on a machine that has one, or {attach}"
         if self.launcher == "native" and not self.env.binary and LAUNCHER not in host.executables:

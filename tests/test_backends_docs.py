@@ -50,6 +50,13 @@ def test_every_backend_runs_here_can_be_installed_or_says_why_not(name, host, tm
         assert f"python -m backends install {name}" in missing
 
 
+@pytest.mark.parametrize("name", overview.names())
+def test_elsewhere_than_on_linux_nothing_is_launched(name):
+    backend = overview.configured(name)
+    said = backend.unavailable(Host(platform="darwin"))
+    assert "Linux" in said if backend.launches else said is None
+
+
 def test_the_listing(capsys, tmp_path):
     Console(width=200).print(command.listing(CPU, tmp_path))
     said = capsys.readouterr().out
