@@ -86,7 +86,9 @@ class Node:
 class RayCluster:
     """A head without CPUs and nodes of one CPU each: on loopback, or in network namespaces, whose links can be cut."""
 
-    def __init__(self, nodes: int = 3, network: "Network | None" = None) -> None:
+    def __init__(
+        self, nodes: int = 3, network: "Network | None" = None, each: tuple[str, ...] = ("--num-cpus=1",)
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
         self.environment = {**os.environ, **ENVIRONMENT}
         self.port = free_port()
@@ -95,7 +97,7 @@ class RayCluster:
         self.head = Node(self, f"{prefix}.1", head, [])
         self.address = f"{prefix}.1:{self.port}"
         wait_until(self.head.joined, 60, "Ray's head")
-        joins = [f"--address={self.address}", "--num-cpus=1"]
+        joins = [f"--address={self.address}", *each]
         self.nodes = [Node(self, f"{prefix}.{index + 2}", joins, prefixes[index]) for index in range(nodes)]
         self.wait()
 

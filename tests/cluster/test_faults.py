@@ -100,7 +100,7 @@ def test_a_node_that_falls_silent(sweep_of):
         network = Network(2).__enter__()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs the right to make network namespaces")
-    long = ("workload.output_tokens=600", "backend.itl.mean=0.02,0.021", "load.batch_size=1", "workload.num_requests=4")
+    long = ("workload.output_tokens=250", "backend.itl.mean=0.02,0.021", "load.batch_size=1", "workload.num_requests=4")
     with contextlib.ExitStack() as stack:
         stack.push(network)
         cluster = stack.enter_context(RayCluster(2, network))
