@@ -17,6 +17,7 @@ from sweep.records import Record, Records, Request, Schedule
 from sweep.wire import Target, Timeouts
 
 POLL = 0.1  # s between two looks at whether to stop
+LAST_WORDS = 1.0  # s that a death may take to be known after the connection broke
 MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 
 
@@ -80,6 +81,10 @@ async def _ask(
         try:
             answer = call.result()
         except httpx.TransportError as error:
+            for _ in range(round(LAST_WORDS / POLL)):  # so that whoever asks next knows an engine that died
+                if should_stop() is not None:
+                    break
+                await asyncio.sleep(POLL)
             return {}, f"closed: {type(error).__name__} {error}".rstrip()
     if answer.status_code == 200:
         return answer.json(), None

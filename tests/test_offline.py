@@ -87,6 +87,19 @@ def test_an_engine_that_is_gone():
     assert found.records[0].error.startswith("closed: ConnectError")
 
 
+def test_after_a_broken_connection_the_engines_death_is_waited_for():
+    asked_for = []
+
+    def should_stop() -> str | None:
+        asked_for.append(1)
+        return "the engine died" if len(asked_for) >= 4 else None
+
+    schedule = Batch(batch_size=1).schedule(1, 1)
+    found = offline.measure(Target("http://127.0.0.1:9", "tiny"), [], asked(1), schedule, should_stop=should_stop)
+    assert len(asked_for) >= 4
+    assert found.records[0].error.startswith("closed: ")
+
+
 def test_there_are_no_users_who_think(target):
     schedule = Schedule("closed", concurrency=1, think=array("d", [0.5]))
     found = offline.measure(target, [], asked(1), schedule)
