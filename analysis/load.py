@@ -3,8 +3,10 @@
 Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from sweep.store import DamagedFile, RunPaths
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
 Damaged = Literal["raise", "skip"]
+LATENCY = re.compile(r"(steady_)?(ttft|tpot|itl|e2el|lag|slot_wait|service_ttft)_")
 
 
 class RunNotFound(Exception):
@@ -42,10 +45,17 @@ class Run:
         """Column -> value of the points that others are compared with; empty if there is none."""
         return dict(self.experiment.get("baseline") or {})
 
-    @property
+    @cached_property
     def ok(self) -> pd.DataFrame:
-        """The trials that are results."""
-        return self.trials[self.trials["outcome"] == "ok"]
+        """The trials that are results.
+
+        Without latencies where the engine took its own stamps: they leave out the way to the client, so they are
+        compared with others on throughput and duration only.
+        """
+        results = self.trials[self.trials["outcome"] == "ok"].copy()
+        latencies = [name for name in results.columns if LATENCY.match(name)]
+        results.loc[results["client_stamp_source"] == "engine", latencies] = None
+        return results
 
     @property
     def not_ok(self) -> pd.DataFrame:

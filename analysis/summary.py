@@ -75,7 +75,7 @@ def summarise(run: Run) -> pd.DataFrame:
     points["n"] = [counts["ok"] for counts in outcomes]
     points["not_ok"] = [counts.total() - counts["ok"] for counts in outcomes]
     points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
-    measured = run.trials[measured_columns(run)].astype("float64").where(run.trials["outcome"] == "ok")
+    measured = run.ok[measured_columns(run)].astype("float64").reindex(run.trials.index)
     by_point = measured.groupby(point)
     means, deviations, counts = by_point.mean(), by_point.std(ddof=1), by_point.count()
     columns: dict[str, Any] = {}

@@ -232,6 +232,14 @@ def test_best_knows_which_way_is_better(tmp_path: Path) -> None:
     assert (found["ttft_p50"].point["backend"], found["ttft_p50"].estimate.value) == ("a", 0.1)
 
 
+def test_latencies_by_the_engines_own_stamps_do_not_compete(tmp_path: Path) -> None:
+    inside = {"client_stamp_source": "engine"}
+    rows = [trial("a", 1, 0, 10.0, ttft_p50=0.2), trial("b", 1, 0, 30.0, ttft_p50=0.1, **inside)]
+    found = {one.quantity.column: one for one in best(summarise(run_of(tmp_path, rows)))}
+    assert found["output_throughput"].point["backend"] == "b"
+    assert found["ttft_p50"].point["backend"] == "a"
+
+
 def test_ten_thousand_points_take_seconds(tmp_path: Path) -> None:
     rows = [trial(f"e{index % 4}", index // 4, 0, 10.0 + index) for index in range(10_000)]
     run = run_of(tmp_path, rows, baseline={"backend": "e0"})
