@@ -130,7 +130,7 @@ def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Pr
                     said = time.monotonic()
                     progress(f"compiling {line.split(']')[0][1:]}")
     if process.returncode != 0:
-        said = [line for line in lines if line] or ["nothing"]
-        first = next((number for number, line in enumerate(said) if "error" in line.lower()), len(said) - 1)
-        words = " ".join(said[first : first + WORDS_LINES])[:300]  # CMake says on the next lines what is wrong
+        told = [line for line in lines if line] or ["nothing"]
+        first = next((number for number, line in enumerate(told) if "error" in line.lower()), len(told) - 1)
+        words = " ".join(told[first : first + WORDS_LINES])[:300]  # CMake says on the next lines what is wrong
         raise BuildFailed(f"{' '.join(command[:4])} … says: {words}; log: {log}")

@@ -76,9 +76,10 @@ class Node:
         return b"Ray runtime started" in Path(self.log.name).read_bytes()
 
     def stop(self) -> None:
-        for process in [*self.below(), self.process]:
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        for process in self.below():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        self.process.kill()
         self.process.wait()
         self.log.close()
 
