@@ -1,7 +1,7 @@
 """What scheduling costs: ratios in one run, on fake GPUs with work that only takes its time.
 
     python -m benchmarks.schedule makespan [--mean 30]   200 deployments on 4 nodes x 4 GPUs, against the lower bound
-    python -m benchmarks.schedule scale                  20,000 trials: driver's time per trial, memory, and resume
+    python -m benchmarks.schedule scale                  20,000 trials: the driver's time per trial and its memory
     python -m benchmarks.schedule simulate               100,000 trials on 64 nodes x 8 GPUs, with no Ray
 
 Everything is the real thing (compose, plan, driver, ledger, Ray's placing), but for the task on the node, which sleeps
@@ -10,6 +10,7 @@ for as long as its engine and trials would take. The last line of the output is 
 
 import argparse
 import json
+import os
 import random
 import resource
 import subprocess
@@ -21,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
@@ -36,10 +36,10 @@ from sweep.ledger import Ledger
 from sweep.packing import Need, Node
 from sweep.plan import Plan, Surroundings, make_plan
 from sweep.progress import Display
-from sweep.records import Records
 from sweep.simulate import simulate
-from sweep.store import TRIAL_SCHEMA, RunPaths, write_requests
+from sweep.store import TRIAL_SCHEMA, RunPaths
 from sweep.trial import TrialRun, base_row
+from tests.cluster.harness import ENVIRONMENT, RayCluster
 
 NODES, GPUS, DEPLOYMENTS = 4, 4, 200
 SIZES = (1, 1, 1, 2, 4)  # GPUs; most deployments are small
@@ -61,9 +61,9 @@ def seconds_of(deployment_id: str, mean: float) -> float:
 # Makespan ------------------------------------------------------------------------------------------------------------
 
 
-def makespan(mean: float) -> dict[str, Any]:
+def makespan(mean: float, deployments: int) -> dict[str, Any]:
     """200 deployments of mixed size and length, through the real driver and a real Ray of four nodes."""
-    plan = plan_of(f"backend.startup_seconds=range(0,{DEPLOYMENTS})", "cluster=ray")
+    plan = plan_of(f"backend.startup_seconds=range(0,{deployments})", "cluster=ray")
     draw = random.Random(1)
     plan.deployments[:] = [replace(one, gpu_count=draw.choice(SIZES)) for one in plan.deployments]
     took = {one.deployment_id: seconds_of(one.deployment_id, mean) for one in plan.deployments}
@@ -73,9 +73,9 @@ def makespan(mean: float) -> dict[str, Any]:
     gpu_seconds = sum(one.gpu_count * took[one.deployment_id] for one in plan.deployments)
     bound = max(gpu_seconds / (NODES * GPUS), max(took.values()))
     simulated = simulate(times(plan.deployments, history, plan.settings.hardware).needs, _nodes(NODES, GPUS)).makespan
-    with _fake_cluster() as schedule, tempfile.TemporaryDirectory() as folder:
+    with _fake_cluster() as (schedule, cluster), tempfile.TemporaryDirectory() as folder:
         schedule._task = _sleeping(took)
-        executor = schedule.RayExecutor(Cluster(name="ray", kind="ray", address="auto"))
+        executor = schedule.RayExecutor(cluster)
         began_cpu = time.process_time()
         with executor:
             driver, seconds = _timed(plan, Path(folder), executor, history)
@@ -84,7 +84,7 @@ def makespan(mean: float) -> dict[str, Any]:
         begins = [entry["at"] for entry in _ledger(folder) if entry["event"] == "attempt"]
     assert len(driver.finished) == len(plan.trials)
     return {
-        "deployments": DEPLOYMENTS,
+        "deployments": deployments,
         "gpus": NODES * GPUS,
         "mean_seconds": mean,
         "lower_bound_seconds": bound,
@@ -121,22 +121,14 @@ def _rows(work: Work) -> Iterator[Finished]:
 
 @contextmanager
 def _fake_cluster() -> Iterator[Any]:
-    """Raylets on this host, each with GPUs that are not there."""
-    ray_environment.prepare(Cluster(name="local", kind="local"))
-    from ray.cluster_utils import Cluster as RayCluster
+    """Nodes on this host, each with GPUs that are not there."""
+    with RayCluster(NODES, each=(f"--num-cpus={GPUS}", f"--num-gpus={GPUS}")) as nodes:
+        os.environ.update(ENVIRONMENT)
+        cluster = Cluster(name="ray", kind="ray", address=nodes.address)
+        ray_environment.prepare(cluster)
+        from sweep import schedule
 
-    from sweep import schedule
-
-    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(NODES):
-        cluster.add_node(num_cpus=GPUS, num_gpus=GPUS, object_store_memory=100_000_000)
-    import ray
-
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield schedule
-    finally:
-        cluster.shutdown()
+        yield schedule, cluster
 
 
 # Scale ---------------------------------------------------------------------------------------------------------------
@@ -165,67 +157,23 @@ class Instant:
 
 
 def scale() -> dict[str, Any]:
-    """20,000 trials through the driver, each with its files, and then the same command again."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        command = [sys.executable, "-m", "benchmarks.schedule", "--out", str(out)]
-        run = _json(subprocess.run([*command, "drive"], cwd=ROOT, check=True, capture_output=True, text=True).stdout)
-        again = _json(subprocess.run([*command, "resume"], cwd=ROOT, check=True, capture_output=True, text=True).stdout)
-    return run | again
-
-
-def drive(out: Path) -> dict[str, Any]:
-    """In a process of its own, whose memory is then the driver's."""
+    """20,000 trials through the driver; the memory is that of this process, which does nothing else."""
     import ray  # noqa: F401 - the real driver has it loaded
 
     began = time.perf_counter()
-    plan = plan_of(*LARGE, f"out={out}")
+    plan = plan_of(*LARGE)
     planned = time.perf_counter() - began
-    driver, seconds = _timed(plan, out, Instant(), History([]))
-    memory = _peak_memory()
-    _add_requests(out, driver.ledger)
+    with tempfile.TemporaryDirectory() as folder:
+        began_cpu = time.process_time()
+        _, seconds = _timed(plan, Path(folder), Instant(), History([]))
+        cpu = time.process_time() - began_cpu
     return {
         "trials": len(plan.trials),
         "plan_seconds": planned,
         "driver_seconds_per_trial": seconds / len(plan.trials),
-        "driver_peak_memory_bytes": memory,
+        "driver_cpu_seconds_per_trial": cpu / len(plan.trials),
+        "driver_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-
-
-def _add_requests(out: Path, ledger: Ledger) -> None:
-    """Raw data for every trial, for a resume looks whether they are whole."""
-    paths = RunPaths(out)
-    template = paths.trial("template", "1", "1")
-    write_requests(template, Records())
-    content = template.requests.read_bytes()
-    for row in ledger.rows.values():
-        files = paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
-        files.folder.mkdir(parents=True, exist_ok=True)
-        files.requests.write_bytes(content)
-
-
-def resume(out: Path) -> dict[str, Any]:
-    """The same command, from its first line of code to the moment it knows what is left."""
-    from sweep.resume import todo
-
-    began = time.perf_counter()
-    plan = plan_of(*LARGE, f"out={out}")
-    planned = time.perf_counter() - began
-    ledger = Ledger(out / "ledger.jsonl")
-    left = todo(plan, ledger)
-    history = History.beside(out)
-    times(left, history, plan.settings.hardware)
-    assert not left
-    return {
-        "resume_plan_seconds": planned,
-        "resume_seconds": time.perf_counter() - began,
-        "resume_cpu_seconds": time.process_time(),
-        "resume_peak_memory_bytes": _peak_memory(),
-    }
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # Simulation ----------------------------------------------------------------------------------------------------------
@@ -265,7 +213,7 @@ def _nodes(count: int, gpus: int) -> list[Node]:
 def _timed(plan: Plan, out: Path, executor: Any, history: History) -> tuple[Driver, float]:
     """The real driver, quiet; s from its first step to its last."""
     paths = RunPaths(out)
-    display = Display(len(plan.trials), 0, None, Console(quiet=True))
+    display = Display(len(plan.trials), 0, None, Console(stderr=True, quiet=len(plan.trials) > 1000))
     began = time.perf_counter()
     driver = Driver(plan, paths, Ledger(paths.ledger), executor, display, None, history)
     driver.run()
@@ -276,25 +224,18 @@ def _ledger(folder: str) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in (Path(folder) / "ledger.jsonl").read_text().splitlines())
 
 
-def _json(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(text.splitlines()[-1])
-    return found
-
-
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["makespan", "scale", "simulate", "drive", "resume"])
+    parser.add_argument("what", choices=["makespan", "scale", "simulate"])
     parser.add_argument("--mean", type=float, default=30.0, help="mean length of a deployment, s")
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--deployments", type=int, default=DEPLOYMENTS)
     chosen = parser.parse_args(arguments)
-    functions: SimpleNamespace = SimpleNamespace(
-        makespan=lambda: makespan(chosen.mean),
-        scale=scale,
-        simulate=simulation,
-        drive=lambda: drive(chosen.out),
-        resume=lambda: resume(chosen.out),
-    )
-    print(json.dumps(getattr(functions, chosen.what)()))
+    functions = {
+        "makespan": lambda: makespan(chosen.mean, chosen.deployments),
+        "scale": scale,
+        "simulate": simulation,
+    }
+    print(json.dumps(functions[chosen.what]()))
 
 
 if __name__ == "__main__":

