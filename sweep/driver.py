@@ -325,8 +325,9 @@ class Driver:
     def write_trials(self) -> None:
         """trials.parquet: exactly the rows of the present plan, in its order."""
         begin = time.monotonic()
-        rows = self.ledger.rows
-        store.write_trials(self.paths, [rows[trial.trial_id] for trial in self.plan.trials if trial.trial_id in rows])
+        rows = [row for trial in self.plan.trials if (row := self.ledger.rows.get(trial.trial_id)) is not None]
+        if not store.holds(self.paths, rows):
+            store.write_trials(self.paths, rows)
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 

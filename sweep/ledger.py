@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,8 @@ class Ledger:
 
     def __init__(self, path: Path, write: bool = True) -> None:
         """Replay what is there; `write=False` only reads, and needs neither the lock nor the folder."""
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, Row] = {}  # without their nulls
+        self._shared: dict[str, str] = {}  # texts that many rows have in common, once
         self.attempts: dict[str, int] = {}
         self.run = ""  # this folder's own name, for the markers of its engines
         if path.exists():
@@ -45,7 +47,12 @@ class Ledger:
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
-            self.rows[entry["row"]["trial_id"]] = entry["row"]
+            row = entry["row"]
+            self.rows[row["trial_id"]] = {
+                sys.intern(key): self._shared.setdefault(value, value) if isinstance(value, str) else value
+                for key, value in row.items()
+                if value is not None
+            }
         elif entry["event"] == "attempt":
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
         elif entry["event"] == "run":

@@ -13,6 +13,7 @@ import socket
 import uuid
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
 
 DERIVED = ("ttft", "e2el", "tpot", "slot_wait", "lag", "service_ttft", "service_e2el")
 """Columns of requests.parquet that are not raw: each is the function of that name in `metrics`."""
+
+PLAIN: dict[pa.DataType, set[type]] = {
+    pa.string(): {str, type(None)},
+    pa.int64(): {int, type(None)},
+    pa.float64(): {float, type(None)},
+    pa.bool_(): {bool, type(None)},
+}
+"""Types of values that a column takes as they are."""
 
 TELEMETRY_SCHEMA = pa.schema(
     [("time", pa.float64()), ("series", pa.string()), ("device", pa.string()), ("value", pa.float64())]
@@ -221,8 +230,8 @@ def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Seq
     )
 
 
-def read_table(path: Path) -> pa.Table:
-    """A Parquet file of the run, with whatever columns it has.
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -230,7 +239,7 @@ def read_table(path: Path) -> pa.Table:
     """
     try:
         with pq.ParquetFile(path) as file:
-            return file.read()
+            return file.read(columns)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -349,6 +358,9 @@ def trials_table(rows: Sequence[Row]) -> pa.Table:
 
 
 def _column(name: str, values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    if {type(value) for value in values} <= PLAIN[type_]:  # the usual case, made quick
+        with suppress(OverflowError):  # told below, with its name
+            return pa.array(values, type_, from_pandas=True)  # NaN is null
     plain = [_plain(value) for value in values]
     if pa.types.is_string(type_):
         plain = [value if value is None else str(value) for value in plain]
@@ -413,6 +425,16 @@ def read_trial(path: Path) -> dict[str, Any]:
 def write_trials(paths: RunPaths, rows: Sequence[Row]) -> None:
     """Write trials.parquet: exactly these rows, of the present plan."""
     _write_table(paths, paths.trials, trials_table(rows), ["experiment", "backend", "model", "workload", "outcome"])
+
+
+def holds(paths: RunPaths, rows: Sequence[Row]) -> bool:
+    """Whether trials.parquet is there and has these very rows: in order, by trial, attempt, outcome and time."""
+    names = ["trial_id", "attempt", "outcome", "started_at"]
+    try:
+        there = read_table(paths.trials, names).to_pydict()
+    except (FileNotFoundError, DamagedFile):
+        return False
+    return all(there.get(name) == [row.get(name) for row in rows] for name in names)
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:

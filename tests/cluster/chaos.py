@@ -73,7 +73,7 @@ def storm(seed: int, cluster: RayCluster, out: Path, cache: Path, engine: str) -
 
 
 def _strike(chance: random.Random, sweep: Sweep, cluster: RayCluster) -> str:
-    """Kill one thing, chosen among the kinds that there are now; which."""
+    """Kill one thing of a kind that is drawn, if there is one just now; which."""
     kinds: dict[str, Callable[[], list[int]]] = {
         "engine": sweep.engines,
         "child": sweep.children,
@@ -83,13 +83,14 @@ def _strike(chance: random.Random, sweep: Sweep, cluster: RayCluster) -> str:
         "raylet": lambda: [raylet.pid for node in cluster.nodes if (raylet := node.raylet())],
         "driver": lambda: [sweep.process.pid] if sweep.process else [],
     }
-    for kind in chance.sample(sorted(kinds), len(kinds)):
-        if pids := kinds[kind]():
-            numbers = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM] if kind == "driver" else [signal.SIGKILL]
-            number = chance.choice(numbers)
-            kill(chance.choice(sorted(pids)), number)
-            return f"{kind} {number.name}" if kind == "driver" else kind
-    return "nothing"
+    kind = chance.choice(sorted(kinds))
+    pids = kinds[kind]()
+    if not pids:
+        return "nothing"  # taking another instead would mean the driver, over and over, while nothing runs yet
+    numbers = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM] if kind == "driver" else [signal.SIGKILL]
+    number = chance.choice(numbers)
+    kill(chance.choice(sorted(pids)), number)
+    return f"{kind} {number.name}" if kind == "driver" else kind
 
 
 def write_engine(folder: Path, python: str) -> str:
