@@ -19,7 +19,8 @@ HEAD = f"""\
 One sweep of {TRIALS} trials (5 deployments on the simulated engine, which has a child that ignores SIGTERM) on a Ray
 of 3 nodes on one host. Every {EVERY:.0f} s, one of these is killed at random: an engine, its child, its supervisor, the
 measuring client, the Ray worker, a raylet (its node comes back, as under Kubernetes), the driver (SIGKILL, SIGINT or
-SIGTERM); nothing, if there is none of the kind that is drawn. The same command is issued again until all trials are ok, at most {COMMANDS} times.
+SIGTERM); nothing, if there is none of the kind that is drawn. The same command is issued again until all trials are
+ok, at most {COMMANDS} times.
 
 Made by `scripts/chaos.py`. `lost`: attempts that lost their node or worker. `again`: rows that were not ok, whose
 trials were measured again. `ok`: trials with exactly one row, which is ok. `twice`: trials with two good rows. `left`:
