@@ -1,5 +1,6 @@
 """The driver's decisions, with an executor that does as it is told: who runs, who is tried again, what is committed."""
 
+import errno
 import time
 from collections import deque
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sweep.config import Settings
-from sweep.deployment import Finished, Lost
+from sweep.deployment import Finished, Halted, Lost, Placed
 from sweep.driver import Driver, exit_status, todo
 from sweep.ledger import Ledger
 from sweep.packing import Node
@@ -196,3 +197,66 @@ class Slow(Scripted):
             yield from super().events()
         else:
             time.sleep(0.05)
+
+
+class ByNode(Scripted):
+    """Every trial's outcome is what `outcome(deployment, node)` says; nodes that are avoided get nothing."""
+
+    def __init__(self, outcome, nodes):
+        super().__init__({}, nodes)
+        self.outcome, self.all, self.placed, self.said = outcome, list(self.usable), [], []
+
+    def avoid(self, node_ids):
+        self.usable = [node for node in self.all if node.node_id not in node_ids]
+
+    def spare(self, node_ids):
+        return bool({node.node_id for node in self.all} - node_ids)
+
+    def submit(self, work, node_id):
+        self.pending.append((work, node_id))
+        self.placed.append((work.deployment.deployment_id, node_id))
+
+    def events(self):
+        work, node_id = self.pending.popleft()
+        yield work, Placed(node_id, f"host of {node_id}")
+        for one in work.deployment.trials:
+            row = {"trial_id": one.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
+            yield work, Finished(one, row | {"outcome": self.outcome(work.deployment.deployment_id, node_id)})
+        yield work, None
+
+
+def test_a_node_on_which_two_deployments_failed_is_set_aside_and_they_run_elsewhere(tmp_path):
+    executor = ByNode(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
+    plan = make_plan(*(deployment(name, [name]) for name in "abcdef"))
+    paths, ledger = drive(plan, tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"ok"}
+    assert [node for _, node in executor.placed].count("n0") <= 3, "two that failed, and what was on its way"
+    assert len(read_trials(paths.trials)) == 6
+
+
+def test_deployments_that_fail_everywhere_are_not_blamed_on_a_node(tmp_path):
+    executor = ByNode(lambda deployment, node: "launch_failed" if deployment in "ab" else "ok", nodes=2)
+    plan = make_plan(*(deployment(name, [name]) for name in "abcd"))
+    _, ledger = drive(plan, tmp_path, executor)
+    assert outcomes(ledger) == {"a": "launch_failed", "b": "launch_failed", "c": "ok", "d": "ok"}
+    tried = [name for name, _ in executor.placed]
+    assert max(tried.count(name) for name in "ab") <= 2, "not on and on"
+
+
+def test_the_only_node_is_never_set_aside(tmp_path):
+    executor = ByNode(lambda deployment, node: "launch_failed", nodes=1)
+    _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abc")), tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"launch_failed"}
+    assert len(executor.placed) == 3
+
+
+def test_a_full_disk_ends_the_sweep_in_plain_words_and_costs_no_row(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    paths, _ = drive(make_plan(deployment("a", ["1"])), tmp_path, Scripted({"a": [["ok"]]}))
+    monkeypatch.setattr("sweep.ledger.os.fsync", full)
+    with pytest.raises(Halted, match="No space left on device"):
+        drive(make_plan(deployment("b", ["2"])), tmp_path, Scripted({"b": [["ok"]]}))
+    monkeypatch.undo()
+    assert set(Ledger(paths.ledger).rows) == {"1"}
