@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental import internal_kv
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -375,6 +375,8 @@ class RayExecutor:
                 raise Halted(str(error.cause)) from None
             yield self._end(stream, Lost(f"{type(error.cause).__name__}: {error.cause}", str(error)))
         except RayError as error:
+            if isinstance(error, NodeDiedError):  # Ray goes on listing it for some ten seconds
+                self.shunned[state.node.node_id] = time.monotonic() + SHUNNED
             yield self._end(stream, Lost(_first_line(error)))
         else:
             place = event if isinstance(event, Placed) else state.place
