@@ -341,10 +341,12 @@ def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
 
 
 def _reset_caches(run: TrialRun, engine: server.Engine) -> bool | None:
-    """Have the engine forget earlier prompts, where it can: whether it did."""
+    """Have the engine forget earlier prompts: whether it did; None where it cannot."""
     paths = run.deployment.backend.reset_paths
+    if not paths:
+        return None
     try:
-        return all(httpx.post(engine.url + path, timeout=30, trust_env=False).is_success for path in paths) or None
+        return all(httpx.post(engine.url + path, timeout=30, trust_env=False).is_success for path in paths)
     except httpx.HTTPError:
         return False
 

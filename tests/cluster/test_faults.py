@@ -309,3 +309,13 @@ def test_the_ledger_of_a_killed_driver_is_read(sweep_of):
     sweep.process.wait()
     assert len(Ledger(sweep.out / "ledger.jsonl", write=False).rows) >= 3
     completes(sweep)
+
+
+def test_the_engine_forgets_prompts_between_trials_where_it_can(sweep_of):
+    """The simulated engine has no cache: its health page stands in for the path that empties one."""
+    for path, told in (("/health", True), ("/no/such/page", False)):
+        sweep = sweep_of("cluster=inline", "load.batch_size=1,2", f"+backend.reset_paths=[{path}]")
+        assert sweep.run() == 0, sweep.said()
+        first, second = sorted(sweep.rows(), key=lambda row: row["started_at"])
+        assert first["caches_reset"] is None, "nothing to forget after the launch"
+        assert second["caches_reset"] is told
