@@ -28,6 +28,7 @@ def doubts(run: Run, layout: Layout) -> list[str]:
         _client,
         _start_up,
         _rate,
+        _unsent,
         _baseline,
         _mixed,
         _forms,
@@ -107,6 +108,16 @@ def _rate(run: Run, layout: Layout) -> Iterator[str]:
         yield (
             f"In {_trials(short)} requests left at as little as {share.min():.0%} of the rate"
             " asked for: at the concurrency cap, or past saturation, where latency grows with the length of the run."
+        )
+
+
+def _unsent(run: Run, layout: Layout) -> Iterator[str]:
+    share = (1 - run.ok["client_sent"] / run.ok["client_offered"]).dropna()
+    short = int((share > 0).sum())
+    if short:
+        yield (
+            f"In {_trials(short)} up to {share.max():.0%} of the requests that came due were still waiting at the"
+            " concurrency cap when the time was up: latencies are of those that were sent, users felt worse."
         )
 
 

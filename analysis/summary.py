@@ -23,8 +23,8 @@ Positions = NDArray[np.int64]  # of each trial: the position of its point
 IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency", "rate")
 """What tells points apart besides the experiment's own axes."""
 
-ASKED = ("workload", "load", "batch_size", "concurrency", "rate")
-"""First parts of the columns that say what was asked and when: equal for two points that can be compared."""
+ASKED = ("model", "workload", "load", "batch_size", "concurrency", "rate")
+"""First parts of the columns that say what was asked, of whom and when: equal for two points that can be compared."""
 
 HEADLINE = ("output_throughput", "ttft_p50", "cost_per_million_tokens", "tpot_p50", "ttft_p99")
 """What a sweep is asked for first: in the terminal's table, among the best figures, and compared with the baseline."""
@@ -145,7 +145,7 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
     does not name.
     """
     keys = [str(column) for column in points.columns if column not in ("n", "not_ok", "outcomes")]
-    asked = [key for key in keys if key.split(".")[0] in ASKED]
+    asked = [key for key in keys if key.split(".")[0] in ASKED and key not in baseline]
     others = [key for key in keys if key not in asked and key not in baseline]
     values: list[dict[str, Any]] = [
         {str(key): None if pd.isna(value) else value for key, value in row.items()}

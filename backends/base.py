@@ -18,6 +18,9 @@ BatchForm = Literal["list", "streams"]
 Platform = Literal["cpu", "cuda"]
 
 # What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
+SECRET_NAME = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|API_?KEY|ACCESS_KEY(_ID)?|AUTHORIZATION|COOKIE)$", re.IGNORECASE
+)
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
@@ -158,6 +161,18 @@ class Backend(BaseModel):
         r"std::bad_alloc",
     )
     hollow_errors: tuple[str, ...] = ()  # error lines that only point to another one: never an engine's last words
+
+    @field_validator("headers", "environ")
+    @classmethod
+    def _no_secrets(cls, named: dict[str, str]) -> dict[str, str]:
+        """What is configured is written into every result."""
+        for name in named:
+            if SECRET_NAME.search(name.replace("-", "_")):
+                raise ValueError(
+                    f"{name} looks like a secret, and what is configured is written into every result; "
+                    "put it in the environment (api_key_env=NAME for an endpoint's key)"
+                )
+        return named
 
     @field_validator("flags", "cpu_flags", "cuda_flags")
     @classmethod

@@ -78,6 +78,9 @@ def fingerprint(spec: EnvironmentSpec) -> str:
         "platform": f"{platform.system()}-{platform.machine()}",
         "format": FORMAT,
     }
+    for own in filter(None, (spec.python, spec.binary)):  # what the user has may be another tomorrow, under its name
+        found = shutil.which(own)
+        content[f"content of {own}"] = _content_of(Path(found)) if found else None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -149,6 +152,14 @@ def installed(python: str) -> dict[str, str]:
         raise EnvironmentFailed(f"{python} does not work as a Python interpreter: {last}")
     versions: dict[str, str] = json.loads(answer.stdout)
     return versions
+
+
+def _content_of(executable: Path) -> list[Any]:
+    """What tells a user's executable, or the distributions of an interpreter, from what was there before."""
+    status = executable.stat()
+    site = executable.parent.parent / "lib"
+    distributions = sorted(path.name for path in site.glob("python*/site-packages/*.dist-info"))
+    return [status.st_size, status.st_mtime_ns, distributions]
 
 
 @contextmanager

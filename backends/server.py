@@ -31,7 +31,7 @@ import psutil
 import pynvml
 
 from backends import supervisor
-from backends.base import Backend, Launch
+from backends.base import SECRET_NAME, Backend, Launch
 from sweep.records import Outcome
 
 LOG = "engine.log"
@@ -41,7 +41,6 @@ GPU_MEMORY_WITHIN = 60.0  # s that a GPU has to give back an ended engine's memo
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 65536
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
-SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|API_?KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
 NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP")
 # For every engine: its models are local folders, so nothing is asked of the hub; nobody phones home; and its process
 # titles must not overwrite the memory that /proc/PID/environ shows, by which strays are found.

@@ -143,6 +143,7 @@ def _run_locked(
     ledger = Ledger(paths.ledger)
     history = History.beside(paths.out)
     paths.clear_staging()
+    planned = paths.plan.read_bytes() if paths.plan.exists() else b""
     write_plan(paths, plan.entries(command))
     print_plan(console, plan, ledger, history, nodes, details=False)
     left = todo(plan, ledger)
@@ -161,16 +162,22 @@ def _run_locked(
         tracker.close()
     if mirror is not None:
         mirror.fetch_trials()
-    _report(plan.settings, paths, console, rebuild=bool(left))
+    changed = driver.rewritten or paths.plan.read_bytes() != planned
+    _report(plan.settings, paths, console, rebuild=changed or _is_stale(paths))
     ledger.close()
     return exit_status(plan, ledger, driver.interrupts > 0)
+
+
+def _is_stale(paths: RunPaths) -> bool:
+    """Whether a run was killed between its last trial and its report."""
+    return not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
 
 
 def _report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool) -> None:
     """Tables, figures and report from what is on disk; they are not rebuilt when nothing has changed."""
     import analysis
 
-    if rebuild or not paths.report.exists():
+    if rebuild:
         analysis.write_all(paths.out)
     console.print(analysis.render_summary(paths.out))
     if settings.metrics == "vllm":

@@ -18,8 +18,8 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 
 from backends import env as environments
-from backends.base import EnvironmentChoice, EnvironmentSpec, Launch
-from backends.server import ALWAYS, NOT_INHERITED, SECRET_NAME, Engine
+from backends.base import SECRET_NAME, EnvironmentChoice, EnvironmentSpec, Launch
+from backends.server import ALWAYS, NOT_INHERITED, Engine
 from sweep.config import ROOT, cache_directory, content_hash
 from sweep.trial import TrialRun
 

@@ -66,6 +66,8 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     for argument in arguments:
         override = _parse_override(argument)
         key = override.key_or_group
+        scalars.pop(key, None)  # given twice, the last counts, as a wrapper around a command expects
+        axes.pop(key, None)
         if key == "experiment":
             experiment = str(override.value())
         elif override.is_sweep_override():

@@ -27,7 +27,7 @@ from sweep.records import Outcome, Sample
 from sweep.resume import content_digests, todo
 from sweep.status import Teller
 from sweep.store import RunPaths
-from sweep.trial import TrialRun, base_row
+from sweep.trial import TrialRun, base_row, present_row
 
 MAX_LOSSES = 20  # of infrastructure (node, worker), per deployment
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
@@ -86,6 +86,7 @@ class Driver:
         self.places: dict[str, Placed] = {}  # deployment -> where it is or was last
         self.losses: dict[str, int] = {}  # of infrastructure, by deployment
         self.errors: dict[str, int] = {}  # of our own code
+        self.rewritten = False  # trials.parquet, in this run
         self.finished: set[str] = set()  # trials that got their row in this run
         self.digests: dict[tuple[int, int], str] = {}
         self.teller = Teller(paths, display)
@@ -325,9 +326,15 @@ class Driver:
     def write_trials(self) -> None:
         """trials.parquet: exactly the rows of the present plan, in its order."""
         begin = time.monotonic()
-        rows = [row for trial in self.plan.trials if (row := self.ledger.rows.get(trial.trial_id)) is not None]
-        if not store.holds(self.paths, rows):
+        settings, axes = self.plan.settings, self.plan.axes
+        rows = [
+            present_row(row, trial, settings, axes)
+            for trial in self.plan.trials
+            if (row := self.ledger.rows.get(trial.trial_id)) is not None
+        ]
+        if not store.holds(self.paths, rows, [axis for axis in axes if axis not in store.TRIAL_SCHEMA]):
             store.write_trials(self.paths, rows)
+            self.rewritten = True
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 

@@ -508,6 +508,17 @@ class _Block(NamedTuple):
         """µs between neighbouring chunks of one request, 0 where the stamps go back. Shape (pairs inside,)."""
         return np.maximum(np.diff(self.us)[self.inside()], 0)
 
+    def counted(self, records: Records) -> Floats:
+        """Tokens of each chunk, so that a request's add up to what the server says it sent. Shape (chunks,).
+
+        They do by themselves where the stream says how many tokens each chunk holds. Where it does not, each chunk was
+        taken for one token, and the server's count is spread over them evenly.
+        """
+        seen = np.bincount(self.request - self.request[0], weights=self.tokens)
+        told = np.asarray(records.output_tokens, np.float64)[self.request[0] : self.request[0] + seen.size]
+        factor = np.divide(told, seen, out=np.ones_like(seen), where=(told > 0) & (seen > 0))
+        return np.asarray(self.tokens * factor[self.request - self.request[0]], np.float64)
+
     def times(self, records: Records) -> Floats:
         """Arrivals in s from the trial's start. Shape (chunks,)."""
         return _seconds(records.sent)[self.request] + self.us / 1e6
@@ -535,17 +546,17 @@ def tokens_per_bin(
     for block in _blocks(records, of):
         index = np.floor((block.times(records) - begin) / width).astype(np.int64)
         kept = (index >= 0) & (index < bins)
-        weights = None if chunks else block.tokens[kept].astype(np.float64)
+        weights = None if chunks else block.counted(records)[kept]
         found += np.bincount(index[kept], weights=weights, minlength=bins)
     return found
 
 
 def tokens_within(records: Records, of: Mask, begin: float, end: float) -> int:
     """Tokens that arrived after `begin` and not after `end`."""
-    return sum(
-        int(block.tokens[_within(block.times(records), begin, end)].sum(dtype=np.int64))
-        for block in _blocks(records, of)
+    found = sum(
+        float(block.counted(records)[_within(block.times(records), begin, end)].sum()) for block in _blocks(records, of)
     )
+    return round(found)
 
 
 def _token_times(records: Records) -> tuple[Floats, Floats]:

@@ -145,6 +145,9 @@ class _Builder:
         self.objects: dict[str, BaseModel] = {}
         self.identities: dict[int, Any] = {}
         self.seen: set[str] = set()
+        # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
+        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "slo", "relaunch"})
+        self.judged_by["timeouts"] = settings.client.timeouts.model_dump()
 
     def add(self, point: Point, coordinates: Assignments) -> None:
         backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)
@@ -155,6 +158,7 @@ class _Builder:
         for replicate in range(self.settings.replicates):
             seed = self._seed(workload, load, replicate)
             identity = [deployment.deployment_id, self._identity(workload), self._identity(load), replicate, seed]
+            identity.append(self.judged_by)
             trial_id = content_hash(identity)
             if trial_id not in self.seen:
                 self.seen.add(trial_id)

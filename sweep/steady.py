@@ -28,9 +28,9 @@ DRIFT = 0.05  # of the mean, from one half of the window to the other: what coun
 CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
 
 
-def steady_window(records: Records) -> Window:
+def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
     """The steady state of a trial's measured requests; its `method` says how it was found, or why it was not."""
-    of = measured(records)
+    of = measured(records, discard_first_batch)
     if not (of & succeeded(records)).any():
         return _none("no request succeeded")
     if np.any(np.asarray(records.batch)[of] != UNKNOWN):

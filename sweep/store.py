@@ -427,14 +427,22 @@ def write_trials(paths: RunPaths, rows: Sequence[Row]) -> None:
     _write_table(paths, paths.trials, trials_table(rows), ["experiment", "backend", "model", "workload", "outcome"])
 
 
-def holds(paths: RunPaths, rows: Sequence[Row]) -> bool:
-    """Whether trials.parquet is there and has these very rows: in order, by trial, attempt, outcome and time."""
-    names = ["trial_id", "attempt", "outcome", "started_at"]
+def holds(paths: RunPaths, rows: Sequence[Row], axes: Sequence[str] = ()) -> bool:
+    """Whether trials.parquet is there and has these very rows.
+
+    In order, by trial, attempt, outcome and time, and by what a plan may change without measuring anew.
+    """
+    names = ["trial_id", "attempt", "outcome", "started_at", "experiment", "price_per_hour", *axes]
     try:
-        there = read_table(paths.trials, names).to_pydict()
+        there = read_table(paths.trials)
     except (FileNotFoundError, DamagedFile):
         return False
-    return all(there.get(name) == [row.get(name) for row in rows] for name in names)
+    if set(there.column_names) - set(TRIAL_SCHEMA) - {name for row in rows[:1] for name in row}:
+        return False  # axes that are none any more
+    wanted = trials_table(rows)
+    return all(
+        name in there.column_names and there[name].equals(wanted[name]) for name in names if name in wanted.column_names
+    )
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from backends.base import Launch
 from backends.env import Environment
 from backends.server import Engine
 from sweep import client, metrics, offline, provenance, store
+from sweep.compose import POINT_GROUPS
 from sweep.config import Settings, cache_directory
 from sweep.plan import Deployment, Trial
 from sweep.records import Outcome, Records, Request, Sample
@@ -75,8 +76,23 @@ def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
         "config": json.dumps(trial.config, sort_keys=True, default=str),
         "commit": provenance.commit(),
         "started_at": provenance.now(),
-        **{axis: trial.coordinates.get(axis) for axis in run.axes},
+        **coordinates(trial, run.axes),
     }
+
+
+def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
+    """The columns of the experiment's axes. Config groups are not among them: they have columns of their own."""
+    return {axis: trial.coordinates.get(axis) for axis in axes if axis not in POINT_GROUPS}
+
+
+def present_row(row: Mapping[str, Any], trial: Trial, settings: Settings, axes: Iterable[str]) -> dict[str, Any]:
+    """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
+    present = {**row, "experiment": settings.name, **coordinates(trial, axes)}
+    if row.get("price_per_hour") is not None:
+        price, units = settings.hardware.price_per_hour, max(1, row.get("gpu_count") or 0)
+        cost = metrics.cost_per_million_tokens(price, units, row.get("output_throughput"))
+        present |= {"price_per_hour": price, "cost_per_million_tokens": cost}
+    return present
 
 
 def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) -> dict[str, Any]:
@@ -91,7 +107,10 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
     assert engine is not None
     row = base_row(run, trial) | _engine_columns(run, place)
     files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
-    warmup, requests = _build_requests(run, place, trial)
+    try:
+        warmup, requests = _build_requests(run, place, trial)
+    except ValueError as error:  # this workload cannot be had of this tokenizer: no fault of the engine's
+        return row | {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": provenance.now()}
     sampler = Sampler(_sources(run, place, engine), run.settings.telemetry_interval)
     idle = memory_of(sampler.read_once())[1]
     deadline = time.monotonic() + run.settings.trial_timeout
@@ -121,7 +140,7 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
     row |= _client_columns(measurement.report)
     row |= {"telemetry_sources": sampler.described, "wall_seconds": time.monotonic() - began}
     row |= {"ended_at": provenance.now()}
-    row |= _verdict(run, engine, measurement, time.monotonic() > deadline, logged)
+    row |= _verdict(run, trial, engine, measurement, time.monotonic() > deadline, logged)
     if row["outcome"] != Outcome.OK:
         row = _without_performance(row)
     store.write_requests(files, measurement.records)
@@ -214,11 +233,12 @@ def _figures(
     run: TrialRun, trial: Trial, records: Records, samples: list[Sample], idle_memory: float | None
 ) -> dict[str, Any]:
     """Every number of the row that is derived from the Records and the telemetry."""
+    discard_first = getattr(trial.load, "discard_first", False)
     columns: dict[str, Any] = metrics.summarise(
         records,
         slo={str(name): bound for name, bound in (run.settings.slo or {}).items()} or None,
-        discard_first_batch=getattr(trial.load, "discard_first", False),
-        window=steady_window(records),
+        discard_first_batch=discard_first,
+        window=steady_window(records, discard_first),
     )
     columns |= summarise_telemetry(samples, idle_memory, columns["duration"])
     if run.deployment.backend.reserves_memory:
@@ -235,7 +255,7 @@ def _without_performance(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _verdict(
-    run: TrialRun, engine: Engine, measurement: client.Measurement, timed_out: bool, logged: int
+    run: TrialRun, trial: Trial, engine: Engine, measurement: client.Measurement, timed_out: bool, logged: int
 ) -> dict[str, Any]:
     """The outcome: the engine's death first, then time, then the requests, then the client.
 
@@ -247,6 +267,13 @@ def _verdict(
         return {"outcome": outcome.value, "reason": engine.obituary(), "log_tail": log}
     if timed_out:
         return {"outcome": Outcome.HUNG.value, "reason": f"not done in {run.settings.trial_timeout} s", "log_tail": log}
+    missing = trial.num_requests - measurement.records.phase.count("measured")
+    if missing > 0 and trial.load.duration is None:
+        # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
+        stopped = measurement.report.stopped
+        partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
+        told = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'why is unknown'}"
+        return {"outcome": partial.value, "reason": told, "log_tail": log}
     outcome, reason = metrics.outcome_of(measurement.records, max_failed=run.settings.max_failed)
     if outcome is not Outcome.OK:
         if engine.ran_out_of_memory(since=logged):

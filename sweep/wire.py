@@ -36,6 +36,7 @@ BatchForm = Literal["list", "streams"]
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
+ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
 MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
@@ -311,6 +312,8 @@ class Answer:
             return self.error
         if not stream.chunk_us:
             return self.error or "empty: the stream ended without a token"
+        if stream.finish_reason in ABORTED:
+            return f"engine: finish_reason {stream.finish_reason}"
         return None
 
     # -- events
