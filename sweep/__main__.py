@@ -164,6 +164,11 @@ def _run_locked(
         mirror.fetch_trials()
     changed = driver.rewritten or paths.plan.read_bytes() != planned
     _report(plan.settings, paths, console, rebuild=changed or _is_stale(paths))
+    if driver.interrupts:
+        done = sum(1 for trial in plan.trials if trial.trial_id in ledger.rows)
+        console.print(
+            f"interrupted: {done} of {len(plan.trials)} trials have a row; the same command goes on from here"
+        )
     ledger.close()
     return exit_status(plan, ledger, driver.interrupts > 0)
 
@@ -234,7 +239,7 @@ def _cluster_nodes(cluster: Cluster) -> list[Node]:
     """The nodes of the Ray cluster that is joined, and those that its autoscaler could still start."""
     schedule = _schedule(cluster)
     schedule.connect(cluster)
-    return [*schedule.nodes(cluster), *schedule.startable_nodes()]
+    return [*schedule.nodes(cluster), *schedule.startable_nodes(cluster)]
 
 
 def _nodes(settings: Settings) -> list[Node]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Transformer
@@ -72,6 +73,8 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
             experiment = str(override.value())
         elif override.is_sweep_override():
             axes[key] = _sweep_values(override, argument)
+        elif _is_point_key(key) and override.value() in ([], ""):
+            raise ConfigError(f"{key}=[]: an axis needs at least one value")
         else:
             scalars[key] = override.value()
     return CommandLine(experiment, scalars, axes)
@@ -151,7 +154,7 @@ def expand(
     An axis named in `when` is left out of points that do not match its condition; points that become equal are one.
     """
     factors: list[list[Assignments]] = [[{key: value} for value in axis_values(key, grid[key])] for key in grid]
-    factors += [_zipped(group) for group in ([zip] if isinstance(zip, Mapping) else zip) if group]
+    factors += [_zipped(group) for group in _groups_in_step(zip) if group]
     if ladder:
         factors.append(list(_ladder_steps(ladder)))
     seen: set[str] = set()
@@ -166,6 +169,11 @@ def expand(
         if identity not in seen:
             seen.add(identity)
             yield assignments
+
+
+def _groups_in_step(zipped: Any) -> list[Mapping[str, Any]]:
+    """The groups under `zip`: none, one mapping, or a list of them."""
+    return [zipped] if isinstance(zipped, Mapping) else list(zipped or [])
 
 
 def _zipped(group: Mapping[str, Any]) -> list[Assignments]:
@@ -206,7 +214,10 @@ class _Composer:
         self.line = line
         self.choices: Assignments = {**base["chosen"], **_given(line, POINT_GROUPS)}
         self.scalars = {key: value for key, value in line.scalars.items() if _is_point_key(key)}
-        self.cache: dict[tuple[tuple[str, Any], ...], tuple[Point, bool]] = {}
+        composed = {group: base[group] for group in POINT_GROUPS}
+        self.cache: dict[tuple[tuple[str, Any], ...], tuple[Point, bool]] = {
+            tuple(sorted(base["composed_for"].items())): (composed, "${" in repr(composed))
+        }
 
     def point(self, assignments: Assignments) -> Point:
         groups = {**self.choices, **{key: assignments[key] for key in POINT_GROUPS if key in assignments}}
@@ -254,6 +265,8 @@ def _compose(experiment: str | None, choices: Mapping[str, Any]) -> dict[str, An
     overrides = [f"+experiment={experiment}"] if experiment else []
     for group, choice in choices.items():
         known = group_choices(group)
+        if not isinstance(choice, str | int):
+            raise one_of(group, str(choice), known)
         if choice not in known and group == "model":
             served, choice = choice, SERVED_MODEL
         elif choice not in known and not (group == "hardware" and choice == "auto"):
@@ -273,6 +286,7 @@ def _compose(experiment: str | None, choices: Mapping[str, Any]) -> dict[str, An
     container["chosen"] = {group: chosen[group] for group in POINT_GROUPS}
     if served is not None:
         container["chosen"]["model"] = served
+    container["composed_for"] = dict(container["chosen"])  # `chosen` may be replaced for lack of a GPU
     return container
 
 
@@ -293,7 +307,7 @@ def _is_point_key(key: str) -> bool:
 
 
 def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
-    allowed = {key for key in base if key != "chosen"}
+    allowed = {key for key in base if key not in ("chosen", "composed_for")}
     for key in [*line.scalars, *line.axes]:
         if key.split(".")[0] not in allowed:
             raise one_of("key", key, list(allowed | {"experiment"}))
@@ -313,7 +327,7 @@ def _settings(line: CommandLine, base: Mapping[str, Any], find_hardware: Callabl
     config["tracking"] = validate(Tracking, config["tracking"], "tracking")
     hardware = dict(config["hardware"])
     if hardware.get("name") == "auto":
-        hardware = _compose(line.experiment, {"hardware": find_hardware(config["cluster"])})["hardware"]
+        hardware = yaml.safe_load((CONF / "hardware" / f"{find_hardware(config['cluster'])}.yaml").read_text())
         hardware["assumed"] = not any(key.startswith("hardware.") for key in line.scalars)
     for key, value in line.scalars.items():
         if key.startswith("hardware."):
@@ -361,7 +375,7 @@ def _words(value: Any) -> str:
 def _override_axes(base: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
     """The experiment's axes after the command line: a key given there replaces the axis, or becomes one."""
     axes = {key: copy.deepcopy(base[key]) for key in ("grid", "zip", "ladder", "when", "exclude")}
-    zipped = [axes["zip"]] if isinstance(axes["zip"], dict) else axes["zip"]
+    zipped: list[Any] = _groups_in_step(axes["zip"])
     given = {**{key: [value] for key, value in line.scalars.items() if _is_point_key(key)}, **line.axes}
     for key, values in given.items():
         for group in zipped:

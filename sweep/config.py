@@ -62,6 +62,14 @@ class Simulated(Strict):
     seconds_per_launch: NonNegativeFloat = 60.0  # likewise
 
 
+class NodeType(Strict):
+    """A kind of node that an autoscaler can start."""
+
+    gpus: NonNegativeInt
+    cpus: PositiveInt
+    accelerator: str | None = None
+
+
 class Cluster(Strict):
     """Where deployments run: a Ray started in place, a Ray that is there, or this process."""
 
@@ -71,6 +79,7 @@ class Cluster(Strict):
     labels: dict[str, str] = Field(
         default_factory=dict
     )  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
+    node_types: tuple[NodeType, ...] | None = None  # that an autoscaler can start; None: as Ray's launcher's file says
     wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
     simulate: Simulated | None = None  # with dry_run=true: how long on that cluster
 

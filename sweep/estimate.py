@@ -130,7 +130,7 @@ class Estimate(NamedTuple):
     @property
     def seconds(self) -> float | None:
         """Until the end; None where it is not known."""
-        return None if self.unknown else self.schedule.makespan
+        return None if self.unknown or not self.schedule.spans else self.schedule.makespan
 
 
 def estimate(
@@ -142,11 +142,15 @@ def estimate(
 ) -> Estimate:
     """How long these deployments take on these nodes, by simulating the scheduler, and what they cost."""
     able = [deployment for deployment in deployments if not deployment.unavailable]
+    if not able:
+        return Estimate(simulate([], nodes), nodes, 0, [])
     expected = times(able, history, plan.settings.hardware, assumed)
     schedule = simulate(expected.needs, nodes)
     if expected.unknown_trials and not assumed:
         words = [f"duration and cost unknown ({expected.unknown_trials} trials of a kind that has not been run yet)"]
         return Estimate(schedule, nodes, expected.unknown_trials, words)
+    if not schedule.spans:
+        return Estimate(schedule, nodes, expected.unknown_trials, ["duration unknown: no node could run it now"])
     names = {deployment.deployment_id: deployment.describe() for deployment in able}
     words = [
         f"{duration(schedule.makespan)} on {_cluster(nodes, schedule)}, {_used(schedule, plan.settings.hardware)}",

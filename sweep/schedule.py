@@ -11,13 +11,16 @@ up: the driver tries the deployment elsewhere, the task ends itself, and with it
 
 import functools
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import ray
+import yaml
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental import internal_kv
 from ray.util.metrics import Counter, Gauge
@@ -35,8 +38,25 @@ UNPLACED = 120.0  # s in which a node must have begun what it was given
 SHUNNED = 180.0  # s that nothing is started on a node that fell silent
 BACK_OFF = 2 * BEAT  # s that nothing is started on a node after a loss
 CLEAR_TIMEOUT = 30.0  # s for a node to clear what is left of engines
+LAUNCHED = Path.home() / "ray_bootstrap_config.yaml"
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
+
+
+def _refuse_dead_address(cluster: Cluster) -> None:
+    """Ray itself tries for minutes, with lines of its own, before it says that nothing is there."""
+    address = cluster.address if cluster.kind == "ray" else None
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") if cluster.kind == "ray" else None
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.address={address}: nothing listens there ({error}); allowed: HOST:PORT of a Ray head, or auto"
+        ) from None
 
 
 def connect(cluster: Cluster) -> None:
@@ -47,6 +67,7 @@ def connect(cluster: Cluster) -> None:
     """
     if ray.is_initialized():
         return
+    _refuse_dead_address(cluster)
     try:
         if cluster.kind == "local":
             ray.init(
@@ -99,18 +120,22 @@ def _matches(value: str | None, wanted: str) -> bool:
     return (value in [name.strip() for name in among]) == (plain == wanted)
 
 
-def startable_nodes() -> list[Node]:
-    """Nodes that an autoscaler could still start, one of each type; none without an autoscaler."""
-    config = ray._private.state.state.get_cluster_config()
-    types = [group for group in config.node_group_configs if group.max_count] if config else []
+def startable_nodes(cluster: Cluster) -> list[Node]:
+    """Nodes that an autoscaler could still start, one of each type; none without an autoscaler.
+
+    Ray does not tell: it is what cluster.node_types says, else the file that Ray's launcher leaves on the head.
+    """
+    if cluster.node_types is not None:
+        kinds = [(kind.gpus, kind.cpus, (kind.accelerator,) if kind.accelerator else ()) for kind in cluster.node_types]
+        return [Node(f"autoscaler: node type {index}", *kind) for index, kind in enumerate(kinds)]
+    try:
+        types = yaml.safe_load(LAUNCHED.read_text()).get("available_node_types", {})
+    except FileNotFoundError:
+        return []
+    found = {name: kind["resources"] for name, kind in types.items() if kind.get("max_workers", 1)}
     return [
-        Node(
-            f"autoscaler: {group.name}",
-            int(group.resources.get("GPU", 0)),
-            int(group.resources.get("CPU", 0)),
-            _accelerators(group.resources),
-        )
-        for group in types
+        Node(f"autoscaler: {name}", int(has.get("GPU", 0)), int(has.get("CPU", 0)), _accelerators(has))
+        for name, has in found.items()
     ]
 
 
@@ -226,7 +251,7 @@ class RayExecutor:
         self.session = f"{ray.get_runtime_context().get_job_id()}-{os.getpid()}-{time.time_ns()}"
         self.home = ray.get_runtime_context().get_node_id()
         self._look()
-        self.autoscaling = bool(startable_nodes())
+        self.autoscaling = bool(startable_nodes(self.cluster))
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         return self
 

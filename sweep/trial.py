@@ -26,9 +26,7 @@ from sweep.steady import steady_window
 from sweep.store import RunPaths
 from sweep.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
 
-PERFORMANCE = re.compile(
-    r"throughput|goodput|^cost_|^steady_|batch_latency|^(ttft|tpot|itl|e2el|lag|slot_wait|service_ttft)_"
-)
+PERFORMANCE = re.compile(r"throughput|goodput|^cost_|^steady_|batch_latency|^(ttft|tpot|itl|e2el|service_ttft)_")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """The command: errors at the door, what dry_run prints, and that it starts nothing."""
 
 import os
+import shutil
 import socket
 
 import pytest
 
 from sweep.__main__ import main
+from sweep.compose import group_choices
+from sweep.config import CONF, ROOT
 
 INLINE = ["cluster=inline", "tracking=none"]
 SMALL = ["backend=transformers", "model=tiny-llama", "workload=qa", "workload.num_requests=2"]
@@ -32,7 +35,9 @@ def refused(capsys, *arguments):
         (["backend=nope"], ["backend=nope", "vllm"]),
         (["nope=1"], ["nope", "replicates"]),
         (["load.batch_size=-1"], ["load.batch_size=-1"]),
-        (["load.batch_size=[]"], ["load.batch_size=[]"]),
+        (["load.batch_size=[]"], ["load.batch_size=[]", "at least one value"]),
+        (["load.batch_size="], ["load.batch_size", "at least one value"]),
+        (["model={name:x}"], ["model={'name': 'x'}: unknown", "tiny-llama"]),
         (["backend.flgs=1"], ["backend.flgs=1", "flags"]),
         (["workload.num_requests=0"], ["workload.num_requests=0"]),
         (["model._target_=sweep.model.PathModel", "model.path=/nowhere"], ["model"]),
@@ -104,3 +109,42 @@ def test_help_names_what_there_is(capsys):
     said = capsys.readouterr().out
     assert "throughput_bound" in said
     assert "Exit status" in said
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "l4"])
+@pytest.mark.parametrize("experiment", group_choices("experiment"))
+def test_every_experiment_has_a_plan_in_both_forms(capsys, out, monkeypatch, experiment, hardware):
+    monkeypatch.setattr("sweep.model.HubModel.digest", lambda model: f"{model.repo}@{model.revision}")
+    assert main([f"+experiment={experiment}", *INLINE, "dry_run=true", f"hardware={hardware}", f"out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert f"plan {experiment}: " in said
+    if hardware == "cpu":
+        assert "no GPU here: model:" in said
+
+
+def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "experiment" / "my_study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    monkeypatch.setattr("sweep.compose.CONF", conf)
+    monkeypatch.setattr("sweep.model.HubModel.digest", lambda model: f"{model.repo}@{model.revision}")
+    # Its zipped lengths are those of synthetic prompts.
+    line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]
+    assert main(line) == 0
+    assert "plan my_study: " in capsys.readouterr().out
+
+
+def test_a_folder_of_weights_is_given_by_its_path(capsys, out, tmp_path):
+    line = ["backend=transformers", "workload=qa", "model=path", f"out={out}"]
+    assert f"model.path={tmp_path / 'none'}: no such folder" in refused(
+        capsys, *line, f"model.path={tmp_path / 'none'}"
+    )
+
+
+def test_a_ray_that_is_not_there_is_said_at_once(capsys, out):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = refused(capsys, *SMALL, "cluster=ray", f"cluster.address=127.0.0.1:{port}", f"out={out}")
+    assert f"cluster.address=127.0.0.1:{port}: nothing listens there" in said
