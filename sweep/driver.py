@@ -5,6 +5,7 @@ tried again and when to stop is decided here, from the ledger.
 """
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -116,7 +117,8 @@ class Driver:
                 self.write_trials()
             raise
         except OSError as error:  # the results folder cannot be written any more: the disk is full, or gone
-            raise Halted(f"{error.strerror or error}: {error.filename or self.paths.out}") from error
+            words = os.strerror(error.errno) if error.errno else str(error)
+            raise Halted(f"{words}: {error.filename or self.paths.out}") from error
 
     def _loop(self) -> None:
         stopping = False
