@@ -8,7 +8,7 @@ import pytest
 from sweep.config import cache_directory
 from tests.cluster.chaos import COMMANDS, TRIALS, storm, write_engine
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
