@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from sweep.ledger import Ledger
@@ -91,6 +92,21 @@ def test_kill_9_of_a_raylet(cluster, sweep_of):
     ends = [e["end"] for e in sweep.ledger() if e["event"] == "attempt_end"]
     assert len(ends) == 4, "three deployments, one of them twice"
     assert sum(end != "done" for end in ends) == 1
+    completes(sweep)
+
+
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+def test_ray_dies_under_the_driver(sweep_of, victim):
+    """Without its own raylet, or Ray's head, a driver can start nothing: it says so and ends."""
+    sweep = sweep_of("cluster=local", *GRID).start()
+    under_way(sweep)
+    below = psutil.Process(sweep.process.pid).children(recursive=True)
+    next(process for process in below if process.name() == victim).kill()
+    begin = time.monotonic()
+    assert sweep.wait(SEES_LOSS) != 0, sweep.said()
+    print(f"ended after {time.monotonic() - begin:.1f} s, status {sweep.process.returncode}: {sweep.said()[-300:]}")
+    assert "Traceback" not in sweep.said(), sweep.said()
+    nothing_left(sweep)
     completes(sweep)
 
 
