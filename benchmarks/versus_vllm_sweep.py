@@ -61,8 +61,10 @@ def theirs(python: str, model: Path, requests: int, runs: int, folder: Path) -> 
     tool.chmod(0o755)
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
     environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
-    seconds, output = _timed(command, environment)
+    seconds, output, error = _timed(command, environment)
     results = [json.loads(path.read_text()) for path in folder.glob("theirs/*/run=*.json")]
+    if len(results) != len(SEQUENCES) * len(CONCURRENCY) * runs:  # its last step, a CSV file, fails without pandas
+        raise SystemExit(f"vllm bench sweep failed:\n{output[-3000:]}\n{error[-3000:]}")
     return {
         "wall_seconds": seconds,
         "engine_launches": output.count("[BEGIN SERVER]"),
@@ -81,7 +83,9 @@ def ours(requests: int, runs: int, folder: Path) -> dict[str, Any]:
         *(f"workload.input_tokens={INPUT_TOKENS}", f"workload.output_tokens={OUTPUT_TOKENS}"),
         *(f"workload.num_requests={requests}", f"replicates={runs}", "tracking=none", f"out={folder}/ours"),
     ]
-    seconds, _ = _timed(command, dict(os.environ))
+    seconds, output, error = _timed(command, dict(os.environ))
+    if not (folder / "ours" / "trials.parquet").exists():
+        raise SystemExit(f"sweep failed:\n{output[-3000:]}\n{error[-3000:]}")
     rows = read_trials(folder / "ours" / "trials.parquet")
     entries = [json.loads(line) for line in (folder / "ours" / "ledger.jsonl").read_text().splitlines()]
     return {
@@ -99,12 +103,10 @@ def _file(folder: Path, name: str, content: Any) -> str:
     return str(path)
 
 
-def _timed(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str]:
+def _timed(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str, str]:
     began = time.perf_counter()
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"{command[:4]} failed:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
-    return time.perf_counter() - began, result.stdout
+    return time.perf_counter() - began, result.stdout, result.stderr
 
 
 def main(arguments: Sequence[str]) -> None:
