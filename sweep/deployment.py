@@ -26,7 +26,7 @@ from backends import server, supervisor
 from backends.base import Launch
 from sweep import agreement, gpu_memory
 from sweep.client import ClientDied
-from sweep.config import Settings, cache_directory
+from sweep.config import Hardware, Settings, cache_directory
 from sweep.plan import Deployment, Trial
 from sweep.provenance import gpu_names, now
 from sweep.records import Outcome
@@ -171,6 +171,8 @@ def run_deployment(
             raise
         _end_all(run, pending.trials, Failure(Outcome.LAUNCH_FAILED, str(error)), emit)
         return
+    if contradiction := other_gpus(gpus, work.settings.hardware):
+        _end_all(run, pending.trials, Failure(Outcome.INVALID, contradiction), emit)
     failures: list[Failure] = []
     while pending.next():
         failure = _one_launch(run, place, work.marker, pending, emit)
@@ -180,6 +182,15 @@ def run_deployment(
             failures.append(failure)
             if failure.outcome is Outcome.OOM_LOAD or len(failures) >= work.settings.attempts or _twice_alike(failures):
                 _end_all(run, pending.trials, failure, emit)
+
+
+def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
+    """Why this node is not what was asked for: a price and an id of one GPU must not stand beside another's speed."""
+    if not hardware.matches:
+        return None
+    names = gpu_names()
+    others = {names[int(gpu)] for gpu in gpus if gpu.isdigit() and int(gpu) < len(names)} - set(hardware.matches)
+    return f"hardware={hardware.name} asked for {hardware.matches[0]}, this node has {min(others)}" if others else None
 
 
 class Failure(NamedTuple):

@@ -159,8 +159,16 @@ def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
         "versions": json.dumps({**provenance.own_versions(), **place.environment.versions}),
         "hardware": json.dumps({"node": place.node, **provenance.hardware()}),
         "driver": provenance.driver(),
+        **_accelerator(run, place),
         "engine_facts": json.dumps({key: place.facts[key] for key in place.facts if key != "versions"}, default=str),
     }
+
+
+def _accelerator(run: TrialRun, place: Place) -> dict[str, str]:
+    """The GPU by the name that it gives itself, where the profile does not name one."""
+    names = provenance.gpu_names()
+    own = [names[int(gpu)] for gpu in place.launch.gpus if gpu.isdigit() and int(gpu) < len(names)]
+    return {"accelerator": own[0]} if own and run.settings.hardware.accelerator is None else {}
 
 
 def _build_requests(run: TrialRun, place: Place, trial: Trial) -> tuple[list[Request], list[Request]]:
