@@ -26,12 +26,13 @@ def configured(group: str, name: str) -> Any:
 
 
 def here() -> list[str]:
-    """Names of the backends that this machine can launch without a GPU."""
+    """Names of the backends that this machine can launch without a GPU and that serve the model they are given."""
     names = []
     for path in sorted((CONF / "backend").glob("*.yaml")):
         backend = configured("backend", path.stem)
         has_environment = backend.env.cpu or backend.env.python or backend.env.binary
-        if backend.launches and has_environment and not backend.unavailable(Host(cpus=os.cpu_count() or 1)):
+        real = backend.launches and backend.computes_model and has_environment
+        if real and not backend.unavailable(Host(cpus=os.cpu_count() or 1)):
             names.append(path.stem)
     return names
 
