@@ -64,6 +64,7 @@ def main(trials: int) -> None:
         with (out / "ledger.jsonl").open("a") as ledger:
             for entry in entries:
                 ledger.write(json.dumps({"event": "trial", "row": done_row(sample, entry)}) + "\n")
+        measure(command(out, trials))  # makes trials.parquet and the report, as the run that did the trials would have
         resumed = measure(command(out, trials))
         assert ", 0 to run" in resumed[2], resumed[2]
         result = {
