@@ -126,7 +126,8 @@ def execute(
 ) -> None:
     """Run a converting program, its output going to `log`. Raises ConversionFailed with its last words."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    settings = {**os.environ, **offline, **(environ or {})}
+    # Unbuffered, so that progress is told as it is made and the last words come last.
+    settings = {**os.environ, "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
     said: list[str] = []
     with log.open("a") as file:
         process = subprocess.Popen(

@@ -188,7 +188,10 @@ def test_the_death_of_the_supervisor_takes_the_engine_along(launch, marker):
 
 
 OWNER = """
-    import sys, time
+    import signal, sys, time
+    # Tests that run in the background or under nohup hand down signals that are ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     from pathlib import Path
     from backends import server
     from backends.base import Launch
