@@ -1,7 +1,7 @@
 """Timed samples beside the Records: the engine's gauges, its GPUs through NVML, its processes where there is no GPU.
 
-One thread reads every source once an interval, off the measured path. A source that cannot be read is said once in
-`sources` and left out; it never fails a trial.
+One thread reads every source once an interval, and more often at first, off the measured path. A source that cannot be
+read is said once in `sources` and left out; it never fails a trial.
 """
 
 import threading
@@ -17,6 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sweep.records import Sample
 
 Reading = tuple[str, str, float]  # series, device, value
+FINEST = 0.1  # s between two readings of a trial's first two seconds
+GROWTH = 0.05  # and later, as a share of the time since: 0.5 s after 10 s
 
 
 class Source(Protocol):
@@ -103,7 +105,11 @@ class Gpus:
 
 
 class Sampler:
-    """Reads every source once an interval while its `with` block lasts. Times are CLOCK_MONOTONIC until `samples`."""
+    """Reads every source while its `with` block lasts. Times are CLOCK_MONOTONIC until `samples`.
+
+    Readings are FINEST apart at first, then further and further until they are `interval` apart: a trial of one second
+    must not fall between two of them.
+    """
 
     def __init__(self, sources: Sequence[Source], interval: float) -> None:
         self.sources = list(sources)
@@ -139,10 +145,11 @@ class Sampler:
         return samples
 
     def _run(self) -> None:
-        due = time.monotonic()
+        began = due = time.monotonic()
         while not self._stop.is_set():
             self._raw += self.read_once()
-            due = max(due + self.interval, time.monotonic())
+            pause = min(self.interval, max(FINEST, GROWTH * (due - began)))
+            due = max(due + pause, time.monotonic())
             self._stop.wait(due - time.monotonic())
         self._raw += self.read_once()
 
@@ -172,10 +179,14 @@ def memory_of(samples: Iterable[Sample]) -> tuple[str, list[float]]:
 
 
 def summarise_telemetry(samples: Sequence[Sample], idle_memory: float | None, duration: float | None) -> dict[str, Any]:
-    """The trials row's telemetry columns, over the measured time (0 to `duration` s)."""
-    end = float("inf") if duration is None else duration + 1.0
-    measured = [sample for sample in samples if 0 <= sample.time <= end] or list(samples)
-    kv_usage = [sample.value for sample in measured if sample.series == "kv_cache_usage"]
+    """The trials row's telemetry columns, over the measured time (0 to `duration` s).
+
+    Memory is also taken from readings shortly after the end or, if there are none, from before: an engine holds it.
+    What is gone with the requests is not.
+    """
+    end = float("inf") if duration is None else duration
+    measured = [sample for sample in samples if 0 <= sample.time <= end + 1.0] or list(samples)
+    kv_usage = _kv_cache_usage([sample for sample in samples if 0 <= sample.time <= end])
     label, memory = memory_of(measured)
     return {
         "kv_cache_usage_mean": sum(kv_usage) / len(kv_usage) if kv_usage else None,
@@ -185,3 +196,10 @@ def summarise_telemetry(samples: Sequence[Sample], idle_memory: float | None, du
         "memory_peak_bytes": max(memory) if memory else None,
         "memory_label": label,
     }
+
+
+def _kv_cache_usage(samples: Sequence[Sample]) -> list[float]:
+    """The readings (0..1), or none at all if no request ran at any of them: that is not an empty cache's 0.0."""
+    usage = [sample.value for sample in samples if sample.series == "kv_cache_usage"]
+    running = any(sample.series == "requests_running" and sample.value > 0 for sample in samples)
+    return usage if running or any(usage) else []

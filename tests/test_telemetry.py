@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
@@ -105,3 +106,67 @@ def test_nothing_sampled_is_nothing_known():
     row = summarise_telemetry([], None, None)
     assert row["kv_cache_usage_mean"] is None
     assert row["memory_peak_bytes"] is None
+
+
+class Engine(BaseHTTPRequestHandler):
+    """One request runs from `begin` to `end` (CLOCK_MONOTONIC); the gauges are 0 before and after, as vLLM's are."""
+
+    begin = end = 0.0
+
+    def do_GET(self):
+        running = self.begin <= time.monotonic() < self.end
+        self.send_response(200)
+        self.end_headers()
+        page = f"vllm:num_requests_running {int(running)}\nvllm:kv_cache_usage_perc {0.125 * running}\n"
+        self.wfile.write(page.encode())
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.6, 0.125), (0.0, None)])
+def test_a_trial_shorter_than_the_interval_is_seen_or_said_to_be_unseen(seconds, expected):
+    server = HTTPServer(("127.0.0.1", 0), Engine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Sampler([EngineMetrics(f"http://127.0.0.1:{server.server_port}/metrics", NAMES)], interval=60.0) as sampler:
+        Engine.begin = time.monotonic() + 0.5
+        Engine.end = Engine.begin + seconds
+        time.sleep(1.6)
+    server.shutdown()
+    row = summarise_telemetry(sampler.samples(Engine.begin), None, duration=max(seconds, 0.5))
+    assert row["kv_cache_usage_max"] == expected
+    assert (row["kv_cache_usage_mean"] is None) == (expected is None)
+
+
+def test_readings_come_apart_as_a_trial_grows_long():
+    times = []
+
+    class Clock:
+        name = "clock"
+
+        def read(self):
+            times.append(time.monotonic())
+            return []
+
+    with Sampler([Clock()], interval=0.3):
+        time.sleep(1.5)
+    fine = len(times)
+    assert 8 <= fine <= 18
+    times.clear()
+    with Sampler([Clock()], interval=0.05):
+        time.sleep(0.5)
+    assert len(times) >= 6, "an interval that is finer still is kept to"
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ([Sample(0.5, "kv_cache_usage", 0.0), Sample(0.5, "requests_running", 0.0)], None),
+        ([Sample(0.5, "kv_cache_usage", 0.0)], None),
+        ([Sample(0.5, "kv_cache_usage", 0.0), Sample(0.5, "requests_running", 2.0)], 0.0),
+        ([Sample(-0.5, "kv_cache_usage", 0.4), Sample(1.5, "kv_cache_usage", 0.4)], None),
+    ],
+    ids=["no request ran", "nothing known of requests", "the engine's own zero", "warm-up and after"],
+)
+def test_an_idle_engines_gauge_is_no_measurement(samples, expected):
+    assert summarise_telemetry(samples, None, duration=1.0)["kv_cache_usage_max"] == expected
