@@ -176,10 +176,13 @@ class Backend(BaseModel):
 
     @field_validator("flags", "cpu_flags", "cuda_flags")
     @classmethod
-    def _no_remote_code(cls, flags: dict[str, Any]) -> dict[str, Any]:
+    def _harmless(cls, flags: dict[str, Any]) -> dict[str, Any]:
         for key in flags:
-            if key.replace("_", "-").lstrip("-") == "trust-remote-code":
+            name = key.replace("_", "-").lstrip("-")
+            if name == "trust-remote-code":
                 raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
+            if name in ("host", "hostname"):  # what an engine lets its caller do is for this machine only
+                raise ValueError(f"flags.{key}: engines answer on loopback only")
         return flags
 
     def command(self, launch: Launch) -> list[str]:

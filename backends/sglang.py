@@ -20,6 +20,7 @@ class SGLang(Backend):
     continuous_usage: bool = True
     # It asks the engine for a token, and answers when one has come: ready means that it generates.
     ready_path: str = "/health_generate"
+    reset_paths: tuple[str, ...] = ("/flush_cache",)  # its radix cache; 400 while requests run
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {

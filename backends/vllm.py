@@ -34,6 +34,7 @@ class VLLM(Backend):
     distribution: str | None = "vllm"
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
+    reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # only in its development mode: see `environment`
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {
@@ -73,7 +74,11 @@ class VLLM(Backend):
         return [launch.python, "-m", *module, *cli({**arguments, **self.flags_on(launch)})]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        ours = {"VLLM_NO_USAGE_STATS": "1"}
+        # Without development mode there is no /reset_prefix_cache. That mode also serves /collective_rpc (methods of
+        # the workers, arguments as text), /sleep, /pause, /update_weights and /server_info (settings and VLLM_*
+        # variables). All are on loopback only (`flags.host` is refused) and live no longer than the sweep's own engine:
+        # whoever reaches them could disturb it with ordinary requests too. How requests are served does not change.
+        ours = {"VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
         if not launch.gpus:
             ours["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_kv_cache_gib)
             if launch.cpus:  # left to itself it takes a core for each NUMA node's threads and keeps one free

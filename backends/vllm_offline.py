@@ -36,6 +36,7 @@ class VLLMOffline(Hosted):
 
     def environment(self, launch: Launch) -> dict[str, str]:
         theirs = VLLM(name=self.name, cpu_kv_cache_gib=self.cpu_kv_cache_gib).environment(launch)
+        del theirs["VLLM_SERVER_DEV_MODE"]  # there is no server
         return {**theirs, **super().environment(launch)}
 
     def facts(self, launch: Launch) -> dict[str, Any]:

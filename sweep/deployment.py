@@ -34,6 +34,8 @@ from sweep.store import RunPaths
 from sweep.trial import Place, TrialRun, base_row, run_trial
 
 KILLED = "killed by signal"  # in an engine's obituary
+RESET_ATTEMPTS = 5  # a finished request's memory may be given back a moment after its last token
+RESET_PAUSE = 0.2  # s between them
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -313,7 +315,7 @@ def _run_trials(run: TrialRun, place: Place, pending: _Pending, emit: Emit) -> F
         if run.settings.relaunch == "per_replicate" and replicate not in (None, trial.replicate):
             return None
         emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
-        caches = _reset_caches(run, engine) if replicate is not None else None
+        caches = _reset_caches(engine, emit) if replicate is not None else None
         replicate = trial.replicate
         row = _measure(run, place, trial, pending) | {"caches_reset": caches}
         if row["outcome"] == Outcome.CANCELLED:
@@ -351,15 +353,33 @@ def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
     return None
 
 
-def _reset_caches(run: TrialRun, engine: server.Engine) -> bool | None:
-    """Have the engine forget earlier prompts: whether it did; None where it cannot."""
-    paths = run.deployment.backend.reset_paths
-    if not paths:
-        return None
-    try:
-        return all(httpx.post(engine.url + path, timeout=30, trust_env=False).is_success for path in paths)
-    except httpx.HTTPError:
-        return False
+def _reset_caches(engine: server.Engine, emit: Emit) -> bool | None:
+    """Have the engine forget earlier prompts: whether it did; None where it cannot. A failure is said and logged."""
+    problems = [f"{path}: {problem}" for path in engine.backend.reset_paths if (problem := _reset(engine.url + path))]
+    if problems:
+        said = f"caches not reset before the trial: {'; '.join(problems)}"
+        emit(State(said))
+        with engine.log.open("a") as log:
+            log.write(f"sweep: {said}\n")
+    return not problems if engine.backend.reset_paths else None
+
+
+def _reset(url: str) -> str | None:
+    """Why an engine did not do it; None if it did."""
+    problem = ""
+    for attempt in range(RESET_ATTEMPTS):
+        time.sleep(RESET_PAUSE if attempt else 0.0)
+        try:
+            answer = httpx.post(url, timeout=30, trust_env=False)
+        except httpx.HTTPError as error:
+            return f"{type(error).__name__}: {error}"
+        problem = f"status {answer.status_code}: {' '.join(answer.text.split())[:200]}"
+        if answer.status_code == 404:
+            break
+        # vLLM answers 200 in any case, and newer ones say in the body whether it is so.
+        if answer.is_success and '"success":false' not in answer.text.replace(" ", ""):
+            return None
+    return problem
 
 
 def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emit) -> None:

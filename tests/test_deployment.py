@@ -1,5 +1,9 @@
 """What a deployment checks on its node before it launches anything."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
 import pytest
 
 from sweep import deployment
@@ -21,3 +25,52 @@ ANY = Hardware(name="gpu", platform="cuda")
 def test_a_node_with_other_gpus_than_asked_for_is_no_place_for_a_result(monkeypatch, hardware, gpus, said):
     monkeypatch.setattr(deployment, "gpu_names", lambda: ("NVIDIA L4", "NVIDIA A100"))
     assert deployment.other_gpus(gpus, hardware) == said
+
+
+class Caches(BaseHTTPRequestHandler):
+    """Answers a POST with the next of `answers`: the last one again and again."""
+
+    answers: list[tuple[int, str]]
+
+    def do_POST(self):
+        status, text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answers", "done", "said"),
+    [
+        ([(200, "")], True, None),
+        ([(200, '{"success": false}'), (200, '{"success": true}')], True, None),
+        ([(200, '{"success":false}')], False, '/forget: status 200: {"success":false}'),
+        ([(400, "requests are running"), (200, "")], True, None),
+        ([(404, "Not Found")], False, "/forget: status 404: Not Found"),
+    ],
+)
+def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, answers, done, said):
+    monkeypatch.setattr(deployment, "RESET_PAUSE", 0.0)
+    http = HTTPServer(("127.0.0.1", 0), Caches)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    Caches.answers, events, log = answers, [], tmp_path / "engine.log"
+    backend = SimpleNamespace(reset_paths=("/forget",))
+    engine = SimpleNamespace(backend=backend, url=f"http://127.0.0.1:{http.server_port}", log=log)
+    assert deployment._reset_caches(engine, events.append) is done
+    http.shutdown()
+    http.server_close()
+    expected = [f"caches not reset before the trial: {said}"] if said else []
+    assert [event.text for event in events] == expected
+    assert (log.read_text().splitlines() if log.exists() else []) == [f"sweep: {text}" for text in expected]
+
+
+def test_an_engine_that_is_gone_or_has_no_such_path_resets_nothing(tmp_path):
+    gone = SimpleNamespace(reset_paths=("/forget",)), "http://127.0.0.1:9", tmp_path / "engine.log"
+    engine = SimpleNamespace(backend=gone[0], url=gone[1], log=gone[2])
+    assert deployment._reset_caches(engine, lambda event: None) is False
+    assert "ConnectError" in gone[2].read_text()
+    engine.backend.reset_paths = ()
+    assert deployment._reset_caches(engine, lambda event: None) is None

@@ -362,3 +362,12 @@ def test_gpu_memory_is_summed_over_indices_and_uuids(monkeypatch):
     assert server.gpu_memory(("0", "GPU-aa")) == 5
     assert server.gpu_memory(("3",)) == 2
     assert server.gpu_memory(()) == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("host", "loopback only"), ("hostname", "loopback only"), ("trust_remote_code", "code that comes with a model")],
+)
+def test_flags_that_would_open_a_machine_are_refused(flag, said):
+    with pytest.raises(ValueError, match=said):
+        Fake(name="fake", flags={flag: "0.0.0.0"})

@@ -13,7 +13,9 @@ import httpx
 import pytest
 
 from backends import server
+from sweep.deployment import _reset_caches
 from sweep.records import Outcome
+from sweep.telemetry import EngineMetrics
 from tests.engines.conftest import CONTEXT, left_behind, stream
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -133,6 +135,26 @@ def test_metrics_move_under_load(engine):
     for ours, theirs in engine.backend.metric_names.items():
         if not ours.startswith(optional):
             assert theirs in text, f"{ours}: no {theirs}"
+
+
+def test_forgets_prompts_between_trials(engine):
+    """A prompt that is asked again is answered from the prefix cache, and after the reset is not."""
+    if not engine.backend.reset_paths:
+        pytest.skip("this engine cannot be told to forget")
+    name = engine.backend.metric_names["prefix_cache_hits_total"]
+    source = EngineMetrics(engine.url + engine.backend.metrics_path, {"hits": name})
+
+    def hits() -> float:
+        """Tokens found in the cache by asking once more."""
+        before = sum(value for _, _, value in source.read())
+        stream(engine, [200 + i % 1000 for i in range(256)], 4)
+        return sum(value for _, _, value in source.read()) - before
+
+    hits()
+    assert hits() > 0, "the cache is on, so there is something to forget"
+    said: list[object] = []
+    assert _reset_caches(engine, said.append) is True, said
+    assert hits() == 0
 
 
 def test_ends_within_its_grace_while_it_works(engine):
