@@ -79,6 +79,7 @@ class Driver:
         self.executor, self.display, self.tracker = executor, display, tracker
         self.history = history or History([])
         self.waiting = {deployment.deployment_id: deployment for deployment in todo(plan, ledger)}
+        self.wanted = {trial.trial_id for deployment in self.waiting.values() for trial in deployment.trials}
         expected = times(self.waiting.values(), self.history, plan.settings.hardware)
         self.needs = {need.key: need for need in expected.needs}
         self.packer = Packer(need for need in expected.needs if not self.waiting[need.key].unavailable)
@@ -94,10 +95,21 @@ class Driver:
         self.nodes = NodeRecord()
         self.moved: set[str] = set()  # deployments that were given another try for their node's sake
         self.set_aside: set[str] = set()  # node ids
-        self.interrupts = 0
+        self.interrupts = 0  # by the user
+        self.overdue = False  # the deadline has come
         self.write_after = time.monotonic() + WRITE_INTERVAL
         deadline = plan.settings.deadline
         self.deadline = next_time(deadline, datetime.now()).timestamp() if deadline else None
+
+    @property
+    def left(self) -> int:
+        """Trials of this run that got no row, for want of time or because the user stopped it."""
+        return len(self.wanted - self.finished)
+
+    @property
+    def _haste(self) -> int:
+        """0: go on. 1: let the trials that run end and start no other. 2: stop now."""
+        return 2 if self.overdue else min(self.interrupts, 2)
 
     def run(self) -> None:
         """Submit what fits, take what comes, until nothing is left or the user wants it to stop.
@@ -122,28 +134,26 @@ class Driver:
 
     def _loop(self) -> None:
         stopping = False
-        while self.running or (self.waiting and not self.interrupts):
-            if not self.interrupts:
+        while self.running or (self.waiting and not self._haste):
+            if not self._haste:
                 self._start_what_fits()
             for work, event in self.executor.events():
                 self._take(work, event)
             self._tell()
-            if self.deadline and time.time() > self.deadline and self.interrupts < 2:
-                self.display.say("the deadline has come: what still runs is stopped and left for the next run")
-                self.interrupts = 2
-            if self.interrupts and not stopping:
+            if self.deadline and not self.overdue and time.time() > self.deadline:
+                self.overdue = True
+                if self.running:
+                    self.display.say("the deadline has come: what still runs is stopped and left for the next run")
+            if self._haste and not stopping:
                 stopping = True
                 self.executor.stop_soon()
-                if self.interrupts == 1:
+                if self._haste == 1:
                     self.display.say("stopping after the trials that are running; once more to stop now")
-            if self.interrupts > 1:
+            if self._haste == 2:
                 self._stop_now()
-        if self.deadline and (left := sum(len(deployment.trials) for deployment in todo(self.plan, self.ledger))):
-            self.display.say(f"{left} trials are left for the next run of the same command")
-            self.interrupts = max(1, self.interrupts)
 
     def _tell(self, ended: bool = False) -> None:
-        self.teller.tell({key: self.places[key].address for key in self.places}, self.interrupts > 0, ended)
+        self.teller.tell({key: self.places[key].address for key in self.places}, self._haste > 0, ended)
 
     def _start_what_fits(self) -> None:
         nodes = self.executor.usable
@@ -177,10 +187,15 @@ class Driver:
             self._end_unavailable(self.waiting.pop(deployment.deployment_id))
 
     def _end_unavailable(self, deployment: Deployment) -> None:
-        run = TrialRun(deployment, self.plan.settings, self.paths, "0", tuple(self.plan.axes))
+        self._end(deployment, "0", Outcome.UNAVAILABLE, deployment.unavailable)
+
+    def _end(self, deployment: Deployment, attempt: str, outcome: Outcome, reason: str | None) -> None:
+        """Give the trials of a deployment that will not run their rows, with the reason."""
+        run = TrialRun(deployment, self.plan.settings, self.paths, attempt, tuple(self.plan.axes))
         for trial in deployment.trials:
-            row = base_row(run, trial) | {"outcome": Outcome.UNAVAILABLE.value, "reason": deployment.unavailable}
+            row = base_row(run, trial) | {"outcome": outcome.value, "reason": reason}
             self.ledger.commit(row)
+            self.finished.add(trial.trial_id)
             self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
 
     def _submit(self, deployment: Deployment, node_id: str) -> None:
@@ -233,7 +248,7 @@ class Driver:
             self.display.ended(deployment.deployment_id)
             end = "done" if event is None else event.reason
             self.ledger.end_attempt(deployment.deployment_id, work.attempt, end)
-            if event is not None and not self.interrupts:
+            if event is not None and not self._haste:
                 self._lost(work, event)
             self._judge_nodes()
 
@@ -315,15 +330,8 @@ class Driver:
         if left and tally[deployment.deployment_id] < (self.plan.settings.attempts if ours else MAX_LOSSES):
             self._again(replace(deployment, trials=left))
         elif left:
-            self._give_up(replace(deployment, trials=left), work.attempt, loss.reason)
-
-    def _give_up(self, deployment: Deployment, attempt: str, reason: str) -> None:
-        """No more tries: what is left is invalid, and why is in the row."""
-        run = TrialRun(deployment, self.plan.settings, self.paths, attempt, tuple(self.plan.axes))
-        for trial in deployment.trials:
-            row = base_row(run, trial) | {"outcome": Outcome.INVALID.value, "reason": f"given up after: {reason}"}
-            self.ledger.commit(row)
-            self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
+            given_up = replace(deployment, trials=left)
+            self._end(given_up, work.attempt, Outcome.INVALID, f"given up after: {loss.reason}")
 
     def write_trials(self) -> None:
         """trials.parquet: exactly the rows of the present plan, in its order."""
@@ -355,9 +363,9 @@ class Driver:
                 signal.signal(number, handler)
 
 
-def exit_status(plan: Plan, ledger: Ledger, interrupted: bool) -> int:
-    """0; 1 when a trial of the plan failed; 130 when interrupted."""
+def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, left: int = 0) -> int:
+    """0; 1 when a trial of the plan failed, or some were left for want of time; 130 when interrupted."""
     if interrupted:
         return 130
     outcomes = [ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows]
-    return 1 if any(Outcome(outcome).failed for outcome in outcomes) else 0
+    return 1 if left or any(Outcome(outcome).failed for outcome in outcomes) else 0

@@ -76,9 +76,9 @@ def describe(finding: Finding) -> str:
 
 def plan_load(overrides: Sequence[str]) -> int:
     """Most requests in flight at once that any trial of this plan asks for."""
-    from sweep.__main__ import find_hardware
     from sweep.compose import compose_run
     from sweep.plan import Surroundings, make_plan
+    from sweep.surroundings import find_hardware
 
     # What is installed or can run here does not matter to the load.
     anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)

@@ -4,6 +4,7 @@ import errno
 import time
 from collections import deque
 from dataclasses import replace
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -160,6 +161,29 @@ def test_what_cannot_run_here_has_rows_without_being_submitted(tmp_path):
     assert ledger.rows["1"]["outcome"] == "unavailable"
     assert ledger.rows["1"]["reason"] == "no docker: install it"
     assert exit_status(plan, ledger, interrupted=False) == 0
+
+
+def test_a_deadline_that_leaves_trials_is_no_interruption(tmp_path):
+    """Nothing more is started once it has come; what cannot run here at all is not among what is left."""
+    soon = (datetime.now() + timedelta(seconds=1)).isoformat()
+    paths = RunPaths(tmp_path)
+    ledger = Ledger(paths.ledger)
+    plan = make_plan(
+        deployment("gpu", ["1"], unavailable="no docker"), deployment("a", ["2"]), deployment("b", ["3"]), deadline=soon
+    )
+    driver = Driver(plan, paths, ledger, UntilLate({"a": [["ok"]]}), Display(3, 0, None, Console(quiet=True)), None)
+    driver.run()
+    assert outcomes(ledger) == {"1": "unavailable", "2": "ok"}
+    assert (driver.interrupts, driver.left) == (0, 1)
+    assert exit_status(plan, ledger, interrupted=False, left=driver.left) == 1
+
+
+class UntilLate(Scripted):
+    """Its first deployment lasts until the deadline has come."""
+
+    def events(self):
+        time.sleep(1.1)
+        yield from super().events()
 
 
 def test_trials_parquet_holds_the_present_plan_only(tmp_path):

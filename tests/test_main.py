@@ -68,7 +68,7 @@ def test_a_folder_without_permission_is_refused(capsys, tmp_path):
 
 
 def test_a_full_disk_is_refused(capsys, out, monkeypatch):
-    monkeypatch.setattr("sweep.__main__.MIN_FREE_BYTES", 1 << 60)
+    monkeypatch.setattr("sweep.results.MIN_FREE_BYTES", 1 << 60)
     assert "MiB free on its disk" in refused(capsys, *SMALL, f"out={out}")
 
 

@@ -1,0 +1,122 @@
+"""What there is to run on: the hardware profile, the nodes with their GPUs and cores, and what cannot run there."""
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from backends.base import Host
+from backends.env import fingerprint, resolve
+from sweep import provenance, ray_environment
+from sweep.compose import group_choices
+from sweep.config import CONF, Cluster, ConfigError, Settings
+from sweep.packing import Need, Node, infeasible
+from sweep.plan import Plan, Surroundings
+
+
+def find_hardware(cluster: Cluster) -> str:
+    """The profile of conf/hardware for hardware=auto: by the GPUs of this machine, or of the cluster that is joined."""
+    if cluster.simulate is not None:
+        named = (cluster.simulate.accelerator or "gpu").lower() if cluster.simulate.gpus else "cpu"
+        return named if named in group_choices("hardware") else "gpu"
+    if cluster.kind == "ray":
+        nodes = _cluster_nodes(cluster)
+        accelerators = {name for node in nodes for name in node.accelerators if node.gpus}
+        profile = next(
+            (name.lower() for name in sorted(accelerators) if name.lower() in group_choices("hardware")), None
+        )
+        return profile or ("gpu" if any(node.gpus for node in nodes) else "cpu")
+    names = provenance.gpu_names()
+    if not names:
+        return "cpu"
+    for profile in group_choices("hardware"):
+        if names[0] in yaml.safe_load((CONF / "hardware" / f"{profile}.yaml").read_text()).get("matches", []):
+            return profile
+    return "gpu"
+
+
+def _cluster_nodes(cluster: Cluster) -> list[Node]:
+    """The nodes of the Ray cluster that is joined, and those that its autoscaler could still start."""
+    schedule = ray_schedule(cluster)
+    schedule.connect(cluster)
+    return [*schedule.nodes(cluster), *schedule.startable_nodes(cluster)]
+
+
+def find_nodes(settings: Settings) -> list[Node]:
+    """What there is, or can be had from an autoscaler, to run deployments on; or what is to be simulated."""
+    hardware, simulated = settings.hardware, settings.cluster.simulate
+    if simulated is not None:
+        accelerators = tuple(name for name in (simulated.accelerator or hardware.accelerator,) if name)
+        names = [f"simulated-{index}" for index in range(simulated.nodes)]
+        return [Node(name, simulated.gpus, simulated.cpus, accelerators, name) for name in names]
+    if settings.cluster.kind == "ray":
+        return _cluster_nodes(settings.cluster)
+    gpus = provenance.gpu_names()
+    known = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
+    return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*known, *sorted(set(gpus))))]
+
+
+def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
+    """How the plan asks about this machine: the environments that engines would run in, and what cannot run."""
+    host = _host(settings, nodes)
+
+    def locked_environment(backend: Any, platform: str) -> str:
+        if not backend.launches:
+            return ""
+        try:
+            return fingerprint(resolve(backend.env, "cuda" if platform == "cuda" else "cpu"))
+        except ValueError as error:
+            return f"none: {error}"
+
+    def unavailable(backend: Any, platform: str) -> str | None:
+        if platform == "cuda" and not host.gpus:
+            return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
+        reason: str | None = backend.unavailable(host)  # in the engine's own words first: they have the remedy
+        if reason is None and backend.launches:
+            try:
+                resolve(backend.env, "cuda" if platform == "cuda" else "cpu")
+            except ValueError as error:
+                return str(error)
+        if reason is None and platform == "cuda":
+            reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
+        return reason
+
+    return Surroundings(locked_environment, unavailable)
+
+
+def _host(settings: Settings, nodes: Sequence[Node]) -> Host:
+    if settings.cluster.kind != "ray" and settings.cluster.simulate is None:
+        return provenance.host()
+    gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
+    # What is on a node's PATH is not known from here: taken to be there, and a launch says it if not.
+    executables = frozenset(provenance.WANTED_EXECUTABLES)
+    return Host(gpus=gpus, cpus=max((node.cpus for node in nodes), default=1), executables=executables)
+
+
+def check_ports(plan: Plan) -> None:
+    """Whether every fixed port is free.
+
+    Raises:
+        ConfigError: naming the first that is taken.
+    """
+    for deployment in plan.deployments:
+        port = deployment.backend.port
+        if port is not None and deployment.backend.launches and not deployment.unavailable:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    raise ConfigError(
+                        f"backend.port={port}: taken ({error.strerror}); allowed: a free port, or null for any"
+                    ) from None
+
+
+def ray_schedule(cluster: Cluster) -> Any:
+    """The module that imports Ray, imported where it is needed: it takes a second, and reads its environment then."""
+    ray_environment.prepare(cluster)
+    from sweep import schedule
+
+    return schedule

@@ -1,0 +1,81 @@
+"""The plan in words: it fits the terminal, and is whole where there is none."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from sweep import show
+from sweep.estimate import History
+from sweep.ledger import Ledger
+from sweep.packing import Node
+from tests.test_driver import deployment, make_plan
+
+WHY = "the engine failed again and again, last: " + "cannot allocate what it needs " * 5
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """One trial is done, one failed at length."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    row = {"deployment_id": "0123456789ab", "attempt": "1"}
+    ledger.commit({**row, "trial_id": "aaaaaaaaaaaa", "outcome": "ok"})
+    ledger.commit({**row, "trial_id": "bbbbbbbbbbbb", "outcome": "hung", "reason": WHY})
+    return ledger
+
+
+def shown(ledger, *more, terminal=True, width=80):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=width, highlight=False, color_system=None)
+    mixed = deployment("0123456789ab", ["aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"])
+    nodes = [Node("this machine", 0, 8, ())]
+    show.print_plan(console, make_plan(mixed, *more), ledger, History([]), nodes, details=True)
+    return file.getvalue()
+
+
+def rows(text):
+    """The table: from below the headline to the last of its trials."""
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("0123456789ab"))
+    return lines[first : first + 4]
+
+
+def test_on_a_terminal_each_trial_is_one_line_with_its_state(ledger):
+    head, done, failed, left = rows(shown(ledger))
+    assert head == "0123456789ab  0123456789ab tiny: 3 trials, 2 to run"
+    assert done.split() == ["aaaaaaaaaaaa", "qa", "batches", "of", "1", "replicate", "0", "done"]
+    assert failed.startswith("  bbbbbbbbbbbb  qa batches of 1 replicate 0  was hung: the engine")
+    assert failed.endswith("…")
+    assert len(failed) == 80
+    assert left.split()[:2] == ["cccccccccccc", "qa"]
+
+
+def test_the_reason_that_a_terminal_has_no_room_for_is_said_below(ledger):
+    assert f"to run: 1 trials: was hung: {WHY}" in shown(ledger)
+
+
+def test_a_pipe_gets_everything_on_one_line(ledger):
+    failed = rows(shown(ledger, terminal=False, width=show.WIDTH_OF_A_PIPE))[2]
+    assert WHY.strip() in failed
+
+
+def test_seeds_are_shown_where_they_fit(tmp_path):
+    empty = Ledger(tmp_path / "ledger.jsonl")
+    assert "seed          1" in rows(shown(empty))[1]
+    narrow = rows(shown(empty, width=60))
+    assert "seed" not in narrow[1]
+    assert narrow[1].endswith("to run")
+
+
+def test_a_large_plan_is_shown_by_deployment(ledger):
+    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.SHOWN_TRIALS)], "no GPU"))
+    assert "ffffffffffff  ffffffffffff tiny: 200 trials, unavailable" in text
+    assert "replicate" not in text
+
+
+@pytest.mark.parametrize(("columns", "width"), [("100", 100), (None, show.WIDTH_OF_A_PIPE)])
+def test_the_width_without_a_terminal(monkeypatch, columns, width):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert show.make_console().width == width
