@@ -82,11 +82,12 @@ def test_the_published_form_is_kept_where_there_is_a_gpu():
     assert not composition.replaced
     assert {point["model"]["name"] for point in composition.points} == {"llama-2-7b-chat"}
     assert {point["load"]["batch_size"] for point in composition.points} == {1, 2, 4, 8, 16, 32, 64, 128}
+    assert {point["backend"]["name"] for point in composition.points} == {"transformers", "vllm", "tgi"}
 
 
 def test_without_a_gpu_the_same_line_is_shorter_and_says_so():
     composition = composed("+experiment=throughput_bound")
-    assert len(composition.points) == 2 * 2 * 3
+    assert len(composition.points) == 3 * 2 * 3
     assert any("small-llama instead of llama-2-7b-chat" in text for text in composition.replaced)
     assert {point["model"]["name"] for point in composition.points} == {"small-llama"}
 

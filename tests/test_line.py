@@ -169,20 +169,29 @@ def test_zero_completions_are_never_a_zero_throughput(tmp_path):
 @pytest.mark.engine
 @pytest.mark.ray
 def test_the_main_job_on_real_engines(tmp_path):
-    """Baseline and vLLM on a real Ray: ok trials with figures, KV use from vLLM, then a second run in seconds."""
+    """Baseline and vLLM on a real Ray: ok trials with figures, KV use from vLLM, then a second run in seconds.
+
+    The study's third engine needs a GPU: where there is none it is unavailable, which is no failure.
+    """
     command = [sys.executable, "-m", "sweep", "+experiment=throughput_bound", "model=tiny-llama", "replicates=1"]
     command += ["load.batch_size=1,4", "workload=sentiment", "tracking=none", f"out={tmp_path / 'out'}"]
     root = Path(__file__).resolve().parents[1]
     for _ in range(2):  # as a user would: a trial that a busy machine spoilt is tried again by the same command
         if subprocess.run(command, check=False, cwd=root, timeout=1500).returncode == 0:
             break
-    trials = analysis.load(tmp_path / "out")
-    assert set(trials.backend) == {"transformers", "vllm"}
+    else:
+        pytest.fail("ended with a failure twice")
+    planned = analysis.load(tmp_path / "out")
+    assert set(planned.backend) == {"transformers", "vllm", "tgi"}
+    trials = planned[planned.outcome != "unavailable"]
+    assert set(trials.backend) >= {"transformers", "vllm"}
     assert set(trials.outcome) == {"ok"}
     assert trials[["output_throughput", "ttft_p50", "cost_per_million_tokens", "memory_peak_bytes"]].notna().all(None)
     assert trials[trials.backend == "vllm"].kv_cache_usage_max.gt(0).all()
     assert trials.engine_version.notna().all()
     began = time.monotonic()
     again = subprocess.run(command, check=True, cwd=root, timeout=300, capture_output=True, text=True)
-    assert "0 to run" in again.stdout
+    assert "launching the engine" not in again.stdout
+    measured = analysis.load(tmp_path / "out").set_index("trial_id").started_at
+    assert (measured[trials.trial_id].to_numpy() == trials.started_at.to_numpy()).all(), "nothing was measured again"
     assert time.monotonic() - began < 60
