@@ -151,7 +151,7 @@ def ours(row: Row, url: str, folder: Path, core: int) -> Result:
         schedule = Schedule("open", due=array("d", row.due()), concurrency=row.concurrency)
     prompt = " ".join(["word"] * PROMPT_TOKENS)
     requests = [Request(f"sweep-{i}", prompt, row.tokens) for i in range(row.requests)]
-    seen = measure(Target(url, "simulated"), [], requests, schedule, folder=folder, cpus={core})
+    seen = measure(Target(url, "simulated", ignore_eos=True), [], requests, schedule, folder=folder, cpus={core})
     answers: dict[str, tuple[float, Sequence[float]]] = {}
     ends = []
     for record in seen.records:

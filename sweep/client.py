@@ -189,7 +189,7 @@ def _write_job(
     """Everything the client needs, as files: job.json, the calls' bytes with an index, arrays of times."""
     folder.mkdir(parents=True, exist_ok=True)
     size = (schedule.batch_size or 1) if target.batch_form == "list" else 1
-    offsets, prompts = array("Q", [0]), array("I")
+    offsets, prompts, limits = array("Q", [0]), array("I"), array("I")
     warmup_calls = 0
     with (folder / "requests").open("wb") as file:
         for phase in (warmup, requests):
@@ -197,10 +197,12 @@ def _write_job(
                 batch = phase[begin : begin + size]
                 offsets.append(offsets[-1] + file.write(wire.call(target, batch)))
                 prompts.append(len(batch))
+                limits.append(max(request.output_tokens for request in batch))
             if phase is warmup:
                 warmup_calls = len(prompts)
     (folder / "requests.index").write_bytes(offsets.tobytes())
     (folder / "prompts").write_bytes(prompts.tobytes())
+    (folder / "limits").write_bytes(limits.tobytes())
     times = {name: getattr(schedule, name) for name in ("due", "think", "start")}
     times = {name: values for name, values in times.items() if values is not None}
     for name, values in times.items():

@@ -35,6 +35,7 @@ from sweep import wire
 from sweep.clock import Alarm, StampClock
 from sweep.connection import Connection, Counters, Endpoint
 from sweep.records import UNKNOWN, Schedule
+from sweep.watch import Watch
 
 ROW = struct.Struct("<IiqqqIiiii")
 """record, batch, scheduled, released, sent (ns), chunks, input_tokens, output_tokens, finish_reason, error (indices of
@@ -62,6 +63,7 @@ class Job:
         self.warmup_calls: int = content["warmup_calls"]
         self.offsets = _read_array(folder / "requests.index", "Q")
         self.prompts = _read_array(folder / "prompts", "I")  # of each call
+        self.limits = _read_array(folder / "limits", "I")  # output tokens asked for, per prompt of each call
         self.first = array("I", [0])  # record of each call's first prompt
         for count in self.prompts:
             self.first.append(self.first[-1] + count)
@@ -79,6 +81,16 @@ class Job:
         """The bytes of one call. Read when they are needed: the page cache holds them, our memory does not."""
         begin, end = self.offsets[call], self.offsets[call + 1]
         return self._head + os.pread(self._requests, end - begin, begin)
+
+    def patient_until(self, call: int) -> int:
+        """Tokens before which nobody waits for the end of a call's answer, so that its reads may wait (see `watch`)."""
+        if self.schedule.mode == "open" and self.schedule.concurrency is None:
+            return sys.maxsize  # what ends frees no slot
+        return self.prompts[call] * (self.limits[call] - 1) if self.target.ignore_eos else 0
+
+    def answer(self, call: int) -> wire.Answer:
+        """An empty answer for one call."""
+        return wire.Answer(self.target.api, self.prompts[call], self.patient_until(call))
 
 
 def _read_array(path: Path, typecode: str) -> "array[Any]":
@@ -155,6 +167,7 @@ class Pool:
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop, stamps: StampClock, counters: Counters) -> None:
         self._loop, self._job, self._stamps, self._counters = loop, job, stamps, counters
+        self.watch = Watch(loop)
         self._endpoint = _resolve(job.target, job.timeouts)
         self.all: list[Connection] = []
         self.free: list[Connection] = []
@@ -181,7 +194,7 @@ class Pool:
             self.free.insert(0, connection)
 
     def _new(self) -> Connection:
-        connection = Connection(self._loop, self._endpoint, self._stamps, self._counters, self._done)
+        connection = Connection(self._loop, self.watch, self._endpoint, self._stamps, self._counters, self._done)
         self.all.append(connection)
         return connection
 
@@ -249,10 +262,6 @@ class Run:
             if answer is None:
                 continue
             sent = answer.sent
-            if sent and now - sent > TICK_NS:
-                connection.look(now - TICK_NS)
-                if connection.answer is not answer:
-                    continue
             if not sent:
                 if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
                     connection.abandon(f"connect: none within {limits.connect:g} s")
@@ -270,8 +279,7 @@ class Run:
         connection = self.pool.take()
         self.in_flight.add(connection)
         connection.context = call
-        answer = wire.Answer(self.job.target.api, self.job.prompts[call.number])
-        connection.begin(self.job.request(call.number), answer)
+        connection.begin(self.job.request(call.number), self.job.answer(call.number))
 
     def _ended(self, connection: Connection, answer: wire.Answer) -> None:
         call = connection.context
@@ -449,7 +457,7 @@ class Open(Run):
         now = time.monotonic_ns()
         for call in self._waiting:
             call.released = call.given_up = now
-            answer = wire.Answer(self.job.target.api, self.job.prompts[call.number])
+            answer = self.job.answer(call.number)
             answer.fail(f"cancelled: {self.stopped}")
             self._write(call, answer)
         self._waiting.clear()
@@ -482,7 +490,7 @@ class Client:
         self.loop.add_reader(0, self._told)
         pool = Pool(self.job, self.loop, self.stamps, self.counters)
         await pool.open(self._connections())
-        self._tick()
+        self._tick(pool.watch)
         warmup = range(self.job.part, self.job.warmup_calls, self.job.parts)
         measured = range(self.job.warmup_calls + self.job.part, self.job.calls, self.job.parts)
         if warmup and self.stop is None:
@@ -556,9 +564,10 @@ class Client:
         if self.run is not None:
             self.run.stop(reason)
 
-    def _tick(self) -> None:
-        """Ten times a second: time-outs, progress; once a second the offset between the clocks."""
+    def _tick(self, watch: Watch) -> None:
+        """Ten times a second: time-outs, progress, how to read; once a second the offset between the clocks."""
         now = time.monotonic_ns()
+        watch.adjust(now / 1e9, self.counters.kernel_stamps, self.counters.multi_event_reads)
         if self.run is not None:
             self.run.check_timeouts(now)
             if now >= self._next_progress:
@@ -568,7 +577,7 @@ class Client:
         if now >= self._next_check:
             self._next_check = now + 1_000_000_000
             self.stamps.refresh()
-        self.loop.call_later(TICK_NS / 1e9, self._tick)
+        self.loop.call_later(TICK_NS / 1e9, self._tick, watch)
 
     def _lag_tick(self) -> None:
         now = time.monotonic_ns()

@@ -1,6 +1,6 @@
 """One persistent HTTP/1.1 connection that stamps what it reads with the kernel's time of arrival.
 
-A plain non-blocking socket under the loop's `add_reader`: `recvmsg` gives the bytes and the kernel's receive stamp
+A plain non-blocking socket, watched by `Watch`: `recvmsg` gives the bytes and the kernel's receive stamp
 (SO_TIMESTAMPNS), httptools the framing, `wire.Answer` the tokens. The start is stamped at the write. TLS runs through
 ssl.MemoryBIO over the same socket, so that its bytes are stamped by the kernel as well.
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import httptools
 
 from sweep.clock import CAN_STAMP, STAMP_OPTION, StampClock
+from sweep.watch import Watch
 from sweep.wire import Answer
 
 READ_SIZE = 64 << 10
@@ -64,12 +65,14 @@ class Connection:
         "_on_done",
         "_opening",
         "_parser",
+        "_patient",
         "_request",
         "_sized",
         "_sock",
         "_stamps",
         "_tls",
         "_unsent",
+        "_watch",
         "answer",
         "begun",
         "context",
@@ -79,18 +82,21 @@ class Connection:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        watch: Watch,
         endpoint: Endpoint,
         stamps: StampClock,
         counters: Counters,
         on_done: Callable[["Connection", Answer], None],
     ) -> None:
-        self._loop, self._endpoint, self._stamps, self._counters = loop, endpoint, stamps, counters
+        self._loop, self._watch, self._endpoint = loop, watch, endpoint
+        self._stamps, self._counters = stamps, counters
         self._on_done = on_done
         self._sock: socket.socket | None = None
         self._tls: _Tls | None = None
         self._opening: asyncio.Task[None] | None = None
         self._request = b""
         self._unsent = memoryview(b"")
+        self._patient = False  # watched as a socket that may wait for the next round of reads
         self._arrived = 0  # ns, stamp of the read in hand
         self._sized = False  # the answer says where it ends
         self._answered = False
@@ -133,13 +139,14 @@ class Connection:
         self._parser = httptools.HttpResponseParser(self)
         self._counters.opened += 1
         self.idle_since = time.monotonic_ns()
-        self._loop.add_reader(sock.fileno(), self._readable)
+        self._watch.add(sock.fileno(), self._readable)
 
     def close(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
         if self._sock is not None:
-            self._loop.remove_reader(self._sock.fileno())
+            self._watch.remove(self._sock.fileno(), self._patient)
+            self._patient = False
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
             self._sock = self._tls = None
@@ -171,15 +178,6 @@ class Connection:
         if self.answer is answer:
             self.abandon(error)
 
-    def look(self, before: int) -> None:
-        """Read what there is, unless something was read since `before` (ns).
-
-        libuv stops watching a socket once it has shown an error, even if the call that this makes finds data: a reset
-        right behind a token would never be seen.
-        """
-        if self._sock is not None and self._arrived < before:
-            self._readable()
-
     async def _open_and_send(self, answer: Answer) -> None:
         try:
             await self.open()
@@ -210,6 +208,12 @@ class Connection:
         if sent < len(data):
             self._unsent = memoryview(data)[sent:]
             self._loop.add_writer(self._sock.fileno(), self._writable)
+        self._be_patient(self.answer.patient_until > 0)
+
+    def _be_patient(self, patient: bool) -> None:
+        if patient != self._patient and self._sock is not None:
+            self._watch.set_patient(self._sock.fileno(), patient)
+            self._patient = patient
 
     def _writable(self) -> None:
         assert self._sock is not None
@@ -285,6 +289,8 @@ class Connection:
             return
         if answer.chunks - before > len(answer.streams):
             self._counters.multi_event_reads += 1
+        if self._patient and answer.tokens >= answer.patient_until:
+            self._be_patient(False)
         if self._answered:
             if self._unsent or not self._keep_alive:
                 self.close()

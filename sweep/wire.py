@@ -229,18 +229,21 @@ class Answer:
         "ended",
         "error",
         "last_token",
+        "patient_until",
         "sent",
         "status",
         "streams",
+        "tokens",
     )
 
-    def __init__(self, api: Api, prompts: int = 1) -> None:
+    def __init__(self, api: Api, prompts: int = 1, patient_until: int = 0) -> None:
         self.api = api
+        self.patient_until = patient_until  # tokens before which the answer cannot end, or nobody waits for its end
         self.streams = [Stream() for _ in range(prompts)]
         self.sent = 0  # ns, when the first byte of the request was written
         self.last_token = 0  # ns, arrival of the latest token; 0: none yet
         self.completed = 0  # ns, arrival of the end of the body; 0: it never came
-        self.chunks = 0  # token events so far, of all streams
+        self.chunks = self.tokens = 0  # token events and tokens so far, of all streams
         self.status = 0
         self.ended = False  # the end mark of the stream has come, or every stream has finished
         self.error: str | None = None
@@ -356,6 +359,7 @@ class Answer:
         stream.chunk_tokens.append(tokens if tokens < MOST_TOKENS else MOST_TOKENS)
         self.last_token = arrived
         self.chunks += 1
+        self.tokens += tokens
 
     def _parse(self, event: bytes, arrived: int) -> None:
         """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""

@@ -308,12 +308,16 @@ def http(body: bytes, chunk: int | None) -> bytes:
 class NoLoop:
     """A loop that is told things and does nothing: the test itself calls the reader."""
 
-    def add_reader(self, *arguments: object) -> None: ...
-    def remove_reader(self, *arguments: object) -> None: ...
     def remove_writer(self, *arguments: object) -> None: ...
     def create_task(self, coroutine: Any) -> "asyncio.Future[None]":
         coroutine.close()
         return asyncio.Future(loop=asyncio.new_event_loop())
+
+
+class NoWatch:
+    """The same, in the place of what watches the sockets."""
+
+    def remove(self, *arguments: object) -> None: ...
 
 
 def receive(pieces: Sequence[bytes], api: wire.Api, prompts: int) -> tuple[Answer, Counters]:
@@ -323,7 +327,8 @@ def receive(pieces: Sequence[bytes], api: wire.Api, prompts: int) -> tuple[Answe
     counters = Counters()
     endpoint = Endpoint(socket.AF_UNIX, (), "", None, 1.0)
     loop: Any = NoLoop()
-    connection = Connection(loop, endpoint, StampClock(), counters, lambda _, answer: ended.append(answer))
+    watch: Any = NoWatch()
+    connection = Connection(loop, watch, endpoint, StampClock(), counters, lambda _, answer: ended.append(answer))
     connection._sock, connection._parser = ours, httptools.HttpResponseParser(connection)
     with ours, theirs:
         connection.begin(b"request", Answer(api, prompts))

@@ -1,0 +1,86 @@
+"""Which of many sockets have something to read, and when it is worth looking.
+
+Waking up for each token is most of what a token costs. Since the kernel stamps every arrival, a read may be late
+without falsifying anything as long as no two token events of one stream come to share it and nobody waits for the end
+of the answer. So, where tokens come faster than three in a millisecond, the sockets in the middle of an answer of known
+length are read together, once a millisecond; those whose answer may end with the next event are read at once, since the
+next request leaves upon it. After a read that held more than one token event of a stream all are read at once for a
+second: a server that writes in bursts is seen as it is.
+"""
+
+import asyncio
+import select
+from collections.abc import Callable
+
+PERIOD = 0.001  # s between two rounds of reads
+WORTH_IT = 3_000  # reads per second above which a round holds several
+ALERT = 1.0  # s of reading at once after a read that held several events
+HAS_EPOLL = hasattr(select, "epoll")
+
+
+class Watch:
+    """Calls back when a socket is readable. `adjust` it about ten times a second."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._in_rounds = False  # wanted: the patient sockets are read in rounds; else at once
+        self._timer: asyncio.TimerHandle | None = None  # of the next round; None: they are read at once
+        self._looked = (0.0, 0, 0)  # time, reads and reads of several events at the last `adjust`
+        self._alert_until = 0.0
+        if HAS_EPOLL:
+            self._urgent, self._patient = select.epoll(), select.epoll()
+            loop.add_reader(self._urgent.fileno(), self._read, self._urgent)
+            loop.add_reader(self._patient.fileno(), self._read, self._patient)
+
+    def add(self, fd: int, callback: Callable[[], None]) -> None:
+        """Watch a socket; it is urgent until told otherwise."""
+        self._callbacks[fd] = callback
+        if HAS_EPOLL:
+            self._urgent.register(fd, select.EPOLLIN)
+        else:
+            self._loop.add_reader(fd, callback)
+
+    def remove(self, fd: int, patient: bool) -> None:
+        """Forget a socket, before it is closed."""
+        del self._callbacks[fd]
+        if HAS_EPOLL:
+            (self._patient if patient else self._urgent).unregister(fd)
+        else:
+            self._loop.remove_reader(fd)
+
+    def set_patient(self, fd: int, patient: bool) -> None:
+        """Move a socket to the ones that may wait for the next round, or back."""
+        if HAS_EPOLL:
+            old, new = (self._urgent, self._patient) if patient else (self._patient, self._urgent)
+            old.unregister(fd)
+            new.register(fd, select.EPOLLIN)
+
+    def adjust(self, now: float, reads: int, several: int) -> None:
+        """Choose between rounds and reading at once.
+
+        `now` in s; `reads`: how many the kernel has stamped so far; `several`: how many held more than one event.
+        """
+        before, reads_before, several_before = self._looked
+        self._looked = (now, reads, several)
+        if several > several_before:
+            self._alert_until = now + ALERT
+        often = reads - reads_before > WORTH_IT * (now - before)
+        self._in_rounds = HAS_EPOLL and often and now >= self._alert_until
+        if self._in_rounds and self._timer is None:
+            self._loop.remove_reader(self._patient.fileno())
+            self._timer = self._loop.call_later(PERIOD, self._round)
+
+    def _round(self) -> None:
+        self._read(self._patient)
+        if self._in_rounds:
+            self._timer = self._loop.call_later(PERIOD, self._round)
+        else:
+            self._timer = None
+            self._loop.add_reader(self._patient.fileno(), self._read, self._patient)
+
+    def _read(self, watched: "select.epoll") -> None:
+        for fd, _ in watched.poll(0):
+            callback = self._callbacks.get(fd)
+            if callback is not None:  # one of the reads before may have closed it
+                callback()
