@@ -1,0 +1,170 @@
+"""The same trial on a real vLLM server by `vllm bench serve` and by us, in turns, where neither client is overloaded.
+
+    python -m benchmarks.versus_vllm_bench [--runs 5] [--concurrency 1,2,4,8] [--write docs/measurements/agreement.md]
+
+One vLLM server (its CPU build, a small random-weight Llama, no prefix cache) is bound to one core, the client to
+another. Both send random prompts of the same exact length, ask for the same number of tokens with EOS ignored and have
+two requests of warm-up; each run draws its prompts anew. Ours is the whole command of the README
+(`python -m sweep backend=openai …`); both figures are by vLLM's definitions (`sweep.metrics.vllm_flavour`). The noise
+is that of the difference of the two means: sqrt(s1² / n + s2² / n). The clients agree within it where the difference
+is below twice that.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from backends import env as environments
+from backends import server
+from backends.base import EnvironmentChoice, Launch
+from benchmarks.client import MARKS, VLLM_BENCH
+from sweep import metrics, store
+from sweep.config import CONF, ROOT, build, cache_directory
+
+INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
+ENGINE_CORE, CLIENT_CORE = 0, 1
+FIGURES = {  # vLLM's name of a figure -> its label
+    "mean_ttft_ms": "TTFT mean, ms",
+    "median_ttft_ms": "TTFT median, ms",
+    "mean_tpot_ms": "TPOT mean, ms",
+    "mean_itl_ms": "ITL mean, ms",
+    "p99_itl_ms": "ITL p99, ms",
+    "mean_e2el_ms": "E2E mean, ms",
+    "output_throughput": "output tokens/s",
+}
+Run = Mapping[str, Any]
+
+
+@contextmanager
+def engine(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """A vLLM server: its URL, the interpreter of its environment, its version."""
+    cache = cache_directory(None)
+    built = environments.prepare(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print)
+    backend: Any = build(yaml.safe_load((CONF / "backend" / "vllm.yaml").read_text()), "backend")
+    backend = backend.model_copy(update={"flags": {**backend.flags, "no-enable-prefix-caching": True}})
+    model: Any = build(yaml.safe_load((CONF / "model" / "tiny-llama.yaml").read_text()), "model")
+    launch = Launch(
+        model=model.prepare(cache, print),
+        served_name="tiny-llama",
+        workdir=folder,
+        python=built.python,
+        cpus=(ENGINE_CORE,),
+        max_model_len=512,
+    )
+    with server.running(backend, launch, marker=f"versus-vllm-bench/{os.getpid()}", versions=built.versions) as running:
+        yield running.url, built.python, str(running.facts()["engine_version"])
+
+
+def ours(url: str, concurrency: int, requests: int, seed: int, folder: Path) -> Run:
+    """One trial by the command of the README."""
+    command = [
+        *(sys.executable, "-m", "sweep", "backend=openai", f"backend.url={url}", "model=tiny-llama"),
+        *("workload=synthetic", f"workload.input_tokens={INPUT_TOKENS}", f"workload.output_tokens={OUTPUT_TOKENS}"),
+        *(f"workload.num_requests={requests}", "load=closed", f"load.concurrency={concurrency}", f"seed={seed}"),
+        *("cluster=inline", "tracking=none", f"out={folder}"),
+    ]
+    _execute(command, ROOT)
+    (row,) = store.read_trials(folder / "trials.parquet")
+    if row["outcome"] not in ("ok", "client_limited"):
+        raise SystemExit(f"sweep: {row['outcome']}: {row['reason']}")
+    requests_file = folder / "deployments" / row["deployment_id"] / str(row["attempt"]) / row["trial_id"]
+    return metrics.vllm_flavour(store.read_requests(requests_file / "requests.parquet"))
+
+
+def theirs(python: str, url: str, concurrency: int, requests: int, seed: int, folder: Path) -> Run:
+    """The same by `vllm bench serve`."""
+    arguments = {
+        "backend": "openai",
+        "base-url": url,
+        "endpoint": "/v1/completions",
+        "model": "tiny-llama",
+        "tokenizer": str(ROOT / "sweep" / "data" / "tokenizer"),
+        "dataset-name": "random",
+        "random-input-len": INPUT_TOKENS,
+        "random-output-len": OUTPUT_TOKENS,
+        "num-prompts": requests,
+        "num-warmups": 2,
+        "max-concurrency": concurrency,
+        "seed": seed,
+        "percentile-metrics": "ttft,tpot,itl,e2el",
+        "result-dir": str(folder),
+        "result-filename": "result.json",
+        "ready-check-timeout-sec": 0,
+    }
+    folder.mkdir()
+    flags = ["--ignore-eos", "--save-result", "--disable-tqdm"]
+    _execute([python, "-c", VLLM_BENCH, *flags, *(f"--{name}={value}" for name, value in arguments.items())], folder)
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    if found["completed"] != requests:
+        raise SystemExit(f"vllm bench serve: {found['completed']} of {requests} requests completed")
+    return found
+
+
+def _execute(command: Sequence[str], folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    bound = ["taskset", "-c", str(CLIENT_CORE), *command]
+    result = subprocess.run(bound, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{command[:3]} failed:\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}")
+
+
+def table(runs: Mapping[int, tuple[list[Run], list[Run]]]) -> list[str]:
+    """Lines of Markdown: each figure by both, how far apart they are, and the noise of that."""
+    lines = [
+        "| users | figure | sweep | vllm bench serve | difference | its noise | agree |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for concurrency, both in runs.items():
+        for name, label in FIGURES.items():
+            mine, other = ([run[name] for run in one] for one in both)
+            difference = statistics.mean(mine) - statistics.mean(other)
+            noise = (statistics.variance(mine) / len(mine) + statistics.variance(other) / len(other)) ** 0.5
+            lines.append(
+                f"| {concurrency} | {label} | {_spread(mine)} | {_spread(other)} "
+                f"| {difference:+.2f} ({difference / statistics.mean(other):+.1%}) | {noise:.2f} "
+                f"| {'yes' if abs(difference) <= 2 * noise else 'no'} |"
+            )
+    return lines
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="by each client at each concurrency, in turns")
+    parser.add_argument("--concurrency", default="1,2,4,8")
+    parser.add_argument("--requests", type=int, default=8, help="per user")
+    parser.add_argument("--write", type=Path, help="also put the table into this file, between its two marks")
+    options = parser.parse_args()
+    runs: dict[int, tuple[list[Run], list[Run]]] = {}
+    with tempfile.TemporaryDirectory(prefix="sweep-versus-") as name, engine(Path(name) / "engine") as found:
+        url, python, version = found
+        for concurrency in map(int, options.concurrency.split(",")):
+            both: tuple[list[Run], list[Run]] = ([], [])
+            requests = options.requests * concurrency
+            for run in range(options.runs):
+                folder, seed = Path(name) / f"{concurrency}-{run}", concurrency * 1000 + run
+                both[0].append(ours(url, concurrency, requests, seed, folder / "ours"))
+                both[1].append(theirs(python, url, concurrency, requests, seed, folder / "theirs"))
+            runs[concurrency] = both
+            print("\n".join(table({concurrency: both})), flush=True)
+    lines = [*table(runs), "", f"vLLM {version}, {options.runs} runs of each, {options.requests} requests per user."]
+    if options.write:
+        before, _, rest = options.write.read_text().partition(MARKS[0])
+        options.write.write_text(f"{before}{MARKS[0]}\n{chr(10).join(lines)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+
+
+if __name__ == "__main__":
+    main()
