@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config import CONF, Cluster, ConfigError, Hardware, Settings, Tracking, one_of, validate
+from sweep.config import CONF, Cluster, ConfigError, Hardware, Settings, Tracking, locate, one_of, validate
 
 POINT_GROUPS = ("backend", "model", "workload", "load")
 RUN_GROUPS = ("hardware", "cluster", "tracking")
@@ -125,20 +125,26 @@ def compose_run(arguments: Sequence[str], find_hardware: Callable[[Cluster], str
         raise one_of("experiment", line.experiment, known)
     base = _compose(line.experiment, _run_choices(line))
     _refuse_unknown_keys(line, base)
+    limits = {**base["when"], **line.scalars["when"]} if line.scalars.get("when") else None  # added, not put instead
     base.update({key: value for key, value in line.scalars.items() if key in base and key not in _groups()})
+    base["when"] = limits or base["when"]
     settings = _settings(line, base, find_hardware)
+    published = _axes_of(base)
     replaced: list[str] = []
     if settings.hardware.platform == "cpu":
         replaced = _replace_without_gpu(base, line)
         settings = _settings(line, base, find_hardware)
     axes = _override_axes(base, line)
+    given = any(key.split(".")[0] == "baseline" for key in line.scalars)
+    _check_baseline(settings.baseline, [axes] if given else [axes, published])
     points, coordinates = [], []
-    composer = _Composer(line, base)
+    composer = _Composer(line, base, axes["grid"])
     for assignments in expand(**axes):
         points.append(composer.point(assignments))
         coordinates.append(assignments)
     if not points:
         raise ConfigError("exclude: drops every point of the experiment; allowed is a plan of at least one")
+    _refuse_keys_of_some(line, axes["when"], points)
     return Composition(settings, points, coordinates, replaced)
 
 
@@ -210,10 +216,11 @@ def _matches(assignments: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool
 class _Composer:
     """Points from assignments: one composition per combination of config groups, then updated as dictionaries."""
 
-    def __init__(self, line: CommandLine, base: Mapping[str, Any]) -> None:
+    def __init__(self, line: CommandLine, base: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
         self.line = line
         self.choices: Assignments = {**base["chosen"], **_given(line, POINT_GROUPS)}
-        self.scalars = {key: value for key, value in line.scalars.items() if _is_point_key(key)}
+        # A scalar that has become an axis of one value is set where that axis applies, and nowhere else.
+        self.scalars = {key: value for key, value in line.scalars.items() if _is_point_key(key) and key not in grid}
         composed = {group: base[group] for group in POINT_GROUPS}
         self.cache: dict[tuple[tuple[str, Any], ...], tuple[Point, bool]] = {
             tuple(sorted(base["composed_for"].items())): (composed, "${" in repr(composed))
@@ -372,9 +379,40 @@ def _words(value: Any) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
+def _axes_of(base: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: copy.deepcopy(base[key]) for key in ("grid", "zip", "ladder", "when", "exclude")}
+
+
+def _check_baseline(baseline: Mapping[str, Any] | None, plans: Sequence[Mapping[str, Any]]) -> None:
+    """Each value must be one that its axis has in one of these; whether there is such an axis, the plan checks.
+
+    The experiment's own baseline may be left out of the present run (`backend=vllm`): then nothing is compared.
+    """
+    for key, value in (baseline or {}).items():
+        found = [point[key] for axes in plans for point in expand(**axes) if key in point]
+        if found and value not in found:
+            raise one_of(f"baseline.{key}", value, list({str(other) for other in found}))
+
+
+def _refuse_keys_of_some(line: CommandLine, when: Mapping[str, Any], points: Iterable[Point]) -> None:
+    """A key that only some of the chosen options have: the user says where it applies."""
+    used = {group: {str(point[group]["name"]): point[group]["_target_"] for point in points} for group in POINT_GROUPS}
+    for key, value in {**line.scalars, **line.axes}.items():
+        group, *fields = key.split(".")
+        if group not in POINT_GROUPS or not fields or key in when:
+            continue
+        fitting = {name for name, target in used[group].items() if fields[0] in locate(target, group).model_fields}
+        if fitting and fitting != set(used[group]):
+            others, some = ", ".join(sorted(set(used[group]) - fitting)), ",".join(sorted(fitting))
+            raise ConfigError(
+                f"{key}={_words(value)}: unknown to {others}; to set it for the others, add "
+                f"'when={{{key}: {{{group}: [{some}]}}}}'"
+            )
+
+
 def _override_axes(base: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
     """The experiment's axes after the command line: a key given there replaces the axis, or becomes one."""
-    axes = {key: copy.deepcopy(base[key]) for key in ("grid", "zip", "ladder", "when", "exclude")}
+    axes = _axes_of(base)
     zipped: list[Any] = _groups_in_step(axes["zip"])
     given = {**{key: [value] for key, value in line.scalars.items() if _is_point_key(key)}, **line.axes}
     for key, values in given.items():
@@ -382,7 +420,7 @@ def _override_axes(base: Mapping[str, Any], line: CommandLine) -> dict[str, Any]
             group.pop(key, None)
         for step in axes["ladder"]:
             step.get("set", {}).pop(key, None)
-        if key in line.axes or key in axes["grid"]:
+        if key in line.axes or key in axes["grid"] or key in axes["when"]:
             axes["grid"][key] = values
     for key in axes["grid"]:
         if not _is_point_key(key):

@@ -122,6 +122,58 @@ def test_mistakes_are_one_line_naming_key_value_and_what_is_allowed(arguments, s
     assert "\n" not in str(caught.value)
 
 
+def slots_of(*arguments):
+    """Each backend's `slots`, as composed: None where it has no such key."""
+    found = {}
+    for point in composed(*arguments).points:
+        found.setdefault(point["backend"]["name"], set()).add(point["backend"].get("slots"))
+    return found
+
+
+def test_a_value_for_an_axis_of_some_points_is_set_in_those_alone():
+    assert slots_of("+experiment=completion_batches", "backend.slots=8") == {
+        **{name: {None} for name in slots_of("+experiment=completion_batches")},
+        "llamacpp": {8},
+    }
+    where = "when={backend.slots: {backend: [llamacpp]}}"
+    assert slots_of("backend=vllm,llamacpp", "backend.slots=8", where) == {"vllm": {None}, "llamacpp": {8}}
+
+
+def test_a_key_of_some_backends_is_refused_with_the_words_that_set_it_for_those():
+    for value in ("8", "8,16"):
+        line = ["+experiment=completion_batches", "backend=vllm,llamacpp", f"backend.quantization={value}"]
+        with pytest.raises(ConfigError, match="unknown to vllm") as caught:
+            composed(*line)
+        said = str(caught.value)
+        assert said.startswith(f"backend.quantization={value.replace(',', ', ')}: ")
+        # What it says to add is what works, beside the experiment's own limits.
+        where = said.split("'")[1]
+        points = composed(*line, where).points
+        assert {point["backend"]["name"] for point in points if "quantization" in point["backend"]} == {"llamacpp"}
+        assert {point["backend"].get("slots") for point in points} == {None, 1, 64}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "said"),
+    [
+        ("{backend: transfromers}", "baseline.backend=transfromers: unknown; allowed: tgi, transformers, vllm"),
+        ("{load.batch_size: 3}", "baseline.load.batch_size=3: unknown; allowed: 1, 2"),
+    ],
+)
+def test_a_baseline_that_is_no_value_of_its_axis_is_refused(baseline, said):
+    line = ["+experiment=latency_bound", "load.batch_size=1,2"]
+    with pytest.raises(ConfigError) as caught:
+        composed(*line, f"baseline={baseline}")
+    assert str(caught.value) == said
+    assert composed(*line, "baseline={backend: vllm, load.batch_size: 2}").settings.baseline["backend"] == "vllm"
+
+
+def test_the_experiments_own_baseline_may_be_left_out_and_one_that_is_asked_for_may_not():
+    assert composed("+experiment=latency_bound", "backend=vllm").settings.baseline == {"backend": "transformers"}
+    with pytest.raises(ConfigError, match=r"baseline\.backend=transformers: unknown; allowed: vllm"):
+        composed("+experiment=latency_bound", "backend=vllm", "baseline.backend=transformers")
+
+
 def test_ten_thousand_points_are_expanded_in_seconds():
     began = time.process_time()
     composition = composed("backend=vllm", "workload.num_requests=range(1,101)", "load.batch_size=range(1,101)")
