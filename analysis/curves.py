@@ -2,13 +2,15 @@
 
 Small dots are replicates and whiskers the 95 % interval of their mean. An axis goes as far as the data do: a whisker
 over two replicates may go anywhere, and is cut at the panel's edge. A cross on the axis is a point without a result.
+Of more lines than can be told apart the others are grey, and means alone.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -21,6 +23,8 @@ from analysis.stats import FloatArray
 
 LOGARITHMIC_FROM = 30.0  # largest over smallest value from which a linear axis hides the small ones
 BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
+GREY = "#b4bac2"
+MOST_REPLICATES = 3000  # dots in a figure: of more, its means and whiskers are left
 
 
 def against_load(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
@@ -32,30 +36,43 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
     if of is None or column not in points or not points[column].notna().any():
         return None
     also = also if also in points else None
-    return _curves(run, layout, of, also) if layout.x else _rows(run, layout, of, also)
+    replicates = layout.drawn(run.ok)
+    draw = _curves if layout.x else _rows
+    dots = replicates if len(replicates) <= MOST_REPLICATES else replicates.head(0)
+    return draw(layout, of, also, dots, _values(run, layout, of, also))
 
 
-def _curves(run: Run, layout: Layout, of: Quantity, also: str | None) -> Figure:
+def _curves(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray) -> Figure:
     points, lines = layout.points, _with_results(layout, of)
-    handles = [handle(layout, line) for line in lines]
+    own = [line for line in lines if line in layout.distinct]
+    handles = [handle(layout, line) for line in own]
+    if len(own) < len(lines):
+        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{len(lines) - len(own)} others"))
     if also:
         handles.append(Line2D([], [], color=MUTED, linestyle="--", linewidth=1, label=_difference("dashed", of, also)))
     if (points.loc[points["line"].isin(lines), "n"] == 0).any():
         handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result"))
-    figure, axes = panels(layout.panels, f"{of.label} against {layout.x_label.lower()}", handles)
-    for index, (title, (ax,)) in enumerate(zip(layout.panels, axes, strict=True)):
-        for line in lines:
-            _curve(ax, run, layout, _points_of(layout, title, line, layout.x), of, also)
+    heading = f"{of.label} against {layout.x_label.lower()}{_panels_left_out(layout)}"
+    figure, axes = panels(layout.drawn_panels, heading, handles)
+    for index, (title, (ax,)) in enumerate(zip(layout.drawn_panels, axes, strict=True)):
+        here = _points_of(layout, title, layout.x)
+        if len(own) < len(lines):
+            _others(ax, here[here["line"].isin(set(lines) - set(own))], of)
+        for line in own:
+            dots = replicates[(replicates["panel"] == title) & (replicates["line"] == line)]
+            _curve(ax, layout, here[here["line"] == line], dots, of, also)
         _load_axis(ax, points[layout.x].dropna().to_numpy(np.float64))
         ax.grid(visible=False, axis="x")
         ax.set_xlabel(layout.x_label)
-        _value_axis(ax, "y", _values(run, layout, of, also))
+        _value_axis(ax, "y", values)
         if index % PANELS_IN_A_ROW == 0:
             ax.set_ylabel(of.axis)
     return figure
 
 
-def _curve(ax: Axes, run: Run, layout: Layout, here: pd.DataFrame, of: Quantity, also: str | None) -> None:
+def _curve(
+    ax: Axes, layout: Layout, here: pd.DataFrame, replicates: pd.DataFrame, of: Quantity, also: str | None
+) -> None:
     if here.empty:
         return
     look = handle(layout, here["line"].iloc[0])
@@ -64,35 +81,62 @@ def _curve(ax: Axes, run: Run, layout: Layout, here: pd.DataFrame, of: Quantity,
     ax.plot(x, mean, color=colour, marker=look.get_marker(), linestyle=look.get_linestyle(), zorder=3)
     half = _scaled(here, f"{of.column}_ci_high", of) - mean
     ax.errorbar(x, mean, half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
-    at, value = _replicates(run, layout, here, of)
-    ax.scatter(at, value, color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
+    at = replicates[layout.x].to_numpy(np.float64)
+    ax.scatter(at, _scaled(replicates, of.column, of), color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
     if also:
         ax.plot(x, _scaled(here, also, of), color=colour, linestyle="--", linewidth=1, zorder=2)
-    lost = x[here["n"].to_numpy() == 0]
+    _crosses(ax, here, colour)
+
+
+def _others(ax: Axes, here: pd.DataFrame, of: Quantity) -> None:
+    """The lines without a colour of their own."""
+    curves = [
+        np.column_stack([line["_at"].to_numpy(np.float64), _scaled(line, of.column, of)])
+        for _, line in here.groupby("line", sort=False)
+    ]
+    ax.add_collection(LineCollection(curves, colors=GREY, linewidths=0.7, zorder=1))
+    _crosses(ax, here, GREY)
+
+
+def _crosses(ax: Axes, here: pd.DataFrame, colour: Any) -> None:
+    lost = here.loc[here["n"] == 0, "_at"].to_numpy(np.float64)
     ax.plot(lost, np.zeros_like(lost), "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False, zorder=5)
 
 
-def _rows(run: Run, layout: Layout, of: Quantity, also: str | None) -> Figure:
-    lines = _with_results(layout, of)
+def _rows(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray) -> Figure:
+    every = _with_results(layout, of)
+    lines = [line for line in every if line in layout.distinct]
     handles = [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")]
     if also:
         hollow = Line2D([], [], color=MUTED, marker="o", linestyle="none", markerfacecolor="none")
         hollow.set_label(_difference("hollow", of, also))
         handles.append(hollow)
     size = (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
-    figure, axes = panels(layout.panels, of.label, handles, size=size, left=0.3 + LETTER * max(map(len, lines)))
-    for title, (ax,) in zip(layout.panels, axes, strict=True):
+    left_out = f" ({len(lines)} of {len(every)} rows)" if len(lines) < len(every) else ""
+    heading = f"{of.label}{left_out}{_panels_left_out(layout)}"
+    left = 0.3 + LETTER * max(map(len, lines), default=0)
+    figure, axes = panels(layout.drawn_panels, heading, handles, size=size, left=left)
+    for title, (ax,) in zip(layout.drawn_panels, axes, strict=True):
+        here = _points_of(layout, title, None)
         for row, line in enumerate(lines):
-            _row(ax, run, layout, _points_of(layout, title, line, None).assign(_at=float(row)), of, also)
+            dots = replicates[(replicates["panel"] == title) & (replicates["line"] == line)]
+            _row(ax, layout, here[here["line"] == line].assign(_at=float(row)), dots, of, also)
         ax.set_yticks(range(len(lines)), lines)
         ax.set_ylim(len(lines) - 0.5, -0.5)
         ax.grid(visible=False, axis="y")
         ax.set_xlabel(of.axis)
-        _value_axis(ax, "x", _values(run, layout, of, also))
+        _value_axis(ax, "x", values)
     return figure
 
 
-def _row(ax: Axes, run: Run, layout: Layout, here: pd.DataFrame, of: Quantity, also: str | None) -> None:
+def _panels_left_out(layout: Layout) -> str:
+    drawn, all_ = len(layout.drawn_panels), len(layout.panels)
+    return f" (the first {drawn} of {all_} panels)" if drawn < all_ else ""
+
+
+def _row(
+    ax: Axes, layout: Layout, here: pd.DataFrame, replicates: pd.DataFrame, of: Quantity, also: str | None
+) -> None:
     if here.empty:
         return
     look = handle(layout, here["line"].iloc[0])
@@ -101,8 +145,8 @@ def _row(ax: Axes, run: Run, layout: Layout, here: pd.DataFrame, of: Quantity, a
     ax.plot(mean, y, color=colour, marker=marker, linestyle="none", zorder=3)
     half = _scaled(here, f"{of.column}_ci_high", of) - mean
     ax.errorbar(mean, y, xerr=half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
-    at, value = _replicates(run, layout, here, of)
-    ax.scatter(value, at, color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
+    value = _scaled(replicates, of.column, of)
+    ax.scatter(value, np.full_like(value, y[0]), color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
     if also:
         ax.plot(_scaled(here, also, of), y, color=colour, marker=marker, linestyle="none", markerfacecolor="none")
 
@@ -117,21 +161,15 @@ def _difference(how: str, of: Quantity, also: str) -> str:
     return f"{how}: {also.rpartition('_')[2]} (else {of.column.rpartition('_')[2]})"
 
 
-def _points_of(layout: Layout, panel: str, line: str, x: str | None) -> pd.DataFrame:
-    """The points of one line in one panel, sorted by where they stand (`_at`)."""
-    here = layout.points[(layout.points["panel"] == panel) & (layout.points["line"] == line)]
+def _points_of(layout: Layout, panel: str, x: str | None) -> pd.DataFrame:
+    """The points in one panel, sorted by where they stand (`_at`)."""
+    here = layout.points[layout.points["panel"] == panel]
     return here.assign(_at=here[x].astype("float64") if x else 0.0).sort_values("_at")
 
 
 def _scaled(points: pd.DataFrame, column: str, of: Quantity) -> FloatArray:
     scaled: FloatArray = points[column].to_numpy(np.float64) * of.scale
     return scaled
-
-
-def _replicates(run: Run, layout: Layout, here: pd.DataFrame, of: Quantity) -> tuple[FloatArray, FloatArray]:
-    """Where the single replicates behind some points stand, and their values."""
-    merged = run.ok.merge(here[[*layout.keys, "_at"]], on=layout.keys)
-    return merged["_at"].to_numpy(np.float64), _scaled(merged, of.column, of)
 
 
 def _values(run: Run, layout: Layout, of: Quantity, also: str | None) -> FloatArray:

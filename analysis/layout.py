@@ -1,18 +1,24 @@
 """What varies in an experiment, and so where it goes in a figure: along the axis, as a line, or as a panel.
 
-Engines and their settings are lines, workloads are panels, and the axis that varies most is the abscissa.
+Engines and their settings are lines, workloads are panels, and the axis that varies most is the abscissa. A figure has
+room for so many of each; what it leaves out, it says.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from analysis.load import Run
-from analysis.summary import ASKED, key_columns
+from analysis.summary import ASKED, best, is_baseline, key_columns
 
 _LOAD = ("batch_size", "concurrency", "rate")
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
+MOST_LINES = 21  # that can be told apart by colour, marker and dash
+MOST_PANELS = 24
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,12 @@ class Layout:
     """Where the points of a run stand in its figures."""
 
     points: pd.DataFrame  # the summary, with `line` and `panel`
+    trials: pd.DataFrame  # `line` and `panel` of each trial, by the index of the run's trials
     keys: list[str]  # the columns that tell points apart
     lines: list[str]  # in the plan's order: a line looks the same in every figure of a run
     x: str | None  # the column that is the abscissa; None if nothing numeric varies
     x_label: str
+    distinct: list[str]  # the lines with a colour of their own: at most MOST_LINES
 
     def load(self, point: "pd.Series[Any]") -> str:
         """Where a point stands on the abscissa, e.g. `batch size 8`; empty if nothing numeric varies."""
@@ -37,9 +45,22 @@ class Layout:
         """A point in a few words, e.g. `vllm, qa, batch size 8`."""
         return ", ".join(part for part in (point["line"], point["panel"], self.load(point)) if part)
 
-    @property
+    @cached_property
     def panels(self) -> list[str]:
         return sorted(self.points["panel"].unique())
+
+    @property
+    def drawn_panels(self) -> list[str]:
+        return self.panels[:MOST_PANELS]
+
+    def placed(self, trials: pd.DataFrame) -> pd.DataFrame:
+        """Some trials of the run, with their `line` and `panel`."""
+        return trials.join(self.trials)
+
+    def drawn(self, trials: pd.DataFrame) -> pd.DataFrame:
+        """Those of them that a figure has room for."""
+        placed = self.placed(trials)
+        return placed[placed["line"].isin(self.distinct) & placed["panel"].isin(self.drawn_panels)]
 
 
 def arrange(run: Run, points: pd.DataFrame) -> Layout:
@@ -52,13 +73,31 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     rest = [key for key in varying if key != x]
     asked = [key for key in rest if key.split(".")[0] in ASKED and key not in _LOAD]
     own = [key for key in rest if key not in asked]
-    points = points.assign(
-        panel=[_name(row, asked, "workload") for _, row in points.iterrows()],
-        line=[_name(row, own, "backend") for _, row in points.iterrows()],
-    )
+    points = points.assign(panel=_names(points, asked, "workload"), line=_names(points, own, "backend"))
+    trials = run.trials[keys].merge(points[[*keys, "line", "panel"]], on=keys, how="left")[["line", "panel"]]
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
-    return Layout(points, keys, list(by_engine["line"].unique()), x, _LABELS.get(x or "", _words(x or "").capitalize()))
+    lines = list(by_engine["line"].unique())
+    return Layout(
+        points=points,
+        trials=trials.set_axis(run.trials.index),
+        keys=keys,
+        lines=lines,
+        x=x,
+        x_label=_LABELS.get(x or "", _words(x or "").capitalize()),
+        distinct=_distinct(points, lines, run.baseline),
+    )
+
+
+def _distinct(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) -> list[str]:
+    """All lines, or of too many those of the best figures, those of the baseline, and others evenly from the plan."""
+    if len(lines) <= MOST_LINES:
+        return lines
+    known = [*(found.point["line"] for found in best(points)), *points.loc[is_baseline(points, baseline), "line"]]
+    first = list(dict.fromkeys(known))[: MOST_LINES // 3]
+    others = [line for line in lines if line not in first]
+    chosen = {*first, *others[:: math.ceil(len(others) / (MOST_LINES - len(first)))]}
+    return [line for line in lines if line in chosen]
 
 
 def _abscissa(points: pd.DataFrame, varying: list[str]) -> str | None:
@@ -74,13 +113,17 @@ def _abscissa(points: pd.DataFrame, varying: list[str]) -> str | None:
     return None
 
 
-def _name(row: "pd.Series[Any]", columns: list[str], first: str) -> str:
-    """`first` and steps of a ladder by their value alone, other columns as key=value."""
-    parts = [str(row[first])]
-    for key in columns:
-        if key != first and pd.notna(row[key]):
-            parts.append(str(row[key]) if key == "ladder" else f"{_words(key)}={row[key]}")
-    return ", ".join(parts)
+def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:
+    """Of each point `first` and the steps of a ladder by their value alone, other columns as key=value."""
+    columns = [key for key in columns if key != first]
+    words = ["" if key == "ladder" else f"{_words(key)}=" for key in columns]
+
+    def name(values: Iterable[Any]) -> str:
+        parts = [f"{word}{value}" for word, value in zip(words, values, strict=True) if pd.notna(value)]
+        return ", ".join(parts)
+
+    rest = map(name, points[columns].astype(object).itertuples(index=False, name=None))
+    return [", ".join(filter(None, (str(value), told))) for value, told in zip(points[first], rest, strict=True)]
 
 
 def _words(key: str) -> str:

@@ -3,6 +3,7 @@
 Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,11 +14,13 @@ from typing import Any, Literal
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sweep import store
 from sweep.store import DamagedFile, RunPaths
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
+_BULKY = ("config", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")  # texts of kilobytes
 Damaged = Literal["raise", "skip"]
 LATENCY = re.compile(r"(steady_)?(ttft|tpot|itl|e2el|lag|slot_wait|service_ttft)_")
 
@@ -31,9 +34,8 @@ class Run:
     """What is known about a run without opening its request files."""
 
     paths: RunPaths
-    trials: pd.DataFrame  # one row a trial of the present plan
+    trials: pd.DataFrame  # one row a trial of the present plan; its bulky texts are categories
     experiment: dict[str, Any] = field(default_factory=dict)  # plan.jsonl's entry of that kind
-    plan: list[dict[str, Any]] = field(default_factory=list)  # its other entries
 
     @property
     def name(self) -> str:
@@ -73,24 +75,15 @@ def open_run(folder: str | Path) -> Run:
 
     Raises:
         RunNotFound: if there is no trials.parquet.
-        DamagedFile: if trials.parquet or plan.jsonl is not whole.
+        DamagedFile: if trials.parquet or the plan's account of the experiment is not whole.
     """
-    paths = RunPaths(Path(folder))
-    if not paths.trials.is_file():
-        raise RunNotFound(f"{folder}: no run here (there is no trials.parquet)")
-    entries = store.read_plan(paths.plan) if paths.plan.is_file() else []
-    experiment = next((entry for entry in entries if entry.get("kind") == "experiment"), {})
-    plan = [entry for entry in entries if entry.get("kind") != "experiment"]
-    trials = _with_all_columns(store.read_table(paths.trials)).to_pandas(types_mapper=_NULLABLE.get)
-    return Run(paths, trials, experiment, plan)
-
-
-def _with_all_columns(table: pa.Table) -> pa.Table:
-    """A run of an older version lacks columns: they are null, as anything unknown is."""
-    for name, type_ in store.TRIAL_SCHEMA.items():
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(len(table), type_))
-    return table
+    paths = _paths(folder)
+    try:
+        with pq.ParquetFile(paths.trials, read_dictionary=_BULKY) as file:  # trials share them: 20,000 times 4 KB
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(paths.trials, str(error).splitlines()[0]) from error
+    return Run(paths, _frame(table), _experiment(paths.plan))
 
 
 def load(folder: str | Path) -> pd.DataFrame:
@@ -100,7 +93,34 @@ def load(folder: str | Path) -> pd.DataFrame:
         RunNotFound: if there is no trials.parquet.
         DamagedFile: if it is not whole.
     """
-    return open_run(folder).trials
+    return _frame(store.read_table(_paths(folder).trials))
+
+
+def _paths(folder: str | Path) -> RunPaths:
+    paths = RunPaths(Path(folder))
+    if not paths.trials.is_file():
+        raise RunNotFound(f"{folder}: no run here (there is no trials.parquet)")
+    return paths
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """With all columns: a run of an older version lacks some, which are null, as anything unknown is."""
+    for name, type_ in store.TRIAL_SCHEMA.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), type_))
+    return table.to_pandas(types_mapper=_NULLABLE.get)
+
+
+def _experiment(plan: Path) -> dict[str, Any]:
+    """The plan's entry about the experiment as a whole; the trials' entries, one each, are passed over unread."""
+    if not plan.is_file():
+        return {}
+    with plan.open(encoding="utf-8") as lines:
+        try:
+            entries = (json.loads(line) for line in lines if '"experiment"' in line)
+            return next((entry for entry in entries if entry.get("kind") == "experiment"), {})
+        except ValueError as error:
+            raise DamagedFile(plan, str(error)) from error
 
 
 def requests(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.curves import MOST_REPLICATES
 from analysis.doubts import doubts
 from analysis.layout import Layout, arrange
 from analysis.load import Run, open_run
@@ -70,7 +71,7 @@ def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
             f"<header>\n<h1>{escape(run.name)}</h1>\n{_lead(run, layout)}\n</header>",
             f'<div class="cards">{"".join(_cards(layout))}</div>',
             section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
-            section("Figures", *figures(drawn), _reading_figures(layout)),
+            section("Figures", *figures(drawn), _reading_figures(run, layout)),
             section("Results", *_results(layout)),
             section("Trials without a result", *_failures(lost)),
             section("What was run", _provenance(run), *_versions(run)),
@@ -185,8 +186,18 @@ def _ratio(point: "pd.Series[Any]", column: str) -> str:
     return f"{times(point[column])} <span>{interval if '—' not in interval else ''}</span>"
 
 
-def _reading_figures(layout: Layout) -> str:
+def _reading_figures(run: Run, layout: Layout) -> str:
     lost = " A cross is a point without a result." if (layout.points["n"] == 0).any() else ""
+    if len(layout.distinct) < len(layout.lines):
+        lost += (
+            f" Of {len(layout.lines):,} lines {len(layout.distinct)} have a colour: those of the best figures, of the"
+            " baseline, and others evenly from the plan. The rest are grey, means alone; where lines are rows, and in"
+            " the memory over time, they are left out. All are in summary.csv."
+        )
+    if len(layout.drawn_panels) < len(layout.panels):
+        lost += f" The first {len(layout.drawn_panels)} of {len(layout.panels):,} panels are drawn."
+    if len(layout.drawn(run.ok)) > MOST_REPLICATES:
+        lost += f" There are more than {MOST_REPLICATES:,} replicates: only their intervals are drawn."
     return (
         '<p class="note">Lines are means over replicates, small dots the replicates, whiskers the'
         f" {CONFIDENCE:.0%} interval of the mean (cut where they leave the panel).{lost}"

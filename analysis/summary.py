@@ -152,9 +152,8 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
         for row in points[keys].to_dict("records")
     ]
     candidates: dict[tuple[Any, ...], list[int]] = {}
-    for index, value in enumerate(values):
-        if all(_same(value.get(key), wanted) for key, wanted in baseline.items()):
-            candidates.setdefault(tuple(value[key] for key in asked), []).append(index)
+    for index in np.flatnonzero(is_baseline(points, baseline)):
+        candidates.setdefault(tuple(values[index][key] for key in asked), []).append(int(index))
 
     def partner(value: dict[str, Any]) -> int | None:
         fitting = candidates.get(tuple(value[key] for key in asked), [])
@@ -163,6 +162,16 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
         return closest[0] if len(closest) == 1 else None
 
     return [partner(value) for value in values]
+
+
+def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bool_]:
+    """Which points are of the baseline; none if there is no baseline or none of its points."""
+    if not baseline or not set(baseline) <= set(points.columns):
+        return np.zeros(len(points), np.bool_)
+    named = points[list(baseline)].astype(object)
+    rows = named.where(named.notna(), None).itertuples(index=False, name=None)
+    wanted = list(baseline.values())
+    return np.array([all(map(_same, row, wanted)) for row in rows], np.bool_)
 
 
 def _same(value: Any, wanted: Any) -> bool:

@@ -145,8 +145,8 @@ def losses(run: Run, layout: Layout) -> Iterator[Loss]:
     lost = failures(run)
     if lost.empty:
         return
-    lost = lost.merge(layout.points[[*layout.keys, "line", "panel"]], on=layout.keys, how="left")
-    asked = run.trials.merge(layout.points[[*layout.keys, "line"]], on=layout.keys)["line"].value_counts().to_dict()
+    lost = layout.placed(lost)
+    asked = layout.trials["line"].value_counts().to_dict()
     lost["reason"] = lost["reason"].fillna("no reason was noted")
     for (line, outcome, reason), group in lost.groupby(["line", "outcome", "reason"], sort=False):
         logs, tails = group["log"].dropna(), group["log_tail"].dropna()

@@ -53,7 +53,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 def _largest(run: Run, layout: Layout) -> pd.DataFrame:
     """Of each line and panel the first replicate at its largest completed load, with `line` and `panel`."""
-    ok = run.ok.merge(layout.points[[*layout.keys, "line", "panel"]], on=layout.keys)
+    ok = layout.drawn(run.ok)
     by = [layout.x, "replicate"] if layout.x else ["replicate"]
     ok = ok.sort_values(by, ascending=[False, True][-len(by) :])
     return ok.groupby(["line", "panel"], sort=False).head(1)
