@@ -2,7 +2,7 @@
 
 This is the orchestrator's side: it writes the job into a folder (the bytes of every request, built before the clock),
 starts one or more `sweep.client_main` processes, and merges their rows into Records. What is measured, and how, is
-in `client_main`, `connection` and `wire`.
+in `client_main`, `client_runs`, `connection` and `wire`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 from sweep import wire
-from sweep.client_main import ROW
+from sweep.client_job import ROW
 from sweep.records import Phase, Record, Records, Request, Schedule
 from sweep.wire import BatchForm, Target, Timeouts
 
