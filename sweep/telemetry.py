@@ -4,6 +4,7 @@ One thread reads every source once an interval, and more often at first, off the
 read is said once in `sources` and left out; it never fails a trial.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -168,14 +169,28 @@ class Sampler:
 
 def memory_of(samples: Iterable[Sample]) -> tuple[str, list[float]]:
     """The label and readings of the memory that counts: of the GPUs, else of the engine's processes (bytes)."""
-    by_time: dict[float, float] = {}
-    processes: list[float] = []
+    label, readings = _memory(samples)
+    return label, [value for _, value in readings]
+
+
+def _memory(samples: Iterable[Sample]) -> tuple[str, list[tuple[float, float]]]:
+    """The same with the time of each reading (s); one reading stamps all devices alike."""
+    found: dict[str, dict[float, float]] = {"gpu_memory_bytes": {}, "process_memory_bytes": {}}
     for sample in samples:
-        if sample.series == "gpu_memory_bytes":
-            by_time[sample.time] = by_time.get(sample.time, 0.0) + sample.value  # one reading stamps all devices alike
-        elif sample.series == "process_memory_bytes":
-            processes.append(sample.value)
-    return ("gpu", list(by_time.values())) if by_time else ("process", processes)
+        if sample.series in found:
+            by_time = found[sample.series]
+            by_time[sample.time] = by_time.get(sample.time, 0.0) + sample.value
+    gpus, processes = (sorted(by_time.items()) for by_time in found.values())
+    return ("gpu", gpus) if gpus else ("process", processes)
+
+
+def time_mean(readings: Sequence[tuple[float, float]]) -> float | None:
+    """Mean over time of (time, value) in order, by trapezoids: early readings are closer together than later ones."""
+    if len(readings) < 2:
+        return readings[0][1] if readings else None
+    steps = itertools.pairwise(readings)
+    area = sum((time - before) * (value + earlier) / 2 for (before, earlier), (time, value) in steps)
+    return area / (readings[-1][0] - readings[0][0])
 
 
 def summarise_telemetry(samples: Sequence[Sample], idle_memory: float | None, duration: float | None) -> dict[str, Any]:
@@ -187,19 +202,19 @@ def summarise_telemetry(samples: Sequence[Sample], idle_memory: float | None, du
     end = float("inf") if duration is None else duration
     measured = [sample for sample in samples if 0 <= sample.time <= end + 1.0] or list(samples)
     kv_usage = _kv_cache_usage([sample for sample in samples if 0 <= sample.time <= end])
-    label, memory = memory_of(measured)
+    label, memory = _memory(measured)
     return {
-        "kv_cache_usage_mean": sum(kv_usage) / len(kv_usage) if kv_usage else None,
-        "kv_cache_usage_max": max(kv_usage) if kv_usage else None,
+        "kv_cache_usage_mean": time_mean(kv_usage),
+        "kv_cache_usage_max": max((value for _, value in kv_usage), default=None),
         "memory_idle_bytes": idle_memory,
-        "memory_mean_bytes": sum(memory) / len(memory) if memory else None,
-        "memory_peak_bytes": max(memory) if memory else None,
+        "memory_mean_bytes": time_mean(memory),
+        "memory_peak_bytes": max((value for _, value in memory), default=None),
         "memory_label": label,
     }
 
 
-def _kv_cache_usage(samples: Sequence[Sample]) -> list[float]:
-    """The readings (0..1), or none at all if no request ran at any of them: that is not an empty cache's 0.0."""
-    usage = [sample.value for sample in samples if sample.series == "kv_cache_usage"]
+def _kv_cache_usage(samples: Sequence[Sample]) -> list[tuple[float, float]]:
+    """Time (s) and value (0..1) of the readings; none if no request ran at any: that is not an empty cache's 0.0."""
+    usage = [(sample.time, sample.value) for sample in samples if sample.series == "kv_cache_usage"]
     running = any(sample.series == "requests_running" and sample.value > 0 for sample in samples)
-    return usage if running or any(usage) else []
+    return usage if running or any(value for _, value in usage) else []

@@ -138,6 +138,16 @@ def test_a_trial_shorter_than_the_interval_is_seen_or_said_to_be_unseen(seconds,
     assert (row["kv_cache_usage_mean"] is None) == (expected is None)
 
 
+def test_a_mean_is_over_time_and_not_over_readings():
+    """The first second is read ten times as often as the rest."""
+    times = [*(n / 10 for n in range(10)), *range(1, 11)]
+    samples = [Sample(t, "kv_cache_usage", 0.0 if t < 1 else 0.5) for t in times]
+    samples += [Sample(t, "process_memory_bytes", 0.0 if t < 1 else 500.0) for t in times]
+    row = summarise_telemetry(samples, None, duration=10.0)
+    assert row["kv_cache_usage_mean"] == pytest.approx(0.45, abs=0.01)
+    assert row["memory_mean_bytes"] == pytest.approx(450, abs=10)
+
+
 def test_readings_come_apart_as_a_trial_grows_long():
     times = []
 
