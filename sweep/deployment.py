@@ -251,6 +251,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
     environment = environments.Environment("")
     folder = Path()
     if backend.launches:
+        model.reach(cache)  # a model that cannot be had is no reason to build an environment first
         spec = environments.resolve(backend.env, work.settings.hardware.platform)
         environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
         folder = model.prepare(cache, lambda text: emit(State(text)))

@@ -1,7 +1,8 @@
 """Which weights an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
 
-Every model complains at the door (`check`), has a digest of its content that is known at planning (`digest`), and comes
-to a folder in Hugging Face layout on the node that needs it (`prepare`). Code of a repository is never run.
+Every model complains at the door (`check`), has a digest of its content that is known at planning (`digest`), complains
+on the node that needs it before anything is built there (`reach`), and comes to a folder in Hugging Face layout on it
+(`prepare`). Code of a repository is never run.
 """
 
 import hashlib
@@ -19,7 +20,13 @@ from typing import Any, ClassVar, Literal
 
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this version of the hub raises errors of
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -73,6 +80,10 @@ class Model(BaseModel):
     def digest(self) -> str:
         """What the content of this model is, as far as it can be known without loading it."""
         raise NotImplementedError
+
+    def reach(self, cache_dir: Path) -> None:
+        """Raise ValueError or OSError, in one line, if `prepare` could not: asked before anything large is made."""
+        self._tokenizer_folder(cache_dir)
 
     def prepare(self, cache_dir: Path, progress: Progress) -> Path:
         """The folder in Hugging Face layout, made on first use under `cache_dir` by one process of the node at a time.
@@ -180,6 +191,11 @@ class HubModel(Model):
         super().check()
         if not REPOSITORY.fullmatch(self.repo):
             raise ValueError(f"model.repo={self.repo}: allowed is organisation/name")
+        _commit(self.repo, self.revision)
+
+    def reach(self, cache_dir: Path) -> None:
+        _hub_files(self.repo, self.revision, cache_dir, _ignore, peek=True)
+        super().reach(cache_dir)
 
     def digest(self) -> str:
         """repo@commit where the hub or its cache on this machine says which commit that is, else repo@revision."""
@@ -215,8 +231,12 @@ class PathModel(Model):
     def _own_tokenizer(self, cache_dir: Path) -> Path:
         return Path(self.path).expanduser()
 
-    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+    def reach(self, cache_dir: Path) -> None:
         self.check()  # it may be there where the plan was made, and not on this node
+        super().reach(cache_dir)
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        self.check()
         return Path(self.path).expanduser().resolve()
 
 
@@ -363,11 +383,17 @@ class _Percent:
 
 
 def _hub_files(
-    repo: str, revision: str, cache_dir: Path, progress: Progress, names: tuple[str, ...] | None = None
+    repo: str,
+    revision: str,
+    cache_dir: Path,
+    progress: Progress,
+    names: tuple[str, ...] | None = None,
+    peek: bool = False,
 ) -> Path:
     """A snapshot with the named files, or with all that an engine needs; from the cache where the hub is not reached.
 
-    The cache is Hugging Face's own where HF_HOME or HF_HUB_CACHE name one, else under `cache_dir`.
+    The cache is Hugging Face's own where HF_HOME or HF_HUB_CACHE name one, else under `cache_dir`. With `peek` a hub
+    that is reached is only asked for a small file: who may have that may have all.
     """
     api = _hub()
     options: dict[str, Any] = {
@@ -378,13 +404,12 @@ def _hub_files(
     try:
         files = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
         safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
-        wanted = names or (*CONFIGURATION, SAFE_WEIGHTS if safe else PICKLED_WEIGHTS)
+        wanted = ("config.json",) if peek else names or (*CONFIGURATION, SAFE_WEIGHTS if safe else PICKLED_WEIGHTS)
         bar = _bar(repo, progress)
         online = {"endpoint": api.endpoint, "token": api.token, "tqdm_class": bar}
         return Path(snapshot_download(repo, allow_patterns=list(wanted), **online, **options))
     except HfHubHTTPError as error:
-        reason = _first_line(error)
-        raise ValueError(f"model.repo={repo}@{revision}: {reason} (a gated model needs HF_TOKEN)") from None
+        raise _refused(repo, revision, error) from None
     except (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         for weights_pattern in (SAFE_WEIGHTS, PICKLED_WEIGHTS):
             wanted = names or (*CONFIGURATION, weights_pattern)
@@ -393,6 +418,12 @@ def _hub_files(
                 return folder
         reason = _first_line(error)
         raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and no hub ({reason})") from None
+
+
+def _refused(repo: str, revision: str, error: HfHubHTTPError) -> ValueError:
+    if isinstance(error, RevisionNotFoundError):
+        return ValueError(f"model.revision={revision}: {repo} has none; allowed is a branch, tag or commit of it")
+    return ValueError(f"model.repo={repo}@{revision}: {_first_line(error)} (a gated model needs HF_TOKEN)")
 
 
 def _first_line(error: Exception) -> str:
@@ -433,7 +464,10 @@ def _hub() -> HfApi:
 
 @lru_cache
 def _commit(repo: str, revision: str) -> str:
-    """The commit that a revision means: as the hub says; else as it last said; else the revision itself."""
+    """The commit that a revision means: as the hub says; else as it last said; else the revision itself.
+
+    Raises ValueError if the hub knows no such repository or revision.
+    """
     if COMMIT.fullmatch(revision):
         return revision
     remembered = cache_directory(None) / "digests" / "hub.json"
@@ -441,6 +475,8 @@ def _commit(repo: str, revision: str) -> str:
     key = f"{os.environ.get('HF_ENDPOINT', '')} {repo}@{revision}"
     try:
         commit = str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise _refused(repo, revision, error) from None
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled):
         return known.get(key, revision)
     if known.get(key) != commit:

@@ -27,6 +27,20 @@ def test_a_node_with_other_gpus_than_asked_for_is_no_place_for_a_result(monkeypa
     assert deployment.other_gpus(gpus, hardware) == said
 
 
+def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(monkeypatch, tmp_path):
+    def reach(cache):
+        raise ValueError("model.repo=org/model@main: not on this machine, and no hub")
+
+    built = []
+    monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
+    settings = SimpleNamespace(cache_dir=str(tmp_path), hardware=L4)
+    backend, model = SimpleNamespace(launches=True, env=None), SimpleNamespace(reach=reach)
+    work = SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=settings)
+    with pytest.raises(ValueError, match=r"model\.repo=org/model@main"):
+        deployment._prepare(work, (), lambda event: None)
+    assert not built
+
+
 class Caches(BaseHTTPRequestHandler):
     """Answers a POST with the next of `answers`: the last one again and again."""
 

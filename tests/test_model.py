@@ -336,7 +336,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer(403, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
         elif path.startswith("/api/models/org/"):
             parts = path.removeprefix("/api/models/").split("/")
-            commit = COMMITS.get(parts[3], parts[3]) if len(parts) > 3 else COMMITS["main"]
+            revision = parts[3] if len(parts) > 3 else "main"
+            if parts[1] == "nowhere":
+                return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+            if revision not in {*COMMITS, *COMMITS.values()}:
+                return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            commit = COMMITS.get(revision, revision)
             listed = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
             info = {"id": "/".join(parts[:2]), "sha": commit, "siblings": listed}
             tree = [{"type": "file", "path": f["rfilename"], "size": f["size"], "oid": "0"} for f in listed]
@@ -431,6 +436,47 @@ def test_a_gated_model_needs_the_token_of_the_environment(
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert (gated.prepare(tmp_path / "cache", silent) / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision", "said"),
+    [
+        ("org/model", "v3", r"^model\.revision=v3: org/model has none; allowed is a branch, tag or commit of it$"),
+        ("org/nowhere", "main", r"^model\.repo=org/nowhere@main: 401 .*\(a gated model needs HF_TOKEN\)$"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_refused_at_the_door(hub: Any, repo: str, revision: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        HubModel(name="m", repo=repo, revision=revision).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_node_is_asked_before_anything_is_built_there(hub: Any, tmp_path: Path, folder: Path) -> None:
+    """With a hub, whether it gives anything; without, whether everything is here. Planning asks for no commit."""
+    wrong = HubModel(name="m", repo="org/model", revision="c" * 40)
+    wrong.check()
+    with pytest.raises(ValueError, match=r"^model\.revision=c+: org/model has none"):
+        wrong.reach(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"^model\.repo=org/gated@main: .*\(a gated model needs HF_TOKEN\)$"):
+        HubModel(name="m", repo="org/gated").reach(tmp_path / "cache")
+    right = HubModel(name="m", repo="org/model")
+    right.reach(tmp_path / "cache")
+    assert not [path for path, _ in Hub.requests if path.endswith(".safetensors")], "nothing large"
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(ValueError, match=r"^model\.repo=org/model@main: not on this machine, and no hub"):
+        right.reach(tmp_path / "cache")
+    with pytest.raises(ValueError, match="no such folder"):
+        PathModel(name="m", path=str(tmp_path / "away")).reach(tmp_path / "cache")
+    PathModel(name="m", path=str(folder)).reach(tmp_path / "cache")
+
+
+def test_what_was_fetched_is_reached_without_the_hub(hub: Any, tmp_path: Path) -> None:
+    fetched = HubModel(name="m", repo="org/model")
+    fetched.prepare(tmp_path / "cache", silent)
+    hub.shutdown()
+    hub.server_close()
+    fetched.reach(tmp_path / "cache")
 
 
 def test_a_repository_has_two_names() -> None:
