@@ -24,8 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     cache = cache_directory(None)
     match list(arguments):
         case []:
-            console.print(listing(provenance.host(), cache))
-            console.print(f"environments are in {cache / 'environments'}; set cache_dir= of a run, or XDG_CACHE_HOME")
+            show(provenance.host(), cache, console)
+            where = f"environments are in {cache / 'environments'}; set cache_dir= of a run, or XDG_CACHE_HOME"
+            console.print(where, markup=False, soft_wrap=True)
             return 0
         case ["install", *wanted] if wanted:
             return install(wanted, provenance.host(), cache, console)
@@ -65,6 +66,8 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
         return "", str(error)
     if found is None:
         return "", reason or f"not installed: python -m backends install {backend.name} (or its first use)"
+    if reason and spec.name == "own":  # nothing is built for it, and it cannot run
+        return "", reason
     return _installed(backend, spec, found), reason or ""
 
 
@@ -77,16 +80,23 @@ def _installed(backend: Backend, spec: EnvironmentSpec, found: env.Environment) 
     return f"{version} ({place})" if version else place
 
 
-def listing(host: Host, cache: Path) -> Table:
-    """All backends of conf/backend, one a line."""
+def show(host: Host, cache: Path, console: Console) -> None:
+    """All backends of conf/backend, one a line, and under them what is missing: a remedy is there to be copied."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("backend", "engine", "installed", "missing"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("backend", "engine", "here"):
+        table.add_column(heading, no_wrap=True)
+    remedies = []
     for name in overview.names():
         backend = overview.configured(name)
         installed, missing = state(backend, host, cache)
-        table.add_row(name, type(backend).__name__, installed, missing)
-    return table
+        table.add_row(name, type(backend).__name__, installed or "-")
+        if missing:
+            remedies.append(f"  {name}: {missing}")
+    console.print(table)
+    if remedies:
+        console.print("\nmissing:")
+    for text in remedies:
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def install(wanted: Sequence[str], host: Host, cache: Path, console: Console) -> int:

@@ -80,7 +80,9 @@ def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | 
 
 def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, progress: Progress) -> dict[str, Any]:
     """The fields of a Reference, by a process of its own in an environment with transformers."""
-    python = environments.prepare(spec, cache, progress).python
+    # An engine that needs no Python at all (llama.cpp) is compared with it too: say what the time is spent on.
+    why = "for transformers, which engines are compared with; agreement=false leaves it out"
+    python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
     folder = model.prepare(cache, progress)
     tokenizer = model.load_tokenizer(cache)
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]

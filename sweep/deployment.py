@@ -234,7 +234,7 @@ def _one_launch(run: TrialRun, place: Place, marker: str, pending: _Pending, emi
             emit(State("waiting for GPU memory"))
             gpu_memory.wait_until_free(place.launch.gpus)
         expected = agreement.reference(run, place.launch, lambda text: emit(State(text)))
-        emit(State("launching the engine"))
+        emit(State("launching the engine" if backend.launches else f"asking {backend.url}, which runs already"))
         with server.running(backend, place.launch, marker=marker, versions=versions) as engine:
             facts = {**engine.facts(), **agreement.compare(run, engine, expected)}
             return _run_trials(run, replace(place, engine=engine, facts=facts), pending, emit)

@@ -181,12 +181,17 @@ def test_why_there_is_no_reference(backend, settings, words, tmp_path):
 
 
 def test_a_reference_that_cannot_be_made_is_said(monkeypatch, tmp_path):
-    def fail(*arguments: object) -> None:
+    def fail(spec: object, cache: Path, progress: Callable[[str], None]) -> None:
+        progress("environment cpu: building")
         raise env.EnvironmentFailed("environment cpu cannot be built: no network\nand more")
 
     monkeypatch.setattr(agreement.environments, "prepare", fail)
-    found = agreement.reference(run_of(Backend(name="x"), cache_dir=str(tmp_path)), launch(tmp_path), print)
+    told: list[str] = []
+    found = agreement.reference(run_of(Backend(name="x"), cache_dir=str(tmp_path)), launch(tmp_path), told.append)
     assert found == "none: EnvironmentFailed: environment cpu cannot be built: no network"
+    (text,) = told  # why it is built, to somebody whose engine needs no Python
+    assert text.startswith("environment cpu: building (for transformers")
+    assert "agreement=false" in text
 
 
 def test_a_reference_is_made_once(monkeypatch, tmp_path, tokenizer):

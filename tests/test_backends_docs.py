@@ -58,10 +58,13 @@ def test_elsewhere_than_on_linux_nothing_is_launched(name):
 
 
 def test_the_listing(capsys, tmp_path):
-    Console(width=200).print(command.listing(CPU, tmp_path))
-    said = capsys.readouterr().out
-    assert all(name in said for name in overview.names())
-    assert "not installed: python -m backends install vllm (or its first use)" in said
+    command.show(CPU, tmp_path, Console(width=80))
+    table, remedies = capsys.readouterr().out.split("\nmissing:\n")
+    assert [line.split()[0] for line in table.splitlines()] == ["backend", *overview.names()]
+    lines = remedies.splitlines()
+    assert "  vllm: not installed: python -m backends install vllm (or its first use)" in lines
+    assert all(line.startswith("  ") and line.split(":")[0].strip() in overview.names() for line in lines), "not folded"
+    assert max(map(len, lines)) > 80
 
 
 def test_an_installed_environment_is_told_with_the_engines_version(tmp_path):

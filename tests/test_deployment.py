@@ -8,6 +8,7 @@ import pytest
 
 from sweep import deployment
 from sweep.config import Hardware
+from sweep.records import Outcome
 
 L4 = Hardware(name="l4", platform="cuda", accelerator="L4", matches=("NVIDIA L4",))
 ANY = Hardware(name="gpu", platform="cuda")
@@ -39,6 +40,26 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
     with pytest.raises(ValueError, match=r"model\.repo=org/model@main"):
         deployment._prepare(work, (), lambda event: None)
     assert not built
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [
+        (SimpleNamespace(launches=True, url=None), "launching the engine"),
+        (SimpleNamespace(launches=False, url="http://h:1"), "asking http://h:1, which runs already"),
+    ],
+)
+def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
+    def fail(*arguments, **more):
+        raise deployment.server.LaunchError(Outcome.LAUNCH_FAILED, "not there")
+
+    monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: "none")
+    monkeypatch.setattr(deployment.server, "running", fail)
+    place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=()))
+    run, events = SimpleNamespace(deployment=SimpleNamespace(backend=backend)), []
+    failure = deployment._one_launch(run, place, "marker", None, events.append)
+    assert (failure.reason, failure.at_launch) == ("not there", True)
+    assert [event.text for event in events] == [said]
 
 
 class Caches(BaseHTTPRequestHandler):
