@@ -27,7 +27,7 @@ from sweep import store
 INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report gives these three other values in the dark
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))  # one for each use of the colours: layout.MOST_LINES in all
+DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # one for each use of the colours: layout.MOST_LINES in all
 PANEL = (2.45, 2.0)  # inches, the axes alone
 PANELS_IN_A_ROW = 4
 LETTER = 0.085  # inches, on average

@@ -19,7 +19,7 @@ from analysis.plots import Drawn, draw_all
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import HEADLINE, best, estimate, summarise, write_summary
-from analysis.table import COLUMNS, Loss, losses, times, with_interval
+from analysis.table import COLUMNS, Losses, losses, times, with_interval
 from sweep import metrics, store
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
@@ -63,7 +63,7 @@ def write_all(folder: str | Path) -> None:
 
 def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
     """The report as a document."""
-    lost = list(losses(run, layout))
+    lost = losses(run, layout)
     doubt = "".join(f"<li>{escape(sentence)}</li>" for sentence in doubts(run, layout))
     return page(
         f"{run.name}: sweep report",
@@ -75,7 +75,7 @@ def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
             section("Results", *_results(layout)),
             section("Trials without a result", *_failures(lost)),
             section("What was run", _provenance(run), *_versions(run)),
-            section("Words", *_words(run, lost)),
+            section("Words", *_words(run)),
         ],
     )
 
@@ -205,8 +205,8 @@ def _reading_figures(run: Run, layout: Layout) -> str:
     )
 
 
-def _failures(lost: list[Loss]) -> Iterator[str]:
-    if not lost:
+def _failures(lost: Losses) -> Iterator[str]:
+    if not lost.trials:
         return
     rows = [
         [
@@ -216,12 +216,14 @@ def _failures(lost: list[Loss]) -> Iterator[str]:
             escape(loss.where),
             escape(loss.reason),
         ]
-        for loss in lost
+        for loss in lost.shown
     ]
     yield table(
         ["engine", "outcome", "trials", "where", "reason"], rows, classes=["text", "text", "", "text wide", "text wide"]
     )
-    for loss in lost:
+    if lost.left_out:
+        yield f'<p class="note">{escape(lost.left_out)}</p>'
+    for loss in lost.shown:
         if loss.log_tail:
             place = f" ({escape(loss.log)})" if loss.log else ""
             title = f"{escape(loss.line)}, {escape(loss.outcome)}: end of the engine's log{place}"
@@ -290,17 +292,15 @@ def _versions(run: Run) -> Iterator[str]:
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
-def _words(run: Run, lost: list[Loss]) -> Iterator[str]:
+def _words(run: Run) -> Iterator[str]:
     """The metrics as `sweep.metrics` defines them, and the outcomes that occurred."""
     columns = [name for name in store.TRIAL_SCHEMA if run.ok[name].notna().any()]
     entries = [(name, escape(_formula(name))) for name in vars(metrics) if _formula(name) and _is_metric(name, columns)]
     yield definitions(entries)
     yield f'<p class="note">{escape(_STATISTICS)}</p>'
-    if lost:
+    if len(run.not_ok):
         yield "<h3>Outcomes</h3>"
-        yield definitions(
-            (name, escape(OUTCOMES.get(name, ""))) for name in dict.fromkeys(loss.outcome for loss in lost)
-        )
+        yield definitions((name, escape(OUTCOMES.get(name, ""))) for name in run.not_ok["outcome"].unique())
 
 
 def _is_metric(name: str, columns: list[str]) -> bool:

@@ -195,20 +195,6 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
     return found
 
 
-def failures(run: Run) -> pd.DataFrame:
-    """The rows of trials that are no result, with `log`: the path of the engine's log, if there is one."""
-    lost = run.not_ok.copy()
-    lost["log"] = [_log(run, row) for _, row in lost.iterrows()]
-    return lost
-
-
-def _log(run: Run, row: "pd.Series[Any]") -> str | None:
-    if pd.isna(row.get("attempt")):
-        return None
-    path = run.paths.engine_log(row["deployment_id"], row["attempt"])
-    return path.as_posix() if path.is_file() else None
-
-
 def write_summary(run: Run, points: pd.DataFrame) -> None:
     """Write summary.csv."""
     store.write_text(run.paths, run.paths.summary, points.to_csv(index=False))

@@ -1,7 +1,7 @@
 """The table that the terminal shows at the end of a sweep: results, the best figure per metric, and what failed."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,12 @@ from analysis.layout import Layout, arrange
 from analysis.load import Run, open_run
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import Estimate
-from analysis.summary import HEADLINE, best, estimate, failures, summarise
+from analysis.summary import HEADLINE, best, estimate, summarise
 
 COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
 RATIO = "output_throughput_vs_baseline"
 LARGEST_TABLE = 40  # points: the rest is in summary.csv
+MOST_LOSSES = 40  # ways to fail
 
 
 class Summary:
@@ -28,7 +29,7 @@ class Summary:
     def __init__(self, run: Run) -> None:
         points = summarise(run)
         self.layout = arrange(run, points)
-        self.losses = list(losses(run, self.layout))
+        self.losses = losses(run, self.layout)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if (self.layout.points["n"] > 0).any():
@@ -36,7 +37,7 @@ class Summary:
             yield _best(self.layout)
         else:
             yield Text("no trial has a result", style="bold red")
-        if self.losses:
+        if self.losses.trials:
             yield ""
             yield from _failures(self.losses)
 
@@ -140,25 +141,54 @@ class Loss(NamedTuple):
     log_tail: str | None
 
 
-def losses(run: Run, layout: Layout) -> Iterator[Loss]:
-    """The trials that are no result, those alike together."""
-    lost = failures(run)
-    if lost.empty:
-        return
-    lost = layout.placed(lost)
-    asked = layout.trials["line"].value_counts().to_dict()
+class Losses(NamedTuple):
+    """The trials that are no result, those alike together; of more kinds than anyone reads the most frequent."""
+
+    shown: list[Loss]
+    other_kinds: int
+    other_trials: int
+
+    @property
+    def trials(self) -> int:
+        return sum(loss.trials for loss in self.shown) + self.other_trials
+
+    @property
+    def left_out(self) -> str:
+        """What is not shown, in a sentence; empty if nothing is."""
+        if not self.other_kinds:
+            return ""
+        return f"and {self.other_trials:,} trials more, in {self.other_kinds:,} other ways: see trials.parquet"
+
+
+def losses(run: Run, layout: Layout) -> Losses:
+    """How trials failed, in the order of the plan."""
+    kind = ["line", "outcome", "reason"]
+    lost = layout.placed(run.not_ok)
     lost["reason"] = lost["reason"].fillna("no reason was noted")
-    for (line, outcome, reason), group in lost.groupby(["line", "outcome", "reason"], sort=False):
-        logs, tails = group["log"].dropna(), group["log_tail"].dropna()
-        yield Loss(
-            str(line),
-            str(outcome),
-            str(reason),
-            len(group),
-            "all its trials" if len(group) == asked[line] else "; ".join(_where(group, layout)),
-            logs.iloc[0] if len(logs) else None,
-            tails.iloc[0] if len(tails) else None,
+    sizes = lost.value_counts(kind, sort=False)
+    most = sizes.nlargest(MOST_LOSSES)
+    lost = lost.merge(most.index.to_frame(index=False), on=kind)
+    asked = layout.trials["line"].value_counts().to_dict()
+    shown = [
+        Loss(
+            *map(str, (line, outcome, reason)),
+            trials=len(group),
+            where="all its trials" if len(group) == asked[line] else "; ".join(_where(group, layout)),
+            log=next(_logs(run, group), None),
+            log_tail=next(iter(group["log_tail"].dropna()), None),
         )
+        for (line, outcome, reason), group in lost.groupby(kind, sort=False)
+    ]
+    return Losses(shown, len(sizes) - len(most), int(sizes.sum() - most.sum()))
+
+
+def _logs(run: Run, trials: pd.DataFrame) -> Iterator[str]:
+    """The engines' logs of some trials, as far as there are any."""
+    tried = trials.dropna(subset="attempt")
+    for deployment_id, attempt in zip(tried["deployment_id"], tried["attempt"], strict=True):
+        path = run.paths.engine_log(deployment_id, attempt)
+        if path.is_file():
+            yield path.as_posix()
 
 
 def _where(group: pd.DataFrame, layout: Layout) -> Iterator[str]:
@@ -170,12 +200,13 @@ def _where(group: pd.DataFrame, layout: Layout) -> Iterator[str]:
             yield f"{panel} ({layout.x_label.lower()} {', '.join(f'{value:g}' for value in values)})"
 
 
-def _failures(lost: Sequence[Loss]) -> Iterator[Text]:
-    count = sum(loss.trials for loss in lost)
-    yield Text(f"{count} trial{'s have' if count > 1 else ' has'} no result:", style="bold")
-    for loss in lost:
+def _failures(lost: Losses) -> Iterator[Text]:
+    yield Text(f"{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
+    for loss in lost.shown:
         style = "yellow" if loss.outcome in ("unavailable", "censored", "cancelled") else "red"
         line = Text("  ").append(loss.outcome, style=style).append(f" x{loss.trials} {loss.line}: {loss.reason}")
         yield line.append(f"  [{loss.where}]", style="dim")
         if loss.log:
             yield Text(f"    log: {loss.log}", style="dim")
+    if lost.left_out:
+        yield Text(f"  {lost.left_out}")
