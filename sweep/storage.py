@@ -35,6 +35,7 @@ from sweep.store import RunPaths
 SCHEMES = ("s3", "gs", "gcs")
 BEAT = 5.0  # s between signs of life in the lock
 SILENCE = 20.0  # s after which the holder of a lock is dead
+LOOK = 1.0  # s between looks at a lock, and before one that was just written counts as ours
 INTERVAL = 1.0  # s between looks at the ledger
 PIECE = 1 << 20  # bytes of ledger beyond which a new object is begun
 THREADS = 16
@@ -158,12 +159,12 @@ class Lock:
             say(f"a driver was here ({held['who']}): waiting {SILENCE:.0f} s to see whether it lives")
             until = time.monotonic() + SILENCE
             while time.monotonic() < until:
-                time.sleep(1.0)
+                time.sleep(LOOK)
                 now = self._read()
                 if now and now != held:
                     raise ConfigError(f"out={self.store.url}: a sweep is running there ({now['who']})")
         self.beat()
-        time.sleep(1.0)  # whoever wrote at the same time: the last one has it
+        time.sleep(LOOK)  # whoever wrote at the same time: the last one has it
         if not self.ours():
             raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
 

@@ -62,6 +62,7 @@ def put(url):
 def quick(monkeypatch):
     monkeypatch.setattr(storage, "SILENCE", 3.0)
     monkeypatch.setattr(storage, "BEAT", 0.5)
+    monkeypatch.setattr(storage, "LOOK", 0.1)
     monkeypatch.setattr(storage, "INTERVAL", 0.1)
 
 
