@@ -76,6 +76,7 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
 }
 """The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
 
+ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
 DERIVED = ("ttft", "e2el", "tpot", "slot_wait", "lag", "service_ttft", "service_e2el")
 """Columns of requests.parquet that are not raw: each is the function of that name in `metrics`."""
 
@@ -222,12 +223,16 @@ def write_bytes(paths: RunPaths, target: Path, content: bytes) -> None:
 
 
 def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Sequence[str] = ()) -> None:
-    """Dictionaries only where values repeat: on time stamps they cost more than they save."""
-    write_whole(
-        paths,
-        target,
-        lambda staged: pq.write_table(table, staged, compression="zstd", use_dictionary=list(dictionary)),
-    )
+    """Dictionaries only where values repeat: on time stamps they cost more than they save.
+
+    A row group is held in memory while it is written, so a table of long rows is written in groups of fewer.
+    """
+    rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
+
+    def write(staged: Path) -> None:
+        pq.write_table(table, staged, compression="zstd", use_dictionary=list(dictionary), row_group_size=rows)
+
+    write_whole(paths, target, write)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -294,25 +299,41 @@ def read_requests(path: Path) -> Records:
         FileNotFoundError: if there is none.
         DamagedFile: if it is not whole.
     """
-    table = read_table(path).combine_chunks()
     records = Records()
-    records.request_id = table["request_id"].to_pylist()
-    records.phase = table["phase"].to_pylist()
-    records.finish_reason = table["finish_reason"].to_pylist()
-    records.error = table["error"].to_pylist()
-    for name in ("batch", "input_tokens", "output_tokens"):
-        setattr(records, name, _array("i", table[name].fill_null(UNKNOWN), np.int32))
-    for name in ("scheduled", "released", "sent"):
-        setattr(records, name, _array("d", table[name].fill_null(math.nan), np.float64))
-    records.chunk_us = _array("I", table["chunk_us"].combine_chunks().flatten(), np.uint32)
-    records.chunk_tokens = _array("H", table["chunk_tokens"].combine_chunks().flatten(), np.uint16)
-    lengths = table["chunk_us"].combine_chunks().value_lengths()
-    records.offsets = _array("q", np.concatenate([[0], np.cumsum(lengths.to_numpy())]), np.int64)
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                _append(records, file.read_row_group(group).combine_chunks())
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(path, str(error).splitlines()[0]) from error
     return records
 
 
-def _array(typecode: str, values: Any, dtype: type[np.generic]) -> "array[Any]":
-    return array(typecode, np.asarray(values, dtype).tobytes())
+def _append(records: Records, table: pa.Table) -> None:
+    records.request_id += table["request_id"].to_pylist()
+    for name in ("phase", "finish_reason", "error"):
+        getattr(records, name).extend(_repeated(table[name]))
+    for name in ("batch", "input_tokens", "output_tokens"):
+        _extend(getattr(records, name), table[name].fill_null(UNKNOWN), np.int32)
+    for name in ("scheduled", "released", "sent"):
+        _extend(getattr(records, name), table[name].fill_null(math.nan), np.float64)
+    chunks = table["chunk_us"].combine_chunks()
+    _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), np.int64)
+    _extend(records.chunk_us, chunks.flatten(), np.uint32)
+    _extend(records.chunk_tokens, table["chunk_tokens"].combine_chunks().flatten(), np.uint16)
+
+
+def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
+    """A column of few different values, each of them one object."""
+    encoded = texts.combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    return [None if index is None else values[index] for index in encoded.indices.to_pylist()]
+
+
+def _extend(values: "array[Any]", more: Any, dtype: type[np.generic]) -> None:
+    values.frombytes(np.ascontiguousarray(more, dtype).view(np.uint8).data)
 
 
 # Telemetry -----------------------------------------------------------------------------------------------------------

@@ -127,6 +127,7 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
             timeouts=client.Timeouts(**run.settings.client.timeouts.model_dump()),
             should_stop=_reason_to_stop(engine, stop, deadline),
         )
+    del warmup, requests  # of a long trial, hundreds of megabytes
     if stop.is_set():
         return row | {"outcome": Outcome.CANCELLED.value, "reason": "stopped by the user"}
     samples = sampler.samples(measurement.start_monotonic)

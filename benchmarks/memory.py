@@ -1,0 +1,86 @@
+"""What a very long trial takes of memory: a million requests of 128 chunks, truly sent, recorded and summarised.
+
+    python -m benchmarks.memory [--requests 1000000]
+
+The command that a user would give (`python -m sweep backend=openai …`) against the simulated server, which answers at
+once. Prints the peak memory of the command and of its measuring processes, and the size of requests.parquet.
+"""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from sweep import store
+from sweep.config import ROOT
+
+TOKENS, STREAMS = 128, 64
+
+
+def peak_memory(process: psutil.Process) -> int:
+    """Largest resident memory so far, bytes; 0 if it is gone."""
+    with contextlib.suppress(OSError, psutil.Error):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def watch(command: "subprocess.Popen[bytes]") -> tuple[int, int]:
+    """Peak memory of a command and of the largest of its children, bytes."""
+    whole = psutil.Process(command.pid)
+    own = children = 0
+    while command.poll() is None:
+        own = max(own, peak_memory(whole))
+        with contextlib.suppress(psutil.Error):
+            children = max([children, *(peak_memory(child) for child in whole.children(recursive=True))])
+        time.sleep(0.2)
+    return own, children
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    requests = parser.parse_args().requests
+    config = {"ttft": {"mean": 0.0}, "itl": {"mean": 0.0}, "events_per_write": 64}
+    server = [sys.executable, str(ROOT / "backends" / "simulated_server.py"), "--config", json.dumps(config)]
+    with (
+        tempfile.TemporaryDirectory(prefix="sweep-memory-") as folder,
+        subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as serving,
+    ):
+        assert serving.stdout is not None
+        url = f"http://127.0.0.1:{serving.stdout.readline().rsplit(':', 1)[1].strip()}"
+        sweep = [
+            *(sys.executable, "-m", "sweep", "backend=openai", f"backend.url={url}", "model=simulated"),
+            *("workload=synthetic", "workload.input_tokens=8", f"workload.output_tokens={TOKENS}"),
+            *(f"workload.num_requests={requests}", "load=closed", f"load.concurrency={STREAMS}"),
+            *("cluster=inline", "tracking=none", f"out={folder}/out"),
+        ]
+        began = time.monotonic()
+        with subprocess.Popen(sweep, cwd=ROOT) as command:
+            own, children = watch(command)
+        wall = time.monotonic() - began
+        serving.terminate()
+        (row,) = store.read_trials(Path(folder) / "out" / "trials.parquet")
+        (file,) = Path(folder).glob("out/deployments/*/*/*/requests.parquet")
+        found = {
+            "requests": row["num_requests"],
+            "failed": row["num_failed"],
+            "output_tokens": row["output_tokens"],
+            "outcome": row["outcome"],
+            "wall_seconds": round(wall),
+            "command_peak_bytes": own,
+            "client_peak_bytes": children,
+            "requests_parquet_bytes": file.stat().st_size,
+        }
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
