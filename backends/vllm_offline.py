@@ -22,6 +22,7 @@ class VLLMOffline(Hosted):
     library: str = "backends.host.vllm_offline_library"
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache where there is no GPU
     distribution: str | None = "vllm"
+    reset_paths: tuple[str, ...] = ("/reset_caches",)
     oom_patterns: tuple[str, ...] = VLLM.model_fields["oom_patterns"].default
     hollow_errors: tuple[str, ...] = VLLM.model_fields["hollow_errors"].default
     metric_names: dict[str, str] = Field(

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from backends.host import offline
 from backends.host.batches import Batches, Call, GenerationFailed, failure
 from backends.host.continuous import Continuous
 from backends.host.http import Connection, HTTPError, Query, error_body, serve_connections
-from backends.host.library import ContinuousLibrary, Library, Row, Settings
+from backends.host.library import ContinuousLibrary, Forgetful, Library, Row, Settings
 from backends.host.text import Detokenizer, Tokenizer
 
 REFUSED = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None,)}
@@ -67,6 +67,8 @@ class Host:
                 await self.complete(query.json(), connection)
             case "POST", "/measure":
                 await self.measure(query.json(), connection)
+            case "POST", "/reset_caches":
+                await self.reset_caches(connection)
             case _:
                 raise HTTPError(404, f"{query.method} {query.path} is not served here", "NotFoundError")
 
@@ -106,23 +108,23 @@ class Host:
         )
         order = offline.Order(**body["schedule"])
         stopped = threading.Event()
-        result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
-
-        def work() -> None:
-            try:
-                found: dict[str, Any] | GenerationFailed = offline.measure(
-                    batches.library, warmup, rows, order, stopped
-                )
-            except Exception as error:  # noqa: BLE001 - whatever a library raises is the answer to this call
-                found = failure(error, batches.library)
-            batches.loop.call_soon_threadsafe(result.set_result, found)
-
-        batches.alone(work)
+        result = _alone(batches, lambda: offline.measure(batches.library, warmup, rows, order, stopped))
         while not result.done():
             await asyncio.wait([result], timeout=0.1)
             if connection.gone:
                 stopped.set()
         found = result.result()
+        if isinstance(found, GenerationFailed):
+            await self.fail(found, connection)
+        else:
+            await connection.answer(found)
+
+    async def reset_caches(self, connection: Connection) -> None:
+        """Have the library forget earlier prompts: {"success": bool}."""
+        batches, library = self.batches, self.batches.library
+        if not isinstance(batches, Continuous) or not isinstance(library, Forgetful):
+            raise HTTPError(404, "this library cannot be told to forget", "NotFoundError")
+        found = await _alone(batches, lambda: {"success": library.reset_caches()})
         if isinstance(found, GenerationFailed):
             await self.fail(found, connection)
         else:
@@ -174,6 +176,23 @@ class Host:
             if not all(type(token) is int and 0 <= token < self.tokenizer.vocabulary for token in prompt):
                 raise HTTPError(400, f"token ids must be whole numbers below {self.tokenizer.vocabulary}")
         return prompts
+
+
+def _alone(
+    batches: Continuous, work: Callable[[], dict[str, Any]]
+) -> asyncio.Future[dict[str, Any] | GenerationFailed]:
+    """What `work` returns in the library's thread while nothing else runs there, or how it failed."""
+    result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
+
+    def run() -> None:
+        try:
+            found: dict[str, Any] | GenerationFailed = work()
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is the answer to this call
+            found = failure(error, batches.library)
+        batches.loop.call_soon_threadsafe(result.set_result, found)
+
+    batches.alone(run)
+    return result
 
 
 class Answer:

@@ -65,6 +65,15 @@ class Library(Protocol):
         ...
 
 
+@runtime_checkable
+class Forgetful(Protocol):
+    """A stepped library that keeps earlier prompts, and can be told not to."""
+
+    def reset_caches(self) -> bool:
+        """Forget every prompt, with no row running; whether it did."""
+        ...
+
+
 class Step(NamedTuple):
     """What one step brought to one row."""
 
