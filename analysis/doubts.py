@@ -14,6 +14,7 @@ from analysis.load import Run
 WIDE = 0.10  # half an interval over its mean
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is all but the largest value
 BUSY_CLIENT = 0.7  # of a core
+AGREEING = 0.9  # of the reference's greedy tokens
 SHORT_OF_RATE = 0.95  # of the rate that was offered
 
 
@@ -29,6 +30,7 @@ def doubts(run: Run, layout: Layout) -> list[str]:
         _start_up,
         _rate,
         _unsent,
+        _agreement,
         _baseline,
         _mixed,
         _forms,
@@ -119,6 +121,12 @@ def _unsent(run: Run, layout: Layout) -> Iterator[str]:
             f"In {_trials(short)} up to {share.max():.0%} of the requests that came due were still waiting at the"
             " concurrency cap when the time was up: latencies are of those that were sent, users felt worse."
         )
+
+
+def _agreement(run: Run, layout: Layout) -> Iterator[str]:
+    lowest = layout.placed(run.ok).groupby("line", sort=False)["agreement"].min()
+    for line, share in lowest[lowest < AGREEING].items():
+        yield f"Only {share:.0%} of the reference's greedy tokens are those of {line}: its speed is of other answers."
 
 
 def _baseline(run: Run, layout: Layout) -> Iterator[str]:

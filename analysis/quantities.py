@@ -23,6 +23,8 @@ _WORDS = {
     "duration": "Duration",
     "goodput": "Goodput",
     "startup_seconds": "Engine start-up",
+    "output_tokens": "Output tokens",
+    "agreement": "Agreement",
 }
 _SHORT = {"cost_per_million_tokens": "Cost", "output_throughput": "Throughput", "kv_cache_usage": "KV use"}
 _LATENCIES = ("ttft", "tpot", "itl", "e2el", "lag", "slot_wait", "service_ttft", "service_e2el", "batch_latency")
@@ -102,6 +104,10 @@ def _unit(name: str) -> tuple[str, float, Literal["higher", "lower"] | None] | N
     if stem == "cost_per_million_tokens":
         return "$/M tok", 1.0, "lower"
     if stem == "kv_cache_usage":
+        return "%", 100.0, None
+    if stem == "output_tokens":
+        return "per trial", 1.0, None
+    if stem == "agreement":
         return "%", 100.0, None
     if name.endswith("_bytes"):
         return "GiB", 2.0**-30, "lower"

@@ -12,6 +12,8 @@ import pandas as pd
 
 from analysis.curves import MOST_REPLICATES
 from analysis.doubts import doubts
+from analysis.fitting import Fit, fits
+from analysis.formats import number_formats
 from analysis.layout import Layout, arrange
 from analysis.load import Run, open_run
 from analysis.page import card, definitions, figures, page, section, table
@@ -19,7 +21,7 @@ from analysis.plots import Drawn, draw_all
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import HEADLINE, best, estimate, summarise, write_summary
-from analysis.table import COLUMNS, Losses, losses, times, with_interval
+from analysis.table import Losses, losses, shown_columns, times, with_interval
 from sweep import metrics, store
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
@@ -73,8 +75,9 @@ def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
             section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
             section("Figures", *figures(drawn), _reading_figures(run, layout)),
             section("Results", *_results(layout)),
+            section("Largest batch that fitted in memory", *_fits(fits(run, layout))),
             section("Trials without a result", *_failures(lost)),
-            section("What was run", _provenance(run), *_versions(run)),
+            section("What was run", _provenance(run, layout), *_versions(run)),
             section("Words", *_words(run)),
         ],
     )
@@ -139,9 +142,8 @@ def _results(layout: Layout) -> Iterator[str]:
     if points.empty:
         yield '<p class="bad">No trial has a result.</p>'
         return
-    shown = [column for column in COLUMNS if column in points and points[column].notna().any()]
     compared = "output_throughput_vs_baseline" in points
-    quantities = [of for column in shown if (of := quantity(column))]
+    quantities = [of for column in shown_columns(points) if (of := quantity(column))]
     headings = ["engine", *([escape(layout.x_label.lower())] if layout.x else []), "n"]
     headings += [f"{escape(of.short)}<br><span>{escape(of.unit)}</span>" for of in quantities]
     headings += ["throughput<br><span>× baseline</span>", "TTFT p50<br><span>× baseline</span>"] if compared else []
@@ -205,6 +207,26 @@ def _reading_figures(run: Run, layout: Layout) -> str:
     )
 
 
+def _fits(found: list[Fit]) -> Iterator[str]:
+    if not found:
+        return
+    rows = [
+        [
+            escape(fit.line),
+            escape(fit.task),
+            "none" if fit.largest is None else f"{fit.size} {fit.largest:g}",
+            escape(fit.told),
+        ]
+        for fit in found[:LARGEST_TABLE]
+    ]
+    yield table(["engine", "task", "fitted", "ran out of memory at"], rows, classes=["text", "text", "", "text wide"])
+    left_out = f" Of {len(found):,} engines and tasks the first {LARGEST_TABLE} are shown."
+    yield (
+        '<p class="note">It fitted where a replicate has a result and none ran out of memory.'
+        f"{left_out if len(found) > LARGEST_TABLE else ''}</p>"
+    )
+
+
 def _failures(lost: Losses) -> Iterator[str]:
     if not lost.trials:
         return
@@ -233,7 +255,7 @@ def _failures(lost: Losses) -> Iterator[str]:
 # What was run --------------------------------------------------------------------------------------------------------
 
 
-def _provenance(run: Run) -> str:
+def _provenance(run: Run, layout: Layout) -> str:
     ran = run.trials[run.trials["attempt"].notna()]
     profile = run.experiment.get("hardware") or {}
     price = profile.get("price_per_hour")
@@ -245,7 +267,9 @@ def _provenance(run: Run) -> str:
         "Models": ", ".join(_distinct(run.trials, "model")),
         "Workloads": ", ".join(_distinct(run.trials, "workload")),
         "Loads": ", ".join(_distinct(run.trials, "load")),
-        "Numeric types": ", ".join(_distinct(ran, "dtype")),
+        "Number formats": "; ".join(
+            f"{name}: {', '.join(lines)}" for name, lines in number_formats(run, layout).items()
+        ),
         "Replicates": str(run.trials["replicate"].nunique()),
         "Price": f"{price} USD per hour ({profile.get('price_source') or 'no source given'})"
         if price

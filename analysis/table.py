@@ -11,6 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from analysis.fitting import Fit, fits
+from analysis.formats import number_formats
 from analysis.layout import Layout, arrange
 from analysis.load import Run, open_run
 from analysis.quantities import Quantity, number, quantity
@@ -18,7 +20,10 @@ from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate, summarise
 
 COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
+BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
 RATIO = "output_throughput_vs_baseline"
+GAP = 2  # characters between columns
+FEW_POINTS = 20  # up to which all metrics are shown, one table under the other
 LARGEST_TABLE = 40  # points: the rest is in summary.csv
 MOST_LOSSES = 40  # ways to fail
 
@@ -30,13 +35,17 @@ class Summary:
         points = summarise(run)
         self.layout = arrange(run, points)
         self.losses = losses(run, self.layout)
+        self.fits = fits(run, self.layout)
+        self.formats = number_formats(run, self.layout)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if (self.layout.points["n"] > 0).any():
-            yield _results(self.layout, options.max_width)
+            yield from _results(self.layout, options.max_width)
             yield _best(self.layout)
+            yield from _formats(self.formats)
         else:
             yield Text("no trial has a result", style="bold red")
+        yield from _fits(self.fits)
         if self.losses.trials:
             yield ""
             yield from _failures(self.losses)
@@ -57,40 +66,90 @@ class Column(NamedTuple):
 
     heading: str
     cells: list[str]
+    narrow: bool = False  # as narrow as its longest word
 
     @property
     def width(self) -> int:
-        return max(map(len, [*self.heading.split("\n"), *self.cells]))
+        cells = [word for cell in self.cells for word in cell.split()] if self.narrow else self.cells
+        return max(map(len, [*self.heading.split("\n"), *cells]))
 
 
-def _results(layout: Layout, width: int) -> Table:
-    """The points that have a result; metrics that the width has no room for are left out, the last ones first."""
+def shown_columns(points: pd.DataFrame) -> list[str]:
+    """The metrics that a table of some points shows, the most telling first: of lockstep batches those of a batch."""
+    wanted = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if _is_lockstep(points) else COLUMNS)
+    return [column for column in wanted if column in points and points[column].notna().any()]
+
+
+def _is_lockstep(points: pd.DataFrame) -> bool:
+    return "batch_latency_mean" in points and bool(points["batch_latency_mean"].notna().any())
+
+
+def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
+    """The points that have a result.
+
+    Metrics that the width has no room for follow in a table of their own, or if there are many points, by their name
+    alone; those of a batch are always shown.
+    """
     points = layout.points[layout.points["n"] > 0].head(LARGEST_TABLE)
-    words = [Column("engine", list(points["line"])), Column("workload", list(points["panel"]))]
-    numbers = [Column("n", [str(n) for n in points["n"]])]
+    columns = shown_columns(points)
+    needed = sum(column in BATCH_COLUMNS for column in columns) if _is_lockstep(points) else 1
+    metrics = [_metric(points, column) for column in columns]
+    if RATIO in points:
+        metrics.insert(needed, Column("vs\nbaseline", [times(value) for value in points[RATIO]]))
+    words, numbers, title = _identity(layout, points)
+    yield Text(title, style="bold")
+    if _width(words + numbers + metrics) > width:  # names are broken between words, never within one
+        words = [column._replace(narrow=True) for column in words]
+    while metrics and (needed > 0 or len(points) <= FEW_POINTS):
+        count = 1
+        while count < len(metrics) and _width(words + numbers + metrics[: count + 1]) <= width:
+            count += 1
+        yield _table(words, numbers + metrics[:count], list(points["panel"]))
+        metrics, needed = metrics[count:], needed - count
+    if metrics:
+        names = ", ".join(column.heading.replace("\n", " ") for column in metrics)
+        yield Text(f"in report.html, or a wider terminal: {names}", style="dim")
+    left_out = int((layout.points["n"] > 0).sum()) - len(points)
+    if left_out:
+        yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
+
+
+def _width(columns: list[Column]) -> int:
+    return sum(column.width + GAP for column in columns)
+
+
+def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[Column], str]:
+    """The columns that tell points apart, in words and in numbers, and the title: what all have in common."""
+    words, numbers = [Column("engine", list(points["line"]))], []
+    common = []
+    if points["panel"].nunique() > 1:
+        words.append(Column("workload", list(points["panel"])))
+    else:
+        common.append(points["panel"].iloc[0])
     if layout.x:
         heading = layout.x_label.lower().replace(" ", "\n", 1)
-        numbers.insert(0, Column(heading, [f"{value:g}" for value in points[layout.x]]))
-    metrics = [_metric(points, column) for column in COLUMNS if column in points and points[column].notna().any()]
-    ratio = [Column("vs\nbaseline", [times(value) for value in points[RATIO]])] if RATIO in points else []
-    while len(metrics) > 1 and sum(column.width + 2 for column in words + numbers + metrics + ratio) > width:
-        metrics.pop()
+        numbers.append(Column(heading, [f"{value:g}" for value in points[layout.x]]))
+    if points["n"].nunique() > 1:
+        numbers.append(Column("n", [str(n) for n in points["n"]]))
+    else:
+        common.append(f"{points['n'].iloc[0]} replicates" if points["n"].iloc[0] > 1 else "one replicate")
+    return words, numbers, ", ".join(common)
+
+
+def _table(words: list[Column], numbers: list[Column], panels: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in words:
-        table.add_column(column.heading, overflow="fold")
-    for column in numbers + metrics + ratio:
+        table.add_column(column.heading, overflow="fold", width=column.width)
+    for column in numbers:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    panels = list(points["panel"])
-    for index, row in enumerate(zip(*(column.cells for column in words + numbers + metrics + ratio), strict=True)):
+    for index, row in enumerate(zip(*(column.cells for column in words + numbers), strict=True)):
         table.add_row(*row, end_section=panels[index] != panels[min(index + 1, len(panels) - 1)])
-    left_out = int((layout.points["n"] > 0).sum()) - len(points)
-    table.caption = f"{left_out} more points are in summary.csv" if left_out else None
     return table
 
 
 def _metric(points: pd.DataFrame, column: str) -> Column:
     of = _quantity(column)
-    return Column(f"{of.short}\n{of.unit}", [_cell(point, column) for _, point in points.iterrows()])
+    return Column("\n".join([*of.short.split(), of.unit]), [_cell(point, column) for _, point in points.iterrows()])
 
 
 def _quantity(column: str) -> Quantity:
@@ -119,14 +178,42 @@ def times(ratio: float) -> str:
 
 
 def _best(layout: Layout) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = _listing()
     for found in best(layout.points):
         of = found.quantity
-        value = f"{of.shown(found.estimate.value)} {of.unit}"
+        value = f"{with_interval(found.estimate, of.shown(found.estimate.value))} {of.unit}"
         table.add_row(
             Text(f"best {of.in_sentence}", style="bold"), Text(value, style="green"), layout.describe(found.point)
         )
     return table
+
+
+def _listing() -> Table:
+    """Rows without lines: what, how much, and in the rest of the width, which may break between words, where."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for _ in range(2):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:
+    """A line for each number format."""
+    yield Text("number formats:", style="bold")
+    for name, lines in formats.items():
+        yield Text("  ").append(name, style="green").append(f": {', '.join(lines)}")
+
+
+def _fits(found: list[Fit]) -> Iterator[Text | str]:
+    if found:
+        yield ""
+        yield Text("largest that fitted in memory:", style="bold")
+    for fit in found[:LARGEST_TABLE]:
+        largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
+        line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
+        yield line.append(f" (ran out of it at {fit.told})", style="dim")
+    if len(found) > LARGEST_TABLE:
+        yield Text(f"  and {len(found) - LARGEST_TABLE:,} more: see report.html")
 
 
 class Loss(NamedTuple):

@@ -1,6 +1,6 @@
 """A run folder with plausible made-up numbers, written through sweep.store: to try the analysis on at once.
 
-`python -m tests.synthetic_run FOLDER` writes one to look at.
+`python -m tests.synthetic_run FOLDER` writes two to look at, FOLDER/throughput_bound and FOLDER/completion_batches.
 """
 
 import json
@@ -23,12 +23,26 @@ WORKLOADS = {"qa": 64, "reasoning": 256, "sentiment": 16, "summarization": 128} 
 BATCHES = (1, 2, 4, 8, 16, 32)
 PRICE = 2.93  # USD per hour
 POOL = 24 * 2**30
+LIBRARIES = {  # of completion_batches: tokens/s at batch 1, number format, GiB of weights, agreement, largest batch
+    "transformers": (20.0, {"dtype": "float32"}, 27.0, 1.0, 16),
+    "transformers_8bit": (8.0, {"dtype": "bfloat16", "quantization": "bitsandbytes int8"}, 7.5, 0.81, 64),
+    "vllm_gptq": (
+        80.0,
+        {"dtype": "float16", "quantization": "gptq", "quantization_method": "GPTQ"},
+        5.0,
+        0.42,
+        64,
+    ),
+    "llamacpp": (45.0, {"dtype": "F16", "quantization": "F16"}, 13.5, 0.97, 4),
+}
 
 
-def make_run(out: Path, replicates: int = 2, batches: tuple[int, ...] = BATCHES) -> RunPaths:
+def make_run(
+    out: Path, replicates: int = 2, batches: tuple[int, ...] = BATCHES, workloads: tuple[str, ...] = tuple(WORKLOADS)
+) -> RunPaths:
     """Write a run: two engines that work, one that this host cannot run; the baseline's largest batches do not fit."""
     paths = RunPaths(out)
-    rows = list(_rows(paths, replicates, batches))
+    rows = list(_rows(paths, replicates, batches, workloads))
     store.write_plan(
         paths,
         [
@@ -48,12 +62,68 @@ def make_run(out: Path, replicates: int = 2, batches: tuple[int, ...] = BATCHES)
     return paths
 
 
-def _rows(paths: RunPaths, replicates: int, batches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def make_completion_batches(out: Path, replicates: int = 2) -> RunPaths:
+    """Write the rows of story completions in lockstep batches: libraries in several number formats, some out of memory.
+
+    Beyond the largest batch of a library the next runs out of memory, and those after it are not tried.
+    """
+    paths = RunPaths(out)
+    rows = [
+        _completion(library, batch, replicate)
+        for library in LIBRARIES
+        for replicate in range(replicates)
+        for batch in (1, 4, 16, 64)
+    ]
+    experiment = {"kind": "experiment", "name": "completion_batches", "axes": ["backend", "load.batch_size"]}
+    store.write_plan(paths, [{**experiment, "baseline": {"backend": "transformers"}}])
+    store.write_trials(paths, rows)
+    return paths
+
+
+def _completion(library: str, batch: int, replicate: int) -> dict[str, Any]:
+    speed, facts, weights, agreement, largest = LIBRARIES[library]
+    row = {
+        "trial_id": f"{library}-{batch}-{replicate}",
+        "deployment_id": library,
+        "experiment": "completion_batches",
+        "backend": library,
+        "model": "llama-2-7b",
+        "workload": "stories",
+        "load": "batch",
+        "batch_size": batch,
+        "load.batch_size": batch,
+        "replicate": replicate,
+        "num_requests": 640,
+        "num_failed": 0,
+    }
+    if batch > largest:
+        first = batch == 4 * largest
+        reason = "CUDA out of memory" if first else f"batch {4 * largest} ran out of memory"
+        return {**row, "outcome": "oom_run" if first else "censored", "reason": reason}
+    throughput = speed * batch**0.8 * random.Random(f"{library} {batch} {replicate}").gauss(1, 0.01)
+    return {
+        **row,
+        "outcome": "ok",
+        "output_tokens": 640 * 200,
+        "duration": 640 * 200 / throughput,
+        "output_throughput": throughput,
+        **{f"batch_latency_{name}": batch * 200 / throughput for name in ("mean", "p50", "p90", "p99")},
+        "batch_throughput": throughput,
+        "memory_peak_bytes": (weights + 0.3 * batch) * 2**30,
+        "agreement": agreement,
+        "dtype": facts["dtype"],
+        "engine_facts": json.dumps({**facts, "startup_seconds": 20.0 + replicate}),
+    }
+
+
+def _rows(
+    paths: RunPaths, replicates: int, batches: tuple[int, ...], workloads: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
     for backend in (*ENGINES, "tgi"):
         for replicate in range(replicates):
-            for workload, output_tokens in WORKLOADS.items():
+            for workload in workloads:
                 for batch in batches:
-                    yield _trial(paths, backend, workload, output_tokens, batch, replicate)
+                    yield _trial(paths, backend, workload, WORKLOADS[workload], batch, replicate)
 
 
 def _trial(
@@ -180,4 +250,5 @@ def _telemetry(
 
 
 if __name__ == "__main__":
-    make_run(Path(sys.argv[1]), replicates=3)
+    make_run(Path(sys.argv[1]) / "throughput_bound", replicates=3)
+    make_completion_batches(Path(sys.argv[1]) / "completion_batches")

@@ -1,5 +1,7 @@
 """From files to frames, tables, figures and the report: known answers on small made-up runs."""
 
+import contextlib
+import io
 import math
 import re
 import time
@@ -11,27 +13,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from rich.console import Console
 
 import analysis
 from analysis import curves, plots, stats
 from analysis.__main__ import main
 from analysis.doubts import doubts
-from analysis.layout import arrange
+from analysis.fitting import fits
+from analysis.layout import MOST_LINES, arrange
 from analysis.load import Run, open_run
 from analysis.quantities import number, quantity
 from analysis.summary import baseline_points, best, summarise
 from sweep import store
 from sweep.records import Sample
 from sweep.store import DamagedFile, RunPaths
-from tests.synthetic_run import make_records, make_run
+from tests.synthetic_run import make_completion_batches, make_records, make_run
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "throughput_bound"
-    make_run(folder, replicates=2, batches=(1, 8, 32))
+    make_run(folder, replicates=2, batches=(1, 8, 32), workloads=("qa", "reasoning"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def printed(run_folder: Path) -> str:
+    """What the command says that builds the report and the figures of that run: they take seconds, so once."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([str(run_folder)]) == 0
+    return said.getvalue()
 
 
 def trial(backend: str, batch: int, replicate: int, throughput: float | None, **other: Any) -> dict[str, Any]:
@@ -68,7 +81,7 @@ def run_of(folder: Path, rows: list[dict[str, Any]], **experiment: Any) -> Run:
 
 def test_trials_are_a_frame_with_missing_values_missing(run_folder: Path) -> None:
     trials = analysis.load(run_folder)
-    assert len(trials) == 3 * 2 * 4 * 3
+    assert len(trials) == 3 * 2 * 2 * 3
     lost = trials[trials["outcome"] == "oom_run"]
     assert set(lost["workload"]) == {"reasoning"}
     assert lost["output_throughput"].isna().all()
@@ -280,19 +293,20 @@ def test_what_is_no_measurement_has_no_unit() -> None:
 # Figures
 
 
-def test_figures_are_written_twice_and_well_formed(run_folder: Path) -> None:
-    run = open_run(run_folder)
-    drawn = plots.draw_all(run, arrange(run, summarise(run)))
+def test_figures_are_written_twice_and_well_formed(run_folder: Path, printed: str) -> None:
     names = ["output_throughput", "ttft", "cost", "tpot", "memory_timeline"]
-    assert [one.name for one in drawn] == names
+    assert {path.stem for path in (run_folder / "figures").iterdir()} == set(names)
+    report = (run_folder / "report.html").read_text()
+    places = [report.index(f'id="{name}-figure_1"') for name in names]
+    assert places == sorted(places)
     for name in names:
         root = xml.etree.ElementTree.parse(run_folder / "figures" / f"{name}.svg").getroot()
         words = " ".join(root.itertext())
         assert "vllm" in words
         assert "transformers" in words
-        assert "summarization" in words
+        assert "reasoning" in words
         assert (run_folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert "TTFT p50 (ms)" in next(one.svg for one in drawn if one.name == "ttft")
+    assert "TTFT p50 (ms)" in (run_folder / "figures" / "ttft.svg").read_text()
 
 
 def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
@@ -394,9 +408,7 @@ class _Reader(HTMLParser):
         self.text.append(data)
 
 
-def test_report_is_one_file_that_says_what_it_must(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(run_folder)]) == 0
-    printed = capsys.readouterr().out
+def test_report_is_one_file_that_says_what_it_must(run_folder: Path, printed: str) -> None:
     text = (run_folder / "report.html").read_text()
     reader = _Reader()
     reader.feed(text)
@@ -441,22 +453,156 @@ def test_a_run_without_any_result_says_so(tmp_path: Path) -> None:
     assert "hung x1 a: not done in time" in printed.get()
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_table_fits_the_terminal(run_folder: Path, width: int) -> None:
+def shown(folder: Path, width: int) -> str:
+    """The terminal's summary, checked to fit."""
     console = Console(width=width)
-    with console.capture() as printed:
-        console.print(analysis.render_summary(run_folder))
-    lines = printed.get().splitlines()
-    assert max(map(len, lines)) <= width
-    assert ("Memory peak" in printed.get()) == (width == 200)
-    assert "…" not in printed.get()
+    with console.capture() as said:
+        console.print(analysis.render_summary(folder))
+    assert max(map(len, said.get().splitlines())) <= width
+    assert "…" not in said.get()
+    return said.get()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_table_fits_the_terminal(run_folder: Path, width: int) -> None:
+    text = shown(run_folder, width)
+    assert text.count(" engine  ") == {60: 3, 80: 2}.get(width, 1)
+    for said in ("TTFT", "$/M tok", "KV", "Memory", "baseline"):
+        assert said in text, said  # nothing is left out of eleven points: it follows below
+
+
+def test_metrics_of_many_points_without_room_are_named(tmp_path: Path) -> None:
+    one = dict.fromkeys(("ttft_p50", "tpot_p50", "ttft_p99", "cost_per_million_tokens"), 0.1)
+    memory = {"memory_peak_bytes": 2.0**30, "kv_cache_usage_max": 0.5}
+    rows = [trial("a-rather-long-name-of-an-engine", batch, 0, 10.0, **one, **memory) for batch in range(1, 31)]
+    run_of(tmp_path, rows)
+    assert "in report.html, or a wider terminal: KV use max %, Memory peak GiB" in shown(tmp_path, 80)
+    assert "or a wider terminal" not in shown(tmp_path, 120)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_names_are_broken_between_words_only(tmp_path: Path, width: int) -> None:
+    flags = [{"backend.flags.max-num-batched-tokens": value} for value in (2048, 8192)]
+    other = dict.fromkeys(("ttft_p50", "tpot_p50", "ttft_p99", "cost_per_million_tokens"), 0.1)
+    rows = [trial("transformers", batch, 0, 10.0, **flag, **other) for batch in (1, 8) for flag in flags]
+    run_of(tmp_path, rows)
+    text = shown(tmp_path, width)
+    assert re.search(r"\bmax-num-batched-tokens=2048\b", text)
+    assert ("transformers, max-num-batched-tokens=2048 " in text.partition("best")[0]) == (width == 160)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_lockstep_batches_show_what_a_batch_took(tmp_path: Path, width: int) -> None:
+    make_completion_batches(tmp_path)
+    text = shown(tmp_path, width)
+    if width > 60:  # else in two tables
+        units = next(line for line in text.splitlines() if line.startswith(" engine"))
+        assert " ".join(units.split()).startswith("engine size tokens/s ms per trial GiB %")
+        row = next(line for line in text.splitlines() if line.split()[:2] == ["vllm_gptq", "64"])
+        assert row.split()[4:8] == ["5,792", "128,000", "24.2", "42.0"]
+    for said in ("latency", "Output", "Memory", "Agreement"):
+        assert said in text, said
+    for said in (
+        "float32: transformers\n",
+        "bfloat16, bitsandbytes int8: transformers_8bit",
+        "float16, gptq (made by GPTQ): vllm_gptq",
+        "F16: llamacpp",
+        "transformers, stories: batch 16 (ran out of it at 64)",
+        "llamacpp, stories: batch 4 (ran out of it at 16, 64)",
+    ):
+        assert said in text, said
+
+
+def test_the_largest_batch_that_fitted_is_one_where_no_replicate_ran_out(tmp_path: Path) -> None:
+    oom = {"outcome": "oom_run", "reason": "CUDA out of memory"}
+    rows = [
+        *(trial("a", batch, replicate, 10.0) for batch in (1, 8) for replicate in (0, 1)),
+        trial("a", 16, 0, 10.0),
+        {**trial("a", 16, 1, None), **oom},
+        trial("a", 32, 0, None),  # hung: nobody knows
+        {**trial("a", 64, 0, None), **oom},
+        {**trial("b", 1, 0, None), "outcome": "oom_load"},
+        trial("c", 64, 0, 10.0),
+    ]
+    run = run_of(tmp_path, rows)
+    found = fits(run, arrange(run, summarise(run)))
+    assert [(fit.line, fit.task, fit.largest, fit.told) for fit in found] == [
+        ("a", "qa", 8, "16 (1 of 2 trials), 64; no result at 32"),
+        ("b", "qa", None, "1"),
+    ]
+    text = shown(tmp_path, 80)
+    assert "b, qa: none" in text
+    assert "a, qa: batch 8 (ran out of it at 16 (1 of 2 trials), 64; no result at 32)" in text
+
+
+def test_the_largest_batch_is_told_of_each_length(tmp_path: Path) -> None:
+    rows = [
+        {**trial("a", 8, 0, 10.0 if tokens < 64 else None, **{"workload.input_tokens": tokens})}
+        | ({} if tokens < 64 else {"outcome": "oom_run"})
+        for tokens in (16, 32, 64)
+    ]
+    run = run_of(tmp_path, rows)
+    layout = arrange(run, summarise(run))
+    assert layout.x == "workload.input_tokens"
+    assert [(fit.task, fit.largest) for fit in fits(run, layout)] == [("qa, input tokens 64", None)]
+
+
+def test_of_many_lines_some_are_told_apart_and_all_are_drawn(tmp_path: Path) -> None:
+    rows = [
+        trial("e", batch, 0, 10.0 + seqs, **{"backend.flags.max-num-seqs": seqs})
+        for seqs in range(1, 101)
+        for batch in (1, 2, 4)
+    ]
+    run = run_of(tmp_path, rows, baseline={"backend.flags.max-num-seqs": 50})
+    layout = arrange(run, summarise(run))
+    assert len(layout.lines) == 100
+    assert len(layout.distinct) <= MOST_LINES
+    assert {"e, max-num-seqs=100", "e, max-num-seqs=50"} <= set(layout.distinct)  # the best, and the baseline
+    looks = {
+        (look.get_color(), look.get_marker(), str(look.get_linestyle()), str(look._dash_pattern))
+        for look in (plots.handle(layout, line) for line in layout.distinct)
+    }
+    assert len(looks) == len(layout.distinct)
+    with plots.style():
+        figure = curves.against_load(run, layout, "output_throughput")
+    assert figure is not None
+    ax = figure.axes[0]
+    lines = [one for one in ax.collections if isinstance(one, LineCollection)]
+    grey = [len(one.get_segments()) for one in lines if to_hex(one.get_edgecolor()[0]) == curves.GREY]
+    assert grey == [100 - len(layout.distinct)]
+    assert f"{100 - len(layout.distinct)} others" in [text.get_text() for text in figure.legends[0].get_texts()]
+    analysis.write_all(tmp_path)
+    report = (tmp_path / "report.html").read_text()
+    assert f"Of 100 lines {len(layout.distinct)} have a colour" in report
+
+
+def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
+    rows = [{**trial("a", 1, index, None), "reason": f"failed at {index}"} for index in range(1000)]
+    rows += [{**trial("a", 2, index, None), "reason": "failed alike"} for index in range(5)]
+    run_of(tmp_path, rows)
+    text = shown(tmp_path, 120)
+    assert "1,005 trials have no result" in text
+    assert "hung x5 a: failed alike" in text
+    assert "and 961 trials more, in 961 other ways" in text
+
+
+def test_the_plan_is_read_no_further_than_its_experiment(tmp_path: Path) -> None:
+    run_of(tmp_path, [trial("a", 1, 0, 10.0)])
+    plan = RunPaths(tmp_path).plan
+    plan.write_text('{"kind": "trial", "config": {"experiment": 1}}\n' + plan.read_text() + "{cut sho")
+    assert open_run(tmp_path).name == "x"
+    plan.write_text('{"kind": "experiment", ')
+    with pytest.raises(DamagedFile, match=r"plan\.jsonl"):
+        open_run(tmp_path)
 
 
 def test_doubts_are_told_with_their_remedy(tmp_path: Path) -> None:
     rows = [
         trial("a", 1, 0, 10.0, num_requests=16, commit="abc", client_cpu=0.8),
         trial("a", 8, 0, 10.0, commit="def+", num_failed=3),
-        trial("b", 8, 0, 10.0, commit="def+", startup_transient=True, offered_rate=10.0, realised_rate=5.0),
+        trial(
+            "b", 8, 0, 10.0, commit="def+", agreement=0.42, startup_transient=True, offered_rate=10.0, realised_rate=5.0
+        ),
         {**trial("b", 16, 0, None), "outcome": "client_limited"},
     ]
     run = run_of(tmp_path, rows, replaced=["model: tiny"], baseline={"backend": "c"})
@@ -476,6 +622,7 @@ def test_doubts_are_told_with_their_remedy(tmp_path: Path) -> None:
             "50% of the rate",
             "client was the bottleneck",
             "2 versions of this code",
+            "Only 42% of the reference's greedy tokens are those of b",
         ),
     ):
         assert said in told, said
