@@ -1,6 +1,6 @@
 """The same trial on a real vLLM server by `vllm bench serve` and by us, in turns, where neither client is overloaded.
 
-    python -m benchmarks.versus_vllm_bench [--runs 5] [--concurrency 1,2,4,8] [--write docs/measurements/agreement.md]
+    python -m benchmarks.versus_vllm_bench [--runs 5] [--concurrency 1,2,4,8] [--write docs/measurements/vllm_bench.md]
 
 One vLLM server (its CPU build, a small random-weight Llama, no prefix cache) is bound to one core, the client to
 another. Both send random prompts of the same exact length, ask for the same number of tokens with EOS ignored and have
