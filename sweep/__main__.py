@@ -17,7 +17,7 @@ from sweep.inline import InlineExecutor
 from sweep.ledger import Ledger, sole_driver
 from sweep.packing import Node
 from sweep.plan import Plan, make_plan
-from sweep.progress import Display
+from sweep.progress import Display, count
 from sweep.results import check_out, ledger_to_read, move_aside, results_folder
 from sweep.resume import todo
 from sweep.show import make_console, print_plan
@@ -117,7 +117,7 @@ def _run_locked(
             f"interrupted: {done} of {len(plan.trials)} trials have a row; the same command goes on from here"
         )
     elif driver.left:
-        console.print(f"deadline: {driver.left} trials left; the same command goes on from here")
+        console.print(f"deadline: {count(driver.left, 'trial')} left; the same command goes on from here")
     ledger.close()
     return exit_status(plan, ledger, interrupted=driver.interrupts > 0, left=driver.left)
 

@@ -1,6 +1,6 @@
 """The driver: keep every place busy with deployments, and make each trial's row durable when it comes.
 
-The story of a run is `run_plan`. Executors (Ray or inline) only run Work and report; which attempt counts, what is
+The story of a run is `Driver.run`. Executors (Ray or inline) only run Work and report; which attempt counts, what is
 tried again and when to stop is decided here, from the ledger.
 """
 
@@ -23,7 +23,7 @@ from sweep.ledger import Ledger, Row
 from sweep.nodes import NodeRecord
 from sweep.packing import Need, Node, Packer, infeasible
 from sweep.plan import Deployment, Plan, Trial
-from sweep.progress import Display
+from sweep.progress import Display, count
 from sweep.records import Outcome, Sample
 from sweep.resume import content_digests, todo
 from sweep.status import Teller
@@ -86,6 +86,7 @@ class Driver:
         self.stranded: dict[str, float] = {}  # deployment -> since when no node could hold it, monotonic
         self.running: dict[str, Work] = {}
         self.places: dict[str, Placed] = {}  # deployment -> where it is or was last
+        self.addresses: dict[str, str] = {}  # of the nodes that held one
         self.losses: dict[str, int] = {}  # of infrastructure, by deployment
         self.errors: dict[str, int] = {}  # of our own code
         self.rewritten = False  # trials.parquet, in this run
@@ -125,7 +126,7 @@ class Driver:
             self.write_trials()
             self._tell(ended=True)
         except Halted:
-            with suppress(OSError):
+            with suppress(OSError):  # what is raised below says what is wrong; the rows are in the ledger
                 self.write_trials()
             raise
         except OSError as error:  # the results folder cannot be written any more: the disk is full, or gone
@@ -202,7 +203,9 @@ class Driver:
         expected = self._expected(deployment)
         launch = self.history.launch(deployment) or 0.0
         if self.deadline and time.time() + launch + min(expected.values(), default=0.0) > self.deadline:
-            self.display.say(f"not before the deadline: {deployment.describe()}, {len(deployment.trials)} trials")
+            self.display.say(
+                f"not before the deadline: {deployment.describe()}, {count(len(deployment.trials), 'trial')}"
+            )
             self.packer.ended(deployment.deployment_id)
             return
         attempt = self.ledger.begin_attempt(deployment.deployment_id)
@@ -235,6 +238,7 @@ class Driver:
         deployment = work.deployment
         if isinstance(event, Placed):
             self.places[deployment.deployment_id] = event
+            self.addresses[event.node_id] = event.address
             self.ledger.place_attempt(deployment.deployment_id, work.attempt, event.address)
         elif isinstance(event, State):
             self.display.state(deployment.deployment_id, deployment.describe(), event.text)
@@ -286,12 +290,12 @@ class Driver:
         bad = self.nodes.bad()
         if bad == self.set_aside:
             return
-        names = {place.node_id: place.address for place in self.places.values()}
         for node_id in self.set_aside - bad:
-            self.display.say(f"node {names.get(node_id, node_id)} is used again: what failed there fails elsewhere too")
+            address = self.addresses[node_id]
+            self.display.say(f"node {address} is used again: what failed there fails elsewhere too")
         for node_id in bad - self.set_aside:
             if self.executor.spare(bad):
-                self._set_aside(node_id, names[node_id])
+                self._set_aside(node_id, self.addresses[node_id])
         self.set_aside &= bad
         self.executor.avoid(self.set_aside)
 

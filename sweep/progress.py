@@ -26,12 +26,22 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def time_left(seconds: float | None) -> str:
+    """`12 min left`, or that it is not known."""
+    return "time left unknown" if seconds is None else f"{duration(seconds)} left"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class Display:
     """The view of one run. On a terminal it redraws itself; without one each change is a line."""
 
     def __init__(self, total: int, done: int, expected: float | None, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self.total, self.done, self.failed = total, done, 0
+        self.total, self.done = total, done
         self.at_start = done
         self.expected = expected  # s for all that is left, as estimated from earlier runs
         self.began = time.monotonic()
@@ -70,11 +80,10 @@ class Display:
         """A trial has its row."""
         self.done += 1
         outcome = Outcome(row["outcome"])
-        self.failed += outcome.failed
-        self.bar.update(self.task, completed=self.done, left=f"{duration(self.left())} left")
+        self.bar.update(self.task, completed=self.done, left=time_left(self.left()))
         failure = f"{outcome}: {row.get('reason') or 'no reason given'}"
         result = _figures(row) if outcome is Outcome.OK else failure
-        self.say(f"{_clock()} [{self.done}/{self.total}, {duration(self.left())} left] {what}: {result}")
+        self.say(f"{_clock()} [{self.done}/{self.total}, {time_left(self.left())}] {what}: {result}")
 
     def left(self) -> float | None:
         """Seconds until the end, from the pace of this run; before there is one, from earlier runs."""

@@ -11,6 +11,7 @@ from sweep.estimate import Assumed, History, estimate
 from sweep.ledger import Ledger
 from sweep.packing import Node
 from sweep.plan import Deployment, Plan
+from sweep.progress import count
 from sweep.resume import reasons, todo
 
 SHOWN_TRIALS = 200  # beyond which the plan is shown by deployment
@@ -34,7 +35,7 @@ def print_plan(
     _say(console, [*lines, _headline(plan, left)])
     if details:
         _say_cut(console, _trials(plan, left, why, console.width))
-    lines = [f"to run: {number} trials: {reason}" for reason, number in Counter(why.values()).most_common()]
+    lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in Counter(why.values()).most_common()]
     lines += [f"unavailable: {one.describe()}: {one.unavailable}" for one in plan.deployments if one.unavailable]
     lines += [f"warning: {text}" for text in few_cores(plan, nodes)]
     lines += [f"expected: {text}" for text in _expected(plan, left, history, nodes)]
@@ -56,10 +57,10 @@ def _say_cut(console: Console, lines: Iterable[str]) -> None:
 def _headline(plan: Plan, left: Sequence[Deployment]) -> str:
     hardware = plan.settings.hardware
     price = f"${hardware.price_per_hour}/h" if hardware.price_per_hour else "no price set"
-    count = sum(len(deployment.trials) for deployment in left)
+    to_run = sum(len(deployment.trials) for deployment in left)
     return (
-        f"plan {plan.settings.name}: {len(plan.deployments)} deployments, {len(plan.trials)} trials, "
-        f"{count} to run, on {hardware.name} ({price}); results in {plan.settings.out}"
+        f"plan {plan.settings.name}: {count(len(plan.deployments), 'deployment')}, {count(len(plan.trials), 'trial')}, "
+        f"{to_run} to run, on {hardware.name} ({price}); results in {plan.settings.out}"
     )
 
 
@@ -75,8 +76,8 @@ def _trials(plan: Plan, left: Sequence[Deployment], why: Mapping[str, str], widt
     states = max(map(len, state.values()), default=0)
     for deployment in plan.deployments:
         own = [trial.trial_id for trial in deployment.trials]
-        count = "unavailable" if deployment.unavailable else f"{sum(one in to_run for one in own)} to run"
-        yield f"{deployment.deployment_id}  {deployment.describe()}: {len(own)} trials, {count}"
+        what = "unavailable" if deployment.unavailable else f"{sum(one in to_run for one in own)} to run"
+        yield f"{deployment.deployment_id}  {deployment.describe()}: {count(len(own), 'trial')}, {what}"
         if len(plan.trials) > SHOWN_TRIALS:
             continue
         for trial in deployment.trials:

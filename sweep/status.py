@@ -21,7 +21,7 @@ from rich.console import Console
 from sweep import storage, store
 from sweep.config import ConfigError
 from sweep.ledger import Ledger
-from sweep.progress import Display, duration
+from sweep.progress import Display, count, duration, time_left
 from sweep.records import Outcome
 from sweep.store import RunPaths
 
@@ -100,7 +100,7 @@ def read(out: Path) -> Status:
         (
             _what(names[entry["deployment_id"]], entry),
             row["outcome"],
-            _where(row, row.get("reason") or "no reason given"),
+            _why(row),
         )
         for entry, row in rows
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
@@ -123,7 +123,11 @@ def _what(deployment: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
     return f"{name} ({axes}) replicate {trial['replicate']}" if axes else f"{name} replicate {trial['replicate']}"
 
 
-def _where(row: Mapping[str, Any], reason: str) -> str:
+def _why(row: Mapping[str, Any]) -> str:
+    """The reason, and where to read on; what was never launched has no log."""
+    reason = row.get("reason") or "no reason given"
+    if row["outcome"] == Outcome.UNAVAILABLE:
+        return reason
     return f"{reason} [{row['deployment_id']}/{row['attempt']}/engine.log]"
 
 
@@ -139,7 +143,7 @@ def render(status: Status) -> list[str]:
             for entry in status.driver["running"]
         ]
     if status.failures:
-        lines.append(f"failed ({len(status.failures)}); logs are under {status.log}:")
+        lines.append(f"failed or unavailable ({len(status.failures)}); logs are under {status.log}:")
         lines += [f"  {what}: {outcome}: {reason}" for what, outcome, reason in status.failures[:SHOWN]]
         if len(status.failures) > SHOWN:
             lines.append(f"  and {len(status.failures) - SHOWN} more")
@@ -156,7 +160,7 @@ def _driver(status: Status) -> str:
         end = "ended" if words["ended"] else "died: the same command goes on where it stopped"
         return f"not running: {who} {end} ({ago} ago)"
     stopping = ", stopping" if words["stopping"] else ""
-    return f"running{stopping}: {who}, {len(words['running'])} deployments, {duration(words['left'])} left"
+    return f"running{stopping}: {who}, {count(len(words['running']), 'deployment')}, {time_left(words['left'])}"
 
 
 def main(arguments: Sequence[str]) -> int:

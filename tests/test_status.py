@@ -53,12 +53,18 @@ def test_done_failed_and_why(run):
     assert "no driver has been here" in text
 
 
+def test_what_is_unavailable_has_no_log(run):
+    row = {"deployment_id": "d1", "attempt": "0", "outcome": "unavailable", "reason": "no docker: install it"}
+    Ledger(run.ledger).commit({**row, "trial_id": "t4"})
+    assert lines(run).splitlines()[-1].endswith("unavailable: no docker: install it")
+
+
 def test_what_runs_where_and_how_long_it_takes(run):
     teller, places = told(run, d1="10.0.0.7")
     teller.tell(places, stopping=False)
     text = lines(run)
     assert f"running: process {os.getpid()} on" in text
-    assert "10 min left" in text
+    assert "1 deployment, 10 min left" in text
     assert "vllm tiny on 10.0.0.7: trial 3 of 4" in text
     teller.tell({}, stopping=True)
     assert "10.0.0.7" in lines(run), "not more often than every two seconds"

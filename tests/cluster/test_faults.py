@@ -306,7 +306,7 @@ def test_a_deadline_starts_nothing_that_cannot_end_by_then(sweep_of):
     long = ("workload.output_tokens=50", "backend.itl.mean=0.02", "load.batch_size=1", "replicates=5")
     sweep = sweep_of("cluster=inline", *long)
     assert sweep.run(f"deadline='{in_30_s}'") == 1, sweep.said()
-    assert "trials left; the same command goes on from here" in sweep.said()
+    assert "left; the same command goes on from here" in sweep.said()
     done = sweep.committed()
     assert 0 < len(done) < 5
     begun = len(done)
