@@ -168,6 +168,22 @@ def test_readings_come_apart_as_a_trial_grows_long():
     assert len(times) >= 6, "an interval that is finer still is kept to"
 
 
+def test_a_slow_source_is_read_less_often():
+    times = []
+
+    class Slow:
+        name = "slow"
+
+        def read(self):
+            times.append(time.monotonic())
+            time.sleep(0.05)
+            return []
+
+    with Sampler([Slow()], interval=10.0):
+        time.sleep(1.5)
+    assert 3 <= len(times) <= 6, "every 0.4 s, and once at the end"
+
+
 @pytest.mark.parametrize(
     ("samples", "expected"),
     [
