@@ -15,6 +15,7 @@ WIDE = 0.10  # half an interval over its mean
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is all but the largest value
 BUSY_CLIENT = 0.7  # of a core
 AGREEING = 0.9  # of the reference's greedy tokens
+UNEQUAL = 1.1  # most over fewest tokens in an answer
 SHORT_OF_RATE = 0.95  # of the rate that was offered
 
 
@@ -23,6 +24,7 @@ def doubts(run: Run, layout: Layout) -> list[str]:
     reasons = (
         _replaced,
         _replicates,
+        _survivors,
         _intervals,
         _quantiles,
         _lost_requests,
@@ -31,6 +33,8 @@ def doubts(run: Run, layout: Layout) -> list[str]:
         _rate,
         _unsent,
         _agreement,
+        _lengths,
+        _memory,
         _baseline,
         _mixed,
         _forms,
@@ -50,6 +54,15 @@ def _replicates(run: Run, layout: Layout) -> Iterator[str]:
     alone = int((layout.points["n"] == 1).sum())
     if alone:
         yield f"{_of(alone, layout.points)} have one replicate, so no interval: set replicates=3 or more."
+
+
+def _survivors(run: Run, layout: Layout) -> Iterator[str]:
+    some = int(((layout.points["n"] > 0) & (layout.points["not_ok"] > 0)).sum())
+    if some:
+        yield (
+            f"At {_of(some, layout.points)} only some of the replicates have a result: the mean is of those that came"
+            " through, and may flatter."
+        )
 
 
 def _intervals(run: Run, layout: Layout) -> Iterator[str]:
@@ -127,6 +140,32 @@ def _agreement(run: Run, layout: Layout) -> Iterator[str]:
     lowest = layout.placed(run.ok).groupby("line", sort=False)["agreement"].min()
     for line, share in lowest[lowest < AGREEING].items():
         yield f"Only {share:.0%} of the reference's greedy tokens are those of {line}: its speed is of other answers."
+
+
+def _lengths(run: Run, layout: Layout) -> Iterator[str]:
+    """Engines that stop at other places were not asked for the same work."""
+    ok = layout.placed(run.ok)
+    tokens = ok["output_tokens"] / (ok["num_requests"] - ok["num_failed"])
+    by = [layout.trials.loc[ok.index, "panel"], *([ok[layout.x]] if layout.x else [])]
+    means = tokens.astype("float64").groupby([*by, ok["line"]]).mean().dropna()
+    if means.empty:
+        return
+    same_question = means.groupby(level=list(range(len(by))))
+    worst = (same_question.max() / same_question.min()).max()
+    if worst > UNEQUAL:
+        yield (
+            f"Asked the same, engines answered with up to {worst:.1f} times as many tokens as others: compare tokens/s"
+            " and TPOT, not durations, requests/s or latencies to the end; workload.ignore_eos=true makes them equal."
+        )
+
+
+def _memory(run: Run, layout: Layout) -> Iterator[str]:
+    measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])
+    kinds = measured.groupby("memory_label", sort=False)["line"].unique()
+    if len(kinds) > 1:
+        told = {"gpu": "GPU memory", "process": "the memory of its processes", "reserved": "what it reserved"}
+        each = [f"{told.get(str(kind), str(kind))} ({', '.join(lines)})" for kind, lines in kinds.items()]
+        yield f"Memory is not of one kind, so not to be compared across them: {'; '.join(each)}."
 
 
 def _baseline(run: Run, layout: Layout) -> Iterator[str]:

@@ -66,6 +66,6 @@ def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
 
 
 def _ran_out(oom: "pd.Series[int]", asked: "pd.Series[int]") -> Iterator[str]:
-    for value, count in oom[oom > 0].items():
-        part = f" ({count} of {asked[value]} trials)" if count < asked[value] else ""
-        yield f"{value:g}{part}"
+    for value, count, all_ in zip(oom.index, oom, asked, strict=True):
+        if count:
+            yield f"{value:g}" + (f" ({count} of {all_} trials)" if count < all_ else "")

@@ -108,7 +108,8 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     for name, type_ in store.TRIAL_SCHEMA.items():
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(table), type_))
-    return table.to_pandas(types_mapper=_NULLABLE.get)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
+    return frame
 
 
 def _experiment(plan: Path) -> dict[str, Any]:

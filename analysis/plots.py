@@ -175,7 +175,11 @@ def panels(
 
 
 def handle(layout: Layout, line: str, **other: Any) -> Line2D:
-    """The legend's entry of a distinct line: its look is the same in every figure of a run, and that of no other."""
+    """The legend's entry of a distinct line."""
+    return Line2D([], [], **{**look(layout, line), "label": line, **other})
+
+
+def look(layout: Layout, line: str) -> dict[str, Any]:
+    """Colour, marker and dashes of a distinct line: the same in every figure of a run, and those of no other line."""
     cycle, index = divmod(layout.distinct.index(line), len(COLOURS))
-    look = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[cycle], "label": line, **other}
-    return Line2D([], [], **look)
+    return {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[cycle]}

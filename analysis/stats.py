@@ -4,7 +4,6 @@ No interval is given where there is nothing to base it on (one replicate): its e
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,48 +34,50 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 def half_width(deviation: FloatArray, n: FloatArray) -> FloatArray:
     """Half of Student's t interval of a mean: t(0.975, n - 1) · s / √n, with `deviation` s taken over n - 1."""
-    n = np.where(n > 1, n, np.nan)
-    half: FloatArray = _t(n - 1) * deviation / np.sqrt(n)
+    known = np.where(n > 1, n, np.float64("nan"))
+    half: FloatArray = _t(known - 1) * deviation / np.sqrt(known)
     return half
 
 
-def _t(freedom: FloatArray | float) -> FloatArray:
+def _t(freedom: FloatArray) -> FloatArray:
     """Student's t quantile at 0.975. From scipy.special, since scipy.stats takes as long to import as all else here."""
     quantile: FloatArray = special.stdtrit(freedom, (1 + CONFIDENCE) / 2)
     return quantile
 
 
-def ratio(values: Sequence[float] | FloatArray, baseline: Sequence[float] | FloatArray) -> Estimate:
-    """How many times the baseline: ratio of geometric means, with Welch's t interval of the difference of logarithms.
+class LogMoments(NamedTuple):
+    """Of the logarithms of each of many samples: mean, variance over n - 1, n. NaN where a value is not positive."""
 
-    Logarithms because a ratio is asymmetric: twice and half are equally far from no change. Both samples must be
-    positive, else there is no ratio. `n` is the smaller of the two.
+    mean: FloatArray
+    variance: FloatArray
+    n: FloatArray
+
+    def of(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "LogMoments":
+        """Those of some samples."""
+        return LogMoments(*(values[chosen] for values in self))
+
+
+def log_moments(values: FloatArray, sample: NDArray[np.int64], count: int) -> LogMoments:
+    """The moments of `count` samples, to which `values` belong by position; values that are NaN belong to none."""
+    values, sample = values[np.isfinite(values)], sample[np.isfinite(values)]
+    logs = np.log(np.where(values > 0, values, np.nan))
+    n = np.bincount(sample, minlength=count).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.bincount(sample, logs, count) / n
+        variance = np.bincount(sample, (logs - mean[sample]) ** 2, count) / (n - 1)
+    return LogMoments(mean, np.where(n > 1, variance, np.nan), n)
+
+
+def ratio(above: LogMoments, below: LogMoments) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """How many times the baseline `below`, and the ends of the intervals: ratios of geometric means.
+
+    With Welch's t interval of the difference of logarithms: t(0.975, ν) · √(s²a/na + s²b/nb) with ν after Welch (1947)
+    and Satterthwaite (1946). Logarithms because a ratio is asymmetric: twice and half are equally far from no change.
     """
-    above, below = _finite(values), _finite(baseline)
-    if above.size == 0 or below.size == 0 or min(above.min(), below.min()) <= 0:
-        return NOTHING
-    above, below = np.log(above), np.log(below)
-    difference = float(above.mean() - below.mean())
-    n = min(above.size, below.size)
-    if n == 1:
-        return Estimate(math.exp(difference), math.nan, math.nan, 1)
-    half = _welch_half_width(above, below)
-    return Estimate(math.exp(difference), math.exp(difference - half), math.exp(difference + half), n)
-
-
-def _welch_half_width(a: FloatArray, b: FloatArray) -> float:
-    """t(0.975, ν) · √(s²a/na + s²b/nb) with ν after Welch (1947) and Satterthwaite (1946)."""
-    of_a, of_b = _variance_of_mean(a), _variance_of_mean(b)
-    if of_a + of_b == 0:
-        return 0.0
-    freedom = (of_a + of_b) ** 2 / (of_a**2 / (a.size - 1) + of_b**2 / (b.size - 1))
-    return float(_t(freedom)) * math.sqrt(of_a + of_b)
-
-
-def _variance_of_mean(sample: FloatArray) -> float:
-    return float(sample.var(ddof=1)) / sample.size
-
-
-def _finite(values: Sequence[float] | FloatArray) -> FloatArray:
-    sample = np.asarray(values, np.float64)
-    return sample[np.isfinite(sample)]
+    of_a, of_b = above.variance / above.n, below.variance / below.n
+    error = of_a + of_b
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = error**2 / (of_a**2 / (above.n - 1) + of_b**2 / (below.n - 1))
+        half = np.where(error == 0, 0.0, _t(freedom) * np.sqrt(error))
+    difference = above.mean - below.mean
+    return np.exp(difference), np.exp(difference - half), np.exp(difference + half)

@@ -65,7 +65,8 @@ def summarise(run: Run) -> pd.DataFrame:
     """The points of a run, sorted.
 
     Columns: the key columns, `n` ok trials, `not_ok` others, `outcomes`; for each measured column its mean, `*_ci_low`
-    and `*_ci_high`; for HEADLINE columns `*_vs_baseline` (times the baseline) with its own interval.
+    and `*_ci_high`, and `*_n` if some ok trials lack it; for HEADLINE columns `*_vs_baseline` (times the baseline) with
+    its own interval.
     """
     keys = key_columns(run)
     groups = run.trials.groupby(keys, dropna=False, sort=False)
@@ -82,6 +83,8 @@ def summarise(run: Run) -> pd.DataFrame:
     for name in map(str, measured):
         half = stats.half_width(deviations[name].to_numpy(), counts[name].to_numpy(np.float64))
         columns |= {name: means[name], f"{name}_ci_low": means[name] - half, f"{name}_ci_high": means[name] + half}
+        if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
+            columns[f"{name}_n"] = counts[name]
     compared = _against_baseline(run, points, measured, point)
     return _sorted(pd.concat([points, pd.DataFrame(columns), compared], axis="columns"), run)
 
@@ -111,7 +114,8 @@ def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
     """A mean of the summary with its interval."""
     if column not in point:
         return stats.NOTHING
-    return Estimate(point[column], point[f"{column}_ci_low"], point[f"{column}_ci_high"], int(point["n"]))
+    n = int(point.get(f"{column}_n", point["n"]))
+    return Estimate(point[column], point[f"{column}_ci_low"], point[f"{column}_ci_high"], n)
 
 
 # Baseline ------------------------------------------------------------------------------------------------------------
@@ -121,20 +125,17 @@ def _against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, po
     """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
     if not run.baseline or not set(run.baseline) <= set(points.columns):
         return pd.DataFrame(index=points.index)
-    partners = [
-        None if partner == index else partner for index, partner in enumerate(baseline_points(points, run.baseline))
-    ]
-    columns: dict[str, list[float]] = {}
+    found = baseline_points(points, run.baseline)
+    compared = np.array([partner not in (None, index) for index, partner in enumerate(found)], np.bool_)
+    partners = np.array([found[index] for index in np.flatnonzero(compared)], np.int64)
+    columns: dict[str, Any] = {}
     for name in (name for name in HEADLINE if name in measured):
-        order = np.argsort(point, kind="stable")
-        values = np.split(measured[name].to_numpy()[order], np.cumsum(np.bincount(point))[:-1])  # by point
-        found = [
-            stats.NOTHING if partner is None else stats.ratio(values[index], values[partner])
-            for index, partner in enumerate(partners)
-        ]
-        columns[f"{name}_vs_baseline"] = [ratio.value for ratio in found]
-        columns[f"{name}_vs_baseline_ci_low"] = [ratio.low for ratio in found]
-        columns[f"{name}_vs_baseline_ci_high"] = [ratio.high for ratio in found]
+        every = stats.log_moments(measured[name].to_numpy(np.float64), point, len(points))
+        ratios = stats.ratio(every.of(compared), every.of(partners))
+        for suffix, values in zip(("", "_ci_low", "_ci_high"), ratios, strict=True):
+            column = np.full(len(points), np.nan)
+            column[compared] = values
+            columns[f"{name}_vs_baseline{suffix}"] = column
     return pd.DataFrame(columns, index=points.index)
 
 

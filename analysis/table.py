@@ -258,7 +258,9 @@ def losses(run: Run, layout: Layout) -> Losses:
     asked = layout.trials["line"].value_counts().to_dict()
     shown = [
         Loss(
-            *map(str, (line, outcome, reason)),
+            line=str(line),
+            outcome=str(outcome),
+            reason=str(reason),
             trials=len(group),
             where="all its trials" if len(group) == asked[line] else "; ".join(_where(group, layout)),
             log=next(_logs(run, group), None),

@@ -25,7 +25,7 @@ from analysis.fitting import fits
 from analysis.layout import MOST_LINES, arrange
 from analysis.load import Run, open_run
 from analysis.quantities import number, quantity
-from analysis.summary import baseline_points, best, summarise
+from analysis.summary import baseline_points, best, estimate, summarise
 from sweep import store
 from sweep.records import Sample
 from sweep.store import DamagedFile, RunPaths
@@ -148,18 +148,30 @@ def test_interval_of_two_values_by_hand() -> None:
     assert math.isnan(stats.half_width(np.array([0.0]), np.array([1.0]))[0])
 
 
+def ratio(above: list[float], below: list[float]) -> tuple[float, float, float]:
+    """Of two samples, beside others that have nothing to do with them."""
+    values = np.array([*above, 7.0, *below, math.nan, 5.0])
+    sample = np.array([0] * len(above) + [1] + [2] * len(below) + [2, 3])
+    every = stats.log_moments(values, sample, 4)
+    value, low, high = stats.ratio(every.of(np.array([0])), every.of(np.array([2])))
+    return float(value[0]), float(low[0]), float(high[0])
+
+
 def test_ratio_by_hand() -> None:
     # equal spreads of ±d on the log scale, two each: s² = 2d², standard error √(2 · d²) = d√2, 2 degrees of freedom,
     # t(0.975, 2) = 4.30265
     d = 0.01
-    found = stats.ratio([2 * math.exp(d), 2 * math.exp(-d)], [math.exp(d), math.exp(-d)])
-    assert found.value == pytest.approx(2.0)
-    assert found.high == pytest.approx(2.0 * math.exp(4.302653 * d * math.sqrt(2)), rel=1e-6)
-    assert found.low * found.high == pytest.approx(4.0)
-    assert stats.ratio([3.0], [2.0]).value == pytest.approx(1.5)
-    assert math.isnan(stats.ratio([3.0], [2.0]).low)
-    assert math.isnan(stats.ratio([1.0, 2.0], [0.0, 1.0]).value)
-    assert stats.ratio([2.0, 2.0], [1.0, 1.0])[:3] == (2.0, 2.0, 2.0)
+    value, low, high = ratio([2 * math.exp(d), 2 * math.exp(-d)], [math.exp(d), math.exp(-d)])
+    assert value == pytest.approx(2.0)
+    assert high == pytest.approx(2.0 * math.exp(4.302653 * d * math.sqrt(2)), rel=1e-6)
+    assert low * high == pytest.approx(4.0)
+    assert ratio([3.0], [2.0])[0] == pytest.approx(1.5)
+    assert ratio([3.0, 3.0], [2.0])[0] == pytest.approx(1.5)
+    assert math.isnan(ratio([3.0], [2.0])[1])
+    assert math.isnan(ratio([3.0, 3.1], [2.0])[1])
+    assert math.isnan(ratio([1.0, 2.0], [0.0, 1.0])[0])
+    assert math.isnan(ratio([1.0, 2.0], [])[0])
+    assert ratio([2.0, 2.0], [1.0, 1.0]) == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_welch_agrees_with_scipy() -> None:
@@ -167,8 +179,8 @@ def test_welch_agrees_with_scipy() -> None:
 
     above, below = [3.1, 2.9, 3.3], [1.0, 1.4]
     expected = ttest_ind(np.log(above), np.log(below), equal_var=False).confidence_interval(0.95)
-    found = stats.ratio(above, below)
-    assert (math.log(found.low), math.log(found.high)) == pytest.approx((expected.low, expected.high))
+    _, low, high = ratio(above, below)
+    assert (math.log(low), math.log(high)) == pytest.approx((expected.low, expected.high))
 
 
 # Summary
@@ -558,10 +570,7 @@ def test_of_many_lines_some_are_told_apart_and_all_are_drawn(tmp_path: Path) -> 
     assert len(layout.lines) == 100
     assert len(layout.distinct) <= MOST_LINES
     assert {"e, max-num-seqs=100", "e, max-num-seqs=50"} <= set(layout.distinct)  # the best, and the baseline
-    looks = {
-        (look.get_color(), look.get_marker(), str(look.get_linestyle()), str(look._dash_pattern))
-        for look in (plots.handle(layout, line) for line in layout.distinct)
-    }
+    looks = {str(plots.look(layout, line)) for line in layout.distinct}
     assert len(looks) == len(layout.distinct)
     with plots.style():
         figure = curves.against_load(run, layout, "output_throughput")
@@ -606,7 +615,7 @@ def test_doubts_are_told_with_their_remedy(tmp_path: Path) -> None:
         {**trial("b", 16, 0, None), "outcome": "client_limited"},
     ]
     run = run_of(tmp_path, rows, replaced=["model: tiny"], baseline={"backend": "c"})
-    told = " ".join(doubts(run, arrange(run, summarise(run))))
+    sentences = " ".join(doubts(run, arrange(run, summarise(run))))
     for said in (
         *(
             "model: tiny",
@@ -625,7 +634,39 @@ def test_doubts_are_told_with_their_remedy(tmp_path: Path) -> None:
             "Only 42% of the reference's greedy tokens are those of b",
         ),
     ):
-        assert said in told, said
+        assert said in sentences, said
+
+
+def told(folder: Path, rows: list[dict[str, Any]]) -> str:
+    run = run_of(folder, rows)
+    return " ".join(doubts(run, arrange(run, summarise(run))))
+
+
+def test_a_mean_of_survivors_is_doubted(tmp_path: Path) -> None:
+    rows = [trial("a", 8, 0, 10.0), trial("a", 8, 1, 10.1), trial("a", 8, 2, None), trial("b", 8, 0, None)]
+    assert "At 1 of 2 points only some of the replicates have a result" in told(tmp_path, rows)
+
+
+def test_answers_of_unequal_length_are_doubted(tmp_path: Path) -> None:
+    long, short = {"output_tokens": 20_000}, {"output_tokens": 12_500}
+    rows = [trial("a", 8, 0, 10.0, **long), trial("b", 8, 0, 10.0, **short, num_failed=0)]
+    assert "up to 1.6 times as many tokens" in told(tmp_path, rows)
+    failed = {**trial("b", 8, 0, 10.0, output_tokens=10_000), "num_failed": 50}  # as long, of half the requests
+    assert "times as many" not in told(tmp_path, [rows[0], failed])
+    assert "times as many" not in told(tmp_path, [rows[0], trial("b", 16, 0, 10.0, **short)])  # asked another thing
+
+
+def test_unlike_kinds_of_memory_are_doubted(tmp_path: Path) -> None:
+    pool, used = ({"memory_peak_bytes": 2.0**30, "memory_label": label} for label in ("reserved", "process"))
+    rows = [trial("a", 8, 0, 10.0, **pool), trial("b", 8, 0, 10.0, **used)]
+    assert "what it reserved (a); the memory of its processes (b)" in told(tmp_path, rows)
+    assert "not of one kind" not in told(tmp_path, [rows[0], trial("b", 8, 0, 10.0, **pool)])
+
+
+def test_an_interval_counts_the_replicates_that_have_the_figure(tmp_path: Path) -> None:
+    rows = [trial("a", 8, index, 10.0 + index, ttft_p50=0.1 * (index + 1) if index < 2 else None) for index in range(3)]
+    point = summarise(run_of(tmp_path, rows)).iloc[0]
+    assert (estimate(point, "output_throughput").n, estimate(point, "ttft_p50").n) == (3, 2)
 
 
 def test_a_sound_run_raises_no_doubt(tmp_path: Path) -> None:
