@@ -29,7 +29,7 @@ from rich.console import Console
 from sweep import ray_environment
 from sweep.compose import compose_run
 from sweep.config import ROOT, Cluster
-from sweep.deployment import Finished, Placed, Work
+from sweep.deployment import Beat, Finished, Placed, Work
 from sweep.driver import Driver
 from sweep.estimate import History, times
 from sweep.ledger import Ledger
@@ -43,6 +43,7 @@ from tests.cluster.harness import ENVIRONMENT, RayCluster
 
 NODES, GPUS, DEPLOYMENTS = 4, 4, 200
 SIZES = (1, 1, 1, 2, 4)  # GPUs; most deployments are small
+BEAT = 5.0  # s between two signs of life, as a real task gives them
 LARGE = ("load.batch_size=range(1,11)", "replicates=10", "backend.startup_seconds=range(0,200)")
 
 
@@ -104,7 +105,10 @@ def _sleeping(took: dict[str, float]) -> Callable[[int], Any]:
         yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
         gpus = ray.get_gpu_ids()
         assert len(gpus) == work.deployment.gpu_count, gpus
-        time.sleep(took[work.deployment.deployment_id])
+        ends = time.monotonic() + took[work.deployment.deployment_id]
+        while (left := ends - time.monotonic()) > 0:
+            time.sleep(min(left, BEAT))
+            yield Beat()
         yield from _rows(work)
 
     return lambda gpus: ray.remote(num_gpus=gpus, num_cpus=1, max_calls=1, max_retries=0)(deploy)
