@@ -41,7 +41,7 @@ def half_width(deviation: FloatArray, n: FloatArray) -> FloatArray:
 
 def _t(freedom: FloatArray) -> FloatArray:
     """Student's t quantile at 0.975. From scipy.special, since scipy.stats takes as long to import as all else here."""
-    quantile: FloatArray = special.stdtrit(freedom, (1 + CONFIDENCE) / 2)
+    quantile: FloatArray = np.asarray(special.stdtrit(freedom, (1 + CONFIDENCE) / 2), np.float64)
     return quantile
 
 
