@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.layout import Layout
+from analysis.layout import Layout, listed
 from analysis.load import Run
 
 WIDE = 0.10  # half an interval over its mean
@@ -138,8 +138,10 @@ def _unsent(run: Run, layout: Layout) -> Iterator[str]:
 
 def _agreement(run: Run, layout: Layout) -> Iterator[str]:
     lowest = layout.placed(run.ok).groupby("line", sort=False)["agreement"].min()
-    for line, share in lowest[lowest < AGREEING].items():
-        yield f"Only {share:.0%} of the reference's greedy tokens are those of {line}: its speed is of other answers."
+    low = lowest[lowest < AGREEING].sort_values()
+    if len(low):
+        each = listed([f"{line} {share:.0%}" for line, share in low.items()])
+        yield f"Greedy answers differ from the reference's, so these speeds are of other answers (agreement: {each})."
 
 
 def _lengths(run: Run, layout: Layout) -> Iterator[str]:
@@ -164,7 +166,7 @@ def _memory(run: Run, layout: Layout) -> Iterator[str]:
     kinds = measured.groupby("memory_label", sort=False)["line"].unique()
     if len(kinds) > 1:
         told = {"gpu": "GPU memory", "process": "the memory of its processes", "reserved": "what it reserved"}
-        each = [f"{told.get(str(kind), str(kind))} ({', '.join(lines)})" for kind, lines in kinds.items()]
+        each = [f"{told.get(str(kind), str(kind))} ({listed(lines)})" for kind, lines in kinds.items()]
         yield f"Memory is not of one kind, so not to be compared across them: {'; '.join(each)}."
 
 

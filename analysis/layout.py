@@ -5,7 +5,7 @@ room for so many of each; what it leaves out, it says.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ _LOAD = ("batch_size", "concurrency", "rate")
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
 MOST_LINES = 21  # that can be told apart by colour, marker and dash
 MOST_PANELS = 24
+MOST_LISTED = 12  # lines in a sentence
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,12 @@ def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:
 
     rest = map(name, points[columns].astype(object).itertuples(index=False, name=None))
     return [", ".join(filter(None, (str(value), told))) for value, told in zip(points[first], rest, strict=True)]
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Lines in a sentence: of many, the first and the number of others."""
+    others = len(lines) - MOST_LISTED
+    return ", ".join(lines) if others <= 1 else f"{', '.join(lines[:MOST_LISTED])} and {others:,} others"
 
 
 def _words(key: str) -> str:

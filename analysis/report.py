@@ -14,7 +14,7 @@ from analysis.curves import MOST_REPLICATES
 from analysis.doubts import doubts
 from analysis.fitting import Fit, fits
 from analysis.formats import number_formats
-from analysis.layout import Layout, arrange
+from analysis.layout import Layout, arrange, listed
 from analysis.load import Run, open_run
 from analysis.page import card, definitions, figures, page, section, table
 from analysis.plots import Drawn, draw_all
@@ -267,9 +267,7 @@ def _provenance(run: Run, layout: Layout) -> str:
         "Models": ", ".join(_distinct(run.trials, "model")),
         "Workloads": ", ".join(_distinct(run.trials, "workload")),
         "Loads": ", ".join(_distinct(run.trials, "load")),
-        "Number formats": "; ".join(
-            f"{name}: {', '.join(lines)}" for name, lines in number_formats(run, layout).items()
-        ),
+        "Number formats": "; ".join(f"{name}: {listed(lines)}" for name, lines in number_formats(run, layout).items()),
         "Replicates": str(run.trials["replicate"].nunique()),
         "Price": f"{price} USD per hour ({profile.get('price_source') or 'no source given'})"
         if price

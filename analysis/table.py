@@ -13,7 +13,7 @@ from rich.text import Text
 
 from analysis.fitting import Fit, fits
 from analysis.formats import number_formats
-from analysis.layout import Layout, arrange
+from analysis.layout import Layout, arrange, listed
 from analysis.load import Run, open_run
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import Estimate
@@ -201,7 +201,7 @@ def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:
     """A line for each number format."""
     yield Text("number formats:", style="bold")
     for name, lines in formats.items():
-        yield Text("  ").append(name, style="green").append(f": {', '.join(lines)}")
+        yield Text("  ").append(name, style="green").append(f": {listed(lines)}")
 
 
 def _fits(found: list[Fit]) -> Iterator[Text | str]:

@@ -580,6 +580,7 @@ def test_of_many_lines_some_are_told_apart_and_all_are_drawn(tmp_path: Path) -> 
     grey = [len(one.get_segments()) for one in lines if to_hex(one.get_edgecolor()[0]) == curves.GREY]
     assert grey == [100 - len(layout.distinct)]
     assert f"{100 - len(layout.distinct)} others" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "max-num-seqs=12 and 88 others" in " ".join(shown(tmp_path, 120).split())
     analysis.write_all(tmp_path)
     report = (tmp_path / "report.html").read_text()
     assert f"Of 100 lines {len(layout.distinct)} have a colour" in report
@@ -631,7 +632,7 @@ def test_doubts_are_told_with_their_remedy(tmp_path: Path) -> None:
             "50% of the rate",
             "client was the bottleneck",
             "2 versions of this code",
-            "Only 42% of the reference's greedy tokens are those of b",
+            "of other answers (agreement: b 42%)",
         ),
     ):
         assert said in sentences, said
