@@ -29,7 +29,7 @@ def print_plan(
     console: Console, plan: Plan, ledger: Ledger, history: History, nodes: Sequence[Node], details: bool
 ) -> None:
     """What will be run, what was replaced for lack of a GPU, what cannot run here and why, and what it will take."""
-    left = todo(plan, ledger)
+    left = [deployment for deployment in todo(plan, ledger) if not deployment.unavailable]
     why = reasons(plan, left, ledger) if ledger.rows else {}
     lines = [f"no GPU here: {text}" for text in plan.replaced]
     _say(console, [*lines, _headline(plan, left)])
@@ -107,6 +107,8 @@ def few_cores(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Nodes on which engine and measuring client would be in each other's way."""
     cuda = plan.settings.hardware.platform == "cuda"
     used = [node for node in nodes if node.gpus or not cuda]
+    if not any(one.backend.launches for one in plan.deployments if not one.unavailable):
+        return []
     poor = {node.address: node.cpus / max(1, node.gpus if cuda else 1) for node in used}
     return [
         f"{address}: {cores:g} cores for each {'GPU' if cuda else 'deployment'}, one of them the measuring client's; "

@@ -79,3 +79,9 @@ def test_the_width_without_a_terminal(monkeypatch, columns, width):
     if columns:
         monkeypatch.setenv("COLUMNS", columns)
     assert show.make_console().width == width
+
+
+def test_what_cannot_run_here_is_not_to_run(ledger):
+    text = shown(ledger, deployment("fedcba987654", ["dddddddddddd"], unavailable="needs a GPU"))
+    assert "4 trials, 2 to run" in text
+    assert "unavailable: fedcba987654 tiny: needs a GPU" in text
