@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from analysis.doubts import doubts
 from analysis.fitting import Fit, fits
 from analysis.formats import number_formats
 from analysis.layout import Layout, arrange, listed
@@ -37,6 +38,7 @@ class Summary:
         self.losses = losses(run, self.layout)
         self.fits = fits(run, self.layout)
         self.formats = number_formats(run, self.layout)
+        self.doubts = doubts(run, self.layout)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if (self.layout.points["n"] > 0).any():
@@ -49,6 +51,9 @@ class Summary:
         if self.losses.trials:
             yield ""
             yield from _failures(self.losses)
+        if self.doubts:
+            yield ""
+            yield Text(f"reasons for doubt, with their remedies in report.html: {len(self.doubts)}", style="yellow")
 
 
 def render_summary(folder: str | Path) -> Summary:

@@ -25,6 +25,7 @@ from analysis.fitting import fits
 from analysis.layout import MOST_LINES, arrange
 from analysis.load import Run, open_run
 from analysis.quantities import number, quantity
+from analysis.report import html
 from analysis.summary import baseline_points, best, estimate, summarise
 from sweep import store
 from sweep.records import Sample
@@ -478,6 +479,7 @@ def shown(folder: Path, width: int) -> str:
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_table_fits_the_terminal(run_folder: Path, width: int) -> None:
     text = shown(run_folder, width)
+    assert "reasons for doubt, with their remedies in report.html: " in " ".join(text.split())
     assert text.count(" engine  ") == {60: 3, 80: 2}.get(width, 1)
     for said in ("TTFT", "$/M tok", "KV", "Memory", "baseline"):
         assert said in text, said  # nothing is left out of eleven points: it follows below
@@ -581,9 +583,7 @@ def test_of_many_lines_some_are_told_apart_and_all_are_drawn(tmp_path: Path) -> 
     assert grey == [100 - len(layout.distinct)]
     assert f"{100 - len(layout.distinct)} others" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert "max-num-seqs=12 and 88 others" in " ".join(shown(tmp_path, 120).split())
-    analysis.write_all(tmp_path)
-    report = (tmp_path / "report.html").read_text()
-    assert f"Of 100 lines {len(layout.distinct)} have a colour" in report
+    assert f"Of 100 lines {len(layout.distinct)} have a colour" in html(run, layout, [])
 
 
 def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
@@ -593,6 +593,7 @@ def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
     text = shown(tmp_path, 120)
     assert "1,005 trials have no result" in text
     assert "hung x5 a: failed alike" in text
+    assert "reasons for doubt" not in text  # of numbers, of which there are none
     assert "and 961 trials more, in 961 other ways" in text
 
 
