@@ -86,7 +86,7 @@ class VLLMOffline:
         print("host: the engine's requests are dropped", file=sys.stderr)
 
     def reset_caches(self) -> bool:
-        return self.engine.reset_prefix_cache()
+        return bool(self.engine.reset_prefix_cache())
 
     def _forget(self, name: str) -> None:
         self.ids.pop(id(self.rows.pop(name)), None)
