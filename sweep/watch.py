@@ -2,8 +2,8 @@
 
 Waking up for each token is most of what a token costs. Since the kernel stamps every arrival, a read may be late
 without falsifying anything as long as no two token events of one stream come to share it and nobody waits for the end
-of the answer. So, where tokens come faster than three in a millisecond, the sockets in the middle of an answer of known
-length are read together, once a millisecond; those whose answer may end with the next event are read at once, since the
+of the answer. So, where tokens come faster than 3,000 a second, the sockets in the middle of an answer of known length
+are read together, every two milliseconds; those whose answer may end with the next event are read at once, since the
 next request leaves upon it. After a read that held more than one token event of a stream all are read at once for a
 second: a server that writes in bursts is seen as it is.
 """
@@ -12,7 +12,7 @@ import asyncio
 import select
 from collections.abc import Callable
 
-PERIOD = 0.001  # s between two rounds of reads
+PERIOD = 0.002  # s between two rounds of reads
 WORTH_IT = 3_000  # reads per second above which a round holds several
 ALERT = 1.0  # s of reading at once after a read that held several events
 HAS_EPOLL = hasattr(select, "epoll")
