@@ -127,11 +127,12 @@ def table(runs: Mapping[int, tuple[list[Run], list[Run]]]) -> list[str]:
     for concurrency, both in runs.items():
         for name, label in FIGURES.items():
             mine, other = ([run[name] for run in one] for one in both)
-            difference = statistics.mean(mine) - statistics.mean(other)
+            mean = statistics.mean(other)
+            difference = statistics.mean(mine) - mean
             noise = (statistics.variance(mine) / len(mine) + statistics.variance(other) / len(other)) ** 0.5
             lines.append(
                 f"| {concurrency} | {label} | {_spread(mine)} | {_spread(other)} "
-                f"| {difference:+.2f} ({difference / statistics.mean(other):+.1%}) | {noise:.2f} "
+                f"| {difference:+.2f} ({difference / mean:+.1%}) | {noise:.2f} ({noise / mean:.1%}) "
                 f"| {'yes' if abs(difference) <= 2 * noise else 'no'} |"
             )
     return lines
@@ -148,6 +149,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=8, help="per user")
     parser.add_argument("--write", type=Path, help="also put the table into this file, between its two marks")
     options = parser.parse_args()
+    if options.runs < 2:
+        parser.error(f"--runs={options.runs}: allowed are whole numbers from 2, or there is no noise to compare with")
     runs: dict[int, tuple[list[Run], list[Run]]] = {}
     with tempfile.TemporaryDirectory(prefix="sweep-versus-") as name, engine(Path(name) / "engine") as found:
         url, python, version = found

@@ -6,7 +6,6 @@ Results are written as they come, one fixed row a request and its chunks, so tha
 import json
 import os
 import struct
-import sys
 from array import array
 from pathlib import Path
 from typing import Any
@@ -64,10 +63,8 @@ class Job:
         return self._head + os.pread(self._requests, end - begin, begin)
 
     def patient_until(self, call: int) -> int:
-        """Tokens before which nobody waits for the end of a call's answer, so that its reads may wait (see `watch`)."""
-        if self.schedule.mode == "open" and self.schedule.concurrency is None:
-            return sys.maxsize  # what ends frees no slot
-        return self.prompts[call] * (self.limits[call] - 1) if self.target.ignore_eos else 0
+        """Tokens before which a call's answer cannot end, so that its reads may wait (see `watch`)."""
+        return self.limits[call] - 1 if self.target.ignore_eos and self.prompts[call] == 1 else 0
 
     def answer(self, call: int) -> wire.Answer:
         """An empty answer for one call."""

@@ -18,6 +18,7 @@ import resource
 import sys
 import time
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,7 @@ class Client:
         gc.freeze()  # what is there now stays: no need to look at it again during the measurement
         _say(event="ready")
         start = await self.go
-        self.counters.multi_event_reads = 0
-        self.counters.kernel_stamps = self.counters.user_stamps = 0
+        warm = replace(self.counters)
         del self.lags[:]
         self._lag_due = time.monotonic_ns() + LAG_EVERY
         self._lag_alarm.set(self._lag_due)
@@ -81,9 +81,9 @@ class Client:
             wall_seconds=wall,
             offered=run.offered,
             sent=run.sent,
-            multi_event_reads=self.counters.multi_event_reads,
-            kernel_stamps=self.counters.kernel_stamps,
-            user_stamps=self.counters.user_stamps,
+            multi_event_reads=self.counters.multi_event_reads - warm.multi_event_reads,
+            kernel_stamps=self.counters.kernel_stamps - warm.kernel_stamps,
+            user_stamps=self.counters.user_stamps - warm.user_stamps,
             connections=self.counters.opened,
             clock_steps=self.stamps.steps,
             peak_memory_bytes=_peak_memory(),
@@ -133,7 +133,7 @@ class Client:
     def _tick(self, watch: Watch) -> None:
         """Ten times a second: time-outs, progress, how to read; once a second the offset between the clocks."""
         now = time.monotonic_ns()
-        watch.adjust(now / 1e9, self.counters.kernel_stamps, self.counters.multi_event_reads)
+        watch.adjust(now / 1e9, self.counters.kernel_stamps)
         if self.run is not None:
             self.run.check_timeouts(now)
             if now >= self._next_progress:

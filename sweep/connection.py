@@ -289,6 +289,7 @@ class Connection:
             return
         if answer.chunks - before > len(answer.streams):
             self._counters.multi_event_reads += 1
+            self._watch.alert(now / 1e9)
         if self._patient and answer.tokens >= answer.patient_until:
             self._be_patient(False)
         if self._answered:

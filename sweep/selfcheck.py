@@ -49,7 +49,7 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
     with tempfile.TemporaryDirectory(prefix="sweep-check-") as name:
         folder = Path(name)
         with _serving(itl, folder / "log", server_cpus) as url:
-            target = Target(url, "simulated")
+            target = Target(url, "simulated", ignore_eos=True)
             seen = measure(target, [], requests, schedule, folder=folder / "job", cpus=client_cpus, processes=processes)
         ttft, gaps = _errors(seen, simulated_server.read_log(folder / "log"))
     speed = sum(seen.records.output_tokens) / (max(_ends(seen)) - min(seen.records.sent))

@@ -4,8 +4,9 @@ Waking up for each token is most of what a token costs. Since the kernel stamps 
 without falsifying anything as long as no two token events of one stream come to share it and nobody waits for the end
 of the answer. So, where tokens come faster than 3,000 a second, the sockets in the middle of an answer of known length
 are read together, every two milliseconds; those whose answer may end with the next event are read at once, since the
-next request leaves upon it. After a read that held more than one token event of a stream all are read at once for a
-second: a server that writes in bursts is seen as it is.
+next request leaves upon it. A read that held more than one token event of a stream ends the rounds for a second, the
+next such read for two, and so on: a server that writes in bursts is seen as it is. Calls of several prompts are never
+read in rounds: the tokens of one step come on one socket, and would share a stamp.
 """
 
 import asyncio
@@ -14,7 +15,8 @@ from collections.abc import Callable
 
 PERIOD = 0.002  # s between two rounds of reads
 WORTH_IT = 3_000  # reads per second above which a round holds several
-ALERT = 1.0  # s of reading at once after a read that held several events
+ALERT = 1.0  # s of reading at once after the first read that held several events; doubled by each further one
+LONGEST_ALERT = 3600.0  # s
 HAS_EPOLL = hasattr(select, "epoll")
 
 
@@ -26,8 +28,8 @@ class Watch:
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._in_rounds = False  # wanted: the patient sockets are read in rounds; else at once
         self._timer: asyncio.TimerHandle | None = None  # of the next round; None: they are read at once
-        self._looked = (0.0, 0, 0)  # time, reads and reads of several events at the last `adjust`
-        self._alert_until = 0.0
+        self._looked = (0.0, 0)  # time and reads at the last `adjust`
+        self._alert, self._alert_until = ALERT, 0.0  # s
         if HAS_EPOLL:
             self._urgent, self._patient = select.epoll(), select.epoll()
             loop.add_reader(self._urgent.fileno(), self._read, self._urgent)
@@ -56,24 +58,26 @@ class Watch:
             old.unregister(fd)
             new.register(fd, select.EPOLLIN)
 
-    def adjust(self, now: float, reads: int, several: int) -> None:
-        """Choose between rounds and reading at once.
-
-        `now` in s; `reads`: how many the kernel has stamped so far; `several`: how many held more than one event.
-        """
-        before, reads_before, several_before = self._looked
-        self._looked = (now, reads, several)
-        if several > several_before:
-            self._alert_until = now + ALERT
+    def adjust(self, now: float, reads: int) -> None:
+        """Choose between rounds and reading at once. `now` in s of CLOCK_MONOTONIC; `reads`: kernel-stamped so far."""
+        before, reads_before = self._looked
+        self._looked = (now, reads)
         often = reads - reads_before > WORTH_IT * (now - before)
         self._in_rounds = HAS_EPOLL and often and now >= self._alert_until
         if self._in_rounds and self._timer is None:
             self._loop.remove_reader(self._patient.fileno())
             self._timer = self._loop.call_later(PERIOD, self._round)
 
+    def alert(self, now: float) -> None:
+        """A read held several token events of a stream: no more rounds for a while, the present one being the last."""
+        if now >= self._alert_until:
+            self._alert_until = now + self._alert
+            self._alert = min(2 * self._alert, LONGEST_ALERT)
+        self._in_rounds = False
+
     def _round(self) -> None:
         self._read(self._patient)
-        if self._in_rounds:
+        if self._in_rounds:  # still
             self._timer = self._loop.call_later(PERIOD, self._round)
         else:
             self._timer = None

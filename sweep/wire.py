@@ -238,7 +238,7 @@ class Answer:
 
     def __init__(self, api: Api, prompts: int = 1, patient_until: int = 0) -> None:
         self.api = api
-        self.patient_until = patient_until  # tokens before which the answer cannot end, or nobody waits for its end
+        self.patient_until = patient_until  # tokens before which the answer cannot end
         self.streams = [Stream() for _ in range(prompts)]
         self.sent = 0  # ns, when the first byte of the request was written
         self.last_token = 0  # ns, arrival of the latest token; 0: none yet

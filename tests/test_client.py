@@ -19,6 +19,7 @@ import pytest
 from backends.simulated_server import Truth, read_log
 from sweep import selfcheck
 from sweep.client import ClientDied, ClientReport, Measurement, Target, Timeouts, limited, measure
+from sweep.client_job import Job
 from sweep.records import Records, Request, Schedule
 from tests.simulated_engine import simulated
 
@@ -207,6 +208,18 @@ def test_two_processes_share_the_work_and_the_clock(tmp_path: Path) -> None:
     for record, truth in zip(seen.records, truth_of(tmp_path / "log", seen), strict=True):
         assert record.sent + seen.start_monotonic == pytest.approx(truth.arrival / 1e9, abs=0.02)
     assert errors(closed) == [None] * 30
+
+
+def test_which_reads_may_wait(tmp_path: Path) -> None:
+    closed, lockstep = Schedule("closed", concurrency=2), Schedule("lockstep", batch_size=2)
+    with simulated() as (url, _):
+        for name, schedule, target in (
+            ("known", closed, {"ignore_eos": True}),
+            ("unknown", closed, {}),
+            ("list", lockstep, {"ignore_eos": True, "batch_form": "list"}),
+        ):
+            run(url, tmp_path / name, 2, schedule, target=target)
+    assert [Job(tmp_path / name, 0).patient_until(0) for name in ("known", "unknown", "list")] == [4, 0, 0]
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path: Path) -> None:

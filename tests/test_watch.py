@@ -47,8 +47,8 @@ def run(story: Callable[[Watch], Awaitable[None]]) -> None:
 
 
 def in_rounds(watched: Watch) -> None:
-    watched.adjust(0.0, 0, 0)
-    watched.adjust(1.0, FAST, 0)
+    watched.adjust(0.0, 0)
+    watched.adjust(1.0, FAST)
 
 
 def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float) -> None:
@@ -72,18 +72,20 @@ def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float
 
 
 @pytest.mark.parametrize(
-    ("reads", "several", "at_once"),
-    [(WORTH_IT // 2, 0, True), (FAST, 1, True), (FAST, 0, False)],
+    ("reads", "bursts", "at_once"),
+    [(WORTH_IT // 2, False, True), (FAST, True, True), (FAST, False, False)],
     ids=["slow", "bursts", "fast"],
 )
 def test_rounds_only_where_tokens_come_fast_and_one_by_one(
-    reads: int, several: int, at_once: bool, slow_rounds: float
+    reads: int, bursts: bool, at_once: bool, slow_rounds: float
 ) -> None:
     async def story(watched: Watch) -> None:
         one = Socket(watched)
         watched.set_patient(one.near.fileno(), True)
-        watched.adjust(0.0, 0, 0)
-        watched.adjust(1.0, reads, several)
+        watched.adjust(0.0, 0)
+        if bursts:
+            watched.alert(0.5)
+        watched.adjust(1.0, reads)
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
         assert bool(one.reads) == at_once
@@ -96,15 +98,25 @@ def test_a_read_of_several_events_ends_the_rounds_for_a_while(slow_rounds: float
         one = Socket(watched)
         watched.set_patient(one.near.fileno(), True)
         in_rounds(watched)
-        watched.adjust(2.0, 2 * FAST, 1)
+        watched.alert(1.0)
         await asyncio.sleep(slow_rounds * 1.3)  # the round that was due is the last
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
         assert len(one.reads) == 1
-        watched.adjust(2.0 + ALERT, 3 * FAST, 1)
+        watched.adjust(0.9 + ALERT, 2 * FAST)  # too early
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
-        assert len(one.reads) == 1
+        assert len(one.reads) == 2
+        watched.adjust(1.0 + ALERT, 3 * FAST)
+        one.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert len(one.reads) == 2
+        watched.alert(1.0 + ALERT)
+        watched.adjust(0.9 + 3 * ALERT, 5 * FAST)  # the second time it takes twice as long
+        await asyncio.sleep(slow_rounds)
+        one.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert len(one.reads) == 4
 
     run(story)
 

@@ -315,26 +315,40 @@ class NoLoop:
 
 
 class NoWatch:
-    """The same, in the place of what watches the sockets."""
+    """The same, in the place of what watches the sockets: it notes what it is told."""
 
-    def remove(self, *arguments: object) -> None: ...
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def remove(self, fd: int, patient: bool) -> None:
+        self.told.append("remove patient" if patient else "remove urgent")
+
+    def set_patient(self, fd: int, patient: bool) -> None:
+        self.told.append("patient" if patient else "urgent")
+
+    def alert(self, now: float) -> None:
+        self.told.append("alert")
 
 
-def receive(pieces: Sequence[bytes], api: wire.Api, prompts: int) -> tuple[Answer, Counters]:
+def receive(
+    pieces: Sequence[bytes], api: wire.Api, prompts: int, patient_until: int = 0, watch: NoWatch | None = None
+) -> tuple[Answer, Counters]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     ended: list[Answer] = []
     counters = Counters()
     endpoint = Endpoint(socket.AF_UNIX, (), "", None, 1.0)
     loop: Any = NoLoop()
-    watch: Any = NoWatch()
-    connection = Connection(loop, watch, endpoint, StampClock(), counters, lambda _, answer: ended.append(answer))
+    watched: Any = watch or NoWatch()
+    connection = Connection(loop, watched, endpoint, StampClock(), counters, lambda _, answer: ended.append(answer))
     connection._sock, connection._parser = ours, httptools.HttpResponseParser(connection)
     with ours, theirs:
-        connection.begin(b"request", Answer(api, prompts))
+        connection.begin(b"request", Answer(api, prompts, patient_until))
         for piece in pieces:
             theirs.sendall(piece)
             connection._readable()
+            if watch:
+                watch.told.append("read")
     assert len(ended) == 1
     return ended[0], counters
 
@@ -347,6 +361,21 @@ def test_http_cut_anywhere_gives_the_same_records(name: str, chunk: int | None, 
     places = data.draw(st.lists(st.integers(1, len(wired) - 1), max_size=20))
     answer, _ = receive(cut(wired, places), api, prompts)
     assert outcome(answer) == outcome(read(api, prompts, [body]))
+
+
+def test_reads_may_wait_until_the_last_token_may_come() -> None:
+    events = [completion(text) for text in (" a", " b", " c")]
+    pieces = [http(sse(*events, "[DONE]"), None)]
+    edges = [len(pieces[0]) - len(sse(*events, "[DONE]")) + len(sse(*events[:number])) for number in (1, 2, 3)]
+    watch = NoWatch()
+    receive(cut(pieces[0], edges), "completions", 1, patient_until=2, watch=watch)
+    assert watch.told == ["patient", "read", "urgent", "read", "read", "read"]
+    watch = NoWatch()
+    receive(cut(pieces[0], edges), "completions", 1, watch=watch)  # of unknown length
+    assert watch.told == ["read"] * 4
+    watch = NoWatch()
+    receive(pieces, "completions", 1, patient_until=2, watch=watch)
+    assert watch.told == ["patient", "alert", "urgent", "read"]
 
 
 def test_reads_with_several_events_are_counted() -> None:
