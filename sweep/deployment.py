@@ -316,9 +316,8 @@ def _run_trials(run: TrialRun, place: Place, pending: _Pending, emit: Emit) -> F
         if run.settings.relaunch == "per_replicate" and replicate not in (None, trial.replicate):
             return None
         emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
-        caches = _reset_caches(engine, emit) if replicate is not None else None
+        row = _measure(run, place, trial, pending, emit, fresh=replicate is None)
         replicate = trial.replicate
-        row = _measure(run, place, trial, pending) | {"caches_reset": caches}
         if row["outcome"] == Outcome.CANCELLED:
             return None  # it was not measured: the trial is left for the next run
         pending.trials.remove(trial)
@@ -333,16 +332,25 @@ def _run_trials(run: TrialRun, place: Place, pending: _Pending, emit: Emit) -> F
     return None
 
 
-def _measure(run: TrialRun, place: Place, trial: Trial, pending: _Pending) -> dict[str, Any]:
-    """The trial's row. A measuring process that dies is no fault of the engine: the trial is measured again."""
-    for left in reversed(range(run.settings.attempts)):
+def _measure(
+    run: TrialRun, place: Place, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
+) -> dict[str, Any]:
+    """The trial's row. A measuring process that dies is no fault of the engine: the trial is measured again.
+
+    Before each measurement the engine forgets what it was asked before, unless it is `fresh` from its launch: a second
+    try asks the prompts of the first, and would find them in the cache.
+    """
+    assert place.engine is not None
+    caches: bool | None = None  # what the row says: the last answer
+    for attempt in range(run.settings.attempts):
+        if attempt or not fresh:
+            caches = _reset_caches(place.engine, emit)
         try:
-            return run_trial(run, place, trial, pending.stop)
+            return run_trial(run, place, trial, pending.stop) | {"caches_reset": caches}
         except ClientDied as error:
-            if not left:
-                ended = {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": now()}
-                return base_row(run, trial) | ended
-    raise AssertionError("settings.attempts is at least one")
+            reason = str(error)
+    ended = {"outcome": Outcome.INVALID.value, "reason": reason, "ended_at": now()}
+    return base_row(run, trial) | ended | {"caches_reset": caches}
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
@@ -355,7 +363,12 @@ def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
 
 
 def _reset_caches(engine: server.Engine, emit: Emit) -> bool | None:
-    """Have the engine forget earlier prompts: whether it did; None where it cannot. A failure is said and logged."""
+    """Have the engine forget earlier prompts: whether it did; None where it cannot. A failure is said and logged.
+
+    None also for an engine that others launched: they may be using its cache, which is not ours to flush.
+    """
+    if not engine.backend.launches:
+        return None
     problems = [f"{path}: {problem}" for path in engine.backend.reset_paths if (problem := _reset(engine.url + path))]
     if problems:
         said = f"caches not reset before the trial: {'; '.join(problems)}"

@@ -92,7 +92,7 @@ def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, ans
     http = HTTPServer(("127.0.0.1", 0), Caches)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     Caches.answers, events, log = answers, [], tmp_path / "engine.log"
-    backend = SimpleNamespace(reset_paths=("/forget",))
+    backend = SimpleNamespace(reset_paths=("/forget",), launches=True)
     engine = SimpleNamespace(backend=backend, url=f"http://127.0.0.1:{http.server_port}", log=log)
     assert deployment._reset_caches(engine, events.append) is done
     http.shutdown()
@@ -103,9 +103,34 @@ def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, ans
 
 
 def test_an_engine_that_is_gone_or_has_no_such_path_resets_nothing(tmp_path):
-    gone = SimpleNamespace(reset_paths=("/forget",)), "http://127.0.0.1:9", tmp_path / "engine.log"
+    gone = SimpleNamespace(reset_paths=("/forget",), launches=True), "http://127.0.0.1:9", tmp_path / "engine.log"
     engine = SimpleNamespace(backend=gone[0], url=gone[1], log=gone[2])
     assert deployment._reset_caches(engine, lambda event: None) is False
     assert "ConnectError" in gone[2].read_text()
-    engine.backend.reset_paths = ()
+    engine.backend.launches = False  # somebody else's: they may be using its cache
     assert deployment._reset_caches(engine, lambda event: None) is None
+    engine.backend.launches, engine.backend.reset_paths = True, ()
+    assert deployment._reset_caches(engine, lambda event: None) is None
+
+
+@pytest.mark.parametrize(("fresh", "resets"), [(True, 2), (False, 3)])
+def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets):
+    """A second try asks the prompts of the first: it must not find them in the cache."""
+    happened, answers = [], iter([True, True, False][-resets:])
+
+    def reset(engine, emit):
+        happened.append("reset")
+        return next(answers)
+
+    def run_trial(*arguments):
+        happened.append("trial")
+        if happened.count("trial") < 3:
+            raise deployment.ClientDied("killed by SIGKILL")
+        return {"outcome": "ok"}
+
+    monkeypatch.setattr(deployment, "_reset_caches", reset)
+    monkeypatch.setattr(deployment, "run_trial", run_trial)
+    run, place = SimpleNamespace(settings=SimpleNamespace(attempts=3)), SimpleNamespace(engine=object())
+    row = deployment._measure(run, place, None, SimpleNamespace(stop=None), lambda event: None, fresh=fresh)
+    assert row == {"outcome": "ok", "caches_reset": False}, "the answer before the try that counts"
+    assert happened == [*([] if fresh else ["reset"]), "trial", "reset", "trial", "reset", "trial"]
