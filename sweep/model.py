@@ -466,7 +466,8 @@ def _hub() -> HfApi:
 def _commit(repo: str, revision: str) -> str:
     """The commit that a revision means: as the hub says; else as it last said; else the revision itself.
 
-    Raises ValueError if the hub knows no such repository or revision.
+    Raises ValueError if the hub knows no such repository or revision and never did: one that was renamed or closed
+    since keeps its digest, so that results that are there stay what they are.
     """
     if COMMIT.fullmatch(revision):
         return revision
@@ -476,7 +477,9 @@ def _commit(repo: str, revision: str) -> str:
     try:
         commit = str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise _refused(repo, revision, error) from None
+        if key not in known:
+            raise _refused(repo, revision, error) from None
+        return known[key]
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled):
         return known.get(key, revision)
     if known.get(key) != commit:

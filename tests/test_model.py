@@ -325,6 +325,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
     requests: list[tuple[str, str | None]]
+    closed: set[str]
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -337,7 +338,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         elif path.startswith("/api/models/org/"):
             parts = path.removeprefix("/api/models/").split("/")
             revision = parts[3] if len(parts) > 3 else "main"
-            if parts[1] == "nowhere":
+            if parts[1] in self.closed:
                 return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
             if revision not in {*COMMITS, *COMMITS.values()}:
                 return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
@@ -371,7 +372,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A hub on the loopback that HF_ENDPOINT names, in an environment that says nothing else of hubs."""
     Hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     Hub.files |= {"pytorch_model.bin": b"pickle", "modeling_custom.py": b"raise SystemExit", "onnx/model.onnx": b"x"}
-    Hub.requests = []
+    Hub.requests, Hub.closed = [], {"nowhere"}
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -425,6 +426,19 @@ def test_without_the_hub_the_cache_answers(hub: Any, tmp_path: Path) -> None:
         HubModel(name="m", repo="org/other").prepare(tmp_path / "cache", silent)
     assert "\n" not in str(caught.value)
     assert HubModel(name="m", repo="org/other").digest() == "org/other@main"
+
+
+def test_a_repository_that_is_closed_keeps_the_commit_that_is_known(hub: Any, tmp_path: Path) -> None:
+    """Planning a finished run again must not fail because its model was renamed or made private since."""
+    digest = HubModel(name="m", repo="org/model").digest()
+    HubModel(name="m", repo="org/model", revision="v2").check()
+    Hub.closed = {"model"}
+    module._commit.cache_clear()
+    configured = HubModel(name="m", repo="org/model")
+    configured.check()
+    assert configured.digest() == digest == f"org/model@{COMMITS['main']}"
+    with pytest.raises(ValueError, match=r"^model\.repo=org/model@main: 401"):
+        configured.reach(tmp_path / "cache")  # what is still to run needs its files
 
 
 def test_a_gated_model_needs_the_token_of_the_environment(
