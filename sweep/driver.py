@@ -90,7 +90,8 @@ class Driver:
         self.losses: dict[str, int] = {}  # of infrastructure, by deployment
         self.errors: dict[str, int] = {}  # of our own code
         self.rewritten = False  # trials.parquet, in this run
-        self.finished: set[str] = set()  # trials that got their row in this run
+        self.finished: set[str] = set()  # trials that got their row in this run and are not to be tried again
+        self.with_row: set[str] = set()  # trials that got one in this run, if only of a try that failed
         self.digests: dict[tuple[int, int], str] = {}
         self.teller = Teller(paths, display)
         self.nodes = NodeRecord()
@@ -105,7 +106,7 @@ class Driver:
     @property
     def left(self) -> int:
         """Trials of this run that got no row, for want of time or because the user stopped it."""
-        return len(self.wanted - self.finished)
+        return len(self.wanted - self.with_row)
 
     @property
     def _haste(self) -> int:
@@ -195,9 +196,13 @@ class Driver:
         run = TrialRun(deployment, self.plan.settings, self.paths, attempt, tuple(self.plan.axes))
         for trial in deployment.trials:
             row = base_row(run, trial) | {"outcome": outcome.value, "reason": reason}
-            self.ledger.commit(row)
-            self.finished.add(trial.trial_id)
+            self._keep(row)
             self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
+
+    def _keep(self, row: Row) -> None:
+        self.ledger.commit(row)
+        self.finished.add(row["trial_id"])
+        self.with_row.add(row["trial_id"])
 
     def _submit(self, deployment: Deployment, node_id: str) -> None:
         expected = self._expected(deployment)
@@ -258,8 +263,7 @@ class Driver:
 
     def _commit(self, work: Work, event: Finished) -> None:
         row = event.row | {"digests": self._digests(work.deployment, event.trial)}
-        self.ledger.commit(row)
-        self.finished.add(row["trial_id"])
+        self._keep(row)
         self.executor.observe(row)
         self.display.finished(row, f"{work.deployment.describe()} {event.trial.describe()}")
         place = self.places.get(work.deployment.deployment_id)

@@ -186,6 +186,27 @@ class UntilLate(Scripted):
         yield from super().events()
 
 
+def test_a_trial_that_awaits_its_second_try_at_the_deadline_is_not_left(tmp_path):
+    """It has a row of this run: what is left are those that have none."""
+
+    class Late(ByNode):
+        def events(self):
+            if self.usable == self.all:
+                yield from super().events()
+            else:  # a node was set aside: no second try ends in time
+                driver.deadline = time.time() - 1
+
+    paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
+    executor = Late(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
+    plan = make_plan(*(deployment(name, [name]) for name in "abcdef"))
+    driver = Driver(plan, paths, ledger, executor, Display(6, 0, None, Console(quiet=True)), None)
+    driver.run()
+    failed = {name for name, outcome in outcomes(ledger).items() if outcome == "launch_failed"}
+    assert len(failed) == 2, "neither had its second try"
+    assert failed.isdisjoint(driver.finished)
+    assert driver.left == 6 - len(ledger.rows) > 0
+
+
 def test_trials_parquet_holds_the_present_plan_only(tmp_path):
     drive(make_plan(deployment("a", ["1", "2"])), tmp_path, Scripted({"a": [["ok", "ok"]]}))
     paths, ledger = drive(make_plan(deployment("a", ["2", "3"])), tmp_path, Scripted({"a": [["ok"]]}))
