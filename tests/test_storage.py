@@ -182,13 +182,19 @@ def test_a_store_that_cannot_be_used_says_so_at_the_door(s3, quick, tmp_path, ur
 
 
 ARGUMENTS = [
-    *("backend=simulated", "load.batch_size=1,2,4"),
+    *("backend=simulated", "backend.ttft.mean=0.5", "load.batch_size=1,2,4"),  # slow, so that the client keeps up
     *("workload.num_requests=4", "workload.output_tokens=16", "tracking=none", "cluster=inline"),
 ]
 
 
+def ledger_rows(out):
+    """Every row that was ever committed in a results folder."""
+    committed = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    return [entry["row"] for entry in committed if entry["event"] == "trial"]
+
+
 def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
-    """kill -9 of the driver after its first row; the same command with another cache finds nothing but the store."""
+    """kill -9 of the driver after a good row; the same command with another cache finds nothing but the store."""
     command = [sys.executable, "-m", "sweep", *ARGUMENTS, "out=s3://bucket/sweeps/killed"]
     first = subprocess.Popen([*command, f"cache_dir={tmp_path / 'one'}"], cwd=ROOT, start_new_session=True)
     url = "s3://bucket/sweeps/killed"
@@ -199,11 +205,17 @@ def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
             assert first.poll() is None
             time.sleep(0.1)
         wait_until(
-            lambda: b'"trial"' in b"".join(storage.Store(url).read(n) for n in objects(url) if n.startswith("ledger/"))
+            lambda: (
+                b'"outcome": "ok"'
+                in b"".join(storage.Store(url).read(n) for n in objects(url) if n.startswith("ledger/"))
+            )
         )
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
+    storage.copy(url, tmp_path / "killed")
+    before = [row["trial_id"] for row in ledger_rows(tmp_path / "killed") if row["outcome"] == "ok"]
+    assert before, "something was done before the kill"
     second = subprocess.run(
         [*command, f"cache_dir={tmp_path / 'two'}"], cwd=ROOT, timeout=200, capture_output=True, text=True, check=False
     )
@@ -213,10 +225,10 @@ def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
     outcomes = {row["outcome"] for row in rows}
     assert outcomes <= {"ok", "client_limited"}, second.stderr
     assert second.returncode == (0 if outcomes == {"ok"} else 1), second.stderr
-    committed = [json.loads(line) for line in (tmp_path / "copy" / "ledger.jsonl").read_text().splitlines()]
-    trials = [entry["row"] for entry in committed if entry["event"] == "trial"]
+    trials = ledger_rows(tmp_path / "copy")
     assert {row["trial_id"] for row in trials} == {row["trial_id"] for row in rows}
     assert len(rows) == 3
     done = [row["trial_id"] for row in trials if row["outcome"] == "ok"]
     assert len(done) == len(set(done)), "what was done is not done again"
+    assert [row["trial_id"] for row in trials].count(before[0]) == 1
     assert (tmp_path / "copy" / "report.html").exists()
