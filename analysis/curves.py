@@ -95,7 +95,16 @@ def _others(ax: Axes, here: pd.DataFrame, of: Quantity) -> None:
         for _, line in here.groupby("line", sort=False)
     ]
     ax.add_collection(LineCollection(curves, colors=GREY, linewidths=0.7, zorder=1))
+    alone = np.concatenate([_alone(curve) for curve in curves]) if curves else np.empty((0, 2))
+    ax.scatter(alone[:, 0], alone[:, 1], color=GREY, s=6, linewidths=0, zorder=1)
     _crosses(ax, here, GREY)
+
+
+def _alone(curve: FloatArray) -> FloatArray:
+    """The points (n, 2) that no segment reaches: a line through one point is not seen."""
+    there = np.concatenate([[False], np.isfinite(curve[:, 1]), [False]])
+    alone: FloatArray = curve[there[1:-1] & ~there[:-2] & ~there[2:]]
+    return alone
 
 
 def _crosses(ax: Axes, here: pd.DataFrame, colour: Any) -> None:

@@ -16,6 +16,7 @@ REQUESTS_FOR_P99 = 100  # with fewer, the p99 is all but the largest value
 BUSY_CLIENT = 0.7  # of a core
 AGREEING = 0.9  # of the reference's greedy tokens
 UNEQUAL = 1.1  # most over fewest tokens in an answer
+SHARED_READS = 0.01  # of the output tokens: from there on they are in the p99 of the gaps
 SHORT_OF_RATE = 0.95  # of the rate that was offered
 
 
@@ -29,6 +30,7 @@ def doubts(run: Run, layout: Layout) -> list[str]:
         _quantiles,
         _lost_requests,
         _client,
+        _shared_stamps,
         _start_up,
         _rate,
         _unsent,
@@ -105,6 +107,17 @@ def _client(run: Run, layout: Layout) -> Iterator[str]:
     busy = run.ok["client_cpu"].max()
     if pd.notna(busy) and busy > BUSY_CLIENT:
         yield f"The client used up to {busy:.0%} of a core: beyond this load it would limit what is measured."
+
+
+def _shared_stamps(run: Run, layout: Layout) -> Iterator[str]:
+    share = (run.ok["client_multi_event_reads"] / run.ok["output_tokens"]).astype("float64")
+    many = int((share > SHARED_READS).sum())
+    if many:
+        yield (
+            f"In {_trials(many)} the client read several token events at once, up to {share.max():.1%} as often as"
+            " tokens came. They share a stamp, so ITL p99 is less exact than 0.1 ms: the engine writes in bursts, or"
+            " the client was late; a core of its own for the client, or more client.processes, tells which."
+        )
 
 
 def _start_up(run: Run, layout: Layout) -> Iterator[str]:

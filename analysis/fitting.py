@@ -1,9 +1,9 @@
 """The largest batch that fitted in memory, of each engine and task that ran out of it.
 
-A batch fitted where at least one replicate has a result and none ran out. Which batches did not is said as well.
+A batch fitted where at least one replicate has a result, none ran out and none was left untried because a smaller one
+had. Which batches did not is said as well.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
@@ -11,7 +11,8 @@ import pandas as pd
 from analysis.layout import Layout
 from analysis.load import Run
 
-OUT_OF_MEMORY = ("oom_load", "oom_run", "censored")
+OUT_OF_MEMORY = ("oom_load", "oom_run")
+NOT_TRIED = "censored"  # since a smaller batch ran out
 _SIZES = {"batch_size": "batch", "concurrency": "concurrency"}
 
 
@@ -22,7 +23,7 @@ class Fit(NamedTuple):
     task: str
     size: str  # `batch` or `concurrency`
     largest: float | None  # None if nothing did
-    told: str  # which sizes did not, and how
+    told: str  # which sizes did not, and how, e.g. `ran out at 16; not tried at 64`
 
 
 def fits(run: Run, layout: Layout) -> list[Fit]:
@@ -30,15 +31,16 @@ def fits(run: Run, layout: Layout) -> list[Fit]:
     trials = layout.placed(run.trials)
     trials = trials.assign(
         oom=trials["outcome"].isin(OUT_OF_MEMORY),
+        untried=trials["outcome"] == NOT_TRIED,
         ok=trials["outcome"] == "ok",
         task=_tasks(trials, layout),
     )
     found: list[Fit] = []
     for column, size in _SIZES.items():
         by_task = trials[trials[column].notna()].groupby(["line", "task"], sort=False)
-        ran_out = by_task["oom"].transform("any")
+        ran_out = by_task["oom"].transform("any") | by_task["untried"].transform("any")
         found += [
-            _fit(str(line), str(task), size, group.groupby(column)[["oom", "ok"]].agg(["sum", "size"]))
+            _fit(str(line), str(task), size, _outcomes(group, column))
             for (line, task), group in trials.loc[ran_out.index[ran_out]].groupby(["line", "task"], sort=False)
         ]
     return found
@@ -54,18 +56,29 @@ def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
     ]
 
 
+def _outcomes(trials: pd.DataFrame, column: str) -> pd.DataFrame:
+    """By size, how many trials ran out of memory (oom), were not tried (untried), have a result (ok), and all."""
+    by_size = trials.groupby(column)
+    return by_size[["oom", "untried", "ok"]].sum().assign(all=by_size.size())
+
+
 def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
-    """`outcomes`: by size, how many trials ran out of memory (oom), have a result (ok), and were asked for."""
-    oom, ok, asked = outcomes["oom", "sum"], outcomes["ok", "sum"], outcomes["oom", "size"]
-    fitted = outcomes.index[(ok > 0) & (oom == 0)]
-    told = [", ".join(_ran_out(oom, asked))]
-    unknown = outcomes.index[(ok == 0) & (oom == 0)]
-    if len(unknown):
-        told.append(f"no result at {', '.join(f'{value:g}' for value in unknown)}")
+    oom, untried, ok = outcomes["oom"], outcomes["untried"], outcomes["ok"]
+    without = oom + untried
+    fitted = outcomes.index[(ok > 0) & (without == 0)]
+    unknown = ((ok == 0) & (without == 0)) * outcomes["all"]
+    told = [
+        f"{what} at {', '.join(_sizes(counts, outcomes['all']))}"
+        for what, counts in (("ran out", oom), ("not tried", untried), ("no result", unknown))
+        if counts.any()
+    ]
     return Fit(line, task, size, float(fitted.max()) if len(fitted) else None, "; ".join(told))
 
 
-def _ran_out(oom: "pd.Series[int]", asked: "pd.Series[int]") -> Iterator[str]:
-    for value, count, all_ in zip(oom.index, oom, asked, strict=True):
-        if count:
-            yield f"{value:g}" + (f" ({count} of {all_} trials)" if count < all_ else "")
+def _sizes(counts: "pd.Series[int]", asked: "pd.Series[int]") -> list[str]:
+    """The sizes with a count, and how many of the trials asked for it is where that is not all."""
+    return [
+        f"{size:g}" + (f" ({count} of {all_} trials)" if count < all_ else "")
+        for size, count, all_ in zip(counts.index, counts, asked, strict=True)
+        if count
+    ]

@@ -219,10 +219,10 @@ def _fits(found: list[Fit]) -> Iterator[str]:
         ]
         for fit in found[:LARGEST_TABLE]
     ]
-    yield table(["engine", "task", "fitted", "ran out of memory at"], rows, classes=["text", "text", "", "text wide"])
+    yield table(["engine", "task", "fitted", "what did not"], rows, classes=["text", "text", "", "text wide"])
     left_out = f" Of {len(found):,} engines and tasks the first {LARGEST_TABLE} are shown."
     yield (
-        '<p class="note">It fitted where a replicate has a result and none ran out of memory.'
+        '<p class="note">It fitted where a replicate has a result, none ran out of memory and none was left untried.'
         f"{left_out if len(found) > LARGEST_TABLE else ''}</p>"
     )
 

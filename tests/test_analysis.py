@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from rich.console import Console
 
@@ -21,6 +21,7 @@ import analysis
 from analysis import curves, plots, stats
 from analysis.__main__ import main
 from analysis.doubts import doubts
+from analysis.figures import memory_timeline
 from analysis.fitting import fits
 from analysis.layout import MOST_LINES, arrange
 from analysis.load import Run, open_run
@@ -521,10 +522,13 @@ def test_lockstep_batches_show_what_a_batch_took(tmp_path: Path, width: int) -> 
         "bfloat16, bitsandbytes int8: transformers_8bit",
         "float16, gptq (made by GPTQ): vllm_gptq",
         "F16: llamacpp",
-        "transformers, stories: batch 16 (ran out of it at 64)",
-        "llamacpp, stories: batch 4 (ran out of it at 16, 64)",
     ):
         assert said in text, said
+    for said in (
+        "transformers, stories: batch 16 (ran out at 64)",
+        "llamacpp, stories: batch 4 (ran out at 16; not tried at 64)",
+    ):
+        assert said in " ".join(text.split()), said  # the second is longer than 60 characters
 
 
 def test_the_largest_batch_that_fitted_is_one_where_no_replicate_ran_out(tmp_path: Path) -> None:
@@ -541,12 +545,29 @@ def test_the_largest_batch_that_fitted_is_one_where_no_replicate_ran_out(tmp_pat
     run = run_of(tmp_path, rows)
     found = fits(run, arrange(run, summarise(run)))
     assert [(fit.line, fit.task, fit.largest, fit.told) for fit in found] == [
-        ("a", "qa", 8, "16 (1 of 2 trials), 64; no result at 32"),
-        ("b", "qa", None, "1"),
+        ("a", "qa", 8, "ran out at 16 (1 of 2 trials), 64; no result at 32"),
+        ("b", "qa", None, "ran out at 1"),
     ]
     text = shown(tmp_path, 80)
     assert "b, qa: none" in text
-    assert "a, qa: batch 8 (ran out of it at 16 (1 of 2 trials), 64; no result at 32)" in text
+    assert "a, qa: batch 8 (ran out at 16 (1 of 2 trials), 64; no result at 32)" in text
+
+
+def test_a_batch_that_was_not_tried_did_not_run_out_and_did_not_fit(tmp_path: Path) -> None:
+    censored = {"outcome": "censored", "reason": "batch 16 already ran out of memory"}
+    rows = [
+        *(trial("a", 8, replicate, 10.0) for replicate in (0, 1)),
+        {**trial("a", 16, 0, None), "outcome": "oom_run"},
+        trial("a", 16, 1, 10.0),
+        {**trial("a", 32, 0, None), **censored},
+        trial("a", 32, 1, 10.0),  # another replicate came through: 32 is no more certain than 16
+        *({**trial("a", 64, replicate, None), **censored} for replicate in (0, 1)),
+    ]
+    run = run_of(tmp_path, rows)
+    (fit,) = fits(run, arrange(run, summarise(run)))
+    told = "ran out at 16 (1 of 2 trials); not tried at 32 (1 of 2 trials), 64"
+    assert (fit.largest, fit.told) == (8, told)
+    assert told in html(run, arrange(run, summarise(run)), [])
 
 
 def test_the_largest_batch_is_told_of_each_length(tmp_path: Path) -> None:
@@ -584,6 +605,46 @@ def test_of_many_lines_some_are_told_apart_and_all_are_drawn(tmp_path: Path) -> 
     assert f"{100 - len(layout.distinct)} others" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert "max-num-seqs=12 and 88 others" in " ".join(shown(tmp_path, 120).split())
     assert f"Of 100 lines {len(layout.distinct)} have a colour" in html(run, layout, [])
+
+
+def test_a_grey_line_of_one_point_is_seen(tmp_path: Path) -> None:
+    rows = [
+        trial("e", batch, 0, 10.0 + seqs, **{"backend.flags.max-num-seqs": seqs})
+        for seqs in range(1, 101)
+        for batch in ((1, 2, 4) if seqs % 2 else (2,))
+    ]
+    run = run_of(tmp_path, rows)
+    layout = arrange(run, summarise(run))
+    expected = sorted(10.0 + seqs for seqs in range(2, 101, 2) if f"e, max-num-seqs={seqs}" not in layout.distinct)
+    assert len(expected) > 30
+    with plots.style():
+        figure = curves.against_load(run, layout, "output_throughput")
+    assert figure is not None
+    dots = [one for one in figure.axes[0].collections if isinstance(one, PathCollection)]
+    grey = [one.get_offsets() for one in dots if to_hex(one.get_facecolor()[0]) == curves.GREY]
+    assert np.concatenate(grey).tolist() == [[2.0, value] for value in expected]
+
+
+def test_memory_over_time_is_drawn_as_its_legend_says(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    rows = [
+        trial("e", batch, 0, 10.0, attempt="1", **{"backend.flags.max-num-seqs": seqs})
+        | {"trial_id": f"{seqs}-{batch}"}
+        for seqs in range(1, 10)
+        for batch in (1, 2)
+    ]
+    run = run_of(tmp_path, rows)
+    for row in rows:
+        files = paths.trial("e", "1", row["trial_id"])
+        store.write_telemetry(files, [Sample(float(t), "process_memory_bytes", 2.0**30) for t in range(30)])
+    layout = arrange(run, summarise(run))
+    with plots.style():
+        figure = memory_timeline.draw(run, layout)
+    assert figure is not None
+    shown_as = [(one.get_color(), one.get_linestyle(), one.get_marker()) for one in figure.legends[0].get_lines()]
+    drawn_as = [(one.get_color(), one.get_linestyle(), one.get_marker()) for one in figure.axes[0].get_lines()]
+    assert len(set(drawn_as)) == 9
+    assert sorted(drawn_as) == sorted(shown_as)
 
 
 def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
@@ -663,6 +724,16 @@ def test_unlike_kinds_of_memory_are_doubted(tmp_path: Path) -> None:
     rows = [trial("a", 8, 0, 10.0, **pool), trial("b", 8, 0, 10.0, **used)]
     assert "what it reserved (a); the memory of its processes (b)" in told(tmp_path, rows)
     assert "not of one kind" not in told(tmp_path, [rows[0], trial("b", 8, 0, 10.0, **pool)])
+
+
+def test_stamps_that_tokens_share_are_doubted(tmp_path: Path) -> None:
+    bursts, few = ({"output_tokens": 10_000, "client_multi_event_reads": reads} for reads in (320, 100))
+    unknown = trial("c", 8, 0, 10.0)
+    said = told(tmp_path, [trial("a", 8, 0, 10.0, **bursts), trial("b", 8, 0, 10.0, **few), unknown])
+    assert "In 1 trial" in said
+    assert "3.2%" in said
+    assert "ITL p99" in said
+    assert "ITL p99" not in told(tmp_path, [trial("b", 8, 0, 10.0, **few), unknown])
 
 
 def test_an_interval_counts_the_replicates_that_have_the_figure(tmp_path: Path) -> None:

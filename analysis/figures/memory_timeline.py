@@ -13,12 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.layout import Layout
 from analysis.load import Run, telemetry
-from analysis.plots import PANELS_IN_A_ROW, handle, panels
+from analysis.plots import PANELS_IN_A_ROW, handle, look, panels
 
 POSITION = 50
 GIB = 2.0**30
 SPARSE = 20  # readings: fewer are shown one by one
 _SERIES = ("gpu_memory_bytes", "process_memory_bytes")  # the first that was read is what counts
+_STROKE = {"marker": "", "linewidth": 1.2}  # else as in the other figures
 _NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Reserved memory"}
 
 
@@ -32,15 +33,15 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     if not has_kv and not samples["series"].isin(_SERIES).any():
         return None  # an endpoint of somebody else's tells nothing of its memory
     titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
-    handles = [handle(layout, line, marker="") for line in layout.lines if line in set(trials["line"])]
+    handles = [handle(layout, line, **_STROKE) for line in layout.lines if line in set(trials["line"])]
     figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + has_kv)
     for title, column in zip(titles, axes, strict=True):
         for _, trial in trials[trials["panel"] == title].iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]
-            look = {"color": handle(layout, trial["line"]).get_color(), "linewidth": 1.2}
+            stroke = {**look(layout, trial["line"]), **_STROKE}
             if has_kv:
-                _draw(column[0], of_trial, "kv_cache_usage", 100.0, look)
-            _draw(column[-1], of_trial, _memory(of_trial), 1 / GIB, look)
+                _draw(column[0], of_trial, "kv_cache_usage", 100.0, stroke)
+            _draw(column[-1], of_trial, _memory(of_trial), 1 / GIB, stroke)
         column[0].set_title(", ".join([title, *_loads(trials[trials["panel"] == title], layout)]))
     _same_scales(axes)
     for index, column in enumerate(axes):
@@ -92,9 +93,9 @@ def _label(trials: pd.DataFrame) -> str:
     return f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)"
 
 
-def _draw(ax: Axes, samples: pd.DataFrame, series: str, scale: float, look: dict[str, Any]) -> None:
+def _draw(ax: Axes, samples: pd.DataFrame, series: str, scale: float, stroke: dict[str, Any]) -> None:
     """One series over time; GPUs of one engine are added up, since one reading stamps them alike."""
     values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
     if len(values):
         marker = "." if len(values) < SPARSE else ""
-        ax.plot(values.index.to_numpy(), values.to_numpy(), marker=marker, **look)
+        ax.plot(values.index.to_numpy(), values.to_numpy(), **{**stroke, "marker": marker})
