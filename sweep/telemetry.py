@@ -5,8 +5,10 @@ read is said once in `sources` and left out; it never fails a trial.
 """
 
 import itertools
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -18,9 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sweep.records import Sample
 
 Reading = tuple[str, str, float]  # series, device, value
-FINEST = 0.1  # s between two readings of a trial's first two seconds; a page costs vLLM 4 ms of a core
+FINEST = 0.25  # s between two readings of a trial's first five; a page costs vLLM 4 ms of a core, so 1.6 % of it
 GROWTH = 0.05  # and later, as a share of the time since: 0.5 s after 10 s
-SPARING = 8  # and always, in readings' own time: they are work for the engine too
+SPARING = 50  # and always, in readings' own time: they are work for the engine too, and 2 % of a core the most
 
 
 class Source(Protocol):
@@ -113,7 +115,8 @@ class Sampler:
     """Reads every source while its `with` block lasts. Times are CLOCK_MONOTONIC until `samples`.
 
     Readings are FINEST apart at first, then further and further until they are `interval` apart: a trial of one second
-    must not fall between two of them. Slow ones are fewer, but never further apart than `interval`.
+    must not fall between two of them. From the end of one to the next there are always SPARING times what one takes
+    (the median of the last three: one that had to wait was no more work), however short `interval` is.
     """
 
     def __init__(self, sources: Sequence[Source], interval: float) -> None:
@@ -121,6 +124,7 @@ class Sampler:
         self.interval = interval
         self.problems: dict[str, str] = {}
         self._raw: list[Sample] = []
+        self._took: deque[float] = deque(maxlen=3)  # s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
@@ -152,11 +156,13 @@ class Sampler:
     def _run(self) -> None:
         began = due = time.monotonic()
         while not self._stop.is_set():
+            started = time.monotonic()
             self._raw += self.read_once()
             now = time.monotonic()
-            pause = min(self.interval, max(FINEST, GROWTH * (due - began), SPARING * (now - due)))
-            due = max(due + pause, now)
-            self._stop.wait(due - time.monotonic())
+            self._took.append(now - started)
+            pause = min(self.interval, max(FINEST, GROWTH * (due - began)))
+            due = max(due + pause, now + SPARING * statistics.median(self._took))
+            self._stop.wait(due - now)
         self._raw += self.read_once()
 
     def samples(self, start: float) -> list[Sample]:

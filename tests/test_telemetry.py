@@ -1,13 +1,14 @@
 """Telemetry from a page with known numbers, from a process with known memory, and summed up by pencil."""
 
+import itertools
 import os
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
 import pytest
 
+from sweep import telemetry
 from sweep.records import Sample
 from sweep.telemetry import EngineMetrics, Processes, Sampler, summarise_telemetry
 
@@ -108,32 +109,61 @@ def test_nothing_sampled_is_nothing_known():
     assert row["memory_peak_bytes"] is None
 
 
-class Engine(BaseHTTPRequestHandler):
-    """One request runs from `begin` to `end` (CLOCK_MONOTONIC); the gauges are 0 before and after, as vLLM's are."""
+class Clock:
+    """Time that passes only in a reading and between two; it ends the sampler's block after `until` s."""
 
-    begin = end = 0.0
+    def __init__(self, until: float):
+        self.now, self.until = 1000.0, 1000.0 + until
 
-    def do_GET(self):
-        running = self.begin <= time.monotonic() < self.end
-        self.send_response(200)
-        self.end_headers()
-        page = f"vllm:num_requests_running {int(running)}\nvllm:kv_cache_usage_perc {0.125 * running}\n"
-        self.wfile.write(page.encode())
+    def monotonic(self):
+        return self.now
 
-    def log_message(self, *arguments):
-        pass
+    def is_set(self):
+        return self.now >= self.until
+
+    def wait(self, seconds):
+        self.now = min(self.now + max(seconds, 0.0), self.until)
+
+
+class Paced:
+    """An engine whose page takes `took(n)` s the n-th time; one request runs from `begin` to `end` (s, the clock's)."""
+
+    name = "paced"
+
+    def __init__(self, clock, took, begin=0.0, end=0.0):
+        self.clock, self.took, self.begin, self.end = clock, took, begin, end
+        self.times = []
+
+    def read(self):
+        running = float(self.begin <= self.clock.now < self.end)
+        self.times.append(self.clock.now)
+        self.clock.now += self.took(len(self.times))
+        return [("requests_running", "", running), ("kv_cache_usage", "", 0.125 * running)]
+
+
+@pytest.fixture
+def paced(monkeypatch):
+    """Runs a sampler by a Clock; its source, and the sampler."""
+
+    def run(until, interval, took=lambda n: 0.004, begin=0.0, end=0.0):
+        clock = Clock(until)
+        source = Paced(clock, took, clock.now + begin, clock.now + end)
+        monkeypatch.setattr(telemetry, "time", clock)
+        sampler = Sampler([source], interval)
+        sampler._stop = clock
+        sampler._run()
+        return source, sampler
+
+    return run
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.6, 0.125), (0.0, None)])
-def test_a_trial_shorter_than_the_interval_is_seen_or_said_to_be_unseen(seconds, expected):
-    server = HTTPServer(("127.0.0.1", 0), Engine)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with Sampler([EngineMetrics(f"http://127.0.0.1:{server.server_port}/metrics", NAMES)], interval=60.0) as sampler:
-        Engine.begin = time.monotonic() + 0.5
-        Engine.end = Engine.begin + seconds
-        time.sleep(1.6)
-    server.shutdown()
-    row = summarise_telemetry(sampler.samples(Engine.begin), None, duration=max(seconds, 0.5))
+@pytest.mark.parametrize(
+    ("warm_up", "interval"), [(0.0, 60.0), (0.1, 60.0), (0.5, 60.0), (1.77, 60.0), (30.1, 0.5), (100.3, 0.5)]
+)
+def test_a_short_trial_is_seen_or_said_to_be_unseen(paced, warm_up, interval, seconds, expected):
+    source, sampler = paced(warm_up + 1.6, interval, begin=warm_up, end=warm_up + seconds)
+    row = summarise_telemetry(sampler.samples(source.begin), None, duration=max(seconds, 0.5))
     assert row["kv_cache_usage_max"] == expected
     assert (row["kv_cache_usage_mean"] is None) == (expected is None)
 
@@ -148,40 +178,36 @@ def test_a_mean_is_over_time_and_not_over_readings():
     assert row["memory_mean_bytes"] == pytest.approx(450, abs=10)
 
 
-def test_readings_come_apart_as_a_trial_grows_long():
-    times = []
-
-    class Clock:
-        name = "clock"
-
-        def read(self):
-            times.append(time.monotonic())
-            return []
-
-    with Sampler([Clock()], interval=0.3):
-        time.sleep(1.5)
-    fine = len(times)
-    assert 8 <= fine <= 18
-    times.clear()
-    with Sampler([Clock()], interval=0.05):
-        time.sleep(0.5)
-    assert len(times) >= 6, "an interval that is finer still is kept to"
+def gaps(source):
+    return [later - earlier for earlier, later in itertools.pairwise(source.times[:-1])]  # the last is of the end
 
 
-def test_a_slow_source_is_read_less_often():
-    times = []
+def test_readings_come_apart_as_a_trial_grows_long(paced):
+    apart = gaps(paced(until=100.0, interval=2.0)[0])
+    assert apart[0] == pytest.approx(0.25)
+    assert apart[-1] == pytest.approx(2.0)
+    assert apart == pytest.approx(sorted(apart)), "never closer again"
+    assert len({round(gap, 3) for gap in apart}) > 10, "by and by"
 
-    class Slow:
-        name = "slow"
 
-        def read(self):
-            times.append(time.monotonic())
-            time.sleep(0.05)
-            return []
+@pytest.mark.parametrize("interval", [0.02, 0.5, 10.0])
+@pytest.mark.parametrize("page", [0.004, 0.05, 0.3])
+def test_readings_take_two_hundredths_of_the_time_at_most(paced, page, interval):
+    source, _ = paced(until=200.0, interval=interval, took=lambda n: page)
+    assert page * len(source.times[:-1]) <= 0.02 * 200.0 + page
+    assert min(gaps(source)) >= 50 * page
 
-    with Sampler([Slow()], interval=10.0):
-        time.sleep(1.5)
-    assert 3 <= len(times) <= 6, "every 0.4 s, and once at the end"
+
+def test_a_finer_interval_is_kept_to_where_reading_costs_next_to_nothing(paced):
+    assert gaps(paced(until=5.0, interval=0.05, took=lambda n: 0.0001)[0])[-1] == pytest.approx(0.05)
+
+
+def test_one_late_page_does_not_blind_the_sampler(paced):
+    """It waited for a busy engine, which is no work; pages that are all late are rare all the same."""
+    apart = gaps(paced(until=30.0, interval=0.5, took=lambda n: 1.0 if n == 6 else 0.004)[0])
+    assert max(apart) < 1.5
+    apart = gaps(paced(until=300.0, interval=0.5, took=lambda n: 1.0 if n >= 6 else 0.004)[0])
+    assert apart[-1] == pytest.approx(51.0)
 
 
 @pytest.mark.parametrize(
