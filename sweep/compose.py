@@ -7,6 +7,7 @@ seconds. Validation of what comes out is in `config` and `plan`.
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,9 +126,10 @@ def compose_run(arguments: Sequence[str], find_hardware: Callable[[Cluster], str
         raise one_of("experiment", line.experiment, known)
     base = _compose(line.experiment, _run_choices(line))
     _refuse_unknown_keys(line, base)
-    limits = {**base["when"], **line.scalars["when"]} if line.scalars.get("when") else None  # added, not put instead
+    limits = _limits(base, line)
     base.update({key: value for key, value in line.scalars.items() if key in base and key not in _groups()})
-    base["when"] = limits or base["when"]
+    base["when"] = limits
+    typed = {**line.scalars, **line.axes}  # before `without_gpu` adds its own
     settings = _settings(line, base, find_hardware)
     published = _axes_of(base)
     replaced: list[str] = []
@@ -144,6 +146,7 @@ def compose_run(arguments: Sequence[str], find_hardware: Callable[[Cluster], str
         coordinates.append(assignments)
     if not points:
         raise ConfigError("exclude: drops every point of the experiment; allowed is a plan of at least one")
+    _refuse_values_of_none(typed, axes, coordinates)
     _refuse_keys_of_some(line, axes["when"], points)
     return Composition(settings, points, coordinates, replaced)
 
@@ -154,10 +157,12 @@ def expand(
     ladder: Sequence[Mapping[str, Any]],
     when: Mapping[str, Mapping[str, Any]],
     exclude: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any],
 ) -> Iterator[Assignments]:
     """The assignments of every point: the cross product of grid axes, zipped groups and ladder steps.
 
     An axis named in `when` is left out of points that do not match its condition; points that become equal are one.
+    What is the same for all points (`chosen`: config groups and dotted keys) counts in conditions as axes do.
     """
     factors: list[list[Assignments]] = [[{key: value} for value in axis_values(key, grid[key])] for key in grid]
     factors += [_zipped(group) for group in _groups_in_step(zip) if group]
@@ -167,9 +172,9 @@ def expand(
     for combination in itertools.product(*factors):
         assignments = {key: value for part in combination for key, value in part.items()}
         for axis, condition in when.items():
-            if axis in assignments and not _matches(assignments, condition):
+            if axis in assignments and not _matches({**chosen, **assignments}, condition):
                 del assignments[axis]
-        if any(_matches(assignments, pattern) for pattern in exclude):
+        if any(_matches({**chosen, **assignments}, pattern) for pattern in exclude):
             continue
         identity = repr(sorted(assignments.items(), key=lambda item: item[0]))
         if identity not in seen:
@@ -219,8 +224,7 @@ class _Composer:
     def __init__(self, line: CommandLine, base: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
         self.line = line
         self.choices: Assignments = {**base["chosen"], **_given(line, POINT_GROUPS)}
-        # A scalar that has become an axis of one value is set where that axis applies, and nowhere else.
-        self.scalars = {key: value for key, value in line.scalars.items() if _is_point_key(key) and key not in grid}
+        self.scalars = _scalars(line, grid)
         composed = {group: base[group] for group in POINT_GROUPS}
         self.cache: dict[tuple[tuple[str, Any], ...], tuple[Point, bool]] = {
             tuple(sorted(base["composed_for"].items())): (composed, "${" in repr(composed))
@@ -309,6 +313,11 @@ def _run_choices(line: CommandLine) -> Assignments:
     return _given(line, _groups())
 
 
+def _scalars(line: CommandLine, grid: Mapping[str, Any]) -> Assignments:
+    """What is set in all points: a scalar that has become an axis of one value is set where that applies alone."""
+    return {key: value for key, value in line.scalars.items() if _is_point_key(key) and key not in grid}
+
+
 def _is_point_key(key: str) -> bool:
     return key.split(".")[0] in POINT_GROUPS
 
@@ -380,7 +389,7 @@ def _words(value: Any) -> str:
 
 
 def _axes_of(base: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: copy.deepcopy(base[key]) for key in ("grid", "zip", "ladder", "when", "exclude")}
+    return {key: copy.deepcopy(base[key]) for key in ("grid", "zip", "ladder", "when", "exclude", "chosen")}
 
 
 def _check_baseline(baseline: Mapping[str, Any] | None, plans: Sequence[Mapping[str, Any]]) -> None:
@@ -392,6 +401,32 @@ def _check_baseline(baseline: Mapping[str, Any] | None, plans: Sequence[Mapping[
         found = [point[key] for axes in plans for point in expand(**axes) if key in point]
         if found and value not in found:
             raise one_of(f"baseline.{key}", value, list({str(other) for other in found}))
+
+
+def _limits(base: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
+    """The experiment's `when` with the command line's: added, not put instead, unless that is empty."""
+    given = line.scalars.get("when", base["when"])
+    for when in (base["when"], given):
+        if not isinstance(when, Mapping) or not all(isinstance(condition, Mapping) for condition in when.values()):
+            raise ConfigError(f"when={_flow(when)}: allowed is {{key: {{axis: value}}}}")
+    return {**base["when"], **given} if given else {}
+
+
+def _flow(value: Any) -> str:
+    """YAML of one line."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).splitlines()[0]
+
+
+def _refuse_values_of_none(
+    typed: Mapping[str, Any], axes: Mapping[str, Any], coordinates: Sequence[Assignments]
+) -> None:
+    """What the user typed must not vanish because its `when` suits no point."""
+    for key, value in typed.items():
+        if key in axes["when"] and key in axes["grid"] and not any(key in point for point in coordinates):
+            raise ConfigError(
+                f"{key}={_words(value)}: no point of the plan meets its condition, {_flow(axes['when'][key])}; to set "
+                f"it in all points, add 'when={{{key}: {{}}}}'"
+            )
 
 
 def _refuse_keys_of_some(line: CommandLine, when: Mapping[str, Any], points: Iterable[Point]) -> None:
@@ -422,6 +457,7 @@ def _override_axes(base: Mapping[str, Any], line: CommandLine) -> dict[str, Any]
             step.get("set", {}).pop(key, None)
         if key in line.axes or key in axes["grid"] or key in axes["when"]:
             axes["grid"][key] = values
+    axes["chosen"] |= _scalars(line, axes["grid"])
     for key in axes["grid"]:
         if not _is_point_key(key):
             raise ConfigError(f"grid.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")

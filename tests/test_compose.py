@@ -7,7 +7,7 @@ import pytest
 from sweep.compose import compose_run, expand, parse_command_line
 from sweep.config import ConfigError
 
-PLAN = {"grid": {}, "zip": [], "ladder": [], "when": {}, "exclude": []}
+PLAN = {"grid": {}, "zip": [], "ladder": [], "when": {}, "exclude": [], "chosen": {}}
 
 
 def points(**keys):
@@ -151,6 +151,57 @@ def test_a_key_of_some_backends_is_refused_with_the_words_that_set_it_for_those(
         points = composed(*line, where).points
         assert {point["backend"]["name"] for point in points if "quantization" in point["backend"]} == {"llamacpp"}
         assert {point["backend"].get("slots") for point in points} == {None, 1, 64}
+
+
+WHERE_LLAMACPP = "when={backend.slots: {backend: llamacpp}}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "slots"), [("backend.slots=8", {8}), ("backend.slots=8,16", {8, 16}), ("model=tiny-llama", {16})]
+)
+def test_a_condition_counts_what_is_chosen_for_all_points(typed, slots):
+    assert slots_of("backend=llamacpp", typed, WHERE_LLAMACPP) == {"llamacpp": slots}
+
+
+@pytest.mark.parametrize("condition", ["model: tiny-llama", "backend: [vllm, tgi]", "workload.input_tokens: 7"])
+def test_a_condition_may_be_of_any_group_or_key(condition):
+    line = ["backend=vllm", "model=tiny-llama", "workload.input_tokens=7", "load.batch_size=4"]
+    assert composed(*line, f"when={{load.batch_size: {{{condition}}}}}").points[0]["load"]["batch_size"] == 4
+    with pytest.raises(ConfigError, match="exclude: drops every point"):
+        composed(*line, f"exclude=[{{{condition}}}]")
+
+
+def test_a_key_that_applies_nowhere_is_not_what_is_chosen():
+    """In vLLM's points the slots are left out; a condition on them is not met there."""
+    when = "when={backend.slots: {backend: llamacpp}, workload.input_tokens: {backend.slots: 8}}"
+    line = ["backend=vllm,llamacpp", "backend.slots=8", "workload.input_tokens=7", when]
+    tokens = {point["backend"]["name"]: point["workload"]["input_tokens"] for point in composed(*line).points}
+    assert tokens["llamacpp"] == 7 != tokens["vllm"]
+
+
+@pytest.mark.parametrize("value", ["8", "8,16"])
+def test_a_value_whose_condition_suits_no_point_is_refused(value):
+    for line in (["backend=vllm", WHERE_LLAMACPP], ["+experiment=completion_batches", "backend=vllm"]):
+        with pytest.raises(ConfigError, match="no point of the plan meets its condition, {backend: llamacpp}") as error:
+            composed(*line, f"backend.slots={value}")
+        assert str(error.value).startswith(f"backend.slots={value.replace(',', ', ')}: ")
+        assert "\n" not in str(error.value)
+
+
+def test_what_the_refusal_says_to_add_sets_the_value():
+    line = ["+experiment=completion_batches", "backend=vllm", "backend.dtype=float16"]
+    with pytest.raises(ConfigError, match="no point of the plan meets") as error:
+        composed(*line)
+    points = composed(*line, str(error.value).split("'")[1]).points
+    assert {point["backend"]["dtype"] for point in points} == {"float16"}
+
+
+@pytest.mark.parametrize("when", ["5", "null", "[1]", "{backend.slots: 5}", "{backend.slots: null}"])
+@pytest.mark.parametrize("backend", ["llamacpp", "vllm,llamacpp"])
+def test_a_when_of_another_shape_is_refused(backend, when):
+    with pytest.raises(ConfigError) as error:
+        composed(f"backend={backend}", "backend.slots=8", f"when={when}")
+    assert str(error.value) == f"when={when}: allowed is {{key: {{axis: value}}}}"
 
 
 @pytest.mark.parametrize(
