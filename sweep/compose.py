@@ -27,6 +27,13 @@ POINT_GROUPS = ("backend", "model", "workload", "load")
 RUN_GROUPS = ("hardware", "cluster", "tracking")
 PLAN_KEYS = ("grid", "zip", "ladder", "when", "exclude", "without_gpu")
 RUN_KEYS = ("name", "out", "baseline", "replicates", "seed", "dry_run", "fresh", "retry", "attempts", "trial_timeout")
+SHAPES: dict[str, tuple[tuple[type[Any], ...], str]] = {  # of the plan on a command line
+    "grid": ((dict,), "{axis: values}"),
+    "zip": ((dict, list, type(None)), "{axis: values}, or a list of those"),
+    "when": ((dict,), "{key: {axis: value}}"),
+    "exclude": ((list,), "[{axis: value}]"),
+    "ladder": ((list,), "[{step: name, set: {key: value}}]"),
+}
 SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
 
 Point = dict[str, Any]
@@ -126,6 +133,8 @@ def compose_run(arguments: Sequence[str], find_hardware: Callable[[Cluster], str
         raise one_of("experiment", line.experiment, known)
     base = _compose(line.experiment, _run_choices(line))
     _refuse_unknown_keys(line, base)
+    for key in SHAPES.keys() & line.scalars.keys():
+        _check_shape(key, line.scalars[key])
     limits = _limits(base, line)
     base.update({key: value for key, value in line.scalars.items() if key in base and key not in _groups()})
     base["when"] = limits
@@ -406,10 +415,15 @@ def _check_baseline(baseline: Mapping[str, Any] | None, plans: Sequence[Mapping[
 def _limits(base: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
     """The experiment's `when` with the command line's: added, not put instead, unless that is empty."""
     given = line.scalars.get("when", base["when"])
-    for when in (base["when"], given):
-        if not isinstance(when, Mapping) or not all(isinstance(condition, Mapping) for condition in when.values()):
-            raise ConfigError(f"when={_flow(when)}: allowed is {{key: {{axis: value}}}}")
     return {**base["when"], **given} if given else {}
+
+
+def _check_shape(key: str, value: Any) -> None:
+    """Raise ConfigError for a plan that is no mapping or list of what it takes."""
+    kinds, allowed = SHAPES[key]
+    parts = value if isinstance(value, list) else value.values() if key == "when" and isinstance(value, dict) else []
+    if not isinstance(value, kinds) or not all(isinstance(part, Mapping) for part in parts):
+        raise ConfigError(f"{key}={_flow(value)}: allowed is {allowed}")
 
 
 def _flow(value: Any) -> str:

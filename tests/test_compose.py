@@ -205,6 +205,25 @@ def test_a_when_of_another_shape_is_refused(backend, when):
 
 
 @pytest.mark.parametrize(
+    ("plan", "allowed"),
+    [
+        ("grid=5", "{axis: values}"),
+        ("zip=5", "{axis: values}, or a list of those"),
+        ("zip=[5]", "{axis: values}, or a list of those"),
+        ("exclude=5", "[{axis: value}]"),
+        ("exclude=null", "[{axis: value}]"),
+        ("exclude={backend: vllm}", "[{axis: value}]"),
+        ("exclude=[5]", "[{axis: value}]"),
+        ("ladder=[5]", "[{step: name, set: {key: value}}]"),
+    ],
+)
+def test_a_plan_of_another_shape_is_refused(plan, allowed):
+    with pytest.raises(ConfigError) as error:
+        composed("backend=vllm", plan)
+    assert str(error.value) == f"{plan}: allowed is {allowed}"
+
+
+@pytest.mark.parametrize(
     ("baseline", "said"),
     [
         ("{backend: transfromers}", "baseline.backend=transfromers: unknown; allowed: tgi, transformers, vllm"),
