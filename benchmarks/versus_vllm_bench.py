@@ -94,6 +94,7 @@ def theirs(python: str, url: str, concurrency: int, requests: int, seed: int, fo
         "random-output-len": OUTPUT_TOKENS,
         "num-prompts": requests,
         "num-warmups": 2,
+        "temperature": 0,
         "max-concurrency": concurrency,
         "seed": seed,
         "percentile-metrics": "ttft,tpot,itl,e2el",
