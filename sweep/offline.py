@@ -5,6 +5,7 @@ bottleneck; what it shows is throughput and duration, not what a user of a serve
 """
 
 import asyncio
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ def measure(
     requests: Sequence[Request],
     schedule: Schedule,
     *,
+    on_start: Callable[[float], None] = lambda start: None,
     should_stop: Callable[[], str | None] = lambda: None,
     folder: Path | None = None,
     cpus: set[int] | None = None,
@@ -35,6 +37,7 @@ def measure(
 ) -> Measurement:
     """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests as the schedule says.
 
+    `on_start` is called when the engine is asked: when its warm-up is over, only it knows.
     What concerns a measuring client (`folder`, `cpus`, `processes`, `timeouts`) has no meaning here. When
     `should_stop` gives a reason, or the engine fails, every request ends with that as its error; so it does with a
     schedule that has think times, for which there are no users here.
@@ -56,6 +59,7 @@ def measure(
     if any(schedule.think or ()) or any(schedule.start or ()):
         problem = "protocol: an engine that is timed inside has no users who think or come later"
     else:
+        on_start(time.monotonic())
         found, problem = asyncio.run(_ask(f"{target.url.rstrip('/')}/measure", body, should_stop))
     records = _records(found, [*warmup, *requests], len(warmup), schedule, problem)
     sent = sum(record.phase == "measured" for record in records) if problem is None else 0

@@ -1,5 +1,6 @@
 """What there is to run on: the hardware profile, the nodes with their GPUs and cores, and what cannot run there."""
 
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from backends.base import Host
+from backends.base import EnvironmentChoice, Host
 from backends.env import fingerprint, resolve
 from sweep import provenance, ray_environment
 from sweep.compose import group_choices
@@ -62,13 +63,15 @@ def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
     """How the plan asks about this machine: the environments that engines would run in, and what cannot run."""
     host = _host(settings, nodes)
 
-    def locked_environment(backend: Any, platform: str) -> str:
-        if not backend.launches:
-            return ""
+    @functools.cache  # thousands of deployments share a few
+    def fingerprint_of(choice: EnvironmentChoice, platform: str) -> str:
         try:
-            return fingerprint(resolve(backend.env, "cuda" if platform == "cuda" else "cpu"))
+            return fingerprint(resolve(choice, "cuda" if platform == "cuda" else "cpu"))
         except ValueError as error:
             return f"none: {error}"
+
+    def locked_environment(backend: Any, platform: str) -> str:
+        return fingerprint_of(backend.env, platform) if backend.launches else ""
 
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:

@@ -22,6 +22,12 @@ from sweep.records import Sample
 Reading = tuple[str, str, float]  # series, device, value
 FINEST = 0.25  # s between two readings of a trial's first five; a page costs vLLM 4 ms of a core, so 1.6 % of it
 GROWTH = 0.05  # and later, as a share of the time since: 0.5 s after 10 s
+EARLY = (
+    0.05,
+    0.2,
+    0.5,
+)  # s after the measured part began: whatever a reading takes, or short trials are missed
+LOOK = 0.02  # s between two looks at whether it has
 SPARING = 50  # and always, in readings' own time: they are work for the engine too, and 2 % of a core the most
 
 
@@ -116,7 +122,8 @@ class Sampler:
 
     Readings are FINEST apart at first, then further and further until they are `interval` apart: a trial of one second
     must not fall between two of them. From the end of one to the next there are always SPARING times what one takes
-    (the median of the last three: one that had to wait was no more work), however short `interval` is.
+    (the median of the last three: one that had to wait was no more work), however short `interval` is; but for the
+    readings EARLY after `begin`.
     """
 
     def __init__(self, sources: Sequence[Source], interval: float) -> None:
@@ -125,6 +132,7 @@ class Sampler:
         self.problems: dict[str, str] = {}
         self._raw: list[Sample] = []
         self._took: deque[float] = deque(maxlen=3)  # s
+        self._early: list[float] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
@@ -153,6 +161,10 @@ class Sampler:
                 self.problems[source.name] = str(error)
         return samples
 
+    def begin(self, start: float) -> None:
+        """The measured part begins at `start` (CLOCK_MONOTONIC): what is read from now on is worth more."""
+        self._early = [start + later for later in EARLY]
+
     def _run(self) -> None:
         began = due = time.monotonic()
         while not self._stop.is_set():
@@ -160,10 +172,20 @@ class Sampler:
             self._raw += self.read_once()
             now = time.monotonic()
             self._took.append(now - started)
-            pause = min(self.interval, max(FINEST, GROWTH * (due - began)))
-            due = max(due + pause, now + SPARING * statistics.median(self._took))
-            self._stop.wait(due - now)
+            if started >= due:
+                due += min(self.interval, max(FINEST, GROWTH * (due - began)))
+            due = max(due, now + SPARING * statistics.median(self._took))
+            self._wait_until(due)
         self._raw += self.read_once()
+
+    def _wait_until(self, due: float) -> None:
+        """Until then, an early reading or the end."""
+        while not self._stop.is_set() and (now := time.monotonic()) < due:
+            passed = [early for early in self._early if early <= now]
+            if passed:
+                del self._early[: len(passed)]
+                return
+            self._stop.wait(min(due - now, LOOK))
 
     def samples(self, start: float) -> list[Sample]:
         """What was read, in s from `start` (CLOCK_MONOTONIC); what came before it is negative."""

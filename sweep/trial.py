@@ -125,6 +125,7 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
             cpus=place.client_cpus,
             processes=run.settings.client.processes,
             timeouts=client.Timeouts(**run.settings.client.timeouts.model_dump()),
+            on_start=sampler.begin,
             should_stop=_reason_to_stop(engine, stop, deadline),
         )
     del warmup, requests  # of a long trial, hundreds of megabytes

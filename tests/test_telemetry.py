@@ -145,12 +145,14 @@ class Paced:
 def paced(monkeypatch):
     """Runs a sampler by a Clock; its source, and the sampler."""
 
-    def run(until, interval, took=lambda n: 0.004, begin=0.0, end=0.0):
+    def run(until, interval, took=lambda n: 0.004, begin=0.0, end=0.0, told=False):
         clock = Clock(until)
         source = Paced(clock, took, clock.now + begin, clock.now + end)
         monkeypatch.setattr(telemetry, "time", clock)
         sampler = Sampler([source], interval)
         sampler._stop = clock
+        if told:
+            sampler.begin(source.begin)
         sampler._run()
         return source, sampler
 
@@ -166,6 +168,13 @@ def test_a_short_trial_is_seen_or_said_to_be_unseen(paced, warm_up, interval, se
     row = summarise_telemetry(sampler.samples(source.begin), None, duration=max(seconds, 0.5))
     assert row["kv_cache_usage_max"] == expected
     assert (row["kv_cache_usage_mean"] is None) == (expected is None)
+
+
+@pytest.mark.parametrize("page", [0.004, 0.05, 0.3])
+@pytest.mark.parametrize("warm_up", [0.01, 0.7, 30.1])
+def test_a_short_trial_is_seen_however_dear_a_reading_is(paced, warm_up, page):
+    source, sampler = paced(warm_up + 3, 60.0, lambda n: page, begin=warm_up, end=warm_up + 0.6, told=True)
+    assert summarise_telemetry(sampler.samples(source.begin), None, duration=0.6)["kv_cache_usage_max"] == 0.125
 
 
 def test_a_mean_is_over_time_and_not_over_readings():
