@@ -186,7 +186,8 @@ def test_the_main_job_on_real_engines(tmp_path):
     trials = planned[planned.outcome != "unavailable"]
     assert set(trials.backend) >= {"transformers", "vllm"}
     assert set(trials.outcome) == {"ok"}
-    assert trials[["output_throughput", "ttft_p50", "cost_per_million_tokens", "memory_peak_bytes"]].notna().all(axis=None)
+    figures = ["output_throughput", "ttft_p50", "cost_per_million_tokens", "memory_peak_bytes"]
+    assert trials[figures].notna().all(axis=None)
     assert trials[trials.backend == "vllm"].kv_cache_usage_max.gt(0).all()
     assert trials.engine_version.notna().all()
     began = time.monotonic()
