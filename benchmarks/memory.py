@@ -58,7 +58,12 @@ def main() -> None:
         url = f"http://127.0.0.1:{serving.stdout.readline().rsplit(':', 1)[1].strip()}"
         sweep = [
             *(sys.executable, "-m", "sweep", "backend=openai", f"backend.url={url}", "model=simulated"),
-            *("workload=synthetic", "workload.input_tokens=8", f"workload.output_tokens={TOKENS}"),
+            *(
+                "backend.continuous_usage=false",
+                "workload=synthetic",
+                "workload.input_tokens=8",
+                f"workload.output_tokens={TOKENS}",
+            ),
             *(f"workload.num_requests={requests}", "load=closed", f"load.concurrency={STREAMS}"),
             *("cluster=inline", "tracking=none", f"out={folder}/out"),
         ]
