@@ -5,60 +5,18 @@ is held against. It needs no environment of its own: it runs in the orchestrator
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from backends.base import Backend, EnvironmentChoice, Launch, cli
-
-SERVER = Path(__file__).with_name("simulated_server.py")
-
-
-class Timing(BaseModel):
-    """How long a step takes: always `mean`, log-normal around it, or `burst` steps at once and then a pause."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["constant", "lognormal", "bursty"] = "constant"
-    mean: NonNegativeFloat  # s
-    sigma: NonNegativeFloat = 0.5  # lognormal: standard deviation of the logarithm
-    burst: PositiveInt = 8  # bursty: steps that come together
-
-
-class Faults(BaseModel):
-    """The share of requests (0..1) that meet each kind of trouble; in all at most 1."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    status_503: float = Field(default=0.0, ge=0, le=1)  # with Retry-After
-    status_429: float = Field(default=0.0, ge=0, le=1)  # with Retry-After
-    reset: float = Field(default=0.0, ge=0, le=1)  # the connection is reset in the middle of the answer
-    error_event: float = Field(default=0.0, ge=0, le=1)  # an error event in a stream that began with 200
-    hang: float = Field(default=0.0, ge=0, le=1)  # no answer at all
-    stall: float = Field(default=0.0, ge=0, le=1)  # nothing more after half of the answer
-    trickle: float = Field(default=0.0, ge=0, le=1)  # half of the answer, then a byte now and then
-    early_close: float = Field(default=0.0, ge=0, le=1)  # the connection is closed in the middle of the answer
-
-    @model_validator(mode="after")
-    def _at_most_all(self) -> "Faults":
-        total = sum(self.model_dump().values())
-        if total > 1:
-            raise ValueError(f"the shares add up to {total:g}: allowed is 1")
-        return self
+from backends.simulated_server.config import Faults, Timing
 
 
 class Simulated(Backend):
-    """Keys as in `simulated_server.Config`; times in s."""
+    """Keys as in `simulated_server.config.Config`; times in s."""
 
     computes_model: ClassVar[bool] = False
 
@@ -94,9 +52,9 @@ class Simulated(Backend):
 
     def command(self, launch: Launch) -> list[str]:
         told = {
-            "ttft": self.ttft.model_dump(),
-            "itl": self.itl.model_dump(),
-            "faults": self.faults.model_dump(),
+            "ttft": asdict(self.ttft),
+            "itl": asdict(self.itl),
+            "faults": asdict(self.faults),
             "seed": self.fault_seed,
             "log": str(launch.workdir / "truth.log") if self.truth_log else None,
         }
@@ -112,4 +70,7 @@ class Simulated(Backend):
             "config": config,
             **self.flags_on(launch),
         }
-        return [launch.python, str(SERVER), *cli(arguments)]
+        return [launch.python, "-m", "backends.simulated_server", *cli(arguments)]
+
+    def environment(self, launch: Launch) -> dict[str, str]:
+        return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), **super().environment(launch)}

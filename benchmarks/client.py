@@ -2,7 +2,7 @@
 
     python -m benchmarks.client [--vllm-python PYTHON] [--rows closed-256,…]
 
-The server (backends/simulated_server.py) is bound to one core and the client to another. Each row gives, request by
+The server (backends/simulated_server) is bound to one core and the client to another. Each row gives, request by
 request and matched by x-request-id, |what the client reports − what the server did| as p50 / p99: TTFT from the
 request's arrival in the server's kernel to the first token's write, every ITL, TPOT, E2E. CPU is that of the client
 process between the first request and the last token, per 1,000 tokens. "Load kept" is the duration that a client
@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil
 
-from backends.simulated_server import Truth, read_log
+from backends.simulated_server.truth import Truth, read_log
 from sweep.client import Target, measure
 from sweep.client_main import PRIORITY
 from sweep.records import Request, Schedule
@@ -124,8 +124,8 @@ def serving(row: Row, log: Path, core: int) -> Iterator[tuple[str, int]]:
     config: dict[str, Any] = {"ttft": {"mean": row.ttft}, "itl": {"mean": row.itl}, "log": str(log)}
     if row.flat_out:
         config |= {"log": None, "events_per_write": 64}
-    command = [sys.executable, str(ROOT / "backends" / "simulated_server.py"), "--config", json.dumps(config)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "backends.simulated_server", "--config", json.dumps(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     _alone_on(process.pid, core)
     try:

@@ -49,10 +49,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1_000_000)
     requests = parser.parse_args().requests
     config = {"ttft": {"mean": 0.0}, "itl": {"mean": 0.0}, "events_per_write": 64}
-    server = [sys.executable, str(ROOT / "backends" / "simulated_server.py"), "--config", json.dumps(config)]
+    server = [sys.executable, "-m", "backends.simulated_server", "--config", json.dumps(config)]
     with (
         tempfile.TemporaryDirectory(prefix="sweep-memory-") as folder,
-        subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as serving,
+        subprocess.Popen(server, stdout=subprocess.PIPE, text=True, cwd=ROOT) as serving,
     ):
         assert serving.stdout is not None
         url = f"http://127.0.0.1:{serving.stdout.readline().rsplit(':', 1)[1].strip()}"

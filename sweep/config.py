@@ -4,10 +4,12 @@ Everything a user typed is checked here, before anything starts. A mistake is a 
 value and what is allowed.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import json
 import os
+import typing
 from collections.abc import Mapping, Sequence
 from datetime import datetime, time, timedelta
 from pathlib import Path
@@ -215,14 +217,24 @@ def validate(kind: type[BaseModel], fields: Mapping[str, Any], key: str) -> Base
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     first = error.errors()[0]
     where = ".".join([key, *(str(part) for part in first["loc"])]).strip(".")
-    if first["type"] == "extra_forbidden":
-        parent = kind if len(first["loc"]) == 1 else None
-        known = f"; allowed: {', '.join(sorted(parent.model_fields))}" if parent else ""
-        return f"{where}={first['input']!r}: unknown key{known}"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        keys = _keys_at(kind, first["loc"][:-1])
+        return f"{where}={first['input']!r}: unknown key" + (f"; allowed: {', '.join(sorted(keys))}" if keys else "")
     if first["type"] == "missing":
         return f"{where}: required, but not given"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
+    """The keys of the model or dataclass that is found there; none where it is something else."""
+    for part in path:
+        kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
+    if not isinstance(kind, type):
+        return []
+    if issubclass(kind, BaseModel):
+        return list(kind.model_fields)
+    return [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
 def one_of(key: str, value: object, allowed: Sequence[str]) -> ConfigError:

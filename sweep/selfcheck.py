@@ -19,8 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from backends import simulated_server
+from backends.simulated_server.truth import Truth, read_log
 from sweep.client import Measurement, Target, limited, measure
+from sweep.config import ROOT
 from sweep.records import Request, Schedule
 
 TTFT = 0.05  # s
@@ -51,7 +52,7 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
         with _serving(itl, folder / "log", server_cpus) as url:
             target = Target(url, "simulated", ignore_eos=True)
             seen = measure(target, [], requests, schedule, folder=folder / "job", cpus=client_cpus, processes=processes)
-        ttft, gaps = _errors(seen, simulated_server.read_log(folder / "log"))
+        ttft, gaps = _errors(seen, read_log(folder / "log"))
     speed = sum(seen.records.output_tokens) / (max(_ends(seen)) - min(seen.records.sent))
     return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(seen.report, seen.records), seen)
 
@@ -100,8 +101,8 @@ def _cores() -> tuple[set[int], set[int]]:
 @contextlib.contextmanager
 def _serving(itl: float, log: Path, cpus: set[int]) -> Iterator[str]:
     config: dict[str, Any] = {"ttft": {"mean": TTFT}, "itl": {"mean": itl}, "log": str(log)}
-    command = [sys.executable, simulated_server.__file__, "--config", json.dumps(config)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "backends.simulated_server", "--config", json.dumps(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     os.sched_setaffinity(process.pid, cpus)
     try:
@@ -111,9 +112,7 @@ def _serving(itl: float, log: Path, cpus: set[int]) -> Iterator[str]:
         process.wait()
 
 
-def _errors(
-    seen: Measurement, truths: dict[tuple[str, int], simulated_server.Truth]
-) -> tuple[list[float], list[float]]:
+def _errors(seen: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[list[float], list[float]]:
     """Absolute errors of every TTFT (from the send) and of every gap between tokens, s."""
     ttft, gaps = [], []
     for record in seen.records:

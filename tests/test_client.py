@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from backends.simulated_server import Truth, read_log
+from backends.simulated_server.truth import Truth, read_log
 from sweep import selfcheck
 from sweep.client import ClientDied, ClientReport, Measurement, Target, Timeouts, limited, measure
 from sweep.client_job import Job

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from backends.base import Host, Launch
 from backends.openai import OpenAI
-from backends.simulated import SERVER, Faults, Simulated
-from backends.simulated_server import Config, Timing, read_log
+from backends.simulated import Simulated
+from backends.simulated_server.config import Config, Faults, Timing
+from backends.simulated_server.truth import read_log
 from sweep.client import Target, Timeouts, measure
-from sweep.config import CONF, build
+from sweep.config import CONF, ROOT, build
 from sweep.records import Request, Schedule
 from tests.simulated_engine import simulated
 
@@ -33,8 +34,8 @@ def test_timings_have_the_mean_they_are_given() -> None:
     drawn = gaps(Timing("lognormal", 0.02, sigma=0.8), 20_000)
     assert statistics.fmean(drawn) == pytest.approx(0.02, rel=0.05)
     assert statistics.median(drawn) < 0.017
-    with pytest.raises(ValueError, match="kind is constant, lognormal or bursty"):
-        Timing("uniform", 0.1)
+    with pytest.raises(ValueError, match="kind='uniform': allowed are constant, lognormal, bursty"):
+        Timing("uniform", 0.1)  # type: ignore[arg-type]
 
 
 def test_tokens_are_written_when_they_are_due(tmp_path: Path) -> None:
@@ -108,8 +109,8 @@ def test_running_out_of_memory_is_said_and_deadly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("how", "memory"), [("error", False), ("out_of_memory", True)])
 def test_dying_at_launch(how: str, memory: bool) -> None:
-    command = [sys.executable, str(SERVER), "--config", json.dumps({"die_at_launch": how})]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "backends.simulated_server", "--config", json.dumps({"die_at_launch": how})]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert ended.returncode == 1
     assert Simulated(name="simulated").ran_out_of_memory(ended.stderr) is memory
 
@@ -117,7 +118,7 @@ def test_dying_at_launch(how: str, memory: bool) -> None:
 def test_the_backend_tells_the_server_everything(tmp_path: Path) -> None:
     backend = Simulated(name="simulated", truth_log=True, startup_seconds=0.5, faults=Faults(reset=0.25))
     command = backend.command(Launch(model=tmp_path, served_name="m", port=1234, workdir=tmp_path, python="python"))
-    told = dict(zip(command[2::2], command[3::2], strict=True))
+    told = dict(zip(command[3::2], command[4::2], strict=True))
     config = Config.parse(told["--config"])
     assert (config.startup_seconds, config.faults.reset, config.ttft.mean) == (0.5, 0.25, 0.05)
     assert config.log == str(tmp_path / "truth.log")
@@ -126,7 +127,11 @@ def test_the_backend_tells_the_server_everything(tmp_path: Path) -> None:
 
 def test_mistakes_are_refused() -> None:
     with pytest.raises(ValidationError, match="add up to 1.2: allowed is 1"):
-        Faults(reset=0.6, hang=0.6)
+        Simulated.model_validate({"name": "simulated", "faults": {"reset": 0.6, "hang": 0.6}})
+    with pytest.raises(ValidationError, match=r"faults\.resets"):
+        Simulated.model_validate({"name": "simulated", "faults": {"resets": 0.6}})
+    with pytest.raises(ValidationError, match=r"ttft\.kind"):
+        Simulated.model_validate({"name": "simulated", "ttft": {"kind": "uniform"}})
     with pytest.raises(ValidationError, match="memory_limits"):
         Simulated(name="simulated", memory_limits=3)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="NAME of an environment variable"):

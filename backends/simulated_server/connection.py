@@ -1,0 +1,127 @@
+"""One client's socket: what it asks, stamped by the kernel, and the bytes of what it is answered."""
+
+import asyncio
+import socket
+import struct
+import time
+from typing import Protocol
+
+import httptools
+
+from backends.simulated_server.answers import plain
+from backends.simulated_server.engine import Call, Engine
+
+TRICKLE_EVERY = 0.05  # s between the single bytes of a trickling answer
+
+
+class Server(Protocol):
+    """What the socket was accepted by."""
+
+    engine: Engine
+    loop: asyncio.AbstractEventLoop
+    offset: int  # ns, CLOCK_REALTIME (the kernel's stamps) minus CLOCK_MONOTONIC
+
+    def answer(self, connection: "Connection", url: bytes, body: bytes, request_id: bytes, arrival: int) -> None: ...
+
+
+class Connection:
+    """Stamps what it reads, never blocks on what it writes."""
+
+    def __init__(self, sock: socket.socket, server: Server) -> None:
+        self.sock, self.server = sock, server
+        self.call: Call | None = None
+        self._unsent = bytearray()
+        self._parser = httptools.HttpRequestParser(self)
+        self._arrival = 0
+        self._url, self._request_id, self._body = b"", b"", b""
+        self._trickle: asyncio.TimerHandle | None = None
+        server.loop.add_reader(sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(1 << 18, 64)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary = b"", []
+        if not data:
+            self.close()
+            return
+        self._arrival = time.monotonic_ns()
+        if ancillary:
+            seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
+            self._arrival = seconds * 1_000_000_000 + nanoseconds - self.server.offset
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            self.write(plain(400, {"error": {"message": f"{type(cause).__name__}: {cause}", "code": 400}}))
+        except httptools.HttpParserError:
+            self.close()
+
+    def write(self, data: bytes) -> None:
+        if self._unsent or self.sock.fileno() < 0:
+            self._unsent += data
+            return
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent < len(data):
+            self._unsent += data[sent:]
+            self.server.loop.add_writer(self.sock.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        try:
+            del self._unsent[: self.sock.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if not self._unsent:
+            self.server.loop.remove_writer(self.sock.fileno())
+
+    def trickle(self, data: bytes) -> None:
+        """Send these bytes, then blanks one by one, for as long as the client will have it."""
+        if self.sock.fileno() < 0:
+            return
+        self.write(data)
+        self._trickle = self.server.loop.call_later(TRICKLE_EVERY, self.trickle, b" ")
+
+    def reset(self) -> None:
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        if self.sock.fileno() < 0:
+            return
+        if self._trickle:
+            self._trickle.cancel()
+        self.server.loop.remove_reader(self.sock.fileno())
+        self.server.loop.remove_writer(self.sock.fileno())
+        self.sock.close()
+        call, self.call = self.call, None
+        if call is not None:
+            self.server.engine.drop(call)
+
+    # -- callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        self._url, self._request_id, self._body = b"", b"", b""
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"x-request-id":
+            self._request_id = value
+
+    def on_body(self, data: bytes) -> None:
+        self._body += data
+
+    def on_message_complete(self) -> None:
+        self.server.answer(self, self._url, self._body, self._request_id, self._arrival)

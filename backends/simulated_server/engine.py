@@ -1,0 +1,296 @@
+"""Which sequences run, when each token is due, and what goes wrong on the way."""
+
+import asyncio
+import heapq
+import math
+import os
+import random
+import sys
+import time
+import zlib
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, Protocol
+
+from backends.simulated_server.answers import STREAM_HEAD, Dialect, busy, chunk, plain
+from backends.simulated_server.config import Config, Faults
+from backends.simulated_server.truth import TruthLog
+
+
+class Client(Protocol):
+    """Whoever asked: a connection that never blocks."""
+
+    call: "Call | None"
+
+    def write(self, data: bytes) -> None: ...
+    def trickle(self, data: bytes) -> None: ...
+    def reset(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Sequence:
+    """One prompt on its way through the engine."""
+
+    __slots__ = ("call", "due", "gaps", "index", "input_tokens", "made", "running", "template", "wanted", "writes")
+
+    def __init__(self, call: "Call", index: int, input_tokens: int, wanted: int) -> None:
+        self.call, self.index, self.input_tokens, self.wanted = call, index, input_tokens, wanted
+        self.made = 0
+        self.due = 0.0  # s, of the next token event
+        self.gaps: Iterator[float] | None = None  # None: constant
+        self.template: bytes | None = None  # a framed token event, where all are alike
+        self.writes = array("q")
+        self.running = False
+
+
+class Call:
+    """One HTTP call: a connection, its sequences and the fault it is to meet."""
+
+    __slots__ = ("arrival", "connection", "dialect", "fault", "left", "request_id", "sequences", "started")
+
+    def __init__(self, connection: Client, dialect: Dialect, request_id: bytes, arrival: int) -> None:
+        self.connection, self.dialect, self.request_id, self.arrival = connection, dialect, request_id, arrival
+        self.sequences: list[Sequence] = []
+        self.left = 0  # sequences that have not finished
+        self.started = False
+        self.fault: str | None = None
+
+    def opening(self) -> bytes:
+        """HTTP's head, once, with whatever comes before the first token."""
+        if self.started:
+            return b""
+        self.started = True
+        return STREAM_HEAD + chunk(self.dialect.opening())
+
+
+class Engine:
+    """Decides when each token is due and writes it then."""
+
+    def __init__(self, config: Config, model: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.config, self.model, self.loop = config, model, loop
+        self.rng = random.Random(config.seed)
+        self.log = TruthLog(config.log) if config.log else None
+        self.waiting: deque[Sequence] = deque()
+        self.running = 0
+        self.context_tokens = 0  # of running sequences
+        self.requests = self.generated = self.prompted = 0
+        self._due: list[tuple[float, int, Sequence]] = []
+        self._pushed = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._plain_gaps = config.itl.kind == "constant" and not config.itl_per_sequence
+        self._draws = any(getattr(config.faults, one.name) for one in fields(Faults))
+
+    # -- admission
+
+    def submit(self, connection: Client, api: str, body: dict[str, Any], request_id: bytes, arrival: int) -> None:
+        """Answer a request for tokens; everything that happens from here on is by the clock."""
+        self.requests += 1
+        if self.config.always_500:
+            connection.write(plain(500, {"error": {"message": "simulated failure", "code": 500}}))
+            return
+        rng = self.rng  # where nothing is drawn; making a generator takes as long as all else that a request needs
+        if self._draws or "lognormal" in (self.config.ttft.kind, self.config.itl.kind):
+            rng = random.Random(zlib.crc32(request_id) ^ self.config.seed)
+        fault = self.config.faults.draw(rng) if self._draws else None
+        if fault in ("status_503", "status_429"):
+            connection.write(busy(int(fault[-3:])))
+            return
+        prompts, wanted = _asked(api, body)
+        places = math.inf if self.config.max_queue is None else self.config.max_queue + self._room()
+        if len(self.waiting) + len(prompts) > places:
+            connection.write(busy(503))
+            return
+        options = body.get("stream_options") or {}
+        running_usage = bool(options.get("continuous_usage_stats"))
+        name = request_id.decode("latin-1")
+        dialect = Dialect(api, self.model, name, int(time.time()), bool(options.get("include_usage")), running_usage)
+        call = Call(connection, dialect, request_id, arrival)
+        call.fault, call.left, connection.call = fault, len(prompts), call
+        if fault == "hang":
+            return
+        for index, tokens in enumerate(prompts):
+            sequence = Sequence(call, index, tokens, wanted)
+            call.sequences.append(sequence)
+            self.waiting.append(sequence)
+            if not self._plain_gaps:
+                sequence.gaps = self.config.itl.steps(rng)
+        first = next(self.config.ttft.steps(rng))
+        if dialect.api == "chat":
+            connection.write(call.opening())
+        self._admit(arrival / 1e9 + first)
+
+    def _room(self) -> int:
+        limit = self.config.max_concurrency
+        return 1 << 60 if limit is None else limit - self.running
+
+    def _admit(self, first_due: float | None = None) -> None:
+        """Let waiting sequences run while there is room; first_due is of those that just came."""
+        while self.waiting and self._room() > 0:
+            sequence = self.waiting.popleft()
+            if sequence.call.connection.call is not sequence.call:
+                continue  # its client has gone
+            if first_due is None:
+                first_due = time.monotonic() + self.config.ttft.mean
+            self.running += 1
+            sequence.running = True
+            self.prompted += sequence.input_tokens
+            self.context_tokens += sequence.input_tokens
+            sequence.due = first_due + self.config.ttft_per_input_token * sequence.input_tokens
+            self._push(sequence)
+        if self.config.memory_limit is not None and self.running > self.config.memory_limit:
+            self._run_out_of_memory()
+
+    def _run_out_of_memory(self) -> None:
+        message = f"CUDA out of memory (simulated): {self.running} sequences, the limit is {self.config.memory_limit}"
+        print(f"torch.OutOfMemoryError: {message}", file=sys.stderr, flush=True)
+        for _, _, sequence in self._due:
+            call = sequence.call
+            call.connection.write(call.opening() + chunk(call.dialect.error(message, 500)) + b"0\r\n\r\n")
+        self.close()
+        os._exit(1)
+
+    def drop(self, call: Call) -> None:
+        """The client has gone: its sequences make room."""
+        for sequence in call.sequences:
+            if sequence.running:
+                self._leave(sequence)
+        self._admit()
+
+    def _leave(self, sequence: Sequence) -> None:
+        sequence.running = False
+        self.running -= 1
+        self.context_tokens -= sequence.input_tokens + sequence.made
+
+    # -- generation
+
+    def _push(self, sequence: Sequence) -> None:
+        self._pushed += 1
+        heapq.heappush(self._due, (sequence.due, self._pushed, sequence))
+        if sequence.due < self._timer_at:
+            self._arm(sequence.due)
+
+    def _arm(self, due: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer_at = due
+        delay = due - time.monotonic()
+        self._timer = self.loop.call_later(delay, self._step) if delay > 0 else self.loop.call_soon(self._step)  # type: ignore[assignment]
+
+    def _step(self) -> None:
+        """Write every token that is due, then sleep until the next one is."""
+        due, now = self._due, time.monotonic() + 0.0002  # the loop's timer is as coarse as a millisecond anyway
+        self._timer, self._timer_at = None, -math.inf  # no timer is set while we are at it
+        budget = 2000  # then look at the sockets
+        while due and due[0][0] <= now and budget:
+            budget -= 1
+            sequence = heapq.heappop(due)[2]
+            if sequence.running:
+                self._emit(sequence)
+        self._timer_at = math.inf
+        if due:
+            self._arm(due[0][0])
+
+    def _emit(self, sequence: Sequence) -> None:
+        call = sequence.call
+        if call.fault and sequence.made >= sequence.wanted // 2:
+            self._fail(sequence)
+            return
+        data = b""
+        for _ in range(self.config.events_per_write):
+            count = min(self.config.tokens_per_event, sequence.wanted - sequence.made)
+            sequence.made += count
+            self.context_tokens += count
+            self.generated += count
+            data += self._event(sequence, count)
+            sequence.due += self._gap(sequence)
+            if sequence.made >= sequence.wanted:
+                break
+        if not call.started:
+            data = call.opening() + data
+        finished = sequence.made >= sequence.wanted
+        if finished:
+            self._leave(sequence)
+            call.left -= 1
+            if not call.left:
+                data += chunk(call.dialect.closing(call.sequences)) + b"0\r\n\r\n"
+                call.connection.call = None
+        if self.log:
+            sequence.writes.append(time.monotonic_ns())
+        call.connection.write(data)
+        if finished:
+            if self.log:
+                self.log.add(call.request_id, sequence.index, call.arrival, sequence.writes)
+            self._admit()
+        else:
+            self._push(sequence)
+
+    def _event(self, sequence: Sequence, count: int) -> bytes:
+        """A framed token event. Most are alike, so they are made once."""
+        dialect = sequence.call.dialect
+        alike = count == self.config.tokens_per_event and sequence.made < sequence.wanted
+        if not alike or dialect.running_usage or dialect.api == "tgi":
+            return chunk(dialect.token(sequence, count))
+        if sequence.template is None:
+            sequence.template = chunk(dialect.token(sequence, count))
+        return sequence.template
+
+    def _gap(self, sequence: Sequence) -> float:
+        if sequence.gaps is None:
+            return self.config.itl.mean
+        return next(sequence.gaps) + self.config.itl_per_sequence * self.running
+
+    def _fail(self, sequence: Sequence) -> None:
+        """The fault that this call was to meet, now that half of its answer is out."""
+        call, connection = sequence.call, sequence.call.connection
+        fault, call.fault = call.fault, None
+        for one in call.sequences:
+            if one.running:
+                self._leave(one)
+        if fault == "error_event":
+            data = call.opening() + chunk(call.dialect.error("simulated failure", 500)) + b"0\r\n\r\n"
+            connection.call = None
+            connection.write(data)
+        elif fault == "reset":
+            connection.reset()
+        elif fault == "early_close":
+            connection.close()
+        elif fault == "trickle":
+            connection.trickle(call.opening() + b"1000\r\ndata: {")
+        self._admit()
+
+    # -- what it says about itself
+
+    def metrics(self) -> str:
+        usage = min(1.0, self.context_tokens / self.config.kv_cache_tokens)
+        values = {
+            "vllm:kv_cache_usage_perc": ("gauge", usage),
+            "vllm:num_requests_running": ("gauge", self.running),
+            "vllm:num_requests_waiting": ("gauge", len(self.waiting)),
+            "vllm:num_preemptions_total": ("counter", 0),  # it never preempts
+            "vllm:prompt_tokens_total": ("counter", self.prompted),
+            "vllm:generation_tokens_total": ("counter", self.generated),
+        }
+        lines = []
+        for name, (kind, value) in values.items():
+            lines += [f"# TYPE {name} {kind}", f'{name}{{model_name="{self.model}"}} {value}']
+        return "\n".join(lines) + "\n"
+
+    def close(self) -> None:
+        if self.log:
+            self.log.close()
+
+
+def _asked(api: str, body: dict[str, Any]) -> tuple[list[int], int]:
+    """Input tokens of each prompt (words, where it is text) and the tokens wanted."""
+    if api == "tgi":
+        return [len(body["inputs"].split())], int((body.get("parameters") or {}).get("max_new_tokens") or 16)
+    wanted = int(body.get("max_tokens") or body.get("max_completion_tokens") or 16)
+    if api == "chat":
+        return [sum(len(str(message.get("content")).split()) for message in body["messages"])], wanted
+    prompt = body["prompt"]
+    several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+    prompts = prompt if several else [prompt]
+    return [len(one.split()) if isinstance(one, str) else len(one) for one in prompts], wanted
