@@ -118,6 +118,7 @@ class Backend(BaseModel):
     reserves_memory: ClassVar[bool] = False  # takes a pool at launch: what it holds says nothing about what it needs
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/offline.py
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
+    dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
 
     name: str

@@ -133,7 +133,7 @@ class Engine:
             "engine_version": reported or named,
             "command": self.command,
             "flags": self.backend.flags_on(self.launch),
-            "dtype": self.launch.dtype,
+            "dtype": self._dtype(),
             "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
@@ -222,6 +222,22 @@ class Engine:
             message = json.loads(line)
             self.pid = message.get("pid", self.pid)
             self.exit_status = message.get("exit", self.exit_status)
+
+    def _dtype(self) -> str | None:
+        """What it computes in; None for an engine that is not ours and was told nothing."""
+        if self.launch.dtype != "auto":
+            return self.launch.dtype
+        if not self.backend.launches:
+            return None
+        if self.backend.dtype_pattern:
+            said = re.search(self.backend.dtype_pattern, self.log.read_text(errors="replace"))
+            return said[1] if said else None
+        try:
+            config = json.loads((self.launch.model / "config.json").read_text())
+        except (OSError, ValueError):
+            return None
+        stored = config.get("dtype") or config.get("torch_dtype")
+        return str(stored) if stored else None
 
     def _get(self, path: str) -> dict[str, Any]:
         """A JSON object that the engine serves; empty where it serves none there."""

@@ -141,7 +141,9 @@ class TGI(Backend):
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         image = {"image": f"{self.image}:{self.tag}"} if self.launches and self.launcher == "docker" else {}
-        return {**image, "quantization": self.flags_on(launch).get("quantize")}
+        # Told nothing, it chooses by kind of model and says nowhere what.
+        dtype = {"dtype": None} if launch.dtype == "auto" else {}
+        return {**image, **dtype, "quantization": self.flags_on(launch).get("quantize")}
 
     def message(self, line: str) -> str:
         return COLOUR.sub("", PREFIX.sub("", line.strip())).strip()

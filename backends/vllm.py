@@ -22,6 +22,7 @@ class VLLM(Backend):
 
     beam_search: ClassVar[bool] = True
     reserves_memory: ClassVar[bool] = True
+    dtype_pattern: ClassVar[str | None] = r"\bdtype=torch\.(\w+)"
     quantizations: ClassVar[tuple[str, ...]] = (
         "GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU)",
         "KV: fp8",

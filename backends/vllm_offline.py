@@ -17,6 +17,7 @@ class VLLMOffline(Hosted):
     timed_inside: ClassVar[bool] = True
     beam_search: ClassVar[bool] = True
     reserves_memory: ClassVar[bool] = True
+    dtype_pattern: ClassVar[str | None] = VLLM.dtype_pattern
     quantizations: ClassVar[tuple[str, ...]] = VLLM.quantizations
 
     library: str = "backends.host.vllm_offline_library"

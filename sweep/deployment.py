@@ -346,7 +346,7 @@ def _measure(
         if attempt or not fresh:
             caches = _reset_caches(place.engine, emit)
         try:
-            return run_trial(run, place, trial, pending.stop) | {"caches_reset": caches}
+            return run_trial(run, place, trial, pending.stop, caches)
         except ClientDied as error:
             reason = str(error)
     ended = {"outcome": Outcome.INVALID.value, "reason": reason, "ended_at": now()}

@@ -73,6 +73,8 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
     **_types(pa.string(), "started_at", "ended_at"),
     **_types(pa.float64(), "startup_seconds", "wall_seconds"),
     **_types(pa.string(), "log_tail", "telemetry_sources", "engine_facts"),
+    **_types(pa.bool_(), "caches_reset"),
+    **_types(pa.string(), "digests"),
 }
 """The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
 

@@ -93,8 +93,12 @@ def present_row(row: Mapping[str, Any], trial: Trial, settings: Settings, axes: 
     return present
 
 
-def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) -> dict[str, Any]:
+def run_trial(
+    run: TrialRun, place: Place, trial: Trial, stop: threading.Event, caches_reset: bool | None
+) -> dict[str, Any]:
     """Measure one trial on a running engine; its files are written and its row returned.
+
+    `caches_reset`, for the row: whether the engine has forgotten what it was asked before; None if it was asked nothing.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -103,7 +107,7 @@ def run_trial(run: TrialRun, place: Place, trial: Trial, stop: threading.Event) 
     """
     engine = place.engine
     assert engine is not None
-    row = base_row(run, trial) | _engine_columns(run, place)
+    row = base_row(run, trial) | _engine_columns(run, place) | {"caches_reset": caches_reset}
     files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
     try:
         warmup, requests = _build_requests(run, place, trial)
@@ -156,7 +160,7 @@ def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
         "engine_version": place.facts.get("engine_version"),
         "agreement": place.facts.get("agreement"),
         "agreement_reference": place.facts.get("agreement_reference"),
-        "dtype": place.facts.get("dtype") or place.launch.dtype,
+        "dtype": place.facts.get("dtype"),
         "startup_seconds": engine.startup_seconds,
         "versions": json.dumps({**provenance.own_versions(), **place.environment.versions}),
         "hardware": json.dumps({"node": place.node, **provenance.hardware()}),

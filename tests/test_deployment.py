@@ -126,7 +126,7 @@ def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets)
         happened.append("trial")
         if happened.count("trial") < 3:
             raise deployment.ClientDied("killed by SIGKILL")
-        return {"outcome": "ok"}
+        return {"outcome": "ok", "caches_reset": arguments[-1]}
 
     monkeypatch.setattr(deployment, "_reset_caches", reset)
     monkeypatch.setattr(deployment, "run_trial", run_trial)
