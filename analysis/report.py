@@ -110,14 +110,25 @@ def _cards(layout: Layout) -> Iterator[str]:
         where = layout.describe(found.point)
         value = of.shown(found.estimate.value)
         yield card(f"Best {of.in_sentence}", value, of.unit, [where, _interval(found.estimate, of.scale)])
-    for column, label in (("output_throughput", "Largest gain in throughput"), ("ttft_p50", "Largest cut of TTFT p50")):
+    yield from _gains(layout)
+
+
+def _gains(layout: Layout) -> Iterator[str]:
+    """By how much the baseline was beaten, if it was."""
+    for column, label, sign in (
+        ("output_throughput", "Largest gain in throughput", 1),
+        ("ttft_p50", "Largest cut of TTFT p50", -1),
+    ):
         name = f"{column}_vs_baseline"
         if name not in layout.points or not layout.points[name].notna().any():
             continue
-        ratios = layout.points[name]
-        point = layout.points.iloc[int(ratios.argmax() if column == "output_throughput" else ratios.argmin())]
-        ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], int(point["n"]))
-        yield card(label, times(ratio.value), "of baseline", [layout.describe(point), _verdict(ratio)])
+        point = layout.points.iloc[int((sign * layout.points[name]).argmax())]
+        ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
+        told = [layout.describe(point), _verdict(ratio)]
+        if sign * ratio.value > sign:
+            yield card(label, times(ratio.value), "of baseline", told)
+        else:
+            yield card(label, "none", "", [f"No engine beat the baseline. Closest, at {times(ratio.value)}:", *told])
 
 
 def _interval(of: Estimate, scale: float = 1.0) -> str:
@@ -129,7 +140,9 @@ def _interval(of: Estimate, scale: float = 1.0) -> str:
 
 
 def _verdict(ratio: Estimate) -> str:
-    """The interval, and in words whether it leaves room for no difference."""
+    """The interval of a ratio, and in words whether it leaves room for no difference; its n is the point's."""
+    if math.isnan(ratio.low) and ratio.n > 1:
+        return "one replicate of the baseline, no interval"
     told = _interval(ratio)
     return f"{told}: may be no difference" if ratio.low <= 1 <= ratio.high else told
 

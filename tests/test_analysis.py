@@ -746,3 +746,29 @@ def test_a_sound_run_raises_no_doubt(tmp_path: Path) -> None:
     rows = [trial(name, 8, index, 10.0 + index / 100) for name in "ab" for index in range(3)]
     run = run_of(tmp_path, rows)
     assert doubts(run, arrange(run, summarise(run))) == []
+
+
+# Cards and ratios
+
+
+def report_of(run: Run) -> str:
+    return html(run, arrange(run, summarise(run)), [])
+
+
+def test_a_loss_is_no_gain(tmp_path: Path) -> None:
+    rows = [trial("plain", 8, 0, 20.0, ttft_p50=0.1), trial("slow", 8, 0, 10.0, ttft_p50=0.2)]
+    text = report_of(run_of(tmp_path, rows, baseline={"backend": "plain"}))
+    assert text.count("No engine beat the baseline") == 2
+    assert "Closest, at 0.500×" in text
+    assert "of baseline</i>" not in text
+    faster = [*rows, trial("fast", 8, 0, 40.0, ttft_p50=0.05)]
+    text = report_of(run_of(tmp_path, faster, baseline={"backend": "plain"}))
+    assert "No engine beat" not in text
+    assert "<b>2.00× <i>of baseline</i>" in text
+
+
+def test_a_ratio_without_an_interval_says_whose_replicate_is_alone(tmp_path: Path) -> None:
+    twice = [trial("fast", 8, index, 40.0 + index) for index in range(2)]
+    text = report_of(run_of(tmp_path, [trial("plain", 8, 0, 20.0), *twice], baseline={"backend": "plain"}))
+    assert "one replicate of the baseline, no interval" in text
+    assert "<small>one replicate, no interval" not in text
