@@ -14,8 +14,8 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.summary import ASKED, best, is_baseline, key_columns
+from sweep.records import LOAD_COLUMNS
 
-_LOAD = ("batch_size", "concurrency", "rate")
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
 MOST_LINES = 21  # that can be told apart by colour, marker and dash
 MOST_PANELS = 24
@@ -69,10 +69,11 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     keys = key_columns(run)
     varying = [key for key in keys if points[key].nunique(dropna=False) > 1]
     if "ladder" in varying:  # its steps name the settings that they change
-        varying = [key for key in varying if not key.startswith("backend.")]
+        by_step = points.groupby("ladder", dropna=False)
+        varying = [key for key in varying if not key.startswith("backend.") or _differs(by_step[key])]
     x = _abscissa(points, varying)
     rest = [key for key in varying if key != x]
-    asked = [key for key in rest if key.split(".")[0] in ASKED and key not in _LOAD]
+    asked = [key for key in rest if key.split(".")[0] in ASKED and key not in LOAD_COLUMNS]
     own = [key for key in rest if key not in asked]
     points = points.assign(panel=_names(points, asked, "workload"), line=_names(points, own, "backend"))
     trials = run.trials[keys].merge(points[[*keys, "line", "panel"]], on=keys, how="left")[["line", "panel"]]
@@ -105,13 +106,18 @@ def _abscissa(points: pd.DataFrame, varying: list[str]) -> str | None:
     """The numeric column with the most values, the load before others; never an engine's flag against a load."""
     numeric = [key for key in varying if pd.api.types.is_numeric_dtype(points[key]) and points[key].nunique() > 1]
     for preferred in (
-        [key for key in numeric if key in _LOAD],
+        [key for key in numeric if key in LOAD_COLUMNS],
         [key for key in numeric if key.split(".")[0] in ("workload", "load")],
         numeric,
     ):
         if preferred:
             return max(preferred, key=lambda key: points[key].drop_duplicates().size)
     return None
+
+
+def _differs(values: Any) -> bool:
+    """Whether the grouped values differ within a group."""
+    return bool((values.nunique(dropna=False) > 1).any())
 
 
 def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:

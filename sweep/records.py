@@ -17,6 +17,8 @@ PROTOCOL_VERSION = 1
 
 Phase = Literal["warmup", "measured"]
 UNKNOWN = -1  # a count that nobody reported
+LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
+"""The columns of a trials row that say how large its load was: at most one has a value."""
 
 
 class Outcome(StrEnum):
