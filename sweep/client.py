@@ -29,7 +29,6 @@ __all__ = [
     "ClientDied",
     "ClientReport",
     "Measurement",
-    "Progress",
     "Target",
     "Timeouts",
     "limited",
@@ -37,7 +36,8 @@ __all__ = [
 ]
 
 HEAD_START = 0.02  # s between the word "go" and the start of the clock, so that all processes have it in time
-STREAMS_A_PROCESS = 2048  # with processes="auto"
+STOP_WITHIN = 60.0  # s for the client to write down what it has, once it is told to stop
+STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
 BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
@@ -47,20 +47,12 @@ class ClientDied(RuntimeError):
     """The measuring process ended without its results: killed, out of memory, or an error of ours (in the message)."""
 
 
-class Progress(NamedTuple):
-    """Where a run stands, in requests, warm-up included."""
-
-    done: int
-    failed: int
-    in_flight: int
-
-
 @dataclass(frozen=True, slots=True)
 class ClientReport:
     """What the client says about itself, over the measured part of the trial."""
 
     processes: int
-    cpu: float  # share of a core that the busiest client process used
+    cpu: float  # share of a core that the busiest process used, or of all its cores that all used: the larger
     cpu_seconds: float  # of all client processes
     loop_lag_p50: float  # s by which the event loop was late
     loop_lag_p99: float
@@ -69,7 +61,6 @@ class ClientReport:
     reads: int
     multi_event_reads: int  # reads that held several token events of a prompt: they share one stamp
     stamp_source: Literal["kernel", "user", "mixed", "none", "engine"]
-    connections: int  # opened in all
     clock_steps: int  # jumps of the wall clock by more than 1 ms: stamps within a second of one may be off by it
     peak_memory_bytes: int  # of the largest client process
     batch_form: BatchForm  # how lockstep batches were really sent
@@ -97,7 +88,6 @@ def measure(
     timeouts: Timeouts | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
     on_start: Callable[[float], None] = lambda start: None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Measurement:
     """Send the warm-up and then the requests as the schedule says, and return a Record of each request that was due.
 
@@ -113,11 +103,12 @@ def measure(
     target = replace(target, batch_form=_batch_form(target, schedule, warmup, requests))
     parts = _parts(processes, schedule, len(requests), cpus)
     _write_job(folder, target, warmup, requests, schedule, parts, cpus, timeouts or Timeouts())
-    watch = _Watch(should_stop, on_start, on_progress)
+    watch = _Watch(should_stop, on_start)
     with _clients(folder, parts) as clients:
         finals = watch.until_done(clients)
     records = _read_records(folder, parts, [*warmup, *requests], len(warmup), watch.start)
-    return Measurement(records, _report(folder, finals, target, watch.stopped), watch.start / 1e9)
+    cores = len(cpus or os.sched_getaffinity(0))
+    return Measurement(records, _report(folder, finals, target, watch.stopped, cores), watch.start / 1e9)
 
 
 def limited(report: ClientReport, records: Records) -> str | None:
@@ -153,17 +144,20 @@ def limited(report: ClientReport, records: Records) -> str | None:
 # -- the job folder
 
 
+def processes_for(processes: int | Literal["auto"], streams: int) -> int:
+    """How many client processes a load of so many streams wants: as told, or one for each STREAMS_A_PROCESS."""
+    return -(-streams // STREAMS_A_PROCESS) if processes == "auto" else min(processes, streams)
+
+
 def _parts(processes: int | Literal["auto"], schedule: Schedule, requests: int, cpus: set[int] | None) -> int:
-    """How many client processes there will be: never more than streams, and one where batches move in step."""
+    """How many there will be: never more than streams, nor than cores unless told, and one where batches move in step."""
     streams = min(schedule.concurrency or requests, requests)
     if schedule.mode == "lockstep" or streams <= 1:
         return 1
-    if processes == "auto":
-        available = len(cpus or os.sched_getaffinity(0))
-        return min(available, -(-streams // STREAMS_A_PROCESS))
-    if processes < 1:
+    if processes != "auto" and processes < 1:
         raise ValueError(f"client.processes={processes}: allowed are 'auto' and whole numbers from 1")
-    return min(processes, streams)
+    wanted = processes_for(processes, streams)
+    return min(wanted, len(cpus or os.sched_getaffinity(0))) if processes == "auto" else wanted
 
 
 def _batch_form(
@@ -263,17 +257,12 @@ def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
 class _Watch:
     """The conversation with the client processes, from their start to the last one's report."""
 
-    def __init__(
-        self,
-        should_stop: Callable[[], str | None],
-        on_start: Callable[[float], None],
-        on_progress: Callable[[Progress], None],
-    ) -> None:
-        self._should_stop, self._on_start, self._on_progress = should_stop, on_start, on_progress
+    def __init__(self, should_stop: Callable[[], str | None], on_start: Callable[[float], None]) -> None:
+        self._should_stop, self._on_start = should_stop, on_start
         self.start = time.monotonic_ns()
         self.stopped: str | None = None
+        self._stop_by = float("inf")  # time.monotonic()
         self._ready: set[int] = set()
-        self._progress: dict[int, Progress] = {}
         self._finals: dict[int, dict[str, Any]] = {}
 
     def until_done(self, clients: list[_Client]) -> list[dict[str, Any]]:
@@ -303,9 +292,6 @@ class _Watch:
                 self.start = time.monotonic_ns() + int(HEAD_START * 1e9)
                 _tell(clients, go=self.start)
                 self._on_start(self.start / 1e9)
-        elif word["event"] == "progress":
-            self._progress[part] = Progress(word["done"], word["failed"], word["in_flight"])
-            self._on_progress(Progress(*map(sum, zip(*self._progress.values(), strict=True))))
         else:
             self._finals[part] = word
 
@@ -314,6 +300,9 @@ class _Watch:
             self.stopped = self._should_stop()
             if self.stopped is not None:
                 _tell(clients, stop=self.stopped)
+                self._stop_by = time.monotonic() + STOP_WITHIN
+        elif time.monotonic() > self._stop_by:
+            raise ClientDied(f"the measuring process did not end within {STOP_WITHIN:g} s of the word to stop")
 
 
 def _tell(clients: list[_Client], **words: object) -> None:
@@ -390,7 +379,11 @@ def _record(part: _Part, offset: int, chunk: int, request: Request, phase: Phase
     )
 
 
-def _report(folder: Path, finals: list[dict[str, Any]], target: Target, stopped: str | None) -> ClientReport:
+def _report(
+    folder: Path, finals: list[dict[str, Any]], target: Target, stopped: str | None, cores: int
+) -> ClientReport:
+    """`cores`: that the processes share."""
+    shares = [final["cpu_seconds"] / max(final["wall_seconds"], 1e-3) for final in finals]
     lags = array("f")
     for part in range(len(finals)):
         lags.frombytes((folder / f"lags.{part}").read_bytes())
@@ -400,7 +393,7 @@ def _report(folder: Path, finals: list[dict[str, Any]], target: Target, stopped:
         source = "mixed" if kernel and user else "kernel" if kernel else "user"
     return ClientReport(
         processes=len(finals),
-        cpu=max(final["cpu_seconds"] / max(final["wall_seconds"], 1e-3) for final in finals),
+        cpu=max(*shares, sum(shares) / cores) if len(shares) > 1 else shares[0],
         cpu_seconds=sum(final["cpu_seconds"] for final in finals),
         loop_lag_p50=_quantile(lags, 0.5),
         loop_lag_p99=_quantile(lags, 0.99),
@@ -409,7 +402,6 @@ def _report(folder: Path, finals: list[dict[str, Any]], target: Target, stopped:
         reads=kernel + user,
         multi_event_reads=sum(final["multi_event_reads"] for final in finals),
         stamp_source=source,
-        connections=sum(final["connections"] for final in finals),
         clock_steps=max(final["clock_steps"] for final in finals),
         peak_memory_bytes=max(final["peak_memory_bytes"] for final in finals),
         batch_form=target.batch_form,

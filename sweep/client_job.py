@@ -89,12 +89,10 @@ class Results:
         self._texts: dict[str, int] = {}
         self._texts_path = folder / f"texts.{part}.json"
 
-    def add(self, call: "Call", answer: wire.Answer, first_record: int) -> int:
-        """Write down a call that has ended; returns how many of its requests failed."""
-        failed = 0
+    def add(self, call: "Call", answer: wire.Answer, first_record: int) -> None:
+        """Write down a call that has ended."""
         for number, stream in enumerate(answer.streams):
             error = answer.error_of(stream)
-            failed += error is not None
             self._row_bytes += ROW.pack(
                 first_record + number,
                 call.batch,
@@ -111,7 +109,6 @@ class Results:
             self._chunk_tokens.extend(stream.chunk_tokens)
         if len(self._chunk_us) > SPILL or len(self._row_bytes) > SPILL * 8:
             self._spill()
-        return failed
 
     def _text(self, text: str | None) -> int:
         return -1 if text is None else self._texts.setdefault(text, len(self._texts))

@@ -5,8 +5,8 @@ says "ready", and begins at the instant it is told (see `client_runs`). It impor
 uvloop and httptools. Lines of JSON on stdout and stdin are the whole conversation:
 
     -> {"event": "ready"}            <- {"go": start}  (ns of CLOCK_MONOTONIC)
-    -> {"event": "progress", ...}    <- {"stop": reason}
-    -> {"event": "done", ...}        end of stdin: the parent is gone, stop
+                                     <- {"stop": reason}; end of stdin: the parent is gone, stop
+    -> {"event": "done", ...}
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Client:
         self._line = b""
         self._lag_due = 0
         self._lag_alarm = Alarm(loop, self._lag_tick)
-        self._next_progress = self._next_check = 0
+        self._next_check = 0
 
     async def measure(self) -> None:
         os.set_blocking(0, False)
@@ -84,7 +84,6 @@ class Client:
             multi_event_reads=self.counters.multi_event_reads - warm.multi_event_reads,
             kernel_stamps=self.counters.kernel_stamps - warm.kernel_stamps,
             user_stamps=self.counters.user_stamps - warm.user_stamps,
-            connections=self.counters.opened,
             clock_steps=self.stamps.steps,
             peak_memory_bytes=_peak_memory(),
         )
@@ -131,15 +130,11 @@ class Client:
             self.run.stop(reason)
 
     def _tick(self, watch: Watch) -> None:
-        """Ten times a second: time-outs, progress, how to read; once a second the offset between the clocks."""
+        """Ten times a second: time-outs, how to read; once a second the offset between the clocks."""
         now = time.monotonic_ns()
         watch.adjust(now / 1e9, self.counters.kernel_stamps)
         if self.run is not None:
             self.run.check_timeouts(now)
-            if now >= self._next_progress:
-                self._next_progress = now + 500_000_000
-                run = self.run
-                _say(event="progress", done=run.done, failed=run.failed, in_flight=len(run.in_flight))
         if now >= self._next_check:
             self._next_check = now + 1_000_000_000
             self.stamps.refresh()

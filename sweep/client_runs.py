@@ -7,6 +7,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from sweep import wire
 from sweep.client_job import Call, Job, Results
@@ -15,6 +16,7 @@ from sweep.connection import Connection, Counters, Endpoint
 from sweep.watch import Watch
 
 GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
+ADDRESS_TIMEOUT = 3.0  # s to try one of a name's several addresses
 SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on requests in flight
 
 
@@ -40,8 +42,11 @@ class Pool:
         return self.free.pop() if self.free else self._new()
 
     def give(self, connection: Connection) -> None:
-        connection.reopen()  # does nothing unless it was closed
-        self.free.append(connection)
+        if connection.is_open:
+            self.free.append(connection)
+        else:  # it is the last to be used next: opening takes a while
+            connection.reopen()
+            self.free.insert(0, connection)
 
     def keep_spare(self, count: int) -> None:
         for _ in range(count - len(self.free)):
@@ -64,7 +69,8 @@ def _not_listening(connection: Connection, answer: wire.Answer) -> None:
 
 def _resolve(target: wire.Target, timeouts: wire.Timeouts) -> Endpoint:
     host, port = target.address
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, _, _, _, address = next(filter(_answers, found), found[0]) if len(found) > 1 else found[0]
     context = None
     if target.tls:
         context = ssl.create_default_context()
@@ -72,6 +78,17 @@ def _resolve(target: wire.Target, timeouts: wire.Timeouts) -> Endpoint:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
     return Endpoint(family, tuple(address), host, context, timeouts.connect)
+
+
+def _answers(found: tuple[Any, ...]) -> bool:
+    """Whether somebody listens there: `localhost` may be ::1 first, and the server on 127.0.0.1 only."""
+    try:
+        with socket.socket(found[0], found[1]) as sock:
+            sock.settimeout(ADDRESS_TIMEOUT)
+            sock.connect(found[4])
+    except OSError:
+        return False
+    return True
 
 
 class Run:
@@ -85,7 +102,7 @@ class Run:
         self.in_flight: set[Connection] = set()
         self.start = 0  # ns
         self.deadline: int | None = None  # ns, after which nothing new is sent
-        self.done = self.failed = self.offered = self.sent = 0  # requests
+        self.offered = self.sent = 0  # requests
         self.stopped: str | None = None
         self._alarm = Alarm(loop, self._due)
         pool.on_done = self._ended
@@ -146,12 +163,11 @@ class Run:
         call.given_up = now
         self._write(call, answer)
         # The end as the kernel saw it, so that our own delay until the next send is seen as lag.
-        self._freed(answer.completed or now)
+        self._freed(call, answer.completed or now)
         self._settle()
 
     def _write(self, call: Call, answer: wire.Answer) -> None:
-        self.failed += self.results.add(call, answer, self.job.first[call.number])
-        self.done += len(answer.streams)
+        self.results.add(call, answer, self.job.first[call.number])
         self.sent += len(answer.streams) if answer.sent else 0
 
     def _over(self, now: int) -> bool:
@@ -169,8 +185,8 @@ class Run:
         """The instant for which the alarm was set."""
         raise NotImplementedError
 
-    def _freed(self, ended: int) -> None:
-        """A request has ended at this time."""
+    def _freed(self, call: Call, ended: int) -> None:
+        """A call has ended at this time."""
         raise NotImplementedError
 
     def _stop(self) -> None:
@@ -203,7 +219,7 @@ class Lockstep(Run):
         for call in calls:
             self._send(call)
 
-    def _freed(self, ended: int) -> None:
+    def _freed(self, call: Call, ended: int) -> None:
         self._last_end = max(self._last_end, ended)
         if not self.in_flight:
             self._next_batch(self._last_end)
@@ -213,7 +229,7 @@ class Lockstep(Run):
 
 
 class Closed(Run):
-    """`concurrency` users: each sends its next request `think` seconds after its last one ended.
+    """`concurrency` users: each sends its next request `think[i]` seconds after request i, its last one, ended.
 
     In a job of several processes user u belongs to process u modulo their number, as do the requests.
     """
@@ -245,11 +261,11 @@ class Closed(Run):
         self.offered += 1
         self._send(call)
 
-    def _freed(self, ended: int) -> None:
+    def _freed(self, call: Call, ended: int) -> None:
         if self._over(ended):
             return
         think = self.job.schedule.think
-        pause = int(think[(self.todo[0] - self.first_call) % len(think)] * 1e9) if think else 0
+        pause = int(think[(call.number - self.first_call) % len(think)] * 1e9) if think else 0
         if pause <= 0:
             self._next(ended)
             return
@@ -301,7 +317,7 @@ class Open(Run):
             self.pool.keep_spare(SPARE_CONNECTIONS)
         self._settle()
 
-    def _freed(self, ended: int) -> None:
+    def _freed(self, call: Call, ended: int) -> None:
         if self.deadline is not None and ended >= self.deadline:
             self._waiting.clear()  # offered, but not sent within the duration: the report has both numbers
         if self._waiting:

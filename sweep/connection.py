@@ -34,7 +34,6 @@ class Counters:
     multi_event_reads: int = 0  # reads that held more than one token event of a prompt
     kernel_stamps: int = 0  # reads that the kernel stamped
     user_stamps: int = 0  # reads that it did not
-    opened: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +108,10 @@ class Connection:
 
     # -- opening and closing
 
+    @property
+    def is_open(self) -> bool:
+        return self._sock is not None
+
     async def open(self) -> None:
         """Connect, unless it is; an OSError tells why it could not."""
         if self._sock is not None:
@@ -137,7 +140,6 @@ class Connection:
             self._opening = None
         self._sock = sock
         self._parser = httptools.HttpResponseParser(self)
-        self._counters.opened += 1
         self.idle_since = time.monotonic_ns()
         self._watch.add(sock.fileno(), self._readable)
 
@@ -263,7 +265,7 @@ class Connection:
             self._counters.kernel_stamps += 1
         else:
             self._arrived = now
-            self._counters.user_stamps += 1
+            self._counters.user_stamps += data != b""  # the end of a connection is never stamped
         if data and self._tls:
             try:
                 data, ended = self._tls.decrypt(data)
@@ -287,7 +289,7 @@ class Connection:
         except httptools.HttpParserError as error:
             self.abandon(f"protocol: {_words(error)}")
             return
-        if answer.chunks - before > len(answer.streams):
+        if answer.chunks - before > 1 and answer.shared_stamps(answer.chunks - before):
             self._counters.multi_event_reads += 1
             self._watch.alert(now / 1e9)
         if self._patient and answer.tokens >= answer.patient_until:

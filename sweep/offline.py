@@ -145,7 +145,6 @@ def _report(offered: int, sent: int, problem: str | None) -> ClientReport:
         reads=0,
         multi_event_reads=0,
         stamp_source="engine",
-        connections=1,
         clock_steps=0,
         peak_memory_bytes=0,
         batch_form="list",

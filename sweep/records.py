@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]

@@ -221,6 +221,7 @@ class Answer:
     __slots__ = (
         "_carry",
         "_is_stream",
+        "_most",
         "_retry_after",
         "_shape",
         "api",
@@ -238,7 +239,8 @@ class Answer:
 
     def __init__(self, api: Api, prompts: int = 1, patient_until: int = 0) -> None:
         self.api = api
-        self.patient_until = patient_until  # tokens before which the answer cannot end
+        self.patient_until = patient_until  # tokens before which the answer cannot end with the next event
+        self._most = 1  # tokens that came in one event
         self.streams = [Stream() for _ in range(prompts)]
         self.sent = 0  # ns, when the first byte of the request was written
         self.last_token = 0  # ns, arrival of the latest token; 0: none yet
@@ -360,6 +362,16 @@ class Answer:
         self.last_token = arrived
         self.chunks += 1
         self.tokens += tokens
+        if tokens > self._most:  # the last event may bring as many
+            self.patient_until -= tokens - self._most
+            self._most = tokens
+
+    def shared_stamps(self, chunks: int) -> bool:
+        """Whether among the latest `chunks` token events, of one read, are two of the same stream."""
+        if len(self.streams) == 1:
+            return chunks > 1
+        latest = (stream.chunk_us[-2:] for stream in self.streams) if chunks > 1 else ()
+        return any(len(two) == 2 and two[0] == two[1] for two in latest)
 
     def _parse(self, event: bytes, arrived: int) -> None:
         """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
@@ -485,9 +497,12 @@ def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
 
 
 def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: bool) -> tuple[int, bytes]:
-    """Tokens that came with this choice, and what says so: the running usage, else token ids, else one for text."""
+    """Tokens that came with this choice, and what says so: the running usage, else token ids, else one for text.
+
+    A usage that comes only beside the last choice, as llama.cpp sends it, is the sum of what was counted by its text.
+    """
     seen = usage.get("completion_tokens")
-    if isinstance(seen, int):
+    if isinstance(seen, int) and (stream.seen or not stream.chunk_us):
         tokens, stream.seen = max(0, seen - stream.seen), max(seen, stream.seen)
         return tokens, b'"completion_tokens":'
     ids = choice.get("token_ids")

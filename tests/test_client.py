@@ -148,6 +148,15 @@ def test_closed_loop_keeps_its_users_busy_and_lets_them_think(tmp_path: Path) ->
         assert len(overlapping) <= 3
 
 
+def test_users_that_end_together_think_as_long_as_each_was_told(tmp_path: Path) -> None:
+    think = array("d", [0.05, 0.1, 0.15, 0.2, 9, 9, 9, 9])
+    with simulated() as (url, _):
+        seen = run(url, tmp_path, 8, Schedule("closed", concurrency=4, think=think))
+    ends = sorted(record.sent + record.chunk_us[-1] / 1e6 for record in seen.records)[:4]
+    later = sorted(record.scheduled for record in seen.records)[4:]
+    assert [begin - end for begin, end in zip(later, ends, strict=True)] == pytest.approx(think[:4], abs=0.02)
+
+
 def test_open_loop_keeps_its_times_and_its_cap(tmp_path: Path) -> None:
     due = array("d", [0.0, 0.0, 0.01, 0.02, 0.2])
     with simulated(ttft={"mean": 0.1}) as (url, _):

@@ -67,6 +67,16 @@ STREAMS: dict[str, tuple[wire.Api, int, bytes]] = {
             "[DONE]",
         ),
     ),
+    "usage beside the end": (
+        "completions",
+        1,
+        sse(*(completion(f" t{n}") for n in range(4)), completion("", finish="stop", usage=usage(5, 4)), "[DONE]"),
+    ),
+    "all in one event": (
+        "completions",
+        1,
+        sse(completion(" all of it", finish="stop", usage=usage(5, 4)), "[DONE]"),
+    ),
     "token ids": (
         "completions",
         1,
@@ -157,6 +167,8 @@ EXPECTED: dict[str, list[tuple[Any, ...]]] = {
     "completions": [([1] * 9, 9, UNKNOWN, 9, "length", None)],
     "final usage": [([1, 1], 2, 9, 3, "stop", None)],
     "running usage": [([1, 1, 1, 4, 1, 2, 1, 1], 8, 5, 12, "stop", None)],
+    "usage beside the end": [([1] * 4, 4, 5, 4, "stop", None)],
+    "all in one event": [([4], 1, 5, 4, "stop", None)],
     "token ids": [([1, 1, 3, 12], 4, UNKNOWN, 17, "stop", None)],
     "list": [([1] * 4, 4, UNKNOWN, 4, "length", None)] * 3,
     "list with usage": [([1] * 4, 4, 5, 4, "length", None), ([1] * 4, 4, 6, 4, "length", None)],
@@ -239,6 +251,26 @@ def test_an_event_has_the_stamp_of_its_last_byte() -> None:
         answer = read("completions", 1, cut(data, [place]), complete=False)
         arrivals = [us // 1000 for us in answer.streams[0].chunk_us]
         assert arrivals == [1 if place >= len(first) else 2, 2], place
+
+
+def test_events_of_one_read_share_their_stamp() -> None:
+    """Of a list of prompts the read that holds two steps counts, however few prompts are left."""
+    api, prompts, data = STREAMS["list"]
+    answer = read(api, prompts, [data[: data.index(b" 6")]], complete=False)
+    assert answer.shared_stamps(6)
+    step = read(api, prompts, [sse(*(completion(" a", n) for n in range(3)))], complete=False)
+    assert not step.shared_stamps(3)
+    assert not step.shared_stamps(0)
+
+
+def test_an_answer_of_several_tokens_an_event_is_urgent_in_time() -> None:
+    answer = Answer("completions", 1, patient_until=127)
+    answer.status, answer.sent = 200, 1
+    answer.header(b"Content-Type", b"text/event-stream")
+    for seen in range(4, 128, 4):
+        assert answer.tokens < answer.patient_until
+        answer.body(sse(completion(" x", usage=usage(5, seen))), 1 + seen)
+    assert answer.tokens >= answer.patient_until, "the next event is the last"
 
 
 def test_usage_of_a_list_is_nobodys() -> None:
