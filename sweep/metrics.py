@@ -82,9 +82,11 @@ def lag(records: Records) -> Floats:
 
 
 def tpot(records: Records) -> Floats:
-    """(last token − first token) / (output_tokens − 1); undefined for one token. Shape (requests,), s."""
+    """(last token − first token) / (output_tokens − 1); undefined if all came in one chunk. Shape (requests,), s."""
     first, last = _token_times(records)
-    return _ratio(last - first, np.asarray(records.output_tokens) - 1)
+    found = _ratio(last - first, np.asarray(records.output_tokens) - 1)
+    found[_token_chunks(records) < 2] = np.nan
+    return found
 
 
 def tpot_e2e(records: Records) -> Floats:
@@ -194,8 +196,9 @@ def concurrency_max(records: Records, of: Mask) -> int | None:
 def goodput(records: Records, of: Mask, slo: Mapping[str, float]) -> float | None:
     """successful requests within every bound of the SLO / duration of all. requests/s.
 
-    `slo` bounds ttft, tpot, e2el in s, inclusive. A one-token answer has no tpot and meets any bound on it. None,
-    rather than 0, if no request succeeded.
+    `slo` bounds ttft, tpot, e2el in s, inclusive. A one-token answer has no tpot and meets any bound on it; one of more
+    tokens in a single chunk has none that is known and meets no bound on it. None, rather than 0, if no request
+    succeeded.
 
     Raises:
         ValueError: for a bound on anything else.
@@ -477,7 +480,9 @@ def vllm_flavour(records: Records, version: str = "0.32.0") -> dict[str, Figure]
         started, ended = (sent - sent.min()).astype(int), (sent + last - sent.min()).astype(int)
         change = np.bincount(started, minlength=seconds + 1) - np.bincount(ended + 1, minlength=seconds + 1)
         row["max_concurrent_requests"] = int(np.cumsum(change).max())
-    series = {"ttft": service_ttft(records)[answered], "tpot": tpot(records)[answered], "e2el": last}
+    first = service_ttft(records)[answered]
+    per_token = _ratio(last - first, np.asarray(records.output_tokens)[answered] - 1)  # 0 for an answer in one chunk
+    series = {"ttft": first, "tpot": per_token, "e2el": last}
     for name, values in series.items():
         row |= _vllm_statistics(name, values * 1e3)
     return row | _vllm_statistics("itl", itl(records, answered) * 1e3)
@@ -573,6 +578,18 @@ def _token_times(records: Records) -> tuple[Floats, Floats]:
         first[block.request[np.r_[True, edges]]] = block.us[np.r_[True, edges]] / 1e6
         last[block.request[np.r_[edges, True]]] = block.us[np.r_[edges, True]] / 1e6
     return first, last
+
+
+def _token_chunks(records: Records) -> NDArray[np.int64]:
+    """How many chunks of each request had a token in them. Shape (requests,)."""
+    if np.all(np.asarray(records.chunk_tokens) > 0):
+        return np.diff(np.asarray(records.offsets))
+    found = np.zeros(len(records), np.int64)
+    for block in _blocks(records, np.ones(len(records), np.bool_)):
+        begin = block.request[0]
+        counts = np.bincount(block.request - begin)
+        found[begin : begin + counts.size] = counts
+    return found
 
 
 def _seconds(column: "array[float]") -> Floats:

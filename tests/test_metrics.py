@@ -79,6 +79,17 @@ def test_latencies_of_each_request(name: str, expected: list[float]) -> None:
     np.testing.assert_allclose(getattr(metrics, name)(ALL), expected, rtol=1e-12)
 
 
+def test_an_answer_in_one_chunk_has_no_time_per_token() -> None:
+    """Not 0, which would be infinitely fast; vLLM's own definition has the 0."""
+    at_once = record(0.0, [(0.2, 0), (0.5, 8), (0.6, 0)])
+    records = gather(at_once, record(1.0, [(0.5, 1), (1.0, 5)]), record(2.0, [(0.5, 1)]))
+    np.testing.assert_array_equal(metrics.tpot(records), [NAN, 0.1, NAN])
+    assert metrics.summarise(gather(at_once))["tpot_p50"] is None
+    assert metrics.goodput(records, metrics.measured(records), {"tpot": 0.1}) == pytest.approx(2 / 2.5)
+    assert metrics.vllm_flavour(records)["mean_tpot_ms"] == pytest.approx((0 + 100) / 2)
+    assert metrics.vllm_flavour(gather(record(0.0, [(0.5, 8)])))["mean_tpot_ms"] == 0.0
+
+
 def test_gaps_between_chunks_and_per_token() -> None:
     answered = OF & metrics.succeeded(ALL)
     np.testing.assert_allclose(metrics.itl(ALL, answered), [0.5, 1.0])
@@ -318,7 +329,7 @@ def test_steady_figures_by_pencil() -> None:
     assert row["steady_total_throughput"] == pytest.approx((9 + 40) / 4)  # first tokens of Q, R, S, T
     assert row["steady_ttft_mean"] == pytest.approx((2 + 2 + 1.5 + 0.5) / 4)  # Q, R, S, T; U's had not come
     assert row["steady_e2el_mean"] == pytest.approx((4 + 2) / 2)  # Q, R: S had not ended, and T came after S
-    assert row["steady_tpot_mean"] == pytest.approx(np.mean([2 / 2, 0 / 2]))
+    assert row["steady_tpot_mean"] == pytest.approx(2 / 2)  # Q's; R's tokens came at once
     assert row["steady_itl_mean"] == pytest.approx(2.0)  # Q's; P's began before, S's ended after
     assert row["steady_lag_mean"] == 0.0
     assert row["startup_share"] == pytest.approx(1 / 6.5)
