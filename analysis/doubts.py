@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.layout import Layout, listed
 from analysis.load import Run
+from analysis.summary import planned_trials
 
 WIDE = 0.10  # half an interval over its mean
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is all but the largest value
@@ -24,6 +25,7 @@ def doubts(run: Run, layout: Layout) -> list[str]:
     """Every reason that applies to a run."""
     reasons = (
         _replaced,
+        _not_run,
         _replicates,
         _survivors,
         _intervals,
@@ -52,10 +54,25 @@ def _replaced(run: Run, layout: Layout) -> Iterator[str]:
         )
 
 
+def _not_run(run: Run, layout: Layout) -> Iterator[str]:
+    planned = planned_trials(run)
+    if len(run.trials) < planned:
+        yield (
+            f"{planned - len(run.trials):,} of {planned:,} planned trials have not run: the same command goes on from"
+            " here."
+        )
+
+
 def _replicates(run: Run, layout: Layout) -> Iterator[str]:
-    alone = int((layout.points["n"] == 1).sum())
-    if alone:
-        yield f"{_of(alone, layout.points)} have one replicate, so no interval: set replicates=3 or more."
+    alone, planned = layout.points["n"] == 1, layout.points["planned"]
+    few, left = int((alone & (planned == 1)).sum()), int((alone & (planned > 1)).sum())
+    if few:
+        yield f"{_of(few, layout.points)} have one replicate, so no interval: set replicates=3 or more."
+    if left:
+        yield (
+            f"{_of(left, layout.points)} have a result of one replicate alone, so no interval: the others failed or"
+            " have not run."
+        )
 
 
 def _survivors(run: Run, layout: Layout) -> Iterator[str]:

@@ -20,7 +20,7 @@ from analysis.page import card, definitions, figures, page, section, table
 from analysis.plots import Drawn, draw_all
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import HEADLINE, best, estimate, summarise, write_summary
+from analysis.summary import HEADLINE, best, estimate, planned_trials, summarise, write_summary
 from analysis.table import Losses, losses, shown_columns, times, with_interval
 from sweep import metrics, store
 
@@ -84,9 +84,10 @@ def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
 
 
 def _lead(run: Run, layout: Layout) -> str:
-    trials, ok = len(run.trials), len(run.ok)
+    trials, points = planned_trials(run), len(layout.points)
+    points = max(points, trials // int(run.experiment.get("replicates") or trials or 1))
     parts = [
-        f"{ok} of {trials} trials and {layout.points['n'].gt(0).sum()} of {len(layout.points)} points have a result",
+        f"{len(run.ok)} of {trials} trials and {layout.points['n'].gt(0).sum()} of {points} points have a result",
         ", ".join(sorted(run.trials["model"].dropna().unique())),
         ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
         _when(run),

@@ -18,6 +18,8 @@ from analysis.quantities import Quantity, quantity
 from analysis.stats import Estimate
 from sweep import store
 
+NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
+
 Positions = NDArray[np.int64]  # of each trial: the position of its point
 
 IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency", "rate")
@@ -25,6 +27,9 @@ IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency",
 
 ASKED = ("model", "workload", "load", "batch_size", "concurrency", "rate")
 """First parts of the columns that say what was asked, of whom and when: equal for two points that can be compared."""
+
+COUNTS = ("n", "not_ok", "planned", "outcomes")
+"""The columns that say how a point's trials ended."""
 
 HEADLINE = ("output_throughput", "ttft_p50", "cost_per_million_tokens", "tpot_p50", "ttft_p99")
 """What a sweep is asked for first: in the terminal's table, among the best figures, and compared with the baseline."""
@@ -50,6 +55,11 @@ def _repeats(trials: pd.DataFrame, axis: str) -> bool:
     return column != axis and column in IDENTITY and bool(trials[axis].dropna().eq(trials[column]).all())
 
 
+def planned_trials(run: Run) -> int:
+    """How many trials the plan has; those with a row where it does not say."""
+    return max(int(run.experiment.get("trials") or 0), len(run.trials))
+
+
 def measured_columns(run: Run) -> list[str]:
     """The measured columns that have a value in some trial, the headline first. Those of the steady state are left out:
     they are in trials.parquet."""
@@ -64,17 +74,18 @@ def measured_columns(run: Run) -> list[str]:
 def summarise(run: Run) -> pd.DataFrame:
     """The points of a run, sorted.
 
-    Columns: the key columns, `n` ok trials, `not_ok` others, `outcomes`; for each measured column its mean, `*_ci_low`
-    and `*_ci_high`, and `*_n` if some ok trials lack it; for HEADLINE columns `*_vs_baseline` (times the baseline) with
-    its own interval.
+    Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`; for each measured
+    column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if some ok trials lack it; for HEADLINE columns
+    `*_vs_baseline` (times the baseline) with its own interval.
     """
     keys = key_columns(run)
     groups = run.trials.groupby(keys, dropna=False, sort=False)
     point: Positions = np.asarray(groups.ngroup(), np.int64)
-    outcomes = _outcomes(run, point)
+    outcomes = _outcomes(run, point, 0 if "accelerator" in keys else int(run.experiment.get("replicates") or 0))
     points = run.trials[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True)
     points["n"] = [counts["ok"] for counts in outcomes]
-    points["not_ok"] = [counts.total() - counts["ok"] for counts in outcomes]
+    points["not_ok"] = [counts.total() - counts["ok"] - counts[NOT_RUN] for counts in outcomes]
+    points["planned"] = [counts.total() for counts in outcomes]
     points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
     measured = run.ok[measured_columns(run)].astype("float64").reindex(run.trials.index)
     by_point = measured.groupby(point)
@@ -89,11 +100,13 @@ def summarise(run: Run) -> pd.DataFrame:
     return _sorted(pd.concat([points, pd.DataFrame(columns), compared], axis="columns"), run)
 
 
-def _outcomes(run: Run, point: Positions) -> list[Counter[str]]:
-    """How the trials of each point ended."""
+def _outcomes(run: Run, point: Positions, replicates: int) -> list[Counter[str]]:
+    """How the trials of each point ended; those that are short of the planned replicates have not run."""
     found = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
     for index, outcome in zip(point, run.trials["outcome"], strict=True):
         found[index][outcome] += 1
+    for counts in found:
+        counts += Counter({NOT_RUN: replicates - counts.total()})  # only what is more than 0 is added
     return found
 
 
@@ -145,7 +158,7 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
     It must have been asked the same (workload and load), and be as alike as can be in everything else that the baseline
     does not name.
     """
-    keys = [str(column) for column in points.columns if column not in ("n", "not_ok", "outcomes")]
+    keys = [str(column) for column in points.columns if column not in COUNTS]
     asked = [key for key in keys if key.split(".")[0] in ASKED and key not in baseline]
     others = [key for key in keys if key not in asked and key not in baseline]
     values: list[dict[str, Any]] = [
@@ -197,5 +210,28 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
 
 
 def write_summary(run: Run, points: pd.DataFrame) -> None:
-    """Write summary.csv."""
-    store.write_text(run.paths, run.paths.summary, points.to_csv(index=False))
+    """Write summary.csv: the points, and below them those of which no trial has run yet."""
+    whole = pd.concat([points, _not_run(run)], ignore_index=True)
+    store.write_text(run.paths, run.paths.summary, whole.to_csv(index=False))
+
+
+def _not_run(run: Run) -> pd.DataFrame:
+    """The planned points of which no trial has a row, with n = 0. Of a complete run the long plan is not read."""
+    if planned_trials(run) == len(run.trials):
+        return pd.DataFrame()
+    keys = key_columns(run)
+    known = set(run.trials["trial_id"])
+    deployments: dict[str, dict[str, Any]] = {}
+    planned: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
+    for entry in store.read_plan(run.paths.plan):
+        if entry["kind"] == "deployment":
+            deployments[entry["deployment_id"]] = {key: entry[key] for key in ("backend", "model")}
+        elif entry["kind"] == "trial":
+            told = {**entry["coordinates"], **entry, **deployments[entry["deployment_id"]]}
+            values = {key: told.get(key) for key in keys}
+            planned.setdefault(tuple(map(str, values.values())), (values, []))[1].append(entry["trial_id"])
+    return pd.DataFrame(
+        {**values, "n": 0, "not_ok": 0, "planned": len(trials), "outcomes": f"{NOT_RUN} {len(trials)}"}
+        for values, trials in planned.values()
+        if known.isdisjoint(trials)
+    )

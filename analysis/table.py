@@ -18,7 +18,7 @@ from analysis.layout import Layout, arrange, listed
 from analysis.load import Run, open_run
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import Estimate
-from analysis.summary import HEADLINE, best, estimate, summarise
+from analysis.summary import HEADLINE, best, estimate, planned_trials, summarise
 
 COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
 BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
@@ -39,8 +39,13 @@ class Summary:
         self.fits = fits(run, self.layout)
         self.formats = number_formats(run, self.layout)
         self.doubts = doubts(run, self.layout)
+        self.trials, self.planned = len(run.trials), planned_trials(run)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.trials < self.planned:
+            yield Text(
+                f"{self.planned - self.trials:,} of {self.planned:,} planned trials have not run", style="yellow"
+            )
         if (self.layout.points["n"] > 0).any():
             yield from _results(self.layout, options.max_width)
             yield _best(self.layout)

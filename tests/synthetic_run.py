@@ -52,6 +52,8 @@ def make_run(
                 "baseline": {"backend": "transformers"},
                 "replaced": ["model: tiny-llama instead of llama-2-7b-chat", "backend: without tgi"],
                 "axes": ["backend", "load.batch_size", "workload"],
+                "trials": len(rows),
+                "replicates": replicates,
                 "hardware": {"name": "l4", "price_per_hour": PRICE, "price_source": "the first study: L4 on demand"},
                 "command": "python -m sweep +experiment=throughput_bound",
             },

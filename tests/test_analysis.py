@@ -32,6 +32,7 @@ from sweep import store
 from sweep.records import Sample
 from sweep.store import DamagedFile, RunPaths
 from tests.synthetic_run import make_completion_batches, make_records, make_run
+from tests.test_plan import planned
 
 
 @pytest.fixture(scope="module")
@@ -772,3 +773,37 @@ def test_a_ratio_without_an_interval_says_whose_replicate_is_alone(tmp_path: Pat
     text = report_of(run_of(tmp_path, [trial("plain", 8, 0, 20.0), *twice], baseline={"backend": "plain"}))
     assert "one replicate of the baseline, no interval" in text
     assert "<small>one replicate, no interval" not in text
+
+
+# A sweep that was stopped
+
+
+def test_planned_trials_that_have_not_run_are_told(tmp_path: Path) -> None:
+    rows = [trial("a", batch, index, 10.0 + index) for batch in (1, 8) for index in range(3)]
+    run = run_of(tmp_path, rows[:1])
+    plan = [
+        {"kind": "experiment", "name": "x", "axes": ["load.batch_size"], "trials": 6, "replicates": 3},
+        {"kind": "deployment", **{key: rows[0][key] for key in ("deployment_id", "backend", "model")}},
+        *({**row, "kind": "trial", "coordinates": {"load.batch_size": row["batch_size"]}} for row in rows),
+    ]
+    store.write_plan(run.paths, plan)
+    analysis.write_all(tmp_path)
+    summary = pd.read_csv(run.paths.summary)
+    assert summary[["batch_size", "n", "not_ok", "planned", "outcomes"]].to_numpy().tolist() == [
+        [1, 1, 0, 3, "not run 2, ok 1"],
+        [8, 0, 0, 3, "not run 3"],
+    ]
+    text = (tmp_path / "report.html").read_text()
+    assert "1 of 6 trials and 1 of 2 points have a result" in text
+    assert "5 of 6 planned trials have not run" in text
+    assert "set replicates=3" not in text
+    assert "5 of 6 planned trials have not run" in shown(tmp_path, 80)
+    store.write_trials(run.paths, rows)
+    analysis.write_all(tmp_path)
+    assert "not run" not in (tmp_path / "report.html").read_text()
+    store.write_trials(run.paths, [])
+    analysis.write_all(tmp_path)
+    assert "0 of 6 trials and 0 of 2 points" in (tmp_path / "report.html").read_text()
+    experiment, _, first, *others = planned().entries("python -m sweep")
+    assert experiment["trials"] == len(others) + 1
+    assert {"batch_size", "concurrency", "rate", "coordinates", "workload", "load", "trial_id"} <= set(first)
