@@ -346,8 +346,9 @@ class Driver:
         begin = time.monotonic()
         settings, axes = self.plan.settings, self.plan.axes
         rows = [
-            present_row(row, trial, settings, axes)
-            for trial in self.plan.trials
+            present_row(row, deployment.backend, trial, settings, axes)
+            for deployment in self.plan.deployments
+            for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
         if not store.holds(self.paths, rows, [axis for axis in axes if axis not in store.TRIAL_SCHEMA]):

@@ -1,24 +1,31 @@
 """How long a plan will take and what it will cost, from earlier runs of the same kind; else `unknown`.
 
 Earlier runs are the folders beside `out` (and those that `fresh` moved aside). A trial of the same id counts first,
-then trials of the same backend, model, workload, load and accelerator; launches likewise. Where neither is known, a
-stated assumption may stand in (cluster.simulate.seconds_per_trial), and the words say so.
+then trials of the same kind: every key of backend, model, workload and load alike (so the engine's flags, the number
+of requests and their lengths too), on the same accelerator; launches likewise. Only trials that came out `ok` count:
+one that crashed after two seconds says nothing of how long it takes. Where neither is known, a stated assumption may
+stand in (cluster.simulate.seconds_per_trial), and the words say so.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from sweep import provenance
+from sweep.config import Hardware
 from sweep.packing import Need, Node
-from sweep.plan import Deployment, Plan
+from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import duration
+from sweep.records import Outcome
 from sweep.simulate import Schedule, simulate
 from sweep.store import DamagedFile, read_table
+from sweep.trial import config_text, elsewhere
 
-KIND = ("backend", "model", "workload", "load", "batch_size", "concurrency", "rate", "accelerator")
-COLUMNS = ("trial_id", *KIND, "wall_seconds", "started_at", "ended_at", "startup_seconds")
+COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
+COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 GUESS = 60.0  # s of a trial of which nothing is known: only for the order in which deployments start
 SHOWN = 4  # deployments of a critical path that are named
 
@@ -28,14 +35,20 @@ class History:
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self.by_id: dict[str, list[float]] = {}
-        self.by_kind: dict[tuple[Any, ...], list[float]] = {}
-        self.launches: dict[tuple[Any, Any], list[float]] = {}
+        self.by_kind: dict[tuple[str, str | None], list[float]] = {}
+        self.launches: dict[tuple[int, str], list[float]] = {}
+        launched: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is read
         for row in rows:
+            if row["outcome"] != Outcome.OK:
+                continue
             if (took := _took(row)) is not None:
                 self.by_id.setdefault(row["trial_id"], []).append(took)
-                self.by_kind.setdefault(tuple(row.get(key) for key in KIND), []).append(took)
-            if row.get("startup_seconds") is not None:
-                self.launches.setdefault((row["backend"], row["model"]), []).append(row["startup_seconds"])
+                self.by_kind.setdefault((row["config"], row["accelerator"]), []).append(took)
+            if row["startup_seconds"] is not None:
+                one = row["deployment_id"]
+                if one not in launched:
+                    launched[one] = _launch_kind(row["gpu_count"], json.loads(row["config"]))
+                self.launches.setdefault(launched[one], []).append(row["startup_seconds"])
         self.medians: dict[int, float] = {}  # of the lists above, by identity: one kind may have many trials
 
     @classmethod
@@ -47,16 +60,22 @@ class History:
                 table = read_table(path)
             except DamagedFile:
                 continue  # an estimate is no place to complain: whoever analyses that run is told
-            rows += table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()
+            if set(COLUMNS) <= set(table.column_names):
+                rows += table.select(COLUMNS).to_pylist()
         return cls(rows)
 
     def trial(self, row: Mapping[str, Any]) -> float | None:
-        """Seconds that such a trial took, median; `row` needs trial_id and the columns of KIND."""
-        return self._median(self.by_id.get(row["trial_id"]) or self.by_kind.get(tuple(row.get(key) for key in KIND)))
+        """Seconds that such a trial took (`row` as `kind_of` makes it), median."""
+        known = self.by_id.get(row["trial_id"])
+        if known is None and self.by_kind:  # a hundred thousand configs are not written out for nothing
+            known = self.by_kind.get((config_text(row["config"]), row["accelerator"]))
+        return self._median(known)
 
     def launch(self, deployment: Deployment) -> float | None:
         """Seconds that launching such a deployment took, median."""
-        return self._median(self.launches.get((deployment.backend.name, deployment.model.name)))
+        if not self.launches:
+            return None
+        return self._median(self.launches.get(_launch_kind(deployment.gpu_count, deployment.trials[0].config)))
 
     def _median(self, known: list[float] | None) -> float | None:
         if known is None:
@@ -75,16 +94,18 @@ def _took(row: Mapping[str, Any]) -> float | None:
     return (datetime.fromisoformat(row["ended_at"]) - datetime.fromisoformat(row["started_at"])).total_seconds()
 
 
-def kind_of(deployment: Deployment, trial: Any, hardware: Any) -> dict[str, Any]:
-    """What of a trial says how long it takes: its id and the columns of KIND."""
+def _launch_kind(gpus: int, config: Mapping[str, Any]) -> tuple[int, str]:
+    return gpus, config_text({group: config[group] for group in ("backend", "model")})
+
+
+def kind_of(deployment: Deployment, trial: Trial, hardware: Hardware) -> dict[str, Any]:
+    """What of a trial says how long it takes: its id, its resolved config and the accelerator as its row names it."""
+    own = provenance.gpu_names() if deployment.gpu_count and hardware.accelerator is None else ()
+    accelerator = hardware.accelerator or next(iter(own), hardware.name)
     return {
         "trial_id": trial.trial_id,
-        "backend": deployment.backend.name,
-        "model": deployment.model.name,
-        "workload": trial.workload.name,
-        "load": trial.load.name,
-        **trial.load_columns(),
-        "accelerator": hardware.accelerator or hardware.name,
+        "config": trial.config,
+        "accelerator": None if elsewhere(deployment.backend, hardware) else accelerator,
     }
 
 
@@ -103,7 +124,9 @@ class Times(NamedTuple):
     unknown_launches: int
 
 
-def times(deployments: Iterable[Deployment], history: History, hardware: Any, assumed: Assumed | None = None) -> Times:
+def times(
+    deployments: Iterable[Deployment], history: History, hardware: Hardware, assumed: Assumed | None = None
+) -> Times:
     """What each deployment takes: its GPUs, and the seconds of its launch and its trials."""
     needs: list[Need] = []
     unknown_trials = unknown_launches = 0
@@ -166,7 +189,7 @@ def _cluster(nodes: Sequence[Node], schedule: Schedule) -> str:
     return f"{count} with {gpus} GPU{'s' if gpus > 1 else ''}, {schedule.busy:.0%} busy" if gpus else count
 
 
-def _used(schedule: Schedule, hardware: Any) -> str:
+def _used(schedule: Schedule, hardware: Hardware) -> str:
     """Hours of what is paid for, and dollars: for what is in use, and for the whole cluster until the end."""
     unit = "GPU-hours" if hardware.platform == "cuda" else "node-hours"
     hours = schedule.gpu_seconds / 3600

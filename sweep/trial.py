@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backends.base import Launch
+from backends.base import Backend, Launch
 from backends.env import Environment
 from backends.server import Engine
 from sweep import client, metrics, offline, provenance, store
 from sweep.compose import POINT_GROUPS
-from sweep.config import Settings, cache_directory
+from sweep.config import Hardware, Settings, cache_directory
 from sweep.plan import Deployment, Trial
 from sweep.records import Outcome, Records, Request, Sample
 from sweep.steady import steady_window
@@ -55,7 +55,6 @@ class Place:
 def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
     """The columns of a trials row that are known before anything is measured."""
     deployment, hardware = run.deployment, run.settings.hardware
-    elsewhere = hardware.assumed and not deployment.backend.launches
     return {
         "trial_id": trial.trial_id,
         "deployment_id": deployment.deployment_id,
@@ -68,14 +67,28 @@ def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
         **trial.load_columns(),
         "replicate": trial.replicate,
         "seed": trial.seed,
-        "price_per_hour": None if elsewhere else hardware.price_per_hour,
-        "accelerator": None if elsewhere else hardware.accelerator or hardware.name,
+        "price_per_hour": _price(deployment.backend, hardware),
+        "accelerator": None if elsewhere(deployment.backend, hardware) else hardware.accelerator or hardware.name,
         "gpu_count": deployment.gpu_count,
-        "config": json.dumps(trial.config, sort_keys=True, default=str),
+        "config": config_text(trial.config),
         "commit": provenance.commit(),
         "started_at": provenance.now(),
         **coordinates(trial, run.axes),
     }
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A resolved config as a row has it: equal for equal settings."""
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def elsewhere(backend: Backend, hardware: Hardware) -> bool:
+    """Whether an engine runs on hardware that nobody named: an endpoint, and only this machine was looked at."""
+    return hardware.assumed and not backend.launches
+
+
+def _price(backend: Backend, hardware: Hardware) -> float | None:
+    return None if elsewhere(backend, hardware) else hardware.price_per_hour
 
 
 def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
@@ -83,14 +96,14 @@ def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
     return {axis: trial.coordinates.get(axis) for axis in axes if axis not in POINT_GROUPS}
 
 
-def present_row(row: Mapping[str, Any], trial: Trial, settings: Settings, axes: Iterable[str]) -> dict[str, Any]:
+def present_row(
+    row: Mapping[str, Any], backend: Backend, trial: Trial, settings: Settings, axes: Iterable[str]
+) -> dict[str, Any]:
     """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
-    present = {**row, "experiment": settings.name, **coordinates(trial, axes)}
-    if row.get("price_per_hour") is not None:
-        price, units = settings.hardware.price_per_hour, max(1, row.get("gpu_count") or 0)
-        cost = metrics.cost_per_million_tokens(price, units, row.get("output_throughput"))
-        present |= {"price_per_hour": price, "cost_per_million_tokens": cost}
-    return present
+    price, units = _price(backend, settings.hardware), max(1, row.get("gpu_count") or 0)
+    cost = metrics.cost_per_million_tokens(price, units, row.get("output_throughput"))
+    own = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
+    return {**row, **own, **coordinates(trial, axes)}
 
 
 def run_trial(
@@ -98,7 +111,7 @@ def run_trial(
 ) -> dict[str, Any]:
     """Measure one trial on a running engine; its files are written and its row returned.
 
-    `caches_reset`, for the row: whether the engine has forgotten what it was asked before; None if it was asked nothing.
+    `caches_reset`, for the row: whether the engine has forgotten what it was asked before; None if it was not asked.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 

@@ -1,25 +1,30 @@
 """What a plan will take and cost: known answers from a made-up history, and honest words where there is none."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from sweep.config import Settings
+from sweep import provenance
+from sweep.config import Hardware, Settings
 from sweep.estimate import Assumed, History, estimate, kind_of
 from sweep.packing import Node
 from sweep.plan import Deployment, Plan, Trial
+from sweep.trial import config_text
 
-HARDWARE = {"name": "l4", "platform": "cuda", "accelerator": "L4", "price_per_hour": 3.6}
+HARDWARE = Hardware(name="l4", platform="cuda", accelerator="L4", price_per_hour=3.6)
 ONE_NODE = [Node("a", 2, 16, ("L4",), "a")]
 
 
-def trial(trial_id, size):
-    load = SimpleNamespace(name="batch", batch_size=size)
-    return Trial(trial_id, SimpleNamespace(name="qa"), load, 0, 1, {}, {})
+def trial(trial_id, size, **workload):
+    config = {"workload": {"num_requests": 100, **workload}, "load": {"batch_size": size}}
+    return Trial(trial_id, SimpleNamespace(name="qa"), SimpleNamespace(), 0, 1, {}, config)
 
 
-def deployment(name, *trials, gpus=1):
-    return Deployment(name, SimpleNamespace(name=name), SimpleNamespace(name="m"), gpus, "L4", list(trials))
+def deployment(name, *trials, gpus=1, **flags):
+    backend = SimpleNamespace(name=name, launches=True)
+    trials = [replace(one, config={"backend": {"name": name, **flags}, "model": {}, **one.config}) for one in trials]
+    return Deployment(f"{name}{flags or ''}", backend, SimpleNamespace(name="m"), gpus, "L4", trials)
 
 
 def plan(*deployments):
@@ -27,19 +32,33 @@ def plan(*deployments):
     settings = {
         "name": "t",
         "out": "o",
-        "hardware": HARDWARE,
+        "hardware": HARDWARE.model_dump(),
         "cluster": group,
         "tracking": {"name": "n", "kind": "none"},
     }
     return Plan(Settings.model_validate(settings), list(deployments), [], [])
 
 
-def row(of, one, seconds, startup=100.0):
-    hardware = SimpleNamespace(**HARDWARE)
+def row(of, one, seconds, startup=100.0, outcome="ok", accelerator="L4"):
+    """The columns that are looked at, as a finished trial leaves them."""
     begin = "2026-11-21T10:00:00.000+00:00"
     end = f"2026-11-21T10:{int(seconds // 60):02}:{seconds % 60:06.3f}+00:00"
-    times = {"wall_seconds": seconds - 1, "started_at": begin, "ended_at": end, "startup_seconds": startup}
-    return kind_of(of, one, hardware) | times
+    return {
+        "trial_id": one.trial_id,
+        "deployment_id": of.deployment_id,
+        "outcome": outcome,
+        "config": config_text(one.config),
+        "accelerator": accelerator,
+        "gpu_count": of.gpu_count,
+        "wall_seconds": seconds - 1,
+        "started_at": begin,
+        "ended_at": end,
+        "startup_seconds": startup,
+    }
+
+
+def took(history, of, hardware=HARDWARE):
+    return history.trial(kind_of(of, of.trials[0], hardware))
 
 
 def words(the_plan, history, assumed=None):
@@ -57,12 +76,62 @@ def test_known_answer():
 
 
 def test_the_median_of_the_same_trial_before_that_of_its_kind():
-    one = deployment("a", trial("1", 8))
-    other = trial("another replicate", 8)
-    rows = [row(one, other, 10.0), row(one, other, 30.0), row(one, other, 20.0)]
-    assert History(rows).trial(kind_of(one, one.trials[0], SimpleNamespace(**HARDWARE))) == 20.0
+    one, another = deployment("a", trial("1", 8)), deployment("a", trial("another replicate", 8))
+    rows = [row(one, another.trials[0], seconds) for seconds in (10.0, 30.0, 20.0)]
+    assert took(History(rows), one) == 20.0
     rows.append(row(one, one.trials[0], 7.0))
-    assert History(rows).trial(kind_of(one, one.trials[0], SimpleNamespace(**HARDWARE))) == 7.0
+    assert took(History(rows), one) == 7.0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        deployment("a", trial("2", 8, num_requests=6000)),
+        deployment("a", trial("2", 8, output_tokens=1024)),
+        deployment("a", trial("2", 4)),
+        deployment("a", trial("2", 8), enforce_eager=True),
+    ],
+    ids=["more requests", "longer answers", "another load", "another flag"],
+)
+def test_a_trial_of_other_settings_is_of_another_kind(other):
+    one = deployment("a", trial("1", 8))
+    assert took(History([row(one, one.trials[0], 2.0)]), other) is None
+
+
+def test_what_went_wrong_teaches_nothing():
+    """A crash after 2 s does not say how long a trial takes."""
+    one = deployment("a", trial("1", 8))
+    history = History([row(one, one.trials[0], 2.0, outcome="engine_crashed")])
+    assert took(history, one) is None
+    assert history.launch(one) is None
+
+
+def test_launches_are_of_the_same_flags_and_the_same_kind_of_device():
+    one = deployment("a", trial("1", 8))
+    history = History([row(one, one.trials[0], 2.0, startup=100.0)])
+    assert history.launch(deployment("a", trial("2", 4, output_tokens=1024))) == 100.0
+    assert history.launch(deployment("a", trial("2", 8), enforce_eager=True)) is None
+    assert history.launch(deployment("a", trial("2", 8), gpus=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("hardware", "gpus", "launches", "named"),
+    [
+        (HARDWARE, 1, True, "L4"),
+        (Hardware(name="gpu", platform="cuda"), 1, True, "NVIDIA H200"),
+        (Hardware(name="cpu", platform="cpu"), 0, True, "cpu"),
+        (Hardware(name="cpu", platform="cpu", assumed=True), 0, False, None),
+    ],
+    ids=["profile", "NVML", "CPU", "endpoint"],
+)
+def test_accelerators_have_the_names_that_rows_give_them(monkeypatch, hardware, gpus, launches, named):
+    """As `trial` writes them: a GPU by the profile's name or by its own, nothing of an endpoint somewhere else."""
+    monkeypatch.setattr(provenance, "gpu_names", lambda: ("NVIDIA H200",))
+    one = deployment("a", trial("1", 8), gpus=gpus)
+    one.backend.launches = launches
+    other = deployment("a", trial("another replicate", 8))
+    assert took(History([row(one, other.trials[0], 7.0, accelerator=named)]), one, hardware) == 7.0
+    assert took(History([row(one, other.trials[0], 7.0, accelerator="L40S")]), one, hardware) is None
 
 
 def test_what_is_not_known_is_said_and_never_guessed():

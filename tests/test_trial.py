@@ -1,0 +1,31 @@
+"""The row of a trial: what is decided of it after it was measured."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sweep.config import Hardware
+from sweep.plan import Trial
+from sweep.trial import present_row
+
+ENGINE, ENDPOINT = SimpleNamespace(launches=True), SimpleNamespace(launches=False)
+
+
+@pytest.mark.parametrize(
+    ("was", "price", "assumed", "backend", "now"),
+    [
+        (None, 3.6, False, ENGINE, 3.6),
+        (1.0, 3.6, False, ENGINE, 3.6),
+        (1.0, None, False, ENGINE, None),
+        (1.0, 3.6, True, ENDPOINT, None),  # of an endpoint, hardware=auto knows nothing
+        (None, 3.6, False, ENDPOINT, 3.6),
+    ],
+)
+def test_a_price_that_is_set_or_dropped_later_reaches_the_rows(was, price, assumed, backend, now):
+    settings = SimpleNamespace(
+        name="t", hardware=Hardware(name="x", platform="cuda", price_per_hour=price, assumed=assumed)
+    )
+    row = {"price_per_hour": was, "cost_per_million_tokens": was, "gpu_count": 2, "output_throughput": 100.0}
+    present = present_row(row, backend, Trial("1", None, None, 0, 1, {}, {}), settings, [])
+    assert present["price_per_hour"] == now
+    assert present["cost_per_million_tokens"] == (None if now is None else pytest.approx(20.0))
