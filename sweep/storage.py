@@ -4,8 +4,8 @@ The ledger is the feed of what has changed: for every entry that the driver appe
 whole, then the piece of the ledger itself, then trials.parquet. So whatever the store's ledger says is there with its
 files, and a driver on another machine goes on from it. Objects cannot be appended to: the ledger is kept in pieces.
 
-The lock against a second driver is an object that its holder rewrites every BEAT seconds; one that has not changed
-for SILENCE seconds belongs to a dead driver.
+The lock against a second driver is an object that its holder rewrites every BEAT seconds, whatever else is being
+uploaded; one that has not changed for SILENCE seconds belongs to a dead driver.
 
 `python -m sweep.storage s3://bucket/run FOLDER` copies a run from a store.
 """
@@ -27,9 +27,11 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import psutil
+import pyarrow as pa
 from pyarrow import fs
 
 from sweep.config import ConfigError, content_hash
+from sweep.deployment import Halted
 from sweep.store import RunPaths
 
 SCHEMES = ("s3", "gs", "gcs")
@@ -38,6 +40,8 @@ SILENCE = 20.0  # s after which the holder of a lock is dead
 LOOK = 1.0  # s between looks at a lock, and before one that was just written counts as ours
 INTERVAL = 1.0  # s between looks at the ledger
 PIECE = 1 << 20  # bytes of ledger beyond which a new object is begun
+PATIENCE = 300.0  # s that the last upload of a run is tried again and again
+RETRY = 1.0, 30.0  # s before the second try of it, and at most between two
 THREADS = 16
 SECRETS = ("access_key", "secret_key", "session_token")
 
@@ -147,6 +151,8 @@ class Lock:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.count = 0
+        self.ended = threading.Event()
+        self.thread: threading.Thread | None = None
 
     def acquire(self, say: Callable[[str], None]) -> None:
         """Take the lock, after SILENCE seconds if a driver that is now dead left it.
@@ -168,6 +174,21 @@ class Lock:
         if not self.ours():
             raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
 
+    def keep(self, taken: Callable[[], None]) -> None:
+        """Show from now on, from a thread of its own, that its holder lives; `taken` is called if it is lost."""
+        self.thread = threading.Thread(target=self._keep, args=(taken,), name="lock", daemon=True)
+        self.thread.start()
+
+    def _keep(self, taken: Callable[[], None]) -> None:
+        while not self.ended.wait(BEAT):
+            try:
+                if not self.ours():
+                    taken()
+                    return
+                self.beat()
+            except OSError:
+                continue  # the mirror, which meets the same, says so
+
     def ours(self) -> bool:
         held = self._read()
         return held is not None and held["owner"] == self.owner
@@ -175,10 +196,17 @@ class Lock:
     def beat(self) -> None:
         self.count += 1
         who = f"process {os.getpid()} on {socket.gethostname()}"
-        lock = {"owner": self.owner, "who": who, "pid": os.getpid(), "host": socket.gethostname(), "beat": self.count}
+        lock = {"owner": self.owner, "who": who, "pid": os.getpid(), "pids_of": _pids_of(), "beat": self.count}
         self.store.write(self.NAME, json.dumps(lock).encode())
 
+    def end(self) -> None:
+        """Give no more signs of life."""
+        self.ended.set()
+        if self.thread is not None:
+            self.thread.join()
+
     def release(self) -> None:
+        self.end()
         if self.ours():
             self.store.delete(self.NAME)
 
@@ -188,7 +216,13 @@ class Lock:
 
 
 def _dead_here(held: dict[str, Any]) -> bool:
-    return bool(held["host"] == socket.gethostname() and not psutil.pid_exists(held["pid"]))
+    return bool(held.get("pids_of") == _pids_of() and not psutil.pid_exists(held["pid"]))
+
+
+def _pids_of() -> str:
+    """Where a process id means the same: this boot of this machine and this container. A host name may be another's."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 # The mirror ----------------------------------------------------------------------------------------------------------
@@ -207,10 +241,13 @@ class Mirror:
         self.error: str | None = None
 
     def __enter__(self) -> Self:
+        pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # no upload holds up the lock's sign of life
         try:
             self.lock.acquire(self.say)
+            self.lock.keep(self._taken_over)
             self._fetch_ledger()
         except OSError as error:
+            self.lock.end()
             raise ConfigError(f"out={self.store.url}: {_first_line(error)}") from None
         self.thread.start()
         return self
@@ -218,19 +255,46 @@ class Mirror:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Complete the store.
+
+        Raises:
+            Halted: if it did not take everything in PATIENCE seconds.
+        """
         self.closed.set()
         self.thread.join()
-        if not self._ours():
-            return
-        try:
-            self.sync()
-            self._upload_changed(
-                path for path in self.paths.out.rglob("*") if not path.is_relative_to(self.paths.deployments)
-            )
-            self._upload_changed([self.paths.trials])
-            self.lock.release()
-        except OSError as failure:
-            self.say(f"{self.store.url} is not complete ({_first_line(failure)}): the same command completes it")
+        problem = self._complete()
+        self.lock.end()
+        if problem:
+            incomplete = f"{self.store.url} is not complete ({problem}): the same command completes it"
+            if error is None:
+                raise Halted(incomplete)
+            self.say(incomplete)
+
+    def _complete(self) -> str | None:
+        """Upload what is left, again and again until the store has it, and release the lock; why not, if it has not."""
+        until, (pause, longest) = time.monotonic() + PATIENCE, RETRY
+        while True:
+            try:
+                if self.lock.ours():  # else it is another driver's, who has been told so
+                    self._upload_all()
+                    self.lock.release()
+                return None
+            except OSError as failure:
+                if time.monotonic() + pause > until:
+                    return _first_line(failure)
+                if self.error is None:
+                    self.say(f"{self.store.url}: {_first_line(failure)}; trying on for {PATIENCE:.0f} s")
+                self.error = _first_line(failure)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def _upload_all(self) -> None:
+        """What the ledger says is new, and the report; trials.parquet last."""
+        self.sync()
+        self._upload_changed(
+            path for path in self.paths.out.rglob("*") if not path.is_relative_to(self.paths.deployments)
+        )
+        self._upload_changed([self.paths.trials])
 
     def fetch_trials(self) -> None:
         """Bring what other machines have measured, so that the report has it; as much as can be had."""
@@ -260,17 +324,8 @@ class Mirror:
             self.begin, self.end = int(Path(pieces[-1]).stem), len(content)
 
     def _follow(self) -> None:
-        beat = time.monotonic()
         while not self.closed.wait(INTERVAL):
             try:
-                if time.monotonic() - beat > BEAT:
-                    if not self._ours():
-                        self.say(f"{self.store.url} was taken over by another driver: stopping now")
-                        for _ in range(2):  # the second means now
-                            os.kill(os.getpid(), signal.SIGTERM)
-                        return
-                    self.lock.beat()
-                    beat = time.monotonic()
                 self.sync()
                 self.error = None
             except OSError as error:
@@ -278,11 +333,11 @@ class Mirror:
                     self.say(f"{self.store.url}: {_first_line(error)}; trying on, and nothing is lost here")
                 self.error = _first_line(error)
 
-    def _ours(self) -> bool:
-        try:
-            return self.lock.ours()
-        except OSError:
-            return True  # nobody else is known to have it
+    def _taken_over(self) -> None:
+        self.say(f"{self.store.url} was taken over by another driver: stopping now")
+        self.closed.set()  # what is there now is the other's
+        for _ in range(2):  # the second means now
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def sync(self) -> None:
         """Upload what the ledger says is new, then the ledger so far, then trials.parquet.

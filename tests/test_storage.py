@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from sweep import storage
 from sweep.config import ROOT, ConfigError
+from sweep.deployment import Halted
 from sweep.ledger import Ledger
 from sweep.store import RunPaths, read_trials
 
@@ -163,6 +165,68 @@ def test_a_second_driver_is_refused_while_the_first_lives(s3, quick, tmp_path):
         storage.Mirror(storage.Store(url), tmp_path / "two", print),
     ):
         pass
+
+
+def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
+    url, begun = "s3://bucket/run-g", threading.Event()
+
+    def slow(store, folder, files):
+        if list(files):
+            begun.set()
+            time.sleep(2 * storage.SILENCE)
+
+    with storage.Mirror(storage.Store(url), tmp_path / "one", print):
+        monkeypatch.setattr(storage.Store, "upload", slow)
+        write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
+        assert begun.wait(20)
+        with pytest.raises(ConfigError, match="a sweep is running there"):
+            storage.Lock(storage.Store(url)).acquire(print)
+        monkeypatch.undo()
+
+
+class Refusing(storage.Store):
+    """A store that takes nothing but the lock, this many times."""
+
+    def __init__(self, url, times):
+        super().__init__(url)
+        self.times = times
+
+    def write(self, name, content):
+        if name != storage.Lock.NAME and self.times:
+            self.times -= 1
+            raise OSError("503 slow down")
+        super().write(name, content)
+
+
+def test_the_last_upload_is_tried_again(s3, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "RETRY", (0.01, 0.1))
+    monkeypatch.setattr(storage, "INTERVAL", 1000)  # only when it ends
+    url = "s3://bucket/run-h"
+    with storage.Mirror(Refusing(url, 5), tmp_path, print):
+        write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
+    storage.copy(url, tmp_path / "copy")
+    assert set(Ledger(tmp_path / "copy" / "ledger.jsonl", write=False).rows) == {"t1"}
+    assert storage.Lock.NAME not in objects(url)
+
+
+def test_an_incomplete_store_is_no_success(s3, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE", 0.5)
+    monkeypatch.setattr(storage, "RETRY", (0.01, 0.1))
+    with (
+        pytest.raises(Halted, match=r"is not complete \(503 slow down\): the same command completes it"),
+        storage.Mirror(Refusing("s3://bucket/run-i", 10**6), tmp_path, print),
+    ):
+        write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
+
+
+def test_a_process_id_is_only_looked_up_where_it_means_something(s3, quick, monkeypatch):
+    """A driver in another container of the same host name lives, whatever process ids there are here."""
+    monkeypatch.setattr(storage.psutil, "pid_exists", lambda pid: False)
+    lock = storage.Lock(storage.Store("s3://bucket/run-j"))
+    lock.beat()
+    assert storage._dead_here(lock._read())
+    monkeypatch.setattr(storage.os, "readlink", lambda path: "pid:[4026532000]")
+    assert not storage._dead_here(lock._read())
 
 
 @pytest.mark.parametrize(
