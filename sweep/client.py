@@ -38,6 +38,7 @@ __all__ = [
 HEAD_START = 0.02  # s between the word "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down what it has, once it is told to stop
 STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
+TOKENS_A_PROCESS = 40_000  # a second, likewise
 BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
@@ -101,7 +102,7 @@ def measure(
     if target.api_key_env and target.api_key_env not in os.environ:
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
     target = replace(target, batch_form=_batch_form(target, schedule, warmup, requests))
-    parts = _parts(processes, schedule, len(requests), cpus)
+    parts = _parts(processes, schedule, requests, cpus)
     _write_job(folder, target, warmup, requests, schedule, parts, cpus, timeouts or Timeouts())
     watch = _Watch(should_stop, on_start)
     with _clients(folder, parts) as clients:
@@ -144,20 +145,26 @@ def limited(report: ClientReport, records: Records) -> str | None:
 # -- the job folder
 
 
-def processes_for(processes: int | Literal["auto"], streams: int) -> int:
-    """How many client processes a load of so many streams wants: as told, or one for each STREAMS_A_PROCESS."""
-    return -(-streams // STREAMS_A_PROCESS) if processes == "auto" else min(processes, streams)
-
-
-def _parts(processes: int | Literal["auto"], schedule: Schedule, requests: int, cpus: set[int] | None) -> int:
-    """How many there will be: never more than streams, nor than cores unless told, and one where batches move in step."""
-    streams = min(schedule.concurrency or requests, requests)
+def _parts(
+    processes: int | Literal["auto"], schedule: Schedule, requests: Sequence[Request], cpus: set[int] | None
+) -> int:
+    """How many client processes there will be: never more than streams, and one where batches move in step."""
+    streams = min(schedule.concurrency or len(requests), len(requests))
     if schedule.mode == "lockstep" or streams <= 1:
         return 1
-    if processes != "auto" and processes < 1:
+    if processes == "auto":
+        return min(_wanted(schedule, requests), len(cpus or os.sched_getaffinity(0)))
+    if processes < 1:
         raise ValueError(f"client.processes={processes}: allowed are 'auto' and whole numbers from 1")
-    wanted = processes_for(processes, streams)
-    return min(wanted, len(cpus or os.sched_getaffinity(0))) if processes == "auto" else wanted
+    return min(processes, streams)
+
+
+def _wanted(schedule: Schedule, requests: Sequence[Request]) -> int:
+    """How many processes the load is work for: by its users or, where requests come by the clock, by their tokens."""
+    if schedule.due is None:
+        return -(-(schedule.concurrency or 1) // STREAMS_A_PROCESS)
+    tokens = sum(request.output_tokens for request in requests)
+    return 1 + int(tokens / max(schedule.due[-1], 1.0) / TOKENS_A_PROCESS)
 
 
 def _batch_form(

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import httpx
 
@@ -34,6 +34,7 @@ from sweep.store import RunPaths
 from sweep.trial import Place, TrialRun, base_row, run_trial
 
 KILLED = "killed by signal"  # in an engine's obituary
+CORES_A_CLIENT = 8  # of a node: one of so many is the measuring client's
 RESET_ATTEMPTS = 5  # a finished request's memory may be given back a moment after its last token
 RESET_PAUSE = 0.2  # s between them
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -256,7 +257,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
         environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
         folder = model.prepare(cache, lambda text: emit(State(text)))
         folder = backend.weights(folder, environment.python, cache, lambda text: emit(State(text)))
-    engine_cpus, client_cpus = split_cores(gpus)
+    engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
     workdir = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)
     workdir.mkdir(parents=True, exist_ok=True)
     launch = Launch(
@@ -290,10 +291,11 @@ def clear_engines(marker: str) -> int:
     return len(server.clear_leftovers(stale))
 
 
-def split_cores(gpus: tuple[str, ...]) -> tuple[list[int], set[int]]:
+def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tuple[list[int], set[int]]:
     """The cores of the engine and of the measuring client, apart where there are two or more.
 
-    With GPUs the node may hold other deployments beside this one: its cores are dealt out by GPU.
+    The client has one for each of its `processes` but no more than the engine; by itself one in eight of them all. With
+    GPUs the node may hold other deployments beside this one: its cores are dealt out by GPU.
     """
     cores = sorted(os.sched_getaffinity(0))
     if gpus and all(gpu.isdigit() for gpu in gpus):
@@ -303,7 +305,8 @@ def split_cores(gpus: tuple[str, ...]) -> tuple[list[int], set[int]]:
             cores = [core for gpu in gpus for core in cores[int(gpu) * share : (int(gpu) + 1) * share]]
     if len(cores) < 2:
         return cores, set(cores)
-    return cores[:-1], {cores[-1]}
+    clients = max(1, len(cores) // CORES_A_CLIENT if processes == "auto" else min(processes, len(cores) // 2))
+    return cores[:-clients], set(cores[-clients:])
 
 
 def _run_trials(run: TrialRun, place: Place, pending: _Pending, emit: Emit) -> Failure | None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep import selfcheck
+from sweep import client, selfcheck
 from sweep.client import ClientDied, ClientReport, Measurement, Target, Timeouts, limited, measure
 from sweep.client_job import Job
 from sweep.records import Records, Request, Schedule
@@ -198,6 +198,23 @@ def test_warm_up_longer_than_the_arrivals_repeats_them(tmp_path: Path) -> None:
     with simulated() as (url, _):
         seen = run(url, tmp_path, 2, Schedule("open", due=due), warmup=requests(5, 1, "w"))
     assert errors(seen) == [None] * 7
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cores", "wanted"),
+    [
+        (Schedule("closed", concurrency=1024), 8, 1),
+        (Schedule("closed", concurrency=2500), 8, 3),
+        (Schedule("closed", concurrency=2500), 2, 2),
+        (Schedule("open", due=array("d", [i / 100 for i in range(3000)])), 8, 1),  # 1,000 tokens/s
+        (Schedule("open", due=array("d", [i / 1000 for i in range(3000)]), concurrency=3000), 8, 1),
+        (Schedule("open", due=array("d", [i / 9000 for i in range(20_000)])), 8, 3),
+        (Schedule("lockstep", batch_size=3000), 8, 1),
+    ],
+)
+def test_processes_are_as_many_as_the_load_is_work_for(schedule: Schedule, cores: int, wanted: int) -> None:
+    asked = [Request(f"r{i}", "x", 10) for i in range(len(schedule.due or range(3000)))]
+    assert client._parts("auto", schedule, asked, set(range(cores))) == wanted
 
 
 def test_two_processes_share_the_work_and_the_clock(tmp_path: Path) -> None:

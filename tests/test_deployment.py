@@ -134,3 +134,14 @@ def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets)
     row = deployment._measure(run, place, None, SimpleNamespace(stop=None), lambda event: None, fresh=fresh)
     assert row == {"outcome": "ok", "caches_reset": False}, "the answer before the try that counts"
     assert happened == [*([] if fresh else ["reset"]), "trial", "reset", "trial", "reset", "trial"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "engine", "client"),
+    [(1, "auto", 1, 1), (2, "auto", 1, 1), (2, 4, 1, 1), (12, "auto", 11, 1), (16, "auto", 14, 2), (16, 4, 12, 4)],
+)
+def test_the_client_has_a_core_for_each_of_its_processes(monkeypatch, cores, processes, engine, client):
+    monkeypatch.setattr(deployment.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    engines, clients = deployment.split_cores((), processes)
+    assert (len(engines), len(clients)) == (engine, client)
+    assert cores == 1 or not set(engines) & clients
