@@ -20,7 +20,7 @@ from analysis.page import card, definitions, figures, page, section, table
 from analysis.plots import Drawn, draw_all
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import HEADLINE, best, estimate, planned_trials, summarise, write_summary
+from analysis.summary import HEADLINE, STEADY, best, estimate, planned_trials, summarise, write_summary
 from analysis.table import Losses, losses, shown_columns, times, with_interval
 from sweep import metrics, store
 
@@ -75,6 +75,7 @@ def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
             section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
             section("Figures", *figures(drawn), _reading_figures(run, layout)),
             section("Results", *_results(layout)),
+            section("Steady state", *_steady(run, layout)),
             section("Largest batch that fitted in memory", *_fits(fits(run, layout))),
             section("Trials without a result", *_failures(lost)),
             section("What was run", _provenance(run, layout), *_versions(run)),
@@ -184,7 +185,7 @@ def _leading(values: "pd.Series[Any]", of: Quantity) -> Any:
 def _row(
     layout: Layout, point: "pd.Series[Any]", quantities: list[Quantity], leading: dict[str, Any], compared: bool
 ) -> list[str]:
-    cells = [escape(point["line"]), *([f"{point[layout.x]:g}"] if layout.x else []), str(point["n"])]
+    cells = [escape(point["line"]), *_abscissa(layout, point), str(point["n"])]
     for of in quantities:
         shown = of.shown(point[of.column])
         told = with_interval(estimate(point, of.column), shown) if of.column in HEADLINE else shown
@@ -200,6 +201,35 @@ def _ratio(point: "pd.Series[Any]", column: str) -> str:
         return "—"
     interval = f"{number(point[f'{column}_ci_low'])}–{number(point[f'{column}_ci_high'])}"
     return f"{times(point[column])} <span>{interval if '—' not in interval else ''}</span>"
+
+
+def _steady(run: Run, layout: Layout) -> Iterator[str]:
+    """The figures without start and drain, of the points with a window."""
+    if "steady_share" not in layout.points:
+        if len(run.ok):
+            why = run.ok["steady_method"].dropna().mode()
+            told = f" Most often: {escape(str(why.iloc[0]).removeprefix('none: '))}." if len(why) else ""
+            yield f'<p class="note">No trial has a steady-state window: all figures are of whole runs.{told}</p>'
+        return
+    points = layout.points[layout.points["steady_share"] > 0]
+    quantities = [of for column in STEADY if column in points and (of := quantity(column))]
+    headings = ["engine", "task", *([escape(layout.x_label.lower())] if layout.x else []), "trials<br>with a window"]
+    headings += [f"{escape(of.short)}<br><span>{escape(of.unit)}</span>" for of in quantities]
+    rows = [
+        [escape(point["line"]), escape(point["panel"]), *_abscissa(layout, point), f"{point['steady_share']:.0%}"]
+        + [escape(with_interval(estimate(point, of.column), of.shown(point[of.column]))) for of in quantities]
+        for _, point in points.head(LARGEST_TABLE).iterrows()
+    ]
+    yield table(headings, rows, text=2)
+    yield (
+        '<p class="note">Without what came before and after the steady state (docs/metrics.md says how that is found);'
+        f" means over the trials with such a window. Others are in no row{_left_out(len(points))}.</p>"
+    )
+
+
+def _abscissa(layout: Layout, point: "pd.Series[Any]") -> list[str]:
+    """The cell of the column that is the abscissa, where there is one."""
+    return [f"{point[layout.x]:g}"] if layout.x else []
 
 
 def _reading_figures(run: Run, layout: Layout) -> str:

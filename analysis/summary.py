@@ -35,6 +35,10 @@ HEADLINE = ("output_throughput", "ttft_p50", "cost_per_million_tokens", "tpot_p5
 """What a sweep is asked for first: in the terminal's table, among the best figures, and compared with the baseline."""
 
 
+STEADY = ("steady_output_throughput", "steady_ttft_p50", "steady_ttft_p99")
+"""Of the steady-state figures those that are summarised; the others are in trials.parquet."""
+
+
 class Best(NamedTuple):
     """The best mean of a quantity, and the point that has it."""
 
@@ -61,22 +65,18 @@ def planned_trials(run: Run) -> int:
 
 
 def measured_columns(run: Run) -> list[str]:
-    """The measured columns that have a value in some trial, the headline first. Those of the steady state are left out:
-    they are in trials.parquet."""
-    names = [*HEADLINE, *(name for name in store.TRIAL_SCHEMA if name not in HEADLINE)]
-    return [
-        name
-        for name in names
-        if quantity(name) and not name.startswith("steady_") and name in run.trials and run.ok[name].notna().any()
-    ]
+    """The measured columns that have a value in some trial: the headline first, then the whole runs' and STEADY."""
+    whole = [name for name in store.TRIAL_SCHEMA if name not in HEADLINE and not name.startswith("steady_")]
+    return [name for name in (*HEADLINE, *whole, *STEADY) if quantity(name) and run.ok[name].notna().any()]
 
 
 def summarise(run: Run) -> pd.DataFrame:
     """The points of a run, sorted.
 
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`; for each measured
-    column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if some ok trials lack it; for HEADLINE columns
-    `*_vs_baseline` (times the baseline) with its own interval.
+    column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if some ok trials lack it; `steady_share`, the share of ok
+    trials with a steady-state window, if there is one; for HEADLINE columns `*_vs_baseline` (times the baseline) with
+    its own interval.
     """
     keys = key_columns(run)
     groups = run.trials.groupby(keys, dropna=False, sort=False)
@@ -96,6 +96,8 @@ def summarise(run: Run) -> pd.DataFrame:
         columns |= {name: means[name], f"{name}_ci_low": means[name] - half, f"{name}_ci_high": means[name] + half}
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
+    if run.ok["steady_begin"].notna().any():
+        columns["steady_share"] = run.ok["steady_begin"].notna().reindex(run.trials.index).groupby(point).mean()
     compared = _against_baseline(run, points, measured, point)
     return _sorted(pd.concat([points, pd.DataFrame(columns), compared], axis="columns"), run)
 

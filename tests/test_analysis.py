@@ -807,3 +807,25 @@ def test_planned_trials_that_have_not_run_are_told(tmp_path: Path) -> None:
     experiment, _, first, *others = planned().entries("python -m sweep")
     assert experiment["trials"] == len(others) + 1
     assert {"batch_size", "concurrency", "rate", "coordinates", "workload", "load", "trial_id"} <= set(first)
+
+
+# Steady state
+
+
+def test_the_steady_state_is_in_the_summary_and_the_report(tmp_path: Path) -> None:
+    window = {"steady_begin": 1.0, "steady_output_throughput": 40.0, "steady_ttft_p50": 0.1, "steady_ttft_p99": 0.3}
+    rows = [
+        trial("a", 8, 0, 30.0, **window),
+        trial("a", 8, 1, 30.0, **{**window, "steady_output_throughput": 44.0}),
+        trial("a", 8, 2, 30.0, steady_method="none: too short"),
+        trial("b", 8, 0, 30.0, steady_method="none: too short"),
+    ]
+    run = run_of(tmp_path, rows)
+    points = summarise(run).set_index("backend")
+    assert points.loc["a", "steady_output_throughput"] == 42.0
+    assert points["steady_share"].tolist() == [pytest.approx(2 / 3), 0.0]
+    text = report_of(run)
+    assert "<h2>Steady state</h2>" in text
+    assert '<td class="text">a</td><td class="text">qa</td><td class="">67%</td><td class="">42.0 ±61%</td>' in text
+    text = report_of(run_of(tmp_path, rows[3:]))
+    assert "No trial has a steady-state window: all figures are of whole runs. Most often: too short." in text
