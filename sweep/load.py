@@ -290,7 +290,7 @@ class Trace(_Open):
             with path.open(encoding="utf-8-sig", newline="") as file:
                 if path.suffix == ".csv":
                     for row in (reader := csv.DictReader(file)):
-                        yield reader.line_num, row[self.column].strip()
+                        yield reader.line_num, (row[self.column] or "").strip()
                 elif path.suffix == ".jsonl":
                     for number, line in enumerate(file, 1):
                         yield number, str(json.loads(line)[self.column])
@@ -302,6 +302,8 @@ class Trace(_Open):
             raise ConfigError(f"load.path={self.path}: cannot be read ({error.strerror})") from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"load.path={self.path}: not JSON lines ({error})") from None
+        except TypeError:
+            raise ConfigError(f"load.path={self.path}: line {number} is not an object") from None
         except KeyError:
             raise ConfigError(f"load.column={self.column}: no such column in {self.path}") from None
 

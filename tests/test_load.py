@@ -255,3 +255,18 @@ def test_bad_values_are_refused_in_one_line(fields: dict[str, Any], said: str) -
     with pytest.raises(ConfigError, match=said) as caught:
         build(fields, "load")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.csv", "timestamp,x\n1.0,a\n,b\n", "line 3 holds ''"),
+        ("t.csv", "x,timestamp\na,1.0\nb\n", "line 3 holds ''"),
+        ("t.jsonl", '{"timestamp": 1.0}\n[2.0]\n', "line 2 is not an object"),
+        ("t.jsonl", '{"time": 1.0}\n', "no such column"),
+    ],
+)
+def test_a_trace_with_a_hole_says_where(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        Trace(name="trace", path=str(tmp_path / name), column="timestamp").schedule(2, 0)
