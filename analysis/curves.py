@@ -43,27 +43,28 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
 
 
 def _curves(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray) -> Figure:
-    points, lines = layout.points, _with_results(layout, of)
+    lines = _with_results(layout, of)
     own = [line for line in lines if line in layout.distinct]
     handles = [handle(layout, line) for line in own]
     if len(own) < len(lines):
         handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{len(lines) - len(own)} others"))
     if also:
         handles.append(Line2D([], [], color=MUTED, linestyle="--", linewidth=1, label=_difference("dashed", of, also)))
-    if (points.loc[points["line"].isin(lines), "n"] == 0).any():
+    if (layout.points.loc[layout.points["line"].isin(lines), "n"] == 0).any():
         handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result"))
     heading = f"{of.label} against {layout.x_label.lower()}{_panels_left_out(layout)}"
     figure, axes = panels(layout.drawn_panels, heading, handles)
     for index, (title, (ax,)) in enumerate(zip(layout.drawn_panels, axes, strict=True)):
-        here = _points_of(layout, title, layout.x)
+        here = _points_of(layout, title)
+        here = here.assign(_at=_at(layout, here)).sort_values("_at")
         if len(own) < len(lines):
             _others(ax, here[here["line"].isin(set(lines) - set(own))], of)
         for line in own:
             dots = replicates[(replicates["panel"] == title) & (replicates["line"] == line)]
             _curve(ax, layout, here[here["line"] == line], dots, of, also)
-        _load_axis(ax, points[layout.x].dropna().to_numpy(np.float64))
+        _load_axis(ax, layout, title)
         ax.grid(visible=False, axis="x")
-        ax.set_xlabel(layout.x_label)
+        ax.set_xlabel(layout.axis(title))
         _value_axis(ax, "y", values)
         if index % PANELS_IN_A_ROW == 0:
             ax.set_ylabel(of.axis)
@@ -81,8 +82,15 @@ def _curve(
     ax.plot(x, mean, color=colour, marker=look.get_marker(), linestyle=look.get_linestyle(), zorder=3)
     half = _scaled(here, f"{of.column}_ci_high", of) - mean
     ax.errorbar(x, mean, half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
-    at = replicates[layout.x].to_numpy(np.float64)
-    ax.scatter(at, _scaled(replicates, of.column, of), color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
+    ax.scatter(
+        _at(layout, replicates),
+        _scaled(replicates, of.column, of),
+        color=colour,
+        s=9,
+        alpha=0.45,
+        linewidths=0,
+        zorder=4,
+    )
     if also:
         ax.plot(x, _scaled(here, also, of), color=colour, linestyle="--", linewidth=1, zorder=2)
     _crosses(ax, here, colour)
@@ -126,7 +134,7 @@ def _rows(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataFra
     left = 0.3 + LETTER * max(map(len, lines), default=0)
     figure, axes = panels(layout.drawn_panels, heading, handles, size=size, left=left)
     for title, (ax,) in zip(layout.drawn_panels, axes, strict=True):
-        here = _points_of(layout, title, None)
+        here = _points_of(layout, title)
         for row, line in enumerate(lines):
             dots = replicates[(replicates["panel"] == title) & (replicates["line"] == line)]
             _row(ax, layout, here[here["line"] == line].assign(_at=float(row)), dots, of, also)
@@ -170,10 +178,16 @@ def _difference(how: str, of: Quantity, also: str) -> str:
     return f"{how}: {also.rpartition('_')[2]} (else {of.column.rpartition('_')[2]})"
 
 
-def _points_of(layout: Layout, panel: str, x: str | None) -> pd.DataFrame:
-    """The points in one panel, sorted by where they stand (`_at`)."""
-    here = layout.points[layout.points["panel"] == panel]
-    return here.assign(_at=here[x].astype("float64") if x else 0.0).sort_values("_at")
+def _points_of(layout: Layout, panel: str) -> pd.DataFrame:
+    return layout.points[layout.points["panel"] == panel]
+
+
+def _at(layout: Layout, here: pd.DataFrame) -> "pd.Series[float]":
+    """Where points or trials of one panel stand: on its abscissa or, if it has none, one line beside the other."""
+    at = here[layout.x].astype("float64")
+    if at.notna().any():
+        return at
+    return here["line"].map({line: float(place) for place, line in enumerate(layout.lines)})
 
 
 def _scaled(points: pd.DataFrame, column: str, of: Quantity) -> FloatArray:
@@ -187,8 +201,13 @@ def _values(run: Run, layout: Layout, of: Quantity, also: str | None) -> FloatAr
     return np.concatenate([*drawn, _scaled(run.ok, of.column, of)])
 
 
-def _load_axis(ax: Axes, values: FloatArray) -> None:
-    values = np.unique(values)
+def _load_axis(ax: Axes, layout: Layout, panel: str) -> None:
+    """As far as the points of all panels with this abscissa go, so that they can be compared."""
+    if panel not in layout.x_labels:
+        ax.set_xticks([])
+        return
+    same = layout.points["panel"].map(layout.x_labels) == layout.x_labels[panel]
+    values = np.unique(layout.points.loc[same, layout.x].dropna().to_numpy(np.float64))
     if values[0] > 0 and values[-1] / values[0] >= BASE_2_FROM:
         ax.set_xscale("log", base=2)
         ax.set_xlim(values[0] / 1.25, values[-1] * 1.25)

@@ -48,7 +48,7 @@ def fits(run: Run, layout: Layout) -> list[Fit]:
 
 def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
     """The panel, with the abscissa where that is no load: a length, say."""
-    if layout.x is None or layout.x in _SIZES:
+    if layout.x is None or layout.x_is_load:
         return list(trials["panel"])
     return [
         f"{panel}, {layout.x_label.lower()} {value:g}" if pd.notna(value) else panel

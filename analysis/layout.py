@@ -1,7 +1,7 @@
 """What varies in an experiment, and so where it goes in a figure: along the axis, as a line, or as a panel.
 
-Engines and their settings are lines, workloads are panels, and the axis that varies most is the abscissa. A figure has
-room for so many of each; what it leaves out, it says.
+Engines and their settings are lines, workloads and loads are panels, and the axis that varies most is the abscissa; of
+several kinds of load each panel has its own. A figure has room for so many of each; what it leaves out, it says.
 """
 
 import math
@@ -17,6 +17,7 @@ from analysis.summary import ASKED, best, is_baseline, key_columns
 from sweep.records import LOAD_COLUMNS
 
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
+_SIZE = "load_size"  # whichever of LOAD_COLUMNS a point has, where the loads are of several kinds
 MOST_LINES = 21  # that can be told apart by colour, marker and dash
 MOST_PANELS = 24
 MOST_LISTED = 12  # lines in a sentence
@@ -30,17 +31,31 @@ class Layout:
     trials: pd.DataFrame  # `line` and `panel` of each trial, by the index of the run's trials
     keys: list[str]  # the columns that tell points apart
     lines: list[str]  # in the plan's order: a line looks the same in every figure of a run
-    x: str | None  # the column that is the abscissa; None if nothing numeric varies
-    x_label: str
+    x: str | None  # the column of points and placed trials that is the abscissa; None if nothing numeric varies
+    x_labels: dict[str, str]  # what the abscissa is in each panel; a panel whose load has no size (a trace) has none
+    in_step: list[str]  # the columns that change with the abscissa and only with it: zipped axes
     distinct: list[str]  # the lines with a colour of their own: at most MOST_LINES
 
     def load(self, point: "pd.Series[Any]") -> str:
         """Where a point stands on the abscissa, e.g. `batch size 8`; empty if nothing numeric varies."""
-        return (
-            f"{self.x_label[0].lower()}{self.x_label[1:]} {point[self.x]:g}"
-            if self.x and pd.notna(point[self.x])
-            else ""
-        )
+        label = self.x_labels.get(point["panel"])
+        return f"{label[0].lower()}{label[1:]} {point[self.x]:g}" if label else ""
+
+    @property
+    def x_label(self) -> str:
+        """What the abscissa is in some panel or other, e.g. `Batch size or concurrency`; empty if there is none."""
+        first, *others = dict.fromkeys(self.x_labels.values()) or [""]
+        return " or ".join([first, *(label.lower() for label in others)])
+
+    @property
+    def x_is_load(self) -> bool:
+        return self.x in (*LOAD_COLUMNS, _SIZE)
+
+    def axis(self, panel: str) -> str:
+        """The label of a panel's abscissa."""
+        here = self.points[self.points["panel"] == panel]
+        others = [_words(key) for key in self.in_step if here[key].nunique() > 1]
+        return self.x_labels.get(panel, "") + (f" (with {', '.join(others)})" if others else "")
 
     def describe(self, point: "pd.Series[Any]") -> str:
         """A point in a few words, e.g. `vllm, qa, batch size 8`."""
@@ -72,11 +87,20 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
         by_step = points.groupby("ladder", dropna=False)
         varying = [key for key in varying if not key.startswith("backend.") or _differs(by_step[key])]
     x = _abscissa(points, varying)
-    rest = [key for key in varying if key != x]
-    asked = [key for key in rest if key.split(".")[0] in ASKED and key not in LOAD_COLUMNS]
+    if x in LOAD_COLUMNS:
+        varying = [key for key in varying if key.removeprefix("load.") not in LOAD_COLUMNS]
+        if points[x].isna().any():
+            points = points.assign(
+                **{_SIZE: points[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]}
+            )
+            x = _SIZE
+    in_step = [key for key in varying if x and key != x and _is_in_step(points, x, key)]
+    rest = [key for key in varying if key != x and key not in in_step]
+    asked = [key for key in rest if key.split(".")[0] in ASKED]
     own = [key for key in rest if key not in asked]
     points = points.assign(panel=_names(points, asked, "workload"), line=_names(points, own, "backend"))
-    trials = run.trials[keys].merge(points[[*keys, "line", "panel"]], on=keys, how="left")[["line", "panel"]]
+    placed = ["line", "panel", *([_SIZE] if x == _SIZE else [])]
+    trials = run.trials[keys].merge(points[[*keys, *placed]], on=keys, how="left")[placed]
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     lines = list(by_engine["line"].unique())
@@ -86,7 +110,8 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
         keys=keys,
         lines=lines,
         x=x,
-        x_label=_LABELS.get(x or "", _words(x or "").capitalize()),
+        x_labels=_x_labels(points, x) if x else {},
+        in_step=in_step,
         distinct=_distinct(points, lines, run.baseline),
     )
 
@@ -103,8 +128,17 @@ def _distinct(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) 
 
 
 def _abscissa(points: pd.DataFrame, varying: list[str]) -> str | None:
-    """The numeric column with the most values, the load before others; never an engine's flag against a load."""
-    numeric = [key for key in varying if pd.api.types.is_numeric_dtype(points[key]) and points[key].nunique() > 1]
+    """The numeric column with the most values, the load before others; never an engine's flag against a load.
+
+    A workload or a load may lack it, but not some points of one: their engine's line would be missing without a word.
+    """
+    numeric = [
+        key
+        for key in varying
+        if pd.api.types.is_numeric_dtype(points[key])
+        and points[key].nunique() > 1
+        and (key in LOAD_COLUMNS or not _differs(_by_load(points, points[key].isna())))
+    ]
     for preferred in (
         [key for key in numeric if key in LOAD_COLUMNS],
         [key for key in numeric if key.split(".")[0] in ("workload", "load")],
@@ -113,6 +147,30 @@ def _abscissa(points: pd.DataFrame, varying: list[str]) -> str | None:
         if preferred:
             return max(preferred, key=lambda key: points[key].drop_duplicates().size)
     return None
+
+
+def _is_in_step(points: pd.DataFrame, x: str, key: str) -> bool:
+    """Whether a number is another where the abscissa is, and only there; in some workloads and loads it may be one."""
+    if not pd.api.types.is_numeric_dtype(points[key]):
+        return False  # it has a name, and is told by it
+    pairs = points[["workload", "load", x, key]].drop_duplicates()
+    count, values = _by_load(pairs, pairs[x]).size(), _by_load(pairs, pairs[key]).nunique(dropna=False)
+    one_to_one = (count == values) & (count == _by_load(pairs, pairs[x]).nunique(dropna=False))
+    return bool((one_to_one & (count > 1)).any() and (one_to_one | (values == 1)).all())
+
+
+def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
+    """By panel, of those where some point has the abscissa."""
+    labels: dict[str, str] = {}
+    for column in LOAD_COLUMNS if x == _SIZE else [x]:
+        label = _LABELS.get(column, _words(column).capitalize())
+        for panel in points.loc[points[column].notna(), "panel"].unique():
+            labels[panel] = f"{labels[panel]} or {label.lower()}" if panel in labels else label
+    return labels
+
+
+def _by_load(points: pd.DataFrame, values: "pd.Series[Any]") -> Any:
+    return values.groupby([points["workload"], points["load"]], dropna=False)
 
 
 def _differs(values: Any) -> bool:

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from analysis import curves, plots
 from analysis.layout import Layout, arrange
 from analysis.load import Run, open_run
 from analysis.summary import summarise
@@ -44,3 +47,79 @@ def test_an_axis_crossed_with_a_ladder_keeps_its_name(tmp_path: Path) -> None:
         "vllm, dtype=fp32, a",
         "vllm, dtype=fp32, b",
     ]
+
+
+def test_axes_in_step_are_one_curve(tmp_path: Path) -> None:
+    """The shapes of conf/experiment sequence_length, request_count and batch_size."""
+    lengths = [{"workload.input_tokens": n, "workload.output_tokens": n, "batch_size": 64} for n in (32, 64, 128)]
+    layout = layout_of(run_of(tmp_path / "lengths", lengths))
+    assert (layout.x, layout.lines, layout.panels) == ("workload.input_tokens", ["vllm"], ["qa"])
+    assert layout.axis("qa") == "Input tokens (with output tokens)"
+
+    counts = [{"workload.num_requests": n, "load.batch_size": n, "batch_size": n} for n in (10, 50, 100)]
+    layout = layout_of(run_of(tmp_path / "counts", counts))
+    assert (layout.x, layout.lines, layout.panels) == ("batch_size", ["vllm"], ["qa"])
+    assert layout.axis("qa") == "Batch size (with num requests)"
+
+    batches = [{"load.batch_size": n, "batch_size": n} for n in (1, 2, 4)]
+    layout = layout_of(run_of(tmp_path / "batches", batches))
+    assert (layout.x, layout.lines, layout.panels, layout.axis("qa")) == (
+        "batch_size",
+        ["vllm"],
+        ["qa"],
+        "Batch size",
+    )
+
+
+def test_names_stay_names_though_they_change_with_the_load(tmp_path: Path) -> None:
+    points = [{"backend.dtype": dtype, "batch_size": batch} for dtype, batch in (("fp16", 1), ("fp32", 8))]
+    assert layout_of(run_of(tmp_path, points)).lines == ["vllm, dtype=fp16", "vllm, dtype=fp32"]
+
+
+def kinds_of_load(folder: Path) -> Run:
+    loads: list[dict[str, Any]] = [
+        *({"load": "batch", "batch_size": n, "load.batch_size": n, "workload.num_requests": n} for n in (1, 8)),
+        *({"load": "closed", "concurrency": n, "load.concurrency": n} for n in (2, 16)),
+        {"load": "trace"},
+    ]
+    return run_of(folder, [{**load, "backend": backend} for load in loads for backend in ("vllm", "sglang")])
+
+
+def test_each_kind_of_load_has_its_own_abscissa(tmp_path: Path) -> None:
+    run = kinds_of_load(tmp_path)
+    layout = layout_of(run)
+    assert layout.lines == ["vllm", "sglang"]
+    assert layout.panels == ["qa, load=batch", "qa, load=closed", "qa, load=trace"]
+    assert [layout.axis(panel) for panel in layout.panels] == [
+        "Batch size (with num requests)",
+        "Concurrency",
+        "",
+    ]
+    assert {layout.describe(point) for _, point in layout.points.iterrows() if point["line"] == "vllm"} == {
+        "vllm, qa, load=batch, batch size 1",
+        "vllm, qa, load=batch, batch size 8",
+        "vllm, qa, load=closed, concurrency 2",
+        "vllm, qa, load=closed, concurrency 16",
+        "vllm, qa, load=trace",
+    }
+    with plots.style():
+        figure = curves.against_load(run, layout, "output_throughput")
+    assert figure is not None
+    for ax, expected in zip(figure.axes, [[1, 8], [2, 16], None], strict=False):
+        drawn = [line.get_xdata() for line in ax.lines if line.get_linestyle() == "-"]
+        assert len(drawn) == 2, ax.get_title()  # one an engine
+        for x in drawn:
+            assert np.isfinite(x).all()
+            assert expected is None or list(x) == expected
+
+
+def test_two_loads_of_one_size_each_are_panels(tmp_path: Path) -> None:
+    layout = layout_of(run_of(tmp_path, [{"load": "batch", "batch_size": 8}, {"load": "closed", "concurrency": 8}]))
+    assert (layout.x, layout.lines, len(layout.panels)) == (None, ["vllm"], 2)
+
+
+def test_a_setting_that_only_one_engine_has_is_no_abscissa(tmp_path: Path) -> None:
+    points = [*({"backend.flags.max-num-seqs": n} for n in (64, 128)), {"backend": "tgi"}]
+    layout = layout_of(run_of(tmp_path, points))
+    assert layout.x is None
+    assert layout.lines == ["vllm, max-num-seqs=64", "vllm, max-num-seqs=128", "tgi"]

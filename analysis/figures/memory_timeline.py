@@ -42,7 +42,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
             if has_kv:
                 _draw(column[0], of_trial, "kv_cache_usage", 100.0, stroke)
             _draw(column[-1], of_trial, _memory(of_trial), 1 / GIB, stroke)
-        column[0].set_title(", ".join([title, *_loads(trials[trials["panel"] == title], layout)]))
+        column[0].set_title(", ".join([title, *_loads(trials[trials["panel"] == title], layout, title)]))
     _same_scales(axes)
     for index, column in enumerate(axes):
         column[-1].set_xlabel("Time from the trial's start (s)")
@@ -65,13 +65,13 @@ def _memory(samples: pd.DataFrame) -> str:
     return next((series for series in _SERIES if series in read), _SERIES[-1])
 
 
-def _loads(trials: pd.DataFrame, layout: Layout) -> list[str]:
+def _loads(trials: pd.DataFrame, layout: Layout, panel: str) -> list[str]:
     """At which load: one value, or one for each line that is shown."""
-    if layout.x is None:
+    if panel not in layout.x_labels:
         return []
     by_line = trials.set_index("line")[layout.x]
     values = [f"{by_line[line]:g}" for line in layout.lines if line in by_line.index]
-    return [f"{layout.x_label.lower()} {' / '.join(values if len(set(values)) > 1 else values[:1])}"]
+    return [f"{layout.x_labels[panel].lower()} {' / '.join(values if len(set(values)) > 1 else values[:1])}"]
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:
