@@ -20,7 +20,7 @@ from analysis.page import card, definitions, figures, page, section, table
 from analysis.plots import Drawn, draw_all
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import HEADLINE, STEADY, best, estimate, planned_trials, summarise, write_summary
+from analysis.summary import HEADLINE, STEADY, best, caveats, estimate, planned_trials, summarise, write_summary
 from analysis.table import Losses, losses, shown_columns, times, with_interval
 from sweep import metrics, store
 
@@ -109,9 +109,8 @@ def _when(run: Run) -> str:
 def _cards(layout: Layout) -> Iterator[str]:
     for found in best(layout.points):
         of = found.quantity
-        where = layout.describe(found.point)
-        value = of.shown(found.estimate.value)
-        yield card(f"Best {of.in_sentence}", value, of.unit, [where, _interval(found.estimate, of.scale)])
+        told = [layout.describe(found.point), _interval(found.estimate, of.scale), *caveats(found.point)]
+        yield card(f"Best {of.in_sentence}", of.shown(found.estimate.value), of.unit, told)
     yield from _gains(layout)
 
 
@@ -126,7 +125,7 @@ def _gains(layout: Layout) -> Iterator[str]:
             continue
         point = layout.points.iloc[int((sign * layout.points[name]).argmax())]
         ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
-        told = [layout.describe(point), _verdict(ratio)]
+        told = [layout.describe(point), _verdict(ratio), *caveats(point)]
         if sign * ratio.value > sign:
             yield card(label, times(ratio.value), "of baseline", told)
         else:

@@ -199,15 +199,26 @@ def _same(value: Any, wanted: Any) -> bool:
 
 
 def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
-    """The best mean of each quantity over all points."""
+    """The best mean of each quantity for each model: models do not compete, a small one is always faster."""
     found: list[Best] = []
     for column in columns:
         of = quantity(column)
-        if of is None or of.better is None or column not in points or not points[column].notna().any():
+        if of is None or of.better is None or column not in points:
             continue
-        place = int(points[column].argmax() if of.better == "higher" else points[column].argmin())
-        point = points.iloc[place]
-        found.append(Best(of, estimate(point, column), point))
+        measured = points[points[column].notna()]
+        for _, of_model in measured.groupby("model", sort=False, dropna=False):
+            place = int(of_model[column].argmax() if of.better == "higher" else of_model[column].argmin())
+            point = of_model.iloc[place]
+            found.append(Best(of, estimate(point, column), point))
+    return found
+
+
+def caveats(point: "pd.Series[Any]") -> list[str]:
+    """What to know of a point before it is called the best: replicates without a result, and other answers."""
+    found = [f"{point['n']} of {point['planned']} replicates"] if point["n"] < point["planned"] else []
+    agreement = point.get("agreement")
+    if agreement is not None and agreement < 1:  # unknown is not
+        found.append(f"agreement {agreement:.0%}" if agreement < 0.995 else "agreement below 100%")
     return found
 
 

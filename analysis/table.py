@@ -18,7 +18,7 @@ from analysis.layout import Layout, arrange, listed
 from analysis.load import Run, open_run
 from analysis.quantities import Quantity, number, quantity
 from analysis.stats import Estimate
-from analysis.summary import HEADLINE, best, estimate, planned_trials, summarise
+from analysis.summary import HEADLINE, best, caveats, estimate, planned_trials, summarise
 
 COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
 BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
@@ -192,9 +192,9 @@ def _best(layout: Layout) -> Table:
     for found in best(layout.points):
         of = found.quantity
         value = f"{with_interval(found.estimate, of.shown(found.estimate.value))} {of.unit}"
-        table.add_row(
-            Text(f"best {of.in_sentence}", style="bold"), Text(value, style="green"), layout.describe(found.point)
-        )
+        where = Text(layout.describe(found.point))
+        where.append("".join(f", {caveat}" for caveat in caveats(found.point)), style="yellow")
+        table.add_row(Text(f"best {of.in_sentence}", style="bold"), Text(value, style="green"), where)
     return table
 
 

@@ -829,3 +829,27 @@ def test_the_steady_state_is_in_the_summary_and_the_report(tmp_path: Path) -> No
     assert '<td class="text">a</td><td class="text">qa</td><td class="">67%</td><td class="">42.0 ±61%</td>' in text
     text = report_of(run_of(tmp_path, rows[3:]))
     assert "No trial has a steady-state window: all figures are of whole runs. Most often: too short." in text
+
+
+# The best
+
+
+def test_the_best_carries_its_caveats(tmp_path: Path) -> None:
+    rows = [
+        trial("a", 8, 0, 40.0, agreement=0.42),
+        trial("a", 8, 1, None, agreement=0.42),
+        trial("b", 8, 0, 10.0, agreement=1.0, ttft_p50=0.1),
+        trial("b", 8, 1, 10.0, agreement=1.0, ttft_p50=0.1),
+    ]
+    run = run_of(tmp_path, rows)
+    text = " ".join(shown(tmp_path, 120).split())
+    assert "best throughput 40.0 tokens/s a, qa, 1 of 2 replicates, agreement 42%" in text
+    assert text.count("agreement ") == 1
+    assert "<small>1 of 2 replicates</small><small>agreement 42%</small>" in report_of(run)
+
+
+def test_models_do_not_compete(tmp_path: Path) -> None:
+    rows = [{**trial("a", 8, index, 100.0 / size), "model": f"{size}b"} for index in (0, 1) for size in (1, 7)]
+    run = run_of(tmp_path, rows)
+    assert [one.point["model"] for one in best(summarise(run))] == ["1b", "7b"]
+    assert report_of(run).count("Best throughput") == 2
