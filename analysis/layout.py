@@ -39,7 +39,7 @@ class Layout:
     def load(self, point: "pd.Series[Any]") -> str:
         """Where a point stands on the abscissa, e.g. `batch size 8`; empty if nothing numeric varies."""
         label = self.x_labels.get(point["panel"])
-        return f"{label[0].lower()}{label[1:]} {point[self.x]:g}" if label else ""
+        return f"{label[0].lower()}{label[1:]} {point[self.x]:g}" if self.x and label else ""
 
     @property
     def x_label(self) -> str:

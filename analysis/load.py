@@ -22,7 +22,8 @@ from sweep.store import DamagedFile, RunPaths
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
 _BULKY = ("config", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")  # texts of kilobytes
 Damaged = Literal["raise", "skip"]
-LATENCY = re.compile(r"(steady_)?(ttft|tpot|itl|e2el|lag|slot_wait|service_ttft)_")
+LATENCY = re.compile(r"(steady_)?(ttft|tpot|itl|e2el|lag|slot_wait|service_ttft)_|goodput$")
+"""Columns that are latencies or, as goodput, rest on them."""
 
 
 class RunNotFound(Exception):

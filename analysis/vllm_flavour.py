@@ -6,8 +6,11 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from analysis.layout import arrange
 from analysis.load import open_run, trial_folder
+from analysis.summary import summarise
 from sweep import metrics, store
 
 FIGURES = {
@@ -29,25 +32,33 @@ FIGURES = {
 }
 
 
-def render_vllm_flavour(folder: str | Path) -> Iterator[Table]:
-    """A table for each trial that is a result, by vLLM's definitions and under its names.
+def render_vllm_flavour(folder: str | Path) -> Iterator[Table | Text]:
+    """A table for each trial that is a result, by vLLM's definitions and under its names; how many others there are.
 
     Raises:
         RunNotFound: if there is no trials.parquet.
         DamagedFile: if a trial's requests are not whole.
     """
     run = open_run(folder)
-    for _, row in run.ok.iterrows():
+    layout = arrange(run, summarise(run))
+    for _, row in layout.placed(run.ok).iterrows():
         found = metrics.vllm_flavour(store.read_requests(trial_folder(run, row) / "requests.parquet"))
-        yield _table(row, found)
+        words = f"{row['model']} {row['load']}: {layout.describe(row)}, replicate {row['replicate']}"
+        yield _table(words, found, with_latencies=row["client_stamp_source"] != "engine")
+    if others := len(run.not_ok):
+        yield Text(f"left out: {others:,} trial{'s' if others > 1 else ''} without a result")
 
 
-def _table(row: Any, found: Mapping[str, Any]) -> Table:
-    title = f"{row['backend']} {row['model']} {row['workload']} {row['load']} replicate {row['replicate']}"
-    table = Table(title=f"{title} (as vLLM {found['vllm_version']} defines it)", box=box.SIMPLE_HEAD, show_header=False)
+def _table(words: str, found: Mapping[str, Any], with_latencies: bool) -> Table:
+    """Latencies that the engine stamped itself leave out the way to the client, which vLLM's count."""
+    told = "" if with_latencies else "; no latencies: the engine took its own stamps"
+    title = f"{words} (as vLLM {found['vllm_version']} defines it{told})"
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
     for name, label in FIGURES.items():
+        if name.endswith("_ms") and not with_latencies:
+            continue
         value = found.get(name)
         shown = "unknown" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
         table.add_row(label, shown)

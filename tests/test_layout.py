@@ -1,16 +1,20 @@
 """Where points stand in a figure: along the axis, as a line or as a panel, whatever varies."""
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from rich.console import Console
 
 from analysis import curves, plots
 from analysis.layout import Layout, arrange
 from analysis.load import Run, open_run
 from analysis.summary import summarise
+from analysis.vllm_flavour import render_vllm_flavour
 from sweep import store
 from sweep.store import RunPaths
+from tests.synthetic_run import make_records
 
 IDENTITY = {"backend": "vllm", "model": "m", "workload": "qa", "load": "batch", "replicate": 0, "num_requests": 100}
 
@@ -123,3 +127,32 @@ def test_a_setting_that_only_one_engine_has_is_no_abscissa(tmp_path: Path) -> No
     layout = layout_of(run_of(tmp_path, points))
     assert layout.x is None
     assert layout.lines == ["vllm, max-num-seqs=64", "vllm, max-num-seqs=128", "tgi"]
+
+
+def test_goodput_by_the_engines_own_stamps_is_left_out(tmp_path: Path) -> None:
+    stamped = [{"backend": name, "goodput": 2.0, "client_stamp_source": name} for name in ("engine", "kernel")]
+    assert list(run_of(tmp_path, stamped).ok["goodput"].isna()) == [True, False]
+
+
+def test_trials_in_vllms_terms_say_which_they_are(tmp_path: Path) -> None:
+    points: list[dict[str, Any]] = [
+        {"load": "poisson", "rate": 1.0, "client_stamp_source": "kernel"},
+        {"load": "poisson", "rate": 2.0, "client_stamp_source": "engine"},
+        {"load": "poisson", "rate": 4.0, "outcome": "hung"},
+    ]
+    run = run_of(tmp_path, [{**point, "attempt": "1"} for point in points])
+    for trial_id in run.ok["trial_id"]:
+        store.write_requests(run.paths.trial("d", "1", trial_id), make_records(4, 2, 8, ttft=0.1, tpot=0.01))
+    first, second, left_out = map(shown, render_vllm_flavour(tmp_path))
+    assert "request rate (requests/s) 1, replicate 0" in first
+    assert "Mean TTFT (ms)" in first
+    assert "request rate (requests/s) 2, replicate 0" in second
+    assert "TTFT" not in second
+    assert "Output token throughput" in second
+    assert left_out == "left out: 1 trial without a result"
+
+
+def shown(what: Any) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(what)
+    return " ".join(cast(io.StringIO, console.file).getvalue().split())  # a title may be broken
