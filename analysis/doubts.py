@@ -167,11 +167,16 @@ def _unsent(run: Run, layout: Layout) -> Iterator[str]:
 
 
 def _agreement(run: Run, layout: Layout) -> Iterator[str]:
-    lowest = layout.placed(run.ok).groupby("line", sort=False)["agreement"].min()
+    by_line = layout.placed(run.ok).groupby("line", sort=False)
+    lowest = by_line["agreement"].min()
     low = lowest[lowest < AGREEING].sort_values()
     if len(low):
         each = listed([f"{line} {share:.0%}" for line, share in low.items()])
         yield f"Greedy answers differ from the reference's, so these speeds are of other answers (agreement: {each})."
+    if lowest.notna().any() and lowest.isna().any():
+        reasons = by_line["agreement_reference"].first().fillna("no reason was noted")
+        each = listed([f"{line} ({reasons[line]})" for line in lowest.index[lowest.isna()]])
+        yield f"Whether the answers are the reference's is known of some only, and not of {each}."
 
 
 def _lengths(run: Run, layout: Layout) -> Iterator[str]:

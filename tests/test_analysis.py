@@ -853,3 +853,11 @@ def test_models_do_not_compete(tmp_path: Path) -> None:
     run = run_of(tmp_path, rows)
     assert [one.point["model"] for one in best(summarise(run))] == ["1b", "7b"]
     assert report_of(run).count("Best throughput") == 2
+
+
+def test_unknown_agreement_is_told_beside_known_ones(tmp_path: Path) -> None:
+    unknown = trial("b", 8, 0, 10.0, agreement_reference="none: the engine's answer: timed out")
+    rows = [trial("a", 8, 0, 10.0, agreement=1.0), unknown, trial("c", 8, 0, 10.0)]
+    said = told(tmp_path, rows)
+    assert "not of b (none: the engine's answer: timed out), c (no reason was noted)" in said
+    assert "known of some only" not in told(tmp_path, [unknown])
