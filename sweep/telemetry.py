@@ -15,8 +15,10 @@ from typing import Any, Protocol, Self
 
 import httpx
 import psutil
+import pynvml
 from prometheus_client.parser import text_string_to_metric_families
 
+from backends import gpus
 from sweep.records import Sample
 
 Reading = tuple[str, str, float]  # series, device, value
@@ -96,25 +98,13 @@ class Gpus:
     """Memory, utilisation, power and clock of the deployment's GPUs."""
 
     def __init__(self, devices: Sequence[str]) -> None:
-        import pynvml
-
         self.name = "nvml"
-        self.nvml = pynvml
-        pynvml.nvmlInit()
-        self.handles = {device: self._handle(device) for device in devices}
-
-    def _handle(self, device: str) -> Any:
-        if device.isdigit():
-            return self.nvml.nvmlDeviceGetHandleByIndex(int(device))
-        return self.nvml.nvmlDeviceGetHandleByUUID(device)
+        self.handles = gpus.handles(devices)
 
     def read(self) -> Iterable[Reading]:
         for device, handle in self.handles.items():
-            yield "gpu_memory_bytes", device, float(self.nvml.nvmlDeviceGetMemoryInfo(handle).used)
-            yield "gpu_utilization", device, self.nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-            yield "gpu_power_watts", device, self.nvml.nvmlDeviceGetPowerUsage(handle) / 1000
-            clock = self.nvml.nvmlDeviceGetClockInfo(handle, self.nvml.NVML_CLOCK_SM)
-            yield "gpu_clock_hz", device, clock * 1e6
+            for series, value in gpus.readings(handle):
+                yield series, device, value
 
 
 class Sampler:
@@ -152,13 +142,10 @@ class Sampler:
         for source in self.sources:
             try:
                 now = time.monotonic()
-                samples += [Sample(now, series, value, device) for series, device, value in source.read()]
-            except (httpx.HTTPError, psutil.Error, ValueError, OSError) as error:
+                for series, device, value in source.read():  # those before an error count
+                    samples.append(Sample(now, series, value, device))
+            except (httpx.HTTPError, psutil.Error, pynvml.NVMLError, ValueError, OSError) as error:
                 self.problems[source.name] = f"{type(error).__name__}: {error}"
-            except Exception as error:  # NVML's errors share no base with anything importable without NVML
-                if not type(error).__name__.startswith("NVMLError"):
-                    raise
-                self.problems[source.name] = str(error)
         return samples
 
     def begin(self, start: float) -> None:
