@@ -353,7 +353,7 @@ def _read_records(folder: Path, parts: int, requests: list[Request], warmup: int
             for offset in range(0, len(rows), ROW.size):
                 row = ROW.unpack_from(rows, offset)
                 parts_of[row[0]], rows_of[row[0]], chunks_of[row[0]] = index, offset, chunk
-                chunk += row[5]
+                chunk += row[6]
         for number, request in enumerate(requests):
             if parts_of[number] >= 0:
                 phase: Phase = "warmup" if number < warmup else "measured"
@@ -364,7 +364,7 @@ def _read_records(folder: Path, parts: int, requests: list[Request], warmup: int
 
 def _record(part: _Part, offset: int, chunk: int, request: Request, phase: Phase, start: int) -> Record:
     row = ROW.unpack_from(part.rows, offset)
-    _, batch, scheduled, released, sent, chunks, input_tokens, output_tokens, finish, error = row
+    _, batch, scheduled, released, sent, ended, chunks, input_tokens, output_tokens, finish, error = row
     us, tokens = array("I"), array("H")
     part.us.seek(chunk * us.itemsize)
     us.frombytes(part.us.read(chunks * us.itemsize))
@@ -376,6 +376,7 @@ def _record(part: _Part, offset: int, chunk: int, request: Request, phase: Phase
         scheduled=(scheduled - start) / 1e9,
         released=(released - start) / 1e9,
         sent=(sent - start) / 1e9,
+        ended=(ended - start) / 1e9,
         chunk_us=us,
         chunk_tokens=tokens,
         input_tokens=input_tokens if input_tokens >= 0 else request.input_tokens,

@@ -13,9 +13,9 @@ from typing import Any
 from sweep import wire
 from sweep.records import UNKNOWN, Schedule
 
-ROW = struct.Struct("<IiqqqIiiii")
-"""record, batch, scheduled, released, sent (ns), chunks, input_tokens, output_tokens, finish_reason, error (indices of
-the text table, -1: none). A row's chunks are the next ones of the chunk files."""
+ROW = struct.Struct("<IiqqqqIiiii")
+"""record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, finish_reason, error
+(indices of the text table, -1: none). A row's chunks are the next ones of the chunk files."""
 
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 
@@ -27,7 +27,7 @@ class Call:
 
     def __init__(self, number: int, scheduled: int, released: int, batch: int = UNKNOWN) -> None:
         self.number, self.scheduled, self.released, self.batch = number, scheduled, released, batch
-        self.given_up = released  # stands for `sent` where nothing was ever sent
+        self.given_up = released  # when nothing more was awaited; stands for `sent` where nothing was ever sent
 
 
 class Job:
@@ -99,6 +99,7 @@ class Results:
                 call.scheduled,
                 call.released,
                 answer.sent or call.given_up,
+                answer.completed or call.given_up,
                 len(stream.chunk_us),
                 stream.input_tokens,
                 stream.total,

@@ -144,8 +144,14 @@ def total_tokens(counts: "array[int]", of: Mask) -> int | None:
 
 
 def duration(records: Records, of: Mask) -> float | None:
-    """last token − first send, the drain included; of failed requests too, as far as they came. s."""
+    """last token − first send, the drain included; a failed request ends when it was given up. s.
+
+    None if no request got a token.
+    """
     ends = _seconds(records.sent)[of] + service_e2el(records)[of]
+    if not np.all(np.isnan(ends)):
+        given_up = np.where(succeeded(records), np.nan, _seconds(records.ended))[of]
+        ends = np.fmax(ends, given_up)
     return None if np.all(np.isnan(ends)) else float(np.nanmax(ends) - np.nanmin(_seconds(records.sent)[of]))
 
 

@@ -6,6 +6,7 @@ file, so it needs nothing but the standard library and costs neither start-up ti
 
 from __future__ import annotations  # array[int] cannot be written at run time before Python 3.12
 
+import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class Record:
     batch: int = UNKNOWN  # index of the lockstep batch
     finish_reason: str | None = None
     error: str | None = None  # "kind: detail"; kinds are listed in sweep/wire.py
+    ended: float | None = None  # when its answer was over, or it was given up; None where nobody said
 
 
 class Records:
@@ -116,6 +118,7 @@ class Records:
         self.scheduled = array("d")
         self.released = array("d")
         self.sent = array("d")
+        self.ended = array("d")  # NaN where it is not known
         self.input_tokens = array("i")
         self.output_tokens = array("i")
         self.finish_reason: list[str | None] = []
@@ -134,6 +137,7 @@ class Records:
         self.scheduled.append(record.scheduled)
         self.released.append(record.released)
         self.sent.append(record.sent)
+        self.ended.append(math.nan if record.ended is None else record.ended)
         self.input_tokens.append(record.input_tokens)
         self.output_tokens.append(record.output_tokens)
         self.finish_reason.append(record.finish_reason)
@@ -157,6 +161,7 @@ class Records:
             self.batch[index],
             self.finish_reason[index],
             self.error[index],
+            None if math.isnan(self.ended[index]) else self.ended[index],
         )
 
     def __iter__(self) -> Iterator[Record]:

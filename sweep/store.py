@@ -269,6 +269,7 @@ def requests_table(records: Records) -> pa.Table:
         "scheduled": _seconds(records.scheduled),
         "released": _seconds(records.released),
         "sent": _seconds(records.sent),
+        "ended": _seconds(records.ended),
         **{name: _seconds(getattr(metrics, name)(records)) for name in DERIVED},
         "input_tokens": _counts(records.input_tokens),
         "output_tokens": _counts(records.output_tokens),
@@ -319,8 +320,9 @@ def _append(records: Records, table: pa.Table) -> None:
         getattr(records, name).extend(_repeated(table[name]))
     for name in ("batch", "input_tokens", "output_tokens"):
         _extend(getattr(records, name), table[name].fill_null(UNKNOWN), np.int32)
-    for name in ("scheduled", "released", "sent"):
-        _extend(getattr(records, name), table[name].fill_null(math.nan), np.float64)
+    for name in ("scheduled", "released", "sent", "ended"):
+        stamps = table[name].fill_null(math.nan) if name in table.column_names else np.full(table.num_rows, math.nan)
+        _extend(getattr(records, name), stamps, np.float64)
     chunks = table["chunk_us"].combine_chunks()
     _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), np.int64)
     _extend(records.chunk_us, chunks.flatten(), np.uint32)

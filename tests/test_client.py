@@ -302,6 +302,9 @@ def test_total_time_out(tmp_path: Path) -> None:
     with simulated(itl={"mean": 0.2}) as (url, _):
         seen = run(url, tmp_path, 1, Schedule("closed", concurrency=1), timeouts=SHORT, tokens=50)
     assert errors(seen) == ["timeout_total: 2 s"]
+    (record,) = seen.records
+    assert record.ended is not None
+    assert 2.0 <= record.ended - record.sent < 3.0  # when it was given up, not when its last token came
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def record(
     phase: Phase = "measured",
     batch: int = UNKNOWN,
     error: str | None = None,
+    ended: float | None = None,
 ) -> Record:
     scheduled = sent if scheduled is None else scheduled
     tokens = [count for _, count in chunks]
@@ -43,6 +44,7 @@ def record(
         batch,
         "length",
         error,
+        ended,
     )
 
 
@@ -113,6 +115,16 @@ def test_gaps_between_chunks_and_per_token() -> None:
 )
 def test_figures_of_a_trial(name: str, expected: float | None) -> None:
     assert getattr(metrics, name)(ALL, OF) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_trial_lasts_until_the_last_request_was_given_up() -> None:
+    """96 answers within 1 s, and 4 that hang until their time-out of 60 s: the server was not done in 1 s."""
+    answers = [record(0.0, [(1.0, 60)], ended=99.0) for _ in range(96)]
+    hung = [record(0.0, [], error="timeout_total: 60 s", ended=60.0) for _ in range(4)]
+    row = metrics.summarise(gather(*answers, *hung, record(-9.0, [], phase="warmup", error="reset: ", ended=99.0)))
+    assert row["duration"] == 60.0
+    assert row["output_throughput"] == 96.0
+    assert metrics.summarise(gather(*hung))["duration"] is None
 
 
 @pytest.mark.parametrize(

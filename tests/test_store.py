@@ -140,7 +140,7 @@ def test_a_truncated_file_is_named(paths: RunPaths) -> None:
 def some_records() -> Records:
     records = Records()
     good = Record("a", "measured", 0.0, 0.1, 0.2, array("I", [50_000, 70_000, 2**32 - 1]), array("H", [1, 3, 1]), 7, 5)
-    records.append(replace(good, batch=2, finish_reason="length"))
+    records.append(replace(good, batch=2, finish_reason="length", ended=0.5))
     records.append(Record("b", "warmup", 1.0, 1.0, 1.0, error="http: 500"))  # nothing came back
     records.append(replace(good, request_id="c"))
     return records
@@ -151,6 +151,13 @@ def test_requests_come_back_as_they_were_measured(paths: RunPaths, records: Reco
     trial = paths.trial("dep", "1", "a")
     store.write_requests(trial, records)
     assert list(store.read_requests(trial.requests)) == list(records)
+
+
+def test_requests_of_an_older_version_are_read(paths: RunPaths) -> None:
+    trial = paths.trial("dep", "1", "a")
+    trial.folder.mkdir(parents=True)
+    pq.write_table(store.requests_table(some_records()).drop_columns(["ended"]), trial.requests)
+    assert list(store.read_requests(trial.requests)) == [replace(record, ended=None) for record in some_records()]
 
 
 def test_requests_have_their_latencies_and_null_where_there_is_none(paths: RunPaths) -> None:
