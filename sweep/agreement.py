@@ -127,28 +127,34 @@ def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[st
         return {"agreement": None, "agreement_reference": expected}
     try:
         tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
-        shares = [
-            _share(engine, tokenizer, expected.ends, text, prompt, tokens)
-            for text, prompt, tokens in zip(PROMPTS, expected.prompts, expected.tokens, strict=True)
-        ]
+        asked = zip(PROMPTS, expected.prompts, expected.tokens, strict=True)
+        answers = [_share(engine, tokenizer, expected.ends, text, prompt, tokens) for text, prompt, tokens in asked]
     except (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         return {"agreement": None, "agreement_reference": f"none: the engine's answer: {_one_line(error)}"}
+    shares = [share for share in answers if share is not None]
+    if not shares:
+        return {"agreement": None, "agreement_reference": "none: the model ends every answer at once"}
     return {"agreement": sum(shares) / len(shares), "agreement_reference": expected.made_by}
 
 
 def _share(
     engine: Engine, tokenizer: Tokenizer, ends: list[int], text: str, prompt: list[int], tokens: list[int]
-) -> float:
-    """How much of one reference an engine repeats: by token ids where it returns them, else by its text, tokenised."""
+) -> float | None:
+    """How much of one reference an engine repeats: by token ids where it returns them, else by its text, tokenised.
+
+    None where the reference is empty: it ends at once, and so would this engine; or it is nothing that has a text.
+    """
     backend = engine.backend
     if not backend.ignores_eos:
         stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
         tokens = tokens[:stop]
+        if not tokens:
+            return None
     answer = ask(engine, prompt if backend.token_ids and backend.api == "completions" else text, len(tokens))
     if isinstance(answer, str):
         tokens = _ids(tokenizer, tokenizer.decode(tokens))
         answer = _ids(tokenizer, answer)
-    return matching_prefix(answer, tokens) / len(tokens) if tokens else 1.0
+    return matching_prefix(answer, tokens) / len(tokens) if tokens else None
 
 
 def matching_prefix(said: Sequence[int], expected: Sequence[int]) -> int:

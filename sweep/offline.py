@@ -127,6 +127,8 @@ def _record(request: Request, answer: dict[str, Any], schedule: Schedule) -> Rec
         finish_reason=answer["finish_reason"],
         error=answer["error"],
     )
+    if record.error is None and record.output_tokens == 0:
+        record.error = "empty: the engine ended it without a token"  # as on the wire: no answer is no success
     if schedule.mode == "lockstep":
         record.batch = answer["index"] // (schedule.batch_size or 1)
     return record

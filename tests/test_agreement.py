@@ -88,10 +88,10 @@ def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: obj
     return SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=SimpleNamespace(**known))
 
 
-def compared(serve, tokenizer, answer, **fields: object) -> dict:
+def compared(serve, tokenizer, answer, expected: Reference = EXPECTED, **fields: object) -> dict:
     backend = Backend(name="x", **fields)
     engine = SimpleNamespace(backend=backend, url=serve(answer), launch=SimpleNamespace(served_name="tiny"))
-    return agreement.compare(run_of(backend, tokenizer), engine, EXPECTED)
+    return agreement.compare(run_of(backend, tokenizer), engine, expected)
 
 
 def test_token_ids_are_compared_where_the_engine_returns_them(serve, tokenizer):
@@ -128,6 +128,25 @@ def test_an_engine_that_cannot_ignore_eos_is_compared_up_to_it(serve, tokenizer)
         return 200, {"choices": [{"token_ids": [10, 11, 12]}]}
 
     assert compared(serve, tokenizer, answer, ignores_eos=False)["agreement"] == 1.0
+
+
+def test_an_answer_that_ends_at_once_is_not_asked_for(serve, tokenizer):
+    """max_tokens=0 is an error to many engines, and nothing said is no agreement."""
+    asked = []
+
+    def answer(path: str, body: dict) -> tuple[int, dict]:
+        asked.append(body["max_tokens"])
+        return 200, {"choices": [{"token_ids": [10, 99]}]}
+
+    ended, said = [13, 10, 11, 12], [10, 11, 13, 12]
+    expected = Reference([[1, 2]] * 4, [ended, said, ended, said], [13], "transformers 9.9 float32")
+    assert compared(serve, tokenizer, answer, expected, ignores_eos=False)["agreement"] == 0.5
+    assert asked == [2, 2]
+    nothing = Reference([[1, 2]] * 4, [ended] * 4, [13], "transformers 9.9 float32")
+    assert compared(serve, tokenizer, answer, nothing, ignores_eos=False) == {
+        "agreement": None,
+        "agreement_reference": "none: the model ends every answer at once",
+    }
 
 
 def test_tgis_own_route(serve, tokenizer):

@@ -81,6 +81,20 @@ def test_stopping_ends_the_engines_work_too(target, library):
     assert again.records[0].error is None
 
 
+@pytest.mark.parametrize(("tokens", "kind"), [(1, None), (0, "empty")])
+def test_an_answer_without_a_token_is_an_error_as_on_the_wire(monkeypatch, tokens, kind):
+    answer = {"index": 0, "scheduled": 0.0, "released": 0.0, "chunk_us": [9] * tokens, "chunk_tokens": [1] * tokens}
+    answer |= {"input_tokens": 3, "output_tokens": tokens, "finish_reason": "stop", "error": None}
+
+    async def ask(*arguments: object) -> tuple[dict, None]:
+        return {"warmup": [], "records": [answer], "start_ns": 1}, None
+
+    monkeypatch.setattr(offline, "_ask", ask)
+    schedule = Batch(batch_size=1).schedule(1, 1)
+    (error,) = offline.measure(Target("http://127.0.0.1:9", "tiny"), [], asked(1), schedule).records.error
+    assert (error and error.partition(":")[0]) == kind
+
+
 def test_an_engine_that_is_gone():
     target = Target("http://127.0.0.1:9", "tiny")
     found = offline.measure(target, [], asked(1), Batch(batch_size=1).schedule(1, 1))
