@@ -209,7 +209,10 @@ def _baseline(run: Run, layout: Layout) -> Iterator[str]:
     compared = [name for name in layout.points if str(name).endswith("_vs_baseline")]
     if run.baseline and not layout.points[compared].notna().to_numpy().any():
         named = ", ".join(f"{key} = {value}" for key, value in run.baseline.items())
-        yield f"Nothing could be compared with the baseline ({named}): no result of it at the same workload and load."
+        yield (
+            f"Nothing could be compared with the baseline ({named}): no result of it at the same workload and load, on"
+            " the same kind of GPU."
+        )
 
 
 def _mixed(run: Run, layout: Layout) -> Iterator[str]:

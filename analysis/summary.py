@@ -25,8 +25,8 @@ Positions = NDArray[np.int64]  # of each trial: the position of its point
 IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency", "rate")
 """What tells points apart besides the experiment's own axes."""
 
-ASKED = ("model", "workload", "load", "batch_size", "concurrency", "rate")
-"""First parts of the columns that say what was asked, of whom and when: equal for two points that can be compared."""
+ASKED = ("model", "accelerator", "workload", "load", "batch_size", "concurrency", "rate")
+"""First parts of the columns that say what was asked, of what model on what GPU: equal for points to be compared."""
 
 COUNTS = ("n", "not_ok", "planned", "outcomes")
 """The columns that say how a point's trials ended."""
@@ -48,9 +48,10 @@ class Best(NamedTuple):
 
 
 def key_columns(run: Run) -> list[str]:
-    """The columns that make a point: IDENTITY, and axes that say something IDENTITY does not."""
+    """The columns that make a point: IDENTITY, the accelerator if results are of several, and axes that say more."""
     own = [axis for axis in run.axes if not _repeats(run.trials, axis) and axis != "ladder_parent"]
-    return [*(column for column in IDENTITY if column in run.trials), *own]
+    accelerator = ["accelerator"] if run.ok["accelerator"].nunique() > 1 else []
+    return [*IDENTITY, *accelerator, *own]
 
 
 def _repeats(trials: pd.DataFrame, axis: str) -> bool:
@@ -116,7 +117,7 @@ def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
     """By workload and load, engines in the plan's order within: rows to be compared stand together."""
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     rank = points["backend"].map(order)
-    by = [column for column in ("model", "workload", "load", "batch_size", "concurrency", "rate") if column in points]
+    by = [column for column in ASKED if column in points]
     return (
         points.assign(_rank=rank)
         .sort_values([*by, "_rank"], kind="stable")
@@ -138,7 +139,7 @@ def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
 
 def _against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, point: Positions) -> pd.DataFrame:
     """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
-    if not run.baseline or not set(run.baseline) <= set(points.columns):
+    if not is_baseline(points, run.baseline).any():
         return pd.DataFrame(index=points.index)
     found = baseline_points(points, run.baseline)
     compared = np.array([partner not in (None, index) for index, partner in enumerate(found)], np.bool_)
@@ -160,6 +161,7 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
     It must have been asked the same (workload and load), and be as alike as can be in everything else that the baseline
     does not name.
     """
+    baseline = _in_columns(points, baseline)
     keys = [str(column) for column in points.columns if column not in COUNTS]
     asked = [key for key in keys if key.split(".")[0] in ASKED and key not in baseline]
     others = [key for key in keys if key not in asked and key not in baseline]
@@ -182,12 +184,18 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
 
 def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bool_]:
     """Which points are of the baseline; none if there is no baseline or none of its points."""
+    baseline = _in_columns(points, baseline)
     if not baseline or not set(baseline) <= set(points.columns):
         return np.zeros(len(points), np.bool_)
     named = points[list(baseline)].astype(object)
     rows = named.where(named.notna(), None).itertuples(index=False, name=None)
     wanted = list(baseline.values())
     return np.array([all(map(_same, row, wanted)) for row in rows], np.bool_)
+
+
+def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
+    """The baseline with the columns that stand for its keys: batch_size for load.batch_size (see `_repeats`)."""
+    return {key if key in points else key.rpartition(".")[2]: value for key, value in baseline.items()}
 
 
 def _same(value: Any, wanted: Any) -> bool:

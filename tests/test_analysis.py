@@ -861,3 +861,34 @@ def test_unknown_agreement_is_told_beside_known_ones(tmp_path: Path) -> None:
     said = told(tmp_path, rows)
     assert "not of b (none: the engine's answer: timed out), c (no reason was noted)" in said
     assert "known of some only" not in told(tmp_path, [unknown])
+
+
+# Other points than meet the eye
+
+
+def test_replicates_on_different_gpus_are_not_averaged(tmp_path: Path) -> None:
+    speeds = {"NVIDIA L4": {"plain": 10.0, "fast": 30.0}, "NVIDIA A100": {"plain": 50.0}}
+    rows = [
+        trial(name, 8, index, speed, accelerator=gpu)
+        for gpu, engines in speeds.items()
+        for name, speed in engines.items()
+        for index in range(2)
+    ]
+    points = summarise(run_of(tmp_path, rows, baseline={"backend": "plain"})).set_index(["backend", "accelerator"])
+    assert points["output_throughput"].to_dict() == {
+        ("plain", "NVIDIA A100"): 50.0,
+        ("plain", "NVIDIA L4"): 10.0,
+        ("fast", "NVIDIA L4"): 30.0,
+    }
+    assert points.loc[("fast", "NVIDIA L4"), "output_throughput_vs_baseline"] == pytest.approx(3.0)
+    same = summarise(run_of(tmp_path, [{**row, "accelerator": "NVIDIA L4"} for row in rows]))
+    assert "accelerator" not in same
+
+
+def test_a_baseline_may_name_a_key_of_the_load(tmp_path: Path) -> None:
+    rows = [trial(name, batch, 0, speed * batch) for name, speed in (("a", 10.0), ("b", 20.0)) for batch in (1, 8)]
+    run = run_of(tmp_path, rows, baseline={"load.batch_size": 1})
+    points = summarise(run).set_index(["backend", "batch_size"])
+    ratios = points["output_throughput_vs_baseline"].dropna().to_dict()
+    assert ratios == {("a", 8): pytest.approx(8.0), ("b", 8): pytest.approx(8.0)}
+    assert "Nothing could be compared" not in " ".join(doubts(run, arrange(run, summarise(run))))
