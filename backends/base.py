@@ -79,9 +79,6 @@ class Host:
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
-    gpu_memory_bytes: int = 0
-    memory_bytes: int = 0
-    cpus: int = 1
     executables: frozenset[str] = frozenset()  # those of WANTED_EXECUTABLES found on PATH, e.g. "docker"
 
 

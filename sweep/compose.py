@@ -26,7 +26,6 @@ from sweep.config import CONF, Cluster, ConfigError, Hardware, Settings, Trackin
 POINT_GROUPS = ("backend", "model", "workload", "load")
 RUN_GROUPS = ("hardware", "cluster", "tracking")
 PLAN_KEYS = ("grid", "zip", "ladder", "when", "exclude", "without_gpu")
-RUN_KEYS = ("name", "out", "baseline", "replicates", "seed", "dry_run", "fresh", "retry", "attempts", "trial_timeout")
 SHAPES: dict[str, tuple[tuple[type[Any], ...], str]] = {  # of the plan on a command line
     "grid": ((dict,), "{axis: values}"),
     "zip": ((dict, list, type(None)), "{axis: values}, or a list of those"),
@@ -387,7 +386,7 @@ def _replace_without_gpu(base: dict[str, Any], line: CommandLine) -> list[str]:
             replaced.append(f"{key}: {_words(value)} instead of {_words(base[key])}")
             base[key] = value
         else:
-            raise one_of("without_gpu", key, [*POINT_GROUPS, *PLAN_KEYS, *RUN_KEYS])
+            raise one_of("without_gpu", key, [*POINT_GROUPS, *PLAN_KEYS, *Settings.model_fields])
     return replaced
 
 

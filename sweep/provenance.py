@@ -100,17 +100,8 @@ def _cpu_name() -> str:
 
 def host() -> Host:
     """What this machine has, as far as a backend needs it to say that it cannot run here."""
-    gpus = gpu_names()
-    memory = 0
-    if gpus:
-        import pynvml
-
-        memory = int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total)
     return Host(
         platform=platform.system().lower(),
-        gpus=gpus,
-        gpu_memory_bytes=memory,
-        memory_bytes=psutil.virtual_memory().total,
-        cpus=len(os.sched_getaffinity(0)),
+        gpus=gpu_names(),
         executables=frozenset(name for name in WANTED_EXECUTABLES if shutil.which(name)),
     )

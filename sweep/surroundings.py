@@ -95,7 +95,7 @@ def _host(settings: Settings, nodes: Sequence[Node]) -> Host:
     gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
     # What is on a node's PATH is not known from here: taken to be there, and a launch says it if not.
     executables = frozenset(provenance.WANTED_EXECUTABLES)
-    return Host(gpus=gpus, cpus=max((node.cpus for node in nodes), default=1), executables=executables)
+    return Host(gpus=gpus, executables=executables)
 
 
 def check_ports(plan: Plan) -> None:

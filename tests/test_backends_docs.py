@@ -14,7 +14,7 @@ from backends import env, overview
 from backends.base import Backend, EnvironmentSpec, Host
 from sweep.config import ROOT
 
-CPU = Host(cpus=2)
+CPU = Host()
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"docker", "nvcc"}))
 BLOCK = re.compile(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", re.M | re.S)
 
