@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
 
 import yaml
 from uv import find_uv_bin
 
-from backends import sources
+from backends import sources, task
 from backends.base import EnvironmentChoice, EnvironmentSpec, Platform
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "environment"
@@ -164,14 +164,24 @@ def _content_of(executable: Path) -> list[Any]:
 
 @contextmanager
 def exclusive(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """An exclusive lock between processes, given back by the kernel if its holder is killed."""
+    """An exclusive lock between processes, given back by the kernel if its holder is killed.
+
+    Raises task.Stopped if that comes before the lock.
+    """
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _locked(file):
+                task.pause(task.POLL)
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> None:
@@ -232,11 +242,10 @@ def _run_uv(name: str, arguments: tuple[str, ...], settings: Mapping[str, str], 
     lines: list[str] = []
     with log.open("a") as file:
         file.write(f"$ uv {' '.join(arguments)}\n")
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environ(settings)
-        )
-        assert process.stderr is not None
-        with process:
+        with task.program(
+            command, _environ(settings), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stderr is not None
             for line in process.stderr:
                 file.write(line)
                 lines.append(line.strip())

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +28,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
-import pynvml
 
-from backends import supervisor
+from backends import supervisor, task
 from backends.base import SECRET_NAME, Backend, Launch
+from backends.gpus import used_memory
 from sweep.records import Outcome
 
 LOG = "engine.log"
@@ -77,7 +77,7 @@ class Engine:
         environ = _environ(backend, launch, marker)
         self._secrets = _secrets(environ) | _secrets(os.environ)
         self._log_begin = self.log_position()
-        self._gpu_memory = gpu_memory(launch.gpus)
+        self._gpu_memory = used_memory(launch.gpus)
         self._lease, self._status = self._supervise(environ)
 
     def alive(self) -> bool:
@@ -160,7 +160,7 @@ class Engine:
     def _wait_for_gpu_memory(self) -> None:
         """Until the GPUs have back what they had before: the driver frees it some time after the last process ended."""
         deadline = time.monotonic() + GPU_MEMORY_WITHIN
-        while (used := gpu_memory(self.launch.gpus)) > self._gpu_memory + GPU_MEMORY_SLACK:
+        while (used := used_memory(self.launch.gpus)) > self._gpu_memory + GPU_MEMORY_SLACK:
             if time.monotonic() > deadline:
                 with self.log.open("a") as log:
                     log.write(
@@ -170,7 +170,7 @@ class Engine:
             time.sleep(0.1)
 
     def _is_mine(self, environ: Mapping[str, str]) -> bool:
-        return environ[supervisor.MARKER] == self.marker and "SWEEP_SUPERVISOR" not in environ
+        return environ[supervisor.MARKER] == self.marker and supervisor.SUPERVISOR not in environ
 
     def _supervise(self, environ: dict[str, str]) -> tuple[int | None, int]:
         """Start the supervisor, which starts the engine. The lease's write end and the status' read end."""
@@ -184,7 +184,7 @@ class Engine:
             "cpus": list(self.launch.cpus),
             "grace": self.backend.stop_grace,
         }
-        marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)} | {"SWEEP_SUPERVISOR": "1"}
+        marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)} | {supervisor.SUPERVISOR: "1"}
         try:
             subprocess.run(
                 # -I -S: neither the user's settings nor site-packages are wanted there.
@@ -328,7 +328,10 @@ def running(
 
 
 def _ready(engine: Engine, retry: bool) -> bool:
-    """Wait until the engine answers. False: somebody else took its port meanwhile, and `retry` allows another."""
+    """Wait until the engine answers. False: somebody else took its port meanwhile, and `retry` allows another.
+
+    Raises LaunchError, or task.Stopped.
+    """
     begin, oom_kills = time.monotonic(), _oom_kills()
     ready_url = engine.url + engine.backend.ready_path
     with httpx.Client(timeout=2.0, trust_env=False) as client:
@@ -350,7 +353,7 @@ def _ready(engine: Engine, retry: bool) -> bool:
                     return False
                 engine.startup_seconds = time.monotonic() - begin
                 return True
-            time.sleep(POLL)
+            task.pause(POLL)
     words = engine.backend.last_words(engine.log_tail(1000))
     reason = f"not ready after {engine.backend.launch_timeout:g} s; its last words: {words[:500]}"
     raise LaunchError(Outcome.LAUNCH_TIMEOUT, reason, engine.log_tail())
@@ -392,24 +395,6 @@ def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
     return None
 
 
-def gpu_memory(gpus: Sequence[str]) -> int:
-    """Bytes in use on these GPUs (indices or UUIDs, as in CUDA_VISIBLE_DEVICES), by whomever; 0 without any."""
-    if not gpus:
-        return 0
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError_LibraryNotFound:  # not NVIDIA's
-        return 0
-    try:
-        by = (pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID)
-        handles = [by[0](int(gpu)) if gpu.isdecimal() else by[1](gpu) for gpu in gpus]
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
-    except pynvml.NVMLError_NotSupported:  # a GPU that shares its memory with the CPU does not say
-        return 0
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def _foreign(engine: Engine) -> bool:
     """Whether the one who listens on the engine's port is some other attempt's or was there before it."""
     try:
@@ -441,7 +426,7 @@ def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
         **backend.environment(launch),
         **launch.env,
         supervisor.MARKER: marker,
-        supervisor.OWNER: f"{os.getpid()}:{supervisor.start_time(os.getpid())}",
+        supervisor.OWNER: supervisor.this_process(),
     }
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from backends import task
 from backends.base import SourceBuild
 
 Progress = Callable[[str], None]
@@ -118,11 +119,10 @@ def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Pr
     with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
-        )
-        assert process.stdout is not None
-        with process:
+        with task.program(
+            command, environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdout is not None
             for line in process.stdout:
                 file.write(line)
                 lines.append(line.strip())

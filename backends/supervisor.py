@@ -1,4 +1,4 @@
-"""The process that holds an engine: it starts it, reports how it ends, and leaves nothing of it behind.
+"""The process that holds an engine, or a program that makes something for one: it leaves nothing of it behind.
 
 `server` runs this file by its path (standard library only, a start of 20 ms). It forks once more and ends its first
 process, so that nobody's clean-up of direct children can hit it, and becomes the leader of a session of its own.
@@ -6,6 +6,8 @@ From then on two pipes tie it to the task: the *lease*, whose end of file means 
 dead, however it died; and the *status*, on which one JSON object a line says {"pid": …}, {"exit": …}, {"gone": …}.
 As a subreaper it inherits every process that the engine detaches; each also carries a marker in its environment,
 by which it can be found should this process itself be killed.
+
+`supervisor.py hold LEASE COMMAND…` does the same for a program of `task`, with its own input and output and no status.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from typing import Any
 
 MARKER = "SWEEP_MARKER"  # in the environment of an engine: which attempt it belongs to
 OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
+SUPERVISOR = "SWEEP_SUPERVISOR"  # in the environment of a supervisor only
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver can hold one for seconds)
 
@@ -33,6 +36,11 @@ def start_time(pid: int) -> str | None:
     except OSError:
         return None
     return None if state in "ZX" else fields[18]
+
+
+def this_process() -> str:
+    """What OWNER says of what this process launches."""
+    return f"{os.getpid()}:{start_time(os.getpid())}"
 
 
 def environment_of(pid: int) -> dict[str, str]:
@@ -115,7 +123,10 @@ def prctl(option: int, value: int) -> None:
 
 
 def start(spec: dict[str, Any]) -> int:
-    """Fork and exec the engine: own process group, dies with us, bound to its cores, output to its log. Its pid."""
+    """Fork and exec the engine: own process group, dies with us, bound to its cores, output to its log. Its pid.
+
+    Without a log it has our input and output.
+    """
     supervisor = os.getpid()
     pid = os.fork()
     if pid:
@@ -125,10 +136,11 @@ def start(spec: dict[str, Any]) -> int:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:  # it died before the line above took effect
             os._exit(1)
-        log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        if spec["log"] is not None:
+            log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
         if spec["cpus"]:
             os.sched_setaffinity(0, spec["cpus"])
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
@@ -141,10 +153,12 @@ def start(spec: dict[str, Any]) -> int:
         os._exit(127)
 
 
-def supervise(spec: dict[str, Any], lease: int, status: int) -> None:
-    """Hold one engine until it ends or the lease does; then leave nothing of it behind."""
+def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | None:
+    """Hold one engine until it ends or the lease does; then leave nothing of it behind. Its exit status, if any."""
 
     def say(**message: Any) -> None:
+        if status is None:
+            return
         with contextlib.suppress(BrokenPipeError):  # the task is dead: nobody to tell, but everything to clear away
             os.write(status, json.dumps(message).encode() + b"\n")
 
@@ -188,9 +202,21 @@ def supervise(spec: dict[str, Any], lease: int, status: int) -> None:
         if engine in ended:
             say(exit=ended[engine])
     say(gone=not kill_all(ours))  # zombies need no reaping: they are nobody's any more when this process ends
+    return exited
+
+
+def hold(lease: int, command: list[str]) -> int:
+    """Supervise a program that makes something: the exit status, that of a shell where a signal has killed it."""
+    os.set_inheritable(lease, False)
+    environ = dict(os.environ)
+    spec = {"argv": command, "env": environ, "cwd": os.getcwd(), "log": None, "cpus": [], "grace": 0.0}
+    exited = supervise(spec, lease, None)
+    return 128 + signal.SIGKILL if exited is None else exited if exited >= 0 else 128 - exited
 
 
 def main() -> None:
+    if sys.argv[1] == "hold":
+        sys.exit(hold(int(sys.argv[2]), sys.argv[3:]))
     lease, status = int(sys.argv[1]), int(sys.argv[2])
     spec = json.load(sys.stdin)  # not on the command line: the engine's environment may hold a token
     if os.fork():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from backends import env
+from backends import env, task
 from backends.base import EnvironmentChoice
 
 Progress = Callable[[str], None]
@@ -129,23 +129,23 @@ def execute(
     # Unbuffered, so that progress is told as it is made and the last words come last.
     settings = {**os.environ, "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
     said: list[str] = []
-    with log.open("a") as file:
-        process = subprocess.Popen(
+    with (
+        log.open("a") as file,
+        task.program(
             command,
+            settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             errors="replace",
-            env=settings,
-        )
+        ) as process,
+    ):
         assert process.stdout is not None
-        with process:
-            for line in process.stdout:
-                file.write(line)
-                said = [*said, line.strip()][-LINES_KEPT:]
-                if line.startswith(PROGRESS):
-                    progress(line.removeprefix(PROGRESS).strip())
+        for line in process.stdout:
+            file.write(line)
+            said = [*said, line.strip()][-LINES_KEPT:]
+            if line.startswith(PROGRESS):
+                progress(line.removeprefix(PROGRESS).strip())
     if process.returncode != 0:
         last = next((line for line in reversed(said) if line), "nothing")
         raise ConversionFailed(f"{what} failed (exit status {process.returncode}): {last[:500]}; log: {log}")

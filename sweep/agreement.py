@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from filelock import FileLock
 from tokenizers import Tokenizer
 
 from backends import env as environments
+from backends import task
 from backends.base import SECRET_NAME, EnvironmentChoice, EnvironmentSpec, Launch
 from backends.server import ALWAYS, NOT_INHERITED, Engine
 from sweep.config import ROOT, cache_directory, content_hash
@@ -67,7 +67,7 @@ def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | 
         path = cache / "agreement" / f"{content_hash(content, 16)}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
+            with environments.exclusive(path.with_suffix(".lock"), lambda: None):
                 if not path.exists():
                     found = _compute(spec, model, launch, cache, progress)
                     partial = path.with_suffix(".partial")
@@ -93,18 +93,12 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
         "prompts": prompts,
         "tokens": TOKENS,
     }
-    answer = subprocess.run(
-        [python, "-m", "backends.host.reference"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        timeout=REFERENCE_TIMEOUT,
-        env=_environ(launch),
-        check=False,
-    )
-    if answer.returncode != 0:
-        raise ValueError((answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1])
-    said = json.loads(answer.stdout.strip().splitlines()[-1])
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with task.program([python, "-m", "backends.host.reference"], _environ(launch), **pipes) as process:
+        answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
+    if process.returncode != 0:
+        raise ValueError((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
+    said = json.loads(answer.strip().splitlines()[-1])
     return {"prompts": prompts, "tokens": said["tokens"], "ends": said["ends"], "made_by": said["reference"]}
 
 

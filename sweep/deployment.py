@@ -22,8 +22,9 @@ from typing import Any, Literal, NamedTuple
 import httpx
 
 from backends import env as environments
-from backends import server, supervisor
+from backends import server, supervisor, task
 from backends.base import Launch
+from backends.task import Stopped
 from sweep import agreement, gpu_memory
 from sweep.client import ClientDied
 from sweep.config import Hardware, Settings, cache_directory
@@ -100,10 +101,6 @@ Event = Placed | State | Finished | Files | Beat
 Emit = Callable[[Event], None]
 
 
-class Stopped(Exception):
-    """The driver wants no more trials of this deployment."""
-
-
 class DiskFull(Exception):
     """Nothing more can be written on a disk."""
 
@@ -117,7 +114,7 @@ def stream_deployment(
 ) -> Generator[Event, None, None]:
     """`run_deployment` as a generator of events, of a Beat when there is none for `beat` s.
 
-    `stop_soon` ends it after the trial that runs; closing it ends it after what cannot be interrupted.
+    `stop_soon` ends it after the trial that runs; closing it ends what it is doing.
     """
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
     stop = threading.Event()
@@ -129,7 +126,8 @@ def stream_deployment(
 
     def run() -> None:
         try:
-            run_deployment(work, gpus, emit, stop, stop_soon)
+            with task.doing(work.marker, stop):
+                run_deployment(work, gpus, emit, stop, stop_soon)
             events.put(None)
         except Stopped:
             events.put(None)

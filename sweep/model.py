@@ -12,13 +12,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -31,6 +29,7 @@ from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this vers
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from backends import env
 from sweep import weights
 from sweep.config import cache_directory
 from sweep.weights import Architecture, Vocabulary
@@ -328,7 +327,8 @@ def _build_once(folder: Path, build: Callable[[Path, Progress], None], progress:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock"), folder.name, progress):
+    waiting = f"{folder.name}: waiting for the process that is making it"
+    with env.exclusive(folder.with_name(f".{folder.name}.lock"), lambda: progress(waiting)):
         if not folder.is_dir():
             partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
@@ -336,21 +336,6 @@ def _build_once(folder: Path, build: Callable[[Path, Progress], None], progress:
             build(partial, progress)
             partial.rename(folder)
     return folder
-
-
-@contextmanager
-def _locked(path: Path, what: str, progress: Progress) -> Iterator[None]:
-    """A lock that the kernel takes back from a killed process."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress(f"{what}: waiting for the process that is making it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "sweep.metrics": PLAIN,
     "sweep.wire": {"sweep.records"},
     "backends.base": {"sweep.records"},
-    "backends.server": {"backends.base", "backends.supervisor", "sweep.records"},
+    "backends.server": {"backends.base", "backends.gpus", "backends.supervisor", "backends.task", "sweep.records"},
 }
 ANALYSIS = {"sweep.config", "sweep.records", "sweep.metrics", "sweep.store"}
 
