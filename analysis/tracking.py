@@ -1,27 +1,27 @@
 """Weights & Biases: a run per trial in a group per sweep, from a process of its own that no trial waits for.
 
 A tracking fault never fails a sweep: whatever goes wrong there, a hang or a crash of wandb included, is one warning.
-Offline unless WANDB_API_KEY or a netrc login is there, or WANDB_MODE says otherwise; a server that cannot be reached
-turns the rest of the sweep offline. The key goes from the environment to wandb and nowhere else.
-
-The process runs this file as a script, so what it needs of ours is imported for type checking only.
+What wandb is told of a trial is described here; the process (`tracking_process.py`) passes it on.
 """
 
 import contextlib
 import json
 import logging
-import netrc
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+
+from analysis import tracking_process
+from analysis.load import LATENCY
+from sweep.records import LOAD_COLUMNS
+from sweep.store import TRIAL_SCHEMA
 
 if TYPE_CHECKING:
     from sweep.config import Tracking
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVER = "https://api.wandb.ai"
 INIT_TIMEOUT = 20.0  # s to reach the server
 CLOSE_TIMEOUT = 120.0  # s for uploading what is left
+LONGEST_NAME = 128  # characters that W&B takes
 CONFIG = (
     *("trial_id", "deployment_id", "attempt", "experiment", "backend", "engine_version", "model", "workload", "load"),
-    *("batch_size", "concurrency", "rate", "replicate", "seed", "accelerator", "gpu_count", "dtype", "batch_form"),
+    *(*LOAD_COLUMNS, "replicate", "seed", "accelerator", "gpu_count", "dtype", "batch_form"),
     *("price_per_hour", "config", "commit", "versions", "hardware", "driver", "started_at", "ended_at"),
 )
-"""The columns of a trials row that say what was run; the others are what came of it."""
+"""The columns of a trials row that, with the axes, say what was run; the others are what came of it."""
 
 
 class Tracker:
@@ -66,7 +66,7 @@ class Tracker:
         try:
             if self._process is None:
                 self._start()
-            self._messages.put(json.dumps({"row": dict(row), "telemetry": list(telemetry)}, default=str))
+            self._messages.put(json.dumps({"run": described(row), "telemetry": list(telemetry)}, default=str))
         except (OSError, TypeError, ValueError) as error:
             self._warn(f"{type(error).__name__}: {error}")
 
@@ -89,7 +89,7 @@ class Tracker:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "tracking.log").open("a", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__],  # -P: this folder's modules must not shadow anyone's
+                [sys.executable, "-P", tracking_process.__file__],  # -P: this folder's modules must not shadow anyone's
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -125,86 +125,37 @@ class Tracker:
             log.warning("tracking: %s; the sweep goes on (see %s)", fault, self._folder / "tracking.log")
 
 
-# In the process ------------------------------------------------------------------------------------------------------
+# What wandb is told of a trial ----------------------------------------------------------------------------------------
 
 
-def main(messages: Iterable[str], say: IO[str]) -> None:
-    """Track the trials of `messages`, the first of which is the settings; say each fault in one line."""
-    lines = iter(messages)
-    settings = json.loads(next(lines))
-    modes = deque(["online", "offline"] if has_login() else ["offline"])
-    if os.environ.get("WANDB_MODE"):
-        modes.appendleft(os.environ["WANDB_MODE"])
-    for line in lines:
-        while not tracked(settings, modes[0], json.loads(line), say) and len(modes) > 1:
-            modes.popleft()  # offline nothing is lost: `wandb sync` can send it later
-
-
-def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], say: IO[str]) -> bool:
-    """Whether the trial is tracked; if not, the fault was said."""
-    try:
-        track(settings, mode, message["row"], message["telemetry"])
-    except Exception as error:  # noqa: BLE001  the one place where a fault of tracking ends, whatever it is
-        print(" ".join(f"{type(error).__name__}: {error}".split())[:300], file=say, flush=True)
-        return False
-    return True
-
-
-def has_login() -> bool:
-    """Whether wandb has a key for its server: in the environment, or in netrc. The key itself is left to wandb."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).hostname or ""
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            return netrc.netrc(path.expanduser()).authenticators(host) is not None
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
-
-
-def track(settings: Mapping[str, Any], mode: Any, row: dict[str, Any], telemetry: list[list[Any]]) -> None:
-    """One trial as one run: config, telemetry as history over the trial's time, the row's figures as summary."""
-    import wandb  # slow to import, and only this process needs it
-
-    folder = Path(settings["folder"])
-    run = wandb.init(
-        project=settings["project"],
-        entity=settings["entity"],
-        group=settings["group"],
-        name=run_name(row),
-        job_type=row.get("backend"),
-        tags=[str(row[key]) for key in ("backend", "workload", "outcome") if row.get(key)],
-        config={key: plain(row[key]) for key in CONFIG if row.get(key) is not None},
-        dir=folder.parent if folder.name == "wandb" else folder,  # wandb adds a folder of that name
-        mode=mode,
-        settings=wandb.Settings(
-            init_timeout=settings["init_timeout"],
-            silent=True,
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            x_disable_stats=True,  # of this machine: the trial's own telemetry is what counts
-            x_disable_meta=True,
-            x_save_requirements=False,  # the engine's versions are in the config
-        ),
-    )
-    try:
-        run.define_metric("time", hidden=True)
-        run.define_metric("*", step_metric="time")
-        for point in history(telemetry):
-            run.log(point)
-        run.summary.update({key: value for key, value in row.items() if key not in CONFIG and value is not None})
-    finally:
-        run.finish(exit_code=0 if row.get("outcome") == "ok" else 1)
+def described(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A trials row as a W&B run: what was run as its config, what came of it as its summary."""
+    known = {key: value for key, value in row.items() if value is not None}
+    if row.get("client_stamp_source") == "engine":  # its latencies leave out the way to the client
+        known = {key: value for key, value in known.items() if not LATENCY.match(key)}
+    config = {key: plain(value) for key, value in known.items() if key in CONFIG}
+    axes = {re.sub(r"\W", "_", key): value for key, value in known.items() if key not in TRIAL_SCHEMA}
+    return {
+        "trial_id": row["trial_id"],
+        "name": run_name(row),
+        "job_type": row.get("backend"),
+        "tags": [str(known[key]) for key in ("backend", "workload", "outcome") if key in known],
+        "config": {**axes, **config},  # W&B groups and filters by names of letters, digits and underscores alone
+        "summary": {key: value for key, value in known.items() if key in TRIAL_SCHEMA and key not in CONFIG},
+        "ok": row.get("outcome") == "ok",
+    }
 
 
 def run_name(row: Mapping[str, Any]) -> str:
-    """A trial in a few words, e.g. `vllm qa batch 8 r0`."""
-    size = next((row[key] for key in ("batch_size", "concurrency", "rate") if row.get(key) is not None), "")
-    words = (row.get("backend"), row.get("workload"), row.get("load"), size, f"r{row.get('replicate')}")
-    return " ".join(str(word) for word in words if word not in (None, ""))
+    """A trial in a few words and its values on the experiment's axes, e.g. `vllm tiny qa batch 8 dtype=fp16 r0`."""
+    size = next((row[key] for key in LOAD_COLUMNS if row.get(key) is not None), None)
+    words = [*(row.get(key) for key in ("backend", "model", "workload", "load")), size, row.get("ladder")]
+    told = {"ladder", "ladder_parent", *(f"load.{key}" for key in LOAD_COLUMNS)}
+    axes = [key for key in row if key not in TRIAL_SCHEMA and key not in told and row[key] is not None]
+    words += [f"{key.rpartition('.')[2]}={row[key]}" for key in axes]
+    name = " ".join(str(word) for word in [*words, f"r{row.get('replicate')}"] if word is not None)
+    cut = LONGEST_NAME - len(f"... {row['trial_id']}")
+    return name if len(name) <= LONGEST_NAME else f"{name[:cut]}... {row['trial_id']}"
 
 
 def plain(value: Any) -> Any:
@@ -213,18 +164,3 @@ def plain(value: Any) -> Any:
         with contextlib.suppress(ValueError):
             return json.loads(value)
     return value
-
-
-def history(telemetry: Iterable[Sequence[Any]]) -> list[dict[str, float]]:
-    """Samples (time, series, value, device) as one mapping per reading; a device's series is `series/device`."""
-    points: dict[float, dict[str, float]] = {}
-    for time, series, value, device in telemetry:
-        name = f"{series}/{device}" if device else series
-        points.setdefault(round(time, 2), {})[name] = value
-    return [{"time": time, **points[time]} for time in sorted(points)]
-
-
-if __name__ == "__main__":
-    own_stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever wandb prints goes to the log
-    main(sys.stdin, own_stdout)

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from analysis import tracking
-from analysis.tracking import Tracker
+from analysis import tracking_process
+from analysis.tracking import Tracker, described, run_name
 from sweep.config import Tracking
 from sweep.records import Sample
 
 ROW = {
     "trial_id": "abc",
     "backend": "vllm",
+    "model": "m",
     "workload": "qa",
     "load": "batch",
     "batch_size": 8,
@@ -70,7 +71,7 @@ def test_offline_runs_can_be_read_back(tmp_path: Path, caplog: pytest.LogCapture
     assert (run["run_group"], run["project"], run["display_name"]) == (
         "throughput_bound",
         "sweep",
-        "vllm qa batch 8 r0",
+        "vllm m qa batch 8 r0",
     )
     assert run["config"]["update"]["config"] == {"load": {"batch_size": 8}}
     summary = {key: value for part in of_type(runs["abc"], "summary") for key, value in part["update"].items()}
@@ -132,11 +133,47 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pyt
 
 
 def test_a_login_is_looked_for_where_wandb_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not tracking.has_login()
+    assert not tracking_process.has_login()
     file = tmp_path / "netrc"
     file.write_text("machine api.wandb.ai login user password secret\n")
     file.chmod(0o600)
     monkeypatch.setenv("NETRC", str(file))
-    assert tracking.has_login()
+    assert tracking_process.has_login()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not tracking.has_login()
+    assert not tracking_process.has_login()
+
+
+def test_axes_are_config_to_group_by_and_tell_names_apart() -> None:
+    axes = {"load.batch_size": 8, "ladder": "b", "ladder_parent": "a", "backend.flags.max-num-seqs": 64}
+    run = described({**ROW, **axes, "backend.dtype": None})
+    assert run["name"] == "vllm m qa batch 8 b max-num-seqs=64 r0"
+    assert run["config"]["ladder"] == "b"
+    assert run["config"]["backend_flags_max_num_seqs"] == 64
+    assert run["config"]["load_batch_size"] == 8
+    assert run["config"].keys() & run["summary"].keys() == set()
+    assert set(run["summary"]) == {"outcome", "output_throughput", "ttft_p50"}
+
+
+def test_a_long_name_is_cut_and_still_one_of_its_own() -> None:
+    names = {run_name({**ROW, "trial_id": trial_id, "backend.x": "y" * 200}) for trial_id in ("abc", "def")}
+    assert {len(name) for name in names} == {128}
+    assert len(names) == 2
+
+
+def test_latencies_by_the_engines_own_stamps_are_not_tracked() -> None:
+    summary = described({**ROW, "client_stamp_source": "engine", "goodput": 1.0})["summary"]
+    assert set(summary) == {"outcome", "output_throughput", "client_stamp_source"}
+
+
+def test_a_trial_tried_again_has_the_same_id_and_that_of_another_folder_has_not(tmp_path: Path) -> None:
+    for folder, outcomes in (("one", ["hung", "ok"]), ("other", ["ok"])):
+        for outcome in outcomes:  # each by a process of its own, as when the sweep was stopped between them
+            tracker = Tracker(wandb(), "x", tmp_path / folder / "wandb")
+            tracker.log_trial({**ROW, "outcome": outcome}, [])
+            tracker.close()
+    ids = [
+        [of_type(records(file), "run")[0]["run_id"] for file in (tmp_path / folder / "wandb").glob("offline-*/*.wandb")]
+        for folder in ("one", "other")
+    ]
+    assert (len(ids[0]), len(set(ids[0])), len(ids[1])) == (2, 1, 1)
+    assert ids[1][0] not in ids[0]

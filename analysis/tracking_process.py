@@ -1,0 +1,121 @@
+"""The tracking process: gives wandb what the sweep describes. Runs as a script, so it needs nothing of ours.
+
+Offline unless WANDB_API_KEY or a netrc login is there, or WANDB_MODE says otherwise; a server that cannot be reached
+turns the rest of the sweep offline. The key goes from the environment to wandb and nowhere else.
+"""
+
+import json
+import netrc
+import os
+import secrets
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+SERVER = "https://api.wandb.ai"
+
+
+def main(messages: Iterable[str], say: IO[str]) -> None:
+    """Track the trials of `messages`, the first of which is the settings; say each fault in one line."""
+    lines = iter(messages)
+    settings = json.loads(next(lines))
+    modes = deque(["online", "offline"] if has_login() else ["offline"])
+    if os.environ.get("WANDB_MODE"):
+        modes.appendleft(os.environ["WANDB_MODE"])
+    for line in lines:
+        while not tracked(settings, modes[0], json.loads(line), say) and len(modes) > 1:
+            modes.popleft()  # offline nothing is lost: `wandb sync` can send it later
+
+
+def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], say: IO[str]) -> bool:
+    """Whether the trial is tracked; if not, the fault was said."""
+    try:
+        track(settings, mode, message["run"], message["telemetry"])
+    except Exception as error:  # noqa: BLE001  the one place where a fault of tracking ends, whatever it is
+        print(" ".join(f"{type(error).__name__}: {error}".split())[:300], file=say, flush=True)
+        return False
+    return True
+
+
+def has_login() -> bool:
+    """Whether wandb has a key for its server: in the environment, or in netrc. The key itself is left to wandb."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).hostname or ""
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            return netrc.netrc(path.expanduser()).authenticators(host) is not None
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: list[list[Any]]) -> None:
+    """One trial as one run: config, telemetry as history over the trial's time, the row's figures as summary.
+
+    A trial that is tried again in the same folder has the same id, and without `resume` replaces what was there, on
+    the server and when offline runs are synced in their order.
+    """
+    import wandb  # slow to import, and only this process needs it
+
+    folder = Path(settings["folder"])
+    run = wandb.init(
+        project=settings["project"],
+        entity=settings["entity"],
+        group=settings["group"],
+        id=f"{token(folder)}-{described['trial_id']}",
+        name=described["name"],
+        job_type=described["job_type"],
+        tags=described["tags"],
+        config=described["config"],
+        dir=folder.parent if folder.name == "wandb" else folder,  # wandb adds a folder of that name
+        mode=mode,
+        settings=wandb.Settings(
+            init_timeout=settings["init_timeout"],
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,  # of this machine: the trial's own telemetry is what counts
+            x_disable_meta=True,
+            x_save_requirements=False,  # the engine's versions are in the config
+        ),
+    )
+    try:
+        run.define_metric("time", hidden=True)
+        run.define_metric("*", step_metric="time")
+        for point in history(telemetry):
+            run.log(point)
+        run.summary.update(described["summary"])
+    finally:
+        run.finish(exit_code=0 if described["ok"] else 1)
+
+
+def token(folder: Path) -> str:
+    """What the ids of this folder's runs begin with: equal trials of other folders must not replace them.
+
+    Kept in the folder; without it runs are new ones, as they must be once the old ones were deleted on the server.
+    """
+    file = folder / "run-ids"
+    if not file.exists():
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
+
+
+def history(telemetry: Iterable[Sequence[Any]]) -> list[dict[str, float]]:
+    """Samples (time, series, value, device) as one mapping per reading; a device's series is `series/device`."""
+    points: dict[float, dict[str, float]] = {}
+    for time, series, value, device in telemetry:
+        name = f"{series}/{device}" if device else series
+        points.setdefault(round(time, 2), {})[name] = value
+    return [{"time": time, **points[time]} for time in sorted(points)]
+
+
+if __name__ == "__main__":
+    own_stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever wandb prints goes to the log
+    main(sys.stdin, own_stdout)
