@@ -5,7 +5,9 @@ Data are in seconds, bytes and shares; only labels are in ms, GiB and %.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import pandas as pd
 
 _WORDS = {
     "ttft": "TTFT",
@@ -64,6 +66,11 @@ def number(value: float) -> str:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{digits}f}"
+
+
+def setting(value: Any) -> str:
+    """A number that was asked for, as it was: 8, 0.5; an em dash where it was not."""
+    return "—" if pd.isna(value) else f"{value:g}"
 
 
 def quantity(column: str) -> Quantity | None:

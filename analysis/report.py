@@ -18,7 +18,7 @@ from analysis.layout import Layout, arrange, listed
 from analysis.load import Run, open_run
 from analysis.page import card, definitions, figures, page, section, table
 from analysis.plots import Drawn, draw_all
-from analysis.quantities import Quantity, number, quantity
+from analysis.quantities import Quantity, number, quantity, setting
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import HEADLINE, STEADY, best, caveats, estimate, planned_trials, summarise, write_summary
 from analysis.table import Losses, losses, shown_columns, times, with_interval
@@ -228,7 +228,7 @@ def _steady(run: Run, layout: Layout) -> Iterator[str]:
 
 def _abscissa(layout: Layout, point: "pd.Series[Any]") -> list[str]:
     """The cell of the column that is the abscissa, where there is one."""
-    return [f"{point[layout.x]:g}"] if layout.x else []
+    return [setting(point[layout.x])] if layout.x else []
 
 
 def _reading_figures(run: Run, layout: Layout) -> str:

@@ -16,13 +16,14 @@ from analysis.fitting import Fit, fits
 from analysis.formats import number_formats
 from analysis.layout import Layout, arrange, listed
 from analysis.load import Run, open_run
-from analysis.quantities import Quantity, number, quantity
+from analysis.quantities import Quantity, number, quantity, setting
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, caveats, estimate, planned_trials, summarise
 
 COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
 BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
 RATIO = "output_throughput_vs_baseline"
+MAYBE = "≈"  # before a ratio whose interval includes 1
 GAP = 2  # characters between columns
 FEW_POINTS = 20  # up to which all metrics are shown, one table under the other
 LARGEST_TABLE = 40  # points: the rest is in summary.csv
@@ -104,8 +105,9 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     columns = shown_columns(points)
     needed = sum(column in BATCH_COLUMNS for column in columns) if _is_lockstep(points) else 1
     metrics = [_metric(points, column) for column in columns]
-    if RATIO in points:
-        metrics.insert(needed, Column("vs\nbaseline", [times(value) for value in points[RATIO]]))
+    versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
+    if versus:
+        metrics.insert(needed, Column("vs\nbaseline", versus))
     words, numbers, title = _identity(layout, points)
     yield Text(title, style="bold")
     if _width(words + numbers + metrics) > width:  # names are broken between words, never within one
@@ -116,6 +118,8 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
             count += 1
         yield _table(words, numbers + metrics[:count], list(points["panel"]))
         metrics, needed = metrics[count:], needed - count
+    if any(cell.startswith(MAYBE) for cell in versus):
+        yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
     if metrics:
         names = ", ".join(column.heading.replace("\n", " ") for column in metrics)
         yield Text(f"in report.html, or a wider terminal: {names}", style="dim")
@@ -138,7 +142,7 @@ def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[
         common.append(points["panel"].iloc[0])
     if layout.x:
         heading = layout.x_label.lower().replace(" ", "\n", 1)
-        numbers.append(Column(heading, [f"{value:g}" for value in points[layout.x]]))
+        numbers.append(Column(heading, [setting(value) for value in points[layout.x]]))
     if points["n"].nunique() > 1:
         numbers.append(Column("n", [str(n) for n in points["n"]]))
     else:
@@ -185,6 +189,12 @@ def with_interval(of: Estimate, shown: str) -> str:
 def times(ratio: float) -> str:
     """How many times the baseline; an em dash if it was not compared."""
     return "—" if math.isnan(ratio) else f"{number(ratio)}×"
+
+
+def _versus(point: "pd.Series[Any]") -> str:
+    """The ratio to the baseline, marked if it may be none."""
+    open_to_doubt = point[f"{RATIO}_ci_low"] <= 1 <= point[f"{RATIO}_ci_high"]
+    return (MAYBE if open_to_doubt else "") + times(point[RATIO])
 
 
 def _best(layout: Layout) -> Table:

@@ -892,3 +892,24 @@ def test_a_baseline_may_name_a_key_of_the_load(tmp_path: Path) -> None:
     ratios = points["output_throughput_vs_baseline"].dropna().to_dict()
     assert ratios == {("a", 8): pytest.approx(8.0), ("b", 8): pytest.approx(8.0)}
     assert "Nothing could be compared" not in " ".join(doubts(run, arrange(run, summarise(run))))
+
+
+def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
+    speeds = {"plain": (10.0, 11.0), "alike": (10.2, 11.2), "fast": (30.0, 30.1)}
+    rows = [trial(name, 8, index, speed) for name, both in speeds.items() for index, speed in enumerate(both)]
+    run_of(tmp_path, rows, baseline={"backend": "plain"})
+    text = shown(tmp_path, 120)
+    assert " ≈1.02×" in text
+    assert " 2.87×" in text
+    assert "≈ the interval includes 1: may be no difference from the baseline" in text
+    run_of(tmp_path, [row for row in rows if row["backend"] != "alike"], baseline={"backend": "plain"})
+    assert "≈" not in shown(tmp_path, 120)
+
+
+def test_a_load_that_a_point_does_not_have_is_a_dash(tmp_path: Path) -> None:
+    open_loop = {**trial("a", 8, 1, 10.0), "load": "open", "batch_size": None, "load.batch_size": None}
+    run = run_of(tmp_path, [trial("a", 8, 0, 10.0), trial("a", 16, 0, 10.0), open_loop])
+    text, document = shown(tmp_path, 120), report_of(run)
+    assert re.search(r"open\s+—\s+10.0", text), text
+    assert "<NA>" not in text
+    assert "<NA>" not in document
