@@ -21,7 +21,7 @@ from sweep.deployment import Event, Files, Finished, Halted, Lost, Placed, State
 from sweep.estimate import History, kind_of, times
 from sweep.ledger import Ledger, Row
 from sweep.nodes import NodeRecord
-from sweep.packing import Need, Node, Packer, infeasible
+from sweep.packing import Need, Node, Packer, Unbegun, could_hold, infeasible
 from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import Display, count
 from sweep.records import Outcome, Sample
@@ -31,6 +31,7 @@ from sweep.store import RunPaths
 from sweep.trial import TrialRun, base_row, present_row
 
 MAX_LOSSES = 20  # of infrastructure (node, worker), per deployment
+TAKE_BACK = 240.0  # s until a node set aside is used again for what no other can hold; longer than any back-off
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
@@ -50,7 +51,7 @@ class Executor(Protocol):
     def spare(self, node_ids: set[str]) -> bool: ...
     def want(self, needs: Sequence[Need]) -> None: ...
     def submit(self, work: Work, node_id: str) -> None: ...
-    def events(self) -> Iterator[tuple[Work, Event | Lost | None]]: ...
+    def events(self) -> Iterator[tuple[Work, Event | Lost | Unbegun | None]]: ...
     def observe(self, row: Row) -> None: ...
     def stop_soon(self) -> None: ...
     def stop_now(self) -> None: ...
@@ -85,8 +86,9 @@ class Driver:
         self.packer = Packer(need for need in expected.needs if not self.waiting[need.key].unavailable)
         self.stranded: dict[str, float] = {}  # deployment -> since when no node could hold it, monotonic
         self.running: dict[str, Work] = {}
-        self.places: dict[str, Placed] = {}  # deployment -> where it is or was last
-        self.addresses: dict[str, str] = {}  # of the nodes that held one
+        self.places: dict[str, Placed] = {}  # deployment -> where its present attempt is, or the last one was
+        self.known: dict[str, Node] = {}  # every node that was ever usable, by id
+        self.unbegun: dict[str, float] = {}  # deployment -> since when nodes have not begun it, monotonic
         self.losses: dict[str, int] = {}  # of infrastructure, by deployment
         self.errors: dict[str, int] = {}  # of our own code
         self.rewritten = False  # trials.parquet, in this run
@@ -159,14 +161,26 @@ class Driver:
 
     def _start_what_fits(self) -> None:
         nodes = self.executor.usable
+        self.known |= {node.node_id: node for node in nodes}
         for deployment_id, node_id in self.packer.start(nodes):
             self._submit(self.waiting.pop(deployment_id), node_id)
-        self.executor.want(self.packer.ahead())
-        stranded = {need.key: need for need in self.packer.stranded(nodes)} if nodes else {}
+        self.executor.want(self.packer.ahead(nodes))
+        self._see_to_stranded(nodes)
+
+    def _see_to_stranded(self, nodes: Sequence[Node]) -> None:
+        """What no node can hold waits for one, at most so long; for want of others, one that was set aside will do."""
+        stranded = {need.key: need for need in self.packer.stranded(nodes)} if nodes or self.set_aside else {}
         now = time.monotonic()
         self.stranded = {key: self.stranded.get(key, now) for key in stranded}
         limit = self.plan.settings.cluster.wait_for_nodes
-        for key in [key for key, since in self.stranded.items() if now - since > limit]:
+        patience = min(limit, TAKE_BACK) if self.executor.spare(self.set_aside) else 0.0
+        needs = [stranded[key] for key, since in self.stranded.items() if now - since >= patience]
+        if back := {key for key in self.set_aside if any(could_hold(self.known[key], need) for need in needs)}:
+            self._use_again(back, "no other node that is left can hold what waits")
+            for node_id in back:
+                self.nodes.success(node_id)  # forgets what failed there
+            return
+        for key in [key for key, since in self.stranded.items() if nodes and now - since > limit]:
             self.packer.drop([stranded[key]])
             reason = f"waited {limit / 60:.0f} min: {infeasible(stranded[key], nodes)}"
             self._end_unavailable(replace(self.waiting.pop(key), unavailable=reason))
@@ -189,7 +203,13 @@ class Driver:
             self._end_unavailable(self.waiting.pop(deployment.deployment_id))
 
     def _end_unavailable(self, deployment: Deployment) -> None:
-        self._end(deployment, "0", Outcome.UNAVAILABLE, deployment.unavailable)
+        """A trial that was tried before and failed keeps that row: it says more, and has a log."""
+        failed = {t.trial_id for t in deployment.trials if (outcome := self._outcome(t)) and outcome.failed}
+        self.finished |= failed
+        self.with_row |= failed
+        self.display.done += len(failed)
+        others = [trial for trial in deployment.trials if trial.trial_id not in failed]
+        self._end(replace(deployment, trials=others), "0", Outcome.UNAVAILABLE, deployment.unavailable)
 
     def _end(self, deployment: Deployment, attempt: str, outcome: Outcome, reason: str | None) -> None:
         """Give the trials of a deployment that will not run their rows, with the reason."""
@@ -213,6 +233,7 @@ class Driver:
             )
             self.packer.ended(deployment.deployment_id)
             return
+        self.places.pop(deployment.deployment_id, None)
         attempt = self.ledger.begin_attempt(deployment.deployment_id)
         work = Work(
             deployment,
@@ -239,11 +260,11 @@ class Driver:
             for trial in deployment.trials
         }
 
-    def _take(self, work: Work, event: Event | Lost | None) -> None:
+    def _take(self, work: Work, event: Event | Lost | Unbegun | None) -> None:
         deployment = work.deployment
         if isinstance(event, Placed):
             self.places[deployment.deployment_id] = event
-            self.addresses[event.node_id] = event.address
+            self.unbegun.pop(deployment.deployment_id, None)
             self.ledger.place_attempt(deployment.deployment_id, work.attempt, event.address)
         elif isinstance(event, State):
             self.display.state(deployment.deployment_id, deployment.describe(), event.text)
@@ -251,14 +272,16 @@ class Driver:
             transfer.receive(self.paths, work, event)
         elif isinstance(event, Finished):
             self._commit(work, event)
-        elif event is None or isinstance(event, Lost):
+        elif event is None or isinstance(event, Lost | Unbegun):
             del self.running[deployment.deployment_id]
             self.packer.ended(deployment.deployment_id)
             self.display.ended(deployment.deployment_id)
             end = "done" if event is None else event.reason
             self.ledger.end_attempt(deployment.deployment_id, work.attempt, end)
-            if event is not None and not self._haste:
+            if isinstance(event, Lost) and not self._haste:
                 self._lost(work, event)
+            elif isinstance(event, Unbegun) and not self._haste:
+                self._not_begun(work, event)
             self._judge_nodes()
 
     def _commit(self, work: Work, event: Finished) -> None:
@@ -292,33 +315,55 @@ class Driver:
     def _judge_nodes(self) -> None:
         """Set bad nodes aside, and take those back that turn out not to be; what failed there is tried elsewhere."""
         bad = self.nodes.bad()
-        if bad == self.set_aside:
-            return
-        for node_id in self.set_aside - bad:
-            address = self.addresses[node_id]
-            self.display.say(f"node {address} is used again: what failed there fails elsewhere too")
+        self._use_again(self.set_aside - bad, "what failed there fails elsewhere too")
         for node_id in bad - self.set_aside:
-            if self.executor.spare(bad):
-                self._set_aside(node_id, self.addresses[node_id])
-        self.set_aside &= bad
+            if self._dispensable(node_id):
+                words = f"{len(self.nodes.blamed(node_id))} different deployments failed there"
+                self.display.say(f"node {self.known[node_id].address} is set aside: {words}")
+                self.set_aside.add(node_id)
+        self.executor.avoid(self.set_aside)
+        for node_id in self.set_aside:
+            self._move_away(node_id)
+
+    def _use_again(self, node_ids: set[str], reason: str) -> None:
+        for node_id in node_ids:
+            self.display.say(f"node {self.known[node_id].address} is used again: {reason}")
+        self.set_aside -= node_ids
         self.executor.avoid(self.set_aside)
 
-    def _set_aside(self, node_id: str, address: str) -> None:
-        blamed = self.nodes.blamed(node_id)
-        self.display.say(f"node {address} is set aside: {len(blamed)} different deployments failed there")
-        self.set_aside.add(node_id)
-        for deployment in self.plan.deployments:
-            if deployment.deployment_id in set(blamed) - self.moved - self.running.keys():
-                self.moved.add(deployment.deployment_id)
-                failed = [t for t in deployment.trials if self._outcome(t.trial_id) in NODE_FAULTS]
-                self.finished -= {trial.trial_id for trial in failed}
-                self.display.done -= len(failed)
-                left = [t for t in deployment.trials if not self.ledger.done(t.trial_id, retry=True)]
+    def _dispensable(self, node_id: str) -> bool:
+        """Whether there is another node for whatever waits, and for what failed on this one."""
+        node = self.known[node_id]
+        left = [other for other in self.executor.usable if other.node_id not in {node_id, *self.set_aside}]
+        needs = [*self.packer.heads(), *(self.needs[key] for key in self.nodes.blamed(node_id))]
+        return not any(could_hold(node, need) and infeasible(need, left) for need in needs)
+
+    def _move_away(self, node_id: str) -> None:
+        """What failed on a node that is set aside has another try, once, as soon as it does not run there any more."""
+        due = set(self.nodes.blamed(node_id)) - self.moved - self.running.keys()
+        self.moved |= due
+        for deployment in [one for one in self.plan.deployments if one.deployment_id in due] if due else []:
+            ours = [trial for trial in deployment.trials if trial.trial_id in self.wanted]
+            failed = {t.trial_id for t in ours if t.trial_id in self.finished and self._outcome(t) in NODE_FAULTS}
+            self.finished -= failed
+            self.display.done -= len(failed)
+            if left := [trial for trial in ours if trial.trial_id not in self.finished]:
                 self._again(replace(deployment, trials=left))
 
-    def _outcome(self, trial_id: str) -> str | None:
-        row = self.ledger.rows.get(trial_id)
-        return row["outcome"] if row else None
+    def _outcome(self, trial: Trial) -> Outcome | None:
+        """Of its latest try."""
+        row = self.ledger.rows.get(trial.trial_id)
+        return Outcome(row["outcome"]) if row else None
+
+    def _not_begun(self, work: Work, event: Unbegun) -> None:
+        """Other jobs keep a node busy: no loss. It is tried elsewhere, for as long as one waits for nodes."""
+        deployment, limit = work.deployment, self.plan.settings.cluster.wait_for_nodes
+        self.display.say(f"{deployment.describe()}: {event.reason}")
+        now = time.monotonic()
+        if now - self.unbegun.setdefault(deployment.deployment_id, now) <= limit:
+            self._again(deployment)
+        else:
+            self._end_unavailable(replace(deployment, unavailable=f"waited {limit / 60:.0f} min: {event.reason}"))
 
     def _lost(self, work: Work, loss: Lost) -> None:
         """The task is gone: its trials without a row of this run go back in front, within the limits."""
@@ -330,11 +375,11 @@ class Driver:
             self.display.say(f"{deployment.describe()}: {loss.reason}; traceback: {traceback}")
         else:
             self.display.say(f"lost {deployment.describe()}: {loss.reason}")
-        if place := self.places.get(deployment.deployment_id):
-            self.nodes.failure(deployment.deployment_id, place.node_id)
         tally = self.errors if ours else self.losses
         tally[deployment.deployment_id] = tally.get(deployment.deployment_id, 0) + 1
         left = [trial for trial in deployment.trials if trial.trial_id not in self.finished]
+        if deployment.deployment_id in self.places:
+            left = left[1:] + left[:1]  # the trial that ran may be what ends the worker each time: others come first
         if left and tally[deployment.deployment_id] < (self.plan.settings.attempts if ours else MAX_LOSSES):
             self._again(replace(deployment, trials=left))
         elif left:

@@ -41,6 +41,12 @@ class Start(NamedTuple):
     node_id: str
 
 
+class Unbegun(NamedTuple):
+    """A node that lives has not begun what it was given to start: other jobs of the same cluster keep it busy."""
+
+    reason: str  # one line
+
+
 def could_hold(node: Node, need: Need) -> bool:
     """Whether the node would do if nothing ran on it."""
     return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
@@ -120,10 +126,19 @@ class Packer:
         """Those waiting that none of these nodes could hold even if it were idle."""
         return [need for heap in self.waiting.values() if heap and infeasible(heap[0][1], nodes) for _, need in heap]
 
-    def ahead(self) -> list[Need]:
-        """The next that wait, in order: as many as it is worth having a cluster grow for."""
+    def heads(self) -> list[Need]:
+        """The next of each kind that waits."""
+        return [heap[0][1] for heap in self.waiting.values() if heap]
+
+    def ahead(self, nodes: Sequence[Node]) -> list[Need]:
+        """The next that wait, as many as it is worth having a cluster grow for.
+
+        First one of each kind that none of these nodes could hold: for those there is no other hope.
+        """
+        stranded = sorted(heap[0] for heap in self.waiting.values() if heap and infeasible(heap[0][1], nodes))
         heaps = [heapq.nsmallest(AHEAD, heap) for heap in self.waiting.values()]
-        return [need for _, need in heapq.nsmallest(AHEAD, (entry for heap in heaps for entry in heap))]
+        others = heapq.nsmallest(AHEAD, (entry for heap in heaps for entry in heap if entry not in stranded))
+        return [need for _, need in [*stranded, *others][:AHEAD]]
 
     def drop(self, needs: Iterable[Need]) -> None:
         """They wait no longer."""

@@ -12,8 +12,10 @@ up: the driver tries the deployment elsewhere, the task ends itself, and with it
 import functools
 import os
 import socket
+import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,22 +25,26 @@ import ray
 import yaml
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental import internal_kv
-from ray.util.metrics import Counter, Gauge
+from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweep.config import ROOT, Cluster, ConfigError
 from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Placed, Work, clear_engines, stream_deployment
-from sweep.packing import Need, Node
+from sweep.packing import Need, Node, Unbegun
 from sweep.transfer import carried
 
 RESULT_POLL = 0.5  # s
 BEAT = 5.0  # s
 SILENCE = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
 UNPLACED = 120.0  # s in which a node must have begun what it was given
+REACH = 3.0  # s for a node to take a connection
+ROOM = 16 << 20  # bytes for which there must be room where the results are
 SHUNNED = 180.0  # s that nothing is started on a node that fell silent
 BACK_OFF = 2 * BEAT  # s that nothing is started on a node after a loss
 CLEAR_TIMEOUT = 30.0  # s for a node to clear what is left of engines
 LAUNCHED = Path.home() / "ray_bootstrap_config.yaml"
+NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which every node is sent
+NOT_CODE += ["deployments", "trials.parquet", "ledger.jsonl", "plan.jsonl"]  # what is large in any folder of results
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
 
@@ -78,7 +84,7 @@ def connect(cluster: Cluster) -> None:
                 logging_level="ERROR",
             )
         else:
-            runtime = {"working_dir": str(ROOT), "excludes": ["results", ".git", ".venv", "wandb"]}
+            runtime = {"working_dir": str(ROOT), "excludes": NOT_CODE}
             inside_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
             ray.init(
                 address=cluster.address or "auto",
@@ -210,11 +216,22 @@ def _task(gpus: int) -> Any:
 
 
 @functools.cache
-def _gauges() -> tuple[Counter, Gauge]:
+def _gauges() -> tuple[metrics.Counter, metrics.Gauge]:
     names = ("experiment", "backend", "model")
-    trials = Counter("sweep_trials", "Trials that have ended", tag_keys=(*names, "outcome"))
+    trials = metrics.Counter("sweep_trials", "Trials that have ended", tag_keys=(*names, "outcome"))
     words = "Output tokens per second of the last trial"
-    return trials, Gauge("sweep_output_throughput", words, tag_keys=(*names, "workload", "load"))
+    return trials, metrics.Gauge("sweep_output_throughput", words, tag_keys=(*names, "workload", "load"))
+
+
+def _has_room(folder: str) -> bool:
+    """Whether ROOM bytes more can be written there; free space alone would not tell of a quota."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 class _Stream(NamedTuple):
@@ -240,8 +257,10 @@ class RayExecutor:
         self.session = ""
         self.nodes: list[Node] = []  # the living
         self.known: dict[str, Node] = {}  # all that there have been, by id
+        self.ports: dict[str, int] = {}  # of their raylets
+        self.full: set[str] = set()  # ids of those whose own disk is full
         self.autoscaling = False
-        self.claims: list[Any] = []  # tasks that make an autoscaler start nodes
+        self.claims: dict[tuple[int, str | None], list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
         self.wanted = 0.0  # when they were last looked after, monotonic
         self.seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
         self.home, self.home_alive = "", True  # the node of the driver itself
@@ -266,7 +285,9 @@ class RayExecutor:
     def _look(self) -> None:
         self.nodes = nodes(self.cluster)
         self.known |= {node.node_id: node for node in self.nodes}
-        self.home_alive = any(node["Alive"] and node["NodeID"] == self.home for node in ray.nodes())
+        listed = ray.nodes()
+        self.ports |= {node["NodeID"]: node["NodeManagerPort"] for node in listed}
+        self.home_alive = any(node["Alive"] and node["NodeID"] == self.home for node in listed)
         self.seen = time.monotonic()
 
     def _beat(self) -> None:
@@ -296,17 +317,22 @@ class RayExecutor:
         if time.monotonic() - self.wanted < BEAT or not self.autoscaling:
             return
         self.wanted = time.monotonic()
-        if self.claims:
-            _, self.claims = ray.wait(self.claims, num_returns=len(self.claims), timeout=0)
-        for claim in self.claims[len(needs) :]:
-            ray.cancel(claim, force=True)
+        wanted = Counter((need.gpus, need.accelerator) for need in needs)
+        for kind in {**wanted, **self.claims}:  # the needs' own order: what comes first is asked for first
+            claims = self.claims.get(kind, [])
+            if claims:
+                _, claims = ray.wait(claims, num_returns=len(claims), timeout=0)
+            for claim in claims[wanted[kind] :]:
+                ray.cancel(claim, force=True)
+            more = [self._claim(*kind) for _ in range(wanted[kind] - len(claims))]
+            self.claims[kind] = claims[: wanted[kind]] + more
+
+    def _claim(self, gpus: int, accelerator: str | None) -> Any:
         known = ",".join(sorted(node.node_id for node in self.nodes))
-        for need in needs[len(self.claims) :]:
-            options: dict[str, Any] = {"num_gpus": need.gpus, "num_cpus": 1, "name": "wanted: a node"}
-            options |= {"accelerator_type": need.accelerator} if need.accelerator else {}
-            options["label_selector"] = {**self.cluster.labels, **({NODE_ID: f"!in({known})"} if known else {})}
-            self.claims.append(_claim_task().options(**options).remote())
-        self.claims = self.claims[: len(needs)]
+        options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 1, "name": "wanted: a node"}
+        options |= {"accelerator_type": accelerator} if accelerator else {}
+        options["label_selector"] = {**self.cluster.labels, **({NODE_ID: f"!in({known})"} if known else {})}
+        return _claim_task().options(**options).remote()
 
     def observe(self, row: Mapping[str, Any]) -> None:
         """Show a trial in Ray's dashboard and at its Prometheus endpoint: sweep_trials, and the last throughput."""
@@ -333,8 +359,8 @@ class RayExecutor:
         self.avoided = set(node_ids)
 
     def spare(self, node_ids: set[str]) -> bool:
-        """Whether there would be a node left without these."""
-        return bool({node.node_id for node in self.nodes} - node_ids - self._shunned())
+        """Whether there would be a node left without these; one that is shunned for a while still counts."""
+        return bool({node.node_id for node in self.nodes} - node_ids - self.full)
 
     def submit(self, work: Work, node_id: str) -> None:
         """Start it on this node, with its share of the cores: what it needs is free there, as far as we know."""
@@ -354,12 +380,12 @@ class RayExecutor:
         self.streams[stream] = _Stream(work, None, time.monotonic(), node)
 
     def _shunned(self) -> set[str]:
-        """Nodes that are avoided, and for a while those where something was lost: Ray may not have noticed its end."""
+        """Nodes that are avoided or full, and for a while those where something was lost: Ray may not know it yet."""
         now = time.monotonic()
-        return self.avoided | {node_id for node_id, until in self.shunned.items() if now < until}
+        return self.avoided | self.full | {node_id for node_id, until in self.shunned.items() if now < until}
 
-    def events(self) -> Iterator[tuple[Work, Event | Lost | None]]:
-        """What has happened since the last call: events, then None when a deployment ended, or Lost.
+    def events(self) -> Iterator[tuple[Work, Event | Lost | Unbegun | None]]:
+        """What has happened since the last call: events, then None when a deployment ended, or Lost, or Unbegun.
 
         Raises:
             Halted: when Ray is gone, or a disk is full.
@@ -372,23 +398,35 @@ class RayExecutor:
         ready, _ = ray.wait(streams, num_returns=1, timeout=RESULT_POLL, fetch_local=False)
         if ready:
             ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
+        listened = time.monotonic()  # what the driver does with an event may take it long: that is no node's silence
         for stream in ready:
             yield from self._next(stream)
         for stream in set(streams) - set(ready):
-            if loss := self._overdue(self.streams[stream]):
+            if loss := self._overdue(self.streams[stream], listened):
                 yield self._end(stream, loss)
 
-    def _overdue(self, state: _Stream) -> Lost | None:
-        """Whether a task must be given up, and why."""
-        node, silence = state.node, time.monotonic() - state.heard
+    def _overdue(self, state: _Stream, listened: float) -> Lost | Unbegun | None:
+        """Whether a task must be given up that had said nothing when the driver last `listened`, and why."""
+        node, silence = state.node, listened - state.heard
         if state.place is None and node.node_id not in {living.node_id for living in self.nodes}:
             return Lost(f"node {node.address} died before it began")
-        if silence < (SILENCE if state.place else UNPLACED):
+        waits = silence >= SILENCE and state.place is None and self._answers(node)
+        if silence < (UNPLACED if waits else SILENCE):
             return None
         self.shunned[node.node_id] = time.monotonic() + SHUNNED
+        if waits:
+            return Unbegun(f"node {node.address} has not begun it within {silence:.0f} s: other jobs keep it busy")
         return Lost(f"not a word from {node.address} for {silence:.0f} s")
 
-    def _next(self, stream: Any) -> Iterator[tuple[Work, Event | Lost | None]]:
+    def _answers(self, node: Node) -> bool:
+        """Whether its raylet can be reached: Ray itself takes more than a minute to see that it cannot."""
+        try:
+            socket.create_connection((node.address, self.ports[node.node_id]), timeout=REACH).close()
+        except OSError:
+            return False
+        return True
+
+    def _next(self, stream: Any) -> Iterator[tuple[Work, Event | Lost | Unbegun | None]]:
         """The event that is there, if it is one for the driver."""
         state = self.streams[stream]
         try:
@@ -397,7 +435,8 @@ class RayExecutor:
             yield self._end(stream, None)
         except RayTaskError as error:
             if isinstance(error.cause, DiskFull):
-                raise Halted(str(error.cause)) from None
+                yield self._end(stream, self._disk_full(state, error.cause))
+                return
             yield self._end(stream, Lost(f"{type(error.cause).__name__}: {error.cause}", str(error)))
         except RayError as error:
             if isinstance(error, NodeDiedError):  # Ray goes on listing it for some ten seconds
@@ -409,7 +448,19 @@ class RayExecutor:
             if not isinstance(event, Beat):
                 yield state.work, event
 
-    def _end(self, stream: Any, end: Lost | None) -> tuple[Work, Lost | None]:
+    def _disk_full(self, state: _Stream, error: DiskFull) -> Lost:
+        """Nothing more is started on a node whose own disk is full.
+
+        Raises:
+            Halted: if it is the results' disk, or no other node is left.
+        """
+        self.full.add(state.node.node_id)
+        words = f"{error} (on node {state.node.address})"
+        if not _has_room(state.work.out) or not self.spare(self.avoided):
+            raise Halted(words)
+        return Lost(f"{words}: nothing more is started there in this run")
+
+    def _end(self, stream: Any, end: Lost | Unbegun | None) -> tuple[Work, Lost | Unbegun | None]:
         """A task is over. What may be left of a lost one is killed, should its node live."""
         state = self.streams.pop(stream)
         if end is not None:
@@ -432,10 +483,11 @@ class RayExecutor:
             raise Halted(f"Ray's head has not answered for {SILENCE:.0f} s; {again}")
         if not self.home_alive:
             raise Halted(f"Ray on this host has died; {again}")
-        if self.nodes:
+        if self.spare(set()):
             self.had_nodes = now
         elif now - self.had_nodes > self.cluster.wait_for_nodes:
-            raise Halted(f"no node in the cluster for {self.cluster.wait_for_nodes / 60:.0f} min; {again}")
+            words = "no node in the cluster" + (" whose disk is not full" if self.nodes else "")
+            raise Halted(f"{words} for {self.cluster.wait_for_nodes / 60:.0f} min; {again}")
 
     def stop_soon(self) -> None:
         """Let the trials that run end, and start no other."""

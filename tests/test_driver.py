@@ -14,10 +14,13 @@ from sweep.config import Settings
 from sweep.deployment import Finished, Halted, Lost, Placed
 from sweep.driver import Driver, exit_status, todo
 from sweep.ledger import Ledger
-from sweep.packing import Node
+from sweep.packing import Node, Unbegun
 from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import Display
 from sweep.store import RunPaths, read_trials
+
+QUIET = Console(quiet=True)
+SHORT_WAIT = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}
 
 
 class Load(SimpleNamespace):
@@ -89,7 +92,7 @@ class Scripted:
         work = self.pending.popleft()
         outcomes = self.script[work.deployment.deployment_id].popleft()
         for one, outcome in zip(work.deployment.trials, outcomes, strict=False):
-            if isinstance(outcome, Lost):
+            if isinstance(outcome, Lost | Unbegun):
                 yield work, outcome
                 return
             row = {"trial_id": one.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
@@ -103,7 +106,7 @@ class Scripted:
 def drive(plan, tmp_path, executor):
     paths = RunPaths(tmp_path)
     ledger = Ledger(paths.ledger)
-    driver = Driver(plan, paths, ledger, executor, Display(9, 0, None, Console(quiet=True)), None)
+    driver = Driver(plan, paths, ledger, executor, Display(9, 0, None, QUIET), None)
     driver.run()
     return paths, ledger
 
@@ -171,7 +174,7 @@ def test_a_deadline_that_leaves_trials_is_no_interruption(tmp_path):
     plan = make_plan(
         deployment("gpu", ["1"], unavailable="no docker"), deployment("a", ["2"]), deployment("b", ["3"]), deadline=soon
     )
-    driver = Driver(plan, paths, ledger, UntilLate({"a": [["ok"]]}), Display(3, 0, None, Console(quiet=True)), None)
+    driver = Driver(plan, paths, ledger, UntilLate({"a": [["ok"]]}), Display(3, 0, None, QUIET), None)
     driver.run()
     assert outcomes(ledger) == {"1": "unavailable", "2": "ok"}
     assert (driver.interrupts, driver.left) == (0, 1)
@@ -199,7 +202,7 @@ def test_a_trial_that_awaits_its_second_try_at_the_deadline_is_not_left(tmp_path
     paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
     executor = Late(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
     plan = make_plan(*(deployment(name, [name]) for name in "abcdef"))
-    driver = Driver(plan, paths, ledger, executor, Display(6, 0, None, Console(quiet=True)), None)
+    driver = Driver(plan, paths, ledger, executor, Display(6, 0, None, QUIET), None)
     driver.run()
     failed = {name for name, outcome in outcomes(ledger).items() if outcome == "launch_failed"}
     assert len(failed) == 2, "neither had its second try"
@@ -223,9 +226,8 @@ def test_no_more_is_in_flight_than_the_cluster_has_room_for(tmp_path):
 def test_what_no_node_can_hold_is_given_up_after_the_wait(tmp_path):
     """It waits in case a node comes; then it is `unavailable`, with the reason, and the rest has run meanwhile."""
     wide = replace(deployment("wide", ["1"]), gpu_count=8)
-    cluster = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}
     executor = Slow({"a": [["ok"]]})
-    _, ledger = drive(make_plan(wide, deployment("a", ["2"]), cluster=cluster), tmp_path, executor)
+    _, ledger = drive(make_plan(wide, deployment("a", ["2"]), cluster=SHORT_WAIT), tmp_path, executor)
     assert outcomes(ledger) == {"1": "unavailable", "2": "ok"}
     assert "no node has more than 0" in ledger.rows["1"]["reason"]
     assert [need.key for need in executor.wanted_once] == ["wide"], "an autoscaler was told"
@@ -247,11 +249,13 @@ class Slow(Scripted):
 class ByNode(Scripted):
     """Every trial's outcome is what `outcome(deployment, node)` says; nodes that are avoided get nothing."""
 
-    def __init__(self, outcome, nodes):
+    def __init__(self, outcome, nodes, gpus=0):
         super().__init__({}, nodes)
-        self.outcome, self.all, self.placed, self.said = outcome, list(self.usable), [], []
+        self.usable = [node._replace(gpus=gpus) for node in self.usable]
+        self.outcome, self.all, self.placed, self.avoided = outcome, list(self.usable), [], set()
 
     def avoid(self, node_ids):
+        self.avoided |= node_ids
         self.usable = [node for node in self.all if node.node_id not in node_ids]
 
     def spare(self, node_ids):
@@ -265,8 +269,12 @@ class ByNode(Scripted):
         work, node_id = self.pending.popleft()
         yield work, Placed(node_id, f"host of {node_id}")
         for one in work.deployment.trials:
+            outcome = self.outcome(work.deployment.deployment_id, node_id)
+            if isinstance(outcome, Lost):
+                yield work, outcome
+                return
             row = {"trial_id": one.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
-            yield work, Finished(one, row | {"outcome": self.outcome(work.deployment.deployment_id, node_id)})
+            yield work, Finished(one, row | {"outcome": outcome})
         yield work, None
 
 
@@ -293,6 +301,175 @@ def test_the_only_node_is_never_set_aside(tmp_path):
     _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abc")), tmp_path, executor)
     assert set(outcomes(ledger).values()) == {"launch_failed"}
     assert len(executor.placed) == 3
+
+
+def test_losses_are_not_blamed_on_a_node(tmp_path):
+    """A worker that dies, or a job of another that kills it, says nothing about the node."""
+    lost = []
+
+    def outcome(deployment, node):
+        if deployment in lost:
+            return "ok"
+        lost.append(deployment)
+        return Lost("worker died")
+
+    executor = ByNode(outcome, nodes=2, gpus=2)
+    plan = make_plan(*(replace(deployment(name, [name]), gpu_count=1) for name in "abcd"))
+    _, ledger = drive(plan, tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"ok"}
+    assert not executor.avoided, "no node was ever set aside"
+
+
+def test_an_attempt_that_was_never_placed_has_no_node(tmp_path):
+    class Unplaced(Scripted):
+        def events(self):
+            if len(self.submitted) == 1:
+                yield self.pending[0], Placed("n0", "n0")
+            else:
+                assert driver.places == {}, "it is not where its last attempt was"
+            yield from super().events()
+
+    paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
+    executor = Unplaced({"a": [[Lost("node died")], ["ok"]]})
+    driver = Driver(make_plan(deployment("a", ["1"])), paths, ledger, executor, Display(1, 0, None, QUIET), None)
+    driver.run()
+    assert len(executor.submitted) == 2
+
+
+def test_what_still_runs_on_a_node_when_it_is_set_aside_is_moved_at_its_end(tmp_path):
+    """Of two trials on the bad node the first has failed when others make the node bad: both count elsewhere."""
+
+    class Slowest(ByNode):
+        """The widest deployment ends last, after the node was set aside."""
+
+        def events(self):
+            wide = [entry for entry in self.pending if entry[0].deployment.deployment_id == "wide"]
+            others = [entry for entry in self.pending if entry[0].deployment.deployment_id != "wide"]
+            if wide and others and self.usable == self.all:
+                work, node_id = wide[0]
+                if work.deployment.trials[0].trial_id not in driver.finished:
+                    row = {"trial_id": "1", "deployment_id": "wide", "attempt": work.attempt}
+                    outcome = self.outcome("wide", node_id)
+                    yield work, Placed(node_id, node_id)
+                    yield work, Finished(work.deployment.trials[0], row | {"outcome": outcome})
+            self.pending = deque([*others, *wide])
+            yield from super().events()
+
+    plan = make_plan(
+        replace(deployment("wide", ["1", "2"]), gpu_count=2),
+        *(replace(deployment(name, [name]), gpu_count=1) for name in "abcd"),
+    )
+    paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
+    executor = Slowest(lambda deployment, node: "engine_crashed" if node == "n0" else "ok", nodes=2, gpus=4)
+    driver = Driver(plan, paths, ledger, executor, Display(6, 0, None, QUIET), None)
+    driver.run()
+    assert executor.usable != executor.all
+    assert set(outcomes(ledger).values()) == {"ok"}
+    assert executor.placed.count(("wide", "n0")) == 1
+    assert ("wide", "n1") in executor.placed
+
+
+def test_a_node_is_not_set_aside_when_nothing_else_can_hold_what_failed_there(tmp_path):
+    executor = ByNode(lambda deployment, node: "launch_failed" if deployment in "ab" else "ok", nodes=2)
+    executor.usable = executor.all = [Node("n0", 4, 8, (), "n0"), Node("n1", 1, 8, (), "n1")]
+    wide = [replace(deployment(name, [name]), gpu_count=4) for name in "abc"]
+    _, ledger = drive(make_plan(*wide, cluster=SHORT_WAIT), tmp_path, executor)
+    assert outcomes(ledger) == {"a": "launch_failed", "b": "launch_failed", "c": "ok"}
+    assert executor.usable == executor.all
+
+
+def test_a_node_that_was_set_aside_is_used_again_when_it_is_the_only_one_left(tmp_path):
+    """The others died: what waits would wait for ever."""
+
+    class Dying(ByNode):
+        def avoid(self, node_ids):
+            if node_ids and len(self.all) == 2:
+                self.all = self.all[:1]  # n1 dies once n0 is set aside
+            super().avoid(node_ids)
+
+        def events(self):
+            assert time.monotonic() < begun + 10, "it waits for ever"
+            if self.pending:
+                yield from super().events()
+
+    begun = time.monotonic()
+    executor = Dying(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
+    _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abcdef")), tmp_path, executor)
+    assert len(ledger.rows) == 6
+    assert executor.usable == executor.all
+
+
+def test_a_node_that_was_set_aside_is_used_again_for_what_no_other_can_hold(tmp_path, monkeypatch):
+    """A wide deployment is lost on the other wide node, which dies: a narrow one is left, and the one set aside."""
+
+    class Dying(ByNode):
+        def submit(self, work, node_id):
+            super().submit(work, node_id)
+            if self.usable != self.all and len(self.all) == 3:
+                self.all = [node for node in self.all if node.node_id != "n1"]
+                self.avoid({"n0"})
+
+        def events(self):
+            assert time.monotonic() < begun + 10, "it waits for ever"
+            if self.pending:
+                yield from super().events()
+
+    monkeypatch.setattr("sweep.driver.TAKE_BACK", 0.2, raising=False)
+    begun = time.monotonic()
+    executor = Dying(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=3)
+    executor.usable = executor.all = [Node(f"n{i}", gpus, 8, (), f"n{i}") for i, gpus in enumerate((4, 4, 1))]
+    wide = [replace(deployment(name, [name]), gpu_count=4) for name in "abcdef"]
+    cluster = {"name": "ray", "kind": "ray", "wait_for_nodes": 5}
+    _, ledger = drive(make_plan(*wide, cluster=cluster), tmp_path, executor)
+    assert "unavailable" not in outcomes(ledger).values()
+    assert executor.placed[-1][1] == "n0"
+
+
+def test_a_trial_that_kills_its_worker_each_time_does_not_take_the_others_with_it(tmp_path):
+    class Poisoned(Scripted):
+        def events(self):
+            work = self.pending.popleft()
+            yield work, Placed("n0", "n0")
+            for one in work.deployment.trials:
+                if one.trial_id == "poison":
+                    yield work, Lost("worker died")
+                    return
+                row = {"trial_id": one.trial_id, "deployment_id": "a", "attempt": work.attempt, "outcome": "ok"}
+                yield work, Finished(one, row)
+            yield work, None
+
+    plan = make_plan(deployment("a", ["poison", "2", "3"]))
+    _, ledger = drive(plan, tmp_path, Poisoned({}))
+    assert outcomes(ledger) == {"2": "ok", "3": "ok", "poison": "invalid"}
+
+
+def test_a_node_that_other_jobs_keep_busy_costs_no_loss(tmp_path):
+    """It has not begun what it was given, again and again: after all that it runs."""
+    executor = Scripted({"a": [[Unbegun("n0 is busy")]] * 30 + [["ok"]]})
+    _, ledger = drive(make_plan(deployment("a", ["1"])), tmp_path, executor)
+    assert len(executor.submitted) == 31
+    assert outcomes(ledger) == {"1": "ok"}
+
+
+def test_what_no_node_begins_is_given_up_after_the_wait(tmp_path):
+    class Busy(Scripted):
+        def events(self):
+            time.sleep(0.05)
+            yield from super().events()
+
+    executor = Busy({"a": [[Unbegun("n0 is busy")]] * 100})
+    _, ledger = drive(make_plan(deployment("a", ["1"]), cluster=SHORT_WAIT), tmp_path, executor)
+    assert 2 < len(executor.submitted) < 10
+    assert outcomes(ledger) == {"1": "unavailable"}
+    assert "n0 is busy" in ledger.rows["1"]["reason"]
+
+
+def test_unavailable_does_not_replace_what_was_tried_and_failed(tmp_path):
+    drive(make_plan(deployment("a", ["1"])), tmp_path, Scripted({"a": [["engine_crashed"]]}))
+    plan = make_plan(deployment("a", ["1", "2"], unavailable="no GPU here"))
+    paths, ledger = drive(plan, tmp_path, Scripted({}))
+    assert outcomes(ledger) == {"1": "engine_crashed", "2": "unavailable"}
+    assert [row["outcome"] for row in read_trials(paths.trials)] == ["engine_crashed", "unavailable"]
 
 
 def test_a_full_disk_ends_the_sweep_in_plain_words_and_costs_no_row(tmp_path, monkeypatch):

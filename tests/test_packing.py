@@ -86,6 +86,15 @@ def test_a_place_that_comes_later_counts():
     assert infeasible(need("a", 8), [node("x", 4), node("autoscaler", 8)]) is None
 
 
+def test_a_kind_that_has_no_node_is_asked_for_first():
+    """However far behind many others: without a node of its kind it would wait until it is given up."""
+    packer = Packer([*(need(f"long{i}", 1, 500) for i in range(40)), need("short", 4, 1), need("shorter", 4, 0.5)])
+    nodes = [node("l4", 1)]
+    assert [one.key for one in packer.ahead(nodes)][:2] == ["short", "long0"]
+    assert len(packer.ahead(nodes)) == 32
+    assert packer.ahead([node("x", 4)])[0].key == "long0"
+
+
 def test_no_gpu_is_used_twice_and_none_idles_while_something_fits():
     """Whatever ends when: at every moment the places are right, and what waits fits nowhere."""
     shuffle = random.Random(5)
