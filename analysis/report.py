@@ -75,6 +75,7 @@ def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
             section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
             section("Figures", *figures(drawn), _reading_figures(run, layout)),
             section("Results", *_results(layout)),
+            section("What each step of the ladder bought", *_ladder(layout)),
             section("Steady state", *_steady(run, layout)),
             section("Largest batch that fitted in memory", *_fits(fits(run, layout))),
             section("Trials without a result", *_failures(lost)),
@@ -200,6 +201,34 @@ def _ratio(point: "pd.Series[Any]", column: str) -> str:
         return "—"
     interval = f"{number(point[f'{column}_ci_low'])}–{number(point[f'{column}_ci_high'])}"
     return f"{times(point[column])} <span>{interval if '—' not in interval else ''}</span>"
+
+
+def _ladder(layout: Layout) -> Iterator[str]:
+    """Each step against the one that it is on top of."""
+    if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
+        return
+    points = layout.points[layout.points["ladder_parent"].notna()]
+    headings = ["step", "on top of", "task", *([escape(layout.x_label.lower())] if layout.x else [])]
+    headings += ["throughput<br><span>× parent</span>", "TTFT p50<br><span>× parent</span>"]
+    rows = [
+        [
+            *(escape(point[key]) for key in ("line", "ladder_parent", "panel")),
+            *_abscissa(layout, point),
+            _bought(point),
+            _ratio(point, "ttft_p50_vs_parent"),
+        ]
+        for _, point in points.head(LARGEST_TABLE).iterrows()
+    ]
+    yield table(headings, rows, text=3)
+    left_out = _left_out(len(points))
+    yield f'<p class="note">Ratios to the step below, with their intervals; all are in summary.csv{left_out}.</p>'
+
+
+def _bought(point: "pd.Series[Any]") -> str:
+    if point["n"] == 0:
+        return "no result"
+    ratio = _ratio(point, "output_throughput_vs_parent")
+    return "the parent has no result here" if ratio == "—" else ratio
 
 
 def _steady(run: Run, layout: Layout) -> Iterator[str]:

@@ -76,8 +76,8 @@ def summarise(run: Run) -> pd.DataFrame:
 
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`; for each measured
     column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if some ok trials lack it; `steady_share`, the share of ok
-    trials with a steady-state window, if there is one; for HEADLINE columns `*_vs_baseline` (times the baseline) with
-    its own interval.
+    trials with a steady-state window, if there is one; for HEADLINE columns `*_vs_baseline` (times the baseline) and
+    `*_vs_parent` (times the ladder's step below) with intervals of their own.
     """
     keys = key_columns(run)
     groups = run.trials.groupby(keys, dropna=False, sort=False)
@@ -99,8 +99,8 @@ def summarise(run: Run) -> pd.DataFrame:
             columns[f"{name}_n"] = counts[name]
     if run.ok["steady_begin"].notna().any():
         columns["steady_share"] = run.ok["steady_begin"].notna().reindex(run.trials.index).groupby(point).mean()
-    compared = _against_baseline(run, points, measured, point)
-    return _sorted(pd.concat([points, pd.DataFrame(columns), compared], axis="columns"), run)
+    compared = [of(run, points, measured, point) for of in (_against_baseline, _against_parent)]
+    return _sorted(pd.concat([points, pd.DataFrame(columns), *compared], axis="columns"), run)
 
 
 def _outcomes(run: Run, point: Positions, replicates: int) -> list[Counter[str]]:
@@ -141,18 +141,36 @@ def _against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, po
     """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
     if not is_baseline(points, run.baseline).any():
         return pd.DataFrame(index=points.index)
-    found = baseline_points(points, run.baseline)
+    return _ratios(measured, point, baseline_points(points, run.baseline), "vs_baseline")
+
+
+def _against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, point: Positions) -> pd.DataFrame:
+    """`ladder_parent` and `<headline>_vs_parent`, times the step that a ladder's step is on top of."""
+    if "ladder" not in points or "ladder_parent" not in run.trials:
+        return pd.DataFrame(index=points.index)
+    steps = run.trials.dropna(subset=["ladder", "ladder_parent"])
+    parents = points["ladder"].map(dict(zip(steps["ladder"], steps["ladder_parent"], strict=True)))
+    found: list[int | None] = [None] * len(points)
+    for parent in parents.dropna().unique():
+        partners = baseline_points(points, {"ladder": parent})
+        for index in np.flatnonzero(parents == parent):
+            found[index] = partners[index]
+    return pd.concat([parents.rename("ladder_parent"), _ratios(measured, point, found, "vs_parent")], axis="columns")
+
+
+def _ratios(measured: pd.DataFrame, point: Positions, found: Sequence[int | None], name: str) -> pd.DataFrame:
+    """For each point how many times its partner in `found` it is, with the interval, in the HEADLINE columns."""
     compared = np.array([partner not in (None, index) for index, partner in enumerate(found)], np.bool_)
-    partners = np.array([found[index] for index in np.flatnonzero(compared)], np.int64)
+    partners = np.array([partner for partner, is_one in zip(found, compared, strict=True) if is_one], np.int64)
     columns: dict[str, Any] = {}
-    for name in (name for name in HEADLINE if name in measured):
-        every = stats.log_moments(measured[name].to_numpy(np.float64), point, len(points))
+    for of in (of for of in HEADLINE if of in measured):
+        every = stats.log_moments(measured[of].to_numpy(np.float64), point, len(found))
         ratios = stats.ratio(every.of(compared), every.of(partners))
         for suffix, values in zip(("", "_ci_low", "_ci_high"), ratios, strict=True):
-            column = np.full(len(points), np.nan)
+            column = np.full(len(found), np.nan)
             column[compared] = values
-            columns[f"{name}_vs_baseline{suffix}"] = column
-    return pd.DataFrame(columns, index=points.index)
+            columns[f"{of}_{name}{suffix}"] = column
+    return pd.DataFrame(columns, index=range(len(found)))
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:

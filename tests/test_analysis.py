@@ -913,3 +913,23 @@ def test_a_load_that_a_point_does_not_have_is_a_dash(tmp_path: Path) -> None:
     assert re.search(r"open\s+—\s+10.0", text), text
     assert "<NA>" not in text
     assert "<NA>" not in document
+
+
+def test_each_step_of_a_ladder_is_compared_with_its_parent(tmp_path: Path) -> None:
+    steps = [("plain", None, 10.0), ("seqs", "plain", 15.0), ("fp8", "seqs", 30.0), ("other", "plain", None)]
+    steps += [("late", "other", 20.0)]
+    rows = [
+        trial(engine, 8, replicate, value and value * factor, ladder=step, ladder_parent=parent)
+        for engine, factor in (("vllm", 1), ("tgi", 2))
+        for step, parent, value in steps
+        for replicate in range(2)
+    ]
+    run = run_of(tmp_path, rows)
+    points = summarise(run).set_index(["backend", "ladder"])
+    assert points["ladder_parent"].dropna().to_dict()["tgi", "fp8"] == "seqs"
+    ratios = points["output_throughput_vs_parent"].dropna().to_dict()
+    assert ratios == pytest.approx({(e, s): v for e in ("vllm", "tgi") for s, v in (("seqs", 1.5), ("fp8", 2.0))})
+    text = report_of(run)
+    cells = '<td class="text">vllm, {}</td><td class="text">{}</td><td class="text">qa</td><td class="">{}'
+    for step in (("fp8", "seqs", "2.00× "), ("late", "other", "the parent has no result"), ("other", "plain", "no r")):
+        assert cells.format(*step) in text, step
