@@ -11,7 +11,8 @@ from rich.text import Text
 from analysis.layout import arrange
 from analysis.load import open_run, trial_folder
 from analysis.summary import summarise
-from sweep import metrics, store
+from sweep import store
+from sweep.vllm_flavour import vllm_flavour
 
 FIGURES = {
     "completed": "Successful requests",
@@ -42,7 +43,7 @@ def render_vllm_flavour(folder: str | Path) -> Iterator[Table | Text]:
     run = open_run(folder)
     layout = arrange(run, summarise(run))
     for _, row in layout.placed(run.ok).iterrows():
-        found = metrics.vllm_flavour(store.read_requests(trial_folder(run, row) / "requests.parquet"))
+        found = vllm_flavour(store.read_requests(trial_folder(run, row) / "requests.parquet"))
         words = f"{row['model']} {row['load']}: {layout.describe(row)}, replicate {row['replicate']}"
         yield _table(words, found, with_latencies=row["client_stamp_source"] != "engine")
     if others := len(run.not_ok):

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +30,6 @@ __all__ = [
     "Measurement",
     "Target",
     "Timeouts",
-    "limited",
     "measure",
 ]
 
@@ -39,9 +37,6 @@ HEAD_START = 0.02  # s between the word "go" and the start of the clock, so that
 STOP_WITHIN = 60.0  # s for the client to write down what it has, once it is told to stop
 STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
 TOKENS_A_PROCESS = 40_000  # a second, likewise
-BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
-LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
-BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
 
 
 class ClientDied(RuntimeError):
@@ -110,36 +105,6 @@ def measure(
     records = _read_records(folder, parts, [*warmup, *requests], len(warmup), watch.start)
     cores = len(cpus or os.sched_getaffinity(0))
     return Measurement(records, _report(folder, finals, target, watch.stopped, cores), watch.start / 1e9)
-
-
-def limited(report: ClientReport, records: Records) -> str | None:
-    """Why the client, not the engine, set this trial's figures, with the remedy; None where it kept up.
-
-    The client is the bottleneck when a process of it used more than 90 % of a core, or when its own delay of the sends
-    (lag = sent − max(scheduled, released), p99) exceeds a tenth of the median time to the first token and 5 ms, with
-    50 µs allowed for each of the requests that were due together, since they leave one after another; or, where
-    stamps are taken by the process instead of the kernel, when its event loop was late by as much (p99).
-    """
-    remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
-    if report.cpu > LARGEST_CPU_SHARE:
-        return f"a client process used {report.cpu:.0%} of a core: {remedy}"
-    measured = [i for i in range(len(records)) if records.phase[i] == "measured" and records.error[i] is None]
-    if not measured:
-        return None
-    ttft = _quantile([records.chunk_us[records.offsets[i]] / 1e6 for i in measured], 0.5)
-    lags = sorted(records.sent[i] - max(records.scheduled[i], records.released[i]) for i in measured)
-    # Of few requests the p99 is the largest lag. One late request is an accident of the machine; two are a pattern.
-    lag = lags[max(0, min(int(0.99 * len(lags)), len(lags) - 2))]
-    burst = max(Counter(int(records.released[i] * 100) for i in measured).values())
-    allowed = max(0.005, 0.1 * ttft)
-    if lag > max(allowed, BURST_COST * burst):
-        if report.cpu < BUSY_ELSEWHERE:
-            remedy = "something else kept the client's core busy: run again when the machine is quiet"
-        return f"requests left {lag * 1e3:.1f} ms late (p99), allowed are {allowed * 1e3:.1f} ms: {remedy}"
-    if report.stamp_source not in ("kernel", "engine") and report.loop_lag_p99 > allowed:
-        late = report.loop_lag_p99 * 1e3
-        return f"stamps are the client's own and its loop was {late:.1f} ms late (p99): {remedy}"
-    return None
 
 
 # -- the job folder

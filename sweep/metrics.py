@@ -6,28 +6,34 @@ throughput, rather than one of 0. Quantiles interpolate linearly between order s
 Hyndman & Fan 1996).
 
 A mask says which requests a figure is about: `measured` leaves out the warm-up, `succeeded` what failed. Chunks with no
-token in them (a role, a usage report) are no arrivals. Chunks are walked in blocks, so that a million requests of 128
-chunks need little more memory than their Records. docs/metrics.md compares these definitions with those of other tools.
+token in them (a role, a usage report) are no arrivals (`chunks`). docs/metrics.md compares these definitions with those
+of other tools.
 """
 
 import math
 from array import array
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.records import UNKNOWN, Outcome, Records
+from sweep.chunks import (
+    Floats,
+    Mask,
+    as_floats,
+    blocks,
+    token_chunks,
+    token_times,
+    tokens_per_bin,
+    tokens_within,
+    within,
+)
+from sweep.records import UNKNOWN, Records
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Figure = float | int | str | bool | None
 
-BLOCK_CHUNKS = 1 << 20
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
 STARTUP_SHARE = 0.2  # share of a run above which its start-up transient is flagged: the whole-run figures then hide it
 
 
@@ -53,45 +59,45 @@ class Quantile(NamedTuple):
 
 def service_ttft(records: Records) -> Floats:
     """first token − sent: what most tools call TTFT. Shape (requests,), s."""
-    return _token_times(records)[0]
+    return token_times(records)[0]
 
 
 def service_e2el(records: Records) -> Floats:
     """last token − sent. Shape (requests,), s."""
-    return _token_times(records)[1]
+    return token_times(records)[1]
 
 
 def ttft(records: Records) -> Floats:
     """first token − scheduled: with the wait for a slot and the client's own lag. Shape (requests,), s."""
-    return service_ttft(records) + (_seconds(records.sent) - _seconds(records.scheduled))
+    return service_ttft(records) + (as_floats(records.sent) - as_floats(records.scheduled))
 
 
 def e2el(records: Records) -> Floats:
     """last token − scheduled. Shape (requests,), s."""
-    return service_e2el(records) + (_seconds(records.sent) - _seconds(records.scheduled))
+    return service_e2el(records) + (as_floats(records.sent) - as_floats(records.scheduled))
 
 
 def slot_wait(records: Records) -> Floats:
     """released − scheduled: waiting at the cap on requests in flight. Shape (requests,), s."""
-    return _seconds(records.released) - _seconds(records.scheduled)
+    return as_floats(records.released) - as_floats(records.scheduled)
 
 
 def lag(records: Records) -> Floats:
     """sent − max(scheduled, released): the client's own delay. Shape (requests,), s."""
-    return _seconds(records.sent) - np.maximum(_seconds(records.scheduled), _seconds(records.released))
+    return as_floats(records.sent) - np.maximum(as_floats(records.scheduled), as_floats(records.released))
 
 
 def tpot(records: Records) -> Floats:
     """(last token − first token) / (output_tokens − 1); undefined if all came in one chunk. Shape (requests,), s."""
-    first, last = _token_times(records)
-    found = _ratio(last - first, np.asarray(records.output_tokens) - 1)
-    found[_token_chunks(records) < 2] = np.nan
+    first, last = token_times(records)
+    found = ratio(last - first, np.asarray(records.output_tokens) - 1)
+    found[token_chunks(records) < 2] = np.nan
     return found
 
 
 def tpot_e2e(records: Records) -> Floats:
     """e2el / output_tokens: TTFT included. Shape (requests,), s."""
-    return _ratio(e2el(records), np.asarray(records.output_tokens))
+    return ratio(e2el(records), np.asarray(records.output_tokens))
 
 
 # One value per gap between chunks -------------------------------------------------------------------------------------
@@ -104,7 +110,7 @@ def itl(records: Records, of: Mask) -> Floats:
 
 def itl_token(records: Records, of: Mask) -> Floats:
     """Each gap between chunks over the tokens of the later chunk. Shape (gaps,), s."""
-    parts = [block.gaps() / block.tokens[1:][block.inside()] / 1e6 for block in _blocks(records, of)]
+    parts = [block.gaps() / block.tokens[1:][block.inside()] / 1e6 for block in blocks(records, of)]
     return np.concatenate(parts) if parts else np.empty(0)
 
 
@@ -112,7 +118,7 @@ def itl_us(records: Records, of: Mask, window: tuple[float, float] = (-math.inf,
     """`itl` in whole µs, of those gaps that lie in the window as a whole. Shape (gaps,)."""
     found = np.empty(len(records.chunk_us), np.uint32)  # more than enough; what is not written takes no memory
     filled = 0
-    for block in _blocks(records, of):
+    for block in blocks(records, of):
         gaps = block.gaps()
         if window != (-math.inf, math.inf):
             times = block.times(records)
@@ -148,11 +154,11 @@ def duration(records: Records, of: Mask) -> float | None:
 
     None if no request got a token.
     """
-    ends = _seconds(records.sent)[of] + service_e2el(records)[of]
+    ends = as_floats(records.sent)[of] + service_e2el(records)[of]
     if not np.all(np.isnan(ends)):
-        given_up = np.where(succeeded(records), np.nan, _seconds(records.ended))[of]
+        given_up = np.where(succeeded(records), np.nan, as_floats(records.ended))[of]
         ends = np.fmax(ends, given_up)
-    return None if np.all(np.isnan(ends)) else float(np.nanmax(ends) - np.nanmin(_seconds(records.sent)[of]))
+    return None if np.all(np.isnan(ends)) else float(np.nanmax(ends) - np.nanmin(as_floats(records.sent)[of]))
 
 
 def per_second(count: float | None, seconds: float | None) -> float | None:
@@ -182,7 +188,7 @@ def peak_output_throughput(records: Records, of: Mask) -> float | None:
     length = duration(records, of)
     if length is None:
         return None
-    begin = float(np.nanmin(_seconds(records.sent)[of]))
+    begin = float(np.nanmin(as_floats(records.sent)[of]))
     most = tokens_per_bin(records, of & succeeded(records), begin, 1.0, math.floor(length) + 1).max()
     return float(most) or None
 
@@ -224,17 +230,17 @@ def goodput(records: Records, of: Mask, slo: Mapping[str, float]) -> float | Non
 
 def realised_rate(records: Records, of: Mask) -> float | None:
     """(n − 1) / (last send − first send): the rate at which requests really left. requests/s."""
-    return _rate(_seconds(records.sent)[of])
+    return _rate(as_floats(records.sent)[of])
 
 
 def offered_rate(records: Records, of: Mask) -> float | None:
     """(n − 1) / (last scheduled − first scheduled): above realised_rate when a cap held requests back. requests/s."""
-    return _rate(_seconds(records.scheduled)[of])
+    return _rate(as_floats(records.scheduled)[of])
 
 
 def arrival_gap_cv(records: Records, of: Mask) -> float | None:
     """Standard deviation / mean of the gaps between successive sends: 0 is even, 1 is Poisson."""
-    gaps = np.diff(np.sort(_seconds(records.sent)[of]))
+    gaps = np.diff(np.sort(as_floats(records.sent)[of]))
     gaps = gaps[~np.isnan(gaps)]
     return float(gaps.std() / gaps.mean()) if gaps.size > 1 and gaps.mean() > 0 else None
 
@@ -261,7 +267,7 @@ def batches(records: Records, of: Mask) -> Batches:
     """The lockstep batches of a trial. A batch with a failed request did less work and is left out."""
     of = of & (np.asarray(records.batch) != UNKNOWN)
     ids, member = np.unique(np.asarray(records.batch)[of], return_inverse=True)
-    sent, tokens = _seconds(records.sent)[of], np.asarray(records.output_tokens, np.float64)[of]
+    sent, tokens = as_floats(records.sent)[of], np.asarray(records.output_tokens, np.float64)[of]
     end = sent + service_e2el(records)[of]
     whole = np.ones(ids.size, np.bool_)
     np.logical_and.at(whole, member, succeeded(records)[of] & ~np.isnan(end) & (tokens != UNKNOWN))
@@ -369,11 +375,11 @@ def _steady(records: Records, of: Mask, window: Window) -> dict[str, Figure]:
     else:
         begin, end = window.begin, window.end
     answered = of & succeeded(records)
-    sent, (first, last) = _seconds(records.sent), _token_times(records)
+    sent, (first, last) = as_floats(records.sent), token_times(records)
     tokens = tokens_within(records, answered, begin, end)
-    begun = answered & _within(sent + first, begin, end)
+    begun = answered & within(sent + first, begin, end)
     inputs = total_tokens(records.input_tokens, begun) if begun.any() else 0
-    completions = int(np.sum(answered & _within(sent + last, begin, end)))
+    completions = int(np.sum(answered & within(sent + last, begin, end)))
     row: dict[str, Figure] = {
         "steady_begin": window.begin,
         "steady_end": window.end,
@@ -396,7 +402,7 @@ def _startup(records: Records, of: Mask, window: Window) -> dict[str, Figure]:
     length = duration(records, of)
     if window.begin is None or not length:
         return {"startup_share": None, "startup_transient": None}
-    share = max(0.0, window.begin - float(np.nanmin(_seconds(records.sent)[of]))) / length
+    share = max(0.0, window.begin - float(np.nanmin(as_floats(records.sent)[of]))) / length
     return {"startup_share": share, "startup_transient": share > STARTUP_SHARE}
 
 
@@ -407,219 +413,19 @@ def _sent_and_seen(sent: Floats, event: Floats, of: Mask, begin: float, end: flo
     return inside & (sent < np.min(sent[missed], initial=math.inf))
 
 
-def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, str | None]:
-    """The verdict on a trial's requests, with its reason: `invalid` if too many failed, none brought a token, or time
-    ran backwards.
-
-    `max_failed` is the largest share of the measured requests that may fail. The reason names the commonest error.
-    """
-    of = measured(records)
-    total = int(of.sum())
-    failed = Counter(error for error, chosen in zip(records.error, of, strict=True) if chosen and error is not None)
-    count = failed.total()
-    if total == 0:
-        return Outcome.INVALID, "no measured request was sent"
-    if count == total:
-        return Outcome.INVALID, f"none of {total} requests completed; {_commonest(failed)}"
-    if count / total > max_failed:
-        return Outcome.INVALID, (
-            f"{count} of {total} requests failed ({count / total:.1%}; allowed {max_failed:.1%}); {_commonest(failed)}"
-        )
-    if np.all(np.isnan(service_ttft(records)[of & succeeded(records)])):
-        return Outcome.INVALID, f"none of {total} requests brought a token"
-    step = step_back(records, of)
-    if step > STEP_BACK:
-        return Outcome.INVALID, f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
-    return Outcome.OK, None
-
-
-def step_back(records: Records, of: Mask) -> float:
-    """The most that a chunk's stamp lies before that of the chunk before it, s; 0 if none does."""
-    back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in _blocks(records, of)]
-    return float(max(back, default=0)) / 1e6
-
-
-def _commonest(errors: Counter[str]) -> str:
-    """The kind of error that came most often ("kind: detail" in a Record), with one example of it."""
-    kinds: Counter[str] = Counter()
-    for error, count in errors.items():
-        kinds[error.partition(":")[0]] += count
-    kind, count = kinds.most_common(1)[0]
-    example = next(error for error, _ in errors.most_common() if error.partition(":")[0] == kind)
-    return f"most common: {kind}, {count} times, e.g. {example!r}"
-
-
-# vLLM's flavour -------------------------------------------------------------------------------------------------------
-
-
-def vllm_flavour(records: Records, version: str = "0.32.0") -> dict[str, Figure]:
-    """The figures that `vllm bench serve` prints, by its definitions and under its names (ms where they say so).
-
-    Latencies count from the send; ITL is every gap between chunks; the peaks are of chunks (not tokens) that arrived,
-    and of requests that were under way at some time, in one of the whole seconds since the first send; the duration
-    begins with the load (time 0), so that it includes the gap before the first request. Where vLLM says 0 for want of a
-    value, this is None. `version` is the vLLM whose definitions these are; they were read in 0.32.0.
-    """
-    of = measured(records)
-    answered = of & succeeded(records) & ~np.isnan(service_ttft(records))
-    sent, last = _seconds(records.sent)[answered], service_e2el(records)[answered]
-    length = float(np.max(sent + last)) if sent.size else None
-    output, input_ = total_tokens(records.output_tokens, answered), total_tokens(records.input_tokens, answered)
-    row: dict[str, Figure] = {
-        "vllm_version": version,
-        "completed": int(answered.sum()),
-        "failed": int((of & ~answered).sum()),
-        "duration": length,
-        "total_input_tokens": input_,
-        "total_output_tokens": output,
-        "request_throughput": per_second(sent.size, length),
-        "output_throughput": per_second(output, length),
-        "total_token_throughput": per_second(output + input_, length) if output and input_ is not None else None,
-        "max_output_tokens_per_s": None,
-        "max_concurrent_requests": None,
-    }
-    if sent.size:
-        seconds = math.ceil(np.max(sent + last) - sent.min()) + 1
-        row["max_output_tokens_per_s"] = float(
-            tokens_per_bin(records, answered, float(sent.min()), 1.0, seconds, chunks=True).max()
-        )
-        started, ended = (sent - sent.min()).astype(int), (sent + last - sent.min()).astype(int)
-        change = np.bincount(started, minlength=seconds + 1) - np.bincount(ended + 1, minlength=seconds + 1)
-        row["max_concurrent_requests"] = int(np.cumsum(change).max())
-    first = service_ttft(records)[answered]
-    per_token = _ratio(last - first, np.asarray(records.output_tokens)[answered] - 1)  # 0 for an answer in one chunk
-    series = {"ttft": first, "tpot": per_token, "e2el": last}
-    for name, values in series.items():
-        row |= _vllm_statistics(name, values * 1e3)
-    return row | _vllm_statistics("itl", itl(records, answered) * 1e3)
-
-
-def _vllm_statistics(name: str, values: Floats) -> dict[str, Figure]:
-    values = values[~np.isnan(values)]
-    found = [values.mean(), np.median(values), values.std(), np.quantile(values, 0.99)] if values.size else [None] * 4
-    names = (f"{statistic}_{name}_ms" for statistic in ("mean", "median", "std", "p99"))
-    return {key: None if value is None else float(value) for key, value in zip(names, found, strict=True)}
-
-
-# Chunks ---------------------------------------------------------------------------------------------------------------
-
-
-class _Block(NamedTuple):
-    """Consecutive chunks with tokens. Each of shape (chunks,)."""
-
-    request: NDArray[np.int64]  # index of the Record
-    us: NDArray[np.int64]  # arrival, µs since the send
-    tokens: NDArray[np.uint16]
-
-    def inside(self) -> Mask:
-        """Of each two neighbours, whether they belong to one request. Shape (chunks - 1,)."""
-        return np.asarray(self.request[1:] == self.request[:-1])
-
-    def gaps(self) -> NDArray[np.int64]:
-        """µs between neighbouring chunks of one request, 0 where the stamps go back. Shape (pairs inside,)."""
-        return np.maximum(np.diff(self.us)[self.inside()], 0)
-
-    def counted(self, records: Records) -> Floats:
-        """Tokens of each chunk, so that a request's add up to what the server says it sent. Shape (chunks,).
-
-        They do by themselves where the stream says how many tokens each chunk holds. Where it does not, each chunk was
-        taken for one token, and the server's count is spread over them evenly.
-        """
-        seen = np.bincount(self.request - self.request[0], weights=self.tokens)
-        told = np.asarray(records.output_tokens, np.float64)[self.request[0] : self.request[0] + seen.size]
-        factor = np.divide(told, seen, out=np.ones_like(seen), where=(told > 0) & (seen > 0))
-        return np.asarray(self.tokens * factor[self.request - self.request[0]], np.float64)
-
-    def times(self, records: Records) -> Floats:
-        """Arrivals in s from the trial's start. Shape (chunks,)."""
-        return _seconds(records.sent)[self.request] + self.us / 1e6
-
-
-def _blocks(records: Records, of: Mask) -> Iterator[_Block]:
-    """The chunks of the requests `of`, whole requests at a time, about BLOCK_CHUNKS in each block."""
-    offsets, us, tokens = np.asarray(records.offsets), np.asarray(records.chunk_us), np.asarray(records.chunk_tokens)
-    begin, count = 0, len(records)
-    while begin < count:
-        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + BLOCK_CHUNKS, side="right")) - 1)
-        chunks = slice(offsets[begin], offsets[end])
-        request = np.repeat(np.arange(begin, end), np.diff(offsets[begin : end + 1]))
-        kept = of[request] & (tokens[chunks] > 0)
-        if kept.any():
-            yield _Block(request[kept], us[chunks][kept].astype(np.int64), tokens[chunks][kept])
-        begin = end
-
-
-def tokens_per_bin(
-    records: Records, of: Mask, begin: float, width: float, bins: int, *, chunks: bool = False
-) -> Floats:
-    """Tokens (or chunks) that arrived in each of `bins` bins of `width` s from `begin`. Shape (bins,)."""
-    found = np.zeros(bins)
-    for block in _blocks(records, of):
-        index = np.floor((block.times(records) - begin) / width).astype(np.int64)
-        kept = (index >= 0) & (index < bins)
-        weights = None if chunks else block.counted(records)[kept]
-        found += np.bincount(index[kept], weights=weights, minlength=bins)
-    return found
-
-
-def tokens_within(records: Records, of: Mask, begin: float, end: float) -> int:
-    """Tokens that arrived after `begin` and not after `end`."""
-    found = sum(
-        float(block.counted(records)[_within(block.times(records), begin, end)].sum()) for block in _blocks(records, of)
-    )
-    return round(found)
-
-
-def _token_times(records: Records) -> tuple[Floats, Floats]:
-    """Arrival of the first and of the last token of each request, s since its send; NaN where there was none."""
-    first, last = np.full(len(records), np.nan), np.full(len(records), np.nan)
-    tokens, us = np.asarray(records.chunk_tokens), np.asarray(records.chunk_us)
-    if np.all(tokens > 0):  # nearly always: no need to look at more than each request's ends
-        offsets = np.asarray(records.offsets)
-        some = offsets[1:] > offsets[:-1]
-        first[some], last[some] = us[offsets[:-1][some]] / 1e6, us[offsets[1:][some] - 1] / 1e6
-        return first, last
-    for block in _blocks(records, np.ones(len(records), np.bool_)):
-        edges = ~block.inside()
-        first[block.request[np.r_[True, edges]]] = block.us[np.r_[True, edges]] / 1e6
-        last[block.request[np.r_[edges, True]]] = block.us[np.r_[edges, True]] / 1e6
-    return first, last
-
-
-def _token_chunks(records: Records) -> NDArray[np.int64]:
-    """How many chunks of each request had a token in them. Shape (requests,)."""
-    if np.all(np.asarray(records.chunk_tokens) > 0):
-        return np.diff(np.asarray(records.offsets))
-    found = np.zeros(len(records), np.int64)
-    for block in _blocks(records, np.ones(len(records), np.bool_)):
-        begin = block.request[0]
-        counts = np.bincount(block.request - begin)
-        found[begin : begin + counts.size] = counts
-    return found
-
-
-def _seconds(column: "array[float]") -> Floats:
-    """A column of Records as numpy sees it, not copied. Shape (requests,)."""
-    return np.asarray(column, np.float64)
-
-
 def _intervals(records: Records, of: Mask) -> tuple[Floats, Floats]:
     """Send and last token of the requests `of` that got one, ordered by send, s from the trial's start."""
-    sent = _seconds(records.sent)[of]
+    sent = as_floats(records.sent)[of]
     last = sent + service_e2el(records)[of]
     some = ~np.isnan(last)
     order = np.argsort(sent[some], kind="stable")
     return sent[some][order], last[some][order]
 
 
-def _ratio(times: Floats, tokens: NDArray[np.integer[Any]]) -> Floats:
+def ratio(times: Floats, tokens: NDArray[np.integer[Any]]) -> Floats:
     """times / tokens, NaN where there are none. Shape of both."""
     found: Floats = np.divide(times, tokens, out=np.full_like(times, np.nan), where=tokens > 0)
     return found
-
-
-def _within(times: Floats, begin: float, end: float) -> Mask:
-    return np.asarray((times > begin) & (times <= end))
 
 
 def _rate(times: Floats) -> float | None:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep.client import Measurement, Target, limited, measure
+from sweep.client import Measurement, Target, measure
 from sweep.config import ROOT
 from sweep.records import Request, Schedule
+from sweep.verdict import limited
 
 TTFT = 0.05  # s
 LASTS = 5.0  # s, about, that the check sends for

@@ -16,7 +16,8 @@ there is one, the tokens per second of each batch, and no drain. What the figure
 
 import numpy as np
 
-from sweep.metrics import Floats, Mask, Window, batches, measured, service_e2el, succeeded, tokens_per_bin
+from sweep.chunks import Floats, Mask, tokens_per_bin
+from sweep.metrics import Window, batches, measured, service_e2el, succeeded
 from sweep.records import UNKNOWN, Records
 
 BINS = 500  # at most

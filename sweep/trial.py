@@ -17,7 +17,7 @@ from typing import Any
 from backends.base import Backend, Launch
 from backends.env import Environment
 from backends.server import Engine
-from sweep import client, metrics, offline, provenance, store
+from sweep import client, metrics, offline, provenance, store, verdict
 from sweep.compose import POINT_GROUPS
 from sweep.config import Hardware, Settings, cache_directory
 from sweep.plan import Deployment, Trial
@@ -299,20 +299,14 @@ def _verdict(
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
         told = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'why is unknown'}"
         return {"outcome": partial.value, "reason": told, "log_tail": log}
-    outcome, reason = metrics.outcome_of(measurement.records, max_failed=run.settings.max_failed)
+    outcome, reason = verdict.outcome_of(measurement.records, max_failed=run.settings.max_failed)
     if outcome is not Outcome.OK:
         if engine.ran_out_of_memory(since=logged):
             outcome = Outcome.OOM_RUN
-        elif only_timeouts(measurement.records):
+        elif verdict.only_timeouts(measurement.records):
             outcome = Outcome.HUNG
         return {"outcome": outcome.value, "reason": reason, "log_tail": log}
-    limited = client.limited(measurement.report, measurement.records)
+    limited = verdict.limited(measurement.report, measurement.records)
     if limited:
         return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}
     return {"outcome": Outcome.OK.value, "reason": None}
-
-
-def only_timeouts(records: Records) -> bool:
-    """Whether every measured request ended in a time-out: the engine accepts and does not answer."""
-    errors = [error for error, phase in zip(records.error, records.phase, strict=True) if phase == "measured"]
-    return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)

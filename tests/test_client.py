@@ -18,9 +18,9 @@ import pytest
 
 from backends.simulated_server.truth import Truth, read_log
 from sweep import client, selfcheck
-from sweep.client import ClientDied, ClientReport, Measurement, Target, Timeouts, limited, measure
+from sweep.client import ClientDied, Measurement, Target, Timeouts, measure
 from sweep.client_job import Job
-from sweep.records import Records, Request, Schedule
+from sweep.records import Request, Schedule
 from tests.simulated_engine import simulated
 
 SHORT = Timeouts(connect=1.0, first_token=0.5, between_tokens=0.3, total=2.0)
@@ -476,36 +476,3 @@ def test_selfcheck_finds_what_the_client_is_worth(capsys: pytest.CaptureFixture[
     assert words.startswith("4 streams, ")
     assert ("not certified" in words) is bool(status)
     assert "certified" in words
-
-
-# -- the verdict on the client itself
-
-
-def report(**more: Any) -> ClientReport:
-    values: dict[str, Any] = dict.fromkeys(ClientReport.__dataclass_fields__, 0) | {"stamp_source": "kernel"}
-    return ClientReport(**values | {"stopped": None} | more)
-
-
-def records(lag: float, spread: float = 0.1) -> Records:
-    from sweep.records import Record
-
-    made = Records()
-    for i in range(100):
-        chunk_us, chunk_tokens = array("I", [50_000]), array("H", [1])
-        made.append(Record(f"r{i}", "measured", i * spread, i * spread, i * spread + lag, chunk_us, chunk_tokens))
-    return made
-
-
-def test_limited_says_why() -> None:
-    assert limited(report(cpu=0.5), records(0.001)) is None
-    busy = limited(report(cpu=0.95), records(0.001))
-    assert busy is not None
-    assert "95% of a core" in busy
-    assert "client.processes" in busy
-    late = limited(report(cpu=0.5), records(0.02))
-    assert late is not None
-    assert "20.0 ms late" in late
-    assert limited(report(cpu=0.5), records(0.006, spread=0.0)) is not None
-    assert limited(report(cpu=0.5), records(0.0049, spread=0.0)) is None
-    assert limited(report(stamp_source="user", loop_lag_p99=0.02), records(0.001)) is not None
-    assert limited(report(stamp_source="kernel", loop_lag_p99=0.02), records(0.001)) is None

@@ -4,8 +4,7 @@ from array import array
 
 import pytest
 
-from sweep import client as measuring
-from sweep import metrics, offline
+from sweep import metrics, offline, verdict
 from sweep.load import Batch, Closed
 from sweep.records import Outcome, Request, Schedule
 from sweep.wire import Target
@@ -49,13 +48,13 @@ def test_the_report_certifies_the_engines_own_stamps(target):
     found = offline.measure(target, [], asked(4), Closed(concurrency=2).schedule(4, 1))
     assert found.report.stamp_source == "engine"
     assert (found.report.offered, found.report.sent, found.report.processes) == (4, 4, 0)
-    assert measuring.limited(found.report, found.records) is None
+    assert verdict.limited(found.report, found.records) is None
 
 
 def test_out_of_memory_is_the_error_of_every_request(target, library):
     found = offline.measure(target, [], asked(2, prompt=(Stepper.fails,)), Batch(batch_size=2).schedule(2, 1))
     assert all("out of memory" in record.error for record in found.records)
-    assert metrics.outcome_of(found.records, max_failed=0.05)[0] is Outcome.INVALID
+    assert verdict.outcome_of(found.records, max_failed=0.05)[0] is Outcome.INVALID
     assert found.report.sent == 0
 
 

@@ -6,7 +6,8 @@ from array import array
 import numpy as np
 import pytest
 
-from sweep.metrics import Floats, measured, summarise
+from sweep.chunks import Floats
+from sweep.metrics import measured, summarise
 from sweep.records import UNKNOWN, Record, Records
 from sweep.steady import in_flight, mser, settled, stationary, steady_window, turned_over
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from backends import server
 from backends.base import EnvironmentChoice, Host, Launch
 from backends.tgi import TGI, folders
-from sweep import client, metrics
+from sweep import client, verdict
 from sweep.load import Batch, Closed
 from sweep.records import Outcome, Request
 
@@ -189,7 +189,7 @@ def test_overload_is_an_error_in_a_stream_of_status_200(native, tmp_path, api):
     refused = [error for error in found.error if error]
     assert len(refused) == 4
     assert all("Model is overloaded" in error for error in refused)
-    outcome, _ = metrics.outcome_of(found, max_failed=0.05)
+    outcome, _ = verdict.outcome_of(found, max_failed=0.05)
     assert outcome is Outcome.INVALID
     # Not so where nothing is streamed.
     with httpx.Client(base_url=engine.url, trust_env=False) as http:
