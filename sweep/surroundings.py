@@ -3,6 +3,8 @@
 import functools
 import os
 import socket
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from sweep.config import CONF, Cluster, ConfigError, Settings
 from sweep.packing import Need, Node, infeasible
 from sweep.plan import Plan, Surroundings
 
+POLL = 2.0  # s between looks for a cluster's first node
+
 
 def find_hardware(cluster: Cluster) -> str:
     """The profile of conf/hardware for hardware=auto: by the GPUs of this machine, or of the cluster that is joined."""
@@ -23,7 +27,7 @@ def find_hardware(cluster: Cluster) -> str:
         named = (cluster.simulate.accelerator or "gpu").lower() if cluster.simulate.gpus else "cpu"
         return named if named in group_choices("hardware") else "gpu"
     if cluster.kind == "ray":
-        nodes = _cluster_nodes(cluster)
+        nodes = _cluster_nodes(cluster, cluster.wait_for_nodes)
         accelerators = {name for node in nodes for name in node.accelerators if node.gpus}
         profile = next(
             (name.lower() for name in sorted(accelerators) if name.lower() in group_choices("hardware")), None
@@ -38,11 +42,22 @@ def find_hardware(cluster: Cluster) -> str:
     return "gpu"
 
 
-def _cluster_nodes(cluster: Cluster) -> list[Node]:
-    """The nodes of the Ray cluster that is joined, and those that its autoscaler could still start."""
+def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
+    """The nodes of the Ray cluster that is joined, and those that its autoscaler could still start.
+
+    As long as there is none they may be about to join the head: `wait` s at most.
+    """
     schedule = ray_schedule(cluster)
     schedule.connect(cluster)
-    return [*schedule.nodes(cluster), *schedule.startable_nodes(cluster)]
+    begin, said = time.monotonic(), False
+    while not (found := [*schedule.nodes(cluster), *schedule.startable_nodes(cluster)]):
+        if time.monotonic() - begin >= wait:
+            break
+        if not said:
+            print(f"no node has joined the cluster yet: waiting for one, {wait / 60:.0f} min at most", file=sys.stderr)
+        said = True
+        time.sleep(POLL)
+    return found
 
 
 def find_nodes(settings: Settings) -> list[Node]:
@@ -53,15 +68,19 @@ def find_nodes(settings: Settings) -> list[Node]:
         names = [f"simulated-{index}" for index in range(simulated.nodes)]
         return [Node(name, simulated.gpus, simulated.cpus, accelerators, name) for name in names]
     if settings.cluster.kind == "ray":
-        return _cluster_nodes(settings.cluster)
+        return _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
     gpus = provenance.gpu_names()
     known = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
     return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*known, *sorted(set(gpus))))]
 
 
 def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
-    """How the plan asks about this machine: the environments that engines would run in, and what cannot run."""
-    host = _host(settings, nodes)
+    """How the plan asks about this machine: the environments that engines would run in, and what cannot run.
+
+    A run on a cluster waits for a node that is not there yet, as the driver does; only a dry run says that it is not.
+    """
+    waits = settings.cluster.kind == "ray" and not settings.dry_run
+    host = _host(settings, nodes, waits)
 
     @functools.cache  # thousands of deployments share a few
     def fingerprint_of(choice: EnvironmentChoice, platform: str) -> str:
@@ -82,17 +101,19 @@ def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
                 resolve(backend.env, "cuda" if platform == "cuda" else "cpu")
             except ValueError as error:
                 return str(error)
-        if reason is None and platform == "cuda":
+        if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
         return reason
 
     return Surroundings(locked_environment, unavailable)
 
 
-def _host(settings: Settings, nodes: Sequence[Node]) -> Host:
+def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if settings.cluster.kind != "ray" and settings.cluster.simulate is None:
         return provenance.host()
     gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
+    if waits and settings.hardware.platform == "cuda" and not gpus:
+        gpus = (settings.hardware.accelerator or "GPU",)
     # What is on a node's PATH is not known from here: taken to be there, and a launch says it if not.
     executables = frozenset(provenance.WANTED_EXECUTABLES)
     return Host(gpus=gpus, executables=executables)

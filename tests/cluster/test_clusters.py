@@ -35,6 +35,32 @@ def test_scripts_are_bash(script):
     subprocess.run(["bash", "-n", str(FILES / script)], check=True)
 
 
+def test_slurm_starts_the_driver_when_all_nodes_have_joined(tmp_path):
+    """With an srun that takes its time: the head is there before anyone joins it, all have joined before the plan."""
+    commands = {
+        "scontrol": "echo a; echo b",
+        "hostname": "echo 10.0.0.1",
+        "sleep": f"exec {shutil.which('sleep')} 0.2",
+        "srun": (
+            "while [[ $1 == --* ]]; do [[ $1 == --output=* ]] && log=${1#*=}; shift; done\n"
+            'case "$*" in hostname*) exec hostname;; *head*) n=1;; *) n=2; cat sweep-7-ray.log >> before-join;; esac\n'
+            'for _ in $(seq $n); do sleep; sleep; echo "Ray runtime started." >> "$log"; done'
+        ),
+    }
+    folder = tmp_path / "scripts" / "cluster"
+    folder.mkdir(parents=True)
+    for name, script in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (folder / "node").write_text("#!/bin/bash\ncat sweep-7-ray.log > before-plan\n")
+    (folder / "node").chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b"}
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_AUTH_TOKEN": "0" * 64}
+    subprocess.run(["bash", FILES / "slurm.sbatch"], env=environment, check=True, timeout=60)
+    assert (tmp_path / "before-join").read_text().count("started") == 1
+    assert (tmp_path / "before-plan").read_text().count("started") == 3
+
+
 def test_a_node_without_a_token_does_not_start(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
     environment |= {"SWEEP_ENVIRONMENT": str(tmp_path / "none"), "SWEEP_PYTHON": sys.executable}
