@@ -8,7 +8,7 @@ stand in (cluster.simulate.seconds_per_trial), and the words say so.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from sweep.trial import config_text, elsewhere
 
 COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
 COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
+BATCH = 4096  # rows
 GUESS = 60.0  # s of a trial of which nothing is known: only for the order in which deployments start
 SHOWN = 4  # deployments of a critical path that are named
 
@@ -54,15 +55,7 @@ class History:
     @classmethod
     def beside(cls, out: Path) -> "History":
         """The runs in and beside a results folder; one that cannot be read teaches nothing."""
-        rows: list[dict[str, Any]] = []
-        for path in sorted(out.parent.glob("*/trials.parquet")):
-            try:
-                table = read_table(path)
-            except DamagedFile:
-                continue  # an estimate is no place to complain: whoever analyses that run is told
-            if set(COLUMNS) <= set(table.column_names):
-                rows += table.select(COLUMNS).to_pylist()
-        return cls(rows)
+        return cls(_earlier_rows(out))
 
     def trial(self, row: Mapping[str, Any]) -> float | None:
         """Seconds that such a trial took (`row` as `kind_of` makes it), median."""
@@ -83,6 +76,17 @@ class History:
         if id(known) not in self.medians:
             self.medians[id(known)] = median(known)
         return self.medians[id(known)]
+
+
+def _earlier_rows(out: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(out.parent.glob("*/trials.parquet")):
+        try:
+            table = read_table(path, COLUMNS)
+        except DamagedFile:
+            continue  # an estimate is no place to complain: whoever analyses that run is told
+        if set(table.column_names) == set(COLUMNS):
+            for batch in table.to_batches(BATCH):  # a hundred thousand rows at once would be hundreds of megabytes
+                yield from batch.to_pylist()
 
 
 def _took(row: Mapping[str, Any]) -> float | None:

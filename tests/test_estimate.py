@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweep import provenance
+from sweep import provenance, store
 from sweep.config import Hardware, Settings
 from sweep.estimate import Assumed, History, estimate, kind_of
 from sweep.packing import Node
 from sweep.plan import Deployment, Plan, Trial
+from sweep.store import RunPaths
 from sweep.trial import config_text
 
 HARDWARE = Hardware(name="l4", platform="cuda", accelerator="L4", price_per_hour=3.6)
@@ -96,6 +97,16 @@ def test_the_median_of_the_same_trial_before_that_of_its_kind():
 def test_a_trial_of_other_settings_is_of_another_kind(other):
     one = deployment("a", trial("1", 8))
     assert took(History([row(one, one.trials[0], 2.0)]), other) is None
+
+
+def test_the_runs_beside_are_read_but_for_those_that_cannot_be(tmp_path):
+    one = deployment("a", trial("1", 8))
+    store.write_trials(RunPaths(tmp_path / "earlier"), [row(one, one.trials[0], 7.0)])
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "trials.parquet").write_bytes(b"PAR1")
+    history = History.beside(tmp_path / "out")
+    assert took(history, deployment("a", trial("another replicate", 8))) == 7.0
+    assert history.launch(one) == 100.0
 
 
 def test_what_went_wrong_teaches_nothing():
