@@ -6,25 +6,23 @@ import math
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from analysis.curves import MOST_REPLICATES
 from analysis.doubts import doubts
-from analysis.fitting import Fit, fits
+from analysis.fitting import fits
 from analysis.formats import number_formats
 from analysis.layout import Layout, arrange, listed
 from analysis.load import Run, open_run
 from analysis.page import card, definitions, figures, page, section, table
 from analysis.plots import Drawn, draw_all
-from analysis.quantities import Quantity, number, quantity, setting
+from analysis.quantities import number, quantity
+from analysis.result_tables import fits_table, ladder_table, results_table, steady_table
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import HEADLINE, STEADY, best, caveats, estimate, planned_trials, summarise, write_summary
-from analysis.table import Losses, losses, shown_columns, times, with_interval
+from analysis.summary import best, caveats, estimate, planned_trials, summarise, write_summary
+from analysis.table import Losses, losses, times
 from sweep import metrics, store
-
-LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
 _STATISTICS = (
     "Seconds in the data, milliseconds on labels. p50, p90 and p99 are quantiles over the requests of one trial."
@@ -74,10 +72,10 @@ def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
             f'<div class="cards">{"".join(_cards(layout))}</div>',
             section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
             section("Figures", *figures(drawn), _reading_figures(run, layout)),
-            section("Results", *_results(layout)),
-            section("What each step of the ladder bought", *_ladder(layout)),
-            section("Steady state", *_steady(run, layout)),
-            section("Largest batch that fitted in memory", *_fits(fits(run, layout))),
+            section("Results", *results_table(run, layout)),
+            section("What each step of the ladder bought", *ladder_table(layout)),
+            section("Steady state", *steady_table(run, layout)),
+            section("Largest batch that fitted in memory", *fits_table(fits(run, layout))),
             section("Trials without a result", *_failures(lost)),
             section("What was run", _provenance(run, layout), *_versions(run)),
             section("Words", *_words(run)),
@@ -149,117 +147,6 @@ def _verdict(ratio: Estimate) -> str:
     return f"{told}: may be no difference" if ratio.low <= 1 <= ratio.high else told
 
 
-# Results -------------------------------------------------------------------------------------------------------------
-
-
-def _results(layout: Layout) -> Iterator[str]:
-    points = layout.points[layout.points["n"] > 0]
-    if points.empty:
-        yield '<p class="bad">No trial has a result.</p>'
-        return
-    compared = "output_throughput_vs_baseline" in points
-    quantities = [of for column in shown_columns(points) if (of := quantity(column))]
-    headings = ["engine", *([escape(layout.x_label.lower())] if layout.x else []), "n"]
-    headings += [f"{escape(of.short)}<br><span>{escape(of.unit)}</span>" for of in quantities]
-    headings += ["throughput<br><span>× baseline</span>", "TTFT p50<br><span>× baseline</span>"] if compared else []
-    for panel, group in points.head(LARGEST_TABLE).groupby("panel", sort=False):
-        yield f"<h3>{escape(str(panel))}</h3>"
-        leading = {of.column: _leading(group[of.column], of) for of in quantities}
-        yield table(headings, [_row(layout, point, quantities, leading, compared) for _, point in group.iterrows()])
-    yield (
-        f'<p class="note">Means over n replicates; ± is half the {CONFIDENCE:.0%} interval; bold is the best of a'
-        f" table. All columns are in summary.csv{_left_out(len(points))}.</p>"
-    )
-
-
-def _left_out(count: int) -> str:
-    return f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else ""
-
-
-def _leading(values: "pd.Series[Any]", of: Quantity) -> Any:
-    if of.better is None:
-        return None
-    return values.max() if of.better == "higher" else values.min()
-
-
-def _row(
-    layout: Layout, point: "pd.Series[Any]", quantities: list[Quantity], leading: dict[str, Any], compared: bool
-) -> list[str]:
-    cells = [escape(point["line"]), *_abscissa(layout, point), str(point["n"])]
-    for of in quantities:
-        shown = of.shown(point[of.column])
-        told = with_interval(estimate(point, of.column), shown) if of.column in HEADLINE else shown
-        cell = f"{shown} <span>{escape(told.removeprefix(shown).strip())}</span>"
-        cells.append(f"<b>{cell}</b>" if point[of.column] == leading[of.column] else cell)
-    if compared:
-        cells += [_ratio(point, "output_throughput_vs_baseline"), _ratio(point, "ttft_p50_vs_baseline")]
-    return cells
-
-
-def _ratio(point: "pd.Series[Any]", column: str) -> str:
-    if pd.isna(point.get(column)):
-        return "—"
-    interval = f"{number(point[f'{column}_ci_low'])}–{number(point[f'{column}_ci_high'])}"
-    return f"{times(point[column])} <span>{interval if '—' not in interval else ''}</span>"
-
-
-def _ladder(layout: Layout) -> Iterator[str]:
-    """Each step against the one that it is on top of."""
-    if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
-        return
-    points = layout.points[layout.points["ladder_parent"].notna()]
-    headings = ["step", "on top of", "task", *([escape(layout.x_label.lower())] if layout.x else [])]
-    headings += ["throughput<br><span>× parent</span>", "TTFT p50<br><span>× parent</span>"]
-    rows = [
-        [
-            *(escape(point[key]) for key in ("line", "ladder_parent", "panel")),
-            *_abscissa(layout, point),
-            _bought(point),
-            _ratio(point, "ttft_p50_vs_parent"),
-        ]
-        for _, point in points.head(LARGEST_TABLE).iterrows()
-    ]
-    yield table(headings, rows, text=3)
-    left_out = _left_out(len(points))
-    yield f'<p class="note">Ratios to the step below, with their intervals; all are in summary.csv{left_out}.</p>'
-
-
-def _bought(point: "pd.Series[Any]") -> str:
-    if point["n"] == 0:
-        return "no result"
-    ratio = _ratio(point, "output_throughput_vs_parent")
-    return "the parent has no result here" if ratio == "—" else ratio
-
-
-def _steady(run: Run, layout: Layout) -> Iterator[str]:
-    """The figures without start and drain, of the points with a window."""
-    if "steady_share" not in layout.points:
-        if len(run.ok):
-            why = run.ok["steady_method"].dropna().mode()
-            told = f" Most often: {escape(str(why.iloc[0]).removeprefix('none: '))}." if len(why) else ""
-            yield f'<p class="note">No trial has a steady-state window: all figures are of whole runs.{told}</p>'
-        return
-    points = layout.points[layout.points["steady_share"] > 0]
-    quantities = [of for column in STEADY if column in points and (of := quantity(column))]
-    headings = ["engine", "task", *([escape(layout.x_label.lower())] if layout.x else []), "trials<br>with a window"]
-    headings += [f"{escape(of.short)}<br><span>{escape(of.unit)}</span>" for of in quantities]
-    rows = [
-        [escape(point["line"]), escape(point["panel"]), *_abscissa(layout, point), f"{point['steady_share']:.0%}"]
-        + [escape(with_interval(estimate(point, of.column), of.shown(point[of.column]))) for of in quantities]
-        for _, point in points.head(LARGEST_TABLE).iterrows()
-    ]
-    yield table(headings, rows, text=2)
-    yield (
-        '<p class="note">Without what came before and after the steady state (docs/metrics.md says how that is found);'
-        f" means over the trials with such a window. Others are in no row{_left_out(len(points))}.</p>"
-    )
-
-
-def _abscissa(layout: Layout, point: "pd.Series[Any]") -> list[str]:
-    """The cell of the column that is the abscissa, where there is one."""
-    return [setting(point[layout.x])] if layout.x else []
-
-
 def _reading_figures(run: Run, layout: Layout) -> str:
     lost = " A cross is a point without a result." if (layout.points["n"] == 0).any() else ""
     if len(layout.distinct) < len(layout.lines):
@@ -276,26 +163,6 @@ def _reading_figures(run: Run, layout: Layout) -> str:
         '<p class="note">Lines are means over replicates, small dots the replicates, whiskers the'
         f" {CONFIDENCE:.0%} interval of the mean (cut where they leave the panel).{lost}"
         " The same figures are in figures/ as SVG and PNG.</p>"
-    )
-
-
-def _fits(found: list[Fit]) -> Iterator[str]:
-    if not found:
-        return
-    rows = [
-        [
-            escape(fit.line),
-            escape(fit.task),
-            "none" if fit.largest is None else f"{fit.size} {fit.largest:g}",
-            escape(fit.told),
-        ]
-        for fit in found[:LARGEST_TABLE]
-    ]
-    yield table(["engine", "task", "fitted", "what did not"], rows, classes=["text", "text", "", "text wide"])
-    left_out = f" Of {len(found):,} engines and tasks the first {LARGEST_TABLE} are shown."
-    yield (
-        '<p class="note">It fitted where a replicate has a result, none ran out of memory and none was left untried.'
-        f"{left_out if len(found) > LARGEST_TABLE else ''}</p>"
     )
 
 

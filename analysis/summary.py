@@ -28,8 +28,8 @@ IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency",
 ASKED = ("model", "accelerator", "workload", "load", "batch_size", "concurrency", "rate")
 """First parts of the columns that say what was asked, of what model on what GPU: equal for points to be compared."""
 
-COUNTS = ("n", "not_ok", "planned", "outcomes")
-"""The columns that say how a point's trials ended."""
+COUNTS = ("n", "not_ok", "planned", "outcomes", "requests")
+"""The columns that say how a point's trials ended, and how many requests its figures are of."""
 
 HEADLINE = ("output_throughput", "ttft_p50", "cost_per_million_tokens", "tpot_p50", "ttft_p99")
 """What a sweep is asked for first: in the terminal's table, among the best figures, and compared with the baseline."""
@@ -74,10 +74,10 @@ def measured_columns(run: Run) -> list[str]:
 def summarise(run: Run) -> pd.DataFrame:
     """The points of a run, sorted.
 
-    Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`; for each measured
-    column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if some ok trials lack it; `steady_share`, the share of ok
-    trials with a steady-state window, if there is one; for HEADLINE columns `*_vs_baseline` (times the baseline) and
-    `*_vs_parent` (times the ladder's step below) with intervals of their own.
+    Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
+    answered in ok trials; for each measured column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if some ok trials
+    lack it; `steady_share`, the share of ok trials with a steady-state window, if there is one; for HEADLINE columns
+    `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the ladder's step below) with intervals of their own.
     """
     keys = key_columns(run)
     groups = run.trials.groupby(keys, dropna=False, sort=False)
@@ -88,6 +88,8 @@ def summarise(run: Run) -> pd.DataFrame:
     points["not_ok"] = [counts.total() - counts["ok"] - counts[NOT_RUN] for counts in outcomes]
     points["planned"] = [counts.total() for counts in outcomes]
     points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
+    answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(run.trials.index)
+    points["requests"] = answered.groupby(point).sum()
     measured = run.ok[measured_columns(run)].astype("float64").reindex(run.trials.index)
     by_point = measured.groupby(point)
     means, deviations, counts = by_point.mean(), by_point.std(ddof=1), by_point.count()
@@ -270,7 +272,7 @@ def _not_run(run: Run) -> pd.DataFrame:
             values = {key: told.get(key) for key in keys}
             planned.setdefault(tuple(map(str, values.values())), (values, []))[1].append(entry["trial_id"])
     return pd.DataFrame(
-        {**values, "n": 0, "not_ok": 0, "planned": len(trials), "outcomes": f"{NOT_RUN} {len(trials)}"}
+        {**values, "n": 0, "not_ok": 0, "planned": len(trials), "outcomes": f"{NOT_RUN} {len(trials)}", "requests": 0}
         for values, trials in planned.values()
         if known.isdisjoint(trials)
     )

@@ -933,3 +933,17 @@ def test_each_step_of_a_ladder_is_compared_with_its_parent(tmp_path: Path) -> No
     cells = '<td class="text">vllm, {}</td><td class="text">{}</td><td class="text">qa</td><td class="">{}'
     for step in (("fp8", "seqs", "2.00× "), ("late", "other", "the parent has no result"), ("other", "plain", "no r")):
         assert cells.format(*step) in text, step
+
+
+def test_a_p99_says_of_how_many_requests_it_is_and_how_sure(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    alone = [trial(name, 8, 0, 10.0, attempt="1", ttft_p99=0.2) for name in ("a", "b", "lost")]
+    twice = [trial("two", 8, index, 10.0, attempt="1", ttft_p99=0.2) for index in (0, 1)]
+    for row, count in zip([*alone[:2], *twice], (1000, 100, 100, 100), strict=True):
+        records = make_records(count, 1, 2, 0.2, 0.01)
+        store.write_requests(paths.trial(row["deployment_id"], "1", row["trial_id"]), records)
+    text = report_of(run_of(tmp_path, [*alone, *twice]))
+    cells = dict(re.findall(r'<tr><td class="text">(\w+)</td>.*<td class="">(?:<b>)?200 <span>(.*?)</span>', text))
+    assert cells == {"a": "[200–200]", "b": "[200 or more]", "lost": "", "two": "±&lt;1%"}
+    assert '<td class="text">two</td><td class="">2</td><td class="">200</td>' in text
+    assert "of one replicate has the interval over its requests" in text
