@@ -44,7 +44,7 @@ class TGI(Backend):
     api: Api = "tgi"
     token_ids: bool = False
     ignores_eos: bool = False
-    stop_grace: float = Field(default=30.0, gt=0)
+    stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 s in all
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {"requests_running": "tgi_batch_current_size", "requests_waiting": "tgi_queue_size"}

@@ -26,12 +26,13 @@ from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import Display, count
 from sweep.records import Outcome, Sample
 from sweep.resume import content_digests, todo
-from sweep.status import Teller
+from sweep.status import Teller, last_words
 from sweep.store import RunPaths
 from sweep.trial import TrialRun, base_row, present_row
 
 MAX_LOSSES = 20  # of infrastructure (node, worker), per deployment
 TAKE_BACK = 240.0  # s until a node set aside is used again for what no other can hold; longer than any back-off
+SAME_DEADLINE = 12 * 3600.0  # s for which a time of day that has come is not the next day's
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
@@ -100,10 +101,22 @@ class Driver:
         self.moved: set[str] = set()  # deployments that were given another try for their node's sake
         self.set_aside: set[str] = set()  # node ids
         self.interrupts = 0  # by the user
-        self.overdue = False  # the deadline has come
         self.write_after = time.monotonic() + WRITE_INTERVAL
-        deadline = plan.settings.deadline
-        self.deadline = next_time(deadline, datetime.now()).timestamp() if deadline else None
+        self.deadline = self._deadline(plan.settings.deadline)
+        self.overdue = self.deadline is not None and time.time() > self.deadline  # the deadline has come
+
+    def _deadline(self, text: str | None) -> float | None:
+        """The instant that `deadline` means, s since the epoch.
+
+        A time of day that came in the run before this one is over for some hours: a loop that issues the command until
+        it ends well is not to go on for a day.
+        """
+        if text is None:
+            return None
+        before = (last_words(self.paths) or {}).get("deadline") or {}
+        if before.get("text") == text and 0 <= time.time() - before["at"] < SAME_DEADLINE:
+            return float(before["at"])
+        return next_time(text, datetime.now()).timestamp()
 
     @property
     def left(self) -> int:
@@ -138,6 +151,9 @@ class Driver:
 
     def _loop(self) -> None:
         stopping = False
+        if self.deadline and self.overdue and self.waiting:
+            text = f"deadline={self.plan.settings.deadline}: that was {datetime.fromtimestamp(self.deadline):%F %R}"
+            self.display.say(f"{text}, and nothing is started: give another time, or a date with it")
         while self.running or (self.waiting and not self._haste):
             if not self._haste:
                 self._start_what_fits()
@@ -157,7 +173,9 @@ class Driver:
                 self._stop_now()
 
     def _tell(self, ended: bool = False) -> None:
-        self.teller.tell({key: self.places[key].address for key in self.places}, self._haste > 0, ended)
+        deadline = {"text": self.plan.settings.deadline, "at": self.deadline} if self.deadline else None
+        places = {key: place.address for key, place in self.places.items()}
+        self.teller.tell(places, self._haste > 0, ended, deadline)
 
     def _start_what_fits(self) -> None:
         nodes = self.executor.usable

@@ -37,7 +37,9 @@ class Teller:
         self.paths, self.display = paths, display
         self.next = 0.0  # monotonic
 
-    def tell(self, places: Mapping[str, str], stopping: bool, ended: bool = False) -> None:
+    def tell(
+        self, places: Mapping[str, str], stopping: bool, ended: bool = False, deadline: Mapping[str, Any] | None = None
+    ) -> None:
         """Write the present state, at most every INTERVAL seconds; `places` are addresses by deployment."""
         if time.monotonic() < self.next and not ended:
             return
@@ -54,6 +56,7 @@ class Teller:
             "stopping": stopping,
             "ended": ended,
             "left": self.display.left(),
+            "deadline": deadline,
             "running": running,
         }
         store.write_text(self.paths, self.paths.status, json.dumps(words))
@@ -106,10 +109,11 @@ def read(out: Path) -> Status:
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
     ]
     outcomes = Counter(str(row["outcome"]) for _, row in rows)
-    return Status(plan[0]["name"], len(trials), outcomes, failures, _last_words(paths), str(paths.deployments))
+    return Status(plan[0]["name"], len(trials), outcomes, failures, last_words(paths), str(paths.deployments))
 
 
-def _last_words(paths: RunPaths) -> dict[str, Any] | None:
+def last_words(paths: RunPaths) -> dict[str, Any] | None:
+    """What the last driver said last; None if there was none."""
     try:
         words: dict[str, Any] = json.loads(paths.status.read_text())
         return words

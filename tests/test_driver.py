@@ -1,6 +1,7 @@
 """The driver's decisions, with an executor that does as it is told: who runs, who is tried again, what is committed."""
 
 import errno
+import json
 import time
 from collections import deque
 from dataclasses import replace
@@ -179,6 +180,24 @@ def test_a_deadline_that_leaves_trials_is_no_interruption(tmp_path):
     assert outcomes(ledger) == {"1": "unavailable", "2": "ok"}
     assert (driver.interrupts, driver.left) == (0, 1)
     assert exit_status(plan, ledger, interrupted=False, left=driver.left) == 1
+
+
+def test_a_time_of_day_that_has_come_is_not_the_next_days_for_a_while(tmp_path, monkeypatch):
+    """A loop that issues the command until it ends well must end in the morning."""
+    plan = make_plan(deployment("a", ["1"]), deployment("b", ["2"]), deadline="08:00")
+    monkeypatch.setattr("sweep.driver.next_time", lambda text, now: now + timedelta(seconds=1))
+    drive(plan, tmp_path, UntilLate({"a": [["ok"]]}))
+    monkeypatch.setattr("sweep.driver.next_time", lambda text, now: now + timedelta(days=1))
+    for _ in range(2):
+        again = Scripted({})
+        drive(plan, tmp_path, again)
+        assert again.submitted == []
+    paths = RunPaths(tmp_path)
+    words = json.loads(paths.status.read_text())
+    words["deadline"]["at"] -= 13 * 3600
+    paths.status.write_text(json.dumps(words))
+    _, ledger = drive(plan, tmp_path, Scripted({"b": [["ok"]]}))
+    assert outcomes(ledger) == {"1": "ok", "2": "ok"}, "in the evening it is the next morning's"
 
 
 class UntilLate(Scripted):

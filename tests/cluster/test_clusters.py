@@ -30,6 +30,13 @@ def test_the_rayjob_says_where_its_results_stay():
     assert " out=s3://" in job["spec"]["entrypoint"]
 
 
+def test_the_rayjobs_token_is_kuberays_own():
+    """One that only head and workers were given would leave the pod that submits the job without."""
+    job = yaml.safe_load((FILES / "kuberay-rayjob.yaml").read_text())
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert "RAY_AUTH" not in (FILES / "kuberay-rayjob.yaml").read_text()
+
+
 @pytest.mark.parametrize("script", ["node", "slurm.sbatch"])
 def test_scripts_are_bash(script):
     subprocess.run(["bash", "-n", str(FILES / script)], check=True)
