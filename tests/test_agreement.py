@@ -80,7 +80,7 @@ def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: obj
     model = SimpleNamespace(
         name="tiny",
         tokenizer=None,
-        digest=lambda: "abc",
+        digest=lambda *cache: "abc",
         load_tokenizer=lambda cache: tokenizer,
         prepare=lambda cache, progress: Path("/models/tiny"),
     )

@@ -32,7 +32,7 @@ def here() -> list[str]:
         backend = configured("backend", path.stem)
         has_environment = backend.env.cpu or backend.env.python or backend.env.binary
         real = backend.launches and backend.computes_model and has_environment
-        if real and not backend.unavailable(Host(cpus=os.cpu_count() or 1)):
+        if real and not backend.unavailable(Host()):
             names.append(path.stem)
     return names
 
