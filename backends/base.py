@@ -4,6 +4,7 @@ A concrete backend is one file here and one YAML under conf/backend, whose `_tar
 keys are its fields. Parsing has no effects; what runs the process is `server`.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+HOST = Path(__file__).resolve().parent / "host"
 
 Api = Literal["completions", "chat", "tgi"]
 BatchForm = Literal["list", "streams"]
@@ -241,6 +244,19 @@ class Backend(BaseModel):
         return any(re.search(pattern, line) for pattern in self.hollow_errors)
 
 
+def _host_sources(library: str) -> list[Path]:
+    """What runs in the engine's process of ours: the host, the library's file, and whatever of ours these import."""
+    found: dict[str, Path] = {}
+    wanted = ["__main__", library.removeprefix("backends.host.")]
+    while wanted:
+        name = wanted.pop()
+        path = HOST / f"{name}.py"
+        if name not in found and path.is_file():  # a library of the user's own is elsewhere
+            found[name] = path
+            wanted += re.findall(r"^from backends\.host(?:\.| import )(\w+)", path.read_text(), re.MULTILINE)
+    return [found[name] for name in sorted(found)]
+
+
 class Hosted(Backend):
     """A library served by `python -m backends.host`. A subclass names the file that loads it, and what differs.
 
@@ -262,6 +278,11 @@ class Hosted(Backend):
             "reserved_memory_bytes": "host_memory_reserved_bytes",
         }
     )
+
+    def digest(self) -> str:
+        """Of the host's own source: it is part of what is measured."""
+        content = "".join(path.read_text() for path in _host_sources(self.library))
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def command(self, launch: Launch) -> list[str]:
         arguments = {

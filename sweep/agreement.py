@@ -63,7 +63,7 @@ def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | 
         return "none: the weights of a running endpoint are not known"
     try:
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
-        content = [VERSION, model.digest(), model.tokenizer, PROMPTS, TOKENS, environments.fingerprint(spec)]
+        content = [VERSION, model.digest(cache), model.tokenizer, PROMPTS, TOKENS, environments.fingerprint(spec)]
         path = cache / "agreement" / f"{content_hash(content, 16)}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -105,6 +105,10 @@ class DiskFull(Exception):
     """Nothing more can be written on a disk."""
 
 
+class Contradiction(Exception):
+    """This node is not what the plan says: a result of it would stand under a wrong id."""
+
+
 class Halted(Exception):
     """The sweep cannot go on until somebody does what the message says; the same command goes on from here."""
 
@@ -167,6 +171,9 @@ def run_deployment(
     pending = _Pending(work, stop, stop_soon)
     try:
         place = _prepare(work, gpus, emit)
+    except Contradiction as error:
+        _end_all(run, pending.trials, Failure(Outcome.INVALID, str(error)), emit)
+        return
     except (environments.EnvironmentFailed, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
@@ -174,6 +181,7 @@ def run_deployment(
         return
     if contradiction := other_gpus(gpus, work.settings.hardware):
         _end_all(run, pending.trials, Failure(Outcome.INVALID, contradiction), emit)
+    _end_contradicted(run, pending.trials, emit)
     failures: list[Failure] = []
     while pending.next():
         failure = _one_launch(run, place, work.marker, pending, emit)
@@ -192,6 +200,19 @@ def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
     names = gpu_names()
     others = {names[int(gpu)] for gpu in gpus if gpu.isdigit() and int(gpu) < len(names)} - set(hardware.matches)
     return f"hardware={hardware.name} asked for {hardware.matches[0]}, this node has {min(others)}" if others else None
+
+
+def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], str]]) -> str | None:
+    """Why the content that parts point to is not what was planned on this node; `parts` are functions of digests."""
+    for group, digest in parts.items():
+        if group in planned:
+            try:
+                found = digest()
+            except (FileNotFoundError, PermissionError, ValueError) as error:
+                found = str(error)
+            if found != planned[group]:
+                return f"the content of the {group} is not what was planned: {found}, not {planned[group]}"
+    return None
 
 
 class Failure(NamedTuple):
@@ -251,6 +272,9 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
     folder = Path()
     if backend.launches:
         model.reach(cache)  # a model that cannot be had is no reason to build an environment first
+        content = {"model": lambda: model.digest(cache), "backend": lambda: backend.digest()}
+        if other := other_content(work.deployment.content, content):
+            raise Contradiction(other)
         spec = environments.resolve(backend.env, work.settings.hardware.platform)
         environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
         folder = model.prepare(cache, lambda text: emit(State(text)))
@@ -404,6 +428,19 @@ def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emi
         pending.remove(other)
         reason = f"{trial.load.describe()} already ran out of memory"
         emit(Finished(other, base_row(run, other) | {"outcome": Outcome.CENSORED.value, "reason": reason}))
+
+
+def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
+    """End the trials whose prompts or arrivals come from files that are others on this node."""
+    known: dict[tuple[int, int], str | None] = {}
+    for trial in list(pending):
+        key = id(trial.workload), id(trial.load)
+        if key not in known:
+            parts = {group: getattr(trial, group).digest for group in trial.content}
+            known[key] = other_content(trial.content, parts)
+        if reason := known[key]:
+            pending.remove(trial)
+            _end_all(run, deque([trial]), Failure(Outcome.INVALID, reason), emit)
 
 
 def _end_all(run: TrialRun, trials: deque[Trial], failure: Failure, emit: Emit) -> None:

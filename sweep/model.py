@@ -12,12 +12,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -25,13 +25,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this version of the hub raises errors of
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from backends import env
+from backends.weights import digest as folder_digest
+from backends.weights import file_digest
 from sweep import weights
-from sweep.config import cache_directory
 from sweep.weights import Architecture, Vocabulary
 
 SHIPPED_TOKENIZER = Path(__file__).resolve().parent / "data" / "tokenizer"
@@ -51,6 +53,8 @@ NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
+RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between questions to a hub that does not answer, once for all repositories
+SERVER_ERROR = 500  # and more: an answer that says nothing of what was asked
 PROGRESS_INTERVAL = 5.0  # s
 
 Progress = Callable[[str], None]
@@ -64,6 +68,7 @@ class Model(BaseModel):
 
     name: str
     tokenizer: str | None = None  # folder or Hugging Face repository of another tokenizer than the model's own
+    tokenizer_revision: str = "main"  # branch, tag or commit of such a repository
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # that engines compute in
     max_model_len: PositiveInt | None = None  # context that engines are told to make room for; None: the model's
     served_name: str | None = None  # under which engines serve it; None: `name`
@@ -76,9 +81,17 @@ class Model(BaseModel):
                 f"model.tokenizer={tokenizer}: no such folder; allowed is one, or a Hugging Face repository"
             )
 
-    def digest(self) -> str:
-        """What the content of this model is, as far as it can be known without loading it."""
-        raise NotImplementedError
+    def digest(self, cache_dir: Path) -> str:
+        """What the content of this model is, with that of another tokenizer, as far as it is known without loading it.
+
+        Raises ValueError, in one line, if there is no such content.
+        """
+        own = self._digest(cache_dir)
+        return own if self.tokenizer is None else f"{own} with tokenizer {self._tokenizer_digest(cache_dir)}"
+
+    def pinned(self, cache_dir: Path) -> Self:
+        """The same at the commits that its revisions mean now: a node that is given it loads what was planned."""
+        return self.model_copy(update=self._commits(cache_dir))
 
     def reach(self, cache_dir: Path) -> None:
         """Raise ValueError or OSError, in one line, if `prepare` could not: asked before anything large is made."""
@@ -102,6 +115,25 @@ class Model(BaseModel):
         folder = self._tokenizer_folder(cache_dir)
         return None if folder is None else load_tokenizer(folder)
 
+    def _digest(self, cache_dir: Path) -> str:
+        raise NotImplementedError
+
+    def _commits(self, cache_dir: Path) -> dict[str, str]:
+        """The fields that name a revision of a repository, with the commit instead."""
+        commit = self._tokenizer_commit(cache_dir)
+        return {} if commit is None else {"tokenizer_revision": commit}
+
+    def _tokenizer_commit(self, cache_dir: Path) -> str | None:
+        if self.tokenizer is None or Path(self.tokenizer).expanduser().is_dir():
+            return None
+        return _commit(self.tokenizer, self.tokenizer_revision, cache_dir)
+
+    def _tokenizer_digest(self, cache_dir: Path) -> str:
+        commit = self._tokenizer_commit(cache_dir)
+        if commit is not None:
+            return f"{self.tokenizer}@{commit}"
+        return _files_digest(_tokenizer_files(Path(str(self.tokenizer)).expanduser()))
+
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
         raise NotImplementedError
 
@@ -109,7 +141,9 @@ class Model(BaseModel):
         if self.tokenizer is None:
             return self._own_tokenizer(cache_dir)
         folder = Path(self.tokenizer).expanduser()
-        return folder if folder.is_dir() else _hub_files(self.tokenizer, "main", cache_dir, _ignore, TOKENIZER_FILES)
+        if folder.is_dir():
+            return folder
+        return _hub_files(self.tokenizer, self.tokenizer_revision, cache_dir, _ignore, TOKENIZER_FILES)
 
     def _own_tokenizer(self, cache_dir: Path) -> Path | None:
         raise NotImplementedError
@@ -135,13 +169,13 @@ class RandomModel(Model):
                 "of its tokenizer"
             )
 
-    def digest(self) -> str:
+    def digest(self, cache_dir: Path) -> str:
         content = {
             "version": weights.VERSION,
             "architecture": self.architecture.model_dump(),
             "seed": self.seed,
             "dtype": self._stored,
-            "tokenizer": {path.name: _sha256(path) for path in _tokenizer_files(self._own_tokenizer(Path()))},
+            "tokenizer": {path.name: file_digest(path) for path in _tokenizer_files(self._own_tokenizer(Path()))},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -153,7 +187,7 @@ class RandomModel(Model):
         return Path(self.tokenizer).expanduser() if self.tokenizer else SHIPPED_TOKENIZER
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        return _build_once(cache_dir / "models" / f"{_safe(self.name)}-{self.digest()}", self._write, progress)
+        return _build_once(cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}", self._write, progress)
 
     def _write(self, folder: Path, progress: Progress) -> None:
         source = self._own_tokenizer(folder)
@@ -190,15 +224,17 @@ class HubModel(Model):
         super().check()
         if not REPOSITORY.fullmatch(self.repo):
             raise ValueError(f"model.repo={self.repo}: allowed is organisation/name")
-        _commit(self.repo, self.revision)
 
     def reach(self, cache_dir: Path) -> None:
         _hub_files(self.repo, self.revision, cache_dir, _ignore, peek=True)
         super().reach(cache_dir)
 
-    def digest(self) -> str:
+    def _digest(self, cache_dir: Path) -> str:
         """repo@commit where the hub or its cache on this machine says which commit that is, else repo@revision."""
-        return f"{self.repo}@{_commit(self.repo, self.revision)}"
+        return f"{self.repo}@{_commit(self.repo, self.revision, cache_dir)}"
+
+    def _commits(self, cache_dir: Path) -> dict[str, str]:
+        return {**super()._commits(cache_dir), "revision": _commit(self.repo, self.revision, cache_dir)}
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
         return _hub_files(self.repo, self.revision, cache_dir, _ignore, TOKENIZER_FILES)
@@ -221,11 +257,10 @@ class PathModel(Model):
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path={self.path}: has no config.json; allowed is a folder in Hugging Face layout")
 
-    def digest(self) -> str:
+    def _digest(self, cache_dir: Path) -> str:
         """Hash of all its files; a file that was read once is read again only when its size or time has changed."""
-        folder = Path(self.path).expanduser().resolve()
-        known = cache_directory(None) / "digests" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
-        return _folder_digest(folder, known)
+        self.check()  # it may be there where the plan was made, and not on this node
+        return folder_digest(Path(self.path).expanduser().resolve(), cache_dir)
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
         return Path(self.path).expanduser()
@@ -244,7 +279,7 @@ class ServedModel(Model):
 
     launchable: ClassVar[bool] = False
 
-    def digest(self) -> str:
+    def _digest(self, cache_dir: Path) -> str:
         return ""
 
     def _own_tokenizer(self, cache_dir: Path) -> None:
@@ -342,7 +377,7 @@ def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progr
     """The same weights under another tokenizer: a folder of links."""
     assert tokenizer is not None
     files = _tokenizer_files(tokenizer)
-    stamp = hashlib.sha256(json.dumps([str(folder), *(_sha256(path) for path in files)]).encode()).hexdigest()[:16]
+    stamp = hashlib.sha256(json.dumps([str(folder), *(file_digest(path) for path in files)]).encode()).hexdigest()[:16]
 
     def link(partial: Path, _: Progress) -> None:
         for path in folder.iterdir():
@@ -377,13 +412,12 @@ def _hub_files(
 ) -> Path:
     """A snapshot with the named files, or with all that an engine needs; from the cache where the hub is not reached.
 
-    The cache is Hugging Face's own where HF_HOME or HF_HUB_CACHE name one, else under `cache_dir`. With `peek` a hub
-    that is reached is only asked for a small file: who may have that may have all.
+    With `peek` a hub that is reached is only asked for a small file: who may have that may have all.
     """
     api = _hub()
     options: dict[str, Any] = {
         "revision": revision,
-        "cache_dir": None if os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE") else cache_dir / "hub",
+        "cache_dir": _hub_cache(cache_dir),
         "ignore_patterns": NOT_NEEDED,
     }
     try:
@@ -403,6 +437,12 @@ def _hub_files(
                 return folder
         reason = _first_line(error)
         raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and no hub ({reason})") from None
+
+
+def _hub_cache(cache_dir: Path) -> Path:
+    """Hugging Face's own cache where HF_HOME or HF_HUB_CACHE name one, else one under `cache_dir`."""
+    own = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
+    return Path(constants.HF_HUB_CACHE) if own else cache_dir / "hub"
 
 
 def _refused(repo: str, revision: str, error: HfHubHTTPError) -> ValueError:
@@ -448,7 +488,7 @@ def _hub() -> HfApi:
 
 
 @lru_cache
-def _commit(repo: str, revision: str) -> str:
+def _commit(repo: str, revision: str, cache_dir: Path) -> str:
     """The commit that a revision means: as the hub says; else as it last said; else the revision itself.
 
     Raises ValueError if the hub knows no such repository or revision and never did: one that was renamed or closed
@@ -456,39 +496,53 @@ def _commit(repo: str, revision: str) -> str:
     """
     if COMMIT.fullmatch(revision):
         return revision
-    remembered = cache_directory(None) / "digests" / "hub.json"
+    remembered = cache_dir / "digests" / "hub.json"
     known: dict[str, str] = json.loads(remembered.read_text()) if remembered.is_file() else {}
     key = f"{os.environ.get('HF_ENDPOINT', '')} {repo}@{revision}"
+    last = known.get(key) or _fetched_commit(repo, revision, cache_dir)
     try:
-        commit = str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
+        commit = _ask_commit(repo, revision, patient=last is None)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         if key not in known:
             raise _refused(repo, revision, error) from None
         return known[key]
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled):
-        return known.get(key, revision)
+        return last or revision
     if known.get(key) != commit:
         _write_json(remembered, known | {key: commit})
     return commit
 
 
-def _folder_digest(folder: Path, known_path: Path) -> str:
-    known: dict[str, list[Any]] = json.loads(known_path.read_text()) if known_path.is_file() else {}
-    found: dict[str, list[Any]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, status = path.relative_to(folder).as_posix(), path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-        before = known.get(name)
-        found[name] = [*stamp, before[2] if before and before[:2] == stamp else _sha256(path)]
-    if found != known:
-        _write_json(known_path, found)
-    content = {name: sha for name, (_, _, sha) in found.items()}
+def _ask_commit(repo: str, revision: str, patient: bool) -> str:
+    """What the hub says, asked again if it does not answer: where nothing else tells the commit, ids depend on it."""
+    while True:
+        try:
+            return str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
+        except (HfHubHTTPError, httpx.TransportError) as error:
+            answered = isinstance(error, HfHubHTTPError) and error.response.status_code < SERVER_ERROR
+            pause = next(_pauses(os.environ.get("HF_ENDPOINT", "")), None) if patient and not answered else None
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
+@lru_cache
+def _pauses(hub: str) -> Iterator[float]:
+    """What is left of this process's patience with a hub."""
+    return iter(RESOLVE_PAUSES)
+
+
+def _fetched_commit(repo: str, revision: str, cache_dir: Path) -> str | None:
+    """The commit that the hub's own cache on this machine has of a revision."""
+    name = repo_folder_name(repo_id=repo, repo_type="model")
+    reference = _hub_cache(cache_dir) / name / "refs" / revision
+    return reference.read_text().strip() if reference.is_file() else None
+
+
+def _files_digest(files: list[Path]) -> str:
+    """16 hex digits of these files' names and content."""
+    content = {path.name: file_digest(path) for path in files}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -8,13 +8,15 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
 from sweep.compose import POINT_GROUPS, Assignments, Composition, Point, group_choices
-from sweep.config import ConfigError, Settings, build, content_hash, one_of
+from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.records import PROTOCOL_VERSION
+
+T = TypeVar("T")
 
 # Fields of a backend that say how it is run here and cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "oom_patterns", "hollow_errors"}
@@ -31,6 +33,7 @@ class Trial:
     seed: int  # of prompts and arrivals: the same for every backend, another for every load and replicate
     coordinates: Assignments  # this trial's values on the experiment's axes
     config: Point  # resolved
+    content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: files
 
     @property
     def num_requests(self) -> int:
@@ -57,6 +60,7 @@ class Deployment:
     accelerator: str | None
     trials: list[Trial] = field(default_factory=list)
     unavailable: str | None = None  # why it cannot run on this host, with the remedy
+    content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: weights, our own code
 
     def describe(self) -> str:
         """In a few words, for people."""
@@ -147,6 +151,8 @@ class _Builder:
         self.deployments: dict[str, Deployment] = {}
         self.objects: dict[str, BaseModel] = {}
         self.identities: dict[int, Any] = {}
+        self.digests: dict[int, str | None] = {}
+        self.cache = cache_directory(settings.cache_dir)
         self.seen: set[str] = set()
         # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
         self.judged_by = settings.model_dump(mode="json", include={"max_failed", "slo", "relaunch"})
@@ -160,12 +166,13 @@ class _Builder:
         deployment = self._deployment(backend, model)
         for replicate in range(self.settings.replicates):
             seed = self._seed(workload, load, replicate)
-            identity = [deployment.deployment_id, self._identity(workload), self._identity(load), replicate, seed]
-            identity.append(self.judged_by)
+            parts = [self._identity(group, part) for group, part in (("workload", workload), ("load", load))]
+            identity = [deployment.deployment_id, *parts, replicate, seed, self.judged_by]
             trial_id = content_hash(identity)
             if trial_id not in self.seen:
                 self.seen.add(trial_id)
-                deployment.trials.append(Trial(trial_id, workload, load, replicate, seed, coordinates, point))
+                content = self._content(workload=workload, load=load)
+                deployment.trials.append(Trial(trial_id, workload, load, replicate, seed, coordinates, point, content))
 
     def _object(self, group: str, mapping: Mapping[str, Any]) -> Any:
         key = group + json.dumps(mapping, sort_keys=True, default=str)
@@ -177,13 +184,25 @@ class _Builder:
             self.objects[key] = built
         return self.objects[key]
 
-    def _identity(self, built: Any) -> Any:
+    def _identity(self, group: str, built: Any) -> Any:
         """What of an object can change a result: its fields and the digest of the content that it points to."""
         if id(built) not in self.identities:
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            digest = built.digest() if hasattr(built, "digest") else None
-            self.identities[id(built)] = content_hash([type(built).__qualname__, fields, digest])
+            identity = [type(built).__qualname__, fields, self._digest(group, built)]
+            self.identities[id(built)] = content_hash(identity)
         return self.identities[id(built)]
+
+    def _digest(self, group: str, built: Any) -> str | None:
+        """Of the content that an object points to; asked once, since it may read much or ask the hub."""
+        if id(built) not in self.digests:
+            where = [self.cache] if group == "model" else []
+            has = hasattr(built, "digest")
+            self.digests[id(built)] = _at_the_door(lambda: built.digest(*where), group) if has else None
+        return self.digests[id(built)]
+
+    def _content(self, **parts: Any) -> dict[str, str]:
+        digests = {group: self._digest(group, part) for group, part in parts.items()}
+        return {group: digest for group, digest in digests.items() if digest is not None}
 
     def _deployment(self, backend: Any, model: Any) -> Deployment:
         hardware = self.settings.hardware
@@ -192,8 +211,8 @@ class _Builder:
         deployment_id = content_hash(
             [
                 PROTOCOL_VERSION,
-                self._identity(backend),
-                self._identity(model),
+                self._identity("backend", backend),
+                self._identity("model", model),
                 environment,
                 hardware.platform,
                 hardware.accelerator,
@@ -202,19 +221,22 @@ class _Builder:
         )
         if deployment_id not in self.deployments:
             unavailable = self.surroundings.unavailable(backend, hardware.platform)
+            content = self._content(backend=backend, model=model)
+            pinned = model.pinned(self.cache)
             self.deployments[deployment_id] = Deployment(
-                deployment_id, backend, model, gpu_count, hardware.accelerator, [], unavailable
+                deployment_id, backend, pinned, gpu_count, hardware.accelerator, [], unavailable, content
             )
         return self.deployments[deployment_id]
 
     def _seed(self, workload: Any, load: Any, replicate: int) -> int:
         """Never of the backend: all see the same prompts. Of the load: no cache may answer for an earlier trial."""
-        return int(content_hash([self.settings.seed, self._identity(workload), self._identity(load), replicate], 8), 16)
+        parts = [self._identity("workload", workload), self._identity("load", load)]
+        return int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
 
 
-def _at_the_door(check: Callable[[], None], group: str) -> None:
+def _at_the_door(check: Callable[[], T], group: str) -> T:
     try:
-        check()
+        return check()
     except ValueError as error:
         message = str(error)
         raise ConfigError(message if message.startswith(group) else f"{group}: {message}") from None

@@ -5,24 +5,49 @@ The reasons are for people: they compare a trial with the nearest of the earlier
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sweep.config import ConfigError
 from sweep.ledger import Ledger, Row
 from sweep.plan import Deployment, Plan, Trial
 
 NOT_SHOWN = 3  # differences beyond this many are only counted
+REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit or, unknown, at a revision
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def todo(plan: Plan, ledger: Ledger) -> list[Deployment]:
-    """The deployments with the trials that this run of the command has to do."""
+    """The deployments with the trials that this run of the command has to do.
+
+    Raises:
+        ConfigError: if it cannot be told, since no hub says which commits the results are of.
+    """
+    _check_commits(plan, ledger)
     retry = plan.settings.retry == "once"
     left = [
         replace(deployment, trials=[trial for trial in deployment.trials if not ledger.done(trial.trial_id, retry)])
         for deployment in plan.deployments
     ]
     return [deployment for deployment in left if deployment.trials]
+
+
+def _check_commits(plan: Plan, ledger: Ledger) -> None:
+    """A revision that stayed a name, for want of a hub, makes ids new: what has a result would be measured again."""
+    digests = {digest for deployment in plan.deployments for digest in deployment.content.values()}
+    names = {(r, name) for digest in digests for r, name in REPOSITORY.findall(digest) if not COMMIT.fullmatch(name)}
+    if not names:
+        return
+    done = {json.loads(row.get("digests") or "{}").get("model", "") for row in ledger.rows.values()}
+    commits = {r: commit for digest in done for r, commit in REPOSITORY.findall(digest) if COMMIT.fullmatch(commit)}
+    for repository, name in sorted(names):
+        if repository in commits:
+            raise ConfigError(
+                f"model: no hub says which commit {repository}@{name} is, and there are results of "
+                f"{commits[repository]}; allowed is the same command later, or that commit as the revision"
+            )
 
 
 def reasons(plan: Plan, left: Iterable[Deployment], ledger: Ledger) -> dict[str, str]:
@@ -81,9 +106,8 @@ def _change(deployment: Deployment, trial: Trial, old: Row) -> str:
 
 
 def content_digests(deployment: Deployment, trial: Trial) -> dict[str, str]:
-    """Hashes of what a trial's configuration points to: the weights and the data set."""
-    parts = {"model": deployment.model, "workload": trial.workload}
-    return {name: str(part.digest()) for name, part in parts.items() if hasattr(part, "digest")}
+    """Hashes of what a trial's configuration points to: the weights, the data set, our own part of an engine."""
+    return {**deployment.content, **trial.content}
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

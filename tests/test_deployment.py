@@ -1,14 +1,21 @@
 """What a deployment checks on its node before it launches anything."""
 
 import threading
+from collections import deque
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
 
+from backends.base import Backend
 from sweep import deployment
 from sweep.config import Hardware
+from sweep.load import Batch
+from sweep.model import ServedModel
+from sweep.plan import Deployment, Trial
 from sweep.records import Outcome
+from sweep.trial import TrialRun
+from sweep.workload import Prompts, Workload
 
 L4 = Hardware(name="l4", platform="cuda", accelerator="L4", matches=("NVIDIA L4",))
 ANY = Hardware(name="gpu", platform="cuda")
@@ -60,6 +67,39 @@ def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
     failure = deployment._one_launch(run, place, "marker", None, events.append)
     assert (failure.reason, failure.at_launch) == ("not there", True)
     assert [event.text for event in events] == [said]
+
+
+def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_path):
+    """A file of prompts that is another there, or is not there: the trials that need it are invalid, the others run."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}')
+    its = Prompts(name="its", file=str(path), output_tokens=1)
+    trials = deque(
+        Trial(name, workload, Batch(name="batch", batch_size=1), 0, 1, {}, {}, {"workload": workload.digest()})
+        for name, workload in (("t1", its), ("t2", Workload(name="fixed")), ("t3", its))
+    )
+    path.write_text('{"prompt": "two"}')
+    ended = []
+    settings = SimpleNamespace(hardware=L4, name="experiment", client=None)
+    run = TrialRun(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, None, "1", ())
+    deployment._end_contradicted(run, trials, ended.append)
+    assert [trial.trial_id for trial in trials] == ["t2"]
+    assert [(event.row["trial_id"], event.row["outcome"]) for event in ended] == [("t1", "invalid"), ("t3", "invalid")]
+    assert ended[0].row["reason"].startswith("the content of the workload is not what was planned: ")
+    path.unlink()
+    assert "No such file" in deployment.other_content({"workload": "abc"}, {"workload": its.digest})
+    assert deployment.other_content({"workload": "abc"}, {"workload": lambda: "abc"}) is None
+
+
+def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
+    built = []
+    monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
+    model = SimpleNamespace(reach=lambda cache: None, digest=lambda cache: "other")
+    its = SimpleNamespace(backend=Backend(name="x"), model=model, content={"model": "planned"})
+    work = SimpleNamespace(deployment=its, settings=SimpleNamespace(cache_dir=str(tmp_path), hardware=L4))
+    with pytest.raises(deployment.Contradiction, match="the model is not what was planned: other, not planned"):
+        deployment._prepare(work, (), lambda event: None)
+    assert not built
 
 
 class Caches(BaseHTTPRequestHandler):

@@ -17,6 +17,7 @@ import yaml
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from backends import weights
 from scripts import train_tokenizer
 from sweep import model as module
 from sweep.config import CONF, ConfigError, build
@@ -161,19 +162,19 @@ def test_a_killed_build_is_redone_by_the_process_that_waits_for_it(tmp_path: Pat
 
 def test_a_digest_is_of_the_content() -> None:
     def changed(**fields: Any) -> str:
-        return TINY.model_copy(update=fields).digest()
+        return TINY.model_copy(update=fields).digest(Path())
 
-    assert changed(name="other", served_name="x") == TINY.digest()
+    assert changed(name="other", served_name="x") == TINY.digest(Path())
     numbers = Architecture(**NUMBERS | {"num_hidden_layers": 3})
     others = [changed(seed=1), changed(dtype="float16"), changed(architecture=numbers)]
-    assert len({TINY.digest(), *others}) == 4
+    assert len({TINY.digest(Path()), *others}) == 4
 
 
 def test_another_tokenizer_is_another_model(tmp_path: Path) -> None:
     for path in SHIPPED_TOKENIZER.iterdir():
         text = path.read_text()
         (tmp_path / path.name).write_text(text.replace('"add_bos_token": true', '"add_bos_token":  true'))
-    assert TINY.model_copy(update={"tokenizer": str(tmp_path)}).digest() != TINY.digest()
+    assert TINY.model_copy(update={"tokenizer": str(tmp_path)}).digest(tmp_path) != TINY.digest(Path())
 
 
 @pytest.mark.parametrize(
@@ -288,22 +289,21 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_hashed_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     read: list[str] = []
-    hash_file = module._sha256
-    monkeypatch.setattr(module, "_sha256", lambda path: read.append(path.name) or hash_file(path))
+    hash_file = weights.file_digest
+    monkeypatch.setattr(weights, "file_digest", lambda path: read.append(path.name) or hash_file(path))
     configured = PathModel(name="mine", path=str(copy))
-    first = configured.digest()
+    first = configured.digest(tmp_path / "cache")
     assert len(read) == len(list(copy.iterdir()))
     read.clear()
-    assert configured.digest() == first
+    assert configured.digest(tmp_path / "cache") == first
     assert read == []
     (copy / "config.json").write_text("{}")
-    assert configured.digest() != first
+    assert configured.digest(tmp_path / "cache") != first
     assert read == ["config.json"]
 
 
@@ -326,6 +326,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     files: dict[str, bytes]
     requests: list[tuple[str, str | None]]
     closed: set[str]
+    hiccups = 0  # questions that it does not answer yet
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -333,7 +334,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         self.requests.append((path, self.headers.get("Authorization")))
-        if "org/gated" in path and self.headers.get("Authorization") != "Bearer secret":
+        if Hub.hiccups:
+            Hub.hiccups -= 1
+            self.answer(503, b"{}", {})
+        elif "org/gated" in path and self.headers.get("Authorization") != "Bearer secret":
             self.answer(403, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
         elif path.startswith("/api/models/org/"):
             parts = path.removeprefix("/api/models/").split("/")
@@ -372,11 +376,13 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A hub on the loopback that HF_ENDPOINT names, in an environment that says nothing else of hubs."""
     Hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     Hub.files |= {"pytorch_model.bin": b"pickle", "modeling_custom.py": b"raise SystemExit", "onnx/model.onnx": b"x"}
-    Hub.requests, Hub.closed = [], {"nowhere"}
+    Hub.requests, Hub.closed, Hub.hiccups = [], {"nowhere"}, 0
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     module._commit.cache_clear()
+    module._pauses.cache_clear()
+    monkeypatch.setattr(module, "RESOLVE_PAUSES", (0.01, 0.01))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -396,7 +402,7 @@ def test_a_hub_model_is_fetched_without_what_engines_do_not_need(
     assert found.is_relative_to(tmp_path / "cache")
     assert {path.name for path in found.iterdir()} == {path.name for path in folder.iterdir()}
     assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert configured.digest() == f"org/model@{COMMITS['v2']}"
+    assert configured.digest(tmp_path / "cache") == f"org/model@{COMMITS['v2']}"
     assert {token for _, token in Hub.requests} == {None}
     assert capfd.readouterr() == ("", "")  # a bar would spoil the live view
 
@@ -416,29 +422,76 @@ def test_counting_needs_only_the_tokenizer(hub: Any, tmp_path: Path) -> None:
 
 def test_without_the_hub_the_cache_answers(hub: Any, tmp_path: Path) -> None:
     configured = HubModel(name="m", repo="org/model")
-    found, digest = configured.prepare(tmp_path / "cache", silent), configured.digest()
+    found, digest = configured.prepare(tmp_path / "cache", silent), configured.digest(tmp_path / "cache")
     module._commit.cache_clear()
     hub.shutdown()
     hub.server_close()
-    assert HubModel(name="m", repo="org/model").digest() == digest == f"org/model@{COMMITS['main']}"
+    assert HubModel(name="m", repo="org/model").digest(tmp_path / "cache") == digest == f"org/model@{COMMITS['main']}"
     assert configured.prepare(tmp_path / "cache", silent) == found
     with pytest.raises(ValueError, match=r"^model.repo=org/other@main: not on this machine, and no hub") as caught:
         HubModel(name="m", repo="org/other").prepare(tmp_path / "cache", silent)
     assert "\n" not in str(caught.value)
-    assert HubModel(name="m", repo="org/other").digest() == "org/other@main"
+    assert HubModel(name="m", repo="org/other").digest(tmp_path / "cache") == "org/other@main"
 
 
 def test_a_repository_that_is_closed_keeps_the_commit_that_is_known(hub: Any, tmp_path: Path) -> None:
     """Planning a finished run again must not fail because its model was renamed or made private since."""
-    digest = HubModel(name="m", repo="org/model").digest()
-    HubModel(name="m", repo="org/model", revision="v2").check()
+    digest = HubModel(name="m", repo="org/model").digest(tmp_path / "cache")
+    HubModel(name="m", repo="org/model", revision="v2").digest(tmp_path / "cache")
     Hub.closed = {"model"}
     module._commit.cache_clear()
     configured = HubModel(name="m", repo="org/model")
     configured.check()
-    assert configured.digest() == digest == f"org/model@{COMMITS['main']}"
+    assert configured.digest(tmp_path / "cache") == digest == f"org/model@{COMMITS['main']}"
     with pytest.raises(ValueError, match=r"^model\.repo=org/model@main: 401"):
         configured.reach(tmp_path / "cache")  # what is still to run needs its files
+
+
+def test_nothing_is_kept_beside_the_cache_that_was_named(hub: Any, folder: Path, tmp_path: Path) -> None:
+    HubModel(name="m", repo="org/model").digest(tmp_path / "cache")
+    PathModel(name="m", path=str(folder)).digest(tmp_path / "cache")
+    assert len(list((tmp_path / "cache" / "digests").iterdir())) == 2
+    assert not (tmp_path / "xdg").exists()
+
+
+def test_a_hub_that_hiccups_is_asked_again(hub: Any, tmp_path: Path) -> None:
+    Hub.hiccups = 2
+    assert HubModel(name="m", repo="org/model").digest(tmp_path) == f"org/model@{COMMITS['main']}"
+    module._commit.cache_clear()
+    Hub.hiccups = 1  # its patience is used up, but it has told before
+    assert HubModel(name="m", repo="org/model").digest(tmp_path) == f"org/model@{COMMITS['main']}"
+    Hub.hiccups = 1
+    assert HubModel(name="m", repo="org/model", revision="v2").digest(tmp_path) == "org/model@v2"
+
+
+def test_without_the_hub_its_own_cache_says_the_commit(hub: Any, tmp_path: Path) -> None:
+    HubModel(name="m", repo="org/model").prepare(tmp_path, silent)
+    Hub.hiccups = 100
+    assert not (tmp_path / "digests").exists()
+    assert HubModel(name="m", repo="org/model").digest(tmp_path) == f"org/model@{COMMITS['main']}"
+
+
+def test_a_node_loads_the_commit_that_was_planned(hub: Any, tmp_path: Path) -> None:
+    planned = HubModel(name="m", repo="org/model").pinned(tmp_path / "driver")
+    assert planned.revision == COMMITS["main"]
+    Hub.requests.clear()
+    planned.prepare(tmp_path / "node", silent)
+    assert Hub.requests
+    assert not [path for path, _ in Hub.requests if "/main" in path]
+
+
+def test_a_tokenizer_is_part_of_any_model(hub: Any, folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "tokenizer"
+    own.mkdir()
+    (own / "tokenizer.json").write_text("{}")
+    for plain in (PathModel(name="m", path=str(folder)), HubModel(name="m", repo="org/model")):
+        with_folder = plain.model_copy(update={"tokenizer": str(own)})
+        first = with_folder.digest(tmp_path)
+        (own / "tokenizer.json").write_text((own / "tokenizer.json").read_text() + " ")
+        assert len({plain.digest(tmp_path), first, with_folder.digest(tmp_path)}) == 3
+        with_hub = plain.model_copy(update={"tokenizer": "org/model", "tokenizer_revision": "v2"})
+        assert with_hub.digest(tmp_path) == f"{plain.digest(tmp_path)} with tokenizer org/model@{COMMITS['v2']}"
+        assert with_hub.pinned(tmp_path).tokenizer_revision == COMMITS["v2"]
 
 
 def test_a_gated_model_needs_the_token_of_the_environment(
@@ -459,9 +512,11 @@ def test_a_gated_model_needs_the_token_of_the_environment(
         ("org/nowhere", "main", r"^model\.repo=org/nowhere@main: 401 .*\(a gated model needs HF_TOKEN\)$"),
     ],
 )
-def test_what_the_hub_does_not_have_is_refused_at_the_door(hub: Any, repo: str, revision: str, said: str) -> None:
+def test_what_the_hub_does_not_have_is_refused_at_the_door(
+    hub: Any, tmp_path: Path, repo: str, revision: str, said: str
+) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        HubModel(name="m", repo=repo, revision=revision).check()
+        HubModel(name="m", repo=repo, revision=revision).digest(tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -1,11 +1,15 @@
 """Resume is by content: what a change touches is run again, with the reason, and nothing else."""
 
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from backends import base
 from sweep.compose import compose_run
+from sweep.config import ConfigError
 from sweep.ledger import Ledger
 from sweep.plan import Surroundings, make_plan
 from sweep.resume import content_digests, reasons, todo
@@ -87,9 +91,34 @@ def test_the_version_of_the_engine(planned, ledger):
     assert again == {"changed: its engine's environment, the accelerator or the protocol": 4}
 
 
+def test_the_host_of_a_library(planned, ledger, monkeypatch, tmp_path):
+    """What of an engine is our own is in its id: the host of this library, not of another."""
+    host = shutil.copytree(base.HOST, tmp_path / "host")
+    monkeypatch.setattr(base, "HOST", host)
+    (host / "exllama_library.py").write_text("# another library's\n")
+    assert not todo(planned(), ledger)
+    (host / "batches.py").write_text((host / "batches.py").read_text() + "# slower\n")
+    assert why(planned(), ledger) == {"changed: the content of its backend": 2}
+
+
 def test_the_content_of_the_data_set(planned, ledger, prompts):
     prompts.write_text(prompts.read_text() + json.dumps({"prompt": "one more"}) + "\n")
     assert why(planned(), ledger) == {"changed: the content of its workload": 4}
+
+
+def test_a_commit_that_no_hub_tells_is_not_taken_for_another_model(planned, ledger):
+    """Else a minute without the hub measures everything again."""
+
+    def unresolved(repository):
+        plan = planned()
+        deployments = [replace(d, content=d.content | {"model": f"{repository}@main"}) for d in plan.deployments]
+        return replace(plan, deployments=deployments)
+
+    for done in ledger.rows.values():
+        done["digests"] = json.dumps({"model": f"org/model@{'a' * 40}"})
+    assert todo(unresolved("org/other"), ledger) == []
+    with pytest.raises(ConfigError, match=r"^model: no hub says which commit org/model@main is, and there are results"):
+        todo(unresolved("org/model"), ledger)
 
 
 def test_a_value_more_on_an_axis_is_new(planned, ledger):
