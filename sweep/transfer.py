@@ -4,9 +4,11 @@ Whether a node sees the folder is found out, not configured: the driver leaves a
 starts the attempt, and a node that does not find it there writes to a folder of its own and sends what it wrote.
 """
 
-import os
+import fcntl
 import shutil
-from collections.abc import Callable, Generator
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,9 +44,8 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
     if shared(work):
         yield from stream(work)
         return
-    out = cache_directory(work.settings.cache_dir) / "outbox" / work.marker / str(os.getpid())
-    attempt = RunPaths(out).attempt(work.deployment.deployment_id, work.attempt)
-    try:
+    with _own_folder(cache_directory(work.settings.cache_dir) / "outbox") as out:
+        attempt = RunPaths(out).attempt(work.deployment.deployment_id, work.attempt)
         events = stream(replace(work, out=str(out)))
         try:
             for event in events:
@@ -54,8 +55,32 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
         finally:
             events.close()
         yield _taken(out, attempt)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
+
+
+@contextmanager
+def _own_folder(outbox: Path) -> Iterator[Path]:
+    """A folder in which nobody else writes, gone afterwards; one whose owner was killed goes with the next.
+
+    Each has a lock beside it, which the kernel takes back from a process that is killed.
+    """
+    outbox.mkdir(parents=True, exist_ok=True)
+    for left in outbox.glob("*.lock"):
+        with suppress(FileNotFoundError), left.open("r+") as lock:  # another may be clearing up too
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its owner lives
+            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+            left.unlink(missing_ok=True)
+    folder = outbox / uuid.uuid4().hex
+    own = folder.with_suffix(".lock")
+    with own.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            own.unlink(missing_ok=True)
 
 
 def _taken(out: Path, folder: Path) -> Files:

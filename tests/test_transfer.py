@@ -1,5 +1,7 @@
 """Files of a node that does not see the results folder: they arrive with the events, whole and in their place."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from sweep import transfer
+from sweep.config import ROOT
 from sweep.deployment import Files, Finished, State, Work
 from sweep.plan import Deployment
 from sweep.store import RunPaths
@@ -51,6 +54,33 @@ def test_one_that_does_not_sends_them_before_the_event_that_speaks_of_them(work,
     assert kinds == [State, Files, Finished, Files]
     assert (paths.attempt("d1", "1") / "engine.log").read_text() == "begins and ends"
     assert not list((tmp_path / "cache of the node").rglob("*.parquet")), "nothing is left on the node"
+
+
+def test_what_a_killed_task_left_goes_with_the_next_one_and_nothing_else(work, tmp_path):
+    outbox = tmp_path / "cache of the node" / "outbox"
+    carry = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from sweep import transfer
+with transfer._own_folder(Path({str(outbox)!r})) as folder:
+    folder.mkdir()
+    print(folder.name, flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", carry]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as living,
+    ):
+        names = [process.stdout.readline().strip() for process in (killed, living)]
+        killed.kill()
+        killed.wait()
+        assert {path.name for path in outbox.iterdir() if path.is_dir()} == set(names)
+        list(transfer.carried(work, stream))
+        assert {path.name for path in outbox.iterdir()} == {names[1], f"{names[1]}.lock"}
+        living.stdin.close()
+    assert not list(outbox.iterdir())
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "deployments/d1/2/t1/trial.parquet", "plan.jsonl"])
