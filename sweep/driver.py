@@ -21,7 +21,7 @@ from sweep.deployment import Event, Files, Finished, Halted, Lost, Placed, State
 from sweep.estimate import History, kind_of, times
 from sweep.ledger import Ledger, Row
 from sweep.nodes import NodeRecord
-from sweep.packing import Need, Node, Packer, Unbegun, could_hold, infeasible
+from sweep.packing import Kind, Need, Node, Packer, Unbegun, infeasible
 from sweep.plan import Deployment, Plan, Trial
 from sweep.progress import Display, count
 from sweep.records import Outcome, Sample
@@ -31,7 +31,7 @@ from sweep.store import RunPaths
 from sweep.trial import TrialRun, base_row, present_row
 
 MAX_LOSSES = 20  # of infrastructure (node, worker), per deployment
-TAKE_BACK = 240.0  # s until a node set aside is used again for what no other can hold; longer than any back-off
+LAST_RESORT = 240.0  # s until a node set aside gets what no other can hold; longer than any back-off
 SAME_DEADLINE = 12 * 3600.0  # s for which a time of day that has come is not the next day's
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
@@ -48,7 +48,6 @@ class Executor(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def clear(self, marker: str) -> None: ...
-    def avoid(self, node_ids: set[str]) -> None: ...
     def spare(self, node_ids: set[str]) -> bool: ...
     def want(self, needs: Sequence[Need]) -> None: ...
     def submit(self, work: Work, node_id: str) -> None: ...
@@ -85,7 +84,7 @@ class Driver:
         expected = times(self.waiting.values(), self.history, plan.settings.hardware)
         self.needs = {need.key: need for need in expected.needs}
         self.packer = Packer(need for need in expected.needs if not self.waiting[need.key].unavailable)
-        self.stranded: dict[str, float] = {}  # deployment -> since when no node could hold it, monotonic
+        self.stranded: dict[Kind, float] = {}  # since when no node, but for those set aside, could hold it, monotonic
         self.running: dict[str, Work] = {}
         self.places: dict[str, Placed] = {}  # deployment -> where its present attempt is, or the last one was
         self.known: dict[str, Node] = {}  # every node that was ever usable, by id
@@ -174,34 +173,37 @@ class Driver:
 
     def _tell(self, ended: bool = False) -> None:
         deadline = {"text": self.plan.settings.deadline, "at": self.deadline} if self.deadline else None
-        places = {key: place.address for key, place in self.places.items()}
+        places = {key: self.places[key].address for key in self.running if key in self.places}
         self.teller.tell(places, self._haste > 0, ended, deadline)
 
     def _start_what_fits(self) -> None:
-        nodes = self.executor.usable
-        self.known |= {node.node_id: node for node in nodes}
+        usable = self.executor.usable
+        self.known |= {node.node_id: node for node in usable}
+        nodes = [node for node in usable if node.node_id not in self.set_aside]
         for deployment_id, node_id in self.packer.start(nodes):
             self._submit(self.waiting.pop(deployment_id), node_id)
         self.executor.want(self.packer.ahead(nodes))
-        self._see_to_stranded(nodes)
+        self._see_to_stranded(nodes, [node for node in usable if node.node_id in self.set_aside])
 
-    def _see_to_stranded(self, nodes: Sequence[Node]) -> None:
-        """What no node can hold waits for one, at most so long; for want of others, one that was set aside will do."""
-        stranded = {need.key: need for need in self.packer.stranded(nodes)} if nodes or self.set_aside else {}
+    def _see_to_stranded(self, nodes: Sequence[Node], aside: Sequence[Node]) -> None:
+        """What none of the nodes can hold waits for one that can, then for one set aside, and is given up at last."""
         now = time.monotonic()
-        self.stranded = {key: self.stranded.get(key, now) for key in stranded}
+        kinds = {need.kind for need in self.packer.heads() if infeasible(need, nodes)}
+        self.stranded = {kind: self.stranded.get(kind, now) for kind in kinds}
         limit = self.plan.settings.cluster.wait_for_nodes
-        patience = min(limit, TAKE_BACK) if self.executor.spare(self.set_aside) else 0.0
-        needs = [stranded[key] for key, since in self.stranded.items() if now - since >= patience]
-        if back := {key for key in self.set_aside if any(could_hold(self.known[key], need) for need in needs)}:
-            self._use_again(back, "no other node that is left can hold what waits")
-            for node_id in back:
-                self.nodes.success(node_id)  # forgets what failed there
-            return
-        for key in [key for key, since in self.stranded.items() if nodes and now - since > limit]:
-            self.packer.drop([stranded[key]])
-            reason = f"waited {limit / 60:.0f} min: {infeasible(stranded[key], nodes)}"
-            self._end_unavailable(replace(self.waiting.pop(key), unavailable=reason))
+        patience = min(limit, LAST_RESORT) if self.executor.spare(self.set_aside) else 0.0
+        waited = {kind for kind, since in self.stranded.items() if now - since >= patience}
+        for key, node_id in self.packer.start(aside, waited):
+            address = self.known[node_id].address
+            self.display.say(f"{self.waiting[key].describe()}: for want of others on {address}, which is set aside")
+            self._submit(self.waiting.pop(key), node_id)
+        if not (usable := [*nodes, *aside]):
+            return  # for now; the executor halts the sweep when there is none for long
+        given_up = [need for need in self.packer.stranded(usable) if now - self.stranded[need.kind] > limit]
+        self.packer.drop(given_up)
+        for need in given_up:
+            reason = f"waited {limit / 60:.0f} min: {infeasible(need, usable)}"
+            self._end_unavailable(replace(self.waiting.pop(need.key), unavailable=reason))
 
     def _again(self, deployment: Deployment) -> None:
         """Before all others."""
@@ -333,28 +335,16 @@ class Driver:
     def _judge_nodes(self) -> None:
         """Set bad nodes aside, and take those back that turn out not to be; what failed there is tried elsewhere."""
         bad = self.nodes.bad()
-        self._use_again(self.set_aside - bad, "what failed there fails elsewhere too")
+        for node_id in self.set_aside - bad:
+            self.display.say(f"node {self.known[node_id].address} is used again: it is no worse than others")
+        self.set_aside &= bad
         for node_id in bad - self.set_aside:
-            if self._dispensable(node_id):
+            if self.executor.spare(self.set_aside | {node_id}):
                 words = f"{len(self.nodes.blamed(node_id))} different deployments failed there"
                 self.display.say(f"node {self.known[node_id].address} is set aside: {words}")
                 self.set_aside.add(node_id)
-        self.executor.avoid(self.set_aside)
         for node_id in self.set_aside:
             self._move_away(node_id)
-
-    def _use_again(self, node_ids: set[str], reason: str) -> None:
-        for node_id in node_ids:
-            self.display.say(f"node {self.known[node_id].address} is used again: {reason}")
-        self.set_aside -= node_ids
-        self.executor.avoid(self.set_aside)
-
-    def _dispensable(self, node_id: str) -> bool:
-        """Whether there is another node for whatever waits, and for what failed on this one."""
-        node = self.known[node_id]
-        left = [other for other in self.executor.usable if other.node_id not in {node_id, *self.set_aside}]
-        needs = [*self.packer.heads(), *(self.needs[key] for key in self.nodes.blamed(node_id))]
-        return not any(could_hold(node, need) and infeasible(need, left) for need in needs)
 
     def _move_away(self, node_id: str) -> None:
         """What failed on a node that is set aside has another try, once, as soon as it does not run there any more."""

@@ -9,8 +9,10 @@ Only so much is in flight as there are places: what waits can still be reordered
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
+
+Kind = tuple[int, str | None]  # of place: GPUs on one node, and their type
 
 AHEAD = 32  # waiting deployments that an autoscaler is told of
 
@@ -32,6 +34,11 @@ class Need(NamedTuple):
     gpus: int  # 0: a node that it has to itself, since engines beside each other on a CPU would measure each other
     accelerator: str | None  # None: any
     seconds: float  # expected; only the order depends on it
+
+    @property
+    def kind(self) -> Kind:
+        """What of it decides which nodes could hold it."""
+        return self.gpus, self.accelerator
 
 
 class Start(NamedTuple):
@@ -73,7 +80,7 @@ class Packer:
     """Who waits, who runs where, and who is next."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
-        self.waiting: dict[tuple[int, str | None], list[tuple[int, Need]]] = {}  # a heap for each kind of place
+        self.waiting: dict[Kind, list[tuple[int, Need]]] = {}  # a heap for each kind of place
         self.running: dict[str, tuple[str, Need]] = {}  # key -> node id
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
         self.tenants: Counter[str] = Counter()  # deployments running, by node id
@@ -82,17 +89,17 @@ class Packer:
             self._push(rank, need)
 
     def _push(self, rank: int, need: Need) -> None:
-        heapq.heappush(self.waiting.setdefault((need.gpus, need.accelerator), []), (rank, need))
+        heapq.heappush(self.waiting.setdefault(need.kind, []), (rank, need))
 
     def put_back(self, need: Need) -> None:
         """It was lost: it starts again before all others."""
         self.front -= 1
         self._push(self.front, need)
 
-    def start(self, nodes: Sequence[Node]) -> list[Start]:
-        """What starts now on these nodes, which are the living ones; it counts as running until `ended`."""
+    def start(self, nodes: Sequence[Node], kinds: Container[Kind] | None = None) -> list[Start]:
+        """What starts now on these living nodes, of any of `kinds` (None: all); it counts as running until `ended`."""
         starts: list[Start] = []
-        while found := self._first(nodes):
+        while found := self._first(nodes, kinds):
             kind, node = found
             _, need = heapq.heappop(self.waiting[kind])
             self.running[need.key] = (node.node_id, need)
@@ -101,10 +108,10 @@ class Packer:
             starts.append(Start(need.key, node.node_id))
         return starts
 
-    def _first(self, nodes: Sequence[Node]) -> tuple[tuple[int, str | None], Node] | None:
+    def _first(self, nodes: Sequence[Node], kinds: Container[Kind] | None) -> tuple[Kind, Node] | None:
         """The kind whose first need ranks highest among those for which there is a place, and the place."""
         for kind, heap in sorted(self.waiting.items(), key=lambda item: item[1][0][0] if item[1] else 0):
-            if heap and (node := self._place(heap[0][1], nodes)):
+            if heap and (kinds is None or kind in kinds) and (node := self._place(heap[0][1], nodes)):
                 return kind, node
         return None
 

@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweep.config import ROOT, Cluster, ConfigError
 from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Placed, Work, clear_engines, stream_deployment
-from sweep.packing import Need, Node, Unbegun
+from sweep.packing import Kind, Need, Node, Unbegun
 from sweep.transfer import carried
 
 RESULT_POLL = 0.5  # s
@@ -249,7 +249,6 @@ class RayExecutor:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.streams: dict[Any, _Stream] = {}
-        self.avoided: set[str] = set()  # node ids
         self.shunned: dict[str, float] = {}  # node id -> until when, monotonic
         self.clearing: list[Any] = []
         self.stopping = threading.Event()
@@ -260,7 +259,7 @@ class RayExecutor:
         self.ports: dict[str, int] = {}  # of their raylets
         self.full: set[str] = set()  # ids of those whose own disk is full
         self.autoscaling = False
-        self.claims: dict[tuple[int, str | None], list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
+        self.claims: dict[Kind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
         self.wanted = 0.0  # when they were last looked after, monotonic
         self.seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
         self.home, self.home_alive = "", True  # the node of the driver itself
@@ -317,7 +316,7 @@ class RayExecutor:
         if time.monotonic() - self.wanted < BEAT or not self.autoscaling:
             return
         self.wanted = time.monotonic()
-        wanted = Counter((need.gpus, need.accelerator) for need in needs)
+        wanted = Counter(need.kind for need in needs)
         for kind in {**wanted, **self.claims}:  # the needs' own order: what comes first is asked for first
             claims = self.claims.get(kind, [])
             if claims:
@@ -354,10 +353,6 @@ class RayExecutor:
                 _clear_task().options(scheduling_strategy=affinity, name="clear engines").remote(marker)
             )
 
-    def avoid(self, node_ids: set[str]) -> None:
-        """Place nothing more on these nodes."""
-        self.avoided = set(node_ids)
-
     def spare(self, node_ids: set[str]) -> bool:
         """Whether there would be a node left without these; one that is shunned for a while still counts."""
         return bool({node.node_id for node in self.nodes} - node_ids - self.full)
@@ -380,9 +375,9 @@ class RayExecutor:
         self.streams[stream] = _Stream(work, None, time.monotonic(), node)
 
     def _shunned(self) -> set[str]:
-        """Nodes that are avoided or full, and for a while those where something was lost: Ray may not know it yet."""
+        """Nodes that are full, and for a while those where something was lost: Ray may not have noticed its end."""
         now = time.monotonic()
-        return self.avoided | self.full | {node_id for node_id, until in self.shunned.items() if now < until}
+        return self.full | {node_id for node_id, until in self.shunned.items() if now < until}
 
     def events(self) -> Iterator[tuple[Work, Event | Lost | Unbegun | None]]:
         """What has happened since the last call: events, then None when a deployment ended, or Lost, or Unbegun.
@@ -456,7 +451,7 @@ class RayExecutor:
         """
         self.full.add(state.node.node_id)
         words = f"{error} (on node {state.node.address})"
-        if not _has_room(state.work.out) or not self.spare(self.avoided):
+        if not _has_room(state.work.out) or not self.spare(set()):
             raise Halted(words)
         return Lost(f"{words}: nothing more is started there in this run")
 

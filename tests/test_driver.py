@@ -69,11 +69,8 @@ class Scripted:
     def clear(self, marker):
         self.cleared = marker
 
-    def avoid(self, node_ids):
-        self.avoided = set(node_ids)
-
     def spare(self, node_ids):
-        return len(node_ids) < len(self.usable)
+        return bool({node.node_id for node in self.usable} - node_ids)
 
     def observe(self, row):
         pass
@@ -107,8 +104,8 @@ class Scripted:
 def drive(plan, tmp_path, executor):
     paths = RunPaths(tmp_path)
     ledger = Ledger(paths.ledger)
-    driver = Driver(plan, paths, ledger, executor, Display(9, 0, None, QUIET), None)
-    driver.run()
+    executor.driver = Driver(plan, paths, ledger, executor, Display(9, 0, None, QUIET), None)
+    executor.driver.run()
     return paths, ledger
 
 
@@ -213,7 +210,7 @@ def test_a_trial_that_awaits_its_second_try_at_the_deadline_is_not_left(tmp_path
 
     class Late(ByNode):
         def events(self):
-            if self.usable == self.all:
+            if not driver.set_aside:
                 yield from super().events()
             else:  # a node was set aside: no second try ends in time
                 driver.deadline = time.time() - 1
@@ -266,19 +263,12 @@ class Slow(Scripted):
 
 
 class ByNode(Scripted):
-    """Every trial's outcome is what `outcome(deployment, node)` says; nodes that are avoided get nothing."""
+    """Every trial's outcome is what `outcome(deployment, node)` says."""
 
     def __init__(self, outcome, nodes, gpus=0):
         super().__init__({}, nodes)
         self.usable = [node._replace(gpus=gpus) for node in self.usable]
-        self.outcome, self.all, self.placed, self.avoided = outcome, list(self.usable), [], set()
-
-    def avoid(self, node_ids):
-        self.avoided |= node_ids
-        self.usable = [node for node in self.all if node.node_id not in node_ids]
-
-    def spare(self, node_ids):
-        return bool({node.node_id for node in self.all} - node_ids)
+        self.outcome, self.placed = outcome, []
 
     def submit(self, work, node_id):
         self.pending.append((work, node_id))
@@ -336,7 +326,7 @@ def test_losses_are_not_blamed_on_a_node(tmp_path):
     plan = make_plan(*(replace(deployment(name, [name]), gpu_count=1) for name in "abcd"))
     _, ledger = drive(plan, tmp_path, executor)
     assert set(outcomes(ledger).values()) == {"ok"}
-    assert not executor.avoided, "no node was ever set aside"
+    assert not executor.driver.nodes.failed
 
 
 def test_an_attempt_that_was_never_placed_has_no_node(tmp_path):
@@ -364,7 +354,7 @@ def test_what_still_runs_on_a_node_when_it_is_set_aside_is_moved_at_its_end(tmp_
         def events(self):
             wide = [entry for entry in self.pending if entry[0].deployment.deployment_id == "wide"]
             others = [entry for entry in self.pending if entry[0].deployment.deployment_id != "wide"]
-            if wide and others and self.usable == self.all:
+            if wide and others and not driver.set_aside:
                 work, node_id = wide[0]
                 if work.deployment.trials[0].trial_id not in driver.finished:
                     row = {"trial_id": "1", "deployment_id": "wide", "attempt": work.attempt}
@@ -382,65 +372,47 @@ def test_what_still_runs_on_a_node_when_it_is_set_aside_is_moved_at_its_end(tmp_
     executor = Slowest(lambda deployment, node: "engine_crashed" if node == "n0" else "ok", nodes=2, gpus=4)
     driver = Driver(plan, paths, ledger, executor, Display(6, 0, None, QUIET), None)
     driver.run()
-    assert executor.usable != executor.all
+    assert driver.set_aside == {"n0"}
     assert set(outcomes(ledger).values()) == {"ok"}
     assert executor.placed.count(("wide", "n0")) == 1
     assert ("wide", "n1") in executor.placed
 
 
-def test_a_node_is_not_set_aside_when_nothing_else_can_hold_what_failed_there(tmp_path):
-    executor = ByNode(lambda deployment, node: "launch_failed" if deployment in "ab" else "ok", nodes=2)
-    executor.usable = executor.all = [Node("n0", 4, 8, (), "n0"), Node("n1", 1, 8, (), "n1")]
+class Impatient(ByNode):
+    """Has nothing to say while nothing runs, and not for ever."""
+
+    def events(self):
+        self.began = getattr(self, "began", None) or time.monotonic()
+        assert time.monotonic() < self.began + 10, "it waits for ever"
+        if self.pending:
+            yield from super().events()
+
+
+def test_a_node_that_was_set_aside_gets_what_no_other_can_hold_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweep.driver.LAST_RESORT", 0.2, raising=False)
+    executor = Impatient(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
+    executor.usable = [Node("n0", 4, 8, (), "n0"), Node("n1", 1, 8, (), "n1")]
     wide = [replace(deployment(name, [name]), gpu_count=4) for name in "abc"]
-    _, ledger = drive(make_plan(*wide, cluster=SHORT_WAIT), tmp_path, executor)
-    assert outcomes(ledger) == {"a": "launch_failed", "b": "launch_failed", "c": "ok"}
-    assert executor.usable == executor.all
+    narrow = [replace(deployment(name, [name]), gpu_count=1) for name in "uvwxyz"]
+    cluster = SHORT_WAIT | {"wait_for_nodes": 5}
+    _, ledger = drive(make_plan(*wide, *narrow, cluster=cluster), tmp_path, executor)
+    assert executor.driver.set_aside == {"n0"}
+    assert outcomes(ledger) == dict.fromkeys("abc", "launch_failed") | dict.fromkeys("uvwxyz", "ok")
+    assert {name for name, node in executor.placed if node == "n0"} == set("abc")
 
 
-def test_a_node_that_was_set_aside_is_used_again_when_it_is_the_only_one_left(tmp_path):
+def test_a_node_that_was_set_aside_takes_all_when_it_is_the_only_one_left(tmp_path):
     """The others died: what waits would wait for ever."""
 
-    class Dying(ByNode):
-        def avoid(self, node_ids):
-            if node_ids and len(self.all) == 2:
-                self.all = self.all[:1]  # n1 dies once n0 is set aside
-            super().avoid(node_ids)
+    class Dying(Impatient):
+        def submit(self, work, node_id):
+            super().submit(work, node_id)
+            if self.driver.set_aside:
+                self.usable = self.usable[:1]
 
-        def events(self):
-            assert time.monotonic() < begun + 10, "it waits for ever"
-            if self.pending:
-                yield from super().events()
-
-    begun = time.monotonic()
     executor = Dying(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
     _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abcdef")), tmp_path, executor)
     assert len(ledger.rows) == 6
-    assert executor.usable == executor.all
-
-
-def test_a_node_that_was_set_aside_is_used_again_for_what_no_other_can_hold(tmp_path, monkeypatch):
-    """A wide deployment is lost on the other wide node, which dies: a narrow one is left, and the one set aside."""
-
-    class Dying(ByNode):
-        def submit(self, work, node_id):
-            super().submit(work, node_id)
-            if self.usable != self.all and len(self.all) == 3:
-                self.all = [node for node in self.all if node.node_id != "n1"]
-                self.avoid({"n0"})
-
-        def events(self):
-            assert time.monotonic() < begun + 10, "it waits for ever"
-            if self.pending:
-                yield from super().events()
-
-    monkeypatch.setattr("sweep.driver.TAKE_BACK", 0.2, raising=False)
-    begun = time.monotonic()
-    executor = Dying(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=3)
-    executor.usable = executor.all = [Node(f"n{i}", gpus, 8, (), f"n{i}") for i, gpus in enumerate((4, 4, 1))]
-    wide = [replace(deployment(name, [name]), gpu_count=4) for name in "abcdef"]
-    cluster = {"name": "ray", "kind": "ray", "wait_for_nodes": 5}
-    _, ledger = drive(make_plan(*wide, cluster=cluster), tmp_path, executor)
-    assert "unavailable" not in outcomes(ledger).values()
     assert executor.placed[-1][1] == "n0"
 
 
