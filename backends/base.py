@@ -147,6 +147,7 @@ class Backend(BaseModel):
     launches: bool = True  # False: attaches to a running endpoint
     url: str | None = None  # of that endpoint
     api_key_env: str | None = None  # NAME of the environment variable that holds its key
+    verify_tls: bool = True  # whether its certificate must be one that this machine trusts
     ready_path: str = "/health"
     reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
     metrics_path: str | None = None

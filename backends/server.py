@@ -244,7 +244,8 @@ class Engine:
         key = os.environ.get(self.backend.api_key_env or "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            answer = httpx.get(self.url + path, headers=headers, timeout=10, trust_env=not self.backend.launches)
+            with httpx.Client(verify=self.backend.verify_tls, trust_env=not self.backend.launches) as client:
+                answer = client.get(self.url + path, headers=headers, timeout=10)
             found = answer.json() if answer.status_code == 200 else {}
         except (httpx.HTTPError, ValueError):
             return {}

@@ -66,7 +66,7 @@ class Client:
         gc.freeze()  # what is there now stays: no need to look at it again during the measurement
         _say(event="ready")
         start = await self.go
-        warm = replace(self.counters)
+        warm, steps = replace(self.counters), self.stamps.steps
         del self.lags[:]
         self._lag_due = time.monotonic_ns() + LAG_EVERY
         self._lag_alarm.set(self._lag_due)
@@ -84,7 +84,7 @@ class Client:
             multi_event_reads=self.counters.multi_event_reads - warm.multi_event_reads,
             kernel_stamps=self.counters.kernel_stamps - warm.kernel_stamps,
             user_stamps=self.counters.user_stamps - warm.user_stamps,
-            clock_steps=self.stamps.steps,
+            clock_steps=self.stamps.steps - steps,
             peak_memory_bytes=_peak_memory(),
         )
 

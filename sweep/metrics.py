@@ -393,6 +393,8 @@ def _steady(records: Records, of: Mask, window: Window) -> dict[str, Figure]:
     awaited = {ttft: first, service_ttft: first, tpot: last, e2el: last, lag: at_once, slot_wait: at_once}
     for function, event in awaited.items():
         chosen = _sent_and_seen(sent, sent + event, answered, begin, end)
+        if function is e2el:
+            row["steady_num_requests"] = int(chosen.sum()) or None
         row |= _prefixed(f"steady_{function.__name__}", statistics(function(records)[chosen]))
     return row | _prefixed("steady_itl", statistics(itl_us(records, answered, (begin, end)), 1e6))
 

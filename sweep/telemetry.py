@@ -44,12 +44,12 @@ class Source(Protocol):
 class EngineMetrics:
     """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics."""
 
-    def __init__(self, url: str, names: dict[str, str]) -> None:
+    def __init__(self, url: str, names: dict[str, str], verify_tls: bool = True) -> None:
         self.name = "engine"
         self.names = {theirs: ours for ours, theirs in names.items()}
         self.wanted = tuple(self.names)
         self.url = url
-        self.client = httpx.Client(timeout=2.0, trust_env=False)
+        self.client = httpx.Client(timeout=2.0, trust_env=False, verify=verify_tls)
 
     def read(self) -> Iterable[Reading]:
         response = self.client.get(self.url)
@@ -213,15 +213,17 @@ def time_mean(readings: Sequence[tuple[float, float]]) -> float | None:
     return area / (readings[-1][0] - readings[0][0])
 
 
-def summarise_telemetry(samples: Sequence[Sample], idle_memory: float | None, duration: float | None) -> dict[str, Any]:
-    """The trials row's telemetry columns, over the measured time (0 to `duration` s).
+def summarise_telemetry(
+    samples: Sequence[Sample], idle_memory: float | None, duration: float | None, begin: float = 0.0
+) -> dict[str, Any]:
+    """The trials row's telemetry columns, over the measured time: `duration` s from `begin`, the first send.
 
     Memory is also taken from readings shortly after the end or, if there are none, from before: an engine holds it.
     What is gone with the requests is not.
     """
-    end = float("inf") if duration is None else duration
-    measured = [sample for sample in samples if 0 <= sample.time <= end + 1.0] or list(samples)
-    kv_usage = _kv_cache_usage([sample for sample in samples if 0 <= sample.time <= end])
+    end = float("inf") if duration is None else begin + duration
+    measured = [sample for sample in samples if begin <= sample.time <= end + 1.0] or list(samples)
+    kv_usage = _kv_cache_usage([sample for sample in samples if begin <= sample.time <= end])
     label, memory = _memory(measured)
     return {
         "kv_cache_usage_mean": time_mean(kv_usage),

@@ -212,7 +212,8 @@ def _target(run: TrialRun, place: Place, trial: Trial, engine: Engine) -> client
         ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,
         extra_body=backend.extra_body,
         headers=backend.headers,
-        api_key_env=getattr(backend, "api_key_env", None),
+        api_key_env=backend.api_key_env,
+        verify_tls=backend.verify_tls,
     )
 
 
@@ -220,7 +221,7 @@ def _sources(run: TrialRun, place: Place, engine: Engine) -> list[Source]:
     backend = run.deployment.backend
     sources: list[Source] = []
     if backend.metrics_path:
-        sources.append(EngineMetrics(engine.url + backend.metrics_path, backend.metric_names))
+        sources.append(EngineMetrics(engine.url + backend.metrics_path, backend.metric_names, backend.verify_tls))
     if place.launch.gpus:
         sources.append(Gpus(place.launch.gpus))
     if backend.launches:
@@ -245,7 +246,9 @@ def _client_columns(report: client.ClientReport) -> dict[str, Any]:
         "client_cpu": report.cpu,
         "client_loop_lag_p50": report.loop_lag_p50,
         "client_loop_lag_p99": report.loop_lag_p99,
+        "client_reads": report.reads,
         "client_multi_event_reads": report.multi_event_reads,
+        "client_clock_steps": report.clock_steps,
         "client_stamp_source": report.stamp_source,
         "client_processes": report.processes,
         "client_offered": report.offered,
@@ -265,7 +268,8 @@ def _figures(
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
     )
-    columns |= summarise_telemetry(samples, idle_memory, columns["duration"])
+    sent = [at for at, phase in zip(records.sent, records.phase, strict=True) if phase == "measured"]
+    columns |= summarise_telemetry(samples, idle_memory, columns["duration"], begin=min(sent, default=0.0))
     if run.deployment.backend.reserves_memory:
         columns["memory_label"] = "reserved"
     return columns
@@ -306,6 +310,9 @@ def _verdict(
         elif verdict.only_timeouts(measurement.records):
             outcome = Outcome.HUNG
         return {"outcome": outcome.value, "reason": reason, "log_tail": log}
+    if steps := measurement.report.clock_steps:
+        stepped = f"the host's clock was set ({steps} times): stamps of a second before may be off by as much"
+        return {"outcome": Outcome.INVALID.value, "reason": stepped}
     limited = verdict.limited(measurement.report, measurement.records)
     if limited:
         return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}

@@ -231,3 +231,13 @@ def test_one_late_page_does_not_blind_the_sampler(paced):
 )
 def test_an_idle_engines_gauge_is_no_measurement(samples, expected):
     assert summarise_telemetry(samples, None, duration=1.0)["kv_cache_usage_max"] == expected
+
+
+def test_the_measured_time_begins_with_the_first_send() -> None:
+    """Of a load whose first request comes late, e.g. a recorded one, neither the wait counts nor is the end cut off."""
+    samples = [Sample(t, name, value) for t, value in ((1.0, 0.0), (6.0, 0.4), (9.0, 0.8)) for name in KV]
+    found = summarise_telemetry(samples, None, duration=4.0, begin=5.5)
+    assert (found["kv_cache_usage_max"], found["kv_cache_usage_mean"]) == (0.8, pytest.approx(0.6))
+
+
+KV = ("kv_cache_usage", "requests_running")

@@ -3,6 +3,8 @@
 from array import array
 from typing import Any
 
+import pytest
+
 from sweep.client import ClientReport
 from sweep.records import Outcome, Record, Records
 from sweep.verdict import limited, outcome_of
@@ -86,3 +88,22 @@ def test_one_late_request_of_few_is_an_accident_and_two_are_a_pattern() -> None:
     late_ones = [record(10.0 + i, [(0.05, 1)], scheduled=9.5 + i) for i in range(2)]
     assert limited(report(cpu=0.5), gather(*punctual, late_ones[0])) is None
     assert limited(report(cpu=0.5), gather(*punctual, *late_ones)) is not None
+
+
+def test_those_who_leave_one_after_another_may_be_late_by_their_place_in_the_row() -> None:
+    """A thousand due at once at the start are no excuse for later ones."""
+    crowd = [record(i * 40e-6, [(0.05, 1)], scheduled=0.0) for i in range(1000)]
+    assert limited(report(cpu=0.5), gather(*crowd)) is None
+    tardy = [record(10 + i / 10 + 0.02, [(0.05, 1)], scheduled=10 + i / 10) for i in range(100)]
+    assert limited(report(cpu=0.5), gather(*crowd, *tardy)) is not None
+
+
+@pytest.mark.parametrize(
+    ("lag", "shared", "said"),
+    [(0.05, 500, "50.0 ms late (p99), more than tokens are apart, and 500 reads"), (0.05, 5, None), (0.004, 900, None)],
+)
+def test_gaps_that_the_client_falsified_are_no_result(lag: float, shared: int, said: str | None) -> None:
+    """Reads of several tokens by a late loop; a server that writes in bursts is read so by one that is in time."""
+    slow = [record(float(i), [(1.0 + k * 0.02, 1) for k in range(20)]) for i in range(100)]
+    told = limited(report(cpu=0.85, loop_lag_p99=lag, multi_event_reads=shared), gather(*slow))
+    assert (told is None) if said is None else (said in (told or ""))
