@@ -268,7 +268,7 @@ def test_secrets_reach_an_engine_only_when_given_and_never_a_log_tail(launch, ma
 
 
 def test_an_engine_is_bound_to_its_cores_and_hidden_from_other_gpus(launch, marker, monkeypatch):
-    monkeypatch.setattr(server, "gpu_memory", lambda gpus: 0)
+    monkeypatch.setattr(server, "used_memory", lambda gpus: 0)
     core = min(os.sched_getaffinity(0))
     with server.running(fake(), server.replace(launch, cpus=(core,), gpus=("3", "4")), marker=marker) as engine:
         assert {tuple(process.cpu_affinity()) for process in engine.processes()} == {(core,)}
@@ -332,7 +332,7 @@ def test_a_gpu_is_released_only_when_its_memory_is_back(launch, marker, monkeypa
         asked.append(tuple(gpus))
         return next(readings) * 2**30
 
-    monkeypatch.setattr(server, "gpu_memory", memory)
+    monkeypatch.setattr(server, "used_memory", memory)
     with server.running(fake(), server.replace(launch, gpus=("1",)), marker=marker):
         assert asked == [("1",)]
     assert asked == [("1",)] * 4
@@ -340,28 +340,11 @@ def test_a_gpu_is_released_only_when_its_memory_is_back(launch, marker, monkeypa
 
 def test_memory_that_a_gpu_does_not_give_back_is_said_in_the_log(launch, marker, monkeypatch):
     readings = iter([0])
-    monkeypatch.setattr(server, "gpu_memory", lambda gpus: next(readings, 2**30))
+    monkeypatch.setattr(server, "used_memory", lambda gpus: next(readings, 2**30))
     monkeypatch.setattr(server, "GPU_MEMORY_WITHIN", 0.2)
     with server.running(fake(), server.replace(launch, gpus=("1",)), marker=marker) as engine:
         pass
     assert f"the GPUs still hold {2**30} bytes more than before" in engine.log.read_text()
-
-
-def test_gpu_memory_is_summed_over_indices_and_uuids(monkeypatch):
-    held = {0: 1, 3: 2, "GPU-aa": 4}
-
-    class Memory:
-        def __init__(self, used):
-            self.used = used
-
-    for name in ("nvmlInit", "nvmlShutdown"):
-        monkeypatch.setattr(server.pynvml, name, lambda: None)
-    for name in ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByUUID"):
-        monkeypatch.setattr(server.pynvml, name, lambda gpu: gpu)
-    monkeypatch.setattr(server.pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: Memory(held[handle]))
-    assert server.gpu_memory(("0", "GPU-aa")) == 5
-    assert server.gpu_memory(("3",)) == 2
-    assert server.gpu_memory(()) == 0
 
 
 @pytest.mark.parametrize(
