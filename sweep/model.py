@@ -427,9 +427,9 @@ def _hub_files(
         bar = _bar(repo, progress)
         online = {"endpoint": api.endpoint, "token": api.token, "tqdm_class": bar}
         return Path(snapshot_download(repo, allow_patterns=list(wanted), **online, **options))
-    except HfHubHTTPError as error:
-        raise _refused(repo, revision, error) from None
-    except (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        if _is_answer(error):
+            raise _refused(repo, revision, error) from None
         for weights_pattern in (SAFE_WEIGHTS, PICKLED_WEIGHTS):
             wanted = names or (*CONFIGURATION, weights_pattern)
             folder = _cached_snapshot(repo, allow_patterns=list(wanted), **options)
@@ -445,7 +445,12 @@ def _hub_cache(cache_dir: Path) -> Path:
     return Path(constants.HF_HUB_CACHE) if own else cache_dir / "hub"
 
 
-def _refused(repo: str, revision: str, error: HfHubHTTPError) -> ValueError:
+def _is_answer(error: Exception) -> bool:
+    """Whether the hub has said something of what was asked, instead of nothing or that it is out of order."""
+    return isinstance(error, HfHubHTTPError) and error.response.status_code < SERVER_ERROR
+
+
+def _refused(repo: str, revision: str, error: Exception) -> ValueError:
     if isinstance(error, RevisionNotFoundError):
         return ValueError(f"model.revision={revision}: {repo} has none; allowed is a branch, tag or commit of it")
     return ValueError(f"model.repo={repo}@{revision}: {_first_line(error)} (a gated model needs HF_TOKEN)")
@@ -519,8 +524,8 @@ def _ask_commit(repo: str, revision: str, patient: bool) -> str:
         try:
             return str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
         except (HfHubHTTPError, httpx.TransportError) as error:
-            answered = isinstance(error, HfHubHTTPError) and error.response.status_code < SERVER_ERROR
-            pause = next(_pauses(os.environ.get("HF_ENDPOINT", "")), None) if patient and not answered else None
+            patient = patient and not _is_answer(error)
+            pause = next(_pauses(os.environ.get("HF_ENDPOINT", "")), None) if patient else None
             if pause is None:
                 raise
             time.sleep(pause)

@@ -465,10 +465,11 @@ def test_a_hub_that_hiccups_is_asked_again(hub: Any, tmp_path: Path) -> None:
 
 
 def test_without_the_hub_its_own_cache_says_the_commit(hub: Any, tmp_path: Path) -> None:
-    HubModel(name="m", repo="org/model").prepare(tmp_path, silent)
+    found = HubModel(name="m", repo="org/model").prepare(tmp_path, silent)
     Hub.hiccups = 100
     assert not (tmp_path / "digests").exists()
     assert HubModel(name="m", repo="org/model").digest(tmp_path) == f"org/model@{COMMITS['main']}"
+    assert HubModel(name="m", repo="org/model").pinned(tmp_path).prepare(tmp_path, silent) == found
 
 
 def test_a_node_loads_the_commit_that_was_planned(hub: Any, tmp_path: Path) -> None:

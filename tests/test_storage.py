@@ -184,6 +184,18 @@ def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
+def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path, monkeypatch):
+    url, sent, said = "s3://bucket/run-k", [], []
+    monkeypatch.setattr(storage.os, "kill", lambda pid, number: sent.append((pid, number)))
+    with storage.Mirror(storage.Store(url), tmp_path, said.append):
+        storage.Lock(storage.Store(url)).beat()  # as if this one had been silent for long
+        wait_until(lambda: sent)
+        write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
+    assert sent == [(os.getpid(), signal.SIGTERM)] * 2
+    assert said == [f"{url} was taken over by another driver: stopping now"]
+    assert list(objects(url)) == [storage.Lock.NAME]
+
+
 class Refusing(storage.Store):
     """A store that takes nothing but the lock, this many times."""
 
