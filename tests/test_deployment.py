@@ -1,6 +1,7 @@
 """What a deployment checks on its node before it launches anything."""
 
 import threading
+import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from backends.base import Backend
+from backends.env import exclusive
 from sweep import deployment
 from sweep.config import Hardware
 from sweep.load import Batch
@@ -100,6 +102,24 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
     with pytest.raises(deployment.Contradiction, match="the model is not what was planned: other, not planned"):
         deployment._prepare(work, (), lambda event: None)
     assert not built
+
+
+def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
+    """A second signal means now, also where this is one process and what it waits for takes an hour."""
+
+    def run(work, gpus, emit, stop, stop_soon):
+        emit(deployment.State("building"))
+        with exclusive(tmp_path / "lock", lambda: None):
+            raise AssertionError("the lock is another's")
+
+    monkeypatch.setattr(deployment, "run_deployment", run)
+    work = deployment.Work(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), None, "", "1", ())
+    stream = deployment.stream_deployment(work, (), threading.Event(), 1.0)
+    with exclusive(tmp_path / "lock", lambda: None):
+        assert next(stream) == deployment.State("building")
+        begin = time.monotonic()
+        stream.close()
+        assert time.monotonic() - begin < 5.0
 
 
 class Caches(BaseHTTPRequestHandler):
