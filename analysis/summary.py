@@ -17,15 +17,16 @@ from analysis.load import Run
 from analysis.quantities import Quantity, quantity
 from analysis.stats import Estimate
 from sweep import store
+from sweep.records import LOAD_COLUMNS
 
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
 
 Positions = NDArray[np.int64]  # of each trial: the position of its point
 
-IDENTITY = ("backend", "model", "workload", "load", "batch_size", "concurrency", "rate")
+IDENTITY = ("backend", "model", "workload", "load", *LOAD_COLUMNS)
 """What tells points apart besides the experiment's own axes."""
 
-ASKED = ("model", "accelerator", "workload", "load", "batch_size", "concurrency", "rate")
+ASKED = ("model", "accelerator", "workload", "load", *LOAD_COLUMNS)
 """First parts of the columns that say what was asked, of what model on what GPU: equal for points to be compared."""
 
 COUNTS = ("n", "not_ok", "planned", "outcomes", "requests")
@@ -57,7 +58,10 @@ def key_columns(run: Run) -> list[str]:
 def _repeats(trials: pd.DataFrame, axis: str) -> bool:
     """Whether an axis such as load.batch_size is also there as batch_size."""
     column = axis.rpartition(".")[2]
-    return column != axis and column in IDENTITY and bool(trials[axis].dropna().eq(trials[column]).all())
+    if column == axis or column not in IDENTITY:
+        return False
+    set_there = trials[trials[axis].notna()]  # an axis of one kind of load is null for the others
+    return bool(set_there[axis].eq(set_there[column]).all())
 
 
 def planned_trials(run: Run) -> int:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from sweep.compose import POINT_GROUPS, Assignments, Composition, Point, group_choices
 from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
-from sweep.records import PROTOCOL_VERSION
+from sweep.records import LOAD_COLUMNS, PROTOCOL_VERSION
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Trial:
 
     def load_columns(self) -> dict[str, float | None]:
         """What the trials row says of the load: batch_size, concurrency (users) and rate (requests/s)."""
-        return {key: getattr(self.load, key, None) for key in ("batch_size", "concurrency", "rate")}
+        return {key: getattr(self.load, key, None) for key in LOAD_COLUMNS}
 
     def describe(self) -> str:
         """In a few words, for people."""

@@ -13,6 +13,7 @@ from typing import Any
 from sweep.config import ConfigError
 from sweep.ledger import Ledger, Row
 from sweep.plan import Deployment, Plan, Trial
+from sweep.records import LOAD_COLUMNS
 
 NOT_SHOWN = 3  # differences beyond this many are only counted
 REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit or, unknown, at a revision
@@ -84,7 +85,7 @@ def _place(deployment: Deployment, trial: Trial, axes: Iterable[str]) -> tuple[A
 
 def _place_of_row(row: Row, axes: Iterable[str]) -> tuple[Any, ...]:
     names = tuple(row.get(key) for key in ("backend", "model", "workload", "load", "replicate"))
-    loads = tuple(row.get(key) for key in ("batch_size", "concurrency", "rate"))
+    loads = tuple(row.get(key) for key in LOAD_COLUMNS)
     return (*names, *loads, *(str(row.get(axis)) for axis in axes))
 
 

@@ -156,3 +156,12 @@ def shown(what: Any) -> str:
     console = Console(width=200, file=io.StringIO())
     console.print(what)
     return " ".join(cast(io.StringIO, console.file).getvalue().split())  # a title may be broken
+
+
+def test_an_axis_of_one_kind_of_load_is_told_once(tmp_path: Path) -> None:
+    """load.batch_size is null where the load is a closed loop; what it says stands in batch_size all the same."""
+    points = [{"load": "batch", "batch_size": size, "load.batch_size": size} for size in (1, 8)]
+    points += [{"load": "closed", "concurrency": 4, "load.batch_size": None}]
+    summary = summarise(run_of(tmp_path, points))
+    assert "load.batch_size" not in summary.columns
+    assert summary.batch_size.dropna().tolist() == [1, 8]
