@@ -34,7 +34,8 @@ from sweep.driver import Driver
 from sweep.estimate import History, times
 from sweep.ledger import Ledger
 from sweep.packing import Need, Node
-from sweep.plan import Plan, Surroundings, make_plan
+from sweep.plan import Plan
+from sweep.planning import Surroundings, make_plan
 from sweep.progress import Display
 from sweep.simulate import simulate
 from sweep.store import TRIAL_SCHEMA, RunPaths

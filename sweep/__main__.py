@@ -16,7 +16,8 @@ from sweep.estimate import History, estimate
 from sweep.inline import InlineExecutor
 from sweep.ledger import Ledger, sole_driver
 from sweep.packing import Node
-from sweep.plan import Plan, make_plan
+from sweep.plan import Plan
+from sweep.planning import make_plan
 from sweep.progress import Display, count
 from sweep.results import check_out, ledger_to_read, move_aside, results_folder
 from sweep.resume import todo

@@ -21,9 +21,19 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config import CONF, Cluster, ConfigError, Hardware, Settings, Tracking, locate, one_of, validate
+from sweep.config import (
+    CONF,
+    POINT_GROUPS,
+    Cluster,
+    ConfigError,
+    Hardware,
+    Settings,
+    Tracking,
+    locate,
+    one_of,
+    validate,
+)
 
-POINT_GROUPS = ("backend", "model", "workload", "load")
 RUN_GROUPS = ("hardware", "cluster", "tracking")
 PLAN_KEYS = ("grid", "zip", "ladder", "when", "exclude", "without_gpu")
 SHAPES: dict[str, tuple[tuple[type[Any], ...], str]] = {  # of the plan on a command line

@@ -29,6 +29,7 @@ from pydantic import (
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+POINT_GROUPS = ("backend", "model", "workload", "load")  # of conf: what a point of an experiment is made of
 
 
 class ConfigError(ValueError):

@@ -137,7 +137,7 @@ def stream_deployment(
             events.put(None)
         except OSError as error:
             full = error.errno in DISK_FULL
-            events.put(DiskFull(f"{os.strerror(error.errno or 0)}: {error.filename or work.out}") if full else error)
+            events.put(DiskFull(f"{os.strerror(error.errno or 0)}: {error.filename or 'a disk of this node'}") if full else error)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             events.put(error)
 

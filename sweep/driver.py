@@ -243,6 +243,8 @@ class Driver:
         self.ledger.commit(row)
         self.finished.add(row["trial_id"])
         self.with_row.add(row["trial_id"])
+        if self.tracker is not None:
+            self.tracker.log_trial(row, self._telemetry(row))
 
     def _submit(self, deployment: Deployment, node_id: str) -> None:
         expected = self._expected(deployment)
@@ -314,8 +316,6 @@ class Driver:
             self.nodes.failure(work.deployment.deployment_id, place.node_id)
         elif place and row["outcome"] == Outcome.OK:
             self.nodes.success(place.node_id)
-        if self.tracker is not None:
-            self.tracker.log_trial(row, self._telemetry(row))
         if time.monotonic() > self.write_after:
             self.write_trials()
 

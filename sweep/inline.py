@@ -35,9 +35,6 @@ class InlineExecutor:
         """Kill what an earlier driver may have left here."""
         clear_engines(marker)
 
-    def avoid(self, node_ids: set[str]) -> None:
-        """There is no other node."""
-
     def spare(self, node_ids: set[str]) -> bool:
         return False
 

@@ -79,7 +79,7 @@ def describe(finding: Finding) -> str:
 def plan_load(overrides: Sequence[str]) -> int:
     """Most requests in flight at once that any trial of this plan asks for."""
     from sweep.compose import compose_run
-    from sweep.plan import Surroundings, make_plan
+    from sweep.planning import Surroundings, make_plan
     from sweep.surroundings import find_hardware
 
     # What is installed or can run here does not matter to the load.

@@ -1,5 +1,6 @@
 """The plan in words: what will be run and why, what cannot run here, and what it will take."""
 
+import math
 import os
 import sys
 from collections import Counter
@@ -37,7 +38,7 @@ def print_plan(
         _say_cut(console, _trials(plan, left, why, console.width))
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in Counter(why.values()).most_common()]
     lines += [f"unavailable: {one.describe()}: {one.unavailable}" for one in plan.deployments if one.unavailable]
-    lines += [f"warning: {text}" for text in few_cores(plan, nodes)]
+    lines += [f"warning: {text}" for text in (*few_cores(plan, nodes), *few_requests(plan))]
     lines += [f"expected: {text}" for text in _expected(plan, left, history, nodes)]
     _say(console, lines)
 
@@ -101,6 +102,22 @@ def _expected(plan: Plan, left: Sequence[Deployment], history: History, nodes: S
     if simulated is not None and simulated.seconds_per_trial is not None:
         assumed = Assumed(simulated.seconds_per_trial, simulated.seconds_per_launch)
     return list(estimate(plan, left, history, nodes, assumed).words)
+
+
+def few_requests(plan: Plan) -> list[str]:
+    """Loads by the clock that are through with their requests before the duration that was asked for."""
+    found: dict[str, None] = {}
+    for trial in plan.trials:
+        if trial.load.duration is None or trial.replicate:
+            continue
+        due = trial.load.schedule(trial.num_requests, trial.seed).due
+        if due and due[-1] < 0.9 * trial.load.duration:
+            wanted = math.ceil(trial.num_requests * trial.load.duration / max(due[-1], 1e-3))
+            found[
+                f"load.duration={trial.load.duration:g}: {trial.load.describe()}: all {trial.num_requests} requests are "
+                f"due within {due[-1]:.1f} s; workload.num_requests={wanted} would fill the time"
+            ] = None
+    return list(found)
 
 
 def few_cores(plan: Plan, nodes: Sequence[Node]) -> list[str]:

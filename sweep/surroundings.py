@@ -16,7 +16,8 @@ from sweep import provenance, ray_environment
 from sweep.compose import group_choices
 from sweep.config import CONF, Cluster, ConfigError, Settings
 from sweep.packing import Need, Node, infeasible
-from sweep.plan import Plan, Surroundings
+from sweep.plan import Plan
+from sweep.planning import Surroundings
 
 POLL = 2.0  # s between looks for a cluster's first node
 

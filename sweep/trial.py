@@ -18,8 +18,7 @@ from backends.base import Backend, Launch
 from backends.env import Environment
 from backends.server import Engine
 from sweep import client, metrics, offline, provenance, store, verdict
-from sweep.compose import POINT_GROUPS
-from sweep.config import Hardware, Settings, cache_directory
+from sweep.config import POINT_GROUPS, Hardware, Settings, cache_directory
 from sweep.plan import Deployment, Trial
 from sweep.records import Outcome, Records, Request, Sample
 from sweep.steady import steady_window

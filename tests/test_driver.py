@@ -25,6 +25,8 @@ SHORT_WAIT = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}
 
 
 class Load(SimpleNamespace):
+    duration = None
+
     def columns(self):
         return {"batch_size": self.batch_size, "concurrency": None, "rate": None}
 

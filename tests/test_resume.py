@@ -11,7 +11,7 @@ from backends import base
 from sweep.compose import compose_run
 from sweep.config import ConfigError
 from sweep.ledger import Ledger
-from sweep.plan import Surroundings, make_plan
+from sweep.planning import Surroundings, make_plan
 from sweep.resume import content_digests, reasons, todo
 
 

@@ -1,6 +1,7 @@
 """The plan in words: it fits the terminal, and is whole where there is none."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.console import Console
 from sweep import show
 from sweep.estimate import History
 from sweep.ledger import Ledger
+from sweep.load import Poisson
 from sweep.packing import Node
 from tests.test_driver import deployment, make_plan
 
@@ -85,3 +87,20 @@ def test_what_cannot_run_here_is_not_to_run(ledger):
     text = shown(ledger, deployment("fedcba987654", ["dddddddddddd"], unavailable="needs a GPU"))
     assert "4 trials, 2 to run" in text
     assert "unavailable: fedcba987654 tiny: needs a GPU" in text
+
+
+@pytest.mark.parametrize(
+    ("requests", "duration", "said"),
+    [
+        (64, 60, ["load.duration=60: Poisson 50/s: all 64 requests are due within 1.", "workload.num_requests="]),
+        (4000, 60, []),
+        (64, None, []),
+    ],
+)
+def test_requests_that_end_before_the_duration_are_told(requests, duration, said):
+    load = Poisson(name="poisson", rate=50, duration=duration)
+    trial = SimpleNamespace(load=load, num_requests=requests, seed=1, replicate=0)
+    text = " ".join(show.few_requests(SimpleNamespace(trials=[trial, trial])))
+    assert all(part in text for part in said)
+    assert bool(text) is bool(said)
+    assert text.count("would fill the time") == bool(said), "once for all replicates and backends"
