@@ -136,8 +136,9 @@ def stream_deployment(
         except Stopped:
             events.put(None)
         except OSError as error:
-            full = error.errno in DISK_FULL
-            events.put(DiskFull(f"{os.strerror(error.errno or 0)}: {error.filename or 'a disk of this node'}") if full else error)
+            where = error.filename or "a disk of this node"
+            full = DiskFull(f"{os.strerror(error.errno or 0)}: {where}") if error.errno in DISK_FULL else None
+            events.put(full or error)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             events.put(error)
 

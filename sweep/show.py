@@ -112,11 +112,10 @@ def few_requests(plan: Plan) -> list[str]:
             continue
         due = trial.load.schedule(trial.num_requests, trial.seed).due
         if due and due[-1] < 0.9 * trial.load.duration:
-            wanted = math.ceil(trial.num_requests * trial.load.duration / max(due[-1], 1e-3))
-            found[
-                f"load.duration={trial.load.duration:g}: {trial.load.describe()}: all {trial.num_requests} requests are "
-                f"due within {due[-1]:.1f} s; workload.num_requests={wanted} would fill the time"
-            ] = None
+            count = trial.num_requests
+            wanted = math.ceil(count * trial.load.duration / max(due[-1], 1e-3))
+            text = f"all {count} requests are due within {due[-1]:.1f} s; workload.num_requests={wanted} fills the time"
+            found[f"load.duration={trial.load.duration:g}: {trial.load.describe()}: {text}"] = None
     return list(found)
 
 

@@ -103,4 +103,4 @@ def test_requests_that_end_before_the_duration_are_told(requests, duration, said
     text = " ".join(show.few_requests(SimpleNamespace(trials=[trial, trial])))
     assert all(part in text for part in said)
     assert bool(text) is bool(said)
-    assert text.count("would fill the time") == bool(said), "once for all replicates and backends"
+    assert text.count("fills the time") == bool(said), "once for all replicates and backends"
