@@ -65,6 +65,8 @@ def _not_run(run: Run, layout: Layout) -> Iterator[str]:
 
 def _replicates(run: Run, layout: Layout) -> Iterator[str]:
     alone, planned = layout.points["n"] == 1, layout.points["planned"]
+    if "accelerator" in layout.points:  # replicates were spread over unlike GPUs: what was planned is the run's number
+        planned = planned.clip(lower=int(run.experiment.get("replicates") or 1))
     few, left = int((alone & (planned == 1)).sum()), int((alone & (planned > 1)).sum())
     if few:
         yield f"{_of(few, layout.points)} have one replicate, so no interval: set replicates=3 or more."

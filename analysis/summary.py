@@ -158,9 +158,11 @@ def _against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, poin
     parents = points["ladder"].map(dict(zip(steps["ladder"], steps["ladder_parent"], strict=True)))
     found: list[int | None] = [None] * len(points)
     for parent in parents.dropna().unique():
-        partners = baseline_points(points, {"ladder": parent})
-        for index in np.flatnonzero(parents == parent):
-            found[index] = partners[index]
+        family = np.flatnonzero((parents == parent) | (points["ladder"] == parent))  # a plan may have many steps
+        partners = baseline_points(points.iloc[family].reset_index(drop=True), {"ladder": parent})
+        for index, partner in zip(family, partners, strict=True):
+            if partner is not None and parents[index] == parent:
+                found[index] = int(family[partner])
     return pd.concat([parents.rename("ladder_parent"), _ratios(measured, point, found, "vs_parent")], axis="columns")
 
 

@@ -302,10 +302,10 @@ def _logs(run: Run, trials: pd.DataFrame) -> Iterator[str]:
 
 def _where(group: pd.DataFrame, layout: Layout) -> Iterator[str]:
     for panel, trials in group.groupby("panel"):
-        if layout.x is None:
+        values = [] if layout.x is None else sorted(trials[layout.x].dropna().unique())
+        if not values:
             yield str(panel)
         else:
-            values = sorted(trials[layout.x].dropna().unique())
             yield f"{panel} ({layout.x_label.lower()} {', '.join(f'{value:g}' for value in values)})"
 
 

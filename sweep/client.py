@@ -129,7 +129,8 @@ def _wanted(schedule: Schedule, requests: Sequence[Request]) -> int:
     if schedule.due is None:
         return -(-(schedule.concurrency or 1) // STREAMS_A_PROCESS)
     tokens = sum(request.output_tokens for request in requests)
-    return 1 + int(tokens / max(schedule.due[-1], 1.0) / TOKENS_A_PROCESS)
+    by_tokens = 1 + int(tokens / max(schedule.due[-1], 1.0) / TOKENS_A_PROCESS)
+    return min(by_tokens, -(-(schedule.concurrency or len(requests)) // STREAMS_A_PROCESS))
 
 
 def _batch_form(

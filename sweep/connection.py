@@ -281,7 +281,7 @@ class Connection:
         if answer is None or not answer.sent:
             self.close()  # bytes that nobody asked for: a 408 before it closes, as some servers send
             return
-        before = answer.chunks
+        shared = answer.shared
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -289,7 +289,7 @@ class Connection:
         except httptools.HttpParserError as error:
             self.abandon(f"protocol: {_words(error)}")
             return
-        if answer.chunks - before > 1 and answer.shared_stamps(answer.chunks - before):
+        if answer.shared != shared:
             self._counters.multi_event_reads += 1
             self._watch.alert(now / 1e9)
         if self._patient and answer.tokens >= answer.patient_until:

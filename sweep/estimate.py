@@ -3,8 +3,8 @@
 Earlier runs are the folders beside `out` (and those that `fresh` moved aside). A trial of the same id counts first,
 then trials of the same kind: every key of backend, model, workload and load alike (so the engine's flags, the number
 of requests and their lengths too), on the same accelerator; launches likewise. Only trials that came out `ok` count:
-one that crashed after two seconds says nothing of how long it takes. Where neither is known, a stated assumption may
-stand in (cluster.simulate.seconds_per_trial), and the words say so.
+one that crashed after two seconds says nothing. (One that ran out of memory or hung does, but of itself only.) Where
+neither is known, a stated assumption may stand in (cluster.simulate.seconds_per_trial), and the words say so.
 """
 
 import json
@@ -27,6 +27,7 @@ from sweep.trial import config_text, elsewhere
 COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
 COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 BATCH = 4096  # rows
+AGAIN = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # these may well end so again
 GUESS = 60.0  # s of a trial of which nothing is known: only for the order in which deployments start
 SHOWN = 4  # deployments of a critical path that are named
 
@@ -36,11 +37,16 @@ class History:
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self.by_id: dict[str, list[float]] = {}
+        self.failed_by_id: dict[str, list[float]] = {}
         self.by_kind: dict[tuple[str, str | None], list[float]] = {}
         self.launches: dict[tuple[int, str], list[float]] = {}
         launched: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is read
         for row in rows:
+            if not row["config"]:
+                continue
             if row["outcome"] != Outcome.OK:
+                if row["outcome"] in AGAIN and (took := _took(row)) is not None:
+                    self.failed_by_id.setdefault(row["trial_id"], []).append(took)
                 continue
             if (took := _took(row)) is not None:
                 self.by_id.setdefault(row["trial_id"], []).append(took)
@@ -62,7 +68,7 @@ class History:
         known = self.by_id.get(row["trial_id"])
         if known is None and self.by_kind:  # a hundred thousand configs are not written out for nothing
             known = self.by_kind.get((config_text(row["config"]), row["accelerator"]))
-        return self._median(known)
+        return self._median(known or self.failed_by_id.get(row["trial_id"]))
 
     def launch(self, deployment: Deployment) -> float | None:
         """Seconds that launching such a deployment took, median."""
@@ -174,7 +180,9 @@ def estimate(
     expected = times(able, history, plan.settings.hardware, assumed)
     schedule = simulate(expected.needs, nodes)
     if expected.unknown_trials and not assumed:
-        words = [f"duration and cost unknown ({expected.unknown_trials} trials of a kind that has not been run yet)"]
+        words = [
+            f"duration and cost unknown ({_trials(expected.unknown_trials)} of a kind that has not come out ok yet)"
+        ]
         return Estimate(schedule, nodes, expected.unknown_trials, words)
     if not schedule.spans:
         return Estimate(schedule, nodes, expected.unknown_trials, ["duration unknown: no node could run it now"])
@@ -185,6 +193,10 @@ def estimate(
         _critical_path(schedule, names),
     ]
     return Estimate(schedule, nodes, 0, words)
+
+
+def _trials(number: int) -> str:
+    return f"{number} trial{'s' if number != 1 else ''}"
 
 
 def _cluster(nodes: Sequence[Node], schedule: Schedule) -> str:
@@ -206,7 +218,7 @@ def _used(schedule: Schedule, hardware: Hardware) -> str:
 def _sources(expected: Times, trials: int, assumed: Assumed | None) -> str:
     parts = ["from earlier runs of the same kind"] if expected.unknown_trials < trials else []
     if assumed and expected.unknown_trials:
-        parts.append(f"assumed {assumed.trial:g} s for each of {expected.unknown_trials} trials")
+        parts.append(f"assumed {assumed.trial:g} s for each of {_trials(expected.unknown_trials)}")
     if assumed and expected.unknown_launches:
         parts.append(f"assumed {assumed.launch:g} s for each of {expected.unknown_launches} launches")
     return "; ".join(parts)

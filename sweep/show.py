@@ -1,6 +1,5 @@
 """The plan in words: what will be run and why, what cannot run here, and what it will take."""
 
-import math
 import os
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ from sweep.progress import count
 from sweep.resume import reasons, todo
 
 SHOWN_TRIALS = 200  # beyond which the plan is shown by deployment
+FEW_REQUESTS = 0.5  # of the duration asked for: random arrivals of some dozens are hardly ever through before
 FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and what the system needs
 WIDTH_OF_A_PIPE = 160  # characters; a terminal knows its own, and COLUMNS goes before both
 
@@ -105,17 +105,18 @@ def _expected(plan: Plan, left: Sequence[Deployment], history: History, nodes: S
 
 
 def few_requests(plan: Plan) -> list[str]:
-    """Loads by the clock that are through with their requests before the duration that was asked for."""
+    """Loads by the clock that are through with their requests long before the duration that was asked for."""
+    seen: set[tuple[int, int]] = set()
     found: dict[str, None] = {}
     for trial in plan.trials:
-        if trial.load.duration is None or trial.replicate:
+        load, count = trial.load, trial.num_requests
+        if load.duration is None or (id(load), count) in seen:
             continue
-        due = trial.load.schedule(trial.num_requests, trial.seed).due
-        if due and due[-1] < 0.9 * trial.load.duration:
-            count = trial.num_requests
-            wanted = math.ceil(count * trial.load.duration / max(due[-1], 1e-3))
-            text = f"all {count} requests are due within {due[-1]:.1f} s; workload.num_requests={wanted} fills the time"
-            found[f"load.duration={trial.load.duration:g}: {trial.load.describe()}: {text}"] = None
+        seen.add((id(load), count))
+        due = load.schedule(count, trial.seed).due
+        if due and due[-1] < FEW_REQUESTS * load.duration:
+            few = f"all {count} requests are due within {due[-1]:.1f} s; raise workload.num_requests to fill the time"
+            found.setdefault(f"load.duration={load.duration:g}: {load.describe()}: {few}")
     return list(found)
 
 

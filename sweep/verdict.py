@@ -4,13 +4,14 @@ from collections import Counter
 
 import numpy as np
 
-from sweep.chunks import Floats, Mask, as_floats, blocks
+from sweep.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.client import ClientReport
-from sweep.metrics import lag, measured, service_ttft, succeeded, tpot
+from sweep.metrics import lag, measured, service_ttft, succeeded
 from sweep.records import Outcome, Records
 
 STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
 BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
+LATE = 0.005  # s that are no matter
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
@@ -72,8 +73,9 @@ def limited(report: ClientReport, records: Records) -> str | None:
     (`lag`, p99) exceeds a tenth of the median `service_ttft` and 5 ms, with 50 µs allowed for each request that was due
     together with this one and left before it; or, where stamps are taken by the process instead of the kernel, when its
     event loop was late by as much (p99). Where they are the kernel's, a late loop falsifies gaps between chunks only by
-    reading several at once: when the loop is later (p99) than tokens are apart (median `tpot`) and that was seen of
-    more than a hundredth of the chunks. (A server that writes in bursts is read so by a loop that is in time.)
+    reading several at once: when the loop is later (p99) than chunks are apart (median over the requests) and than
+    5 ms, and that was seen of more than a hundredth of the chunks. (A server that writes in bursts is read so by a loop
+    that is in time.)
     """
     remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
     if report.cpu > LARGEST_CPU_SHARE:
@@ -86,22 +88,30 @@ def limited(report: ClientReport, records: Records) -> str | None:
     # Of few requests the p99 is next to the largest lag. One late request is an accident of the machine; two are a
     # pattern.
     late = min(float(np.quantile(lags, 0.99)), float(lags[-2:][0]))
-    allowed = max(0.005, 0.1 * float(np.median(first[of])))
+    allowed = max(LATE, 0.1 * float(np.median(first[of])))
     if late > allowed:
         if report.cpu < BUSY_ELSEWHERE:
             remedy = "something else kept the client's core busy: run again when the machine is quiet"
         return f"requests left {late * 1e3:.1f} ms late (p99), allowed are {allowed * 1e3:.1f} ms: {remedy}"
-    gaps = tpot(records)[of]
-    apart = float(np.nanmedian(gaps)) if not np.isnan(gaps).all() else np.inf
     loop = report.loop_lag_p99
-    if loop > apart and report.multi_event_reads > SHARED_STAMPS * len(records.chunk_us):
+    if loop > max(LATE, _chunks_apart(records, of)) and report.multi_event_reads > SHARED_STAMPS * len(
+        records.chunk_us
+    ):
         return (
-            f"the client's loop was {loop * 1e3:.1f} ms late (p99), more than tokens are apart, and "
+            f"the client's loop was {loop * 1e3:.1f} ms late (p99), more than chunks are apart, and "
             f"{report.multi_event_reads} reads held several of them: {remedy}"
         )
     if report.stamp_source not in ("kernel", "engine") and report.loop_lag_p99 > allowed:
         return f"stamps are the client's own and its loop was {loop * 1e3:.1f} ms late (p99): {remedy}"
     return None
+
+
+def _chunks_apart(records: Records, of: Mask) -> float:
+    """Median over the requests of the mean time between their chunks, s; endless where none has two."""
+    first, last = token_times(records)
+    gaps = np.diff(np.asarray(records.offsets)) - 1
+    several = of & (gaps > 0)
+    return float(np.median((last - first)[several] / gaps[several])) if several.any() else np.inf
 
 
 def _left_before(records: Records, of: Mask) -> Floats:

@@ -225,13 +225,13 @@ class Answer:
         "_retry_after",
         "_shape",
         "api",
-        "chunks",
         "completed",
         "ended",
         "error",
         "last_token",
         "patient_until",
         "sent",
+        "shared",
         "status",
         "streams",
         "tokens",
@@ -245,7 +245,8 @@ class Answer:
         self.sent = 0  # ns, when the first byte of the request was written
         self.last_token = 0  # ns, arrival of the latest token; 0: none yet
         self.completed = 0  # ns, arrival of the end of the body; 0: it never came
-        self.chunks = self.tokens = 0  # token events and tokens so far, of all streams
+        self.tokens = 0  # so far, of all streams
+        self.shared = 0  # token events that came in one read with another of their stream, and share its stamp
         self.status = 0
         self.ended = False  # the end mark of the stream has come, or every stream has finished
         self.error: str | None = None
@@ -357,21 +358,16 @@ class Answer:
 
     def _token(self, stream: Stream, tokens: int, arrived: int) -> None:
         since = (arrived - self.sent) // 1000
-        stream.chunk_us.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
+        stamps = stream.chunk_us
+        if stamps and stamps[-1] == since:
+            self.shared += 1
+        stamps.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
         stream.chunk_tokens.append(tokens if tokens < MOST_TOKENS else MOST_TOKENS)
         self.last_token = arrived
-        self.chunks += 1
         self.tokens += tokens
         if tokens > self._most:  # the last event may bring as many
             self.patient_until -= tokens - self._most
             self._most = tokens
-
-    def shared_stamps(self, chunks: int) -> bool:
-        """Whether among the latest `chunks` token events, of one read, are two of the same stream."""
-        if len(self.streams) == 1:
-            return chunks > 1
-        latest = (stream.chunk_us[-2:] for stream in self.streams) if chunks > 1 else ()
-        return any(len(two) == 2 and two[0] == two[1] for two in latest)
 
     def _parse(self, event: bytes, arrived: int) -> None:
         """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""

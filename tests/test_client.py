@@ -209,6 +209,7 @@ def test_warm_up_longer_than_the_arrivals_repeats_them(tmp_path: Path) -> None:
         (Schedule("open", due=array("d", [i / 100 for i in range(3000)])), 8, 1),  # 1,000 tokens/s
         (Schedule("open", due=array("d", [i / 1000 for i in range(3000)]), concurrency=3000), 8, 1),
         (Schedule("open", due=array("d", [i / 9000 for i in range(20_000)])), 8, 3),
+        (Schedule("open", due=array("d", [i / 9000 for i in range(20_000)]), concurrency=8), 8, 1),
         (Schedule("lockstep", batch_size=3000), 8, 1),
     ],
 )

@@ -149,7 +149,7 @@ def test_what_is_not_known_is_said_and_never_guessed():
     one = deployment("a", trial("1", 8), trial("2", 4))
     history = History([row(one, one.trials[0], 60)])
     told = estimate(plan(one), [one], history, ONE_NODE)
-    assert told.words == ["duration and cost unknown (1 trials of a kind that has not been run yet)"]
+    assert told.words == ["duration and cost unknown (1 trial of a kind that has not come out ok yet)"]
     assert told.seconds is None
 
 
@@ -167,3 +167,11 @@ def test_without_a_node_there_is_no_duration(nodes):
     told = estimate(plan(one), [one], History([row(one, one.trials[0], 60)]), nodes)
     assert told.words == ["duration unknown: no node could run it now"]
     assert told.seconds is None
+
+
+def test_what_ran_out_of_memory_tells_of_itself_only():
+    """Else a sweep whose largest batch does not fit could never say how long it takes again."""
+    one = deployment("a", trial("1", 8))
+    history = History([row(one, one.trials[0], 5.0, outcome="oom_run")])
+    assert took(history, one) == 5.0
+    assert took(history, deployment("a", trial("2", 8))) is None

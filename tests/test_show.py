@@ -92,7 +92,7 @@ def test_what_cannot_run_here_is_not_to_run(ledger):
 @pytest.mark.parametrize(
     ("requests", "duration", "said"),
     [
-        (64, 60, ["load.duration=60: Poisson 50/s: all 64 requests are due within 1.", "workload.num_requests="]),
+        (64, 60, ["load.duration=60: Poisson 50/s: all 64 requests are due within 1.", "raise workload.num_requests"]),
         (4000, 60, []),
         (64, None, []),
     ],
@@ -103,4 +103,4 @@ def test_requests_that_end_before_the_duration_are_told(requests, duration, said
     text = " ".join(show.few_requests(SimpleNamespace(trials=[trial, trial])))
     assert all(part in text for part in said)
     assert bool(text) is bool(said)
-    assert text.count("fills the time") == bool(said), "once for all replicates and backends"
+    assert text.count("to fill the time") == bool(said), "once for all replicates and backends"

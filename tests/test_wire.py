@@ -254,13 +254,11 @@ def test_an_event_has_the_stamp_of_its_last_byte() -> None:
 
 
 def test_events_of_one_read_share_their_stamp() -> None:
-    """Of a list of prompts the read that holds two steps counts, however few prompts are left."""
-    api, prompts, data = STREAMS["list"]
-    answer = read(api, prompts, [data[: data.index(b" 6")]], complete=False)
-    assert answer.shared_stamps(6)
-    step = read(api, prompts, [sse(*(completion(" a", n) for n in range(3)))], complete=False)
-    assert not step.shared_stamps(3)
-    assert not step.shared_stamps(0)
+    """Those of one stream: a step of a list of prompts comes in one read, two steps should not."""
+    step = [sse(*(completion(" a", n) for n in prompts)) for prompts in ((0, 1, 2), (0, 1, 2), (1,), (1, 2))]
+    assert read("completions", 3, step, complete=False).shared == 0
+    assert read("completions", 3, [step[0], step[1] + step[2], step[3]], complete=False).shared == 1
+    assert read("completions", 1, [step[2] * 3, step[2]], complete=False).shared == 2
 
 
 def test_an_answer_of_several_tokens_an_event_is_urgent_in_time() -> None:
