@@ -5,6 +5,7 @@ content: the model's files, the converter's versions, the parameters. It is made
 an environment that has the converter. `conversion.json` in the folder says what was done.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -176,10 +177,11 @@ def digest(folder: Path, cache_dir: Path) -> str:
     known: dict[str, list[Any]] = json.loads(known_in.read_text()) if known_in.is_file() else {}
     fresh = {name: _entry(path, known.get(name)) for name, path in _files(folder)}
     if fresh != known:
-        known_in.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=known_in.parent, suffix=".partial", delete=False) as file:
-            file.write(json.dumps(fresh))
-        Path(file.name).replace(known_in)
+        with contextlib.suppress(OSError):  # a node's cache may be none of the driver's: then it is read again
+            known_in.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=known_in.parent, suffix=".partial", delete=False) as file:
+                file.write(json.dumps(fresh))
+            Path(file.name).replace(known_in)
     return _sha256(json.dumps({name: entry[2] for name, entry in fresh.items()}, sort_keys=True).encode())[:16]
 
 

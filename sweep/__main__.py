@@ -105,8 +105,8 @@ def _run_locked(
     history = History.beside(paths.out)
     paths.clear_staging()
     planned = paths.plan.read_bytes() if paths.plan.exists() else b""
+    print_plan(console, plan, ledger, history, nodes, details=False)  # this may refuse it
     write_plan(paths, plan.entries(command))
-    print_plan(console, plan, ledger, history, nodes, details=False)
     driver = _drive(plan, paths, ledger, history, nodes, console)
     if mirror is not None:
         mirror.fetch_trials()

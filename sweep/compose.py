@@ -361,7 +361,9 @@ def _settings(line: CommandLine, base: Mapping[str, Any], find_hardware: Callabl
     config["tracking"] = validate(Tracking, config["tracking"], "tracking")
     hardware = dict(config["hardware"])
     if hardware.get("name") == "auto":
-        hardware = yaml.safe_load((CONF / "hardware" / f"{find_hardware(config['cluster'])}.yaml").read_text())
+        # A dry run says what there is now; a run waits for the nodes of a cluster that are still to join.
+        cluster = config["cluster"].model_copy(update={"wait_for_nodes": 0.0} if config["dry_run"] else {})
+        hardware = yaml.safe_load((CONF / "hardware" / f"{find_hardware(cluster)}.yaml").read_text())
         hardware["assumed"] = not any(key.startswith("hardware.") for key in line.scalars)
     for key, value in line.scalars.items():
         if key.startswith("hardware."):

@@ -5,6 +5,7 @@ under a trial is launched again for the trials after it; an engine that cannot b
 """
 
 import errno
+import functools
 import math
 import os
 import queue
@@ -31,6 +32,7 @@ from sweep.config import Hardware, Settings, cache_directory
 from sweep.plan import Deployment, Trial
 from sweep.provenance import gpu_names, now
 from sweep.records import Outcome
+from sweep.resume import unresolved
 from sweep.store import RunPaths
 from sweep.trial import Place, TrialRun, base_row, run_trial
 
@@ -273,8 +275,11 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
     folder = Path()
     if backend.launches:
         model.reach(cache)  # a model that cannot be had is no reason to build an environment first
+        planned = dict(work.deployment.content)
+        if unresolved(planned.get("model", "")):
+            del planned["model"]  # the driver found no hub to ask for the commit; this node may have one
         content = {"model": lambda: model.digest(cache), "backend": lambda: backend.digest()}
-        if other := other_content(work.deployment.content, content):
+        if other := other_content(planned, content):
             raise Contradiction(other)
         spec = environments.resolve(backend.env, work.settings.hardware.platform)
         environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
@@ -433,13 +438,16 @@ def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emi
 
 def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
     """End the trials whose prompts or arrivals come from files that are others on this node."""
-    known: dict[tuple[int, int], str | None] = {}
+
+    @functools.cache  # a file may be large, and trials share a few
+    def problem(group: str, identity: int) -> str | None:
+        return other_content({group: planned[identity]}, {group: parts[identity].digest})
+
+    parts = {id(part): part for trial in pending for part in (trial.workload, trial.load)}
+    planned = {id(getattr(trial, group)): digest for trial in pending for group, digest in trial.content.items()}
     for trial in list(pending):
-        key = id(trial.workload), id(trial.load)
-        if key not in known:
-            parts = {group: getattr(trial, group).digest for group in trial.content}
-            known[key] = other_content(trial.content, parts)
-        if reason := known[key]:
+        problems = (problem(group, id(getattr(trial, group))) for group in trial.content)
+        if reason := next(filter(None, problems), None):
             pending.remove(trial)
             _end_all(run, deque([trial]), Failure(Outcome.INVALID, reason), emit)
 

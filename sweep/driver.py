@@ -94,7 +94,6 @@ class Driver:
         self.rewritten = False  # trials.parquet, in this run
         self.finished: set[str] = set()  # trials that got their row in this run and are not to be tried again
         self.with_row: set[str] = set()  # trials that got one in this run, if only of a try that failed
-        self.digests: dict[tuple[int, int], str] = {}
         self.teller = Teller(paths, display)
         self.nodes = NodeRecord()
         self.moved: set[str] = set()  # deployments that were given another try for their node's sake
@@ -187,6 +186,9 @@ class Driver:
 
     def _see_to_stranded(self, nodes: Sequence[Node], aside: Sequence[Node]) -> None:
         """What none of the nodes can hold waits for one that can, then for one set aside, and is given up at last."""
+        if not nodes and not aside:
+            self.stranded.clear()
+            return  # for now; the executor halts the sweep when there is none for long
         now = time.monotonic()
         kinds = {need.kind for need in self.packer.heads() if infeasible(need, nodes)}
         self.stranded = {kind: self.stranded.get(kind, now) for kind in kinds}
@@ -197,8 +199,7 @@ class Driver:
             address = self.known[node_id].address
             self.display.say(f"{self.waiting[key].describe()}: for want of others on {address}, which is set aside")
             self._submit(self.waiting.pop(key), node_id)
-        if not (usable := [*nodes, *aside]):
-            return  # for now; the executor halts the sweep when there is none for long
+        usable = [*nodes, *aside]
         given_up = [need for need in self.packer.stranded(usable) if now - self.stranded[need.kind] > limit]
         self.packer.drop(given_up)
         for need in given_up:
@@ -243,7 +244,7 @@ class Driver:
         self.ledger.commit(row)
         self.finished.add(row["trial_id"])
         self.with_row.add(row["trial_id"])
-        if self.tracker is not None:
+        if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # thousands, of which nothing is known
             self.tracker.log_trial(row, self._telemetry(row))
 
     def _submit(self, deployment: Deployment, node_id: str) -> None:
@@ -307,7 +308,7 @@ class Driver:
             self._judge_nodes()
 
     def _commit(self, work: Work, event: Finished) -> None:
-        row = event.row | {"digests": self._digests(work.deployment, event.trial)}
+        row = event.row | {"digests": json.dumps(content_digests(work.deployment, event.trial))}
         self._keep(row)
         self.executor.observe(row)
         self.display.finished(row, f"{work.deployment.describe()} {event.trial.describe()}")
@@ -318,12 +319,6 @@ class Driver:
             self.nodes.success(place.node_id)
         if time.monotonic() > self.write_after:
             self.write_trials()
-
-    def _digests(self, deployment: Deployment, trial: Trial) -> str:
-        key = (id(deployment.model), id(trial.workload))  # a digest may read a folder, or ask the hub
-        if key not in self.digests:
-            self.digests[key] = json.dumps(content_digests(deployment, trial))
-        return self.digests[key]
 
     def _telemetry(self, row: Row) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry

@@ -5,6 +5,7 @@ on the node that needs it before anything is built there (`reach`), and comes to
 (`prepare`). Code of a repository is never run.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -55,6 +56,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
 RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between questions to a hub that does not answer, once for all repositories
 SERVER_ERROR = 500  # and more: an answer that says nothing of what was asked
+TRY_LATER = (408, 429)  # what a hub says that has no time
 PROGRESS_INTERVAL = 5.0  # s
 
 Progress = Callable[[str], None]
@@ -447,7 +449,8 @@ def _hub_cache(cache_dir: Path) -> Path:
 
 def _is_answer(error: Exception) -> bool:
     """Whether the hub has said something of what was asked, instead of nothing or that it is out of order."""
-    return isinstance(error, HfHubHTTPError) and error.response.status_code < SERVER_ERROR
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else SERVER_ERROR
+    return status < SERVER_ERROR and status not in TRY_LATER
 
 
 def _refused(repo: str, revision: str, error: Exception) -> ValueError:
@@ -514,7 +517,8 @@ def _commit(repo: str, revision: str, cache_dir: Path) -> str:
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled):
         return last or revision
     if known.get(key) != commit:
-        _write_json(remembered, known | {key: commit})
+        with contextlib.suppress(OSError):  # a node's cache may be none of the driver's: then it is asked again
+            _write_json(remembered, known | {key: commit})
     return commit
 
 

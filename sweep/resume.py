@@ -38,7 +38,7 @@ def todo(plan: Plan, ledger: Ledger) -> list[Deployment]:
 def _check_commits(plan: Plan, ledger: Ledger) -> None:
     """A revision that stayed a name, for want of a hub, makes ids new: what has a result would be measured again."""
     digests = {digest for deployment in plan.deployments for digest in deployment.content.values()}
-    names = {(r, name) for digest in digests for r, name in REPOSITORY.findall(digest) if not COMMIT.fullmatch(name)}
+    names = {one for digest in digests for one in unresolved(digest)}
     if not names:
         return
     done = {json.loads(row.get("digests") or "{}").get("model", "") for row in ledger.rows.values()}
@@ -49,6 +49,11 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
                 f"model: no hub says which commit {repository}@{name} is, and there are results of "
                 f"{commits[repository]}; allowed is the same command later, or that commit as the revision"
             )
+
+
+def unresolved(digest: str) -> list[tuple[str, str]]:
+    """The repositories in a digest that stand there by the name of a revision, for want of a hub to say its commit."""
+    return [(r, name) for r, name in REPOSITORY.findall(digest) if not COMMIT.fullmatch(name)]
 
 
 def reasons(plan: Plan, left: Iterable[Deployment], ledger: Ledger) -> dict[str, str]:

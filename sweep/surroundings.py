@@ -20,6 +20,7 @@ from sweep.plan import Plan
 from sweep.planning import Surroundings
 
 POLL = 2.0  # s between looks for a cluster's first node
+_waited_in_vain: set[str | None] = set()  # addresses of clusters: each is waited for once
 
 
 def find_hardware(cluster: Cluster) -> str:
@@ -50,9 +51,11 @@ def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
     """
     schedule = ray_schedule(cluster)
     schedule.connect(cluster)
+    wait = 0.0 if cluster.address in _waited_in_vain else wait
     begin, said = time.monotonic(), False
     while not (found := [*schedule.nodes(cluster), *schedule.startable_nodes(cluster)]):
         if time.monotonic() - begin >= wait:
+            _waited_in_vain.update([cluster.address] if wait else [])
             break
         if not said:
             print(f"no node has joined the cluster yet: waiting for one, {wait / 60:.0f} min at most", file=sys.stderr)

@@ -65,7 +65,7 @@ def _own_folder(outbox: Path) -> Iterator[Path]:
     """
     outbox.mkdir(parents=True, exist_ok=True)
     for left in outbox.glob("*.lock"):
-        with suppress(FileNotFoundError), left.open("r+") as lock:  # another may be clearing up too
+        with suppress(FileNotFoundError, PermissionError), left.open("r+") as lock:  # another may be clearing up too
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -12,7 +12,7 @@ from sweep.compose import compose_run
 from sweep.config import ConfigError
 from sweep.ledger import Ledger
 from sweep.planning import Surroundings, make_plan
-from sweep.resume import content_digests, reasons, todo
+from sweep.resume import content_digests, reasons, todo, unresolved
 
 
 @pytest.fixture
@@ -139,3 +139,9 @@ def test_raw_data_cut_short_are_measured_again(planned, ledger, tmp_path):
     (folder / "requests.parquet").write_bytes(b"PAR1 and then nothing")
     reopened = Ledger(tmp_path / "out" / "ledger.jsonl", write=False)
     assert why(planned(), reopened) == {"its requests.parquet is cut short": 1}
+
+
+def test_a_revision_that_stayed_a_name_is_no_commit():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert unresolved(f"org/model@{commit} tokenizer org/words@main") == [("org/words", "main")]
+    assert unresolved(f"org/model@{commit}") == unresolved("3f9a") == []
