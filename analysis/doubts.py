@@ -33,6 +33,7 @@ def doubts(run: Run, layout: Layout) -> list[str]:
         _lost_requests,
         _client,
         _shared_stamps,
+        _stamps,
         _start_up,
         _rate,
         _unsent,
@@ -179,6 +180,29 @@ def _agreement(run: Run, layout: Layout) -> Iterator[str]:
         reasons = by_line["agreement_reference"].first().fillna("no reason was noted")
         each = listed([f"{line} ({reasons[line]})" for line in lowest.index[lowest.isna()]])
         yield f"Whether the answers are the reference's is known of some only, and not of {each}."
+    quantised = any(
+        isinstance(facts, str) and json.loads(facts).get("quantization") for facts in run.ok["engine_facts"]
+    )
+    if lowest.notna().any() and quantised and _drawn(run):
+        yield (
+            "The weights are random, with wide margins between tokens: agreement tells a wrong engine from a right one,"
+            " not what a quantisation costs. Real weights (model=hub, model=path) do."
+        )
+
+
+def _drawn(run: Run) -> bool:
+    """Whether every model's weights are the project's own random ones."""
+    configs = run.ok.drop_duplicates("model")["config"].dropna()
+    return len(configs) > 0 and all("architecture" in json.loads(config).get("model", {}) for config in configs)
+
+
+def _stamps(run: Run, layout: Layout) -> Iterator[str]:
+    own = int(run.ok["client_stamp_source"].isin(["user", "mixed"]).sum())
+    if own:
+        yield (
+            f"In {own} trial{'s' if own > 1 else ''} the client stamped arrivals itself, not the kernel: TTFT and ITL"
+            " hold its own delays (client_loop_lag_p99). On Linux the kernel does."
+        )
 
 
 def _lengths(run: Run, layout: Layout) -> Iterator[str]:

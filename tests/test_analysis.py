@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 import re
 import time
@@ -735,6 +736,23 @@ def test_stamps_that_tokens_share_are_doubted(tmp_path: Path) -> None:
     assert "3.2%" in said
     assert "ITL p99" in said
     assert "ITL p99" not in told(tmp_path, [trial("b", 8, 0, 10.0, **few), unknown])
+
+
+def test_stamps_that_are_not_the_kernels_are_doubted(tmp_path: Path) -> None:
+    rows = [trial("a", 8, 0, 10.0, client_stamp_source="user"), trial("b", 8, 0, 10.0, client_stamp_source="kernel")]
+    assert "In 1 trial the client stamped arrivals itself" in told(tmp_path, rows)
+    assert "arrivals" not in told(tmp_path, rows[1:])
+
+
+def test_agreement_of_random_weights_prices_no_quantisation(tmp_path: Path) -> None:
+    def row(model: dict[str, Any], quantization: str | None) -> dict[str, Any]:
+        facts = {"engine_facts": json.dumps({"quantization": quantization}), "agreement": 1.0}
+        return trial("a", 8, 0, 10.0, **facts) | {"config": json.dumps({"model": model})}
+
+    said = "not what a quantisation costs"
+    assert said in told(tmp_path, [row({"architecture": {}}, "gptq")])
+    assert said not in told(tmp_path, [row({"architecture": {}}, None)])
+    assert said not in told(tmp_path, [row({"repo": "org/m"}, "gptq")])
 
 
 def test_an_interval_counts_the_replicates_that_have_the_figure(tmp_path: Path) -> None:
