@@ -114,7 +114,7 @@ def test_help_names_what_there_is(capsys):
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
 @pytest.mark.parametrize("experiment", group_choices("experiment"))
 def test_every_experiment_has_a_plan_in_both_forms(capsys, out, monkeypatch, experiment, hardware):
-    monkeypatch.setattr("sweep.model._commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
+    monkeypatch.setattr("sweep.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
     assert main([f"+experiment={experiment}", *INLINE, "dry_run=true", f"hardware={hardware}", f"out={out}"]) == 0
     said = capsys.readouterr().out
     assert f"plan {experiment}: " in said
@@ -128,7 +128,7 @@ def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
     shutil.copytree(CONF, conf)
     (conf / "experiment" / "my_study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     monkeypatch.setattr("sweep.compose.CONF", conf)
-    monkeypatch.setattr("sweep.model._commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
+    monkeypatch.setattr("sweep.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
     # Its zipped lengths are those of synthetic prompts.
     line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]
     assert main(line) == 0

@@ -19,17 +19,10 @@ from tokenizers import Tokenizer
 
 from backends import weights
 from scripts import train_tokenizer
-from sweep import model as module
+from sweep import hub as hub_module
 from sweep.config import CONF, ConfigError, build
-from sweep.model import (
-    SHIPPED_TOKENIZER,
-    HubModel,
-    PathModel,
-    RandomModel,
-    ServedModel,
-    load_tokenizer,
-    ordinary_tokens,
-)
+from sweep.model import HubModel, PathModel, RandomModel, ServedModel
+from sweep.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
 from sweep.weights import LOOKBACKS, Architecture, Circuit, Vocabulary, encode, lookbacks, shapes, write
 
 NUMBERS: dict[str, Any] = {
@@ -380,9 +373,9 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    module._commit.cache_clear()
-    module._pauses.cache_clear()
-    monkeypatch.setattr(module, "RESOLVE_PAUSES", (0.01, 0.01))
+    hub_module.commit.cache_clear()
+    hub_module._pauses.cache_clear()
+    monkeypatch.setattr(hub_module, "RESOLVE_PAUSES", (0.01, 0.01))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -423,7 +416,7 @@ def test_counting_needs_only_the_tokenizer(hub: Any, tmp_path: Path) -> None:
 def test_without_the_hub_the_cache_answers(hub: Any, tmp_path: Path) -> None:
     configured = HubModel(name="m", repo="org/model")
     found, digest = configured.prepare(tmp_path / "cache", silent), configured.digest(tmp_path / "cache")
-    module._commit.cache_clear()
+    hub_module.commit.cache_clear()
     hub.shutdown()
     hub.server_close()
     assert HubModel(name="m", repo="org/model").digest(tmp_path / "cache") == digest == f"org/model@{COMMITS['main']}"
@@ -439,7 +432,7 @@ def test_a_repository_that_is_closed_keeps_the_commit_that_is_known(hub: Any, tm
     digest = HubModel(name="m", repo="org/model").digest(tmp_path / "cache")
     HubModel(name="m", repo="org/model", revision="v2").digest(tmp_path / "cache")
     Hub.closed = {"model"}
-    module._commit.cache_clear()
+    hub_module.commit.cache_clear()
     configured = HubModel(name="m", repo="org/model")
     configured.check()
     assert configured.digest(tmp_path / "cache") == digest == f"org/model@{COMMITS['main']}"
@@ -457,7 +450,7 @@ def test_nothing_is_kept_beside_the_cache_that_was_named(hub: Any, folder: Path,
 def test_a_hub_that_hiccups_is_asked_again(hub: Any, tmp_path: Path) -> None:
     Hub.hiccups = 2
     assert HubModel(name="m", repo="org/model").digest(tmp_path) == f"org/model@{COMMITS['main']}"
-    module._commit.cache_clear()
+    hub_module.commit.cache_clear()
     Hub.hiccups = 1  # its patience is used up, but it has told before
     assert HubModel(name="m", repo="org/model").digest(tmp_path) == f"org/model@{COMMITS['main']}"
     Hub.hiccups = 1

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sweep.model import RandomModel, load_tokenizer, ordinary_tokens
+from sweep.model import RandomModel
+from sweep.tokenizer import load_tokenizer, ordinary_tokens
 from sweep.weights import Circuit, Vocabulary, lookbacks
 from sweep.workload import DATA
 from tests.engines.conftest import configured

@@ -1,0 +1,88 @@
+"""Tokenizers of model folders, as engines load them; the one that the project ships is in data/tokenizer."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+SHIPPED_TOKENIZER = Path(__file__).resolve().parent / "data" / "tokenizer"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, special tokens added as engines add them.
+
+    Raises ValueError if there is neither a tokenizer.json nor the two files of a byte-level BPE.
+    """
+    stamp = tuple(path.stat().st_mtime_ns for path in tokenizer_files(folder))
+    return _load_tokenizer(folder, stamp)
+
+
+@lru_cache(maxsize=8)
+def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
+    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.is_file():
+        tokenizer = Tokenizer.from_file(str(whole))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+    if not (vocabulary.is_file() and merges.is_file()):
+        raise ValueError(
+            f"model.tokenizer={folder}: has no tokenizer.json; allowed is a folder or repository that has one"
+        )
+    # What GPT-2 and OPT repositories have: those come without a tokenizer.json.
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    config = _configuration(folder)
+    if config.get("add_bos_token"):
+        bos = _text(config["bos_token"])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    return tokenizer
+
+
+def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Ids of the tokens that are printable ASCII text by themselves: not special, not part of a character."""
+    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    ids = [id for id in sorted(tokenizer.get_vocab().values()) if id not in special]
+    texts = tokenizer.decode_batch([[id] for id in ids])
+    return [id for id, text in zip(ids, texts, strict=True) if text.strip() and text.isascii() and text.isprintable()]
+
+
+def special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """bos_token_id and, where the tokenizer has them, eos_token_id and pad_token_id."""
+    config = _configuration(folder)
+    found = {}
+    for kind in ("bos_token", "eos_token", "pad_token"):
+        number = tokenizer.token_to_id(_text(config.get(kind)))
+        if number is not None:
+            found[f"{kind}_id"] = number
+    if "bos_token_id" not in found:
+        raise ValueError(f"model.tokenizer={folder}: has no bos_token; random weights need one")
+    return found
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _text(token: Any) -> str:
+    """Tokenizer configs have a special token as its text or as a mapping around it."""
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
