@@ -281,7 +281,7 @@ class Connection:
         if answer is None or not answer.sent:
             self.close()  # bytes that nobody asked for: a 408 before it closes, as some servers send
             return
-        shared = answer.shared
+        before, shared = answer.chunks, answer.shared
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -289,7 +289,7 @@ class Connection:
         except httptools.HttpParserError as error:
             self.abandon(f"protocol: {_words(error)}")
             return
-        if answer.shared != shared:
+        if answer.chunks - before > 1 and (len(answer.streams) == 1 or answer.shared != shared):
             self._counters.multi_event_reads += 1
             self._watch.alert(now / 1e9)
         if self._patient and answer.tokens >= answer.patient_until:

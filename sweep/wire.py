@@ -225,6 +225,7 @@ class Answer:
         "_retry_after",
         "_shape",
         "api",
+        "chunks",
         "completed",
         "ended",
         "error",
@@ -245,8 +246,8 @@ class Answer:
         self.sent = 0  # ns, when the first byte of the request was written
         self.last_token = 0  # ns, arrival of the latest token; 0: none yet
         self.completed = 0  # ns, arrival of the end of the body; 0: it never came
-        self.tokens = 0  # so far, of all streams
-        self.shared = 0  # token events that came in one read with another of their stream, and share its stamp
+        self.chunks = self.tokens = 0  # token events and tokens so far, of all streams
+        self.shared = 0  # of several prompts: events that came in one read with another of their stream: one stamp
         self.status = 0
         self.ended = False  # the end mark of the stream has come, or every stream has finished
         self.error: str | None = None
@@ -346,6 +347,7 @@ class Answer:
             if index >= len(self.streams):
                 return False
             stream = self.streams[index]
+            self._look_for_shared(stream, arrived)
         tokens = 1
         if shape.count_from == b'"completion_tokens":':
             seen = _number(event, shape.count_from)
@@ -358,16 +360,22 @@ class Answer:
 
     def _token(self, stream: Stream, tokens: int, arrived: int) -> None:
         since = (arrived - self.sent) // 1000
-        stamps = stream.chunk_us
-        if stamps and stamps[-1] == since:
-            self.shared += 1
-        stamps.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
+        stream.chunk_us.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
         stream.chunk_tokens.append(tokens if tokens < MOST_TOKENS else MOST_TOKENS)
         self.last_token = arrived
+        self.chunks += 1
         self.tokens += tokens
-        if tokens > self._most:  # the last event may bring as many
-            self.patient_until -= tokens - self._most
-            self._most = tokens
+        if tokens > 1:
+            self._expect(tokens)
+
+    def _look_for_shared(self, stream: Stream, arrived: int) -> None:
+        if stream.chunk_us and stream.chunk_us[-1] == (arrived - self.sent) // 1000:
+            self.shared += 1
+
+    def _expect(self, tokens: int) -> None:
+        """The last event may bring as many as this one did."""
+        self.patient_until -= max(0, tokens - self._most)
+        self._most = max(self._most, tokens)
 
     def _parse(self, event: bytes, arrived: int) -> None:
         """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
@@ -414,6 +422,8 @@ class Answer:
             keys = _text_keys(choice, self.api)
             tokens, count_from = _count(choice, usage, stream, bool(keys))
             if tokens > 0:
+                if len(self.streams) > 1:
+                    self._look_for_shared(stream, arrived)
                 self._token(stream, tokens, arrived)
             if choice.get("finish_reason"):
                 stream.finish_reason = str(choice["finish_reason"])

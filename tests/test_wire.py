@@ -258,7 +258,6 @@ def test_events_of_one_read_share_their_stamp() -> None:
     step = [sse(*(completion(" a", n) for n in prompts)) for prompts in ((0, 1, 2), (0, 1, 2), (1,), (1, 2))]
     assert read("completions", 3, step, complete=False).shared == 0
     assert read("completions", 3, [step[0], step[1] + step[2], step[3]], complete=False).shared == 1
-    assert read("completions", 1, [step[2] * 3, step[2]], complete=False).shared == 2
 
 
 def test_an_answer_of_several_tokens_an_event_is_urgent_in_time() -> None:
