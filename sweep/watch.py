@@ -3,7 +3,7 @@
 Waking up for each token is most of what a token costs. Since the kernel stamps every arrival, a read may be late
 without falsifying anything as long as no two token events of one stream come to share it and nobody waits for the end
 of the answer. So, where tokens come faster than 1,500 a second, the sockets in the middle of an answer of known length
-are read together, every two milliseconds; those whose answer may end with the next event are read at once, since the
+are read together, every four milliseconds; those whose answer may end with the next event are read at once, since the
 next request leaves upon it. A read that held more than one token event of a stream ends the rounds for a second, the
 next such read for two, and so on: a server that writes in bursts is seen as it is. Calls of several prompts are never
 read in rounds: the tokens of one step come on one socket, and would share a stamp.
@@ -13,7 +13,7 @@ import asyncio
 import select
 from collections.abc import Callable
 
-PERIOD = 0.002  # s between two rounds of reads
+PERIOD = 0.004  # s between two rounds of reads
 WORTH_IT = 1_500  # reads per second above which a round holds several
 ALERT = 1.0  # s of reading at once after the first read that held several events; doubled by each further one
 LONGEST_ALERT = 3600.0  # s
