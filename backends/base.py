@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,10 +20,12 @@ Api = Literal["completions", "chat", "tgi"]
 BatchForm = Literal["list", "streams"]
 Platform = Literal["cpu", "cuda"]
 
-# What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
+Progress = Callable[[str], None]  # told, in a few words, what is being done just now
+
 SECRET_NAME = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|API_?KEY|ACCESS_KEY(_ID)?|AUTHORIZATION|COOKIE)$", re.IGNORECASE
 )
+# What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
@@ -102,7 +104,6 @@ class Launch:
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class Backend(BaseModel):

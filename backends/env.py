@@ -29,13 +29,11 @@ import yaml
 from uv import find_uv_bin
 
 from backends import sources, task
-from backends.base import EnvironmentChoice, EnvironmentSpec, Platform
+from backends.base import EnvironmentChoice, EnvironmentSpec, Platform, Progress
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "environment"
 FORMAT = 1  # part of every key: raise it when environments must be built anew
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
-
-Progress = Callable[[str], None]
 
 
 class EnvironmentFailed(Exception):

@@ -392,7 +392,7 @@ def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            return f"backend.port={port}: {os.strerror(error.errno or 0)}; leave it out and a free one is found"
+            return f"backend.port={port}: {os.strerror(error.errno or 0)}; allowed: a free port, or null for any"
     return None
 
 
@@ -414,18 +414,21 @@ def _foreign(engine: Engine) -> bool:
     return False
 
 
-def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
-    """The environment of an engine: ours without secrets and without what bends another interpreter, and its own."""
-    inherited = {
+def inherited_environment() -> dict[str, str]:
+    """This process's environment without secrets and without what bends another interpreter."""
+    return {
         name: value for name, value in os.environ.items() if name not in NOT_INHERITED and not SECRET_NAME.search(name)
     }
+
+
+def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
+    """The environment of an engine: what it may inherit, and its own."""
     return {
-        **inherited,
+        **inherited_environment(),
         "PYTHONUNBUFFERED": "1",
         **ALWAYS,
         "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
         **backend.environment(launch),
-        **launch.env,
         supervisor.MARKER: marker,
         supervisor.OWNER: supervisor.this_process(),
     }

@@ -11,13 +11,11 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from backends import task
-from backends.base import SourceBuild
-
-Progress = Callable[[str], None]
+from backends.base import Progress, SourceBuild
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
 JOB_BYTES = 2 << 30  # of memory that one compiler may need

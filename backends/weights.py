@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from backends import env, task
-from backends.base import EnvironmentChoice
-
-Progress = Callable[[str], None]
+from backends.base import EnvironmentChoice, Progress
 
 CALIBRATION = Path(__file__).resolve().parent.parent / "sweep" / "data" / "prompts"
 FORMAT = 1  # part of every digest: raise it when the same input comes to other weights

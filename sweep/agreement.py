@@ -6,9 +6,8 @@ model and node, before an engine takes the memory. No failure here fails a trial
 """
 
 import json
-import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from tokenizers import Tokenizer
 
 from backends import env as environments
 from backends import task
-from backends.base import SECRET_NAME, EnvironmentChoice, EnvironmentSpec, Launch
-from backends.server import ALWAYS, NOT_INHERITED, Engine
+from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
+from backends.server import ALWAYS, Engine, inherited_environment
 from sweep.config import ROOT, cache_directory, content_hash
 from sweep.trial import TrialRun
 
@@ -34,8 +33,6 @@ TOKENS = 32  # after each prompt
 ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers")  # one of conf/environment that has transformers
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
 ANSWER_TIMEOUT = 300.0  # s, of one prompt
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -104,15 +101,12 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
 
 def _environ(launch: Launch) -> dict[str, str]:
     """As an engine would have it: without secrets, and with the launch's own GPUs and threads."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in NOT_INHERITED and not SECRET_NAME.search(name)
-    }
     own = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": str(launch.threads),
         "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
     }
-    return {**inherited, **ALWAYS, **own}
+    return {**inherited_environment(), **ALWAYS, **own}
 
 
 def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[str, Any]:

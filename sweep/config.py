@@ -36,6 +36,11 @@ class ConfigError(ValueError):
     """Bad input, in one line that names the key, the value and what is allowed. Ends the command with status 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its type if it says nothing, as some of Ray's do."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class Strict(BaseModel):
     """A configuration object: unknown keys are refused, nothing changes after validation."""
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this version of the hub raises errors of
 
+from backends.base import Progress
+from sweep.config import first_line
+
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # of a repository: what engines load besides weights
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
 NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights
@@ -34,8 +37,6 @@ RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between questions to a hub that does not a
 SERVER_ERROR = 500  # and more: an answer that says nothing of what was asked
 TRY_LATER = (408, 429)  # what a hub says that has no time
 PROGRESS_INTERVAL = 5.0  # s
-
-Progress = Callable[[str], None]
 
 
 def fetch(
@@ -71,7 +72,7 @@ def fetch(
             folder = _cached_snapshot(repo, allow_patterns=list(wanted), **options)
             if folder is not None and (names or any(folder.glob(weights_pattern))):
                 return folder
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and no hub ({reason})") from None
 
 
@@ -90,11 +91,7 @@ def _is_answer(error: Exception) -> bool:
 def _refused(repo: str, revision: str, error: Exception) -> ValueError:
     if isinstance(error, RevisionNotFoundError):
         return ValueError(f"model.revision={revision}: {repo} has none; allowed is a branch, tag or commit of it")
-    return ValueError(f"model.repo={repo}@{revision}: {_first_line(error)} (a gated model needs HF_TOKEN)")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ValueError(f"model.repo={repo}@{revision}: {first_line(error)} (a gated model needs HF_TOKEN)")
 
 
 def _cached_snapshot(repo: str, **options: Any) -> Path | None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from backends import env
+from backends.base import Progress
 from backends.weights import digest as folder_digest
 from backends.weights import file_digest
 from sweep import weights
@@ -31,8 +32,6 @@ from sweep.tokenizer import (
     tokenizer_files,
 )
 from sweep.weights import Architecture, Vocabulary
-
-Progress = Callable[[str], None]
 
 
 class Model(BaseModel):

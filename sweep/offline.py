@@ -14,12 +14,11 @@ from typing import Any, Literal
 import httpx
 
 from sweep.client import ClientReport, Measurement
-from sweep.records import Record, Records, Request, Schedule
+from sweep.records import MOST_TOKENS, Record, Records, Request, Schedule
 from sweep.wire import Target, Timeouts
 
 POLL = 0.1  # s between two looks at whether to stop
 LAST_WORDS = 1.0  # s that a death may take to be known after the connection broke
-MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 
 
 def measure(

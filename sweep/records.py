@@ -18,6 +18,7 @@ PROTOCOL_VERSION = 2
 
 Phase = Literal["warmup", "measured"]
 UNKNOWN = -1  # a count that nobody reported
+MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
 """The columns of a trials row that say how large its load was: at most one has a value."""
 

@@ -28,7 +28,7 @@ from ray.experimental import internal_kv
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweep.config import ROOT, Cluster, ConfigError
+from sweep.config import ROOT, Cluster, ConfigError, first_line
 from sweep.deployment import Beat, DiskFull, Event, Halted, Lost, Placed, Work, clear_engines, stream_deployment
 from sweep.packing import Kind, Need, Node, Unbegun
 from sweep.transfer import carried
@@ -94,12 +94,7 @@ def connect(cluster: Cluster) -> None:
             )
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         where = f"cluster.address={cluster.address}" if cluster.kind == "ray" else f"cluster={cluster.name}"
-        raise ConfigError(f"{where}: no Ray there ({_first_line(error)})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    """What it says, in a line; some of Ray's say nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{where}: no Ray there ({first_line(error)})") from None
 
 
 def nodes(cluster: Cluster) -> list[Node]:
@@ -436,7 +431,7 @@ class RayExecutor:
         except RayError as error:
             if isinstance(error, NodeDiedError):  # Ray goes on listing it for some ten seconds
                 self.shunned[state.node.node_id] = time.monotonic() + SHUNNED
-            yield self._end(stream, Lost(_first_line(error)))
+            yield self._end(stream, Lost(first_line(error)))
         else:
             place = event if isinstance(event, Placed) else state.place
             self.streams[stream] = state._replace(place=place, heard=time.monotonic())

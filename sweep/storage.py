@@ -30,7 +30,7 @@ import psutil
 import pyarrow as pa
 from pyarrow import fs
 
-from sweep.config import ConfigError, content_hash
+from sweep.config import ConfigError, content_hash, first_line
 from sweep.deployment import Halted
 from sweep.store import RunPaths
 
@@ -77,7 +77,7 @@ class Store:
         try:
             self.fs, root = fs.FileSystem.from_uri(url)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"out={url}: {_first_line(error)}") from None
+            raise ConfigError(f"out={url}: {first_line(error)}") from None
         self.root = root.rstrip("/")
 
     def read(self, name: str) -> bytes | None:
@@ -133,10 +133,6 @@ def _all(function: Callable[[Any], None], items: Iterable[Any]) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(function, items):
             pass  # an error is raised here
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # The lock ------------------------------------------------------------------------------------------------------------
@@ -248,7 +244,7 @@ class Mirror:
             self._fetch_ledger()
         except OSError as error:
             self.lock.end()
-            raise ConfigError(f"out={self.store.url}: {_first_line(error)}") from None
+            raise ConfigError(f"out={self.store.url}: {first_line(error)}") from None
         self.thread.start()
         return self
 
@@ -281,10 +277,10 @@ class Mirror:
                 return None
             except OSError as failure:
                 if time.monotonic() + pause > until:
-                    return _first_line(failure)
+                    return first_line(failure)
                 if self.error is None:
-                    self.say(f"{self.store.url}: {_first_line(failure)}; trying on for {PATIENCE:.0f} s")
-                self.error = _first_line(failure)
+                    self.say(f"{self.store.url}: {first_line(failure)}; trying on for {PATIENCE:.0f} s")
+                self.error = first_line(failure)
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
@@ -304,7 +300,7 @@ class Mirror:
                 self.paths.out, [name for name, n in there.items() if not _has(self.paths.out / name, n)]
             )
         except OSError as error:
-            self.say(f"{self.store.url}: {_first_line(error)}; the report is made of what is here")
+            self.say(f"{self.store.url}: {first_line(error)}; the report is made of what is here")
 
     def _fetch_ledger(self) -> None:
         """The store's ledger is the truth; the local one may only be ahead of it."""
@@ -330,8 +326,8 @@ class Mirror:
                 self.error = None
             except OSError as error:
                 if self.error is None:
-                    self.say(f"{self.store.url}: {_first_line(error)}; trying on, and nothing is lost here")
-                self.error = _first_line(error)
+                    self.say(f"{self.store.url}: {first_line(error)}; trying on, and nothing is lost here")
+                self.error = first_line(error)
 
     def _taken_over(self) -> None:
         self.say(f"{self.store.url} was taken over by another driver: stopping now")
@@ -419,7 +415,7 @@ def main(arguments: list[str]) -> int:
     try:
         copy(arguments[0], Path(arguments[1]))
     except (ConfigError, OSError) as error:
-        print(f"error: {_first_line(error)}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -184,10 +184,6 @@ class RunPaths:
     def trial(self, deployment_id: str, attempt: str, trial_id: str) -> TrialPaths:
         return TrialPaths(self, self.attempt(deployment_id, attempt) / trial_id)
 
-    def trial_files(self) -> list[Path]:
-        """Every trial.parquet there is, of whatever plan and attempt."""
-        return sorted(self.deployments.glob("*/*/*/trial.parquet"))
-
     def clear_staging(self) -> None:
         """Remove what killed processes of this host had not finished writing."""
         for folder in self.out.glob(f".tmp-{socket.gethostname()}-*-*"):
@@ -435,19 +431,6 @@ def write_trial(paths: TrialPaths, row: Row) -> None:
     _write_table(paths.run, paths.trial, trials_table([row]))
 
 
-def read_trial(path: Path) -> dict[str, Any]:
-    """The row of a trial.parquet, with whatever columns it has.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        DamagedFile: if it is not whole, or not one row.
-    """
-    rows: list[dict[str, Any]] = read_table(path).to_pylist()
-    if len(rows) != 1:
-        raise DamagedFile(path, f"{len(rows)} rows instead of one")
-    return rows[0]
-
-
 def write_trials(paths: RunPaths, rows: Sequence[Row]) -> None:
     """Write trials.parquet: exactly these rows, of the present plan."""
     _write_table(paths, paths.trials, trials_table(rows), ["experiment", "backend", "model", "workload", "outcome"])
@@ -472,7 +455,7 @@ def holds(paths: RunPaths, rows: Sequence[Row], axes: Sequence[str] = ()) -> boo
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
-    """The rows of a trials.parquet, with whatever columns it has.
+    """The rows of a trials.parquet, or the one of a trial.parquet, with whatever columns they have.
 
     Raises:
         FileNotFoundError: if there is none.

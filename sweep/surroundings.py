@@ -2,7 +2,6 @@
 
 import functools
 import os
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import yaml
 
 from backends.base import EnvironmentChoice, Host
 from backends.env import fingerprint, resolve
+from backends.server import port_problem
 from sweep import provenance, ray_environment
 from sweep.compose import group_choices
 from sweep.config import CONF, Cluster, ConfigError, Settings
@@ -131,15 +131,9 @@ def check_ports(plan: Plan) -> None:
     """
     for deployment in plan.deployments:
         port = deployment.backend.port
-        if port is not None and deployment.backend.launches and not deployment.unavailable:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError as error:
-                    raise ConfigError(
-                        f"backend.port={port}: taken ({error.strerror}); allowed: a free port, or null for any"
-                    ) from None
+        needed = deployment.backend.launches and not deployment.unavailable
+        if port is not None and needed and (problem := port_problem(port)):
+            raise ConfigError(problem)
 
 
 def ray_schedule(cluster: Cluster) -> Any:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from sweep.records import UNKNOWN, Request
+from sweep.records import MOST_TOKENS, UNKNOWN, Request
 
 Api = Literal["completions", "chat", "tgi"]
 BatchForm = Literal["list", "streams"]
@@ -37,7 +37,6 @@ PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/com
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
-MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")

@@ -100,24 +100,19 @@ class Workload(BaseModel):
         """Hash of the files that prompts are made from."""
         return _digest(VERSION, WORDS)
 
-    def requests(
-        self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured", token_ids: bool = False
-    ) -> list[Request]:
-        """`count` requests, the same whenever the arguments are. With `token_ids` prompts are ids instead of text.
+    def requests(self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured") -> list[Request]:
+        """`count` requests, the same whenever the arguments are.
 
-        Raises ValueError if the tokenizer cannot make prompts of the length wanted, or is missing for `token_ids`.
+        Raises ValueError if the tokenizer cannot make prompts of the length wanted.
         """
         if count == 0:
             return []
-        if token_ids and tokenizer is None:
-            raise ValueError(f"model.tokenizer: none; workload {self.name} needs one, for prompts as token ids")
         draw = Draw(seed, phase, count)
         outputs = self._output_lengths(draw)
         requests = []
         for number, (text, ids) in enumerate(self._prompts(draw, tokenizer)):
-            prompt = text if ids is None or not token_ids else tuple(ids)
             length = UNKNOWN if ids is None else len(ids)
-            requests.append(Request(f"{phase}-{seed:x}-{number}", prompt, outputs[number], length, phase))
+            requests.append(Request(f"{phase}-{seed:x}-{number}", text, outputs[number], length, phase))
         return requests
 
     def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:

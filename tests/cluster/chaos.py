@@ -86,7 +86,14 @@ def _strike(chance: random.Random, sweep: Sweep, cluster: RayCluster) -> str:
     kind = chance.choice(sorted(kinds))
     pids = kinds[kind]()
     if not pids:
-        return "nothing"  # taking another instead would mean the driver, over and over, while nothing runs yet
+        # Not the driver or a raylet instead: always there, they would be hit over and over while nothing runs.
+        present = {
+            name: found for name in sorted(kinds) if name not in ("driver", "raylet") and (found := kinds[name]())
+        }
+        if not present:
+            return "nothing"
+        kind = chance.choice(list(present))
+        pids = present[kind]
     numbers = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM] if kind == "driver" else [signal.SIGKILL]
     number = chance.choice(numbers)
     kill(chance.choice(sorted(pids)), number)
