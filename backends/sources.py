@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from backends import task
 from backends.base import Progress, SourceBuild
@@ -77,8 +78,10 @@ def _fetch(
     pip = [str(folder / "bin" / "python"), "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
     _run([*pip, "--no-binary", ":all:", "--dest", str(archives), source.sdist], environ, log, progress)
     (archive,) = archives.iterdir()
+    # Python 3.11 has the filter since 3.11.4 only; without it the archive is trusted, as pip trusts what it installs.
+    harmless: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(archive) as packed:
-        packed.extractall(archives / "unpacked", filter="data")
+        packed.extractall(archives / "unpacked", **harmless)
     (top,) = (archives / "unpacked").iterdir()
     top.rename(tree)
     shutil.rmtree(archives)
