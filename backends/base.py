@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
@@ -165,6 +166,23 @@ class Backend(BaseModel):
     )
     hollow_errors: tuple[str, ...] = ()  # error lines that only point to another one: never an engine's last words
 
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        allowed = "allowed is http(s)://host[:port][/base]"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:  # brackets that do not close, a port that is none
+            raise ValueError(f"{error}; {allowed}") from None
+        if parts.username or parts.password:
+            raise ValueError("holds credentials: put the key into an environment variable, and its name in api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+            raise ValueError(allowed)
+        return url.rstrip("/")
+
     @field_validator("headers", "environ")
     @classmethod
     def _no_secrets(cls, named: dict[str, str]) -> dict[str, str]:
@@ -187,6 +205,13 @@ class Backend(BaseModel):
             if name in ("host", "hostname"):  # what an engine lets its caller do is for this machine only
                 raise ValueError(f"flags.{key}: engines answer on loopback only")
         return flags
+
+    def check(self) -> None:
+        """Raise ValueError, in one line that names the key and what is allowed, for fields that do not go together."""
+        if self.batch_form == "list" and self.api != "completions":
+            raise ValueError(
+                f"backend.api={self.api}: takes one prompt a call; allowed with backend.batch_form=streams"
+            )
 
     def command(self, launch: Launch) -> list[str]:
         """The command line that starts the engine in the foreground."""

@@ -2,7 +2,6 @@
 
 import os
 import re
-from urllib.parse import urlsplit
 
 from pydantic import field_validator
 
@@ -19,16 +18,6 @@ class OpenAI(Backend):
 
     launches: bool = False
     continuous_usage: bool = True
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.username or parts.password:
-            raise ValueError("holds credentials: put the key into an environment variable, and its name in api_key_env")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("allowed is http(s)://host[:port][/base]")
-        return url.rstrip("/")
 
     @field_validator("api_key_env")
     @classmethod

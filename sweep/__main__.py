@@ -41,9 +41,12 @@ models:      {models}
 workloads:   {workloads}
 loads:       {loads}
 hardware:    {hardware}
+clusters:    {clusters}
+tracking:    {tracking}
 
+Everything else that can be set, with what it means: conf/config.yaml, and the fields in conf/<group>/<name>.yaml.
 dry_run=true prints the plan and starts nothing; fresh=true moves old results aside; out=DIR says where they go.
-Exit status: 0; 1 a trial failed, or the deadline left some; 2 bad input; 130 interrupted."""
+Exit status: 0; 1 a trial failed, the deadline left some, or the run had to stop; 2 bad input; 130 interrupted."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -179,8 +182,9 @@ def _tracker(settings: Settings, paths: RunPaths) -> Any:
 
 
 def _usage() -> str:
-    groups = ("experiment", "backend", "model", "workload", "load", "hardware")
-    names = {f"{group}s" if group != "hardware" else group: ", ".join(group_choices(group)) for group in groups}
+    plurals = {"experiment", "backend", "model", "workload", "load", "cluster"}
+    groups = (*plurals, "hardware", "tracking")
+    names = {f"{group}s" if group in plurals else group: ", ".join(group_choices(group)) for group in groups}
     return USAGE.format(**names)
 
 

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from sweep.config import (
     Settings,
     Tracking,
     locate,
+    next_time,
     one_of,
     validate,
 )
@@ -42,7 +44,9 @@ SHAPES: dict[str, tuple[tuple[type[Any], ...], str]] = {  # of the plan on a com
     "when": ((dict,), "{key: {axis: value}}"),
     "exclude": ((list,), "[{axis: value}]"),
     "ladder": ((list,), "[{step: name, set: {key: value}}]"),
+    "without_gpu": ((dict, type(None)), "{key: value}"),
 }
+LADDER_AXES = ("ladder", "ladder_parent")  # what a step is called and what it stands on, as an axis
 SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
 
 Point = dict[str, Any]
@@ -87,6 +91,8 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         scalars.pop(key, None)  # given twice, the last counts, as a wrapper around a command expects
         axes.pop(key, None)
         if key == "experiment":
+            if override.is_sweep_override():
+                raise ConfigError(f"{argument.lstrip('+')}: one experiment a command; allowed is the name of one")
             experiment = str(override.value())
         elif override.is_sweep_override():
             axes[key] = _sweep_values(override, argument)
@@ -101,6 +107,8 @@ def _parse_override(argument: str) -> Override:
     try:
         override = OverridesParser.create().parse_overrides([argument])[0]
     except HydraException as error:
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: no such option; allowed are --help and key=value (dry_run=true)") from None
         raise ConfigError(f"{argument}: not an override such as key=value ({str(error).splitlines()[-1]})") from None
     if override.type == OverrideType.DEL:
         raise ConfigError(f"{argument}: nothing can be deleted; set a value, or drop points with exclude")
@@ -142,8 +150,8 @@ def compose_run(arguments: Sequence[str], find_hardware: Callable[[Cluster], str
         raise one_of("experiment", line.experiment, known)
     base = _compose(line.experiment, _run_choices(line))
     _refuse_unknown_keys(line, base)
-    for key in SHAPES.keys() & line.scalars.keys():
-        _check_shape(key, line.scalars[key])
+    for key in SHAPES:
+        _check_shape(key, line.scalars.get(key, base[key]))
     limits = _limits(base, line)
     base.update({key: value for key, value in line.scalars.items() if key in base and key not in _groups()})
     base["when"] = limits
@@ -157,6 +165,7 @@ def compose_run(arguments: Sequence[str], find_hardware: Callable[[Cluster], str
     axes = _override_axes(base, line)
     given = any(key.split(".")[0] == "baseline" for key in line.scalars)
     _check_baseline(settings.baseline, [axes] if given else [axes, published])
+    _refuse_conditions_on_nothing(line, axes)
     points, coordinates = [], []
     composer = _Composer(line, base, axes["grid"])
     for assignments in expand(**axes):
@@ -220,7 +229,9 @@ def _ladder_steps(ladder: Sequence[Mapping[str, Any]]) -> Iterator[Assignments]:
     for entry in ladder:
         unknown = set(entry) - {"step", "set", "parent"}
         if unknown or "step" not in entry:
-            raise ConfigError(f"ladder={dict(entry)}: allowed keys are step (required), set, parent")
+            raise ConfigError(
+                f"ladder={_flow(dict(entry))}: allowed is {{step: name, set: {{key: value}}, parent: name}}"
+            )
         step, parent = str(entry["step"]), entry.get("parent", previous)
         if parent is not None and parent not in steps:
             raise one_of(f"ladder.{step}.parent", parent, list(steps))
@@ -298,8 +309,8 @@ def _compose(experiment: str | None, choices: Mapping[str, Any]) -> dict[str, An
             raise one_of(group, str(choice), known)
         if choice not in known and group == "model":
             served, choice = choice, SERVED_MODEL
-        elif choice not in known and not (group == "hardware" and choice == "auto"):
-            raise one_of(group, str(choice), known + (["auto"] if group == "hardware" else []))
+        elif choice not in known:
+            raise one_of(group, str(choice), known)
         overrides.append(f"{group}={choice}")
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -369,9 +380,12 @@ def _settings(line: CommandLine, base: Mapping[str, Any], find_hardware: Callabl
         if key.startswith("hardware."):
             _assign(hardware, key.removeprefix("hardware."), value)
     config["hardware"] = validate(Hardware, hardware, "hardware")
-    config["out"] = str(config["out"] or Path("results") / str(config["name"]))
+    if config["out"] is None:
+        config["out"] = str(Path("results") / str(config["name"]))
     settings = validate(Settings, config, "")
     assert isinstance(settings, Settings)
+    if settings.deadline and next_time(settings.deadline, now := datetime.now()) < now:
+        raise ConfigError(f"deadline={settings.deadline}: has passed; allowed is a time to come, or null")
     return settings
 
 
@@ -381,6 +395,8 @@ def _replace_without_gpu(base: dict[str, Any], line: CommandLine) -> list[str]:
     given = {**line.scalars, **line.axes}
     for key, value in (base["without_gpu"] or {}).items():
         if key == "grid":
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"without_gpu.grid={_flow(value)}: allowed is {SHAPES['grid'][1]}")
             for axis, values in value.items():
                 if axis not in given:
                     old = base["grid"].get(axis)
@@ -433,7 +449,8 @@ def _check_shape(key: str, value: Any) -> None:
     """Raise ConfigError for a plan that is no mapping or list of what it takes."""
     kinds, allowed = SHAPES[key]
     parts = value if isinstance(value, list) else value.values() if key == "when" and isinstance(value, dict) else []
-    if not isinstance(value, kinds) or not all(isinstance(part, Mapping) for part in parts):
+    fits = isinstance(value, kinds) and all(isinstance(part, Mapping) for part in parts)
+    if not fits or (key == "ladder" and not all(isinstance(step.get("set", {}), Mapping) for step in value)):
         raise ConfigError(f"{key}={_flow(value)}: allowed is {allowed}")
 
 
@@ -483,7 +500,30 @@ def _override_axes(base: Mapping[str, Any], line: CommandLine) -> dict[str, Any]
         if key in line.axes or key in axes["grid"] or key in axes["when"]:
             axes["grid"][key] = values
     axes["chosen"] |= _scalars(line, axes["grid"])
-    for key in axes["grid"]:
+    for where, key in _keys_of(axes):
         if not _is_point_key(key):
-            raise ConfigError(f"grid.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")
+            raise ConfigError(f"{where}.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")
     return axes
+
+
+def _keys_of(axes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every key that the plan gives a value or a condition, and where it says so."""
+    yield from (("grid", key) for key in axes["grid"])
+    yield from (("zip", key) for group in _groups_in_step(axes["zip"]) for key in group)
+    yield from (("ladder.set", key) for step in axes["ladder"] for key in step.get("set", {}))
+    yield from (("when", key) for key in axes["when"])
+    conditions = [
+        *((f"when.{key}", of) for key, of in axes["when"].items()),
+        *(("exclude", of) for of in axes["exclude"]),
+    ]
+    yield from ((where, key) for where, of in conditions for key in of if key not in LADDER_AXES)
+
+
+def _refuse_conditions_on_nothing(line: CommandLine, axes: Mapping[str, Any]) -> None:
+    """What the user typed must mean something in this plan; an experiment's own may speak of an axis replaced since."""
+    varied = {key for where, key in _keys_of(axes) if where in ("grid", "zip", "ladder.set")}
+    known = sorted({*varied, *axes["chosen"], *(LADDER_AXES if axes["ladder"] else ())})
+    for pattern in (*line.scalars.get("exclude", ()), *line.scalars.get("when", {}).values()):
+        for key in pattern:
+            if key not in known:
+                raise ConfigError(f"{key}={_words(pattern[key])}: no axis of this plan; allowed are {', '.join(known)}")

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from datetime import datetime, time, timedelta
@@ -29,6 +30,8 @@ from pydantic import (
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
+_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
 POINT_GROUPS = ("backend", "model", "workload", "load")  # of conf: what a point of an experiment is made of
 
 
@@ -120,13 +123,13 @@ class Client(Strict):
 class Settings(Strict):
     """Everything about a run that is not part of a point: none of it can change a trial's result, save where said."""
 
-    name: str  # of the experiment; results go to results/<name>
-    out: str
+    name: str = Field(pattern=r"^\w[\w .+-]*$")  # of the experiment; results go to results/<name>
+    out: str = Field(min_length=1)
     hardware: Hardware
     cluster: Cluster
     tracking: Tracking
     baseline: dict[str, Any] | None = None  # the point that others are compared with
-    replicates: PositiveInt = 1
+    replicates: int = Field(default=1, gt=0, le=10_000)
     seed: NonNegativeInt = 0  # changes results: it is in every trial id
     dry_run: bool = False
     fresh: bool = False
@@ -143,12 +146,13 @@ class Settings(Strict):
     telemetry_interval: PositiveFloat = 0.5  # s
     client: Client = Client()
 
-    @field_validator("deadline")
+    @field_validator("deadline", mode="before")
     @classmethod
-    def _is_a_time(cls, deadline: str | None) -> str | None:
-        if deadline is not None:
-            next_time(deadline, datetime.now())
-        return deadline
+    def _is_a_time(cls, deadline: Any) -> str | None:
+        if deadline is None:
+            return None
+        next_time(str(deadline), datetime.now())
+        return str(deadline)
 
 
 def next_time(text: str, now: datetime) -> datetime:
@@ -221,14 +225,21 @@ def validate(kind: type[BaseModel], fields: Mapping[str, Any], key: str) -> Base
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
-    first = error.errors()[0]
-    where = ".".join([key, *(str(part) for part in first["loc"])]).strip(".")
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    # A key that does not exist explains why another one is missing.
+    first = min(error.errors(), key=lambda found: found["type"] not in UNKNOWN_KEY)
+    where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
+    if first["type"] in UNKNOWN_KEY:
         keys = _keys_at(kind, first["loc"][:-1])
         return f"{where}={first['input']!r}: unknown key" + (f"; allowed: {', '.join(sorted(keys))}" if keys else "")
     if first["type"] == "missing":
         return f"{where}: required, but not given"
-    message = first["msg"].removeprefix("Value error, ")
+    # Of a key that takes one of several kinds there is an error for each.
+    kinds = [
+        found["msg"]
+        for found in error.errors()
+        if found["loc"][:-1] == first["loc"][:-1] and found["loc"] and _PYDANTICS_OWN.search(str(found["loc"][-1]))
+    ]
+    message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
@@ -236,6 +247,7 @@ def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
     """The keys of the model or dataclass that is found there; none where it is something else."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
+        kind = next((one for one in typing.get_args(kind) if isinstance(one, type) and one is not type(None)), kind)
     if not isinstance(kind, type):
         return []
     if issubclass(kind, BaseModel):

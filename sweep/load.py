@@ -30,7 +30,7 @@ from sweep.records import Schedule
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Load(Strict):
@@ -299,9 +299,15 @@ class Trace(_Open):
                         if text := line.partition("#")[0].strip():
                             yield number, text
         except OSError as error:
-            raise ConfigError(f"load.path={self.path}: cannot be read ({error.strerror})") from None
+            raise ConfigError(
+                f"load.path={self.path}: cannot be read ({error.strerror}); allowed is a file of times"
+            ) from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"load.path={self.path}: not JSON lines ({error})") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"load.path={self.path}: {error.reason} at byte {error.start}; allowed is UTF-8"
+            ) from None
         except TypeError:
             raise ConfigError(f"load.path={self.path}: line {number} is not an object") from None
         except KeyError:

@@ -54,6 +54,13 @@ class Model(BaseModel):
             raise ValueError(
                 f"model.tokenizer={tokenizer}: no such folder; allowed is one, or a Hugging Face repository"
             )
+        if tokenizer and Path(tokenizer).expanduser().is_dir():
+            load_tokenizer(Path(tokenizer).expanduser())
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a prompt and its answer may have together, where that is known without reading the model."""
+        return self.max_model_len
 
     def digest(self, cache_dir: Path) -> str:
         """What the content of this model is, with that of another tokenizer, as far as it is known without loading it.
@@ -143,6 +150,10 @@ class RandomModel(Model):
                 "of its tokenizer"
             )
 
+    @property
+    def context(self) -> int:
+        return self.max_model_len or self.architecture.max_position_embeddings
+
     def digest(self, cache_dir: Path) -> str:
         content = {
             "version": weights.VERSION,
@@ -230,6 +241,8 @@ class PathModel(Model):
             raise ValueError(f"model.path={self.path}: no such folder; allowed is a folder in Hugging Face layout")
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path={self.path}: has no config.json; allowed is a folder in Hugging Face layout")
+        if self.tokenizer is None:  # its prompts are counted by its own
+            load_tokenizer(folder)
 
     def _digest(self, cache_dir: Path) -> str:
         """Hash of all its files; a file that was read once is read again only when its size or time has changed."""

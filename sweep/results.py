@@ -43,18 +43,29 @@ def check_out(out: Path) -> None:
     Raises:
         ConfigError: if not, or if the disk is all but full.
     """
-    existing = next(path for path in [out, *out.parents] if path.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"out={out}: {existing} is not a folder")
-    probe = existing / f".sweep-probe-{socket.gethostname()}-{time.monotonic_ns()}"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"out={out}: cannot be written ({error.strerror})") from None
+    existing = check_writable("out", out)
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
         raise ConfigError(f"out={out}: {free >> 20} MiB free on its disk; needed are {MIN_FREE_BYTES >> 20} MiB")
+
+
+def check_writable(key: str, folder: Path) -> Path:
+    """Whether a folder can be written, or made; the nearest that is there. It is not made here: a dry run asks too.
+
+    Raises:
+        ConfigError: naming the key, if not.
+    """
+    try:
+        existing = next(path for path in [folder, *folder.parents] if path.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"{key}={folder}: {existing} is not a folder; allowed is one that can be written")
+        probe = existing / f".sweep-probe-{socket.gethostname()}-{time.monotonic_ns()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        because = f"({error.strerror}); allowed is a folder that can be written"
+        raise ConfigError(f"{key}={folder}: cannot be written {because}") from None
+    return existing
 
 
 def ledger_to_read(settings: Settings, paths: RunPaths) -> Ledger:

@@ -13,6 +13,7 @@ from sweep.packing import Node
 from sweep.plan import Deployment, Plan
 from sweep.progress import count
 from sweep.resume import reasons, todo
+from sweep.trial import elsewhere
 
 SHOWN_TRIALS = 200  # beyond which the plan is shown by deployment
 FEW_REQUESTS = 0.5  # of the duration asked for: random arrivals of some dozens are hardly ever through before
@@ -38,7 +39,7 @@ def print_plan(
         _say_cut(console, _trials(plan, left, why, console.width))
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in Counter(why.values()).most_common()]
     lines += [f"unavailable: {one.describe()}: {one.unavailable}" for one in plan.deployments if one.unavailable]
-    lines += [f"warning: {text}" for text in (*few_cores(plan, nodes), *few_requests(plan))]
+    lines += [f"warning: {text}" for text in (*few_cores(plan, nodes), *few_requests(plan), *beyond_context(plan))]
     lines += [f"expected: {text}" for text in _expected(plan, left, history, nodes)]
     _say(console, lines)
 
@@ -58,10 +59,12 @@ def _say_cut(console: Console, lines: Iterable[str]) -> None:
 def _headline(plan: Plan, left: Sequence[Deployment]) -> str:
     hardware = plan.settings.hardware
     price = f"${hardware.price_per_hour}/h" if hardware.price_per_hour else "no price set"
+    somewhere = plan.deployments and all(elsewhere(one.backend, hardware) for one in plan.deployments)
+    where = "at an endpoint" if somewhere else f"on {hardware.name} ({price})"
     to_run = sum(len(deployment.trials) for deployment in left)
     return (
         f"plan {plan.settings.name}: {count(len(plan.deployments), 'deployment')}, {count(len(plan.trials), 'trial')}, "
-        f"{to_run} to run, on {hardware.name} ({price}); results in {plan.settings.out}"
+        f"{to_run} to run, {where}; results in {plan.settings.out}"
     )
 
 
@@ -118,6 +121,23 @@ def few_requests(plan: Plan) -> list[str]:
             few = f"all {count} requests are due within {due[-1]:.1f} s; raise workload.num_requests to fill the time"
             found.setdefault(f"load.duration={load.duration:g}: {load.describe()}: {few}")
     return list(found)
+
+
+def beyond_context(plan: Plan) -> list[str]:
+    """Models whose context is too short for what is asked of them: one line each, of the longest workload."""
+    longest: dict[str, tuple[int, str]] = {}
+    for deployment in plan.deployments:
+        backend, model = deployment.backend, deployment.model
+        context = getattr(model, "context", None)
+        if deployment.unavailable or context is None or not (backend.launches and backend.computes_model):
+            continue
+        for workload in {id(trial.workload): trial.workload for trial in deployment.trials}.values():
+            asked = getattr(workload, "input_tokens", 0), getattr(workload, "output_tokens", 0)
+            if sum(asked) > max(context, longest.get(model.name, (0, ""))[0]):
+                said = f"workload {workload.name}: {asked[0]} input + {asked[1]} output tokens are more than"
+                text = f"{said} the context of {model.name}, {context}; engines refuse such requests or cut them short"
+                longest[model.name] = sum(asked), text
+    return [text for _, text in longest.values()]
 
 
 def few_cores(plan: Plan, nodes: Sequence[Node]) -> list[str]:

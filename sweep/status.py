@@ -170,8 +170,10 @@ def _driver(status: Status) -> str:
 def main(arguments: Sequence[str]) -> int:
     """The command line; its exit status."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m sweep.status RUN   (a results folder, its name under results/, or s3://bucket/run)")
-        return 0 if set(arguments) & {"-h", "--help"} else 2
+        helped = bool(set(arguments) & {"-h", "--help"})
+        usage = "usage: python -m sweep.status RUN   (a results folder, its name under results/, or s3://bucket/run)"
+        print(usage, file=sys.stdout if helped else sys.stderr)
+        return 0 if helped else 2
     try:
         lines = render(_status_of(arguments[0]))
     except (ConfigError, OSError) as error:

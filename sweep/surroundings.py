@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from backends.env import fingerprint, resolve
 from backends.server import port_problem
 from sweep import provenance, ray_environment
 from sweep.compose import group_choices
-from sweep.config import CONF, Cluster, ConfigError, Settings
+from sweep.config import CONF, Cluster, ConfigError, Settings, cache_directory
 from sweep.packing import Need, Node, infeasible
 from sweep.plan import Plan
 from sweep.planning import Surroundings
+from sweep.results import check_writable
 
 POLL = 2.0  # s between looks for a cluster's first node
 _waited_in_vain: set[str | None] = set()  # addresses of clusters: each is waited for once
@@ -82,7 +84,9 @@ def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
     """How the plan asks about this machine: the environments that engines would run in, and what cannot run.
 
     A run on a cluster waits for a node that is not there yet, as the driver does; only a dry run says that it is not.
+    What an engine needs of this machine's disk is looked at only where it would run here: a node has a disk of its own.
     """
+    here = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
 
@@ -107,9 +111,29 @@ def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
                 return str(error)
         if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
+        if reason is None and backend.launches and here:
+            check_own_programs(backend.env)
+            check_cache()
         return reason
 
+    @functools.cache
+    def check_cache() -> None:
+        check_writable("cache_dir", cache_directory(settings.cache_dir))
+
     return Surroundings(locked_environment, unavailable)
+
+
+def check_own_programs(choice: EnvironmentChoice) -> None:
+    """Whether the interpreter and the binary that the user names are there.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    for key, named in (("python", choice.python), ("binary", choice.binary)):
+        if named and shutil.which(named) is None:
+            raise ConfigError(
+                f"backend.env.{key}={named}: not an executable file; allowed: the path of one, or its name on PATH"
+            )
 
 
 def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:

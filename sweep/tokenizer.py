@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder, special tokens added as engines add them.
 
-    Raises ValueError if there is neither a tokenizer.json nor the two files of a byte-level BPE.
+    Raises ValueError if there is neither a tokenizer.json nor the two files of a byte-level BPE, or it is no tokenizer.
     """
     stamp = tuple(path.stat().st_mtime_ns for path in tokenizer_files(folder))
     return _load_tokenizer(folder, stamp)
@@ -33,7 +33,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if whole.is_file():
-        tokenizer = Tokenizer.from_file(str(whole))
+        try:
+            tokenizer = Tokenizer.from_file(str(whole))
+        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+            raise ValueError(f"model.tokenizer={folder}: its tokenizer.json cannot be read ({error})") from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer

@@ -88,7 +88,7 @@ class Workload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    num_requests: PositiveInt = 64  # measured ones
+    num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured ones
     warmup_requests: NonNegativeInt = 4  # of other prompts, sent before the measured ones and never summarised
     ignore_eos: bool = True  # every answer is exactly as long as wanted; False: at most
     unique_header: bool = True  # False: for what is about shared prefixes
@@ -140,7 +140,8 @@ class Prompts(Workload):
         return shipped if shipped.is_file() else Path(self.file).expanduser()
 
     def _texts(self) -> list[str]:
-        rows = _read_rows(self._path, f"workload.file={self.file}")
+        shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
+        rows = _read_rows(self._path, f"workload.file={self.file}", f", or one of {shipped}")
         texts = [row.get("prompt") for row in rows]
         if not all(isinstance(text, str) and text for text in texts):
             raise ValueError(f'workload.file={self.file}: allowed is {{"prompt": text}} in each line')
@@ -318,21 +319,24 @@ def _words() -> list[str]:
     return WORDS.read_text().split()
 
 
-def _read_rows(path: Path, key: str) -> list[dict[str, Any]]:
-    """The mappings of a JSONL file.
+def _read_rows(path: Path, key: str, or_else: str = "") -> list[dict[str, Any]]:
+    """The mappings of a JSONL file; `or_else`: what besides one is allowed, for the message.
 
     Raises ValueError if there is no such file, or no mapping, or anything else in it.
     """
     if not path.is_file():
-        shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
-        raise ValueError(f"{key}: no such file; allowed is the path of a JSONL file, or one of {shipped}")
+        raise ValueError(f"{key}: no such file; allowed is the path of a JSONL file{or_else}")
     return _parse_rows(path, key, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
 def _parse_rows(path: Path, key: str, changed: int) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{key}: {error.reason} at byte {error.start}; allowed is UTF-8") from None
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line) if line.strip() else {}
         except json.JSONDecodeError:

@@ -215,12 +215,51 @@ def test_a_when_of_another_shape_is_refused(backend, when):
         ("exclude={backend: vllm}", "[{axis: value}]"),
         ("exclude=[5]", "[{axis: value}]"),
         ("ladder=[5]", "[{step: name, set: {key: value}}]"),
+        ("ladder=[{step: a, set: 3}]", "[{step: name, set: {key: value}}]"),
+        ("without_gpu=3", "{key: value}"),
     ],
 )
 def test_a_plan_of_another_shape_is_refused(plan, allowed):
     with pytest.raises(ConfigError) as error:
         composed("backend=vllm", plan)
     assert str(error.value) == f"{plan}: allowed is {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("ladder=[{step: fp8, set: {backned.flags.x: 1}}]", "ladder.set.backned.flags.x: an axis is a key of backend,"),
+        ("zip={wrkload.input_tokens: [1, 2]}", "zip.wrkload.input_tokens: an axis is a key of backend,"),
+        ("exclude=[{batch_size: 4}]", "exclude.batch_size: an axis is a key of backend,"),
+        ("when={load.batch_size: {bakend: vllm}}", "when.load.batch_size.bakend: an axis is a key of backend,"),
+        ("exclude=[{backend.nope: 1}]", "backend.nope=1: no axis of this plan; allowed are backend, load,"),
+        ("when={load.batch_size: {load.rate: 1}}", "load.rate=1: no axis of this plan; allowed are backend, load,"),
+        ("without_gpu={grid: 3}", "without_gpu.grid=3: allowed is {axis: values}"),
+        ("replicates=1000000", "replicates=1000000: input should be less than or equal to 10000"),
+        ("name=../x", "name='../x': string should match"),
+        ("out=", "out='': string should have at least 1 character"),
+        ("hardware=foo", "hardware=foo: unknown; allowed: auto, cpu, gpu, l4"),
+        ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: one experiment a command"),
+        ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
+        ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
+        (
+            "cluster.simulate={nods: 2}",
+            "cluster.simulate.nods=2: unknown key; allowed: accelerator, cpus, gpus, nodes,",
+        ),
+        ("deadline=2020-01-01T08:00", "deadline=2020-01-01T08:00: has passed; allowed is"),
+        ("--dry-run", "--dry-run: no such option; allowed are --help and key=value (dry_run=true)"),
+    ],
+)
+def test_what_is_mistyped_is_refused_in_its_own_words(typed, said):
+    with pytest.raises(ConfigError) as error:
+        composed("backend=vllm", "load.batch_size=4", typed)
+    assert str(error.value).startswith(said)
+
+
+def test_ladder_steps_may_be_excluded_and_conditions_may_speak_of_them():
+    ladder = "ladder=[{step: a}, {step: b, set: {backend.flags.x: 1}}, {step: c, set: {backend.flags.x: 2}}]"
+    found = composed("backend=vllm", ladder, "exclude=[{ladder: b}]", "when={backend.flags.x: {ladder: c}}")
+    assert [point["ladder"] for point in found.coordinates] == ["a", "c"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import yaml
 from backends.base import Backend, Host, Launch
 from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, Row, Settings
-from sweep.config import CONF, build
+from sweep.config import CONF, ConfigError, build
 from sweep.telemetry import EngineMetrics
 
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"nvcc"}))
@@ -23,6 +23,27 @@ def configured(name: str, **more: object) -> Backend:
     backend = build({**yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), **more}, "backend")
     assert isinstance(backend, Backend)
     return backend
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "transformers", "simulated"])
+@pytest.mark.parametrize("api", ["chat", "tgi"])
+def test_only_completions_takes_a_list_of_prompts(name, api):
+    configured(name).check()
+    with pytest.raises(ValueError, match=rf"^backend.api={api}: takes one prompt a call; .*batch_form=streams$"):
+        configured(name, api=api).check()
+    configured(name, api=api, batch_form="streams").check()
+
+
+@pytest.mark.parametrize("name", ["openai", "tgi", "vllm"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:99999", "http://h:port", "http://[::1", "http://h:0", "h:8000", "http://h?a=b", "http://u:p@h"],
+)
+def test_an_endpoint_that_cannot_be_is_refused_in_one_line(name, url):
+    with pytest.raises(ConfigError, match=r"^backend.url='[^\n]*$") as refused:
+        configured(name, url=url)
+    assert "allowed is http(s)://host[:port][/base]" in str(refused.value) or "credentials" in str(refused.value)
+    assert configured(name, url="https://[::1]:8443/base/").url == "https://[::1]:8443/base"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from backends import weights
 from scripts import train_tokenizer
 from sweep import hub as hub_module
 from sweep.config import CONF, ConfigError, build
-from sweep.model import HubModel, PathModel, RandomModel, ServedModel
+from sweep.model import HubModel, Model, PathModel, RandomModel, ServedModel
 from sweep.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
 from sweep.weights import LOOKBACKS, Architecture, Circuit, Vocabulary, encode, lookbacks, shapes, write
 
@@ -254,6 +254,34 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_a_tokenizer_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^model.tokenizer=.*: its tokenizer.json cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_at_the_door(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    refused: tuple[Model, ...] = (
+        ServedModel(name="x", tokenizer=str(bare)),
+        HubModel(name="x", repo="org/model", tokenizer=str(bare)),
+        PathModel(name="x", path=str(folder), tokenizer=str(bare)),
+        PathModel(name="x", path=str(bare)),
+    )
+    for model in refused:
+        with pytest.raises(ValueError, match=r"^model.tokenizer=.*/bare: has no tokenizer.json; allowed is"):
+            model.check()
+    PathModel(name="x", path=str(bare), tokenizer=str(SHIPPED_TOKENIZER)).check()
+
+
+def test_the_context_is_what_engines_are_told_or_the_architectures() -> None:
+    assert TINY.context == NUMBERS["max_position_embeddings"]
+    assert TINY.model_copy(update={"max_model_len": 64}).context == 64
+    assert ServedModel(name="x").context is None
+
+
 def test_a_folder_is_served_as_it_is(folder: Path, tmp_path: Path) -> None:
     configured = PathModel(name="mine", path=str(folder))
     configured.check()
@@ -477,7 +505,7 @@ def test_a_node_loads_the_commit_that_was_planned(hub: Any, tmp_path: Path) -> N
 def test_a_tokenizer_is_part_of_any_model(hub: Any, folder: Path, tmp_path: Path) -> None:
     own = tmp_path / "tokenizer"
     own.mkdir()
-    (own / "tokenizer.json").write_text("{}")
+    (own / "tokenizer.json").write_text((SHIPPED_TOKENIZER / "tokenizer.json").read_text())
     for plain in (PathModel(name="m", path=str(folder)), HubModel(name="m", repo="org/model")):
         with_folder = plain.model_copy(update={"tokenizer": str(own)})
         first = with_folder.digest(tmp_path)

@@ -251,7 +251,7 @@ def test_the_janitor_leaves_living_owners_alone_unless_told(owner, marker):
     assert living(marker) == []
 
 
-def test_secrets_reach_an_engine_only_when_given_and_never_a_log_tail(launch, marker, monkeypatch):
+def test_secrets_reach_no_engine_and_no_log_tail(launch, marker, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_inherited_secret")
     monkeypatch.setenv("WANDB_API_KEY", "wandb_secret_key")
     with server.running(fake("--say", "my token is hf_inherited_secret"), launch, marker=marker) as engine:
@@ -259,12 +259,6 @@ def test_secrets_reach_an_engine_only_when_given_and_never_a_log_tail(launch, ma
         assert "HF_TOKEN" not in environ
         assert "WANDB_API_KEY" not in environ
         assert "my token is ***" in engine.log_tail()
-    given = server.replace(launch, env={"HF_TOKEN": "hf_given_secret"})
-    with server.running(fake("--say", "hf_given_secret"), given, marker=marker) as engine:
-        assert psutil.Process(engine.pid).environ()["HF_TOKEN"] == "hf_given_secret"
-        assert "hf_given_secret" not in engine.log_tail()
-        parent = psutil.Process(psutil.Process(engine.pid).ppid())
-        assert "hf_given" not in " ".join(parent.cmdline())
 
 
 def test_an_engine_is_bound_to_its_cores_and_hidden_from_other_gpus(launch, marker, monkeypatch):

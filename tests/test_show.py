@@ -104,3 +104,50 @@ def test_requests_that_end_before_the_duration_are_told(requests, duration, said
     assert all(part in text for part in said)
     assert bool(text) is bool(said)
     assert text.count("to fill the time") == bool(said), "once for all replicates and backends"
+
+
+def workload(name, **tokens):
+    return SimpleNamespace(workload=SimpleNamespace(name=name, **tokens), replicate=0)
+
+
+@pytest.mark.parametrize(
+    ("context", "backend", "warned"),
+    [
+        (2048, {}, True),
+        (6000, {}, False),
+        (None, {}, False),
+        (2048, {"computes_model": False}, False),
+        (2048, {"launches": False}, False),
+    ],
+)
+def test_what_is_beyond_a_context_is_told_once_for_a_model(context, backend, warned):
+    trials = [
+        workload("short", input_tokens=100, output_tokens=100),
+        workload("long", input_tokens=4000, output_tokens=10),
+        workload("longest", input_tokens=5000, output_tokens=64),
+        workload("prompts of a file"),
+    ]
+    engine = SimpleNamespace(**{"launches": True, "computes_model": True, **backend})
+    model = SimpleNamespace(name="tiny", context=context)
+    said = show.beyond_context(
+        SimpleNamespace(deployments=[SimpleNamespace(backend=engine, model=model, trials=trials, unavailable=None)] * 2)
+    )
+    assert len(said) == warned
+    if warned:
+        assert said[0].startswith("workload longest: 5000 input + 64 output tokens are more than the context of tiny,")
+        assert "2048" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("launches", "assumed", "said"),
+    [
+        ((False,), True, "to run, at an endpoint; results"),
+        ((False, True), True, "on cpu ($0.5/h)"),
+        ((False,), False, "on cpu ($0.5/h)"),
+    ],
+)
+def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, said):
+    hardware = {"name": "cpu", "platform": "cpu", "price_per_hour": 0.5, "assumed": assumed}
+    engines = [SimpleNamespace(backend=SimpleNamespace(launches=one), trials=[]) for one in launches]
+    plan = make_plan(*engines, hardware=hardware)
+    assert said in show._headline(plan, [])

@@ -99,4 +99,7 @@ def test_the_command(run, tmp_path):
     missing = call(str(tmp_path / "nothing"))
     assert missing.returncode == 2
     assert "no run there" in missing.stderr
-    assert call().returncode == 2
+    bare, helped = call(), call("--help")
+    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", helped.stdout)
+    assert helped.returncode == 0
+    assert helped.stdout.startswith("usage: ")

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from backends.simulated import Simulated
 from sweep import surroundings
-from sweep.config import Cluster, Hardware, Settings, Tracking
+from sweep.config import Cluster, ConfigError, Hardware, Settings, Tracking
 from sweep.packing import Node
 
 L4 = Node("n0", 4, 48, ("L4",), "n0")
@@ -67,3 +68,37 @@ def test_a_node_that_is_not_there_now_is_the_drivers_to_wait_for(nodes):
     wide = SimpleNamespace(name="wide", gpus=8, launches=False, unavailable=lambda host: None)
     assert surroundings.surroundings(settings(), nodes).unavailable(wide, "cuda") is None
     assert surroundings.surroundings(settings(dry_run=True), nodes).unavailable(wide, "cuda")
+
+
+def of_an_engine(kind, cache_dir, **env):
+    """Why a simulated engine cannot run on such a cluster."""
+    cluster = Cluster(name=kind, kind=kind, address="auto" if kind == "ray" else None)
+    asked = settings(cache_dir=str(cache_dir)).model_copy(
+        update={"cluster": cluster, "hardware": Hardware(name="cpu", platform="cpu")}
+    )
+    backend = Simulated(name="simulated", **({"env": env} if env else {}))
+    return surroundings.surroundings(asked, [Node("n0", 0, 8, (), "n0")]).unavailable(backend, "cpu")
+
+
+@pytest.mark.parametrize("key", ["python", "binary"])
+def test_an_own_program_that_is_not_there_is_refused_where_it_would_run(tmp_path, key):
+    for kind in ("inline", "local"):
+        with pytest.raises(ConfigError, match=f"^backend.env.{key}=/no/such: not an executable file; allowed"):
+            of_an_engine(kind, tmp_path, **{key: "/no/such"})
+    assert of_an_engine("ray", tmp_path, **{key: "/no/such"}) is None, "a node may have it"
+
+
+def test_a_cache_that_cannot_be_written_is_refused_and_none_is_made(tmp_path):
+    for kind in ("inline", "local"):
+        with pytest.raises(ConfigError, match=r"^cache_dir=/proc/none: cannot be written"):
+            of_an_engine(kind, "/proc/none")
+    assert of_an_engine("ray", "/proc/none") is None
+    assert of_an_engine("inline", tmp_path / "new" / "cache") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_endpoint_needs_no_program_and_no_cache_here(tmp_path):
+    attached = SimpleNamespace(name="there", gpus=1, launches=False, unavailable=lambda host: None)
+    inline = Cluster(name="inline", kind="inline")
+    asked = settings(cache_dir="/proc/none").model_copy(update={"cluster": inline})
+    assert surroundings.surroundings(asked, [L4]).unavailable(attached, "cpu") is None

@@ -245,6 +245,13 @@ def test_a_digest_covers_the_file(tmp_path: Path) -> None:
     assert shipped("synthetic").digest() == shipped("serving").digest()
 
 
+def test_a_prompt_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "latin.jsonl"
+    file.write_bytes('{"prompt": "caf\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"^workload\.file={file}: .* at byte 15; allowed is UTF-8$"):
+        shipped("qa", file=str(file)).check()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -155,3 +155,17 @@ def test_a_sweep_as_a_ray_job(tmp_path):
             node.terminate()
             node.wait(60)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.mark.parametrize("words", [[], ["join"], ["join", "--block"], ["nope"]])
+def test_a_node_says_at_once_how_it_is_called(words):
+    result = subprocess.run([FILES / "node", *words], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "usage: scripts/cluster/node" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_example_environment_keeps_what_is_exported():
+    program = f"set -a; . {FILES / 'environment.example'}; echo $RAY_AUTH_TOKEN $HF_TOKEN"
+    environment = os.environ | {"RAY_AUTH_TOKEN": "a", "HF_TOKEN": "b"}
+    assert subprocess.check_output(["bash", "-c", program], env=environment, text=True) == "a b\n"

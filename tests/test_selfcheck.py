@@ -1,0 +1,39 @@
+"""What the self-check refuses before it measures anything. What it finds is in test_client.py."""
+
+import pytest
+
+from sweep import selfcheck
+
+
+@pytest.fixture(autouse=True)
+def no_measurement(monkeypatch):
+    monkeypatch.setattr(selfcheck, "check", lambda *_, **__: pytest.fail("this input is bad: nothing is measured"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--streams", "-3", "whole numbers from 1"),
+        ("--streams", "0", "whole numbers from 1"),
+        ("--streams", "many", "whole numbers from 1"),
+        ("--itl", "-1", "seconds from 0"),
+        ("--itl", "nan", "seconds from 0"),
+        ("--itl", "inf", "seconds from 0"),
+        ("--itl", "fast", "seconds from 0"),
+        ("--processes", "x", "whole numbers from 1, and auto"),
+        ("--processes", "0", "whole numbers from 1, and auto"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(option, value, allowed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        selfcheck.main([option, value])
+    assert ended.value.code == 2
+    assert f"{option}: {value}: allowed are {allowed}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("override", "named"), [("+experiment=nope", "nope"), ("foo=1", "foo")])
+def test_an_override_that_is_none_is_refused_in_a_line(override, named, capsys):
+    assert selfcheck.main([override]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert named in line
