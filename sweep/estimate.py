@@ -187,8 +187,11 @@ def estimate(
     if not schedule.spans:
         return Estimate(schedule, nodes, expected.unknown_trials, ["duration unknown: no node could run it now"])
     names = {deployment.deployment_id: deployment.describe() for deployment in able}
+    hardware = plan.settings.hardware
+    if all(elsewhere(deployment.backend, hardware) for deployment in able):
+        hardware = hardware.model_copy(update={"price_per_hour": None})  # an endpoint's price is not this machine's
     words = [
-        f"{duration(schedule.makespan)} on {_cluster(nodes, schedule)}, {_used(schedule, plan.settings.hardware)}",
+        f"{duration(schedule.makespan)} on {_cluster(nodes, schedule)}, {_used(schedule, hardware)}",
         f"durations: {_sources(expected, sum(len(d.trials) for d in able), assumed)}",
         _critical_path(schedule, names),
     ]

@@ -175,3 +175,15 @@ def test_what_ran_out_of_memory_tells_of_itself_only():
     history = History([row(one, one.trials[0], 5.0, outcome="oom_run")])
     assert took(history, one) == 5.0
     assert took(history, deployment("a", trial("2", 8))) is None
+
+
+def test_an_endpoint_does_not_cost_what_this_machine_does():
+    one = deployment("openai", trial("1", 8))
+    endpoint = replace(one, backend=SimpleNamespace(name="openai", launches=False))
+    the_plan = plan(endpoint)
+    settings = the_plan.settings
+    assumed = settings.model_copy(update={"hardware": settings.hardware.model_copy(update={"assumed": True})})
+    assert "$" in words(the_plan, History([]), Assumed(90, 60))  # a profile that the user named
+    told = words(replace(the_plan, settings=assumed), History([]), Assumed(90, 60))
+    assert "no price, no cost" in told
+    assert "$" not in told
