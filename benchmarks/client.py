@@ -1,14 +1,15 @@
 """How exact the measuring client is, held against a server that logs what it truly did; and vLLM's client beside it.
 
-    python -m benchmarks.client [--vllm-python PYTHON] [--rows closed-256,…]
+    python -m benchmarks.client [--vllm-python PYTHON] [--rows closed-256,…] [--repeats 3]
 
 The server (backends/simulated_server) is bound to one core and the client to another. Each row gives, request by
 request and matched by x-request-id, |what the client reports − what the server did| as p50 / p99: TTFT from the
 request's arrival in the server's kernel to the first token's write, every ITL, TPOT, E2E. CPU is that of the client
 process between the first request and the last token, per 1,000 tokens. "Load kept" is the duration that a client
 which takes no time would have had with the server's true times, over the true one. With --vllm-python (an interpreter
-that has vLLM) the rows run with `vllm bench serve` too, in the same run. Nothing else should run: the last line tells
-what did.
+that has vLLM) the rows run with `vllm bench serve` too, in the same run. A shared machine is faster at one moment than
+at the next, so each row is run several times, the clients in turn: the table has each client's run of median CPU per
+token, and the ratio is the median of the pairs'. Nothing else should run: the last line tells what did.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -111,8 +112,19 @@ class Result:
     cpu_seconds: float
     peak_memory_bytes: int
     duration: float  # s; of flat-out rows, by the client's clock
-    notes: str = ""
     errors: dict[str, list[float]] = field(default_factory=dict)  # s, absolute
+
+    @property
+    def cpu_per_token(self) -> float:
+        """s."""
+        return self.cpu_seconds / self.tokens if self.tokens else float("inf")
+
+
+class Run(NamedTuple):
+    """One client on one row, once."""
+
+    result: Result
+    line: str  # of the table
 
 
 # -- the server
@@ -167,7 +179,6 @@ def ours(row: Row, url: str, folder: Path, core: int) -> Result:
         cpu_seconds=report.cpu_seconds,
         peak_memory_bytes=report.peak_memory_bytes,
         duration=max(ends) - min(seen.records.sent),
-        notes=f"{report.stamp_source} stamps, loop lag p99 {report.loop_lag_p99 * 1e3:.1f} ms",
     )
 
 
@@ -275,7 +286,7 @@ def line(row: Row, client: str, result: Result, share: float | None) -> str:
         row.name,
         client,
         *errors,
-        f"{result.cpu_seconds / result.tokens * 1000:.4f}" if result.tokens else "–",
+        f"{result.cpu_per_token * 1000:.4f}" if result.tokens else "–",
         kept,
         f"{result.peak_memory_bytes / 1e6:.0f}",
         f"{result.tokens / result.duration:,.0f}",
@@ -302,25 +313,31 @@ HEADER = [
 ]
 
 
-def run_row(row: Row, client: str, python: str | None, cores: tuple[int, int], lines: list[str]) -> Result:
-    """Run one row with one client (ours, unless `python` has vLLM), and print and keep its line of the table."""
+def run_row(row: Row, python: str | None, cores: tuple[int, int]) -> Run:
+    """Run one row with one client: ours, unless `python` has vLLM."""
     with tempfile.TemporaryDirectory(prefix="sweep-client-") as name:
         folder = Path(name)
         with serving(row, folder / "log", cores[0]) as (url, _):
             run = folder / "run"
             result = ours(row, url, run, cores[1]) if python is None else vllm(row, url, run, cores[1], python)
         share = None if row.flat_out else compare(row, result, read_log(folder / "log"))
-        lines.append(line(row, client, result, share))
-        print(lines[-1], flush=True)
-        return result
+        return Run(result, line(row, "sweep" if python is None else "vllm", result, share))
 
 
-def ratios(row: Row, mine: Result, theirs: Result) -> str:
-    """The two clients in one run: what holds on a busy machine as well."""
-    cpu = mine.cpu_seconds / mine.tokens / (theirs.cpu_seconds / theirs.tokens)
-    words = f"{row.name}: CPU per token {cpu:.2f} of vLLM's"
-    if mine.errors and theirs.errors["ttft"]:
-        p99 = [sorted(one.errors["ttft"])[int(0.99 * len(one.errors["ttft"]))] for one in (mine, theirs)]
+def middle(runs: Sequence[Run]) -> Run:
+    """The run of median CPU per token."""
+    return sorted(runs, key=lambda run: run.result.cpu_per_token)[len(runs) // 2]
+
+
+def ratios(row: Row, mine: Sequence[Run], theirs: Sequence[Run]) -> str:
+    """The two clients in turn: what holds on a busy machine as well."""
+    pairs = zip(mine, theirs, strict=True)
+    cpu = sorted(one.result.cpu_per_token / other.result.cpu_per_token for one, other in pairs)
+    words = f"{row.name}: CPU per token {statistics.median(cpu):.2f} of vLLM's"
+    words += f" ({cpu[0]:.2f} to {cpu[-1]:.2f} in {len(cpu)} pairs)" if len(cpu) > 1 else ""
+    errors = [middle(runs).result.errors.get("ttft") for runs in (mine, theirs)]
+    if all(errors):
+        p99 = [sorted(one)[int(0.99 * len(one))] for one in errors if one]
         words += f", TTFT error p99 1/{p99[1] / max(p99[0], 1e-6):,.0f}"
     return words
 
@@ -329,11 +346,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-python", help="interpreter with vLLM; without it only our client runs")
     parser.add_argument("--rows", help="comma-separated; all by default: " + ", ".join(row.name for row in ROWS))
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each row by each client (default: 3)")
     parser.add_argument("--write", type=Path, help="also put the table into this file, between its two marks")
     parser.add_argument("--cores", default="0,1", help="of the server and of the client")
     options = parser.parse_args()
     wanted = options.rows.split(",") if options.rows else [row.name for row in ROWS]
     server_core, client_core = map(int, options.cores.split(","))
+    cores = server_core, client_core
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     compared: list[str] = []
     load: list[float] = []
@@ -341,12 +360,18 @@ def main() -> None:
     for row in ROWS:
         if row.name not in wanted:
             continue
-        load.append(other_load())
-        mine = run_row(row, "sweep", None, (server_core, client_core), lines)
-        if options.vllm_python and not row.alone:
-            theirs = run_row(row, "vllm", options.vllm_python, (server_core, client_core), lines)
+        mine, theirs = [], []
+        for _ in range(options.repeats):
+            load.append(other_load())
+            mine.append(run_row(row, None, cores))
+            if options.vllm_python and not row.alone:
+                theirs.append(run_row(row, options.vllm_python, cores))
+        chosen = [middle(runs).line for runs in (mine, theirs) if runs]
+        print("\n".join(chosen), flush=True)
+        lines += chosen
+        if theirs:
             compared.append(ratios(row, mine, theirs))
-    compared.append(f"other load before each row: at most {max(load):.0f} % of the machine's cores")
+    compared.append(f"other load before each run: at most {max(load):.0f} % of the machine's cores")
     lines += ["", *(f"* {words}" for words in compared)]
     print("\n".join(lines[-len(compared) - 1 :]))
     if options.write:
