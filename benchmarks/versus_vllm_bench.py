@@ -34,6 +34,7 @@ from sweep.vllm_flavour import vllm_flavour
 
 INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
 ENGINE_CORE, CLIENT_CORE = 0, 1
+TRIES = 3  # of a trial whose client something else kept off its core
 FIGURES = {  # vLLM's name of a figure -> its label
     "mean_ttft_ms": "TTFT mean, ms",
     "median_ttft_ms": "TTFT median, ms",
@@ -67,16 +68,19 @@ def engine(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def ours(url: str, concurrency: int, requests: int, seed: int, folder: Path) -> Run:
-    """One trial by the command of the README."""
+    """One trial by the command of the README; again, as it says itself, where the client could not keep up."""
     command = [
         *(sys.executable, "-m", "sweep", "backend=openai", f"backend.url={url}", "model=tiny-llama"),
         *("workload=synthetic", f"workload.input_tokens={INPUT_TOKENS}", f"workload.output_tokens={OUTPUT_TOKENS}"),
         *(f"workload.num_requests={requests}", "load=closed", f"load.concurrency={concurrency}", f"seed={seed}"),
         *("cluster=inline", "tracking=none", f"out={folder}"),
     ]
-    _execute(command, ROOT)
-    (row,) = store.read_trials(folder / "trials.parquet")
-    if row["outcome"] not in ("ok", "client_limited"):
+    for _ in range(TRIES):
+        _execute(command, ROOT, allowed=(0, 1))
+        (row,) = store.read_trials(folder / "trials.parquet")
+        if row["outcome"] == "ok":
+            break
+    else:
         raise SystemExit(f"sweep: {row['outcome']}: {row['reason']}")
     requests_file = folder / "deployments" / row["deployment_id"] / str(row["attempt"]) / row["trial_id"]
     return vllm_flavour(store.read_requests(requests_file / "requests.parquet"))
@@ -112,11 +116,11 @@ def theirs(python: str, url: str, concurrency: int, requests: int, seed: int, fo
     return found
 
 
-def _execute(command: Sequence[str], folder: Path) -> None:
+def _execute(command: Sequence[str], folder: Path, allowed: tuple[int, ...] = (0,)) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     bound = ["taskset", "-c", str(CLIENT_CORE), *command]
     result = subprocess.run(bound, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode:
+    if result.returncode not in allowed:
         raise SystemExit(f"{command[:3]} failed:\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}")
 
 
