@@ -45,7 +45,7 @@ def test_scripts_are_bash(script):
 def test_slurm_starts_the_driver_when_all_nodes_have_joined(tmp_path):
     """With an srun that takes its time: the head is there before anyone joins it, all have joined before the plan."""
     commands = {
-        "scontrol": "echo a; echo b",
+        "scontrol": "echo a; sleep; echo b",  # nobody may hang up on it meanwhile
         "hostname": "echo 10.0.0.1",
         "sleep": f"exec {shutil.which('sleep')} 0.2",
         "srun": (
