@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from sweep.config import (
     Settings,
     Tracking,
     locate,
-    next_time,
     one_of,
     validate,
 )
@@ -384,8 +382,6 @@ def _settings(line: CommandLine, base: Mapping[str, Any], find_hardware: Callabl
         config["out"] = str(Path("results") / str(config["name"]))
     settings = validate(Settings, config, "")
     assert isinstance(settings, Settings)
-    if settings.deadline and next_time(settings.deadline, now := datetime.now()) < now:
-        raise ConfigError(f"deadline={settings.deadline}: has passed; allowed is a time to come, or null")
     return settings
 
 

@@ -4,9 +4,11 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 
 from rich.console import Console, OverflowMethod
 
+from sweep.config import next_time
 from sweep.estimate import Assumed, History, estimate
 from sweep.ledger import Ledger
 from sweep.packing import Node
@@ -39,7 +41,7 @@ def print_plan(
         _say_cut(console, _trials(plan, left, why, console.width))
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in Counter(why.values()).most_common()]
     lines += [f"unavailable: {one.describe()}: {one.unavailable}" for one in plan.deployments if one.unavailable]
-    lines += [f"warning: {text}" for text in (*few_cores(plan, nodes), *few_requests(plan), *beyond_context(plan))]
+    lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
     lines += [f"expected: {text}" for text in _expected(plan, left, history, nodes)]
     _say(console, lines)
 
@@ -121,6 +123,18 @@ def few_requests(plan: Plan) -> list[str]:
             few = f"all {count} requests are due within {due[-1]:.1f} s; raise workload.num_requests to fill the time"
             found.setdefault(f"load.duration={load.duration:g}: {load.describe()}: {few}")
     return list(found)
+
+
+def plan_warnings(plan: Plan, nodes: Sequence[Node]) -> list[str]:
+    """What the user should know before the plan runs, one line each."""
+    return [*past_deadline(plan), *few_cores(plan, nodes), *few_requests(plan), *beyond_context(plan)]
+
+
+def past_deadline(plan: Plan) -> list[str]:
+    """No error: a loop around the command ends so, and what is done is still reported."""
+    now, deadline = datetime.now(), plan.settings.deadline
+    passed = deadline is not None and next_time(deadline, now) < now
+    return [f"deadline={deadline} has passed: nothing is started"] if passed else []
 
 
 def beyond_context(plan: Plan) -> list[str]:

@@ -246,7 +246,6 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
             "cluster.simulate={nods: 2}",
             "cluster.simulate.nods=2: unknown key; allowed: accelerator, cpus, gpus, nodes,",
         ),
-        ("deadline=2020-01-01T08:00", "deadline=2020-01-01T08:00: has passed; allowed is"),
         ("--dry-run", "--dry-run: no such option; allowed are --help and key=value (dry_run=true)"),
     ],
 )

@@ -151,3 +151,16 @@ def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, sai
     engines = [SimpleNamespace(backend=SimpleNamespace(launches=one), trials=[]) for one in launches]
     plan = make_plan(*engines, hardware=hardware)
     assert said in show._headline(plan, [])
+
+
+@pytest.mark.parametrize(
+    ("deadline", "said"),
+    [
+        ("2020-01-01T08:00", ["deadline=2020-01-01T08:00 has passed: nothing is started"]),
+        ("2999-01-01T08:00", []),
+        ("08:00", []),
+        (None, []),
+    ],
+)
+def test_a_deadline_that_has_passed_is_told_and_no_error(deadline, said):
+    assert show.past_deadline(SimpleNamespace(settings=SimpleNamespace(deadline=deadline))) == said
