@@ -31,7 +31,7 @@ from sweep.connection import Counters
 from sweep.watch import Watch
 
 PRIORITY = -10  # as `nice` counts
-LAG_EVERY = 20_000_000  # ns between two looks at the loop's lag
+LAG_EVERY = 50_000_000  # ns between two looks at the loop's lag
 TICK = 0.1  # s between two looks at time-outs
 FIRST_CONNECTIONS = 128  # opened before the clock where the load has no cap on requests in flight
 
@@ -130,7 +130,7 @@ class Client:
             self.run.stop(reason)
 
     def _tick(self, watch: Watch) -> None:
-        """Ten times a second: time-outs, how to read; once a second the offset between the clocks."""
+        """Ten times a second: time-outs, whether to read in rounds; once a second: how long those are, the clocks."""
         now = time.monotonic_ns()
         watch.adjust(now / 1e9, self.counters.kernel_stamps)
         if self.run is not None:
@@ -138,6 +138,8 @@ class Client:
         if now >= self._next_check:
             self._next_check = now + 1_000_000_000
             self.stamps.refresh()
+            if self.run is not None:
+                watch.pace(self.run.shortest_gap())
         self.loop.call_later(TICK, self._tick, watch)
 
     def _lag_tick(self) -> None:

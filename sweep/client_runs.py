@@ -148,6 +148,17 @@ class Run:
             elif now - answer.last_token > limits.between_tokens * 1e9:
                 connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
 
+    def shortest_gap(self) -> float:
+        """The shortest time between the latest two token events of a stream, over the requests on their way, s."""
+        gaps = [
+            stream.chunk_us[-1] - stream.chunk_us[-2]
+            for connection in self.in_flight
+            if connection.answer is not None
+            for stream in connection.answer.streams
+            if len(stream.chunk_us) > 1
+        ]
+        return min(gaps, default=0) / 1e6
+
     def _send(self, call: Call) -> None:
         connection = self.pool.take()
         self.in_flight.add(connection)

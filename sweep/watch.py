@@ -3,10 +3,11 @@
 Waking up for each token is most of what a token costs. Since the kernel stamps every arrival, a read may be late
 without falsifying anything as long as no two token events of one stream come to share it and nobody waits for the end
 of the answer. So, where tokens come faster than 1,500 a second, the sockets in the middle of an answer of known length
-are read together, every four milliseconds; those whose answer may end with the next event are read at once, since the
-next request leaves upon it. A read that held more than one token event of a stream ends the rounds for a second, the
-next such read for two, and so on: a server that writes in bursts is seen as it is. Calls of several prompts are never
-read in rounds: the tokens of one step come on one socket, and would share a stamp.
+are read together, in rounds: every four milliseconds, or every eight where no stream has had two tokens within 16 ms.
+Those whose answer may end with the next event are read at once, since the next request leaves upon it. A read that held
+more than one token event of a stream ends the rounds for a second, the next such read for two, and so on: a server that
+writes in bursts is seen as it is. Calls of several prompts are never read in rounds: the tokens of one step come on one
+socket, and would share a stamp.
 """
 
 import asyncio
@@ -14,10 +15,16 @@ import select
 from collections.abc import Callable
 
 PERIOD = 0.004  # s between two rounds of reads
+LONG_PERIOD = 0.008  # s, where every stream takes at least SLOW from token to token
+SLOW = 0.016  # s
 WORTH_IT = 1_500  # reads per second above which a round holds several
 ALERT = 1.0  # s of reading at once after the first read that held several events; doubled by each further one
 LONGEST_ALERT = 3600.0  # s
 HAS_EPOLL = hasattr(select, "epoll")
+if HAS_EPOLL:
+    # Edge-triggered: else a socket is looked at twice for each token, when it has come and in vain after it was read.
+    PATIENT_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+    ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Watch:
@@ -26,6 +33,7 @@ class Watch:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._period, self._longest = PERIOD, LONG_PERIOD  # s
         self._in_rounds = False  # wanted: the patient sockets are read in rounds; else at once
         self._timer: asyncio.TimerHandle | None = None  # of the next round; None: they are read at once
         self._looked = (0.0, 0)  # time and reads at the last `adjust`
@@ -36,7 +44,10 @@ class Watch:
             loop.add_reader(self._patient.fileno(), self._read, self._patient)
 
     def add(self, fd: int, callback: Callable[[], None]) -> None:
-        """Watch a socket; it is urgent until told otherwise."""
+        """Watch a socket; it is urgent until told otherwise. Once `callback` has read its end, it must have removed it.
+
+        While it is patient, each arrival is told once: a read that leaves something behind must make it urgent.
+        """
         self._callbacks[fd] = callback
         if HAS_EPOLL:
             self._urgent.register(fd, select.EPOLLIN)
@@ -54,9 +65,12 @@ class Watch:
     def set_patient(self, fd: int, patient: bool) -> None:
         """Move a socket to the ones that may wait for the next round, or back."""
         if HAS_EPOLL:
-            old, new = (self._urgent, self._patient) if patient else (self._patient, self._urgent)
-            old.unregister(fd)
-            new.register(fd, select.EPOLLIN)
+            if patient:
+                self._urgent.unregister(fd)
+                self._patient.register(fd, PATIENT_EVENTS)
+            else:
+                self._patient.unregister(fd)
+                self._urgent.register(fd, select.EPOLLIN)
 
     def adjust(self, now: float, reads: int) -> None:
         """Choose between rounds and reading at once. `now` in s of CLOCK_MONOTONIC; `reads`: kernel-stamped so far."""
@@ -66,25 +80,33 @@ class Watch:
         self._in_rounds = HAS_EPOLL and often and now >= self._alert_until
         if self._in_rounds and self._timer is None:
             self._loop.remove_reader(self._patient.fileno())
-            self._timer = self._loop.call_later(PERIOD, self._round)
+            self._timer = self._loop.call_later(self._period, self._round)
+
+    def pace(self, shortest_gap: float) -> None:
+        """Choose the time between two rounds by the shortest from token to token that a stream has shown of late, s."""
+        self._period = self._longest if shortest_gap >= SLOW else PERIOD
 
     def alert(self, now: float) -> None:
         """A read held several token events of a stream: no more rounds for a while, the present one being the last."""
         if now >= self._alert_until:
             self._alert_until = now + self._alert
             self._alert = min(2 * self._alert, LONGEST_ALERT)
+        if self._in_rounds:  # the tokens are not as regular as their latest gaps looked: no more long rounds at all
+            self._period = self._longest = PERIOD
         self._in_rounds = False
 
     def _round(self) -> None:
         self._read(self._patient)
         if self._in_rounds:  # still
-            self._timer = self._loop.call_later(PERIOD, self._round)
+            self._timer = self._loop.call_later(self._period, self._round)
         else:
             self._timer = None
             self._loop.add_reader(self._patient.fileno(), self._read, self._patient)
 
     def _read(self, watched: "select.epoll") -> None:
-        for fd, _ in watched.poll(0):
+        for fd, events in watched.poll(0):
             callback = self._callbacks.get(fd)
-            if callback is not None:  # one of the reads before may have closed it
+            while callback is not None:  # one of the reads before may have closed it
                 callback()
+                # An end is told once as well, together with the bytes before it: on until the end is read.
+                callback = self._callbacks.get(fd) if events & ENDS else None

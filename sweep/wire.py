@@ -181,15 +181,23 @@ def _tgi_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
 class Stream:
     """The answer to one prompt, as far as it has come."""
 
-    __slots__ = ("chunk_tokens", "chunk_us", "finish_reason", "input_tokens", "output_tokens", "seen")
+    __slots__ = ("chunk_us", "finish_reason", "input_tokens", "output_tokens", "seen", "several")
 
     def __init__(self) -> None:
         self.chunk_us = array("I")
-        self.chunk_tokens = array("H")
+        self.several: dict[int, int] = {}  # the chunks that held more than one token, and how many
         self.seen = 0  # completion tokens by the stream's own running count
         self.input_tokens = UNKNOWN
         self.output_tokens = UNKNOWN
         self.finish_reason: str | None = None
+
+    @property
+    def chunk_tokens(self) -> "array[int]":
+        """Tokens in each chunk."""
+        tokens = array("H", [1]) * len(self.chunk_us)
+        for chunk, number in self.several.items():
+            tokens[chunk] = number
+        return tokens
 
     @property
     def total(self) -> int:
@@ -200,13 +208,25 @@ class Stream:
 class _Shape:
     """The bytes of a token event around its text, as they were and without digits."""
 
-    __slots__ = ("bare_head", "bare_tail", "count_from", "head", "marker", "tail")
+    __slots__ = ("bare_head", "bare_tail", "count_from", "head", "marker", "plain", "rest", "start", "tail")
 
-    def __init__(self, marker: bytes, count_from: bytes, head: bytes, tail: bytes) -> None:
+    def __init__(self, marker: bytes, count_from: bytes, head: bytes, tail: bytes, prompts: int) -> None:
         self.marker = marker  # b'"text":"' or the like: what the head ends with
         self.count_from = count_from  # where the event says how many tokens; b"": one if there is text
+        self.plain = prompts == 1 and count_from == b""  # only the text matters
         self.head, self.tail = head, tail  # the tail begins with the quote that ends the text
+        self.start, self.rest = len(head), len(tail)
         self.bare_head, self.bare_tail = head.translate(None, _DIGITS), tail.translate(None, _DIGITS)
+
+    def text_in(self, event: bytes) -> tuple[int, int]:
+        """Where the text of an event of this shape, with whatever digits, begins and ends; (0, -1) of another shape."""
+        start = self.start
+        if not event.startswith(self.head):
+            start = event.find(self.marker) + len(self.marker)
+            if event[:start].translate(None, _DIGITS) != self.bare_head:
+                return 0, -1
+        end = event.find(b'"', start)
+        return (start, end) if event[end:].translate(None, _DIGITS) == self.bare_tail else (0, -1)
 
 
 class Answer:
@@ -328,43 +348,35 @@ class Answer:
         """Take one whole event of the shape learnt, without parsing it; False if it has another shape."""
         shape = self._shape
         assert shape is not None
-        if event.startswith(shape.head):
-            start = len(shape.head)
-        else:
-            start = event.find(shape.marker) + len(shape.marker)
-            if event[:start].translate(None, _DIGITS) != shape.bare_head:
-                return False
-        end = event.find(b'"', start)
-        tail = event[end:]
-        if tail != shape.tail and tail.translate(None, _DIGITS) != shape.bare_tail:
-            return False
-        if event[end - 1] == _BACKSLASH or event.find(b"\n", start, end) >= 0:
+        start, end = shape.start, len(event) - shape.rest
+        if not (event.startswith(shape.head) and event.endswith(shape.tail) and event.find(b'"', start) == end):
+            start, end = shape.text_in(event)
+        if end < start or event[end - 1] == _BACKSLASH or event.find(b"\n", start, end) >= 0:
             return False
         stream = self.streams[0]
-        if len(self.streams) > 1:
-            index = _number(event, b'"index":')
-            if index >= len(self.streams):
-                return False
-            stream = self.streams[index]
-            self._look_for_shared(stream, arrived)
         tokens = 1
-        if shape.count_from == b'"completion_tokens":':
-            seen = _number(event, shape.count_from)
-            tokens, stream.seen = seen - stream.seen, max(seen, stream.seen)
-        elif shape.count_from == b"" and end == start:
-            return True
-        if tokens > 0:
+        if not shape.plain:
+            if len(self.streams) > 1:
+                index = _number(event, b'"index":')
+                if index >= len(self.streams):
+                    return False
+                stream = self.streams[index]
+                self._look_for_shared(stream, arrived)
+            if shape.count_from == b'"completion_tokens":':
+                seen = _number(event, shape.count_from)
+                tokens, stream.seen = seen - stream.seen, max(seen, stream.seen)
+        if tokens > 0 and (end > start or shape.count_from):
             self._token(stream, tokens, arrived)
         return True
 
     def _token(self, stream: Stream, tokens: int, arrived: int) -> None:
         since = (arrived - self.sent) // 1000
         stream.chunk_us.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
-        stream.chunk_tokens.append(tokens if tokens < MOST_TOKENS else MOST_TOKENS)
         self.last_token = arrived
         self.chunks += 1
         self.tokens += tokens
         if tokens > 1:
+            stream.several[len(stream.chunk_us) - 1] = min(tokens, MOST_TOKENS)
             self._expect(tokens)
 
     def _look_for_shared(self, stream: Stream, arrived: int) -> None:
@@ -478,7 +490,7 @@ class Answer:
                 start = event.find(marker) + len(marker)
                 end = event.find(b'"', start)
                 if event[end - 1] != _BACKSLASH:
-                    self._shape = _Shape(marker, count_from, event[:start], event[end:])
+                    self._shape = _Shape(marker, count_from, event[:start], event[end:], len(self.streams))
 
     def _status_error(self) -> str:
         error = f"status: {self.status}"

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from sweep import watch
-from sweep.watch import ALERT, WORTH_IT, Watch
+from sweep.watch import ALERT, SLOW, WORTH_IT, Watch
 
 FAST = WORTH_IT * 2  # reads in a second
 
@@ -21,11 +21,15 @@ class Socket:
         self.near, self.far = socket.socketpair()
         self.near.setblocking(False)
         self.reads: list[float] = []
+        self.watched, self.ended = watched, False
         watched.add(self.near.fileno(), self._readable)
 
     def _readable(self) -> None:
-        self.near.recv(100)
-        self.reads.append(time.monotonic())
+        if self.near.recv(100):
+            self.reads.append(time.monotonic())
+        else:
+            self.ended = True
+            self.watched.remove(self.near.fileno(), patient=True)
 
     def close(self) -> None:
         self.near.close()
@@ -117,6 +121,48 @@ def test_a_read_of_several_events_ends_the_rounds_for_a_while(slow_rounds: float
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
         assert len(one.reads) == 4
+
+    run(story)
+
+
+def test_the_rounds_of_slow_streams_are_longer_until_one_was_quicker_than_it_looked(
+    slow_rounds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LONG_PERIOD", 3 * slow_rounds)
+
+    async def story(watched: Watch) -> None:
+        one = Socket(watched)
+        watched.set_patient(one.near.fileno(), True)
+        watched.pace(SLOW * 1.1)
+        in_rounds(watched)
+        one.far.send(b"x")
+        await asyncio.sleep(2 * slow_rounds)
+        assert not one.reads
+        watched.pace(SLOW * 0.9)
+        await asyncio.sleep(1.3 * slow_rounds)
+        assert len(one.reads) == 1
+        watched.pace(SLOW * 1.1)
+        watched.alert(1.0)
+        watched.adjust(1.0 + ALERT, 2 * FAST)
+        watched.pace(SLOW * 1.1)
+        await asyncio.sleep(1.3 * slow_rounds)
+        one.far.send(b"x")
+        await asyncio.sleep(1.3 * slow_rounds)
+        assert len(one.reads) == 2
+
+    run(story)
+
+
+def test_an_end_that_comes_with_the_last_bytes_is_read_with_them(slow_rounds: float) -> None:
+    async def story(watched: Watch) -> None:
+        one = Socket(watched)
+        watched.set_patient(one.near.fileno(), True)
+        in_rounds(watched)
+        one.far.send(b"x")
+        one.far.close()
+        await asyncio.sleep(slow_rounds * 1.3)
+        assert len(one.reads) == 1
+        assert one.ended
 
     run(story)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sweep import wire
 from sweep.clock import StampClock
-from sweep.connection import Connection, Counters, Endpoint
+from sweep.connection import PATIENT_READ_SIZE, READ_SIZE, Connection, Counters, Endpoint
 from sweep.records import UNKNOWN, Request
 from sweep.wire import Answer, Target, Timeouts
 
@@ -334,6 +334,13 @@ def http(body: bytes, chunk: int | None) -> bytes:
     return head + b"transfer-encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
 
 
+def http_by_event(body: bytes) -> list[bytes]:
+    """Head and first event, then a chunk for each event, as engines write them."""
+    events = [event + b"\n\n" for event in body.replace(b"\r\n", b"\n").split(b"\n\n") if event]
+    framed = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
+    return [http(b"", 1)[: -len(b"0\r\n\r\n")] + framed[0], *framed[1:], b"0\r\n\r\n"]
+
+
 class NoLoop:
     """A loop that is told things and does nothing: the test itself calls the reader."""
 
@@ -359,8 +366,27 @@ class NoWatch:
         self.told.append("alert")
 
 
+class Parser:
+    """The parser, which notes what it is given."""
+
+    def __init__(self, connection: Connection, parsed: list[bytes]) -> None:
+        self._parser, self._parsed = httptools.HttpResponseParser(connection), parsed
+
+    def feed_data(self, data: bytes) -> None:
+        self._parsed.append(data)
+        self._parser.feed_data(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+
 def receive(
-    pieces: Sequence[bytes], api: wire.Api, prompts: int, patient_until: int = 0, watch: NoWatch | None = None
+    pieces: Sequence[bytes],
+    api: wire.Api,
+    prompts: int,
+    patient_until: int = 0,
+    watch: NoWatch | None = None,
+    parsed: list[bytes] | None = None,
 ) -> tuple[Answer, Counters]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -370,7 +396,8 @@ def receive(
     loop: Any = NoLoop()
     watched: Any = watch or NoWatch()
     connection = Connection(loop, watched, endpoint, StampClock(), counters, lambda _, answer: ended.append(answer))
-    connection._sock, connection._parser = ours, httptools.HttpResponseParser(connection)
+    parser: Any = Parser(connection, [] if parsed is None else parsed)
+    connection._sock, connection._parser = ours, parser
     with ours, theirs:
         connection.begin(b"request", Answer(api, prompts, patient_until))
         for piece in pieces:
@@ -390,6 +417,51 @@ def test_http_cut_anywhere_gives_the_same_records(name: str, chunk: int | None, 
     places = data.draw(st.lists(st.integers(1, len(wired) - 1), max_size=20))
     answer, _ = receive(cut(wired, places), api, prompts)
     assert outcome(answer) == outcome(read(api, prompts, [body]))
+
+
+@pytest.mark.parametrize("name", sorted(STREAMS))
+def test_a_read_of_one_chunk_is_what_the_parser_would_make_of_it(name: str) -> None:
+    api, prompts, body = STREAMS[name]
+    lower = http_by_event(body)
+    upper = [re.sub(rb"^[0-9a-f]+", lambda size: size[0].upper(), piece) for piece in lower]
+    padded = [re.sub(rb"^([0-9a-f]+)\r", rb"0\1;some=extension\r", piece) for piece in lower]
+    parsed: dict[str, list[bytes]] = {"lower": [], "upper": [], "padded": []}
+    for pieces, seen in zip((lower, upper, padded), parsed.values(), strict=True):
+        answer, _ = receive(pieces, api, prompts, parsed=seen)
+        assert outcome(answer) == outcome(read(api, prompts, [body]))
+    # Of the usual form: the head, one chunk to know where the parser stands, and the end.
+    assert parsed["lower"] == (lower if len(lower) < 3 else [*lower[:2], lower[-1]])
+    assert parsed["padded"] == padded
+
+
+def test_what_looks_like_a_chunk_inside_one_is_left_to_the_parser() -> None:
+    event, last = sse(completion(" a")), sse(completion(" b", finish="stop"), "[DONE]")
+    looks, whole = b"5\r\nhello\r\n", b"%x\r\n%b\r\n"
+    comment = b":" + looks + looks + b"\n"
+    head = http(b"", 1)[: -len(b"0\r\n\r\n")]
+    pieces = [head, *[whole % (len(event), event)] * 2, b"%x\r\n:" % len(comment), looks, looks, b"\n\r\n"]
+    pieces += [whole % (len(last), last), b"0\r\n\r\n"]
+    answer, _ = receive(pieces, "completions", 1)
+    assert outcome(answer) == outcome(read("completions", 1, [event + event + comment + last]))
+    assert answer.error is None
+
+
+def test_a_chunk_without_its_end_is_no_chunk() -> None:
+    event = sse(completion(" a"))
+    good = b"%x\r\n%b\r\n" % (len(event), event)
+    answer, _ = receive([http(b"", 1)[: -len(b"0\r\n\r\n")], good, good, good[:-2] + b"xy"], "completions", 1)
+    assert (answer.error or "").startswith("protocol")
+
+
+def test_a_patient_read_that_left_something_behind_makes_the_socket_urgent() -> None:
+    events = [completion(" a")] * 100
+    body = sse(*events, "[DONE]")
+    wired = http(body, None)
+    watch = NoWatch()
+    reads = 1 + (len(wired) - PATIENT_READ_SIZE) // READ_SIZE + 1
+    answer, _ = receive([wired, *[b""] * (reads - 1)], "completions", 1, patient_until=1000, watch=watch)
+    assert watch.told[:2] == ["patient", "urgent"]
+    assert answer.chunks == 100
 
 
 def test_reads_may_wait_until_the_last_token_may_come() -> None:
