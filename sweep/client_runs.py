@@ -104,6 +104,7 @@ class Run:
         self.deadline: int | None = None  # ns, after which nothing new is sent
         self.offered = self.sent = 0  # requests
         self.stopped: str | None = None
+        self._next_look = 0  # ns, at the time-outs
         self._alarm = Alarm(loop, self._due)
         pool.on_done = self._ended
 
@@ -129,24 +130,29 @@ class Run:
         self._alarm.close()
 
     def check_timeouts(self, now: int) -> None:
+        if now < self._next_look:
+            return
         limits = self.job.timeouts
+        shortest = min(limits.connect, limits.first_token, limits.between_tokens, limits.total) * 1e9
+        self._next_look = now + int(min(shortest / 10, GRACE_AFTER_END / 4))
         for connection in list(self.in_flight):
-            answer = connection.answer
-            if answer is None:
-                continue
-            sent = answer.sent
-            if not sent:
-                if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
-                    connection.abandon(f"connect: none within {limits.connect:g} s")
-            elif answer.ended and now - max(sent, answer.last_token) > GRACE_AFTER_END:
-                connection.abandon(None)  # all of the answer is here; only HTTP's own end is not
-            elif now - sent > limits.total * 1e9:
-                connection.abandon(f"timeout_total: {limits.total:g} s")
-            elif not answer.last_token:
-                if now - sent > limits.first_token * 1e9:
-                    connection.abandon(f"timeout_first_token: {limits.first_token:g} s")
-            elif now - answer.last_token > limits.between_tokens * 1e9:
-                connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
+            if connection.answer is not None:
+                self._check_timeouts_of(connection, connection.answer, now)
+
+    def _check_timeouts_of(self, connection: Connection, answer: wire.Answer, now: int) -> None:
+        limits, sent, last_token = self.job.timeouts, answer.sent, answer.last_token
+        if not sent:
+            if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
+                connection.abandon(f"connect: none within {limits.connect:g} s")
+        elif answer.ended and now - max(sent, last_token) > GRACE_AFTER_END:
+            connection.abandon(None)  # all of the answer is here; only HTTP's own end is not
+        elif now - sent > limits.total * 1e9:
+            connection.abandon(f"timeout_total: {limits.total:g} s")
+        elif not last_token:
+            if now - sent > limits.first_token * 1e9:
+                connection.abandon(f"timeout_first_token: {limits.first_token:g} s")
+        elif now - last_token > limits.between_tokens * 1e9:
+            connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
 
     def shortest_gap(self) -> float:
         """The shortest time between the latest two token events of a stream, over the requests on their way, s."""

@@ -115,7 +115,7 @@ class Connection:
         self._request = b""
         self._unsent = memoryview(b"")
         self._patient = False  # watched as a socket that may wait for the next round of reads
-        self._arrived = 0  # ns, stamp of the read in hand
+        self._arrived = 0  # ns, stamp of the read that the parser has in hand
         self._sized = False  # the answer says where it ends
         self._answered = False
         self._keep_alive = False
@@ -282,13 +282,13 @@ class Connection:
         now = time.monotonic_ns()
         if ancillary:
             seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])
-            self._arrived = seconds * 1_000_000_000 + nanoseconds - self._stamps.offset
-            if self._arrived > now:  # the wall clock was stepped since the offset was taken
+            arrived = seconds * 1_000_000_000 + nanoseconds - self._stamps.offset
+            if arrived > now:  # the wall clock was stepped since the offset was taken
                 self._stamps.refresh()
-                self._arrived = min(now, seconds * 1_000_000_000 + nanoseconds - self._stamps.offset)
+                arrived = min(now, seconds * 1_000_000_000 + nanoseconds - self._stamps.offset)
             self._counters.kernel_stamps += 1
         else:
-            self._arrived = now
+            arrived = now
             self._counters.user_stamps += data != b""  # the end of a connection is never stamped
         if data and self._tls:
             try:
@@ -299,7 +299,7 @@ class Connection:
             if not data and not ended:
                 return
         if not data:
-            self._end_of_file()
+            self._end_of_file(arrived)
             return
         answer = self.answer
         if answer is None or not answer.sent:
@@ -307,7 +307,7 @@ class Connection:
             return
         before, shared = answer.chunks, answer.shared
         try:
-            self._feed(data, answer)
+            self._feed(data, arrived, answer)
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError as error:
@@ -324,7 +324,7 @@ class Connection:
             self._answered = False
             self._finish(answer)
 
-    def _feed(self, data: bytes, answer: Answer) -> None:
+    def _feed(self, data: bytes, arrived: int, answer: Answer) -> None:
         """Take the HTTP framing off.
 
         In the middle of an answer a read is nearly always one whole chunk. Once the parser has read one like that it
@@ -334,17 +334,17 @@ class Connection:
         head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()
         whole = data.startswith(head) and data[-1] == _LF and data[-2] == _CR
         if whole and self._between_chunks:
-            answer.body(data[len(head) : -2], self._arrived)
+            answer.body(data[len(head) : -2], arrived)
             return
-        self._part = b""
+        self._part, self._arrived = b"", arrived
         self._parser.feed_data(data)
         self._between_chunks = whole and self._part == data[len(head) : -2]
 
-    def _end_of_file(self) -> None:
+    def _end_of_file(self, arrived: int) -> None:
         answer = self.answer
         if answer is not None and answer.status and not self._sized:  # the close is the end of the body
             self.close()
-            answer.complete(self._arrived)
+            answer.complete(arrived)
             self._finish(answer)
         else:
             self._lost("closed: by the server" + (" before its answer began" if answer and not answer.status else ""))
