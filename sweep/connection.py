@@ -121,7 +121,7 @@ class Connection:
         self._keep_alive = False
         self._body: Callable[[bytes, int], None] = _discard
         self._part = b""  # what the parser last gave out of the body
-        self._between_chunks = False  # all the parser has had ends with a whole chunk
+        self._between_chunks = False  # the next byte begins a chunk
         self.answer: Answer | None = None  # the one in flight
         self.begun = 0  # ns, when `begin` was called
         self.idle_since = 0
@@ -161,6 +161,7 @@ class Connection:
             self._opening = None
         self._sock = sock
         self._parser = httptools.HttpResponseParser(self)
+        self._between_chunks = False
         self.idle_since = time.monotonic_ns()
         self._watch.add(sock.fileno(), self._readable)
 
@@ -331,7 +332,7 @@ class Connection:
         stands between two chunks, and need not see the next. (It is quick, but what it keeps for each connection is no
         longer in the processor's caches when the next token comes.)
         """
-        head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()
+        head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # nothing starts with ()
         whole = data.startswith(head) and data[-1] == _LF and data[-2] == _CR
         if whole and self._between_chunks:
             answer.body(data[len(head) : -2], arrived)

@@ -91,7 +91,7 @@ class Watch:
         if now >= self._alert_until:
             self._alert_until = now + self._alert
             self._alert = min(2 * self._alert, LONGEST_ALERT)
-        if self._in_rounds:  # the tokens are not as regular as their latest gaps looked: no more long rounds at all
+        if self._in_rounds:  # perhaps the tokens are not as regular as their latest gaps looked: no more long rounds
             self._period = self._longest = PERIOD
         self._in_rounds = False
 
@@ -104,9 +104,8 @@ class Watch:
             self._loop.add_reader(self._patient.fileno(), self._read, self._patient)
 
     def _read(self, watched: "select.epoll") -> None:
-        for fd, events in watched.poll(0):
-            callback = self._callbacks.get(fd)
-            while callback is not None:  # one of the reads before may have closed it
+        for fd, events in watched.poll(0, max(1, len(self._callbacks))):
+            while (callback := self._callbacks.get(fd)) is not None:  # one of the reads before may have closed it
                 callback()
-                # An end is told once as well, together with the bytes before it: on until the end is read.
-                callback = self._callbacks.get(fd) if events & ENDS else None
+                if not events & ENDS:  # an end is told once, together with the bytes before it: all is read then
+                    break

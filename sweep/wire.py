@@ -47,7 +47,7 @@ _BACKSLASH = 0x5C
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits on one request in s; noticed with a delay of up to a tenth of the shortest, or half a second."""
+    """Limits on one request in s; noticed up to 0.1 s later, and a tenth of the shortest of them or half a second."""
 
     connect: float = 10.0
     first_token: float = 600.0  # from the send
@@ -369,7 +369,7 @@ class Answer:
             if shape.count_from == b'"completion_tokens":':
                 seen = _number(event, shape.count_from)
                 tokens, stream.seen = seen - stream.seen, max(seen, stream.seen)
-        if tokens > 0 and (end > start or shape.count_from):
+        if tokens > 0 and (end > start or shape.count_from):  # where nothing counts them, a token is one that has text
             self._token(stream, tokens, arrived)
         return True
 

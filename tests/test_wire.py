@@ -17,6 +17,7 @@ from sweep import wire
 from sweep.clock import StampClock
 from sweep.connection import PATIENT_READ_SIZE, READ_SIZE, Connection, Counters, Endpoint
 from sweep.records import UNKNOWN, Request
+from sweep.watch import Watch
 from sweep.wire import Answer, Target, Timeouts
 
 
@@ -451,6 +452,41 @@ def test_a_chunk_without_its_end_is_no_chunk() -> None:
     good = b"%x\r\n%b\r\n" % (len(event), event)
     answer, _ = receive([http(b"", 1)[: -len(b"0\r\n\r\n")], good, good, good[:-2] + b"xy"], "completions", 1)
     assert (answer.error or "").startswith("protocol")
+
+
+def test_a_new_connection_begins_with_a_head_wherever_the_last_one_was_left() -> None:
+    head, event = http(b"", 1)[: -len(b"0\r\n\r\n")], sse(completion(" a"))
+    chunk = b"%x\r\n%b\r\n" % (len(event), event)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        served.append(True)
+        for piece in (head, chunk, chunk) if len(served) == 1 else (b"5\r\nhello\r\n", head, chunk):
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        writer.close()
+
+    async def story() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        endpoint = Endpoint(socket.AF_INET, server.sockets[0].getsockname(), "", None, 5.0)
+        ended = asyncio.Event()
+        connection = Connection(loop, Watch(loop), endpoint, StampClock(), Counters(), lambda *_: ended.set())
+        await connection.open()
+        first, second = Answer("completions"), Answer("completions")
+        connection.begin(b"request", first)
+        while first.chunks < 2:
+            await asyncio.sleep(0.01)
+        connection.abandon("timeout_between: in the middle of an answer")
+        ended.clear()
+        connection.begin(b"request", second)
+        await asyncio.wait_for(ended.wait(), 10)
+        assert (second.error or "").startswith("protocol")
+        connection.close()
+        server.close()
+
+    served: list[bool] = []
+    asyncio.run(story())
 
 
 def test_a_patient_read_that_left_something_behind_makes_the_socket_urgent() -> None:
