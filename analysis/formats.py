@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from analysis.layout import Layout
 from analysis.load import Run
+from analysis.plotting.layout import Layout
 
 UNKNOWN = "unknown"
 

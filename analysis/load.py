@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep import store
-from sweep.store import DamagedFile, RunPaths
+from sweep.disk import run_files
+from sweep.disk.run_files import DamagedFile, RunPaths
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
 _BULKY = ("config", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")  # texts of kilobytes
@@ -68,7 +68,7 @@ class Run:
     def axes(self) -> list[str]:
         """The columns of the experiment's axes that are not in every run."""
         named = self.experiment.get("axes", self.trials.columns)  # without a plan, whatever else there is
-        return [name for name in named if name in self.trials.columns and name not in store.TRIAL_SCHEMA]
+        return [name for name in named if name in self.trials.columns and name not in run_files.TRIAL_SCHEMA]
 
 
 def open_run(folder: str | Path) -> Run:
@@ -94,7 +94,7 @@ def load(folder: str | Path) -> pd.DataFrame:
         RunNotFound: if there is no trials.parquet.
         DamagedFile: if it is not whole.
     """
-    return _frame(store.read_table(_paths(folder).trials))
+    return _frame(run_files.read_table(_paths(folder).trials))
 
 
 def _paths(folder: str | Path) -> RunPaths:
@@ -106,7 +106,7 @@ def _paths(folder: str | Path) -> RunPaths:
 
 def _frame(table: pa.Table) -> pd.DataFrame:
     """With all columns: a run of an older version lacks some, which are null, as anything unknown is."""
-    for name, type_ in store.TRIAL_SCHEMA.items():
+    for name, type_ in run_files.TRIAL_SCHEMA.items():
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(table), type_))
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
@@ -186,7 +186,7 @@ def _query(files: list[Path]) -> pd.DataFrame:
 
 def _is_whole(path: Path, damaged: Damaged) -> bool:
     try:
-        store.read_table(path)
+        run_files.read_table(path)
     except DamagedFile:
         if damaged == "raise":
             raise

@@ -16,7 +16,7 @@ from analysis import stats
 from analysis.load import Run
 from analysis.quantities import Quantity, quantity
 from analysis.stats import Estimate
-from sweep import store
+from sweep.disk import run_files
 from sweep.records import LOAD_COLUMNS
 
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
@@ -71,7 +71,7 @@ def planned_trials(run: Run) -> int:
 
 def measured_columns(run: Run) -> list[str]:
     """The measured columns that have a value in some trial: the headline first, then the whole runs' and STEADY."""
-    whole = [name for name in store.TRIAL_SCHEMA if name not in HEADLINE and not name.startswith("steady_")]
+    whole = [name for name in run_files.TRIAL_SCHEMA if name not in HEADLINE and not name.startswith("steady_")]
     return [name for name in (*HEADLINE, *whole, *STEADY) if quantity(name) and run.ok[name].notna().any()]
 
 
@@ -259,7 +259,7 @@ def caveats(point: "pd.Series[Any]") -> list[str]:
 def write_summary(run: Run, points: pd.DataFrame) -> None:
     """Write summary.csv: the points, and below them those of which no trial has run yet."""
     whole = pd.concat([points, _not_run(run)], ignore_index=True)
-    store.write_text(run.paths, run.paths.summary, whole.to_csv(index=False))
+    run_files.write_text(run.paths, run.paths.summary, whole.to_csv(index=False))
 
 
 def _not_run(run: Run) -> pd.DataFrame:
@@ -270,7 +270,7 @@ def _not_run(run: Run) -> pd.DataFrame:
     known = set(run.trials["trial_id"])
     deployments: dict[str, dict[str, Any]] = {}
     planned: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
-    for entry in store.read_plan(run.paths.plan):
+    for entry in run_files.read_plan(run.paths.plan):
         if entry["kind"] == "deployment":
             deployments[entry["deployment_id"]] = {key: entry[key] for key in ("backend", "model")}
         elif entry["kind"] == "trial":

@@ -8,10 +8,11 @@ from collections.abc import Hashable
 
 import pandas as pd
 
-from analysis.layout import Layout
 from analysis.load import Run, trial_folder
-from sweep import metrics, store
-from sweep.metrics import Quantile
+from analysis.plotting.layout import Layout
+from sweep.disk import run_files
+from sweep.numbers import metrics
+from sweep.numbers.metrics import Quantile
 
 MOST_TRIALS = 400  # whose requests are read
 
@@ -37,8 +38,8 @@ def _tail(run: Run, trial: "pd.Series[str]") -> Quantile | None:
     """None where the requests are lost or cut short: the figure stands without its interval."""
     path = trial_folder(run, trial) / "requests.parquet"
     try:
-        requests = store.read_table(path, ["phase", "error", "ttft"]).to_pandas()
-    except (FileNotFoundError, store.DamagedFile):
+        requests = run_files.read_table(path, ["phase", "error", "ttft"]).to_pandas()
+    except (FileNotFoundError, run_files.DamagedFile):
         return None
     chosen = (requests["phase"] == "measured") & requests["error"].isna()
     return metrics.quantile_with_interval(requests.loc[chosen, "ttft"].to_numpy(), 0.99)

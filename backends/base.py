@@ -68,7 +68,7 @@ class EnvironmentSpec(BaseModel):
 class EnvironmentChoice(BaseModel):
     """Which environment an engine runs in: one named for each platform, unless the user gives an own one.
 
-    `backends.env.resolve` makes the EnvironmentSpec of it.
+    `backends.prepare.environments.resolve` makes the EnvironmentSpec of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -118,7 +118,7 @@ class Backend(BaseModel):
     quantizations: ClassVar[tuple[str, ...]] = ()  # of weights and KV cache, as the field calls them
     needs_gpu: ClassVar[bool] = False  # there is no build of it for a CPU
     reserves_memory: ClassVar[bool] = False  # takes a pool at launch: what it holds says nothing about what it needs
-    timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/offline.py
+    timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
     dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
@@ -145,7 +145,7 @@ class Backend(BaseModel):
     continuous_usage: bool = False  # takes stream_options.continuous_usage_stats
     ignores_eos: bool = True  # takes ignore_eos
 
-    # Where the engine is read. Keys of metric_names are ours (see sweep/telemetry.py), values are Prometheus names.
+    # Where the engine is read. Keys of metric_names are ours (sweep/node/telemetry.py), values are Prometheus names.
     launches: bool = True  # False: attaches to a running endpoint
     url: str | None = None  # of that endpoint
     api_key_env: str | None = None  # NAME of the environment variable that holds its key
@@ -273,15 +273,15 @@ class Backend(BaseModel):
 
 def _host_sources(library: str) -> list[Path]:
     """What runs in the engine's process of ours: the host, the library's file, and whatever of ours these import."""
-    found: dict[str, Path] = {}
-    wanted = ["__main__", library.removeprefix("backends.host.")]
-    while wanted:
-        name = wanted.pop()
-        path = HOST / f"{name}.py"
-        if name not in found and path.is_file():  # a library of the user's own is elsewhere
-            found[name] = path
-            wanted += re.findall(r"^from backends\.host(?:\.| import )(\w+)", path.read_text(), re.MULTILINE)
-    return [found[name] for name in sorted(found)]
+    sources: set[Path] = set()
+    pending = ["backends.host.__main__", library]
+    while pending:
+        path = HOST / f"{pending.pop().removeprefix('backends.host.').replace('.', '/')}.py"
+        if path not in sources and path.is_file():  # a library of the user's own is elsewhere
+            sources.add(path)
+            imports = re.findall(r"^from (backends\.host[\w.]*) import (\w+)", path.read_text(), re.MULTILINE)
+            pending += [name for module, member in imports for name in (module, f"{module}.{member}")]
+    return sorted(sources)
 
 
 class Hosted(Backend):
@@ -290,7 +290,7 @@ class Hosted(Backend):
     `flags` go to that library's own loading function, as keyword arguments.
     """
 
-    library: str  # e.g. "backends.host.transformers_library"
+    library: str  # e.g. "backends.host.libraries.transformers_library"
     max_batch: PositiveInt = 1  # prompts of queued requests joined to one batch; 1 serves requests one by one
 
     batch_form: BatchForm = "list"

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from backends import weights
 from backends.base import Hosted, Launch
+from backends.prepare import checkpoints
 
 Quantization = Literal[
     "float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16"
@@ -29,7 +29,7 @@ class CTranslate2(Hosted):
     quantization: Quantization = "float32"
     compute_type: Quantization | None = None  # None: that of the weights
 
-    library: str = "backends.host.ctranslate2_library"
+    library: str = "backends.host.libraries.ctranslate2_library"
     distribution: str | None = "ctranslate2"
     oom_patterns: tuple[str, ...] = (
         *Hosted.model_fields["oom_patterns"].default,
@@ -52,13 +52,13 @@ class CTranslate2(Hosted):
 
         def convert(folder: Path) -> None:
             arguments = {"model": model, "output": folder / FOLDER, "quantization": self.quantization}
-            weights.run(python, "to_ctranslate2", arguments, folder / "conversion.log", progress)
+            checkpoints.run(python, "to_ctranslate2", arguments, folder / "conversion.log", progress)
 
         parameters = {
             "quantization": self.quantization,
-            "converter": weights.versions(python, "ctranslate2", "transformers"),
+            "converter": checkpoints.versions(python, "ctranslate2", "transformers"),
         }
-        return weights.converted(model, "ctranslate2", parameters, convert, cache_dir, progress)
+        return checkpoints.converted(model, "ctranslate2", parameters, convert, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         compute_type = str(self.flags_on(launch)["compute_type"])

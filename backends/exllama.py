@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from backends import weights
 from backends.base import Host, Hosted, Launch
+from backends.prepare import checkpoints
 
 
 class ExLlama(Hosted):
@@ -21,7 +21,7 @@ class ExLlama(Hosted):
     reserves_memory: ClassVar[bool] = True
     quantizations: ClassVar[tuple[str, ...]] = ("V2: GPTQ, EXL2", "V3: EXL3")
 
-    library: str = "backends.host.exllama_library"
+    library: str = "backends.host.libraries.exllama_library"
     checkpoint: Literal["gptq"] | None = "gptq"  # made of the model's weights unless they are quantised; V2 only
     group_size: PositiveInt = 128
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
@@ -50,10 +50,10 @@ class ExLlama(Hosted):
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         if self.checkpoint is None:
             return model
-        return weights.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
+        return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        made = weights.note(launch.model).get("method")
+        made = checkpoints.note(launch.model).get("method")
         # The study's ExLlama (V1) has no installable release any more.
         found = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
         return {**found, "quantization_method": made} if made else found

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from backends import weights
 from backends.base import Backend, BatchForm, Host, Launch, cli
+from backends.prepare import checkpoints
 
 GGUF = "model.gguf"
 CONVERTER = "gguf"  # the environment that llama.cpp's converter runs in
@@ -98,11 +98,11 @@ class LlamaCpp(Backend):
         def quantise(folder: Path) -> None:
             unquantised = _gguf(model, "auto", cache_dir, progress) / GGUF
             command = ["nice", "-n", "10", str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
-            weights.execute(command, "llama-quantize", folder / "conversion.log", progress)
+            checkpoints.execute(command, "llama-quantize", folder / "conversion.log", progress)
 
-        made_by = {"converter": weights.environment_key(CONVERTER), "tool": weights.file_digest(tool)[:16]}
+        made_by = {"converter": checkpoints.environment_key(CONVERTER), "tool": checkpoints.file_digest(tool)[:16]}
         parameters = {"quantization": self.quantization, **made_by}
-        return weights.converted(model, "gguf", parameters, quantise, cache_dir, progress)
+        return checkpoints.converted(model, "gguf", parameters, quantise, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         version, commit = _version(launch.binary or "llama-server")
@@ -126,14 +126,14 @@ def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], Non
     """A folder with model.gguf as llama.cpp's converter makes it; its environment is there when it is needed."""
 
     def convert(folder: Path) -> None:
-        python = weights.environment_python(CONVERTER, cache_dir, progress)
+        python = checkpoints.environment_python(CONVERTER, cache_dir, progress)
         share = Path(python).parent.parent / "share"
         arguments = {"model": model, "output": folder / GGUF, "type": kind}
         path = (share, share / "gguf-py")
-        weights.run(python, "to_gguf", arguments, folder / "conversion.log", progress, path)
+        checkpoints.run(python, "to_gguf", arguments, folder / "conversion.log", progress, path)
 
-    parameters = {"type": kind, "converter": weights.environment_key(CONVERTER)}
-    return weights.converted(model, "gguf", parameters, convert, cache_dir, progress)
+    parameters = {"type": kind, "converter": checkpoints.environment_key(CONVERTER)}
+    return checkpoints.converted(model, "gguf", parameters, convert, cache_dir, progress)
 
 
 def _context(model: Path) -> int:

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from backends.base import Api, Backend, EnvironmentChoice, Host, Launch, cli
-from backends.server import free_port
+from backends.launch.server import free_port
 
-CONTAINER = Path(__file__).resolve().parent / "container.py"
+CONTAINER = Path(__file__).resolve().parent / "launch" / "container.py"
 LAUNCHER = "text-generation-launcher"
 # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed", with colours on a terminal.
 PREFIX = re.compile(r"^(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|DEBUG)\s+[\w:{}=\"]+:\s*")

@@ -16,7 +16,7 @@ class Transformers(Hosted):
     beam_search: ClassVar[bool] = True
     quantizations: ClassVar[tuple[str, ...]] = ("bitsandbytes int8, nf4, fp4",)
 
-    library: str = "backends.host.transformers_library"
+    library: str = "backends.host.libraries.transformers_library"
     distribution: str | None = "transformers"
     # bitsandbytes says so of a faster kernel that it would like to have, and goes on.
     hollow_errors: tuple[str, ...] = (r"Failed to load CPU gemm_4bit_forward",)

@@ -17,7 +17,7 @@ class TransformersCB(Transformers):
     beam_search: ClassVar[bool] = False
     reserves_memory: ClassVar[bool] = True
 
-    library: str = "backends.host.transformers_cb_library"
+    library: str = "backends.host.libraries.transformers_cb_library"
     batch_form: BatchForm = "list"
     cpu_kv_cache_gib: PositiveFloat = 0.25
     cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from backends import weights
 from backends.base import Backend, BatchForm, Launch, cli
+from backends.prepare import checkpoints
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
@@ -28,7 +28,9 @@ class VLLM(Backend):
         "KV: fp8",
     )
 
-    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # see backends/conversions/to_quantized.py
+    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = (
+        None  # see backends/prepare/conversions/to_quantized.py
+    )
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache where there is no GPU
 
@@ -89,13 +91,13 @@ class VLLM(Backend):
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         if self.checkpoint is None:
             return model
-        return weights.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
+        return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
         found = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
-        made = weights.note(launch.model).get("method")
+        made = checkpoints.note(launch.model).get("method")
         return {**found, "quantization_method": made} if made else found
 
     def message(self, line: str) -> str:

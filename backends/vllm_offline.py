@@ -20,7 +20,7 @@ class VLLMOffline(Hosted):
     dtype_pattern: ClassVar[str | None] = VLLM.dtype_pattern
     quantizations: ClassVar[tuple[str, ...]] = VLLM.quantizations
 
-    library: str = "backends.host.vllm_offline_library"
+    library: str = "backends.host.libraries.vllm_offline_library"
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache where there is no GPU
     distribution: str | None = "vllm"
     reset_paths: tuple[str, ...] = ("/reset_caches",)

@@ -34,12 +34,12 @@ from typing import Any, NamedTuple
 import psutil
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep.client import Target, measure
-from sweep.client_main import PRIORITY
+from sweep.client.measurement import Target, measure
+from sweep.client.process import PRIORITY
 from sweep.records import Request, Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
-TOKENIZER = ROOT / "sweep" / "data" / "tokenizer"
+TOKENIZER = ROOT / "sweep" / "inputs" / "data" / "tokenizer"
 PROMPT_TOKENS = 100
 TTFT = 0.05  # s
 # `vllm bench serve` without the console command, which the CPU build does not have.

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from sweep import store
 from sweep.config import ROOT
+from sweep.disk import run_files
 
 TOKENS, STREAMS = 128, 64
 
@@ -72,7 +72,7 @@ def main() -> None:
             own, children = watch(command)
         wall = time.monotonic() - began
         serving.terminate()
-        (row,) = store.read_trials(Path(folder) / "out" / "trials.parquet")
+        (row,) = run_files.read_trials(Path(folder) / "out" / "trials.parquet")
         (file,) = Path(folder).glob("out/deployments/*/*/*/requests.parquet")
         found = {
             "requests": row["num_requests"],

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config import ROOT
-from sweep.ledger import Ledger
-from sweep.store import read_plan
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import read_plan
 
 
 def command(out: Path, trials: int) -> list[str]:

@@ -26,20 +26,20 @@ from typing import Any
 
 from rich.console import Console
 
-from sweep import ray_environment
-from sweep.compose import compose_run
 from sweep.config import ROOT, Cluster
-from sweep.deployment import Beat, Finished, Placed, Work
-from sweep.driver import Driver
-from sweep.estimate import History, times
-from sweep.ledger import Ledger
-from sweep.packing import Need, Node
-from sweep.plan import Plan
-from sweep.planning import Surroundings, make_plan
-from sweep.progress import Display
-from sweep.simulate import simulate
-from sweep.store import TRIAL_SCHEMA, RunPaths
-from sweep.trial import TrialRun, base_row
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import TRIAL_SCHEMA, RunPaths
+from sweep.drive import ray_environment
+from sweep.drive.driver import Driver
+from sweep.drive.progress import Display
+from sweep.node.deployment import Beat, Finished, Placed, Work
+from sweep.node.trial import TrialRun, base_row
+from sweep.plan.compose import compose_run
+from sweep.plan.estimate import History, times
+from sweep.plan.packing import Need, Node
+from sweep.plan.plan import Plan
+from sweep.plan.planning import Surroundings, make_plan
+from sweep.plan.simulate import simulate
 from tests.cluster.harness import ENVIRONMENT, RayCluster
 
 NODES, GPUS, DEPLOYMENTS = 4, 4, 200
@@ -75,9 +75,9 @@ def makespan(mean: float, deployments: int) -> dict[str, Any]:
     gpu_seconds = sum(one.gpu_count * took[one.deployment_id] for one in plan.deployments)
     bound = max(gpu_seconds / (NODES * GPUS), max(took.values()))
     simulated = simulate(times(plan.deployments, history, plan.settings.hardware).needs, _nodes(NODES, GPUS)).makespan
-    with _fake_cluster() as (schedule, cluster), tempfile.TemporaryDirectory() as folder:
-        schedule._task = _sleeping(took)
-        executor = schedule.RayExecutor(cluster)
+    with _fake_cluster() as (ray_executor, cluster), tempfile.TemporaryDirectory() as folder:
+        ray_executor._task = _sleeping(took)
+        executor = ray_executor.RayExecutor(cluster)
         began_cpu = time.process_time()
         with executor:
             driver, seconds = _timed(plan, Path(folder), executor, history)
@@ -131,9 +131,9 @@ def _fake_cluster() -> Iterator[Any]:
         os.environ.update(ENVIRONMENT)
         cluster = Cluster(name="ray", kind="ray", address=nodes.address)
         ray_environment.prepare(cluster)
-        from sweep import schedule
+        from sweep.drive import ray_executor
 
-        yield schedule, cluster
+        yield ray_executor, cluster
 
 
 # Scale ---------------------------------------------------------------------------------------------------------------
@@ -199,12 +199,12 @@ def simulation() -> dict[str, Any]:
     draw = random.Random(2)
     needs = [Need(str(index), draw.choice((1, 2, 4, 8)), None, draw.lognormvariate(5, 1)) for index in range(100_000)]
     began = time.perf_counter()
-    schedule = simulate(needs, _nodes(64, 8))
+    simulated = simulate(needs, _nodes(64, 8))
     return {
         "command_seconds": seconds,
         "deployments": len(needs),
         "simulate_seconds": time.perf_counter() - began,
-        "busy": schedule.busy,
+        "busy": simulated.busy,
     }
 
 

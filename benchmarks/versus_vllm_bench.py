@@ -5,7 +5,7 @@
 One vLLM server (its CPU build, a small random-weight Llama, no prefix cache) is bound to one core, the client to
 another. Both send random prompts of the same exact length, ask for the same number of tokens with EOS ignored and have
 two requests of warm-up; each run draws its prompts anew. Ours is the whole command of the README
-(`python -m sweep backend=openai …`); both figures are by vLLM's definitions (`sweep.vllm_flavour`). The noise
+(`python -m sweep backend=openai …`); both figures are by vLLM's definitions (`sweep.numbers.vllm_flavour`). The noise
 is that of the difference of the two means: sqrt(s1² / n + s2² / n). The clients agree within it where the difference
 is below twice that.
 """
@@ -24,13 +24,13 @@ from typing import Any
 
 import yaml
 
-from backends import env as environments
-from backends import server
 from backends.base import EnvironmentChoice, Launch
+from backends.launch import server
+from backends.prepare import environments as environments
 from benchmarks.client import MARKS, VLLM_BENCH
-from sweep import store
 from sweep.config import CONF, ROOT, build, cache_directory
-from sweep.vllm_flavour import vllm_flavour
+from sweep.disk import run_files
+from sweep.numbers.vllm_flavour import vllm_flavour
 
 INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
 ENGINE_CORE, CLIENT_CORE = 0, 1
@@ -77,13 +77,13 @@ def ours(url: str, concurrency: int, requests: int, seed: int, folder: Path) -> 
     ]
     for _ in range(TRIES):
         _execute(command, ROOT, allowed=(0, 1))
-        (row,) = store.read_trials(folder / "trials.parquet")
+        (row,) = run_files.read_trials(folder / "trials.parquet")
         if row["outcome"] == "ok":
             break
     else:
         raise SystemExit(f"sweep: {row['outcome']}: {row['reason']}")
     requests_file = folder / "deployments" / row["deployment_id"] / str(row["attempt"]) / row["trial_id"]
-    return vllm_flavour(store.read_requests(requests_file / "requests.parquet"))
+    return vllm_flavour(run_files.read_requests(requests_file / "requests.parquet"))
 
 
 def theirs(python: str, url: str, concurrency: int, requests: int, seed: int, folder: Path) -> Run:
@@ -93,7 +93,7 @@ def theirs(python: str, url: str, concurrency: int, requests: int, seed: int, fo
         "base-url": url,
         "endpoint": "/v1/completions",
         "model": "tiny-llama",
-        "tokenizer": str(ROOT / "sweep" / "data" / "tokenizer"),
+        "tokenizer": str(ROOT / "sweep" / "inputs" / "data" / "tokenizer"),
         "dataset-name": "random",
         "random-input-len": INPUT_TOKENS,
         "random-output-len": OUTPUT_TOKENS,

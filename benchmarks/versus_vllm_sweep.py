@@ -22,10 +22,10 @@ from typing import Any
 
 import yaml
 
-from backends import env as environments
 from backends.base import EnvironmentChoice
+from backends.prepare import environments as environments
 from sweep.config import CONF, ROOT, build, cache_directory
-from sweep.store import read_trials
+from sweep.disk.run_files import read_trials
 
 SEQUENCES = (2, 4)  # max-num-seqs: one launch each
 CONCURRENCY = (1, 2, 4)

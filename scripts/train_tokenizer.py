@@ -1,8 +1,8 @@
 """Train the tokenizer that the repository ships, on text of its own: byte-level BPE, the same file whenever it is run.
 
-    python scripts/train_tokenizer.py            # writes sweep/data/tokenizer and sweep/data/words.txt
+    python scripts/train_tokenizer.py            # writes sweep/inputs/data/tokenizer and sweep/inputs/data/words.txt
 
-Its text is the prompts in sweep/data/prompts. Run it after a change to them: a test compares.
+Its text is the prompts in sweep/inputs/data/prompts. Run it after a change to them: a test compares.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-DATA = Path(__file__).resolve().parent.parent / "sweep" / "data"
+DATA = Path(__file__).resolve().parent.parent / "sweep" / "inputs" / "data"
 VOCABULARY = 4096
 WORDS = 1024
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"

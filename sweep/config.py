@@ -39,6 +39,10 @@ class ConfigError(ValueError):
     """Bad input, in one line that names the key, the value and what is allowed. Ends the command with status 2."""
 
 
+class Halted(Exception):
+    """The sweep cannot go on until somebody does what the message says; the same command goes on from here."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in a line; its type if it says nothing, as some of Ray's do."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -101,7 +101,7 @@ class Record:
     output_tokens: int = UNKNOWN  # the server's usage where it says, else the sum of chunk_tokens
     batch: int = UNKNOWN  # index of the lockstep batch
     finish_reason: str | None = None
-    error: str | None = None  # "kind: detail"; kinds are listed in sweep/wire.py
+    error: str | None = None  # "kind: detail"; kinds are listed in sweep/client/wire.py
     ended: float | None = None  # when its answer was over, or it was given up; None where nobody said
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep.client import Measurement, Target, measure
+from sweep.client.measurement import Measurement, Target, measure
 from sweep.config import ROOT, ConfigError
+from sweep.node.validity import limited
 from sweep.records import Request, Schedule
-from sweep.verdict import limited
 
 TTFT = 0.05  # s
 LASTS = 5.0  # s, about, that the check sends for
@@ -80,9 +80,9 @@ def describe(finding: Finding) -> str:
 
 def plan_load(overrides: Sequence[str]) -> int:
     """Most requests in flight at once that any trial of this plan asks for."""
-    from sweep.compose import compose_run
-    from sweep.planning import Surroundings, make_plan
-    from sweep.surroundings import find_hardware
+    from sweep.drive.preflight import find_hardware
+    from sweep.plan.compose import compose_run
+    from sweep.plan.planning import Surroundings, make_plan
 
     # What is installed or can run here does not matter to the load.
     anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)

@@ -1,4 +1,4 @@
-"""A run folder with plausible made-up numbers, written through sweep.store: to try the analysis on at once.
+"""A run folder with plausible made-up numbers, written through sweep.disk.run_files: to try the analysis on at once.
 
 `python -m tests.synthetic_run FOLDER` writes two to look at, FOLDER/throughput_bound and FOLDER/completion_batches.
 """
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sweep import store
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
 from sweep.records import Record, Records, Sample
-from sweep.store import RunPaths
 
 ENGINES = {  # tokens/s at batch 1, exponent of its growth with the batch, seconds to the first token
     "transformers": (17.5, 0.62, 0.064),
@@ -43,7 +43,7 @@ def make_run(
     """Write a run: two engines that work, one that this host cannot run; the baseline's largest batches do not fit."""
     paths = RunPaths(out)
     rows = list(_rows(paths, replicates, batches, workloads))
-    store.write_plan(
+    run_files.write_plan(
         paths,
         [
             {
@@ -60,7 +60,7 @@ def make_run(
             *({"kind": "trial", "trial_id": row["trial_id"], "deployment_id": row["deployment_id"]} for row in rows),
         ],
     )
-    store.write_trials(paths, rows)
+    run_files.write_trials(paths, rows)
     return paths
 
 
@@ -77,8 +77,8 @@ def make_completion_batches(out: Path, replicates: int = 2) -> RunPaths:
         for batch in (1, 4, 16, 64)
     ]
     experiment = {"kind": "experiment", "name": "completion_batches", "axes": ["backend", "load.batch_size"]}
-    store.write_plan(paths, [{**experiment, "baseline": {"backend": "transformers"}}])
-    store.write_trials(paths, rows)
+    run_files.write_plan(paths, [{**experiment, "baseline": {"backend": "transformers"}}])
+    run_files.write_trials(paths, rows)
     return paths
 
 
@@ -174,9 +174,9 @@ def _measured(paths: RunPaths, identity: dict[str, Any], output_tokens: int) -> 
     tpot = (batch * output_tokens / throughput - ttft) / (output_tokens - 1)
     trial = paths.trial(identity["deployment_id"], identity["attempt"], identity["trial_id"])
     records = make_records(identity["num_requests"], batch, output_tokens, ttft, tpot)
-    store.write_requests(trial, records)
+    run_files.write_requests(trial, records)
     telemetry = list(_telemetry(identity["backend"], batch, output_tokens, duration, chance))
-    store.write_telemetry(trial, telemetry)
+    run_files.write_telemetry(trial, telemetry)
     usage = [sample.value for sample in telemetry if sample.series == "kv_cache_usage"]
     memory = [sample.value for sample in telemetry if sample.series == "gpu_memory_bytes"]
     row = {
@@ -214,7 +214,7 @@ def _measured(paths: RunPaths, identity: dict[str, Any], output_tokens: int) -> 
         "ended_at": "2026-11-20T23:11:00+00:00",
         "startup_seconds": 24.0,
     }
-    store.write_trial(trial, {**identity, **row})
+    run_files.write_trial(trial, {**identity, **row})
     return row
 
 

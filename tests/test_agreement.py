@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from backends import env
 from backends.base import Backend, Launch
+from backends.launch.server import running
 from backends.openai import OpenAI
-from backends.server import running
+from backends.prepare import environments
 from backends.simulated import Simulated
-from sweep import agreement
-from sweep.agreement import Reference, matching_prefix
+from sweep.node import agreement
+from sweep.node.agreement import Reference, matching_prefix
 from tests.engines.conftest import CACHE, configured, make_launch
 
 VOCABULARY = {f"t{index}": index for index in range(100)}
@@ -202,7 +202,7 @@ def test_why_there_is_no_reference(backend, settings, words, tmp_path):
 def test_a_reference_that_cannot_be_made_is_said(monkeypatch, tmp_path):
     def fail(spec: object, cache: Path, progress: Callable[[str], None]) -> None:
         progress("environment cpu: building")
-        raise env.EnvironmentFailed("environment cpu cannot be built: no network\nand more")
+        raise environments.EnvironmentFailed("environment cpu cannot be built: no network\nand more")
 
     monkeypatch.setattr(agreement.environments, "prepare", fail)
     told: list[str] = []
@@ -241,7 +241,7 @@ def test_secrets_do_not_go_to_the_process_that_makes_it(monkeypatch, tmp_path):
 def test_a_real_engine_against_a_real_reference(tmp_path):
     """bfloat16 in the host against float32; and one wrong token is seen."""
     backend, its_model = configured("backend", "transformers"), configured("model", "tiny-llama")
-    environment = env.prepare(env.resolve(backend.env, "cpu"), CACHE, print)
+    environment = environments.prepare(environments.resolve(backend.env, "cpu"), CACHE, print)
     folder = its_model.prepare(CACHE, print)
     run = run_of(backend, cache_dir=str(CACHE))
     run.deployment.model = its_model

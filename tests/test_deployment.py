@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from backends.base import Backend
-from backends.env import exclusive
-from sweep import deployment
+from backends.prepare.environments import exclusive
 from sweep.config import Hardware
-from sweep.load import Batch
-from sweep.model import ServedModel
-from sweep.plan import Deployment, Trial
+from sweep.inputs.load import Batch
+from sweep.inputs.model import ServedModel
+from sweep.inputs.workload import Prompts, Workload
+from sweep.node import deployment
+from sweep.node.trial import TrialRun
+from sweep.plan.plan import Deployment, Trial
 from sweep.records import Outcome
-from sweep.trial import TrialRun
-from sweep.workload import Prompts, Workload
 
 L4 = Hardware(name="l4", platform="cuda", accelerator="L4", matches=("NVIDIA L4",))
 ANY = Hardware(name="gpu", platform="cuda")

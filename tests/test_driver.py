@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweep.config import Settings
-from sweep.deployment import Finished, Halted, Lost, Placed
-from sweep.driver import Driver, exit_status, todo
-from sweep.ledger import Ledger
-from sweep.packing import Node, Unbegun
-from sweep.plan import Deployment, Plan, Trial
-from sweep.progress import Display
-from sweep.store import RunPaths, read_trials
+from sweep.config import Halted, Settings
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive.driver import Driver, exit_status, todo
+from sweep.drive.progress import Display
+from sweep.node.deployment import Finished, Lost, Placed
+from sweep.plan.packing import Node, Unbegun
+from sweep.plan.plan import Deployment, Plan, Trial
 
 QUIET = Console(quiet=True)
 SHORT_WAIT = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}
@@ -184,9 +184,9 @@ def test_a_deadline_that_leaves_trials_is_no_interruption(tmp_path):
 def test_a_time_of_day_that_has_come_is_not_the_next_days_for_a_while(tmp_path, monkeypatch):
     """A loop that issues the command until it ends well must end in the morning."""
     plan = make_plan(deployment("a", ["1"]), deployment("b", ["2"]), deadline="08:00")
-    monkeypatch.setattr("sweep.driver.next_time", lambda text, now: now + timedelta(seconds=1))
+    monkeypatch.setattr("sweep.drive.driver.next_time", lambda text, now: now + timedelta(seconds=1))
     drive(plan, tmp_path, UntilLate({"a": [["ok"]]}))
-    monkeypatch.setattr("sweep.driver.next_time", lambda text, now: now + timedelta(days=1))
+    monkeypatch.setattr("sweep.drive.driver.next_time", lambda text, now: now + timedelta(days=1))
     for _ in range(2):
         again = Scripted({})
         drive(plan, tmp_path, again)
@@ -391,7 +391,7 @@ class Impatient(ByNode):
 
 
 def test_a_node_that_was_set_aside_gets_what_no_other_can_hold_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweep.driver.LAST_RESORT", 0.2, raising=False)
+    monkeypatch.setattr("sweep.drive.driver.LAST_RESORT", 0.2, raising=False)
     executor = Impatient(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
     executor.usable = [Node("n0", 4, 8, (), "n0"), Node("n1", 1, 8, (), "n1")]
     wide = [replace(deployment(name, [name]), gpu_count=4) for name in "abc"]
@@ -470,7 +470,7 @@ def test_a_full_disk_ends_the_sweep_in_plain_words_and_costs_no_row(tmp_path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     paths, _ = drive(make_plan(deployment("a", ["1"])), tmp_path, Scripted({"a": [["ok"]]}))
-    monkeypatch.setattr("sweep.ledger.os.fsync", full)
+    monkeypatch.setattr("sweep.disk.ledger.os.fsync", full)
     with pytest.raises(Halted, match="No space left on device"):
         drive(make_plan(deployment("b", ["2"])), tmp_path, Scripted({"b": [["ok"]]}))
     monkeypatch.undo()

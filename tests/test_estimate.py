@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweep import provenance, store
+from sweep import provenance
 from sweep.config import Hardware, Settings
-from sweep.estimate import Assumed, History, estimate, kind_of
-from sweep.packing import Node
-from sweep.plan import Deployment, Plan, Trial
-from sweep.store import RunPaths
-from sweep.trial import config_text
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
+from sweep.node.trial import config_text
+from sweep.plan.estimate import Assumed, History, estimate, kind_of
+from sweep.plan.packing import Node
+from sweep.plan.plan import Deployment, Plan, Trial
 
 HARDWARE = Hardware(name="l4", platform="cuda", accelerator="L4", price_per_hour=3.6)
 ONE_NODE = [Node("a", 2, 16, ("L4",), "a")]
@@ -101,7 +102,7 @@ def test_a_trial_of_other_settings_is_of_another_kind(other):
 
 def test_the_runs_beside_are_read_but_for_those_that_cannot_be(tmp_path):
     one = deployment("a", trial("1", 8))
-    store.write_trials(RunPaths(tmp_path / "earlier"), [row(one, one.trials[0], 7.0)])
+    run_files.write_trials(RunPaths(tmp_path / "earlier"), [row(one, one.trials[0], 7.0)])
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "trials.parquet").write_bytes(b"PAR1")
     history = History.beside(tmp_path / "out")

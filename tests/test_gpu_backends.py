@@ -13,7 +13,7 @@ from backends.base import Backend, Host, Launch
 from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, Row, Settings
 from sweep.config import CONF, ConfigError, build
-from sweep.telemetry import EngineMetrics
+from sweep.node.telemetry import EngineMetrics
 
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"nvcc"}))
 NAMES = ["sglang", "lmdeploy", "tensorrt_llm", "exllama"]
@@ -123,7 +123,7 @@ def test_exllama(launch):
     line = configured("exllama", flags={"max_batch_size": 32}).command(launch)
     assert line[:3] == ["/env/bin/python", "-m", "backends.host"]
     found = flags(line[3:])
-    assert found["--library"] == "backends.host.exllama_library"
+    assert found["--library"] == "backends.host.libraries.exllama_library"
     assert found["--device"] == "cuda"
     assert json.loads(found["--flags"]) == {"cache_tokens": 65536, "max_batch_size": 32}
 
@@ -330,14 +330,14 @@ def library(request, monkeypatch):
         version.__version__ = "1.6.5"
     for name, module in parts.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "backends.host.exllama_library", raising=False)
+    monkeypatch.delitem(sys.modules, "backends.host.libraries.exllama_library", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == request.param else None)
-    from backends.host import exllama_library
+    from backends.host.libraries import exllama_library
 
     flags = {"cache_tokens": 1000, "max_batch_size": 8}
     loaded = exllama_library.load(Settings(Path("/models/llama"), "cuda", "float16", 0, flags))
     yield loaded
-    sys.modules.pop("backends.host.exllama_library", None)
+    sys.modules.pop("backends.host.libraries.exllama_library", None)
 
 
 def test_exllama_is_a_continuous_library(library):

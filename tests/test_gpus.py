@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from backends import gpus
-from sweep import gpu_memory
-from sweep.telemetry import Gpus, Sampler
+from backends.launch import gpus
+from sweep.node import gpu_memory
+from sweep.node.telemetry import Gpus, Sampler
 
 GIB = 2**30
 

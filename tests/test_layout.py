@@ -7,13 +7,13 @@ from typing import Any, cast
 import numpy as np
 from rich.console import Console
 
-from analysis import curves, plots
-from analysis.layout import Layout, arrange
 from analysis.load import Run, open_run
+from analysis.plotting import curves, plots
+from analysis.plotting.layout import Layout, arrange
+from analysis.report.vllm_flavour import render_vllm_flavour
 from analysis.summary import summarise
-from analysis.vllm_flavour import render_vllm_flavour
-from sweep import store
-from sweep.store import RunPaths
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
 from tests.synthetic_run import make_records
 
 IDENTITY = {"backend": "vllm", "model": "m", "workload": "qa", "load": "batch", "replicate": 0, "num_requests": 100}
@@ -26,9 +26,9 @@ def run_of(folder: Path, points: list[dict[str, Any]]) -> Run:
         for index, point in enumerate(points)
     ]
     paths = RunPaths(folder)
-    store.write_trials(paths, rows)
-    axes = sorted({name for point in points for name in point if name not in store.TRIAL_SCHEMA})
-    store.write_plan(paths, [{"kind": "experiment", "name": "x", "axes": axes}])
+    run_files.write_trials(paths, rows)
+    axes = sorted({name for point in points for name in point if name not in run_files.TRIAL_SCHEMA})
+    run_files.write_plan(paths, [{"kind": "experiment", "name": "x", "axes": axes}])
     return open_run(folder)
 
 
@@ -142,7 +142,7 @@ def test_trials_in_vllms_terms_say_which_they_are(tmp_path: Path) -> None:
     ]
     run = run_of(tmp_path, [{**point, "attempt": "1"} for point in points])
     for trial_id in run.ok["trial_id"]:
-        store.write_requests(run.paths.trial("d", "1", trial_id), make_records(4, 2, 8, ttft=0.1, tpot=0.01))
+        run_files.write_requests(run.paths.trial("d", "1", trial_id), make_records(4, 2, 8, ttft=0.1, tpot=0.01))
     first, second, left_out = map(shown, render_vllm_flavour(tmp_path))
     assert "request rate (requests/s) 1, replicate 0" in first
     assert "Mean TTFT (ms)" in first

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sweep.config import ConfigError
-from sweep.ledger import Ledger, sole_driver
+from sweep.disk.ledger import Ledger, sole_driver
 
 
 def row(trial_id, outcome="ok"):

@@ -123,7 +123,7 @@ def test_quantised_weights_need_the_tool_beside_the_server(launch, tmp_path):
     ],
 )
 def test_only_gpt2s_own_splitting_of_text_is_called_that(tmp_path, split, known):
-    from backends.conversions.to_gguf import gpt2_split
+    from backends.prepare.conversions.to_gguf import gpt2_split
 
     (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": split}))
     assert gpt2_split(tmp_path) is known

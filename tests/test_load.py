@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sweep.config import CONF, ConfigError, build
-from sweep.load import Batch, Closed, Constant, Gamma, Load, Poisson, Ramp, Trace
+from sweep.inputs.load import Batch, Closed, Constant, Gamma, Load, Poisson, Ramp, Trace
 
 MANY = 20_000
 SEEDS = range(5)
@@ -239,16 +239,16 @@ def test_shipped_loads_are_valid(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"_target_": "sweep.load.Batch", "batch_size": -1}, "load.batch_size=-1"),
-        ({"_target_": "sweep.load.Batch", "batch_size": 1.5}, "load.batch_size=1.5"),
-        ({"_target_": "sweep.load.Closed", "concurrency": 0}, "load.concurrency=0"),
-        ({"_target_": "sweep.load.Poisson", "rate": float("inf")}, "load.rate=inf"),
-        ({"_target_": "sweep.load.Poisson", "rate": 1, "max_concurrency": 0}, "load.max_concurrency=0"),
-        ({"_target_": "sweep.load.Gamma", "rate": 1, "burstiness": 0}, "load.burstiness=0"),
-        ({"_target_": "sweep.load.Ramp", "rate_from": 1, "rate_to": 0}, "load.rate_to=0"),
-        ({"_target_": "sweep.load.Poisson", "rate": 1, "duration": 0}, "load.duration=0"),
-        ({"_target_": "sweep.load.Trace", "path": "???"}, "required: a file of arrival times"),
-        ({"_target_": "sweep.load.Poisson", "rate": 1, "qps": 2}, "load.qps=2: unknown key; allowed: .*rate"),
+        ({"_target_": "sweep.inputs.load.Batch", "batch_size": -1}, "load.batch_size=-1"),
+        ({"_target_": "sweep.inputs.load.Batch", "batch_size": 1.5}, "load.batch_size=1.5"),
+        ({"_target_": "sweep.inputs.load.Closed", "concurrency": 0}, "load.concurrency=0"),
+        ({"_target_": "sweep.inputs.load.Poisson", "rate": float("inf")}, "load.rate=inf"),
+        ({"_target_": "sweep.inputs.load.Poisson", "rate": 1, "max_concurrency": 0}, "load.max_concurrency=0"),
+        ({"_target_": "sweep.inputs.load.Gamma", "rate": 1, "burstiness": 0}, "load.burstiness=0"),
+        ({"_target_": "sweep.inputs.load.Ramp", "rate_from": 1, "rate_to": 0}, "load.rate_to=0"),
+        ({"_target_": "sweep.inputs.load.Poisson", "rate": 1, "duration": 0}, "load.duration=0"),
+        ({"_target_": "sweep.inputs.load.Trace", "path": "???"}, "required: a file of arrival times"),
+        ({"_target_": "sweep.inputs.load.Poisson", "rate": 1, "qps": 2}, "load.qps=2: unknown key; allowed: .*rate"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(fields: dict[str, Any], said: str) -> None:

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from sweep.__main__ import main
-from sweep.compose import group_choices
 from sweep.config import CONF, ROOT
+from sweep.plan.compose import group_choices
 
 INLINE = ["cluster=inline", "tracking=none"]
 SMALL = ["backend=transformers", "model=tiny-llama", "workload=qa", "workload.num_requests=2"]
@@ -40,7 +40,7 @@ def refused(capsys, *arguments):
         (["model={name:x}"], ["model={'name': 'x'}: unknown", "tiny-llama"]),
         (["backend.flgs=1"], ["backend.flgs=1", "flags"]),
         (["workload.num_requests=0"], ["workload.num_requests=0"]),
-        (["model._target_=sweep.model.PathModel", "model.path=/nowhere"], ["model"]),
+        (["model._target_=sweep.inputs.model.PathModel", "model.path=/nowhere"], ["model"]),
         (["cluster=nope"], ["cluster=nope", "local"]),
         (["hardware=nope"], ["hardware=nope", "l4"]),
     ],
@@ -68,7 +68,7 @@ def test_a_folder_without_permission_is_refused(capsys, tmp_path):
 
 
 def test_a_full_disk_is_refused(capsys, out, monkeypatch):
-    monkeypatch.setattr("sweep.results.MIN_FREE_BYTES", 1 << 60)
+    monkeypatch.setattr("sweep.drive.output_folder.MIN_FREE_BYTES", 1 << 60)
     assert "MiB free on its disk" in refused(capsys, *SMALL, f"out={out}")
 
 
@@ -114,7 +114,7 @@ def test_help_names_what_there_is(capsys):
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
 @pytest.mark.parametrize("experiment", group_choices("experiment"))
 def test_every_experiment_has_a_plan_in_both_forms(capsys, out, monkeypatch, experiment, hardware):
-    monkeypatch.setattr("sweep.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
+    monkeypatch.setattr("sweep.inputs.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
     assert main([f"+experiment={experiment}", *INLINE, "dry_run=true", f"hardware={hardware}", f"out={out}"]) == 0
     said = capsys.readouterr().out
     assert f"plan {experiment}: " in said
@@ -127,8 +127,8 @@ def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)
     (conf / "experiment" / "my_study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
-    monkeypatch.setattr("sweep.compose.CONF", conf)
-    monkeypatch.setattr("sweep.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
+    monkeypatch.setattr("sweep.plan.compose.CONF", conf)
+    monkeypatch.setattr("sweep.inputs.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
     # Its zipped lengths are those of synthetic prompts.
     line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]
     assert main(line) == 0

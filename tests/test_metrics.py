@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep import chunks, metrics
-from sweep.chunks import tokens_per_bin, tokens_within
-from sweep.metrics import Window
+from sweep.node.validity import outcome_of
+from sweep.numbers import chunks, metrics
+from sweep.numbers.chunks import tokens_per_bin, tokens_within
+from sweep.numbers.metrics import Window
+from sweep.numbers.vllm_flavour import vllm_flavour
 from sweep.records import UNKNOWN, Outcome, Phase, Record, Records
-from sweep.verdict import outcome_of
-from sweep.vllm_flavour import vllm_flavour
 
 Chunks = list[tuple[float, int]]  # arrival in s since the send, tokens
 

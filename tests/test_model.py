@@ -17,13 +17,13 @@ import yaml
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from backends import weights
+from backends.prepare import checkpoints
 from scripts import train_tokenizer
-from sweep import hub as hub_module
 from sweep.config import CONF, ConfigError, build
-from sweep.model import HubModel, Model, PathModel, RandomModel, ServedModel
-from sweep.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
-from sweep.weights import LOOKBACKS, Architecture, Circuit, Vocabulary, encode, lookbacks, shapes, write
+from sweep.inputs import hub as hub_module
+from sweep.inputs.model import HubModel, Model, PathModel, RandomModel, ServedModel
+from sweep.inputs.random_weights import LOOKBACKS, Architecture, Circuit, Vocabulary, encode, lookbacks, shapes, write
+from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
 
 NUMBERS: dict[str, Any] = {
     "hidden_size": 128,
@@ -117,7 +117,7 @@ def test_a_model_is_built_once(folder: Path) -> None:
 BUILD = """
 import sys, time
 from pathlib import Path
-from sweep import model
+from sweep.inputs import model
 def build(folder, progress):
     (folder / "half").write_text("")
     print("building", flush=True)
@@ -182,7 +182,7 @@ def test_another_tokenizer_is_another_model(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_architectures_are_refused(changed: dict[str, int], message: str) -> None:
-    mapping = {"_target_": "sweep.model.RandomModel", "name": "x", "architecture": {**NUMBERS, **changed}}
+    mapping = {"_target_": "sweep.inputs.model.RandomModel", "name": "x", "architecture": {**NUMBERS, **changed}}
     with pytest.raises(ConfigError) as caught:
         build(mapping, "model")
     assert message in str(caught.value)
@@ -315,8 +315,8 @@ def test_a_folder_is_hashed_once(folder: Path, tmp_path: Path, monkeypatch: pyte
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     read: list[str] = []
-    hash_file = weights.file_digest
-    monkeypatch.setattr(weights, "file_digest", lambda path: read.append(path.name) or hash_file(path))
+    hash_file = checkpoints.file_digest
+    monkeypatch.setattr(checkpoints, "file_digest", lambda path: read.append(path.name) or hash_file(path))
     configured = PathModel(name="mine", path=str(copy))
     first = configured.digest(tmp_path / "cache")
     assert len(read) == len(list(copy.iterdir()))

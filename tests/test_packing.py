@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from sweep.packing import Need, Node, Packer, Start, infeasible
-from sweep.simulate import simulate
+from sweep.plan.packing import Need, Node, Packer, Start, infeasible
+from sweep.plan.simulate import simulate
 
 
 def node(name, gpus, accelerator="L4"):

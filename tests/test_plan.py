@@ -2,8 +2,8 @@
 
 import pytest
 
-from sweep.compose import compose_run
-from sweep.planning import Surroundings, make_plan
+from sweep.plan.compose import compose_run
+from sweep.plan.planning import Surroundings, make_plan
 
 HERE = Surroundings(lambda backend, platform: "locked", lambda backend, platform: None)
 BASE = ["backend=transformers", "model=tiny-llama", "workload=qa", "load.batch_size=1,2", "replicates=2"]

@@ -14,8 +14,8 @@ from threading import Thread
 import psutil
 import pytest
 
-from backends import server, supervisor
 from backends.base import Backend, Launch
+from backends.launch import server, supervisor
 from sweep.records import Outcome
 from tests.fake_engine import Handler
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweep import show
-from sweep.estimate import History
-from sweep.ledger import Ledger
-from sweep.load import Poisson
-from sweep.packing import Node
+from sweep.disk.ledger import Ledger
+from sweep.inputs.load import Poisson
+from sweep.plan import show
+from sweep.plan.estimate import History
+from sweep.plan.packing import Node
 from tests.test_driver import deployment, make_plan
 
 WHY = "the engine failed again and again, last: " + "cannot allocate what it needs " * 5

@@ -3,8 +3,8 @@
 import random
 import time
 
-from sweep.packing import Need, Node
-from sweep.simulate import simulate
+from sweep.plan.packing import Need, Node
+from sweep.plan.simulate import simulate
 
 
 def need(key, gpus, seconds):

@@ -18,7 +18,7 @@ from backends.openai import OpenAI
 from backends.simulated import Simulated
 from backends.simulated_server.config import Config, Faults, Timing
 from backends.simulated_server.truth import read_log
-from sweep.client import Target, Timeouts, measure
+from sweep.client.measurement import Target, Timeouts, measure
 from sweep.config import CONF, ROOT, build
 from sweep.records import Request, Schedule
 from tests.simulated_engine import simulated

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backends import env, sources
 from backends.base import EnvironmentChoice, EnvironmentSpec, SourceBuild
+from backends.prepare import environments, sources
 
 SOURCE = SourceBuild(
     sdist="engine==1.0",
@@ -114,7 +114,7 @@ def test_features_are_read_from_the_kernel(monkeypatch, tmp_path):
 
 def test_llamacpp_is_built_for_this_cpu_but_never_for_amx():
     """With gcc 12 its AMX kernels die of SIGILL on quantised models; GGML_NATIVE would switch them on."""
-    source = env.resolve(EnvironmentChoice(cpu="llamacpp"), "cpu").source
+    source = environments.resolve(EnvironmentChoice(cpu="llamacpp"), "cpu").source
     full = frozenset({"sse4_2", "avx", "avx2", "fma", "f16c", "bmi2", "avx512bw", "amx_tile", "amx_int8", "amx_bf16"})
     chosen = sources.options(source, full)
     assert chosen["GGML_NATIVE"] is False
@@ -128,4 +128,4 @@ def test_llamacpp_is_built_for_this_cpu_but_never_for_amx():
 def test_the_source_is_part_of_an_environments_key():
     spec = EnvironmentSpec(name="x", requirements=("a==1",))
     built = spec.model_copy(update={"source": SOURCE})
-    assert env.fingerprint(spec) != env.fingerprint(built)
+    assert environments.fingerprint(spec) != environments.fingerprint(built)

@@ -9,10 +9,10 @@ import time
 import pytest
 from rich.console import Console
 
-from sweep import status
-from sweep.ledger import Ledger
-from sweep.progress import Display
-from sweep.store import RunPaths, write_plan
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths, write_plan
+from sweep.drive import status
+from sweep.drive.progress import Display
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_driver_that_died_is_told_from_one_that_runs(run, words):
 def test_the_command(run, tmp_path):
     def call(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "sweep.status", *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "sweep.drive.status", *arguments], capture_output=True, text=True, check=False
         )
 
     found = call(str(run.out))

@@ -6,10 +6,10 @@ from array import array
 import numpy as np
 import pytest
 
-from sweep.chunks import Floats
-from sweep.metrics import measured, summarise
+from sweep.numbers.chunks import Floats
+from sweep.numbers.metrics import measured, summarise
+from sweep.numbers.steady import in_flight, mser, settled, stationary, steady_window, turned_over
 from sweep.records import UNKNOWN, Record, Records
-from sweep.steady import in_flight, mser, settled, stationary, steady_window, turned_over
 
 
 def record(sent: float, arrivals: Floats, batch: int = UNKNOWN, error: str | None = None) -> Record:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from backends import server, supervisor, task, weights
 from backends.base import Backend, Launch
-from backends.env import exclusive
+from backends.launch import server, supervisor, task
+from backends.prepare import checkpoints
+from backends.prepare.environments import exclusive
 from sweep.config import ROOT
-from sweep.deployment import clear_engines
+from sweep.node.deployment import clear_engines
 
 PATIENCE = 10.0  # s
 # A program with a child in a session of its own, as build tools have them.
@@ -24,10 +25,11 @@ FORKING = (
 CONVERT = f"""
 import sys
 from pathlib import Path
-from backends import task, weights
+from backends.launch import task
+from backends.prepare import checkpoints
 import threading
 with task.doing(sys.argv[2], threading.Event()):
-    weights.execute([sys.executable, "-c", {FORKING!r}], "conversion", Path(sys.argv[1]), print)
+    checkpoints.execute([sys.executable, "-c", {FORKING!r}], "conversion", Path(sys.argv[1]), print)
 """
 
 
@@ -84,7 +86,7 @@ def test_a_task_that_is_stopped_gives_up_what_it_prepares(tmp_path, marker):
     threading.Timer(1.0, stop.set).start()
     begin = time.monotonic()
     with pytest.raises(task.Stopped), task.doing(marker, stop):
-        weights.execute([sys.executable, "-c", FORKING], "conversion", tmp_path / "log", print)
+        checkpoints.execute([sys.executable, "-c", FORKING], "conversion", tmp_path / "log", print)
     assert time.monotonic() - begin < PATIENCE
     assert not programs(marker)
 

@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import psutil
 import pytest
 
-from sweep import telemetry
+from sweep.node import telemetry
+from sweep.node.telemetry import EngineMetrics, Processes, Sampler, summarise_telemetry
 from sweep.records import Sample
-from sweep.telemetry import EngineMetrics, Processes, Sampler, summarise_telemetry
 
 PAGE = b"""# TYPE vllm:kv_cache_usage_perc gauge
 vllm:kv_cache_usage_perc{engine="0"} 0.25

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from backends import server
 from backends.base import EnvironmentChoice, Host, Launch
+from backends.launch import server
 from backends.tgi import TGI, folders
-from sweep import client, verdict
-from sweep.load import Batch, Closed
+from sweep.client import measurement
+from sweep.inputs.load import Batch, Closed
+from sweep.node import validity
 from sweep.records import Outcome, Request
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +66,8 @@ def native(tmp_path, model):
 
 
 def measure(engine, requests, load, tmp_path, api="tgi"):
-    target = client.Target(engine.url, "tgi", api=api, token_ids=False)
-    return client.measure(
+    target = measurement.Target(engine.url, "tgi", api=api, token_ids=False)
+    return measurement.measure(
         target,
         [],
         requests,
@@ -189,7 +190,7 @@ def test_overload_is_an_error_in_a_stream_of_status_200(native, tmp_path, api):
     refused = [error for error in found.error if error]
     assert len(refused) == 4
     assert all("Model is overloaded" in error for error in refused)
-    outcome, _ = verdict.outcome_of(found, max_failed=0.05)
+    outcome, _ = validity.outcome_of(found, max_failed=0.05)
     assert outcome is Outcome.INVALID
     # Not so where nothing is streamed.
     with httpx.Client(base_url=engine.url, trust_env=False) as http:

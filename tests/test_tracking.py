@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from analysis import tracking_process
-from analysis.tracking import Tracker, described, run_name
+from analysis.tracking import process
+from analysis.tracking.tracker import Tracker, described, run_name
 from sweep.config import Tracking
 from sweep.records import Sample
 
@@ -133,14 +133,14 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pyt
 
 
 def test_a_login_is_looked_for_where_wandb_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not tracking_process.has_login()
+    assert not process.has_login()
     file = tmp_path / "netrc"
     file.write_text("machine api.wandb.ai login user password secret\n")
     file.chmod(0o600)
     monkeypatch.setenv("NETRC", str(file))
-    assert tracking_process.has_login()
+    assert process.has_login()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not tracking_process.has_login()
+    assert not process.has_login()
 
 
 def test_axes_are_config_to_group_by_and_tell_names_apart() -> None:

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweep import transfer
 from sweep.config import ROOT
-from sweep.deployment import Files, Finished, State, Work
-from sweep.plan import Deployment
-from sweep.store import RunPaths
+from sweep.disk.run_files import RunPaths
+from sweep.drive import transfer
+from sweep.node.deployment import Files, Finished, State, Work
+from sweep.plan.plan import Deployment
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_what_a_killed_task_left_goes_with_the_next_one_and_nothing_else(work, t
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from sweep import transfer
+from sweep.drive import transfer
 with transfer._own_folder(Path({str(outbox)!r})) as folder:
     folder.mkdir()
     print(folder.name, flush=True)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from sweep.config import Hardware
-from sweep.plan import Trial
-from sweep.trial import present_row
+from sweep.node.trial import present_row
+from sweep.plan.plan import Trial
 
 ENGINE, ENDPOINT = SimpleNamespace(launches=True), SimpleNamespace(launches=False)
 

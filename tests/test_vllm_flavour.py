@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from sweep import metrics
-from sweep.vllm_flavour import vllm_flavour
+from sweep.numbers import metrics
+from sweep.numbers.vllm_flavour import vllm_flavour
 from tests.test_metrics import ALL, gather, record
 
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep import wire
-from sweep.clock import StampClock
-from sweep.connection import PATIENT_READ_SIZE, READ_SIZE, Connection, Counters, Endpoint
+from sweep.client import wire
+from sweep.client.clock import StampClock
+from sweep.client.connection import PATIENT_READ_SIZE, READ_SIZE, Connection, Counters, Endpoint
+from sweep.client.poller import Watch
+from sweep.client.wire import Answer, Target, Timeouts
 from sweep.records import UNKNOWN, Request
-from sweep.watch import Watch
-from sweep.wire import Answer, Target, Timeouts
 
 
 def sse(*events: object, newline: bytes = b"\n") -> bytes:

@@ -14,9 +14,9 @@ from scipy import stats
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from sweep.config import CONF, ConfigError, build
+from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from sweep.inputs.workload import DATA, Draw, Prompts, Recorded, Serving, Synthetic, Workload, exact_prompts
 from sweep.records import UNKNOWN
-from sweep.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from sweep.workload import DATA, Draw, Prompts, Recorded, Serving, Synthetic, Workload, exact_prompts
 
 TASKS = ("qa", "reasoning", "sentiment", "stories", "summarization")
 WORDS = (DATA / "words.txt").read_text().split()

@@ -1,1 +1,1 @@
-"""One file per figure; `analysis.plots` finds them."""
+"""One file per figure; `analysis.plotting.plots` finds them."""

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.layout import Layout
 from analysis.load import Run, telemetry
-from analysis.plots import PANELS_IN_A_ROW, handle, look, panels
+from analysis.plotting.layout import Layout
+from analysis.plotting.plots import PANELS_IN_A_ROW, handle, look, panels
 
 POSITION = 50
 GIB = 2.0**30

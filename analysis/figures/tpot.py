@@ -2,9 +2,9 @@
 
 from matplotlib.figure import Figure
 
-from analysis.curves import against_load
-from analysis.layout import Layout
 from analysis.load import Run
+from analysis.plotting.curves import against_load
+from analysis.plotting.layout import Layout
 
 POSITION = 40
 

@@ -1,6 +1,6 @@
 """What the host asks of a library: `load` it, then `generate` one batch after the other, or `add` and `step`.
 
-A file backends/host/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`; everything else
+A file libraries/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`; everything else
 (HTTP, queue, text, counting, ends of sequences) is the host's. Runs in the engine's environment: standard library only.
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from backends.host import transformers_library
+from backends.host.libraries import transformers_library
 from backends.host.library import Row, Settings
 from backends.host.text import Tokenizer
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import psutil
 
-from backends import supervisor
+from backends.launch import supervisor
 from sweep.config import ROOT
-from sweep.store import read_trials
+from sweep.disk.run_files import read_trials
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=100000000"]
 ENVIRONMENT = {
@@ -263,7 +263,7 @@ class Sweep:
 
     def clients(self) -> list[int]:
         workers = set(self.workers())
-        return [pid for pid in pids_of("sweep.client_main") if parent(pid) in workers]
+        return [pid for pid in pids_of("sweep.client.process") if parent(pid) in workers]
 
 
 def parent(pid: int) -> int:

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from sweep.ledger import Ledger
+from sweep.disk.ledger import Ledger
 from tests.cluster.chaos import write_engine
 from tests.cluster.harness import Network, RayCluster, kill, wait_until
 

@@ -13,8 +13,9 @@ import httpx
 import pytest
 import yaml
 
-from backends import env, server, supervisor
 from backends.base import Backend, Host, Launch
+from backends.launch import server, supervisor
+from backends.prepare import environments as prepared
 from sweep.config import CONF, build, cache_directory
 
 CONTEXT = 512  # tokens that engines are told to make room for
@@ -46,8 +47,8 @@ def model() -> Path:
 def environments() -> Any:
     """environment(backend), built on first use."""
 
-    def environment(backend: Backend) -> env.Environment:
-        return env.prepare(env.resolve(backend.env, "cpu"), CACHE, print)
+    def environment(backend: Backend) -> prepared.Environment:
+        return prepared.prepare(prepared.resolve(backend.env, "cpu"), CACHE, print)
 
     return environment
 
@@ -62,7 +63,7 @@ def launch_for(model, environments, tmp_path) -> Any:
     return launch
 
 
-def make_launch(backend: Backend, model: Path, environment: env.Environment, workdir: Path) -> Launch:
+def make_launch(backend: Backend, model: Path, environment: prepared.Environment, workdir: Path) -> Launch:
     return Launch(
         model=backend.weights(model, environment.python, CACHE, print),
         served_name="tiny",

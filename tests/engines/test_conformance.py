@@ -13,10 +13,10 @@ import time
 import httpx
 import pytest
 
-from backends import server
-from sweep.deployment import _reset_caches
+from backends.launch import server
+from sweep.node.deployment import _reset_caches
+from sweep.node.telemetry import EngineMetrics
 from sweep.records import Outcome
-from sweep.telemetry import EngineMetrics
 from tests.engines.conftest import CONTEXT, left_behind, stream
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

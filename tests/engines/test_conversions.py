@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from backends import weights
 from backends.base import Launch
+from backends.prepare import checkpoints
 from tests.engines.conftest import CACHE, configured
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -147,7 +147,7 @@ def test_a_model_in_several_files_becomes_the_same_in_as_many(model, python, tmp
 def test_groups_that_do_not_fit_are_told_with_the_layer(model, python, tmp_path):
     backend = configured("backend", "vllm_gptq").model_copy(update={"group_size": 100})
     with pytest.raises(
-        weights.ConversionFailed, match=r"model\.layers\.0\..*does not divide into groups of 100 inputs"
+        checkpoints.ConversionFailed, match=r"model\.layers\.0\..*does not divide into groups of 100 inputs"
     ):
         backend.weights(model, python, tmp_path, print)
 
@@ -164,7 +164,7 @@ print(json.dumps({"fields": fields, "tensors": wanted, "types": {n: t.tensor_typ
 
 
 def read_gguf(folder: Path, *tensors: str) -> dict:
-    python = weights.environment_python("gguf", CACHE, print)
+    python = checkpoints.environment_python("gguf", CACHE, print)
     share = Path(python).parent.parent / "share" / "gguf-py"
     command = [python, "-c", READ_GGUF, str(folder / "model.gguf"), *tensors]
     answer = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(share)}, check=True)

@@ -9,8 +9,8 @@ import time
 import httpx
 import pytest
 
-from backends import server
 from backends.base import EnvironmentChoice
+from backends.launch import server
 from sweep.records import Outcome
 from tests.engines.conftest import configured, make_launch, stream
 

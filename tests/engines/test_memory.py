@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from backends import server
+from backends.launch import server
 from sweep.records import Outcome
 from tests.engines.conftest import CONTEXT, configured, left_behind, stream
 

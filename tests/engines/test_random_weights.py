@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sweep.model import RandomModel
-from sweep.tokenizer import load_tokenizer, ordinary_tokens
-from sweep.weights import Circuit, Vocabulary, lookbacks
-from sweep.workload import DATA
+from sweep.inputs.model import RandomModel
+from sweep.inputs.random_weights import Circuit, Vocabulary, lookbacks
+from sweep.inputs.tokenizer import load_tokenizer, ordinary_tokens
+from sweep.inputs.workload import DATA
 from tests.engines.conftest import configured
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

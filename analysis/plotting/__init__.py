@@ -1,0 +1,1 @@
+"""Draws curves over an axis, in panels; figures say what is drawn."""

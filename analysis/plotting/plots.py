@@ -1,0 +1,185 @@
+"""How figures look, and finding and saving them. Each figure is a file of `analysis.figures`: adding one needs no list.
+
+A figure module has a docstring, whose first line is its caption, a POSITION among the others, and
+`draw(run, layout) -> Figure | None` (None: this run has nothing to show in it). Colours are those of Okabe and Ito,
+told apart by every kind of colour vision; markers differ besides.
+"""
+
+import importlib
+import io
+import math
+import pkgutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import figures
+from analysis.load import Run
+from analysis.plotting.layout import Layout
+from sweep.disk import run_files
+
+INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report gives these three other values in the dark
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # one for each use of the colours: layout.MOST_LINES in all
+PANEL = (2.45, 2.0)  # inches, the axes alone
+PANELS_IN_A_ROW = 4
+LETTER = 0.085  # inches, on average
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "svg.hashsalt": "sweep",  # the same run gives the same file
+    "figure.dpi": 96,
+}
+
+
+class FigureFile(Protocol):
+    """A module of `analysis.figures`."""
+
+    __doc__: str | None
+    POSITION: int
+
+    def draw(self, run: Run, layout: Layout) -> Figure | None: ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as it was saved."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+def draw_all(run: Run, layout: Layout) -> list[Drawn]:
+    """Draw and save every figure that this run has something for; figures it no longer has are removed."""
+    drawn: list[Drawn] = []
+    with style():
+        for name, module in _modules():
+            figure = module.draw(run, layout)
+            if figure is None:
+                for suffix in ("svg", "png"):
+                    (run.paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
+            else:
+                caption = (module.__doc__ or name).strip().splitlines()[0]
+                drawn.append(Drawn(name, caption, _save(run, name, figure)))
+    return drawn
+
+
+def _modules() -> list[tuple[str, FigureFile]]:
+    names = [found.name for found in pkgutil.iter_modules(figures.__path__)]
+    modules: dict[str, Any] = {name: importlib.import_module(f"{figures.__name__}.{name}") for name in names}
+    return sorted(modules.items(), key=lambda item: (item[1].POSITION, item[0]))
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure, whatever the user's matplotlibrc says."""
+    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"}):
+        yield
+
+
+def _save(run: Run, name: str, figure: Figure) -> str:
+    """Write NAME.svg and NAME.png; the SVG's text."""
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    run_files.write_text(run.paths, run.paths.figures / f"{name}.svg", svg.getvalue())
+    run_files.write_whole(
+        run.paths,
+        run.paths.figures / f"{name}.png",
+        lambda staged: figure.savefig(staged, format="png", dpi=200, facecolor="white"),
+    )
+    return svg.getvalue()
+
+
+# Small multiples -----------------------------------------------------------------------------------------------------
+
+
+def panels(
+    titles: Sequence[str],
+    heading: str,
+    handles: Sequence[Line2D],
+    rows: int = 1,
+    size: tuple[float, float] = PANEL,
+    left: float = 0.68,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a heading, a legend and `rows` empty axes for each title; the axes by title, then row.
+
+    `size` is that of an axes, `left` the room for its labels; laid out in inches, because matplotlib's own layouts put
+    heading and legend on top of each other.
+    """
+    across = min(len(titles), PANELS_IN_A_ROW)
+    down = math.ceil(len(titles) / across) * rows
+    right, bottom, between = 0.15, 0.55, (0.32, 0.5)
+    width = max(left + across * size[0] + (across - 1) * between[0] + right, 5.2)
+    columns = max(1, int(width / max([0.7 + LETTER * len(str(one.get_label())) for one in handles], default=1.0)))
+    top = 0.75 + 0.19 * math.ceil(len(handles) / columns)
+    height = top + down * size[1] + (down - 1) * between[1] + bottom
+    figure = Figure(figsize=(width, height))
+    figure.text(0.12 / width, 1 - 0.12 / height, heading, va="top", fontsize=11.5, fontweight="bold")
+    place = (0.06 / width, 1 - 0.33 / height)
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=columns, borderpad=0.2)
+    grid = figure.subplots(
+        down,
+        across,
+        squeeze=False,
+        sharey="row" if rows > 1 else "all",
+        gridspec_kw={
+            "left": left / width,
+            "right": 1 - right / width,
+            "top": 1 - top / height,
+            "bottom": bottom / height,
+            "wspace": between[0] / size[0],
+            "hspace": between[1] / size[1],
+        },
+    )
+    axes: list[list[Axes]] = []
+    for index, title in enumerate(titles):
+        axes.append([grid[index // across * rows + row][index % across] for row in range(rows)])
+        axes[-1][0].set_title(title)
+    for unused in range(len(titles), across * down // rows):
+        for row in range(rows):
+            grid[unused // across * rows + row][unused % across].set_visible(False)
+    return figure, axes
+
+
+def handle(layout: Layout, line: str, **other: Any) -> Line2D:
+    """The legend's entry of a distinct line."""
+    return Line2D([], [], **{**look(layout, line), "label": line, **other})
+
+
+def look(layout: Layout, line: str) -> dict[str, Any]:
+    """Colour, marker and dashes of a distinct line: the same in every figure of a run, and those of no other line."""
+    cycle, index = divmod(layout.distinct.index(line), len(COLOURS))
+    return {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[cycle]}

@@ -1,0 +1,1 @@
+"""The report, its tables, and the summary in the terminal."""

@@ -1,0 +1,278 @@
+"""report.html: what was found, how far to believe it, and what was run, in one file that can be mailed."""
+
+import inspect
+import json
+import math
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.formats import number_formats
+from analysis.load import Run, open_run
+from analysis.plotting.curves import MOST_REPLICATES
+from analysis.plotting.fitting import fits
+from analysis.plotting.layout import Layout, arrange, listed
+from analysis.plotting.plots import Drawn, draw_all
+from analysis.quantities import number, quantity
+from analysis.report.page import card, definitions, figures, page, section, table
+from analysis.report.tables import fits_table, ladder_table, results_table, steady_table
+from analysis.report.terminal import Losses, losses, times
+from analysis.stats import CONFIDENCE, Estimate
+from analysis.summary import best, caveats, estimate, planned_trials, summarise, write_summary
+from analysis.warnings import doubts
+from sweep.disk import run_files
+from sweep.numbers import metrics
+
+_STATISTICS = (
+    "Seconds in the data, milliseconds on labels. p50, p90 and p99 are quantiles over the requests of one trial."
+    " A point is one engine, workload and load; its figure is the mean of its trials, with Student's t interval over"
+    " them. A ratio to the baseline is one of geometric means, with Welch's t interval of the difference of logarithms."
+    " Trials without a result count in no figure."
+)
+
+OUTCOMES = {
+    "oom_load": "the model did not fit in memory",
+    "oom_run": "it ran out of memory under this load",
+    "launch_failed": "the engine did not start",
+    "launch_timeout": "the engine was not ready in time",
+    "engine_crashed": "the engine died",
+    "hung": "it was not done in time",
+    "client_limited": "the client, not the engine, was the bottleneck",
+    "invalid": "too many requests failed, or what ran was not what was planned",
+    "unavailable": "this host cannot run it",
+    "censored": "a smaller batch of the same deployment already ran out of memory",
+    "cancelled": "it was interrupted",
+}
+
+
+def write_all(folder: str | Path) -> None:
+    """Write summary.csv, figures/ and report.html of a run from its files.
+
+    Raises:
+        RunNotFound: if there is no trials.parquet.
+        DamagedFile: if it is not whole.
+    """
+    run = open_run(folder)
+    points = summarise(run)
+    layout = arrange(run, points)
+    write_summary(run, points)
+    drawn = draw_all(run, layout)
+    run_files.write_text(run.paths, run.paths.report, html(run, layout, drawn))
+
+
+def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
+    """The report as a document."""
+    lost = losses(run, layout)
+    doubt = "".join(f"<li>{escape(sentence)}</li>" for sentence in doubts(run, layout))
+    return page(
+        f"{run.name}: sweep report",
+        [
+            f"<header>\n<h1>{escape(run.name)}</h1>\n{_lead(run, layout)}\n</header>",
+            f'<div class="cards">{"".join(_cards(layout))}</div>',
+            section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
+            section("Figures", *figures(drawn), _reading_figures(run, layout)),
+            section("Results", *results_table(run, layout)),
+            section("What each step of the ladder bought", *ladder_table(layout)),
+            section("Steady state", *steady_table(run, layout)),
+            section("Largest batch that fitted in memory", *fits_table(fits(run, layout))),
+            section("Trials without a result", *_failures(lost)),
+            section("What was run", _provenance(run, layout), *_versions(run)),
+            section("Words", *_words(run)),
+        ],
+    )
+
+
+def _lead(run: Run, layout: Layout) -> str:
+    trials, points = planned_trials(run), len(layout.points)
+    points = max(points, trials // int(run.experiment.get("replicates") or trials or 1))
+    parts = [
+        f"{len(run.ok)} of {trials} trials and {layout.points['n'].gt(0).sum()} of {points} points have a result",
+        ", ".join(sorted(run.trials["model"].dropna().unique())),
+        ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
+        _when(run),
+    ]
+    return f'<p class="lead">{escape(" · ".join(part for part in parts if part))}</p>'
+
+
+def _when(run: Run) -> str:
+    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
+    if begin.empty or end.empty:
+        return ""
+    return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
+
+
+# What to see first ---------------------------------------------------------------------------------------------------
+
+
+def _cards(layout: Layout) -> Iterator[str]:
+    for found in best(layout.points):
+        of = found.quantity
+        told = [layout.describe(found.point), _interval(found.estimate, of.scale), *caveats(found.point)]
+        yield card(f"Best {of.in_sentence}", of.shown(found.estimate.value), of.unit, told)
+    yield from _gains(layout)
+
+
+def _gains(layout: Layout) -> Iterator[str]:
+    """By how much the baseline was beaten, if it was."""
+    for column, label, sign in (
+        ("output_throughput", "Largest gain in throughput", 1),
+        ("ttft_p50", "Largest cut of TTFT p50", -1),
+    ):
+        name = f"{column}_vs_baseline"
+        if name not in layout.points or not layout.points[name].notna().any():
+            continue
+        point = layout.points.iloc[int((sign * layout.points[name]).argmax())]
+        ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
+        told = [layout.describe(point), _verdict(ratio), *caveats(point)]
+        if sign * ratio.value > sign:
+            yield card(label, times(ratio.value), "of baseline", told)
+        else:
+            yield card(label, "none", "", [f"No engine beat the baseline. Closest, at {times(ratio.value)}:", *told])
+
+
+def _interval(of: Estimate, scale: float = 1.0) -> str:
+    if math.isnan(of.low):
+        return "one replicate, no interval"
+    return (
+        f"{CONFIDENCE:.0%} interval {number(max(of.low, 0) * scale)} to {number(of.high * scale)}, n\u00a0=\u00a0{of.n}"
+    )
+
+
+def _verdict(ratio: Estimate) -> str:
+    """The interval of a ratio, and in words whether it leaves room for no difference; its n is the point's."""
+    if math.isnan(ratio.low) and ratio.n > 1:
+        return "one replicate of the baseline, no interval"
+    told = _interval(ratio)
+    return f"{told}: may be no difference" if ratio.low <= 1 <= ratio.high else told
+
+
+def _reading_figures(run: Run, layout: Layout) -> str:
+    lost = " A cross is a point without a result." if (layout.points["n"] == 0).any() else ""
+    if len(layout.distinct) < len(layout.lines):
+        lost += (
+            f" Of {len(layout.lines):,} lines {len(layout.distinct)} have a colour: those of the best figures, of the"
+            " baseline, and others evenly from the plan. The rest are grey, means alone; where lines are rows, and in"
+            " the memory over time, they are left out. All are in summary.csv."
+        )
+    if len(layout.drawn_panels) < len(layout.panels):
+        lost += f" The first {len(layout.drawn_panels)} of {len(layout.panels):,} panels are drawn."
+    if len(layout.drawn(run.ok)) > MOST_REPLICATES:
+        lost += f" There are more than {MOST_REPLICATES:,} replicates: only their intervals are drawn."
+    return (
+        '<p class="note">Lines are means over replicates, small dots the replicates, whiskers the'
+        f" {CONFIDENCE:.0%} interval of the mean (cut where they leave the panel).{lost}"
+        " The same figures are in figures/ as SVG and PNG.</p>"
+    )
+
+
+def _failures(lost: Losses) -> Iterator[str]:
+    if not lost.trials:
+        return
+    rows = [
+        [
+            escape(loss.line),
+            f'<span class="bad">{escape(loss.outcome)}</span>',
+            str(loss.trials),
+            escape(loss.where),
+            escape(loss.reason),
+        ]
+        for loss in lost.shown
+    ]
+    yield table(
+        ["engine", "outcome", "trials", "where", "reason"], rows, classes=["text", "text", "", "text wide", "text wide"]
+    )
+    if lost.left_out:
+        yield f'<p class="note">{escape(lost.left_out)}</p>'
+    for loss in lost.shown:
+        if loss.log_tail:
+            place = f" ({escape(loss.log)})" if loss.log else ""
+            title = f"{escape(loss.line)}, {escape(loss.outcome)}: end of the engine's log{place}"
+            yield f"<details><summary>{title}</summary><pre>{escape(loss.log_tail)}</pre></details>"
+
+
+# What was run --------------------------------------------------------------------------------------------------------
+
+
+def _provenance(run: Run, layout: Layout) -> str:
+    ran = run.trials[run.trials["attempt"].notna()]
+    profile = run.experiment.get("hardware") or {}
+    price = profile.get("price_per_hour")
+    entries = {
+        "Command": run.experiment.get("command"),
+        "Replaced here": "; ".join(run.experiment.get("replaced") or []),
+        "Baseline": ", ".join(f"{key} = {value}" for key, value in run.baseline.items()),
+        "Engines": ", ".join(_engines(ran)),
+        "Models": ", ".join(_distinct(run.trials, "model")),
+        "Workloads": ", ".join(_distinct(run.trials, "workload")),
+        "Loads": ", ".join(_distinct(run.trials, "load")),
+        "Number formats": "; ".join(f"{name}: {listed(lines)}" for name, lines in number_formats(run, layout).items()),
+        "Replicates": str(run.trials["replicate"].nunique()),
+        "Price": f"{price} USD per hour ({profile.get('price_source') or 'no source given'})"
+        if price
+        else "none: no cost",
+        "Machines": "; ".join(dict.fromkeys(_machine(text) for text in ran["hardware"].dropna())),
+        "GPU driver": ", ".join(_distinct(ran, "driver")),
+        "Commit of this code": ", ".join(_distinct(ran, "commit")),
+        "Results": str(run.paths.out.absolute()),
+    }
+    return definitions(
+        (term, f"<code>{escape(str(said))}</code>" if term == "Command" else escape(str(said)))
+        for term, said in entries.items()
+        if said
+    )
+
+
+def _distinct(trials: pd.DataFrame, column: str) -> list[str]:
+    return [str(value) for value in trials[column].dropna().unique()]
+
+
+def _engines(trials: pd.DataFrame) -> Iterator[str]:
+    for backend, group in trials.groupby("backend", sort=False):
+        yield " ".join([str(backend), "/".join(_distinct(group, "engine_version"))]).strip()
+
+
+def _machine(text: str) -> str:
+    hardware = json.loads(text)
+    hardware.pop("load_average", None)  # of the moment: it would tell one machine apart from itself
+    if "memory_bytes" in hardware:
+        hardware["memory"] = f"{number(hardware.pop('memory_bytes') / 2**30)} GiB"
+    parts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in hardware.items() if value}
+    return ", ".join(f"{key} {value}" for key, value in parts.items())
+
+
+def _versions(run: Run) -> Iterator[str]:
+    """What was installed for each engine, folded away: it is long."""
+    for backend, texts in run.trials.groupby("backend", sort=False)["versions"]:
+        for text in texts.dropna().unique():
+            installed = ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
+            title = f"Versions, {escape(str(backend))}"
+            yield f"<details><summary>{title}</summary><pre>{escape(installed)}</pre></details>"
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def _words(run: Run) -> Iterator[str]:
+    """The metrics as `sweep.numbers.metrics` defines them, and the outcomes that occurred."""
+    columns = [name for name in run_files.TRIAL_SCHEMA if run.ok[name].notna().any()]
+    entries = [(name, escape(_formula(name))) for name in vars(metrics) if _formula(name) and _is_metric(name, columns)]
+    yield definitions(entries)
+    yield f'<p class="note">{escape(_STATISTICS)}</p>'
+    if len(run.not_ok):
+        yield "<h3>Outcomes</h3>"
+        yield definitions((name, escape(OUTCOMES.get(name, ""))) for name in run.not_ok["outcome"].unique())
+
+
+def _is_metric(name: str, columns: list[str]) -> bool:
+    statistics = {f"{name}_{statistic}" for statistic in ("mean", "p50")}
+    return quantity(name) is not None and (name in columns or bool(statistics & set(columns)))
+
+
+def _formula(name: str) -> str:
+    """The first paragraph of a metric's docstring: its formula."""
+    function = getattr(metrics, name)
+    if not inspect.isfunction(function) or name.startswith("_"):
+        return ""
+    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split()).partition(" Shape (")[0]

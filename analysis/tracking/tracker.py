@@ -1,0 +1,166 @@
+"""Weights & Biases: a run per trial in a group per sweep, from a process of its own that no trial waits for.
+
+A tracking fault never fails a sweep: whatever goes wrong there, a hang or a crash of wandb included, is one warning.
+What wandb is told of a trial is described here; the process (`tracking_process.py`) passes it on.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.load import LATENCY
+from analysis.tracking import process
+from sweep.disk.run_files import TRIAL_SCHEMA
+from sweep.records import LOAD_COLUMNS
+
+if TYPE_CHECKING:
+    from sweep.config import Tracking
+    from sweep.records import Sample
+
+log = logging.getLogger(__name__)
+
+INIT_TIMEOUT = 20.0  # s to reach the server
+CLOSE_TIMEOUT = 120.0  # s for uploading what is left
+LONGEST_NAME = 128  # characters that W&B takes
+CONFIG = (
+    *("trial_id", "deployment_id", "attempt", "experiment", "backend", "engine_version", "model", "workload", "load"),
+    *(*LOAD_COLUMNS, "replicate", "seed", "accelerator", "gpu_count", "dtype", "batch_form"),
+    *("price_per_hour", "config", "commit", "versions", "hardware", "driver", "started_at", "ended_at"),
+)
+"""The columns of a trials row that, with the axes, say what was run; the others are what came of it."""
+
+
+class Tracker:
+    """Sends finished trials to the tracking process, without ever waiting for it."""
+
+    def __init__(self, config: "Tracking", group: str, folder: Path, init_timeout: float = INIT_TIMEOUT) -> None:
+        """`group` is the sweep's name; runs and the log of the process go to `folder`."""
+        self._settings = {
+            "project": config.project,
+            "entity": config.entity,
+            "group": group,
+            "folder": str(folder),
+            "init_timeout": init_timeout,
+        }
+        self._enabled = config.kind == "wandb"
+        self._folder = folder
+        self._messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._process: subprocess.Popen[str] | None = None
+        self._threads: list[threading.Thread] = []
+        self._warned = False
+
+    def log_trial(self, row: Mapping[str, Any], telemetry: Sequence["Sample"]) -> None:
+        """Track a trial: its row, and its telemetry as history. Returns at once."""
+        if not self._enabled:
+            return
+        try:
+            if self._process is None:
+                self._start()
+            self._messages.put(json.dumps({"run": described(row), "telemetry": list(telemetry)}, default=str))
+        except (OSError, TypeError, ValueError) as error:
+            self._warn(f"{type(error).__name__}: {error}")
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Let the process finish what it was given, `timeout` s at most."""
+        if self._process is None:
+            return
+        self._messages.put(None)
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._warn(f"not finished {timeout:g} s after the last trial")
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        self._process = None
+
+    def _start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "tracking.log").open("a", encoding="utf-8") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", process.__file__],  # -P: this folder's modules must not shadow anyone's
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # an interrupt of the sweep lets it finish
+            )
+        self._messages.put(json.dumps(self._settings))
+        for target in (self._write, self._read):
+            thread = threading.Thread(target=target, args=(self._process,), name="tracking", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _write(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # why it broke is told by _read
+            while (message := self._messages.get()) is not None:
+                pipe.write(message + "\n")
+                pipe.flush()
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        """Each line that the process says is a fault."""
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            for line in pipe:
+                self._warn(line.strip())
+        status = process.wait()
+        if status != 0:
+            self._warn(f"its process ended with status {status}")
+
+    def _warn(self, fault: str) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("tracking: %s; the sweep goes on (see %s)", fault, self._folder / "tracking.log")
+
+
+# What wandb is told of a trial ----------------------------------------------------------------------------------------
+
+
+def described(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A trials row as a W&B run: what was run as its config, what came of it as its summary."""
+    known = {key: value for key, value in row.items() if value is not None}
+    if row.get("client_stamp_source") == "engine":  # its latencies leave out the way to the client
+        known = {key: value for key, value in known.items() if not LATENCY.match(key)}
+    config = {key: plain(value) for key, value in known.items() if key in CONFIG}
+    axes = {re.sub(r"\W", "_", key): value for key, value in known.items() if key not in TRIAL_SCHEMA}
+    return {
+        "trial_id": row["trial_id"],
+        "name": run_name(row),
+        "job_type": row.get("backend"),
+        "tags": [str(known[key]) for key in ("backend", "workload", "outcome") if key in known],
+        "config": {**axes, **config},  # W&B groups and filters by names of letters, digits and underscores alone
+        "summary": {key: value for key, value in known.items() if key in TRIAL_SCHEMA and key not in CONFIG},
+        "ok": row.get("outcome") == "ok",
+    }
+
+
+def run_name(row: Mapping[str, Any]) -> str:
+    """A trial in a few words and its values on the experiment's axes, e.g. `vllm tiny qa batch 8 dtype=fp16 r0`."""
+    size = next((row[key] for key in LOAD_COLUMNS if row.get(key) is not None), None)
+    words = [*(row.get(key) for key in ("backend", "model", "workload", "load")), size, row.get("ladder")]
+    told = {"ladder", "ladder_parent", *(f"load.{key}" for key in LOAD_COLUMNS)}
+    axes = [key for key in row if key not in TRIAL_SCHEMA and key not in told and row[key] is not None]
+    words += [f"{key.rpartition('.')[2]}={row[key]}" for key in axes]
+    name = " ".join(str(word) for word in [*words, f"r{row.get('replicate')}"] if word is not None)
+    cut = LONGEST_NAME - len(f"... {row['trial_id']}")
+    return name if len(name) <= LONGEST_NAME else f"{name[:cut]}... {row['trial_id']}"
+
+
+def plain(value: Any) -> Any:
+    """JSON columns (the resolved config, versions, hardware) as nested data, so that wandb can filter by their keys."""
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value

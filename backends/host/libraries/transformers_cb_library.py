@@ -1,0 +1,128 @@
+"""transformers' continuous batching: its manager schedules in a thread of its own, tokens come through its queue."""
+
+import gc
+import queue
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from transformers import ContinuousBatchingConfig, GenerationConfig
+
+from backends.host.libraries.transformers_library import load_model
+from backends.host.library import Row, Settings, Step
+
+WAIT = 1.0  # s that one step waits for tokens
+
+
+def load(settings: Settings) -> "TransformersCB":
+    flags = dict(settings.flags)
+    memory, scheduler = flags.pop("kv_cache"), flags.pop("scheduler")
+    model = load_model(settings, flags)
+    if "num_blocks" not in scheduler:
+        scheduler["num_blocks"] = num_blocks(model, memory, scheduler.get("page_size", 256))
+    return TransformersCB(model, scheduler)
+
+
+def num_blocks(model: Any, memory: Mapping[str, float], page_size: int) -> int:
+    """Blocks of the KV cache that the stated memory holds: `kv_cache_gib`, or a `memory_share` of the free GPU memory.
+
+    A block has a page of `page_size` tokens, keys and values, for each layer.
+    """
+    config = model.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    block = page_size * config.num_hidden_layers * 2 * heads * head * model.dtype.itemsize
+    if "memory_share" in memory:
+        wanted = memory["memory_share"] * torch.cuda.mem_get_info(model.device)[0]
+    else:
+        wanted = memory["kv_cache_gib"] * 2**30
+    blocks = int(wanted // block)
+    if blocks < 1:
+        raise ValueError(f"the KV cache has room for no block of {block} bytes: allow it more memory")
+    print(f"host: KV cache of {blocks} blocks of {block} bytes", file=sys.stderr)
+    return blocks
+
+
+class TransformersCB:
+    """A loaded model and its manager."""
+
+    version = transformers.__version__
+    adds_any_time = True  # the manager's queues are made for it
+
+    def __init__(self, model: Any, scheduler: Mapping[str, Any]) -> None:
+        self.model = model
+        self.scheduler = scheduler
+        self.rows: dict[str, Row] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A manager of its own; rows end where the host says, so no EOS of the model's."""
+        config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=-1)
+        self.manager = self.model.init_continuous_batching(
+            generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**self.scheduler)
+        )
+        self.manager.warmup()
+        self.manager.start()
+
+    @property
+    def _outputs(self) -> "queue.Queue[Any]":
+        found: queue.Queue[Any] = self.manager.output_router.output_queue
+        return found
+
+    def add(self, row: Row) -> None:
+        name = f"row-{id(row)}"
+        self.rows[name] = row
+        ends = sorted(row.ends) or -1
+        self.manager.add_request(
+            list(row.prompt), name, max_new_tokens=row.max_tokens, streaming=True, eos_token_id=ends
+        )
+
+    def step(self) -> Sequence[Step]:
+        if self.manager.background_thread_status.fatal_error is not None and self._outputs.empty():
+            # It has told all that it had; what is left came after its end, and goes to its successor.
+            left = list(self.rows.values())
+            self.clear()
+            for row in left:
+                self.add(row)
+        found = []
+        try:
+            found.append(self._outputs.get(timeout=WAIT))
+            while True:
+                found.append(self._outputs.get_nowait())
+        except queue.Empty:
+            pass  # all that there is now
+        return [step for output in found if (step := self._step(output))]
+
+    def _step(self, output: Any) -> Step | None:
+        """What is new in a result, which holds all tokens so far."""
+        row = self.rows.get(output.request_id)
+        if row is None:
+            return None
+        if output.is_finished():
+            del self.rows[output.request_id]
+        return Step(row, output.generated_tokens[len(row.tokens) :], output.error)
+
+    def drop(self, row: Row) -> None:
+        if self.rows.pop(f"row-{id(row)}", None):
+            self.manager.cancel_request(f"row-{id(row)}")
+
+    def memory(self) -> Mapping[str, float]:
+        processor = self.manager.batch_processor
+        found = {}
+        if processor is not None:
+            found["kv_cache_usage"] = 1.0 - float(processor.cache.compute_free_capacity(relative=True))
+        if self.model.device.type == "cuda":
+            found["memory_allocated_bytes"] = torch.cuda.memory_allocated()
+            found["memory_reserved_bytes"] = torch.cuda.memory_reserved()
+        return found
+
+    def clear(self) -> None:
+        """The manager does not outlive an error of its loop: a new one takes its place."""
+        self.rows.clear()
+        self.manager.destroy()
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.begin()

@@ -1,0 +1,1 @@
+"""Launches an engine's process tree, watches it, and leaves nothing of it behind."""

@@ -1,0 +1,137 @@
+"""Engines that no package index has as a program: compiled once, into the environment that they belong to.
+
+The source comes out of a source distribution, fetched by the environment's own pip (so with the user's indexes); the
+tools (cmake, ninja) are requirements of that environment. It is for the CPU it is built on: `machine` tells CPUs apart.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from backends.base import Progress, SourceBuild
+from backends.launch import task
+
+CPU_INFORMATION = Path("/proc/cpuinfo")
+JOB_BYTES = 2 << 30  # of memory that one compiler may need
+SAY_EVERY = 10.0  # s
+WORDS_LINES = 4  # of a tool's output, from its first error on
+
+
+class BuildFailed(Exception):
+    """A source cannot be had or built. One line, with the tool's own last words."""
+
+
+def build(source: SourceBuild, folder: Path, environ: Mapping[str, str], log: Path, progress: Progress) -> None:
+    """Put the executables into `folder`/bin and what is kept into `folder`/share. Raises BuildFailed or OSError."""
+    tree = folder / "source"
+    environ = {**environ, "PATH": f"{folder / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}"}
+    _fetch(source, folder, tree, environ, log, progress)
+    root = tree / source.folder
+    for name in source.keep:
+        (folder / "share").mkdir(exist_ok=True)
+        shutil.move(root / name, folder / "share" / name)
+    if source.targets:
+        _compile(source, root, folder, environ, log, progress)
+    shutil.rmtree(tree)
+
+
+def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict[str, str | bool]:
+    """CMake's options on a CPU with these features; None: on this one."""
+    chosen = dict(source.options)
+    present = cpu_features() if features is None else features
+    for feature, more in source.cpu_options.items():
+        if feature in present:
+            chosen |= more
+    return chosen
+
+
+def machine(source: SourceBuild) -> str:
+    """8 hex digits that are the same where the same program would be built: caches may be shared by unlike nodes."""
+    return hashlib.sha256(json.dumps(options(source), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def cpu_features() -> frozenset[str]:
+    """What the kernel says that every core of this CPU can do, e.g. "avx2"; empty where it says nothing."""
+    if not CPU_INFORMATION.exists():
+        return frozenset()
+    for line in CPU_INFORMATION.read_text().splitlines():
+        name, _, values = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(values.split())
+    return frozenset()
+
+
+def _fetch(
+    source: SourceBuild, folder: Path, tree: Path, environ: Mapping[str, str], log: Path, progress: Progress
+) -> None:
+    """The archive's files in `tree`."""
+    progress(f"fetching the source of {source.sdist}")
+    archives = folder / "archives"
+    # Its metadata is made by the environment's own build backend: no second environment for that.
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
+    _run([*pip, "--no-binary", ":all:", "--dest", str(archives), source.sdist], environ, log, progress)
+    (archive,) = archives.iterdir()
+    # Python 3.11 has the filter since 3.11.4 only; without it the archive is trusted, as pip trusts what it installs.
+    harmless: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with tarfile.open(archive) as packed:
+        packed.extractall(archives / "unpacked", **harmless)
+    (top,) = (archives / "unpacked").iterdir()
+    top.rename(tree)
+    shutil.rmtree(archives)
+
+
+def _compile(
+    source: SourceBuild, root: Path, folder: Path, environ: Mapping[str, str], log: Path, progress: Progress
+) -> None:
+    """Configure, build at low priority, strip, and move the executables to their place."""
+    built = folder / "build"
+    defines = [f"-D{name}={_cmake(value)}" for name, value in options(source).items()]
+    _run(["cmake", "-S", str(root), "-B", str(built), "-G", "Ninja", *defines], environ, log, progress)
+    jobs = max(1, min(len(os.sched_getaffinity(0)), _memory_bytes() // JOB_BYTES))
+    command = ["nice", "-n", "15", "cmake", "--build", str(built), "-j", str(jobs), "--target", *source.targets]
+    begin = time.monotonic()
+    _run(command, {**environ, "NINJA_STATUS": "[%f/%t] "}, log, progress)
+    progress(f"compiled {', '.join(source.targets)} in {time.monotonic() - begin:.0f} s with {jobs} jobs")
+    for target in source.targets:
+        (found,) = [path for path in built.rglob(target) if path.is_file() and os.access(path, os.X_OK)]
+        shutil.move(found, folder / "bin" / target)
+    shutil.rmtree(built)
+
+
+def _cmake(value: str | bool) -> str:
+    return ("ON" if value else "OFF") if isinstance(value, bool) else value
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Progress) -> None:
+    """Run a tool, its words going to the log and, where they are ninja's "[12/210] …", now and then to the user."""
+    lines: list[str] = []
+    said = time.monotonic()
+    with log.open("a") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        with task.program(
+            command, environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                file.write(line)
+                lines.append(line.strip())
+                if line.startswith("[") and time.monotonic() - said > SAY_EVERY:
+                    said = time.monotonic()
+                    progress(f"compiling {line.split(']')[0][1:]}")
+    if process.returncode != 0:
+        told = [line for line in lines if line] or ["nothing"]
+        first = next((number for number, line in enumerate(told) if "error" in line.lower()), len(told) - 1)
+        words = " ".join(told[first : first + WORDS_LINES])[:300]  # CMake says on the next lines what is wrong
+        raise BuildFailed(f"{' '.join(command[:4])} … says: {words}; log: {log}")

@@ -1,0 +1,445 @@
+"""One persistent HTTP/1.1 connection that stamps what it reads with the kernel's time of arrival.
+
+A plain non-blocking socket, watched by `Watch`: `recvmsg` gives the bytes and the kernel's receive stamp
+(SO_TIMESTAMPNS), httptools the framing, `wire.Answer` the tokens. The start is stamped at the write. TLS runs through
+ssl.MemoryBIO over the same socket, so that its bytes are stamped by the kernel as well.
+
+A stamp belongs to the last segment of a read: token events that come in one read share it, so such reads are counted.
+"""
+
+import asyncio
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httptools
+
+from sweep.client.clock import CAN_STAMP, STAMP_OPTION, StampClock
+from sweep.client.poller import Watch
+from sweep.client.wire import Answer
+
+READ_SIZE = 64 << 10
+PATIENT_READ_SIZE = 4 << 10  # of a socket that has one token to give: a small buffer is cheaper to make
+STALE_AFTER = 1_000_000_000  # ns idle, after which a kept-alive connection is looked at before it is used
+_STAMP = struct.Struct("qq")
+_ANCILLARY = socket.CMSG_SPACE(_STAMP.size) if CAN_STAMP else 0
+_CR, _LF = b"\r\n"
+
+
+def _chunk_head(length: int) -> bytes | tuple[()]:
+    """How a read of `length` bytes begins if it is one whole chunk; () if none is of that length.
+
+    RFC 9112, 7.1: the size in hexadecimal digits, CR LF, as many bytes, CR LF. The last chunk, of size 0, is left out.
+    """
+    for digits in range(1, 8):
+        size = length - digits - 4
+        if size > 0 and len(f"{size:x}") == digits:
+            return b"%x\r\n" % size
+    return ()
+
+
+_CHUNK_HEADS = [_chunk_head(length) for length in range(PATIENT_READ_SIZE)]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What all connections of one client process have done."""
+
+    multi_event_reads: int = 0  # reads that held more than one token event of a prompt
+    kernel_stamps: int = 0  # reads that the kernel stamped
+    user_stamps: int = 0  # reads that it did not
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to connect, resolved once, before the clock starts."""
+
+    family: int
+    address: tuple[str | int | bytes, ...]
+    hostname: str
+    tls: ssl.SSLContext | None
+    connect_timeout: float  # s
+
+
+class Connection:
+    """One request at a time: `begin` writes it, `on_done` is called with the connection and its Answer when it ended.
+
+    It opens again by itself after the server has closed it; whatever goes wrong becomes the Answer's error.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_arrived",
+        "_between_chunks",
+        "_body",
+        "_counters",
+        "_endpoint",
+        "_keep_alive",
+        "_loop",
+        "_on_done",
+        "_opening",
+        "_parser",
+        "_part",
+        "_patient",
+        "_request",
+        "_sized",
+        "_sock",
+        "_stamps",
+        "_tls",
+        "_unsent",
+        "_watch",
+        "answer",
+        "begun",
+        "context",
+        "idle_since",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        watch: Watch,
+        endpoint: Endpoint,
+        stamps: StampClock,
+        counters: Counters,
+        on_done: Callable[["Connection", Answer], None],
+    ) -> None:
+        self._loop, self._watch, self._endpoint = loop, watch, endpoint
+        self._stamps, self._counters = stamps, counters
+        self._on_done = on_done
+        self._sock: socket.socket | None = None
+        self._tls: _Tls | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._request = b""
+        self._unsent = memoryview(b"")
+        self._patient = False  # watched as a socket that may wait for the next round of reads
+        self._arrived = 0  # ns, stamp of the read that the parser has in hand
+        self._sized = False  # the answer says where it ends
+        self._answered = False
+        self._keep_alive = False
+        self._body: Callable[[bytes, int], None] = _discard
+        self._part = b""  # what the parser last gave out of the body
+        self._between_chunks = False  # the next byte begins a chunk
+        self.answer: Answer | None = None  # the one in flight
+        self.begun = 0  # ns, when `begin` was called
+        self.idle_since = 0
+        self.context: object = None  # the caller's own, about the request in flight
+
+    # -- opening and closing
+
+    @property
+    def is_open(self) -> bool:
+        return self._sock is not None
+
+    async def open(self) -> None:
+        """Connect, unless it is; an OSError tells why it could not."""
+        if self._sock is not None:
+            return
+        if self._opening is None:
+            self._opening = self._loop.create_task(self._open())
+        await asyncio.shield(self._opening)
+
+    async def _open(self) -> None:
+        sock = socket.socket(self._endpoint.family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if CAN_STAMP:
+                sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
+            async with asyncio.timeout(self._endpoint.connect_timeout):
+                await self._loop.sock_connect(sock, self._endpoint.address)
+                if self._endpoint.tls:
+                    self._tls = _Tls(self._endpoint.tls, self._endpoint.hostname)
+                    await self._tls.handshake(self._loop, sock)
+        except BaseException:
+            self._tls = None
+            sock.close()
+            raise
+        finally:
+            self._opening = None
+        self._sock = sock
+        self._parser = httptools.HttpResponseParser(self)
+        self._between_chunks = False
+        self.idle_since = time.monotonic_ns()
+        self._watch.add(sock.fileno(), self._readable)
+
+    def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._sock is not None:
+            self._watch.remove(self._sock.fileno(), self._patient)
+            self._patient = False
+            self._loop.remove_writer(self._sock.fileno())
+            self._sock.close()
+            self._sock = self._tls = None
+
+    # -- one exchange
+
+    def begin(self, request: bytes, answer: Answer) -> None:
+        """Send a request; at once if the connection is open, else as soon as it is."""
+        self.answer, self._request, self.begun = answer, request, time.monotonic_ns()
+        self._body = answer.body
+        self._answered, self._unsent = False, memoryview(b"")
+        if self._sock is not None and self.begun - self.idle_since > STALE_AFTER and self._gone():
+            self.close()
+        if self._sock is not None:
+            self._send()
+        else:
+            self._loop.create_task(self._open_and_send(answer))
+
+    def abandon(self, error: str | None) -> None:
+        """Give up on the request in flight: the bytes that may still come make the connection useless."""
+        answer = self.answer
+        if answer is not None:
+            if error is not None:
+                answer.fail(error)
+            self.close()
+            self._finish(answer)
+
+    def _abandon(self, answer: Answer, error: str) -> None:
+        if self.answer is answer:
+            self.abandon(error)
+
+    async def _open_and_send(self, answer: Answer) -> None:
+        try:
+            await self.open()
+        except asyncio.CancelledError:
+            return  # abandoned meanwhile
+        except (OSError, TimeoutError) as error:
+            if self.answer is answer:
+                answer.fail(f"connect: {_words(error)}")
+                self._finish(answer)
+            return
+        if self.answer is answer:
+            self._send()
+
+    def _send(self) -> None:
+        assert self._sock is not None
+        assert self.answer is not None
+        data = self._tls.encrypt(self._request) if self._tls else self._request
+        self._request = b""
+        self.answer.sent = time.monotonic_ns()
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            # Not at once: whoever called `begin` must not be told of the end before it has returned.
+            self._loop.call_soon(self._abandon, self.answer, f"reset: {_words(error)}")
+            return
+        if sent < len(data):
+            self._unsent = memoryview(data)[sent:]
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+        self._be_patient(self.answer.patient_until > 0)
+
+    def _be_patient(self, patient: bool) -> None:
+        if patient != self._patient and self._sock is not None:
+            self._watch.set_patient(self._sock.fileno(), patient)
+            self._patient = patient
+
+    def _writable(self) -> None:
+        assert self._sock is not None
+        try:
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.abandon(f"reset: {_words(error)}")
+            return
+        if not self._unsent:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def _gone(self) -> bool:
+        """Whether the server has closed an idle connection, in the moment before its end is noticed by the loop."""
+        assert self._sock is not None
+        try:
+            return self._sock.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _finish(self, answer: Answer) -> None:
+        self.answer = None
+        self.idle_since = time.monotonic_ns()
+        self._on_done(self, answer)
+
+    # -- reading
+
+    def _readable(self) -> None:
+        assert self._sock is not None
+        size = PATIENT_READ_SIZE if self._patient else READ_SIZE
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(size, _ANCILLARY)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(f"reset: {_words(error)}")
+            return
+        if len(data) == size:  # there may be more
+            self._be_patient(False)
+        now = time.monotonic_ns()
+        if ancillary:
+            seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])
+            arrived = seconds * 1_000_000_000 + nanoseconds - self._stamps.offset
+            if arrived > now:  # the wall clock was stepped since the offset was taken
+                self._stamps.refresh()
+                arrived = min(now, seconds * 1_000_000_000 + nanoseconds - self._stamps.offset)
+            self._counters.kernel_stamps += 1
+        else:
+            arrived = now
+            self._counters.user_stamps += data != b""  # the end of a connection is never stamped
+        if data and self._tls:
+            try:
+                data, ended = self._tls.decrypt(data)
+            except ssl.SSLError as error:
+                self._lost(f"reset: TLS: {_words(error)}")
+                return
+            if not data and not ended:
+                return
+        if not data:
+            self._end_of_file(arrived)
+            return
+        answer = self.answer
+        if answer is None or not answer.sent:
+            self.close()  # bytes that nobody asked for: a 408 before it closes, as some servers send
+            return
+        before, shared = answer.chunks, answer.shared
+        try:
+            self._feed(data, arrived, answer)
+        except httptools.HttpParserCallbackError:
+            raise
+        except httptools.HttpParserError as error:
+            self.abandon(f"protocol: {_words(error)}")
+            return
+        if answer.chunks - before > 1 and (len(answer.streams) == 1 or answer.shared != shared):
+            self._counters.multi_event_reads += 1
+            self._watch.alert(now / 1e9)
+        if self._patient and answer.tokens >= answer.patient_until:
+            self._be_patient(False)
+        if self._answered:
+            if self._unsent or not self._keep_alive:
+                self.close()
+            self._answered = False
+            self._finish(answer)
+
+    def _feed(self, data: bytes, arrived: int, answer: Answer) -> None:
+        """Take the HTTP framing off.
+
+        In the middle of an answer a read is nearly always one whole chunk. Once the parser has read one like that it
+        stands between two chunks, and need not see the next. (It is quick, but what it keeps for each connection is no
+        longer in the processor's caches when the next token comes.)
+        """
+        head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # nothing starts with ()
+        whole = data.startswith(head) and data[-1] == _LF and data[-2] == _CR
+        if whole and self._between_chunks:
+            answer.body(data[len(head) : -2], arrived)
+            return
+        self._part, self._arrived = b"", arrived
+        self._parser.feed_data(data)
+        self._between_chunks = whole and self._part == data[len(head) : -2]
+
+    def _end_of_file(self, arrived: int) -> None:
+        answer = self.answer
+        if answer is not None and answer.status and not self._sized:  # the close is the end of the body
+            self.close()
+            answer.complete(arrived)
+            self._finish(answer)
+        else:
+            self._lost("closed: by the server" + (" before its answer began" if answer and not answer.status else ""))
+
+    def _lost(self, error: str) -> None:
+        """The connection has gone: an error if a request is in flight, else it is opened again for the next one."""
+        if self.answer is not None:
+            self.abandon(error)
+        else:
+            self.close()
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open again in the background; where that fails, the next `begin` tries and says why."""
+        if self._sock is None and self._opening is None:
+            task = self._loop.create_task(self.open())
+            task.add_done_callback(_forget_failure)
+
+    # -- callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        self._sized = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._sized = True
+        if self.answer is not None and not self._answered:
+            self.answer.header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.answer is not None and not self._answered:
+            self.answer.status = self._parser.get_status_code()
+
+    def on_body(self, data: bytes) -> None:
+        self._part = data
+        self._body(data, self._arrived)
+
+    def on_message_complete(self) -> None:
+        if self.answer is not None and self.answer.status >= 200 and not self._answered:
+            self.answer.complete(self._arrived)
+            self._answered = True
+            self._body = _discard
+            self._keep_alive = self._parser.should_keep_alive()  # known here only
+
+
+class _Tls:
+    """The client side of a TLS session between two memory buffers."""
+
+    def __init__(self, context: ssl.SSLContext, hostname: str) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
+
+    async def handshake(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        while True:
+            done = True
+            try:
+                self._session.do_handshake()
+            except ssl.SSLWantReadError:
+                done = False
+            if data := self._outgoing.read():
+                await loop.sock_sendall(sock, data)
+            if done:
+                return
+            data = await loop.sock_recv(sock, READ_SIZE)
+            if not data:
+                raise ConnectionError("closed during the TLS handshake")
+            self._incoming.write(data)
+
+    def encrypt(self, data: bytes) -> bytes:
+        self._session.write(data)
+        return self._outgoing.read()
+
+    def decrypt(self, data: bytes) -> tuple[bytes, bool]:
+        """Plain bytes, and whether the peer has ended the session."""
+        self._incoming.write(data)
+        plain = bytearray()
+        try:
+            while part := self._session.read(READ_SIZE):
+                plain += part
+        except ssl.SSLWantReadError:
+            return bytes(plain), False
+        except ssl.SSLZeroReturnError:
+            pass
+        return bytes(plain), True
+
+
+def _discard(data: bytes, arrived: int) -> None:
+    """For bytes after the end of an answer."""
+
+
+def _forget_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _words(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())

@@ -1,0 +1,128 @@
+"""What goes between the client and its measuring process as files: the job, and the rows and chunks that come back.
+
+Results are written as they come, one fixed row a request and its chunks, so that memory does not grow with the trial.
+"""
+
+import json
+import os
+import struct
+from array import array
+from pathlib import Path
+from typing import Any
+
+from sweep.client import wire
+from sweep.records import UNKNOWN, Schedule
+
+ROW = struct.Struct("<IiqqqqIiiii")
+"""record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, finish_reason, error
+(indices of the text table, -1: none). A row's chunks are the next ones of the chunk files."""
+
+SPILL = 1 << 16  # chunks kept in memory before they go to the files
+
+
+class Call:
+    """One HTTP call on its way: when it should have left and when it was allowed to. Times in ns."""
+
+    __slots__ = ("batch", "given_up", "number", "released", "scheduled")
+
+    def __init__(self, number: int, scheduled: int, released: int, batch: int = UNKNOWN) -> None:
+        self.number, self.scheduled, self.released, self.batch = number, scheduled, released, batch
+        self.given_up = released  # when nothing more was awaited; stands for `sent` where nothing was ever sent
+
+
+class Job:
+    """What the parent wrote into the folder. Calls are numbered: the warm-up first, then the measured ones."""
+
+    def __init__(self, folder: Path, part: int) -> None:
+        self.folder, self.part = folder, part
+        content: dict[str, Any] = json.loads((folder / "job.json").read_text())
+        self.target = wire.Target(**content["target"])
+        self.timeouts = wire.Timeouts(**content["timeouts"])
+        self.parts: int = content["parts"]
+        self.cpus: list[int] | None = content["cpus"]
+        self.warmup_calls: int = content["warmup_calls"]
+        self.offsets = _read_array(folder / "requests.index", "Q")
+        self.prompts = _read_array(folder / "prompts", "I")  # of each call
+        self.limits = _read_array(folder / "limits", "I")  # output tokens asked for, per prompt of each call
+        self.first = array("I", [0])  # record of each call's first prompt
+        for count in self.prompts:
+            self.first.append(self.first[-1] + count)
+        times: dict[str, Any] = {name: _read_array(folder / name, "d") for name in content["times"]}
+        self.schedule = Schedule(**content["schedule"], **times)
+        self._requests = os.open(folder / "requests", os.O_RDONLY)
+        key = os.environ[self.target.api_key_env] if self.target.api_key_env else None
+        self._head = wire.head(self.target, key)
+
+    @property
+    def calls(self) -> int:
+        return len(self.prompts)
+
+    def request(self, call: int) -> bytes:
+        """The bytes of one call. Read when they are needed: the page cache holds them, our memory does not."""
+        begin, end = self.offsets[call], self.offsets[call + 1]
+        return self._head + os.pread(self._requests, end - begin, begin)
+
+    def patient_until(self, call: int) -> int:
+        """Tokens before which a call's answer cannot end, so that its reads may wait (see `watch`)."""
+        return self.limits[call] - 1 if self.target.ignore_eos and self.prompts[call] == 1 else 0
+
+    def answer(self, call: int) -> wire.Answer:
+        """An empty answer for one call."""
+        return wire.Answer(self.target.api, self.prompts[call], self.patient_until(call))
+
+
+def _read_array(path: Path, typecode: str) -> "array[Any]":
+    values: array[Any] = array(typecode)
+    values.frombytes(path.read_bytes())
+    return values
+
+
+class Results:
+    """Rows and chunks, spilled to files of the job folder as they come."""
+
+    def __init__(self, folder: Path, part: int) -> None:
+        self._rows = (folder / f"rows.{part}").open("wb")
+        self._us = (folder / f"chunk_us.{part}").open("wb")
+        self._tokens = (folder / f"chunk_tokens.{part}").open("wb")
+        self._row_bytes = bytearray()
+        self._chunk_us, self._chunk_tokens = array("I"), array("H")
+        self._texts: dict[str, int] = {}
+        self._texts_path = folder / f"texts.{part}.json"
+
+    def add(self, call: "Call", answer: wire.Answer, first_record: int) -> None:
+        """Write down a call that has ended."""
+        for number, stream in enumerate(answer.streams):
+            error = answer.error_of(stream)
+            self._row_bytes += ROW.pack(
+                first_record + number,
+                call.batch,
+                call.scheduled,
+                call.released,
+                answer.sent or call.given_up,
+                answer.completed or call.given_up,
+                len(stream.chunk_us),
+                stream.input_tokens,
+                stream.total,
+                self._text(stream.finish_reason),
+                self._text(error),
+            )
+            self._chunk_us.extend(stream.chunk_us)
+            self._chunk_tokens.extend(stream.chunk_tokens)
+        if len(self._chunk_us) > SPILL or len(self._row_bytes) > SPILL * 8:
+            self._spill()
+
+    def _text(self, text: str | None) -> int:
+        return -1 if text is None else self._texts.setdefault(text, len(self._texts))
+
+    def _spill(self) -> None:
+        self._rows.write(self._row_bytes)
+        self._chunk_us.tofile(self._us)
+        self._chunk_tokens.tofile(self._tokens)
+        self._row_bytes.clear()
+        del self._chunk_us[:], self._chunk_tokens[:]
+
+    def close(self) -> None:
+        self._spill()
+        for file in (self._rows, self._us, self._tokens):
+            file.close()
+        self._texts_path.write_text(json.dumps(list(self._texts)))

@@ -1,0 +1,391 @@
+"""One trial's requests sent to an endpoint by a process of its own: `measure` starts, watches and reads it.
+
+This is the orchestrator's side: it writes the job into a folder (the bytes of every request, built before the clock),
+starts one or more `sweep.client.process` processes, and merges their rows into Records. What is measured, and how, is
+in `client_main`, `client_runs`, `connection` and `wire`.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Literal, NamedTuple
+
+from sweep.client import wire
+from sweep.client.job import ROW
+from sweep.client.wire import BatchForm, Target, Timeouts
+from sweep.records import Phase, Record, Records, Request, Schedule
+
+__all__ = [
+    "ClientDied",
+    "ClientReport",
+    "Measurement",
+    "Target",
+    "Timeouts",
+    "measure",
+]
+
+HEAD_START = 0.02  # s between the word "go" and the start of the clock, so that all processes have it in time
+STOP_WITHIN = 60.0  # s for the client to write down what it has, once it is told to stop
+STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
+TOKENS_A_PROCESS = 40_000  # a second, likewise
+
+
+class ClientDied(RuntimeError):
+    """The measuring process ended without its results: killed, out of memory, or an error of ours (in the message)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientReport:
+    """What the client says about itself, over the measured part of the trial."""
+
+    processes: int
+    cpu: float  # share of a core that the busiest process used, or of all its cores that all used: the larger
+    cpu_seconds: float  # of all client processes
+    loop_lag_p50: float  # s by which the event loop was late
+    loop_lag_p99: float
+    offered: int  # requests that the load wanted sent
+    sent: int  # requests whose first byte was written to a socket
+    reads: int
+    multi_event_reads: int  # reads that held several token events of a prompt: they share one stamp
+    stamp_source: Literal["kernel", "user", "mixed", "none", "engine"]
+    clock_steps: int  # jumps of the wall clock by more than 1 ms: stamps within a second of one may be off by it
+    peak_memory_bytes: int  # of the largest client process
+    batch_form: BatchForm  # how lockstep batches were really sent
+    stopped: str | None = None  # why the trial was stopped early
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one trial brought: Records in the order of the requests, warm-up first."""
+
+    records: Records
+    report: ClientReport
+    start_monotonic: float  # s on CLOCK_MONOTONIC: what the Records' times count from
+
+
+def measure(
+    target: Target,
+    warmup: Sequence[Request],
+    requests: Sequence[Request],
+    schedule: Schedule,
+    *,
+    folder: Path,
+    cpus: set[int] | None = None,
+    processes: int | Literal["auto"] = 1,
+    timeouts: Timeouts | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    on_start: Callable[[float], None] = lambda start: None,
+) -> Measurement:
+    """Send the warm-up and then the requests as the schedule says, and return a Record of each request that was due.
+
+    The warm-up is sent in the same way before the clock starts; its Records have phase "warmup" and negative times.
+    `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, some 20 ms before
+    it; `should_stop` about ten times a second: when it gives a reason, requests on their way end with the error
+    "cancelled: <reason>" and nothing more is sent. `folder` is created for the job's files; the Records do not need it
+    afterwards. With several `processes` requests and users are dealt out in turn, and a cap on requests in flight is
+    shared out among them; lockstep needs one process. Raises ValueError for what cannot be sent, ClientDied.
+    """
+    if target.api_key_env and target.api_key_env not in os.environ:
+        raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
+    target = replace(target, batch_form=_batch_form(target, schedule, warmup, requests))
+    parts = _parts(processes, schedule, requests, cpus)
+    _write_job(folder, target, warmup, requests, schedule, parts, cpus, timeouts or Timeouts())
+    watch = _Watch(should_stop, on_start)
+    with _clients(folder, parts) as clients:
+        finals = watch.until_done(clients)
+    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), watch.start)
+    cores = len(cpus or os.sched_getaffinity(0))
+    return Measurement(records, _report(folder, finals, target, watch.stopped, cores), watch.start / 1e9)
+
+
+# -- the job folder
+
+
+def _parts(
+    processes: int | Literal["auto"], schedule: Schedule, requests: Sequence[Request], cpus: set[int] | None
+) -> int:
+    """How many client processes there will be: never more than streams, and one where batches move in step."""
+    streams = min(schedule.concurrency or len(requests), len(requests))
+    if schedule.mode == "lockstep" or streams <= 1:
+        return 1
+    if processes == "auto":
+        return min(_wanted(schedule, requests), len(cpus or os.sched_getaffinity(0)))
+    if processes < 1:
+        raise ValueError(f"client.processes={processes}: allowed are 'auto' and whole numbers from 1")
+    return min(processes, streams)
+
+
+def _wanted(schedule: Schedule, requests: Sequence[Request]) -> int:
+    """How many processes the load is work for: by its users or, where requests come by the clock, by their tokens."""
+    if schedule.due is None:
+        return -(-(schedule.concurrency or 1) // STREAMS_A_PROCESS)
+    tokens = sum(request.output_tokens for request in requests)
+    by_tokens = 1 + int(tokens / max(schedule.due[-1], 1.0) / TOKENS_A_PROCESS)
+    return min(by_tokens, -(-(schedule.concurrency or len(requests)) // STREAMS_A_PROCESS))
+
+
+def _batch_form(
+    target: Target, schedule: Schedule, warmup: Sequence[Request], requests: Sequence[Request]
+) -> BatchForm:
+    """How the calls are formed: a list of prompts has one max_tokens, so batches of mixed lengths go as streams."""
+    if target.batch_form == "streams" or schedule.mode != "lockstep" or (schedule.batch_size or 1) == 1:
+        return "streams"
+    alike = all(len({request.output_tokens for request in phase}) <= 1 for phase in (warmup, requests))
+    return "list" if alike else "streams"
+
+
+def _write_job(
+    folder: Path,
+    target: Target,
+    warmup: Sequence[Request],
+    requests: Sequence[Request],
+    schedule: Schedule,
+    parts: int,
+    cpus: set[int] | None,
+    timeouts: Timeouts,
+) -> None:
+    """Everything the client needs, as files: job.json, the calls' bytes with an index, arrays of times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = (schedule.batch_size or 1) if target.batch_form == "list" else 1
+    offsets, prompts, limits = array("Q", [0]), array("I"), array("I")
+    warmup_calls = 0
+    with (folder / "requests").open("wb") as file:
+        for phase in (warmup, requests):
+            for begin in range(0, len(phase), size):
+                batch = phase[begin : begin + size]
+                offsets.append(offsets[-1] + file.write(wire.call(target, batch)))
+                prompts.append(len(batch))
+                limits.append(max(request.output_tokens for request in batch))
+            if phase is warmup:
+                warmup_calls = len(prompts)
+    (folder / "requests.index").write_bytes(offsets.tobytes())
+    (folder / "prompts").write_bytes(prompts.tobytes())
+    (folder / "limits").write_bytes(limits.tobytes())
+    times = {name: getattr(schedule, name) for name in ("due", "think", "start")}
+    times = {name: values for name, values in times.items() if values is not None}
+    for name, values in times.items():
+        (folder / name).write_bytes(values.tobytes())
+    plain = {name: getattr(schedule, name) for name in ("mode", "batch_size", "concurrency", "duration")}
+    job = {
+        "target": {**asdict(target), "extra_body": {}},  # it is in the requests' bytes already
+        "timeouts": asdict(timeouts),
+        "schedule": plain,
+        "times": list(times),
+        "warmup_calls": warmup_calls,
+        "parts": parts,
+        "cpus": sorted(cpus) if cpus else None,
+    }
+    (folder / "job.json").write_text(json.dumps(job, indent=1))
+
+
+# -- the processes
+
+
+class _Client(NamedTuple):
+    process: "subprocess.Popen[bytes]"
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: Path
+
+
+@contextlib.contextmanager
+def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
+    """The client processes; whatever happens, none is left behind."""
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    clients: list[_Client] = []
+    try:
+        for part in range(parts):
+            stderr = folder / f"client.{part}.stderr"
+            with stderr.open("wb") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "sweep.client.process", str(folder), str(part)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=file,
+                    env=environment,
+                )
+            assert process.stdin is not None
+            assert process.stdout is not None
+            clients.append(_Client(process, process.stdin, process.stdout, stderr))
+        yield clients
+    finally:
+        for client in clients:
+            client.process.kill()
+            client.process.wait()
+            client.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                client.stdin.close()
+
+
+class _Watch:
+    """The conversation with the client processes, from their start to the last one's report."""
+
+    def __init__(self, should_stop: Callable[[], str | None], on_start: Callable[[float], None]) -> None:
+        self._should_stop, self._on_start = should_stop, on_start
+        self.start = time.monotonic_ns()
+        self.stopped: str | None = None
+        self._stop_by = float("inf")  # time.monotonic()
+        self._ready: set[int] = set()
+        self._finals: dict[int, dict[str, Any]] = {}
+
+    def until_done(self, clients: list[_Client]) -> list[dict[str, Any]]:
+        """What each process says about itself at its end, in their order."""
+        lines = [b""] * len(clients)
+        with selectors.DefaultSelector() as selector:
+            for part, client in enumerate(clients):
+                selector.register(client.stdout, selectors.EVENT_READ, part)
+            while len(self._finals) < len(clients):
+                for key, _ in selector.select(0.1):
+                    part = key.data
+                    data = os.read(key.fd, 65536)
+                    if not data and part not in self._finals:
+                        raise _died(clients[part])
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    *whole, lines[part] = (lines[part] + data).split(b"\n")
+                    for line in whole:
+                        self._heard(part, json.loads(line), clients)
+                self._poll(clients)
+        return [self._finals[part] for part in range(len(clients))]
+
+    def _heard(self, part: int, word: dict[str, Any], clients: list[_Client]) -> None:
+        if word["event"] == "ready":
+            self._ready.add(part)
+            if len(self._ready) == len(clients):
+                self.start = time.monotonic_ns() + int(HEAD_START * 1e9)
+                _tell(clients, go=self.start)
+                self._on_start(self.start / 1e9)
+        else:
+            self._finals[part] = word
+
+    def _poll(self, clients: list[_Client]) -> None:
+        if self.stopped is None:
+            self.stopped = self._should_stop()
+            if self.stopped is not None:
+                _tell(clients, stop=self.stopped)
+                self._stop_by = time.monotonic() + STOP_WITHIN
+        elif time.monotonic() > self._stop_by:
+            raise ClientDied(f"the measuring process did not end within {STOP_WITHIN:g} s of the word to stop")
+
+
+def _tell(clients: list[_Client], **words: object) -> None:
+    for client in clients:
+        with contextlib.suppress(BrokenPipeError):  # it has died: its stdout will say so
+            client.stdin.write(json.dumps(words).encode() + b"\n")
+            client.stdin.flush()
+
+
+def _died(client: _Client) -> ClientDied:
+    status = client.process.wait()
+    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    lines = client.stderr.read_text("utf-8", "replace").strip().splitlines()
+    return ClientDied(f"the measuring process ended without its results ({how})" + (f": {lines[-1]}" if lines else ""))
+
+
+# -- what they wrote
+
+
+class _Part(NamedTuple):
+    rows: bytes
+    us: BinaryIO
+    tokens: BinaryIO
+    texts: list[str]
+
+
+def _read_records(folder: Path, parts: int, requests: list[Request], warmup: int, start: int) -> Records:
+    """The rows of all processes as Records in the order of the requests; those that were never due have none."""
+    # Of each request: which process sent it (-1: none), where its row is, and its first chunk there. As arrays, since
+    # there may be a million.
+    parts_of, rows_of, chunks_of = (array(code, [-1]) * len(requests) for code in "hqq")
+    files: list[_Part] = []
+    records = Records()
+    with contextlib.ExitStack() as stack:
+        for index in range(parts):
+            rows = (folder / f"rows.{index}").read_bytes()
+            us = stack.enter_context((folder / f"chunk_us.{index}").open("rb"))
+            tokens = stack.enter_context((folder / f"chunk_tokens.{index}").open("rb"))
+            files.append(_Part(rows, us, tokens, json.loads((folder / f"texts.{index}.json").read_text())))
+            chunk = 0
+            for offset in range(0, len(rows), ROW.size):
+                row = ROW.unpack_from(rows, offset)
+                parts_of[row[0]], rows_of[row[0]], chunks_of[row[0]] = index, offset, chunk
+                chunk += row[6]
+        for number, request in enumerate(requests):
+            if parts_of[number] >= 0:
+                phase: Phase = "warmup" if number < warmup else "measured"
+                part = files[parts_of[number]]
+                records.append(_record(part, rows_of[number], chunks_of[number], request, phase, start))
+    return records
+
+
+def _record(part: _Part, offset: int, chunk: int, request: Request, phase: Phase, start: int) -> Record:
+    row = ROW.unpack_from(part.rows, offset)
+    _, batch, scheduled, released, sent, ended, chunks, input_tokens, output_tokens, finish, error = row
+    us, tokens = array("I"), array("H")
+    part.us.seek(chunk * us.itemsize)
+    us.frombytes(part.us.read(chunks * us.itemsize))
+    part.tokens.seek(chunk * tokens.itemsize)
+    tokens.frombytes(part.tokens.read(chunks * tokens.itemsize))
+    return Record(
+        request_id=request.request_id,
+        phase=phase,
+        scheduled=(scheduled - start) / 1e9,
+        released=(released - start) / 1e9,
+        sent=(sent - start) / 1e9,
+        ended=(ended - start) / 1e9,
+        chunk_us=us,
+        chunk_tokens=tokens,
+        input_tokens=input_tokens if input_tokens >= 0 else request.input_tokens,
+        output_tokens=output_tokens,
+        batch=batch,
+        finish_reason=part.texts[finish] if finish >= 0 else None,
+        error=part.texts[error] if error >= 0 else None,
+    )
+
+
+def _report(
+    folder: Path, finals: list[dict[str, Any]], target: Target, stopped: str | None, cores: int
+) -> ClientReport:
+    """`cores`: that the processes share."""
+    shares = [final["cpu_seconds"] / max(final["wall_seconds"], 1e-3) for final in finals]
+    lags = array("f")
+    for part in range(len(finals)):
+        lags.frombytes((folder / f"lags.{part}").read_bytes())
+    kernel, user = (sum(final[name] for final in finals) for name in ("kernel_stamps", "user_stamps"))
+    source: Literal["kernel", "user", "mixed", "none"] = "none"
+    if kernel or user:
+        source = "mixed" if kernel and user else "kernel" if kernel else "user"
+    return ClientReport(
+        processes=len(finals),
+        cpu=max(*shares, sum(shares) / cores) if len(shares) > 1 else shares[0],
+        cpu_seconds=sum(final["cpu_seconds"] for final in finals),
+        loop_lag_p50=_quantile(lags, 0.5),
+        loop_lag_p99=_quantile(lags, 0.99),
+        offered=sum(final["offered"] for final in finals),
+        sent=sum(final["sent"] for final in finals),
+        reads=kernel + user,
+        multi_event_reads=sum(final["multi_event_reads"] for final in finals),
+        stamp_source=source,
+        clock_steps=max(final["clock_steps"] for final in finals),
+        peak_memory_bytes=max(final["peak_memory_bytes"] for final in finals),
+        batch_form=target.batch_form,
+        stopped=stopped,
+    )
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share of the values does not exceed (nearest rank); 0 where there are none."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

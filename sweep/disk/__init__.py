@@ -1,0 +1,1 @@
+"""Keeps a run on disk: its paths, schemas, ledger, and its copy in an object store."""

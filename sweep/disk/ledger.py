@@ -1,0 +1,172 @@
+"""The ledger: what was tried and what came of it, appended line by line, and the one lock on a results folder.
+
+`ledger.jsonl` is the truth that a killed driver leaves behind; trials.parquet is made from it. Only the driver writes
+it, one JSON object a line, flushed to disk before anyone is told. A last line cut short by a crash is ignored.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sweep.config import ConfigError
+from sweep.disk.run_files import RunPaths
+from sweep.records import Outcome
+
+Row = dict[str, Any]
+
+
+class Ledger:
+    """The rows of every trial ever finished in this folder, the latest of each, and the attempts at each deployment."""
+
+    def __init__(self, path: Path, write: bool = True) -> None:
+        """Replay what is there; `write=False` only reads, and needs neither the lock nor the folder."""
+        self.rows: dict[str, Row] = {}  # without their nulls
+        self._shared: dict[str, str] = {}  # texts that many rows have in common, once
+        self.attempts: dict[str, int] = {}
+        self.run = ""  # this folder's own name, for the markers of its engines
+        if path.exists():
+            for entry in _entries(path):
+                self._replay(entry)
+        self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials whose raw data are not whole
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _end_cut_line(path)
+            self.file = path.open("ab", buffering=0)
+            if not self.run:
+                self._append({"event": "run", "run": uuid.uuid4().hex})
+
+    def _replay(self, entry: dict[str, Any]) -> None:
+        if entry["event"] == "trial":
+            row = entry["row"]
+            self.rows[row["trial_id"]] = {
+                sys.intern(key): self._shared.setdefault(value, value) if isinstance(value, str) else value
+                for key, value in row.items()
+                if value is not None
+            }
+        elif entry["event"] == "attempt":
+            self.attempts[entry["deployment_id"]] = int(entry["attempt"])
+        elif entry["event"] == "run":
+            self.run = entry["run"]
+
+    def begin_attempt(self, deployment_id: str) -> str:
+        """The number of a new attempt at a deployment, counted over all runs of the command."""
+        attempt = str(self.attempts.get(deployment_id, 0) + 1)
+        self._append({"event": "attempt", "deployment_id": deployment_id, "attempt": attempt})
+        return attempt
+
+    def place_attempt(self, deployment_id: str, attempt: str, node: str) -> None:
+        """Note on which node an attempt has begun."""
+        self._append({"event": "attempt_placed", "deployment_id": deployment_id, "attempt": attempt, "node": node})
+
+    def end_attempt(self, deployment_id: str, attempt: str, end: str) -> None:
+        """Note how an attempt ended: `done`, or what was lost."""
+        self._append({"event": "attempt_end", "deployment_id": deployment_id, "attempt": attempt, "end": end})
+
+    def commit(self, row: Row) -> None:
+        """Make a trial's row durable. From here on the trial is what this row says."""
+        self._append({"event": "trial", "row": row})
+        self.damaged.discard(row["trial_id"])
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        """One line, on disk when this returns.
+
+        Raises:
+            OSError: if it could not be written; what was is taken back.
+        """
+        line = json.dumps(entry | {"at": round(time.time(), 3)}, default=str).encode() + b"\n"
+        end = os.fstat(self.file.fileno()).st_size
+        try:
+            if self.file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+            os.fsync(self.file.fileno())
+        except OSError:
+            os.ftruncate(self.file.fileno(), end)
+            raise
+        self._replay(entry)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def done(self, trial_id: str, retry: bool) -> bool:
+        """Whether this run leaves the trial alone: its row says done, or it failed and `retry` forbids another try."""
+        row = self.rows.get(trial_id)
+        if row is None or trial_id in self.damaged:
+            return False
+        outcome = Outcome(row["outcome"])
+        return outcome.done or (not retry and outcome.failed)
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line that a crash cut short, ended by the run after it
+
+
+def _damaged(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
+    """Trials whose requests.parquet is there but cut short. Many at once: on a shared disk each look takes its time."""
+    with_data = [row for row in rows if Outcome(row["outcome"]).done]
+    files = [paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests for row in with_data]
+    with ThreadPoolExecutor(16) as pool:
+        cut = pool.map(_cut_short, files, chunksize=256)
+    return {row["trial_id"] for row, is_cut in zip(with_data, cut, strict=True) if is_cut}
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a Parquet file has no end: its last bytes are the footer's length and "PAR1"."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 8))
+            length, magic = file.read(4), file.read(4)
+    except FileNotFoundError:
+        return False  # whoever removed it wants the row to stay
+    return magic != b"PAR1" or int.from_bytes(length, "little") + 12 > size
+
+
+def _end_cut_line(path: Path) -> None:
+    """A crash can leave half a line: end it, so that the next entry does not join it."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+@contextmanager
+def sole_driver(out: Path) -> Iterator[None]:
+    """Hold the lock of a results folder; the kernel releases it however this process ends.
+
+    Raises:
+        ConfigError: if another driver holds it, or the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"out={out}: cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise ConfigError(
+                f"out={out}: a sweep is running there (process {lock.read().strip() or 'unknown'})"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield

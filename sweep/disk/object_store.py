@@ -1,0 +1,423 @@
+"""Results in an object store (`out=s3://bucket/run`, `gs://…`): the run works on a local folder that is mirrored there.
+
+The ledger is the feed of what has changed: for every entry that the driver appends, the files it speaks of are uploaded
+whole, then the piece of the ledger itself, then trials.parquet. So whatever the store's ledger says is there with its
+files, and a driver on another machine goes on from it. Objects cannot be appended to: the ledger is kept in pieces.
+
+The lock against a second driver is an object that its holder rewrites every BEAT seconds, whatever else is being
+uploaded; one that has not changed for SILENCE seconds belongs to a dead driver.
+
+`python -m sweep.disk.object_store s3://bucket/run FOLDER` copies a run from a store.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+import psutil
+import pyarrow as pa
+from pyarrow import fs
+
+from sweep.config import ConfigError, Halted, content_hash, first_line
+from sweep.disk.run_files import RunPaths
+
+SCHEMES = ("s3", "gs", "gcs")
+BEAT = 5.0  # s between signs of life in the lock
+SILENCE = 20.0  # s after which the holder of a lock is dead
+LOOK = 1.0  # s between looks at a lock, and before one that was just written counts as ours
+INTERVAL = 1.0  # s between looks at the ledger
+PIECE = 1 << 20  # bytes of ledger beyond which a new object is begun
+PATIENCE = 300.0  # s that the last upload of a run is tried again and again
+RETRY = 1.0, 30.0  # s before the second try of it, and at most between two
+THREADS = 16
+SECRETS = ("access_key", "secret_key", "session_token")
+
+
+def is_url(out: str) -> bool:
+    """Whether results go to an object store; anything else is a folder."""
+    return "://" in out
+
+
+def staging_folder(url: str, cache_dir: Path) -> Path:
+    """Where on this machine a run in an object store is worked on."""
+    name = urlsplit(url).path.strip("/").replace("/", "-") or "run"
+    return cache_dir / "runs" / f"{name}-{content_hash(url)}"
+
+
+class Store:
+    """The objects under one URL."""
+
+    def __init__(self, url: str) -> None:
+        """Open it; endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
+
+        Raises:
+            ConfigError: if it is not the URL of a store, or holds a secret.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES or not parts.netloc:
+            raise ConfigError(f"out={url}: allowed are a folder, s3://bucket/path and gs://bucket/path")
+        if parts.password or set(parse_qs(parts.query)) & set(SECRETS):
+            raise ConfigError(
+                f"out={parts.scheme}://{parts.hostname}{parts.path}: no secret in a URL; set it in the environment"
+            )
+        self.url = url
+        try:
+            self.fs, root = fs.FileSystem.from_uri(url)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"out={url}: {first_line(error)}") from None
+        self.root = root.rstrip("/")
+
+    def read(self, name: str) -> bytes | None:
+        """An object's content; None if there is no such object."""
+        try:
+            with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object: it appears whole when the upload is complete."""
+        with self.fs.open_output_stream(f"{self.root}/{name}") as stream:
+            stream.write(content)
+
+    def delete(self, name: str) -> None:
+        self.fs.delete_file(f"{self.root}/{name}")
+
+    def list(self, folder: str = "") -> dict[str, int]:
+        """Sizes of all objects under a folder, by name."""
+        base = f"{self.root}/{folder}".rstrip("/")
+        found = self.fs.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        return {info.path[len(self.root) + 1 :]: info.size for info in found if info.is_file}
+
+    def upload(self, folder: Path, files: Iterable[Path]) -> None:
+        """Copy files of a local folder to the same names here; one that has gone meanwhile is left out."""
+
+        def one(path: Path) -> None:
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                return
+            self.write(path.relative_to(folder).as_posix(), content)
+
+        _all(one, files)
+
+    def download(self, folder: Path, names: Iterable[str]) -> None:
+        """Copy objects into a local folder; each appears whole."""
+
+        def one(name: str) -> None:
+            content = self.read(name)
+            if content is not None:
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+                partial.write_bytes(content)
+                partial.replace(target)
+
+        _all(one, names)
+
+
+def _all(function: Callable[[Any], None], items: Iterable[Any]) -> None:
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(function, items):
+            pass  # an error is raised here
+
+
+# The lock ------------------------------------------------------------------------------------------------------------
+
+
+class Lock:
+    """The object that says which driver a run in a store belongs to."""
+
+    NAME = ".lock"
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.owner = uuid.uuid4().hex
+        self.count = 0
+        self.ended = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def acquire(self, say: Callable[[str], None]) -> None:
+        """Take the lock, after SILENCE seconds if a driver that is now dead left it.
+
+        Raises:
+            ConfigError: if a living driver holds it.
+        """
+        held = self._read()
+        if held and not _dead_here(held):
+            say(f"a driver was here ({held['who']}): waiting {SILENCE:.0f} s to see whether it lives")
+            until = time.monotonic() + SILENCE
+            while time.monotonic() < until:
+                time.sleep(LOOK)
+                now = self._read()
+                if now and now != held:
+                    raise ConfigError(f"out={self.store.url}: a sweep is running there ({now['who']})")
+        self.beat()
+        time.sleep(LOOK)  # whoever wrote at the same time: the last one has it
+        if not self.ours():
+            raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
+
+    def keep(self, taken: Callable[[], None]) -> None:
+        """Show from now on, from a thread of its own, that its holder lives; `taken` is called if it is lost."""
+        self.thread = threading.Thread(target=self._keep, args=(taken,), name="lock", daemon=True)
+        self.thread.start()
+
+    def _keep(self, taken: Callable[[], None]) -> None:
+        while not self.ended.wait(BEAT):
+            try:
+                if not self.ours():
+                    taken()
+                    return
+                self.beat()
+            except OSError:
+                continue  # the mirror, which meets the same, says so
+
+    def ours(self) -> bool:
+        held = self._read()
+        return held is not None and held["owner"] == self.owner
+
+    def beat(self) -> None:
+        self.count += 1
+        who = f"process {os.getpid()} on {socket.gethostname()}"
+        lock = {"owner": self.owner, "who": who, "pid": os.getpid(), "pids_of": _pids_of(), "beat": self.count}
+        self.store.write(self.NAME, json.dumps(lock).encode())
+
+    def end(self) -> None:
+        """Give no more signs of life."""
+        self.ended.set()
+        if self.thread is not None:
+            self.thread.join()
+
+    def release(self) -> None:
+        self.end()
+        if self.ours():
+            self.store.delete(self.NAME)
+
+    def _read(self) -> dict[str, Any] | None:
+        content = self.store.read(self.NAME)
+        return json.loads(content) if content else None
+
+
+def _dead_here(held: dict[str, Any]) -> bool:
+    return bool(held.get("pids_of") == _pids_of() and not psutil.pid_exists(held["pid"]))
+
+
+def _pids_of() -> str:
+    """Where a process id means the same: this boot of this machine and this container. A host name may be another's."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+# The mirror ----------------------------------------------------------------------------------------------------------
+
+
+class Mirror:
+    """Keeps a store up to date with the local folder of a run, from a thread of its own."""
+
+    def __init__(self, store: Store, folder: Path, say: Callable[[str], None]) -> None:
+        self.store, self.paths, self.say = store, RunPaths(folder), say
+        self.lock = Lock(store)
+        self.uploaded: dict[Path, tuple[int, int]] = {}  # modification time (ns) and size
+        self.begin = self.end = 0  # of the ledger's last piece, as far as it is uploaded, bytes
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
+        self.error: str | None = None
+
+    def __enter__(self) -> Self:
+        pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # no upload holds up the lock's sign of life
+        try:
+            self.lock.acquire(self.say)
+            self.lock.keep(self._taken_over)
+            self._fetch_ledger()
+        except OSError as error:
+            self.lock.end()
+            raise ConfigError(f"out={self.store.url}: {first_line(error)}") from None
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Complete the store.
+
+        Raises:
+            Halted: if it did not take everything in PATIENCE seconds.
+        """
+        self.closed.set()
+        self.thread.join()
+        problem = self._complete()
+        self.lock.end()
+        if problem:
+            incomplete = f"{self.store.url} is not complete ({problem}): the same command completes it"
+            if error is None:
+                raise Halted(incomplete)
+            self.say(incomplete)
+
+    def _complete(self) -> str | None:
+        """Upload what is left, again and again until the store has it, and release the lock; why not, if it has not."""
+        until, (pause, longest) = time.monotonic() + PATIENCE, RETRY
+        while True:
+            try:
+                if self.lock.ours():  # else it is another driver's, who has been told so
+                    self._upload_all()
+                    self.lock.release()
+                return None
+            except OSError as failure:
+                if time.monotonic() + pause > until:
+                    return first_line(failure)
+                if self.error is None:
+                    self.say(f"{self.store.url}: {first_line(failure)}; trying on for {PATIENCE:.0f} s")
+                self.error = first_line(failure)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def _upload_all(self) -> None:
+        """What the ledger says is new, and the report; trials.parquet last."""
+        self.sync()
+        self._upload_changed(
+            path for path in self.paths.out.rglob("*") if not path.is_relative_to(self.paths.deployments)
+        )
+        self._upload_changed([self.paths.trials])
+
+    def fetch_trials(self) -> None:
+        """Bring what other machines have measured, so that the report has it; as much as can be had."""
+        try:
+            there = self.store.list("deployments")
+            self.store.download(
+                self.paths.out, [name for name, n in there.items() if not _has(self.paths.out / name, n)]
+            )
+        except OSError as error:
+            self.say(f"{self.store.url}: {first_line(error)}; the report is made of what is here")
+
+    def _fetch_ledger(self) -> None:
+        """The store's ledger is the truth; the local one may only be ahead of it."""
+        pieces = sorted(self.store.list("ledger"))
+        content = b"".join(self.store.read(name) or b"" for name in pieces)
+        local = self.paths.ledger.read_bytes() if self.paths.ledger.exists() else b""
+        if not local.startswith(content) and not content.startswith(local):
+            aside = self.paths.out.with_name(f"{self.paths.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            shutil.move(self.paths.out, aside)
+            self.say(f"{self.paths.out} was not what {self.store.url} holds: moved to {aside}")
+            local = b""
+        if len(local) < len(content):
+            self.paths.out.mkdir(parents=True, exist_ok=True)
+            self.paths.ledger.write_bytes(content)
+            self.store.download(self.paths.out, [self.paths.plan.name, self.paths.trials.name])
+        if pieces:
+            self.begin, self.end = int(Path(pieces[-1]).stem), len(content)
+
+    def _follow(self) -> None:
+        while not self.closed.wait(INTERVAL):
+            try:
+                self.sync()
+                self.error = None
+            except OSError as error:
+                if self.error is None:
+                    self.say(f"{self.store.url}: {first_line(error)}; trying on, and nothing is lost here")
+                self.error = first_line(error)
+
+    def _taken_over(self) -> None:
+        self.say(f"{self.store.url} was taken over by another driver: stopping now")
+        self.closed.set()  # what is there now is the other's
+        for _ in range(2):  # the second means now
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def sync(self) -> None:
+        """Upload what the ledger says is new, then the ledger so far, then trials.parquet.
+
+        Raises:
+            OSError: if the store did not take it; the next call tries again.
+        """
+        ledger = self._new_entries()
+        self._upload_changed(self._files(ledger))
+        self._upload_changed([self.paths.plan, self.paths.status])
+        while ledger:
+            cut = ledger.rfind(b"\n", 0, max(PIECE, ledger.find(b"\n") + 1)) + 1
+            self._upload_piece(ledger[:cut])
+            ledger = ledger[cut:]
+        self._upload_changed([self.paths.trials])
+
+    def _new_entries(self) -> bytes:
+        """The whole lines of the ledger that are not uploaded yet."""
+        if not self.paths.ledger.exists():
+            return b""
+        with self.paths.ledger.open("rb") as file:
+            file.seek(self.end)
+            content = file.read()
+        return content[: content.rfind(b"\n") + 1]
+
+    def _files(self, ledger: bytes) -> Iterator[Path]:
+        """The files that these entries speak of: a trial's, and an attempt's when it has ended."""
+        for line in ledger.splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut short by a crash
+            if entry["event"] == "trial":
+                row = entry["row"]
+                yield from self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder.glob("*")
+            elif entry["event"] == "attempt_end":
+                yield from self.paths.attempt(entry["deployment_id"], entry["attempt"]).glob("*")
+
+    def _upload_piece(self, new: bytes) -> None:
+        """Objects cannot be appended to: the last piece is written anew with what is new, until it is large enough."""
+        if self.end - self.begin > PIECE:
+            self.begin = self.end
+        with self.paths.ledger.open("rb") as file:
+            file.seek(self.begin)
+            before = file.read(self.end - self.begin)
+        self.store.write(f"ledger/{self.begin:015d}.jsonl", before + new)
+        self.end += len(new)
+
+    def _upload_changed(self, files: Iterable[Path]) -> None:
+        stamps: dict[Path, tuple[int, int]] = {}
+        for path in files:
+            hidden = any(part.startswith(".") for part in path.relative_to(self.paths.out).parts)
+            if path.is_file() and not hidden and path != self.paths.ledger:
+                status = path.stat()
+                stamps[path] = (status.st_mtime_ns, status.st_size)
+        changed = {path: stamp for path, stamp in stamps.items() if self.uploaded.get(path) != stamp}
+        self.store.upload(self.paths.out, changed)
+        self.uploaded |= changed
+
+
+def _has(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
+
+
+def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
+    """Copy a run from a store to a folder, its ledger in one piece."""
+    store = Store(url)
+    names = store.list()
+    pieces = sorted(name for name in names if name.startswith("ledger/"))
+    store.download(folder, [name for name in names if name not in pieces and name != Lock.NAME and only(name)])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ledger.jsonl").write_bytes(b"".join(store.read(name) or b"" for name in pieces))
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m sweep.disk.object_store s3://bucket/run FOLDER", file=sys.stderr)
+        return 2
+    try:
+        copy(arguments[0], Path(arguments[1]))
+    except (ConfigError, OSError) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

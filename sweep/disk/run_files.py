@@ -1,0 +1,486 @@
+"""What a run leaves on disk and how it gets there: every path, every schema, and files that appear whole.
+
+A file is written in a hidden staging folder of OUT, under a name that does not end in .parquet, and renamed into place:
+whoever globs the data folders sees it complete or not at all. Seconds and bytes throughout; null where a value is
+unknown or undefined. What the numbers mean is in `metrics`; what is made of them is in the analysis package.
+"""
+
+import json
+import math
+import os
+import shutil
+import socket
+import uuid
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweep.numbers import metrics
+from sweep.records import UNKNOWN, Records, Sample
+
+Row = Mapping[str, Any]
+
+_SERIES = ("ttft", "tpot", "itl", "e2el", "lag", "slot_wait", "service_ttft")
+_STATISTICS = ("mean", "p50", "p90", "p99")
+_THROUGHPUTS = ("output_throughput", "total_throughput", "request_throughput")
+
+
+def _types(type_: pa.DataType, *names: str) -> dict[str, pa.DataType]:
+    return dict.fromkeys(names, type_)
+
+
+TRIAL_SCHEMA: dict[str, pa.DataType] = {
+    **_types(pa.string(), "trial_id", "deployment_id", "attempt", "experiment", "backend", "engine_version"),
+    **_types(pa.string(), "model", "workload", "load"),
+    **_types(pa.int64(), "batch_size", "concurrency"),
+    **_types(pa.float64(), "rate"),
+    **_types(pa.int64(), "replicate", "seed"),
+    **_types(pa.string(), "outcome", "reason"),
+    **_types(pa.int64(), "num_requests", "num_failed", "input_tokens", "output_tokens"),
+    **_types(pa.float64(), "duration", *_THROUGHPUTS, "peak_output_throughput"),
+    **_types(pa.int64(), "concurrency_max"),
+    **_types(pa.float64(), "goodput"),
+    **_types(pa.float64(), *(f"{name}_{statistic}" for name in _SERIES for statistic in _STATISTICS)),
+    **_types(pa.float64(), *(f"steady_{name}_{statistic}" for name in _SERIES for statistic in _STATISTICS)),
+    **_types(pa.float64(), *(f"steady_{name}" for name in _THROUGHPUTS), "steady_begin", "steady_end"),
+    **_types(pa.int64(), "steady_num_requests"),
+    **_types(pa.string(), "steady_method"),
+    **_types(pa.float64(), *(f"batch_latency_{statistic}" for statistic in _STATISTICS), "batch_throughput"),
+    **_types(pa.float64(), "kv_cache_usage_mean", "kv_cache_usage_max"),
+    **_types(pa.float64(), "memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes"),
+    **_types(pa.string(), "memory_label"),
+    **_types(pa.float64(), "price_per_hour", "cost_per_million_tokens"),
+    **_types(pa.float64(), "agreement"),
+    **_types(pa.string(), "agreement_reference"),
+    **_types(pa.string(), "accelerator"),
+    **_types(pa.int64(), "gpu_count"),
+    **_types(pa.string(), "dtype"),
+    **_types(pa.float64(), "offered_rate", "realised_rate", "arrival_gap_cv", "startup_share"),
+    **_types(pa.bool_(), "startup_transient"),
+    **_types(pa.float64(), "client_cpu"),
+    **_types(pa.float64(), "client_loop_lag_p50", "client_loop_lag_p99"),
+    **_types(pa.int64(), "client_reads", "client_multi_event_reads", "client_clock_steps"),
+    **_types(pa.string(), "client_stamp_source"),
+    **_types(pa.int64(), "client_processes", "client_offered", "client_sent"),
+    **_types(pa.string(), "batch_form", "config", "commit", "versions", "hardware", "driver"),
+    **_types(pa.string(), "started_at", "ended_at"),
+    **_types(pa.float64(), "startup_seconds", "wall_seconds"),
+    **_types(pa.string(), "log_tail", "telemetry_sources", "engine_facts"),
+    **_types(pa.bool_(), "caches_reset"),
+    **_types(pa.string(), "digests"),
+}
+"""The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
+
+ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
+DERIVED = ("ttft", "e2el", "tpot", "slot_wait", "lag", "service_ttft", "service_e2el")
+"""Columns of requests.parquet that are not raw: each is the function of that name in `metrics`."""
+
+PLAIN: dict[pa.DataType, set[type]] = {
+    pa.string(): {str, type(None)},
+    pa.int64(): {int, type(None)},
+    pa.float64(): {float, type(None)},
+    pa.bool_(): {bool, type(None)},
+}
+"""Types of values that a column takes as they are."""
+
+TELEMETRY_SCHEMA = pa.schema(
+    [("time", pa.float64()), ("series", pa.string()), ("device", pa.string()), ("value", pa.float64())]
+)
+
+
+class DamagedFile(Exception):
+    """A file of a run that cannot be read, e.g. cut short. Names the file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: cannot be read ({reason})")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["DamagedFile"], tuple[Path, str]]:
+        return DamagedFile, (self.path, self.reason)  # Ray pickles exceptions
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """The files of one trial in one attempt."""
+
+    run: "RunPaths"
+    folder: Path
+
+    @property
+    def requests(self) -> Path:
+        return self.folder / "requests.parquet"
+
+    @property
+    def telemetry(self) -> Path:
+        return self.folder / "telemetry.parquet"
+
+    @property
+    def trial(self) -> Path:
+        return self.folder / "trial.parquet"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Every path of a run under its folder `out`."""
+
+    out: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.out / "plan.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.out / "ledger.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.out / "status.json"
+
+    @property
+    def trials(self) -> Path:
+        return self.out / "trials.parquet"
+
+    @property
+    def summary(self) -> Path:
+        return self.out / "summary.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.out / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        return self.out / "figures"
+
+    @property
+    def deployments(self) -> Path:
+        return self.out / "deployments"
+
+    @property
+    def tracking(self) -> Path:
+        return self.out / "wandb"
+
+    def staging(self) -> Path:
+        """A new folder in which a file is written before it appears, named by host and process: nodes share `out`."""
+        return self.out / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+    def attempt(self, deployment_id: str, attempt: str) -> Path:
+        """One launch of a deployment. An attempt that lost its node writes here and nowhere else."""
+        return self.deployments / deployment_id / attempt
+
+    def engine_log(self, deployment_id: str, attempt: str) -> Path:
+        return self.attempt(deployment_id, attempt) / "engine.log"
+
+    def trial(self, deployment_id: str, attempt: str, trial_id: str) -> TrialPaths:
+        return TrialPaths(self, self.attempt(deployment_id, attempt) / trial_id)
+
+    def clear_staging(self) -> None:
+        """Remove what killed processes of this host had not finished writing."""
+        for folder in self.out.glob(f".tmp-{socket.gethostname()}-*-*"):
+            process = folder.name.split("-")[-2]
+            if process.isdigit() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(folder)
+
+
+def write_whole(paths: RunPaths, target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a staged file, then rename it to `target`: it appears whole, or not at all."""
+    staging = paths.staging()
+    staging.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = staging / f"{target.name}.partial"
+    try:
+        write(staged)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())  # a rename may outlive a power cut that the content does not
+        os.replace(staged, target)
+    finally:
+        shutil.rmtree(staging)
+
+
+def write_text(paths: RunPaths, target: Path, text: str) -> None:
+    """Write a text file (UTF-8) that appears whole."""
+    write_bytes(paths, target, text.encode())
+
+
+def write_bytes(paths: RunPaths, target: Path, content: bytes) -> None:
+    """Write a file that appears whole."""
+
+    def write(staged: Path) -> None:
+        staged.write_bytes(content)
+
+    write_whole(paths, target, write)
+
+
+def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Sequence[str] = ()) -> None:
+    """Dictionaries only where values repeat: on time stamps they cost more than they save.
+
+    A row group is held in memory while it is written, so a table of long rows is written in groups of fewer.
+    """
+    rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
+
+    def write(staged: Path) -> None:
+        pq.write_table(table, staged, compression="zstd", use_dictionary=list(dictionary), row_group_size=rows)
+
+    write_whole(paths, target, write)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedFile: if it is not whole.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(path, str(error).splitlines()[0]) from error
+
+
+# Requests ------------------------------------------------------------------------------------------------------------
+
+
+def requests_table(records: Records) -> pa.Table:
+    """One row a request: raw stamps and counts, and the latencies derived from them (s, null where undefined).
+
+    `chunk_us` (list<uint32>, µs since the send) and `chunk_tokens` (list<uint16>) have one entry a chunk.
+    """
+    offsets = pa.array(np.frombuffer(records.offsets, np.int64).astype(np.int32))
+    columns: dict[str, pa.Array] = {
+        "request_id": pa.array(records.request_id, pa.string()),
+        "phase": pa.array(records.phase, pa.string()),
+        "batch": _counts(records.batch),
+        "scheduled": _seconds(records.scheduled),
+        "released": _seconds(records.released),
+        "sent": _seconds(records.sent),
+        "ended": _seconds(records.ended),
+        **{name: _seconds(getattr(metrics, name)(records)) for name in DERIVED},
+        "input_tokens": _counts(records.input_tokens),
+        "output_tokens": _counts(records.output_tokens),
+        "chunk_us": pa.ListArray.from_arrays(offsets, pa.array(np.frombuffer(records.chunk_us, np.uint32))),
+        "chunk_tokens": pa.ListArray.from_arrays(offsets, pa.array(np.frombuffer(records.chunk_tokens, np.uint16))),
+        "finish_reason": pa.array(records.finish_reason, pa.string()),
+        "error": pa.array(records.error, pa.string()),
+    }
+    return pa.table(columns)
+
+
+def _seconds(values: Any) -> pa.Array:
+    values = np.asarray(values, np.float64)
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def _counts(values: Any) -> pa.Array:
+    values = np.asarray(values, np.int32)
+    return pa.array(values, pa.int32(), mask=values == UNKNOWN)
+
+
+def write_requests(paths: TrialPaths, records: Records) -> None:
+    _write_table(paths.run, paths.requests, requests_table(records), ["phase", "finish_reason", "error"])
+
+
+def read_requests(path: Path) -> Records:
+    """The Records of a requests.parquet, as they were measured: derived columns are left to `metrics`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedFile: if it is not whole.
+    """
+    records = Records()
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                _append(records, file.read_row_group(group).combine_chunks())
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(path, str(error).splitlines()[0]) from error
+    return records
+
+
+def _append(records: Records, table: pa.Table) -> None:
+    records.request_id += table["request_id"].to_pylist()
+    for name in ("phase", "finish_reason", "error"):
+        getattr(records, name).extend(_repeated(table[name]))
+    for name in ("batch", "input_tokens", "output_tokens"):
+        _extend(getattr(records, name), table[name].fill_null(UNKNOWN), np.int32)
+    for name in ("scheduled", "released", "sent", "ended"):
+        stamps = table[name].fill_null(math.nan) if name in table.column_names else np.full(table.num_rows, math.nan)
+        _extend(getattr(records, name), stamps, np.float64)
+    chunks = table["chunk_us"].combine_chunks()
+    _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), np.int64)
+    _extend(records.chunk_us, chunks.flatten(), np.uint32)
+    _extend(records.chunk_tokens, table["chunk_tokens"].combine_chunks().flatten(), np.uint16)
+
+
+def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
+    """A column of few different values, each of them one object."""
+    encoded = texts.combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    return [None if index is None else values[index] for index in encoded.indices.to_pylist()]
+
+
+def _extend(values: "array[Any]", more: Any, dtype: type[np.generic]) -> None:
+    values.frombytes(np.ascontiguousarray(more, dtype).view(np.uint8).data)
+
+
+# Telemetry -----------------------------------------------------------------------------------------------------------
+
+
+def write_telemetry(paths: TrialPaths, samples: Sequence[Sample]) -> None:
+    table = pa.table(
+        {
+            "time": [sample.time for sample in samples],
+            "series": [sample.series for sample in samples],
+            "device": [sample.device for sample in samples],
+            "value": [sample.value for sample in samples],
+        },
+        schema=TELEMETRY_SCHEMA,
+    )
+    _write_table(paths.run, paths.telemetry, table, ["series", "device"])
+
+
+def read_telemetry(path: Path) -> list[Sample]:
+    """The Samples of a telemetry.parquet, in the order they were taken.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedFile: if it is not whole.
+    """
+    columns = read_table(path).select(["time", "series", "value", "device"]).to_pydict().values()
+    return [Sample(*values) for values in zip(*columns, strict=True)]
+
+
+# Trials --------------------------------------------------------------------------------------------------------------
+
+
+def trials_table(rows: Sequence[Row]) -> pa.Table:
+    """Rows as TRIAL_SCHEMA says, missing values null, other columns (the axes) at the end in order of appearance.
+
+    Raises:
+        ValueError: naming the column and the value that does not fit its type.
+    """
+    extra = dict.fromkeys(name for row in rows for name in row if name not in TRIAL_SCHEMA)
+    columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in TRIAL_SCHEMA.items()}
+    columns |= {name: _free_column(name, [row.get(name) for row in rows]) for name in extra}
+    return pa.table(columns)
+
+
+def _column(name: str, values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    if {type(value) for value in values} <= PLAIN[type_]:  # the usual case, made quick
+        with suppress(OverflowError):  # told below, with its name
+            return pa.array(values, type_, from_pandas=True)  # NaN is null
+    plain = [_plain(value) for value in values]
+    if pa.types.is_string(type_):
+        plain = [value if value is None else str(value) for value in plain]
+    for value in plain:
+        if not _fits(value, type_):
+            raise ValueError(f"{name}={value!r}: not a value of type {type_}")
+    return pa.array(plain, type_)
+
+
+def _fits(value: Any, type_: pa.DataType) -> bool:
+    """Stricter than pyarrow, which makes an integer of 1.5 without a word."""
+    if value is None or pa.types.is_string(type_):
+        return True
+    if pa.types.is_boolean(type_) or isinstance(value, bool):
+        return pa.types.is_boolean(type_) and isinstance(value, bool)
+    if pa.types.is_integer(type_):
+        return isinstance(value, int) and -(2**63) <= value < 2**63
+    return isinstance(value, int | float)
+
+
+def _free_column(name: str, values: Sequence[Any]) -> pa.Array:
+    """A column whose type only its values know: numbers or truth values if all are, else text."""
+    kinds = {type(value) for value in map(_plain, values) if value is not None}
+    if kinds == {bool}:
+        return _column(name, values, pa.bool_())
+    if kinds == {int}:
+        return _column(name, values, pa.int64())
+    if kinds and kinds <= {int, float}:
+        return _column(name, values, pa.float64())
+    return _column(name, values, pa.string())
+
+
+def _plain(value: Any) -> Any:
+    """A value as Python and Parquet have it: no numpy scalars, no NaN, nested data as JSON."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, default=str)
+    return value
+
+
+def write_trial(paths: TrialPaths, row: Row) -> None:
+    """Write the row of one trial; it is there only when the trial's other files are, so write it last."""
+    _write_table(paths.run, paths.trial, trials_table([row]))
+
+
+def write_trials(paths: RunPaths, rows: Sequence[Row]) -> None:
+    """Write trials.parquet: exactly these rows, of the present plan."""
+    _write_table(paths, paths.trials, trials_table(rows), ["experiment", "backend", "model", "workload", "outcome"])
+
+
+def holds(paths: RunPaths, rows: Sequence[Row], axes: Sequence[str] = ()) -> bool:
+    """Whether trials.parquet is there and has these very rows.
+
+    In order, by trial, attempt, outcome and time, and by what a plan may change without measuring anew.
+    """
+    names = ["trial_id", "attempt", "outcome", "started_at", "experiment", "price_per_hour", *axes]
+    try:
+        there = read_table(paths.trials)
+    except (FileNotFoundError, DamagedFile):
+        return False
+    if set(there.column_names) - set(TRIAL_SCHEMA) - {name for row in rows[:1] for name in row}:
+        return False  # axes that are none any more
+    wanted = trials_table(rows)
+    return all(
+        name in there.column_names and there[name].equals(wanted[name]) for name in names if name in wanted.column_names
+    )
+
+
+def read_trials(path: Path) -> list[dict[str, Any]]:
+    """The rows of a trials.parquet, or the one of a trial.parquet, with whatever columns they have.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedFile: if it is not whole.
+    """
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    return rows
+
+
+# Plan ----------------------------------------------------------------------------------------------------------------
+
+
+def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
+    """Write plan.jsonl, one JSON object a line; what it says is `Plan.entries`."""
+    write_text(paths, paths.plan, "".join(json.dumps(entry, default=str) + "\n" for entry in entries))
+
+
+def read_plan(path: Path) -> list[dict[str, Any]]:
+    """The entries of a plan.jsonl.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedFile: if a line is not JSON.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except ValueError as error:
+        raise DamagedFile(path, str(error)) from error

@@ -1,0 +1,1 @@
+"""Runs a plan: packs deployments onto nodes, retries, commits rows, reports progress."""

@@ -1,0 +1,86 @@
+"""The results folder of a run: where it is, whether results can be written there, and what it already holds."""
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from sweep.config import ConfigError, Settings, cache_directory
+from sweep.disk import object_store
+from sweep.disk.ledger import Ledger, sole_driver
+from sweep.disk.run_files import RunPaths
+
+MIN_FREE_BYTES = 1 << 30
+INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
+
+def results_folder(settings: Settings) -> Path:
+    """Where results are written on this machine; those of an object store are copied there from a local folder.
+
+    Raises:
+        ConfigError: if they would be lost, or cannot be kept there.
+    """
+    if object_store.is_url(settings.out):
+        object_store.Store(settings.out)
+        if settings.fresh:
+            raise ConfigError(f"fresh=true: objects cannot be renamed; give another out than {settings.out}")
+        return object_store.staging_folder(settings.out, cache_directory(settings.cache_dir))
+    if INSIDE_A_JOB in os.environ and not Path(settings.out).is_absolute():
+        raise ConfigError(
+            f"out={settings.out}: a Ray job's folder is thrown away with it; allowed are an absolute path on a disk "
+            "that stays, s3://bucket/path and gs://bucket/path"
+        )
+    return Path(settings.out).absolute()
+
+
+def check_out(out: Path) -> None:
+    """Whether results can be written there.
+
+    Raises:
+        ConfigError: if not, or if the disk is all but full.
+    """
+    existing = check_writable("out", out)
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise ConfigError(f"out={out}: {free >> 20} MiB free on its disk; needed are {MIN_FREE_BYTES >> 20} MiB")
+
+
+def check_writable(key: str, folder: Path) -> Path:
+    """Whether a folder can be written, or made; the nearest that is there. It is not made here: a dry run asks too.
+
+    Raises:
+        ConfigError: naming the key, if not.
+    """
+    try:
+        existing = next(path for path in [folder, *folder.parents] if path.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"{key}={folder}: {existing} is not a folder; allowed is one that can be written")
+        probe = existing / f".sweep-probe-{socket.gethostname()}-{time.monotonic_ns()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        because = f"({error.strerror}); allowed is a folder that can be written"
+        raise ConfigError(f"{key}={folder}: cannot be written {because}") from None
+    return existing
+
+
+def ledger_to_read(settings: Settings, paths: RunPaths) -> Ledger:
+    """What earlier runs have left there, for looking only; of an object store nothing else is copied."""
+    if not object_store.is_url(settings.out):
+        return Ledger(paths.ledger, write=False)
+    with tempfile.TemporaryDirectory() as folder:
+        object_store.copy(settings.out, Path(folder), only=lambda name: False)
+        return Ledger(Path(folder) / paths.ledger.name, write=False)
+
+
+def move_aside(out: Path, console: Console) -> None:
+    """fresh=true: the old results keep everything, under another name."""
+    if out.exists() and any(out.iterdir()):
+        with sole_driver(out):
+            aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            out.rename(aside)
+        console.print(f"old results moved to {aside}", soft_wrap=True)

@@ -1,0 +1,201 @@
+"""`python -m sweep.drive.status RUN`: what is done, what runs where, what failed and why, and how long it will take.
+
+RUN is a results folder, its name under results/, or the URL of an object store. It reads what the driver leaves on
+disk, so it works from another terminal while the sweep runs, and in the morning when nothing runs any more.
+"""
+
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+from rich.console import Console
+
+from sweep.config import ConfigError
+from sweep.disk import object_store, run_files
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths
+from sweep.drive.progress import Display
+from sweep.records import Outcome
+from sweep.wording import count, duration, time_left
+
+INTERVAL = 2.0  # s between the driver's words
+SILENCE = 30.0  # s after which a driver on another host counts as dead
+SHOWN = 20  # failures that are listed
+
+
+class Teller:
+    """The driver's side: says in OUT/status.json what is going on."""
+
+    def __init__(self, paths: RunPaths, display: Display) -> None:
+        self.paths, self.display = paths, display
+        self.next = 0.0  # monotonic
+
+    def tell(
+        self, places: Mapping[str, str], stopping: bool, ended: bool = False, deadline: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write the present state, at most every INTERVAL seconds; `places` are addresses by deployment."""
+        if time.monotonic() < self.next and not ended:
+            return
+        self.next = time.monotonic() + INTERVAL
+        now = time.monotonic()
+        running = [
+            {"deployment": key, "what": what, "state": state, "node": places.get(key), "since": now - since}
+            for key, (what, state, since) in self.display.running.items()
+        ]
+        words = {
+            "at": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "stopping": stopping,
+            "ended": ended,
+            "left": self.display.left(),
+            "deadline": deadline,
+            "running": running,
+        }
+        run_files.write_text(self.paths, self.paths.status, json.dumps(words))
+
+
+class Status(NamedTuple):
+    """A run as it is now."""
+
+    name: str
+    total: int  # trials of the present plan
+    outcomes: Counter[str]  # of those that have a row
+    failures: list[tuple[str, str, str]]  # what, outcome, reason
+    driver: dict[str, Any] | None  # its last words
+    log: str  # where the logs of failed engines are
+
+    @property
+    def alive(self) -> bool:
+        """Whether a driver is at work."""
+        if self.driver is None or self.driver["ended"]:
+            return False
+        if self.driver["host"] == socket.gethostname():
+            return psutil.pid_exists(int(self.driver["pid"]))
+        return bool(time.time() - self.driver["at"] < SILENCE)
+
+
+def read(out: Path) -> Status:
+    """What the files of a run say.
+
+    Raises:
+        ConfigError: if there is no run.
+    """
+    paths = RunPaths(out)
+    try:
+        plan = run_files.read_plan(paths.plan)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{out}: no run there; allowed: a results folder, or the name of one under results/"
+        ) from None
+    ledger = Ledger(paths.ledger, write=False)
+    names = {entry["deployment_id"]: entry for entry in plan if entry["kind"] == "deployment"}
+    trials = [entry for entry in plan if entry["kind"] == "trial"]
+    rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
+    failures = [
+        (
+            _what(names[entry["deployment_id"]], entry),
+            row["outcome"],
+            _why(row),
+        )
+        for entry, row in rows
+        if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
+    ]
+    outcomes = Counter(str(row["outcome"]) for _, row in rows)
+    return Status(plan[0]["name"], len(trials), outcomes, failures, last_words(paths), str(paths.deployments))
+
+
+def last_words(paths: RunPaths) -> dict[str, Any] | None:
+    """What the last driver said last; None if there was none."""
+    try:
+        words: dict[str, Any] = json.loads(paths.status.read_text())
+        return words
+    except FileNotFoundError:
+        return None
+
+
+def _what(deployment: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
+    axes = ", ".join(f"{key}={value}" for key, value in trial["coordinates"].items() if key not in ("backend", "model"))
+    name = f"{deployment['backend']} {deployment['model']} {trial['workload']} {trial['load']}"
+    return f"{name} ({axes}) replicate {trial['replicate']}" if axes else f"{name} replicate {trial['replicate']}"
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    """The reason, and where to read on; what was never launched has no log."""
+    reason = row.get("reason") or "no reason given"
+    if row["outcome"] == Outcome.UNAVAILABLE:
+        return reason
+    return f"{reason} [{row['deployment_id']}/{row['attempt']}/engine.log]"
+
+
+def render(status: Status) -> list[str]:
+    """The status in words, one line each."""
+    done = sum(count for outcome, count in status.outcomes.items() if Outcome(outcome).done)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in status.outcomes.most_common())
+    lines = [f"{status.name}: {done} of {status.total} trials done" + (f" ({counts})" if counts else "")]
+    lines.append(_driver(status))
+    if status.alive and status.driver:
+        lines += [
+            f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} ({duration(entry['since'])})"
+            for entry in status.driver["running"]
+        ]
+    if status.failures:
+        lines.append(f"failed or unavailable ({len(status.failures)}); logs are under {status.log}:")
+        lines += [f"  {what}: {outcome}: {reason}" for what, outcome, reason in status.failures[:SHOWN]]
+        if len(status.failures) > SHOWN:
+            lines.append(f"  and {len(status.failures) - SHOWN} more")
+    return lines
+
+
+def _driver(status: Status) -> str:
+    words = status.driver
+    if words is None:
+        return "no driver has been here"
+    who = f"process {words['pid']} on {words['host']}"
+    if not status.alive:
+        ago = duration(time.time() - words["at"])
+        end = "ended" if words["ended"] else "died: the same command goes on where it stopped"
+        return f"not running: {who} {end} ({ago} ago)"
+    stopping = ", stopping" if words["stopping"] else ""
+    return f"running{stopping}: {who}, {count(len(words['running']), 'deployment')}, {time_left(words['left'])}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; its exit status."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        helped = bool(set(arguments) & {"-h", "--help"})
+        usage = (
+            "usage: python -m sweep.drive.status RUN   (a results folder, its name under results/, or s3://bucket/run)"
+        )
+        print(usage, file=sys.stdout if helped else sys.stderr)
+        return 0 if helped else 2
+    try:
+        lines = render(_status_of(arguments[0]))
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def _status_of(run: str) -> Status:
+    if not object_store.is_url(run):
+        out = Path(run)
+        return read(out if out.exists() else Path("results") / run)
+    with tempfile.TemporaryDirectory() as folder:
+        object_store.copy(run, Path(folder), only=lambda name: name in ("plan.jsonl", "status.json"))
+        return read(Path(folder))._replace(log=f"{run}/deployments")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,331 @@
+"""Which weights an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
+
+Every model complains at the door (`check`), has a digest of its content that is known at planning (`digest`), complains
+on the node that needs it before anything is built there (`reach`), and comes to a folder in Hugging Face layout on it
+(`prepare`). Code of a repository is never run.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from tokenizers import Tokenizer
+
+from backends.base import Progress
+from backends.prepare import environments
+from backends.prepare.checkpoints import digest as folder_digest
+from backends.prepare.checkpoints import file_digest
+from sweep.inputs import random_weights
+from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, commit, fetch, ignore, write_json
+from sweep.inputs.random_weights import Architecture, Vocabulary
+from sweep.inputs.tokenizer import (
+    SHIPPED_TOKENIZER,
+    TOKENIZER_FILES,
+    load_tokenizer,
+    ordinary_tokens,
+    special_ids,
+    tokenizer_files,
+)
+
+
+class Model(BaseModel):
+    """What all models have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    launchable: ClassVar[bool] = True  # whether an engine can be given it to load
+
+    name: str
+    tokenizer: str | None = None  # folder or Hugging Face repository of another tokenizer than the model's own
+    tokenizer_revision: str = "main"  # branch, tag or commit of such a repository
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # that engines compute in
+    max_model_len: PositiveInt | None = None  # context that engines are told to make room for; None: the model's
+    served_name: str | None = None  # under which engines serve it; None: `name`
+
+    def check(self) -> None:
+        """Raise ValueError, in one line that names the key and what is allowed, for what can be known at once."""
+        tokenizer = self.tokenizer
+        if tokenizer and not Path(tokenizer).expanduser().is_dir() and not REPOSITORY.fullmatch(tokenizer):
+            raise ValueError(
+                f"model.tokenizer={tokenizer}: no such folder; allowed is one, or a Hugging Face repository"
+            )
+        if tokenizer and Path(tokenizer).expanduser().is_dir():
+            load_tokenizer(Path(tokenizer).expanduser())
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a prompt and its answer may have together, where that is known without reading the model."""
+        return self.max_model_len
+
+    def digest(self, cache_dir: Path) -> str:
+        """What the content of this model is, with that of another tokenizer, as far as it is known without loading it.
+
+        Raises ValueError, in one line, if there is no such content.
+        """
+        own = self._digest(cache_dir)
+        return own if self.tokenizer is None else f"{own} with tokenizer {self._tokenizer_digest(cache_dir)}"
+
+    def pinned(self, cache_dir: Path) -> Self:
+        """The same at the commits that its revisions mean now: a node that is given it loads what was planned."""
+        return self.model_copy(update=self._commits(cache_dir))
+
+    def reach(self, cache_dir: Path) -> None:
+        """Raise ValueError or OSError, in one line, if `prepare` could not: asked before anything large is made."""
+        self._tokenizer_folder(cache_dir)
+
+    def prepare(self, cache_dir: Path, progress: Progress) -> Path:
+        """The folder in Hugging Face layout, made on first use under `cache_dir` by one process of the node at a time.
+
+        Raises ValueError or OSError, in one line, if it cannot be had.
+        """
+        folder = self._folder(cache_dir, progress)
+        if self.tokenizer is None or isinstance(self, RandomModel):
+            return folder
+        return _with_tokenizer(folder, self._tokenizer_folder(cache_dir), cache_dir, progress)
+
+    def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
+        """What counts this model's tokens, without its weights being there; None where nobody knows.
+
+        Raises ValueError if there is a tokenizer that cannot be read without the model's own code.
+        """
+        folder = self._tokenizer_folder(cache_dir)
+        return None if folder is None else load_tokenizer(folder)
+
+    def _digest(self, cache_dir: Path) -> str:
+        raise NotImplementedError
+
+    def _commits(self, cache_dir: Path) -> dict[str, str]:
+        """The fields that name a revision of a repository, with the commit instead."""
+        commit = self._tokenizer_commit(cache_dir)
+        return {} if commit is None else {"tokenizer_revision": commit}
+
+    def _tokenizer_commit(self, cache_dir: Path) -> str | None:
+        if self.tokenizer is None or Path(self.tokenizer).expanduser().is_dir():
+            return None
+        return commit(self.tokenizer, self.tokenizer_revision, cache_dir)
+
+    def _tokenizer_digest(self, cache_dir: Path) -> str:
+        commit = self._tokenizer_commit(cache_dir)
+        if commit is not None:
+            return f"{self.tokenizer}@{commit}"
+        return _files_digest(tokenizer_files(Path(str(self.tokenizer)).expanduser()))
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        raise NotImplementedError
+
+    def _tokenizer_folder(self, cache_dir: Path) -> Path | None:
+        if self.tokenizer is None:
+            return self._own_tokenizer(cache_dir)
+        folder = Path(self.tokenizer).expanduser()
+        if folder.is_dir():
+            return folder
+        return fetch(self.tokenizer, self.tokenizer_revision, cache_dir, ignore, TOKENIZER_FILES)
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path | None:
+        raise NotImplementedError
+
+
+class RandomModel(Model):
+    """Seeded random weights: the speed of an architecture on any machine, without an account or a download.
+
+    `dtype` is also what the weights are stored in (auto: bfloat16).
+    """
+
+    architecture: Architecture
+    seed: NonNegativeInt = 0
+
+    def check(self) -> None:
+        super().check()
+        if self.tokenizer and not Path(self.tokenizer).expanduser().is_dir():
+            raise ValueError(f"model.tokenizer={self.tokenizer}: allowed for random weights is a folder that exists")
+        size = load_tokenizer(self._own_tokenizer(Path())).get_vocab_size()
+        if self.architecture.vocab_size < size:
+            raise ValueError(
+                f"model.architecture.vocab_size={self.architecture.vocab_size}: allowed is at least the {size} tokens "
+                "of its tokenizer"
+            )
+
+    @property
+    def context(self) -> int:
+        return self.max_model_len or self.architecture.max_position_embeddings
+
+    def digest(self, cache_dir: Path) -> str:
+        content = {
+            "version": random_weights.VERSION,
+            "architecture": self.architecture.model_dump(),
+            "seed": self.seed,
+            "dtype": self._stored,
+            "tokenizer": {path.name: file_digest(path) for path in tokenizer_files(self._own_tokenizer(Path()))},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def _stored(self) -> random_weights.Dtype:
+        return "bfloat16" if self.dtype == "auto" else self.dtype
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path:
+        return Path(self.tokenizer).expanduser() if self.tokenizer else SHIPPED_TOKENIZER
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        return _build_once(cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}", self._write, progress)
+
+    def _write(self, folder: Path, progress: Progress) -> None:
+        source = self._own_tokenizer(folder)
+        for path in tokenizer_files(source):
+            shutil.copyfile(path, folder / path.name)
+        tokenizer = load_tokenizer(source)
+        special = special_ids(source, tokenizer)
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+            "torch_dtype": self._stored,
+            **self.architecture.model_dump(),
+            **special,
+        }
+        write_json(folder / "config.json", config)
+        write_json(folder / "generation_config.json", {"do_sample": False, **special})
+        vocabulary = Vocabulary(ordinary_tokens(tokenizer), special["bos_token_id"])
+        report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
+        random_weights.write(folder, self.architecture, vocabulary, self.seed, self._stored, report)
+
+
+class HubModel(Model):
+    """A model of the Hugging Face hub. HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN count."""
+
+    repo: str
+    revision: str = "main"  # branch, tag or commit
+
+    def check(self) -> None:
+        super().check()
+        if not REPOSITORY.fullmatch(self.repo):
+            raise ValueError(f"model.repo={self.repo}: allowed is organisation/name")
+
+    def reach(self, cache_dir: Path) -> None:
+        fetch(self.repo, self.revision, cache_dir, ignore, peek=True)
+        super().reach(cache_dir)
+
+    def _digest(self, cache_dir: Path) -> str:
+        """repo@commit where the hub or its cache on this machine says which commit that is, else repo@revision."""
+        return f"{self.repo}@{commit(self.repo, self.revision, cache_dir)}"
+
+    def _commits(self, cache_dir: Path) -> dict[str, str]:
+        return {**super()._commits(cache_dir), "revision": commit(self.repo, self.revision, cache_dir)}
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path:
+        return fetch(self.repo, self.revision, cache_dir, ignore, TOKENIZER_FILES)
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        progress(f"model {self.name}: fetching {self.repo}@{self.revision} unless it is there")
+        return fetch(self.repo, self.revision, cache_dir, progress)
+
+
+class PathModel(Model):
+    """A folder in Hugging Face layout that is there on every node. It is served as it is, not copied."""
+
+    path: str
+
+    def check(self) -> None:
+        super().check()
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"model.path={self.path}: no such folder; allowed is a folder in Hugging Face layout")
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model.path={self.path}: has no config.json; allowed is a folder in Hugging Face layout")
+        if self.tokenizer is None:  # its prompts are counted by its own
+            load_tokenizer(folder)
+
+    def _digest(self, cache_dir: Path) -> str:
+        """Hash of all its files; a file that was read once is read again only when its size or time has changed."""
+        self.check()  # it may be there where the plan was made, and not on this node
+        return folder_digest(Path(self.path).expanduser().resolve(), cache_dir)
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path:
+        return Path(self.path).expanduser()
+
+    def reach(self, cache_dir: Path) -> None:
+        self.check()  # it may be there where the plan was made, and not on this node
+        super().reach(cache_dir)
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        self.check()
+        return Path(self.path).expanduser().resolve()
+
+
+class ServedModel(Model):
+    """A model of which only the name is known, under which a running endpoint serves it."""
+
+    launchable: ClassVar[bool] = False
+
+    def _digest(self, cache_dir: Path) -> str:
+        return ""
+
+    def _own_tokenizer(self, cache_dir: Path) -> None:
+        return None
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        raise ValueError(f"model={self.name}: only a name; allowed to launch is a model of conf/model")
+
+
+def _build_once(folder: Path, build: Callable[[Path, Progress], None], progress: Progress) -> Path:
+    """`folder`, made by `build` beside its place and renamed: it is there whole or not at all."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    waiting = f"{folder.name}: waiting for the process that is making it"
+    with environments.exclusive(folder.with_name(f".{folder.name}.lock"), lambda: progress(waiting)):
+        if not folder.is_dir():
+            partial = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+            partial.mkdir()
+            build(partial, progress)
+            partial.rename(folder)
+    return folder
+
+
+def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:
+    """The same weights under another tokenizer: a folder of links."""
+    assert tokenizer is not None
+    files = tokenizer_files(tokenizer)
+    stamp = hashlib.sha256(json.dumps([str(folder), *(file_digest(path) for path in files)]).encode()).hexdigest()[:16]
+
+    def link(partial: Path, _: Progress) -> None:
+        for path in folder.iterdir():
+            if path.name not in TOKENIZER_FILES:
+                (partial / path.name).symlink_to(path.resolve())
+        for path in files:
+            shutil.copyfile(path, partial / path.name)
+
+    return _build_once(cache_dir / "models" / f"{_safe(folder.name)}-tokenizer-{stamp}", link, progress)
+
+
+class _Percent:
+    """Says how far a build is, every few seconds."""
+
+    def __init__(self, what: str, total: int, progress: Progress) -> None:
+        self.what, self.total, self.progress = what, total, progress
+        self.last = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self.last >= PROGRESS_INTERVAL or done == self.total:
+            self.last = time.monotonic()
+            self.progress(f"{self.what}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
+
+
+def _files_digest(files: list[Path]) -> str:
+    """16 hex digits of these files' names and content."""
+    content = {path.name: file_digest(path) for path in files}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]", "-", name)

@@ -1,0 +1,1 @@
+"""Runs one deployment on one node: prepares and launches its engine, measures its trials, judges them."""

@@ -1,0 +1,184 @@
+"""Does an engine say what the model says? Its greedy tokens against those of transformers, once per launch.
+
+agreement = mean over fixed prompts of (length of the matching prefix / length of the reference), so that "fast because
+wrong" is visible. The reference is computed in float32, or in the model's own dtype where that does not fit: once per
+model and node, before an engine takes the memory. No failure here fails a trial: it is said in agreement_reference.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tokenizers import Tokenizer
+
+from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
+from backends.launch import task
+from backends.launch.server import ALWAYS, Engine, inherited_environment
+from backends.prepare import environments as environments
+from sweep.config import ROOT, cache_directory, content_hash
+from sweep.node.trial import TrialRun
+
+VERSION = 1  # part of the cache's key: raise it when the reference is made in another way
+PROMPTS = (
+    "The river rose in the night, and by morning",
+    "List three reasons why a measurement may be repeated:",
+    "def mean(values):\n    ",
+    "She opened the letter slowly, because the last one had brought nothing but bad news, and read",
+)
+TOKENS = 32  # after each prompt
+ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers")  # one of conf/environment that has transformers
+REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
+ANSWER_TIMEOUT = 300.0  # s, of one prompt
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What transformers says after each prompt."""
+
+    prompts: list[list[int]]  # token ids, special tokens included
+    tokens: list[list[int]]
+    ends: list[int]  # the model's EOS tokens
+    made_by: str  # "transformers 5.19.0 float32"
+
+
+def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | str:
+    """What the model of a deployment should say, or in a few words why that is not known.
+
+    Asked before an engine is launched: its GPUs, cores and memory are used.
+    """
+    backend, model = run.deployment.backend, run.deployment.model
+    cache = cache_directory(run.settings.cache_dir)
+    if not run.settings.agreement:
+        return "none: agreement=false"
+    if not backend.computes_model:
+        return "none: this engine computes no model"
+    if not backend.launches:
+        return "none: the weights of a running endpoint are not known"
+    try:
+        spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
+        content = [VERSION, model.digest(cache), model.tokenizer, PROMPTS, TOKENS, environments.fingerprint(spec)]
+        path = cache / "agreement" / f"{content_hash(content, 16)}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with environments.exclusive(path.with_suffix(".lock"), lambda: None):
+                if not path.exists():
+                    found = _compute(spec, model, launch, cache, progress)
+                    partial = path.with_suffix(".partial")
+                    partial.write_text(json.dumps(found))
+                    partial.replace(path)
+        return Reference(**json.loads(path.read_text()))
+    except (environments.EnvironmentFailed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        return f"none: {_one_line(error)}"
+
+
+def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, progress: Progress) -> dict[str, Any]:
+    """The fields of a Reference, by a process of its own in an environment with transformers."""
+    # An engine that needs no Python at all (llama.cpp) is compared with it too: say what the time is spent on.
+    why = "for transformers, which engines are compared with; agreement=false leaves it out"
+    python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
+    folder = model.prepare(cache, progress)
+    tokenizer = model.load_tokenizer(cache)
+    prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    progress(f"computing what {model.name} says, for comparison")
+    job = {
+        "model": str(folder),
+        "device": "cuda" if launch.gpus else "cpu",
+        "prompts": prompts,
+        "tokens": TOKENS,
+    }
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with task.program([python, "-m", "backends.host.reference"], _environ(launch), **pipes) as process:
+        answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
+    if process.returncode != 0:
+        raise ValueError((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
+    said = json.loads(answer.strip().splitlines()[-1])
+    return {"prompts": prompts, "tokens": said["tokens"], "ends": said["ends"], "made_by": said["reference"]}
+
+
+def _environ(launch: Launch) -> dict[str, str]:
+    """As an engine would have it: without secrets, and with the launch's own GPUs and threads."""
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(launch.threads),
+        "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
+    }
+    return {**inherited_environment(), **ALWAYS, **own}
+
+
+def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[str, Any]:
+    """The columns agreement (0..1, or null) and agreement_reference of a running engine."""
+    if isinstance(expected, str):
+        return {"agreement": None, "agreement_reference": expected}
+    try:
+        tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
+        asked = zip(PROMPTS, expected.prompts, expected.tokens, strict=True)
+        answers = [_share(engine, tokenizer, expected.ends, text, prompt, tokens) for text, prompt, tokens in asked]
+    except (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        return {"agreement": None, "agreement_reference": f"none: the engine's answer: {_one_line(error)}"}
+    shares = [share for share in answers if share is not None]
+    if not shares:
+        return {"agreement": None, "agreement_reference": "none: the model ends every answer at once"}
+    return {"agreement": sum(shares) / len(shares), "agreement_reference": expected.made_by}
+
+
+def _share(
+    engine: Engine, tokenizer: Tokenizer, ends: list[int], text: str, prompt: list[int], tokens: list[int]
+) -> float | None:
+    """How much of one reference an engine repeats: by token ids where it returns them, else by its text, tokenised.
+
+    None where the reference is empty: it ends at once, and so would this engine; or it is nothing that has a text.
+    """
+    backend = engine.backend
+    if not backend.ignores_eos:
+        stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
+        tokens = tokens[:stop]
+        if not tokens:
+            return None
+    answer = ask(engine, prompt if backend.token_ids and backend.api == "completions" else text, len(tokens))
+    if isinstance(answer, str):
+        tokens = _ids(tokenizer, tokenizer.decode(tokens))
+        answer = _ids(tokenizer, answer)
+    return matching_prefix(answer, tokens) / len(tokens) if tokens else None
+
+
+def matching_prefix(said: Sequence[int], expected: Sequence[int]) -> int:
+    """How many tokens are the same from the beginning."""
+    pairs = zip(said, expected, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(said), len(expected)))
+
+
+def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str:
+    """The engine's greedy continuation through its ordinary API: token ids where it gives them, else text.
+
+    Raises httpx.HTTPError, ValueError or KeyError for an answer that has neither.
+    """
+    backend, model = engine.backend, engine.launch.served_name
+    with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
+        if backend.api == "tgi":
+            parameters = {"max_new_tokens": tokens, "do_sample": False, "details": True}
+            answer = http.post("/generate", json={"inputs": prompt, "parameters": parameters}).raise_for_status().json()
+            return [token["id"] for token in answer["details"]["tokens"]]
+        if backend.api != "completions":
+            raise ValueError(f"api={backend.api} gives no plain continuation")
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, **backend.extra_body}
+        if backend.ignores_eos:
+            body["ignore_eos"] = True
+        found = http.post("/v1/completions", json={**body, "return_token_ids": True})
+        if found.status_code in (400, 422):  # an engine that knows no such key
+            found = http.post("/v1/completions", json=body)
+        choice: Mapping[str, Any] = found.raise_for_status().json()["choices"][0]
+        ids = choice.get("token_ids")
+        return list(ids) if ids else str(choice["text"])
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

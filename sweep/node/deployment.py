@@ -1,0 +1,456 @@
+"""One deployment on one node: prepare what it needs, launch its engine, run its trials in order, say what happens.
+
+Knows nothing of Ray, of other deployments or of retries over runs: it gets Work and emits events. An engine that dies
+under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
+"""
+
+import errno
+import functools
+import math
+import os
+import queue
+import re
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import httpx
+
+from backends.base import Launch
+from backends.launch import server, supervisor, task
+from backends.launch.task import Stopped
+from backends.prepare import environments as environments
+from sweep.client.measurement import ClientDied
+from sweep.config import Hardware, Settings, cache_directory
+from sweep.disk.run_files import RunPaths
+from sweep.node import agreement, gpu_memory
+from sweep.node.trial import Place, TrialRun, base_row, run_trial
+from sweep.plan.pending import unresolved
+from sweep.plan.plan import Deployment, Trial
+from sweep.provenance import gpu_names, now
+from sweep.records import Outcome
+
+KILLED = "killed by signal"  # in an engine's obituary
+CORES_A_CLIENT = 8  # of a node: one of so many is the measuring client's
+RESET_ATTEMPTS = 5  # a finished request's memory may be given back a moment after its last token
+RESET_PAUSE = 0.2  # s between them
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task is given: a deployment with the trials still to run, and where its files go."""
+
+    deployment: Deployment
+    settings: Settings
+    out: str  # absolute
+    attempt: str
+    axes: tuple[str, ...]
+    run: str = "run"  # the run's own name, in the markers of its engines
+    deadline: float | None = None  # s since the epoch: no trial starts that is not expected to end by then
+    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs tell
+
+    @property
+    def marker(self) -> str:
+        """By which everything of this attempt's engine is known on its node."""
+        return f"{self.run}/{self.deployment.deployment_id}/{self.attempt}"
+
+
+class Placed(NamedTuple):
+    """The deployment has begun on a node."""
+
+    node_id: str
+    address: str
+
+
+class State(NamedTuple):
+    """What the deployment is doing now, in a few words."""
+
+    text: str
+
+
+class Finished(NamedTuple):
+    """A trial has its row."""
+
+    trial: Trial
+    row: dict[str, Any]
+
+
+class Files(NamedTuple):
+    """Files of this attempt that the driver does not see, by their path under `out`."""
+
+    files: Mapping[str, bytes]
+
+
+class Beat(NamedTuple):
+    """Nothing new, but alive."""
+
+
+class Lost(NamedTuple):
+    """The deployment's task ended without finishing: lost with its node or worker, or failed by an error of ours."""
+
+    reason: str  # one line
+    error: str | None = None  # the traceback, where the task itself failed
+
+
+Event = Placed | State | Finished | Files | Beat
+Emit = Callable[[Event], None]
+
+
+class DiskFull(Exception):
+    """Nothing more can be written on a disk."""
+
+
+class Contradiction(Exception):
+    """This node is not what the plan says: a result of it would stand under a wrong id."""
+
+
+def stream_deployment(
+    work: Work, gpus: tuple[str, ...], stop_soon: threading.Event, beat: float
+) -> Generator[Event, None, None]:
+    """`run_deployment` as a generator of events, of a Beat when there is none for `beat` s.
+
+    `stop_soon` ends it after the trial that runs; closing it ends what it is doing.
+    """
+    events: queue.Queue[Event | BaseException | None] = queue.Queue()
+    stop = threading.Event()
+
+    def emit(event: Event) -> None:
+        events.put(event)
+        if stop.is_set():
+            raise Stopped
+
+    def run() -> None:
+        try:
+            with task.doing(work.marker, stop):
+                run_deployment(work, gpus, emit, stop, stop_soon)
+            events.put(None)
+        except Stopped:
+            events.put(None)
+        except OSError as error:
+            where = error.filename or "a disk of this node"
+            full = DiskFull(f"{os.strerror(error.errno or 0)}: {where}") if error.errno in DISK_FULL else None
+            events.put(full or error)
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            events.put(error)
+
+    thread = threading.Thread(target=run, name=work.deployment.describe())
+    thread.start()
+    try:
+        while True:
+            try:
+                event = events.get(timeout=beat)
+            except queue.Empty:
+                event = Beat()
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        stop.set()
+        thread.join()
+
+
+def run_deployment(
+    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, stop_soon: threading.Event
+) -> None:
+    """Launch the engine as often as it takes to give every trial a row.
+
+    An engine that died, hung or answered nothing is launched anew for the trials after. What happens
+    `settings.attempts` times with no good trial in between ends them all, as does a launch that fails twice alike.
+    """
+    run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
+    pending = _Pending(work, stop, stop_soon)
+    try:
+        place = _prepare(work, gpus, emit)
+    except Contradiction as error:
+        _end_all(run, pending.trials, Failure(Outcome.INVALID, str(error)), emit)
+        return
+    except (environments.EnvironmentFailed, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        _end_all(run, pending.trials, Failure(Outcome.LAUNCH_FAILED, str(error)), emit)
+        return
+    if contradiction := other_gpus(gpus, work.settings.hardware):
+        _end_all(run, pending.trials, Failure(Outcome.INVALID, contradiction), emit)
+    _end_contradicted(run, pending.trials, emit)
+    failures: list[Failure] = []
+    while pending.next():
+        failure = _one_launch(run, place, work.marker, pending, emit)
+        if failure is None or failure.good:
+            failures.clear()
+        if failure is not None:
+            failures.append(failure)
+            if failure.outcome is Outcome.OOM_LOAD or len(failures) >= work.settings.attempts or _twice_alike(failures):
+                _end_all(run, pending.trials, failure, emit)
+
+
+def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
+    """Why this node is not what was asked for: a price and an id of one GPU must not stand beside another's speed."""
+    if not hardware.matches:
+        return None
+    names = gpu_names()
+    others = {names[int(gpu)] for gpu in gpus if gpu.isdigit() and int(gpu) < len(names)} - set(hardware.matches)
+    return f"hardware={hardware.name} asked for {hardware.matches[0]}, this node has {min(others)}" if others else None
+
+
+def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], str]]) -> str | None:
+    """Why the content that parts point to is not what was planned on this node; `parts` are functions of digests."""
+    for group, digest in parts.items():
+        if group in planned:
+            try:
+                found = digest()
+            except (FileNotFoundError, PermissionError, ValueError) as error:
+                found = str(error)
+            if found != planned[group]:
+                return f"the content of the {group} is not what was planned: {found}, not {planned[group]}"
+    return None
+
+
+class Failure(NamedTuple):
+    """Why an engine must be launched anew, and what the trials left say if it is not."""
+
+    outcome: Outcome
+    reason: str
+    log_tail: str | None = None
+    at_launch: bool = False
+    good: bool = False  # trials went well before
+
+
+def _twice_alike(failures: list[Failure]) -> bool:
+    """Whether the last two launches failed in the same words: a third would too. One that was killed says nothing."""
+    words = [(f.outcome, re.sub(r"\d+", "", f.reason)) for f in failures[-2:] if f.at_launch and KILLED not in f.reason]
+    return len(words) == 2 and words[0] == words[1]
+
+
+class _Pending:
+    """The trials that are left of a deployment, and which is next."""
+
+    def __init__(self, work: Work, stop: threading.Event, stop_soon: threading.Event) -> None:
+        self.trials = deque(work.deployment.trials)
+        self.work, self.stop, self.stop_soon = work, stop, stop_soon
+
+    def next(self) -> Trial | None:
+        """The first that is expected to end before the deadline; None also when no more are wanted."""
+        if self.stop.is_set() or self.stop_soon.is_set():
+            return None
+        left = math.inf if self.work.deadline is None else self.work.deadline - time.time()
+        return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < left), None)
+
+
+def _one_launch(run: TrialRun, place: Place, marker: str, pending: _Pending, emit: Emit) -> Failure | None:
+    """Launch the engine and run trials on it: all that are left, or those of one replicate. None if it did not fail."""
+    backend, versions = run.deployment.backend, place.environment.versions
+    try:
+        if place.launch.gpus:
+            emit(State("waiting for GPU memory"))
+            gpu_memory.wait_until_free(place.launch.gpus)
+        expected = agreement.reference(run, place.launch, lambda text: emit(State(text)))
+        emit(State("launching the engine" if backend.launches else f"asking {backend.url}, which runs already"))
+        with server.running(backend, place.launch, marker=marker, versions=versions) as engine:
+            facts = {**engine.facts(), **agreement.compare(run, engine, expected)}
+            return _run_trials(run, replace(place, engine=engine, facts=facts), pending, emit)
+    except gpu_memory.Busy as error:
+        return Failure(Outcome.LAUNCH_FAILED, str(error), at_launch=True)
+    except server.LaunchError as error:
+        return Failure(error.outcome, error.reason, error.log_tail, at_launch=True)
+
+
+def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
+    """Environment and weights on this node, and the launch that they make possible."""
+    backend, model = work.deployment.backend, work.deployment.model
+    cache = cache_directory(work.settings.cache_dir)
+    environment = environments.Environment("")
+    folder = Path()
+    if backend.launches:
+        model.reach(cache)  # a model that cannot be had is no reason to build an environment first
+        planned = dict(work.deployment.content)
+        if unresolved(planned.get("model", "")):
+            del planned["model"]  # the driver found no hub to ask for the commit; this node may have one
+        content = {"model": lambda: model.digest(cache), "backend": lambda: backend.digest()}
+        if other := other_content(planned, content):
+            raise Contradiction(other)
+        spec = environments.resolve(backend.env, work.settings.hardware.platform)
+        environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
+        folder = model.prepare(cache, lambda text: emit(State(text)))
+        folder = backend.weights(folder, environment.python, cache, lambda text: emit(State(text)))
+    engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
+    workdir = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)
+    workdir.mkdir(parents=True, exist_ok=True)
+    launch = Launch(
+        model=folder,
+        served_name=model.served_name or model.name,
+        workdir=workdir,
+        python=environment.python,
+        binary=environment.binary,
+        gpus=gpus,
+        threads=max(1, len(engine_cpus)),
+        cpus=tuple(engine_cpus),
+        dtype=model.dtype if backend.dtype == "auto" else backend.dtype,
+        max_model_len=model.max_model_len,
+    )
+    return Place(launch, environment, client_cpus, socket.gethostname())
+
+
+def clear_engines(marker: str) -> int:
+    """Kill every engine on this node whose marker is this or begins with it, and the process that launched it.
+
+    That process is the task of a driver that is dead or has given it up, and would launch another. How many there were.
+    """
+
+    def stale(found: str) -> bool:
+        return found == marker or found.startswith(f"{marker}/")
+
+    for pid in supervisor.marked(lambda environ: stale(environ[supervisor.MARKER])):
+        owner, _, started = supervisor.environment_of(pid).get(supervisor.OWNER, "").partition(":")
+        if owner.isdecimal() and int(owner) != os.getpid() and supervisor.start_time(int(owner)) == started:
+            supervisor.send([int(owner)], signal.SIGKILL)
+    return len(server.clear_leftovers(stale))
+
+
+def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tuple[list[int], set[int]]:
+    """The cores of the engine and of the measuring client, apart where there are two or more.
+
+    The client has one for each of its `processes` but no more than the engine; by itself one in eight of them all. With
+    GPUs the node may hold other deployments beside this one: its cores are dealt out by GPU.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if gpus and all(gpu.isdigit() for gpu in gpus):
+        total = max(len(gpu_names()), max(int(gpu) for gpu in gpus) + 1)
+        share = len(cores) // total
+        if share >= 2:
+            cores = [core for gpu in gpus for core in cores[int(gpu) * share : (int(gpu) + 1) * share]]
+    if len(cores) < 2:
+        return cores, set(cores)
+    clients = max(1, len(cores) // CORES_A_CLIENT if processes == "auto" else min(processes, len(cores) // 2))
+    return cores[:-clients], set(cores[-clients:])
+
+
+def _run_trials(run: TrialRun, place: Place, pending: _Pending, emit: Emit) -> Failure | None:
+    """Trials in order until they are through, the engine has failed or the driver wants no more."""
+    engine = place.engine
+    assert engine is not None
+    replicate: int | None = None
+    total, good = len(pending.trials), False
+    while trial := pending.next():
+        if run.settings.relaunch == "per_replicate" and replicate not in (None, trial.replicate):
+            return None
+        emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
+        row = _measure(run, place, trial, pending, emit, fresh=replicate is None)
+        replicate = trial.replicate
+        if row["outcome"] == Outcome.CANCELLED:
+            return None  # it was not measured: the trial is left for the next run
+        pending.trials.remove(trial)
+        emit(Finished(trial, row))
+        if row["outcome"] == Outcome.OOM_RUN:
+            _censor_larger(run, trial, pending.trials, emit)
+        elif failure := _failure(row, good):
+            return failure
+        if not engine.alive():
+            return None
+        good = good or row["outcome"] == Outcome.OK
+    return None
+
+
+def _measure(
+    run: TrialRun, place: Place, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
+) -> dict[str, Any]:
+    """The trial's row. A measuring process that dies is no fault of the engine: the trial is measured again.
+
+    Before each measurement the engine forgets what it was asked before, unless it is `fresh` from its launch: a second
+    try asks the prompts of the first, and would find them in the cache.
+    """
+    assert place.engine is not None
+    caches: bool | None = None  # what the row says: the last answer
+    for attempt in range(run.settings.attempts):
+        if attempt or not fresh:
+            caches = _reset_caches(place.engine, emit)
+        try:
+            return run_trial(run, place, trial, pending.stop, caches)
+        except ClientDied as error:
+            reason = str(error)
+    ended = {"outcome": Outcome.INVALID.value, "reason": reason, "ended_at": now()}
+    return base_row(run, trial) | ended | {"caches_reset": caches}
+
+
+def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
+    """What a trial's row says against the engine: it died, or it hung, or no request was answered."""
+    outcome, reason = Outcome(row["outcome"]), f"the engine failed again and again, last: {row['reason']}"
+    answered_none = outcome is Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
+    if outcome in (Outcome.ENGINE_CRASHED, Outcome.HUNG) or answered_none:
+        return Failure(outcome, reason, row.get("log_tail"), good=good)
+    return None
+
+
+def _reset_caches(engine: server.Engine, emit: Emit) -> bool | None:
+    """Have the engine forget earlier prompts: whether it did; None where it cannot. A failure is said and logged.
+
+    None also for an engine that others launched: they may be using its cache, which is not ours to flush.
+    """
+    if not engine.backend.launches:
+        return None
+    problems = [f"{path}: {problem}" for path in engine.backend.reset_paths if (problem := _reset(engine.url + path))]
+    if problems:
+        said = f"caches not reset before the trial: {'; '.join(problems)}"
+        emit(State(said))
+        with engine.log.open("a") as log:
+            log.write(f"sweep: {said}\n")
+    return not problems if engine.backend.reset_paths else None
+
+
+def _reset(url: str) -> str | None:
+    """Why an engine did not do it; None if it did."""
+    problem = ""
+    for attempt in range(RESET_ATTEMPTS):
+        time.sleep(RESET_PAUSE if attempt else 0.0)
+        try:
+            answer = httpx.post(url, timeout=30, trust_env=False)
+        except httpx.HTTPError as error:
+            return f"{type(error).__name__}: {error}"
+        problem = f"status {answer.status_code}: {' '.join(answer.text.split())[:200]}"
+        if answer.status_code == 404:
+            break
+        # vLLM answers 200 in any case, and newer ones say in the body whether it is so.
+        if answer.is_success and '"success":false' not in answer.text.replace(" ", ""):
+            return None
+    return problem
+
+
+def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
+    """A batch ran out of memory: larger ones of the same workload will too, and are not tried."""
+    size = trial.load.size
+    for other in [t for t in pending if t.workload == trial.workload and t.load.size and size and t.load.size > size]:
+        pending.remove(other)
+        reason = f"{trial.load.describe()} already ran out of memory"
+        emit(Finished(other, base_row(run, other) | {"outcome": Outcome.CENSORED.value, "reason": reason}))
+
+
+def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
+    """End the trials whose prompts or arrivals come from files that are others on this node."""
+
+    @functools.cache  # a file may be large, and trials share a few
+    def problem(group: str, identity: int) -> str | None:
+        return other_content({group: planned[identity]}, {group: parts[identity].digest})
+
+    parts = {id(part): part for trial in pending for part in (trial.workload, trial.load)}
+    planned = {id(getattr(trial, group)): digest for trial in pending for group, digest in trial.content.items()}
+    for trial in list(pending):
+        problems = (problem(group, id(getattr(trial, group))) for group in trial.content)
+        if reason := next(filter(None, problems), None):
+            pending.remove(trial)
+            _end_all(run, deque([trial]), Failure(Outcome.INVALID, reason), emit)
+
+
+def _end_all(run: TrialRun, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
+    """Give every trial left the same row: the engine's failure is data."""
+    ended = {"outcome": failure.outcome.value, "reason": failure.reason, "log_tail": failure.log_tail}
+    while trials:
+        trial = trials.popleft()
+        emit(Finished(trial, base_row(run, trial) | ended | {"ended_at": now()}))

@@ -1,0 +1,42 @@
+"""Whether a GPU's memory is free: an engine launched beside what another has left would be measured with less of it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pynvml
+
+from backends.launch import gpus, task
+
+FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # a driver and a display hold some: up to the larger of the two counts as free
+
+
+class Busy(Exception):
+    """A GPU whose memory does not come back; says whose it is."""
+
+
+def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float = 1.0) -> None:
+    """Wait until the memory of these GPUs (indices or UUIDs) is free.
+
+    Raises:
+        Busy: if it is not after `timeout` s.
+        Stopped: if the task is, before that.
+    """
+    handles = gpus.handles(devices)
+    deadline = time.monotonic() + timeout
+    while busy := [device for device, handle in handles.items() if not _is_free(gpus.memory(handle))]:
+        if time.monotonic() >= deadline:
+            raise Busy("; ".join(_held(device, handles[device]) for device in busy) + f", after {timeout:.0f} s")
+        task.pause(poll)
+
+
+def _is_free(memory: gpus.Memory | None) -> bool:
+    return memory is None or memory.used <= max(FREE_SHARE * memory.total, FREE_BYTES)
+
+
+def _held(device: str, handle: Any) -> str:
+    memory = gpus.memory(handle)
+    assert memory is not None  # one that tells nothing counts as free
+    pids = [str(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    by = f"processes {', '.join(pids)}" if pids else "a process that NVML does not show"
+    return f"GPU {device}: {memory.used / 2**30:.1f} of {memory.total / 2**30:.1f} GiB are in use by {by}"

@@ -1,0 +1,242 @@
+"""Timed samples beside the Records: the engine's gauges, its GPUs through NVML, its processes where there is no GPU.
+
+One thread reads every source once an interval, and more often at first, off the measured path. A source that cannot be
+read is said once in `sources` and left out; it never fails a trial.
+"""
+
+import itertools
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import httpx
+import psutil
+import pynvml
+from prometheus_client.parser import text_string_to_metric_families
+
+from backends.launch import gpus
+from sweep.records import Sample
+
+Reading = tuple[str, str, float]  # series, device, value
+FINEST = 0.25  # s between two readings of a trial's first five; a page costs vLLM 4 ms of a core, so 1.6 % of it
+GROWTH = 0.05  # and later, as a share of the time since: 0.5 s after 10 s
+EARLY = (
+    0.05,
+    0.2,
+    0.5,
+)  # s after the measured part began: whatever a reading takes, or short trials are missed
+LOOK = 0.02  # s between two looks at whether it has
+SPARING = 50  # and always, in readings' own time: they are work for the engine too, and 2 % of a core the most
+
+
+class Source(Protocol):
+    """Something that can be read again and again."""
+
+    name: str
+
+    def read(self) -> Iterable[Reading]: ...
+
+
+class EngineMetrics:
+    """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics."""
+
+    def __init__(self, url: str, names: dict[str, str], verify_tls: bool = True) -> None:
+        self.name = "engine"
+        self.names = {theirs: ours for ours, theirs in names.items()}
+        self.wanted = tuple(self.names)
+        self.url = url
+        self.client = httpx.Client(timeout=2.0, trust_env=False, verify=verify_tls)
+
+    def read(self) -> Iterable[Reading]:
+        response = self.client.get(self.url)
+        response.raise_for_status()
+        totals: dict[str, float] = {}
+        # Reading vLLM's whole page of 48 kB takes 10 ms of a core that may be the client's; these lines of it, 1.5 ms.
+        lines = [line for line in response.text.splitlines() if line.startswith(self.wanted)]
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                series = self.names.get(sample.name)
+                if series is not None:
+                    totals[series] = totals.get(series, 0.0) + sample.value
+        return [(series, "", value) for series, value in totals.items()]
+
+
+class Processes:
+    """Memory and CPU of the engine's process tree.
+
+    Memory is the private part of each process plus the largest shared part once: summing resident sizes would count
+    pages that the processes share several times.
+    """
+
+    def __init__(self, processes: Callable[[], Sequence[psutil.Process]]) -> None:
+        self.name = "processes"
+        self.processes = processes
+        self.before: tuple[float, float] | None = None
+
+    def read(self) -> Iterable[Reading]:
+        private = shared = cpu = 0.0
+        for process in self.processes():
+            try:
+                memory, times = process.memory_info(), process.cpu_times()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue  # it ended between listing and reading
+            private += memory.rss - memory.shared
+            shared = max(shared, memory.shared)
+            cpu += times.user + times.system
+        now = time.monotonic()
+        yield "process_memory_bytes", "", private + shared
+        if self.before is not None and now > self.before[0]:
+            yield "process_cpu", "", max(0.0, cpu - self.before[1]) / (now - self.before[0])
+        self.before = (now, cpu)
+
+
+class Gpus:
+    """Memory, utilisation, power and clock of the deployment's GPUs."""
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        self.name = "nvml"
+        self.handles = gpus.handles(devices)
+
+    def read(self) -> Iterable[Reading]:
+        for device, handle in self.handles.items():
+            for series, value in gpus.readings(handle):
+                yield series, device, value
+
+
+class Sampler:
+    """Reads every source while its `with` block lasts. Times are CLOCK_MONOTONIC until `samples`.
+
+    Readings are FINEST apart at first, then further and further until they are `interval` apart: a trial of one second
+    must not fall between two of them. From the end of one to the next there are always SPARING times what one takes
+    (the median of the last three: one that had to wait was no more work), however short `interval` is; but for the
+    readings EARLY after `begin`.
+    """
+
+    def __init__(self, sources: Sequence[Source], interval: float) -> None:
+        self.sources = list(sources)
+        self.interval = interval
+        self.problems: dict[str, str] = {}
+        self._raw: list[Sample] = []
+        self._took: deque[float] = deque(maxlen=3)  # s
+        self._early: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def read_once(self) -> list[Sample]:
+        """One reading of every source, stamped with CLOCK_MONOTONIC."""
+        samples: list[Sample] = []
+        for source in self.sources:
+            try:
+                now = time.monotonic()
+                for series, device, value in source.read():  # those before an error count
+                    samples.append(Sample(now, series, value, device))
+            except (httpx.HTTPError, psutil.Error, pynvml.NVMLError, ValueError, OSError) as error:
+                self.problems[source.name] = f"{type(error).__name__}: {error}"
+        return samples
+
+    def begin(self, start: float) -> None:
+        """The measured part begins at `start` (CLOCK_MONOTONIC): what is read from now on is worth more."""
+        self._early = [start + later for later in EARLY]
+
+    def _run(self) -> None:
+        began = due = time.monotonic()
+        while not self._stop.is_set():
+            started = time.monotonic()
+            self._raw += self.read_once()
+            now = time.monotonic()
+            self._took.append(now - started)
+            if started >= due:
+                due += min(self.interval, max(FINEST, GROWTH * (due - began)))
+            due = max(due, now + SPARING * statistics.median(self._took))
+            self._wait_until(due)
+        self._raw += self.read_once()
+
+    def _wait_until(self, due: float) -> None:
+        """Until then, an early reading or the end."""
+        while not self._stop.is_set() and (now := time.monotonic()) < due:
+            passed = [early for early in self._early if early <= now]
+            if passed:
+                del self._early[: len(passed)]
+                return
+            self._stop.wait(min(due - now, LOOK))
+
+    def samples(self, start: float) -> list[Sample]:
+        """What was read, in s from `start` (CLOCK_MONOTONIC); what came before it is negative."""
+        return [sample._replace(time=sample.time - start) for sample in self._raw]
+
+    @property
+    def described(self) -> str:
+        """The sources that were read, each with its last problem if it had one."""
+        return "; ".join(
+            f"{source.name} ({self.problems[source.name]})" if source.name in self.problems else source.name
+            for source in self.sources
+        )
+
+
+def memory_of(samples: Iterable[Sample]) -> tuple[str, list[float]]:
+    """The label and readings of the memory that counts: of the GPUs, else of the engine's processes (bytes)."""
+    label, readings = _memory(samples)
+    return label, [value for _, value in readings]
+
+
+def _memory(samples: Iterable[Sample]) -> tuple[str, list[tuple[float, float]]]:
+    """The same with the time of each reading (s); one reading stamps all devices alike."""
+    found: dict[str, dict[float, float]] = {"gpu_memory_bytes": {}, "process_memory_bytes": {}}
+    for sample in samples:
+        if sample.series in found:
+            by_time = found[sample.series]
+            by_time[sample.time] = by_time.get(sample.time, 0.0) + sample.value
+    gpus, processes = (sorted(by_time.items()) for by_time in found.values())
+    return ("gpu", gpus) if gpus else ("process", processes)
+
+
+def time_mean(readings: Sequence[tuple[float, float]]) -> float | None:
+    """Mean over time of (time, value) in order, by trapezoids: early readings are closer together than later ones."""
+    if len(readings) < 2:
+        return readings[0][1] if readings else None
+    steps = itertools.pairwise(readings)
+    area = sum((time - before) * (value + earlier) / 2 for (before, earlier), (time, value) in steps)
+    return area / (readings[-1][0] - readings[0][0])
+
+
+def summarise_telemetry(
+    samples: Sequence[Sample], idle_memory: float | None, duration: float | None, begin: float = 0.0
+) -> dict[str, Any]:
+    """The trials row's telemetry columns, over the measured time: `duration` s from `begin`, the first send.
+
+    Memory is also taken from readings shortly after the end or, if there are none, from before: an engine holds it.
+    What is gone with the requests is not.
+    """
+    end = float("inf") if duration is None else begin + duration
+    measured = [sample for sample in samples if begin <= sample.time <= end + 1.0] or list(samples)
+    kv_usage = _kv_cache_usage([sample for sample in samples if begin <= sample.time <= end])
+    label, memory = _memory(measured)
+    return {
+        "kv_cache_usage_mean": time_mean(kv_usage),
+        "kv_cache_usage_max": max((value for _, value in kv_usage), default=None),
+        "memory_idle_bytes": idle_memory,
+        "memory_mean_bytes": time_mean(memory),
+        "memory_peak_bytes": max((value for _, value in memory), default=None),
+        "memory_label": label,
+    }
+
+
+def _kv_cache_usage(samples: Sequence[Sample]) -> list[tuple[float, float]]:
+    """Time (s) and value (0..1) of the readings; none if no request ran at any: that is not an empty cache's 0.0."""
+    usage = [(sample.time, sample.value) for sample in samples if sample.series == "kv_cache_usage"]
+    running = any(sample.series == "requests_running" and sample.value > 0 for sample in samples)
+    return usage if running or any(value for _, value in usage) else []

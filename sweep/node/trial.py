@@ -1,0 +1,313 @@
+"""One trial: send a workload to an engine under a load, and write down what happened.
+
+The measuring itself is the client process's (`client`); here is what surrounds it: requests built before the clock
+starts, telemetry beside it, and the verdict. A trial's folder is complete when its trial.parquet is there.
+"""
+
+import json
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backends.base import Backend, Launch
+from backends.launch.server import Engine
+from backends.prepare.environments import Environment
+from sweep import provenance
+from sweep.client import measurement
+from sweep.config import POINT_GROUPS, Hardware, Settings, cache_directory
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
+from sweep.node import engine_timed, validity
+from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
+from sweep.numbers import metrics
+from sweep.numbers.steady import steady_window
+from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
+from sweep.records import Outcome, Records, Request, Sample
+
+PERFORMANCE = re.compile(r"throughput|goodput|^cost_|^steady_|batch_latency|^(ttft|tpot|itl|e2el|service_ttft)_")
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """What the trials of one attempt at a deployment share before there is an engine."""
+
+    deployment: Deployment
+    settings: Settings
+    paths: RunPaths
+    attempt: str
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The node as a trial finds it: what was prepared there, which cores the client has, and the running engine."""
+
+    launch: Launch
+    environment: Environment
+    client_cpus: set[int]
+    node: str
+    engine: Engine | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the engine says of itself
+
+
+def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
+    """The columns of a trials row that are known before anything is measured."""
+    deployment, hardware = run.deployment, run.settings.hardware
+    return {
+        "trial_id": trial.trial_id,
+        "deployment_id": deployment.deployment_id,
+        "attempt": run.attempt,
+        "experiment": run.settings.name,
+        "backend": deployment.backend.name,
+        "model": deployment.model.name,
+        "workload": trial.workload.name,
+        "load": trial.load.name,
+        **trial.load_columns(),
+        "replicate": trial.replicate,
+        "seed": trial.seed,
+        "price_per_hour": _price(deployment.backend, hardware),
+        "accelerator": None if elsewhere(deployment.backend, hardware) else hardware.accelerator or hardware.name,
+        "gpu_count": deployment.gpu_count,
+        "config": config_text(trial.config),
+        "commit": provenance.commit(),
+        "started_at": provenance.now(),
+        **coordinates(trial, run.axes),
+    }
+
+
+def _price(backend: Backend, hardware: Hardware) -> float | None:
+    return None if elsewhere(backend, hardware) else hardware.price_per_hour
+
+
+def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
+    """The columns of the experiment's axes. Config groups are not among them: they have columns of their own."""
+    return {axis: trial.coordinates.get(axis) for axis in axes if axis not in POINT_GROUPS}
+
+
+def present_row(
+    row: Mapping[str, Any], backend: Backend, trial: Trial, settings: Settings, axes: Iterable[str]
+) -> dict[str, Any]:
+    """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
+    price, units = _price(backend, settings.hardware), max(1, row.get("gpu_count") or 0)
+    cost = metrics.cost_per_million_tokens(price, units, row.get("output_throughput"))
+    own = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
+    return {**row, **own, **coordinates(trial, axes)}
+
+
+def run_trial(
+    run: TrialRun, place: Place, trial: Trial, stop: threading.Event, caches_reset: bool | None
+) -> dict[str, Any]:
+    """Measure one trial on a running engine; its files are written and its row returned.
+
+    `caches_reset`, for the row: whether the engine has forgotten what it was asked before; None if it was not asked.
+
+    The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
+
+    Raises:
+        client.ClientDied: if the measuring process ended without its results.
+    """
+    engine = place.engine
+    assert engine is not None
+    row = base_row(run, trial) | _engine_columns(run, place) | {"caches_reset": caches_reset}
+    files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
+    try:
+        warmup, requests = _build_requests(run, place, trial)
+    except ValueError as error:  # this workload cannot be had of this tokenizer: no fault of the engine's
+        return row | {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": provenance.now()}
+    sampler = Sampler(_sources(run, place, engine), run.settings.telemetry_interval)
+    idle = memory_of(sampler.read_once())[1]
+    deadline = time.monotonic() + run.settings.trial_timeout
+    logged = engine.log_position()
+    began = time.monotonic()
+    measure = engine_timed.measure if run.deployment.backend.timed_inside else measurement.measure
+    with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
+        result = measure(
+            _target(run, place, trial, engine),
+            warmup,
+            requests,
+            trial.load.schedule(len(requests), trial.seed),
+            folder=Path(job),
+            cpus=place.client_cpus,
+            processes=run.settings.client.processes,
+            timeouts=measurement.Timeouts(**run.settings.client.timeouts.model_dump()),
+            on_start=sampler.begin,
+            should_stop=_reason_to_stop(engine, stop, deadline),
+        )
+    del warmup, requests  # of a long trial, hundreds of megabytes
+    if stop.is_set():
+        return row | {"outcome": Outcome.CANCELLED.value, "reason": "stopped by the user"}
+    samples = sampler.samples(result.start_monotonic)
+    row |= _figures(run, trial, result.records, samples, sum(idle) if idle else None)
+    units = max(1, run.deployment.gpu_count)
+    row["cost_per_million_tokens"] = metrics.cost_per_million_tokens(
+        row["price_per_hour"], units, row["output_throughput"]
+    )
+    row |= _client_columns(result.report)
+    row |= {"telemetry_sources": sampler.described, "wall_seconds": time.monotonic() - began}
+    row |= {"ended_at": provenance.now()}
+    row |= _verdict(run, trial, engine, result, time.monotonic() > deadline, logged)
+    if row["outcome"] != Outcome.OK:
+        row = _without_performance(row)
+    run_files.write_requests(files, result.records)
+    run_files.write_telemetry(files, samples)
+    run_files.write_trial(files, row)
+    return row
+
+
+def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
+    engine = place.engine
+    assert engine is not None
+    return {
+        "engine_version": place.facts.get("engine_version"),
+        "agreement": place.facts.get("agreement"),
+        "agreement_reference": place.facts.get("agreement_reference"),
+        "dtype": place.facts.get("dtype"),
+        "startup_seconds": engine.startup_seconds,
+        "versions": json.dumps({**provenance.own_versions(), **place.environment.versions}),
+        "hardware": json.dumps({"node": place.node, **provenance.hardware()}),
+        "driver": provenance.driver(),
+        **_accelerator(run, place),
+        "engine_facts": json.dumps({key: place.facts[key] for key in place.facts if key != "versions"}, default=str),
+    }
+
+
+def _accelerator(run: TrialRun, place: Place) -> dict[str, str]:
+    """The GPU by the name that it gives itself, where the profile does not name one."""
+    names = provenance.gpu_names()
+    own = [names[int(gpu)] for gpu in place.launch.gpus if gpu.isdigit() and int(gpu) < len(names)]
+    return {"accelerator": own[0]} if own and run.settings.hardware.accelerator is None else {}
+
+
+def _build_requests(run: TrialRun, place: Place, trial: Trial) -> tuple[list[Request], list[Request]]:
+    """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
+    tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
+    workload, count = trial.workload, trial.num_requests
+    requests = workload.requests(tokenizer, count, trial.seed)
+    warm = trial.load.count(workload.warmup_requests) if workload.warmup_requests else 0
+    warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup")
+    return warmup, requests
+
+
+def _target(run: TrialRun, place: Place, trial: Trial, engine: Engine) -> measurement.Target:
+    backend = run.deployment.backend
+    return measurement.Target(
+        url=engine.url,
+        api=backend.api,
+        model=place.launch.served_name,
+        batch_form=backend.batch_form,
+        continuous_usage=backend.continuous_usage,
+        token_ids=backend.token_ids,
+        ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,
+        extra_body=backend.extra_body,
+        headers=backend.headers,
+        api_key_env=backend.api_key_env,
+        verify_tls=backend.verify_tls,
+    )
+
+
+def _sources(run: TrialRun, place: Place, engine: Engine) -> list[Source]:
+    backend = run.deployment.backend
+    sources: list[Source] = []
+    if backend.metrics_path:
+        sources.append(EngineMetrics(engine.url + backend.metrics_path, backend.metric_names, backend.verify_tls))
+    if place.launch.gpus:
+        sources.append(Gpus(place.launch.gpus))
+    if backend.launches:
+        sources.append(Processes(engine.processes))
+    return sources
+
+
+def _reason_to_stop(engine: Engine, stop: threading.Event, deadline: float) -> Callable[[], str | None]:
+    def reason() -> str | None:
+        if not engine.alive():
+            return "the engine died"
+        if time.monotonic() > deadline:
+            return "trial_timeout"
+        return "stopped by the user" if stop.is_set() else None
+
+    return reason
+
+
+def _client_columns(report: measurement.ClientReport) -> dict[str, Any]:
+    """What the client certifies about itself."""
+    return {
+        "client_cpu": report.cpu,
+        "client_loop_lag_p50": report.loop_lag_p50,
+        "client_loop_lag_p99": report.loop_lag_p99,
+        "client_reads": report.reads,
+        "client_multi_event_reads": report.multi_event_reads,
+        "client_clock_steps": report.clock_steps,
+        "client_stamp_source": report.stamp_source,
+        "client_processes": report.processes,
+        "client_offered": report.offered,
+        "client_sent": report.sent,
+        "batch_form": report.batch_form,
+    }
+
+
+def _figures(
+    run: TrialRun, trial: Trial, records: Records, samples: list[Sample], idle_memory: float | None
+) -> dict[str, Any]:
+    """Every number of the row that is derived from the Records and the telemetry."""
+    discard_first = getattr(trial.load, "discard_first", False)
+    columns: dict[str, Any] = metrics.summarise(
+        records,
+        slo={str(name): bound for name, bound in (run.settings.slo or {}).items()} or None,
+        discard_first_batch=discard_first,
+        window=steady_window(records, discard_first),
+    )
+    sent = [at for at, phase in zip(records.sent, records.phase, strict=True) if phase == "measured"]
+    columns |= summarise_telemetry(samples, idle_memory, columns["duration"], begin=min(sent, default=0.0))
+    if run.deployment.backend.reserves_memory:
+        columns["memory_label"] = "reserved"
+    return columns
+
+
+def _without_performance(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial that is no result has no speed and no cost: half a measurement must not look like a fast one.
+
+    Counts, memory and what the client says of itself stay; the raw stamps are in requests.parquet.
+    """
+    return {name: None if PERFORMANCE.search(name) else value for name, value in row.items()}
+
+
+def _verdict(
+    run: TrialRun, trial: Trial, engine: Engine, result: measurement.Measurement, timed_out: bool, logged: int
+) -> dict[str, Any]:
+    """The outcome: the engine's death first, then time, then the requests, then the client.
+
+    `logged` is how far the engine's log went before the trial: what it said of memory earlier is no part of this one.
+    """
+    log = engine.log_tail()
+    if not engine.alive():
+        outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
+        return {"outcome": outcome.value, "reason": engine.obituary(), "log_tail": log}
+    if timed_out:
+        return {"outcome": Outcome.HUNG.value, "reason": f"not done in {run.settings.trial_timeout} s", "log_tail": log}
+    missing = trial.num_requests - result.records.phase.count("measured")
+    if missing > 0 and trial.load.duration is None:
+        # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
+        stopped = result.report.stopped
+        partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
+        told = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'why is unknown'}"
+        return {"outcome": partial.value, "reason": told, "log_tail": log}
+    outcome, reason = validity.outcome_of(result.records, max_failed=run.settings.max_failed)
+    if outcome is not Outcome.OK:
+        if engine.ran_out_of_memory(since=logged):
+            outcome = Outcome.OOM_RUN
+        elif validity.only_timeouts(result.records):
+            outcome = Outcome.HUNG
+        return {"outcome": outcome.value, "reason": reason, "log_tail": log}
+    steps = result.report.clock_steps
+    if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
+        stepped = f"the host's clock was set ({steps} times): stamps of a second before may be off by as much"
+        return {"outcome": Outcome.INVALID.value, "reason": stepped}
+    limited = validity.limited(result.report, result.records)
+    if limited:
+        return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}
+    return {"outcome": Outcome.OK.value, "reason": None}

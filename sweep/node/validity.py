@@ -1,0 +1,124 @@
+"""The verdict on a trial whose engine lived: by its requests, and by the client that sent them."""
+
+from collections import Counter
+
+import numpy as np
+
+from sweep.client.measurement import ClientReport
+from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
+from sweep.numbers.metrics import lag, measured, service_ttft, succeeded
+from sweep.records import Outcome, Records
+
+STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
+BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
+LATE = 0.005  # s that are no matter
+LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
+BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
+SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
+BURST = 0.01  # s within which requests count as due at the same time
+
+
+def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, str | None]:
+    """The verdict on a trial's requests, with its reason: `invalid` if too many failed, none brought a token, or time
+    ran backwards.
+
+    `max_failed` is the largest share of the measured requests that may fail. The reason names the commonest error.
+    """
+    of = measured(records)
+    total = int(of.sum())
+    failed = Counter(error for error, chosen in zip(records.error, of, strict=True) if chosen and error is not None)
+    count = failed.total()
+    if total == 0:
+        return Outcome.INVALID, "no measured request was sent"
+    if count == total:
+        return Outcome.INVALID, f"none of {total} requests completed; {_commonest(failed)}"
+    if count / total > max_failed:
+        return Outcome.INVALID, (
+            f"{count} of {total} requests failed ({count / total:.1%}; allowed {max_failed:.1%}); {_commonest(failed)}"
+        )
+    if np.all(np.isnan(service_ttft(records)[of & succeeded(records)])):
+        return Outcome.INVALID, f"none of {total} requests brought a token"
+    step = step_back(records, of)
+    if step > STEP_BACK:
+        return Outcome.INVALID, f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
+    return Outcome.OK, None
+
+
+def step_back(records: Records, of: Mask) -> float:
+    """The most that a chunk's stamp lies before that of the chunk before it, s; 0 if none does."""
+    back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, of)]
+    return float(max(back, default=0)) / 1e6
+
+
+def _commonest(errors: Counter[str]) -> str:
+    """The kind of error that came most often ("kind: detail" in a Record), with one example of it."""
+    kinds: Counter[str] = Counter()
+    for error, count in errors.items():
+        kinds[error.partition(":")[0]] += count
+    kind, count = kinds.most_common(1)[0]
+    example = next(error for error, _ in errors.most_common() if error.partition(":")[0] == kind)
+    return f"most common: {kind}, {count} times, e.g. {example!r}"
+
+
+def only_timeouts(records: Records) -> bool:
+    """Whether every measured request ended in a time-out: the engine accepts and does not answer."""
+    errors = [error for error, phase in zip(records.error, records.phase, strict=True) if phase == "measured"]
+    return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)
+
+
+def limited(report: ClientReport, records: Records) -> str | None:
+    """Why the client, not the engine, set this trial's figures, with the remedy; None where it kept up.
+
+    The client is the bottleneck when a process of it used more than 90 % of a core, or when its own delay of the sends
+    (`lag`, p99) exceeds a tenth of the median `service_ttft` and 5 ms, with 50 µs allowed for each request that was due
+    together with this one and left before it; or, where stamps are taken by the process instead of the kernel, when its
+    event loop was late by as much (p99). Where they are the kernel's, a late loop falsifies gaps between chunks only by
+    reading several at once: when the loop is later (p99) than chunks are apart (median over the requests) and than
+    5 ms, and that was seen of more than a hundredth of the chunks. (A server that writes in bursts is read so by a loop
+    that is in time.)
+    """
+    remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
+    if report.cpu > LARGEST_CPU_SHARE:
+        return f"a client process used {report.cpu:.0%} of a core: {remedy}"
+    first = service_ttft(records)
+    of = measured(records) & succeeded(records) & ~np.isnan(first)
+    if not of.any():
+        return None
+    lags = np.sort(lag(records)[of] - BURST_COST * _left_before(records, of))
+    # Of few requests the p99 is next to the largest lag. One late request is an accident of the machine; two are a
+    # pattern.
+    late = min(float(np.quantile(lags, 0.99)), float(lags[-2:][0]))
+    allowed = max(LATE, 0.1 * float(np.median(first[of])))
+    if late > allowed:
+        if report.cpu < BUSY_ELSEWHERE:
+            remedy = "something else kept the client's core busy: run again when the machine is quiet"
+        return f"requests left {late * 1e3:.1f} ms late (p99), allowed are {allowed * 1e3:.1f} ms: {remedy}"
+    loop = report.loop_lag_p99
+    if loop > max(LATE, _chunks_apart(records, of)) and report.multi_event_reads > SHARED_STAMPS * len(
+        records.chunk_us
+    ):
+        return (
+            f"the client's loop was {loop * 1e3:.1f} ms late (p99), more than chunks are apart, and "
+            f"{report.multi_event_reads} reads held several of them: {remedy}"
+        )
+    if report.stamp_source not in ("kernel", "engine") and report.loop_lag_p99 > allowed:
+        return f"stamps are the client's own and its loop was {loop * 1e3:.1f} ms late (p99): {remedy}"
+    return None
+
+
+def _chunks_apart(records: Records, of: Mask) -> float:
+    """Median over the requests of the mean time between their chunks, s; endless where none has two."""
+    first, last = token_times(records)
+    gaps = np.diff(np.asarray(records.offsets)) - 1
+    several = of & (gaps > 0)
+    return float(np.median((last - first)[several] / gaps[several])) if several.any() else np.inf
+
+
+def _left_before(records: Records, of: Mask) -> Floats:
+    """How many requests that were due together with each one left before it. Shape (chosen,)."""
+    due, sent = np.floor(as_floats(records.released)[of] / BURST), as_floats(records.sent)[of]
+    order = np.lexsort((sent, due))
+    _, first, count = np.unique(due[order], return_index=True, return_counts=True)
+    before = np.empty(due.size)
+    before[order] = np.arange(due.size) - np.repeat(first, count)
+    return before

@@ -1,0 +1,1 @@
+"""Defines every number: formulas over the raw records of a trial."""

@@ -1,0 +1,174 @@
+"""The part of a trial in which it was in steady state: found, not assumed, and None where there is none to be found.
+
+The window
+  * begins when the load has turned over once: as many requests have ended as are typically in flight. Those of the
+    start, which came all at once or found an idle engine, are then gone;
+  * ends with the last send: what follows is drain;
+  * loses what else has not settled, by the marginal standard error rule MSER-5 (White, Cobb & Spratt, "A comparison of
+    five steady-state truncation heuristics for simulation", Proc. Winter Simulation Conf. 2000): at its beginning, and,
+    since cooling down is warming up in reverse, at its end, there only where fewer requests are in flight than before:
+    an engine that slows down under the same load has not cooled down, and cutting that off would flatter it;
+  * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
+    initial transient", Operations Research 31, 1983).
+Looked at are two series: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
+there is one, the tokens per second of each batch, and no drain. What the figures in a window mean is in `metrics`.
+"""
+
+import numpy as np
+
+from sweep.numbers.chunks import Floats, Mask, tokens_per_bin
+from sweep.numbers.metrics import Window, batches, measured, service_e2el, succeeded
+from sweep.records import UNKNOWN, Records
+
+BINS = 500  # at most
+TOKENS_PER_BIN = 10  # at least: fewer bins where there are fewer tokens
+FEWEST_MEANS = 10  # that MSER can judge: 10 x 5 bins of time, or 10 batches
+SLACK = 2.0  # times the smallest squared standard error
+NEGLIGIBLE = 0.01  # of the mean: a standard error that no cut needs to improve on
+DRIFT = 0.05  # of the mean, from one half of the window to the other: what counts as none
+CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
+
+
+def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
+    """The steady state of a trial's measured requests; its `method` says how it was found, or why it was not."""
+    of = measured(records, discard_first_batch)
+    if not (of & succeeded(records)).any():
+        return _none("no request succeeded")
+    if np.any(np.asarray(records.batch)[of] != UNKNOWN):
+        return _of_batches(records, of)
+    return _of_time(records, of)
+
+
+def _of_batches(records: Records, of: Mask) -> Window:
+    found = batches(records, of)
+    if found.latency.size < FEWEST_MEANS:
+        return _none(f"{found.latency.size} whole batches are fewer than {FEWEST_MEANS}")
+    kept = settled([found.output_tokens / found.latency], means_of=1, typical=1)
+    if kept is None:
+        return _none("it never settled")
+    last = kept.stop - 1
+    return Window(float(found.begin[kept.start]), float(found.begin[last] + found.latency[last]), "MSER over batches")
+
+
+def _of_time(records: Records, of: Mask) -> Window:
+    begin, end = turned_over(records, of), float(np.nanmax(np.asarray(records.sent)[of]))
+    if begin is None or end <= begin:
+        return _none("the last request was sent before the load had turned over once")
+    tokens = int(tokens_per_bin(records, of, begin, end - begin, 1)[0])
+    bins = min(BINS, tokens // TOKENS_PER_BIN) // 5 * 5
+    if bins < 5 * FEWEST_MEANS:
+        return _none(f"{tokens} tokens under the full load are fewer than {5 * FEWEST_MEANS * TOKENS_PER_BIN}")
+    width = (end - begin) / bins
+    edges = begin + width * np.arange(bins + 1, dtype=np.float64)
+    request = float(np.nanmedian(service_e2el(records)[of]))
+    load = in_flight(records, of, edges)
+    series = [tokens_per_bin(records, of, begin, width, bins), load]
+    kept = settled(series, means_of=5, typical=round(request / width), load=load)
+    if kept is None:
+        return _none("it never settled")
+    if (kept.stop - kept.start) * width < request:
+        return _none(f"what settled is shorter than a typical request of {request:.3g} s")
+    return Window(float(edges[kept.start]), float(edges[kept.stop]), "MSER-5 over tokens/s and requests in flight")
+
+
+def turned_over(records: Records, of: Mask) -> float | None:
+    """When as many requests have ended as are typically in flight, s from the trial's start; None if never.
+
+    Typical is the median over the time from the first send to the last.
+    """
+    sent, ended = _intervals(records, of)
+    if not sent.size or sent.max() <= sent.min():
+        return None
+    typical = int(np.median(in_flight(records, of, np.linspace(sent.min(), sent.max(), BINS + 1))).round())
+    return float(np.sort(ended)[max(typical, 1) - 1]) if typical <= ended.size else None
+
+
+def in_flight(records: Records, of: Mask, edges: Floats) -> Floats:
+    """Mean number of requests in flight (sent, last token not there) between each two edges. Shape (edges - 1,)."""
+    sent, ended = _intervals(records, of)
+    return np.diff(_time_since(sent, edges) - _time_since(ended, edges)) / np.diff(edges)
+
+
+def _intervals(records: Records, of: Mask) -> tuple[Floats, Floats]:
+    """Send and last token of the requests `of` that got one, s from the trial's start."""
+    sent = np.asarray(records.sent, np.float64)[of]
+    ended = sent + service_e2el(records)[of]
+    some = ~np.isnan(ended)
+    return sent[some], ended[some]
+
+
+def _time_since(events: Floats, at: Floats) -> Floats:
+    """Σ over the events before t of (t − event), for each t in `at`. Shape of `at`."""
+    events = np.sort(events)
+    before = np.searchsorted(events, at)
+    sums = np.concatenate([[0.0], np.cumsum(events)])
+    return np.asarray(before * at - sums[before], np.float64)
+
+
+def settled(series: list[Floats], means_of: int, typical: int, load: Floats | None = None) -> slice | None:
+    """The observations in which every series is in steady state, None if there are none.
+
+    Args:
+        series: one or more of the same length, in order of time.
+        means_of: observations that MSER takes the mean of (5 for MSER-5).
+        typical: observations in the time that a typical request takes: closer ones are not independent.
+        load: the one of the series that falls when the load cools down; None where it cannot.
+    """
+    for slack in (SLACK, 1.0):  # the rule proper only where the lenient one leaves too much
+        begin = max(mser(values, means_of, slack) for values in series)
+        end = series[0].size if load is None else cooled_down(load, means_of, slack)
+        enough = end - begin >= FEWEST_MEANS * means_of // 2
+        if enough and all(stationary(values[begin:end], typical) for values in series):
+            return slice(begin, end)
+    return None
+
+
+def cooled_down(load: Floats, means_of: int, slack: float) -> int:
+    """The observation from which on the load is lower than before, else the number of observations."""
+    end = load.size - mser(load[::-1], means_of, slack)
+    return end if end < load.size and load[end:].mean() < load[:end].mean() else load.size
+
+
+def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
+    """How many of the first observations to leave out, by the marginal standard error rule.
+
+    With y the n means of `means_of` observations each, and ȳ_d the mean of those after d, the squared standard error is
+    e(d) = Σ_{i>d} (y_i − ȳ_d)² / (n − d)². The rule proper (slack 1) takes the d ≤ n/2 with the smallest e. Where there
+    is nothing to cut, that is whichever quiet stretch comes last; so with slack the first d will do that has e(d) at
+    most `slack` times the smallest, or √e(d) at most NEGLIGIBLE of the mean.
+    """
+    n = values.size // means_of
+    means = values[: n * means_of].reshape(n, means_of).mean(axis=1)
+    errors = np.array([np.var(means[d:]) / (n - d) for d in range(n // 2 + 1)])
+    levels = np.array([means[d:].mean() for d in range(n // 2 + 1)])
+    good = errors <= slack * errors.min()
+    if slack > 1:
+        good |= errors <= (NEGLIGIBLE * levels) ** 2
+    return int(np.argmax(good)) * means_of
+
+
+def stationary(values: Floats, typical: int) -> bool:
+    """Whether the mean does not drift: by at most DRIFT from half to half, or not beyond the noise of the series.
+
+    Heidelberger and Welch: B(k) = (S_k − k·ȳ) / √(n·p(0)) is a Brownian bridge if the mean is constant, S_k being the
+    sum of the first k values, and ∫B² is then below CRAMER_VON_MISES_99 in 99 of 100 cases. p(0), the spectral density
+    at 0, is estimated as m times the variance of the means of m values, m being at least √n, and twice `typical` where
+    that leaves eight means; their variance as half the mean square of successive differences (von Neumann 1941), which
+    a drift does not inflate. With so few means a sound series fails more often than in 1 of 100 cases: in 2 to 10.
+    """
+    n, mean = values.size, values.mean()
+    halves = values[: n // 2].mean(), values[n // 2 :].mean()
+    if abs(halves[1] - halves[0]) <= DRIFT * abs(mean):
+        return True
+    size = max(1, int(np.sqrt(n)), typical, min(2 * typical, n // 8))
+    groups = n // size
+    if groups < 4:
+        return False
+    means = values[n - groups * size :].reshape(groups, size).mean(axis=1)
+    density = size * np.mean(np.diff(means) ** 2) / 2
+    bridge = np.cumsum(values - mean)
+    return bool(np.mean(bridge**2) <= CRAMER_VON_MISES_99 * n * density)
+
+
+def _none(why: str) -> Window:
+    return Window(None, None, f"none: {why}")

@@ -1,0 +1,70 @@
+"""The figures of a trial as `vllm bench serve` defines them, for comparison with other people's."""
+
+import math
+
+import numpy as np
+
+from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
+from sweep.numbers.metrics import (
+    Figure,
+    itl,
+    measured,
+    per_second,
+    ratio,
+    service_e2el,
+    service_ttft,
+    succeeded,
+    total_tokens,
+)
+from sweep.records import Records
+
+VERSION = "0.32.0"  # of the vLLM in which these definitions were read
+
+
+def vllm_flavour(records: Records) -> dict[str, Figure]:
+    """The figures that `vllm bench serve` prints, by its definitions and under its names (ms where they say so).
+
+    Latencies count from the send; ITL is every gap between chunks; the peaks are of chunks (not tokens) that arrived,
+    and of requests that were under way at some time, in one of the whole seconds since the first send; the duration
+    begins with the load (time 0), so that it includes the gap before the first request. Where vLLM says 0 for want of a
+    value, this is None.
+    """
+    of = measured(records)
+    answered = of & succeeded(records) & ~np.isnan(service_ttft(records))
+    sent, last = as_floats(records.sent)[answered], service_e2el(records)[answered]
+    length = float(np.max(sent + last)) if sent.size else None
+    output, input_ = total_tokens(records.output_tokens, answered), total_tokens(records.input_tokens, answered)
+    row: dict[str, Figure] = {
+        "vllm_version": VERSION,
+        "completed": int(answered.sum()),
+        "failed": int((of & ~answered).sum()),
+        "duration": length,
+        "total_input_tokens": input_,
+        "total_output_tokens": output,
+        "request_throughput": per_second(sent.size, length),
+        "output_throughput": per_second(output, length),
+        "total_token_throughput": per_second(output + input_, length) if output and input_ is not None else None,
+        "max_output_tokens_per_s": None,
+        "max_concurrent_requests": None,
+    }
+    if sent.size:
+        seconds = math.ceil(np.max(sent + last) - sent.min()) + 1
+        row["max_output_tokens_per_s"] = float(
+            tokens_per_bin(records, answered, float(sent.min()), 1.0, seconds, chunks=True).max()
+        )
+        started, ended = (sent - sent.min()).astype(int), (sent + last - sent.min()).astype(int)
+        change = np.bincount(started, minlength=seconds + 1) - np.bincount(ended + 1, minlength=seconds + 1)
+        row["max_concurrent_requests"] = int(np.cumsum(change).max())
+    first = service_ttft(records)[answered]
+    per_token = ratio(last - first, np.asarray(records.output_tokens)[answered] - 1)  # 0 for an answer in one chunk
+    series = {"ttft": first, "tpot": per_token, "e2el": last}
+    for name, values in series.items():
+        row |= _vllm_statistics(name, values * 1e3)
+    return row | _vllm_statistics("itl", itl(records, answered) * 1e3)
+
+
+def _vllm_statistics(name: str, values: Floats) -> dict[str, Figure]:
+    values = values[~np.isnan(values)]
+    found = [values.mean(), np.median(values), values.std(), np.quantile(values, 0.99)] if values.size else [None] * 4
+    names = (f"{statistic}_{name}_ms" for statistic in ("mean", "median", "std", "p99"))
+    return {key: None if value is None else float(value) for key, value in zip(names, found, strict=True)}

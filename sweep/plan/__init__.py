@@ -1,0 +1,1 @@
+"""Composes an experiment into a plan of deployments and trials, and says what it will take."""

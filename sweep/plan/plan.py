@@ -1,0 +1,115 @@
+"""The plan: the ordered, validated Deployments and Trials that an experiment expands to. `planning` makes it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweep.config import Hardware, Settings
+from sweep.records import LOAD_COLUMNS
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One Deployment x Workload x Load x replicate."""
+
+    trial_id: str
+    workload: Any  # a sweep.inputs.workload object
+    load: Any  # a sweep.inputs.load object
+    replicate: int
+    seed: int  # of prompts and arrivals: the same for every backend, another for every load and replicate
+    coordinates: dict[str, Any]  # this trial's values on the experiment's axes
+    config: dict[str, Any]  # resolved
+    content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: files
+
+    @property
+    def num_requests(self) -> int:
+        """Measured requests: the workload's, in whole batches where the load sends batches."""
+        return int(self.load.count(self.workload.num_requests))
+
+    def load_columns(self) -> dict[str, float | None]:
+        """What the trials row says of the load: batch_size, concurrency (users) and rate (requests/s)."""
+        return {key: getattr(self.load, key, None) for key in LOAD_COLUMNS}
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        return f"{self.workload.name} {self.load.describe()} replicate {self.replicate}"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One engine + model + flags + GPU count: what is launched, with the trials that run on it in order."""
+
+    deployment_id: str
+    backend: Any  # a backends.base.Backend
+    model: Any  # a sweep.inputs.model object
+    gpu_count: int
+    accelerator: str | None
+    trials: list[Trial] = field(default_factory=list)
+    unavailable: str | None = None  # why it cannot run on this host, with the remedy
+    content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: weights, our own code
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        return f"{self.backend.name} {self.model.name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run, in order."""
+
+    settings: Settings
+    deployments: list[Deployment]
+    axes: list[str]  # the grid axes, as dotted keys
+    replaced: list[str]  # in plain words, what was replaced for lack of a GPU
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [trial for deployment in self.deployments for trial in deployment.trials]
+
+    def entries(self, command: str) -> Iterator[dict[str, Any]]:
+        """What plan.jsonl holds: the experiment, then every deployment with its trials after it."""
+        yield {
+            "kind": "experiment",
+            "name": self.settings.name,
+            "baseline": self.settings.baseline,
+            "axes": self.axes,
+            "trials": len(self.trials),
+            "replicates": self.settings.replicates,
+            "replaced": self.replaced,
+            "command": command,
+            "hardware": self.settings.hardware.model_dump(),
+        }
+        for deployment in self.deployments:
+            yield {
+                "kind": "deployment",
+                "deployment_id": deployment.deployment_id,
+                "backend": deployment.backend.name,
+                "model": deployment.model.name,
+                "gpu_count": deployment.gpu_count,
+                "accelerator": deployment.accelerator,
+                "unavailable": deployment.unavailable,
+            }
+            for trial in deployment.trials:
+                yield {
+                    "kind": "trial",
+                    "trial_id": trial.trial_id,
+                    "deployment_id": deployment.deployment_id,
+                    "workload": trial.workload.name,
+                    "load": trial.load.name,
+                    **trial.load_columns(),
+                    "replicate": trial.replicate,
+                    "seed": trial.seed,
+                    "coordinates": trial.coordinates,
+                    "config": trial.config,
+                }
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A resolved config as a row has it: equal for equal settings."""
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def elsewhere(backend: Any, hardware: Hardware) -> bool:
+    """Whether an engine runs on hardware that nobody named: an endpoint, and only this machine was looked at."""
+    return hardware.assumed and not backend.launches

@@ -1,0 +1,163 @@
+"""From composed points to a Plan: every point validated, grouped into Deployments, and given its id.
+
+Ids are hashes of everything known at planning that could change a result, so the same command resumes and changing one
+flag reruns exactly what it touches. No clock and no GPU is asked; what a model or a workload points to is read once: a
+folder is hashed, the hub asked which commit a revision is.
+"""
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel
+
+from sweep.config import POINT_GROUPS, ConfigError, Settings, build, cache_directory, content_hash, one_of
+from sweep.plan.compose import Assignments, Composition, Point, group_choices
+from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.records import PROTOCOL_VERSION
+
+T = TypeVar("T")
+
+# Fields of a backend that say how it is run here and cannot change a result.
+NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "oom_patterns", "hollow_errors"}
+
+
+class Surroundings(NamedTuple):
+    """What planning must ask of the world, as functions, so that the plan itself stays free of effects."""
+
+    fingerprint: Callable[[Any, str], str]  # (backend, platform) -> hash of the locked environment
+    unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
+
+
+def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
+    """Validate every point, group them into deployments and give everything its id.
+
+    Raises:
+        ConfigError: naming the first key that a point may not have.
+    """
+    settings = composition.settings
+    builder = _Builder(settings, surroundings)
+    for point, coordinates in zip(composition.points, composition.coordinates, strict=True):
+        builder.add(point, coordinates)
+    for deployment in builder.deployments.values():
+        deployment.trials[:] = _blocked_order(deployment.trials, settings.seed)
+    axes = sorted({axis for coordinates in composition.coordinates for axis in coordinates})
+    _check_baseline(settings.baseline, axes)
+    return Plan(settings, list(builder.deployments.values()), axes, composition.replaced)
+
+
+class _Builder:
+    """Adds points one by one; equal parts are validated once, which is what makes ten thousand points quick."""
+
+    def __init__(self, settings: Settings, surroundings: Surroundings) -> None:
+        self.settings = settings
+        self.surroundings = surroundings
+        self.deployments: dict[str, Deployment] = {}
+        self.objects: dict[str, BaseModel] = {}
+        self.identities: dict[int, Any] = {}
+        self.digests: dict[int, str | None] = {}
+        self.cache = cache_directory(settings.cache_dir)
+        self.seen: set[str] = set()
+        # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
+        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "slo", "relaunch"})
+        self.judged_by["timeouts"] = settings.client.timeouts.model_dump()
+
+    def add(self, point: Point, coordinates: Assignments) -> None:
+        backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)
+        if backend.launches and not model.launchable:
+            raise one_of("model", model.name, group_choices("model"))
+        load.count(workload.num_requests)  # a trace that is too short says so here
+        deployment = self._deployment(backend, model)
+        for replicate in range(self.settings.replicates):
+            seed = self._seed(workload, load, replicate)
+            parts = [self._identity(group, part) for group, part in (("workload", workload), ("load", load))]
+            identity = [deployment.deployment_id, *parts, replicate, seed, self.judged_by]
+            trial_id = content_hash(identity)
+            if trial_id not in self.seen:
+                self.seen.add(trial_id)
+                content = self._content(workload=workload, load=load)
+                deployment.trials.append(Trial(trial_id, workload, load, replicate, seed, coordinates, point, content))
+
+    def _object(self, group: str, mapping: Mapping[str, Any]) -> Any:
+        key = group + json.dumps(mapping, sort_keys=True, default=str)
+        if key not in self.objects:
+            built = build(mapping, group)
+            check = getattr(built, "check", None)
+            if check is not None:
+                _at_the_door(check, group)
+            self.objects[key] = built
+        return self.objects[key]
+
+    def _identity(self, group: str, built: Any) -> Any:
+        """What of an object can change a result: its fields and the digest of the content that it points to."""
+        if id(built) not in self.identities:
+            fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
+            identity = [type(built).__qualname__, fields, self._digest(group, built)]
+            self.identities[id(built)] = content_hash(identity)
+        return self.identities[id(built)]
+
+    def _digest(self, group: str, built: Any) -> str | None:
+        """Of the content that an object points to; asked once, since it may read much or ask the hub."""
+        if id(built) not in self.digests:
+            where = [self.cache] if group == "model" else []
+            has = hasattr(built, "digest")
+            self.digests[id(built)] = _at_the_door(lambda: built.digest(*where), group) if has else None
+        return self.digests[id(built)]
+
+    def _content(self, **parts: Any) -> dict[str, str]:
+        digests = {group: self._digest(group, part) for group, part in parts.items()}
+        return {group: digest for group, digest in digests.items() if digest is not None}
+
+    def _deployment(self, backend: Any, model: Any) -> Deployment:
+        hardware = self.settings.hardware
+        environment = self.surroundings.fingerprint(backend, hardware.platform)
+        gpu_count = backend.gpus if hardware.platform == "cuda" else 0
+        deployment_id = content_hash(
+            [
+                PROTOCOL_VERSION,
+                self._identity("backend", backend),
+                self._identity("model", model),
+                environment,
+                hardware.platform,
+                hardware.accelerator,
+                gpu_count,
+            ]
+        )
+        if deployment_id not in self.deployments:
+            unavailable = self.surroundings.unavailable(backend, hardware.platform)
+            content = self._content(backend=backend, model=model)
+            pinned = model.pinned(self.cache)
+            self.deployments[deployment_id] = Deployment(
+                deployment_id, backend, pinned, gpu_count, hardware.accelerator, [], unavailable, content
+            )
+        return self.deployments[deployment_id]
+
+    def _seed(self, workload: Any, load: Any, replicate: int) -> int:
+        """Never of the backend: all see the same prompts. Of the load: no cache may answer for an earlier trial."""
+        parts = [self._identity("workload", workload), self._identity("load", load)]
+        return int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
+
+
+def _at_the_door(check: Callable[[], T], group: str) -> T:
+    try:
+        return check()
+    except ValueError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith(group) else f"{group}: {message}") from None
+
+
+def _blocked_order(trials: list[Trial], seed: int) -> list[Trial]:
+    """Replicates as blocks of random order: a slow drift of the machine then falls on every setting alike."""
+    ordered: list[Trial] = []
+    for replicate in sorted({trial.replicate for trial in trials}):
+        block = [trial for trial in trials if trial.replicate == replicate]
+        random.Random(f"{seed}/{replicate}").shuffle(block)
+        ordered += block
+    return ordered
+
+
+def _check_baseline(baseline: Mapping[str, Any] | None, axes: list[str]) -> None:
+    for key in baseline or {}:
+        if key not in axes:
+            raise ConfigError(f"baseline.{key}: not an axis of this plan; allowed: {', '.join(axes) or 'none'}")

@@ -1,0 +1,63 @@
+"""How long a plan takes on a cluster: the scheduler's own policy (`packing`), run against a clock that jumps."""
+
+import heapq
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sweep.plan.packing import Need, Node, Packer
+
+
+class Span(NamedTuple):
+    """When and where a deployment runs, s from the start."""
+
+    key: str
+    node_id: str
+    begin: float
+    end: float
+    after: str | None  # whose end made it start
+
+
+class Schedule(NamedTuple):
+    """A simulated run."""
+
+    spans: list[Span]  # in the order of their beginning
+    makespan: float  # s
+    gpu_seconds: float  # in use; on nodes without GPUs, node-seconds
+    capacity: int  # GPUs, or nodes without one
+
+    @property
+    def busy(self) -> float:
+        """The share of the cluster's GPU time that is used, 0..1."""
+        return self.gpu_seconds / (self.makespan * self.capacity) if self.makespan else 1.0
+
+    def critical_path(self) -> list[Span]:
+        """The deployments that decide the end: the last to finish, the one whose place it waited for, and so on."""
+        by_key = {span.key: span for span in self.spans}
+        path: list[Span] = []
+        last = max(self.spans, key=lambda span: span.end, default=None)
+        while last is not None:
+            path.insert(0, last)
+            last = by_key[last.after] if last.after else None
+        return path
+
+
+def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> Schedule:
+    """Run the policy with every deployment taking exactly its expected seconds; what fits nowhere is left out."""
+    packer = Packer(needs)
+    packer.drop(packer.stranded(nodes))
+    seconds = {need.key: need.seconds for need in needs}
+    spans: list[Span] = []
+    ends: list[tuple[float, str]] = []
+    now, ended = 0.0, None
+    while True:
+        for key, node_id in packer.start(nodes):
+            spans.append(Span(key, node_id, now, now + seconds[key], ended))
+            heapq.heappush(ends, (now + seconds[key], key))
+        if not ends:
+            break
+        now, ended = heapq.heappop(ends)
+        packer.ended(ended)
+    placed = {span.key for span in spans}
+    gpu_seconds = sum(max(1, need.gpus) * need.seconds for need in needs if need.key in placed)
+    capacity = sum(node.gpus for node in nodes) if any(need.gpus for need in needs) else len(nodes)
+    return Schedule(spans, now, gpu_seconds, capacity)

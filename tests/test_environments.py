@@ -1,0 +1,215 @@
+"""Environments: what is asked, what uv is told, and real builds from wheels made on the spot."""
+
+import json
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from backends.base import EnvironmentChoice, EnvironmentSpec
+from backends.prepare import environments
+
+
+def make_wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = ()) -> None:
+    """The smallest wheel that installs: one module and its metadata."""
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata += "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", f"version = {version!r}\n")
+        wheel.writestr(f"{info}/METADATA", metadata)
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def wheels(tmp_path, monkeypatch):
+    """A machine whose pip knows nothing but a folder of wheels, and an index that is not there."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    make_wheel(folder, "demo", "1.0", ("unwanted", "helper>=2"))
+    make_wheel(folder, "helper", "2.5")
+    make_wheel(folder, "unwanted", "1.0")
+    told = {
+        ":env:.find-links": str(folder),
+        ":env:.no-index": "1",
+        "global.extra-index-url": "file:///no/such/index",
+    }
+    listing = "".join(f"{key}={value!r}\n" for key, value in told.items())
+    real = environments.subprocess.run
+
+    def run(command, **options):
+        answer = real([sys.executable, "-c", f"print({listing!r})"], **options) if "pip" in command else None
+        return answer or real(command, **options)
+
+    monkeypatch.setattr(environments.subprocess, "run", run)
+    monkeypatch.setenv("HOME", str(tmp_path / "empty-home"))
+    return folder
+
+
+SPEC = EnvironmentSpec(name="demo", requirements=("demo==1.0",), exclude=("unwanted",))
+
+
+def test_builds_once_with_exact_versions_and_without_what_is_excluded(wheels, tmp_path):
+    lines: list[str] = []
+    first = environments.prepare(SPEC, tmp_path / "cache", lines.append)
+    assert first.versions["demo"] == "1.0"
+    assert first.versions["helper"] == "2.5"
+    assert "unwanted" not in first.versions
+    assert first.key == environments.fingerprint(SPEC)
+    assert any("building" in line for line in lines)
+    assert any("ready" in line for line in lines)
+    probe = [first.python, "-c", "import demo; print(demo.__cached__)"]
+    compiled = environments.subprocess.run(probe, capture_output=True, text=True).stdout.strip()
+    assert Path(compiled).exists(), "no bytecode: every start of the engine would compile it again"
+    lines.clear()
+    assert environments.prepare(SPEC, tmp_path / "cache", lines.append) == first
+    assert lines == []
+
+
+def test_a_build_that_was_killed_is_repeated(wheels, tmp_path):
+    environment = environments.prepare(SPEC, tmp_path / "cache", lambda line: None)
+    folder = Path(environment.python).parents[1]
+    (folder / environments.COMPLETE).unlink()
+    (folder / "bin" / "python").unlink()
+    again = environments.prepare(SPEC, tmp_path / "cache", lambda line: None)
+    assert again == environment
+    assert environments.installed(again.python)["demo"] == "1.0"
+
+
+def test_two_builders_build_once(wheels, tmp_path):
+    lines: list[str] = []
+    threads = [threading.Thread(target=environments.prepare, args=(SPEC, tmp_path, lines.append)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum("building" in line for line in lines) == 1
+    assert sum("ready" in line for line in lines) == 1
+
+
+def test_what_cannot_be_built_is_one_line_that_names_the_log(wheels, tmp_path):
+    spec = EnvironmentSpec(name="broken", requirements=("demo==9.9",))
+    with pytest.raises(environments.EnvironmentFailed) as caught:
+        environments.prepare(spec, tmp_path, lambda line: None)
+    message = str(caught.value)
+    assert message.startswith("environment broken cannot be built: ")
+    assert "demo==9.9" in message
+    assert "\n" not in message
+    log = Path(message.rpartition("log: ")[2])
+    assert "demo==9.9" in log.read_text()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(environments.EnvironmentFailed, match="environment demo cannot be built in"):
+        environments.prepare(SPEC, tmp_path / "file", lambda line: None)
+
+
+@pytest.mark.parametrize(("builds", "asked"), [(("2.0", "2.0+cpu"), False), (("2.0",), True)])
+def test_pytorchs_index_is_asked_only_where_pip_finds_no_cpu_build(wheels, tmp_path, monkeypatch, builds, asked):
+    for version in builds:
+        make_wheel(wheels, "torch", version)
+    calls: list[dict[str, str]] = []
+    real = environments._run_uv
+
+    def run(name, arguments, settings, log, progress):
+        calls.append(dict(settings))
+        # The real index is not for a test: uv resolves again from what is here.
+        real(name, arguments, {k: v for k, v in settings.items() if k != "UV_TORCH_BACKEND"}, log, progress)
+
+    monkeypatch.setattr(environments, "_run_uv", run)
+    spec = EnvironmentSpec(name="torch", requirements=("torch==2.0",), torch="cpu")
+    versions = environments.prepare(spec, tmp_path / "cache", lambda line: None).versions
+    assert versions["torch"] == builds[-1]
+    assert [call.get("UV_TORCH_BACKEND") for call in calls] == ([None, None, "cpu", "cpu"] if asked else [None] * 3)
+
+
+def test_the_users_own_interpreter_is_used_as_it_is(tmp_path):
+    spec = environments.resolve(EnvironmentChoice(cpu="cpu", python=sys.executable), "cpu")
+    environment = environments.prepare(spec, tmp_path, lambda line: None)
+    assert environment.python == sys.executable
+    assert "pytest" in environment.versions
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_users_own_binary_is_used_as_it_is(tmp_path):
+    environment = environments.prepare(
+        environments.resolve(EnvironmentChoice(binary="sh"), "cpu"), tmp_path, lambda line: None
+    )
+    assert environment.binary is not None
+    assert environment.binary.endswith("/sh")
+
+
+@pytest.mark.parametrize("key", ["python", "binary"])
+def test_an_own_executable_that_is_not_there_is_named(key, tmp_path):
+    spec = environments.resolve(EnvironmentChoice(**{key: "/no/such/file"}), "cpu")
+    with pytest.raises(
+        environments.EnvironmentFailed, match=f"backend.env.{key}=/no/such/file: not an executable file"
+    ):
+        environments.prepare(spec, tmp_path, lambda line: None)
+
+
+def test_shipped_environments_resolve():
+    for path in environments.CONF.glob("*.yaml"):
+        assert environments.resolve(EnvironmentChoice(cpu=path.stem), "cpu").requirements
+
+
+def test_unknown_names_are_told_with_what_is_known():
+    with pytest.raises(ValueError, match=r"backend.env.cpu=nope: no such environment; known: .*cpu"):
+        environments.resolve(EnvironmentChoice(cpu="nope"), "cpu")
+    with pytest.raises(ValueError, match=r"backend.env.cuda names no environment"):
+        environments.resolve(EnvironmentChoice(cpu="cpu"), "cuda")
+
+
+def test_the_fingerprint_knows_all_that_decides_what_is_installed():
+    changed = [
+        SPEC.model_copy(update={"requirements": ("demo==1.1",)}),
+        SPEC.model_copy(update={"exclude": ()}),
+        SPEC.model_copy(update={"python_version": "3.12"}),
+        SPEC.model_copy(update={"torch": "cpu"}),
+        SPEC.model_copy(update={"python": "/usr/bin/python3"}),
+    ]
+    prints = {environments.fingerprint(spec) for spec in [SPEC, *changed]}
+    assert len(prints) == len(changed) + 1
+    assert environments.fingerprint(SPEC) == environments.fingerprint(
+        EnvironmentSpec(**json.loads(SPEC.model_dump_json()))
+    )
+
+
+def test_pips_settings_are_handed_to_uv(monkeypatch, tmp_path):
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "SSL_CERT_FILE", "UV_HTTP_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    pip = {
+        "index-url": "https://user:secret@example.invalid/simple",
+        "extra-index-url": f"https://example.invalid/more\nfile://{tmp_path} file:///no/such/index",
+        "find-links": f"{tmp_path} /no/such/folder",
+        "cert": "/etc/cert.pem",
+        "default-timeout": "180",
+    }
+    settings = environments.uv_settings(pip)
+    assert settings["UV_DEFAULT_INDEX"] == "https://user:secret@example.invalid/simple"
+    assert settings["UV_INDEX"] == f"https://example.invalid/more file://{tmp_path}"
+    assert settings["UV_FIND_LINKS"] == str(tmp_path)
+    assert settings["SSL_CERT_FILE"] == "/etc/cert.pem"
+    assert settings["UV_HTTP_TIMEOUT"] == "180"
+    assert settings["UV_INDEX_STRATEGY"] == "unsafe-best-match"
+    monkeypatch.setenv("UV_INDEX", "https://example.invalid/mine")
+    assert "UV_INDEX" not in environments.uv_settings(pip)
+
+
+def test_pips_files_are_read_where_pip_is_not_installed(monkeypatch, tmp_path):
+    (tmp_path / "pip.conf").write_text("[global]\nfind-links = /a\n    /b\n[install]\nno-index = true\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setenv("PIP_CERT", "/etc/cert.pem")
+    failed = environments.subprocess.CompletedProcess([], 1, "", "No module named pip")
+    monkeypatch.setattr(environments.subprocess, "run", lambda *arguments, **options: failed)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    settings = environments.pip_settings()
+    assert settings["find-links"].split() == ["/a", "/b"]
+    assert settings["no-index"] == "true"
+    assert settings["cert"] == "/etc/cert.pem"

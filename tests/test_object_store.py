@@ -1,0 +1,311 @@
+"""A run in an object store: against a real S3 server process on loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from sweep.config import ROOT, ConfigError, Halted
+from sweep.disk import object_store
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths, read_trials
+
+pytest.importorskip("moto.server", reason="moto[server] is not installed")
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 server with an empty bucket; the environment points to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "not-so-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = os.environ.copy()
+    os.environ.update(environment)
+    try:
+        put(f"{endpoint}/bucket")
+        yield endpoint
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        server.terminate()
+        server.wait()
+
+
+def put(url):
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=5)
+        except OSError:
+            assert time.monotonic() < until, "the S3 server does not start"
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(object_store, "SILENCE", 3.0)
+    monkeypatch.setattr(object_store, "BEAT", 0.5)
+    monkeypatch.setattr(object_store, "LOOK", 0.1)
+    monkeypatch.setattr(object_store, "INTERVAL", 0.1)
+
+
+def write_trial(ledger, name):
+    """What a driver does for a trial: its files, then its row."""
+    paths = RunPaths(Path(ledger.file.name).parent)
+    files = paths.trial("d1", "1", name)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    files.requests.write_bytes(b"PAR1" + bytes(100) + (100).to_bytes(4, "little") + b"PAR1")
+    ledger.commit({"trial_id": name, "deployment_id": "d1", "attempt": "1", "outcome": "ok"})
+
+
+def objects(url):
+    return object_store.Store(url).list()
+
+
+def wait_until(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_row_in_the_store_has_its_files_there(s3, quick, tmp_path):
+    url = "s3://bucket/run-a"
+    with object_store.Mirror(object_store.Store(url), tmp_path, print):
+        ledger = Ledger(tmp_path / "ledger.jsonl")
+        write_trial(ledger, "t1")
+        wait_until(
+            lambda: any(
+                name.startswith("ledger/") and b"t1" in object_store.Store(url).read(name) for name in objects(url)
+            )
+        )
+        assert "deployments/d1/1/t1/requests.parquet" in objects(url)
+        ledger.end_attempt("d1", "1", "done")
+        (tmp_path / "report.html").write_text("<html>")
+    assert {"report.html", "deployments/d1/1/t1/requests.parquet"} <= set(objects(url))
+    assert object_store.Lock.NAME not in objects(url), "the lock is released"
+
+
+def test_another_machine_goes_on_where_the_first_died(s3, quick, tmp_path):
+    url = "s3://bucket/run-b"
+    dead = object_store.Mirror(object_store.Store(url), tmp_path / "one", print)
+    dead.lock.acquire(print)
+    ledger = Ledger(tmp_path / "one" / "ledger.jsonl")
+    write_trial(ledger, "t1")
+    dead.sync()  # and then its machine is gone: no release, no beat
+    with object_store.Mirror(object_store.Store(url), tmp_path / "two", print) as mirror:
+        resumed = Ledger(tmp_path / "two" / "ledger.jsonl")
+        assert resumed.done("t1", retry=True)
+        write_trial(resumed, "t2")
+        mirror.fetch_trials()
+        assert (tmp_path / "two/deployments/d1/1/t1/requests.parquet").exists()
+    object_store.copy(url, tmp_path / "copy")
+    assert set(Ledger(tmp_path / "copy" / "ledger.jsonl", write=False).rows) == {"t1", "t2"}
+
+
+def test_the_same_machine_is_ahead_of_the_store_and_loses_nothing(s3, quick, tmp_path):
+    url = "s3://bucket/run-c"
+    with object_store.Mirror(object_store.Store(url), tmp_path, print):
+        write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
+    write_trial(Ledger(tmp_path / "ledger.jsonl"), "t2")  # killed before it was uploaded
+    with object_store.Mirror(object_store.Store(url), tmp_path, print):
+        pass
+    object_store.copy(url, tmp_path / "copy")
+    assert set(Ledger(tmp_path / "copy" / "ledger.jsonl", write=False).rows) == {"t1", "t2"}
+
+
+def test_a_folder_that_is_not_the_stores_run_is_moved_aside(s3, quick, tmp_path):
+    url = "s3://bucket/run-d"
+    with object_store.Mirror(object_store.Store(url), tmp_path / "one", print):
+        write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
+    write_trial(Ledger(tmp_path / "two" / "ledger.jsonl"), "other")
+    with object_store.Mirror(object_store.Store(url), tmp_path / "two", print):
+        assert set(Ledger(tmp_path / "two" / "ledger.jsonl").rows) == {"t1"}
+    assert len(list(tmp_path.glob("two.*"))) == 1
+
+
+def test_the_ledger_is_kept_in_pieces(s3, quick, tmp_path, monkeypatch):
+    url = "s3://bucket/run-e"
+    monkeypatch.setattr(object_store, "PIECE", 1000)
+    monkeypatch.setattr(object_store, "INTERVAL", 1000)  # only when told
+    with object_store.Mirror(object_store.Store(url), tmp_path, print) as mirror:
+        ledger = Ledger(tmp_path / "ledger.jsonl")
+        for index in range(30):
+            write_trial(ledger, f"t{index}")
+            mirror.sync() if index % 7 == 0 else None
+    sizes = [size for name, size in objects(url).items() if name.startswith("ledger/")]
+    assert len(sizes) > 2
+    assert max(sizes) < 3000
+    object_store.copy(url, tmp_path / "copy")
+    assert (tmp_path / "copy" / "ledger.jsonl").read_bytes() == (tmp_path / "ledger.jsonl").read_bytes()
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(s3, quick, tmp_path):
+    url = "s3://bucket/run-f"
+    with (
+        object_store.Mirror(object_store.Store(url), tmp_path / "one", print),
+        pytest.raises(ConfigError, match="a sweep is running there"),
+        object_store.Mirror(object_store.Store(url), tmp_path / "two", print),
+    ):
+        pass
+
+
+def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
+    url, begun = "s3://bucket/run-g", threading.Event()
+
+    def slow(store, folder, files):
+        if list(files):
+            begun.set()
+            time.sleep(2 * object_store.SILENCE)
+
+    with object_store.Mirror(object_store.Store(url), tmp_path / "one", print):
+        monkeypatch.setattr(object_store.Store, "upload", slow)
+        write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
+        assert begun.wait(20)
+        with pytest.raises(ConfigError, match="a sweep is running there"):
+            object_store.Lock(object_store.Store(url)).acquire(print)
+        monkeypatch.undo()
+
+
+def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path, monkeypatch):
+    url, sent, said = "s3://bucket/run-k", [], []
+    monkeypatch.setattr(object_store.os, "kill", lambda pid, number: sent.append((pid, number)))
+    with object_store.Mirror(object_store.Store(url), tmp_path, said.append):
+        object_store.Lock(object_store.Store(url)).beat()  # as if this one had been silent for long
+        wait_until(lambda: sent)
+        write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
+    assert sent == [(os.getpid(), signal.SIGTERM)] * 2
+    assert said == [f"{url} was taken over by another driver: stopping now"]
+    assert list(objects(url)) == [object_store.Lock.NAME]
+
+
+class Refusing(object_store.Store):
+    """A store that takes nothing but the lock, this many times."""
+
+    def __init__(self, url, times):
+        super().__init__(url)
+        self.times = times
+
+    def write(self, name, content):
+        if name != object_store.Lock.NAME and self.times:
+            self.times -= 1
+            raise OSError("503 slow down")
+        super().write(name, content)
+
+
+def test_the_last_upload_is_tried_again(s3, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(object_store, "RETRY", (0.01, 0.1))
+    monkeypatch.setattr(object_store, "INTERVAL", 1000)  # only when it ends
+    url = "s3://bucket/run-h"
+    with object_store.Mirror(Refusing(url, 5), tmp_path, print):
+        write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
+    object_store.copy(url, tmp_path / "copy")
+    assert set(Ledger(tmp_path / "copy" / "ledger.jsonl", write=False).rows) == {"t1"}
+    assert object_store.Lock.NAME not in objects(url)
+
+
+def test_an_incomplete_store_is_no_success(s3, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(object_store, "PATIENCE", 0.5)
+    monkeypatch.setattr(object_store, "RETRY", (0.01, 0.1))
+    with (
+        pytest.raises(Halted, match=r"is not complete \(503 slow down\): the same command completes it"),
+        object_store.Mirror(Refusing("s3://bucket/run-i", 10**6), tmp_path, print),
+    ):
+        write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
+
+
+def test_a_process_id_is_only_looked_up_where_it_means_something(s3, quick, monkeypatch):
+    """A driver in another container of the same host name lives, whatever process ids there are here."""
+    monkeypatch.setattr(object_store.psutil, "pid_exists", lambda pid: False)
+    lock = object_store.Lock(object_store.Store("s3://bucket/run-j"))
+    lock.beat()
+    assert object_store._dead_here(lock._read())
+    monkeypatch.setattr(object_store.os, "readlink", lambda path: "pid:[4026532000]")
+    assert not object_store._dead_here(lock._read())
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("s3://no-such-bucket/run", "NO_SUCH_BUCKET|NoSuchBucket|does not exist|no-such-bucket"),
+        ("ftp://bucket/run", "allowed are a folder, s3://bucket/path and gs://bucket/path"),
+        ("s3://key:secret@bucket/run", "no secret in a URL"),
+        ("s3://bucket/run?secret_key=abc", "no secret in a URL"),
+    ],
+)
+def test_a_store_that_cannot_be_used_says_so_at_the_door(s3, quick, tmp_path, url, word):
+    with pytest.raises(ConfigError, match=word) as error, object_store.Mirror(object_store.Store(url), tmp_path, print):
+        pass
+    assert "secret@" not in str(error.value)
+    assert "abc" not in str(error.value)
+
+
+ARGUMENTS = [
+    *("backend=simulated", "backend.ttft.mean=0.5", "load.batch_size=1,2,4"),  # slow, so that the client keeps up
+    *("workload.num_requests=4", "workload.output_tokens=16", "tracking=none", "cluster=inline"),
+]
+
+
+def ledger_rows(out):
+    """Every row that was ever committed in a results folder."""
+    committed = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    return [entry["row"] for entry in committed if entry["event"] == "trial"]
+
+
+def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
+    """kill -9 of the driver after a good row; the same command with another cache finds nothing but the store."""
+    command = [sys.executable, "-m", "sweep", *ARGUMENTS, "out=s3://bucket/sweeps/killed"]
+    first = subprocess.Popen([*command, f"cache_dir={tmp_path / 'one'}"], cwd=ROOT, start_new_session=True)
+    url = "s3://bucket/sweeps/killed"
+    try:
+        until = time.monotonic() + 100
+        while not any("requests.parquet" in name for name in objects(url)):
+            assert time.monotonic() < until
+            assert first.poll() is None
+            time.sleep(0.1)
+        wait_until(
+            lambda: (
+                b'"outcome": "ok"'
+                in b"".join(object_store.Store(url).read(n) for n in objects(url) if n.startswith("ledger/"))
+            )
+        )
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    object_store.copy(url, tmp_path / "killed")
+    before = [row["trial_id"] for row in ledger_rows(tmp_path / "killed") if row["outcome"] == "ok"]
+    assert before, "something was done before the kill"
+    second = subprocess.run(
+        [*command, f"cache_dir={tmp_path / 'two'}"], cwd=ROOT, timeout=200, capture_output=True, text=True, check=False
+    )
+    object_store.copy(url, tmp_path / "copy")
+    rows = read_trials(tmp_path / "copy" / "trials.parquet")
+    # That the machine is too busy for the client is no fault that this test is about; such a trial is tried once more.
+    outcomes = {row["outcome"] for row in rows}
+    assert outcomes <= {"ok", "client_limited"}, second.stderr
+    assert second.returncode == (0 if outcomes == {"ok"} else 1), second.stderr
+    trials = ledger_rows(tmp_path / "copy")
+    assert {row["trial_id"] for row in trials} == {row["trial_id"] for row in rows}
+    assert len(rows) == 3
+    done = [row["trial_id"] for row in trials if row["outcome"] == "ok"]
+    assert len(done) == len(set(done)), "what was done is not done again"
+    assert [row["trial_id"] for row in trials].count(before[0]) == 1
+    assert (tmp_path / "copy" / "report.html").exists()

@@ -1,0 +1,147 @@
+"""Resume is by content: what a change touches is run again, with the reason, and nothing else."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from backends import base
+from sweep.config import ConfigError
+from sweep.disk.ledger import Ledger
+from sweep.plan.compose import compose_run
+from sweep.plan.pending import content_digests, reasons, todo, unresolved
+from sweep.plan.planning import Surroundings, make_plan
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"question {index}"}) + "\n" for index in range(8)))
+    return path
+
+
+@pytest.fixture
+def planned(prompts):
+    """planned(*arguments, environment=...) -> the plan of two engines, two loads and a data set of the user's."""
+
+    def plan(*arguments, environment="engine 1.0"):
+        base = ["backend=simulated,transformers", "model=tiny-llama", "workload=qa", f"workload.file={prompts}"]
+        line = [*base, "load.batch_size=1,2", "cluster=inline", "tracking=none", *arguments]
+        here = Surroundings(
+            lambda backend, platform: f"{backend.name} in {environment}", lambda backend, platform: None
+        )
+        return make_plan(compose_run(line, lambda cluster: "cpu"), here)
+
+    return plan
+
+
+def row(deployment, trial, outcome="ok", reason=None):
+    return {
+        "trial_id": trial.trial_id,
+        "deployment_id": deployment.deployment_id,
+        "attempt": "1",
+        "outcome": outcome,
+        "reason": reason,
+        "backend": deployment.backend.name,
+        "model": deployment.model.name,
+        "workload": trial.workload.name,
+        "load": trial.load.name,
+        "replicate": trial.replicate,
+        **trial.load_columns(),
+        "config": json.dumps(trial.config, default=str),
+        "digests": json.dumps(content_digests(deployment, trial)),
+        **trial.coordinates,
+    }
+
+
+@pytest.fixture
+def ledger(planned, tmp_path):
+    """As if every trial of the plan had been measured."""
+    ledger = Ledger(tmp_path / "out" / "ledger.jsonl")
+    for deployment in planned().deployments:
+        for trial in deployment.trials:
+            ledger.commit(row(deployment, trial))
+    return ledger
+
+
+def why(plan, ledger):
+    return Counter(reasons(plan, todo(plan, ledger), ledger).values())
+
+
+def test_the_same_command_has_nothing_to_do(planned, ledger):
+    assert not todo(planned(), ledger)
+
+
+def test_one_engine_flag(planned, ledger):
+    again = why(planned("backend.flags={attn_implementation: eager}"), ledger)
+    assert again == {
+        "changed: backend.flags.attn_implementation sdpa -> eager": 2,  # in transformers' YAML
+        "changed: backend.flags.attn_implementation None -> eager": 2,
+    }
+
+
+def test_the_revision_of_the_weights(planned, ledger):
+    assert why(planned("model.seed=1"), ledger) == {"changed: model.seed None -> 1": 4}
+
+
+def test_the_version_of_the_engine(planned, ledger):
+    again = why(planned(environment="engine 1.1"), ledger)
+    assert again == {"changed: its engine's environment, the accelerator or the protocol": 4}
+
+
+def test_the_host_of_a_library(planned, ledger, monkeypatch, tmp_path):
+    """What of an engine is our own is in its id: the host of this library, not of another."""
+    host = shutil.copytree(base.HOST, tmp_path / "host")
+    monkeypatch.setattr(base, "HOST", host)
+    (host / "libraries" / "exllama_library.py").write_text("# another library's\n")
+    assert not todo(planned(), ledger)
+    (host / "batches.py").write_text((host / "batches.py").read_text() + "# slower\n")
+    assert why(planned(), ledger) == {"changed: the content of its backend": 2}
+
+
+def test_the_content_of_the_data_set(planned, ledger, prompts):
+    prompts.write_text(prompts.read_text() + json.dumps({"prompt": "one more"}) + "\n")
+    assert why(planned(), ledger) == {"changed: the content of its workload": 4}
+
+
+def test_a_commit_that_no_hub_tells_is_not_taken_for_another_model(planned, ledger):
+    """Else a minute without the hub measures everything again."""
+
+    def unresolved(repository):
+        plan = planned()
+        deployments = [replace(d, content=d.content | {"model": f"{repository}@main"}) for d in plan.deployments]
+        return replace(plan, deployments=deployments)
+
+    for done in ledger.rows.values():
+        done["digests"] = json.dumps({"model": f"org/model@{'a' * 40}"})
+    assert todo(unresolved("org/other"), ledger) == []
+    with pytest.raises(ConfigError, match=r"^model: no hub says which commit org/model@main is, and there are results"):
+        todo(unresolved("org/model"), ledger)
+
+
+def test_a_value_more_on_an_axis_is_new(planned, ledger):
+    assert why(planned("load.batch_size=1,2,4"), ledger) == {"new": 2}
+
+
+def test_a_failure_is_run_again_with_its_reason(planned, ledger):
+    deployment = planned().deployments[0]
+    ledger.commit(row(deployment, deployment.trials[0], "engine_crashed", "killed by signal 9"))
+    assert why(planned(), ledger) == {"was engine_crashed: killed by signal 9": 1}
+
+
+def test_raw_data_cut_short_are_measured_again(planned, ledger, tmp_path):
+    deployment = planned().deployments[0]
+    trial_id = deployment.trials[0].trial_id
+    folder = tmp_path / "out" / "deployments" / deployment.deployment_id / "1" / trial_id
+    folder.mkdir(parents=True)
+    (folder / "requests.parquet").write_bytes(b"PAR1 and then nothing")
+    reopened = Ledger(tmp_path / "out" / "ledger.jsonl", write=False)
+    assert why(planned(), reopened) == {"its requests.parquet is cut short": 1}
+
+
+def test_a_revision_that_stayed_a_name_is_no_commit():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert unresolved(f"org/model@{commit} tokenizer org/words@main") == [("org/words", "main")]
+    assert unresolved(f"org/model@{commit}") == unresolved("3f9a") == []

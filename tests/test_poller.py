@@ -1,0 +1,206 @@
+"""When sockets are read: at once where somebody waits for it, in rounds where nobody does and tokens come fast."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+import uvloop
+
+from sweep.client import poller
+from sweep.client.poller import ALERT, SLOW, WORTH_IT, Watch
+
+FAST = WORTH_IT * 2  # reads in a second
+
+
+class Socket:
+    """A watched socket and the other end of it, and when bytes were read from it."""
+
+    def __init__(self, watched: Watch) -> None:
+        self.near, self.far = socket.socketpair()
+        self.near.setblocking(False)
+        self.reads: list[float] = []
+        self.watched, self.ended = watched, False
+        watched.add(self.near.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        if self.near.recv(100):
+            self.reads.append(time.monotonic())
+        else:
+            self.ended = True
+            self.watched.remove(self.near.fileno(), patient=True)
+
+    def close(self) -> None:
+        self.near.close()
+        self.far.close()
+
+
+@pytest.fixture
+def slow_rounds(monkeypatch: pytest.MonkeyPatch) -> float:
+    """So that a busy machine cannot take a round for a read at once."""
+    monkeypatch.setattr(poller, "PERIOD", 0.3)
+    return 0.3
+
+
+def run(story: Callable[[Watch], Awaitable[None]]) -> None:
+    async def body() -> None:
+        await story(Watch(asyncio.get_running_loop()))
+
+    uvloop.run(body())
+
+
+def in_rounds(watched: Watch) -> None:
+    watched.adjust(0.0, 0)
+    watched.adjust(1.0, FAST)
+
+
+def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float) -> None:
+    async def story(watched: Watch) -> None:
+        urgent, patient = Socket(watched), Socket(watched)
+        watched.set_patient(patient.near.fileno(), True)
+        in_rounds(watched)
+        for one in (urgent, patient):
+            one.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert len(urgent.reads) == 1
+        assert not patient.reads
+        await asyncio.sleep(slow_rounds)
+        assert len(patient.reads) == 1
+        watched.set_patient(patient.near.fileno(), False)
+        patient.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert len(patient.reads) == 2
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("reads", "bursts", "at_once"),
+    [(WORTH_IT // 2, False, True), (FAST, True, True), (FAST, False, False)],
+    ids=["slow", "bursts", "fast"],
+)
+def test_rounds_only_where_tokens_come_fast_and_one_by_one(
+    reads: int, bursts: bool, at_once: bool, slow_rounds: float
+) -> None:
+    async def story(watched: Watch) -> None:
+        one = Socket(watched)
+        watched.set_patient(one.near.fileno(), True)
+        watched.adjust(0.0, 0)
+        if bursts:
+            watched.alert(0.5)
+        watched.adjust(1.0, reads)
+        one.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert bool(one.reads) == at_once
+
+    run(story)
+
+
+def test_a_read_of_several_events_ends_the_rounds_for_a_while(slow_rounds: float) -> None:
+    async def story(watched: Watch) -> None:
+        one = Socket(watched)
+        watched.set_patient(one.near.fileno(), True)
+        in_rounds(watched)
+        watched.alert(1.0)
+        await asyncio.sleep(slow_rounds * 1.3)  # the round that was due is the last
+        one.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert len(one.reads) == 1
+        watched.adjust(0.9 + ALERT, 2 * FAST)  # too early
+        one.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert len(one.reads) == 2
+        watched.adjust(1.0 + ALERT, 3 * FAST)
+        one.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert len(one.reads) == 2
+        watched.alert(1.0 + ALERT)
+        watched.adjust(0.9 + 3 * ALERT, 5 * FAST)  # the second time it takes twice as long
+        await asyncio.sleep(slow_rounds)
+        one.far.send(b"x")
+        await asyncio.sleep(slow_rounds / 3)
+        assert len(one.reads) == 4
+
+    run(story)
+
+
+def test_the_rounds_of_slow_streams_are_longer_until_one_was_quicker_than_it_looked(
+    slow_rounds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "LONG_PERIOD", 3 * slow_rounds)
+
+    async def story(watched: Watch) -> None:
+        one = Socket(watched)
+        watched.set_patient(one.near.fileno(), True)
+        watched.pace(SLOW * 1.1)
+        in_rounds(watched)
+        one.far.send(b"x")
+        await asyncio.sleep(2 * slow_rounds)
+        assert not one.reads
+        watched.pace(SLOW * 0.9)
+        await asyncio.sleep(1.3 * slow_rounds)
+        assert len(one.reads) == 1
+        watched.pace(SLOW * 1.1)
+        watched.alert(1.0)
+        watched.adjust(1.0 + ALERT, 2 * FAST)
+        watched.pace(SLOW * 1.1)
+        await asyncio.sleep(1.3 * slow_rounds)
+        one.far.send(b"x")
+        await asyncio.sleep(1.3 * slow_rounds)
+        assert len(one.reads) == 2
+
+    run(story)
+
+
+def test_an_end_that_comes_with_the_last_bytes_is_read_with_them(slow_rounds: float) -> None:
+    async def story(watched: Watch) -> None:
+        one = Socket(watched)
+        watched.set_patient(one.near.fileno(), True)
+        in_rounds(watched)
+        one.far.send(b"x")
+        one.far.close()
+        await asyncio.sleep(slow_rounds * 1.3)
+        assert len(one.reads) == 1
+        assert one.ended
+
+    run(story)
+
+
+def test_one_that_was_closed_in_the_same_round_is_left_alone() -> None:
+    async def story(watched: Watch) -> None:
+        first, second = Socket(watched), Socket(watched)
+        read = []
+
+        def closes(me: Socket, other: Socket) -> Callable[[], None]:
+            def readable() -> None:
+                read.append(me)
+                watched.remove(other.near.fileno(), patient=False)
+                me.near.recv(100)
+
+            return readable
+
+        for me, other in ((first, second), (second, first)):
+            watched.remove(me.near.fileno(), patient=False)
+            watched.add(me.near.fileno(), closes(me, other))
+        first.far.send(b"x")
+        second.far.send(b"x")
+        await asyncio.sleep(0.05)
+        assert len(read) == 1
+
+    run(story)
+
+
+def test_without_epoll_all_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "HAS_EPOLL", False)
+
+    async def story(watched: Watch) -> None:
+        one = Socket(watched)
+        watched.set_patient(one.near.fileno(), True)
+        in_rounds(watched)
+        one.far.send(b"x")
+        await asyncio.sleep(0.05)
+        assert len(one.reads) == 1
+        watched.remove(one.near.fileno(), patient=True)
+
+    run(story)

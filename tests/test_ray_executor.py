@@ -1,0 +1,180 @@
+"""What the driver makes of Ray's tasks, with a Ray that does as it is told and a clock that is set."""
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from sweep.config import ROOT, Cluster, Halted
+from sweep.disk.run_files import RunPaths
+from sweep.drive import ray_executor
+from sweep.node.deployment import Beat, DiskFull, Lost, Placed, State
+from sweep.plan.packing import Need, Node, Unbegun
+
+
+class Stream:
+    """A task: `said` are the events that are there to be taken, an exception raises."""
+
+    def __init__(self, *said):
+        self.said = list(said)
+
+    def __next__(self):
+        if not self.said:
+            raise StopIteration
+        return self.said.pop(0)
+
+
+class FakeRay:
+    def __init__(self):
+        self.cancelled, self.done = [], set()
+
+    def wait(self, refs, num_returns=1, timeout=None, fetch_local=True):
+        ready = [ref for ref in refs if (ref.said if isinstance(ref, Stream) else ref in self.done)]
+        return ready[:num_returns], [ref for ref in refs if ref not in ready[:num_returns]]
+
+    def get(self, value, timeout):
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def cancel(self, ref, force):
+        self.cancelled.append(ref)
+
+
+class Clock(SimpleNamespace):
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(ray_executor, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def executor(monkeypatch, clock):
+    monkeypatch.setattr(ray_executor, "ray", FakeRay())
+    executor = ray_executor.RayExecutor(Cluster(name="ray", kind="ray"))
+    executor.nodes = [Node(name, 4, 16, ("L4",), name) for name in ("n0", "n1")]
+    executor.known = {node.node_id: node for node in executor.nodes}
+    executor.ports = {"n0": 1, "n1": 1}
+    monkeypatch.setattr(executor, "_clear_on", lambda node_ids, marker: None)
+    return executor
+
+
+def start(executor, node_id, *said, place=None, out="out"):
+    stream = Stream(*said)
+    node = executor.known[node_id]
+    work = SimpleNamespace(marker="m", out=str(out))
+    executor.streams[stream] = ray_executor._Stream(work, place, ray_executor.time.monotonic(), node)
+    return stream
+
+
+def reachable(monkeypatch, answers):
+    def connect(address, timeout):
+        if not answers:
+            raise OSError("no route")
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(ray_executor.socket, "create_connection", connect)
+
+
+def test_a_stall_of_the_driver_is_no_silence_of_a_node(executor, clock):
+    """While it commits one deployment's event the disk hangs; the other has said its word meanwhile."""
+    start(executor, "n0", State("trial 1"), Beat(), place=Placed("n0", "n0"))
+    healthy = start(executor, "n1", place=Placed("n1", "n1"))
+    for _ in executor.events():
+        clock.now += ray_executor.SILENCE + 5
+        healthy.said.append(Beat())
+        executor.seen = clock.now
+    assert list(executor.events()) == [], "both are heard now"
+    assert len(executor.streams) == 2
+
+
+def test_a_silent_task_is_lost(executor, clock):
+    start(executor, "n0", place=Placed("n0", "n0"))
+    clock.now = executor.seen = clock.now + ray_executor.SILENCE + 1
+    ((_, loss),) = executor.events()
+    assert isinstance(loss, Lost)
+    assert [node.node_id for node in executor.usable] == ["n1"]
+
+
+def test_a_node_that_other_jobs_keep_busy_is_left_alone_and_nothing_is_lost(executor, clock, monkeypatch):
+    reachable(monkeypatch, True)
+    start(executor, "n0")
+    clock.now = executor.seen = clock.now + ray_executor.SILENCE + 1
+    assert list(executor.events()) == [], "it may be queueing"
+    clock.now = executor.seen = clock.now + ray_executor.UNPLACED
+    ((_, end),) = executor.events()
+    assert isinstance(end, Unbegun)
+    assert [node.node_id for node in executor.usable] == ["n1"], "it goes elsewhere"
+
+
+def test_a_node_that_is_cut_off_before_it_begins_is_noticed_as_soon_as_any(executor, clock, monkeypatch):
+    reachable(monkeypatch, False)
+    start(executor, "n0")
+    clock.now = executor.seen = clock.now + ray_executor.SILENCE + 1
+    ((_, end),) = executor.events()
+    assert isinstance(end, Lost)
+
+
+def disk_full():
+    cause = DiskFull("No space left on device: /cache/x")
+    return RayTaskError("deploy", "traceback", cause)
+
+
+def test_a_nodes_own_full_disk_is_a_loss_and_nothing_more_is_started_there(executor, tmp_path):
+    start(executor, "n0", disk_full(), place=Placed("n0", "n0"), out=tmp_path)
+    ((_, loss),) = executor.events()
+    assert "No space left on device: /cache/x (on node n0)" in loss.reason
+    assert loss.error is None, "not an error of ours"
+    assert [node.node_id for node in executor.usable] == ["n1"]
+
+
+def test_full_results_or_no_other_node_end_the_sweep_and_name_the_node(executor, tmp_path, clock):
+    start(executor, "n0", disk_full(), out=tmp_path / "nothing can be written here")
+    with pytest.raises(Halted, match="on node n0"):
+        list(executor.events())
+    start(executor, "n1", disk_full(), out=tmp_path)
+    with pytest.raises(Halted, match="on node n1"):
+        list(executor.events())
+
+
+def test_full_nodes_are_not_waited_for_for_ever(executor, clock):
+    executor.full = {"n0", "n1"}
+    clock.now = executor.seen = clock.now + executor.cluster.wait_for_nodes + 1
+    with pytest.raises(Halted, match="disk is not full"):
+        list(executor.events())
+
+
+def test_claims_follow_what_is_wanted_by_kind(executor, clock, monkeypatch):
+    monkeypatch.setattr(executor, "_claim", lambda gpus, accelerator: f"{gpus} x {accelerator}")
+    executor.autoscaling = True
+    narrow, wide = Need("a", 1, "L4", 1.0), Need("b", 4, "L4", 1.0)
+    executor.want([narrow, narrow])
+    clock.now += ray_executor.BEAT
+    executor.want([wide, narrow])
+    assert executor.claims == {(4, "L4"): ["4 x L4"], (1, "L4"): ["1 x L4"]}
+    assert ray_executor.ray.cancelled == ["1 x L4"]
+    ray_executor.ray.done.add("4 x L4")  # its node has come
+    clock.now += ray_executor.BEAT
+    executor.want([narrow])
+    assert executor.claims == {(4, "L4"): [], (1, "L4"): ["1 x L4"]}
+
+
+def test_results_are_not_sent_to_nodes_as_code(tmp_path):
+    """Whatever the results folder is called; and no file of this repository is left out."""
+    paths = RunPaths(tmp_path)
+    assert {path.name for path in (paths.deployments, paths.trials, paths.ledger, paths.plan)} <= {
+        *ray_executor.NOT_CODE
+    }
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {part for path in tracked.split() for part in path.split("/")} & {*ray_executor.NOT_CODE}
