@@ -42,7 +42,7 @@ def test_every_path_of_the_design(paths: RunPaths) -> None:
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(paths: RunPaths) -> None:
-    run_files.write_text(paths, paths.summary, "old")
+    run_files.write_whole(paths, paths.summary, "old")
 
     def half(staged: Path) -> None:
         assert staged.suffix != ".parquet"  # a glob for *.parquet must not see it

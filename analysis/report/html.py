@@ -59,7 +59,7 @@ def write_all(folder: str | Path) -> None:
     layout = arrange(run, points)
     write_summary(run, points)
     drawn = draw_all(run, layout)
-    run_files.write_text(run.paths, run.paths.report, html(run, layout, drawn))
+    run_files.write_whole(run.paths, run.paths.report, html(run, layout, drawn))
 
 
 def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:

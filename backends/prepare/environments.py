@@ -10,7 +10,6 @@ not on its command line: an index URL may hold a password.
 
 import ast
 import configparser
-import fcntl
 import hashlib
 import json
 import os
@@ -18,19 +17,18 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
 from uv import find_uv_bin
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Platform, Progress
-from backends.launch import task
-from backends.prepare import sources
+from backends.prepare import sources, tool
+from backends.prepare.build_once import build_once
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "environment"
 FORMAT = 1  # part of every key: raise it when environments must be built anew
@@ -88,21 +86,19 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
     Raises EnvironmentFailed.
     """
-    there = built(spec, cache_dir)  # for those that come after the builder, without a lock
-    if there is not None:
-        return there
+    if spec.python or spec.binary:
+        return _own(spec, fingerprint(spec))
     folder = _folder(spec, cache_dir)
+
+    def build(partial: Path) -> None:
+        partial.write_text(json.dumps(_build(spec, folder, cache_dir, progress)))
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        waiting = f"environment {spec.name}: waiting for its builder"
-        with exclusive(folder.with_suffix(".lock"), lambda: progress(waiting)):
-            if not (folder / COMPLETE).exists():
-                _build(spec, folder, cache_dir, progress)
+        # Built in place, for its scripts hold its path; what is renamed is only the file that says that it is complete.
+        build_once(folder / COMPLETE, build, f"environment {spec.name}", progress, folder.with_suffix(".lock"))
     except (OSError, sources.BuildFailed) as error:
         raise EnvironmentFailed(f"environment {spec.name} cannot be built in {folder}: {error}") from error
-    there = built(spec, cache_dir)
-    assert there is not None
-    return there
+    return _built(spec, folder)
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
@@ -110,14 +106,16 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
 
     Raises EnvironmentFailed if it is the user's own and does not work.
     """
-    key = fingerprint(spec)
     if spec.python or spec.binary:
-        return _own(spec, key)
+        return _own(spec, fingerprint(spec))
     folder = _folder(spec, cache_dir)
-    if not (folder / COMPLETE).exists():
-        return None
+    return _built(spec, folder) if (folder / COMPLETE).exists() else None
+
+
+def _built(spec: EnvironmentSpec, folder: Path) -> Environment:
     binary = str(folder / "bin" / spec.source.targets[0]) if spec.source and spec.source.targets else None
-    return Environment(str(folder / "bin" / "python"), binary, json.loads((folder / COMPLETE).read_text()), key)
+    versions = json.loads((folder / COMPLETE).read_text())
+    return Environment(str(folder / "bin" / "python"), binary, versions, fingerprint(spec))
 
 
 def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
@@ -161,30 +159,8 @@ def _content_of(executable: Path) -> list[Any]:
     return [status.st_size, status.st_mtime_ns, distributions]
 
 
-@contextmanager
-def exclusive(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """An exclusive lock between processes, given back by the kernel if its holder is killed.
-
-    Raises task.Stopped if that comes before the lock.
-    """
-    with path.open("w") as file:
-        if not _locked(file):
-            waiting()
-            while not _locked(file):
-                task.pause(task.POLL)
-        yield
-
-
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> None:
-    """Resolve, install, verify; `complete.json` last."""
+def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:
+    """Resolve, install, verify. Return the exact versions of what is there."""
     progress(f"environment {spec.name}: building {folder} ({', '.join(spec.requirements)}); this takes minutes, once")
     if folder.exists():
         shutil.rmtree(folder)  # a build that was killed
@@ -218,10 +194,8 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     if spec.source:
         sources.build(spec.source, folder, _environ({}), log, lambda text: progress(f"environment {spec.name}: {text}"))
         versions["source"] = spec.source.sdist
-    partial = folder / f"{COMPLETE}.partial"
-    partial.write_text(json.dumps(versions))
-    partial.replace(folder / COMPLETE)
     progress(f"environment {spec.name}: ready, {len(versions)} distributions")
+    return versions
 
 
 def _torch_build(lock: str) -> str | None:
@@ -236,23 +210,17 @@ def _torch_build(lock: str) -> str | None:
 
 
 def _run_uv(name: str, arguments: tuple[str, ...], settings: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Run uv, its lines going to the log and, where they tell of progress, to the user."""
-    command = [find_uv_bin(), *arguments]
-    lines: list[str] = []
-    with log.open("a") as file:
-        file.write(f"$ uv {' '.join(arguments)}\n")
-        with task.program(
-            command, _environ(settings), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process:
-            assert process.stderr is not None
-            for line in process.stderr:
-                file.write(line)
-                lines.append(line.strip())
-                if line.startswith(("Downloading", "Resolved", "Prepared", "Installed", "Bytecode", "   Building")):
-                    progress(f"environment {name}: {line.strip()}")
-    if process.returncode != 0:
-        said = " ".join(line.lstrip("×├─▶╰│ ") for line in lines if line)[-300:]
-        raise EnvironmentFailed(f"environment {name} cannot be built: {said or 'uv says nothing'}; log: {log}")
+    """Run uv. The lines that tell how far it is go to the user too."""
+
+    def report(line: str) -> None:
+        if line.startswith(("Downloading", "Resolved", "Prepared", "Installed", "Bytecode", "   Building")):
+            progress(f"environment {name}: {line.strip()}")
+
+    try:
+        tool.run([find_uv_bin(), *arguments], _environ(settings), log, report)
+    except tool.ToolFailed as failure:
+        message = " ".join(line.lstrip("×├─▶╰│ ") for line in failure.lines)[-300:]
+        raise EnvironmentFailed(f"environment {name} cannot be built: {message or 'no output'}; log: {log}") from None
 
 
 def _environ(settings: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import tarfile
 import time
 from collections.abc import Mapping
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import Progress, SourceBuild
-from backends.launch import task
+from backends.prepare import tool
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
 JOB_BYTES = 2 << 30  # of memory that one compiler may need
-SAY_EVERY = 10.0  # s
-WORDS_LINES = 4  # of a tool's output, from its first error on
+REPORT_INTERVAL = 10.0  # s
+ERROR_LINES = 4  # of a tool's output, from its first error on: CMake explains it on the next lines
 
 
 class BuildFailed(Exception):
@@ -114,24 +113,19 @@ def _memory_bytes() -> int:
 
 
 def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Run a tool, its words going to the log and, where they are ninja's "[12/210] …", now and then to the user."""
-    lines: list[str] = []
-    said = time.monotonic()
-    with log.open("a") as file:
-        file.write(f"$ {' '.join(command)}\n")
-        file.flush()
-        with task.program(
-            command, environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                file.write(line)
-                lines.append(line.strip())
-                if line.startswith("[") and time.monotonic() - said > SAY_EVERY:
-                    said = time.monotonic()
-                    progress(f"compiling {line.split(']')[0][1:]}")
-    if process.returncode != 0:
-        told = [line for line in lines if line] or ["nothing"]
-        first = next((number for number, line in enumerate(told) if "error" in line.lower()), len(told) - 1)
-        words = " ".join(told[first : first + WORDS_LINES])[:300]  # CMake says on the next lines what is wrong
-        raise BuildFailed(f"{' '.join(command[:4])} … says: {words}; log: {log}")
+    """Run a tool. Of ninja's lines ("[12/210] …") one now and then goes to the user too."""
+    reported = time.monotonic()
+
+    def report(line: str) -> None:
+        nonlocal reported
+        if line.startswith("[") and time.monotonic() - reported > REPORT_INTERVAL:
+            reported = time.monotonic()
+            progress(f"compiling {line.split(']')[0][1:]}")
+
+    try:
+        tool.run(command, environ, log, report)
+    except tool.ToolFailed as failure:
+        lines = failure.lines or ["no output"]
+        first = next((number for number, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
+        message = " ".join(lines[first : first + ERROR_LINES])[:300]
+        raise BuildFailed(f"{' '.join(command[:4])} … failed: {message}; log: {log}") from None

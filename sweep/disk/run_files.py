@@ -23,6 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep import whole_file
 from sweep.numbers import metrics
 from sweep.records import UNKNOWN, Records, Sample
 
@@ -192,33 +193,9 @@ class RunPaths:
                 shutil.rmtree(folder)
 
 
-def write_whole(paths: RunPaths, target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a staged file, then rename it to `target`: it appears whole, or not at all."""
-    staging = paths.staging()
-    staging.mkdir(parents=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = staging / f"{target.name}.partial"
-    try:
-        write(staged)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())  # a rename may outlive a power cut that the content does not
-        os.replace(staged, target)
-    finally:
-        shutil.rmtree(staging)
-
-
-def write_text(paths: RunPaths, target: Path, text: str) -> None:
-    """Write a text file (UTF-8) that appears whole."""
-    write_bytes(paths, target, text.encode())
-
-
-def write_bytes(paths: RunPaths, target: Path, content: bytes) -> None:
-    """Write a file that appears whole."""
-
-    def write(staged: Path) -> None:
-        staged.write_bytes(content)
-
-    write_whole(paths, target, write)
+def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
+    """Write a file of the run that appears complete: a text, bytes, or what `content` writes to a path."""
+    whole_file.write_whole(target, content, paths.staging())
 
 
 def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Sequence[str] = ()) -> None:
@@ -470,7 +447,7 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
     """Write plan.jsonl, one JSON object a line; what it says is `Plan.entries`."""
-    write_text(paths, paths.plan, "".join(json.dumps(entry, default=str) + "\n" for entry in entries))
+    write_whole(paths, paths.plan, "".join(json.dumps(entry, default=str) + "\n" for entry in entries))
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:

@@ -376,7 +376,7 @@ class Driver:
         ours = loss.error is not None
         if loss.error is not None:
             traceback = self.paths.attempt(deployment.deployment_id, work.attempt) / "task-error.txt"
-            run_files.write_text(self.paths, traceback, loss.error)
+            run_files.write_whole(self.paths, traceback, loss.error)
             self.display.say(f"{deployment.describe()}: {loss.reason}; traceback: {traceback}")
         else:
             self.display.say(f"lost {deployment.describe()}: {loss.reason}")

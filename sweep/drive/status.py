@@ -60,7 +60,7 @@ class Teller:
             "deadline": deadline,
             "running": running,
         }
-        run_files.write_text(self.paths, self.paths.status, json.dumps(words))
+        run_files.write_whole(self.paths, self.paths.status, json.dumps(words))
 
 
 class Status(NamedTuple):

@@ -26,6 +26,7 @@ from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this vers
 
 from backends.base import Progress
 from sweep.config import first_line
+from sweep.whole_file import write_whole
 
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # of a repository: what engines load besides weights
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
@@ -149,7 +150,7 @@ def commit(repo: str, revision: str, cache_dir: Path) -> str:
         return last or revision
     if known.get(key) != commit:
         with contextlib.suppress(OSError):  # a node's cache may be none of the driver's: then it is asked again
-            write_json(remembered, known | {key: commit})
+            write_whole(remembered, json.dumps(known | {key: commit}, indent=1))
     return commit
 
 
@@ -177,11 +178,3 @@ def _fetched_commit(repo: str, revision: str, cache_dir: Path) -> str | None:
     name = repo_folder_name(repo_id=repo, repo_type="model")
     reference = _hub_cache(cache_dir) / name / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: others may be reading it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.rename(path)

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -18,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from backends.base import Progress
-from backends.prepare import environments
+from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
 from sweep.inputs import random_weights
-from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, commit, fetch, ignore, write_json
+from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, commit, fetch, ignore
 from sweep.inputs.random_weights import Architecture, Vocabulary
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
@@ -172,9 +171,11 @@ class RandomModel(Model):
         return Path(self.tokenizer).expanduser() if self.tokenizer else SHIPPED_TOKENIZER
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        return _build_once(cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}", self._write, progress)
+        folder = cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}"
+        return build_once(folder, lambda partial: self._write(partial, progress), f"model {self.name}", progress)
 
     def _write(self, folder: Path, progress: Progress) -> None:
+        folder.mkdir()
         source = self._own_tokenizer(folder)
         for path in tokenizer_files(source):
             shutil.copyfile(path, folder / path.name)
@@ -192,8 +193,9 @@ class RandomModel(Model):
             **self.architecture.model_dump(),
             **special,
         }
-        write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", {"do_sample": False, **special})
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        generation = {"do_sample": False, **special}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
         vocabulary = Vocabulary(ordinary_tokens(tokenizer), special["bos_token_id"])
         report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
         random_weights.write(folder, self.architecture, vocabulary, self.seed, self._stored, report)
@@ -276,36 +278,22 @@ class ServedModel(Model):
         raise ValueError(f"model={self.name}: only a name; allowed to launch is a model of conf/model")
 
 
-def _build_once(folder: Path, build: Callable[[Path, Progress], None], progress: Progress) -> Path:
-    """`folder`, made by `build` beside its place and renamed: it is there whole or not at all."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    waiting = f"{folder.name}: waiting for the process that is making it"
-    with environments.exclusive(folder.with_name(f".{folder.name}.lock"), lambda: progress(waiting)):
-        if not folder.is_dir():
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-            partial.mkdir()
-            build(partial, progress)
-            partial.rename(folder)
-    return folder
-
-
 def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:
     """The same weights under another tokenizer: a folder of links."""
     assert tokenizer is not None
     files = tokenizer_files(tokenizer)
     stamp = hashlib.sha256(json.dumps([str(folder), *(file_digest(path) for path in files)]).encode()).hexdigest()[:16]
 
-    def link(partial: Path, _: Progress) -> None:
+    def link(partial: Path) -> None:
+        partial.mkdir()
         for path in folder.iterdir():
             if path.name not in TOKENIZER_FILES:
                 (partial / path.name).symlink_to(path.resolve())
         for path in files:
             shutil.copyfile(path, partial / path.name)
 
-    return _build_once(cache_dir / "models" / f"{_safe(folder.name)}-tokenizer-{stamp}", link, progress)
+    target = cache_dir / "models" / f"{_safe(folder.name)}-tokenizer-{stamp}"
+    return build_once(target, link, f"model {folder.name}", progress)
 
 
 class _Percent:

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
 from backends.launch import task
 from backends.launch.server import ALWAYS, Engine, inherited_environment
-from backends.prepare import environments as environments
+from backends.prepare import environments
+from backends.prepare.build_once import build_once
 from sweep.config import ROOT, cache_directory, content_hash
 from sweep.node.trial import TrialRun
 
@@ -62,14 +63,11 @@ def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | 
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
         content = [VERSION, model.digest(cache), model.tokenizer, PROMPTS, TOKENS, environments.fingerprint(spec)]
         path = cache / "agreement" / f"{content_hash(content, 16)}.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with environments.exclusive(path.with_suffix(".lock"), lambda: None):
-                if not path.exists():
-                    found = _compute(spec, model, launch, cache, progress)
-                    partial = path.with_suffix(".partial")
-                    partial.write_text(json.dumps(found))
-                    partial.replace(path)
+
+        def compute(partial: Path) -> None:
+            partial.write_text(json.dumps(_compute(spec, model, launch, cache, progress)))
+
+        build_once(path, compute, f"answers of {model.name} by transformers", progress)
         return Reference(**json.loads(path.read_text()))
     except (environments.EnvironmentFailed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
         return f"none: {_one_line(error)}"
