@@ -181,6 +181,11 @@ def cache_directory(setting: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
 
 
+def import_path() -> str:
+    """PYTHONPATH for a process that imports this code; an installed wheel's folders are on no path by themselves."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 def content_hash(value: Any, length: int = 12) -> str:
     """Hash of a JSON-able value that does not depend on the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
