@@ -136,6 +136,7 @@ class Settings(Strict):
     replicates: int = Field(default=1, gt=0, le=10_000)
     seed: NonNegativeInt = 0  # changes results: it is in every trial id
     dry_run: bool = False
+    details: bool = False
     fresh: bool = False
     retry: Literal["once", "none"] = "once"
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
