@@ -43,7 +43,7 @@ def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         if not _locked(file):
             on_wait()
             while not _locked(file):
-                task.pause(task.POLL)
+                task.pause(task.STOP_POLL)
         yield
 
 
