@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
+from sweep.records import Api, BatchForm
+
 HOST = Path(__file__).resolve().parent / "host"
 
-Api = Literal["completions", "chat", "tgi"]
-BatchForm = Literal["list", "streams"]
 Platform = Literal["cpu", "cuda"]
 
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now

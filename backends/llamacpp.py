@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from backends.base import Backend, BatchForm, Host, Launch, cli
+from backends.base import Backend, Host, Launch, cli
 from backends.prepare import checkpoints
+from sweep.records import BatchForm
 
 GGUF = "model.gguf"
 CONVERTER = "gguf"  # the environment that llama.cpp's converter runs in

@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from backends.base import Backend, BatchForm, Launch, cli
+from backends.base import Backend, Launch, cli
+from sweep.records import BatchForm
 
 
 class SGLang(Backend):

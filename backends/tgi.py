@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from backends.base import Api, Backend, EnvironmentChoice, Host, Launch, cli
+from backends.base import Backend, EnvironmentChoice, Host, Launch, cli
 from backends.launch.server import free_port
+from sweep.records import Api
 
 CONTAINER = Path(__file__).resolve().parent / "launch" / "container.py"
 LAUNCHER = "text-generation-launcher"

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from backends.base import Backend, BatchForm, Launch, cli
+from backends.base import Backend, Launch, cli
 from backends.prepare import checkpoints
+from sweep.records import BatchForm
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")

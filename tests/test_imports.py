@@ -18,7 +18,7 @@ BASIS = {
 MAY_IMPORT: dict[str, set[str]] = {
     # Data types and settings: everybody's.
     "sweep.records": set(),
-    "sweep.config": set(),
+    "sweep.config": {"sweep.records"},
     "sweep.wording": set(),
     "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
     "sweep.labels": set(),
@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.drive": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "backends"},
     "sweep": {"sweep", "analysis", "backends"},  # the commands
     "backends": BASIS,
+    "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
     "analysis": BASIS | {"sweep.numbers", "sweep.disk"},
 }

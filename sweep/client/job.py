@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.client import wire
-from sweep.records import UNKNOWN, Schedule
+from sweep.records import UNKNOWN, Schedule, Timeouts
 
 ROW = struct.Struct("<IiqqqqIiiii")
 """record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, finish_reason, error
@@ -37,7 +37,7 @@ class Job:
         self.folder, self.part = folder, part
         content: dict[str, Any] = json.loads((folder / "job.json").read_text())
         self.target = wire.Target(**content["target"])
-        self.timeouts = wire.Timeouts(**content["timeouts"])
+        self.timeouts = Timeouts(**content["timeouts"])
         self.parts: int = content["parts"]
         self.cpus: list[int] | None = content["cpus"]
         self.warmup_calls: int = content["warmup_calls"]

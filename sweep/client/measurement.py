@@ -21,9 +21,9 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 from sweep.client import wire
 from sweep.client.job import ROW
-from sweep.client.wire import BatchForm, Target, Timeouts
+from sweep.client.wire import Target
 from sweep.config import import_path
-from sweep.records import Phase, Record, Records, Request, Schedule
+from sweep.records import BatchForm, Phase, Record, Records, Request, Schedule, Timeouts
 
 __all__ = [
     "ClientDied",

@@ -14,6 +14,7 @@ from sweep.client.clock import Alarm, StampClock
 from sweep.client.connection import Connection, Counters, Endpoint
 from sweep.client.job import Call, Job, Results
 from sweep.client.poller import Watch
+from sweep.records import Timeouts
 
 GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
 ADDRESS_TIMEOUT = 3.0  # s to try one of a name's several addresses
@@ -67,7 +68,7 @@ def _not_listening(connection: Connection, answer: wire.Answer) -> None:
     raise AssertionError("an answer outside a run")
 
 
-def _resolve(target: wire.Target, timeouts: wire.Timeouts) -> Endpoint:
+def _resolve(target: wire.Target, timeouts: Timeouts) -> Endpoint:
     host, port = target.address
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     family, _, _, _, address = next(filter(_answers, found), found[0]) if len(found) > 1 else found[0]

@@ -235,9 +235,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def requests_table(records: Records) -> pa.Table:
     """One row a request: raw stamps and counts, and the latencies derived from them (s, null where undefined).
 
-    `chunk_us` (list<uint32>, µs since the send) and `chunk_tokens` (list<uint16>) have one entry a chunk.
+    `chunk_us` (large_list<uint32>, µs since the send) and `chunk_tokens` (large_list<uint16>) have one entry a chunk;
+    a trial may have more of them than a list of int32 offsets can hold.
     """
-    offsets = pa.array(np.frombuffer(records.offsets, np.int64).astype(np.int32))
+    offsets = np.frombuffer(records.offsets, np.int64)
     columns: dict[str, pa.Array] = {
         "request_id": pa.array(records.request_id, pa.string()),
         "phase": pa.array(records.phase, pa.string()),
@@ -249,12 +250,16 @@ def requests_table(records: Records) -> pa.Table:
         **{name: _seconds(getattr(metrics, name)(records)) for name in DERIVED},
         "input_tokens": _counts(records.input_tokens),
         "output_tokens": _counts(records.output_tokens),
-        "chunk_us": pa.ListArray.from_arrays(offsets, pa.array(np.frombuffer(records.chunk_us, np.uint32))),
-        "chunk_tokens": pa.ListArray.from_arrays(offsets, pa.array(np.frombuffer(records.chunk_tokens, np.uint16))),
+        "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
+        "chunk_tokens": _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16)),
         "finish_reason": pa.array(records.finish_reason, pa.string()),
         "error": pa.array(records.error, pa.string()),
     }
     return pa.table(columns)
+
+
+def _lists(offsets: Any, values: Any) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _seconds(values: Any) -> pa.Array:

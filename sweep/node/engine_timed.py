@@ -14,8 +14,8 @@ from typing import Any, Literal
 import httpx
 
 from sweep.client.measurement import ClientReport, Measurement
-from sweep.client.wire import Target, Timeouts
-from sweep.records import MOST_TOKENS, Record, Records, Request, Schedule
+from sweep.client.wire import Target
+from sweep.records import MOST_TOKENS, Record, Records, Request, Schedule, Timeouts
 
 POLL = 0.1  # s between two looks at whether to stop
 LAST_WORDS = 1.0  # s that a death may take to be known after the connection broke

@@ -141,7 +141,7 @@ def run_trial(
             folder=Path(job),
             cpus=running.node.client_cpus,
             processes=run.settings.client.processes,
-            timeouts=measurement.Timeouts(**run.settings.client.timeouts.model_dump()),
+            timeouts=run.settings.client.timeouts,
             on_start=sampler.begin,
             should_stop=_reason_to_stop(engine, stop, deadline),
         )
