@@ -57,7 +57,7 @@ class LlamaCpp(Backend):
         r"(failed|unable) to allocate .*buffer",
         r"cudaMalloc failed: out of memory",
     )
-    hollow_errors: tuple[str, ...] = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
+    noise_patterns: tuple[str, ...] = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
 
     @field_validator("quantization")
     @classmethod

@@ -35,7 +35,7 @@ class SGLang(Backend):
         *Backend.model_fields["oom_patterns"].default,
         r"Not enough memory\. Please try to increase --mem-fraction-static",
     )
-    hollow_errors: tuple[str, ...] = (r"Received sigquit from a child process",)
+    noise_patterns: tuple[str, ...] = (r"Received sigquit from a child process",)
 
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {

@@ -54,7 +54,7 @@ class TGI(Backend):
         *Backend.model_fields["oom_patterns"].default,
         r"You need to decrease `?--max-batch-prefill-tokens",
     )
-    hollow_errors: tuple[str, ...] = (
+    noise_patterns: tuple[str, ...] = (
         r"^Error: (Shard|Webserver)",
         r"[Ss]hard \d+ (crashed|failed)",
         r"^Shard .* failed",

@@ -60,7 +60,7 @@ class VLLM(Backend):
         r"larger than the available KV cache memory",
         r"is less than desired GPU memory utilization",
     )
-    hollow_errors: tuple[str, ...] = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
+    noise_patterns: tuple[str, ...] = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 
     def command(self, launch: Launch) -> list[str]:
         # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.

@@ -25,7 +25,7 @@ class VLLMOffline(Hosted):
     distribution: str | None = "vllm"
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     oom_patterns: tuple[str, ...] = VLLM.model_fields["oom_patterns"].default
-    hollow_errors: tuple[str, ...] = VLLM.model_fields["hollow_errors"].default
+    noise_patterns: tuple[str, ...] = VLLM.model_fields["noise_patterns"].default
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {
             ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()

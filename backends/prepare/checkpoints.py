@@ -1,8 +1,8 @@
 """The same weights for every engine: what an engine loads, made of a model folder in Hugging Face layout.
 
-A conversion is made once per node, under a lock, in a folder that appears whole and is named by all that decides its
-content: the model's files, the converter's versions, the parameters. It is made by a program of backends/conversions in
-an environment that has the converter. `conversion.json` in the folder says what was done.
+A conversion is made once per node, in a folder that appears complete and is named by all that decides its content: the
+model's files, the converter's versions, the parameters. It is made by a program of backends/prepare/conversions in an
+environment that has the converter. `conversion.json` in the folder describes it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from sweep.whole_file import write_whole
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
 FORMAT = 1  # part of every digest: raise it when the same input comes to other weights
 NOTE = "conversion.json"
-# Of Hugging Face's layout, what says how text and ends are to be read: copied into every conversion.
+# The files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
 DESCRIPTION = (
     "config.json",
     "generation_config.json",
@@ -51,7 +51,7 @@ def converted(
     cache_dir: Path,
     progress: Progress,
 ) -> Path:
-    """The folder under `cache_dir`/converted for these parameters; `make` fills one if it is not there yet.
+    """Return the folder under `cache_dir`/converted for these parameters; `make` fills it if it is not there yet.
 
     `parameters` must hold everything besides the model that decides the content, versions of converters included.
     Raises ConversionFailed or OSError.
@@ -75,7 +75,7 @@ def converted(
 
 
 def quantised(model: Path, checkpoint: str, group_size: int, python: str, cache_dir: Path, progress: Progress) -> Path:
-    """The model as a quantised checkpoint (see conversions/to_quantized.py); itself, if it is quantised already.
+    """Return the model as a quantised checkpoint (see conversions/to_quantized.py), itself if it is one already.
 
     `python` is an interpreter with numpy and safetensors; where it has gptqmodel too, that calibrates.
     """
@@ -94,7 +94,7 @@ def quantised(model: Path, checkpoint: str, group_size: int, python: str, cache_
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """What was done to make this folder; empty for one that is no conversion."""
+    """Return how this folder was made; empty for one that is no conversion."""
     path = folder / NOTE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
@@ -104,7 +104,7 @@ def run(
 ) -> None:
     """Run conversions/<program>.py in an environment, at low priority; `arguments` as `--name value`.
 
-    `path` is what it can import besides. Raises ConversionFailed with its last words.
+    `path` has what it can import besides. Raises ConversionFailed with the last line of its output.
     """
     root = Path(__file__).resolve().parents[2]
     command = ["nice", "-n", "10", python, "-m", f"backends.prepare.conversions.{program}"]
@@ -133,31 +133,31 @@ def execute(
 
 
 def environment_key(name: str) -> str:
-    """What tells a converter's environment from others; nothing is built."""
+    """Return the fingerprint of a converter's environment; nothing is built."""
     return environments.fingerprint(environments.resolve(EnvironmentChoice(cpu=name), "cpu"))
 
 
 def environment_python(name: str, cache_dir: Path, progress: Progress) -> str:
-    """The interpreter of a converter's environment, which is built if it is not there yet."""
+    """Return the interpreter of a converter's environment, which is built if it is not there yet."""
     return environments.prepare(environments.resolve(EnvironmentChoice(cpu=name), "cpu"), cache_dir, progress).python
 
 
 def versions(python: str, *distributions: str) -> str:
-    """Exact versions of these in an environment, in one line; those that it does not have are left out."""
+    """Return exact versions of these in an environment, in one line; those that it does not have are omitted."""
     installed = environments.installed(python)
     return " ".join(f"{name} {installed[name]}" for name in distributions if name in installed)
 
 
 def digest(folder: Path, cache_dir: Path) -> str:
-    """16 hex digits of a folder's content: of the names and the SHA-256 of all its files.
+    """Return 16 hex digits of a folder's content: of the names and the SHA-256 of all its files.
 
-    A file that was read once is read again only when its size or time of change is another.
+    A file is read again only when its size or time of change has changed.
     """
     cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
     cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
     fresh = {name: _entry(path, cached.get(name)) for name, path in _files(folder)}
     if fresh != cached:
-        with contextlib.suppress(OSError):  # a node's cache may be none of the driver's: then it is read again
+        with contextlib.suppress(OSError):  # a cache that this node may not write to: the files are read again
             write_whole(cache, json.dumps(fresh))
     return _sha256(json.dumps({name: entry[2] for name, entry in fresh.items()}, sort_keys=True).encode())[:16]
 

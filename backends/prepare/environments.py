@@ -3,9 +3,9 @@
     spec = resolve(backend.env, "cpu")
     environment = prepare(spec, cache_dir, print)      # minutes the first time, milliseconds afterwards
 
-uv is fast and can leave out a distribution that others depend on, which pip cannot; it reads no pip.conf, so what the
-user has told pip (indexes, find-links, certificate, time-out) is handed over. Settings travel in uv's environment and
-not on its command line: an index URL may hold a password.
+uv is fast and can omit a distribution that others depend on, which pip cannot. It reads no pip.conf, so the user's
+settings of pip (indexes, find-links, certificate, time-out) are handed over, in uv's environment and not on its command
+line: an index URL may hold a password.
 """
 
 import ast
@@ -41,16 +41,16 @@ class EnvironmentFailed(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """What an engine is run with."""
+    """The interpreter or binary that an engine runs with, and the versions there."""
 
-    python: str  # interpreter; this process's own where the engine is only a binary
+    python: str  # interpreter; this process's if the engine is only a binary
     binary: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)  # distribution -> exact version
     key: str = ""
 
 
 def resolve(choice: EnvironmentChoice, on: Platform, folder: Path = CONF) -> EnvironmentSpec:
-    """The environment chosen for a platform; the user's own interpreter or binary goes before any.
+    """Return the environment chosen for a platform; the user's own interpreter or binary goes before any.
 
     Raises ValueError, naming the key, when none is named or the named one does not exist.
     """
@@ -68,21 +68,21 @@ def resolve(choice: EnvironmentChoice, on: Platform, folder: Path = CONF) -> Env
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:
-    """16 hex digits of all that decides what gets installed: known without building anything, so part of trial ids."""
-    # Without a source the key is what it was before there were any: environments stay, and so do trial ids.
+    """Return 16 hex digits of all that decides what gets installed: needs no build, so it is part of trial ids."""
+    # Without a source the key is as before sources existed: environments stay, and so do trial ids.
     content = spec.model_dump(mode="json", exclude=None if spec.source else {"source"}) | {
         "python_version": spec.python_version or ".".join(map(str, sys.version_info[:2])),
         "platform": f"{platform.system()}-{platform.machine()}",
         "format": FORMAT,
     }
-    for own in filter(None, (spec.python, spec.binary)):  # what the user has may be another tomorrow, under its name
-        found = shutil.which(own)
-        content[f"content of {own}"] = _content_of(Path(found)) if found else None
+    for name in filter(None, (spec.python, spec.binary)):  # the user may replace it under the same name
+        path = shutil.which(name)
+        content[f"content of {name}"] = _content_of(Path(path)) if path else None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """The environment, built under `cache_dir`/environments if it is not there yet (one builder at a time per node).
+    """Return the environment, built under `cache_dir`/environments if it is not there yet.
 
     Raises EnvironmentFailed.
     """
@@ -102,7 +102,7 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
-    """The environment, if nothing needs to be built for it.
+    """Return the environment if nothing needs to be built for it, else None.
 
     Raises EnvironmentFailed if it is the user's own and does not work.
     """
@@ -124,7 +124,7 @@ def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
 
 
 def _own(spec: EnvironmentSpec, key: str) -> Environment:
-    """What the user already has: checked, nothing installed."""
+    """Return the user's own interpreter or binary: checked, nothing installed."""
     binary = spec.binary and shutil.which(spec.binary)
     if spec.binary and not binary:
         raise EnvironmentFailed(f"backend.env.binary={spec.binary}: not an executable file")
@@ -136,7 +136,7 @@ def _own(spec: EnvironmentSpec, key: str) -> Environment:
 
 
 def installed(python: str) -> dict[str, str]:
-    """Exact versions of everything that an interpreter can import, as `pip freeze` would list them."""
+    """Return exact versions of everything that an interpreter can import, as `pip freeze` would list them."""
     code = (
         "import importlib.metadata as m, json, platform\n"
         "found = {d.name.lower().replace('_', '-'): d.version for d in m.distributions() if d.name}\n"
@@ -145,14 +145,14 @@ def installed(python: str) -> dict[str, str]:
     # -P: the current folder is not part of that environment.
     answer = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, env=_environ({}))
     if answer.returncode != 0:
-        last = (answer.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
         raise EnvironmentFailed(f"{python} does not work as a Python interpreter: {last}")
     versions: dict[str, str] = json.loads(answer.stdout)
     return versions
 
 
 def _content_of(executable: Path) -> list[Any]:
-    """What tells a user's executable, or the distributions of an interpreter, from what was there before."""
+    """Return what changes when a user's executable, or the distributions of an interpreter, are replaced."""
     status = executable.stat()
     site = executable.parent.parent / "lib"
     distributions = sorted(path.name for path in site.glob("python*/site-packages/*.dist-info"))
@@ -177,11 +177,11 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
         _run_uv(spec.name, arguments, settings | more, log, progress)
 
     uv("venv", "--no-project", "--python", spec.python_version or sys.executable, str(folder))
-    wanted, left_out, lock = (folder / name for name in ("requirements.in", "left-out.txt", "requirements.txt"))
-    wanted.write_text("\n".join(spec.requirements) + "\n")
-    left_out.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in spec.exclude))
+    requirements, excluded, lock = (folder / name for name in ("requirements.in", "left-out.txt", "requirements.txt"))
+    requirements.write_text("\n".join(spec.requirements) + "\n")
+    excluded.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in spec.exclude))
     at = ("--python", str(folder), *no_index)
-    resolve_all = ("pip", "compile", *at, "--override", str(left_out), str(wanted), "-o", str(lock))
+    resolve_all = ("pip", "compile", *at, "--override", str(excluded), str(requirements), "-o", str(lock))
     uv(*resolve_all)
     more = {}
     if spec.torch and _torch_build(lock.read_text()) not in (spec.torch, None):
@@ -199,7 +199,7 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
 
 
 def _torch_build(lock: str) -> str | None:
-    """Which kind of torch a resolution came to: "cpu", "cuda", or None where there is none (or no choice)."""
+    """Return the kind of torch in a resolution: "cpu", "cuda", or None if there is none (or no choice)."""
     if platform.system() != "Linux":
         return None
     for line in lock.splitlines():
@@ -230,9 +230,9 @@ def _environ(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def pip_settings() -> dict[str, str]:
-    """What the user has told pip, by option name ("index-url"): PIP_* before [install] before [global], as pip has it.
+    """Return the user's settings of pip, by option name ("index-url"): PIP_* before [install] before [global].
 
-    pip itself is asked where it is installed; its files are read where it is not (an environment made by uv).
+    They come from pip itself if it is installed, else from its files (in an environment made by uv).
     """
     answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     if answer.returncode == 0:
@@ -247,7 +247,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def _pip_files() -> dict[str, str]:
-    """pip's configuration files and variables, read as its user guide orders them."""
+    """Read pip's configuration files and variables, in the order of its user guide."""
     home = Path.home()
     files = [
         Path("/etc/xdg/pip/pip.conf"),
@@ -265,7 +265,7 @@ def _pip_files() -> dict[str, str]:
 
 
 def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
-    """uv's environment variables that say the same as pip's settings; local folders that do not exist are left out."""
+    """Translate pip's settings into uv's environment variables; local folders that do not exist are omitted."""
     settings = {
         # pip takes the best version over all indexes, uv by default only looks at the first that has the name.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
@@ -274,7 +274,7 @@ def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
     }
 
     def give(variable: str, value: str | None) -> None:
-        if value and variable not in os.environ:  # what the user has told uv itself goes first
+        if value and variable not in os.environ:  # the user's settings of uv itself go first
             settings[variable] = value
 
     extra = [url for url in pip.get("extra-index-url", "").split() if _exists(url)]
@@ -289,7 +289,7 @@ def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
 
 
 def _exists(place: str) -> bool:
-    """Whether a URL or folder can be asked: one on the network always, a local one if it is there."""
+    """Return whether a URL or folder can be used: one on the network always, a local one if it exists."""
     parts: Any = urlsplit(place)
     if parts.scheme not in ("", "file"):
         return True

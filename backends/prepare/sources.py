@@ -24,11 +24,11 @@ ERROR_LINES = 4  # of a tool's output, from its first error on: CMake explains i
 
 
 class BuildFailed(Exception):
-    """A source cannot be had or built. One line, with the tool's own last words."""
+    """A source cannot be fetched or built. One line, with the tool's own error."""
 
 
 def build(source: SourceBuild, folder: Path, environ: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Put the executables into `folder`/bin and what is kept into `folder`/share. Raises BuildFailed or OSError."""
+    """Put the executables into `folder`/bin and `source.keep` into `folder`/share. Raises BuildFailed or OSError."""
     tree = folder / "source"
     environ = {**environ, "PATH": f"{folder / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}"}
     _fetch(source, folder, tree, environ, log, progress)
@@ -57,7 +57,7 @@ def machine(source: SourceBuild) -> str:
 
 
 def cpu_features() -> frozenset[str]:
-    """What the kernel says that every core of this CPU can do, e.g. "avx2"; empty where it says nothing."""
+    """Return the features of this CPU as the kernel lists them, e.g. "avx2"; empty if it lists none."""
     if not CPU_INFORMATION.exists():
         return frozenset()
     for line in CPU_INFORMATION.read_text().splitlines():
@@ -99,8 +99,8 @@ def _compile(
     _run(command, {**environ, "NINJA_STATUS": "[%f/%t] "}, log, progress)
     progress(f"compiled {', '.join(source.targets)} in {time.monotonic() - begin:.0f} s with {jobs} jobs")
     for target in source.targets:
-        (found,) = [path for path in built.rglob(target) if path.is_file() and os.access(path, os.X_OK)]
-        shutil.move(found, folder / "bin" / target)
+        (program,) = [path for path in built.rglob(target) if path.is_file() and os.access(path, os.X_OK)]
+        shutil.move(program, folder / "bin" / target)
     shutil.rmtree(built)
 
 

@@ -144,7 +144,7 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
     # What is on a node's PATH is not known from here: taken to be there, and a launch says it if not.
-    executables = frozenset(provenance.WANTED_EXECUTABLES)
+    executables = frozenset(provenance.EXECUTABLES)
     return Host(gpus=gpus, executables=executables)
 
 

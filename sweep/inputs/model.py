@@ -1,7 +1,7 @@
-"""Which weights an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
+"""The weights that an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
 
-Every model complains at the door (`check`), has a digest of its content that is known at planning (`digest`), complains
-on the node that needs it before anything is built there (`reach`), and comes to a folder in Hugging Face layout on it
+Every model is checked at once (`check`), has a digest of its content that is known at planning (`digest`), is checked
+on the node that needs it before anything is built there (`reach`), and becomes a folder in Hugging Face layout on it
 (`prepare`). Code of a repository is never run.
 """
 
@@ -34,10 +34,10 @@ from sweep.inputs.tokenizer import (
 
 
 class Model(BaseModel):
-    """What all models have in common."""
+    """The base of all models."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    launchable: ClassVar[bool] = True  # whether an engine can be given it to load
+    launchable: ClassVar[bool] = True  # whether an engine can load it
 
     name: str
     tokenizer: str | None = None  # folder or Hugging Face repository of another tokenizer than the model's own
@@ -47,7 +47,7 @@ class Model(BaseModel):
     served_name: str | None = None  # under which engines serve it; None: `name`
 
     def check(self) -> None:
-        """Raise ValueError, in one line that names the key and what is allowed, for what can be known at once."""
+        """Raise ValueError, in one line that names the key and what is allowed, for errors that show without a node."""
         tokenizer = self.tokenizer
         if tokenizer and not Path(tokenizer).expanduser().is_dir() and not REPOSITORY.fullmatch(tokenizer):
             raise ValueError(
@@ -62,25 +62,25 @@ class Model(BaseModel):
         return self.max_model_len
 
     def digest(self, cache_dir: Path) -> str:
-        """What the content of this model is, with that of another tokenizer, as far as it is known without loading it.
+        """Return what identifies the content of this model and of its tokenizer, as far as that needs no loading.
 
         Raises ValueError, in one line, if there is no such content.
         """
-        own = self._digest(cache_dir)
-        return own if self.tokenizer is None else f"{own} with tokenizer {self._tokenizer_digest(cache_dir)}"
+        weights = self._digest(cache_dir)
+        return weights if self.tokenizer is None else f"{weights} with tokenizer {self._tokenizer_digest(cache_dir)}"
 
     def pinned(self, cache_dir: Path) -> Self:
-        """The same at the commits that its revisions mean now: a node that is given it loads what was planned."""
+        """Return this model at the commits that its revisions point to now, so that a node loads what was planned."""
         return self.model_copy(update=self._commits(cache_dir))
 
     def reach(self, cache_dir: Path) -> None:
-        """Raise ValueError or OSError, in one line, if `prepare` could not: asked before anything large is made."""
+        """Raise ValueError or OSError, in one line, if `prepare` would: called before anything large is made."""
         self._tokenizer_folder(cache_dir)
 
     def prepare(self, cache_dir: Path, progress: Progress) -> Path:
         """The folder in Hugging Face layout, made on first use under `cache_dir` by one process of the node at a time.
 
-        Raises ValueError or OSError, in one line, if it cannot be had.
+        Raises ValueError or OSError, in one line, if it cannot be made.
         """
         folder = self._folder(cache_dir, progress)
         if self.tokenizer is None or isinstance(self, RandomModel):
@@ -88,7 +88,7 @@ class Model(BaseModel):
         return _with_tokenizer(folder, self._tokenizer_folder(cache_dir), cache_dir, progress)
 
     def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
-        """What counts this model's tokens, without its weights being there; None where nobody knows.
+        """Return the tokenizer, which needs no weights; None where it is not known.
 
         Raises ValueError if there is a tokenizer that cannot be read without the model's own code.
         """
@@ -279,7 +279,7 @@ class ServedModel(Model):
 
 
 def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:
-    """The same weights under another tokenizer: a folder of links."""
+    """Return a folder of links: the same weights under another tokenizer."""
     assert tokenizer is not None
     files = tokenizer_files(tokenizer)
     stamp = hashlib.sha256(json.dumps([str(folder), *(file_digest(path) for path in files)]).encode()).hexdigest()[:16]
@@ -297,20 +297,20 @@ def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progr
 
 
 class _Percent:
-    """Says how far a build is, every few seconds."""
+    """Reports how far a build is, every few seconds."""
 
-    def __init__(self, what: str, total: int, progress: Progress) -> None:
-        self.what, self.total, self.progress = what, total, progress
+    def __init__(self, title: str, total: int, progress: Progress) -> None:
+        self.title, self.total, self.progress = title, total, progress
         self.last = time.monotonic()
 
     def __call__(self, done: int) -> None:
         if time.monotonic() - self.last >= PROGRESS_INTERVAL or done == self.total:
             self.last = time.monotonic()
-            self.progress(f"{self.what}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
+            self.progress(f"{self.title}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
 
 
 def _files_digest(files: list[Path]) -> str:
-    """16 hex digits of these files' names and content."""
+    """Return 16 hex digits of these files' names and content."""
     content = {path.name: file_digest(path) for path in files}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

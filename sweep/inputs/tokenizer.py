@@ -31,10 +31,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 @lru_cache(maxsize=8)
 def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
-    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if whole.is_file():
+    complete, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if complete.is_file():
         try:
-            tokenizer = Tokenizer.from_file(str(whole))
+            tokenizer = Tokenizer.from_file(str(complete))
         except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
             raise ValueError(f"model.tokenizer={folder}: its tokenizer.json cannot be read ({error})") from None
         tokenizer.no_padding()
@@ -67,14 +67,14 @@ def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
 def special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """bos_token_id and, where the tokenizer has them, eos_token_id and pad_token_id."""
     config = _configuration(folder)
-    found = {}
+    ids = {}
     for kind in ("bos_token", "eos_token", "pad_token"):
         number = tokenizer.token_to_id(_text(config.get(kind)))
         if number is not None:
-            found[f"{kind}_id"] = number
-    if "bos_token_id" not in found:
+            ids[f"{kind}_id"] = number
+    if "bos_token_id" not in ids:
         raise ValueError(f"model.tokenizer={folder}: has no bos_token; random weights need one")
-    return found
+    return ids
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

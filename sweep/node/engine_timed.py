@@ -1,7 +1,7 @@
 """A trial of an engine that is timed inside: all its requests in one control call, the engine's own stamps come back.
 
-`measure` has the face of `client.measure`. Nothing is on the wire while the clock runs, so there is no client to be a
-bottleneck; what it shows is throughput and duration, not what a user of a server would feel.
+`measure` has the interface of `client.measurement.measure`. Nothing is on the wire while the clock runs, so no client
+can be the bottleneck; it shows throughput and duration, not the latency that a user of a server would have.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from sweep.client.measurement import ClientReport, Measurement
 from sweep.client.wire import Target
 from sweep.records import MOST_TOKENS, Record, Records, Request, Schedule, Timeouts
 
-POLL = 0.1  # s between two looks at whether to stop
-LAST_WORDS = 1.0  # s that a death may take to be known after the connection broke
+STOP_POLL = 0.1  # s between two checks whether to stop
+EXIT_DELAY = 1.0  # s after a broken connection within which the engine's exit is noticed
 
 
 def measure(
@@ -37,9 +37,9 @@ def measure(
     """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests as the schedule says.
 
     `on_start` is called when the engine is asked: when its warm-up is over, only it knows.
-    What concerns a measuring client (`folder`, `cpus`, `processes`, `timeouts`) has no meaning here. When
-    `should_stop` gives a reason, or the engine fails, every request ends with that as its error; so it does with a
-    schedule that has think times, for which there are no users here.
+    The measuring client's arguments (`folder`, `cpus`, `processes`, `timeouts`) have no meaning here. Every request
+    ends with an error when `should_stop` gives a reason, when the engine fails, and under a schedule that has think
+    times, for which there are no users here.
     """
     body = {
         "warmup": [_request(request) for request in warmup],
@@ -53,16 +53,16 @@ def measure(
             "duration": schedule.duration,
         },
     }
-    found: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     problem: str | None
     if any(schedule.think or ()) or any(schedule.start or ()):
         problem = "protocol: an engine that is timed inside has no users who think or come later"
     else:
         on_start(time.monotonic())
-        found, problem = asyncio.run(_ask(f"{target.url.rstrip('/')}/measure", body, should_stop))
-    records = _records(found, [*warmup, *requests], len(warmup), schedule, problem)
+        answers, problem = asyncio.run(_ask(f"{target.url.rstrip('/')}/measure", body, should_stop))
+    records = _records(answers, [*warmup, *requests], len(warmup), schedule, problem)
     sent = sum(record.phase == "measured" for record in records) if problem is None else 0
-    return Measurement(records, _report(len(requests), sent, problem), found.get("start_ns", 0) / 1e9)
+    return Measurement(records, _report(len(requests), sent, problem), answers.get("start_ns", 0) / 1e9)
 
 
 def _request(request: Request) -> dict[str, Any]:
@@ -72,10 +72,10 @@ def _request(request: Request) -> dict[str, Any]:
 async def _ask(
     url: str, body: dict[str, Any], should_stop: Callable[[], str | None]
 ) -> tuple[dict[str, Any], str | None]:
-    """The host's answer, or why there is none. Leaving the connection stops the host."""
+    """Return the host's answers, or why there are none. Closing the connection stops the host."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(url, json=body))
-        while not (await asyncio.wait([call], timeout=POLL))[0]:
+        while not (await asyncio.wait([call], timeout=STOP_POLL))[0]:
             reason = should_stop()
             if reason is not None:
                 call.cancel()
@@ -84,30 +84,30 @@ async def _ask(
         try:
             answer = call.result()
         except httpx.TransportError as error:
-            for _ in range(round(LAST_WORDS / POLL)):  # so that whoever asks next knows an engine that died
+            for _ in range(round(EXIT_DELAY / STOP_POLL)):  # so that the caller finds the engine dead
                 if should_stop() is not None:
                     break
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(STOP_POLL)
             return {}, f"closed: {type(error).__name__} {error}".rstrip()
     if answer.status_code == 200:
         return answer.json(), None
     try:
-        said = answer.json()["error"]["message"]
+        message = answer.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        said = answer.text[:300]
-    return {}, f"engine: {said}" if answer.status_code == 500 else f"status: {answer.status_code} {said}"
+        message = answer.text[:300]
+    return {}, f"engine: {message}" if answer.status_code == 500 else f"status: {answer.status_code} {message}"
 
 
 def _records(
-    found: dict[str, Any], requests: Sequence[Request], warmup: int, schedule: Schedule, problem: str | None
+    answers: dict[str, Any], requests: Sequence[Request], warmup: int, schedule: Schedule, problem: str | None
 ) -> Records:
     records = Records()
     if problem is not None:
         for request in requests:
             records.append(Record(request.request_id, request.phase, 0.0, 0.0, 0.0, error=problem))
         return records
-    for phase, answers in ((requests[:warmup], found["warmup"]), (requests[warmup:], found["records"])):
-        for request, answer in zip(phase, answers, strict=False):  # those that were never due have no answer
+    for phase, served in ((requests[:warmup], answers["warmup"]), (requests[warmup:], answers["records"])):
+        for request, answer in zip(phase, served, strict=False):  # those that were never due have no answer
             records.append(_record(request, answer, schedule))
     return records
 
@@ -134,7 +134,7 @@ def _record(request: Request, answer: dict[str, Any], schedule: Schedule) -> Rec
 
 
 def _report(offered: int, sent: int, problem: str | None) -> ClientReport:
-    """What a client would say of itself, where there is none."""
+    """Return the report of a client that does not exist: it was never a bottleneck."""
     return ClientReport(
         processes=0,
         cpu=0.0,

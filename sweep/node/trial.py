@@ -110,9 +110,9 @@ def present_row(
 def run_trial(
     run: TrialRun, running: RunningEngine, trial: Trial, stop: threading.Event, caches_reset: bool | None
 ) -> dict[str, Any]:
-    """Measure one trial on a running engine; its files are written and its row returned.
+    """Measure one trial on a running engine, write its files and return its row.
 
-    `caches_reset`, for the row: whether the engine has forgotten what it was asked before; None if it was not asked.
+    `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -124,7 +124,7 @@ def run_trial(
     files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
     try:
         warmup, requests = _build_requests(run, trial)
-    except ValueError as error:  # this workload cannot be had of this tokenizer: no fault of the engine's
+    except ValueError as error:  # this tokenizer cannot produce prompts of the requested length: no fault of the engine
         return row | {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": provenance.now()}
     sampler = Sampler(_sources(engine), run.settings.telemetry_interval)
     idle = memory_of(sampler.read_once())[1]
@@ -297,8 +297,8 @@ def _verdict(
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
         stopped = result.report.stopped
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
-        told = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'why is unknown'}"
-        return {"outcome": partial.value, "reason": told, "log_tail": log}
+        message = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'for an unknown reason'}"
+        return {"outcome": partial.value, "reason": message, "log_tail": log}
     outcome, reason = validity.outcome_of(result.records, max_failed=run.settings.max_failed)
     if outcome is not Outcome.OK:
         if engine.ran_out_of_memory(since=logged):
