@@ -106,7 +106,7 @@ class Host:
             [row for one in body[phase] for row in self.call({**one, "ignore_eos": body.get("ignore_eos")}).rows]
             for phase in ("warmup", "requests")
         )
-        order = offline.Order(**body["schedule"])
+        order = offline.Order(**body["order"])
         stopped = threading.Event()
         result = _alone(batches, lambda: offline.measure(batches.library, warmup, rows, order, stopped))
         while not result.done():

@@ -1,7 +1,7 @@
 """A trial measured inside the engine's process: all requests are here before the clock starts, no HTTP while it runs.
 
 The library's own loop is stepped as fast as it goes and each step's tokens get one stamp, taken when `step` returns.
-What comes out are the raw stamps of a Record (sweep/records.py), on CLOCK_MONOTONIC, which a node's processes share.
+The result is the raw stamps of a Record (sweep/records.py), on CLOCK_MONOTONIC, which a node's processes share.
 """
 
 import threading
@@ -17,26 +17,24 @@ SHORTEST_SLEEP = 1e-4  # s
 
 @dataclass(frozen=True)
 class Order:
-    """When rows are released: sweep/records.py's Schedule without think times, which would need a client."""
+    """When rows are released, one after the other: a row goes once every condition that is given holds."""
 
-    mode: str  # lockstep | closed | open
-    batch_size: int = 1
-    concurrency: int | None = None
-    due: Sequence[float] | None = None  # s from the start, one a row, ascending
+    batch_size: int | None = None  # rows that go together, when nothing else is in flight
+    most_in_flight: int | None = None
+    arrivals: Sequence[float] | None = None  # s from the start before which a row does not go, ascending
     duration: float | None = None  # s after which nothing new is released
 
     def releases(self, index: int, now: float, in_flight: int) -> bool:
-        """Whether row `index` goes next, `now` s after the start with `in_flight` rows unfinished."""
-        if self.mode == "lockstep":
-            return in_flight == 0 or index % self.batch_size != 0
-        if self.mode == "closed":
-            return in_flight < (self.concurrency or 1)
-        assert self.due is not None
-        return self.due[index] <= now and (self.concurrency is None or in_flight < self.concurrency)
+        """Tell whether row `index` goes next, `now` s after the start with `in_flight` rows unfinished."""
+        return (
+            (self.arrivals is None or self.arrivals[index] <= now)
+            and (self.most_in_flight is None or in_flight < self.most_in_flight)
+            and (self.batch_size is None or in_flight == 0 or index % self.batch_size != 0)
+        )
 
 
 @dataclass(slots=True)
-class Trace:
+class Stamps:
     """The raw stamps of one row, s from the start of the clock; chunks in µs since the release."""
 
     scheduled: float
@@ -48,20 +46,20 @@ class Trace:
 
 def run(
     library: ContinuousLibrary, rows: Sequence[Row], order: Order, start: int, stopped: threading.Event
-) -> list[Trace]:
-    """Release the rows in order and step until all have ended; a Trace of each row that was released.
+) -> list[Stamps]:
+    """Release the rows in order and step until all have ended; return the Stamps of each row that was released.
 
     `start` is what times count from, in ns of CLOCK_MONOTONIC. When `stopped` is set, what is in flight ends with the
     error "cancelled". Raises whatever the library raises.
     """
-    traces: list[Trace] = []
+    stamps: list[Stamps] = []
     flying: dict[int, int] = {}  # identity of a row -> its index
     begin = time.monotonic_ns()
     while not stopped.is_set():
-        _release(library, rows, order, traces, flying, start, begin)
+        _release(library, rows, order, stamps, flying, start, begin)
         if not flying:
-            if len(traces) == len(rows) or _over(order, begin):
-                return traces
+            if len(stamps) == len(rows) or _over(order, begin):
+                return stamps
             time.sleep(SHORTEST_SLEEP)
             continue
         steps = library.step()
@@ -70,32 +68,32 @@ def run(
             index = flying.get(id(row))
             if index is None:
                 continue
-            _note(traces[index], row, tokens, error, (now - start) / 1e9)
+            _note(stamps[index], row, tokens, error, (now - start) / 1e9)
             if row.done or error is not None:
                 del flying[id(row)]
     for index in flying.values():
         library.drop(rows[index])
-        traces[index].error = "cancelled: the trial was stopped"
-    return traces
+        stamps[index].error = "cancelled: the trial was stopped"
+    return stamps
 
 
 def _release(
     library: ContinuousLibrary,
     rows: Sequence[Row],
     order: Order,
-    traces: list[Trace],
+    stamps: list[Stamps],
     flying: dict[int, int],
     start: int,
     begin: int,
 ) -> None:
     """Hand over every row that is due. Rows released together share one stamp: adding them is the engine's own time."""
     now = time.monotonic_ns()
-    while len(traces) < len(rows) and not _over(order, begin):
-        index = len(traces)
+    while len(stamps) < len(rows) and not _over(order, begin):
+        index = len(stamps)
         if not order.releases(index, (now - begin) / 1e9, len(flying)):
             return
         since = (now - start) / 1e9
-        traces.append(Trace(order.due[index] if order.due is not None else since, since))
+        stamps.append(Stamps(order.arrivals[index] if order.arrivals is not None else since, since))
         flying[id(rows[index])] = index
         library.add(rows[index])
 
@@ -104,50 +102,50 @@ def _over(order: Order, begin: int) -> bool:
     return order.duration is not None and (time.monotonic_ns() - begin) / 1e9 >= order.duration
 
 
-def _note(trace: Trace, row: Row, tokens: Sequence[int], error: str | None, now: float) -> None:
+def _note(stamps: Stamps, row: Row, tokens: Sequence[int], error: str | None, now: float) -> None:
     before = len(row.tokens)
     for token in tokens:
         if not row.done:
             row.take(token)
     taken = len(row.tokens) - before
     if taken:
-        trace.chunk_us.append(round((now - trace.released) * 1e6))
-        trace.chunk_tokens.append(taken)
-    trace.error = error and f"engine: {error}"
+        stamps.chunk_us.append(round((now - stamps.released) * 1e6))
+        stamps.chunk_tokens.append(taken)
+    stamps.error = error and f"engine: {error}"
 
 
 def measure(
     library: ContinuousLibrary, warmup: Sequence[Row], rows: Sequence[Row], order: Order, stopped: threading.Event
 ) -> dict[str, Any]:
-    """The warm-up in the same way first, then the rows: what the host answers with."""
+    """Run the warm-up in batches, then the rows as the order says; return the host's answer."""
     origin = time.monotonic_ns()
-    warm = run(library, warmup, Order("lockstep", order.batch_size), origin, stopped)
+    warm = run(library, warmup, Order(order.batch_size or 1), origin, stopped)
     start = time.monotonic_ns()
-    for trace in warm:  # their times are negative: before the clock
-        trace.scheduled -= (start - origin) / 1e9
-        trace.released -= (start - origin) / 1e9
-    traces = run(library, rows, order, start, stopped)
+    for row_stamps in warm:  # their times are negative: before the clock
+        row_stamps.scheduled -= (start - origin) / 1e9
+        row_stamps.released -= (start - origin) / 1e9
+    stamps = run(library, rows, order, start, stopped)
     return {
         "start_ns": start,
         "warmup": _records(warm, warmup),
-        "records": _records(traces, rows),
+        "records": _records(stamps, rows),
     }
 
 
-def _records(traces: Sequence[Trace], rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _records(stamps: Sequence[Stamps], rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Those that were released: the first ones."""
-    return [_record(trace, rows[index], index) for index, trace in enumerate(traces)]
+    return [_record(row_stamps, rows[index], index) for index, row_stamps in enumerate(stamps)]
 
 
-def _record(trace: Trace, row: Row, index: int) -> dict[str, Any]:
+def _record(stamps: Stamps, row: Row, index: int) -> dict[str, Any]:
     return {
         "index": index,
-        "scheduled": trace.scheduled,
-        "released": trace.released,
-        "chunk_us": trace.chunk_us,
-        "chunk_tokens": trace.chunk_tokens,
+        "scheduled": stamps.scheduled,
+        "released": stamps.released,
+        "chunk_us": stamps.chunk_us,
+        "chunk_tokens": stamps.chunk_tokens,
         "input_tokens": len(row.prompt),
         "output_tokens": len(row.tokens),
         "finish_reason": row.finish_reason,
-        "error": trace.error,
+        "error": stamps.error,
     }

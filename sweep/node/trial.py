@@ -130,7 +130,7 @@ def run_trial(
             _target(run, place, trial, engine),
             warmup,
             requests,
-            trial.load.schedule(len(requests), trial.seed),
+            trial.load.mode(len(requests), trial.seed),
             folder=Path(job),
             cpus=place.client_cpus,
             processes=run.settings.client.processes,
