@@ -1,7 +1,7 @@
 """A trial measured inside the engine's process: all requests are here before the clock starts, no HTTP while it runs.
 
 The library's own loop is stepped as fast as it goes and each step's tokens get one stamp, taken when `step` returns.
-The result is the raw stamps of a Record (sweep/records.py), on CLOCK_MONOTONIC, which a node's processes share.
+What comes out are the raw stamps of a Record (sweep/records.py), on CLOCK_MONOTONIC, which a node's processes share.
 """
 
 import threading
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.host.library import ContinuousLibrary, Row
+from backends.host.library import ContinuousLibrary, PromptRow
 
 SHORTEST_SLEEP = 1e-4  # s
 
 
 @dataclass(frozen=True)
 class Order:
-    """When rows are released, one after the other: a row goes once every condition that is given holds."""
+    """The conditions on which rows are released, one after the other: a row goes once all that are set hold."""
 
     batch_size: int | None = None  # rows that go together, when nothing else is in flight
     most_in_flight: int | None = None
@@ -25,7 +25,7 @@ class Order:
     duration: float | None = None  # s after which nothing new is released
 
     def releases(self, index: int, now: float, in_flight: int) -> bool:
-        """Tell whether row `index` goes next, `now` s after the start with `in_flight` rows unfinished."""
+        """Return whether to release row `index` now, `now` s after the start with `in_flight` rows unfinished."""
         return (
             (self.arrivals is None or self.arrivals[index] <= now)
             and (self.most_in_flight is None or in_flight < self.most_in_flight)
@@ -34,7 +34,7 @@ class Order:
 
 
 @dataclass(slots=True)
-class Stamps:
+class RowStamps:
     """The raw stamps of one row, s from the start of the clock; chunks in µs since the release."""
 
     scheduled: float
@@ -44,22 +44,22 @@ class Stamps:
     error: str | None = None
 
 
-def run(
-    library: ContinuousLibrary, rows: Sequence[Row], order: Order, start: int, stopped: threading.Event
-) -> list[Stamps]:
-    """Release the rows in order and step until all have ended; return the Stamps of each row that was released.
+def step_rows(
+    library: ContinuousLibrary, rows: Sequence[PromptRow], order: Order, start: int, stopped: threading.Event
+) -> list[RowStamps]:
+    """Release the rows in order and step until all have ended; a RowStamps of each row that was released.
 
     `start` is what times count from, in ns of CLOCK_MONOTONIC. When `stopped` is set, what is in flight ends with the
     error "cancelled". Raises whatever the library raises.
     """
-    stamps: list[Stamps] = []
+    traces: list[RowStamps] = []
     flying: dict[int, int] = {}  # identity of a row -> its index
     begin = time.monotonic_ns()
     while not stopped.is_set():
-        _release(library, rows, order, stamps, flying, start, begin)
+        _release(library, rows, order, traces, flying, start, begin)
         if not flying:
-            if len(stamps) == len(rows) or _over(order, begin):
-                return stamps
+            if len(traces) == len(rows) or _over(order, begin):
+                return traces
             time.sleep(SHORTEST_SLEEP)
             continue
         steps = library.step()
@@ -68,32 +68,32 @@ def run(
             index = flying.get(id(row))
             if index is None:
                 continue
-            _note(stamps[index], row, tokens, error, (now - start) / 1e9)
+            _note(traces[index], row, tokens, error, (now - start) / 1e9)
             if row.done or error is not None:
                 del flying[id(row)]
     for index in flying.values():
         library.drop(rows[index])
-        stamps[index].error = "cancelled: the trial was stopped"
-    return stamps
+        traces[index].error = "cancelled: the trial was stopped"
+    return traces
 
 
 def _release(
     library: ContinuousLibrary,
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     order: Order,
-    stamps: list[Stamps],
+    traces: list[RowStamps],
     flying: dict[int, int],
     start: int,
     begin: int,
 ) -> None:
     """Hand over every row that is due. Rows released together share one stamp: adding them is the engine's own time."""
     now = time.monotonic_ns()
-    while len(stamps) < len(rows) and not _over(order, begin):
-        index = len(stamps)
+    while len(traces) < len(rows) and not _over(order, begin):
+        index = len(traces)
         if not order.releases(index, (now - begin) / 1e9, len(flying)):
             return
         since = (now - start) / 1e9
-        stamps.append(Stamps(order.arrivals[index] if order.arrivals is not None else since, since))
+        traces.append(RowStamps(order.arrivals[index] if order.arrivals is not None else since, since))
         flying[id(rows[index])] = index
         library.add(rows[index])
 
@@ -102,50 +102,54 @@ def _over(order: Order, begin: int) -> bool:
     return order.duration is not None and (time.monotonic_ns() - begin) / 1e9 >= order.duration
 
 
-def _note(stamps: Stamps, row: Row, tokens: Sequence[int], error: str | None, now: float) -> None:
+def _note(trace: RowStamps, row: PromptRow, tokens: Sequence[int], error: str | None, now: float) -> None:
     before = len(row.tokens)
     for token in tokens:
         if not row.done:
             row.take(token)
     taken = len(row.tokens) - before
     if taken:
-        stamps.chunk_us.append(round((now - stamps.released) * 1e6))
-        stamps.chunk_tokens.append(taken)
-    stamps.error = error and f"engine: {error}"
+        trace.chunk_us.append(round((now - trace.released) * 1e6))
+        trace.chunk_tokens.append(taken)
+    trace.error = error and f"engine: {error}"
 
 
-def measure(
-    library: ContinuousLibrary, warmup: Sequence[Row], rows: Sequence[Row], order: Order, stopped: threading.Event
+def measure_rows(
+    library: ContinuousLibrary,
+    warmup: Sequence[PromptRow],
+    rows: Sequence[PromptRow],
+    order: Order,
+    stopped: threading.Event,
 ) -> dict[str, Any]:
-    """Run the warm-up in batches, then the rows as the order says; return the host's answer."""
+    """Run the warm-up rows in batches, then the rows as the order says; return the host's answer."""
     origin = time.monotonic_ns()
-    warm = run(library, warmup, Order(order.batch_size or 1), origin, stopped)
+    warm = step_rows(library, warmup, Order(order.batch_size or 1), origin, stopped)
     start = time.monotonic_ns()
-    for row_stamps in warm:  # their times are negative: before the clock
-        row_stamps.scheduled -= (start - origin) / 1e9
-        row_stamps.released -= (start - origin) / 1e9
-    stamps = run(library, rows, order, start, stopped)
+    for trace in warm:  # their times are negative: before the clock
+        trace.scheduled -= (start - origin) / 1e9
+        trace.released -= (start - origin) / 1e9
+    traces = step_rows(library, rows, order, start, stopped)
     return {
         "start_ns": start,
-        "warmup": _records(warm, warmup),
-        "records": _records(stamps, rows),
+        "warmup": _row_records(warm, warmup),
+        "records": _row_records(traces, rows),
     }
 
 
-def _records(stamps: Sequence[Stamps], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Those that were released: the first ones."""
-    return [_record(row_stamps, rows[index], index) for index, row_stamps in enumerate(stamps)]
+def _row_records(traces: Sequence[RowStamps], rows: Sequence[PromptRow]) -> list[dict[str, Any]]:
+    """The records of the rows that were released, which are the first ones."""
+    return [_row_record(trace, rows[index], index) for index, trace in enumerate(traces)]
 
 
-def _record(stamps: Stamps, row: Row, index: int) -> dict[str, Any]:
+def _row_record(trace: RowStamps, row: PromptRow, index: int) -> dict[str, Any]:
     return {
         "index": index,
-        "scheduled": stamps.scheduled,
-        "released": stamps.released,
-        "chunk_us": stamps.chunk_us,
-        "chunk_tokens": stamps.chunk_tokens,
+        "scheduled": trace.scheduled,
+        "released": trace.released,
+        "chunk_us": trace.chunk_us,
+        "chunk_tokens": trace.chunk_tokens,
         "input_tokens": len(row.prompt),
         "output_tokens": len(row.tokens),
         "finish_reason": row.finish_reason,
-        "error": stamps.error,
+        "error": trace.error,
     }

@@ -24,6 +24,7 @@ from sweep.client import wire
 from sweep.client.job import ROW
 from sweep.client.modes import Mode
 from sweep.client.wire import BatchForm, Target, Timeouts
+from sweep.config import import_path
 from sweep.records import Phase, Record, Records, Request
 
 __all__ = [
@@ -193,8 +194,7 @@ class _Client(NamedTuple):
 @contextlib.contextmanager
 def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
     """The client processes; whatever happens, none is left behind."""
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment = {**os.environ, "PYTHONPATH": import_path()}
     clients: list[_Client] = []
     try:
         for part in range(parts):
