@@ -248,8 +248,8 @@ def test_a_process_id_is_only_looked_up_where_it_means_something(s3, quick, monk
     [
         ("s3://no-such-bucket/run", "NO_SUCH_BUCKET|NoSuchBucket|does not exist|no-such-bucket"),
         ("ftp://bucket/run", "allowed are a folder, s3://bucket/path and gs://bucket/path"),
-        ("s3://key:secret@bucket/run", "no secret in a URL"),
-        ("s3://bucket/run?secret_key=abc", "no secret in a URL"),
+        ("s3://key:secret@bucket/run", "the URL holds a secret"),
+        ("s3://bucket/run?secret_key=abc", "the URL holds a secret"),
     ],
 )
 def test_a_store_that_cannot_be_used_says_so_at_the_door(s3, quick, tmp_path, url, word):
