@@ -9,7 +9,6 @@ line: an index URL may hold a password.
 """
 
 import ast
-import configparser
 import hashlib
 import json
 import os
@@ -230,38 +229,17 @@ def _environ(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def pip_settings() -> dict[str, str]:
-    """Return the user's settings of pip, by option name ("index-url"): PIP_* before [install] before [global].
-
-    They come from pip itself if it is installed, else from its files (in an environment made by uv).
-    """
+    """Return the user's settings of pip, by option name ("index-url"): PIP_* before [install] before [global]."""
     answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
-    if answer.returncode == 0:
-        pairs = (line.partition("=") for line in answer.stdout.splitlines() if "=" in line)
-        settings = {name.strip(): str(ast.literal_eval(value)) for name, _, value in pairs}
-    else:
-        settings = _pip_files()
+    if answer.returncode != 0:
+        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
+        raise EnvironmentFailed(f"pip's settings cannot be read: {last}; see `{sys.executable} -m pip config list`")
+    pairs = (line.partition("=") for line in answer.stdout.splitlines() if "=" in line)
+    settings = {name.strip(): str(ast.literal_eval(value)) for name, _, value in pairs}
     merged: dict[str, str] = {}
     for section in ("global", "install", ":env:"):
         merged |= {key.split(".", 1)[1]: value for key, value in settings.items() if key.startswith(f"{section}.")}
     return merged
-
-
-def _pip_files() -> dict[str, str]:
-    """Read pip's configuration files and variables, in the order of its user guide."""
-    home = Path.home()
-    files = [
-        Path("/etc/xdg/pip/pip.conf"),
-        Path("/etc/pip.conf"),
-        home / ".pip" / "pip.conf",
-        Path(os.environ.get("XDG_CONFIG_HOME", home / ".config")) / "pip" / "pip.conf",
-        Path(sys.prefix) / "pip.conf",
-        Path(os.environ.get("PIP_CONFIG_FILE", os.devnull)),
-    ]
-    parser = configparser.RawConfigParser()
-    parser.read(files)
-    settings = {f"{section}.{key}": value for section in parser.sections() for key, value in parser[section].items()}
-    variables = {name[4:].lower().replace("_", "-"): value for name, value in os.environ.items() if name[:4] == "PIP_"}
-    return settings | {f":env:.{name}": value for name, value in variables.items() if name != "config-file"}
 
 
 def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
