@@ -21,7 +21,7 @@ from sweep.plan.packing import Node
 from sweep.plan.pending import PendingWork, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
-from sweep.plan.show import make_console, print_plan
+from sweep.plan.show import make_console, print_details, print_plan
 from sweep.records import Outcome
 from sweep.wording import count
 
@@ -42,7 +42,11 @@ def run(arguments: Sequence[str]) -> int:
     if settings.dry_run:
         pending = find_pending(plan, ledger_to_read(settings, paths), History.beside(paths.out), nodes)
         print_plan(console, plan, pending, nodes, details=True)
+        if settings.details:
+            print_details(console, plan)
         return 0
+    if settings.details:
+        raise ConfigError("details=true: prints every point of a plan; allowed with dry_run=true")
     if settings.cluster.simulate is not None:
         raise ConfigError("cluster.simulate: a simulated cluster runs nothing; allowed with dry_run=true")
     check_ports(plan)
@@ -52,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     with sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)
-        with object_store.Mirror(object_store.Store(settings.out), paths.out, console.print) as mirror:
+        with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
             return _run_locked(plan, paths, nodes, console, command, mirror)
 
 
@@ -117,11 +121,12 @@ def _report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool
     """Print the summary of the results on disk; rebuild tables, figures and report if they changed."""
     import analysis
 
+    results = analysis.open_results(paths.out)
     if rebuild:
-        analysis.write_all(paths.out)
-    console.print(analysis.render_summary(paths.out))
+        analysis.write_all(results)
+    console.print(analysis.Summary(results))
     if settings.metrics == "vllm":
-        for table in analysis.render_vllm_flavour(paths.out):
+        for table in analysis.render_vllm_flavour(results):
             console.print(table)
     console.print(f"report: {paths.report}", soft_wrap=True)
 

@@ -116,10 +116,9 @@ class Driver:
     def _loop(self) -> None:
         level = self.stop.level
         if self.stop.deadline and self.stop.overdue and len(self.packer):
-            passed = (
-                f"deadline={self.plan.settings.deadline} passed at {datetime.fromtimestamp(self.stop.deadline):%F %R}"
-            )
-            self.display.log(f"{passed}: nothing is started; set a later one, or add a date")
+            passed = datetime.fromtimestamp(self.stop.deadline).strftime("%F %R")
+            text = f"deadline={self.plan.settings.deadline} passed at {passed}"
+            self.display.log(f"{text}: nothing is started; set a later one, or add a date")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
             if level is StopLevel.NONE:
                 self._start_pending()
@@ -266,13 +265,12 @@ class Driver:
     def _review_nodes(self) -> None:
         """Quarantine bad nodes, restore good ones, and retry elsewhere what failed on the quarantined."""
         review = self.nodes.review(self.executor.has_nodes_besides)
+        addresses = self.nodes.addresses
         for node_id in review.restored:
-            self.display.log(f"node {self.nodes.addresses[node_id]} is back in service: it fails no more than others")
+            self.display.log(f"node {addresses[node_id]} is back in service: it fails no more than others")
         for node_id in review.quarantined:
             failed = len(self.nodes.failed_only_on(node_id))
-            self.display.log(
-                f"node {self.nodes.addresses[node_id]} quarantined: {failed} deployments failed only there"
-            )
+            self.display.log(f"node {addresses[node_id]} quarantined: {failed} deployments failed only there")
         for node_id in self.nodes.quarantined:
             for key in self.nodes.failed_only_on(node_id):
                 reopened, action = self.states[key].reopen(NODE_FAULTS)

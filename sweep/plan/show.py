@@ -9,6 +9,7 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from sweep.config import next_time
+from sweep.plan.details import point_details
 from sweep.plan.packing import Node
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, elsewhere
@@ -38,6 +39,11 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
     lines += [f"expected: {text}" for text in pending.estimate.messages]
     _print(console, lines)
+
+
+def print_details(console: Console, plan: Plan) -> None:
+    """Print every point in full."""
+    _print(console, point_details(plan))
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:
@@ -102,9 +108,9 @@ def few_requests(plan: Plan) -> list[str]:
         if load.duration is None or (id(load), count) in seen:
             continue
         seen.add((id(load), count))
-        due = load.schedule(count, trial.seed).due
-        if due and due[-1] < FEW_REQUESTS * load.duration:
-            few = f"all {count} requests are due within {due[-1]:.1f} s; raise workload.num_requests to fill the time"
+        last = load.mode(count, trial.seed).last_arrival()
+        if last is not None and last < FEW_REQUESTS * load.duration:
+            few = f"all {count} requests are due within {last:.1f} s; raise workload.num_requests to fill the time"
             warnings.setdefault(f"load.duration={load.duration:g}: {load.describe()}: {few}")
     return list(warnings)
 
