@@ -5,13 +5,12 @@ import time
 import pytest
 
 from sweep.config import ConfigError
-from sweep.plan.compose import compose_run, expand, parse_command_line
-
-PLAN = {"grid": {}, "zip": [], "ladder": [], "when": {}, "exclude": [], "chosen": {}}
+from sweep.plan.command_line import parse_command_line
+from sweep.plan.compose import compose_run
 
 
 def points(**keys):
-    return list(expand(**{**PLAN, **keys}))
+    return list(PlanSpec(**keys).expand(chosen={}))
 
 
 def composed(*arguments, hardware="cpu"):
