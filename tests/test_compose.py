@@ -5,6 +5,7 @@ import time
 import pytest
 
 from sweep.config import ConfigError
+from sweep.plan.axes import PlanSpec
 from sweep.plan.command_line import parse_command_line
 from sweep.plan.compose import compose_run
 

@@ -1,6 +1,7 @@
 """What survives a crash: whole lines, the lock, and who is done."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from sweep.config import ConfigError
 from sweep.disk.ledger import Ledger, sole_driver
+from sweep.disk.run_files import RunPaths
 
 
 def row(trial_id, outcome="ok"):
@@ -65,11 +67,11 @@ def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
         pass
     script = f"""
 import os, pathlib
-from sweep.ledger import sole_driver
+from sweep.disk.ledger import sole_driver
 with sole_driver(pathlib.Path({str(tmp_path)!r})):
     os.kill(os.getpid(), 9)
 """
-    subprocess.run([sys.executable, "-c", script], check=False)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     with sole_driver(tmp_path):
         pass
 
@@ -78,3 +80,17 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="out=.*cannot be written"), sole_driver(tmp_path / "file" / "out"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("length", "damaged"),
+    [(4, False), (1000, True)],  # bytes of the footer, as the last 8 bytes of a Parquet file state it
+    ids=["whole", "footer longer than the file"],
+)
+def test_a_file_whose_footer_does_not_fit_is_damaged_whatever_its_last_bytes_are(tmp_path, length, damaged):
+    paths = RunPaths(tmp_path)
+    Ledger(paths.ledger).commit(row("a"))
+    requests = paths.trial("d", "1", "a").requests
+    requests.parent.mkdir(parents=True)
+    requests.write_bytes(b"PAR1" + b"meta" + length.to_bytes(4, "little") + b"PAR1")
+    assert Ledger(paths.ledger).done("a", retry=True) is not damaged

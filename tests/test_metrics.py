@@ -395,3 +395,19 @@ def test_interval_holds_the_truth_as_often_as_it_says(q: float) -> None:
         assert found.high is not None
         held += found.low <= truth <= found.high
     assert held / 1000 == pytest.approx(0.96, abs=0.02)  # the order statistics are discrete: a little over 95 %
+
+
+def test_the_servers_count_of_tokens_is_used_where_chunks_do_not_say_theirs() -> None:
+    """Three chunks of which nothing is known but that the server counted 12 tokens in them."""
+    records = gather(record(0.0, [(0.1, 1), (0.2, 1), (0.3, 1)], output_tokens=12))
+    everything = np.ones(1, np.bool_)
+    assert metrics.peak_output_throughput(records, everything) == 12
+    assert tokens_within(records, everything, 0.0, 0.2) == 8
+
+
+def test_inputs_count_in_the_window_in_which_their_first_token_came() -> None:
+    """One request is sent before the window and begins to answer in it, one is sent in it and answers after it."""
+    early = record(0.0, [(1.5, 1), (1.6, 1)], input_tokens=100)
+    late = record(1.8, [(0.5, 1), (0.6, 1)], input_tokens=1000)
+    row = metrics.summarise(gather(early, late), window=Window(1.0, 2.0, "by hand"))
+    assert row["steady_total_throughput"] == pytest.approx(100 + 2)

@@ -8,7 +8,7 @@ import pytest
 
 from sweep.numbers.chunks import Floats
 from sweep.numbers.metrics import measured, summarise
-from sweep.numbers.steady import in_flight, mser, settled, stationary, steady_window, turned_over
+from sweep.numbers.steady import SLACK, in_flight, mser, settled, stationary, steady_window, turned_over
 from sweep.records import UNKNOWN, Record, Records
 
 
@@ -251,3 +251,12 @@ def test_turn_over_by_pencil() -> None:
         for _ in range(2):
             records.append(record(float(start), np.array([start + 1.0])))
     assert turned_over(records, measured(records)) == pytest.approx(1.0)
+
+
+def test_a_slow_transient_is_cut_by_the_strict_rule_where_the_lenient_one_leaves_drift() -> None:
+    """The lenient rule keeps all of a small transient; what is left drifts, so the rule proper cuts."""
+    time = np.arange(400)
+    series = 1 + 0.3 * np.exp(-time / 100) + 0.05 * np.random.default_rng(0).standard_normal(time.size)
+    assert mser(series, slack=SLACK) == 0
+    assert not stationary(series, 5)
+    assert settled([series], means_of=5, typical=5) == slice(175, 400)
