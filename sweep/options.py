@@ -88,7 +88,8 @@ class ConfigPath:
             config: DictConfig = ConfigLoaderImpl(search).load_configuration(primary, list(overrides), RunMode.RUN)
         except (HydraException, OmegaConfBaseException) as error:
             complaint = " ".join(str(error).partition("Config search path:")[0].split())
-            raise ConfigError(f"{' '.join(overrides) or primary}: {complaint[:300]}") from None
+            subject = overrides[0].lstrip("+") if overrides else primary
+            raise ConfigError(f"{subject}: {complaint[:300]}") from None
         return config
 
 

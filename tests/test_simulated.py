@@ -19,7 +19,8 @@ from backends.simulated import Simulated
 from backends.simulated_server.config import Config, Faults, Timing
 from backends.simulated_server.truth import read_log
 from sweep.client.measurement import Target, Timeouts, measure
-from sweep.config import CONF, ROOT, build
+from sweep.config import ROOT, build
+from sweep.options import load_option
 from sweep.records import Request, Schedule
 from tests.simulated_engine import simulated
 
@@ -152,7 +153,6 @@ def test_an_endpoint_without_its_key_is_unavailable(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["simulated", "openai"])
 def test_the_shipped_configurations_build(name: str) -> None:
-    import yaml
 
-    built = build(yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), "backend")
+    built = build(load_option("backend", name), "backend")
     assert built.model_dump()["name"] == name

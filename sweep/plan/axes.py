@@ -68,11 +68,12 @@ class PlanSpec(Strict):
         for where, key in keys:
             if not is_point_key(key):
                 raise ConfigError(f"{under}{where}.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")
-        settings = set(Settings.model_fields) - {*RUN_GROUPS}
-        for key in self.without_gpu:
-            if key not in settings and key not in FORMS and not is_point_key(key):
-                raise one_of("without_gpu", key, [*POINT_GROUPS, *FORMS, *settings])
-        PlanSpec.parse({key: self.without_gpu[key] for key in FORMS if key in self.without_gpu}, "without_gpu.")
+        if self.without_gpu:
+            replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", *RUN_GROUPS}
+            for key in self.without_gpu:
+                if key not in replaceable and not is_point_key(key):
+                    raise one_of("without_gpu", key, {*POINT_GROUPS, *replaceable})
+            PlanSpec.parse({key: self.without_gpu[key] for key in FORMS if key in self.without_gpu}, "without_gpu.")
 
     def _set_keys(self) -> Iterator[tuple[str, str]]:
         """Every key that the plan gives values, and where it does."""
