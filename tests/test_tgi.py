@@ -71,7 +71,7 @@ def measure(engine, requests, load, tmp_path, api="tgi"):
         target,
         [],
         requests,
-        load.schedule(len(requests), 1),
+        load.mode(len(requests), 1),
         folder=tmp_path / "job",
         should_stop=lambda: None if engine.alive() else "the engine died",
     )
@@ -222,7 +222,7 @@ def test_the_shard_dies_of_an_out_of_memory(native, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert engine.ran_out_of_memory()
-    assert engine.obituary() == "RuntimeError: CUDA out of memory. (exit status 1)"
+    assert engine.exit_reason() == "RuntimeError: CUDA out of memory. (exit status 1)"
     with pytest.raises(httpx.ConnectError):
         httpx.get(engine.url + "/health", trust_env=False)
 
