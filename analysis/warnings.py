@@ -82,7 +82,7 @@ def codes(points: pd.DataFrame, warnings: Iterable[ResultWarning]) -> list[str]:
 
 
 def scope(warning: ResultWarning, layout: Layout) -> str:
-    """What a warning concerns, e.g. `2 of 12 points: vllm; the worst: vllm, qa, batch size 8`; empty if it is the run."""
+    """The points that a warning concerns, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty if it is the run."""
     if not warning.points:
         return ""
     with_result = layout.points[layout.points["n"] > 0]
@@ -90,12 +90,12 @@ def scope(warning: ResultWarning, layout: Layout) -> str:
     names = [layout.describe(point) for _, point in points.head(MOST_NAMED).iterrows()]
     if len(points) == len(with_result):
         return "all points" if len(points) > 1 else names[0]
-    count = f"{len(points):,} of {len(with_result):,} points"
+    share = f"{len(points):,} of {len(with_result):,} points"
     if len(points) <= MOST_NAMED:
-        return f"{count}: {'; '.join(names)}"
+        return f"{share}: {'; '.join(names)}"
     lines = points["line"].unique()
     some = f" of {listed(list(lines))}" if len(lines) < with_result["line"].nunique() else ""
-    return f"{count}{some}; the worst: {names[0]}"
+    return f"{share}{some}; the worst: {names[0]}"
 
 
 # Points --------------------------------------------------------------------------------------------------------------
