@@ -82,7 +82,7 @@ def codes(points: pd.DataFrame, warnings: Iterable[ResultWarning]) -> list[str]:
 
 
 def scope(warning: ResultWarning, layout: Layout) -> str:
-    """The points that a warning concerns, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty if it is the run."""
+    """The points concerned, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty if it is the run."""
     if not warning.points:
         return ""
     with_result = layout.points[layout.points["n"] > 0]
