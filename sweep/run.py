@@ -1,5 +1,6 @@
 """One run of the command, from its arguments to the report: compose, plan, check, run, report."""
 
+import functools
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from sweep.drive.inline_executor import InlineExecutor
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.preflight import check_ports, find_hardware, find_nodes, ray_schedule, surroundings
 from sweep.drive.progress import Display
+from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
@@ -26,16 +28,19 @@ from sweep.records import Outcome
 from sweep.wording import count
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Run the command line, from its arguments to the report; return the exit status.
+
+    `config_dirs` are folders with options of the user's own.
 
     Raises:
         ConfigError: for bad input, before anything is launched.
     """
-    composition = compose_run(arguments, find_hardware)
+    options = ConfigPath.of_user(config_dirs)
+    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options)
     settings = composition.settings
     nodes = find_nodes(settings)
-    plan = make_plan(composition, surroundings(settings, nodes))
+    plan = make_plan(composition, surroundings(settings, nodes, options))
     paths = RunPaths(results_folder(settings))
     console = make_console()
     check_out(paths.out)
@@ -52,7 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
-    command = shlex.join(["python", "-m", "sweep", *arguments])
+    folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
+    command = shlex.join(["python", "-m", "sweep", *folders, *arguments])
     with sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)
