@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis")
 BASIS = {
     "sweep.config",
+    "sweep.options",
     "sweep.records",
     "sweep.provenance",
     "sweep.wording",
@@ -19,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Data types and settings: everybody's.
     "sweep.records": set(),
     "sweep.config": {"sweep.records"},
+    "sweep.options": {"sweep.config"},  # everybody's: engines look up their environments, planning its points
     "sweep.wording": set(),
     "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
     "sweep.labels": set(),
