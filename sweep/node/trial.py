@@ -26,6 +26,7 @@ from sweep.node import engine_timed, validity
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
 from sweep.numbers import metrics
 from sweep.numbers.steady import steady_window
+from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
 from sweep.records import Outcome, Records, Request, Sample
 
@@ -159,6 +160,7 @@ def run_trial(
     row |= _verdict(run, trial, engine, result, time.monotonic() > deadline, logged)
     if row["outcome"] != Outcome.OK:
         row = _without_performance(row)
+    row["warnings"] = warning_codes(row)
     run_files.write_requests(files, result.records)
     run_files.write_telemetry(files, samples)
     run_files.write_trial(files, row)
