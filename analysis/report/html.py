@@ -13,7 +13,7 @@ from analysis.formats import number_formats
 from analysis.load import Run
 from analysis.plotting.curves import MOST_REPLICATES
 from analysis.plotting.layout import Layout, listed
-from analysis.plotting.plots import Drawn, draw_all
+from analysis.plotting.plots import SavedFigure, draw_all
 from analysis.quantities import number, quantity
 from analysis.report.page import card, definitions, figures, page, section, table
 from analysis.report.tables import fits_table, ladder_table, results_table, steady_table
@@ -55,7 +55,7 @@ def write_all(results: Results) -> None:
     run_files.write_text(run.paths, run.paths.report, html(results, figures))
 
 
-def html(results: Results, drawn: list[Drawn]) -> str:
+def html(results: Results, drawn: list[SavedFigure]) -> str:
     """The report as a document."""
     run, layout, lost = results.run, results.layout, results.losses
     return page(
@@ -157,15 +157,15 @@ def _verdict(ratio: Estimate) -> str:
 
 def _reading_figures(run: Run, layout: Layout) -> str:
     lost = " A cross is a point without a result." if (layout.points["n"] == 0).any() else ""
-    if len(layout.distinct) < len(layout.lines):
+    if len(layout.coloured) < len(layout.lines):
         lost += (
-            f" Of {len(layout.lines):,} lines {len(layout.distinct)} have a colour: those of the best figures, of the"
+            f" Of {len(layout.lines):,} lines {len(layout.coloured)} have a colour: those of the best figures, of the"
             " baseline, and others evenly from the plan. The rest are grey, means alone; where lines are rows, and in"
             " the memory over time, they are left out. All are in summary.csv."
         )
-    if len(layout.drawn_panels) < len(layout.panels):
-        lost += f" The first {len(layout.drawn_panels)} of {len(layout.panels):,} panels are drawn."
-    if len(layout.drawn(run.ok)) > MOST_REPLICATES:
+    if len(layout.visible_panels) < len(layout.panels):
+        lost += f" The first {len(layout.visible_panels)} of {len(layout.panels):,} panels are drawn."
+    if len(layout.visible(run.ok)) > MOST_REPLICATES:
         lost += f" There are more than {MOST_REPLICATES:,} replicates: only their intervals are drawn."
     return (
         '<p class="note">Lines are means over replicates, small dots the replicates, whiskers the'

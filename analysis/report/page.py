@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from analysis.plotting.plots import GRID, INK, MUTED, Drawn
+from analysis.plotting.plots import GRID, INK, MUTED, SavedFigure
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2329; --muted: #69707a; --grid: #e3e5e8; --page: #ffffff; --card: #f6f7f9;
@@ -100,13 +100,13 @@ def card(label: str, value: str, unit: str, detail: Iterable[str]) -> str:
     return f'<div class="card"><small>{escape(label)}</small><b>{escape(value)} <i>{escape(unit)}</i></b>{lines}</div>'
 
 
-def figures(drawn: Iterable[Drawn]) -> list[str]:
+def figures(drawn: Iterable[SavedFigure]) -> list[str]:
     """Figures beside each other where they fit."""
     inner = "\n".join(figure(one) for one in drawn)
     return [f'<div class="figures">{inner}</div>'] if inner else []
 
 
-def figure(drawn: Drawn) -> str:
+def figure(drawn: SavedFigure) -> str:
     """An SVG in the page: in the page's own ink, and with ids that no other figure has."""
     svg = drawn.svg[drawn.svg.index("<svg") :]
     for colour, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid")):

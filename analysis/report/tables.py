@@ -152,7 +152,7 @@ def fits_table(found: list[Fit]) -> Iterator[str]:
             escape(fit.line),
             escape(fit.task),
             "none" if fit.largest is None else f"{fit.size} {fit.largest:g}",
-            escape(fit.told),
+            escape(fit.detail),
         ]
         for fit in found[:LARGEST_TABLE]
     ]
