@@ -7,11 +7,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis")
-BASIS = {"sweep.config", "sweep.records", "sweep.provenance", "sweep.wording", "sweep.labels"}
+BASIS = {"sweep.config", "sweep.options", "sweep.records", "sweep.provenance", "sweep.wording", "sweep.labels"}
 MAY_IMPORT: dict[str, set[str]] = {
     # Data types and settings: everybody's.
     "sweep.records": set(),
     "sweep.config": set(),
+    "sweep.options": {"sweep.config"},  # everybody's: engines look up their environments, planning its points
     "sweep.wording": set(),
     "sweep.labels": set(),
     "sweep.provenance": {"sweep.config", "backends.base"},  # what a host is, is said there
@@ -19,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.numbers": BASIS,
     "sweep.disk": BASIS | {"sweep.numbers"},
     "sweep.client": BASIS | {"sweep.numbers"},
-    "sweep.inputs": BASIS | {"backends"},
+    "sweep.inputs": BASIS | {"backends", "sweep.client.modes"},  # a load is turned into its mode
     "sweep.node": BASIS | {"sweep.numbers", "sweep.disk", "sweep.client", "sweep.inputs", "sweep.plan", "backends"},
     "sweep.plan": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
     "sweep.drive": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "backends"},
