@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
-    command = shlex.join(["python", "-m", "sweep", *arguments])
+    command = shlex.join(["sweep", *arguments])
     with sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)

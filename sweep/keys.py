@@ -1,0 +1,107 @@
+"""The keys that a user may set, each with its value and meaning: read off the YAML and the class that it configures."""
+
+import ast
+import functools
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel
+
+from sweep.config import CONF, Cluster, Hardware, Settings, Tracking, locate, one_of
+
+CLASSES: dict[str, type[BaseModel]] = {"": Settings, "cluster": Cluster, "hardware": Hardware, "tracking": Tracking}
+YAML_KEY = re.compile(r"^( *)([\w-]+):(.*)$", re.MULTILINE)
+
+
+class Key(NamedTuple):
+    """A key as it stands on a command line."""
+
+    name: str  # dotted: backend.dtype
+    value: Any  # unless it is set
+    meaning: str
+    allowed: tuple[str, ...]  # values; empty if they are not few
+
+
+def keys_of(group: str = "", option: str = "config") -> list[Key]:
+    """The keys of an option of a config group; without one those of conf/config.yaml, which every run has.
+
+    Raises:
+        ConfigError: if there is no such option, or its class does not exist.
+    """
+    path = CONF / group / f"{option}.yaml"
+    if not path.exists():
+        raise one_of(group, option, sorted(other.stem for other in (CONF / group).glob("*.yaml")))
+    text = path.read_text()
+    values = {key: value for key, value in yaml.safe_load(text).items() if key not in ("defaults", "name")}
+    target = values.pop("_target_", None)
+    kind = CLASSES[group] if group in CLASSES else locate(str(target), group)
+    hidden = set(kind.model_fields) & {"name", *(CLASSES if not group else ())}
+    defaults = {
+        name: "???" if field.is_required() else field.get_default(call_default_factory=True)
+        for name, field in kind.model_fields.items()
+    }
+    # What sets the class apart comes before what all of its kind have.
+    order = [name for base in kind.__mro__ for name in base.__dict__.get("__annotations__", ()) if name in defaults]
+    values |= {name: defaults[name] for name in order if name not in values | dict.fromkeys(hidden)}
+    meanings = _meanings_of_fields(kind) | _meanings_in_yaml(text)
+    prefix = f"{group}." if group else ""
+    return [
+        Key(f"{prefix}{name}", value, meanings.get(name, ""), _allowed(kind, name))
+        for name, value in _flattened(values, meanings)
+    ]
+
+
+def _flattened(values: Mapping[str, Any], meanings: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values: a mapping is split where one of its own keys is explained."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in meanings):
+            yield from ((f"{name}.{inner}", value[inner]) for inner in value)
+        else:
+            yield name, value
+
+
+def _meanings_in_yaml(text: str) -> dict[str, str]:
+    """The comments behind the keys of a YAML file."""
+    meanings, parents = {}, list[tuple[int, str]]()
+    for indent, name, rest in YAML_KEY.findall(text):
+        parents = [parent for parent in parents if parent[0] < len(indent)] + [(len(indent), name)]
+        if comment := rest.partition(" # ")[2].strip():
+            meanings[".".join(name for _, name in parents)] = comment
+    return meanings
+
+
+@functools.cache
+def _meanings_of_fields(kind: type[BaseModel]) -> dict[str, str]:
+    """The comments behind the fields of a class and of those that it is derived from."""
+    meanings = {}
+    for base in reversed(kind.__mro__[: kind.__mro__.index(BaseModel)]):
+        source = textwrap.dedent(inspect.getsource(base))
+        lines = source.splitlines()
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                comments = (line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno])
+                if comment := next(filter(None, comments), ""):
+                    meanings[node.target.id] = comment
+    return meanings
+
+
+def _allowed(kind: type[BaseModel], name: str) -> tuple[str, ...]:
+    field = kind.model_fields.get(name)
+    annotation = field.annotation if field is not None else None
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    values = [value for part in parts if typing.get_origin(part) is Literal for value in typing.get_args(part)]
+    return tuple(map(str, values)) + (("true", "false") if bool in parts else ())
+
+
+def flow(value: Any) -> str:
+    """A value as a command line takes it, in one line of YAML."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    plain = list(plain) if isinstance(plain, tuple) else plain
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6)
+    return text.removesuffix("...\n").strip()
