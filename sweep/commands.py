@@ -30,7 +30,7 @@ RUN = """\
 usage: sweep run [--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ...
 
 Runs an experiment, or without one the single configuration of backend, model, workload and load. A list of values makes
-(or replaces) an axis. The same command again runs only what is not done; dry_run=true prints the plan and starts nothing.
+(or replaces) an axis. The same command again runs only what is not done. With dry_run=true nothing is started.
 
 {choices}
 
@@ -83,12 +83,13 @@ def report(arguments: list[str]) -> int:
     if not folder.exists() and (Path("results") / folder).exists():
         folder = Path("results") / folder
     try:
-        analysis.write_all(folder)
+        results = analysis.open_results(folder)
+        analysis.write_all(results)
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
     console = Console(highlight=False)
-    console.print(analysis.render_summary(folder))
-    console.print(f"report: {analysis.open_run(folder).paths.report}", soft_wrap=True)
+    console.print(analysis.Summary(results))
+    console.print(f"report: {results.run.paths.report}", soft_wrap=True)
     return 0
 
 

@@ -47,7 +47,7 @@ def keys_of(group: str = "", option: str = "config") -> list[Key]:
         for name, field in kind.model_fields.items()
     }
     # What sets the class apart comes before what all of its kind have.
-    order = [name for base in kind.__mro__ for name in base.__dict__.get("__annotations__", ()) if name in defaults]
+    order = [name for base in kind.__mro__ for name in inspect.get_annotations(base) if name in defaults]
     values |= {name: defaults[name] for name in order if name not in values | dict.fromkeys(hidden)}
     meanings = _meanings_of_fields(kind) | _meanings_in_yaml(text)
     prefix = f"{group}." if group else ""

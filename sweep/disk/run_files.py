@@ -76,6 +76,7 @@ TRIAL_SCHEMA: dict[str, pa.DataType] = {
     **_types(pa.string(), "log_tail", "telemetry_sources", "engine_facts"),
     **_types(pa.bool_(), "caches_reset"),
     **_types(pa.string(), "digests"),
+    **_types(pa.list_(pa.string()), "warnings"),
 }
 """The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
 
@@ -88,6 +89,7 @@ PLAIN: dict[pa.DataType, set[type]] = {
     pa.int64(): {int, type(None)},
     pa.float64(): {float, type(None)},
     pa.bool_(): {bool, type(None)},
+    pa.list_(pa.string()): {list, type(None)},
 }
 """Types of values that a column takes as they are."""
 

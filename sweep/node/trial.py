@@ -26,6 +26,7 @@ from sweep.node import engine_timed, validity
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
 from sweep.numbers import metrics
 from sweep.numbers.steady import steady_window
+from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
 from sweep.records import Outcome, Records, Request, Sample
 
@@ -159,6 +160,7 @@ def run_trial(
     row |= _verdict(run, trial, engine, result, time.monotonic() > deadline, logged)
     if row["outcome"] != Outcome.OK:
         row = _without_performance(row)
+    row["warnings"] = warning_codes(row)
     run_files.write_requests(files, result.records)
     run_files.write_telemetry(files, samples)
     run_files.write_trial(files, row)
@@ -287,7 +289,7 @@ def _verdict(
     log = engine.log_tail()
     if not engine.alive():
         outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
-        return {"outcome": outcome.value, "reason": engine.obituary(), "log_tail": log}
+        return {"outcome": outcome.value, "reason": engine.exit_reason(), "log_tail": log}
     if timed_out:
         return {"outcome": Outcome.HUNG.value, "reason": f"not done in {run.settings.trial_timeout} s", "log_tail": log}
     missing = trial.num_requests - result.records.phase.count("measured")
