@@ -1,4 +1,4 @@
-"""What the measuring client can certify on this machine: it is held against a server that logs what it truly did.
+"""Certifies the measuring client on this machine, against a server that logs the truth.
 
 `sweep selfcheck` takes the highest load of a plan, or one of your own. The server is the simulated backend, on the
 engine's cores; the client runs where it would in a trial, and its figures are compared with the log request by request.
@@ -17,9 +17,10 @@ from typing import Any, Literal, NamedTuple
 
 from backends.simulated_server.truth import Truth, read_log
 from sweep.client.measurement import Measurement, Target, measure
+from sweep.client.modes import ClosedLoop
 from sweep.config import ROOT
 from sweep.node.validity import limited
-from sweep.records import Request, Schedule
+from sweep.records import Request
 
 TTFT = 0.05  # s
 LASTS = 5.0  # s, about, that the check sends for
@@ -27,7 +28,7 @@ EXACT = 1e-3  # s; errors (p99) below it are called exact
 
 
 class Finding(NamedTuple):
-    """How far the client's figures were from the truth, s, and what that is worth."""
+    """Errors of the client's figures against the truth, s, and whether the client was the bottleneck."""
 
     streams: int
     tokens_per_second: float
@@ -43,12 +44,12 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
     tokens = max(8, min(256, int(1.0 / itl) if itl else 256))
     count = streams * max(1, round(LASTS / (TTFT + itl * tokens)))
     requests = [Request(f"check-{i}", "word " * 64, tokens) for i in range(count)]
-    schedule = Schedule("closed", concurrency=streams)
+    mode = ClosedLoop(streams)
     with tempfile.TemporaryDirectory(prefix="sweep-check-") as name:
         folder = Path(name)
         with _serving(itl, folder / "log", server_cpus) as url:
             target = Target(url, "simulated", ignore_eos=True)
-            seen = measure(target, [], requests, schedule, folder=folder / "job", cpus=client_cpus, processes=processes)
+            seen = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
         ttft, gaps = _errors(seen, read_log(folder / "log"))
     speed = sum(seen.records.output_tokens) / (max(_ends(seen)) - min(seen.records.sent))
     return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(seen.report, seen.records), seen)
@@ -73,7 +74,7 @@ def describe(finding: Finding) -> str:
 
 
 def plan_load(overrides: Sequence[str]) -> int:
-    """Most requests in flight at once that any trial of this plan asks for."""
+    """The most requests in flight at once in any trial of this plan."""
     from sweep.drive.preflight import find_hardware
     from sweep.plan.compose import compose_run
     from sweep.plan.planning import Surroundings, make_plan
@@ -83,9 +84,8 @@ def plan_load(overrides: Sequence[str]) -> int:
     streams = 1
     for deployment in make_plan(compose_run(overrides, find_hardware), anywhere).deployments:
         for trial in deployment.trials:
-            schedule = trial.load.schedule(trial.num_requests, trial.seed)
-            at_once = schedule.batch_size or schedule.concurrency or trial.num_requests
-            streams = max(streams, min(at_once, trial.num_requests))
+            limit = trial.load.mode(trial.num_requests, trial.seed).most_in_flight()
+            streams = max(streams, min(limit or trial.num_requests, trial.num_requests))
     return streams
 
 
