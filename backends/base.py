@@ -154,7 +154,7 @@ class Backend(BaseModel):
     reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
     metrics_path: str | None = None  # of its Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # ours: its own
-    oom_patterns: tuple[str, ...] = (
+    oom_patterns: tuple[str, ...] = (  # what its log says when it runs out of memory
         r"CUDA out of memory",
         r"OutOfMemoryError",
         r"CUBLAS_STATUS_ALLOC_FAILED",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sweep.config import ConfigError, cache_directory, first_line, one_of
+from sweep.options import PRIMARY, ConfigPath
 
 TOP = """\
 usage: sweep COMMAND ...
@@ -41,10 +42,10 @@ sweep run GROUP=NAME --help lists the keys of that option; these are the keys of
 class Parser(argparse.ArgumentParser):
     """The arguments of one subcommand, whose help is its docstring; bad input is a ConfigError."""
 
-    def __init__(self, command: Callable[[list[str]], int]) -> None:
+    def __init__(self, command: Callable[[list[str]], int], add_help: bool = True) -> None:
         name = f"sweep {command.__name__}"
         layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=name, description=command.__doc__, formatter_class=layout, allow_abbrev=False)
+        super().__init__(name, None, command.__doc__, formatter_class=layout, allow_abbrev=False, add_help=add_help)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
@@ -54,10 +55,11 @@ def run(arguments: list[str]) -> int:
     """Run an experiment, or a single configuration: compose, plan, check, run, report."""
     from sweep.run import run
 
+    folders, overrides = _config_dirs(arguments)
     if {"-h", "--help"} & set(arguments):
-        _help_of_run(arguments)
+        _help_of_run(overrides, ConfigPath.of_user(folders))
         return 0
-    return run(arguments)
+    return run(overrides, folders)
 
 
 def status(arguments: list[str]) -> int:
@@ -117,8 +119,8 @@ def backends(arguments: list[str]) -> int:
             return installed.install(names, provenance.host(), cache, console)
         case ["docs"]:
             overview.write()
-        case [name] if name in overview.names():
-            _print_keys("backend", name)
+        case [name] if name in ConfigPath.of_user().choices("backend"):
+            _print_keys(ConfigPath.of_user(), "backend", name)
         case _:
             raise one_of("backends", " ".join(plain), ["docs", "install NAME...", *overview.names()])
     return 0
@@ -174,7 +176,8 @@ def completion(arguments: list[str]) -> int:
     from sweep.completion import SCRIPTS, candidates
 
     if arguments[:1] == ["--words"]:  # of the line, `sweep` first
-        print("\n".join(candidates(COMMANDS, arguments[2:])))
+        folders, words = _config_dirs(arguments[2:])
+        print("\n".join(candidates(COMMANDS, words, ConfigPath.of_user(folders))))
         return 0
     parser = Parser(completion)
     parser.add_argument("shell", choices=list(SCRIPTS))
@@ -198,7 +201,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         return COMMANDS[first](rest)
     if first in ("-h", "--help", "help"):
         lines = [f"  {name:11} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-        print(TOP.format(commands="\n".join(lines), choices=_choices()))
+        print(TOP.format(commands="\n".join(lines), choices=_choices(ConfigPath.of_user())))
         return 0
     if first == "--version":
         from sweep import provenance
@@ -211,35 +214,42 @@ def dispatch(arguments: Sequence[str]) -> int:
     raise one_of("command", first, list(COMMANDS))
 
 
-def _choices() -> str:
+def _config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The folders given with --config-dir, and the arguments without them."""
+    parser = Parser(run, add_help=False)
+    parser.add_argument("--config-dir", metavar="DIR", action="append", default=[])
+    options, overrides = parser.parse_known_args(arguments)
+    return options.config_dir, overrides
+
+
+def _choices(options: ConfigPath) -> str:
     """The options of each config group."""
-    from sweep.plan.compose import group_choices
-
     plurals = ("experiment", "backend", "model", "workload", "load")
-    names = {f"{group}s": group_choices(group) for group in plurals}
-    names |= {group: group_choices(group) for group in ("hardware", "cluster", "tracking")}
-    return "\n".join(f"{group + ':':12} {', '.join(options)}" for group, options in names.items())
+    choices = {f"{group}s": options.choices(group) for group in plurals}
+    choices |= {group: options.choices(group) for group in ("hardware", "cluster", "tracking")}
+    return "\n".join(f"{group + ':':12} {', '.join(names)}" for group, names in choices.items())
 
 
-def _help_of_run(arguments: Sequence[str]) -> None:
-    from sweep.completion import GROUPS
+def _help_of_run(overrides: Sequence[str], options: ConfigPath) -> None:
+    from sweep.plan.compose import GROUPS
 
-    pairs = [argument.split("=", 1) for argument in arguments if "=" in argument]
-    options = [(group, name) for group, names in pairs if group in GROUPS for name in names.split(",")]
-    if not options:
-        print(RUN.format(choices=_choices()))
-    for group, option in options or [("", "config")]:
-        _print_keys(group, option)
+    pairs = [argument.split("=", 1) for argument in overrides if "=" in argument]
+    chosen = [(group, name) for group, names in pairs if group in GROUPS for name in names.split(",")]
+    if not chosen:
+        print(RUN.format(choices=_choices(options)))
+    for group, option in chosen or [("", PRIMARY)]:
+        _print_keys(options, group, option)
 
 
-def _print_keys(group: str, option: str) -> None:
-    from sweep.keys import flow, keys_of
+def _print_keys(options: ConfigPath, group: str, option: str) -> None:
+    from sweep.keys import keys_of
+    from sweep.plan.axes import flow
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("key", no_wrap=True)
     table.add_column("value", max_width=30, no_wrap=True)
     table.add_column("what it means")
-    for key in keys_of(group, option):
+    for key in keys_of(options, group, option):
         table.add_row(key.name, flow(key.value), key.meaning or " | ".join(key.allowed))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import yaml
 
-from sweep.config import CONF, POINT_GROUPS
+from sweep.config import CONF
 from sweep.keys import Key, keys_of
-from sweep.plan.compose import RUN_GROUPS, group_choices
+from sweep.options import ConfigPath
+from sweep.plan.compose import GROUPS
 
-GROUPS = (*POINT_GROUPS, *RUN_GROUPS)
 # Bash breaks words at `=`: what stands before the last one is on the line already.
 SCRIPTS = {
     "bash": """\
@@ -38,53 +38,53 @@ complete -c sweep -a '(sweep completion --words (commandline -opc) (commandline 
 }
 
 
-def candidates(commands: Iterable[str], words: Sequence[str]) -> list[str]:
+def candidates(commands: Iterable[str], words: Sequence[str], options: ConfigPath) -> list[str]:
     """What the last of the words after `sweep` may become."""
     *before, current = words or [""]
     command = before[0] if before and before[0] in commands else None
     match command:
         case None:
-            found = [*(commands if not before else ()), *_overrides(before, current)]
+            matches = [*(commands if not before else ()), *_overrides(options, before, current)]
         case "run" | "selfcheck":
-            found = list(_overrides(before, current))
+            matches = list(_overrides(options, before, current))
         case "status" | "report":
-            found = [str(path.parent) for path in Path("results").glob("*/plan.jsonl")]
+            matches = [str(path.parent) for path in Path("results").glob("*/plan.jsonl")]
         case "backends":
-            found = [*(["install"] if len(before) == 1 else ()), *group_choices("backend")]
+            matches = [*(["install"] if len(before) == 1 else ()), *options.choices("backend")]
         case "completion":
-            found = list(SCRIPTS)
+            matches = list(SCRIPTS)
         case _:
-            found = []
-    return [word for word in found if word.startswith(current)]
+            matches = []
+    return [word for word in matches if word.startswith(current)]
 
 
-def _overrides(before: Sequence[str], current: str) -> Iterator[str]:
+def _overrides(options: ConfigPath, before: Sequence[str], current: str) -> Iterator[str]:
     """Overrides that begin as the present word does: values after `=`, else keys."""
     name, equals, value = current.partition("=")
     if equals:
         typed = value[: value.rfind(",") + 1]  # the values of an axis before the one that is being typed
-        yield from (f"{name}={typed}{choice}" for choice in _values(before, name))
+        yield from (f"{name}={typed}{choice}" for choice in _values(options, before, name))
         return
-    yield "+experiment="
+    yield from ("--config-dir", "+experiment=")
     yield from (f"{group}=" for group in GROUPS)
-    yield from (f"{key.name}=" for key in _keys(before, name.partition(".")[0] if "." in name else ""))
+    yield from (f"{key.name}=" for key in _keys(options, before, name.partition(".")[0] if "." in name else ""))
 
 
-def _values(before: Sequence[str], name: str) -> Sequence[str]:
+def _values(options: ConfigPath, before: Sequence[str], name: str) -> Sequence[str]:
     plain = name.removeprefix("+")
     if plain in (*GROUPS, "experiment"):
-        return group_choices(plain)
-    keys = _keys(before, plain.partition(".")[0] if "." in plain else "")
+        return options.choices(plain)
+    keys = _keys(options, before, plain.partition(".")[0] if "." in plain else "")
     return next((key.allowed for key in keys if key.name == plain), ())
 
 
-def _keys(before: Sequence[str], group: str) -> list[Key]:
+def _keys(options: ConfigPath, before: Sequence[str], group: str) -> list[Key]:
     """The keys of the option that is chosen on the line, else of the one in conf/config.yaml."""
     if group not in GROUPS:
-        return keys_of()
+        return keys_of(options)
     defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
     option = next(entry[group] for entry in defaults if group in entry)
     for word in before:
         if word.startswith(f"{group}="):
             option = word.removeprefix(f"{group}=").partition(",")[0]
-    return keys_of(group, option)
+    return keys_of(options, group, option)

@@ -12,8 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
-from sweep.config import CONF, Cluster, Hardware, Settings, Tracking, locate, one_of
+from sweep.config import CONF, Cluster, Hardware, Settings, Tracking, locate
+from sweep.options import PRIMARY, ConfigPath
 
 CLASSES: dict[str, type[BaseModel]] = {"": Settings, "cluster": Cluster, "hardware": Hardware, "tracking": Tracking}
 YAML_KEY = re.compile(r"^( *)([\w-]+):(.*)$", re.MULTILINE)
@@ -28,33 +31,32 @@ class Key(NamedTuple):
     allowed: tuple[str, ...]  # values; empty if they are not few
 
 
-def keys_of(group: str = "", option: str = "config") -> list[Key]:
+def keys_of(options: ConfigPath, group: str = "", option: str = PRIMARY) -> list[Key]:
     """The keys of an option of a config group; without one those of conf/config.yaml, which every run has.
 
     Raises:
         ConfigError: if there is no such option, or its class does not exist.
     """
-    path = CONF / group / f"{option}.yaml"
-    if not path.exists():
-        raise one_of(group, option, sorted(other.stem for other in (CONF / group).glob("*.yaml")))
-    text = path.read_text()
-    values = {key: value for key, value in yaml.safe_load(text).items() if key not in ("defaults", "name")}
+    loaded = options.load(group, option) if group else yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
+    values = {key: value for key, value in loaded.items() if key not in ("defaults", "name")}
     target = values.pop("_target_", None)
     kind = CLASSES[group] if group in CLASSES else locate(str(target), group)
-    hidden = set(kind.model_fields) & {"name", *(CLASSES if not group else ())}
-    defaults = {
-        name: "???" if field.is_required() else field.get_default(call_default_factory=True)
-        for name, field in kind.model_fields.items()
-    }
+    hidden = {"name", *(CLASSES if not group else ())}
     # What sets the class apart comes before what all of its kind have.
-    order = [name for base in kind.__mro__ for name in inspect.get_annotations(base) if name in defaults]
-    values |= {name: defaults[name] for name in order if name not in values | dict.fromkeys(hidden)}
-    meanings = _meanings_of_fields(kind) | _meanings_in_yaml(text)
+    for base in kind.__mro__:
+        for name in inspect.get_annotations(base):
+            if name in kind.model_fields and name not in values | dict.fromkeys(hidden):
+                values[name] = _default(kind.model_fields[name])
+    meanings = _meanings_of_fields(kind) | _meanings_in_yaml(options, group, option)
     prefix = f"{group}." if group else ""
     return [
         Key(f"{prefix}{name}", value, meanings.get(name, ""), _allowed(kind, name))
         for name, value in _flattened(values, meanings)
     ]
+
+
+def _default(field: FieldInfo) -> Any:
+    return "???" if field.is_required() else to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def _flattened(values: Mapping[str, Any], meanings: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
@@ -66,9 +68,16 @@ def _flattened(values: Mapping[str, Any], meanings: Mapping[str, str]) -> Iterat
             yield name, value
 
 
-def _meanings_in_yaml(text: str) -> dict[str, str]:
-    """The comments behind the keys of a YAML file."""
-    meanings, parents = {}, list[tuple[int, str]]()
+def _meanings_in_yaml(options: ConfigPath, group: str, option: str) -> dict[str, str]:
+    """The comments behind the keys of an option's file, and of those that it is derived from."""
+    files = (folder / group / f"{option}.yaml" for folder in options.folders)
+    text = next(file.read_text() for file in files if file.is_file())
+    bases = yaml.safe_load(text).get("defaults", []) if group else []
+    meanings: dict[str, str] = {}
+    for base in bases:
+        if isinstance(base, str) and base != "_self_":
+            meanings |= _meanings_in_yaml(options, group, base)
+    parents: list[tuple[int, str]] = []
     for indent, name, rest in YAML_KEY.findall(text):
         parents = [parent for parent in parents if parent[0] < len(indent)] + [(len(indent), name)]
         if comment := rest.partition(" # ")[2].strip():
@@ -97,11 +106,3 @@ def _allowed(kind: type[BaseModel], name: str) -> tuple[str, ...]:
     parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     values = [value for part in parts if typing.get_origin(part) is Literal for value in typing.get_args(part)]
     return tuple(map(str, values)) + (("true", "false") if bool in parts else ())
-
-
-def flow(value: Any) -> str:
-    """A value as a command line takes it, in one line of YAML."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    plain = list(plain) if isinstance(plain, tuple) else plain
-    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6)
-    return text.removesuffix("...\n").strip()

@@ -1,5 +1,6 @@
 """One run of the command, from its arguments to the report: compose, plan, check, run, report."""
 
+import functools
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from sweep.drive.inline_executor import InlineExecutor
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.preflight import check_ports, find_hardware, find_nodes, ray_schedule, surroundings
 from sweep.drive.progress import Display
+from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History, estimate
 from sweep.plan.packing import Node
@@ -25,16 +27,17 @@ from sweep.plan.show import make_console, print_details, print_plan
 from sweep.wording import count
 
 
-def run(arguments: Sequence[str]) -> int:
-    """From the command line to the report.
+def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
+    """From the command line to the report; `config_dirs` are folders with options of the user's own.
 
     Raises:
         ConfigError: for bad input, before anything is launched.
     """
-    composition = compose_run(arguments, find_hardware)
+    options = ConfigPath.of_user(config_dirs)
+    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options)
     settings = composition.settings
     nodes = find_nodes(settings)
-    plan = make_plan(composition, surroundings(settings, nodes))
+    plan = make_plan(composition, surroundings(settings, nodes, options))
     paths = RunPaths(results_folder(settings))
     console = make_console()
     check_out(paths.out)
@@ -50,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
-    command = shlex.join(["sweep", *arguments])
+    folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
+    command = shlex.join(["sweep", *folders, *arguments])
     with sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)

@@ -8,33 +8,35 @@ import pytest
 
 from sweep.__main__ import main
 from sweep.commands import COMMANDS
-from sweep.completion import GROUPS, SCRIPTS, candidates
+from sweep.completion import SCRIPTS, candidates
 from sweep.config import ROOT
-from sweep.keys import flow, keys_of
-from sweep.plan.compose import group_choices
+from sweep.keys import keys_of
+from sweep.options import ConfigPath
+from sweep.plan.axes import flow
+from sweep.plan.compose import GROUPS
 
-OPTIONS = [(group, option) for group in GROUPS for option in group_choices(group)]
+OPTIONS = [(group, option) for group in GROUPS for option in ConfigPath().choices(group)]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
 def test_every_option_has_keys_that_a_command_line_takes(group, option):
-    for key in keys_of(group, option):
+    for key in keys_of(ConfigPath(), group, option):
         assert key.name.startswith(f"{group}.")
         assert "\n" not in flow(key.value)
 
 
 @pytest.mark.parametrize(("group", "option"), [("", "config"), ("backend", "vllm"), ("backend", "simulated")])
 def test_every_key_says_what_it_means(group, option):
-    assert not [key.name for key in keys_of(group, option) if not key.meaning and key.name != "backend.oom_patterns"]
+    assert not [key.name for key in keys_of(ConfigPath(), group, option) if not key.meaning]
 
 
 def test_a_key_has_the_value_and_the_meaning_of_its_yaml_else_of_its_class():
-    keys = {key.name: key for key in keys_of("backend", "vllm")}
+    keys = {key.name: key for key in keys_of(ConfigPath(), "backend", "vllm")}
     assert keys["backend.cpu_flags"].value == {"enforce-eager": True}
     assert keys["backend.group_size"][1:3] == (128, "weights that share a scale in a 4-bit checkpoint")
     assert keys["backend.batch_form"].allowed == ("list", "streams")
     assert keys["backend.verify_tls"].allowed == ("true", "false")
-    runs = {key.name: key for key in keys_of()}
+    runs = {key.name: key for key in keys_of(ConfigPath())}
     assert runs["retry"].allowed == ("once", "none")
     assert runs["client.processes"].value == "auto"
 
@@ -66,14 +68,14 @@ def test_help_of_a_backend_lists_its_keys(capsys, arguments):
     ],
 )
 def test_what_a_word_may_become(line, completed):
-    assert candidates(COMMANDS, line.split()) == completed
+    assert candidates(COMMANDS, line.split(), ConfigPath()) == completed
 
 
 def test_a_run_is_completed_by_the_folders_that_hold_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "night").mkdir(parents=True)
     (tmp_path / "results" / "night" / "plan.jsonl").write_text("")
-    assert candidates(COMMANDS, ["status", ""]) == ["results/night"]
+    assert candidates(COMMANDS, ["status", ""], ConfigPath()) == ["results/night"]
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)

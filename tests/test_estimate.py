@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from sweep import provenance
-from sweep.config import Hardware, Settings
+from sweep.config import FoundHardware, Hardware, Settings
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.node.trial import config_text
@@ -132,7 +132,7 @@ def test_launches_are_of_the_same_flags_and_the_same_kind_of_device():
         (HARDWARE, 1, True, "L4"),
         (Hardware(name="gpu", platform="cuda"), 1, True, "NVIDIA H200"),
         (Hardware(name="cpu", platform="cpu"), 0, True, "cpu"),
-        (Hardware(name="cpu", platform="cpu", assumed=True), 0, False, None),
+        (FoundHardware(name="cpu", platform="cpu"), 0, False, None),
     ],
     ids=["profile", "NVML", "CPU", "endpoint"],
 )
@@ -183,7 +183,7 @@ def test_an_endpoint_does_not_cost_what_this_machine_does():
     endpoint = replace(one, backend=SimpleNamespace(name="openai", launches=False))
     the_plan = plan(endpoint)
     settings = the_plan.settings
-    assumed = settings.model_copy(update={"hardware": settings.hardware.model_copy(update={"assumed": True})})
+    assumed = settings.model_copy(update={"hardware": FoundHardware(**settings.hardware.model_dump())})
     assert "$" in words(the_plan, History([]), Assumed(90, 60))  # a profile that the user named
     told = words(replace(the_plan, settings=assumed), History([]), Assumed(90, 60))
     assert "no price, no cost" in told

@@ -2,15 +2,14 @@
 
 import contextlib
 import os
-import shutil
 import socket
 
 import pytest
 
 from sweep.__main__ import main
 from sweep.commands import COMMANDS
-from sweep.config import CONF, ROOT
-from sweep.plan.compose import group_choices
+from sweep.config import ROOT
+from sweep.options import ConfigPath
 from sweep.provenance import own_versions
 
 INLINE = ["cluster=inline", "tracking=none"]
@@ -145,7 +144,7 @@ def test_overrides_mean_run(capsys, out, prefix):
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
-@pytest.mark.parametrize("experiment", group_choices("experiment"))
+@pytest.mark.parametrize("experiment", ConfigPath().choices("experiment"))
 def test_every_experiment_has_a_plan_in_both_forms(capsys, out, monkeypatch, experiment, hardware):
     monkeypatch.setattr("sweep.inputs.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
     assert main([f"+experiment={experiment}", *INLINE, "dry_run=true", f"hardware={hardware}", f"out={out}"]) == 0
@@ -157,10 +156,10 @@ def test_every_experiment_has_a_plan_in_both_forms(capsys, out, monkeypatch, exp
 
 def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
     text = (ROOT / "docs" / "experiments.md").read_text()
-    conf = tmp_path / "conf"
-    shutil.copytree(CONF, conf)
-    (conf / "experiment" / "my_study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
-    monkeypatch.setattr("sweep.plan.compose.CONF", conf)
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "my_study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sweep.inputs.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
     # Its zipped lengths are those of synthetic prompts.
     line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]

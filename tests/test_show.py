@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from sweep.config import FoundHardware, Hardware
 from sweep.disk.ledger import Ledger
 from sweep.inputs.load import Poisson
 from sweep.plan import show
@@ -147,7 +148,7 @@ def test_what_is_beyond_a_context_is_told_once_for_a_model(context, backend, war
     ],
 )
 def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, said):
-    hardware = {"name": "cpu", "platform": "cpu", "price_per_hour": 0.5, "assumed": assumed}
+    hardware = (FoundHardware if assumed else Hardware)(name="cpu", platform="cpu", price_per_hour=0.5)
     engines = [SimpleNamespace(backend=SimpleNamespace(launches=one), trials=[]) for one in launches]
     plan = make_plan(*engines, hardware=hardware)
     assert said in show._headline(plan, [])

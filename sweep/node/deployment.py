@@ -277,7 +277,8 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         content = {"model": lambda: model.digest(cache), "backend": lambda: backend.digest()}
         if other := other_content(planned, content):
             raise Contradiction(other)
-        spec = environments.resolve(backend.env, work.settings.hardware.platform)
+        spec = work.deployment.environment
+        assert spec is not None, "planned for an engine that is launched"
         environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
         folder = model.prepare(cache, lambda text: emit(State(text)))
         folder = backend.weights(folder, environment.python, cache, lambda text: emit(State(text)))
