@@ -92,14 +92,25 @@ class Beat(NamedTuple):
     """Nothing new, but alive."""
 
 
+class Completed(NamedTuple):
+    """The deployment's task ended by itself."""
+
+
 class Lost(NamedTuple):
-    """The deployment's task ended without finishing: lost with its node or worker, or failed by an error of ours."""
+    """The deployment's task did not complete: its node or worker was lost, or our own code failed."""
 
     reason: str  # one line
-    error: str | None = None  # the traceback, where the task itself failed
+    error: str | None = None  # the traceback, where our own code failed
+
+
+class NotStarted(NamedTuple):
+    """A living node did not start the deployment: other jobs of the same cluster keep it busy."""
+
+    reason: str  # one line
 
 
 Event = Placed | State | Finished | Files | Beat
+End = Completed | Lost | NotStarted
 Emit = Callable[[Event], None]
 
 
