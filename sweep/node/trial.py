@@ -5,7 +5,6 @@ starts, telemetry beside it, and the verdict. A trial's folder is complete when 
 """
 
 import json
-import re
 import tempfile
 import threading
 import time
@@ -28,8 +27,6 @@ from sweep.numbers import metrics
 from sweep.numbers.steady import steady_window
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
 from sweep.records import Outcome, Records, Request, Sample
-
-PERFORMANCE = re.compile(r"throughput|goodput|^cost_|^steady_|batch_latency|^(ttft|tpot|itl|e2el|service_ttft)_")
 
 
 @dataclass(frozen=True)
@@ -55,29 +52,40 @@ class Place:
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the engine says of itself
 
 
-def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
-    """The columns of a trials row that are known before anything is measured."""
+def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Identity:
+    """The part of a row that is known before anything is measured; `accelerator` is the GPU by its own name."""
     deployment, hardware = run.deployment, run.settings.hardware
-    return {
-        "trial_id": trial.trial_id,
-        "deployment_id": deployment.deployment_id,
-        "attempt": run.attempt,
-        "experiment": run.settings.name,
-        "backend": deployment.backend.name,
-        "model": deployment.model.name,
-        "workload": trial.workload.name,
-        "load": trial.load.name,
+    if not elsewhere(deployment.backend, hardware):
+        accelerator = hardware.accelerator or accelerator or hardware.name
+    return Identity(
+        trial_id=trial.trial_id,
+        deployment_id=deployment.deployment_id,
+        attempt=run.attempt,
+        experiment=run.settings.name,
+        backend=deployment.backend.name,
+        model=deployment.model.name,
+        workload=trial.workload.name,
+        load=trial.load.name,
         **trial.load_columns(),
-        "replicate": trial.replicate,
-        "seed": trial.seed,
-        "price_per_hour": _price(deployment.backend, hardware),
-        "accelerator": None if elsewhere(deployment.backend, hardware) else hardware.accelerator or hardware.name,
-        "gpu_count": deployment.gpu_count,
-        "config": config_text(trial.config),
-        "commit": provenance.commit(),
-        "started_at": provenance.now(),
-        **coordinates(trial, run.axes),
-    }
+        replicate=trial.replicate,
+        seed=trial.seed,
+        price_per_hour=_price(deployment.backend, hardware),
+        accelerator=accelerator,
+        gpu_count=deployment.gpu_count,
+        percentiles=percentiles_text(run.settings.percentiles),
+        config=config_text(trial.config),
+        digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
+        commit=provenance.commit(),
+        started_at=provenance.now(),
+    )
+
+
+def unmeasured_row(
+    run: TrialRun, trial: Trial, outcome: Outcome, reason: str | None, log_tail: str | None = None
+) -> dict[str, Any]:
+    """The row of a trial that ended before it was measured."""
+    verdict = Verdict(outcome=outcome, reason=reason, log_tail=log_tail, ended_at=provenance.now())
+    return TrialRow(identity=identity(run, trial), verdict=verdict, axes=coordinates(trial, run.axes)).flat()
 
 
 def _price(backend: Backend, hardware: Hardware) -> float | None:
@@ -93,8 +101,8 @@ def present_row(
     row: Mapping[str, Any], backend: Backend, trial: Trial, settings: Settings, axes: Iterable[str]
 ) -> dict[str, Any]:
     """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
-    price, units = _price(backend, settings.hardware), max(1, row.get("gpu_count") or 0)
-    cost = metrics.cost_per_million_tokens(price, units, row.get("output_throughput"))
+    price = _price(backend, settings.hardware)
+    cost = cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
     own = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
     return {**row, **own, **coordinates(trial, axes)}
 

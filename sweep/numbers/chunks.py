@@ -40,9 +40,9 @@ class Block(NamedTuple):
         They do by themselves where the stream says how many tokens each chunk holds. Where it does not, each chunk was
         taken for one token, and the server's count is spread over them evenly.
         """
-        seen = np.bincount(self.request - self.request[0], weights=self.tokens)
-        told = np.asarray(records.output_tokens, np.float64)[self.request[0] : self.request[0] + seen.size]
-        factor = np.divide(told, seen, out=np.ones_like(seen), where=(told > 0) & (seen > 0))
+        streamed = np.bincount(self.request - self.request[0], weights=self.tokens)
+        usage = np.asarray(records.output_tokens, np.float64)[self.request[0] : self.request[0] + streamed.size]
+        factor = np.divide(usage, streamed, out=np.ones_like(streamed), where=(usage > 0) & (streamed > 0))
         return np.asarray(self.tokens * factor[self.request - self.request[0]], np.float64)
 
     def times(self, records: Records) -> Floats:
@@ -50,39 +50,39 @@ class Block(NamedTuple):
         return as_floats(records.sent)[self.request] + self.us / 1e6
 
 
-def blocks(records: Records, of: Mask) -> Iterator[Block]:
-    """The chunks of the requests `of`, whole requests at a time, about BLOCK_CHUNKS in each block."""
+def blocks(records: Records, mask: Mask) -> Iterator[Block]:
+    """The chunks of the requests in the mask, whole requests at a time, about BLOCK_CHUNKS in each block."""
     offsets, us, tokens = np.asarray(records.offsets), np.asarray(records.chunk_us), np.asarray(records.chunk_tokens)
     begin, count = 0, len(records)
     while begin < count:
         end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + BLOCK_CHUNKS, side="right")) - 1)
         chunks = slice(offsets[begin], offsets[end])
         request = np.repeat(np.arange(begin, end), np.diff(offsets[begin : end + 1]))
-        kept = of[request] & (tokens[chunks] > 0)
-        if kept.any():
-            yield Block(request[kept], us[chunks][kept].astype(np.int64), tokens[chunks][kept])
+        arrivals = mask[request] & (tokens[chunks] > 0)
+        if arrivals.any():
+            yield Block(request[arrivals], us[chunks][arrivals].astype(np.int64), tokens[chunks][arrivals])
         begin = end
 
 
 def tokens_per_bin(
-    records: Records, of: Mask, begin: float, width: float, bins: int, *, chunks: bool = False
+    records: Records, mask: Mask, begin: float, width: float, bins: int, *, chunks: bool = False
 ) -> Floats:
     """Tokens (or chunks) that arrived in each of `bins` bins of `width` s from `begin`. Shape (bins,)."""
-    found = np.zeros(bins)
-    for block in blocks(records, of):
+    totals = np.zeros(bins)
+    for block in blocks(records, mask):
         index = np.floor((block.times(records) - begin) / width).astype(np.int64)
-        kept = (index >= 0) & (index < bins)
-        weights = None if chunks else block.counted(records)[kept]
-        found += np.bincount(index[kept], weights=weights, minlength=bins)
-    return found
+        inside = (index >= 0) & (index < bins)
+        weights = None if chunks else block.counted(records)[inside]
+        totals += np.bincount(index[inside], weights=weights, minlength=bins)
+    return totals
 
 
-def tokens_within(records: Records, of: Mask, begin: float, end: float) -> int:
+def tokens_within(records: Records, mask: Mask, begin: float, end: float) -> int:
     """Tokens that arrived after `begin` and not after `end`."""
-    found = sum(
-        float(block.counted(records)[within(block.times(records), begin, end)].sum()) for block in blocks(records, of)
+    total = sum(
+        float(block.counted(records)[within(block.times(records), begin, end)].sum()) for block in blocks(records, mask)
     )
-    return round(found)
+    return round(total)
 
 
 def token_times(records: Records) -> tuple[Floats, Floats]:
@@ -102,15 +102,15 @@ def token_times(records: Records) -> tuple[Floats, Floats]:
 
 
 def token_chunks(records: Records) -> NDArray[np.int64]:
-    """How many chunks of each request had a token in them. Shape (requests,)."""
+    """Chunks with a token in them, of each request. Shape (requests,)."""
     if np.all(np.asarray(records.chunk_tokens) > 0):
         return np.diff(np.asarray(records.offsets))
-    found = np.zeros(len(records), np.int64)
+    totals = np.zeros(len(records), np.int64)
     for block in blocks(records, np.ones(len(records), np.bool_)):
         begin = block.request[0]
         counts = np.bincount(block.request - begin)
-        found[begin : begin + counts.size] = counts
-    return found
+        totals[begin : begin + counts.size] = counts
+    return totals
 
 
 def as_floats(column: "array[float]") -> Floats:
@@ -119,5 +119,5 @@ def as_floats(column: "array[float]") -> Floats:
 
 
 def within(times: Floats, begin: float, end: float) -> Mask:
-    """Which times are after `begin` and not after `end`. Shape of `times`."""
+    """The times that are after `begin` and not after `end`. Shape of `times`."""
     return np.asarray((times > begin) & (times <= end))

@@ -1,4 +1,4 @@
-"""The part of a trial in which it was in steady state: found, not assumed, and None where there is none to be found.
+"""The part of a trial in which it was in steady state: found, not assumed, and None where there is none.
 
 The window
   * begins when the load has turned over once: as many requests have ended as are typically in flight. Those of the
@@ -11,13 +11,15 @@ The window
   * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
     initial transient", Operations Research 31, 1983).
 Looked at are two series: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
-there is one, the tokens per second of each batch, and no drain. What the figures in a window mean is in `metrics`.
+there is one, the tokens per second of each batch, and no drain. `quantities.steady` has the figures of a window.
 """
 
 import numpy as np
 
 from sweep.numbers.chunks import Floats, Mask, tokens_per_bin
-from sweep.numbers.metrics import Window, batches, measured, service_e2el, succeeded
+from sweep.numbers.quantities.batches import batches
+from sweep.numbers.quantities.latency import service_e2el
+from sweep.numbers.selection import Window, measured, spans, succeeded
 from sweep.records import UNKNOWN, Records
 
 BINS = 500  # at most
@@ -31,70 +33,62 @@ CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson &
 
 def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
     """The steady state of a trial's measured requests; its `method` says how it was found, or why it was not."""
-    of = measured(records, discard_first_batch)
-    if not (of & succeeded(records)).any():
+    mask = measured(records, discard_first_batch)
+    if not (mask & succeeded(records)).any():
         return _none("no request succeeded")
-    if np.any(np.asarray(records.batch)[of] != UNKNOWN):
-        return _of_batches(records, of)
-    return _of_time(records, of)
+    if np.any(np.asarray(records.batch)[mask] != UNKNOWN):
+        return _of_batches(records, mask)
+    return _of_time(records, mask)
 
 
-def _of_batches(records: Records, of: Mask) -> Window:
-    found = batches(records, of)
-    if found.latency.size < FEWEST_MEANS:
-        return _none(f"{found.latency.size} whole batches are fewer than {FEWEST_MEANS}")
-    kept = settled([found.output_tokens / found.latency], means_of=1, typical=1)
-    if kept is None:
+def _of_batches(records: Records, mask: Mask) -> Window:
+    whole = batches(records, mask)
+    if whole.latency.size < FEWEST_MEANS:
+        return _none(f"{whole.latency.size} whole batches are fewer than {FEWEST_MEANS}")
+    steady = settled([whole.output_tokens / whole.latency], means_of=1, typical=1)
+    if steady is None:
         return _none("it never settled")
-    last = kept.stop - 1
-    return Window(float(found.begin[kept.start]), float(found.begin[last] + found.latency[last]), "MSER over batches")
+    last = steady.stop - 1
+    return Window(float(whole.begin[steady.start]), float(whole.begin[last] + whole.latency[last]), "MSER over batches")
 
 
-def _of_time(records: Records, of: Mask) -> Window:
-    begin, end = turned_over(records, of), float(np.nanmax(np.asarray(records.sent)[of]))
+def _of_time(records: Records, mask: Mask) -> Window:
+    begin, end = turned_over(records, mask), float(np.nanmax(np.asarray(records.sent)[mask]))
     if begin is None or end <= begin:
         return _none("the last request was sent before the load had turned over once")
-    tokens = int(tokens_per_bin(records, of, begin, end - begin, 1)[0])
+    tokens = int(tokens_per_bin(records, mask, begin, end - begin, 1)[0])
     bins = min(BINS, tokens // TOKENS_PER_BIN) // 5 * 5
     if bins < 5 * FEWEST_MEANS:
         return _none(f"{tokens} tokens under the full load are fewer than {5 * FEWEST_MEANS * TOKENS_PER_BIN}")
     width = (end - begin) / bins
     edges = begin + width * np.arange(bins + 1, dtype=np.float64)
-    request = float(np.nanmedian(service_e2el(records)[of]))
-    load = in_flight(records, of, edges)
-    series = [tokens_per_bin(records, of, begin, width, bins), load]
-    kept = settled(series, means_of=5, typical=round(request / width), load=load)
-    if kept is None:
+    request = float(np.nanmedian(service_e2el(records)[mask]))
+    load = in_flight(records, mask, edges)
+    series = [tokens_per_bin(records, mask, begin, width, bins), load]
+    steady = settled(series, means_of=5, typical=round(request / width), load=load)
+    if steady is None:
         return _none("it never settled")
-    if (kept.stop - kept.start) * width < request:
+    if (steady.stop - steady.start) * width < request:
         return _none(f"what settled is shorter than a typical request of {request:.3g} s")
-    return Window(float(edges[kept.start]), float(edges[kept.stop]), "MSER-5 over tokens/s and requests in flight")
+    return Window(float(edges[steady.start]), float(edges[steady.stop]), "MSER-5 over tokens/s and requests in flight")
 
 
-def turned_over(records: Records, of: Mask) -> float | None:
-    """When as many requests have ended as are typically in flight, s from the trial's start; None if never.
+def turned_over(records: Records, mask: Mask) -> float | None:
+    """The time at which as many requests have ended as are typically in flight (s from the start); None if never.
 
     Typical is the median over the time from the first send to the last.
     """
-    sent, ended = _intervals(records, of)
+    sent, ended = spans(records, mask)
     if not sent.size or sent.max() <= sent.min():
         return None
-    typical = int(np.median(in_flight(records, of, np.linspace(sent.min(), sent.max(), BINS + 1))).round())
+    typical = int(np.median(in_flight(records, mask, np.linspace(sent.min(), sent.max(), BINS + 1))).round())
     return float(np.sort(ended)[max(typical, 1) - 1]) if typical <= ended.size else None
 
 
-def in_flight(records: Records, of: Mask, edges: Floats) -> Floats:
+def in_flight(records: Records, mask: Mask, edges: Floats) -> Floats:
     """Mean number of requests in flight (sent, last token not there) between each two edges. Shape (edges - 1,)."""
-    sent, ended = _intervals(records, of)
+    sent, ended = spans(records, mask)
     return np.diff(_time_since(sent, edges) - _time_since(ended, edges)) / np.diff(edges)
-
-
-def _intervals(records: Records, of: Mask) -> tuple[Floats, Floats]:
-    """Send and last token of the requests `of` that got one, s from the trial's start."""
-    sent = np.asarray(records.sent, np.float64)[of]
-    ended = sent + service_e2el(records)[of]
-    some = ~np.isnan(ended)
-    return sent[some], ended[some]
 
 
 def _time_since(events: Floats, at: Floats) -> Floats:
@@ -130,7 +124,7 @@ def cooled_down(load: Floats, means_of: int, slack: float) -> int:
 
 
 def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
-    """How many of the first observations to leave out, by the marginal standard error rule.
+    """The number of first observations to leave out, by the marginal standard error rule.
 
     With y the n means of `means_of` observations each, and ȳ_d the mean of those after d, the squared standard error is
     e(d) = Σ_{i>d} (y_i − ȳ_d)² / (n − d)². The rule proper (slack 1) takes the d ≤ n/2 with the smallest e. Where there
@@ -148,7 +142,7 @@ def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
 
 
 def stationary(values: Floats, typical: int) -> bool:
-    """Whether the mean does not drift: by at most DRIFT from half to half, or not beyond the noise of the series.
+    """Return whether the mean drifts by at most DRIFT from half to half, or not beyond the noise of the series.
 
     Heidelberger and Welch: B(k) = (S_k − k·ȳ) / √(n·p(0)) is a Brownian bridge if the mean is constant, S_k being the
     sum of the first k values, and ∫B² is then below CRAMER_VON_MISES_99 in 99 of 100 cases. p(0), the spectral density
@@ -170,5 +164,5 @@ def stationary(values: Floats, typical: int) -> bool:
     return bool(np.mean(bridge**2) <= CRAMER_VON_MISES_99 * n * density)
 
 
-def _none(why: str) -> Window:
-    return Window(None, None, f"none: {why}")
+def _none(reason: str) -> Window:
+    return Window(None, None, f"none: {reason}")
