@@ -136,6 +136,7 @@ class Settings(Strict):
     replicates: int = Field(default=1, gt=0, le=10_000)
     seed: NonNegativeInt = 0  # changes results: it is in every trial id
     dry_run: bool = False
+    details: bool = False
     fresh: bool = False
     retry: Literal["once", "none"] = "once"
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
@@ -179,6 +180,11 @@ def cache_directory(setting: str | None) -> Path:
     if setting:
         return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
+
+
+def import_path() -> str:
+    """PYTHONPATH for a process that imports this code; an installed wheel's folders are on no path by themselves."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def content_hash(value: Any, length: int = 12) -> str:

@@ -21,7 +21,7 @@ from sweep.plan.packing import Node
 from sweep.plan.pending import todo
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
-from sweep.plan.show import make_console, print_plan
+from sweep.plan.show import make_console, print_details, print_plan
 from sweep.wording import count
 
 
@@ -40,7 +40,11 @@ def run(arguments: Sequence[str]) -> int:
     check_out(paths.out)
     if settings.dry_run:
         print_plan(console, plan, ledger_to_read(settings, paths), History.beside(paths.out), nodes, details=True)
+        if settings.details:
+            print_details(console, plan)
         return 0
+    if settings.details:
+        raise ConfigError("details=true: prints every point of a plan; allowed with dry_run=true")
     if settings.cluster.simulate is not None:
         raise ConfigError("cluster.simulate: a simulated cluster runs nothing; allowed with dry_run=true")
     check_ports(plan)

@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis")
-BASIS = {"sweep.config", "sweep.records", "sweep.provenance", "sweep.wording"}
+BASIS = {"sweep.config", "sweep.records", "sweep.provenance", "sweep.wording", "sweep.labels"}
 MAY_IMPORT: dict[str, set[str]] = {
     # Data types and settings: everybody's.
     "sweep.records": set(),
     "sweep.config": set(),
     "sweep.wording": set(),
+    "sweep.labels": set(),
     "sweep.provenance": {"sweep.config", "backends.base"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
     "sweep.numbers": BASIS,

@@ -19,11 +19,11 @@ from sweep.drive.progress import Display
 def run(tmp_path):
     """A run of four trials: one done, one failed, two left."""
     paths = RunPaths(tmp_path / "night")
-    trial = {"kind": "trial", "deployment_id": "d1", "workload": "qa", "load": "batch", "replicate": 0}
+    trial = {"kind": "trial", "deployment_id": "d1"}
     entries = [
         {"kind": "experiment", "name": "night"},
-        {"kind": "deployment", "deployment_id": "d1", "backend": "vllm", "model": "tiny"},
-        *({**trial, "trial_id": f"t{size}", "coordinates": {"load.batch_size": size}} for size in (1, 2, 4, 8)),
+        {"kind": "deployment", "deployment_id": "d1", "label": "vllm tiny"},
+        *({**trial, "trial_id": f"t{size}", "label": f"qa batches of {size} replicate 0"} for size in (1, 2, 4, 8)),
     ]
     paths.out.mkdir()
     write_plan(paths, entries)
@@ -49,7 +49,7 @@ def lines(run):
 def test_done_failed_and_why(run):
     text = lines(run)
     assert "night: 1 of 4 trials done (1 ok, 1 hung)" in text
-    assert "vllm tiny qa batch (load.batch_size=2) replicate 0: hung: not done in 60 s [d1/1/engine.log]" in text
+    assert "vllm tiny qa batches of 2 replicate 0: hung: not done in 60 s [d1/1/engine.log]" in text
     assert "no driver has been here" in text
 
 

@@ -22,6 +22,7 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 from sweep.client import wire
 from sweep.client.job import ROW
 from sweep.client.wire import BatchForm, Target, Timeouts
+from sweep.config import import_path
 from sweep.records import Phase, Record, Records, Request, Schedule
 
 __all__ = [
@@ -200,8 +201,7 @@ class _Client(NamedTuple):
 @contextlib.contextmanager
 def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
     """The client processes; whatever happens, none is left behind."""
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment = {**os.environ, "PYTHONPATH": import_path()}
     clients: list[_Client] = []
     try:
         for part in range(parts):

@@ -28,7 +28,7 @@ from ray.experimental import internal_kv
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweep.config import ROOT, Cluster, ConfigError, Halted, first_line
+from sweep.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
 from sweep.drive.transfer import carried
 from sweep.node.deployment import Beat, DiskFull, Event, Lost, Placed, Work, clear_engines, stream_deployment
 from sweep.plan.packing import Kind, Need, Node, Unbegun
@@ -82,6 +82,7 @@ def connect(cluster: Cluster) -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
+                runtime_env={"env_vars": {"PYTHONPATH": import_path()}},
             )
         else:
             runtime = {"working_dir": str(ROOT), "excludes": NOT_CODE}

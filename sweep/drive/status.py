@@ -102,7 +102,7 @@ def read(out: Path) -> Status:
     rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
     failures = [
         (
-            _what(names[entry["deployment_id"]], entry),
+            f"{_label(names[entry['deployment_id']])} {_label(entry)}",
             row["outcome"],
             _why(row),
         )
@@ -122,10 +122,9 @@ def last_words(paths: RunPaths) -> dict[str, Any] | None:
         return None
 
 
-def _what(deployment: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
-    axes = ", ".join(f"{key}={value}" for key, value in trial["coordinates"].items() if key not in ("backend", "model"))
-    name = f"{deployment['backend']} {deployment['model']} {trial['workload']} {trial['load']}"
-    return f"{name} ({axes}) replicate {trial['replicate']}" if axes else f"{name} replicate {trial['replicate']}"
+def _label(entry: Mapping[str, Any]) -> str:
+    """What sets a deployment or a trial apart; its id in a plan of an older version."""
+    return str(entry.get("label") or entry[f"{entry['kind']}_id"])
 
 
 def _why(row: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from sweep.client.measurement import ClientDied
 from sweep.config import Hardware, Settings, cache_directory
 from sweep.disk.run_files import RunPaths
 from sweep.node import agreement, gpu_memory
-from sweep.node.trial import Place, TrialRun, base_row, run_trial
+from sweep.node.trial import PreparedNode, RunningEngine, TrialRun, base_row, run_trial
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Deployment, Trial
 from sweep.provenance import gpu_names, now
@@ -169,7 +169,7 @@ def run_deployment(
     run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
     pending = _Pending(work, stop, stop_soon)
     try:
-        place = _prepare(work, gpus, emit)
+        node = _prepare(work, gpus, emit)
     except Contradiction as error:
         _end_all(run, pending.trials, Failure(Outcome.INVALID, str(error)), emit)
         return
@@ -183,7 +183,7 @@ def run_deployment(
     _end_contradicted(run, pending.trials, emit)
     failures: list[Failure] = []
     while pending.next():
-        failure = _one_launch(run, place, work.marker, pending, emit)
+        failure = _one_launch(run, node, work.marker, pending, emit)
         if failure is None or failure.good:
             failures.clear()
         if failure is not None:
@@ -245,25 +245,25 @@ class _Pending:
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < left), None)
 
 
-def _one_launch(run: TrialRun, place: Place, marker: str, pending: _Pending, emit: Emit) -> Failure | None:
+def _one_launch(run: TrialRun, node: PreparedNode, marker: str, pending: _Pending, emit: Emit) -> Failure | None:
     """Launch the engine and run trials on it: all that are left, or those of one replicate. None if it did not fail."""
-    backend, versions = run.deployment.backend, place.environment.versions
+    backend, versions = run.deployment.backend, node.environment.versions
     try:
-        if place.launch.gpus:
+        if node.launch.gpus:
             emit(State("waiting for GPU memory"))
-            gpu_memory.wait_until_free(place.launch.gpus)
-        expected = agreement.reference(run, place.launch, lambda text: emit(State(text)))
+            gpu_memory.wait_until_free(node.launch.gpus)
+        expected = agreement.reference(run, node.launch, lambda text: emit(State(text)))
         emit(State("launching the engine" if backend.launches else f"asking {backend.url}, which runs already"))
-        with server.running(backend, place.launch, marker=marker, versions=versions) as engine:
+        with server.running(backend, node.launch, marker=marker, versions=versions) as engine:
             facts = {**engine.facts(), **agreement.compare(run, engine, expected)}
-            return _run_trials(run, replace(place, engine=engine, facts=facts), pending, emit)
+            return _run_trials(run, RunningEngine(node, engine, facts), pending, emit)
     except gpu_memory.Busy as error:
         return Failure(Outcome.LAUNCH_FAILED, str(error), at_launch=True)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.log_tail, at_launch=True)
 
 
-def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
+def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
     """Environment and weights on this node, and the launch that they make possible."""
     backend, model = work.deployment.backend, work.deployment.model
     cache = cache_directory(work.settings.cache_dir)
@@ -296,7 +296,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> Place:
         dtype=model.dtype if backend.dtype == "auto" else backend.dtype,
         max_model_len=model.max_model_len,
     )
-    return Place(launch, environment, client_cpus, socket.gethostname())
+    return PreparedNode(launch, environment, client_cpus, socket.gethostname())
 
 
 def clear_engines(marker: str) -> int:
@@ -333,17 +333,15 @@ def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tupl
     return cores[:-clients], set(cores[-clients:])
 
 
-def _run_trials(run: TrialRun, place: Place, pending: _Pending, emit: Emit) -> Failure | None:
+def _run_trials(run: TrialRun, running: RunningEngine, pending: _Pending, emit: Emit) -> Failure | None:
     """Trials in order until they are through, the engine has failed or the driver wants no more."""
-    engine = place.engine
-    assert engine is not None
     replicate: int | None = None
     total, good = len(pending.trials), False
     while trial := pending.next():
         if run.settings.relaunch == "per_replicate" and replicate not in (None, trial.replicate):
             return None
         emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
-        row = _measure(run, place, trial, pending, emit, fresh=replicate is None)
+        row = _measure(run, running, trial, pending, emit, fresh=replicate is None)
         replicate = trial.replicate
         if row["outcome"] == Outcome.CANCELLED:
             return None  # it was not measured: the trial is left for the next run
@@ -353,27 +351,26 @@ def _run_trials(run: TrialRun, place: Place, pending: _Pending, emit: Emit) -> F
             _censor_larger(run, trial, pending.trials, emit)
         elif failure := _failure(row, good):
             return failure
-        if not engine.alive():
+        if not running.engine.alive():
             return None
         good = good or row["outcome"] == Outcome.OK
     return None
 
 
 def _measure(
-    run: TrialRun, place: Place, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
+    run: TrialRun, running: RunningEngine, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
 ) -> dict[str, Any]:
     """The trial's row. A measuring process that dies is no fault of the engine: the trial is measured again.
 
     Before each measurement the engine forgets what it was asked before, unless it is `fresh` from its launch: a second
     try asks the prompts of the first, and would find them in the cache.
     """
-    assert place.engine is not None
     caches: bool | None = None  # what the row says: the last answer
     for attempt in range(run.settings.attempts):
         if attempt or not fresh:
-            caches = _reset_caches(place.engine, emit)
+            caches = _reset_caches(running.engine, emit)
         try:
-            return run_trial(run, place, trial, pending.stop, caches)
+            return run_trial(run, running, trial, pending.stop, caches)
         except ClientDied as error:
             reason = str(error)
     ended = {"outcome": Outcome.INVALID.value, "reason": reason, "ended_at": now()}

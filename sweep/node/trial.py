@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,22 @@ class TrialRun:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The node as a trial finds it: what was prepared there, which cores the client has, and the running engine."""
+class PreparedNode:
+    """A node that has all that the engine needs: its environment, its weights, and cores for it and for the client."""
 
     launch: Launch
     environment: Environment
     client_cpus: set[int]
-    node: str
-    engine: Engine | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what the engine says of itself
+    name: str
+
+
+@dataclass(frozen=True)
+class RunningEngine:
+    """The engine that trials are measured on, and the node it runs on."""
+
+    node: PreparedNode
+    engine: Engine
+    facts: Mapping[str, Any]  # as the engine reports them
 
 
 def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Identity:
@@ -108,7 +115,7 @@ def present_row(
 
 
 def run_trial(
-    run: TrialRun, place: Place, trial: Trial, stop: threading.Event, caches_reset: bool | None
+    run: TrialRun, running: RunningEngine, trial: Trial, stop: threading.Event, caches_reset: bool | None
 ) -> dict[str, Any]:
     """Measure one trial on a running engine; its files are written and its row returned.
 
@@ -119,15 +126,14 @@ def run_trial(
     Raises:
         client.ClientDied: if the measuring process ended without its results.
     """
-    engine = place.engine
-    assert engine is not None
-    row = base_row(run, trial) | _engine_columns(run, place) | {"caches_reset": caches_reset}
+    engine = running.engine
+    row = base_row(run, trial) | _engine_columns(run, running) | {"caches_reset": caches_reset}
     files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
     try:
-        warmup, requests = _build_requests(run, place, trial)
+        warmup, requests = _build_requests(run, trial)
     except ValueError as error:  # this workload cannot be had of this tokenizer: no fault of the engine's
         return row | {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": provenance.now()}
-    sampler = Sampler(_sources(run, place, engine), run.settings.telemetry_interval)
+    sampler = Sampler(_sources(engine), run.settings.telemetry_interval)
     idle = memory_of(sampler.read_once())[1]
     deadline = time.monotonic() + run.settings.trial_timeout
     logged = engine.log_position()
@@ -135,12 +141,12 @@ def run_trial(
     measure = engine_timed.measure if run.deployment.backend.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         result = measure(
-            _target(run, place, trial, engine),
+            _target(trial, engine),
             warmup,
             requests,
             trial.load.schedule(len(requests), trial.seed),
             folder=Path(job),
-            cpus=place.client_cpus,
+            cpus=running.node.client_cpus,
             processes=run.settings.client.processes,
             timeouts=measurement.Timeouts(**run.settings.client.timeouts.model_dump()),
             on_start=sampler.begin,
@@ -167,31 +173,30 @@ def run_trial(
     return row
 
 
-def _engine_columns(run: TrialRun, place: Place) -> dict[str, Any]:
-    engine = place.engine
-    assert engine is not None
+def _engine_columns(run: TrialRun, running: RunningEngine) -> dict[str, Any]:
+    facts, node = running.facts, running.node
     return {
-        "engine_version": place.facts.get("engine_version"),
-        "agreement": place.facts.get("agreement"),
-        "agreement_reference": place.facts.get("agreement_reference"),
-        "dtype": place.facts.get("dtype"),
-        "startup_seconds": engine.startup_seconds,
-        "versions": json.dumps({**provenance.own_versions(), **place.environment.versions}),
-        "hardware": json.dumps({"node": place.node, **provenance.hardware()}),
+        "engine_version": facts.get("engine_version"),
+        "agreement": facts.get("agreement"),
+        "agreement_reference": facts.get("agreement_reference"),
+        "dtype": facts.get("dtype"),
+        "startup_seconds": running.engine.startup_seconds,
+        "versions": json.dumps({**provenance.own_versions(), **node.environment.versions}),
+        "hardware": json.dumps({"node": node.name, **provenance.hardware()}),
         "driver": provenance.driver(),
-        **_accelerator(run, place),
-        "engine_facts": json.dumps({key: place.facts[key] for key in place.facts if key != "versions"}, default=str),
+        **_accelerator(run, node),
+        "engine_facts": json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
     }
 
 
-def _accelerator(run: TrialRun, place: Place) -> dict[str, str]:
+def _accelerator(run: TrialRun, node: PreparedNode) -> dict[str, str]:
     """The GPU by the name that it gives itself, where the profile does not name one."""
     names = provenance.gpu_names()
-    own = [names[int(gpu)] for gpu in place.launch.gpus if gpu.isdigit() and int(gpu) < len(names)]
+    own = [names[int(gpu)] for gpu in node.launch.gpus if gpu.isdigit() and int(gpu) < len(names)]
     return {"accelerator": own[0]} if own and run.settings.hardware.accelerator is None else {}
 
 
-def _build_requests(run: TrialRun, place: Place, trial: Trial) -> tuple[list[Request], list[Request]]:
+def _build_requests(run: TrialRun, trial: Trial) -> tuple[list[Request], list[Request]]:
     """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
     tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
     workload, count = trial.workload, trial.num_requests
@@ -201,30 +206,26 @@ def _build_requests(run: TrialRun, place: Place, trial: Trial) -> tuple[list[Req
     return warmup, requests
 
 
-def _target(run: TrialRun, place: Place, trial: Trial, engine: Engine) -> measurement.Target:
-    backend = run.deployment.backend
+def _target(trial: Trial, engine: Engine) -> measurement.Target:
+    """Return what the client must know of the engine: what its backend says under the same names, and three more."""
+    backend = engine.backend
+    shared = {field.name for field in fields(measurement.Target)} & set(Backend.model_fields) - {"url"}
     return measurement.Target(
         url=engine.url,
-        api=backend.api,
-        model=place.launch.served_name,
-        batch_form=backend.batch_form,
-        continuous_usage=backend.continuous_usage,
-        token_ids=backend.token_ids,
+        model=engine.launch.served_name,
         ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,
-        extra_body=backend.extra_body,
-        headers=backend.headers,
-        api_key_env=backend.api_key_env,
-        verify_tls=backend.verify_tls,
+        **{name: getattr(backend, name) for name in shared},
     )
 
 
-def _sources(run: TrialRun, place: Place, engine: Engine) -> list[Source]:
-    backend = run.deployment.backend
+def _sources(engine: Engine) -> list[Source]:
+    """Return what is sampled beside the measurement."""
+    backend, gpus = engine.backend, engine.launch.gpus
     sources: list[Source] = []
     if backend.metrics_path:
         sources.append(EngineMetrics(engine.url + backend.metrics_path, backend.metric_names, backend.verify_tls))
-    if place.launch.gpus:
-        sources.append(Gpus(place.launch.gpus))
+    if gpus:
+        sources.append(Gpus(gpus))
     if backend.launches:
         sources.append(Processes(engine.processes))
     return sources

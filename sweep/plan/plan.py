@@ -21,6 +21,7 @@ class Trial:
     coordinates: dict[str, Any]  # this trial's values on the experiment's axes
     config: dict[str, Any]  # resolved
     content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: files
+    label: str = ""  # what sets it apart from the other trials of its deployment, the replicate left out
 
     @property
     def num_requests(self) -> int:
@@ -32,8 +33,13 @@ class Trial:
         return {key: getattr(self.load, key, None) for key in LOAD_COLUMNS}
 
     def describe(self) -> str:
-        """In a few words, for people."""
-        return f"{self.workload.name} {self.load.describe()} replicate {self.replicate}"
+        """What it is in a few words: `qa batches of 8 output_tokens=64 replicate 0`."""
+        return f"{self.label or self.name} replicate {self.replicate}"
+
+    @property
+    def name(self) -> str:
+        """Workload and load."""
+        return f"{self.workload.name} {self.load.describe()}"
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,15 @@ class Deployment:
     trials: list[Trial] = field(default_factory=list)
     unavailable: str | None = None  # why it cannot run on this host, with the remedy
     content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: weights, our own code
+    label: str = ""  # what sets it apart from the other deployments of the plan
 
     def describe(self) -> str:
-        """In a few words, for people."""
+        """What it is in a few words: `vllm tiny-llama max-num-seqs=2`."""
+        return self.label or self.name
+
+    @property
+    def name(self) -> str:
+        """Backend and model."""
         return f"{self.backend.name} {self.model.name}"
 
 
@@ -84,6 +96,7 @@ class Plan:
             yield {
                 "kind": "deployment",
                 "deployment_id": deployment.deployment_id,
+                "label": deployment.describe(),
                 "backend": deployment.backend.name,
                 "model": deployment.model.name,
                 "gpu_count": deployment.gpu_count,
@@ -95,6 +108,7 @@ class Plan:
                     "kind": "trial",
                     "trial_id": trial.trial_id,
                     "deployment_id": deployment.deployment_id,
+                    "label": trial.describe(),
                     "workload": trial.workload.name,
                     "load": trial.load.name,
                     **trial.load_columns(),

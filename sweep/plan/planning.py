@@ -8,11 +8,13 @@ folder is hashed, the hub asked which commit a revision is.
 import json
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
 from sweep.config import POINT_GROUPS, ConfigError, Settings, build, cache_directory, content_hash, one_of
+from sweep.labels import labels
 from sweep.plan.compose import Assignments, Composition, Point, group_choices
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import PROTOCOL_VERSION
@@ -40,11 +42,12 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
     builder = _Builder(settings, surroundings)
     for point, coordinates in zip(composition.points, composition.coordinates, strict=True):
         builder.add(point, coordinates)
-    for deployment in builder.deployments.values():
+    deployments = _labelled(list(builder.deployments.values()))
+    for deployment in deployments:
         deployment.trials[:] = _blocked_order(deployment.trials, settings.seed)
     axes = sorted({axis for coordinates in composition.coordinates for axis in coordinates})
     _check_baseline(settings.baseline, axes)
-    return Plan(settings, list(builder.deployments.values()), axes, composition.replaced)
+    return Plan(settings, deployments, axes, composition.replaced)
 
 
 class _Builder:
@@ -137,6 +140,24 @@ class _Builder:
         """Never of the backend: all see the same prompts. Of the load: no cache may answer for an earlier trial."""
         parts = [self._identity("workload", workload), self._identity("load", load)]
         return int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
+
+
+def _labelled(deployments: list[Deployment]) -> list[Deployment]:
+    """The same deployments and trials, each with the settings that set it apart from its siblings."""
+    names = labels([deployment.name for deployment in deployments], [_settings_of(each) for each in deployments])
+    labelled = []
+    for deployment, name in zip(deployments, names, strict=True):
+        trials = deployment.trials
+        texts = labels([trial.name for trial in trials], [trial.coordinates for trial in trials])
+        trials = [replace(trial, label=text) for trial, text in zip(trials, texts, strict=True)]
+        labelled.append(replace(deployment, label=name, trials=trials))
+    return labelled
+
+
+def _settings_of(deployment: Deployment) -> dict[str, Any]:
+    """The values on the axes that all trials of a deployment share."""
+    first, *others = (trial.coordinates for trial in deployment.trials)
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
 
 
 def _at_the_door(check: Callable[[], T], group: str) -> T:

@@ -10,6 +10,7 @@ from rich.console import Console, OverflowMethod
 
 from sweep.config import next_time
 from sweep.disk.ledger import Ledger
+from sweep.plan.details import point_details
 from sweep.plan.estimate import Assumed, History, estimate
 from sweep.plan.packing import Node
 from sweep.plan.pending import reasons, todo
@@ -43,6 +44,11 @@ def print_plan(
     lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
     lines += [f"expected: {text}" for text in _expected(plan, left, history, nodes)]
     _say(console, lines)
+
+
+def print_details(console: Console, plan: Plan) -> None:
+    """Print every point in full."""
+    _say(console, point_details(plan))
 
 
 def _say(console: Console, lines: Iterable[str]) -> None:

@@ -1,0 +1,79 @@
+"""Every point of a plan in full, so that it can be held against a paper: command, dtype, context, lengths, counts."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from backends.base import Launch
+from sweep.config import cache_directory
+from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.wording import count
+
+SAMPLE = 200  # requests whose lengths are looked at
+OURS = "PYTHONPATH"  # how the engine's process finds our own code: it differs from machine to machine
+
+
+def point_details(plan: Plan) -> Iterator[str]:
+    """Lines about each deployment, and below it about each of its points, replicates together."""
+    cache = cache_directory(plan.settings.cache_dir)
+    for deployment in plan.deployments:
+        yield f"{deployment.deployment_id}  {deployment.describe()}"
+        yield from (f"  {line}" for line in _engine(deployment, plan.settings.hardware.platform))
+        replicates: dict[str, list[Trial]] = {}
+        for trial in deployment.trials:
+            replicates.setdefault(trial.label or trial.name, []).append(trial)
+        for label, trials in replicates.items():
+            yield f"  {label}: {'; '.join(_requests(deployment, trials, cache))}"
+
+
+def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
+    backend, model = deployment.backend, deployment.model
+    launch = Launch(
+        model=Path("MODEL"),
+        served_name=model.served_name or model.name,
+        workdir=Path("ATTEMPT"),
+        binary=backend.env.binary,
+        gpus=tuple(str(index) for index in range(deployment.gpu_count)),
+        dtype=model.dtype if backend.dtype == "auto" else backend.dtype,
+        max_model_len=model.max_model_len,
+    )
+    if not backend.launches:
+        yield f"endpoint: {backend.url}"
+    else:
+        try:
+            yield f"command: {shlex.join(backend.command(launch))}"
+        except (OSError, ValueError) as error:  # of an engine that looks at its converted weights first
+            yield f"command: known once its weights are prepared ({error})"
+        environ = {name: value for name, value in backend.environment(launch).items() if name != OURS}
+        yield f"environment: {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}"
+    context = getattr(model, "context", None)
+    gpus = f"{count(deployment.gpu_count, 'GPU')} ({deployment.accelerator or 'any'})" if platform == "cuda" else "CPU"
+    dtype = "that of the weights" if launch.dtype == "auto" else launch.dtype
+    longest = f"{context} tokens" if context else "that of the model"
+    yield f"dtype: {dtype}; context: {longest}; on {gpus}"
+
+
+def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> Iterator[str]:
+    """The questions of a point: how many, how long, and how long their answers may be."""
+    first = trials[0]
+    workload, number = first.workload, first.num_requests
+    yield f"{count(number, 'request')} after {first.load.count(workload.warmup_requests)} of warm-up"
+    try:
+        tokenizer = deployment.model.load_tokenizer(cache)
+    except (OSError, ValueError):
+        tokenizer = None  # a model that is not on this machine; its prompts cannot be counted here
+    requests = workload.requests(tokenizer, min(number, SAMPLE), first.seed)
+    asked = [getattr(workload, "input_tokens", request.input_tokens) for request in requests]
+    yield f"input {_lengths([request.input_tokens for request in requests] if tokenizer else asked)}"
+    most = "" if workload.ignore_eos and deployment.backend.ignores_eos else "at most "
+    yield f"output {most}{_lengths([request.output_tokens for request in requests])}"
+    yield f"{count(len(trials), 'replicate')}, seeds {', '.join(str(trial.seed) for trial in trials)}"
+
+
+def _lengths(tokens: Sequence[int]) -> str:
+    if min(tokens) < 0:
+        return "of unknown length: the model's tokenizer is not on this machine"
+    if min(tokens) == max(tokens):
+        return f"{tokens[0]} tokens"
+    of_sample = f", first {SAMPLE} requests" if len(tokens) == SAMPLE else ""
+    return f"{min(tokens)} to {max(tokens)} tokens (mean {sum(tokens) / len(tokens):.0f}{of_sample})"
