@@ -25,6 +25,7 @@ from backends.simulated_server.truth import Truth, read_log
 from sweep.client.measurement import Measurement, Target, measure
 from sweep.config import ROOT, ConfigError
 from sweep.node.validity import limited
+from sweep.numbers.quantile import quantile
 from sweep.records import Request, Schedule
 
 TTFT = 0.05  # s
@@ -57,7 +58,7 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
             seen = measure(target, [], requests, schedule, folder=folder / "job", cpus=client_cpus, processes=processes)
         ttft, gaps = _errors(seen, read_log(folder / "log"))
     speed = sum(seen.records.output_tokens) / (max(_ends(seen)) - min(seen.records.sent))
-    return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(seen.report, seen.records), seen)
+    return Finding(streams, speed, quantile(ttft, 0.99), quantile(gaps, 0.99), limited(seen.report, seen.records), seen)
 
 
 def describe(finding: Finding) -> str:
@@ -131,10 +132,6 @@ def _errors(seen: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[li
 
 def _ends(seen: Measurement) -> list[float]:
     return [record.sent + record.chunk_us[-1] / 1e6 for record in seen.records if record.error is None]
-
-
-def _p99(values: list[float]) -> float:
-    return sorted(values)[int(0.99 * len(values))]
 
 
 def _count(text: str) -> int:

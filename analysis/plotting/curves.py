@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from analysis.load import Run
 from analysis.plotting.layout import Layout
 from analysis.plotting.plots import LETTER, MUTED, PANEL, PANELS_IN_A_ROW, handle, panels
-from analysis.quantities import Quantity, quantity
+from analysis.quantities import LabelledColumn, quantity
 from analysis.stats import FloatArray
 
 LOGARITHMIC_FROM = 30.0  # largest over smallest value from which a linear axis hides the small ones
@@ -42,7 +42,9 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
     return draw(layout, of, also, dots, _values(run, layout, of, also))
 
 
-def _curves(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray) -> Figure:
+def _curves(
+    layout: Layout, of: LabelledColumn, also: str | None, replicates: pd.DataFrame, values: FloatArray
+) -> Figure:
     lines = _with_results(layout, of)
     own = [line for line in lines if line in layout.distinct]
     handles = [handle(layout, line) for line in own]
@@ -72,7 +74,7 @@ def _curves(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataF
 
 
 def _curve(
-    ax: Axes, layout: Layout, here: pd.DataFrame, replicates: pd.DataFrame, of: Quantity, also: str | None
+    ax: Axes, layout: Layout, here: pd.DataFrame, replicates: pd.DataFrame, of: LabelledColumn, also: str | None
 ) -> None:
     if here.empty:
         return
@@ -96,7 +98,7 @@ def _curve(
     _crosses(ax, here, colour)
 
 
-def _others(ax: Axes, here: pd.DataFrame, of: Quantity) -> None:
+def _others(ax: Axes, here: pd.DataFrame, of: LabelledColumn) -> None:
     """The lines without a colour of their own."""
     curves = [
         np.column_stack([line["_at"].to_numpy(np.float64), _scaled(line, of.column, of)])
@@ -120,7 +122,7 @@ def _crosses(ax: Axes, here: pd.DataFrame, colour: Any) -> None:
     ax.plot(lost, np.zeros_like(lost), "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False, zorder=5)
 
 
-def _rows(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray) -> Figure:
+def _rows(layout: Layout, of: LabelledColumn, also: str | None, replicates: pd.DataFrame, values: FloatArray) -> Figure:
     every = _with_results(layout, of)
     lines = [line for line in every if line in layout.distinct]
     handles = [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")]
@@ -152,7 +154,7 @@ def _panels_left_out(layout: Layout) -> str:
 
 
 def _row(
-    ax: Axes, layout: Layout, here: pd.DataFrame, replicates: pd.DataFrame, of: Quantity, also: str | None
+    ax: Axes, layout: Layout, here: pd.DataFrame, replicates: pd.DataFrame, of: LabelledColumn, also: str | None
 ) -> None:
     if here.empty:
         return
@@ -168,13 +170,13 @@ def _row(
         ax.plot(_scaled(here, also, of), y, color=colour, marker=marker, linestyle="none", markerfacecolor="none")
 
 
-def _with_results(layout: Layout, of: Quantity) -> list[str]:
+def _with_results(layout: Layout, of: LabelledColumn) -> list[str]:
     """The lines that have a value somewhere: an engine that cannot run here is told elsewhere."""
     found = set(layout.points.loc[layout.points[of.column].notna(), "line"])
     return [line for line in layout.lines if line in found]
 
 
-def _difference(how: str, of: Quantity, also: str) -> str:
+def _difference(how: str, of: LabelledColumn, also: str) -> str:
     return f"{how}: {also.rpartition('_')[2]} (else {of.column.rpartition('_')[2]})"
 
 
@@ -190,12 +192,12 @@ def _at(layout: Layout, here: pd.DataFrame) -> "pd.Series[float]":
     return here["line"].map({line: float(place) for place, line in enumerate(layout.lines)})
 
 
-def _scaled(points: pd.DataFrame, column: str, of: Quantity) -> FloatArray:
+def _scaled(points: pd.DataFrame, column: str, of: LabelledColumn) -> FloatArray:
     scaled: FloatArray = points[column].to_numpy(np.float64) * of.scale
     return scaled
 
 
-def _values(run: Run, layout: Layout, of: Quantity, also: str | None) -> FloatArray:
+def _values(run: Run, layout: Layout, of: LabelledColumn, also: str | None) -> FloatArray:
     """Everything that is drawn but whiskers."""
     drawn = [_scaled(layout.points, column, of) for column in (of.column, also) if column]
     return np.concatenate([*drawn, _scaled(run.ok, of.column, of)])

@@ -1,6 +1,5 @@
 """report.html: what was found, how far to believe it, and what was run, in one file that can be mailed."""
 
-import inspect
 import json
 import math
 from collections.abc import Iterator
@@ -9,13 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis import quantities
 from analysis.formats import number_formats
 from analysis.load import Run, open_run
 from analysis.plotting.curves import MOST_REPLICATES
 from analysis.plotting.fitting import fits
 from analysis.plotting.layout import Layout, arrange, listed
 from analysis.plotting.plots import Drawn, draw_all
-from analysis.quantities import number, quantity
+from analysis.quantities import number
 from analysis.report.page import card, definitions, figures, page, section, table
 from analysis.report.tables import fits_table, ladder_table, results_table, steady_table
 from analysis.report.terminal import Losses, losses, times
@@ -23,7 +23,6 @@ from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import best, caveats, estimate, planned_trials, summarise, write_summary
 from analysis.warnings import doubts
 from sweep.disk import run_files
-from sweep.numbers import metrics
 
 _STATISTICS = (
     "Seconds in the data, milliseconds on labels. p50, p90 and p99 are quantiles over the requests of one trial."
@@ -255,24 +254,11 @@ def _versions(run: Run) -> Iterator[str]:
 
 
 def _words(run: Run) -> Iterator[str]:
-    """The metrics as `sweep.numbers.metrics` defines them, and the outcomes that occurred."""
-    columns = [name for name in run_files.TRIAL_SCHEMA if run.ok[name].notna().any()]
-    entries = [(name, escape(_formula(name))) for name in vars(metrics) if _formula(name) and _is_metric(name, columns)]
-    yield definitions(entries)
+    """The quantities that have a value, as they are declared, and the outcomes that occurred."""
+    available = {name for name in run.ok.columns if run.ok[name].notna().any()}
+    formulas = quantities.definitions(available, run.percentiles)
+    yield definitions((name, escape(formula)) for name, formula in formulas.items())
     yield f'<p class="note">{escape(_STATISTICS)}</p>'
     if len(run.not_ok):
         yield "<h3>Outcomes</h3>"
         yield definitions((name, escape(OUTCOMES.get(name, ""))) for name in run.not_ok["outcome"].unique())
-
-
-def _is_metric(name: str, columns: list[str]) -> bool:
-    statistics = {f"{name}_{statistic}" for statistic in ("mean", "p50")}
-    return quantity(name) is not None and (name in columns or bool(statistics & set(columns)))
-
-
-def _formula(name: str) -> str:
-    """The first paragraph of a metric's docstring: its formula."""
-    function = getattr(metrics, name)
-    if not inspect.isfunction(function) or name.startswith("_"):
-        return ""
-    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split()).partition(" Shape (")[0]

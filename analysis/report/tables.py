@@ -9,13 +9,13 @@ import pandas as pd
 from analysis.load import Run
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout
-from analysis.quantities import Quantity, number, quantity, setting
+from analysis.quantities import LabelledColumn, number, quantity, setting
 from analysis.report.page import table
 from analysis.report.terminal import shown_columns, times, with_interval
 from analysis.stats import CONFIDENCE
 from analysis.summary import HEADLINE, STEADY, estimate
 from analysis.tails import tails
-from sweep.numbers import metrics
+from sweep.numbers.quantile import Quantile
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
@@ -55,13 +55,13 @@ def _left_out(count: int) -> str:
     return f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else ""
 
 
-def _leading(values: "pd.Series[Any]", of: Quantity) -> Any:
+def _leading(values: "pd.Series[Any]", of: LabelledColumn) -> Any:
     if of.better is None:
         return None
     return values.max() if of.better == "higher" else values.min()
 
 
-def _cell(point: "pd.Series[Any]", of: Quantity, leading: Any, tail: metrics.Quantile | None) -> str:
+def _cell(point: "pd.Series[Any]", of: LabelledColumn, leading: Any, tail: Quantile | None) -> str:
     """A mean with its interval, or where a p99 is of one replicate with that over requests."""
     shown = of.shown(point[of.column])
     told = with_interval(estimate(point, of.column), shown) if of.column in HEADLINE else shown
@@ -72,7 +72,7 @@ def _cell(point: "pd.Series[Any]", of: Quantity, leading: Any, tail: metrics.Qua
     return f"<b>{cell}</b>" if point[of.column] == leading else cell
 
 
-def _brackets(of: Quantity, tail: metrics.Quantile) -> str:
+def _brackets(of: LabelledColumn, tail: Quantile) -> str:
     """`[70.1–98.5]`, or as far as there are samples enough for a bound: `[70.1 or more]`; empty without any."""
     if tail.low is None:
         return ""

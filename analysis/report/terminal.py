@@ -15,7 +15,7 @@ from analysis.formats import number_formats
 from analysis.load import Run, open_run
 from analysis.plotting.fitting import Fit, fits
 from analysis.plotting.layout import Layout, arrange, listed
-from analysis.quantities import Quantity, number, quantity, setting
+from analysis.quantities import LabelledColumn, number, quantity, setting
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, caveats, estimate, planned_trials, summarise
 from analysis.warnings import doubts
@@ -166,7 +166,7 @@ def _metric(points: pd.DataFrame, column: str) -> Column:
     return Column("\n".join([*of.short.split(), of.unit]), [_cell(point, column) for _, point in points.iterrows()])
 
 
-def _quantity(column: str) -> Quantity:
+def _quantity(column: str) -> LabelledColumn:
     of = quantity(column)
     assert of is not None
     return of

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
-from sweep.numbers.quantity import OLD_PERCENTILES, PERCENTILES, PERFORMANCE, Value, columns
+from sweep.config import PERCENTILES
+from sweep.numbers.quantity import OLD_PERCENTILES, PERFORMANCE, Value, columns
 from sweep.records import Outcome
 
 

@@ -23,8 +23,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep.config import PERCENTILES
 from sweep.disk import row as trial_row
-from sweep.numbers.quantity import PERCENTILES, declared
+from sweep.numbers.quantity import declared
 from sweep.records import UNKNOWN, Records, Sample
 
 Row = Mapping[str, Any]

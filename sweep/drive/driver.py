@@ -4,7 +4,6 @@ The story of a run is `Driver.run`. Executors (Ray or inline) only run Work and 
 tried again and when to stop is decided here, from the ledger.
 """
 
-import json
 import os
 import signal
 import time
@@ -24,10 +23,10 @@ from sweep.drive.node_health import NodeRecord
 from sweep.drive.progress import Display
 from sweep.drive.status import Teller, last_words
 from sweep.node.deployment import Event, Files, Finished, Lost, Placed, State, Work
-from sweep.node.trial import TrialRun, base_row, present_row
+from sweep.node.trial import TrialRun, present_row, unmeasured_row
 from sweep.plan.estimate import History, kind_of, times
 from sweep.plan.packing import Kind, Need, Node, Packer, Unbegun, infeasible
-from sweep.plan.pending import content_digests, todo
+from sweep.plan.pending import todo
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import Outcome, Sample
 from sweep.wording import count
@@ -238,7 +237,7 @@ class Driver:
         """Give the trials of a deployment that will not run their rows, with the reason."""
         run = TrialRun(deployment, self.plan.settings, self.paths, attempt, tuple(self.plan.axes))
         for trial in deployment.trials:
-            row = base_row(run, trial) | {"outcome": outcome.value, "reason": reason}
+            row = unmeasured_row(run, trial, outcome, reason)
             self._keep(row)
             self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
 
@@ -310,7 +309,7 @@ class Driver:
             self._judge_nodes()
 
     def _commit(self, work: Work, event: Finished) -> None:
-        row = event.row | {"digests": json.dumps(content_digests(work.deployment, event.trial))}
+        row = event.row
         self._keep(row)
         self.executor.observe(row)
         self.display.finished(row, f"{work.deployment.describe()} {event.trial.describe()}")
@@ -394,14 +393,14 @@ class Driver:
     def write_trials(self) -> None:
         """trials.parquet: exactly the rows of the present plan, in its order."""
         begin = time.monotonic()
-        settings, axes = self.plan.settings, self.plan.axes
+        settings, axes, schema = self.plan.settings, self.plan.axes, run_files.trial_schema()
         rows = [
             present_row(row, deployment.backend, trial, settings, axes)
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
-        if not run_files.holds(self.paths, rows, [axis for axis in axes if axis not in run_files.TRIAL_SCHEMA]):
+        if not run_files.holds(self.paths, rows, [axis for axis in axes if axis not in schema]):
             run_files.write_trials(self.paths, rows)
             self.rewritten = True
         now = time.monotonic()

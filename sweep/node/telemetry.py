@@ -4,14 +4,13 @@ One thread reads every source once an interval, and more often at first, off the
 read is said once in `sources` and left out; it never fails a trial.
 """
 
-import itertools
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import httpx
 import psutil
@@ -185,58 +184,3 @@ class Sampler:
             f"{source.name} ({self.problems[source.name]})" if source.name in self.problems else source.name
             for source in self.sources
         )
-
-
-def memory_of(samples: Iterable[Sample]) -> tuple[str, list[float]]:
-    """The label and readings of the memory that counts: of the GPUs, else of the engine's processes (bytes)."""
-    label, readings = _memory(samples)
-    return label, [value for _, value in readings]
-
-
-def _memory(samples: Iterable[Sample]) -> tuple[str, list[tuple[float, float]]]:
-    """The same with the time of each reading (s); one reading stamps all devices alike."""
-    found: dict[str, dict[float, float]] = {"gpu_memory_bytes": {}, "process_memory_bytes": {}}
-    for sample in samples:
-        if sample.series in found:
-            by_time = found[sample.series]
-            by_time[sample.time] = by_time.get(sample.time, 0.0) + sample.value
-    gpus, processes = (sorted(by_time.items()) for by_time in found.values())
-    return ("gpu", gpus) if gpus else ("process", processes)
-
-
-def time_mean(readings: Sequence[tuple[float, float]]) -> float | None:
-    """Mean over time of (time, value) in order, by trapezoids: early readings are closer together than later ones."""
-    if len(readings) < 2:
-        return readings[0][1] if readings else None
-    steps = itertools.pairwise(readings)
-    area = sum((time - before) * (value + earlier) / 2 for (before, earlier), (time, value) in steps)
-    return area / (readings[-1][0] - readings[0][0])
-
-
-def summarise_telemetry(
-    samples: Sequence[Sample], idle_memory: float | None, duration: float | None, begin: float = 0.0
-) -> dict[str, Any]:
-    """The trials row's telemetry columns, over the measured time: `duration` s from `begin`, the first send.
-
-    Memory is also taken from readings shortly after the end or, if there are none, from before: an engine holds it.
-    What is gone with the requests is not.
-    """
-    end = float("inf") if duration is None else begin + duration
-    measured = [sample for sample in samples if begin <= sample.time <= end + 1.0] or list(samples)
-    kv_usage = _kv_cache_usage([sample for sample in samples if begin <= sample.time <= end])
-    label, memory = _memory(measured)
-    return {
-        "kv_cache_usage_mean": time_mean(kv_usage),
-        "kv_cache_usage_max": max((value for _, value in kv_usage), default=None),
-        "memory_idle_bytes": idle_memory,
-        "memory_mean_bytes": time_mean(memory),
-        "memory_peak_bytes": max((value for _, value in memory), default=None),
-        "memory_label": label,
-    }
-
-
-def _kv_cache_usage(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    """Time (s) and value (0..1) of the readings; none if no request ran at any: that is not an empty cache's 0.0."""
-    usage = [(sample.time, sample.value) for sample in samples if sample.series == "kv_cache_usage"]
-    running = any(sample.series == "requests_running" and sample.value > 0 for sample in samples)
-    return usage if running or any(value for _, value in usage) else []

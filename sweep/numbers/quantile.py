@@ -1,5 +1,6 @@
 """Quantiles: linear between order statistics (numpy's default, type 7 of Hyndman & Fan 1996), for every figure."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,9 +19,9 @@ class Quantile(NamedTuple):
     high: float | None
 
 
-def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float | None:
-    """The value below which this share of the values lies; None without values."""
-    return float(np.quantile(values, share)) if len(values) else None
+def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
+    """The value below which this share of the values lies; NaN without values."""
+    return float(np.quantile(values, share)) if len(values) else math.nan
 
 
 def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float = 1.0) -> dict[str, float | None]:
@@ -50,4 +51,4 @@ def quantile_with_interval(values: NDArray[Any], q: float, confidence: float = 0
     lower, upper = (int(binom.ppf(tail, n, q)), int(binom.ppf(1 - tail, n, q)) + 1) if n else (0, 1)
     low = float(ordered[lower - 1]) if lower >= 1 else None
     high = float(ordered[upper - 1]) if upper <= n else None
-    return Quantile(quantile(ordered, q), n, low, high)
+    return Quantile(quantile(ordered, q) if n else None, n, low, high)

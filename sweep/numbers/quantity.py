@@ -7,7 +7,10 @@ tracker gets and the tables of docs/metrics.md are all derived from the declarat
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeVar
+
+from sweep.config import PERCENTILES
 
 Value = float | int | str | bool | None
 Kind = Literal["latency", "throughput", "count", "cost", "memory", "energy", "validity"]
@@ -16,11 +19,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 PERFORMANCE: frozenset[Kind] = frozenset({"latency", "throughput", "cost", "energy"})
 """The kinds that a trial without a result does not have: half a measurement must not look like a fast one."""
 
-PERCENTILES: tuple[float, ...] = (50, 90, 95, 99)  # of a series, by default
-OLD_PERCENTILES: tuple[float, ...] = (50, 90, 99)  # of rows from before they were a setting
+OLD_PERCENTILES = (50.0, 90.0, 99.0)  # of rows from before they were a setting
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Quantity:
     """What a number means, and how it is computed.
 
@@ -41,8 +43,7 @@ class Quantity:
     event: Literal["sent", "first", "last"] | None = None  # at which a request's value is known (send, first or last
     # token): a series with an event is summarised over the steady state too
     steady: bool = False  # a figure over the steady state
-    headline: Mapping[str, int] = field(default_factory=dict, hash=False)  # statistic, "" of a figure -> rank among what
-    # a sweep is asked for first
+    headline: Mapping[str, int] = field(default_factory=dict)  # statistic, "" of a figure -> rank among the headlines
 
     @property
     def module(self) -> str:
@@ -90,7 +91,7 @@ def quantity(**declaration: Any) -> Callable[[Function], Function]:
 
 def declared() -> list[Quantity]:
     """Every quantity, in the order of the row."""
-    from sweep.numbers import quantities  # noqa: F401, PLC0415  its modules declare them
+    from sweep.numbers import quantities  # noqa: F401  its modules declare them
 
     return list(_DECLARED.values())
 
@@ -107,9 +108,14 @@ def percentile_name(percentile: float) -> str:
 
 def columns(percentiles: Iterable[float] = PERCENTILES) -> dict[str, Statistic]:
     """The measured columns of a trials row, in order."""
+    return _columns(tuple(declared()), tuple(percentiles))
+
+
+@cache
+def _columns(quantities: tuple[Quantity, ...], percentiles: tuple[float, ...]) -> dict[str, Statistic]:
     names = statistic_names(percentiles)
     statistics: list[Statistic] = []
-    for quantity in declared():
+    for quantity in quantities:
         if quantity.per is None:
             statistics.append(Statistic(quantity.name, quantity, "", quantity.steady))
             continue

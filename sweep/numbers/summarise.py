@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sweep.config import PERCENTILES
 from sweep.numbers.chunks import Block, Mask, blocks
 from sweep.numbers.quantile import statistics
-from sweep.numbers.quantity import PERCENTILES, Quantity, Value, declared
+from sweep.numbers.quantity import Quantity, Value, declared
 from sweep.numbers.selection import Window, first_send, measured, observed_within, succeeded
 from sweep.records import Records
 
@@ -79,9 +80,11 @@ def gaps(
 
     In 4 bytes each: a long trial has a hundred million. Shape (gaps,).
     """
-    begin, end = (-math.inf, math.inf) if window is None else (window.begin, window.end)
     filled, values = 0, np.empty(0, np.uint32)
-    for block in blocks(records, mask) if begin is not None and end is not None else ():
+    begin, end = (-math.inf, math.inf) if window is None else (window.begin, window.end)
+    if begin is None or end is None:
+        return values
+    for block in blocks(records, mask):
         part = function(block)
         if window is not None:
             times = block.times(records)

@@ -8,7 +8,7 @@ import numpy as np
 
 from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_within, within
 from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import Window, first_send, per_second, observed_within, succeeded, total_tokens
+from sweep.numbers.selection import Window, first_send, observed_within, per_second, succeeded, total_tokens
 from sweep.records import Records
 
 STARTUP_SHARE = 0.2  # share of a run above which its start-up transient is flagged: the whole-run figures then hide it

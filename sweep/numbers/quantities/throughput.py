@@ -15,6 +15,7 @@ from sweep.numbers.selection import first_send, per_second, spans, succeeded, to
 from sweep.records import Records
 
 TOKENS = {"unit": "tokens/s", "kind": "throughput", "better": "higher"}
+COST = {"unit": "$/M tok", "kind": "cost", "better": "lower"}
 REQUESTS = {"unit": "requests/s", "kind": "throughput", "better": "higher"}
 
 
@@ -122,7 +123,7 @@ def goodput(records: Records, mask: Mask, slo: Mapping[str, float] | None) -> fl
     return int(good.sum()) / length
 
 
-@quantity(unit="$/M tok", kind="cost", better="lower", label="Cost per million output tokens", short="Cost", headline={"": 3})
+@quantity(**COST, label="Cost per million output tokens", short="Cost", headline={"": 3})
 def cost_per_million_tokens(
     price_per_hour: float | None, gpu_count: int, output_throughput: float | None
 ) -> float | None:
