@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from analysis import DamagedFile, RunNotFound, open_run, render_summary, write_all
+from analysis import DamagedFile, RunNotFound, Summary, open_results, write_all
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -15,10 +15,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="folder of a run, e.g. results/throughput_bound")
     folder = parser.parse_args(arguments).run
     try:
-        write_all(folder)
+        results = open_results(folder)
+        write_all(results)
         console = Console(highlight=False)
-        console.print(render_summary(folder))
-        console.print(f"report: {open_run(folder).paths.report}", soft_wrap=True)
+        console.print(Summary(results))
+        console.print(f"report: {results.run.paths.report}", soft_wrap=True)
     except (RunNotFound, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -258,15 +258,6 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
     return found
 
 
-def caveats(point: "pd.Series[Any]") -> list[str]:
-    """What to know of a point before it is called the best: replicates without a result, and other answers."""
-    found = [f"{point['n']} of {point['planned']} replicates"] if point["n"] < point["planned"] else []
-    agreement = point.get("agreement")
-    if agreement is not None and agreement < 1:  # unknown is not
-        found.append(f"agreement {agreement:.0%}" if agreement < 0.995 else "agreement below 100%")
-    return found
-
-
 def write_summary(run: Run, points: pd.DataFrame) -> None:
     """Write summary.csv: the points, and below them those of which no trial has run yet."""
     whole = pd.concat([points, _not_run(run)], ignore_index=True)

@@ -1,281 +1,316 @@
-"""Why a reader should not believe a number too readily, each with its remedy. A result carries its doubts.
+"""Warnings about a run's results: those of its trials, and those that only a comparison of trials or points finds.
 
-Each function looks for one reason; what it yields is one sentence a reason.
+A check is a function in CHECKS, by `sweep.numbers.warnings.declare`: its name is the code, its docstring the meaning.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pandas as pd
 
 from analysis.load import Run
 from analysis.plotting.layout import Layout, listed
 from analysis.summary import planned_trials
+from sweep.numbers.warnings import TRIAL_CHECKS, Check, Finding, ResultWarning, Severity, declare, trial_warnings
+from sweep.wording import count
 
 WIDE = 0.10  # half an interval over its mean
-REQUESTS_FOR_P99 = 100  # with fewer, the p99 is all but the largest value
-BUSY_CLIENT = 0.7  # of a core
-AGREEING = 0.9  # of the reference's greedy tokens
 UNEQUAL = 1.1  # most over fewest tokens in an answer
-SHARED_READS = 0.01  # of the output tokens: from there on they are in the p99 of the gaps
-SHORT_OF_RATE = 0.95  # of the rate that was offered
+MOST_NAMED = 3  # points in a sentence
+AGREEMENT = ("agreement",)
+MEMORY = ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes")
+CHECKS: list[Check] = []
 
 
-def doubts(run: Run, layout: Layout) -> list[str]:
-    """Every reason that applies to a run."""
-    reasons = (
-        _replaced,
-        _not_run,
-        _replicates,
-        _survivors,
-        _intervals,
-        _quantiles,
-        _lost_requests,
-        _client,
-        _shared_stamps,
-        _stamps,
-        _start_up,
-        _rate,
-        _unsent,
-        _agreement,
-        _lengths,
-        _memory,
-        _baseline,
-        _mixed,
-        _forms,
-    )
-    return [sentence for reason in reasons for sentence in reason(run, layout)]
+def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
+    """Every warning about a run, the most serious first: one for each trial, point or run that a check finds."""
+    points = _points_of_trials(run, layout)
+    columns = list(dict.fromkeys(column for check in TRIAL_CHECKS for column in check.columns))
+    rows = run.ok[["trial_id", "outcome", *columns]].astype(object)
+    warnings = [
+        ResultWarning(warning.kind, warning.figure, warning.message, warning.trials, (points[warning.trials[0]],))
+        for row in rows.where(rows.notna(), None).to_dict("records")
+        for warning in trial_warnings({str(name): value for name, value in row.items()})
+    ]
+    for check in CHECKS:
+        warnings += [ResultWarning(check.kind, *finding) for finding in check.function(run, layout)]
+    order = {severity: index for index, severity in enumerate(Severity)}
+    return sorted(warnings, key=lambda warning: order[warning.kind.severity])
 
 
-def _replaced(run: Run, layout: Layout) -> Iterator[str]:
-    if run.experiment.get("replaced"):
-        yield (
-            f"This machine stood in for the study's ({'; '.join(run.experiment['replaced'])}): compare the engines"
-            " here, not these figures with the study's."
-        )
+def _points_of_trials(run: Run, layout: Layout) -> dict[str, int]:
+    """The position in the summary of each trial's point."""
+    points = layout.points[layout.keys].assign(position=range(len(layout.points)))
+    positions = run.trials[["trial_id", *layout.keys]].merge(points, on=layout.keys, how="left")
+    return dict(zip(positions["trial_id"], positions["position"], strict=True))
 
 
-def _not_run(run: Run, layout: Layout) -> Iterator[str]:
-    planned = planned_trials(run)
-    if len(run.trials) < planned:
-        yield (
-            f"{planned - len(run.trials):,} of {planned:,} planned trials have not run: the same command goes on from"
-            " here."
-        )
+def grouped(warnings: Iterable[ResultWarning]) -> list[ResultWarning]:
+    """One warning for each code: the worst of its figures, and all the trials and points, the worst first."""
+    by_code: dict[str, list[ResultWarning]] = {}
+    for warning in warnings:
+        by_code.setdefault(warning.code, []).append(warning)
+    groups = []
+    for alike in by_code.values():
+        kind = alike[0].kind
+        alike.sort(key=lambda warning: warning.figure, reverse=not kind.lowest_is_worst)
+        trials = dict.fromkeys(trial for warning in alike for trial in warning.trials)
+        points = dict.fromkeys(point for warning in alike for point in warning.points)
+        groups.append(ResultWarning(kind, alike[0].figure, alike[0].message, tuple(trials), tuple(points)))
+    return groups
 
 
-def _replicates(run: Run, layout: Layout) -> Iterator[str]:
-    alone, planned = layout.points["n"] == 1, layout.points["planned"]
-    if "accelerator" in layout.points:  # replicates were spread over unlike GPUs: what was planned is the run's number
+def by_point(warnings: Iterable[ResultWarning]) -> dict[int, list[ResultWarning]]:
+    """Position of a point in the summary -> the warnings about it and its trials, one for each code."""
+    concerned: dict[int, list[ResultWarning]] = {}
+    for warning in warnings:
+        for point in warning.points:
+            concerned.setdefault(point, []).append(warning)
+    return {point: grouped(alike) for point, alike in concerned.items()}
+
+
+def concerning(warnings: Iterable[ResultWarning], column: str) -> list[ResultWarning]:
+    """Those of a point's warnings that concern a column."""
+    return [warning for warning in warnings if not warning.kind.quantities or column in warning.kind.quantities]
+
+
+def codes(points: pd.DataFrame, warnings: Iterable[ResultWarning]) -> list[str]:
+    """The column `warnings` of summary.csv: for each point the codes of the warnings about it."""
+    concerned = by_point(warnings)
+    return [";".join(sorted(warning.code for warning in concerned.get(point, ()))) for point in range(len(points))]
+
+
+def scope(warning: ResultWarning, layout: Layout) -> str:
+    """What a warning concerns, e.g. `2 of 12 points, the worst: vllm, qa, batch size 8`; empty if it is the run."""
+    with_result = int((layout.points["n"] > 0).sum())
+    if not warning.points:
+        return ""
+    names = [layout.describe(layout.points.iloc[point]) for point in warning.points[:MOST_NAMED]]
+    concerned = len(warning.points)
+    if concerned == with_result:
+        return "all points" if concerned > 1 else names[0]
+    if concerned <= MOST_NAMED:
+        return f"{concerned} of {with_result} points: {'; '.join(names)}"
+    return f"{concerned:,} of {with_result:,} points, the worst: {names[0]}"
+
+
+# Points --------------------------------------------------------------------------------------------------------------
+
+
+@declare(CHECKS, Severity.WARNING, "Set replicates=3 or more: the spread between launches is unknown.")
+def single_replicate(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The point was measured once, as planned, so it has no interval."""
+    planned = _planned_replicates(run, layout)
+    for point in _positions((layout.points["n"] == 1) & (planned == 1)):
+        yield Finding(1, "one replicate, no interval", points=(point,))
+
+
+@declare(
+    CHECKS,
+    Severity.WARNING,
+    "The mean is of those that succeeded, which may be the faster ones: the same command measures the rest.",
+    lowest_is_worst=True,
+)
+def missing_replicates(run: Run, layout: Layout) -> Iterator[Finding]:
+    """Some of the point's replicates failed or have not run."""
+    planned, counts = _planned_replicates(run, layout), layout.points["n"]
+    for point in _positions((counts > 0) & (counts < planned)):
+        n, total = counts.iloc[point], planned.iloc[point]
+        yield Finding(n / total, f"{n} of {total} replicates have a result", points=(point,))
+
+
+def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
+    planned = layout.points["planned"]
+    if "accelerator" in layout.points:  # replicates were spread over different GPUs: the run's number was planned
         planned = planned.clip(lower=int(run.experiment.get("replicates") or 1))
-    few, left = int((alone & (planned == 1)).sum()), int((alone & (planned > 1)).sum())
-    if few:
-        yield f"{_of(few, layout.points)} have one replicate, so no interval: set replicates=3 or more."
-    if left:
-        yield (
-            f"{_of(left, layout.points)} have a result of one replicate alone, so no interval: the others failed or"
-            " have not run."
-        )
+    return planned
 
 
-def _survivors(run: Run, layout: Layout) -> Iterator[str]:
-    some = int(((layout.points["n"] > 0) & (layout.points["not_ok"] > 0)).sum())
-    if some:
-        yield (
-            f"At {_of(some, layout.points)} only some of the replicates have a result: the mean is of those that came"
-            " through, and may flatter."
-        )
-
-
-def _intervals(run: Run, layout: Layout) -> Iterator[str]:
+@declare(
+    CHECKS,
+    Severity.WARNING,
+    "More replicates narrow it, from two to three most of all: set replicates=3 or more.",
+    ("output_throughput",),
+)
+def wide_interval(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The interval of output throughput is wider than ±10 %."""
     points = layout.points
     if "output_throughput" not in points:
         return
     half = (points["output_throughput_ci_high"] - points["output_throughput"]) / points["output_throughput"]
-    wide = half[half > WIDE]
-    if len(wide):
-        worst = points.iloc[int(half.argmax())]
-        yield (
-            f"The interval of output throughput is wider than ±{WIDE:.0%} at {_of(len(wide), points)} (widest"
-            f" ±{wide.max():.0%}: {layout.describe(worst)}): more replicates narrow it, two to three most of all."
-        )
+    for point in _positions(half > WIDE):
+        yield Finding(half.iloc[point], f"throughput known to ±{half.iloc[point]:.0%} only", points=(point,))
 
 
-def _quantiles(run: Run, layout: Layout) -> Iterator[str]:
-    if run.ok.empty:
-        return
-    answered = (run.ok["num_requests"] - run.ok["num_failed"]).dropna()
-    few = answered[answered < REQUESTS_FOR_P99]
-    if len(few):
-        yield (
-            f"A p99 here is over as few as {int(few.min())} requests a trial, so all but the slowest of them: for a"
-            f" real one set workload.num_requests={REQUESTS_FOR_P99} or more."
-        )
+@declare(
+    CHECKS,
+    Severity.WARNING,
+    "Compare tokens/s and TPOT, not durations, requests/s or latencies to the end; workload.ignore_eos=true makes the"
+    " answers equally long.",
+    ("duration", "request_throughput", "e2el_mean", "e2el_p50", "e2el_p90", "e2el_p99"),
+)
+def unequal_answers(run: Run, layout: Layout) -> Iterator[Finding]:
+    """Engines that were asked the same answered with different numbers of tokens."""
+    ok = _asked(run, layout)
+    tokens = (ok["output_tokens"] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
+    means = tokens.groupby([ok["question"], ok["line"]], dropna=False).mean().dropna()
+    by_question = means.groupby(level=0)
+    ratios = by_question.max() / by_question.min()
+    for question, ratio in ratios[ratios > UNEQUAL].items():
+        points = tuple(ok.loc[ok["question"] == question, "point"].unique())
+        yield Finding(ratio, f"up to {ratio:.1f} times as many tokens as another engine's answers", points=points)
 
 
-def _lost_requests(run: Run, layout: Layout) -> Iterator[str]:
-    share = (run.ok["num_failed"] / run.ok["num_requests"]).astype("float64")
-    if (share > 0).any():
-        trials = _trials(int((share > 0).sum()))
-        yield f"In {trials} up to {share.max():.1%} of the requests failed; no latency counts them."
+@declare(CHECKS, Severity.INFO, "backend.batch_form=streams sends every engine simultaneous requests.")
+def different_batch_forms(run: Run, layout: Layout) -> Iterator[Finding]:
+    """Batches of the same size reached some engines as one call with a list, others as simultaneous requests."""
+    ok = _asked(run, layout)
+    lockstep = ok[ok["batch_size"] > 1]  # a batch of one is a single request in either form
+    forms = lockstep.groupby("question")["batch_form"].transform("nunique")
+    mixed = lockstep[forms > 1]
+    if len(mixed):
+        names = {"list": "one call with a list of prompts", "streams": "simultaneous requests"}
+        each = mixed.groupby("batch_form")["line"].unique()
+        forms_of = [f"{names.get(str(form), form)} ({listed(list(lines))})" for form, lines in each.items()]
+        yield Finding(len(each), f"batches sent as {' or '.join(forms_of)}", points=tuple(mixed["point"].unique()))
 
 
-def _client(run: Run, layout: Layout) -> Iterator[str]:
-    limited = int((run.trials["outcome"] == "client_limited").sum())
-    if limited:
-        yield f"In {_trials(limited)} the client was the bottleneck (client_limited): they are not results."
-    busy = run.ok["client_cpu"].max()
-    if pd.notna(busy) and busy > BUSY_CLIENT:
-        yield f"The client used up to {busy:.0%} of a core: beyond this load it would limit what is measured."
-
-
-def _shared_stamps(run: Run, layout: Layout) -> Iterator[str]:
-    share = (run.ok["client_multi_event_reads"] / run.ok["output_tokens"]).astype("float64")
-    many = int((share > SHARED_READS).sum())
-    if many:
-        yield (
-            f"In {_trials(many)} the client read several token events at once, up to {share.max():.1%} as often as"
-            " tokens came. They share a stamp, so ITL p99 is less exact than 0.1 ms: the engine writes in bursts, or"
-            " the client was late; a core of its own for the client, or more client.processes, tells which."
-        )
-
-
-def _start_up(run: Run, layout: Layout) -> Iterator[str]:
-    hidden = int(run.ok["startup_transient"].sum())
-    if hidden:
-        yield (
-            f"In {_trials(hidden)} the start-up took a large part of the run: read the steady_* columns, or ask for"
-            " more requests."
-        )
-
-
-def _rate(run: Run, layout: Layout) -> Iterator[str]:
-    share = (run.ok["realised_rate"] / run.ok["offered_rate"]).dropna()
-    short = int((share < SHORT_OF_RATE).sum())
-    if short:
-        yield (
-            f"In {_trials(short)} requests left at as little as {share.min():.0%} of the rate"
-            " asked for: at the concurrency cap, or past saturation, where latency grows with the length of the run."
-        )
-
-
-def _unsent(run: Run, layout: Layout) -> Iterator[str]:
-    share = (1 - run.ok["client_sent"] / run.ok["client_offered"]).dropna()
-    short = int((share > 0).sum())
-    if short:
-        yield (
-            f"In {_trials(short)} up to {share.max():.0%} of the requests that came due were still waiting at the"
-            " concurrency cap when the time was up: latencies are of those that were sent, users felt worse."
-        )
-
-
-def _agreement(run: Run, layout: Layout) -> Iterator[str]:
-    by_line = layout.placed(run.ok).groupby("line", sort=False)
-    lowest = by_line["agreement"].min()
-    low = lowest[lowest < AGREEING].sort_values()
-    if len(low):
-        each = listed([f"{line} {share:.0%}" for line, share in low.items()])
-        yield f"Greedy answers differ from the reference's, so these speeds are of other answers (agreement: {each})."
-    if lowest.notna().any() and lowest.isna().any():
-        reasons = by_line["agreement_reference"].first().fillna("no reason was noted")
-        each = listed([f"{line} ({reasons[line]})" for line in lowest.index[lowest.isna()]])
-        yield f"Whether the answers are the reference's is known of some only, and not of {each}."
-    quantised = any(
-        isinstance(facts, str) and json.loads(facts).get("quantization") for facts in run.ok["engine_facts"]
-    )
-    if lowest.notna().any() and quantised and _drawn(run):
-        yield (
-            "The weights are random, with wide margins between tokens: agreement tells a wrong engine from a right one,"
-            " not what a quantisation costs. Real weights (model=hub, model=path) do."
-        )
-
-
-def _drawn(run: Run) -> bool:
-    """Whether every model's weights are the project's own random ones."""
-    configs = run.ok.drop_duplicates("model")["config"].dropna()
-    return len(configs) > 0 and all("architecture" in json.loads(config).get("model", {}) for config in configs)
-
-
-def _stamps(run: Run, layout: Layout) -> Iterator[str]:
-    own = int(run.ok["client_stamp_source"].isin(["user", "mixed"]).sum())
-    if own:
-        yield (
-            f"In {own} trial{'s' if own > 1 else ''} the client stamped arrivals itself, not the kernel: TTFT and ITL"
-            " hold its own delays (client_loop_lag_p99). On Linux the kernel does."
-        )
-
-
-def _lengths(run: Run, layout: Layout) -> Iterator[str]:
-    """Engines that stop at other places were not asked for the same work."""
+def _asked(run: Run, layout: Layout) -> pd.DataFrame:
+    """The trials with a result, with the `point` of each, and a `question` that those asked the same share."""
     ok = layout.placed(run.ok)
-    tokens = ok["output_tokens"] / (ok["num_requests"] - ok["num_failed"])
-    by = [layout.trials.loc[ok.index, "panel"], *([ok[layout.x]] if layout.x else [])]
-    means = tokens.astype("float64").groupby([*by, ok["line"]]).mean().dropna()
-    if means.empty:
-        return
-    same_question = means.groupby(level=list(range(len(by))))
-    worst = (same_question.max() / same_question.min()).max()
-    if worst > UNEQUAL:
-        yield (
-            f"Asked the same, engines answered with up to {worst:.1f} times as many tokens as others: compare tokens/s"
-            " and TPOT, not durations, requests/s or latencies to the end; workload.ignore_eos=true makes them equal."
-        )
+    points = _points_of_trials(run, layout)
+    question = ok.groupby(["panel", *([layout.x] if layout.x else [])], dropna=False).ngroup()
+    return ok.assign(point=ok["trial_id"].map(points), question=question)
 
 
-def _memory(run: Run, layout: Layout) -> Iterator[str]:
+# Trials beside each other --------------------------------------------------------------------------------------------
+
+
+@declare(
+    CHECKS,
+    Severity.WARNING,
+    "They are not results: use more client processes (client.processes), give the client its own cores, or lower the"
+    " load.",
+)
+def client_limited(run: Run, layout: Layout) -> Iterator[Finding]:
+    """In some trials the client was the bottleneck."""
+    limited = run.trials.loc[run.trials["outcome"] == "client_limited", "trial_id"]
+    if len(limited):
+        yield Finding(len(limited), f"the client was the bottleneck in {count(len(limited), 'trial')}", tuple(limited))
+
+
+@declare(
+    CHECKS,
+    Severity.WARNING,
+    "Compare their speeds with the others' only if you know that their answers are right.",
+    AGREEMENT,
+)
+def unknown_agreement(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The answers of some engines were compared with the reference's, and those of others could not be."""
+    ok = _asked(run, layout)
+    lines = ok.groupby("line", sort=False)
+    unknown = lines["agreement"].max().isna()
+    if unknown.any() and not unknown.all():
+        reasons = lines["agreement_reference"].first().fillna("no reason was noted")
+        each = listed([f"{line} ({reasons[line]})" for line in unknown.index[unknown]])
+        points = ok.loc[ok["line"].isin(unknown.index[unknown]), "point"].unique()
+        yield Finding(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
+
+
+@declare(
+    CHECKS,
+    Severity.INFO,
+    "Random weights have wide margins between tokens, so agreement tells a wrong engine from a right one, not what a"
+    " quantization costs. Real weights (model=hub, model=path) do.",
+    AGREEMENT,
+)
+def agreement_of_random_weights(run: Run, layout: Layout) -> Iterator[Finding]:
+    """Agreement was measured for a quantized model with random weights."""
+    facts = run.ok["engine_facts"].dropna().unique()
+    quantized = sum(bool(json.loads(text).get("quantization")) for text in facts)
+    configs = run.ok.drop_duplicates("model")["config"].dropna()
+    random = len(configs) > 0 and all("architecture" in json.loads(text).get("model", {}) for text in configs)
+    if quantized and random and run.ok["agreement"].notna().any():
+        yield Finding(quantized, "agreement of quantized random weights")
+
+
+@declare(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY)
+def different_memory(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The memory figures of some engines are of another kind than those of others."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])
     kinds = measured.groupby("memory_label", sort=False)["line"].unique()
     if len(kinds) > 1:
-        told = {"gpu": "GPU memory", "process": "the memory of its processes", "reserved": "what it reserved"}
-        each = [f"{told.get(str(kind), str(kind))} ({listed(lines)})" for kind, lines in kinds.items()]
-        yield f"Memory is not of one kind, so not to be compared across them: {'; '.join(each)}."
+        names = {"gpu": "memory of the GPU", "process": "memory of the processes", "reserved": "memory reserved"}
+        each = [f"{names.get(str(kind), kind)} ({listed(list(lines))})" for kind, lines in kinds.items()]
+        yield Finding(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
 
 
-def _baseline(run: Run, layout: Layout) -> Iterator[str]:
-    compared = [name for name in layout.points if str(name).endswith("_vs_baseline")]
-    if run.baseline and not layout.points[compared].notna().to_numpy().any():
+# The run -------------------------------------------------------------------------------------------------------------
+
+
+@declare(CHECKS, Severity.WARNING, "Compare the engines within this run, not these figures with the study's.")
+def replaced_settings(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The study's model, hardware or settings were replaced by what this machine can run."""
+    replaced = run.experiment.get("replaced") or []
+    if replaced:
+        yield Finding(len(replaced), f"settings replaced for this machine: {'; '.join(replaced)}")
+
+
+@declare(CHECKS, Severity.WARNING, "Run the same command again: it continues where it stopped.")
+def trials_not_run(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The sweep stopped before all planned trials had run."""
+    planned = planned_trials(run)
+    missing = planned - len(run.trials)
+    if missing > 0:
+        yield Finding(missing, f"{missing:,} of {planned:,} planned trials have not run")
+
+
+@declare(
+    CHECKS,
+    Severity.WARNING,
+    "The baseline needs a result at the same workload and load, on the same kind of GPU.",
+)
+def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Finding]:
+    """No point could be compared with the baseline."""
+    ratios = [name for name in layout.points if str(name).endswith("_vs_baseline")]
+    if run.baseline and not layout.points[ratios].notna().to_numpy().any():
         named = ", ".join(f"{key} = {value}" for key, value in run.baseline.items())
-        yield (
-            f"Nothing could be compared with the baseline ({named}): no result of it at the same workload and load, on"
-            " the same kind of GPU."
-        )
+        yield Finding(0, f"nothing could be compared with the baseline ({named})")
 
 
-def _mixed(run: Run, layout: Layout) -> Iterator[str]:
-    """What should be the same for all trials, or all of one engine, and is not."""
+@declare(CHECKS, Severity.WARNING, "Measure again with one version of the code where the difference may matter.")
+def mixed_code(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The trials were measured by several versions of this project's code."""
     commits = sorted(run.ok["commit"].dropna().unique())
     if len(commits) > 1:
-        yield f"The trials were measured by {len(commits)} versions of this code ({', '.join(commits)})."
-    if any(commit.endswith("+") for commit in commits):
-        yield "This code had changes that are in no commit (+)."
-    machines = {_machine(text) for text in run.ok["hardware"].dropna()}
+        yield Finding(len(commits), f"measured by {len(commits)} versions of this code ({', '.join(commits)})")
+
+
+@declare(CHECKS, Severity.WARNING, "Compare engines on the same kind of machine only.")
+def mixed_machines(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The trials ran on several kinds of machine."""
+    machines = {_machine(text) for text in run.ok["hardware"].dropna().unique()}
     if len(machines) > 1:
-        yield f"The trials ran on {len(machines)} kinds of machine ({'; '.join(sorted(machines))})."
-    for backend, versions in run.ok.groupby("backend")["engine_version"]:
-        known = sorted(versions.dropna().unique())
-        if len(known) > 1:
-            yield f"{backend} was measured in {len(known)} versions ({', '.join(known)})."
+        yield Finding(len(machines), f"measured on {len(machines)} kinds of machine ({'; '.join(sorted(machines))})")
+
+
+@declare(CHECKS, Severity.WARNING, "Measure again with one version where the difference may matter.")
+def mixed_engine_versions(run: Run, layout: Layout) -> Iterator[Finding]:
+    """The trials of one backend were measured with several versions of the engine."""
+    versions = run.ok.groupby("backend")["engine_version"].unique().map(lambda names: sorted(pd.Series(names).dropna()))
+    mixed = {backend: names for backend, names in versions.items() if len(names) > 1}
+    if mixed:
+        each = [f"{backend} in {len(names)} versions ({', '.join(names)})" for backend, names in mixed.items()]
+        yield Finding(len(mixed), f"measured {'; '.join(each)}")
 
 
 def _machine(text: str) -> str:
-    hardware = json.loads(text)
+    hardware: dict[str, Any] = json.loads(text)
     cores = hardware.get("cores")
     parts = [", ".join(hardware.get("gpus") or []), str(hardware.get("cpu", "")), f"{cores} cores" if cores else ""]
     return ", ".join(part for part in parts if part)
 
 
-def _forms(run: Run, layout: Layout) -> Iterator[str]:
-    lockstep = run.ok[run.ok["batch_size"].notna()]
-    forms = lockstep.groupby("batch_form")["backend"].unique()
-    if len(forms) > 1:
-        told = {"list": "as one call with a list of prompts", "streams": "as simultaneous requests"}
-        ways = [f"{', '.join(names)} {told.get(str(form), str(form))}" for form, names in forms.items()]
-        yield f"Batches reached the engines in different ways: {'; '.join(ways)}."
-
-
-def _of(count: int, points: pd.DataFrame) -> str:
-    return f"{count:,} of {len(points):,} points"
-
-
-def _trials(count: int) -> str:
-    return f"{count:,} trial{'s' if count != 1 else ''}"
+def _positions(mask: "pd.Series[bool]") -> list[int]:
+    return [index for index, chosen in enumerate(mask) if chosen]

@@ -248,7 +248,7 @@ class Backend(BaseModel):
         """Whether the engine's log says so."""
         return any(re.search(pattern, log, re.IGNORECASE) for pattern in self.oom_patterns)
 
-    def last_words(self, log: str) -> str:
+    def failure_line(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
         lines = [line for line in map(self.message, log.splitlines()) if line]
         errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not self._hollow(line)]

@@ -119,11 +119,12 @@ def _report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool
     """Tables, figures and report from what is on disk; they are not rebuilt when nothing has changed."""
     import analysis
 
+    results = analysis.open_results(paths.out)
     if rebuild:
-        analysis.write_all(paths.out)
-    console.print(analysis.render_summary(paths.out))
+        analysis.write_all(results)
+    console.print(analysis.Summary(results))
     if settings.metrics == "vllm":
-        for table in analysis.render_vllm_flavour(paths.out):
+        for table in analysis.render_vllm_flavour(results):
             console.print(table)
     console.print(f"report: {paths.report}", soft_wrap=True)
 

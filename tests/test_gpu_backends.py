@@ -11,7 +11,7 @@ import yaml
 
 from backends.base import Backend, Host, Launch
 from backends.exllama import ExLlama
-from backends.host.library import ContinuousLibrary, Row, Settings
+from backends.host.library import ContinuousLibrary, LibrarySettings, PromptRow
 from sweep.config import CONF, ConfigError, build
 from sweep.node.telemetry import EngineMetrics
 
@@ -335,7 +335,7 @@ def library(request, monkeypatch):
     from backends.host.libraries import exllama_library
 
     flags = {"cache_tokens": 1000, "max_batch_size": 8}
-    loaded = exllama_library.load(Settings(Path("/models/llama"), "cuda", "float16", 0, flags))
+    loaded = exllama_library.load(LibrarySettings(Path("/models/llama"), "cuda", "float16", 0, flags))
     yield loaded
     sys.modules.pop("backends.host.libraries.exllama_library", None)
 
@@ -348,7 +348,7 @@ def test_exllama_is_a_continuous_library(library):
     assert 1024 in sizes[-1].values()  # the cache, in whole pages
 
 
-def run(library, *rows: Row) -> list:
+def run(library, *rows: PromptRow) -> list:
     for row in rows:
         library.add(row)
     errors = []
@@ -361,7 +361,7 @@ def run(library, *rows: Row) -> list:
 
 
 def test_exllama_rows_end_by_length_or_stop_token(library):
-    by_length, by_stop = Row([1, 10], 3, frozenset()), Row([20], 9, frozenset({22}))
+    by_length, by_stop = PromptRow([1, 10], 3, frozenset()), PromptRow([20], 9, frozenset({22}))
     assert run(library, by_length, by_stop) == []
     assert (by_length.tokens, by_length.finish_reason) == ([11, 12, 13], "length")
     assert (by_stop.tokens, by_stop.finish_reason) == ([21, 22], "stop")
@@ -369,13 +369,13 @@ def test_exllama_rows_end_by_length_or_stop_token(library):
 
 
 def test_exllama_a_failed_job_is_its_rows_error(library):
-    good = Row([10], 2, frozenset())
-    assert run(library, Row([666], 2, frozenset()), good) == ["ValueError: too large"]
+    good = PromptRow([10], 2, frozenset())
+    assert run(library, PromptRow([666], 2, frozenset()), good) == ["ValueError: too large"]
     assert good.finish_reason == "length"
 
 
 def test_exllama_drop_clear_and_memory(library):
-    row, other = Row([10], 100, frozenset()), Row([50], 100, frozenset())
+    row, other = PromptRow([10], 100, frozenset()), PromptRow([50], 100, frozenset())
     library.add(row)
     library.add(other)
     library.step()

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from backends.host.__main__ import Host
+from backends.host.__main__ import LibraryServer
 from backends.host.http import serve_connections
-from backends.host.library import Emit, Row
+from backends.host.library import EmitTokens, PromptRow
 from backends.host.text import Detokenizer, Tokenizer
 
 VOCABULARY, CONTEXT, BOS, EOS = 320, 64, 0, 1
@@ -37,7 +37,7 @@ class Counting:
         self.step_seconds = 0.0
         self.steps = 0
 
-    def generate(self, batch: Sequence[Row], emit: Emit) -> None:
+    def generate(self, batch: Sequence[PromptRow], emit: EmitTokens) -> None:
         self.gate.wait(10)
         self.batches.append(len(batch))
         self._fail_at(batch, self.fails_at_once, RuntimeError("first step failed"))
@@ -50,7 +50,7 @@ class Counting:
             self._fail_at(batch, self.fails_in_the_middle, RuntimeError("second step failed"))
             self._fail_at(batch, self.out_of_memory, RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
 
-    def _fail_at(self, batch: Sequence[Row], token: int, error: Exception) -> None:
+    def _fail_at(self, batch: Sequence[PromptRow], token: int, error: Exception) -> None:
         if any(token in row.prompt for row in batch):
             raise error
 
@@ -95,7 +95,7 @@ def serve(model, library):
         loop = asyncio.new_event_loop()
 
         async def main() -> None:
-            host = Host(library, Tokenizer(model), "tiny", None, max_batch)
+            host = LibraryServer(library, Tokenizer(model), "tiny", None, max_batch)
             async with await asyncio.start_server(serve_connections(host.handle), sock=listener):
                 started.set()
                 await asyncio.Future()

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from backends.host import offline
-from backends.host.__main__ import Host
+from backends.host.__main__ import LibraryServer
 from backends.host.http import serve_connections
-from backends.host.library import ContinuousLibrary, Row, Step
+from backends.host.library import ContinuousLibrary, PromptRow, Step
 from backends.host.text import Tokenizer
 from tests.test_host import VOCABULARY, model  # noqa: F401 - a fixture
 
@@ -27,13 +27,13 @@ class Stepper:
     def __init__(self, slots: int = 4, adds_any_time: bool = False) -> None:
         self.slots = slots
         self.adds_any_time = adds_any_time
-        self.rows: list[Row] = []
+        self.rows: list[PromptRow] = []
         self.last: dict[int, int] = {}
         self.steps: list[int] = []
         self.dropped = self.cleared = 0
         self.step_seconds = 0.0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: PromptRow) -> None:
         if self.refused in row.prompt:
             raise ValueError("larger than the cache")
         self.rows.append(row)
@@ -54,7 +54,7 @@ class Stepper:
             found.append(Step(row, [token], failed))
         return found
 
-    def drop(self, row: Row) -> None:
+    def drop(self, row: PromptRow) -> None:
         if row in self.rows:
             self.rows.remove(row)
             self.dropped += 1
@@ -80,7 +80,7 @@ def client(model, library):  # noqa: F811
     started = threading.Event()
 
     async def main() -> None:
-        host = Host(library, Tokenizer(model), "tiny", None, 1)
+        host = LibraryServer(library, Tokenizer(model), "tiny", None, 1)
         async with await asyncio.start_server(serve_connections(host.handle), sock=listener):
             started.set()
             await asyncio.Future()
@@ -218,12 +218,12 @@ def test_a_trial_whose_client_leaves_is_stopped(client, library):
     assert complete(client, [10], 2).status_code == 200
 
 
-def rows(count: int) -> list[Row]:
-    return [Row([index], 2, frozenset()) for index in range(count)]
+def rows(count: int) -> list[PromptRow]:
+    return [PromptRow([index], 2, frozenset()) for index in range(count)]
 
 
-def run(library: Stepper, count: int, order: offline.Order) -> list[offline.Trace]:
-    return offline.run(library, rows(count), order, time.monotonic_ns(), threading.Event())
+def run(library: Stepper, count: int, order: offline.Order) -> list[offline.RowStamps]:
+    return offline.step_rows(library, rows(count), order, time.monotonic_ns(), threading.Event())
 
 
 def test_closed_keeps_so_many_in_flight():
@@ -253,5 +253,5 @@ def test_a_duration_ends_the_releasing_and_drains():
 
 def test_records_are_plain_json():
     library = Stepper()
-    found = offline.measure(library, rows(1), rows(2), offline.Order("closed", concurrency=2), threading.Event())
+    found = offline.measure_rows(library, rows(1), rows(2), offline.Order("closed", concurrency=2), threading.Event())
     assert json.loads(json.dumps(found)) == found

@@ -49,4 +49,4 @@ class TestOfOneThatCannot:
     def test_it_is_said(self, client):  # noqa: F811
         found = client.post("/reset_caches")
         assert found.status_code == 404
-        assert "cannot be told to forget" in found.text
+        assert "has no cache reset" in found.text

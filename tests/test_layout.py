@@ -11,6 +11,7 @@ from analysis.load import Run, open_run
 from analysis.plotting import curves, plots
 from analysis.plotting.layout import Layout, arrange
 from analysis.report.vllm_flavour import render_vllm_flavour
+from analysis.results import open_results
 from analysis.summary import summarise
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
@@ -143,7 +144,7 @@ def test_trials_in_vllms_terms_say_which_they_are(tmp_path: Path) -> None:
     run = run_of(tmp_path, [{**point, "attempt": "1"} for point in points])
     for trial_id in run.ok["trial_id"]:
         run_files.write_requests(run.paths.trial("d", "1", trial_id), make_records(4, 2, 8, ttft=0.1, tpot=0.01))
-    first, second, left_out = map(shown, render_vllm_flavour(tmp_path))
+    first, second, left_out = map(shown, render_vllm_flavour(open_results(tmp_path)))
     assert "request rate (requests/s) 1, replicate 0" in first
     assert "Mean TTFT (ms)" in first
     assert "request rate (requests/s) 2, replicate 0" in second

@@ -97,6 +97,7 @@ def test_the_row_holds_the_designs_columns_and_the_axes(finished):
     assert not set(DESIGN_COLUMNS) - set(trials.columns)
     assert sorted(trials["load.batch_size"]) == [1, 1, 4, 4]
     assert len(trials.trial_id.unique()) == 4
+    assert all("few-requests" in codes for codes in trials["warnings"])
     assert json.loads(trials.config[0])["workload"]["output_tokens"] == TOKENS
 
 

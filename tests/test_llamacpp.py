@@ -80,10 +80,10 @@ def test_without_a_cuda_compiler_it_is_unavailable_on_a_gpu_unless_the_user_has_
 def test_last_words_are_the_cause_and_not_what_follows_from_it():
     backend = LlamaCpp(name="l")
     assert backend.ran_out_of_memory(NO_MEMORY)
-    assert backend.last_words(NO_MEMORY).endswith("failed to allocate buffer for kv cache")
+    assert backend.failure_line(NO_MEMORY).endswith("failed to allocate buffer for kv cache")
     assert not backend.ran_out_of_memory(NO_MODEL)
-    assert "failed to load model from nope.gguf" in backend.last_words(NO_MODEL)
-    assert backend.last_words("error: invalid argument: --no-such-flag") == "error: invalid argument: --no-such-flag"
+    assert "failed to load model from nope.gguf" in backend.failure_line(NO_MODEL)
+    assert backend.failure_line("error: invalid argument: --no-such-flag") == "error: invalid argument: --no-such-flag"
     assert not backend.ran_out_of_memory(OVER_CONTEXT)
     assert backend.message(OVER_CONTEXT).startswith("send_error: task id = 1")
 

@@ -356,7 +356,7 @@ def test_a_killed_client_is_a_typed_error(tmp_path: Path) -> None:
 def test_the_client_ends_with_its_parent(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from sweep.client import *
+from sweep.client.measurement import *
 from sweep.records import *
 import os
 target = Target(os.environ["URL"], "m")

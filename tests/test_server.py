@@ -112,7 +112,7 @@ def test_an_engine_that_does_not_become_ready_in_time(launch, marker):
     with pytest.raises(server.LaunchError) as caught, server.running(backend, launch, marker=marker):
         pytest.fail("it never was ready")
     assert caught.value.outcome is Outcome.LAUNCH_TIMEOUT
-    assert caught.value.reason == "not ready after 0.6 s; its last words: loading weights"
+    assert caught.value.reason == "not ready after 0.6 s; last log message: loading weights"
     assert living(marker) == []
 
 
@@ -174,7 +174,7 @@ def test_the_death_of_the_main_process_is_noticed_at_once(launch, marker):
         assert until(lambda: not engine.alive(), 2)
         assert time.monotonic() - begin < 1
         assert engine.exit_status == -9
-        assert engine.obituary() == "starting (killed by signal 9)"
+        assert engine.exit_reason() == "starting (killed by signal 9)"
         # What it leaves is cleared without waiting for the end of the block.
         assert until(lambda: engine.processes() == [], 5)
 
@@ -183,7 +183,7 @@ def test_the_death_of_the_supervisor_takes_the_engine_along(launch, marker):
     with server.running(fake(), launch, marker=marker) as engine:
         os.kill(psutil.Process(engine.pid).ppid(), signal.SIGKILL)
         assert until(lambda: not engine.alive(), 2)
-        assert "supervisor" in engine.obituary()
+        assert "supervisor" in engine.exit_reason()
     assert living(marker) == []
 
 
@@ -193,7 +193,7 @@ OWNER = """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     from pathlib import Path
-    from backends import server
+    from backends.launch import server
     from backends.base import Launch
     from tests.test_server import fake
     launch = Launch(model=Path("."), served_name="m", workdir=Path(sys.argv[2]))
@@ -315,7 +315,7 @@ def test_an_endpoint_that_somebody_else_runs_is_only_asked(launch, marker):
     ],
 )
 def test_last_words_are_the_last_error(log, words):
-    assert Backend(name="x").last_words(log) == words
+    assert Backend(name="x").failure_line(log) == words
 
 
 def test_a_gpu_is_released_only_when_its_memory_is_back(launch, marker, monkeypatch):

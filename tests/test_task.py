@@ -28,7 +28,7 @@ from pathlib import Path
 from backends.launch import task
 from backends.prepare import checkpoints
 import threading
-with task.doing(sys.argv[2], threading.Event()):
+with task.cancel_scope(sys.argv[2], threading.Event()):
     checkpoints.execute([sys.executable, "-c", {FORKING!r}], "conversion", Path(sys.argv[1]), print)
 """
 
@@ -85,7 +85,7 @@ def test_a_task_that_is_stopped_gives_up_what_it_prepares(tmp_path, marker):
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()
     begin = time.monotonic()
-    with pytest.raises(task.Stopped), task.doing(marker, stop):
+    with pytest.raises(task.Stopped), task.cancel_scope(marker, stop):
         checkpoints.execute([sys.executable, "-c", FORKING], "conversion", tmp_path / "log", print)
     assert time.monotonic() - begin < PATIENCE
     assert not programs(marker)
@@ -95,7 +95,7 @@ def test_a_task_that_is_stopped_waits_for_no_other(tmp_path, marker):
     stop = threading.Event()
     with (
         exclusive(tmp_path / "lock", lambda: None),
-        task.doing(marker, stop),
+        task.cancel_scope(marker, stop),
         pytest.raises(task.Stopped),
         exclusive(tmp_path / "lock", stop.set),
     ):
@@ -116,7 +116,7 @@ def test_a_task_that_is_stopped_gives_up_its_launch(tmp_path, marker):
     begin = time.monotonic()
     with (
         pytest.raises(task.Stopped),
-        task.doing(marker, stop),
+        task.cancel_scope(marker, stop),
         server.running(Silent(name="silent"), launch, marker=f"{marker}/1"),
     ):
         pass

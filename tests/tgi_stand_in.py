@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.host.http import Connection, HTTPError, Query, serve_connections
+from backends.host.http import HostConnection, HTTPError, Query, serve_connections
 
 CHUNK = 1024  # DEFAULT_GENERATION_LENGTH
 OOM = "Server error: CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -51,7 +51,7 @@ class StandIn:
         self.running = self.requests = self.refused = 0
         self.out_of_memory = False
 
-    async def handle(self, query: Query, connection: Connection) -> None:
+    async def handle(self, query: Query, connection: HostConnection) -> None:
         match query.method, query.path:
             case "GET", "/health":
                 connection.writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
@@ -123,7 +123,7 @@ class StandIn:
             return total - inputs if wanted is None else wanted
         raise Failure(f"Input validation error: {words}", "validation", 422)
 
-    async def generate(self, body: dict[str, Any], connection: Connection) -> None:
+    async def generate(self, body: dict[str, Any], connection: HostConnection) -> None:
         inputs, parameters = body["inputs"], body.get("parameters") or {}
         try:
             found = [pair async for pair in self.tokens(inputs, parameters.get("max_new_tokens"))]
@@ -137,7 +137,7 @@ class StandIn:
             answer["details"] = {**details, "prefill": [], "tokens": tokens}
         await connection.answer(answer)
 
-    async def generate_stream(self, body: dict[str, Any], connection: Connection) -> None:
+    async def generate_stream(self, body: dict[str, Any], connection: HostConnection) -> None:
         """One event a token, no event name, no [DONE]."""
         inputs, parameters = body["inputs"], body.get("parameters") or {}
         try:
@@ -153,7 +153,7 @@ class StandIn:
             await connection.send_events([failure.body])
         await _end(connection)
 
-    async def completions(self, body: dict[str, Any], connection: Connection) -> None:
+    async def completions(self, body: dict[str, Any], connection: HostConnection) -> None:
         """The OpenAI route; unknown keys, ignore_eos among them, are passed over."""
         inputs = body["prompt"]
         head = {"object": "text_completion", "id": "", "created": 0, "model": "tgi", "system_fingerprint": "3.3.7"}
@@ -183,7 +183,7 @@ def _text(tokens: int) -> str:
     return "".join(f" w{index}" for index in range(1, tokens + 1))
 
 
-async def _end(connection: Connection) -> None:
+async def _end(connection: HostConnection) -> None:
     connection.writer.write(b"0\r\n\r\n")
     await connection.writer.drain()
     connection.streaming = False

@@ -4,24 +4,24 @@ import json
 import math
 from collections.abc import Iterator
 from html import escape
-from pathlib import Path
 
 import pandas as pd
 
 from analysis import quantities
+from analysis.failures import Losses
 from analysis.formats import number_formats
-from analysis.load import Run, open_run
+from analysis.load import Run
 from analysis.plotting.curves import MOST_REPLICATES
-from analysis.plotting.fitting import fits
-from analysis.plotting.layout import Layout, arrange, listed
+from analysis.plotting.layout import Layout, listed
 from analysis.plotting.plots import Drawn, draw_all
 from analysis.quantities import number
 from analysis.report.page import card, definitions, figures, page, section, table
 from analysis.report.tables import fits_table, ladder_table, results_table, steady_table
-from analysis.report.terminal import Losses, losses, times
+from analysis.report.terminal import times
+from analysis.results import Results
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import best, caveats, estimate, planned_trials, summarise, write_summary
-from analysis.warnings import doubts
+from analysis.summary import best, estimate, planned_trials, write_summary
+from analysis.warnings import codes, concerning, grouped, scope
 from sweep.disk import run_files
 
 _STATISTICS = (
@@ -46,39 +46,31 @@ OUTCOMES = {
 }
 
 
-def write_all(folder: str | Path) -> None:
-    """Write summary.csv, figures/ and report.html of a run from its files.
-
-    Raises:
-        RunNotFound: if there is no trials.parquet.
-        DamagedFile: if it is not whole.
-    """
-    run = open_run(folder)
-    points = summarise(run)
-    layout = arrange(run, points)
-    write_summary(run, points)
-    drawn = draw_all(run, layout)
-    run_files.write_text(run.paths, run.paths.report, html(run, layout, drawn))
+def write_all(results: Results) -> None:
+    """Write summary.csv, figures/ and report.html of a run."""
+    run = results.run
+    write_summary(run, results.summary.assign(warnings=codes(results.summary, results.warnings)))
+    figures = draw_all(run, results.layout)
+    run_files.write_text(run.paths, run.paths.report, html(results, figures))
 
 
-def html(run: Run, layout: Layout, drawn: list[Drawn]) -> str:
+def html(results: Results, drawn: list[Drawn]) -> str:
     """The report as a document."""
-    lost = losses(run, layout)
-    doubt = "".join(f"<li>{escape(sentence)}</li>" for sentence in doubts(run, layout))
+    run, layout, lost = results.run, results.layout, results.losses
     return page(
         f"{run.name}: sweep report",
         [
             f"<header>\n<h1>{escape(run.name)}</h1>\n{_lead(run, layout)}\n</header>",
-            f'<div class="cards">{"".join(_cards(layout))}</div>',
-            section("How far to believe it", f'<ul class="doubts">{doubt}</ul>' if doubt else ""),
+            f'<div class="cards">{"".join(_cards(results))}</div>',
+            section("Warnings", *_warnings(results)),
             section("Figures", *figures(drawn), _reading_figures(run, layout)),
             section("Results", *results_table(run, layout)),
-            section("What each step of the ladder bought", *ladder_table(layout)),
+            section("Gain per ladder step", *ladder_table(layout)),
             section("Steady state", *steady_table(run, layout)),
-            section("Largest batch that fitted in memory", *fits_table(fits(run, layout))),
+            section("Largest batch that fitted in memory", *fits_table(results.fits)),
             section("Trials without a result", *_failures(lost)),
             section("What was run", _provenance(run, layout), *_versions(run)),
-            section("Words", *_words(run)),
+            section("Definitions", *_words(run)),
         ],
     )
 
@@ -105,16 +97,30 @@ def _when(run: Run) -> str:
 # What to see first ---------------------------------------------------------------------------------------------------
 
 
-def _cards(layout: Layout) -> Iterator[str]:
-    for found in best(layout.points):
+def _warnings(results: Results) -> Iterator[str]:
+    warnings = grouped(results.warnings)
+    yield '<ul class="doubts">' * bool(warnings)
+    for warning in warnings:
+        place = scope(warning, results.layout)
+        yield (
+            f'<li class="{warning.kind.severity}" id="warning-{warning.code}"><b>{warning.code}</b>:'
+            f" {escape(warning.message)}{escape(f' [{place}]' if place else '')}. {escape(warning.kind.remedy)}</li>"
+        )
+    yield "</ul>" * bool(warnings)
+
+
+def _cards(results: Results) -> Iterator[str]:
+    for found in best(results.points):
         of = found.quantity
-        told = [layout.describe(found.point), _interval(found.estimate, of.scale), *caveats(found.point)]
-        yield card(f"Best {of.in_sentence}", of.shown(found.estimate.value), of.unit, told)
-    yield from _gains(layout)
+        warnings = [warning.message for warning in concerning(results.warnings_at(found.point), of.column)]
+        told = [results.layout.describe(found.point), _interval(found.estimate, of.scale), *warnings]
+        yield card(f"Best {of.in_sentence}", of.shown(found.estimate.value), of.unit, list(dict.fromkeys(told)))
+    yield from _gains(results)
 
 
-def _gains(layout: Layout) -> Iterator[str]:
+def _gains(results: Results) -> Iterator[str]:
     """By how much the baseline was beaten, if it was."""
+    layout = results.layout
     for column, label, sign in (
         ("output_throughput", "Largest gain in throughput", 1),
         ("ttft_p50", "Largest cut of TTFT p50", -1),
@@ -124,7 +130,8 @@ def _gains(layout: Layout) -> Iterator[str]:
             continue
         point = layout.points.iloc[int((sign * layout.points[name]).argmax())]
         ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
-        told = [layout.describe(point), _verdict(ratio), *caveats(point)]
+        warnings = [warning.message for warning in concerning(results.warnings_at(point), column)]
+        told = list(dict.fromkeys([layout.describe(point), _verdict(ratio), *warnings]))
         if sign * ratio.value > sign:
             yield card(label, times(ratio.value), "of baseline", told)
         else:

@@ -2,23 +2,25 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.formats import number_formats
-from analysis.load import Run, open_run
-from analysis.plotting.fitting import Fit, fits
-from analysis.plotting.layout import Layout, arrange, listed
+from analysis.failures import Losses
+from analysis.plotting.fitting import Fit
+from analysis.plotting.layout import Layout, listed
 from analysis.quantities import LabelledColumn, number, quantity, setting
+from analysis.results import Results
 from analysis.stats import Estimate
-from analysis.summary import HEADLINE, best, caveats, estimate, planned_trials, summarise
-from analysis.warnings import doubts
+from analysis.summary import HEADLINE, best, estimate
+from analysis.warnings import concerning, grouped, scope
+from sweep.numbers.warnings import Severity
+from sweep.wording import count
 
 COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
 BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
@@ -27,49 +29,41 @@ MAYBE = "≈"  # before a ratio whose interval includes 1
 GAP = 2  # characters between columns
 FEW_POINTS = 20  # up to which all metrics are shown, one table under the other
 LARGEST_TABLE = 40  # points: the rest is in summary.csv
-MOST_LOSSES = 40  # ways to fail
+STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 
 
 class Summary:
     """The results of a run for a rich console: as many metrics as its width has room for."""
 
-    def __init__(self, run: Run) -> None:
-        points = summarise(run)
-        self.layout = arrange(run, points)
-        self.losses = losses(run, self.layout)
-        self.fits = fits(run, self.layout)
-        self.formats = number_formats(run, self.layout)
-        self.doubts = doubts(run, self.layout)
-        self.trials, self.planned = len(run.trials), planned_trials(run)
+    def __init__(self, results: Results) -> None:
+        self.results = results
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self.trials < self.planned:
-            yield Text(
-                f"{self.planned - self.trials:,} of {self.planned:,} planned trials have not run", style="yellow"
-            )
-        if (self.layout.points["n"] > 0).any():
-            yield from _results(self.layout, options.max_width)
-            yield _best(self.layout)
-            yield from _formats(self.formats)
+        results = self.results
+        if (results.points["n"] > 0).any():
+            yield from _results(results.layout, options.max_width)
+            yield _best(results)
+            yield from _formats(results.formats)
         else:
             yield Text("no trial has a result", style="bold red")
-        yield from _fits(self.fits)
-        if self.losses.trials:
+        yield from _fits(results.fits)
+        if results.losses.trials:
             yield ""
-            yield from _failures(self.losses)
-        if self.doubts:
-            yield ""
-            yield Text(f"reasons for doubt, with their remedies in report.html: {len(self.doubts)}", style="yellow")
+            yield from _failures(results.losses)
+        yield from _warnings(results)
 
 
-def render_summary(folder: str | Path) -> Summary:
-    """The results of the run in a folder, for a rich console.
-
-    Raises:
-        RunNotFound: if there is no trials.parquet.
-        DamagedFile: if it is not whole.
-    """
-    return Summary(open_run(folder))
+def _warnings(results: Results) -> Iterator[Text | str | Padding]:
+    """Each warning: its code, what happened, where, and below that the remedy."""
+    warnings = grouped(results.warnings)
+    if warnings:
+        yield ""
+        yield Text(f"{count(len(warnings), 'warning')}:", style="bold")
+    for warning in warnings:
+        place = scope(warning, results.layout)
+        title = Text(warning.code, style=STYLES[warning.kind.severity]).append(f": {warning.message}", style="default")
+        yield Padding(title.append(f" [{place}]" if place else "", style="dim"), (0, 0, 0, 2))
+        yield Padding(Text(warning.kind.remedy, style="dim"), (0, 0, 0, 4))
 
 
 class Column(NamedTuple):
@@ -113,11 +107,11 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     if _width(words + numbers + metrics) > width:  # names are broken between words, never within one
         words = [column._replace(narrow=True) for column in words]
     while metrics and (needed > 0 or len(points) <= FEW_POINTS):
-        count = 1
-        while count < len(metrics) and _width(words + numbers + metrics[: count + 1]) <= width:
-            count += 1
-        yield _table(words, numbers + metrics[:count], list(points["panel"]))
-        metrics, needed = metrics[count:], needed - count
+        fitting = 1
+        while fitting < len(metrics) and _width(words + numbers + metrics[: fitting + 1]) <= width:
+            fitting += 1
+        yield _table(words, numbers + metrics[:fitting], list(points["panel"]))
+        metrics, needed = metrics[fitting:], needed - fitting
     if any(cell.startswith(MAYBE) for cell in versus):
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
     if metrics:
@@ -197,13 +191,14 @@ def _versus(point: "pd.Series[Any]") -> str:
     return (MAYBE if open_to_doubt else "") + times(point[RATIO])
 
 
-def _best(layout: Layout) -> Table:
+def _best(results: Results) -> Table:
     table = _listing()
-    for found in best(layout.points):
+    for found in best(results.points):
         of = found.quantity
         value = f"{with_interval(found.estimate, of.shown(found.estimate.value))} {of.unit}"
-        where = Text(layout.describe(found.point))
-        where.append("".join(f", {caveat}" for caveat in caveats(found.point)), style="yellow")
+        where = Text(results.layout.describe(found.point))
+        for warning in concerning(results.warnings_at(found.point), of.column):
+            where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
         table.add_row(Text(f"best {of.in_sentence}", style="bold"), Text(value, style="green"), where)
     return table
 
@@ -234,79 +229,6 @@ def _fits(found: list[Fit]) -> Iterator[Text | str]:
         yield line.append(f" ({fit.told})", style="dim")
     if len(found) > LARGEST_TABLE:
         yield Text(f"  and {len(found) - LARGEST_TABLE:,} more: see report.html")
-
-
-class Loss(NamedTuple):
-    """Trials of one engine that failed in the same way."""
-
-    line: str
-    outcome: str
-    reason: str
-    trials: int
-    where: str  # which workloads and loads
-    log: str | None
-    log_tail: str | None
-
-
-class Losses(NamedTuple):
-    """The trials that are no result, those alike together; of more kinds than anyone reads the most frequent."""
-
-    shown: list[Loss]
-    other_kinds: int
-    other_trials: int
-
-    @property
-    def trials(self) -> int:
-        return sum(loss.trials for loss in self.shown) + self.other_trials
-
-    @property
-    def left_out(self) -> str:
-        """What is not shown, in a sentence; empty if nothing is."""
-        if not self.other_kinds:
-            return ""
-        return f"and {self.other_trials:,} trials more, in {self.other_kinds:,} other ways: see trials.parquet"
-
-
-def losses(run: Run, layout: Layout) -> Losses:
-    """How trials failed, in the order of the plan."""
-    kind = ["line", "outcome", "reason"]
-    lost = layout.placed(run.not_ok)
-    lost["reason"] = lost["reason"].fillna("no reason was noted")
-    sizes = lost.value_counts(kind, sort=False)
-    most = sizes.nlargest(MOST_LOSSES)
-    lost = lost.merge(most.index.to_frame(index=False), on=kind)
-    asked = layout.trials["line"].value_counts().to_dict()
-    shown = [
-        Loss(
-            line=str(line),
-            outcome=str(outcome),
-            reason=str(reason),
-            trials=len(group),
-            where="all its trials" if len(group) == asked[line] else "; ".join(_where(group, layout)),
-            log=next(_logs(run, group), None),
-            log_tail=next(iter(group["log_tail"].dropna()), None),
-        )
-        for (line, outcome, reason), group in lost.groupby(kind, sort=False)
-    ]
-    return Losses(shown, len(sizes) - len(most), int(sizes.sum() - most.sum()))
-
-
-def _logs(run: Run, trials: pd.DataFrame) -> Iterator[str]:
-    """The engines' logs of some trials, as far as there are any."""
-    tried = trials.dropna(subset="attempt")
-    for deployment_id, attempt in zip(tried["deployment_id"], tried["attempt"], strict=True):
-        path = run.paths.engine_log(deployment_id, attempt)
-        if path.is_file():
-            yield path.as_posix()
-
-
-def _where(group: pd.DataFrame, layout: Layout) -> Iterator[str]:
-    for panel, trials in group.groupby("panel"):
-        values = [] if layout.x is None else sorted(trials[layout.x].dropna().unique())
-        if not values:
-            yield str(panel)
-        else:
-            yield f"{panel} ({layout.x_label.lower()} {', '.join(f'{value:g}' for value in values)})"
 
 
 def _failures(lost: Losses) -> Iterator[Text]:

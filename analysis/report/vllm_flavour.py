@@ -1,16 +1,14 @@
 """Trials as `vllm bench serve` would print them, for comparison with other people's figures (`metrics=vllm`)."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from analysis.load import open_run, trial_folder
-from analysis.plotting.layout import arrange
-from analysis.summary import summarise
+from analysis.load import trial_folder
+from analysis.results import Results
 from sweep.disk import run_files
 from sweep.numbers.vllm_flavour import vllm_flavour
 
@@ -33,15 +31,13 @@ FIGURES = {
 }
 
 
-def render_vllm_flavour(folder: str | Path) -> Iterator[Table | Text]:
+def render_vllm_flavour(results: Results) -> Iterator[Table | Text]:
     """A table for each trial that is a result, by vLLM's definitions and under its names; how many others there are.
 
     Raises:
-        RunNotFound: if there is no trials.parquet.
         DamagedFile: if a trial's requests are not whole.
     """
-    run = open_run(folder)
-    layout = arrange(run, summarise(run))
+    run, layout = results.run, results.layout
     for _, row in layout.placed(run.ok).iterrows():
         found = vllm_flavour(run_files.read_requests(trial_folder(run, row) / "requests.parquet"))
         words = f"{row['model']} {row['load']}: {layout.describe(row)}, replicate {row['replicate']}"

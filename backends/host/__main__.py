@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from backends.host import offline
-from backends.host.batches import Batches, Call, GenerationFailed, failure
-from backends.host.continuous import Continuous
-from backends.host.http import Connection, HTTPError, Query, error_body, serve_connections
-from backends.host.library import ContinuousLibrary, Forgetful, Library, Row, Settings
+from backends.host.batches import BatchQueue, GenerationFailed, HostedCall, failure
+from backends.host.continuous import ContinuousQueue
+from backends.host.http import HostConnection, HTTPError, Query, error_body, serve_connections
+from backends.host.library import ContinuousLibrary, Library, LibrarySettings, PromptRow, Resettable
 from backends.host.text import Detokenizer, Tokenizer
 
 REFUSED = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None,)}
 
 
-class Host:
+class LibraryServer:
     """One loaded model behind HTTP."""
 
     def __init__(
@@ -42,13 +42,13 @@ class Host:
         self.name = name
         self.context = context or tokenizer.context or sys.maxsize
         loop = asyncio.get_running_loop()
-        self.batches: Batches | Continuous
+        self.batches: BatchQueue | ContinuousQueue
         if isinstance(library, ContinuousLibrary):
-            self.batches = Continuous(library, loop)
+            self.batches = ContinuousQueue(library, loop)
         else:
-            self.batches = Batches(library, max_batch, loop)
+            self.batches = BatchQueue(library, max_batch, loop)
 
-    async def handle(self, query: Query, connection: Connection) -> None:
+    async def handle(self, query: Query, connection: HostConnection) -> None:
         match query.method, query.path:
             case "GET", "/health":
                 await connection.answer({})
@@ -72,9 +72,9 @@ class Host:
             case _:
                 raise HTTPError(404, f"{query.method} {query.path} is not served here", "NotFoundError")
 
-    async def complete(self, body: dict[str, Any], connection: Connection) -> None:
+    async def complete(self, body: dict[str, Any], connection: HostConnection) -> None:
         call = self.call(body)
-        answer = Answer(self.name, call, self.tokenizer, body)
+        answer = Completion(self.name, call, self.tokenizer, body)
         self.batches.submit(call)
         try:
             while True:
@@ -97,41 +97,45 @@ class Host:
         else:
             await connection.answer(answer.whole())
 
-    async def measure(self, body: dict[str, Any], connection: Connection) -> None:
-        """A whole trial in one call (see `offline`): only for a library that is stepped."""
+    async def measure(self, body: dict[str, Any], connection: HostConnection) -> None:
+        """Measure a trial in one call (see `offline`); only a library with `step` can do that."""
         batches = self.batches
-        if not isinstance(batches, Continuous):
+        if not isinstance(batches, ContinuousQueue):
             raise HTTPError(404, "this library cannot be measured inside", "NotFoundError")
         warmup, rows = (
-            [row for one in body[phase] for row in self.call({**one, "ignore_eos": body.get("ignore_eos")}).rows]
+            [
+                row
+                for request in body[phase]
+                for row in self.call({**request, "ignore_eos": body.get("ignore_eos")}).rows
+            ]
             for phase in ("warmup", "requests")
         )
         order = offline.Order(**body["schedule"])
         stopped = threading.Event()
-        result = _alone(batches, lambda: offline.measure(batches.library, warmup, rows, order, stopped))
+        result = _exclusively(batches, lambda: offline.measure_rows(batches.library, warmup, rows, order, stopped))
         while not result.done():
             await asyncio.wait([result], timeout=0.1)
             if connection.gone:
                 stopped.set()
-        found = result.result()
-        if isinstance(found, GenerationFailed):
-            await self.fail(found, connection)
+        answer = result.result()
+        if isinstance(answer, GenerationFailed):
+            await self.fail(answer, connection)
         else:
-            await connection.answer(found)
+            await connection.answer(answer)
 
-    async def reset_caches(self, connection: Connection) -> None:
+    async def reset_caches(self, connection: HostConnection) -> None:
         """Have the library forget earlier prompts: {"success": bool}."""
         batches, library = self.batches, self.batches.library
-        if not isinstance(batches, Continuous) or not isinstance(library, Forgetful):
-            raise HTTPError(404, "this library cannot be told to forget", "NotFoundError")
-        found = await _alone(batches, lambda: {"success": library.reset_caches()})
-        if isinstance(found, GenerationFailed):
-            await self.fail(found, connection)
+        if not isinstance(batches, ContinuousQueue) or not isinstance(library, Resettable):
+            raise HTTPError(404, "this library has no cache reset", "NotFoundError")
+        answer = await _exclusively(batches, lambda: {"success": library.reset_caches()})
+        if isinstance(answer, GenerationFailed):
+            await self.fail(answer, connection)
         else:
-            await connection.answer(found)
+            await connection.answer(answer)
 
-    async def fail(self, failed: GenerationFailed, connection: Connection) -> None:
-        """An error status as long as nothing has been sent; after that, an error event in the stream."""
+    async def fail(self, failed: GenerationFailed, connection: HostConnection) -> None:
+        """Send an error status if nothing has been sent yet, else an error event in the stream."""
         body = error_body(str(failed), failed.kind, 500)
         if not connection.streaming:
             await connection.answer(body, 500)
@@ -139,8 +143,8 @@ class Host:
         await connection.send_events([body])
         await connection.end_events()
 
-    def call(self, body: dict[str, Any]) -> Call:
-        """The rows that a request asks for. HTTPError for what this host cannot do."""
+    def call(self, body: dict[str, Any]) -> HostedCall:
+        """The call that a request asks for; raises HTTPError for options that this host does not support."""
         if body.get("temperature") or body.get("use_beam_search"):
             raise HTTPError(400, "this host decodes greedily: temperature must be 0")
         for key, allowed in REFUSED.items():
@@ -160,16 +164,16 @@ class Host:
                     f"{max_tokens} output tokens and your prompt contains {len(prompt)} input tokens.",
                 )
         ends = frozenset() if body.get("ignore_eos") else self.tokenizer.ends
-        return Call([Row(prompt, max_tokens, ends) for prompt in prompts])
+        return HostedCall([PromptRow(prompt, max_tokens, ends) for prompt in prompts])
 
     def prompts(self, body: dict[str, Any]) -> list[list[int]]:
-        """A string, a list of strings, a list of token ids, or a list of such lists, as lists of token ids."""
-        given = body.get("prompt")
-        if isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int)):
-            given = [given]
-        if not isinstance(given, list) or not given:
+        """The prompts as lists of token ids, from a string, a list of strings, or one or more lists of token ids."""
+        content = body.get("prompt")
+        if isinstance(content, str) or (isinstance(content, list) and content and isinstance(content[0], int)):
+            content = [content]
+        if not isinstance(content, list) or not content:
             raise HTTPError(400, "prompt must be a string, a list of strings, or one or more lists of token ids")
-        prompts = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in given]
+        prompts = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in content]
         for prompt in prompts:
             if not isinstance(prompt, list) or not prompt:
                 raise HTTPError(400, "a prompt must have at least one token")
@@ -178,27 +182,27 @@ class Host:
         return prompts
 
 
-def _alone(
-    batches: Continuous, work: Callable[[], dict[str, Any]]
+def _exclusively(
+    batches: ContinuousQueue, work: Callable[[], dict[str, Any]]
 ) -> asyncio.Future[dict[str, Any] | GenerationFailed]:
-    """What `work` returns in the library's thread while nothing else runs there, or how it failed."""
+    """Run `work` in the library's thread while nothing else runs there; the future holds its result or its failure."""
     result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
 
     def run() -> None:
         try:
-            found: dict[str, Any] | GenerationFailed = work()
-        except Exception as error:  # noqa: BLE001 - whatever a library raises is the answer to this call
-            found = failure(error, batches.library)
-        batches.loop.call_soon_threadsafe(result.set_result, found)
+            answer: dict[str, Any] | GenerationFailed = work()
+        except Exception as error:  # noqa: BLE001 - a library's exception is the answer to this call
+            answer = failure(error, batches.library)
+        batches.loop.call_soon_threadsafe(result.set_result, answer)
 
-    batches.alone(run)
+    batches.exclusively(run)
     return result
 
 
-class Answer:
-    """One answer in the making: the events of a call as OpenAI's chunks, and its totals."""
+class Completion:
+    """An answer being built: the events of a call as OpenAI chunks, and its totals."""
 
-    def __init__(self, model: str, call: Call, tokenizer: Tokenizer, body: dict[str, Any]) -> None:
+    def __init__(self, model: str, call: HostedCall, tokenizer: Tokenizer, body: dict[str, Any]) -> None:
         self.call = call
         self.stream = bool(body.get("stream"))
         options = body.get("stream_options") or {}
@@ -216,13 +220,13 @@ class Answer:
         self.counts = [0] * len(call.rows)
 
     def take(self, step: Sequence[tuple[int, int]]) -> list[dict[str, Any] | str]:
-        """One step's tokens as chunks, one a token."""
+        """Turn the tokens of one step into chunks, one per token."""
         return [self._chunk(index, token) for index, token in step]
 
     def _chunk(self, index: int, token: int) -> dict[str, Any]:
         row = self.call.rows[index]
         self.counts[index] += 1
-        # The library's thread may be ahead of us: only the row's last token carries the reason why it ended.
+        # The library's thread may be ahead of us: only the row's last token carries the finish reason.
         reason = row.finish_reason if row.done and self.counts[index] == len(row.tokens) else None
         text = self.detokenizers[index].add(token) + (self.detokenizers[index].flush() if reason else "")
         self.texts[index].append(text)
@@ -231,14 +235,14 @@ class Answer:
             choice["token_ids"] = [token]
         chunk = {**self.head, "choices": [choice]}
         if self.continuous_usage:
-            chunk["usage"] = _usage(len(row.prompt), self.counts[index])
+            chunk["usage"] = _usage_totals(len(row.prompt), self.counts[index])
         return chunk
 
     def last_chunks(self) -> list[dict[str, Any] | str]:
         return [{**self.head, "choices": [], "usage": self._total()}] if self.include_usage else []
 
     def whole(self) -> dict[str, Any]:
-        """The answer to a request that did not ask for a stream."""
+        """The answer to a request without streaming."""
         choices = []
         for index, row in enumerate(self.call.rows):
             text = "".join(self.texts[index])
@@ -247,17 +251,17 @@ class Answer:
         return {**self.head, "choices": choices, "usage": self._total()}
 
     def _total(self) -> dict[str, int]:
-        return _usage(sum(len(row.prompt) for row in self.call.rows), sum(self.counts))
+        return _usage_totals(sum(len(row.prompt) for row in self.call.rows), sum(self.counts))
 
 
-def _usage(prompt: int, completion: int) -> dict[str, int]:
+def _usage_totals(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 async def serve(listener: socket.socket, library: Library | ContinuousLibrary, arguments: argparse.Namespace) -> None:
     tokenizer = Tokenizer(arguments.model)
-    host = Host(library, tokenizer, arguments.served_name, arguments.max_model_len, arguments.max_batch)
-    # Long prompts of a whole batch are one body: only the headers are limited.
+    host = LibraryServer(library, tokenizer, arguments.served_name, arguments.max_model_len, arguments.max_batch)
+    # The long prompts of a batch come in one body, so only the size of the headers is limited.
     server = await asyncio.start_server(serve_connections(host.handle), sock=listener, limit=2**16, backlog=4096)
     print(f"host: serving {arguments.served_name} on {listener.getsockname()}", file=sys.stderr)
     await server.serve_forever()
@@ -281,12 +285,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    # Taken before the model is loaded, so that a port in use is noticed at once; refuses connections until `serve`.
+    # Bound before the model is loaded, so that a port in use fails at once; refuses connections until `serve`.
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((arguments.host, arguments.port))
     module = importlib.import_module(arguments.library)
-    settings = Settings(arguments.model, arguments.device, arguments.dtype, arguments.seed, arguments.flags)
+    settings = LibrarySettings(arguments.model, arguments.device, arguments.dtype, arguments.seed, arguments.flags)
     library = module.load(settings)
     asyncio.run(serve(listener, library, arguments))
 

@@ -1,4 +1,4 @@
-"""The queue of the host: calls wait, are joined to batches, and get their tokens as they come.
+"""The queue of the host: calls wait, are joined into batches, and receive their tokens as they are generated.
 
 One thread runs the library, one batch at a time; the event loop's thread does everything else.
 """
@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from backends.host.library import ContinuousLibrary, Library, Row
+from backends.host.library import ContinuousLibrary, Library, PromptRow
 
-OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|Cannot allocate memory|bad_alloc", re.I)
+OOM_MESSAGE = re.compile(r"out of memory|OutOfMemory|can't allocate memory|Cannot allocate memory|bad_alloc", re.I)
 
 
 class GenerationFailed(Exception):
@@ -27,51 +27,51 @@ class GenerationFailed(Exception):
 
 
 def failure(error: Exception, library: Library | ContinuousLibrary) -> GenerationFailed:
-    """Log what a library raised, free what it held, and say what it was."""
-    said = f"{type(error).__name__}: {error}"
-    memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(said) is not None
+    """Log a library's exception and free the memory that it holds; return it as the failure of a call."""
+    message = f"{type(error).__name__}: {error}"
+    memory = isinstance(error, MemoryError) or OOM_MESSAGE.search(message) is not None
     traceback.print_exception(error)
-    print(f"host: batch failed, {'out of memory' if memory else 'internal error'}: {said}", file=sys.stderr)
+    print(f"host: batch failed, {'out of memory' if memory else 'internal error'}: {message}", file=sys.stderr)
     # The traceback's frames hold the tensors of the batch: only without them can memory be given back.
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     library.clear()
-    return GenerationFailed(said.splitlines()[0], "out_of_memory" if memory else "internal_error")
+    return GenerationFailed(message.splitlines()[0], "out_of_memory" if memory else "internal_error")
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class HostedCall:
     """One HTTP request: its rows, and the events of each step, (row, token) pairs, until None."""
 
-    rows: list[Row]
+    rows: list[PromptRow]
     events: "asyncio.Queue[Sequence[tuple[int, int]] | GenerationFailed | None]" = field(default_factory=asyncio.Queue)
 
     def abort(self) -> None:
-        """Nobody listens any more: its rows need no more tokens."""
+        """End the rows: the client has disconnected."""
         for row in self.rows:
             row.finish_reason = row.finish_reason or "abort"
 
 
-class Batches:
-    """Joins waiting calls to batches and runs them on a library."""
+class BatchQueue:
+    """Joins waiting calls into batches and runs them on a library."""
 
     def __init__(self, library: Library, max_batch: int, loop: asyncio.AbstractEventLoop) -> None:
         self.library = library
         self.max_batch = max_batch
         self.loop = loop
-        self.waiting: deque[Call] = deque()
-        self.running: list[Call] = []
+        self.waiting: deque[HostedCall] = deque()
+        self.running: list[HostedCall] = []
         self.prompt_tokens = self.generated_tokens = 0
         self.changed = threading.Condition()
         threading.Thread(target=self._run, name="library", daemon=True).start()
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: HostedCall) -> None:
         with self.changed:
             self.waiting.append(call)
             self.changed.notify()
 
     def readings(self) -> dict[str, float]:
-        """What /metrics shows, without the prefix."""
+        """The values of /metrics, by name without the prefix."""
         running, waiting = list(self.running), list(self.waiting)
         return {
             "requests_running": sum(not row.done for call in running for row in call.rows),
@@ -81,8 +81,8 @@ class Batches:
             **self.library.memory(),
         }
 
-    def _take(self) -> list[Call]:
-        """The next batch: the first call whole, and those behind it while they fit into max_batch."""
+    def _take(self) -> list[HostedCall]:
+        """Take the next batch: the first call, whatever its size, and the calls behind it that fit into max_batch."""
         with self.changed:
             while not self.waiting:
                 self.changed.wait()
@@ -101,13 +101,13 @@ class Batches:
                 end = self._generate(calls)
                 self.running = []
                 for call in calls:
-                    self._tell(call, end)
-        except BaseException:  # noqa: BLE001 - without this thread the host would only answer /health, for ever
+                    self._send(call, end)
+        except BaseException:  # noqa: BLE001 - without this thread the host would answer nothing but /health
             traceback.print_exc()
             os._exit(1)
 
-    def _generate(self, calls: list[Call]) -> GenerationFailed | None:
-        """Run one batch; what failed, if anything did."""
+    def _generate(self, calls: list[HostedCall]) -> GenerationFailed | None:
+        """Run one batch; return its failure, or None."""
         places = [(call, index) for call in calls for index, row in enumerate(call.rows) if not row.done]
         batch = [call.rows[index] for call, index in places]
         if not batch:
@@ -124,13 +124,13 @@ class Batches:
                     steps.setdefault(id(call), []).append((index, token))
             for call in calls:
                 if id(call) in steps:
-                    self._tell(call, steps[id(call)])
+                    self._send(call, steps[id(call)])
 
         try:
             self.library.generate(batch, emit)
-        except Exception as error:  # noqa: BLE001 - whatever a library raises is its answer to these calls
+        except Exception as error:  # noqa: BLE001 - a library's exception is the answer to these calls
             return failure(error, self.library)
         return None
 
-    def _tell(self, call: Call, event: Sequence[tuple[int, int]] | GenerationFailed | None) -> None:
+    def _send(self, call: HostedCall, event: Sequence[tuple[int, int]] | GenerationFailed | None) -> None:
         self.loop.call_soon_threadsafe(call.events.put_nowait, event)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 of just the kind the host needs, on asyncio streams: no framework is in every engine's environment."""
+"""The part of HTTP/1.1 that the host needs, on asyncio streams: engines' environments have no framework in common."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def error_body(message: str, kind: str, status: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Query:
-    """A request as it came in."""
+    """An HTTP request."""
 
     method: str
     path: str
@@ -34,15 +34,15 @@ class Query:
 
     def json(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.body)
+            content = json.loads(self.body)
         except ValueError as error:
             raise HTTPError(400, f"the body is not JSON: {error}") from error
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             raise HTTPError(400, "the body is not a JSON object")
-        return found
+        return content
 
 
-class Connection:
+class HostConnection:
     """One client's connection: answers go out whole, or as a stream of server-sent events."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,7 +52,7 @@ class Connection:
 
     @property
     def gone(self) -> bool:
-        """Whether the client has closed its side."""
+        """True once the client has closed its side."""
         return self.reader.at_eof() or self.writer.is_closing()
 
     async def answer(self, body: dict[str, Any] | str, status: int = 200) -> None:
@@ -81,7 +81,7 @@ class Connection:
         self.streaming = False
 
 
-Handler = Callable[[Query, Connection], Awaitable[None]]
+Handler = Callable[[Query, HostConnection], Awaitable[None]]
 
 
 async def read_query(reader: asyncio.StreamReader) -> Query | None:
@@ -107,25 +107,25 @@ async def read_query(reader: asyncio.StreamReader) -> Query | None:
 
 
 def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-    """What asyncio.start_server wants: answers the requests of one connection, one after the other."""
+    """Return a callback for asyncio.start_server that answers the requests of a connection one after the other."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(reader, writer)
+        connection = HostConnection(reader, writer)
         try:
             await _serve(connection, handle)
         except (ConnectionError, asyncio.IncompleteReadError):
-            return  # the client is gone in the middle: there is nobody to tell
+            return  # the client has disconnected
         finally:
             writer.close()
 
     return serve
 
 
-async def _serve(connection: Connection, handle: Handler) -> None:
+async def _serve(connection: HostConnection, handle: Handler) -> None:
     while True:
         try:
             query = await read_query(connection.reader)
-        except HTTPError as error:  # where a next request would begin is not known: the connection ends
+        except HTTPError as error:  # the start of the next request is unknown, so the connection ends
             await connection.answer(error.body, error.status)
             return
         if query is None:

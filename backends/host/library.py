@@ -1,4 +1,4 @@
-"""What the host asks of a library: `load` it, then `generate` one batch after the other, or `add` and `step`.
+"""The interface between the host and a library: `load`, then `generate` batch after batch, or `add` and `step`.
 
 A file libraries/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`; everything else
 (HTTP, queue, text, counting, ends of sequences) is the host's. Runs in the engine's environment: standard library only.
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to load: the host's command line."""
+class LibrarySettings:
+    """Settings for loading a library, from the host's command line."""
 
     model: Path  # folder in Hugging Face layout
     device: str  # "cpu" or "cuda"
@@ -22,21 +22,21 @@ class Settings:
 
 
 @dataclass(slots=True)
-class Row:
-    """One prompt of a batch and what has become of it."""
+class PromptRow:
+    """One prompt of a batch and its tokens so far."""
 
     prompt: Sequence[int]
     max_tokens: int
     ends: frozenset[int]  # token ids that end it; empty where EOS is ignored
     tokens: list[int] = field(default_factory=list)
-    finish_reason: str | None = None  # "stop", "length", or "abort" when nobody listens any more
+    finish_reason: str | None = None  # "stop", "length", or "abort" when the client has disconnected
 
     @property
     def done(self) -> bool:
         return self.finish_reason is not None
 
     def take(self, token: int) -> None:
-        """Add one generated token; the row may be done with it."""
+        """Add one generated token, which may complete the row."""
         self.tokens.append(token)
         if token in self.ends:
             self.finish_reason = "stop"
@@ -44,7 +44,7 @@ class Row:
             self.finish_reason = "length"
 
 
-Emit = Callable[[Sequence[tuple[int, int]]], None]  # (row, token) pairs of one step; those of a done row are ignored
+EmitTokens = Callable[[Sequence[tuple[int, int]]], None]  # (row, token) pairs of a step; done rows are ignored
 
 
 class Library(Protocol):
@@ -52,7 +52,7 @@ class Library(Protocol):
 
     version: str
 
-    def generate(self, batch: Sequence[Row], emit: Emit) -> None:
+    def generate(self, batch: Sequence[PromptRow], emit: EmitTokens) -> None:
         """Decode greedily until every row is done, calling `emit` after each step with the tokens it brought."""
         ...
 
@@ -61,30 +61,30 @@ class Library(Protocol):
         ...
 
     def clear(self) -> None:
-        """Give back what a failed batch left behind."""
+        """Free the memory that a failed batch still holds."""
         ...
 
 
 @runtime_checkable
-class Forgetful(Protocol):
-    """A stepped library that keeps earlier prompts, and can be told not to."""
+class Resettable(Protocol):
+    """A stepped library that caches earlier prompts and can clear that cache."""
 
     def reset_caches(self) -> bool:
-        """Forget every prompt, with no row running; whether it did."""
+        """Clear the cache while no row runs; return whether it succeeded."""
         ...
 
 
 class Step(NamedTuple):
-    """What one step brought to one row."""
+    """The tokens of one step for one row."""
 
-    row: Row
+    row: PromptRow
     tokens: Sequence[int]
-    error: str | None = None  # why this row, and only this one, goes no further
+    error: str | None = None  # the reason why this row, and only this one, failed
 
 
 @runtime_checkable
 class ContinuousLibrary(Protocol):
-    """A loaded model whose rows come and go at any step: the engine's own scheduler decides what runs together.
+    """A loaded model whose rows join and leave at any step: the engine's own scheduler decides what runs together.
 
     One thread calls all of it but `memory`, and, where `adds_any_time` says so, `add` and `drop`.
     """
@@ -92,19 +92,19 @@ class ContinuousLibrary(Protocol):
     version: str
     adds_any_time: bool  # `add` and `drop` may be called by other threads, also while `step` waits
 
-    def add(self, row: Row) -> None:
+    def add(self, row: PromptRow) -> None:
         """Take a row in; it ends by itself at `row.max_tokens` or one of `row.ends`."""
         ...
 
     def step(self) -> Sequence[Step]:
-        """Decode greedily until there are new tokens, of any row; asked only while there are unfinished rows.
+        """Decode greedily until any row has new tokens; called only while there are unfinished rows.
 
         An empty answer means none yet. A token that ends its row is among the tokens. Raises if nothing can go on.
         """
         ...
 
-    def drop(self, row: Row) -> None:
-        """Nobody wants more of this row. Does nothing for one that has ended."""
+    def drop(self, row: PromptRow) -> None:
+        """Stop generating for this row. Does nothing if it has ended."""
         ...
 
     def memory(self) -> Mapping[str, float]:
@@ -112,5 +112,5 @@ class ContinuousLibrary(Protocol):
         ...
 
     def clear(self) -> None:
-        """Drop every row and give back what they held, after a `step` that raised."""
+        """Drop every row and free its memory, after a `step` that raised."""
         ...

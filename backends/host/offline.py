@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.host.library import ContinuousLibrary, Row
+from backends.host.library import ContinuousLibrary, PromptRow
 
 SHORTEST_SLEEP = 1e-4  # s
 
 
 @dataclass(frozen=True)
 class Order:
-    """When rows are released: sweep/records.py's Schedule without think times, which would need a client."""
+    """The release times of rows: sweep/records.py's Schedule without think times, which would need a client."""
 
     mode: str  # lockstep | closed | open
     batch_size: int = 1
@@ -26,7 +26,7 @@ class Order:
     duration: float | None = None  # s after which nothing new is released
 
     def releases(self, index: int, now: float, in_flight: int) -> bool:
-        """Whether row `index` goes next, `now` s after the start with `in_flight` rows unfinished."""
+        """Return whether to release row `index` now, `now` s after the start with `in_flight` rows unfinished."""
         if self.mode == "lockstep":
             return in_flight == 0 or index % self.batch_size != 0
         if self.mode == "closed":
@@ -36,7 +36,7 @@ class Order:
 
 
 @dataclass(slots=True)
-class Trace:
+class RowStamps:
     """The raw stamps of one row, s from the start of the clock; chunks in µs since the release."""
 
     scheduled: float
@@ -46,15 +46,15 @@ class Trace:
     error: str | None = None
 
 
-def run(
-    library: ContinuousLibrary, rows: Sequence[Row], order: Order, start: int, stopped: threading.Event
-) -> list[Trace]:
-    """Release the rows in order and step until all have ended; a Trace of each row that was released.
+def step_rows(
+    library: ContinuousLibrary, rows: Sequence[PromptRow], order: Order, start: int, stopped: threading.Event
+) -> list[RowStamps]:
+    """Release the rows in order and step until all have ended; a RowStamps of each row that was released.
 
     `start` is what times count from, in ns of CLOCK_MONOTONIC. When `stopped` is set, what is in flight ends with the
     error "cancelled". Raises whatever the library raises.
     """
-    traces: list[Trace] = []
+    traces: list[RowStamps] = []
     flying: dict[int, int] = {}  # identity of a row -> its index
     begin = time.monotonic_ns()
     while not stopped.is_set():
@@ -81,9 +81,9 @@ def run(
 
 def _release(
     library: ContinuousLibrary,
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     order: Order,
-    traces: list[Trace],
+    traces: list[RowStamps],
     flying: dict[int, int],
     start: int,
     begin: int,
@@ -95,7 +95,7 @@ def _release(
         if not order.releases(index, (now - begin) / 1e9, len(flying)):
             return
         since = (now - start) / 1e9
-        traces.append(Trace(order.due[index] if order.due is not None else since, since))
+        traces.append(RowStamps(order.due[index] if order.due is not None else since, since))
         flying[id(rows[index])] = index
         library.add(rows[index])
 
@@ -104,7 +104,7 @@ def _over(order: Order, begin: int) -> bool:
     return order.duration is not None and (time.monotonic_ns() - begin) / 1e9 >= order.duration
 
 
-def _note(trace: Trace, row: Row, tokens: Sequence[int], error: str | None, now: float) -> None:
+def _note(trace: RowStamps, row: PromptRow, tokens: Sequence[int], error: str | None, now: float) -> None:
     before = len(row.tokens)
     for token in tokens:
         if not row.done:
@@ -116,30 +116,34 @@ def _note(trace: Trace, row: Row, tokens: Sequence[int], error: str | None, now:
     trace.error = error and f"engine: {error}"
 
 
-def measure(
-    library: ContinuousLibrary, warmup: Sequence[Row], rows: Sequence[Row], order: Order, stopped: threading.Event
+def measure_rows(
+    library: ContinuousLibrary,
+    warmup: Sequence[PromptRow],
+    rows: Sequence[PromptRow],
+    order: Order,
+    stopped: threading.Event,
 ) -> dict[str, Any]:
-    """The warm-up in the same way first, then the rows: what the host answers with."""
+    """Measure the warm-up rows, then the rows, in the same way; return the host's answer."""
     origin = time.monotonic_ns()
-    warm = run(library, warmup, Order("lockstep", order.batch_size), origin, stopped)
+    warm = step_rows(library, warmup, Order("lockstep", order.batch_size), origin, stopped)
     start = time.monotonic_ns()
     for trace in warm:  # their times are negative: before the clock
         trace.scheduled -= (start - origin) / 1e9
         trace.released -= (start - origin) / 1e9
-    traces = run(library, rows, order, start, stopped)
+    traces = step_rows(library, rows, order, start, stopped)
     return {
         "start_ns": start,
-        "warmup": _records(warm, warmup),
-        "records": _records(traces, rows),
+        "warmup": _row_records(warm, warmup),
+        "records": _row_records(traces, rows),
     }
 
 
-def _records(traces: Sequence[Trace], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Those that were released: the first ones."""
-    return [_record(trace, rows[index], index) for index, trace in enumerate(traces)]
+def _row_records(traces: Sequence[RowStamps], rows: Sequence[PromptRow]) -> list[dict[str, Any]]:
+    """The records of the rows that were released, which are the first ones."""
+    return [_row_record(trace, rows[index], index) for index, trace in enumerate(traces)]
 
 
-def _record(trace: Trace, row: Row, index: int) -> dict[str, Any]:
+def _row_record(trace: RowStamps, row: PromptRow, index: int) -> dict[str, Any]:
     return {
         "index": index,
         "scheduled": trace.scheduled,

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from backends.host.libraries import transformers_library
-from backends.host.library import Row, Settings
+from backends.host.library import LibrarySettings, PromptRow
 from backends.host.text import Tokenizer
 
-SPARE = 2 * 2**30  # bytes besides the weights: the libraries, activations and a short KV cache
+SPARE = 2 * 2**30  # bytes for everything but the weights: libraries, activations and a short KV cache
 
 
 def dtype_that_fits(model: Path, device: str) -> str:
-    """float32 where four bytes a parameter fit into the memory that is free, else auto: the checkpoint's own."""
+    """Return float32 if four bytes per parameter fit into free memory, else auto: the checkpoint's own dtype."""
     config = json.loads((model / "config.json").read_text())
     config = {**config, **(config.get("text_config") or {})}
     stored = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16").itemsize
@@ -32,13 +32,15 @@ def dtype_that_fits(model: Path, device: str) -> str:
     return "float32" if sum(weights) * 4 / stored + SPARE < free else "auto"
 
 
-def continuations(settings: Settings, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[str, list[list[int]]]:
-    """The dtype that was computed in, and `tokens` greedy tokens after each prompt."""
+def continuations(
+    settings: LibrarySettings, prompts: Sequence[Sequence[int]], tokens: int
+) -> tuple[str, list[list[int]]]:
+    """The dtype of the computation, and `tokens` greedy tokens after each prompt."""
     library = transformers_library.load(settings)
-    rows = [Row(prompt, tokens, frozenset()) for prompt in prompts]
+    rows = [PromptRow(prompt, tokens, frozenset()) for prompt in prompts]
     for row in rows:
 
-        def emit(step: Sequence[tuple[int, int]], row: Row = row) -> None:
+        def emit(step: Sequence[tuple[int, int]], row: PromptRow = row) -> None:
             for _, token in step:
                 if not row.done:
                     row.take(token)
@@ -51,9 +53,9 @@ def main() -> None:
     job = json.load(sys.stdin)
     model = Path(job["model"])
     dtype = dtype_that_fits(model, job["device"])
-    # On GPUs: over as many of them as it takes.
+    # On GPUs: spread over as many as needed.
     placement = {"device_map": "auto"} if job["device"] == "cuda" else {}
-    settings = Settings(model, job["device"], dtype, 0, {"attn_implementation": "eager", **placement})
+    settings = LibrarySettings(model, job["device"], dtype, 0, {"attn_implementation": "eager", **placement})
     computed, tokens = continuations(settings, job["prompts"], job["tokens"])
     ends = sorted(Tokenizer(model).ends)
     version = transformers_library.Transformers.version

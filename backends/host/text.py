@@ -1,4 +1,4 @@
-"""Text in, token ids out, and back, a token at a time. Needs `tokenizers`, or transformers where a model has no
+"""Text to token ids, and back one token at a time. Needs `tokenizers`, or transformers if the model has no
 tokenizer.json."""
 
 import json
@@ -10,7 +10,7 @@ LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many byte tokens
 
 
 class Tokenizer:
-    """A model's tokenizer, with its special tokens, and what its config says about ends and context."""
+    """A model's tokenizer with its special tokens, and the end tokens and context length of its config."""
 
     def __init__(self, model: Path) -> None:
         self.backend = _backend(model)
@@ -31,34 +31,34 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """The text that each further token of one sequence adds; an incomplete character is held back.
+    """Decodes one sequence token by token, withholding an incomplete character.
 
-    Only the tokens since the last complete character but one are decoded again (what a token means can depend on the
-    one before), so the cost of a token does not grow with the sequence.
+    Only the tokens since the last complete character but one are decoded again (a token's text can depend on the token
+    before), so the cost of a token does not grow with the sequence.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.window: list[int] = []  # tokens already told, as context, then tokens held back
-        self.told = 0  # how many of the window
-        self.told_text = ""
+        self.window: list[int] = []  # tokens already emitted, as context, then tokens withheld
+        self.emitted = 0  # number of tokens of the window that have been emitted
+        self.emitted_text = ""
 
     def add(self, token: int) -> str:
         self.window.append(token)
         text = self.tokenizer.decode(self.window)
-        if text.endswith("\ufffd") and len(self.window) - self.told < LONGEST_CHARACTER:
+        if text.endswith("\ufffd") and len(self.window) - self.emitted < LONGEST_CHARACTER:
             return ""
-        return self._tell(text)
+        return self._emit(text)
 
     def flush(self) -> str:
-        """What is still held back when the sequence ends."""
-        return self._tell(self.tokenizer.decode(self.window)) if len(self.window) > self.told else ""
+        """Return the text still withheld when the sequence ends."""
+        return self._emit(self.tokenizer.decode(self.window)) if len(self.window) > self.emitted else ""
 
-    def _tell(self, text: str) -> str:
-        new = text[len(self.told_text) :]
-        self.window = self.window[self.told :]
-        self.told = len(self.window)
-        self.told_text = self.tokenizer.decode(self.window)
+    def _emit(self, text: str) -> str:
+        new = text[len(self.emitted_text) :]
+        self.window = self.window[self.emitted :]
+        self.emitted = len(self.window)
+        self.emitted_text = self.tokenizer.decode(self.window)
         return new
 
 

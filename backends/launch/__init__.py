@@ -1,1 +1,1 @@
-"""Launches an engine's process tree, watches it, and leaves nothing of it behind."""
+"""Launching an engine's process tree, watching it, and leaving none of its processes behind."""

@@ -1,9 +1,9 @@
-"""A container that ends with the process that asked for it: `container.py NAME docker OPTION... IMAGE COMMAND...`.
+"""A container that ends with the process that started it: `container.py NAME docker OPTION... IMAGE COMMAND...`.
 
-`docker run` is only a client: killed, it leaves the container running. So the container's own first process reads from
-its standard input and ends the engine at end of file, which comes when this process is gone, however it went: docker
-closes the input of `run --interactive` when its client's ends, or when the client itself does. Besides, the container
-is removed by name before and after. Standard library only.
+`docker run` is only a client: when it is killed, the container keeps running. So the first process in the container
+reads its standard input and ends the engine at end of file, which arrives when this process is gone, however it ended:
+docker closes the input of `run --interactive` when its client's input closes or the client dies. In addition, the
+container is removed by name before and after. Standard library only.
 """
 
 import os
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 
-# Job control is off in a script, so `&` would take the input away: it is kept as descriptor 3.
+# Without job control the shell redirects the input of `&` from /dev/null, so the input is saved as descriptor 3.
 LEASE = """
 exec 3<&0
 "$@" 3<&- & engine=$!
@@ -28,7 +28,7 @@ exit "$status"
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The options of `docker run`, and the image with its command: every option but a bare flag has a value."""
+    """Split arguments into the options of `docker run`, each with its value, and the image with its command."""
     index = 0
     while index < len(arguments) and arguments[index].startswith("--"):
         index += 2
@@ -36,21 +36,21 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def command(name: str, docker: str, arguments: list[str]) -> list[str]:
-    """The whole `docker run`: interactive for the lease, removed at its end, with the lease around the engine."""
+    """The complete `docker run` command: interactive for the lease, removed at its end, the engine inside the lease."""
     options, (image, *engine) = split(arguments)
     run = [docker, "run", "--rm", "--interactive", "--init", "--name", name, "--entrypoint", "/bin/sh", *options]
     return [*run, image, "-c", LEASE, "lease", *engine]
 
 
 def remove(docker: str, name: str) -> None:
-    """Whatever has this name; nothing is said where there is none."""
+    """Remove the container of this name, silently if there is none."""
     subprocess.run([docker, "rm", "--force", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def main() -> int:
     name, docker, *arguments = sys.argv[1:]
     remove(docker, name)
-    read, write = os.pipe()  # the write end is this process's alone: it closes when this process ends
+    read, write = os.pipe()  # only this process holds the write end, so it closes when this process ends
     process = subprocess.Popen(command(name, docker, arguments), stdin=read)
     os.close(read)
     for number in (signal.SIGTERM, signal.SIGINT):

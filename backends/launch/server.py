@@ -1,11 +1,11 @@
-"""The lifetime of an engine as a `with` block: started, ready, watched, and gone afterwards however it ends.
+"""The lifetime of an engine as a `with` block: started, ready, watched, and gone afterwards however the block ends.
 
     with running(backend, launch, marker="run/deployment/attempt") as engine:
-        ...                                             # engine.url answers; engine.alive() says whether it still runs
+        ...                                             # engine.url answers; engine.alive() tells if it still runs
 
-The engine's processes hang on a supervisor (see `supervisor`), which kills them when this process closes its lease or
-dies. Should the supervisor itself be killed together with this process, `clear_leftovers` finds what remains by the
-marker in its environment: `running` calls it before each launch.
+The engine's processes belong to a supervisor (see `supervisor`), which kills them when this process closes its lease
+or dies. If the supervisor is killed together with this process, `clear_leftovers` identifies the remaining processes
+by the marker in their environment; `running` calls it before each launch.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ from backends.launch.gpus import used_memory
 from sweep.records import Outcome
 
 LOG = "engine.log"
-POLL = 0.05  # s between two looks at an engine that is starting
+READY_POLL = 0.05  # s between two checks of an engine that is starting
 PORT_ATTEMPTS = 4
-GPU_MEMORY_WITHIN = 60.0  # s that a GPU has to give back an ended engine's memory
+GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an engine that has ended
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 65536
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP")
-# For every engine: its models are local folders, so nothing is asked of the hub; nobody phones home; and its process
-# titles must not overwrite the memory that /proc/PID/environ shows, by which strays are found.
-ALWAYS = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
+# For every engine: models are local folders, so the hub is not needed; no telemetry; and process titles must not
+# overwrite the memory behind /proc/PID/environ, since stray processes are identified by their environment.
+ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
 
 
 class LaunchError(Exception):
@@ -53,7 +53,7 @@ class LaunchError(Exception):
     def __init__(self, outcome: Outcome, reason: str, log_tail: str = "") -> None:
         super().__init__(f"{outcome}: {reason}")
         self.outcome = outcome  # launch_failed, launch_timeout or oom_load
-        self.reason = reason  # one line, with the engine's own last words
+        self.reason = reason  # one line, with the engine's own error message
         self.log_tail = log_tail
 
 
@@ -81,17 +81,17 @@ class Engine:
         self._lease, self._status = self._supervise(environ)
 
     def alive(self) -> bool:
-        """Whether the engine's main process runs. Costs one read of a pipe; callable from any thread."""
+        """Return whether the engine's main process runs. Costs one read of a pipe; callable from any thread."""
         with self._lock:
             self._listen()
             return not self._gone and self.exit_status is None
 
     def log_position(self) -> int:
-        """How many bytes the log has now: what comes later is told by `ran_out_of_memory(since)`."""
+        """Current size of the log in bytes, to pass as `since` to `log_tail` and `ran_out_of_memory`."""
         return self.log.stat().st_size if self.log.exists() else 0
 
     def log_tail(self, lines: int = 40, since: int = 0) -> str:
-        """The last lines that this launch has logged (after position `since`), without the secrets it was given."""
+        """The last lines that this launch has logged (after position `since`), with its secrets masked."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
@@ -102,30 +102,30 @@ class Engine:
         return "\n".join(text.splitlines()[-lines:])
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
-        """Whether the log of this launch says so, after position `since`: an engine may survive it."""
+        """Return whether this launch has logged running out of memory after position `since`; it may have survived."""
         return self.backend.ran_out_of_memory(self.log_tail(1000, since))
 
-    def obituary(self) -> str:
-        """How the engine ended, in one line, with its own last words. For an engine that is not alive."""
-        words = self.backend.last_words(self.log_tail(1000))
+    def exit_reason(self) -> str:
+        """One line on how an engine that is no longer alive ended, with its own error message."""
+        message = self.backend.failure_line(self.log_tail(1000))
         if self.exit_status is None:
             ending = "its supervisor was killed"
         elif self.exit_status < 0:
             ending = f"killed by signal {-self.exit_status}"
         else:
             ending = f"exit status {self.exit_status}"
-        return f"{words[:500]} ({ending})" if words else ending
+        return f"{message[:500]} ({ending})" if message else ending
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process of the engine, whatever its parent is by now; not its supervisor."""
-        found = []
+        """All living processes of the engine, reparented ones included, without its supervisor."""
+        processes = []
         for pid in supervisor.marked(self._is_mine):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found.append(psutil.Process(pid))
-        return found
+                processes.append(psutil.Process(pid))
+        return processes
 
     def facts(self) -> dict[str, Any]:
-        """What a result must cite: engine_version, command, flags, dtype, versions, startup_seconds, max_model_len."""
+        """Facts that a result must cite: engine version, command, flags, dtype, versions, startup time, context."""
         reported = self._get(self.backend.version_path).get("version")
         models = self._get("/v1/models").get("data") or [{}]
         named = self._versions.get(self.backend.distribution or "")
@@ -142,7 +142,7 @@ class Engine:
         }
 
     def stop(self) -> None:
-        """End the engine and all its processes: SIGTERM, `stop_grace`, SIGKILL. Does nothing the second time."""
+        """End the engine and all its processes: SIGTERM, `stop_grace`, SIGKILL. A second call does nothing."""
         with self._lock:
             if self._lease is None:
                 return
@@ -153,12 +153,12 @@ class Engine:
                 self._listen(seconds=0.5)
             os.close(self._status)
             self._gone = True
-        # Nothing is left to do here unless the supervisor was killed.
+        # Only needed if the supervisor was killed.
         supervisor.kill_all(lambda: supervisor.marked(lambda environ: environ[supervisor.MARKER] == self.marker))
         self._wait_for_gpu_memory()
 
     def _wait_for_gpu_memory(self) -> None:
-        """Until the GPUs have back what they had before: the driver frees it some time after the last process ended."""
+        """Wait until GPU memory use is back to before the launch: it is freed some time after the last process ends."""
         deadline = time.monotonic() + GPU_MEMORY_WITHIN
         while (used := used_memory(self.launch.gpus)) > self._gpu_memory + GPU_MEMORY_SLACK:
             if time.monotonic() > deadline:
@@ -173,7 +173,7 @@ class Engine:
         return environ[supervisor.MARKER] == self.marker and supervisor.SUPERVISOR not in environ
 
     def _supervise(self, environ: dict[str, str]) -> tuple[int | None, int]:
-        """Start the supervisor, which starts the engine. The lease's write end and the status' read end."""
+        """Start the supervisor, which starts the engine. Returns the lease's write end and the status' read end."""
         lease_read, lease_write = os.pipe()
         status_read, status_write = os.pipe()
         spec = {
@@ -187,7 +187,7 @@ class Engine:
         marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)} | {supervisor.SUPERVISOR: "1"}
         try:
             subprocess.run(
-                # -I -S: neither the user's settings nor site-packages are wanted there.
+                # -I -S: without the user's settings and site-packages.
                 [sys.executable, "-I", "-S", supervisor.__file__, str(lease_read), str(status_write)],
                 input=json.dumps(spec).encode(),
                 pass_fds=(lease_read, status_write),
@@ -205,7 +205,7 @@ class Engine:
         return lease_write, status_read
 
     def _listen(self, seconds: float = 0.0) -> None:
-        """Read what the supervisor says. Its end of file without a word means that it was killed."""
+        """Read the supervisor's status messages. End of file means that it has ended or was killed."""
         if self._gone:
             return
         if seconds:
@@ -224,14 +224,14 @@ class Engine:
             self.exit_status = message.get("exit", self.exit_status)
 
     def _dtype(self) -> str | None:
-        """What it computes in; None for an engine that is not ours and was told nothing."""
+        """The data type of the computation; None for an attached endpoint without `dtype`."""
         if self.launch.dtype != "auto":
             return self.launch.dtype
         if not self.backend.launches:
             return None
         if self.backend.dtype_pattern:
-            said = re.search(self.backend.dtype_pattern, self.log.read_text(errors="replace"))
-            return said[1] if said else None
+            match = re.search(self.backend.dtype_pattern, self.log.read_text(errors="replace"))
+            return match[1] if match else None
         try:
             config = json.loads((self.launch.model / "config.json").read_text())
         except (OSError, ValueError):
@@ -240,23 +240,23 @@ class Engine:
         return str(stored) if stored else None
 
     def _get(self, path: str) -> dict[str, Any]:
-        """A JSON object that the engine serves; empty where it serves none there."""
+        """The JSON object that the engine serves at `path`; empty if it serves none."""
         key = os.environ.get(self.backend.api_key_env or "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             with httpx.Client(verify=self.backend.verify_tls, trust_env=not self.backend.launches) as client:
                 answer = client.get(self.url + path, headers=headers, timeout=10)
-            found = answer.json() if answer.status_code == 200 else {}
+            content = answer.json() if answer.status_code == 200 else {}
         except (httpx.HTTPError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
 
-class Endpoint(Engine):
-    """An engine that somebody else runs: nothing is launched, watched or ended; there is no log and no process."""
+class AttachedEngine(Engine):
+    """An endpoint that someone else runs: nothing is launched, watched or ended; there is no log and no process."""
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
-        assert backend.url is not None, "a backend that does not launch says where its endpoint is"
+        assert backend.url is not None, "a backend with launches=False needs the URL of its endpoint"
         self.backend = backend
         self.launch = launch
         self.marker = ""
@@ -269,29 +269,29 @@ class Endpoint(Engine):
         self._versions: Mapping[str, str] = {}
         self._secrets: set[str] = set()
         self._log_begin = 0
-        self._seen = -math.inf  # when it last was there
+        self._last_reachable = -math.inf  # monotonic time of the last successful connection
 
     def alive(self) -> bool:
-        """Whether somebody accepts connections there. Asked once a second at most: it is not our machine."""
+        """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine."""
         parts = urlsplit(self.url)
         address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-        if time.monotonic() - self._seen < 1.0:
+        if time.monotonic() - self._last_reachable < 1.0:
             return True
         try:
             socket.create_connection(address, timeout=5.0).close()
         except OSError:
             return False
-        self._seen = time.monotonic()
+        self._last_reachable = time.monotonic()
         return True
 
-    def obituary(self) -> str:
+    def exit_reason(self) -> str:
         return f"{self.url} accepts no connections"
 
     def processes(self) -> list[psutil.Process]:
         return []
 
     def stop(self) -> None:
-        """It is not ours to stop."""
+        """Do nothing: the endpoint is not ours to stop."""
 
 
 @contextmanager
@@ -309,7 +309,7 @@ def running(
     """
     launch.workdir.mkdir(parents=True, exist_ok=True)
     if not backend.launches:
-        endpoint = Endpoint(backend, launch)
+        endpoint = AttachedEngine(backend, launch)
         if not endpoint.alive():
             raise LaunchError(Outcome.LAUNCH_FAILED, f"backend.url={backend.url}: accepts no connections")
         yield endpoint
@@ -329,7 +329,7 @@ def running(
 
 
 def _ready(engine: Engine, retry: bool) -> bool:
-    """Wait until the engine answers. False: somebody else took its port meanwhile, and `retry` allows another.
+    """Wait until the engine answers. False: its port was taken meanwhile, and `retry` allows another one.
 
     Raises LaunchError, or task.Stopped.
     """
@@ -344,41 +344,41 @@ def _ready(engine: Engine, retry: bool) -> bool:
                 killed = engine.exit_status == -9 and _oom_kills() > oom_kills
                 memory = killed or engine.backend.ran_out_of_memory(tail)
                 outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
-                raise LaunchError(outcome, engine.obituary(), engine.log_tail())
+                raise LaunchError(outcome, engine.exit_reason(), engine.log_tail())
             try:
                 answers = client.get(ready_url).status_code == 200
             except httpx.TransportError:
                 answers = False
             if answers and engine.alive():
-                if _foreign(engine) and retry:
+                if _port_is_foreign(engine) and retry:
                     return False
                 engine.startup_seconds = time.monotonic() - begin
                 return True
-            task.pause(POLL)
-    words = engine.backend.last_words(engine.log_tail(1000))
-    reason = f"not ready after {engine.backend.launch_timeout:g} s; its last words: {words[:500]}"
+            task.pause(READY_POLL)
+    message = engine.backend.failure_line(engine.log_tail(1000))
+    reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {message[:500]}"
     raise LaunchError(Outcome.LAUNCH_TIMEOUT, reason, engine.log_tail())
 
 
 def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list[int]:
-    """Kill engines on this node whose owner is dead, and those whose marker `stale` says yes to. Their pids.
+    """Kill engines on this node whose owner is dead or whose marker is `stale`; return their pids.
 
-    An owner is the process that called `running`, known by pid and start time. The driver of a run that goes on after
-    a kill -9 passes a `stale` that knows the markers of its predecessor, whose tasks may still be alive.
+    The owner is the process that called `running`, identified by pid and start time. The driver of a run that resumes
+    after a kill -9 passes a `stale` that matches the markers of its predecessor, whose tasks may still be alive.
     """
 
-    def left(environ: Mapping[str, str]) -> bool:
+    def orphaned(environ: Mapping[str, str]) -> bool:
         pid, _, started = environ.get(supervisor.OWNER, "").partition(":")
         owned = pid.isdecimal() and supervisor.start_time(int(pid)) == started
         return not owned or stale(environ[supervisor.MARKER])
 
-    found = supervisor.marked(left)
-    supervisor.kill_all(lambda: supervisor.marked(left))
-    return found
+    pids = supervisor.marked(orphaned)
+    supervisor.kill_all(lambda: supervisor.marked(orphaned))
+    return pids
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now. Somebody may before the engine does: `running` then takes another."""
+    """A port that is free now. If it is taken before the engine listens, `running` tries another one."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -386,9 +386,9 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
-    """Why an engine cannot be given this port, in one line; None if it can."""
+    """One line on why an engine cannot use this port; None if it can."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one in TIME_WAIT is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
         try:
             probe.bind((host, port))
         except OSError as error:
@@ -396,16 +396,16 @@ def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
     return None
 
 
-def _foreign(engine: Engine) -> bool:
-    """Whether the one who listens on the engine's port is some other attempt's or was there before it."""
+def _port_is_foreign(engine: Engine) -> bool:
+    """Return whether the engine's port belongs to another attempt's process or to one that is older than the engine."""
     try:
         begin = psutil.Process(engine.pid).create_time()
     except psutil.NoSuchProcess:
-        return False  # it has ended: the next look at it says so
+        return False  # it has ended, as the next check will report
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid]
     for connection in listening:
         if connection.laddr and connection.laddr.port == engine.launch.port:
-            marker = supervisor.environment_of(connection.pid or 0).get(supervisor.MARKER)
+            marker = supervisor.process_environment(connection.pid or 0).get(supervisor.MARKER)
             if marker == engine.marker:
                 return False
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -415,18 +415,18 @@ def _foreign(engine: Engine) -> bool:
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's environment without secrets and without what bends another interpreter."""
+    """This process's environment without secrets and without variables that affect another Python interpreter."""
     return {
         name: value for name, value in os.environ.items() if name not in NOT_INHERITED and not SECRET_NAME.search(name)
     }
 
 
 def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
-    """The environment of an engine: what it may inherit, and its own."""
+    """The environment of an engine: the variables that it may inherit, and its own."""
     return {
         **inherited_environment(),
         "PYTHONUNBUFFERED": "1",
-        **ALWAYS,
+        **ENGINE_ENVIRON,
         "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
         **backend.environment(launch),
         supervisor.MARKER: marker,
@@ -439,7 +439,7 @@ def _secrets(environ: Mapping[str, str]) -> set[str]:
 
 
 def _oom_kills() -> int:
-    """How many processes the kernel has killed for memory since boot."""
+    """Number of processes that the kernel has killed for lack of memory since boot."""
     for line in Path("/proc/vmstat").read_text().splitlines():
         name, _, count = line.partition(" ")
         if name == "oom_kill":

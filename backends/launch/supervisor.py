@@ -1,11 +1,11 @@
-"""The process that holds an engine, or a program that makes something for one: it leaves nothing of it behind.
+"""The parent process of an engine, or of a program that prepares something for one; it leaves no process behind.
 
-`server` runs this file by its path (standard library only, a start of 20 ms). It forks once more and ends its first
-process, so that nobody's clean-up of direct children can hit it, and becomes the leader of a session of its own.
-From then on two pipes tie it to the task: the *lease*, whose end of file means that the task has closed it or is
-dead, however it died; and the *status*, on which one JSON object a line says {"pid": …}, {"exit": …}, {"gone": …}.
-As a subreaper it inherits every process that the engine detaches; each also carries a marker in its environment,
-by which it can be found should this process itself be killed.
+`server` runs this file by its path (standard library only, starts in 20 ms). It forks and ends its first process, so
+that a parent which kills its direct children does not hit it, and becomes the leader of a new session.
+From then on two pipes connect it to the task: the *lease*, whose end of file means that the task has closed it or has
+died, for whatever reason; and the *status*, with one JSON object a line: {"pid": …}, {"exit": …}, {"gone": …}.
+As a subreaper it inherits every process that the engine detaches; each also carries a marker in its environment, which
+identifies it if this process itself is killed.
 
 `supervisor.py hold LEASE COMMAND…` does the same for a program of `task`, with its own input and output and no status.
 """
@@ -29,7 +29,7 @@ GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver ca
 
 
 def start_time(pid: int) -> str | None:
-    """When a process began, in clock ticks since boot; None if there is none (a zombie counts as none)."""
+    """Start time of a process in clock ticks since boot; None if there is no such process or it is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *fields = file.read().rpartition(")")[2].split()
@@ -39,11 +39,11 @@ def start_time(pid: int) -> str | None:
 
 
 def this_process() -> str:
-    """What OWNER says of what this process launches."""
+    """The value of OWNER for engines that this process launches."""
     return f"{os.getpid()}:{start_time(os.getpid())}"
 
 
-def environment_of(pid: int) -> dict[str, str]:
+def process_environment(pid: int) -> dict[str, str]:
     """The environment a process was started with; empty if it is gone or not ours to read."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
@@ -54,19 +54,19 @@ def environment_of(pid: int) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def marked(wanted: Callable[[dict[str, str]], bool]) -> list[int]:
-    """Processes on this node that carry a marker and whose environment `wanted` says yes to, without this one."""
-    found = []
+def marked(matches: Callable[[dict[str, str]], bool]) -> list[int]:
+    """Other processes on this node that carry a marker and whose environment `matches`."""
+    pids = []
     for name in os.listdir("/proc"):
         if name.isdecimal() and int(name) != os.getpid():
-            environment = environment_of(int(name))
-            if MARKER in environment and wanted(environment):
-                found.append(int(name))
-    return found
+            environment = process_environment(int(name))
+            if MARKER in environment and matches(environment):
+                pids.append(int(name))
+    return pids
 
 
 def descendants(ancestor: int) -> list[int]:
-    """All living processes below one, by the parents that /proc names."""
+    """All living descendants of a process, by the parent pids in /proc."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdecimal():
@@ -77,12 +77,12 @@ def descendants(ancestor: int) -> list[int]:
                 continue  # it ended meanwhile
             if state not in "ZX":
                 children.setdefault(int(parent), []).append(int(name))
-    found, frontier = [], [ancestor]
+    pids, frontier = [], [ancestor]
     while frontier:
-        below = children.get(frontier.pop(), [])
-        found += below
-        frontier += below
-    return found
+        child_pids = children.get(frontier.pop(), [])
+        pids += child_pids
+        frontier += child_pids
+    return pids
 
 
 def send(pids: list[int], number: int) -> None:
@@ -91,11 +91,11 @@ def send(pids: list[int], number: int) -> None:
         try:
             os.kill(pid, number)
         except ProcessLookupError:
-            continue  # it ended meanwhile: what we want
+            continue  # it has already ended
 
 
 def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list[int]:
-    """SIGKILL what `find` finds until it finds nothing; what is left after `within` seconds (stuck in the kernel)."""
+    """SIGKILL the processes that `find` returns until there are none; return what is stuck in the kernel `within` s."""
     deadline = time.monotonic() + within
     while (pids := find()) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
@@ -123,9 +123,9 @@ def prctl(option: int, value: int) -> None:
 
 
 def start(spec: dict[str, Any]) -> int:
-    """Fork and exec the engine: own process group, dies with us, bound to its cores, output to its log. Its pid.
+    """Fork and exec the engine in its own process group, bound to its cores, with its output in its log.
 
-    Without a log it has our input and output.
+    Returns its pid. It dies with this process. Without a log it inherits our input and output.
     """
     supervisor = os.getpid()
     pid = os.fork()
@@ -154,12 +154,12 @@ def start(spec: dict[str, Any]) -> int:
 
 
 def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | None:
-    """Hold one engine until it ends or the lease does; then leave nothing of it behind. Its exit status, if any."""
+    """Supervise one engine until it or the lease ends, then kill what remains of it; return its exit status, if any."""
 
     def say(**message: Any) -> None:
         if status is None:
             return
-        with contextlib.suppress(BrokenPipeError):  # the task is dead: nobody to tell, but everything to clear away
+        with contextlib.suppress(BrokenPipeError):  # the task is dead, but its processes must still be killed
             os.write(status, json.dumps(message).encode() + b"\n")
 
     def ours() -> list[int]:
@@ -201,12 +201,12 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
         ended = reap()
         if engine in ended:
             say(exit=ended[engine])
-    say(gone=not kill_all(ours))  # zombies need no reaping: they are nobody's any more when this process ends
+    say(gone=not kill_all(ours))  # zombies need no reaping: init reaps them when this process ends
     return exited
 
 
 def hold(lease: int, command: list[str]) -> int:
-    """Supervise a program that makes something: the exit status, that of a shell where a signal has killed it."""
+    """Supervise a program and return its exit status; if a signal killed it, 128 + signal, as a shell does."""
     os.set_inheritable(lease, False)
     environ = dict(os.environ)
     spec = {"argv": command, "env": environ, "cwd": os.getcwd(), "log": None, "cpus": [], "grace": 0.0}

@@ -1,8 +1,8 @@
-"""What runs here on behalf of one task, and ends with it.
+"""Cancellation scope of a task on a node: the programs started within it end with it.
 
-A task names what it starts by its marker and may be told to stop. Programs that make something for it (environments,
-conversions, a reference) hang on a supervisor, as engines do: nothing of them is left when they end, when the task is
-told to stop, or when its process dies, however that dies.
+A task marks the processes that it starts and can be cancelled. Programs that prepare something for it (environments,
+conversions, a reference) run under a supervisor, as engines do: none of their processes remains when they end, when
+the task is cancelled, or when its own process dies, for whatever reason.
 """
 
 import os
@@ -18,27 +18,27 @@ from typing import Any
 
 from backends.launch import supervisor
 
-POLL = 0.2  # s between two looks at whether the task is to stop
+STOP_POLL = 0.2  # s between two checks for cancellation
 
 
 class Stopped(Exception):
-    """Nobody wants any more what the task is doing."""
+    """The task was cancelled."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Whose programs these are."""
+    """The task that programs belong to, and its request to stop."""
 
     marker: str = "preparation"
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-_task: ContextVar[Task] = ContextVar("task", default=Task())  # noqa: B039 - shared by all that belongs to no task
+_task: ContextVar[Task] = ContextVar("task", default=Task())  # noqa: B039 - shared outside any task
 
 
 @contextmanager
-def doing(marker: str, stop: threading.Event) -> Iterator[None]:
-    """What this thread does in the block belongs to the task of this name, and is given up when `stop` is set."""
+def cancel_scope(marker: str, stop: threading.Event) -> Iterator[None]:
+    """Within the block, this thread's programs belong to the task of this marker; setting `stop` cancels them."""
     token = _task.set(Task(marker, stop))
     try:
         yield
@@ -47,16 +47,17 @@ def doing(marker: str, stop: threading.Event) -> Iterator[None]:
 
 
 def pause(seconds: float) -> None:
-    """Sleep; raises Stopped as soon as the task is to stop."""
+    """Sleep; raises Stopped as soon as the task is cancelled."""
     if _task.get().stop.wait(seconds):
         raise Stopped
 
 
 @contextmanager
 def program(command: list[str], environ: Mapping[str, str], **streams: Any) -> Iterator["subprocess.Popen[str]"]:
-    """A program for as long as the block takes, with text `streams` as for Popen; it has ended when the block has.
+    """Run a program with text `streams` as for Popen; the block ends when the program has ended.
 
-    A command that cannot be started says so on its stderr and ends with status 127. Raises Stopped if the task is.
+    A command that cannot be started writes an error to its stderr and ends with status 127. Raises Stopped if the task
+    is cancelled.
     """
     task = _task.get()
     lease_read, lease = os.pipe()
@@ -67,7 +68,7 @@ def program(command: list[str], environ: Mapping[str, str], **streams: Any) -> I
     over = threading.Event()
 
     def hold() -> None:
-        while not task.stop.is_set() and not over.wait(POLL):
+        while not task.stop.is_set() and not over.wait(STOP_POLL):
             pass
         os.close(lease)
 

@@ -171,7 +171,7 @@ def exclusive(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         if not _locked(file):
             waiting()
             while not _locked(file):
-                task.pause(task.POLL)
+                task.pause(task.STOP_POLL)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Listens, and hands each request to the engine or answers it at once."""
+"""The simulated engine's command line and listening socket: requests go to the engine or are answered at once."""
 
 import argparse
 import asyncio
@@ -13,19 +13,19 @@ import time
 import uvloop
 
 import backends.simulated_server
-from backends.simulated_server.answers import plain
+from backends.simulated_server.answers import plain_answer
 from backends.simulated_server.config import Config
-from backends.simulated_server.connection import Connection
-from backends.simulated_server.engine import Engine
+from backends.simulated_server.connection import ClientConnection
+from backends.simulated_server.engine import SimulatedEngine
 
 STAMP_OPTION = 35  # SO_TIMESTAMPNS
 APIS = {b"/v1/completions": "completions", b"/v1/chat/completions": "chat", b"/generate_stream": "tgi"}
 
 
-class Server:
-    """The listening socket, and the clock that the kernel's stamps are read by."""
+class SimulatedServer:
+    """The listening socket, and the offset between the kernel's stamps and the monotonic clock."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, engine: SimulatedEngine, loop: asyncio.AbstractEventLoop) -> None:
         self.engine, self.loop = engine, loop
         self.offset = 0
         self._refresh()
@@ -64,24 +64,26 @@ class Server:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":
                 sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
-            Connection(sock, self)
+            ClientConnection(sock, self)
 
-    def answer(self, connection: Connection, url: bytes, body: bytes, request_id: bytes, arrival: int) -> None:
+    def answer(self, connection: ClientConnection, url: bytes, body: bytes, request_id: bytes, arrival: int) -> None:
         path = url.partition(b"?")[0]
         api = APIS.get(path)
         if api is not None:
             self.engine.submit(connection, api, json.loads(body), request_id, arrival)
         elif path in (b"/health", b"/ping"):
-            connection.write(plain(200, ""))
+            connection.write(plain_answer(200, ""))
         elif path == b"/metrics":
-            connection.write(plain(200, self.engine.metrics()))
+            connection.write(plain_answer(200, self.engine.metrics()))
         elif path == b"/v1/models":
             models = [{"id": self.engine.model, "object": "model", "owned_by": "simulated"}]
-            connection.write(plain(200, {"object": "list", "data": models}))
+            connection.write(plain_answer(200, {"object": "list", "data": models}))
         elif path == b"/version":
-            connection.write(plain(200, {"version": "simulated"}))
+            connection.write(plain_answer(200, {"version": "simulated"}))
         else:
-            connection.write(plain(404, {"error": {"message": f"no such path: {path.decode('latin-1')}", "code": 404}}))
+            connection.write(
+                plain_answer(404, {"error": {"message": f"no such path: {path.decode('latin-1')}", "code": 404}})
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,8 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
     if config.die_at_launch:
         sys.exit("RuntimeError: simulated failure at launch")
     loop = uvloop.new_event_loop()
-    engine = Engine(config, options.model, loop)
-    Server(engine, loop).listen(options.host, options.port)
+    engine = SimulatedEngine(config, options.model, loop)
+    SimulatedServer(engine, loop).listen(options.host, options.port)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, loop.stop)
     with contextlib.closing(engine):

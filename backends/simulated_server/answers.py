@@ -1,4 +1,4 @@
-"""The bytes that are said: token events in each API's dialect, plain answers, and HTTP's framing."""
+"""The bytes of answers: token events in each API's dialect, plain answers, and HTTP framing."""
 
 import json
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from typing import Any, Protocol
 WORD = " word"
 
 
-class Counted(Protocol):
-    """A prompt on its way through the engine, as far as its events tell of it."""
+class TokenCounts(Protocol):
+    """The counts of a prompt in the engine that its events report."""
 
     index: int
     input_tokens: int
     made: int
-    wanted: int
+    max_tokens: int
 
 
 @dataclass(slots=True)
@@ -29,14 +29,14 @@ class Dialect:
     running_usage: bool = False
 
     def opening(self) -> bytes:
-        """What comes before the first token: chat's role event."""
+        """The event before the first token: chat's role event."""
         if self.api != "chat":
             return b""
         return self._event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
-    def token(self, sequence: Counted, count: int) -> bytes:
-        """One event of `count` tokens; the sequence's own count includes them."""
-        finish = "length" if sequence.made >= sequence.wanted else None
+    def token(self, sequence: TokenCounts, count: int) -> bytes:
+        """One event of `count` tokens, which `sequence.made` already includes."""
+        finish = "length" if sequence.made >= sequence.max_tokens else None
         if self.api == "tgi":
             return self._tgi_token(sequence, finish)
         text = WORD * count
@@ -44,13 +44,15 @@ class Dialect:
         choice |= {"delta": {"content": text}} if self.api == "chat" else {"text": text}
         return self._event(choice, sequence if self.running_usage else None)
 
-    def closing(self, sequences: Sequence[Counted]) -> bytes:
+    def closing(self, sequences: Sequence[TokenCounts]) -> bytes:
         if self.api == "tgi":
             return b""
         end = b"data: [DONE]\n\n"
         if not self.include_usage:
             return end
-        usage = _usage(sum(one.input_tokens for one in sequences), sum(one.made for one in sequences))
+        usage = _token_usage(
+            sum(sequence.input_tokens for sequence in sequences), sum(sequence.made for sequence in sequences)
+        )
         return _sse({**self._frame(), "choices": [], "usage": usage}) + end
 
     def error(self, message: str, code: int) -> bytes:
@@ -62,13 +64,13 @@ class Dialect:
         kind, prefix = ("chat.completion.chunk", "chatcmpl") if self.api == "chat" else ("text_completion", "cmpl")
         return {"id": f"{prefix}-{self.request_id}", "object": kind, "created": self.created, "model": self.model}
 
-    def _event(self, choice: dict[str, Any], counted: Counted | None = None) -> bytes:
+    def _event(self, choice: dict[str, Any], counted: TokenCounts | None = None) -> bytes:
         content = {**self._frame(), "choices": [choice]}
         if counted is not None:
-            content["usage"] = _usage(counted.input_tokens, counted.made)
+            content["usage"] = _token_usage(counted.input_tokens, counted.made)
         return _sse(content)
 
-    def _tgi_token(self, sequence: Counted, finish: str | None) -> bytes:
+    def _tgi_token(self, sequence: TokenCounts, finish: str | None) -> bytes:
         details = None
         if finish:
             details = {"finish_reason": finish, "generated_tokens": sequence.made, "seed": None}
@@ -78,7 +80,7 @@ class Dialect:
         return _sse({"index": sequence.made, "token": token, "generated_text": text, "details": details})
 
 
-def _usage(input_tokens: int, output_tokens: int) -> dict[str, int]:
+def _token_usage(input_tokens: int, output_tokens: int) -> dict[str, int]:
     total = input_tokens + output_tokens
     return {"prompt_tokens": input_tokens, "total_tokens": total, "completion_tokens": output_tokens}
 
@@ -88,7 +90,7 @@ def _sse(content: dict[str, Any]) -> bytes:
 
 
 def chunk(data: bytes) -> bytes:
-    """HTTP's framing of a piece of a body of unknown length."""
+    """Frame a piece of a body of unknown length for HTTP."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
@@ -97,8 +99,8 @@ REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Reque
 REASONS[503] = "Service Unavailable"
 
 
-def plain(status: int, content: object, extra: str = "") -> bytes:
-    """A whole answer that is not a stream."""
+def plain_answer(status: int, content: object, extra: str = "") -> bytes:
+    """An answer that is not a stream."""
     text = isinstance(content, str)
     body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
     kind = "text/plain; version=0.0.4" if text else "application/json"
@@ -109,4 +111,4 @@ def plain(status: int, content: object, extra: str = "") -> bytes:
 def busy(status: int) -> bytes:
     message = "The engine is currently busy and cannot accept new requests."
     error = {"error": {"message": message, "type": REASONS[status], "param": None, "code": status}}
-    return plain(status, error, "Retry-After: 1\r\n")
+    return plain_answer(status, error, "Retry-After: 1\r\n")

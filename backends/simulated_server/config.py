@@ -1,4 +1,4 @@
-"""What the simulated engine is told: timing, faults and limits."""
+"""The simulated engine's configuration: timing, faults and limits."""
 
 import json
 import math
@@ -7,32 +7,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
-Kind = Literal["constant", "lognormal", "bursty"]
+TimingKind = Literal["constant", "lognormal", "bursty"]
 
-FORBID: dict[str, Any] = {"extra": "forbid"}  # for pydantic, which checks what `backends.simulated` is given
+FORBID: dict[str, Any] = {"extra": "forbid"}  # for pydantic, which validates the fields of `backends.simulated`
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a step takes: always `mean` s, or log-normal around it, or `burst` steps at once, then a pause."""
+    """The duration of a step: always `mean` s, or log-normal around it, or `burst` steps at once, then a pause."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
 
-    kind: Kind = "constant"
+    kind: TimingKind = "constant"
     mean: float = 0.0  # s
     sigma: float = 0.5  # lognormal: standard deviation of the logarithm
     burst: int = 8  # bursty: steps that come together
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind={self.kind!r}: allowed are {', '.join(get_args(Kind))}")
+        if self.kind not in get_args(TimingKind):
+            raise ValueError(f"kind={self.kind!r}: allowed are {', '.join(get_args(TimingKind))}")
         for name, least in (("mean", 0), ("sigma", 0), ("burst", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is at least {least}")
 
     def steps(self, rng: random.Random) -> Iterator[float]:
         if self.kind == "lognormal" and self.mean > 0:
-            mu = math.log(self.mean) - self.sigma**2 / 2  # so that the mean is the mean
+            mu = math.log(self.mean) - self.sigma**2 / 2  # so that the expected value is `mean`
             while True:
                 yield rng.lognormvariate(mu, self.sigma)
         while self.kind == "bursty":
@@ -45,12 +45,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Faults:
-    """The share of requests (0..1) that meet each kind of trouble; in all at most 1."""
+    """The share of requests (0..1) with each kind of fault; their sum is at most 1."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
 
     status_503: float = 0.0  # with Retry-After
-    status_429: float = 0.0  # with Retry-After
+    status_429: float = 0.0  # likewise
     reset: float = 0.0  # the connection is reset in the middle of the answer
     error_event: float = 0.0  # an error event in the middle of a stream that began with 200
     hang: float = 0.0  # no answer at all
@@ -59,7 +59,7 @@ class Faults:
     early_close: float = 0.0  # the connection is closed in the middle of the answer
 
     def __post_init__(self) -> None:
-        shares = [getattr(self, one.name) for one in fields(self)]
+        shares = [getattr(self, fault.name) for fault in fields(self)]
         if min(shares) < 0:
             raise ValueError(f"a share is {min(shares):g}: allowed is at least 0")
         if sum(shares) > 1:
@@ -67,21 +67,21 @@ class Faults:
 
     def draw(self, rng: random.Random) -> str | None:
         value = rng.random()
-        for one in fields(self):
-            value -= getattr(self, one.name)
+        for fault in fields(self):
+            value -= getattr(self, fault.name)
             if value < 0:
-                return one.name
+                return fault.name
         return None
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything the engine is told. `backends.simulated` has the same keys."""
+    """The complete configuration; `backends.simulated` has the same keys."""
 
     ttft: Timing = field(default_factory=lambda: Timing(mean=0.05))
     itl: Timing = field(default_factory=lambda: Timing(mean=0.02))
     ttft_per_input_token: float = 0.0  # s, prefill
-    itl_per_sequence: float = 0.0  # s added to each gap for each sequence that runs beside
+    itl_per_sequence: float = 0.0  # s added to each gap for each running sequence
     tokens_per_event: int = 1  # as under speculative decoding
     events_per_write: int = 1  # of events that are due at the same time
     faults: Faults = field(default_factory=Faults)

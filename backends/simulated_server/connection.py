@@ -1,4 +1,4 @@
-"""One client's socket: what it asks, stamped by the kernel, and the bytes of what it is answered."""
+"""A client's socket: requests stamped by the kernel, and the bytes of their answers."""
 
 import asyncio
 import socket
@@ -8,28 +8,30 @@ from typing import Protocol
 
 import httptools
 
-from backends.simulated_server.answers import plain
-from backends.simulated_server.engine import Call, Engine
+from backends.simulated_server.answers import plain_answer
+from backends.simulated_server.engine import SimulatedCall, SimulatedEngine
 
 TRICKLE_EVERY = 0.05  # s between the single bytes of a trickling answer
 
 
-class Server(Protocol):
-    """What the socket was accepted by."""
+class Acceptor(Protocol):
+    """The server that accepted the socket."""
 
-    engine: Engine
+    engine: SimulatedEngine
     loop: asyncio.AbstractEventLoop
     offset: int  # ns, CLOCK_REALTIME (the kernel's stamps) minus CLOCK_MONOTONIC
 
-    def answer(self, connection: "Connection", url: bytes, body: bytes, request_id: bytes, arrival: int) -> None: ...
+    def answer(
+        self, connection: "ClientConnection", url: bytes, body: bytes, request_id: bytes, arrival: int
+    ) -> None: ...
 
 
-class Connection:
-    """Stamps what it reads, never blocks on what it writes."""
+class ClientConnection:
+    """Stamps requests as they are read, and never blocks on writes."""
 
-    def __init__(self, sock: socket.socket, server: Server) -> None:
+    def __init__(self, sock: socket.socket, server: Acceptor) -> None:
         self.sock, self.server = sock, server
-        self.call: Call | None = None
+        self.call: SimulatedCall | None = None
         self._unsent = bytearray()
         self._parser = httptools.HttpRequestParser(self)
         self._arrival = 0
@@ -55,7 +57,7 @@ class Connection:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self.write(plain(400, {"error": {"message": f"{type(cause).__name__}: {cause}", "code": 400}}))
+            self.write(plain_answer(400, {"error": {"message": f"{type(cause).__name__}: {cause}", "code": 400}}))
         except httptools.HttpParserError:
             self.close()
 
@@ -86,7 +88,7 @@ class Connection:
             self.server.loop.remove_writer(self.sock.fileno())
 
     def trickle(self, data: bytes) -> None:
-        """Send these bytes, then blanks one by one, for as long as the client will have it."""
+        """Send these bytes, then blanks one by one until the client disconnects."""
         if self.sock.fileno() < 0:
             return
         self.write(data)

@@ -1,4 +1,4 @@
-"""Which sequences run, when each token is due, and what goes wrong on the way."""
+"""The simulated engine: admission of sequences, the due time of each token, and faults."""
 
 import asyncio
 import heapq
@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, Protocol
 
-from backends.simulated_server.answers import STREAM_HEAD, Dialect, busy, chunk, plain
+from backends.simulated_server.answers import STREAM_HEAD, Dialect, busy, chunk, plain_answer
 from backends.simulated_server.config import Config, Faults
 from backends.simulated_server.truth import TruthLog
 
 
-class Client(Protocol):
-    """Whoever asked: a connection that never blocks."""
+class AnswerSink(Protocol):
+    """The connection that answers go to; it never blocks."""
 
-    call: "Call | None"
+    call: "SimulatedCall | None"
 
     def write(self, data: bytes) -> None: ...
     def trickle(self, data: bytes) -> None: ...
@@ -31,12 +31,12 @@ class Client(Protocol):
 
 
 class Sequence:
-    """One prompt on its way through the engine."""
+    """One prompt in the engine."""
 
-    __slots__ = ("call", "due", "gaps", "index", "input_tokens", "made", "running", "template", "wanted", "writes")
+    __slots__ = ("call", "due", "gaps", "index", "input_tokens", "made", "max_tokens", "running", "template", "writes")
 
-    def __init__(self, call: "Call", index: int, input_tokens: int, wanted: int) -> None:
-        self.call, self.index, self.input_tokens, self.wanted = call, index, input_tokens, wanted
+    def __init__(self, call: "SimulatedCall", index: int, input_tokens: int, max_tokens: int) -> None:
+        self.call, self.index, self.input_tokens, self.max_tokens = call, index, input_tokens, max_tokens
         self.made = 0
         self.due = 0.0  # s, of the next token event
         self.gaps: Iterator[float] | None = None  # None: constant
@@ -45,28 +45,28 @@ class Sequence:
         self.running = False
 
 
-class Call:
-    """One HTTP call: a connection, its sequences and the fault it is to meet."""
+class SimulatedCall:
+    """One HTTP call: its connection, its sequences and its fault, if any."""
 
-    __slots__ = ("arrival", "connection", "dialect", "fault", "left", "request_id", "sequences", "started")
+    __slots__ = ("arrival", "connection", "dialect", "fault", "request_id", "sequences", "started", "unfinished")
 
-    def __init__(self, connection: Client, dialect: Dialect, request_id: bytes, arrival: int) -> None:
+    def __init__(self, connection: AnswerSink, dialect: Dialect, request_id: bytes, arrival: int) -> None:
         self.connection, self.dialect, self.request_id, self.arrival = connection, dialect, request_id, arrival
         self.sequences: list[Sequence] = []
-        self.left = 0  # sequences that have not finished
+        self.unfinished = 0  # number of sequences
         self.started = False
         self.fault: str | None = None
 
     def opening(self) -> bytes:
-        """HTTP's head, once, with whatever comes before the first token."""
+        """The HTTP head and the events before the first token; empty after the first call."""
         if self.started:
             return b""
         self.started = True
         return STREAM_HEAD + chunk(self.dialect.opening())
 
 
-class Engine:
-    """Decides when each token is due and writes it then."""
+class SimulatedEngine:
+    """Writes each token when it is due."""
 
     def __init__(self, config: Config, model: str, loop: asyncio.AbstractEventLoop) -> None:
         self.config, self.model, self.loop = config, model, loop
@@ -74,31 +74,31 @@ class Engine:
         self.log = TruthLog(config.log) if config.log else None
         self.waiting: deque[Sequence] = deque()
         self.running = 0
-        self.context_tokens = 0  # of running sequences
+        self.context_tokens = 0  # of the running sequences
         self.requests = self.generated = self.prompted = 0
         self._due: list[tuple[float, int, Sequence]] = []
         self._pushed = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._plain_gaps = config.itl.kind == "constant" and not config.itl_per_sequence
-        self._draws = any(getattr(config.faults, one.name) for one in fields(Faults))
+        self._draws = any(getattr(config.faults, fault.name) for fault in fields(Faults))
 
     # -- admission
 
-    def submit(self, connection: Client, api: str, body: dict[str, Any], request_id: bytes, arrival: int) -> None:
-        """Answer a request for tokens; everything that happens from here on is by the clock."""
+    def submit(self, connection: AnswerSink, api: str, body: dict[str, Any], request_id: bytes, arrival: int) -> None:
+        """Accept a request for tokens, to be answered at the configured times."""
         self.requests += 1
         if self.config.always_500:
-            connection.write(plain(500, {"error": {"message": "simulated failure", "code": 500}}))
+            connection.write(plain_answer(500, {"error": {"message": "simulated failure", "code": 500}}))
             return
-        rng = self.rng  # where nothing is drawn; making a generator takes as long as all else that a request needs
+        rng = self.rng  # if no draw is needed: a generator per request would double the cost of a request
         if self._draws or "lognormal" in (self.config.ttft.kind, self.config.itl.kind):
             rng = random.Random(zlib.crc32(request_id) ^ self.config.seed)
         fault = self.config.faults.draw(rng) if self._draws else None
         if fault in ("status_503", "status_429"):
             connection.write(busy(int(fault[-3:])))
             return
-        prompts, wanted = _asked(api, body)
+        prompts, max_tokens = _token_counts(api, body)
         places = math.inf if self.config.max_queue is None else self.config.max_queue + self._room()
         if len(self.waiting) + len(prompts) > places:
             connection.write(busy(503))
@@ -107,12 +107,12 @@ class Engine:
         running_usage = bool(options.get("continuous_usage_stats"))
         name = request_id.decode("latin-1")
         dialect = Dialect(api, self.model, name, int(time.time()), bool(options.get("include_usage")), running_usage)
-        call = Call(connection, dialect, request_id, arrival)
-        call.fault, call.left, connection.call = fault, len(prompts), call
+        call = SimulatedCall(connection, dialect, request_id, arrival)
+        call.fault, call.unfinished, connection.call = fault, len(prompts), call
         if fault == "hang":
             return
         for index, tokens in enumerate(prompts):
-            sequence = Sequence(call, index, tokens, wanted)
+            sequence = Sequence(call, index, tokens, max_tokens)
             call.sequences.append(sequence)
             self.waiting.append(sequence)
             if not self._plain_gaps:
@@ -127,7 +127,7 @@ class Engine:
         return 1 << 60 if limit is None else limit - self.running
 
     def _admit(self, first_due: float | None = None) -> None:
-        """Let waiting sequences run while there is room; first_due is of those that just came."""
+        """Start waiting sequences while there is room; `first_due` applies to a request that has just arrived."""
         while self.waiting and self._room() > 0:
             sequence = self.waiting.popleft()
             if sequence.call.connection.call is not sequence.call:
@@ -152,8 +152,8 @@ class Engine:
         self.close()
         os._exit(1)
 
-    def drop(self, call: Call) -> None:
-        """The client has gone: its sequences make room."""
+    def drop(self, call: SimulatedCall) -> None:
+        """Remove the sequences of a client that has disconnected."""
         for sequence in call.sequences:
             if sequence.running:
                 self._leave(sequence)
@@ -181,9 +181,9 @@ class Engine:
 
     def _step(self) -> None:
         """Write every token that is due, then sleep until the next one is."""
-        due, now = self._due, time.monotonic() + 0.0002  # the loop's timer is as coarse as a millisecond anyway
-        self._timer, self._timer_at = None, -math.inf  # no timer is set while we are at it
-        budget = 2000  # then look at the sockets
+        due, now = self._due, time.monotonic() + 0.0002  # the loop's timer has a resolution of a millisecond anyway
+        self._timer, self._timer_at = None, -math.inf  # no timer is set during this step
+        budget = 2000  # tokens, before the sockets are served again
         while due and due[0][0] <= now and budget:
             budget -= 1
             sequence = heapq.heappop(due)[2]
@@ -195,26 +195,26 @@ class Engine:
 
     def _emit(self, sequence: Sequence) -> None:
         call = sequence.call
-        if call.fault and sequence.made >= sequence.wanted // 2:
+        if call.fault and sequence.made >= sequence.max_tokens // 2:
             self._fail(sequence)
             return
         data = b""
         for _ in range(self.config.events_per_write):
-            count = min(self.config.tokens_per_event, sequence.wanted - sequence.made)
+            count = min(self.config.tokens_per_event, sequence.max_tokens - sequence.made)
             sequence.made += count
             self.context_tokens += count
             self.generated += count
             data += self._event(sequence, count)
             sequence.due += self._gap(sequence)
-            if sequence.made >= sequence.wanted:
+            if sequence.made >= sequence.max_tokens:
                 break
         if not call.started:
             data = call.opening() + data
-        finished = sequence.made >= sequence.wanted
+        finished = sequence.made >= sequence.max_tokens
         if finished:
             self._leave(sequence)
-            call.left -= 1
-            if not call.left:
+            call.unfinished -= 1
+            if not call.unfinished:
                 data += chunk(call.dialect.closing(call.sequences)) + b"0\r\n\r\n"
                 call.connection.call = None
         if self.log:
@@ -228,9 +228,9 @@ class Engine:
             self._push(sequence)
 
     def _event(self, sequence: Sequence, count: int) -> bytes:
-        """A framed token event. Most are alike, so they are made once."""
+        """A framed token event. Most are identical, so they are built once."""
         dialect = sequence.call.dialect
-        alike = count == self.config.tokens_per_event and sequence.made < sequence.wanted
+        alike = count == self.config.tokens_per_event and sequence.made < sequence.max_tokens
         if not alike or dialect.running_usage or dialect.api == "tgi":
             return chunk(dialect.token(sequence, count))
         if sequence.template is None:
@@ -243,12 +243,12 @@ class Engine:
         return next(sequence.gaps) + self.config.itl_per_sequence * self.running
 
     def _fail(self, sequence: Sequence) -> None:
-        """The fault that this call was to meet, now that half of its answer is out."""
+        """Apply the call's fault, now that half of its answer has been sent."""
         call, connection = sequence.call, sequence.call.connection
         fault, call.fault = call.fault, None
-        for one in call.sequences:
-            if one.running:
-                self._leave(one)
+        for other in call.sequences:
+            if other.running:
+                self._leave(other)
         if fault == "error_event":
             data = call.opening() + chunk(call.dialect.error("simulated failure", 500)) + b"0\r\n\r\n"
             connection.call = None
@@ -261,7 +261,7 @@ class Engine:
             connection.trickle(call.opening() + b"1000\r\ndata: {")
         self._admit()
 
-    # -- what it says about itself
+    # -- metrics
 
     def metrics(self) -> str:
         usage = min(1.0, self.context_tokens / self.config.kv_cache_tokens)
@@ -283,14 +283,14 @@ class Engine:
             self.log.close()
 
 
-def _asked(api: str, body: dict[str, Any]) -> tuple[list[int], int]:
-    """Input tokens of each prompt (words, where it is text) and the tokens wanted."""
+def _token_counts(api: str, body: dict[str, Any]) -> tuple[list[int], int]:
+    """The number of input tokens of each prompt (words, if it is text), and the number of output tokens."""
     if api == "tgi":
         return [len(body["inputs"].split())], int((body.get("parameters") or {}).get("max_new_tokens") or 16)
-    wanted = int(body.get("max_tokens") or body.get("max_completion_tokens") or 16)
+    max_tokens = int(body.get("max_tokens") or body.get("max_completion_tokens") or 16)
     if api == "chat":
-        return [sum(len(str(message.get("content")).split()) for message in body["messages"])], wanted
+        return [sum(len(str(message.get("content")).split()) for message in body["messages"])], max_tokens
     prompt = body["prompt"]
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
     prompts = prompt if several else [prompt]
-    return [len(one.split()) if isinstance(one, str) else len(one) for one in prompts], wanted
+    return [len(entry.split()) if isinstance(entry, str) else len(entry) for entry in prompts], max_tokens

@@ -1,4 +1,4 @@
-"""The log of true times: what the server did and when, for whoever holds a client against it."""
+"""The log of true times, to check a measuring client against."""
 
 import struct
 from array import array
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Truth(NamedTuple):
-    """What the server did for one prompt, in ns of CLOCK_MONOTONIC."""
+    """The server's times of one prompt, in ns of CLOCK_MONOTONIC."""
 
     arrival: int  # the request's last byte, by the kernel
     writes: "array[int]"  # of each token event

@@ -12,6 +12,7 @@ from typing import Any
 
 from sweep.config import PERCENTILES
 from sweep.numbers.quantity import OLD_PERCENTILES, PERFORMANCE, Value, columns
+from sweep.numbers.warnings import warning_codes
 from sweep.records import Outcome
 
 
@@ -94,7 +95,9 @@ class TrialRow:
         measured = dict(self.measured)
         if self.verdict.outcome is not Outcome.OK:
             measured |= dict.fromkeys(performance_columns(percentiles_of([row])) & measured.keys())
-        return row | measured | dict(self.axes)
+        row |= measured
+        warnings = {"warnings": warning_codes(row)} if self.observation is not None else {}
+        return row | warnings | dict(self.axes)
 
 
 ASKED = (Identity, EngineFacts)
@@ -104,7 +107,8 @@ ASKED = (Identity, EngineFacts)
 def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
     """The columns of every trials row and the types of their values, in order; axes follow."""
     measured = {name: statistic.type for name, statistic in columns(percentiles).items()}
-    return {**_fields(Identity), **_fields(Verdict), **measured, **_fields(EngineFacts), **_fields(Observation)}
+    parts = {**_fields(EngineFacts), **_fields(Observation), "warnings": list}
+    return {**_fields(Identity), **_fields(Verdict), **measured, **parts}
 
 
 def asked_columns() -> set[str]:

@@ -31,7 +31,13 @@ from sweep.records import UNKNOWN, Records, Sample
 Row = Mapping[str, Any]
 
 ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
-PARQUET: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+PARQUET: dict[type, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    list: pa.list_(pa.string()),
+}
 
 TELEMETRY_SCHEMA = pa.schema(
     [("time", pa.float64()), ("series", pa.string()), ("device", pa.string()), ("value", pa.float64())]

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
 from backends.launch import task
-from backends.launch.server import ALWAYS, Engine, inherited_environment
+from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
 from backends.prepare import environments as environments
 from sweep.config import ROOT, cache_directory, content_hash
 from sweep.node.trial import TrialRun
@@ -106,7 +106,7 @@ def _environ(launch: Launch) -> dict[str, str]:
         "OMP_NUM_THREADS": str(launch.threads),
         "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
     }
-    return {**inherited_environment(), **ALWAYS, **own}
+    return {**inherited_environment(), **ENGINE_ENVIRON, **own}
 
 
 def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from sweep.plan.plan import Deployment, Trial
 from sweep.provenance import gpu_names
 from sweep.records import Outcome
 
-KILLED = "killed by signal"  # in an engine's obituary
+KILLED = "killed by signal"  # in an engine's exit_reason
 CORES_A_CLIENT = 8  # of a node: one of so many is the measuring client's
 RESET_ATTEMPTS = 5  # a finished request's memory may be given back a moment after its last token
 RESET_PAUSE = 0.2  # s between them
@@ -128,7 +128,7 @@ def stream_deployment(
 
     def run() -> None:
         try:
-            with task.doing(work.marker, stop):
+            with task.cancel_scope(work.marker, stop):
                 run_deployment(work, gpus, emit, stop, stop_soon)
             events.put(None)
         except Stopped:
@@ -309,7 +309,7 @@ def clear_engines(marker: str) -> int:
         return found == marker or found.startswith(f"{marker}/")
 
     for pid in supervisor.marked(lambda environ: stale(environ[supervisor.MARKER])):
-        owner, _, started = supervisor.environment_of(pid).get(supervisor.OWNER, "").partition(":")
+        owner, _, started = supervisor.process_environment(pid).get(supervisor.OWNER, "").partition(":")
         if owner.isdecimal() and int(owner) != os.getpid() and supervisor.start_time(int(owner)) == started:
             supervisor.send([int(owner)], signal.SIGKILL)
     return len(server.clear_leftovers(stale))

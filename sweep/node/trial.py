@@ -287,7 +287,7 @@ def _verdict(
     log = engine.log_tail()
     if not engine.alive():
         outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
-        return Verdict(outcome=outcome, reason=engine.obituary(), log_tail=log)
+        return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
     if timed_out:
         return Verdict(outcome=Outcome.HUNG, reason=f"not done in {run.settings.trial_timeout} s", log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")

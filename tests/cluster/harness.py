@@ -244,10 +244,10 @@ class Sweep:
         return supervisor.marked(lambda environ: environ[supervisor.MARKER].startswith(f"{name}/"))
 
     def supervisors(self) -> list[int]:
-        return [pid for pid in self.marked() if "SWEEP_SUPERVISOR" in supervisor.environment_of(pid)]
+        return [pid for pid in self.marked() if "SWEEP_SUPERVISOR" in supervisor.process_environment(pid)]
 
     def engine_processes(self) -> list[int]:
-        return [pid for pid in self.marked() if "SWEEP_SUPERVISOR" not in supervisor.environment_of(pid)]
+        return [pid for pid in self.marked() if "SWEEP_SUPERVISOR" not in supervisor.process_environment(pid)]
 
     def engines(self) -> list[int]:
         """Main processes: those whose parent is a supervisor."""
@@ -258,7 +258,9 @@ class Sweep:
         return [pid for pid in self.engine_processes() if pid not in set(self.engines())]
 
     def workers(self) -> list[int]:
-        owners = {supervisor.environment_of(pid).get(supervisor.OWNER, "").partition(":")[0] for pid in self.engines()}
+        owners = {
+            supervisor.process_environment(pid).get(supervisor.OWNER, "").partition(":")[0] for pid in self.engines()
+        }
         return [int(owner) for owner in owners if owner.isdecimal() and psutil.pid_exists(int(owner))]
 
     def clients(self) -> list[int]:

@@ -197,5 +197,5 @@ def test_the_death_of_its_main_process_under_load_is_noticed(backend, launch_for
             assert time.monotonic() - begin < 2
             time.sleep(0.01)
         assert engine.exit_status == -signal.SIGKILL
-        assert "killed by signal 9" in engine.obituary()
+        assert "killed by signal 9" in engine.exit_reason()
     assert left_behind(marker) == []

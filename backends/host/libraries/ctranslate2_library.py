@@ -1,7 +1,7 @@
 """CTranslate2: `Generator.generate_batch` on static batches, with one event per step and row from its callback.
 
-Prompts of unequal length: the engine feeds what all have in common in length at once, then forces longer prompts token
-by token while shorter ones already decode. That is its way of batching, and it is measured as it is.
+Prompts of unequal length: the engine prefills all prompts up to the shortest length at once, then feeds the rest of
+the longer prompts token by token while the shorter ones already decode. It is measured with that way of batching.
 """
 
 import ctypes
@@ -14,19 +14,19 @@ from typing import Any
 
 import ctranslate2
 
-from backends.host.library import Emit, Row, Settings
+from backends.host.library import EmitTokens, LibrarySettings, PromptRow
 
-FOLDER = "ctranslate2"  # of the model's folder, where the converted weights are
+FOLDER = "ctranslate2"  # subfolder of the model's folder with the converted weights
 NO_MEMORY = re.compile(r"mkl_malloc: failed to allocate memory|bad_alloc|out of memory")
 CUDA_LIBRARIES = {"nvidia-cublas-cu12": "libcublas*.so.*", "nvidia-cudnn-cu12": "libcudnn*.so.*"}
 
 
-def load(settings: Settings) -> "CTranslate2":
+def load(settings: LibrarySettings) -> "CTranslate2":
     if settings.device == "cuda":
         _load_cuda_libraries()
     allowed = re.findall(r"(\w+): ", ctranslate2.Generator.__init__.__doc__.splitlines()[0])  # its signature
     for name in settings.flags:
-        if name not in allowed:  # its own error would be twenty lines
+        if name not in allowed:  # the engine's own error would be twenty lines
             raise TypeError(f"ctranslate2.Generator has no argument {name}; it has {', '.join(allowed[2:])}")
     folder = settings.model / FOLDER
     ctranslate2.set_random_seed(settings.seed)
@@ -43,7 +43,7 @@ class CTranslate2:
         self.generator = generator
         self.vocabulary = vocabulary  # token by id: the engine takes tokens, not ids
 
-    def generate(self, batch: Sequence[Row], emit: Emit) -> None:
+    def generate(self, batch: Sequence[PromptRow], emit: EmitTokens) -> None:
         def take(step: Any) -> bool:
             emit([(step.batch_id, step.token_id)])
             done: bool = batch[step.batch_id].done
@@ -53,7 +53,7 @@ class CTranslate2:
             self.generator.generate_batch(
                 [[self.vocabulary[token] for token in row.prompt] for row in batch],
                 max_length=max(row.max_tokens for row in batch),
-                end_token=[],  # rows end where the host says
+                end_token=[],  # the host decides where rows end
                 beam_size=1,
                 sampling_topk=1,
                 include_prompt_in_result=False,
@@ -65,19 +65,19 @@ class CTranslate2:
             raise
 
     def memory(self) -> Mapping[str, float]:
-        """It does not say what it has allocated."""
+        """Empty: the engine does not report its allocations."""
         return {}
 
     def clear(self) -> None:
-        """It frees a failed batch by itself."""
+        """Do nothing: the engine frees a failed batch by itself."""
 
 
 def _load_cuda_libraries() -> None:
-    """Load CUDA's libraries from the environment's own distributions, where the engine will then find them."""
+    """Load CUDA's libraries from the environment's distributions, since the engine does not look there."""
     for distribution, pattern in CUDA_LIBRARIES.items():
         try:
             files = metadata.files(distribution) or []
         except metadata.PackageNotFoundError:
-            continue  # then the system's are to be found
+            continue  # the engine then uses the system's
         for file in sorted(path for path in files if Path(path).match(pattern)):
             ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)

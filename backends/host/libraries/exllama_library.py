@@ -1,6 +1,6 @@
 """ExLlamaV2 or ExLlamaV3: their dynamic generators schedule; a step is one `iterate`.
 
-Whichever of the two the environment has is imported; both need a CUDA GPU and compile their kernels at first import.
+Imports the version that the environment has; both need a CUDA GPU and compile their kernels at first import.
 """
 
 import importlib.util
@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from backends.host.library import Row, Settings, Step
+from backends.host.library import LibrarySettings, PromptRow, Step
 
 PAGE = 256  # tokens of a page of either cache, whose size is a multiple of it
 
 
-def load(settings: Settings) -> "ExLlama":
+def load(settings: LibrarySettings) -> "ExLlama":
     flags = dict(settings.flags)
     pages = -(-int(flags.pop("cache_tokens")) // PAGE)
     if importlib.util.find_spec("exllamav2") is not None:
@@ -24,7 +24,7 @@ def load(settings: Settings) -> "ExLlama":
     raise ModuleNotFoundError("neither exllamav2 nor exllamav3 is in this environment")
 
 
-def _load_v2(settings: Settings, cache_tokens: int, flags: Mapping[str, Any]) -> "ExLlama":
+def _load_v2(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, Any]) -> "ExLlama":
     import exllamav2
     from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
@@ -37,7 +37,7 @@ def _load_v2(settings: Settings, cache_tokens: int, flags: Mapping[str, Any]) ->
     generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=tokenizer, **flags)
     greedy = ExLlamaV2Sampler.Settings.greedy()
 
-    def job(row: Row) -> Any:
+    def job(row: PromptRow) -> Any:
         return ExLlamaV2DynamicJob(gen_settings=greedy, **_job_arguments(row))
 
     def used() -> float:
@@ -46,7 +46,7 @@ def _load_v2(settings: Settings, cache_tokens: int, flags: Mapping[str, Any]) ->
     return ExLlama(f"{exllamav2.__version__}", generator, job, used)
 
 
-def _load_v3(settings: Settings, cache_tokens: int, flags: Mapping[str, Any]) -> "ExLlama":
+def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, Any]) -> "ExLlama":
     import exllamav3
     from exllamav3.version import __version__
 
@@ -58,7 +58,7 @@ def _load_v3(settings: Settings, cache_tokens: int, flags: Mapping[str, Any]) ->
     generator = exllamav3.Generator(model=model, cache=cache, tokenizer=tokenizer, **flags)
     greedy = exllamav3.GreedySampler()
 
-    def job(row: Row) -> Any:
+    def job(row: PromptRow) -> Any:
         return exllamav3.Job(sampler=greedy, **_job_arguments(row))
 
     def used() -> float:
@@ -68,8 +68,8 @@ def _load_v3(settings: Settings, cache_tokens: int, flags: Mapping[str, Any]) ->
     return ExLlama(__version__, generator, job, used)
 
 
-def _job_arguments(row: Row) -> dict[str, Any]:
-    """What jobs of both versions take. Prompts have shape (1, tokens)."""
+def _job_arguments(row: PromptRow) -> dict[str, Any]:
+    """Arguments common to the jobs of both versions. Prompts have shape (1, tokens)."""
     return {
         "input_ids": torch.tensor([list(row.prompt)]),
         "max_new_tokens": row.max_tokens,
@@ -83,14 +83,16 @@ class ExLlama:
 
     adds_any_time = False
 
-    def __init__(self, version: str, generator: Any, job: Callable[[Row], Any], used: Callable[[], float]) -> None:
+    def __init__(
+        self, version: str, generator: Any, job: Callable[[PromptRow], Any], used: Callable[[], float]
+    ) -> None:
         self.version = version
         self.generator = generator
         self.job = job
-        self.used = used  # share of the cache that sequences hold
-        self.rows: dict[Any, Row] = {}  # by job
+        self.used = used  # returns the share of the cache in use
+        self.rows: dict[Any, PromptRow] = {}  # by job
 
-    def add(self, row: Row) -> None:
+    def add(self, row: PromptRow) -> None:
         job = self.job(row)
         self.rows[job] = row
         self.generator.enqueue(job)
@@ -100,7 +102,7 @@ class ExLlama:
         return [step for result in results if (step := self._step(result)) is not None]
 
     def _step(self, result: Mapping[str, Any]) -> Step | None:
-        """What one result says: "started" and "prefill" bring no tokens; "error" (V3) ends this job alone."""
+        """The step in one result: "started" and "prefill" carry no tokens; "error" (V3) ends this job alone."""
         row = self.rows.get(result["job"])
         if row is None or result["stage"] not in ("streaming", "error"):
             return None
@@ -109,12 +111,12 @@ class ExLlama:
         if result["stage"] == "error":
             return Step(row, [], f"{type(result['error']).__name__}: {result['error']}")
         tokens = result["token_ids"].flatten().tolist() if "token_ids" in result else []
-        if result.get("eos_reason") == "stop_token":  # which it holds back
+        if result.get("eos_reason") == "stop_token":  # the generator withholds it
             tokens = [*tokens, result["eos_triggering_token_id"]]
         return Step(row, tokens)
 
-    def drop(self, row: Row) -> None:
-        for job in [job for job, other in self.rows.items() if other is row]:
+    def drop(self, row: PromptRow) -> None:
+        for job in [job for job, other_row in self.rows.items() if other_row is row]:
             self.generator.cancel(job)
             del self.rows[job]
 

@@ -1,4 +1,4 @@
-"""transformers' continuous batching: its manager schedules in a thread of its own, tokens come through its queue."""
+"""transformers' continuous batching: its manager schedules in its own thread; tokens arrive through its queue."""
 
 import gc
 import queue
@@ -11,12 +11,12 @@ import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from backends.host.libraries.transformers_library import load_model
-from backends.host.library import Row, Settings, Step
+from backends.host.library import LibrarySettings, PromptRow, Step
 
 WAIT = 1.0  # s that one step waits for tokens
 
 
-def load(settings: Settings) -> "TransformersCB":
+def load(settings: LibrarySettings) -> "TransformersCB":
     flags = dict(settings.flags)
     memory, scheduler = flags.pop("kv_cache"), flags.pop("scheduler")
     model = load_model(settings, flags)
@@ -35,12 +35,12 @@ def num_blocks(model: Any, memory: Mapping[str, float], page_size: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     block = page_size * config.num_hidden_layers * 2 * heads * head * model.dtype.itemsize
     if "memory_share" in memory:
-        wanted = memory["memory_share"] * torch.cuda.mem_get_info(model.device)[0]
+        cache_bytes = memory["memory_share"] * torch.cuda.mem_get_info(model.device)[0]
     else:
-        wanted = memory["kv_cache_gib"] * 2**30
-    blocks = int(wanted // block)
+        cache_bytes = memory["kv_cache_gib"] * 2**30
+    blocks = int(cache_bytes // block)
     if blocks < 1:
-        raise ValueError(f"the KV cache has room for no block of {block} bytes: allow it more memory")
+        raise ValueError(f"the KV cache is too small for one block of {block} bytes: give it more memory")
     print(f"host: KV cache of {blocks} blocks of {block} bytes", file=sys.stderr)
     return blocks
 
@@ -54,11 +54,11 @@ class TransformersCB:
     def __init__(self, model: Any, scheduler: Mapping[str, Any]) -> None:
         self.model = model
         self.scheduler = scheduler
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, PromptRow] = {}
         self.begin()
 
     def begin(self) -> None:
-        """A manager of its own; rows end where the host says, so no EOS of the model's."""
+        """Start a manager. The host decides where rows end, so the model's EOS is disabled."""
         config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=-1)
         self.manager = self.model.init_continuous_batching(
             generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**self.scheduler)
@@ -68,10 +68,10 @@ class TransformersCB:
 
     @property
     def _outputs(self) -> "queue.Queue[Any]":
-        found: queue.Queue[Any] = self.manager.output_router.output_queue
-        return found
+        outputs: queue.Queue[Any] = self.manager.output_router.output_queue
+        return outputs
 
-    def add(self, row: Row) -> None:
+    def add(self, row: PromptRow) -> None:
         name = f"row-{id(row)}"
         self.rows[name] = row
         ends = sorted(row.ends) or -1
@@ -81,22 +81,22 @@ class TransformersCB:
 
     def step(self) -> Sequence[Step]:
         if self.manager.background_thread_status.fatal_error is not None and self._outputs.empty():
-            # It has told all that it had; what is left came after its end, and goes to its successor.
-            left = list(self.rows.values())
+            # All its outputs have been read; rows that were added after its end go to its successor.
+            unfinished = list(self.rows.values())
             self.clear()
-            for row in left:
+            for row in unfinished:
                 self.add(row)
-        found = []
+        outputs = []
         try:
-            found.append(self._outputs.get(timeout=WAIT))
+            outputs.append(self._outputs.get(timeout=WAIT))
             while True:
-                found.append(self._outputs.get_nowait())
+                outputs.append(self._outputs.get_nowait())
         except queue.Empty:
-            pass  # all that there is now
-        return [step for output in found if (step := self._step(output))]
+            pass  # no more for now
+        return [step for output in outputs if (step := self._step(output))]
 
     def _step(self, output: Any) -> Step | None:
-        """What is new in a result, which holds all tokens so far."""
+        """The new tokens of a result, which holds all tokens so far."""
         row = self.rows.get(output.request_id)
         if row is None:
             return None
@@ -104,22 +104,22 @@ class TransformersCB:
             del self.rows[output.request_id]
         return Step(row, output.generated_tokens[len(row.tokens) :], output.error)
 
-    def drop(self, row: Row) -> None:
+    def drop(self, row: PromptRow) -> None:
         if self.rows.pop(f"row-{id(row)}", None):
             self.manager.cancel_request(f"row-{id(row)}")
 
     def memory(self) -> Mapping[str, float]:
         processor = self.manager.batch_processor
-        found = {}
+        readings = {}
         if processor is not None:
-            found["kv_cache_usage"] = 1.0 - float(processor.cache.compute_free_capacity(relative=True))
+            readings["kv_cache_usage"] = 1.0 - float(processor.cache.compute_free_capacity(relative=True))
         if self.model.device.type == "cuda":
-            found["memory_allocated_bytes"] = torch.cuda.memory_allocated()
-            found["memory_reserved_bytes"] = torch.cuda.memory_reserved()
-        return found
+            readings["memory_allocated_bytes"] = torch.cuda.memory_allocated()
+            readings["memory_reserved_bytes"] = torch.cuda.memory_reserved()
+        return readings
 
     def clear(self) -> None:
-        """The manager does not outlive an error of its loop: a new one takes its place."""
+        """Replace the manager, which does not survive an error in its loop."""
         self.rows.clear()
         self.manager.destroy()
         gc.collect()

@@ -10,17 +10,17 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from backends.host.library import Emit, Row, Settings
+from backends.host.library import EmitTokens, LibrarySettings, PromptRow
 
 
-def load(settings: Settings) -> "Transformers":
+def load(settings: LibrarySettings) -> "Transformers":
     return Transformers(load_model(settings, settings.flags))
 
 
-def load_model(settings: Settings, flags: Mapping[str, Any]) -> Any:
+def load_model(settings: LibrarySettings, flags: Mapping[str, Any]) -> Any:
     """The model, on its device and ready; `flags` are keyword arguments of `from_pretrained`."""
     torch.manual_seed(settings.seed)
-    # bitsandbytes says at every matrix product that it casts its input: that would be the whole log.
+    # bitsandbytes logs at every matrix product that it casts its input, which would fill the log.
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: "will be cast" not in record.msg)
     model = AutoModelForCausalLM.from_pretrained(
         settings.model,
@@ -35,7 +35,7 @@ def load_model(settings: Settings, flags: Mapping[str, Any]) -> Any:
 class Steps(BaseStreamer):  # type: ignore[misc]
     """Called by `generate` with the prompts first, shape (batch, length), then after each step, shape (batch,)."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: EmitTokens) -> None:
         self.emit = emit
         self.begun = False
 
@@ -49,9 +49,9 @@ class Steps(BaseStreamer):  # type: ignore[misc]
 
 
 class RowsDone(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row where the host says so, since rows of one batch may want different lengths."""
+    """Ends each row where the host decides, since rows of one batch may have different lengths."""
 
-    def __init__(self, batch: Sequence[Row]) -> None:
+    def __init__(self, batch: Sequence[PromptRow]) -> None:
         self.batch = batch
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
@@ -66,10 +66,10 @@ class Transformers:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.cache: Any = None
-        # A model's own defaults (sampling, EOS) must not bend a benchmark: rows end where the host says.
+        # A model's own defaults (sampling, EOS) must not affect a benchmark: the host decides where rows end.
         model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
 
-    def generate(self, batch: Sequence[Row], emit: Emit) -> None:
+    def generate(self, batch: Sequence[PromptRow], emit: EmitTokens) -> None:
         longest = max(len(row.prompt) for row in batch)
         padded = [[0] * (longest - len(row.prompt)) + list(row.prompt) for row in batch]
         mask = [[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in batch]
@@ -90,12 +90,12 @@ class Transformers:
     def memory(self) -> Mapping[str, float]:
         layers = self.cache.layers if self.cache is not None else []
         tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
-        found = {"kv_cache_bytes": float(sum(tensor.nbytes for tensor in tensors))}
+        readings = {"kv_cache_bytes": float(sum(tensor.nbytes for tensor in tensors))}
         if self.model.device.type == "cuda":
-            found["memory_allocated_bytes"] = torch.cuda.memory_allocated()
-            found["memory_reserved_bytes"] = torch.cuda.memory_reserved()
-            found["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
-        return found
+            readings["memory_allocated_bytes"] = torch.cuda.memory_allocated()
+            readings["memory_reserved_bytes"] = torch.cuda.memory_reserved()
+            readings["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
+        return readings
 
     def clear(self) -> None:
         gc.collect()

@@ -1,4 +1,4 @@
-"""vLLM's LLMEngine, stepped: what its offline `LLM.generate` does, with the tokens of each step."""
+"""vLLM's LLMEngine, driven by `step` like its offline `LLM.generate`, but with the tokens of each step."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,20 @@ from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
-from backends.host.library import Row, Settings, Step
+from backends.host.library import LibrarySettings, PromptRow, Step
 
 
-def load(settings: Settings) -> "VLLMOffline":
+def load(settings: LibrarySettings) -> "VLLMOffline":
     arguments = {
         "model": str(settings.model),
         "dtype": settings.dtype,
         "seed": settings.seed,
-        # Its statistics are what tells of the KV cache. They cost what the server pays for them too.
+        # KV cache use comes from its statistics. They cost as much as in vLLM's server.
         "disable_log_stats": False,
         **settings.flags,
     }
-    known = {name: value for name, value in arguments.items() if value is not None}
-    engine = LLMEngine.from_engine_args(EngineArgs(**known))
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     return VLLMOffline(engine)
 
 
@@ -35,15 +35,15 @@ class VLLMOffline:
     def __init__(self, engine: LLMEngine) -> None:
         self.engine = engine
         self.names = count()
-        self.rows: dict[str, Row] = {}  # by the name that was given
+        self.rows: dict[str, PromptRow] = {}  # by the request name that we gave
         self.ids: dict[int, str] = {}  # the engine's own name for a row, by its identity
 
-    def add(self, row: Row) -> None:
+    def add(self, row: PromptRow) -> None:
         name = f"row-{next(self.names)}"
         parameters = SamplingParams(
             temperature=0.0,
             max_tokens=row.max_tokens,
-            # Rows end where the host says; a model's own EOS is among `row.ends` where it counts.
+            # The host decides where rows end; `row.ends` includes the model's own EOS unless it is ignored.
             ignore_eos=True,
             stop_token_ids=sorted(row.ends) or None,
             detokenize=False,
@@ -53,20 +53,20 @@ class VLLMOffline:
         self.ids[id(row)] = self.engine.add_request(name, TokensPrompt(prompt_token_ids=list(row.prompt)), parameters)
 
     def step(self) -> Sequence[Step]:
-        found = []
+        steps = []
         for output in self.engine.step():
             row = self.rows.get(output.request_id)
             if row is not None:
                 if output.finished:
                     self._forget(output.request_id)
-                found.append(Step(row, output.outputs[0].token_ids))
-        return found
+                steps.append(Step(row, output.outputs[0].token_ids))
+        return steps
 
-    def drop(self, row: Row) -> None:
+    def drop(self, row: PromptRow) -> None:
         engine_id = self.ids.get(id(row))
         if engine_id is not None:
             self.engine.abort_request([engine_id], internal=True)
-            self._forget(next(name for name, other in self.rows.items() if other is row))
+            self._forget(next(name for name, other_row in self.rows.items() if other_row is row))
 
     def memory(self) -> Mapping[str, float]:
         """The engine's own statistics, as its server shows them, without the prefix."""

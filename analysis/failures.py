@@ -1,0 +1,84 @@
+"""The trials that are no result: how they ended, those that failed alike together."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis.load import Run
+from analysis.plotting.layout import Layout
+
+MOST_LOSSES = 40  # ways to fail
+
+
+class Loss(NamedTuple):
+    """Trials of one engine that failed in the same way."""
+
+    line: str
+    outcome: str
+    reason: str
+    trials: int
+    where: str  # which workloads and loads
+    log: str | None
+    log_tail: str | None
+
+
+class Losses(NamedTuple):
+    """The trials that are no result, those alike together; of more kinds than anyone reads the most frequent."""
+
+    shown: list[Loss]
+    other_kinds: int
+    other_trials: int
+
+    @property
+    def trials(self) -> int:
+        return sum(loss.trials for loss in self.shown) + self.other_trials
+
+    @property
+    def left_out(self) -> str:
+        """What is not shown, in a sentence; empty if nothing is."""
+        if not self.other_kinds:
+            return ""
+        return f"and {self.other_trials:,} trials more, in {self.other_kinds:,} other ways: see trials.parquet"
+
+
+def losses(run: Run, layout: Layout) -> Losses:
+    """How trials failed, in the order of the plan."""
+    kind = ["line", "outcome", "reason"]
+    lost = layout.placed(run.not_ok)
+    lost["reason"] = lost["reason"].fillna("no reason was noted")
+    sizes = lost.value_counts(kind, sort=False)
+    most = sizes.nlargest(MOST_LOSSES)
+    lost = lost.merge(most.index.to_frame(index=False), on=kind)
+    asked = layout.trials["line"].value_counts().to_dict()
+    shown = [
+        Loss(
+            line=str(line),
+            outcome=str(outcome),
+            reason=str(reason),
+            trials=len(group),
+            where="all its trials" if len(group) == asked[line] else "; ".join(_where(group, layout)),
+            log=next(_logs(run, group), None),
+            log_tail=next(iter(group["log_tail"].dropna()), None),
+        )
+        for (line, outcome, reason), group in lost.groupby(kind, sort=False)
+    ]
+    return Losses(shown, len(sizes) - len(most), int(sizes.sum() - most.sum()))
+
+
+def _logs(run: Run, trials: pd.DataFrame) -> Iterator[str]:
+    """The engines' logs of some trials, as far as there are any."""
+    tried = trials.dropna(subset="attempt")
+    for deployment_id, attempt in zip(tried["deployment_id"], tried["attempt"], strict=True):
+        path = run.paths.engine_log(deployment_id, attempt)
+        if path.is_file():
+            yield path.as_posix()
+
+
+def _where(group: pd.DataFrame, layout: Layout) -> Iterator[str]:
+    for panel, trials in group.groupby("panel"):
+        values = [] if layout.x is None else sorted(trials[layout.x].dropna().unique())
+        if not values:
+            yield str(panel)
+        else:
+            yield f"{panel} ({layout.x_label.lower()} {', '.join(f'{value:g}' for value in values)})"

@@ -1,0 +1,72 @@
+"""A run summarised once: what its tables, its figures and its report are made of."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.failures import Losses, losses
+from analysis.formats import number_formats
+from analysis.load import Run, open_run
+from analysis.plotting.fitting import Fit, fits
+from analysis.plotting.layout import Layout, arrange
+from analysis.summary import summarise
+from analysis.warnings import by_point, result_warnings
+from sweep.numbers.warnings import ResultWarning
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run and everything worked out of it, each part when it is first needed."""
+
+    run: Run
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """The points, as in summary.csv."""
+        return summarise(self.run)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return arrange(self.run, self.summary)
+
+    @property
+    def points(self) -> pd.DataFrame:
+        """The summary with the place of each point in the figures."""
+        return self.layout.points
+
+    @cached_property
+    def warnings(self) -> list[ResultWarning]:
+        return result_warnings(self.run, self.layout)
+
+    @cached_property
+    def point_warnings(self) -> dict[int, list[ResultWarning]]:
+        return by_point(self.warnings)
+
+    def warnings_at(self, point: "pd.Series[Any]") -> list[ResultWarning]:
+        """The warnings about a row of `points`, one for each code."""
+        return self.point_warnings.get(int(str(point.name)), [])
+
+    @cached_property
+    def losses(self) -> Losses:
+        return losses(self.run, self.layout)
+
+    @cached_property
+    def fits(self) -> list[Fit]:
+        return fits(self.run, self.layout)
+
+    @cached_property
+    def formats(self) -> dict[str, list[str]]:
+        return number_formats(self.run, self.layout)
+
+
+def open_results(folder: str | Path) -> Results:
+    """The results of the run in a folder.
+
+    Raises:
+        RunNotFound: if there is no trials.parquet.
+        DamagedFile: if it is not whole.
+    """
+    return Results(open_run(folder))

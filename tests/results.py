@@ -1,0 +1,63 @@
+"""Small made-up runs for the tests of the analysis, and what is shown of them."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from analysis.load import Run, open_run
+from analysis.report.html import html
+from analysis.report.terminal import Summary
+from analysis.results import Results
+from analysis.warnings import grouped, scope
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
+
+
+def trial(backend: str, batch: int, replicate: int, throughput: float | None, **other: Any) -> dict[str, Any]:
+    """A row whose interval can be worked out with a pencil."""
+    return {
+        "trial_id": f"{backend}-{batch}-{replicate}-{len(other)}",
+        "deployment_id": backend,
+        "backend": backend,
+        "model": "m",
+        "workload": "qa",
+        "load": "batch",
+        "batch_size": batch,
+        "load.batch_size": batch,
+        "replicate": replicate,
+        "outcome": "ok" if throughput else "hung",
+        "reason": None if throughput else "not done in time",
+        "output_throughput": throughput,
+        "num_requests": 100,
+        "num_failed": 0,
+        **other,
+    }
+
+
+def run_of(folder: Path, rows: list[dict[str, Any]], **experiment: Any) -> Run:
+    paths = RunPaths(folder)
+    run_files.write_trials(paths, rows)
+    axes = sorted({name for row in rows for name in row if "." in name or name == "ladder"})
+    run_files.write_plan(paths, [{"kind": "experiment", "name": "x", "axes": axes, **experiment}])
+    return open_run(folder)
+
+
+def printed(run: Run, width: int) -> str:
+    """The terminal's summary, checked to fit."""
+    console = Console(width=width)
+    with console.capture() as output:
+        console.print(Summary(Results(run)))
+    assert max(map(len, output.get().splitlines())) <= width
+    assert "…" not in output.get()
+    return output.get()
+
+
+def warnings_of(run: Run) -> dict[str, str]:
+    """Code -> message and scope of each kind of warning about a run."""
+    results = Results(run)
+    return {w.code: f"{w.message} [{scope(w, results.layout)}]" for w in grouped(results.warnings)}
+
+
+def report_of(run: Run) -> str:
+    return html(Results(run), [])

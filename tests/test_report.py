@@ -1,0 +1,226 @@
+"""report.html: one file, and what it says of made-up runs."""
+
+import contextlib
+import io
+import re
+import xml.etree.ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import analysis
+from analysis.__main__ import main
+from analysis.load import open_run
+from analysis.results import open_results
+from analysis.summary import best, summarise
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
+from tests.results import printed, report_of, run_of, trial
+from tests.synthetic_run import make_records, make_run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "throughput_bound"
+    make_run(folder, replicates=2, batches=(1, 8, 32), workloads=("qa", "reasoning"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(run_folder: Path) -> str:
+    """What the command says that builds the report and the figures of that run: they take seconds, so once."""
+    with contextlib.redirect_stdout(io.StringIO()) as stream:
+        assert main([str(run_folder)]) == 0
+    return stream.getvalue()
+
+
+class _Reader(HTMLParser):
+    """Collects what would load from elsewhere, unclosed tags and duplicate ids."""
+
+    VOID = frozenset({"meta", "br", "path", "use", "rect", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.outside: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        links = [values.get(key) for key in ("src", "href", "xlink:href")]
+        self.outside += [link for link in links if link and not link.startswith("#")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_figures_are_written_twice_and_well_formed(run_folder: Path, output: str) -> None:
+    names = ["output_throughput", "ttft", "cost", "tpot", "memory_timeline"]
+    assert {path.stem for path in (run_folder / "figures").iterdir()} == set(names)
+    report = (run_folder / "report.html").read_text()
+    places = [report.index(f'id="{name}-figure_1"') for name in names]
+    assert places == sorted(places)
+    for name in names:
+        root = xml.etree.ElementTree.parse(run_folder / "figures" / f"{name}.svg").getroot()
+        words = " ".join(root.itertext())
+        assert "vllm" in words
+        assert "transformers" in words
+        assert "reasoning" in words
+        assert (run_folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "TTFT p50 (ms)" in (run_folder / "figures" / "ttft.svg").read_text()
+
+
+def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str) -> None:
+    text = (run_folder / "report.html").read_text()
+    reader = _Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert reader.outside == []  # nothing from the network or beside the file
+    assert len(reader.ids) == len(set(reader.ids))
+    words = " ".join(reader.text)
+    for said in (
+        *("throughput_bound", "vllm 0.32.0", "model: tiny-llama instead of llama-2-7b-chat", "2.93 USD per hour"),
+        *("oom_run", "Tried to allocate 2 GiB", "needs docker", "c9dd7f2", "NVIDIA L4", "node-1"),
+        *("python -m sweep +experiment=throughput_bound", "first token − scheduled", "p99 of only 64 requests"),
+    ):
+        assert said in words, said
+    assert len(text) < 2_000_000
+    assert "best throughput" in output
+    assert "oom_run x2 transformers" in output
+    assert "dep-transformers/1/engine.log" in output.replace("\n", "")
+    summary = pd.read_csv(run_folder / "summary.csv")
+    trials = analysis.load(run_folder)
+    vllm = trials[(trials["backend"] == "vllm") & (trials["workload"] == "qa") & (trials["batch_size"] == 8)]
+    row = summary[(summary["backend"] == "vllm") & (summary["workload"] == "qa") & (summary["batch_size"] == 8)]
+    assert row["output_throughput"].item() == pytest.approx(vllm["output_throughput"].mean())
+
+
+def test_markup_in_a_log_is_text(tmp_path: Path) -> None:
+    rows = [trial("a", 1, 0, 10.0), trial("a", 2, 0, None, log_tail="<script>alert(1)</script>", reason="<b>x</b>")]
+    run_of(tmp_path, rows)
+    analysis.write_all(open_results(tmp_path))
+    text = (tmp_path / "report.html").read_text()
+    assert "<script" not in text
+    assert "<b>x</b>" not in text
+
+
+def test_a_run_without_any_result_says_so(tmp_path: Path) -> None:
+    run_of(tmp_path, [trial("a", 1, 0, None, attempt="1")])
+    analysis.write_all(open_results(tmp_path))
+    assert "No trial has a result" in (tmp_path / "report.html").read_text()
+    text = printed(open_run(tmp_path), 80)
+    assert "no trial has a result" in text
+    assert "hung x1 a: not done in time" in text
+
+
+def test_a_loss_is_no_gain(tmp_path: Path) -> None:
+    rows = [trial("plain", 8, 0, 20.0, ttft_p50=0.1), trial("slow", 8, 0, 10.0, ttft_p50=0.2)]
+    text = report_of(run_of(tmp_path, rows, baseline={"backend": "plain"}))
+    assert text.count("No engine beat the baseline") == 2
+    assert "Closest, at 0.500×" in text
+    assert "of baseline</i>" not in text
+    faster = [*rows, trial("fast", 8, 0, 40.0, ttft_p50=0.05)]
+    text = report_of(run_of(tmp_path, faster, baseline={"backend": "plain"}))
+    assert "No engine beat" not in text
+    assert "<b>2.00× <i>of baseline</i>" in text
+
+
+def test_a_ratio_without_an_interval_says_whose_replicate_is_alone(tmp_path: Path) -> None:
+    twice = [trial("fast", 8, index, 40.0 + index) for index in range(2)]
+    text = report_of(run_of(tmp_path, [trial("plain", 8, 0, 20.0), *twice], baseline={"backend": "plain"}))
+    assert "one replicate of the baseline, no interval" in text
+    assert "<small>one replicate, no interval" not in text
+
+
+def test_the_steady_state_is_in_the_summary_and_the_report(tmp_path: Path) -> None:
+    window = {"steady_begin": 1.0, "steady_output_throughput": 40.0, "steady_ttft_p50": 0.1, "steady_ttft_p99": 0.3}
+    rows = [
+        trial("a", 8, 0, 30.0, **window),
+        trial("a", 8, 1, 30.0, **{**window, "steady_output_throughput": 44.0}),
+        trial("a", 8, 2, 30.0, steady_method="none: too short"),
+        trial("b", 8, 0, 30.0, steady_method="none: too short"),
+    ]
+    run = run_of(tmp_path, rows)
+    points = summarise(run).set_index("backend")
+    assert points.loc["a", "steady_output_throughput"] == 42.0
+    assert points["steady_share"].tolist() == [pytest.approx(2 / 3), 0.0]
+    text = report_of(run)
+    assert "<h2>Steady state</h2>" in text
+    assert '<td class="text">a</td><td class="text">qa</td><td class="">67%</td><td class="">42.0 ±61%</td>' in text
+    text = report_of(run_of(tmp_path, rows[3:]))
+    assert "No trial has a steady-state window: all figures are of whole runs. Most often: too short." in text
+
+
+def test_the_best_carries_its_warnings(tmp_path: Path) -> None:
+    rows = [
+        trial("a", 8, 0, 40.0, agreement=0.42),
+        trial("a", 8, 1, None, agreement=0.42),
+        trial("b", 8, 0, 10.0, agreement=1.0, ttft_p50=0.1),
+        trial("b", 8, 1, 10.0, agreement=1.0, ttft_p50=0.1),
+    ]
+    run = run_of(tmp_path, rows)
+    text = " ".join(printed(open_run(tmp_path), 120).split())
+    assert "best throughput 40.0 tokens/s a, qa, agreement 42% with the reference, 1 of 2 replicates have a r" in text
+    best_ttft = text.partition("best TTFT p50")[2].partition("number formats")[0]
+    assert "agreement" not in best_ttft
+    assert "<small>agreement 42% with the reference</small><small>1 of 2 replicates have a" in report_of(run)
+
+
+def test_models_do_not_compete(tmp_path: Path) -> None:
+    rows = [{**trial("a", 8, index, 100.0 / size), "model": f"{size}b"} for index in (0, 1) for size in (1, 7)]
+    run = run_of(tmp_path, rows)
+    assert [one.point["model"] for one in best(summarise(run))] == ["1b", "7b"]
+    assert report_of(run).count("Best throughput") == 2
+
+
+def test_a_load_that_a_point_does_not_have_is_a_dash(tmp_path: Path) -> None:
+    open_loop = {**trial("a", 8, 1, 10.0), "load": "open", "batch_size": None, "load.batch_size": None}
+    run = run_of(tmp_path, [trial("a", 8, 0, 10.0), trial("a", 16, 0, 10.0), open_loop])
+    text, document = printed(open_run(tmp_path), 120), report_of(run)
+    assert re.search(r"open\s+—\s+10.0", text), text
+    assert "<NA>" not in text
+    assert "<NA>" not in document
+
+
+def test_each_step_of_a_ladder_is_compared_with_its_parent(tmp_path: Path) -> None:
+    steps = [("plain", None, 10.0), ("seqs", "plain", 15.0), ("fp8", "seqs", 30.0), ("other", "plain", None)]
+    steps += [("late", "other", 20.0)]
+    rows = [
+        trial(engine, 8, replicate, value and value * factor, ladder=step, ladder_parent=parent)
+        for engine, factor in (("vllm", 1), ("tgi", 2))
+        for step, parent, value in steps
+        for replicate in range(2)
+    ]
+    run = run_of(tmp_path, rows)
+    points = summarise(run).set_index(["backend", "ladder"])
+    assert points["ladder_parent"].dropna().to_dict()["tgi", "fp8"] == "seqs"
+    ratios = points["output_throughput_vs_parent"].dropna().to_dict()
+    assert ratios == pytest.approx({(e, s): v for e in ("vllm", "tgi") for s, v in (("seqs", 1.5), ("fp8", 2.0))})
+    text = report_of(run)
+    cells = '<td class="text">vllm, {}</td><td class="text">{}</td><td class="text">qa</td><td class="">{}'
+    for step in (("fp8", "seqs", "2.00× "), ("late", "other", "the parent has no result"), ("other", "plain", "no r")):
+        assert cells.format(*step) in text, step
+
+
+def test_a_p99_says_of_how_many_requests_it_is_and_how_sure(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    alone = [trial(name, 8, 0, 10.0, attempt="1", ttft_p99=0.2) for name in ("a", "b", "lost")]
+    twice = [trial("two", 8, index, 10.0, attempt="1", ttft_p99=0.2) for index in (0, 1)]
+    for row, count in zip([*alone[:2], *twice], (1000, 100, 100, 100), strict=True):
+        records = make_records(count, 1, 2, 0.2, 0.01)
+        run_files.write_requests(paths.trial(row["deployment_id"], "1", row["trial_id"]), records)
+    text = report_of(run_of(tmp_path, [*alone, *twice]))
+    cells = dict(re.findall(r'<tr><td class="text">(\w+)</td>.*<td class="">(?:<b>)?200 <span>(.*?)</span>', text))
+    assert cells == {"a": "[200–200]", "b": "[200 or more]", "lost": "", "two": "±&lt;1%"}
+    assert '<td class="text">two</td><td class="">2</td><td class="">200</td>' in text
+    assert "of one replicate has the interval over its requests" in text

@@ -1,0 +1,170 @@
+"""The points of a run: means, intervals, ratios, and the best."""
+
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import analysis
+from analysis.load import open_run
+from analysis.results import open_results
+from analysis.summary import baseline_points, best, estimate, summarise
+from sweep.disk import run_files
+from tests.results import printed, run_of, trial, warnings_of
+from tests.test_plan import planned
+
+
+def test_summary_has_means_intervals_and_the_ratio_to_the_baseline(tmp_path: Path) -> None:
+    rows = [trial("plain", 8, 0, 9.0), trial("plain", 8, 1, 11.0), trial("fast", 8, 0, 20.0), trial("fast", 8, 1, 20.0)]
+    points = summarise(run_of(tmp_path, rows, baseline={"backend": "plain"})).set_index("backend")
+    plain, fast = points.loc["plain"], points.loc["fast"]
+    assert (plain["n"], plain["output_throughput"]) == (2, 10.0)
+    assert plain["output_throughput_ci_high"] == pytest.approx(10 + 12.7062, abs=1e-4)
+    assert plain["output_throughput_ci_low"] == pytest.approx(10 - 12.7062, abs=1e-4)
+    assert fast["output_throughput_vs_baseline"] == pytest.approx(20 / math.sqrt(99))
+    assert math.isnan(plain["output_throughput_vs_baseline"])
+    assert "ttft_p50" not in points  # never measured here
+
+
+def test_a_failed_trial_is_in_no_mean_but_in_the_table(tmp_path: Path) -> None:
+    failed = {"output_throughput": 1e9}  # whatever it had measured by then
+    rows = [
+        trial("fast", 8, 0, 20.0),
+        {**trial("fast", 8, 1, None), **failed},
+        {**trial("fast", 16, 0, None), **failed},
+    ]
+    points = summarise(run_of(tmp_path, rows)).set_index("batch_size")
+    assert (points.loc[8, "n"], points.loc[8, "not_ok"], points.loc[8, "output_throughput"]) == (1, 1, 20.0)
+    assert math.isnan(points.loc[8, "output_throughput_ci_low"])
+    assert (points.loc[16, "n"], points.loc[16, "outcomes"]) == (0, "hung 1")
+    assert math.isnan(points.loc[16, "output_throughput"])
+
+
+def test_points_are_told_apart_by_the_axes_and_compared_with_their_own_kind(tmp_path: Path) -> None:
+    steps = [("plain", 256, 10.0), ("seqs", 128, 15.0), ("fp8", 128, 30.0)]
+    rows = [
+        trial("vllm", 8, replicate, value, ladder=step, **{"backend.flags.max-num-seqs": seqs})
+        for step, seqs, value in steps
+        for replicate in range(2)
+    ]
+    points = summarise(run_of(tmp_path, rows, baseline={"ladder": "plain"}))
+    ratios = dict(zip(points["ladder"], points["output_throughput_vs_baseline"], strict=True))
+    assert (ratios["seqs"], ratios["fp8"]) == pytest.approx((1.5, 3.0))
+
+
+def test_no_ratio_where_the_baseline_is_not_one_point() -> None:
+    points = pd.DataFrame(
+        {
+            "backend": ["plain", "plain", "fast"],
+            "workload": "qa",
+            "batch_size": 8,
+            "backend.dtype": ["fp16", "fp32", "bf16"],
+            "n": 2,
+            "not_ok": 0,
+            "outcomes": "",
+        }
+    )
+    assert baseline_points(points, {"backend": "plain"})[2] is None
+    points.loc[2, "backend.dtype"] = "fp32"
+    assert baseline_points(points, {"backend": "plain"})[2] == 1
+    assert baseline_points(points, {"backend": "plain", "backend.dtype": "fp16"})[2] == 0
+
+
+def test_a_larger_batch_is_not_compared_with_a_smaller_one(tmp_path: Path) -> None:
+    rows = [trial("plain", 8, 0, 10.0), trial("fast", 8, 0, 20.0), trial("fast", 16, 0, 40.0)]
+    points = summarise(run_of(tmp_path, rows, baseline={"backend": "plain"}))
+    ratios = points.set_index(["backend", "batch_size"])["output_throughput_vs_baseline"]
+    assert ratios["fast", 8] == pytest.approx(2.0)
+    assert math.isnan(ratios["fast", 16])
+
+
+def test_best_knows_which_way_is_better(tmp_path: Path) -> None:
+    rows = [trial("a", 1, 0, 10.0, ttft_p50=0.1), trial("b", 1, 0, 30.0, ttft_p50=0.2)]
+    found = {one.quantity.column: one for one in best(summarise(run_of(tmp_path, rows)))}
+    assert (found["output_throughput"].point["backend"], found["output_throughput"].estimate.value) == ("b", 30.0)
+    assert (found["ttft_p50"].point["backend"], found["ttft_p50"].estimate.value) == ("a", 0.1)
+
+
+def test_latencies_by_the_engines_own_stamps_do_not_compete(tmp_path: Path) -> None:
+    inside = {"client_stamp_source": "engine"}
+    rows = [trial("a", 1, 0, 10.0, ttft_p50=0.2), trial("b", 1, 0, 30.0, ttft_p50=0.1, **inside)]
+    found = {one.quantity.column: one for one in best(summarise(run_of(tmp_path, rows)))}
+    assert found["output_throughput"].point["backend"] == "b"
+    assert found["ttft_p50"].point["backend"] == "a"
+
+
+def test_ten_thousand_points_take_seconds(tmp_path: Path) -> None:
+    rows = [trial(f"e{index % 4}", index // 4, 0, 10.0 + index) for index in range(10_000)]
+    run = run_of(tmp_path, rows, baseline={"backend": "e0"})
+    started = time.monotonic()
+    points = summarise(run)
+    assert len(points) == 10_000
+    assert points["output_throughput_vs_baseline"].notna().sum() == 7_500
+    assert time.monotonic() - started < 20  # 2 s on an idle machine
+
+
+def test_an_interval_counts_the_replicates_that_have_the_figure(tmp_path: Path) -> None:
+    rows = [trial("a", 8, index, 10.0 + index, ttft_p50=0.1 * (index + 1) if index < 2 else None) for index in range(3)]
+    point = summarise(run_of(tmp_path, rows)).iloc[0]
+    assert (estimate(point, "output_throughput").n, estimate(point, "ttft_p50").n) == (3, 2)
+
+
+def test_replicates_on_different_gpus_are_not_averaged(tmp_path: Path) -> None:
+    speeds = {"NVIDIA L4": {"plain": 10.0, "fast": 30.0}, "NVIDIA A100": {"plain": 50.0}}
+    rows = [
+        trial(name, 8, index, speed, accelerator=gpu)
+        for gpu, engines in speeds.items()
+        for name, speed in engines.items()
+        for index in range(2)
+    ]
+    points = summarise(run_of(tmp_path, rows, baseline={"backend": "plain"})).set_index(["backend", "accelerator"])
+    assert points["output_throughput"].to_dict() == {
+        ("plain", "NVIDIA A100"): 50.0,
+        ("plain", "NVIDIA L4"): 10.0,
+        ("fast", "NVIDIA L4"): 30.0,
+    }
+    assert points.loc[("fast", "NVIDIA L4"), "output_throughput_vs_baseline"] == pytest.approx(3.0)
+    same = summarise(run_of(tmp_path, [{**row, "accelerator": "NVIDIA L4"} for row in rows]))
+    assert "accelerator" not in same
+
+
+def test_a_baseline_may_name_a_key_of_the_load(tmp_path: Path) -> None:
+    rows = [trial(name, batch, 0, speed * batch) for name, speed in (("a", 10.0), ("b", 20.0)) for batch in (1, 8)]
+    run = run_of(tmp_path, rows, baseline={"load.batch_size": 1})
+    points = summarise(run).set_index(["backend", "batch_size"])
+    ratios = points["output_throughput_vs_baseline"].dropna().to_dict()
+    assert ratios == {("a", 8): pytest.approx(8.0), ("b", 8): pytest.approx(8.0)}
+    assert "baseline-not-compared" not in warnings_of(run)
+
+
+def test_planned_trials_that_have_not_run_are_told(tmp_path: Path) -> None:
+    rows = [trial("a", batch, index, 10.0 + index) for batch in (1, 8) for index in range(3)]
+    run = run_of(tmp_path, rows[:1])
+    plan = [
+        {"kind": "experiment", "name": "x", "axes": ["load.batch_size"], "trials": 6, "replicates": 3},
+        {"kind": "deployment", **{key: rows[0][key] for key in ("deployment_id", "backend", "model")}},
+        *({**row, "kind": "trial", "coordinates": {"load.batch_size": row["batch_size"]}} for row in rows),
+    ]
+    run_files.write_plan(run.paths, plan)
+    analysis.write_all(open_results(tmp_path))
+    summary = pd.read_csv(run.paths.summary)
+    assert summary[["batch_size", "n", "not_ok", "planned", "outcomes"]].to_numpy().tolist() == [
+        [1, 1, 0, 3, "not run 2, ok 1"],
+        [8, 0, 0, 3, "not run 3"],
+    ]
+    text = (tmp_path / "report.html").read_text()
+    assert "1 of 6 trials and 1 of 2 points have a result" in text
+    assert "5 of 6 planned trials have not run" in text
+    assert "set replicates=3" not in text
+    assert "5 of 6 planned trials have not run" in printed(open_run(tmp_path), 80)
+    run_files.write_trials(run.paths, rows)
+    analysis.write_all(open_results(tmp_path))
+    assert "not run" not in (tmp_path / "report.html").read_text()
+    run_files.write_trials(run.paths, [])
+    analysis.write_all(open_results(tmp_path))
+    assert "0 of 6 trials and 0 of 2 points" in (tmp_path / "report.html").read_text()
+    experiment, _, first, *others = planned().entries("python -m sweep")
+    assert experiment["trials"] == len(others) + 1
+    assert {"batch_size", "concurrency", "rate", "coordinates", "workload", "load", "trial_id"} <= set(first)

@@ -1,0 +1,94 @@
+"""The table that the terminal shows."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis.load import open_run
+from tests.results import printed, run_of, trial
+from tests.synthetic_run import make_completion_batches, make_run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "throughput_bound"
+    make_run(folder, replicates=2, batches=(1, 8, 32), workloads=("qa", "reasoning"))
+    return folder
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_table_fits_the_terminal(run_folder: Path, width: int) -> None:
+    text = printed(open_run(run_folder), width)
+    assert "few-requests: p99 of only 64 requests [all points]" in " ".join(text.split())
+    assert text.count(" engine  ") == {60: 3, 80: 2}.get(width, 1)
+    for said in ("TTFT", "$/M tok", "KV", "Memory", "baseline"):
+        assert said in text, said  # nothing is left out of eleven points: it follows below
+
+
+def test_metrics_of_many_points_without_room_are_named(tmp_path: Path) -> None:
+    one = dict.fromkeys(("ttft_p50", "tpot_p50", "ttft_p99", "cost_per_million_tokens"), 0.1)
+    memory = {"memory_peak_bytes": 2.0**30, "kv_cache_usage_max": 0.5}
+    rows = [trial("a-rather-long-name-of-an-engine", batch, 0, 10.0, **one, **memory) for batch in range(1, 31)]
+    run_of(tmp_path, rows)
+    assert "in report.html, or a wider terminal: KV use max %, Memory peak GiB" in printed(open_run(tmp_path), 80)
+    assert "or a wider terminal" not in printed(open_run(tmp_path), 120)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_names_are_broken_between_words_only(tmp_path: Path, width: int) -> None:
+    flags = [{"backend.flags.max-num-batched-tokens": value} for value in (2048, 8192)]
+    other = dict.fromkeys(("ttft_p50", "tpot_p50", "ttft_p99", "cost_per_million_tokens"), 0.1)
+    rows = [trial("transformers", batch, 0, 10.0, **flag, **other) for batch in (1, 8) for flag in flags]
+    run_of(tmp_path, rows)
+    text = printed(open_run(tmp_path), width)
+    assert re.search(r"\bmax-num-batched-tokens=2048\b", text)
+    assert ("transformers, max-num-batched-tokens=2048 " in text.partition("best")[0]) == (width == 160)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_lockstep_batches_show_what_a_batch_took(tmp_path: Path, width: int) -> None:
+    make_completion_batches(tmp_path)
+    text = printed(open_run(tmp_path), width)
+    if width > 60:  # else in two tables
+        units = next(line for line in text.splitlines() if line.startswith(" engine"))
+        assert " ".join(units.split()).startswith("engine size tokens/s ms per trial GiB %")
+        row = next(line for line in text.splitlines() if line.split()[:2] == ["vllm_gptq", "64"])
+        assert row.split()[4:8] == ["5,792", "128,000", "24.2", "42.0"]
+    for said in ("latency", "Output", "Memory", "Agreement"):
+        assert said in text, said
+    for said in (
+        "float32: transformers\n",
+        "bfloat16, bitsandbytes int8: transformers_8bit",
+        "float16, gptq (made by GPTQ): vllm_gptq",
+        "F16: llamacpp",
+    ):
+        assert said in text, said
+    for said in (
+        "transformers, stories: batch 16 (ran out at 64)",
+        "llamacpp, stories: batch 4 (ran out at 16; not tried at 64)",
+    ):
+        assert said in " ".join(text.split()), said  # the second is longer than 60 characters
+
+
+def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
+    rows = [{**trial("a", 1, index, None), "reason": f"failed at {index}"} for index in range(1000)]
+    rows += [{**trial("a", 2, index, None), "reason": "failed alike"} for index in range(5)]
+    run_of(tmp_path, rows)
+    text = printed(open_run(tmp_path), 120)
+    assert "1,005 trials have no result" in text
+    assert "hung x5 a: failed alike" in text
+    assert "warning" not in text  # about numbers, of which there are none
+    assert "and 961 trials more, in 961 other ways" in text
+
+
+def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
+    speeds = {"plain": (10.0, 11.0), "alike": (10.2, 11.2), "fast": (30.0, 30.1)}
+    rows = [trial(name, 8, index, speed) for name, both in speeds.items() for index, speed in enumerate(both)]
+    run_of(tmp_path, rows, baseline={"backend": "plain"})
+    text = printed(open_run(tmp_path), 120)
+    assert " ≈1.02×" in text
+    assert " 2.87×" in text
+    assert "≈ the interval includes 1: may be no difference from the baseline" in text
+    run_of(tmp_path, [row for row in rows if row["backend"] != "alike"], baseline={"backend": "plain"})
+    assert "≈" not in printed(open_run(tmp_path), 120)

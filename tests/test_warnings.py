@@ -1,0 +1,192 @@
+"""Warnings about results: what raises each and what does not, and where they are found."""
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import analysis
+from analysis.load import open_run
+from analysis.results import Results
+from analysis.warnings import CHECKS, by_point
+from sweep.numbers.warnings import TRIAL_CHECKS, trial_warnings, warning_codes
+from tests.results import printed, report_of, run_of, trial, warnings_of
+
+KINDS = [check.kind for check in (*TRIAL_CHECKS, *CHECKS)]
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "warnings.md"
+
+
+def test_the_document_lists_every_code() -> None:
+    rows = [f"| `{kind.code}` | {kind.severity} | {kind.meaning} | {kind.remedy} |" for kind in KINDS]
+    table = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
+    assert table == rows, "docs/warnings.md should have the rows\n" + "\n".join(rows)
+    assert len({kind.code for kind in KINDS}) == len(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "code", "figure"),
+    [
+        ({"num_requests": 16}, "few-requests", 16),
+        ({"num_requests": 200, "num_failed": 6}, "failed-requests", 0.03),
+        ({"client_cpu": 0.8}, "busy-client", 0.8),
+        ({"agreement": 0.42}, "low-agreement", 0.42),
+        ({"agreement": 0.97}, "inexact-agreement", 0.97),
+        ({"offered_rate": 10.0, "realised_rate": 5.0}, "rate-not-reached", 0.5),
+        ({"client_offered": 100, "client_sent": 88}, "unsent-requests", 0.12),
+        ({"startup_transient": True, "startup_share": 0.3}, "startup-transient", 0.3),
+        ({"client_stamp_source": "user", "client_loop_lag_p99": 0.002}, "client-timestamps", 0.002),
+        ({"client_multi_event_reads": 320, "output_tokens": 10_000}, "shared-timestamps", 0.032),
+        ({"commit": "abc+"}, "uncommitted-code", 1),
+    ],
+)
+def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure: float) -> None:
+    (warning,) = trial_warnings(trial("a", 1, 0, 10.0, **columns))
+    assert (warning.code, warning.figure) == (code, pytest.approx(figure))
+    assert warning.message
+    assert warning.kind.remedy
+    assert warning_codes({**trial("a", 1, 0, None), **columns}) == []  # its outcome says more
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"agreement": 1.0, "client_cpu": 0.1, "commit": "abc", "client_stamp_source": "kernel"},
+        {"offered_rate": 0.0, "realised_rate": 0.0, "client_offered": 0, "client_sent": 0},
+        {"client_multi_event_reads": 100, "output_tokens": 10_000},
+        {"client_multi_event_reads": 1, "output_tokens": 0},
+        {"client_offered": 100, "client_sent": 100},
+        {"client_stamp_source": "kernel", "client_loop_lag_p99": 0.002},
+    ],
+)
+def test_a_sound_trial_raises_none(columns: dict[str, Any]) -> None:
+    assert warning_codes(trial("a", 1, 0, 10.0, **columns)) == []
+
+
+def test_a_sound_run_raises_none(tmp_path: Path) -> None:
+    rows = [trial(name, 8, index, 10.0 + index / 100) for name in "ab" for index in range(3)]
+    assert warnings_of(run_of(tmp_path, rows)) == {}
+
+
+def test_each_warning_is_printed_and_reported_with_its_figure_and_remedy(tmp_path: Path) -> None:
+    rows = [
+        trial("a", 1, 0, 10.0, num_requests=16, commit="abc", client_cpu=0.8),
+        trial("a", 8, 0, 10.0, commit="def+", num_failed=3),
+        trial("b", 8, 0, 10.0, commit="def+", agreement=0.42, offered_rate=10.0, realised_rate=5.0),
+        {**trial("b", 16, 0, None), "outcome": "client_limited"},
+    ]
+    run = run_of(tmp_path, rows, replaced=["model: tiny"], baseline={"backend": "c"})
+    results = Results(run)
+    text, document = " ".join(printed(run, 100).split()), html.unescape(report_of(run))
+    for message in (
+        *("model: tiny", "baseline (backend = c)", "one replicate, no interval [all points]", "replicates=3"),
+        *("p99 of only 16 requests", "3.0% of requests failed", "80% of a core", "50% of the rate asked for"),
+        *("the client was the bottleneck in 1 trial", "2 versions of this code", "uncommitted code (def+)"),
+        "low-agreement: agreement 42% with the reference [1 of 3 points: b, qa, batch size 8]",
+    ):
+        assert message in text, message
+        assert message.partition(": agreement")[0] in document, message
+    for warning in results.warnings:
+        assert warning.kind.remedy in text
+        assert warning.kind.remedy in document
+
+
+def test_warnings_are_data(tmp_path: Path) -> None:
+    rows = [trial("a", 8, 0, 10.0, num_requests=16), trial("a", 8, 1, 10.0), trial("b", 8, 0, 10.0)]
+    rows = [{**row, "warnings": warning_codes(row)} for row in rows]
+    run = run_of(tmp_path, rows)
+    assert [list(codes) for codes in analysis.load(tmp_path)["warnings"]] == [["few-requests"], [], []]
+    results = Results(run)
+    few = next(warning for warning in results.warnings if warning.code == "few-requests")
+    assert (few.trials, few.points, few.figure) == ((rows[0]["trial_id"],), (0,), 16)
+    analysis.write_all(results)
+    summary = pd.read_csv(run.paths.summary).set_index("backend")
+    assert summary["warnings"].to_dict() == {"a": "few-requests", "b": "single-replicate"}
+
+
+def test_a_run_without_the_column_is_judged_by_its_rows(tmp_path: Path) -> None:
+    run_of(tmp_path, [trial("a", 8, index, 10.0, num_requests=16) for index in range(3)])
+    assert [warning.code for warning in Results(open_run(tmp_path)).warnings] == ["few-requests"] * 3
+
+
+def test_of_several_alike_the_worst_is_shown(tmp_path: Path) -> None:
+    rows = [trial("a", batch, index, 10.0, num_requests=batch) for batch in (8, 16, 32, 64) for index in range(3)]
+    warning = warnings_of(run_of(tmp_path, [*rows, trial("a", 128, 0, 10.0)]))["few-requests"]
+    assert warning == "p99 of only 8 requests [4 of 5 points, the worst: a, qa, batch size 8]"
+
+
+def test_a_mean_of_survivors_is_flagged(tmp_path: Path) -> None:
+    rows = [trial("a", 8, 0, 10.0), trial("a", 8, 1, 10.1), trial("a", 8, 2, None), trial("b", 8, 0, None)]
+    warnings = warnings_of(run_of(tmp_path, rows))
+    assert warnings["missing-replicates"] == "2 of 3 replicates have a result [a, qa]"
+
+
+def test_answers_of_unequal_length_are_flagged(tmp_path: Path) -> None:
+    long, short = {"output_tokens": 20_000}, {"output_tokens": 12_500}
+    rows = [trial("a", 8, 0, 10.0, **long), trial("b", 8, 0, 10.0, **short, num_failed=0)]
+    assert "up to 1.6 times as many tokens" in warnings_of(run_of(tmp_path, rows))["unequal-answers"]
+    failed = {**trial("b", 8, 0, 10.0, output_tokens=10_000), "num_failed": 50}  # as long, of half the requests
+    assert "unequal-answers" not in warnings_of(run_of(tmp_path, [rows[0], failed]))
+    other = trial("b", 16, 0, 10.0, **short)  # asked another thing
+    assert "unequal-answers" not in warnings_of(run_of(tmp_path, [rows[0], other]))
+
+
+def test_different_kinds_of_memory_are_flagged(tmp_path: Path) -> None:
+    pool, used = ({"memory_peak_bytes": 2.0**30, "memory_label": label} for label in ("reserved", "process"))
+    rows = [trial("a", 8, 0, 10.0, **pool), trial("b", 8, 0, 10.0, **used)]
+    message = warnings_of(run_of(tmp_path, rows))["different-memory"]
+    assert "memory reserved (a); memory of the processes (b)" in message
+    assert "different-memory" not in warnings_of(run_of(tmp_path, [rows[0], trial("b", 8, 0, 10.0, **pool)]))
+
+
+def test_a_batch_of_one_has_no_form(tmp_path: Path) -> None:
+    def rows(form_of_b: str) -> list[dict[str, Any]]:
+        forms = {"a": "list", "b": form_of_b}
+        return [
+            trial(name, batch, 0, 10.0, batch_form="streams" if batch == 1 else form)
+            for name, form in forms.items()
+            for batch in (1, 8)
+        ]
+
+    assert "different-batch-forms" not in warnings_of(run_of(tmp_path, rows("list")))
+    message = warnings_of(run_of(tmp_path, rows("streams")))["different-batch-forms"]
+    assert "one call with a list of prompts (a) or simultaneous requests (b)" in message
+    assert "a, qa, batch size 8; b, qa, batch size 8" in message
+
+
+def test_agreement_of_random_weights_prices_no_quantization(tmp_path: Path) -> None:
+    def codes(model: dict[str, Any], quantization: str | None) -> set[str]:
+        facts = {"engine_facts": json.dumps({"quantization": quantization}), "agreement": 1.0}
+        return set(
+            warnings_of(run_of(tmp_path, [trial("a", 8, 0, 10.0, **facts, config=json.dumps({"model": model}))]))
+        )
+
+    assert "agreement-of-random-weights" in codes({"architecture": {}}, "gptq")
+    assert "agreement-of-random-weights" not in codes({"architecture": {}}, None)
+    assert "agreement-of-random-weights" not in codes({"repo": "org/m"}, "gptq")
+
+
+def test_unknown_agreement_is_flagged_beside_known(tmp_path: Path) -> None:
+    unknown = trial("b", 8, 0, 10.0, agreement_reference="none: the engine's answer: timed out")
+    rows = [trial("a", 8, 0, 10.0, agreement=1.0), unknown, trial("c", 8, 0, 10.0)]
+    message = warnings_of(run_of(tmp_path, rows))["unknown-agreement"]
+    assert "for b (none: the engine's answer: timed out), c (no reason was noted)" in message
+    assert "unknown-agreement" not in warnings_of(run_of(tmp_path, [unknown]))
+
+
+def test_versions_that_differ_are_all_named(tmp_path: Path) -> None:
+    rows = [trial(name, 8, index, 10.0, engine_version=f"{index}") for name in "ab" for index in range(2)]
+    message = warnings_of(run_of(tmp_path, rows))["mixed-engine-versions"]
+    assert message.startswith("measured a in 2 versions (0, 1); b in 2 versions (0, 1)")
+
+
+def test_a_point_has_the_warnings_of_its_own_trials(tmp_path: Path) -> None:
+    rows = [trial("a", 8, index, 10.0, num_failed=index, agreement=1.0) for index in range(3)]
+    rows += [trial("b", 8, index, 10.0, agreement=0.5) for index in range(3)]
+    concerned = by_point(Results(run_of(tmp_path, rows)).warnings)
+    assert {point: [warning.message for warning in alike] for point, alike in concerned.items()} == {
+        0: ["2.0% of requests failed", "p99 of only 98 requests"],
+        1: ["agreement 50% with the reference"],
+    }
