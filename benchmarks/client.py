@@ -35,9 +35,10 @@ import psutil
 
 from backends.simulated_server.truth import Truth, read_log
 from sweep.client.measurement import Target, measure
+from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.process import PRIORITY
 from sweep.numbers.quantile import quantile
-from sweep.records import Request, Schedule
+from sweep.records import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "sweep" / "inputs" / "data" / "tokenizer"
@@ -159,12 +160,12 @@ def _alone_on(pid: int, core: int) -> None:
 
 
 def ours(row: Row, url: str, folder: Path, core: int) -> Result:
-    schedule = Schedule("closed", concurrency=row.concurrency)
+    mode: Mode = ClosedLoop(row.concurrency)
     if row.rate is not None:
-        schedule = Schedule("open", due=array("d", row.due()), concurrency=row.concurrency)
+        mode = OpenLoop(array("d", row.due()), row.concurrency)
     prompt = " ".join(["word"] * PROMPT_TOKENS)
     requests = [Request(f"sweep-{i}", prompt, row.tokens) for i in range(row.requests)]
-    seen = measure(Target(url, "simulated", ignore_eos=True), [], requests, schedule, folder=folder, cpus={core})
+    seen = measure(Target(url, "simulated", ignore_eos=True), [], requests, mode, folder=folder, cpus={core})
     answers: dict[str, tuple[float, Sequence[float]]] = {}
     ends = []
     for record in seen.records:

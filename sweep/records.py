@@ -1,4 +1,4 @@
-"""What is asked and what was seen: Request, Schedule, Record, and the outcome of a trial.
+"""The data of a trial: Request, Record, and its outcome.
 
 Raw values only: a latency is derived from them in `metrics`, once, with its formula. The measuring client imports this
 file, so it needs nothing but the standard library and costs neither start-up time nor memory.
@@ -24,7 +24,7 @@ LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
 
 
 class Outcome(StrEnum):
-    """What became of a trial (DESIGN §7)."""
+    """The result of a trial in one word."""
 
     OK = "ok"
     OOM_LOAD = "oom_load"
@@ -66,24 +66,6 @@ class Request:
     output_tokens: int  # max_tokens
     input_tokens: int = UNKNOWN  # as the model's own tokenizer counts them, special tokens included
     phase: Phase = "measured"
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """When requests leave: what a Load comes to for one trial, as plain data for the client process.
-
-    lockstep: `batch_size` requests leave together, the next batch when the last token of the batch has arrived.
-    closed: `concurrency` users, each sends its next request `think[i]` seconds after its last one ended; user u begins
-    at `start[u]`. open: request i is due `due[i]` seconds after the start, and waits while `concurrency` are in flight.
-    """
-
-    mode: Literal["lockstep", "closed", "open"]
-    batch_size: int | None = None
-    concurrency: int | None = None  # closed: users; open: cap on requests in flight, None = no cap
-    due: array[float] | None = None  # open: s from the start, one a request, ascending
-    think: array[float] | None = None  # closed: s, one a request
-    start: array[float] | None = None  # closed: s from the start, one a user
-    duration: float | None = None  # s after which nothing new is sent; those in flight are drained
 
 
 @dataclass(slots=True)

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     with sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)
-        with object_store.Mirror(object_store.Store(settings.out), paths.out, console.print) as mirror:
+        with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
             return _run_locked(plan, paths, nodes, console, command, mirror)
 
 

@@ -1,4 +1,4 @@
-"""What the measuring client can certify on this machine: it is held against a server that logs what it truly did.
+"""Certifies the measuring client on this machine, against a server that logs the truth.
 
     python -m sweep.selfcheck [+experiment=… overrides]     # the highest load of that plan
     python -m sweep.selfcheck --streams 256 --itl 0.02      # a load of your own
@@ -23,10 +23,11 @@ from typing import Any, Literal, NamedTuple
 
 from backends.simulated_server.truth import Truth, read_log
 from sweep.client.measurement import Measurement, Target, measure
+from sweep.client.modes import ClosedLoop
 from sweep.config import ROOT, ConfigError
 from sweep.node.validity import limited
 from sweep.numbers.quantile import quantile
-from sweep.records import Request, Schedule
+from sweep.records import Request
 
 TTFT = 0.05  # s
 LASTS = 5.0  # s, about, that the check sends for
@@ -34,7 +35,7 @@ EXACT = 1e-3  # s; errors (p99) below it are called exact
 
 
 class Finding(NamedTuple):
-    """How far the client's figures were from the truth, s, and what that is worth."""
+    """Errors of the client's figures against the truth, s, and whether the client was the bottleneck."""
 
     streams: int
     tokens_per_second: float
@@ -50,12 +51,12 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
     tokens = max(8, min(256, int(1.0 / itl) if itl else 256))
     count = streams * max(1, round(LASTS / (TTFT + itl * tokens)))
     requests = [Request(f"check-{i}", "word " * 64, tokens) for i in range(count)]
-    schedule = Schedule("closed", concurrency=streams)
+    mode = ClosedLoop(streams)
     with tempfile.TemporaryDirectory(prefix="sweep-check-") as name:
         folder = Path(name)
         with _serving(itl, folder / "log", server_cpus) as url:
             target = Target(url, "simulated", ignore_eos=True)
-            seen = measure(target, [], requests, schedule, folder=folder / "job", cpus=client_cpus, processes=processes)
+            seen = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
         ttft, gaps = _errors(seen, read_log(folder / "log"))
     speed = sum(seen.records.output_tokens) / (max(_ends(seen)) - min(seen.records.sent))
     return Finding(streams, speed, quantile(ttft, 0.99), quantile(gaps, 0.99), limited(seen.report, seen.records), seen)
@@ -80,7 +81,7 @@ def describe(finding: Finding) -> str:
 
 
 def plan_load(overrides: Sequence[str]) -> int:
-    """Most requests in flight at once that any trial of this plan asks for."""
+    """The most requests in flight at once in any trial of this plan."""
     from sweep.drive.preflight import find_hardware
     from sweep.plan.compose import compose_run
     from sweep.plan.planning import Surroundings, make_plan
@@ -90,9 +91,8 @@ def plan_load(overrides: Sequence[str]) -> int:
     streams = 1
     for deployment in make_plan(compose_run(overrides, find_hardware), anywhere).deployments:
         for trial in deployment.trials:
-            schedule = trial.load.schedule(trial.num_requests, trial.seed)
-            at_once = schedule.batch_size or schedule.concurrency or trial.num_requests
-            streams = max(streams, min(at_once, trial.num_requests))
+            limit = trial.load.mode(trial.num_requests, trial.seed).most_in_flight()
+            streams = max(streams, min(limit or trial.num_requests, trial.num_requests))
     return streams
 
 

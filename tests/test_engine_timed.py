@@ -4,11 +4,12 @@ from array import array
 
 import pytest
 
+from sweep.client.modes import ClosedLoop
 from sweep.client.wire import Target
 from sweep.inputs.load import Batch, Closed
 from sweep.node import engine_timed, validity
 from sweep.numbers.summarise import summarise
-from sweep.records import Outcome, Request, Schedule
+from sweep.records import Outcome, Request
 from tests.test_host import model  # noqa: F401 - a fixture
 from tests.test_host_continuous import Stepper, client  # noqa: F401 - a fixture
 
@@ -30,7 +31,7 @@ def asked(count: int, tokens: int = 3, prompt: tuple[int, ...] = (10, 20), phase
 def test_records_of_lockstep_batches(target, library):
     library.step_seconds = 0.002
     warmup, requests = asked(1, phase="warmup"), asked(5)
-    found = engine_timed.measure(target, warmup, requests, Batch(batch_size=2).schedule(5, 1))
+    found = engine_timed.measure(target, warmup, requests, Batch(batch_size=2).mode(5, 1))
     records = found.records
     assert list(records.request_id) == ["warmup-0", *(f"measured-{index}" for index in range(5))]
     assert [record.phase for record in records] == ["warmup"] + ["measured"] * 5
@@ -46,21 +47,21 @@ def test_records_of_lockstep_batches(target, library):
 
 
 def test_the_report_certifies_the_engines_own_stamps(target):
-    found = engine_timed.measure(target, [], asked(4), Closed(concurrency=2).schedule(4, 1))
+    found = engine_timed.measure(target, [], asked(4), Closed(concurrency=2).mode(4, 1))
     assert found.report.stamp_source == "engine"
     assert (found.report.offered, found.report.sent, found.report.processes) == (4, 4, 0)
     assert validity.limited(found.report, found.records) is None
 
 
 def test_out_of_memory_is_the_error_of_every_request(target, library):
-    found = engine_timed.measure(target, [], asked(2, prompt=(Stepper.fails,)), Batch(batch_size=2).schedule(2, 1))
+    found = engine_timed.measure(target, [], asked(2, prompt=(Stepper.fails,)), Batch(batch_size=2).mode(2, 1))
     assert all("out of memory" in record.error for record in found.records)
     assert validity.outcome_of(found.records, max_failed=0.05)[0] is Outcome.INVALID
     assert found.report.sent == 0
 
 
 def test_a_prompt_over_the_context(target):
-    found = engine_timed.measure(target, [], asked(1, prompt=(1,) * 100), Batch(batch_size=1).schedule(1, 1))
+    found = engine_timed.measure(target, [], asked(1, prompt=(1,) * 100), Batch(batch_size=1).mode(1, 1))
     assert found.records[0].error.startswith("status: 400")
     assert "64 tokens" in found.records[0].error
 
@@ -71,13 +72,13 @@ def test_stopping_ends_the_engines_work_too(target, library):
         target,
         [],
         asked(2, tokens=60),
-        Batch(batch_size=2).schedule(2, 1),
+        Batch(batch_size=2).mode(2, 1),
         should_stop=lambda: "trial_timeout" if len(library.steps) > 3 else None,
     )
     assert [record.error for record in found.records] == ["cancelled: trial_timeout"] * 2
     assert found.report.stopped == "trial_timeout"
     library.step_seconds = 0
-    again = engine_timed.measure(target, [], asked(1), Batch(batch_size=1).schedule(1, 1))
+    again = engine_timed.measure(target, [], asked(1), Batch(batch_size=1).mode(1, 1))
     assert again.records[0].error is None
 
 
@@ -90,14 +91,14 @@ def test_an_answer_without_a_token_is_an_error_as_on_the_wire(monkeypatch, token
         return {"warmup": [], "records": [answer], "start_ns": 1}, None
 
     monkeypatch.setattr(engine_timed, "_ask", ask)
-    schedule = Batch(batch_size=1).schedule(1, 1)
-    (error,) = engine_timed.measure(Target("http://127.0.0.1:9", "tiny"), [], asked(1), schedule).records.error
+    mode = Batch(batch_size=1).mode(1, 1)
+    (error,) = engine_timed.measure(Target("http://127.0.0.1:9", "tiny"), [], asked(1), mode).records.error
     assert (error and error.partition(":")[0]) == kind
 
 
 def test_an_engine_that_is_gone():
     target = Target("http://127.0.0.1:9", "tiny")
-    found = engine_timed.measure(target, [], asked(1), Batch(batch_size=1).schedule(1, 1))
+    found = engine_timed.measure(target, [], asked(1), Batch(batch_size=1).mode(1, 1))
     assert found.records[0].error.startswith("closed: ConnectError")
 
 
@@ -108,21 +109,21 @@ def test_after_a_broken_connection_the_engines_death_is_waited_for():
         asked_for.append(1)
         return "the engine died" if len(asked_for) >= 4 else None
 
-    schedule = Batch(batch_size=1).schedule(1, 1)
-    found = engine_timed.measure(Target("http://127.0.0.1:9", "tiny"), [], asked(1), schedule, should_stop=should_stop)
+    mode = Batch(batch_size=1).mode(1, 1)
+    found = engine_timed.measure(Target("http://127.0.0.1:9", "tiny"), [], asked(1), mode, should_stop=should_stop)
     assert len(asked_for) >= 4
     assert found.records[0].error.startswith("closed: ")
 
 
 def test_there_are_no_users_who_think(target):
-    schedule = Schedule("closed", concurrency=1, think=array("d", [0.5]))
-    found = engine_timed.measure(target, [], asked(1), schedule)
+    mode = ClosedLoop(1, think=array("d", [0.5]))
+    found = engine_timed.measure(target, [], asked(1), mode)
     assert "no users who think" in found.records[0].error
 
 
 def test_requests_that_were_never_due_have_no_record(target, library):
     library.step_seconds = 0.02
-    schedule = Schedule("closed", concurrency=1, duration=0.1)
-    found = engine_timed.measure(target, [], asked(100), schedule)
+    mode = ClosedLoop(1, duration=0.1)
+    found = engine_timed.measure(target, [], asked(100), mode)
     assert 1 <= len(found.records) < 10
     assert found.report.sent == len(found.records)

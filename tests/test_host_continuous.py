@@ -163,9 +163,9 @@ def test_metrics_have_the_librarys_own_readings(client):
     assert "host_kv_cache_usage 0.25" in client.get("/metrics").text
 
 
-def measure(client: httpx.Client, prompts: list, schedule: dict, **more: object) -> dict:
+def measure(client: httpx.Client, prompts: list, order: dict, **more: object) -> dict:
     requests = [{"prompt": prompt, "max_tokens": 3} for prompt in prompts]
-    body = {"warmup": [{"prompt": [5], "max_tokens": 1}], "requests": requests, "schedule": schedule} | more
+    body = {"warmup": [{"prompt": [5], "max_tokens": 1}], "requests": requests, "order": order} | more
     answer = client.post("/measure", json={"ignore_eos": True, **body})
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -173,7 +173,7 @@ def measure(client: httpx.Client, prompts: list, schedule: dict, **more: object)
 
 def test_a_trial_in_one_call(client, library):
     before = time.monotonic_ns()
-    found = measure(client, [[10], [20, 30], [40]], {"mode": "lockstep", "batch_size": 2})
+    found = measure(client, [[10], [20, 30], [40]], {"batch_size": 2})
     assert before < found["start_ns"] < time.monotonic_ns()
     (warm,), records = found["warmup"], found["records"]
     assert warm["scheduled"] < 0
@@ -186,14 +186,14 @@ def test_a_trial_in_one_call(client, library):
 
 
 def test_a_trial_with_a_prompt_that_is_too_long_is_refused(client):
-    body = {"warmup": [], "requests": [{"prompt": [1] * 100, "max_tokens": 3}], "schedule": {"mode": "closed"}}
+    body = {"warmup": [], "requests": [{"prompt": [1] * 100, "max_tokens": 3}], "order": {"most_in_flight": 1}}
     answer = client.post("/measure", json=body)
     assert answer.status_code == 400
     assert "64" in answer.text
 
 
 def test_a_trial_that_runs_out_of_memory(client):
-    body = {"warmup": [], "requests": [{"prompt": [Stepper.fails], "max_tokens": 3}], "schedule": {"mode": "closed"}}
+    body = {"warmup": [], "requests": [{"prompt": [Stepper.fails], "max_tokens": 3}], "order": {"most_in_flight": 1}}
     answer = client.post("/measure", json=body)
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "out_of_memory"
@@ -205,7 +205,7 @@ def test_a_trial_whose_client_leaves_is_stopped(client, library):
     body = {
         "warmup": [],
         "requests": [{"prompt": [10], "max_tokens": 60}],
-        "schedule": {"mode": "lockstep", "batch_size": 1},
+        "order": {"batch_size": 1},
         "ignore_eos": True,
     }
     with pytest.raises(httpx.ReadTimeout):
@@ -228,7 +228,7 @@ def run(library: Stepper, count: int, order: offline.Order) -> list[offline.RowS
 
 def test_closed_keeps_so_many_in_flight():
     library = Stepper(slots=100)
-    assert len(run(library, 7, offline.Order("closed", concurrency=3))) == 7
+    assert len(run(library, 7, offline.Order(most_in_flight=3))) == 7
     assert library.steps == [3, 3, 3, 3, 1, 1]
 
 
@@ -236,7 +236,7 @@ def test_open_releases_when_due_and_holds_back_at_the_cap():
     library = Stepper(slots=100)
     library.step_seconds = 0.01
     due = [0.0, 0.0, 0.0, 0.1]
-    traces = run(library, 4, offline.Order("open", concurrency=2, due=due))
+    traces = run(library, 4, offline.Order(most_in_flight=2, arrivals=due))
     assert [trace.scheduled for trace in traces] == due
     assert traces[2].released > 0.015  # waited for the first two
     assert 0.1 <= traces[3].released < 0.15
@@ -246,12 +246,12 @@ def test_open_releases_when_due_and_holds_back_at_the_cap():
 def test_a_duration_ends_the_releasing_and_drains():
     library = Stepper()
     library.step_seconds = 0.01
-    traces = run(library, 1000, offline.Order("closed", concurrency=1, duration=0.1))
+    traces = run(library, 1000, offline.Order(most_in_flight=1, duration=0.1))
     assert 2 <= len(traces) <= 8
     assert all(sum(trace.chunk_tokens) == 2 for trace in traces)
 
 
 def test_records_are_plain_json():
     library = Stepper()
-    found = offline.measure_rows(library, rows(1), rows(2), offline.Order("closed", concurrency=2), threading.Event())
+    found = offline.measure_rows(library, rows(1), rows(2), offline.Order(most_in_flight=2), threading.Event())
     assert json.loads(json.dumps(found)) == found

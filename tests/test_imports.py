@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.numbers": BASIS,
     "sweep.disk": BASIS | {"sweep.numbers"},
     "sweep.client": BASIS | {"sweep.numbers"},
-    "sweep.inputs": BASIS | {"backends"},
+    "sweep.inputs": BASIS | {"backends", "sweep.client.modes"},  # a load is turned into its mode
     "sweep.node": BASIS | {"sweep.numbers", "sweep.disk", "sweep.client", "sweep.inputs", "sweep.plan", "backends"},
     "sweep.plan": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
     "sweep.drive": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "backends"},

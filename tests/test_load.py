@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from sweep.client.modes import ClosedLoop, OpenLoop
 from sweep.config import CONF, ConfigError, build
 from sweep.inputs.load import Batch, Closed, Constant, Gamma, Load, Poisson, Ramp, Trace
 
@@ -18,7 +19,7 @@ SEEDS = range(5)
 
 
 def gaps(load: Any, seed: int, count: int = MANY) -> np.ndarray[Any, Any]:
-    due = np.asarray(load.schedule(count, seed).due)
+    due = np.asarray(load.mode(count, seed).arrivals)
     assert due.size == count
     assert np.all(np.diff(due) >= 0)
     return np.diff(due, prepend=0.0)
@@ -35,7 +36,7 @@ def test_poisson_gaps_are_exponential_and_independent(seed: int) -> None:
 
 def test_poisson_total_varies_as_it_should() -> None:
     """Rescaling to the nominal total, as vLLM does, makes this variance 0; clipping, as vidur does, the mean wrong."""
-    ends = np.array([Poisson(rate=1).schedule(400, seed).due[-1] for seed in range(300)])  # type: ignore[index]
+    ends = np.array([Poisson(rate=1).mode(400, seed).arrivals[-1] for seed in range(300)])  # type: ignore[index]
     assert ends.mean() == pytest.approx(400, abs=4 * 20 / np.sqrt(300))
     assert ends.std() == pytest.approx(np.sqrt(400), rel=0.15)
     longest = max(gaps(Poisson(rate=1), seed, 1000).max() for seed in SEEDS)
@@ -56,11 +57,10 @@ def test_gamma_of_burstiness_one_is_the_poisson_process() -> None:
 
 
 def test_constant_is_constant() -> None:
-    schedule = Constant(rate=4, max_concurrency=2, duration=9).schedule(5, seed=1)
-    assert schedule.mode == "open"
-    assert schedule.due is not None
-    assert schedule.due.tolist() == [0, 0.25, 0.5, 0.75, 1.0]
-    assert (schedule.concurrency, schedule.duration) == (2, 9)
+    mode = Constant(rate=4, max_concurrency=2, duration=9).mode(5, seed=1)
+    assert isinstance(mode, OpenLoop)
+    assert mode.arrivals.tolist() == [0, 0.25, 0.5, 0.75, 1.0]
+    assert (mode.most_in_flight(), mode.duration, mode.last_arrival()) == (2, 9, 1.0)
 
 
 def test_ramp_inverts_its_integral() -> None:
@@ -77,7 +77,7 @@ def test_ramp_inverts_its_integral() -> None:
 
 def test_ramp_is_a_poisson_process_of_that_rate() -> None:
     """With its integrated rate as the clock, arrivals are Poisson; and the second half holds 3/4 of them."""
-    due = np.asarray(Ramp(rate_from=0, rate_to=100).schedule(MANY, 3).due)
+    due = np.asarray(Ramp(rate_from=0, rate_to=100).mode(MANY, 3).arrivals)
     length = 2 * MANY / 100
     integral = 100 * due**2 / (2 * length)
     inside = due <= length
@@ -86,21 +86,22 @@ def test_ramp_is_a_poisson_process_of_that_rate() -> None:
 
 
 def test_ramp_within_its_duration() -> None:
-    due = np.asarray(Ramp(rate_from=10, rate_to=30, duration=100).schedule(3000, 1).due)
+    due = np.asarray(Ramp(rate_from=10, rate_to=30, duration=100).mode(3000, 1).arrivals)
     assert np.sum(due <= 100) == pytest.approx(2000, abs=4 * np.sqrt(2000))
     assert np.sum((due > 100) & (due <= 110)) == pytest.approx(300, abs=4 * np.sqrt(300))
 
 
 def test_closed_loop() -> None:
-    schedule = Closed(concurrency=4, think_time=0.5, stagger=2, duration=60).schedule(6, seed=0)
-    assert (schedule.mode, schedule.concurrency, schedule.duration) == ("closed", 4, 60)
-    assert schedule.start is not None
-    assert schedule.start.tolist() == [0, 0.5, 1.0, 1.5]
-    assert schedule.think is not None
-    assert schedule.think.tolist() == [0.5] * 6
-    exponential = Closed(concurrency=4, think_time=0.5, think_distribution="exponential").schedule(MANY, seed=0)
+    mode = Closed(concurrency=4, think_time=0.5, stagger=2, duration=60).mode(6, seed=0)
+    assert isinstance(mode, ClosedLoop)
+    assert (mode.concurrency, mode.duration, mode.last_arrival()) == (4, 60, None)
+    assert mode.offsets is not None
+    assert mode.offsets.tolist() == [0, 0.5, 1.0, 1.5]
+    assert mode.think is not None
+    assert mode.think.tolist() == [0.5] * 6
+    exponential = Closed(concurrency=4, think_time=0.5, think_distribution="exponential").mode(MANY, seed=0)
     assert stats.kstest(np.asarray(exponential.think), stats.expon(scale=0.5).cdf).pvalue > 0.001
-    assert Closed(concurrency=2).schedule(2, 0).start.tolist() == [0, 0]  # type: ignore[union-attr]
+    assert Closed(concurrency=2).mode(2, 0).offsets.tolist() == [0, 0]  # type: ignore[union-attr]
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.booleans())
@@ -111,8 +112,8 @@ def test_lockstep_counts_whole_batches(requests: int, size: int, discard: bool) 
     left = count - size * discard  # what is summarised
     assert requests <= left < requests + size
     assert load.size == size
-    schedule = load.schedule(count, seed=0)
-    assert (schedule.mode, schedule.batch_size, schedule.due) == ("lockstep", size, None)
+    mode = load.mode(count, seed=0)
+    assert (mode.batch(), mode.most_in_flight(), mode.last_arrival()) == (size, size, None)
 
 
 STREAMS = [
@@ -125,15 +126,15 @@ STREAMS = [
 
 @pytest.mark.parametrize("load", STREAMS, ids=lambda load: load.name)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_same_seed_same_schedule(load: Load, seed: int) -> None:
-    assert load.schedule(50, seed) == load.schedule(50, seed)
-    assert load.schedule(50, seed) != load.schedule(50, seed + 1)
+def test_same_seed_same_mode(load: Load, seed: int) -> None:
+    assert load.mode(50, seed) == load.mode(50, seed)
+    assert load.mode(50, seed) != load.mode(50, seed + 1)
 
 
 def test_known_numbers() -> None:
     """What seed 1 came to when this was written: another machine or library must come to the same."""
-    poisson = Poisson(rate=10).schedule(3, 1).due
-    gamma = Gamma(rate=10, burstiness=0.5).schedule(3, 1).due
+    poisson = Poisson(rate=10).mode(3, 1).arrivals
+    gamma = Gamma(rate=10, burstiness=0.5).mode(3, 1).arrivals
     assert poisson is not None
     assert gamma is not None
     assert poisson.tolist() == pytest.approx([0.03976902310655547, 0.06368715743339781, 0.07486457988746353], rel=1e-12)
@@ -141,9 +142,9 @@ def test_known_numbers() -> None:
 
 
 def test_streams_are_separate() -> None:
-    """More requests extend a schedule and leave its beginning alone; think times are not the arrivals again."""
+    """More requests extend the arrivals and leave its beginning alone; think times are not the arrivals again."""
     assert gaps(Poisson(rate=5), 3, 100).tolist() == gaps(Poisson(rate=5), 3, 200)[:100].tolist()
-    think = Closed(concurrency=1, think_time=0.2, think_distribution="exponential").schedule(100, 3).think
+    think = Closed(concurrency=1, think_time=0.2, think_distribution="exponential").mode(100, 3).think
     assert abs(np.corrcoef(np.asarray(think), gaps(Poisson(rate=5), 3, 100))[0, 1]) < 0.4
 
 
@@ -170,15 +171,15 @@ def test_trace_is_replayed_as_it_is(tmp_path: Path, name: str, text: str, fields
     load = Trace(path=str(path), **fields)
     load.check()
     assert load.count(2) == 2
-    assert load.schedule(3, seed=9).due.tolist() == pytest.approx([0, 0.5, 2.0])  # type: ignore[union-attr]
-    assert load.schedule(2, seed=1).due.tolist() == pytest.approx([0, 0.5])  # type: ignore[union-attr]
+    assert load.mode(3, seed=9).arrivals.tolist() == pytest.approx([0, 0.5, 2.0])  # type: ignore[union-attr]
+    assert load.mode(2, seed=1).arrivals.tolist() == pytest.approx([0, 0.5])  # type: ignore[union-attr]
 
 
 def test_trace_in_nanoseconds_keeps_its_precision(tmp_path: Path) -> None:
     """Times of day in ns exceed what a float holds exactly; the first is taken off before they become seconds."""
     path = tmp_path / "t.txt"
     path.write_text("1700000000000000001\n1700000000000001001\n")
-    due = Trace(path=str(path), unit="ns").schedule(2, 0).due
+    due = Trace(path=str(path), unit="ns").mode(2, 0).arrivals
     assert due is not None
     assert due[1] == pytest.approx(1e-6, rel=1e-9)
 
@@ -232,7 +233,7 @@ def test_shipped_loads_are_valid(path: Path, tmp_path: Path) -> None:
     assert isinstance(load, Load)
     assert load.name == path.stem
     assert load.describe()
-    assert load.schedule(load.count(10), 1).mode in ("lockstep", "closed", "open")
+    assert load.mode(load.count(10), 1).split(0, 1).most_in_flight() != 0
     assert set(type(load).model_fields) == set(fields) - {"_target_"}  # the YAML shows every knob there is
 
 
@@ -269,4 +270,4 @@ def test_bad_values_are_refused_in_one_line(fields: dict[str, Any], said: str) -
 def test_a_trace_with_a_hole_says_where(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=said):
-        Trace(name="trace", path=str(tmp_path / name), column="timestamp").schedule(2, 0)
+        Trace(name="trace", path=str(tmp_path / name), column="timestamp").mode(2, 0)

@@ -21,7 +21,8 @@ from sweep import selfcheck
 from sweep.client import measurement
 from sweep.client.job import Job
 from sweep.client.measurement import ClientDied, Measurement, Target, Timeouts, measure
-from sweep.records import Request, Schedule
+from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
+from sweep.records import Request
 from tests.simulated_engine import simulated
 
 SHORT = Timeouts(connect=1.0, first_token=0.5, between_tokens=0.3, total=2.0)
@@ -36,10 +37,10 @@ def errors(measurement: Measurement) -> list[str | None]:
     return measurement.records.error
 
 
-def run(url: str, folder: Path, count: int, schedule: Schedule, **more: Any) -> Measurement:
+def run(url: str, folder: Path, count: int, mode: Mode, **more: Any) -> Measurement:
     target = Target(url, "simulated", **more.pop("target", {}))
     tokens = more.pop("tokens", 5)
-    return measure(target, more.pop("warmup", []), requests(count, tokens), schedule, folder=folder, **more)
+    return measure(target, more.pop("warmup", []), requests(count, tokens), mode, folder=folder, **more)
 
 
 def truth_of(path: Path, measurement: Measurement) -> list[Truth]:
@@ -64,9 +65,7 @@ def clients_of(folder: Path) -> list[psutil.Process]:
 @pytest.mark.parametrize(("api", "options"), [("completions", {"continuous_usage": True}), ("chat", {}), ("tgi", {})])
 def test_agrees_with_the_server_request_by_request(api: str, options: dict[str, Any], tmp_path: Path) -> None:
     with simulated(log=str(tmp_path / "log"), tokens_per_event=1 if api == "tgi" else 2) as (url, _):
-        seen = run(
-            url, tmp_path / "job", 24, Schedule("closed", concurrency=8), tokens=11, target={"api": api, **options}
-        )
+        seen = run(url, tmp_path / "job", 24, ClosedLoop(8), tokens=11, target={"api": api, **options})
     assert errors(seen) == [None] * 24
     if sys.platform == "linux":
         assert seen.report.stamp_source == "kernel"
@@ -87,9 +86,7 @@ def test_agrees_with_the_server_request_by_request(api: str, options: dict[str, 
 def test_list_prompts_become_one_record_each(tmp_path: Path) -> None:
     with simulated(log=str(tmp_path / "log")) as (url, _):
         target = {"batch_form": "list", "continuous_usage": True}
-        seen = run(
-            url, tmp_path / "job", 10, Schedule("lockstep", batch_size=4), warmup=requests(4, 2, "w"), target=target
-        )
+        seen = run(url, tmp_path / "job", 10, Lockstep(4), warmup=requests(4, 2, "w"), target=target)
     assert seen.report.batch_form == "list"
     assert seen.records.request_id == [*(f"w{i}" for i in range(4)), *(f"r{i}" for i in range(10))]
     assert seen.records.phase == ["warmup"] * 4 + ["measured"] * 10
@@ -105,16 +102,14 @@ def test_lists_of_mixed_lengths_go_as_streams(tmp_path: Path) -> None:
     mixed = [Request(f"r{i}", "x", 2 + i) for i in range(4)]
     with simulated() as (url, _):
         target = Target(url, "m", batch_form="list")
-        seen = measure(target, [], mixed, Schedule("lockstep", batch_size=4), folder=tmp_path)
+        seen = measure(target, [], mixed, Lockstep(4), folder=tmp_path)
     assert seen.report.batch_form == "streams"
     assert list(seen.records.output_tokens) == [2, 3, 4, 5]
 
 
 def test_prompts_may_be_token_ids(tmp_path: Path) -> None:
     with simulated() as (url, _):
-        seen = measure(
-            Target(url, "m"), [], [Request("a", (5, 6, 7), 2)], Schedule("closed", concurrency=1), folder=tmp_path
-        )
+        seen = measure(Target(url, "m"), [], [Request("a", (5, 6, 7), 2)], ClosedLoop(1), folder=tmp_path)
     assert seen.records.input_tokens[0] == 3
 
 
@@ -123,7 +118,7 @@ def test_prompts_may_be_token_ids(tmp_path: Path) -> None:
 
 def test_lockstep_waits_for_the_last_token_of_a_batch(tmp_path: Path) -> None:
     with simulated(itl={"kind": "lognormal", "mean": 0.004}) as (url, _):
-        seen = run(url, tmp_path, 12, Schedule("lockstep", batch_size=4))
+        seen = run(url, tmp_path, 12, Lockstep(4))
     records = list(seen.records)
     for batch in (1, 2):
         ends = [r.sent + r.chunk_us[-1] / 1e6 for r in records if r.batch == batch - 1]
@@ -135,7 +130,7 @@ def test_lockstep_waits_for_the_last_token_of_a_batch(tmp_path: Path) -> None:
 def test_closed_loop_keeps_its_users_busy_and_lets_them_think(tmp_path: Path) -> None:
     think, start = array("d", [0.05] * 9), array("d", [0.0, 0.1, 0.2])
     with simulated() as (url, _):
-        seen = run(url, tmp_path, 9, Schedule("closed", concurrency=3, think=think, start=start))
+        seen = run(url, tmp_path, 9, ClosedLoop(3, think=think, offsets=start))
     records = sorted(seen.records, key=lambda record: record.sent)
     assert errors(seen) == [None] * 9
     assert round(records[0].scheduled, 1) == 0.0
@@ -152,7 +147,7 @@ def test_closed_loop_keeps_its_users_busy_and_lets_them_think(tmp_path: Path) ->
 def test_users_that_end_together_think_as_long_as_each_was_told(tmp_path: Path) -> None:
     think = array("d", [0.05, 0.1, 0.15, 0.2, 9, 9, 9, 9])
     with simulated() as (url, _):
-        seen = run(url, tmp_path, 8, Schedule("closed", concurrency=4, think=think))
+        seen = run(url, tmp_path, 8, ClosedLoop(4, think=think))
     ends = sorted(record.sent + record.chunk_us[-1] / 1e6 for record in seen.records)[:4]
     later = sorted(record.scheduled for record in seen.records)[4:]
     assert [begin - end for begin, end in zip(later, ends, strict=True)] == pytest.approx(think[:4], abs=0.02)
@@ -161,8 +156,8 @@ def test_users_that_end_together_think_as_long_as_each_was_told(tmp_path: Path) 
 def test_open_loop_keeps_its_times_and_its_cap(tmp_path: Path) -> None:
     due = array("d", [0.0, 0.0, 0.01, 0.02, 0.2])
     with simulated(ttft={"mean": 0.1}) as (url, _):
-        seen = run(url, tmp_path / "a", 5, Schedule("open", due=due, concurrency=2), tokens=1)
-        free = run(url, tmp_path / "b", 5, Schedule("open", due=due), tokens=1)
+        seen = run(url, tmp_path / "a", 5, OpenLoop(due, cap=2), tokens=1)
+        free = run(url, tmp_path / "b", 5, OpenLoop(due), tokens=1)
     for result in (seen, free):
         assert errors(result) == [None] * 5
         assert list(result.records.scheduled) == pytest.approx(list(due), abs=1e-6)
@@ -175,18 +170,18 @@ def test_open_loop_keeps_its_times_and_its_cap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule",
+    "mode",
     [
-        Schedule("lockstep", batch_size=2, duration=0.3),
-        Schedule("closed", concurrency=2, duration=0.3),
-        Schedule("open", due=array("d", [i * 0.01 for i in range(1000)]), duration=0.3),
-        Schedule("open", due=array("d", [i * 0.01 for i in range(1000)]), concurrency=2, duration=0.3),
+        Lockstep(2, duration=0.3),
+        ClosedLoop(2, duration=0.3),
+        OpenLoop(array("d", [i * 0.01 for i in range(1000)]), duration=0.3),
+        OpenLoop(array("d", [i * 0.01 for i in range(1000)]), cap=2, duration=0.3),
     ],
     ids=["lockstep", "closed", "open", "capped"],
 )
-def test_duration_stops_sending_and_drains(schedule: Schedule, tmp_path: Path) -> None:
+def test_duration_stops_sending_and_drains(mode: Mode, tmp_path: Path) -> None:
     with simulated() as (url, _):
-        seen = run(url, tmp_path, 1000, schedule)
+        seen = run(url, tmp_path, 1000, mode)
     assert 2 < len(seen.records) < 200
     assert errors(seen) == [None] * len(seen.records)
     assert max(seen.records.released) < 0.3
@@ -197,37 +192,37 @@ def test_duration_stops_sending_and_drains(schedule: Schedule, tmp_path: Path) -
 def test_warm_up_longer_than_the_arrivals_repeats_them(tmp_path: Path) -> None:
     due = array("d", [0.0, 0.01])
     with simulated() as (url, _):
-        seen = run(url, tmp_path, 2, Schedule("open", due=due), warmup=requests(5, 1, "w"))
+        seen = run(url, tmp_path, 2, OpenLoop(due), warmup=requests(5, 1, "w"))
     assert errors(seen) == [None] * 7
 
 
 @pytest.mark.parametrize(
-    ("schedule", "cores", "wanted"),
+    ("mode", "cores", "wanted"),
     [
-        (Schedule("closed", concurrency=1024), 8, 1),
-        (Schedule("closed", concurrency=2500), 8, 3),
-        (Schedule("closed", concurrency=2500), 2, 2),
-        (Schedule("open", due=array("d", [i / 100 for i in range(3000)])), 8, 1),  # 1,000 tokens/s
-        (Schedule("open", due=array("d", [i / 1000 for i in range(3000)]), concurrency=3000), 8, 1),
-        (Schedule("open", due=array("d", [i / 9000 for i in range(20_000)])), 8, 3),
-        (Schedule("open", due=array("d", [i / 9000 for i in range(20_000)]), concurrency=8), 8, 1),
-        (Schedule("lockstep", batch_size=3000), 8, 1),
+        (ClosedLoop(1024), 8, 1),
+        (ClosedLoop(2500), 8, 3),
+        (ClosedLoop(2500), 2, 2),
+        (OpenLoop(array("d", [i / 100 for i in range(3000)])), 8, 1),  # 1,000 tokens/s
+        (OpenLoop(array("d", [i / 1000 for i in range(3000)]), cap=3000), 8, 1),
+        (OpenLoop(array("d", [i / 9000 for i in range(20_000)])), 8, 3),
+        (OpenLoop(array("d", [i / 9000 for i in range(20_000)]), cap=8), 8, 1),
+        (Lockstep(3000), 8, 1),
     ],
 )
-def test_processes_are_as_many_as_the_load_is_work_for(schedule: Schedule, cores: int, wanted: int) -> None:
-    asked = [Request(f"r{i}", "x", 10) for i in range(len(schedule.due or range(3000)))]
-    assert measurement._parts("auto", schedule, asked, set(range(cores))) == wanted
+def test_processes_are_as_many_as_the_load_is_work_for(mode: Mode, cores: int, wanted: int) -> None:
+    asked = [Request(f"r{i}", "x", 10) for i in range(len(mode.arrivals) if isinstance(mode, OpenLoop) else 3000)]
+    assert measurement._parts("auto", mode, asked, set(range(cores))) == wanted
 
 
 def test_two_processes_share_the_work_and_the_clock(tmp_path: Path) -> None:
     starts: list[float] = []
     due = array("d", [i * 0.004 for i in range(50)])
     with simulated(log=str(tmp_path / "log")) as (url, _):
-        schedule = Schedule("open", due=due, concurrency=20)
+        mode = OpenLoop(due, cap=20)
         more: dict[str, Any] = {"processes": 2, "on_start": starts.append, "warmup": requests(4, 2, "w")}
-        seen = run(url, tmp_path / "job", 50, schedule, **more)
+        seen = run(url, tmp_path / "job", 50, mode, **more)
     with simulated() as (url, _):
-        closed = run(url, tmp_path / "closed", 30, Schedule("closed", concurrency=5), processes=2)
+        closed = run(url, tmp_path / "closed", 30, ClosedLoop(5), processes=2)
     assert seen.report.processes == closed.report.processes == 2
     assert starts == [seen.start_monotonic]
     assert seen.records.request_id[4:] == [f"r{i}" for i in range(50)]
@@ -239,22 +234,22 @@ def test_two_processes_share_the_work_and_the_clock(tmp_path: Path) -> None:
 
 
 def test_which_reads_may_wait(tmp_path: Path) -> None:
-    closed, lockstep = Schedule("closed", concurrency=2), Schedule("lockstep", batch_size=2)
+    closed, lockstep = ClosedLoop(2), Lockstep(2)
     with simulated() as (url, _):
-        for name, schedule, target in (
+        for name, mode, target in (
             ("known", closed, {"ignore_eos": True}),
             ("unknown", closed, {}),
             ("list", lockstep, {"ignore_eos": True, "batch_form": "list"}),
         ):
-            run(url, tmp_path / name, 2, schedule, target=target)
+            run(url, tmp_path / name, 2, mode, target=target)
     assert [Job(tmp_path / name, 0).patient_until(0) for name in ("known", "unknown", "list")] == [4, 0, 0]
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path: Path) -> None:
     with simulated() as (url, _):
         for name in ("a", "b"):
-            run(url, tmp_path / name, 8, Schedule("closed", concurrency=2))
-    for file in ("requests", "requests.index", "prompts", "job.json"):
+            run(url, tmp_path / name, 8, ClosedLoop(2))
+    for file in ("requests", "requests.index", "prompts", "mode", "job.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -277,7 +272,7 @@ def test_the_same_job_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("api", ["completions", "tgi"])
 def test_every_fault_is_a_typed_error(fault: str, kind: str, chunks: int, api: str, tmp_path: Path) -> None:
     with simulated(faults={fault: 1.0}) as (url, _):
-        seen = run(url, tmp_path, 4, Schedule("closed", concurrency=2), timeouts=SHORT, target={"api": api})
+        seen = run(url, tmp_path, 4, ClosedLoop(2), timeouts=SHORT, target={"api": api})
     if api == "tgi":
         kind = kind.replace("engine: 500", "engine: generation")
     assert len(seen.records) == 4
@@ -291,7 +286,7 @@ def test_every_fault_is_a_typed_error(fault: str, kind: str, chunks: int, api: s
 def test_faults_by_rate_spare_the_others(tmp_path: Path) -> None:
     rates = {"status_503": 0.2, "reset": 0.2, "error_event": 0.1, "early_close": 0.1}
     with simulated(faults=rates, seed=3) as (url, _):
-        seen = run(url, tmp_path, 200, Schedule("closed", concurrency=16), timeouts=SHORT)
+        seen = run(url, tmp_path, 200, ClosedLoop(16), timeouts=SHORT)
     kinds = [error.split(":")[0] if error else "ok" for error in errors(seen)]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == pytest.approx(
         {"ok": 80, "status": 40, "reset": 40, "engine": 20, "closed": 20}, abs=18
@@ -302,7 +297,7 @@ def test_faults_by_rate_spare_the_others(tmp_path: Path) -> None:
 
 def test_total_time_out(tmp_path: Path) -> None:
     with simulated(itl={"mean": 0.2}) as (url, _):
-        seen = run(url, tmp_path, 1, Schedule("closed", concurrency=1), timeouts=SHORT, tokens=50)
+        seen = run(url, tmp_path, 1, ClosedLoop(1), timeouts=SHORT, tokens=50)
     assert errors(seen) == ["timeout_total: 2 s"]
     (record,) = seen.records
     assert record.ended is not None
@@ -312,14 +307,14 @@ def test_total_time_out(tmp_path: Path) -> None:
 def test_nobody_listens(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        seen = run(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path, 20, Schedule("closed", concurrency=2))
+        seen = run(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path, 20, ClosedLoop(2))
     assert len(seen.records) == 20
     assert all(error is not None and error.startswith("connect: ") for error in errors(seen))
 
 
 def test_an_engine_that_dies_of_memory(tmp_path: Path) -> None:
     with simulated(memory_limit=3) as (url, process):
-        seen = run(url, tmp_path, 8, Schedule("closed", concurrency=8), timeouts=SHORT)
+        seen = run(url, tmp_path, 8, ClosedLoop(8), timeouts=SHORT)
         assert process.wait(5) == 1
     assert all(error is not None for error in errors(seen))
 
@@ -333,7 +328,7 @@ def test_should_stop_ends_the_trial_at_once(tmp_path: Path) -> None:
             url,
             tmp_path,
             1000,
-            Schedule("open", due=due, concurrency=5),
+            OpenLoop(due, cap=5),
             should_stop=lambda: "the engine died" if time.monotonic() > stop else None,
         )
     assert time.monotonic() - begun < 5
@@ -350,17 +345,18 @@ def test_a_killed_client_is_a_typed_error(tmp_path: Path) -> None:
         return None
 
     with simulated(ttft={"mean": 30.0}) as (url, _), pytest.raises(ClientDied, match="killed by SIGKILL"):
-        run(url, tmp_path, 4, Schedule("closed", concurrency=2), should_stop=kill)
+        run(url, tmp_path, 4, ClosedLoop(2), should_stop=kill)
 
 
 def test_the_client_ends_with_its_parent(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from sweep.client.measurement import *
-from sweep.records import *
+from sweep.client.measurement import Target, measure
+from sweep.client.modes import ClosedLoop
+from sweep.records import Request
 import os
 target = Target(os.environ["URL"], "m")
-measure(target, [], [Request("a", "b", 5)], Schedule("closed", concurrency=1), folder=Path({str(tmp_path)!r}),
+measure(target, [], [Request("a", "b", 5)], ClosedLoop(1), folder=Path({str(tmp_path)!r}),
         on_start=lambda start: print("started", flush=True))
 """
     with simulated(ttft={"mean": 30.0}) as (url, _):
@@ -386,12 +382,12 @@ def test_the_key_reaches_the_server_and_nothing_else(tmp_path: Path, monkeypatch
         heard: list[bytes] = []
         threading.Thread(target=_refuse_one, args=(server, heard), daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        seen = run(url, tmp_path, 1, Schedule("closed", concurrency=1), target={"api_key_env": "MY_KEY"})
+        seen = run(url, tmp_path, 1, ClosedLoop(1), target={"api_key_env": "MY_KEY"})
     assert b"Authorization: Bearer sk-very-secret" in heard[0]
     assert errors(seen) == ["status: 401 who are you"]
     assert all(b"sk-very" not in path.read_bytes() for path in tmp_path.iterdir())
     with pytest.raises(ValueError, match="api_key_env='NO_SUCH'"):
-        run(url, tmp_path, 1, Schedule("closed", concurrency=1), target={"api_key_env": "NO_SUCH"})
+        run(url, tmp_path, 1, ClosedLoop(1), target={"api_key_env": "NO_SUCH"})
 
 
 def _refuse_one(server: socket.socket, heard: list[bytes]) -> None:
@@ -444,11 +440,11 @@ def _terminate_tls(server: socket.socket, context: ssl.SSLContext, port: int) ->
 
 
 def test_https(tls_url: str, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = run(tls_url, tmp_path / "a", 2, Schedule("closed", concurrency=2))
+    refused = run(tls_url, tmp_path / "a", 2, ClosedLoop(2))
     assert all(error is not None and "CERTIFICATE_VERIFY_FAILED" in error for error in errors(refused))
-    unchecked = run(tls_url, tmp_path / "b", 2, Schedule("closed", concurrency=2), target={"verify_tls": False})
+    unchecked = run(tls_url, tmp_path / "b", 2, ClosedLoop(2), target={"verify_tls": False})
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.parent / "c.pem"))
-    checked = run(tls_url, tmp_path / "c", 2, Schedule("closed", concurrency=2))
+    checked = run(tls_url, tmp_path / "c", 2, ClosedLoop(2))
     for seen in (unchecked, checked):
         assert errors(seen) == [None, None]
         assert list(seen.records.output_tokens) == [5, 5]
@@ -465,7 +461,7 @@ def test_memory_does_not_grow_with_the_trial(tmp_path: Path) -> None:
     with simulated(ttft={"mean": 0.0}, itl={"mean": 0.0}, events_per_write=64) as (url, _):
         peaks = []
         for count in (100, 2000):
-            seen = run(url, tmp_path / str(count), count, Schedule("closed", concurrency=32), tokens=128)
+            seen = run(url, tmp_path / str(count), count, ClosedLoop(32), tokens=128)
             assert list(seen.records.output_tokens) == [128] * count
             peaks.append(seen.report.peak_memory_bytes)
     assert peaks[1] < peaks[0] + 8e6  # 256,000 chunks more

@@ -61,10 +61,10 @@ def put(url):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(object_store, "SILENCE", 3.0)
-    monkeypatch.setattr(object_store, "BEAT", 0.5)
-    monkeypatch.setattr(object_store, "LOOK", 0.1)
-    monkeypatch.setattr(object_store, "INTERVAL", 0.1)
+    monkeypatch.setattr(object_store, "LOCK_TIMEOUT", 3.0)
+    monkeypatch.setattr(object_store, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(object_store, "LOCK_POLL", 0.1)
+    monkeypatch.setattr(object_store, "LEDGER_POLL", 0.1)
 
 
 def write_trial(ledger, name):
@@ -77,7 +77,7 @@ def write_trial(ledger, name):
 
 
 def objects(url):
-    return object_store.Store(url).list()
+    return object_store.ObjectStore(url).list()
 
 
 def wait_until(condition):
@@ -89,12 +89,13 @@ def wait_until(condition):
 
 def test_a_row_in_the_store_has_its_files_there(s3, quick, tmp_path):
     url = "s3://bucket/run-a"
-    with object_store.Mirror(object_store.Store(url), tmp_path, print):
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, print):
         ledger = Ledger(tmp_path / "ledger.jsonl")
         write_trial(ledger, "t1")
         wait_until(
             lambda: any(
-                name.startswith("ledger/") and b"t1" in object_store.Store(url).read(name) for name in objects(url)
+                name.startswith("ledger/") and b"t1" in object_store.ObjectStore(url).read(name)
+                for name in objects(url)
             )
         )
         assert "deployments/d1/1/t1/requests.parquet" in objects(url)
@@ -106,12 +107,12 @@ def test_a_row_in_the_store_has_its_files_there(s3, quick, tmp_path):
 
 def test_another_machine_goes_on_where_the_first_died(s3, quick, tmp_path):
     url = "s3://bucket/run-b"
-    dead = object_store.Mirror(object_store.Store(url), tmp_path / "one", print)
+    dead = object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print)
     dead.lock.acquire(print)
     ledger = Ledger(tmp_path / "one" / "ledger.jsonl")
     write_trial(ledger, "t1")
     dead.sync()  # and then its machine is gone: no release, no beat
-    with object_store.Mirror(object_store.Store(url), tmp_path / "two", print) as mirror:
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path / "two", print) as mirror:
         resumed = Ledger(tmp_path / "two" / "ledger.jsonl")
         assert resumed.done("t1", retry=True)
         write_trial(resumed, "t2")
@@ -123,10 +124,10 @@ def test_another_machine_goes_on_where_the_first_died(s3, quick, tmp_path):
 
 def test_the_same_machine_is_ahead_of_the_store_and_loses_nothing(s3, quick, tmp_path):
     url = "s3://bucket/run-c"
-    with object_store.Mirror(object_store.Store(url), tmp_path, print):
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, print):
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
     write_trial(Ledger(tmp_path / "ledger.jsonl"), "t2")  # killed before it was uploaded
-    with object_store.Mirror(object_store.Store(url), tmp_path, print):
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, print):
         pass
     object_store.copy(url, tmp_path / "copy")
     assert set(Ledger(tmp_path / "copy" / "ledger.jsonl", write=False).rows) == {"t1", "t2"}
@@ -134,10 +135,10 @@ def test_the_same_machine_is_ahead_of_the_store_and_loses_nothing(s3, quick, tmp
 
 def test_a_folder_that_is_not_the_stores_run_is_moved_aside(s3, quick, tmp_path):
     url = "s3://bucket/run-d"
-    with object_store.Mirror(object_store.Store(url), tmp_path / "one", print):
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print):
         write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
     write_trial(Ledger(tmp_path / "two" / "ledger.jsonl"), "other")
-    with object_store.Mirror(object_store.Store(url), tmp_path / "two", print):
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path / "two", print):
         assert set(Ledger(tmp_path / "two" / "ledger.jsonl").rows) == {"t1"}
     assert len(list(tmp_path.glob("two.*"))) == 1
 
@@ -145,8 +146,8 @@ def test_a_folder_that_is_not_the_stores_run_is_moved_aside(s3, quick, tmp_path)
 def test_the_ledger_is_kept_in_pieces(s3, quick, tmp_path, monkeypatch):
     url = "s3://bucket/run-e"
     monkeypatch.setattr(object_store, "PIECE", 1000)
-    monkeypatch.setattr(object_store, "INTERVAL", 1000)  # only when told
-    with object_store.Mirror(object_store.Store(url), tmp_path, print) as mirror:
+    monkeypatch.setattr(object_store, "LEDGER_POLL", 1000)  # only when told
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, print) as mirror:
         ledger = Ledger(tmp_path / "ledger.jsonl")
         for index in range(30):
             write_trial(ledger, f"t{index}")
@@ -161,9 +162,9 @@ def test_the_ledger_is_kept_in_pieces(s3, quick, tmp_path, monkeypatch):
 def test_a_second_driver_is_refused_while_the_first_lives(s3, quick, tmp_path):
     url = "s3://bucket/run-f"
     with (
-        object_store.Mirror(object_store.Store(url), tmp_path / "one", print),
+        object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print),
         pytest.raises(ConfigError, match="a sweep is running there"),
-        object_store.Mirror(object_store.Store(url), tmp_path / "two", print),
+        object_store.Mirror(object_store.ObjectStore(url), tmp_path / "two", print),
     ):
         pass
 
@@ -174,22 +175,22 @@ def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
     def slow(store, folder, files):
         if list(files):
             begun.set()
-            time.sleep(2 * object_store.SILENCE)
+            time.sleep(2 * object_store.LOCK_TIMEOUT)
 
-    with object_store.Mirror(object_store.Store(url), tmp_path / "one", print):
-        monkeypatch.setattr(object_store.Store, "upload", slow)
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print):
+        monkeypatch.setattr(object_store.ObjectStore, "upload", slow)
         write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
         assert begun.wait(20)
         with pytest.raises(ConfigError, match="a sweep is running there"):
-            object_store.Lock(object_store.Store(url)).acquire(print)
+            object_store.Lock(object_store.ObjectStore(url)).acquire(print)
         monkeypatch.undo()
 
 
 def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path, monkeypatch):
     url, sent, said = "s3://bucket/run-k", [], []
     monkeypatch.setattr(object_store.os, "kill", lambda pid, number: sent.append((pid, number)))
-    with object_store.Mirror(object_store.Store(url), tmp_path, said.append):
-        object_store.Lock(object_store.Store(url)).beat()  # as if this one had been silent for long
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, said.append):
+        object_store.Lock(object_store.ObjectStore(url)).beat()  # as if this one had been silent for long
         wait_until(lambda: sent)
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
     assert sent == [(os.getpid(), signal.SIGTERM)] * 2
@@ -197,7 +198,7 @@ def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_p
     assert list(objects(url)) == [object_store.Lock.NAME]
 
 
-class Refusing(object_store.Store):
+class Refusing(object_store.ObjectStore):
     """A store that takes nothing but the lock, this many times."""
 
     def __init__(self, url, times):
@@ -213,7 +214,7 @@ class Refusing(object_store.Store):
 
 def test_the_last_upload_is_tried_again(s3, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(object_store, "RETRY", (0.01, 0.1))
-    monkeypatch.setattr(object_store, "INTERVAL", 1000)  # only when it ends
+    monkeypatch.setattr(object_store, "LEDGER_POLL", 1000)  # only when it ends
     url = "s3://bucket/run-h"
     with object_store.Mirror(Refusing(url, 5), tmp_path, print):
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
@@ -226,7 +227,7 @@ def test_an_incomplete_store_is_no_success(s3, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(object_store, "PATIENCE", 0.5)
     monkeypatch.setattr(object_store, "RETRY", (0.01, 0.1))
     with (
-        pytest.raises(Halted, match=r"is not complete \(503 slow down\): the same command completes it"),
+        pytest.raises(Halted, match=r"is incomplete \(503 slow down\): run the same command again to complete it"),
         object_store.Mirror(Refusing("s3://bucket/run-i", 10**6), tmp_path, print),
     ):
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
@@ -235,11 +236,11 @@ def test_an_incomplete_store_is_no_success(s3, quick, tmp_path, monkeypatch):
 def test_a_process_id_is_only_looked_up_where_it_means_something(s3, quick, monkeypatch):
     """A driver in another container of the same host name lives, whatever process ids there are here."""
     monkeypatch.setattr(object_store.psutil, "pid_exists", lambda pid: False)
-    lock = object_store.Lock(object_store.Store("s3://bucket/run-j"))
+    lock = object_store.Lock(object_store.ObjectStore("s3://bucket/run-j"))
     lock.beat()
-    assert object_store._dead_here(lock._read())
+    assert object_store._is_dead_here(lock._read())
     monkeypatch.setattr(object_store.os, "readlink", lambda path: "pid:[4026532000]")
-    assert not object_store._dead_here(lock._read())
+    assert not object_store._is_dead_here(lock._read())
 
 
 @pytest.mark.parametrize(
@@ -247,12 +248,15 @@ def test_a_process_id_is_only_looked_up_where_it_means_something(s3, quick, monk
     [
         ("s3://no-such-bucket/run", "NO_SUCH_BUCKET|NoSuchBucket|does not exist|no-such-bucket"),
         ("ftp://bucket/run", "allowed are a folder, s3://bucket/path and gs://bucket/path"),
-        ("s3://key:secret@bucket/run", "no secret in a URL"),
-        ("s3://bucket/run?secret_key=abc", "no secret in a URL"),
+        ("s3://key:secret@bucket/run", "the URL holds a secret"),
+        ("s3://bucket/run?secret_key=abc", "the URL holds a secret"),
     ],
 )
 def test_a_store_that_cannot_be_used_says_so_at_the_door(s3, quick, tmp_path, url, word):
-    with pytest.raises(ConfigError, match=word) as error, object_store.Mirror(object_store.Store(url), tmp_path, print):
+    with (
+        pytest.raises(ConfigError, match=word) as error,
+        object_store.Mirror(object_store.ObjectStore(url), tmp_path, print),
+    ):
         pass
     assert "secret@" not in str(error.value)
     assert "abc" not in str(error.value)
@@ -284,7 +288,7 @@ def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
         wait_until(
             lambda: (
                 b'"outcome": "ok"'
-                in b"".join(object_store.Store(url).read(n) for n in objects(url) if n.startswith("ledger/"))
+                in b"".join(object_store.ObjectStore(url).read(n) for n in objects(url) if n.startswith("ledger/"))
             )
         )
     finally:

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from sweep.client import poller
-from sweep.client.poller import ALERT, SLOW, WORTH_IT, Watch
+from sweep.client.poller import ALERT, SLOW, WORTH_IT, Poller
 
 FAST = WORTH_IT * 2  # reads in a second
 
@@ -17,19 +17,19 @@ FAST = WORTH_IT * 2  # reads in a second
 class Socket:
     """A watched socket and the other end of it, and when bytes were read from it."""
 
-    def __init__(self, watched: Watch) -> None:
+    def __init__(self, poller: Poller) -> None:
         self.near, self.far = socket.socketpair()
         self.near.setblocking(False)
         self.reads: list[float] = []
-        self.watched, self.ended = watched, False
-        watched.add(self.near.fileno(), self._readable)
+        self.poller, self.ended = poller, False
+        poller.add(self.near.fileno(), self._readable)
 
     def _readable(self) -> None:
         if self.near.recv(100):
             self.reads.append(time.monotonic())
         else:
             self.ended = True
-            self.watched.remove(self.near.fileno(), patient=True)
+            self.poller.remove(self.near.fileno(), patient=True)
 
     def close(self) -> None:
         self.near.close()
@@ -43,23 +43,23 @@ def slow_rounds(monkeypatch: pytest.MonkeyPatch) -> float:
     return 0.3
 
 
-def run(story: Callable[[Watch], Awaitable[None]]) -> None:
+def run(story: Callable[[Poller], Awaitable[None]]) -> None:
     async def body() -> None:
-        await story(Watch(asyncio.get_running_loop()))
+        await story(Poller(asyncio.get_running_loop()))
 
     uvloop.run(body())
 
 
-def in_rounds(watched: Watch) -> None:
-    watched.adjust(0.0, 0)
-    watched.adjust(1.0, FAST)
+def in_rounds(poller: Poller) -> None:
+    poller.adjust(0.0, 0)
+    poller.adjust(1.0, FAST)
 
 
 def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float) -> None:
-    async def story(watched: Watch) -> None:
-        urgent, patient = Socket(watched), Socket(watched)
-        watched.set_patient(patient.near.fileno(), True)
-        in_rounds(watched)
+    async def story(poller: Poller) -> None:
+        urgent, patient = Socket(poller), Socket(poller)
+        poller.set_patient(patient.near.fileno(), True)
+        in_rounds(poller)
         for one in (urgent, patient):
             one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
@@ -67,7 +67,7 @@ def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float
         assert not patient.reads
         await asyncio.sleep(slow_rounds)
         assert len(patient.reads) == 1
-        watched.set_patient(patient.near.fileno(), False)
+        poller.set_patient(patient.near.fileno(), False)
         patient.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
         assert len(patient.reads) == 2
@@ -83,13 +83,13 @@ def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float
 def test_rounds_only_where_tokens_come_fast_and_one_by_one(
     reads: int, bursts: bool, at_once: bool, slow_rounds: float
 ) -> None:
-    async def story(watched: Watch) -> None:
-        one = Socket(watched)
-        watched.set_patient(one.near.fileno(), True)
-        watched.adjust(0.0, 0)
+    async def story(poller: Poller) -> None:
+        one = Socket(poller)
+        poller.set_patient(one.near.fileno(), True)
+        poller.adjust(0.0, 0)
         if bursts:
-            watched.alert(0.5)
-        watched.adjust(1.0, reads)
+            poller.alert(0.5)
+        poller.adjust(1.0, reads)
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
         assert bool(one.reads) == at_once
@@ -98,25 +98,25 @@ def test_rounds_only_where_tokens_come_fast_and_one_by_one(
 
 
 def test_a_read_of_several_events_ends_the_rounds_for_a_while(slow_rounds: float) -> None:
-    async def story(watched: Watch) -> None:
-        one = Socket(watched)
-        watched.set_patient(one.near.fileno(), True)
-        in_rounds(watched)
-        watched.alert(1.0)
+    async def story(poller: Poller) -> None:
+        one = Socket(poller)
+        poller.set_patient(one.near.fileno(), True)
+        in_rounds(poller)
+        poller.alert(1.0)
         await asyncio.sleep(slow_rounds * 1.3)  # the round that was due is the last
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
         assert len(one.reads) == 1
-        watched.adjust(0.9 + ALERT, 2 * FAST)  # too early
+        poller.adjust(0.9 + ALERT, 2 * FAST)  # too early
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
         assert len(one.reads) == 2
-        watched.adjust(1.0 + ALERT, 3 * FAST)
+        poller.adjust(1.0 + ALERT, 3 * FAST)
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
         assert len(one.reads) == 2
-        watched.alert(1.0 + ALERT)
-        watched.adjust(0.9 + 3 * ALERT, 5 * FAST)  # the second time it takes twice as long
+        poller.alert(1.0 + ALERT)
+        poller.adjust(0.9 + 3 * ALERT, 5 * FAST)  # the second time it takes twice as long
         await asyncio.sleep(slow_rounds)
         one.far.send(b"x")
         await asyncio.sleep(slow_rounds / 3)
@@ -130,21 +130,21 @@ def test_the_rounds_of_slow_streams_are_longer_until_one_was_quicker_than_it_loo
 ) -> None:
     monkeypatch.setattr(poller, "LONG_PERIOD", 3 * slow_rounds)
 
-    async def story(watched: Watch) -> None:
-        one = Socket(watched)
-        watched.set_patient(one.near.fileno(), True)
-        watched.pace(SLOW * 1.1)
-        in_rounds(watched)
+    async def story(poller: Poller) -> None:
+        one = Socket(poller)
+        poller.set_patient(one.near.fileno(), True)
+        poller.pace(SLOW * 1.1)
+        in_rounds(poller)
         one.far.send(b"x")
         await asyncio.sleep(2 * slow_rounds)
         assert not one.reads
-        watched.pace(SLOW * 0.9)
+        poller.pace(SLOW * 0.9)
         await asyncio.sleep(1.3 * slow_rounds)
         assert len(one.reads) == 1
-        watched.pace(SLOW * 1.1)
-        watched.alert(1.0)
-        watched.adjust(1.0 + ALERT, 2 * FAST)
-        watched.pace(SLOW * 1.1)
+        poller.pace(SLOW * 1.1)
+        poller.alert(1.0)
+        poller.adjust(1.0 + ALERT, 2 * FAST)
+        poller.pace(SLOW * 1.1)
         await asyncio.sleep(1.3 * slow_rounds)
         one.far.send(b"x")
         await asyncio.sleep(1.3 * slow_rounds)
@@ -154,10 +154,10 @@ def test_the_rounds_of_slow_streams_are_longer_until_one_was_quicker_than_it_loo
 
 
 def test_an_end_that_comes_with_the_last_bytes_is_read_with_them(slow_rounds: float) -> None:
-    async def story(watched: Watch) -> None:
-        one = Socket(watched)
-        watched.set_patient(one.near.fileno(), True)
-        in_rounds(watched)
+    async def story(poller: Poller) -> None:
+        one = Socket(poller)
+        poller.set_patient(one.near.fileno(), True)
+        in_rounds(poller)
         one.far.send(b"x")
         one.far.close()
         await asyncio.sleep(slow_rounds * 1.3)
@@ -168,21 +168,21 @@ def test_an_end_that_comes_with_the_last_bytes_is_read_with_them(slow_rounds: fl
 
 
 def test_one_that_was_closed_in_the_same_round_is_left_alone() -> None:
-    async def story(watched: Watch) -> None:
-        first, second = Socket(watched), Socket(watched)
+    async def story(poller: Poller) -> None:
+        first, second = Socket(poller), Socket(poller)
         read = []
 
         def closes(me: Socket, other: Socket) -> Callable[[], None]:
             def readable() -> None:
                 read.append(me)
-                watched.remove(other.near.fileno(), patient=False)
+                poller.remove(other.near.fileno(), patient=False)
                 me.near.recv(100)
 
             return readable
 
         for me, other in ((first, second), (second, first)):
-            watched.remove(me.near.fileno(), patient=False)
-            watched.add(me.near.fileno(), closes(me, other))
+            poller.remove(me.near.fileno(), patient=False)
+            poller.add(me.near.fileno(), closes(me, other))
         first.far.send(b"x")
         second.far.send(b"x")
         await asyncio.sleep(0.05)
@@ -194,13 +194,13 @@ def test_one_that_was_closed_in_the_same_round_is_left_alone() -> None:
 def test_without_epoll_all_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poller, "HAS_EPOLL", False)
 
-    async def story(watched: Watch) -> None:
-        one = Socket(watched)
-        watched.set_patient(one.near.fileno(), True)
-        in_rounds(watched)
+    async def story(poller: Poller) -> None:
+        one = Socket(poller)
+        poller.set_patient(one.near.fileno(), True)
+        in_rounds(poller)
         one.far.send(b"x")
         await asyncio.sleep(0.05)
         assert len(one.reads) == 1
-        watched.remove(one.near.fileno(), patient=True)
+        poller.remove(one.near.fileno(), patient=True)
 
     run(story)

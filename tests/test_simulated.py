@@ -19,8 +19,9 @@ from backends.simulated import Simulated
 from backends.simulated_server.config import Config, Faults, Timing
 from backends.simulated_server.truth import read_log
 from sweep.client.measurement import Target, Timeouts, measure
+from sweep.client.modes import ClosedLoop
 from sweep.config import CONF, ROOT, build
-from sweep.records import Request, Schedule
+from sweep.records import Request
 from tests.simulated_engine import simulated
 
 
@@ -41,7 +42,7 @@ def test_timings_have_the_mean_they_are_given() -> None:
 def test_tokens_are_written_when_they_are_due(tmp_path: Path) -> None:
     with simulated(ttft={"mean": 0.05}, itl={"mean": 0.01}, log=str(tmp_path / "log")) as (url, _):
         asked = [Request("a", "x", 20)]
-        measure(Target(url, "m"), [], asked, Schedule("closed", concurrency=1), folder=tmp_path / "job")
+        measure(Target(url, "m"), [], asked, ClosedLoop(1), folder=tmp_path / "job")
     truth = read_log(tmp_path / "log")["a", 0]
     late = [(write - truth.arrival) / 1e9 - (0.05 + 0.01 * number) for number, write in enumerate(truth.writes)]
     assert min(late) > -0.001
@@ -51,7 +52,7 @@ def test_tokens_are_written_when_they_are_due(tmp_path: Path) -> None:
 def test_a_queue_and_its_limit(tmp_path: Path) -> None:
     with simulated(max_concurrency=2, max_queue=1, itl={"mean": 0.02}) as (url, _):
         asked = [Request(f"r{i}", "x", 10) for i in range(5)]
-        seen = measure(Target(url, "m"), [], asked, Schedule("closed", concurrency=5), folder=tmp_path)
+        seen = measure(Target(url, "m"), [], asked, ClosedLoop(5), folder=tmp_path)
     refused = [error for error in seen.records.error if error]
     assert len(refused) == 2
     assert all(error.startswith("status: 503 retry_after=1") for error in refused)
@@ -91,15 +92,15 @@ def test_a_client_that_leaves_makes_room(tmp_path: Path) -> None:
 def test_all_500(tmp_path: Path) -> None:
     with simulated(always_500=True) as (url, _):
         assert httpx.get(url + "/health").status_code == 200
-        seen = measure(Target(url, "m"), [], [Request("a", "x", 5)], Schedule("closed", concurrency=1), folder=tmp_path)
+        seen = measure(Target(url, "m"), [], [Request("a", "x", 5)], ClosedLoop(1), folder=tmp_path)
     assert seen.records.error == ["status: 500 500 simulated failure"]
 
 
 def test_running_out_of_memory_is_said_and_deadly(tmp_path: Path) -> None:
     with simulated(memory_limit=2) as (url, process):
         asked = [Request(f"r{i}", "x", 50) for i in range(3)]
-        schedule, timeouts = Schedule("closed", concurrency=3), Timeouts(connect=1)
-        seen = measure(Target(url, "m"), [], asked, schedule, folder=tmp_path, timeouts=timeouts)
+        mode, timeouts = ClosedLoop(3), Timeouts(connect=1)
+        seen = measure(Target(url, "m"), [], asked, mode, folder=tmp_path, timeouts=timeouts)
         assert process.wait(5) == 1
         _, log = process.communicate()
     assert all(seen.records.error)

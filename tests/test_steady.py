@@ -94,7 +94,7 @@ def test_poisson_arrivals(seed: int) -> None:
 )
 def test_a_ramp_has_no_steady_state(due: Floats) -> None:
     window = steady_window(open_loop(due, length=2.0))
-    assert (window.begin, window.end, window.method) == (None, None, "none: it never settled")
+    assert (window.begin, window.end, window.method) == (None, None, "none: no steady state detected")
 
 
 def test_an_overloaded_open_loop_has_no_steady_state() -> None:

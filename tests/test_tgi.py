@@ -71,7 +71,7 @@ def measure(engine, requests, load, tmp_path, api="tgi"):
         target,
         [],
         requests,
-        load.schedule(len(requests), 1),
+        load.mode(len(requests), 1),
         folder=tmp_path / "job",
         should_stop=lambda: None if engine.alive() else "the engine died",
     )

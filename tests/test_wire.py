@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from sweep.client import wire
 from sweep.client.clock import StampClock
-from sweep.client.connection import PATIENT_READ_SIZE, READ_SIZE, Connection, Counters, Endpoint
-from sweep.client.poller import Watch
+from sweep.client.connection import PATIENT_READ_SIZE, READ_SIZE, Counters, ServerAddress, StampedConnection
+from sweep.client.poller import Poller
 from sweep.client.wire import Answer, Target, Timeouts
 from sweep.records import UNKNOWN, Request
 
@@ -351,7 +351,7 @@ class NoLoop:
         return asyncio.Future(loop=asyncio.new_event_loop())
 
 
-class NoWatch:
+class NoPoller:
     """The same, in the place of what watches the sockets: it notes what it is told."""
 
     def __init__(self) -> None:
@@ -370,7 +370,7 @@ class NoWatch:
 class Parser:
     """The parser, which notes what it is given."""
 
-    def __init__(self, connection: Connection, parsed: list[bytes]) -> None:
+    def __init__(self, connection: StampedConnection, parsed: list[bytes]) -> None:
         self._parser, self._parsed = httptools.HttpResponseParser(connection), parsed
 
     def feed_data(self, data: bytes) -> None:
@@ -386,17 +386,19 @@ def receive(
     api: wire.Api,
     prompts: int,
     patient_until: int = 0,
-    watch: NoWatch | None = None,
+    poller: NoPoller | None = None,
     parsed: list[bytes] | None = None,
 ) -> tuple[Answer, Counters]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     ended: list[Answer] = []
     counters = Counters()
-    endpoint = Endpoint(socket.AF_UNIX, (), "", None, 1.0)
+    address = ServerAddress(socket.AF_UNIX, (), "", None, 1.0)
     loop: Any = NoLoop()
-    watched: Any = watch or NoWatch()
-    connection = Connection(loop, watched, endpoint, StampClock(), counters, lambda _, answer: ended.append(answer))
+    watched_by: Any = poller or NoPoller()
+    connection = StampedConnection(
+        loop, watched_by, address, StampClock(), counters, lambda _, answer: ended.append(answer)
+    )
     parser: Any = Parser(connection, [] if parsed is None else parsed)
     connection._sock, connection._parser = ours, parser
     with ours, theirs:
@@ -404,8 +406,8 @@ def receive(
         for piece in pieces:
             theirs.sendall(piece)
             connection._readable()
-            if watch:
-                watch.told.append("read")
+            if poller:
+                poller.told.append("read")
     assert len(ended) == 1
     return ended[0], counters
 
@@ -469,9 +471,9 @@ def test_a_new_connection_begins_with_a_head_wherever_the_last_one_was_left() ->
     async def story() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         loop = asyncio.get_running_loop()
-        endpoint = Endpoint(socket.AF_INET, server.sockets[0].getsockname(), "", None, 5.0)
+        address = ServerAddress(socket.AF_INET, server.sockets[0].getsockname(), "", None, 5.0)
         ended = asyncio.Event()
-        connection = Connection(loop, Watch(loop), endpoint, StampClock(), Counters(), lambda *_: ended.set())
+        connection = StampedConnection(loop, Poller(loop), address, StampClock(), Counters(), lambda *_: ended.set())
         await connection.open()
         first, second = Answer("completions"), Answer("completions")
         connection.begin(b"request", first)
@@ -493,10 +495,10 @@ def test_a_patient_read_that_left_something_behind_makes_the_socket_urgent() -> 
     events = [completion(" a")] * 100
     body = sse(*events, "[DONE]")
     wired = http(body, None)
-    watch = NoWatch()
+    poller = NoPoller()
     reads = 1 + (len(wired) - PATIENT_READ_SIZE) // READ_SIZE + 1
-    answer, _ = receive([wired, *[b""] * (reads - 1)], "completions", 1, patient_until=1000, watch=watch)
-    assert watch.told[:2] == ["patient", "urgent"]
+    answer, _ = receive([wired, *[b""] * (reads - 1)], "completions", 1, patient_until=1000, poller=poller)
+    assert poller.told[:2] == ["patient", "urgent"]
     assert answer.chunks == 100
 
 
@@ -504,15 +506,15 @@ def test_reads_may_wait_until_the_last_token_may_come() -> None:
     events = [completion(text) for text in (" a", " b", " c")]
     pieces = [http(sse(*events, "[DONE]"), None)]
     edges = [len(pieces[0]) - len(sse(*events, "[DONE]")) + len(sse(*events[:number])) for number in (1, 2, 3)]
-    watch = NoWatch()
-    receive(cut(pieces[0], edges), "completions", 1, patient_until=2, watch=watch)
-    assert watch.told == ["patient", "read", "urgent", "read", "read", "read"]
-    watch = NoWatch()
-    receive(cut(pieces[0], edges), "completions", 1, watch=watch)  # of unknown length
-    assert watch.told == ["read"] * 4
-    watch = NoWatch()
-    receive(pieces, "completions", 1, patient_until=2, watch=watch)
-    assert watch.told == ["patient", "alert", "urgent", "read"]
+    poller = NoPoller()
+    receive(cut(pieces[0], edges), "completions", 1, patient_until=2, poller=poller)
+    assert poller.told == ["patient", "read", "urgent", "read", "read", "read"]
+    poller = NoPoller()
+    receive(cut(pieces[0], edges), "completions", 1, poller=poller)  # of unknown length
+    assert poller.told == ["read"] * 4
+    poller = NoPoller()
+    receive(pieces, "completions", 1, patient_until=2, poller=poller)
+    assert poller.told == ["patient", "alert", "urgent", "read"]
 
 
 def test_reads_with_several_events_are_counted() -> None:

@@ -110,7 +110,7 @@ class LibraryServer:
             ]
             for phase in ("warmup", "requests")
         )
-        order = offline.Order(**body["schedule"])
+        order = offline.Order(**body["order"])
         stopped = threading.Event()
         result = _exclusively(batches, lambda: offline.measure_rows(batches.library, warmup, rows, order, stopped))
         while not result.done():

@@ -17,22 +17,20 @@ SHORTEST_SLEEP = 1e-4  # s
 
 @dataclass(frozen=True)
 class Order:
-    """The release times of rows: sweep/records.py's Schedule without think times, which would need a client."""
+    """The conditions on which rows are released, one after the other: a row goes once all that are set hold."""
 
-    mode: str  # lockstep | closed | open
-    batch_size: int = 1
-    concurrency: int | None = None
-    due: Sequence[float] | None = None  # s from the start, one a row, ascending
+    batch_size: int | None = None  # rows that go together, when nothing else is in flight
+    most_in_flight: int | None = None
+    arrivals: Sequence[float] | None = None  # s from the start before which a row does not go, ascending
     duration: float | None = None  # s after which nothing new is released
 
     def releases(self, index: int, now: float, in_flight: int) -> bool:
         """Return whether to release row `index` now, `now` s after the start with `in_flight` rows unfinished."""
-        if self.mode == "lockstep":
-            return in_flight == 0 or index % self.batch_size != 0
-        if self.mode == "closed":
-            return in_flight < (self.concurrency or 1)
-        assert self.due is not None
-        return self.due[index] <= now and (self.concurrency is None or in_flight < self.concurrency)
+        return (
+            (self.arrivals is None or self.arrivals[index] <= now)
+            and (self.most_in_flight is None or in_flight < self.most_in_flight)
+            and (self.batch_size is None or in_flight == 0 or index % self.batch_size != 0)
+        )
 
 
 @dataclass(slots=True)
@@ -95,7 +93,7 @@ def _release(
         if not order.releases(index, (now - begin) / 1e9, len(flying)):
             return
         since = (now - start) / 1e9
-        traces.append(RowStamps(order.due[index] if order.due is not None else since, since))
+        traces.append(RowStamps(order.arrivals[index] if order.arrivals is not None else since, since))
         flying[id(rows[index])] = index
         library.add(rows[index])
 
@@ -123,9 +121,9 @@ def measure_rows(
     order: Order,
     stopped: threading.Event,
 ) -> dict[str, Any]:
-    """Measure the warm-up rows, then the rows, in the same way; return the host's answer."""
+    """Run the warm-up rows in batches, then the rows as the order says; return the host's answer."""
     origin = time.monotonic_ns()
-    warm = step_rows(library, warmup, Order("lockstep", order.batch_size), origin, stopped)
+    warm = step_rows(library, warmup, Order(order.batch_size or 1), origin, stopped)
     start = time.monotonic_ns()
     for trace in warm:  # their times are negative: before the clock
         trace.scheduled -= (start - origin) / 1e9

@@ -1,6 +1,6 @@
 """One persistent HTTP/1.1 connection that stamps what it reads with the kernel's time of arrival.
 
-A plain non-blocking socket, watched by `Watch`: `recvmsg` gives the bytes and the kernel's receive stamp
+A plain non-blocking socket, watched by a `Poller`: `recvmsg` gives the bytes and the kernel's receive stamp
 (SO_TIMESTAMPNS), httptools the framing, `wire.Answer` the tokens. The start is stamped at the write. TLS runs through
 ssl.MemoryBIO over the same socket, so that its bytes are stamped by the kernel as well.
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import httptools
 
 from sweep.client.clock import CAN_STAMP, STAMP_OPTION, StampClock
-from sweep.client.poller import Watch
+from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
 READ_SIZE = 64 << 10
@@ -46,7 +46,7 @@ _CHUNK_HEADS = [_chunk_head(length) for length in range(PATIENT_READ_SIZE)]
 
 @dataclass(slots=True)
 class Counters:
-    """What all connections of one client process have done."""
+    """The reads of all connections of one client process."""
 
     multi_event_reads: int = 0  # reads that held more than one token event of a prompt
     kernel_stamps: int = 0  # reads that the kernel stamped
@@ -54,29 +54,29 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where to connect, resolved once, before the clock starts."""
+class ServerAddress:
+    """The server's address, resolved once, before the clock starts."""
 
     family: int
-    address: tuple[str | int | bytes, ...]
+    sockaddr: tuple[str | int | bytes, ...]
     hostname: str
     tls: ssl.SSLContext | None
     connect_timeout: float  # s
 
 
-class Connection:
+class StampedConnection:
     """One request at a time: `begin` writes it, `on_done` is called with the connection and its Answer when it ended.
 
     It opens again by itself after the server has closed it; whatever goes wrong becomes the Answer's error.
     """
 
     __slots__ = (
+        "_address",
         "_answered",
         "_arrived",
         "_between_chunks",
         "_body",
         "_counters",
-        "_endpoint",
         "_keep_alive",
         "_loop",
         "_on_done",
@@ -84,13 +84,13 @@ class Connection:
         "_parser",
         "_part",
         "_patient",
+        "_poller",
         "_request",
         "_sized",
         "_sock",
         "_stamps",
         "_tls",
         "_unsent",
-        "_watch",
         "answer",
         "begun",
         "context",
@@ -100,13 +100,13 @@ class Connection:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        watch: Watch,
-        endpoint: Endpoint,
+        poller: Poller,
+        address: ServerAddress,
         stamps: StampClock,
         counters: Counters,
-        on_done: Callable[["Connection", Answer], None],
+        on_done: Callable[["StampedConnection", Answer], None],
     ) -> None:
-        self._loop, self._watch, self._endpoint = loop, watch, endpoint
+        self._loop, self._poller, self._address = loop, poller, address
         self._stamps, self._counters = stamps, counters
         self._on_done = on_done
         self._sock: socket.socket | None = None
@@ -142,16 +142,16 @@ class Connection:
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
-        sock = socket.socket(self._endpoint.family, socket.SOCK_STREAM)
+        sock = socket.socket(self._address.family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if CAN_STAMP:
                 sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
-            async with asyncio.timeout(self._endpoint.connect_timeout):
-                await self._loop.sock_connect(sock, self._endpoint.address)
-                if self._endpoint.tls:
-                    self._tls = _Tls(self._endpoint.tls, self._endpoint.hostname)
+            async with asyncio.timeout(self._address.connect_timeout):
+                await self._loop.sock_connect(sock, self._address.sockaddr)
+                if self._address.tls:
+                    self._tls = _Tls(self._address.tls, self._address.hostname)
                     await self._tls.handshake(self._loop, sock)
         except BaseException:
             self._tls = None
@@ -163,13 +163,13 @@ class Connection:
         self._parser = httptools.HttpResponseParser(self)
         self._between_chunks = False
         self.idle_since = time.monotonic_ns()
-        self._watch.add(sock.fileno(), self._readable)
+        self._poller.add(sock.fileno(), self._readable)
 
     def close(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
         if self._sock is not None:
-            self._watch.remove(self._sock.fileno(), self._patient)
+            self._poller.remove(self._sock.fileno(), self._patient)
             self._patient = False
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
@@ -209,7 +209,7 @@ class Connection:
             return  # abandoned meanwhile
         except (OSError, TimeoutError) as error:
             if self.answer is answer:
-                answer.fail(f"connect: {_words(error)}")
+                answer.fail(f"connect: {_in_one_line(error)}")
                 self._finish(answer)
             return
         if self.answer is answer:
@@ -226,8 +226,8 @@ class Connection:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            # Not at once: whoever called `begin` must not be told of the end before it has returned.
-            self._loop.call_soon(self._abandon, self.answer, f"reset: {_words(error)}")
+            # Not at once: `on_done` must not be called before `begin` has returned.
+            self._loop.call_soon(self._abandon, self.answer, f"reset: {_in_one_line(error)}")
             return
         if sent < len(data):
             self._unsent = memoryview(data)[sent:]
@@ -236,7 +236,7 @@ class Connection:
 
     def _be_patient(self, patient: bool) -> None:
         if patient != self._patient and self._sock is not None:
-            self._watch.set_patient(self._sock.fileno(), patient)
+            self._poller.set_patient(self._sock.fileno(), patient)
             self._patient = patient
 
     def _writable(self) -> None:
@@ -246,13 +246,13 @@ class Connection:
         except BlockingIOError:
             return
         except OSError as error:
-            self.abandon(f"reset: {_words(error)}")
+            self.abandon(f"reset: {_in_one_line(error)}")
             return
         if not self._unsent:
             self._loop.remove_writer(self._sock.fileno())
 
     def _gone(self) -> bool:
-        """Whether the server has closed an idle connection, in the moment before its end is noticed by the loop."""
+        """Tell whether the server has closed an idle connection whose end the loop has not noticed yet."""
         assert self._sock is not None
         try:
             return self._sock.recv(1, socket.MSG_PEEK) == b""
@@ -276,7 +276,7 @@ class Connection:
         except BlockingIOError:
             return
         except OSError as error:
-            self._lost(f"reset: {_words(error)}")
+            self._lost(f"reset: {_in_one_line(error)}")
             return
         if len(data) == size:  # there may be more
             self._be_patient(False)
@@ -295,7 +295,7 @@ class Connection:
             try:
                 data, ended = self._tls.decrypt(data)
             except ssl.SSLError as error:
-                self._lost(f"reset: TLS: {_words(error)}")
+                self._lost(f"reset: TLS: {_in_one_line(error)}")
                 return
             if not data and not ended:
                 return
@@ -304,7 +304,7 @@ class Connection:
             return
         answer = self.answer
         if answer is None or not answer.sent:
-            self.close()  # bytes that nobody asked for: a 408 before it closes, as some servers send
+            self.close()  # bytes without a request: a 408 before it closes, as some servers send
             return
         before, shared = answer.chunks, answer.shared
         try:
@@ -312,11 +312,11 @@ class Connection:
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError as error:
-            self.abandon(f"protocol: {_words(error)}")
+            self.abandon(f"protocol: {_in_one_line(error)}")
             return
         if answer.chunks - before > 1 and (len(answer.streams) == 1 or answer.shared != shared):
             self._counters.multi_event_reads += 1
-            self._watch.alert(now / 1e9)
+            self._poller.alert(now / 1e9)
         if self._patient and answer.tokens >= answer.patient_until:
             self._be_patient(False)
         if self._answered:
@@ -441,5 +441,5 @@ def _forget_failure(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-def _words(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())

@@ -1,17 +1,19 @@
-"""What goes between the client and its measuring process as files: the job, and the rows and chunks that come back.
+"""The files between the client and its measuring process: the job, and the rows and chunks that come back.
 
 Results are written as they come, one fixed row a request and its chunks, so that memory does not grow with the trial.
 """
 
 import json
 import os
+import pickle
 import struct
 from array import array
 from pathlib import Path
 from typing import Any
 
 from sweep.client import wire
-from sweep.records import UNKNOWN, Schedule
+from sweep.client.modes import Mode
+from sweep.records import UNKNOWN
 
 ROW = struct.Struct("<IiqqqqIiiii")
 """record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, finish_reason, error
@@ -20,18 +22,20 @@ ROW = struct.Struct("<IiqqqqIiiii")
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 
 
-class Call:
+class Dispatch:
     """One HTTP call on its way: when it should have left and when it was allowed to. Times in ns."""
 
-    __slots__ = ("batch", "given_up", "number", "released", "scheduled")
+    __slots__ = ("batch", "given_up", "index", "number", "released", "scheduled")
 
-    def __init__(self, number: int, scheduled: int, released: int, batch: int = UNKNOWN) -> None:
-        self.number, self.scheduled, self.released, self.batch = number, scheduled, released, batch
-        self.given_up = released  # when nothing more was awaited; stands for `sent` where nothing was ever sent
+    def __init__(self, index: int, number: int, scheduled: int, batch: int = UNKNOWN) -> None:
+        self.index, self.number = index, number  # in its phase, and in the job
+        self.scheduled = self.released = scheduled
+        self.batch = batch
+        self.given_up = scheduled  # when nothing more was awaited; stands for `sent` where nothing was ever sent
 
 
 class Job:
-    """What the parent wrote into the folder. Calls are numbered: the warm-up first, then the measured ones."""
+    """The content of the folder that the parent wrote. Calls are numbered: the warm-up's first, then the measured."""
 
     def __init__(self, folder: Path, part: int) -> None:
         self.folder, self.part = folder, part
@@ -47,8 +51,8 @@ class Job:
         self.first = array("I", [0])  # record of each call's first prompt
         for count in self.prompts:
             self.first.append(self.first[-1] + count)
-        times: dict[str, Any] = {name: _read_array(folder / name, "d") for name in content["times"]}
-        self.schedule = Schedule(**content["schedule"], **times)
+        mode: Mode = pickle.loads((folder / "mode").read_bytes())
+        self.mode = mode.split(part, self.parts)
         self._requests = os.open(folder / "requests", os.O_RDONLY)
         key = os.environ[self.target.api_key_env] if self.target.api_key_env else None
         self._head = wire.head(self.target, key)
@@ -63,7 +67,7 @@ class Job:
         return self._head + os.pread(self._requests, end - begin, begin)
 
     def patient_until(self, call: int) -> int:
-        """Tokens before which a call's answer cannot end, so that its reads may wait (see `watch`)."""
+        """Tokens before which a call's answer cannot end, so that its reads may wait (see `poller`)."""
         return self.limits[call] - 1 if self.target.ignore_eos and self.prompts[call] == 1 else 0
 
     def answer(self, call: int) -> wire.Answer:
@@ -89,17 +93,17 @@ class Results:
         self._texts: dict[str, int] = {}
         self._texts_path = folder / f"texts.{part}.json"
 
-    def add(self, call: "Call", answer: wire.Answer, first_record: int) -> None:
+    def add(self, dispatch: Dispatch, answer: wire.Answer, first_record: int) -> None:
         """Write down a call that has ended."""
         for number, stream in enumerate(answer.streams):
             error = answer.error_of(stream)
             self._row_bytes += ROW.pack(
                 first_record + number,
-                call.batch,
-                call.scheduled,
-                call.released,
-                answer.sent or call.given_up,
-                answer.completed or call.given_up,
+                dispatch.batch,
+                dispatch.scheduled,
+                dispatch.released,
+                answer.sent or dispatch.given_up,
+                answer.completed or dispatch.given_up,
                 len(stream.chunk_us),
                 stream.input_tokens,
                 stream.total,

@@ -2,12 +2,13 @@
 
 This is the orchestrator's side: it writes the job into a folder (the bytes of every request, built before the clock),
 starts one or more `sweep.client.process` processes, and merges their rows into Records. What is measured, and how, is
-in `client_main`, `client_runs`, `connection` and `wire`.
+in `process`, `sender`, `connection` and `wire`.
 """
 
 import contextlib
 import json
 import os
+import pickle
 import selectors
 import signal
 import subprocess
@@ -21,10 +22,11 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 from sweep.client import wire
 from sweep.client.job import ROW
+from sweep.client.modes import Mode
 from sweep.client.wire import BatchForm, Target, Timeouts
 from sweep.config import import_path
 from sweep.numbers.quantile import quantile
-from sweep.records import Phase, Record, Records, Request, Schedule
+from sweep.records import Phase, Record, Records, Request
 
 __all__ = [
     "ClientDied",
@@ -35,8 +37,8 @@ __all__ = [
     "measure",
 ]
 
-HEAD_START = 0.02  # s between the word "go" and the start of the clock, so that all processes have it in time
-STOP_WITHIN = 60.0  # s for the client to write down what it has, once it is told to stop
+HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
+STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
 STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
 TOKENS_A_PROCESS = 40_000  # a second, likewise
 
@@ -47,14 +49,14 @@ class ClientDied(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """What the client says about itself, over the measured part of the trial."""
+    """The client's figures about itself, over the measured part of the trial."""
 
     processes: int
     cpu: float  # share of a core that the busiest process used, or of all its cores that all used: the larger
     cpu_seconds: float  # of all client processes
     loop_lag_p50: float  # s by which the event loop was late
     loop_lag_p99: float
-    offered: int  # requests that the load wanted sent
+    offered: int  # requests that were due
     sent: int  # requests whose first byte was written to a socket
     reads: int
     multi_event_reads: int  # reads that held several token events of a prompt: they share one stamp
@@ -67,18 +69,18 @@ class ClientReport:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one trial brought: Records in the order of the requests, warm-up first."""
+    """The result of one trial: Records in the order of the requests, warm-up first."""
 
     records: Records
     report: ClientReport
-    start_monotonic: float  # s on CLOCK_MONOTONIC: what the Records' times count from
+    start_monotonic: float  # s on CLOCK_MONOTONIC: the zero of the Records' times
 
 
 def measure(
     target: Target,
     warmup: Sequence[Request],
     requests: Sequence[Request],
-    schedule: Schedule,
+    mode: Mode,
     *,
     folder: Path,
     cpus: set[int] | None = None,
@@ -87,7 +89,7 @@ def measure(
     should_stop: Callable[[], str | None] = lambda: None,
     on_start: Callable[[float], None] = lambda start: None,
 ) -> Measurement:
-    """Send the warm-up and then the requests as the schedule says, and return a Record of each request that was due.
+    """Send the warm-up and then the requests when the mode says, and return a Record of each request that was due.
 
     The warm-up is sent in the same way before the clock starts; its Records have phase "warmup" and negative times.
     `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, some 20 ms before
@@ -98,48 +100,45 @@ def measure(
     """
     if target.api_key_env and target.api_key_env not in os.environ:
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
-    target = replace(target, batch_form=_batch_form(target, schedule, warmup, requests))
-    parts = _parts(processes, schedule, requests, cpus)
-    _write_job(folder, target, warmup, requests, schedule, parts, cpus, timeouts or Timeouts())
-    watch = _Watch(should_stop, on_start)
+    target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
+    parts = _parts(processes, mode, requests, cpus)
+    _write_job(folder, target, warmup, requests, mode, parts, cpus, timeouts or Timeouts())
+    supervisor = _Supervisor(should_stop, on_start)
     with _clients(folder, parts) as clients:
-        finals = watch.until_done(clients)
-    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), watch.start)
+        finals = supervisor.until_done(clients)
+    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), supervisor.start)
     cores = len(cpus or os.sched_getaffinity(0))
-    return Measurement(records, _report(folder, finals, target, watch.stopped, cores), watch.start / 1e9)
+    return Measurement(records, _report(folder, finals, target, supervisor.stopped, cores), supervisor.start / 1e9)
 
 
 # -- the job folder
 
 
-def _parts(
-    processes: int | Literal["auto"], schedule: Schedule, requests: Sequence[Request], cpus: set[int] | None
-) -> int:
-    """How many client processes there will be: never more than streams, and one where batches move in step."""
-    streams = min(schedule.concurrency or len(requests), len(requests))
-    if schedule.mode == "lockstep" or streams <= 1:
+def _parts(processes: int | Literal["auto"], mode: Mode, requests: Sequence[Request], cpus: set[int] | None) -> int:
+    """The number of client processes: never more than streams, and one where batches move in step."""
+    streams = min(mode.most_in_flight() or len(requests), len(requests))
+    if mode.batch() is not None or streams <= 1:
         return 1
     if processes == "auto":
-        return min(_wanted(schedule, requests), len(cpus or os.sched_getaffinity(0)))
+        return min(_busy_processes(mode, requests), len(cpus or os.sched_getaffinity(0)))
     if processes < 1:
         raise ValueError(f"client.processes={processes}: allowed are 'auto' and whole numbers from 1")
     return min(processes, streams)
 
 
-def _wanted(schedule: Schedule, requests: Sequence[Request]) -> int:
-    """How many processes the load is work for: by its users or, where requests come by the clock, by their tokens."""
-    if schedule.due is None:
-        return -(-(schedule.concurrency or 1) // STREAMS_A_PROCESS)
+def _busy_processes(mode: Mode, requests: Sequence[Request]) -> int:
+    """The processes that the load keeps busy: by its streams and, where requests come by the clock, by its tokens."""
+    by_streams = -(-(mode.most_in_flight() or len(requests)) // STREAMS_A_PROCESS)
+    seconds = mode.last_arrival()
+    if seconds is None:
+        return by_streams
     tokens = sum(request.output_tokens for request in requests)
-    by_tokens = 1 + int(tokens / max(schedule.due[-1], 1.0) / TOKENS_A_PROCESS)
-    return min(by_tokens, -(-(schedule.concurrency or len(requests)) // STREAMS_A_PROCESS))
+    return min(by_streams, 1 + int(tokens / max(seconds, 1.0) / TOKENS_A_PROCESS))
 
 
-def _batch_form(
-    target: Target, schedule: Schedule, warmup: Sequence[Request], requests: Sequence[Request]
-) -> BatchForm:
-    """How the calls are formed: a list of prompts has one max_tokens, so batches of mixed lengths go as streams."""
-    if target.batch_form == "streams" or schedule.mode != "lockstep" or (schedule.batch_size or 1) == 1:
+def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests: Sequence[Request]) -> BatchForm:
+    """The form of the calls: a list of prompts has one max_tokens, so batches of mixed lengths go as streams."""
+    if target.batch_form == "streams" or mode.batch() in (None, 1):
         return "streams"
     alike = all(len({request.output_tokens for request in phase}) <= 1 for phase in (warmup, requests))
     return "list" if alike else "streams"
@@ -150,14 +149,14 @@ def _write_job(
     target: Target,
     warmup: Sequence[Request],
     requests: Sequence[Request],
-    schedule: Schedule,
+    mode: Mode,
     parts: int,
     cpus: set[int] | None,
     timeouts: Timeouts,
 ) -> None:
-    """Everything the client needs, as files: job.json, the calls' bytes with an index, arrays of times."""
+    """Everything the client needs, as files: job.json, the mode, the calls' bytes with an index."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = (schedule.batch_size or 1) if target.batch_form == "list" else 1
+    size = (mode.batch() or 1) if target.batch_form == "list" else 1
     offsets, prompts, limits = array("Q", [0]), array("I"), array("I")
     warmup_calls = 0
     with (folder / "requests").open("wb") as file:
@@ -172,16 +171,10 @@ def _write_job(
     (folder / "requests.index").write_bytes(offsets.tobytes())
     (folder / "prompts").write_bytes(prompts.tobytes())
     (folder / "limits").write_bytes(limits.tobytes())
-    times = {name: getattr(schedule, name) for name in ("due", "think", "start")}
-    times = {name: values for name, values in times.items() if values is not None}
-    for name, values in times.items():
-        (folder / name).write_bytes(values.tobytes())
-    plain = {name: getattr(schedule, name) for name in ("mode", "batch_size", "concurrency", "duration")}
+    (folder / "mode").write_bytes(pickle.dumps(mode))
     job = {
         "target": {**asdict(target), "extra_body": {}},  # it is in the requests' bytes already
         "timeouts": asdict(timeouts),
-        "schedule": plain,
-        "times": list(times),
         "warmup_calls": warmup_calls,
         "parts": parts,
         "cpus": sorted(cpus) if cpus else None,
@@ -228,8 +221,8 @@ def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
                 client.stdin.close()
 
 
-class _Watch:
-    """The conversation with the client processes, from their start to the last one's report."""
+class _Supervisor:
+    """Exchanges messages with the client processes, from their start to the last one's report."""
 
     def __init__(self, should_stop: Callable[[], str | None], on_start: Callable[[float], None]) -> None:
         self._should_stop, self._on_start = should_stop, on_start
@@ -240,7 +233,7 @@ class _Watch:
         self._finals: dict[int, dict[str, Any]] = {}
 
     def until_done(self, clients: list[_Client]) -> list[dict[str, Any]]:
-        """What each process says about itself at its end, in their order."""
+        """Return the last message of each process, with its own figures, in their order."""
         lines = [b""] * len(clients)
         with selectors.DefaultSelector() as selector:
             for part, client in enumerate(clients):
@@ -255,34 +248,34 @@ class _Watch:
                         selector.unregister(key.fileobj)
                     *whole, lines[part] = (lines[part] + data).split(b"\n")
                     for line in whole:
-                        self._heard(part, json.loads(line), clients)
+                        self._take(part, json.loads(line), clients)
                 self._poll(clients)
         return [self._finals[part] for part in range(len(clients))]
 
-    def _heard(self, part: int, word: dict[str, Any], clients: list[_Client]) -> None:
-        if word["event"] == "ready":
+    def _take(self, part: int, message: dict[str, Any], clients: list[_Client]) -> None:
+        if message["event"] == "ready":
             self._ready.add(part)
             if len(self._ready) == len(clients):
                 self.start = time.monotonic_ns() + int(HEAD_START * 1e9)
-                _tell(clients, go=self.start)
+                _send(clients, go=self.start)
                 self._on_start(self.start / 1e9)
         else:
-            self._finals[part] = word
+            self._finals[part] = message
 
     def _poll(self, clients: list[_Client]) -> None:
         if self.stopped is None:
             self.stopped = self._should_stop()
             if self.stopped is not None:
-                _tell(clients, stop=self.stopped)
+                _send(clients, stop=self.stopped)
                 self._stop_by = time.monotonic() + STOP_WITHIN
         elif time.monotonic() > self._stop_by:
-            raise ClientDied(f"the measuring process did not end within {STOP_WITHIN:g} s of the word to stop")
+            raise ClientDied(f"the measuring process did not end within {STOP_WITHIN:g} s of being asked to stop")
 
 
-def _tell(clients: list[_Client], **words: object) -> None:
+def _send(clients: list[_Client], **message: object) -> None:
     for client in clients:
         with contextlib.suppress(BrokenPipeError):  # it has died: its stdout will say so
-            client.stdin.write(json.dumps(words).encode() + b"\n")
+            client.stdin.write(json.dumps(message).encode() + b"\n")
             client.stdin.flush()
 
 
@@ -293,7 +286,7 @@ def _died(client: _Client) -> ClientDied:
     return ClientDied(f"the measuring process ended without its results ({how})" + (f": {lines[-1]}" if lines else ""))
 
 
-# -- what they wrote
+# -- their results
 
 
 class _Part(NamedTuple):

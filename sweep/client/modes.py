@@ -1,358 +1,173 @@
-"""The loads of DESIGN §6, sent: when each call leaves, on which connection, and what becomes of it."""
+"""The mode of a load: what is sent when. Each mode is one class.
 
-import asyncio
-import heapq
-import socket
-import ssl
-import time
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+The planner builds a mode (see `sweep.inputs.load`); the measuring process gets it pickled, and its `Sender` follows it.
+The Sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `Sender.at`, and `ended`
+whenever an answer is over; in each of them the mode sends calls with `Sender.send` or `Sender.send_next`. A Sender
+follows a copy of its own, so a mode may keep state in fields that its constructor does not take.
 
-from sweep.client import wire
-from sweep.client.clock import Alarm, StampClock
-from sweep.client.connection import Connection, Counters, Endpoint
-from sweep.client.job import Call, Job, Results
-from sweep.client.poller import Watch
+Indices count the calls of a phase (warm-up or measured) over all client processes. Standard library only.
+"""
 
-GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
-ADDRESS_TIMEOUT = 3.0  # s to try one of a name's several addresses
-SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on requests in flight
+from __future__ import annotations  # array[float] cannot be written at run time before Python 3.12
 
+from array import array
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
-class Pool:
-    """The connections of this process. The one used last is used next: it is the warmest."""
-
-    def __init__(self, job: Job, loop: asyncio.AbstractEventLoop, stamps: StampClock, counters: Counters) -> None:
-        self._loop, self._job, self._stamps, self._counters = loop, job, stamps, counters
-        self.watch = Watch(loop)
-        self._endpoint = _resolve(job.target, job.timeouts)
-        self.all: list[Connection] = []
-        self.free: list[Connection] = []
-        self.on_done: Callable[[Connection, wire.Answer], None] = _not_listening
-
-    async def open(self, count: int) -> None:
-        """Have `count` connections open; those that cannot be opened now are tried again when they are used."""
-        fresh = [self._new() for _ in range(count - len(self.all))]
-        self.free.extend(fresh)
-        for begin in range(0, len(fresh), 64):  # a server's backlog may be as short as 128
-            await asyncio.gather(*(one.open() for one in fresh[begin : begin + 64]), return_exceptions=True)
-
-    def take(self) -> Connection:
-        return self.free.pop() if self.free else self._new()
-
-    def give(self, connection: Connection) -> None:
-        if connection.is_open:
-            self.free.append(connection)
-        else:  # it is the last to be used next: opening takes a while
-            connection.reopen()
-            self.free.insert(0, connection)
-
-    def keep_spare(self, count: int) -> None:
-        for _ in range(count - len(self.free)):
-            connection = self._new()
-            connection.reopen()
-            self.free.insert(0, connection)
-
-    def _new(self) -> Connection:
-        connection = Connection(self._loop, self.watch, self._endpoint, self._stamps, self._counters, self._done)
-        self.all.append(connection)
-        return connection
-
-    def _done(self, connection: Connection, answer: wire.Answer) -> None:
-        self.on_done(connection, answer)
+if TYPE_CHECKING:
+    from sweep.client.job import Dispatch
+    from sweep.client.sender import Sender
 
 
-def _not_listening(connection: Connection, answer: wire.Answer) -> None:
-    raise AssertionError("an answer outside a run")
+@dataclass(kw_only=True)
+class Mode:
+    """When requests are sent, and how many processes can share the work."""
 
+    duration: float | None = None  # s after which nothing new is sent; those in flight are drained
 
-def _resolve(target: wire.Target, timeouts: wire.Timeouts) -> Endpoint:
-    host, port = target.address
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    family, _, _, _, address = next(filter(_answers, found), found[0]) if len(found) > 1 else found[0]
-    context = None
-    if target.tls:
-        context = ssl.create_default_context()
-        if not target.verify_tls:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    return Endpoint(family, tuple(address), host, context, timeouts.connect)
-
-
-def _answers(found: tuple[Any, ...]) -> bool:
-    """Whether somebody listens there: `localhost` may be ::1 first, and the server on 127.0.0.1 only."""
-    try:
-        with socket.socket(found[0], found[1]) as sock:
-            sock.settimeout(ADDRESS_TIMEOUT)
-            sock.connect(found[4])
-    except OSError:
-        return False
-    return True
-
-
-class Run:
-    """Sends a range of calls as a Schedule says, from `begin(start)` until `finished` is done. See the subclasses."""
-
-    def __init__(self, job: Job, pool: Pool, results: Results, loop: asyncio.AbstractEventLoop, calls: range) -> None:
-        self.job, self.pool, self.results, self.loop = job, pool, results, loop
-        self.todo = deque(calls)
-        self.first_call = calls.start - job.part
-        self.finished: asyncio.Future[None] = loop.create_future()
-        self.in_flight: set[Connection] = set()
-        self.start = 0  # ns
-        self.deadline: int | None = None  # ns, after which nothing new is sent
-        self.offered = self.sent = 0  # requests
-        self.stopped: str | None = None
-        self._next_look = 0  # ns, at the time-outs
-        self._alarm = Alarm(loop, self._due)
-        pool.on_done = self._ended
-
-    def begin(self, start: int) -> None:
-        self.start = start
-        if self.job.schedule.duration is not None:
-            self.deadline = start + int(self.job.schedule.duration * 1e9)
-        self._begin()
-        self._settle()
-
-    def stop(self, reason: str) -> None:
-        """Give up on everything that is on its way, and send nothing more."""
-        if self.stopped is not None:
-            return
-        self.stopped = reason
-        self.todo.clear()
-        self._stop()  # first, so that no slot that becomes free is given to what waits
-        for connection in list(self.in_flight):
-            connection.abandon(f"cancelled: {reason}")
-        self._settle()
-
-    def close(self) -> None:
-        self._alarm.close()
-
-    def check_timeouts(self, now: int) -> None:
-        if now < self._next_look:
-            return
-        limits = self.job.timeouts
-        shortest = min(limits.connect, limits.first_token, limits.between_tokens, limits.total) * 1e9
-        self._next_look = now + int(min(shortest / 10, GRACE_AFTER_END / 4))
-        for connection in list(self.in_flight):
-            if connection.answer is not None:
-                self._check_timeouts_of(connection, connection.answer, now)
-
-    def _check_timeouts_of(self, connection: Connection, answer: wire.Answer, now: int) -> None:
-        limits, sent, last_token = self.job.timeouts, answer.sent, answer.last_token
-        if not sent:
-            if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
-                connection.abandon(f"connect: none within {limits.connect:g} s")
-        elif answer.ended and now - max(sent, last_token) > GRACE_AFTER_END:
-            connection.abandon(None)  # all of the answer is here; only HTTP's own end is not
-        elif now - sent > limits.total * 1e9:
-            connection.abandon(f"timeout_total: {limits.total:g} s")
-        elif not last_token:
-            if now - sent > limits.first_token * 1e9:
-                connection.abandon(f"timeout_first_token: {limits.first_token:g} s")
-        elif now - last_token > limits.between_tokens * 1e9:
-            connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
-
-    def shortest_gap(self) -> float:
-        """The shortest time between the latest two token events of a stream, over the requests on their way, s."""
-        gaps = [
-            stream.chunk_us[-1] - stream.chunk_us[-2]
-            for connection in self.in_flight
-            if connection.answer is not None
-            for stream in connection.answer.streams
-            if len(stream.chunk_us) > 1
-        ]
-        return min(gaps, default=0) / 1e6
-
-    def _send(self, call: Call) -> None:
-        connection = self.pool.take()
-        self.in_flight.add(connection)
-        connection.context = call
-        connection.begin(self.job.request(call.number), self.job.answer(call.number))
-
-    def _ended(self, connection: Connection, answer: wire.Answer) -> None:
-        call = connection.context
-        assert isinstance(call, Call)
-        self.in_flight.discard(connection)
-        self.pool.give(connection)
-        now = time.monotonic_ns()
-        call.given_up = now
-        self._write(call, answer)
-        # The end as the kernel saw it, so that our own delay until the next send is seen as lag.
-        self._freed(call, answer.completed or now)
-        self._settle()
-
-    def _write(self, call: Call, answer: wire.Answer) -> None:
-        self.results.add(call, answer, self.job.first[call.number])
-        self.sent += len(answer.streams) if answer.sent else 0
-
-    def _over(self, now: int) -> bool:
-        """Whether nothing new may be sent at this time."""
-        return not self.todo or (self.deadline is not None and now >= self.deadline)
-
-    def _settle(self) -> None:
-        if not self.in_flight and self._idle() and not self.finished.done():
-            self.finished.set_result(None)
-
-    def _begin(self) -> None:
+    def most_in_flight(self) -> int | None:
+        """Requests that may be in flight at once; further ones wait for a slot. None: no limit."""
         raise NotImplementedError
 
-    def _due(self) -> None:
-        """The instant for which the alarm was set."""
+    def batch(self) -> int | None:
+        """Requests that leave together and may go as one call with a list of prompts; None: each goes by itself."""
+        return None
+
+    def last_arrival(self) -> float | None:
+        """When the last request is due, s from the start; None where that depends on the answers."""
+        return None
+
+    def split(self, part: int, parts: int) -> Self:
+        """The share of one of several client processes, which sends every `parts`-th request from `part` on."""
         raise NotImplementedError
 
-    def _freed(self, call: Call, ended: int) -> None:
-        """A call has ended at this time."""
+    def without_client(self) -> dict[str, Any]:
+        """The fields of `backends.host.offline.Order`, for an engine that is timed inside; ValueError if it cannot."""
+        raise ValueError("an engine that is timed inside cannot keep a load of this mode: it needs a client")
+
+    def begin(self, sender: Sender) -> None:
+        """Put the first instants on the timeline; the clock starts at `sender.start`."""
         raise NotImplementedError
 
-    def _stop(self) -> None:
-        """Forget what is waiting, after a record of it was made."""
-
-    def _idle(self) -> bool:
-        """Whether nothing more will be sent once nothing is in flight."""
+    def due(self, sender: Sender, instant: int, index: int) -> None:
+        """Send what was put on the timeline for this instant, with this index. Times in ns."""
         raise NotImplementedError
 
-
-class Lockstep(Run):
-    """A batch leaves together; the next one when the last token of the batch has arrived."""
-
-    def _begin(self) -> None:
-        self._batch = 0
-        self._last_end = 0
-        self._alarm.set(self.start)
-
-    def _due(self) -> None:
-        self._next_batch(self.start)
-
-    def _next_batch(self, scheduled: int) -> None:
-        if self._over(scheduled):
-            return
-        streams = self.job.target.batch_form == "streams"
-        size = min(len(self.todo), self.job.schedule.batch_size or 1) if streams else 1
-        batch, self._batch = self._batch, self._batch + 1
-        calls = [Call(self.todo.popleft(), scheduled, scheduled, batch) for _ in range(size)]
-        self.offered += sum(self.job.prompts[call.number] for call in calls)
-        for call in calls:
-            self._send(call)
-
-    def _freed(self, call: Call, ended: int) -> None:
-        self._last_end = max(self._last_end, ended)
-        if not self.in_flight:
-            self._next_batch(self._last_end)
-
-    def _idle(self) -> bool:
-        return self._batch > 0 or not self.todo
+    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+        """Send, or put on the timeline, what follows upon the end of an answer."""
 
 
-class Closed(Run):
+@dataclass
+class Lockstep(Mode):
+    """`batch_size` requests leave together, the next batch when the last token of this one has arrived."""
+
+    batch_size: int
+    _latest_end: int = field(default=0, init=False, repr=False, compare=False)  # ns
+
+    def most_in_flight(self) -> int:
+        return self.batch_size
+
+    def batch(self) -> int:
+        return self.batch_size
+
+    def split(self, part: int, parts: int) -> Self:
+        if parts > 1:
+            raise ValueError("lockstep batches need one client process")
+        return self
+
+    def without_client(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "duration": self.duration}
+
+    def begin(self, sender: Sender) -> None:
+        sender.at(sender.start, 0)
+
+    def due(self, sender: Sender, instant: int, index: int) -> None:
+        self._send_batch(sender, instant, 0)
+
+    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+        self._latest_end = max(self._latest_end, instant)
+        if not sender.in_flight:
+            self._send_batch(sender, self._latest_end, dispatch.batch + 1)
+
+    def _send_batch(self, sender: Sender, instant: int, batch: int) -> None:
+        prompts = 0  # a call may hold several, up to the whole batch
+        while prompts < self.batch_size and (more := sender.send_next(instant, batch)):
+            prompts += more
+
+
+@dataclass
+class ClosedLoop(Mode):
     """`concurrency` users: each sends its next request `think[i]` seconds after request i, its last one, ended.
 
-    In a job of several processes user u belongs to process u modulo their number, as do the requests.
+    User u begins at `offsets[u]`, and belongs to client process u modulo their number.
     """
 
-    def _begin(self) -> None:
-        schedule = self.job.schedule
-        users = len(range(self.job.part, schedule.concurrency or 1, self.job.parts))
-        self._waiting: list[tuple[int, int]] = []  # (when, user), users between two requests
-        for user in range(users):
-            number = self.job.part + user * self.job.parts
-            offset = schedule.start[number] if schedule.start is not None else 0.0
-            self._waiting.append((self.start + int(offset * 1e9), user))
-        self._waiting.sort()
-        self._alarm.set(self._waiting[0][0] if self._waiting else self.start)
+    concurrency: int
+    think: array[float] | None = None  # s, one a request
+    offsets: array[float] | None = None  # s from the start, one a user
 
-    def _due(self) -> None:
-        now = time.monotonic_ns()
-        while self._waiting and self._waiting[0][0] <= now:
-            when, _ = heapq.heappop(self._waiting)
-            self._next(when)
-        if self._waiting:
-            self._alarm.set(self._waiting[0][0])
-        self._settle()
+    def most_in_flight(self) -> int:
+        return self.concurrency
 
-    def _next(self, when: int) -> None:
-        if self._over(when):
-            return
-        call = Call(self.todo.popleft(), when, when)
-        self.offered += 1
-        self._send(call)
+    def split(self, part: int, parts: int) -> Self:
+        offsets = None if self.offsets is None else self.offsets[part::parts]
+        return replace(self, concurrency=_share(self.concurrency, part, parts), offsets=offsets)
 
-    def _freed(self, call: Call, ended: int) -> None:
-        if self._over(ended):
-            return
-        think = self.job.schedule.think
-        pause = int(think[(call.number - self.first_call) % len(think)] * 1e9) if think else 0
-        if pause <= 0:
-            self._next(ended)
-            return
-        heapq.heappush(self._waiting, (ended + pause, 0))
-        self._alarm.set(self._waiting[0][0])
+    def without_client(self) -> dict[str, Any]:
+        if any(self.think or ()) or any(self.offsets or ()):
+            raise ValueError("an engine that is timed inside has no users who think or come later")
+        return {"most_in_flight": self.concurrency, "duration": self.duration}
 
-    def _stop(self) -> None:
-        self._waiting.clear()
+    def begin(self, sender: Sender) -> None:
+        for user in range(self.concurrency):
+            offset = 0.0 if self.offsets is None else self.offsets[user]
+            sender.at(sender.start + int(offset * 1e9), user)
 
-    def _idle(self) -> bool:
-        return not self._waiting or not self.todo
+    def due(self, sender: Sender, instant: int, index: int) -> None:
+        sender.send_next(instant)
+
+    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+        pause = int(self.think[dispatch.index % len(self.think)] * 1e9) if self.think else 0
+        if pause > 0:
+            sender.at(instant + pause, dispatch.index)
+        else:
+            sender.send_next(instant)
 
 
-class Open(Run):
-    """Request i is due `due[i]` s after the start whatever became of the others, but for the cap on requests in flight.
+@dataclass
+class OpenLoop(Mode):
+    """Request i is due `arrivals[i]` s after the start, whatever became of the others; the cap may have it wait.
 
-    In a job of several processes the cap is shared out among them.
+    A warm-up that is longer than the arrivals repeats them. Several client processes share out the cap.
     """
 
-    def _begin(self) -> None:
-        concurrency = self.job.schedule.concurrency
-        self._cap = None
-        if concurrency is not None:
-            self._cap = len(range(self.job.part, concurrency, self.job.parts))
-        self._waiting: deque[Call] = deque()
-        while self.todo and self.deadline is not None and self._when(self.todo[-1]) >= self.deadline:
-            self.todo.pop()
-        self._alarm.set(self._when(self.todo[0]) if self.todo else self.start)
+    arrivals: array[float]  # s from the start, one a request, ascending
+    cap: int | None = None  # requests in flight
 
-    def _when(self, call: int) -> int:
-        """When a call is due. A warm-up that is longer than the pattern of arrivals repeats it."""
-        due = self.job.schedule.due
-        assert due is not None
-        rounds, index = divmod(call - self.first_call, len(due))
-        return self.start + int((rounds * due[-1] + due[index]) * 1e9)
+    def most_in_flight(self) -> int | None:
+        return self.cap
 
-    def _due(self) -> None:
-        now = time.monotonic_ns()
-        while self.todo and (when := self._when(self.todo[0])) <= now:
-            call = Call(self.todo.popleft(), when, when)
-            self.offered += 1
-            if self._cap is None or len(self.in_flight) < self._cap:
-                self._send(call)
-            else:
-                self._waiting.append(call)
-        if self.todo:
-            self._alarm.set(self._when(self.todo[0]))
-        if self._cap is None:
-            self.pool.keep_spare(SPARE_CONNECTIONS)
-        self._settle()
+    def last_arrival(self) -> float | None:
+        return self.arrivals[-1] if self.arrivals else None
 
-    def _freed(self, call: Call, ended: int) -> None:
-        if self.deadline is not None and ended >= self.deadline:
-            self._waiting.clear()  # offered, but not sent within the duration: the report has both numbers
-        if self._waiting:
-            call = self._waiting.popleft()
-            call.released = max(call.scheduled, ended)
-            self._send(call)
+    def split(self, part: int, parts: int) -> Self:
+        return self if self.cap is None else replace(self, cap=_share(self.cap, part, parts))
 
-    def _stop(self) -> None:
-        now = time.monotonic_ns()
-        for call in self._waiting:
-            call.released = call.given_up = now
-            answer = self.job.answer(call.number)
-            answer.fail(f"cancelled: {self.stopped}")
-            self._write(call, answer)
-        self._waiting.clear()
+    def without_client(self) -> dict[str, Any]:
+        return {"arrivals": list(self.arrivals), "most_in_flight": self.cap, "duration": self.duration}
 
-    def _idle(self) -> bool:
-        return not self._waiting and (not self.todo or self.stopped is not None)
+    def begin(self, sender: Sender) -> None:
+        self._expect(sender, sender.indices.start)
+
+    def due(self, sender: Sender, instant: int, index: int) -> None:
+        sender.send(index, instant)
+        self._expect(sender, index + sender.indices.step)
+
+    def _expect(self, sender: Sender, index: int) -> None:
+        if index in sender.indices:
+            rounds, position = divmod(index, len(self.arrivals))
+            sender.at(sender.start + int((rounds * self.arrivals[-1] + self.arrivals[position]) * 1e9), index)
 
 
-RUNS: dict[str, type[Run]] = {"lockstep": Lockstep, "closed": Closed, "open": Open}
+def _share(number: int, part: int, parts: int) -> int:
+    return len(range(part, number, parts))

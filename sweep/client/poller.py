@@ -1,4 +1,4 @@
-"""Which of many sockets have something to read, and when it is worth looking.
+"""Watches many sockets for something to read, and looks when it is worth it.
 
 Waking up for each token is most of what a token costs. Since the kernel stamps every arrival, a read may be late
 without falsifying anything as long as no two token events of one stream come to share it and nobody waits for the end
@@ -27,14 +27,14 @@ if HAS_EPOLL:
     ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
-class Watch:
+class Poller:
     """Calls back when a socket is readable. `adjust` it about ten times a second."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._period, self._longest = PERIOD, LONG_PERIOD  # s
-        self._in_rounds = False  # wanted: the patient sockets are read in rounds; else at once
+        self._in_rounds = False  # the aim: the patient sockets are read in rounds; else at once
         self._timer: asyncio.TimerHandle | None = None  # of the next round; None: they are read at once
         self._looked = (0.0, 0)  # time and reads at the last `adjust`
         self._alert, self._alert_until = ALERT, 0.0  # s
@@ -44,9 +44,9 @@ class Watch:
             loop.add_reader(self._patient.fileno(), self._read, self._patient)
 
     def add(self, fd: int, callback: Callable[[], None]) -> None:
-        """Watch a socket; it is urgent until told otherwise. Once `callback` has read its end, it must have removed it.
+        """Watch a socket; it is urgent until `set_patient`. Once `callback` has read its end, it must have removed it.
 
-        While it is patient, each arrival is told once: a read that leaves something behind must make it urgent.
+        While it is patient, each arrival is reported once: a read that leaves something behind must make it urgent.
         """
         self._callbacks[fd] = callback
         if HAS_EPOLL:
@@ -107,5 +107,5 @@ class Watch:
         for fd, events in watched.poll(0, max(1, len(self._callbacks))):
             while (callback := self._callbacks.get(fd)) is not None:  # one of the reads before may have closed it
                 callback()
-                if not events & ENDS:  # an end is told once, together with the bytes before it: all is read then
+                if not events & ENDS:  # an end is reported once, together with the bytes before it: all is read then
                     break

@@ -1,8 +1,8 @@
 """The measuring process: sends one trial's calls when they are due and writes down when each chunk came back.
 
-`python -m sweep.client.process FOLDER PART` reads the job that the parent wrote (see `job`), sends the warm-up, says
-"ready", and begins at the instant it is given (see `modes`). It imports nothing heavy: the standard library, uvloop and
-httptools. Lines of JSON on stdout and stdin are the whole conversation:
+`python -m sweep.client.process FOLDER PART` reads the job that the parent wrote (see `job`), sends the warm-up,
+reports "ready", and begins at the instant that it gets in return (see `sender`). It imports nothing heavy: the standard
+library, uvloop and httptools. It talks to the parent in lines of JSON on stdout and stdin:
 
     -> {"event": "ready"}            <- {"go": start}  (ns of CLOCK_MONOTONIC)
                                      <- {"stop": reason}; end of stdin: the parent is gone, stop
@@ -27,8 +27,9 @@ import uvloop
 from sweep.client.clock import Alarm, StampClock
 from sweep.client.connection import Counters
 from sweep.client.job import Job, Results
-from sweep.client.modes import RUNS, Pool, Run
-from sweep.client.poller import Watch
+from sweep.client.poller import Poller
+from sweep.client.pool import Pool
+from sweep.client.sender import Sender
 
 PRIORITY = -10  # as `nice` counts
 LAG_EVERY = 50_000_000  # ns between two looks at the loop's lag
@@ -37,13 +38,13 @@ FIRST_CONNECTIONS = 128  # opened before the clock where the load has no cap on 
 
 
 class Client:
-    """The process as a whole: the conversation with the parent, the watch on time-outs, its own lag and CPU."""
+    """The process as a whole: the conversation with the parent, the time-outs, its own lag and CPU."""
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.job, self.loop = job, loop
         self.stamps, self.counters = StampClock(), Counters()
         self.results = Results(job.folder, job.part)
-        self.run: Run | None = None
+        self.sender: Sender | None = None
         self.go: asyncio.Future[int] = loop.create_future()
         self.stop: str | None = None
         self.lags = array("f")  # s
@@ -54,33 +55,32 @@ class Client:
 
     async def measure(self) -> None:
         os.set_blocking(0, False)
-        self.loop.add_reader(0, self._told)
+        self.loop.add_reader(0, self._read_messages)
         pool = Pool(self.job, self.loop, self.stamps, self.counters)
-        await pool.open(self._connections())
-        self._tick(pool.watch)
-        warmup = range(self.job.part, self.job.warmup_calls, self.job.parts)
-        measured = range(self.job.warmup_calls + self.job.part, self.job.calls, self.job.parts)
+        await pool.open(self._first_connections())
+        self._tick(pool.poller)
+        warmup, measured = self.job.warmup_calls, self.job.calls - self.job.warmup_calls
         if warmup and self.stop is None:
-            await self._run(pool, warmup, time.monotonic_ns())
+            await self._send_phase(pool, 0, warmup, time.monotonic_ns())
         gc.collect()
         gc.freeze()  # what is there now stays: no need to look at it again during the measurement
-        _say(event="ready")
+        _report(event="ready")
         start = await self.go
         warm, steps = replace(self.counters), self.stamps.steps
         del self.lags[:]
         self._lag_due = time.monotonic_ns() + LAG_EVERY
         self._lag_alarm.set(self._lag_due)
         began, cpu = time.monotonic(), time.process_time()
-        run = await self._run(pool, measured, start)
+        sender = await self._send_phase(pool, warmup, measured, start)
         cpu, wall = time.process_time() - cpu, time.monotonic() - max(began, start / 1e9)
         self.results.close()
         (self.job.folder / f"lags.{self.job.part}").write_bytes(self.lags.tobytes())
-        _say(
+        _report(
             event="done",
             cpu_seconds=cpu,
             wall_seconds=wall,
-            offered=run.offered,
-            sent=run.sent,
+            offered=sender.offered,
+            sent=sender.sent,
             multi_event_reads=self.counters.multi_event_reads - warm.multi_event_reads,
             kernel_stamps=self.counters.kernel_stamps - warm.kernel_stamps,
             user_stamps=self.counters.user_stamps - warm.user_stamps,
@@ -88,27 +88,25 @@ class Client:
             peak_memory_bytes=_peak_memory(),
         )
 
-    async def _run(self, pool: Pool, calls: range, start: int) -> Run:
-        run = RUNS[self.job.schedule.mode](self.job, pool, self.results, self.loop, calls)
-        self.run = run
-        run.begin(start)
+    async def _send_phase(self, pool: Pool, first: int, count: int, start: int) -> Sender:
+        """Send the `count` calls from number `first` on, or this process's share of them."""
+        sender = self.sender = Sender(self.job, pool, self.results, self.loop, first, count)
+        sender.begin(start)
         if self.stop is not None:
-            run.stop(self.stop)
-        await run.finished
-        run.close()
-        return run
+            sender.stop(self.stop)
+        await sender.finished
+        sender.close()
+        return sender
 
-    def _connections(self) -> int:
-        """How many this process needs at once."""
-        schedule, mine = self.job.schedule, len(range(self.job.part, self.job.calls, self.job.parts))
-        if schedule.mode == "lockstep":
-            return min(mine, (schedule.batch_size or 1) if self.job.target.batch_form == "streams" else 1)
-        if schedule.concurrency is None:
-            return min(mine, FIRST_CONNECTIONS)
-        return min(mine, len(range(self.job.part, schedule.concurrency, self.job.parts)))
+    def _first_connections(self) -> int:
+        """Connections to open before the clock starts."""
+        calls, requests = len(range(self.job.part, self.job.calls, self.job.parts)), self.job.mode.most_in_flight()
+        if requests is None:
+            return min(calls, FIRST_CONNECTIONS)
+        return min(calls, -(-requests // max(self.job.prompts, default=1)))
 
-    def _told(self) -> None:
-        """Words from the parent; its end means that nobody is interested any more."""
+    def _read_messages(self) -> None:
+        """Follow the parent's messages; their end means that the parent has gone."""
         data = os.read(0, 65536)
         if not data:
             self.loop.remove_reader(0)
@@ -116,31 +114,31 @@ class Client:
             return
         *lines, self._line = (self._line + data).split(b"\n")
         for line in lines:
-            word = json.loads(line)
-            if "go" in word:
-                self.go.set_result(word["go"])
-            if "stop" in word:
-                self._stop(word["stop"])
+            message = json.loads(line)
+            if "go" in message:
+                self.go.set_result(message["go"])
+            if "stop" in message:
+                self._stop(message["stop"])
 
     def _stop(self, reason: str) -> None:
         self.stop = reason
         if not self.go.done():
             self.go.set_result(time.monotonic_ns())
-        if self.run is not None:
-            self.run.stop(reason)
+        if self.sender is not None:
+            self.sender.stop(reason)
 
-    def _tick(self, watch: Watch) -> None:
-        """Ten times a second: time-outs, whether to read in rounds; once a second: how long those are, the clocks."""
+    def _tick(self, poller: Poller) -> None:
+        """Look at time-outs and rounds of reads, ten times a second; at the rounds' length and the clocks, once."""
         now = time.monotonic_ns()
-        watch.adjust(now / 1e9, self.counters.kernel_stamps)
-        if self.run is not None:
-            self.run.check_timeouts(now)
+        poller.adjust(now / 1e9, self.counters.kernel_stamps)
+        if self.sender is not None:
+            self.sender.check_timeouts(now)
         if now >= self._next_check:
             self._next_check = now + 1_000_000_000
             self.stamps.refresh()
-            if self.run is not None:
-                watch.pace(self.run.shortest_gap())
-        self.loop.call_later(TICK, self._tick, watch)
+            if self.sender is not None:
+                poller.pace(self.sender.shortest_gap())
+        self.loop.call_later(TICK, self._tick, poller)
 
     def _lag_tick(self) -> None:
         now = time.monotonic_ns()
@@ -159,8 +157,8 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _say(**words: object) -> None:
-    data = json.dumps(words).encode() + b"\n"
+def _report(**message: object) -> None:
+    data = json.dumps(message).encode() + b"\n"
     try:
         while data:
             data = data[os.write(1, data) :]
@@ -184,7 +182,7 @@ def main(folder: Path, part: int) -> None:
         assert me is not None
 
         def broken(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            """An error in a callback is ours: the trial must not go on as if nothing had happened."""
+            """Stop at an error in a callback: the trial must not go on as if nothing had happened."""
             failures.append(context.get("exception") or RuntimeError(context["message"]))
             me.cancel()
 

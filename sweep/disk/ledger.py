@@ -1,7 +1,8 @@
-"""The ledger: what was tried and what came of it, appended line by line, and the one lock on a results folder.
+"""The ledger: attempts and trial results, appended line by line; and the lock on a results folder.
 
-`ledger.jsonl` is the truth that a killed driver leaves behind; trials.parquet is made from it. Only the driver writes
-it, one JSON object a line, flushed to disk before anyone is told. A last line cut short by a crash is ignored.
+`ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
+driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
+crash is ignored.
 """
 
 import errno
@@ -26,18 +27,18 @@ Row = dict[str, Any]
 
 
 class Ledger:
-    """The rows of every trial ever finished in this folder, the latest of each, and the attempts at each deployment."""
+    """The latest row of every trial ever finished in this folder, and the attempts at each deployment."""
 
     def __init__(self, path: Path, write: bool = True) -> None:
-        """Replay what is there; `write=False` only reads, and needs neither the lock nor the folder."""
-        self.rows: dict[str, Row] = {}  # without their nulls
-        self._shared: dict[str, str] = {}  # texts that many rows have in common, once
+        """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder."""
+        self.rows: dict[str, Row] = {}  # without nulls
+        self._shared: dict[str, str] = {}  # strings that many rows have in common, stored once
         self.attempts: dict[str, int] = {}
-        self.run = ""  # this folder's own name, for the markers of its engines
+        self.run = ""  # this folder's unique name, used in the markers of its engines
         if path.exists():
             for entry in _entries(path):
                 self._replay(entry)
-        self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials whose raw data are not whole
+        self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials with truncated raw data
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             _end_cut_line(path)
@@ -59,29 +60,29 @@ class Ledger:
             self.run = entry["run"]
 
     def begin_attempt(self, deployment_id: str) -> str:
-        """The number of a new attempt at a deployment, counted over all runs of the command."""
+        """Record and return the number of a new attempt at a deployment, counted over all runs of the command."""
         attempt = str(self.attempts.get(deployment_id, 0) + 1)
         self._append({"event": "attempt", "deployment_id": deployment_id, "attempt": attempt})
         return attempt
 
     def place_attempt(self, deployment_id: str, attempt: str, node: str) -> None:
-        """Note on which node an attempt has begun."""
+        """Record the node on which an attempt has begun."""
         self._append({"event": "attempt_placed", "deployment_id": deployment_id, "attempt": attempt, "node": node})
 
     def end_attempt(self, deployment_id: str, attempt: str, end: str) -> None:
-        """Note how an attempt ended: `done`, or what was lost."""
+        """Record the end of an attempt: `done`, or the loss that ended it."""
         self._append({"event": "attempt_end", "deployment_id": deployment_id, "attempt": attempt, "end": end})
 
     def commit(self, row: Row) -> None:
-        """Make a trial's row durable. From here on the trial is what this row says."""
+        """Make a trial's row durable: it is the trial's result from now on."""
         self._append({"event": "trial", "row": row})
         self.damaged.discard(row["trial_id"])
 
     def _append(self, entry: dict[str, Any]) -> None:
-        """One line, on disk when this returns.
+        """Append one line, which is on disk when this returns.
 
         Raises:
-            OSError: if it could not be written; what was is taken back.
+            OSError: if it could not be written; a partial line is removed.
         """
         line = json.dumps(entry | {"at": round(time.time(), 3)}, default=str).encode() + b"\n"
         end = os.fstat(self.file.fileno()).st_size
@@ -98,7 +99,7 @@ class Ledger:
         self.file.close()
 
     def done(self, trial_id: str, retry: bool) -> bool:
-        """Whether this run leaves the trial alone: its row says done, or it failed and `retry` forbids another try."""
+        """Return whether the trial needs no run: it is done, or it failed and `retry` is False."""
         row = self.rows.get(trial_id)
         if row is None or trial_id in self.damaged:
             return False
@@ -113,11 +114,11 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError:
-                    continue  # the line that a crash cut short, ended by the run after it
+                    continue  # cut short by a crash; the next run ended the line
 
 
 def _damaged(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
-    """Trials whose requests.parquet is there but cut short. Many at once: on a shared disk each look takes its time."""
+    """Trials whose requests.parquet exists but is truncated; checked in parallel, since shared disks are slow."""
     with_data = [row for row in rows if Outcome(row["outcome"]).done]
     files = [paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests for row in with_data]
     with ThreadPoolExecutor(16) as pool:
@@ -126,19 +127,19 @@ def _damaged(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
 
 
 def _cut_short(path: Path) -> bool:
-    """Whether a Parquet file has no end: its last bytes are the footer's length and "PAR1"."""
+    """Return whether a Parquet file is truncated: its last bytes must be the footer's length and "PAR1"."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 8))
             length, magic = file.read(4), file.read(4)
     except FileNotFoundError:
-        return False  # whoever removed it wants the row to stay
+        return False  # raw data that was removed on purpose does not invalidate the row
     return magic != b"PAR1" or int.from_bytes(length, "little") + 12 > size
 
 
 def _end_cut_line(path: Path) -> None:
-    """A crash can leave half a line: end it, so that the next entry does not join it."""
+    """End a line that a crash has cut short, so that the next entry does not join it."""
     if path.exists() and path.stat().st_size:
         with path.open("rb+") as file:
             file.seek(-1, os.SEEK_END)

@@ -1,11 +1,11 @@
 """Results in an object store (`out=s3://bucket/run`, `gs://…`): the run works on a local folder that is mirrored there.
 
-The ledger is the feed of what has changed: for every entry that the driver appends, the files it speaks of are uploaded
-whole, then the piece of the ledger itself, then trials.parquet. So whatever the store's ledger says is there with its
-files, and a driver on another machine goes on from it. Objects cannot be appended to: the ledger is kept in pieces.
+The ledger tells what has changed: for every entry that the driver appends, the files that it refers to are uploaded
+first, then that piece of the ledger, then trials.parquet. So every entry of the store's ledger has its files there, and
+a driver on another machine can resume from it. Objects cannot be appended to, so the ledger is stored in pieces.
 
-The lock against a second driver is an object that its holder rewrites every BEAT seconds, whatever else is being
-uploaded; one that has not changed for SILENCE seconds belongs to a dead driver.
+The lock against a second driver is an object that its holder rewrites every HEARTBEAT seconds, also during uploads; a
+lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver.
 
 `python -m sweep.disk.object_store s3://bucket/run FOLDER` copies a run from a store.
 """
@@ -34,29 +34,29 @@ from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk.run_files import RunPaths
 
 SCHEMES = ("s3", "gs", "gcs")
-BEAT = 5.0  # s between signs of life in the lock
-SILENCE = 20.0  # s after which the holder of a lock is dead
-LOOK = 1.0  # s between looks at a lock, and before one that was just written counts as ours
-INTERVAL = 1.0  # s between looks at the ledger
-PIECE = 1 << 20  # bytes of ledger beyond which a new object is begun
-PATIENCE = 300.0  # s that the last upload of a run is tried again and again
-RETRY = 1.0, 30.0  # s before the second try of it, and at most between two
+HEARTBEAT = 5.0  # s between heartbeats in the lock
+LOCK_TIMEOUT = 20.0  # s without a heartbeat after which the holder of a lock is considered dead
+LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just written counts as ours
+LEDGER_POLL = 1.0  # s between reads of the ledger
+PIECE = 1 << 20  # bytes of ledger after which a new object is started
+PATIENCE = 300.0  # s for which the last upload of a run is retried
+RETRY = 1.0, 30.0  # s of backoff before its first retry, and at most
 THREADS = 16
 SECRETS = ("access_key", "secret_key", "session_token")
 
 
 def is_url(out: str) -> bool:
-    """Whether results go to an object store; anything else is a folder."""
+    """Return whether results go to an object store; anything else is a folder."""
     return "://" in out
 
 
 def staging_folder(url: str, cache_dir: Path) -> Path:
-    """Where on this machine a run in an object store is worked on."""
+    """The local working folder of a run in an object store."""
     name = urlsplit(url).path.strip("/").replace("/", "-") or "run"
     return cache_dir / "runs" / f"{name}-{content_hash(url)}"
 
 
-class Store:
+class ObjectStore:
     """The objects under one URL."""
 
     def __init__(self, url: str) -> None:
@@ -70,7 +70,7 @@ class Store:
             raise ConfigError(f"out={url}: allowed are a folder, s3://bucket/path and gs://bucket/path")
         if parts.password or set(parse_qs(parts.query)) & set(SECRETS):
             raise ConfigError(
-                f"out={parts.scheme}://{parts.hostname}{parts.path}: no secret in a URL; set it in the environment"
+                f"out={parts.scheme}://{parts.hostname}{parts.path}: the URL holds a secret; set it in the environment"
             )
         self.url = url
         try:
@@ -98,11 +98,11 @@ class Store:
     def list(self, folder: str = "") -> dict[str, int]:
         """Sizes of all objects under a folder, by name."""
         base = f"{self.root}/{folder}".rstrip("/")
-        found = self.fs.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
-        return {info.path[len(self.root) + 1 :]: info.size for info in found if info.is_file}
+        infos = self.fs.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        return {info.path[len(self.root) + 1 :]: info.size for info in infos if info.is_file}
 
     def upload(self, folder: Path, files: Iterable[Path]) -> None:
-        """Copy files of a local folder to the same names here; one that has gone meanwhile is left out."""
+        """Copy files of a local folder to objects of the same names, skipping files that no longer exist."""
 
         def one(path: Path) -> None:
             try:
@@ -138,55 +138,55 @@ def _all(function: Callable[[Any], None], items: Iterable[Any]) -> None:
 
 
 class Lock:
-    """The object that says which driver a run in a store belongs to."""
+    """The object that marks a run in a store as one driver's."""
 
     NAME = ".lock"
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.count = 0
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def acquire(self, say: Callable[[str], None]) -> None:
-        """Take the lock, after SILENCE seconds if a driver that is now dead left it.
+    def acquire(self, notify: Callable[[str], None]) -> None:
+        """Take the lock; that of a dead driver expires after LOCK_TIMEOUT seconds.
 
         Raises:
-            ConfigError: if a living driver holds it.
+            ConfigError: if another driver, still alive, holds it.
         """
-        held = self._read()
-        if held and not _dead_here(held):
-            say(f"a driver was here ({held['who']}): waiting {SILENCE:.0f} s to see whether it lives")
-            until = time.monotonic() + SILENCE
+        lock = self._read()
+        if lock and not _is_dead_here(lock):
+            notify(f"{self.store.url} is locked by {lock['who']}: waiting {LOCK_TIMEOUT:.0f} s for its heartbeat")
+            until = time.monotonic() + LOCK_TIMEOUT
             while time.monotonic() < until:
-                time.sleep(LOOK)
+                time.sleep(LOCK_POLL)
                 now = self._read()
-                if now and now != held:
+                if now and now != lock:
                     raise ConfigError(f"out={self.store.url}: a sweep is running there ({now['who']})")
         self.beat()
-        time.sleep(LOOK)  # whoever wrote at the same time: the last one has it
+        time.sleep(LOCK_POLL)  # if two drivers wrote at the same time, the last one holds it
         if not self.ours():
             raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
 
     def keep(self, taken: Callable[[], None]) -> None:
-        """Show from now on, from a thread of its own, that its holder lives; `taken` is called if it is lost."""
+        """Start a thread that sends heartbeats; it calls `taken` if another driver takes the lock."""
         self.thread = threading.Thread(target=self._keep, args=(taken,), name="lock", daemon=True)
         self.thread.start()
 
     def _keep(self, taken: Callable[[], None]) -> None:
-        while not self.ended.wait(BEAT):
+        while not self.ended.wait(HEARTBEAT):
             try:
                 if not self.ours():
                     taken()
                     return
                 self.beat()
             except OSError:
-                continue  # the mirror, which meets the same, says so
+                continue  # the mirror meets the same error and reports it
 
     def ours(self) -> bool:
-        held = self._read()
-        return held is not None and held["owner"] == self.owner
+        lock = self._read()
+        return lock is not None and lock["owner"] == self.owner
 
     def beat(self) -> None:
         self.count += 1
@@ -195,7 +195,7 @@ class Lock:
         self.store.write(self.NAME, json.dumps(lock).encode())
 
     def end(self) -> None:
-        """Give no more signs of life."""
+        """Stop the heartbeats."""
         self.ended.set()
         if self.thread is not None:
             self.thread.join()
@@ -210,12 +210,12 @@ class Lock:
         return json.loads(content) if content else None
 
 
-def _dead_here(held: dict[str, Any]) -> bool:
-    return bool(held.get("pids_of") == _pids_of() and not psutil.pid_exists(held["pid"]))
+def _is_dead_here(lock: dict[str, Any]) -> bool:
+    return bool(lock.get("pids_of") == _pids_of() and not psutil.pid_exists(lock["pid"]))
 
 
 def _pids_of() -> str:
-    """Where a process id means the same: this boot of this machine and this container. A host name may be another's."""
+    """The namespace in which a process id is unique: this boot and this container. Host names can repeat."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
@@ -224,21 +224,21 @@ def _pids_of() -> str:
 
 
 class Mirror:
-    """Keeps a store up to date with the local folder of a run, from a thread of its own."""
+    """Keeps a store up to date with the local folder of a run, in its own thread."""
 
-    def __init__(self, store: Store, folder: Path, say: Callable[[str], None]) -> None:
-        self.store, self.paths, self.say = store, RunPaths(folder), say
+    def __init__(self, store: ObjectStore, folder: Path, notify: Callable[[str], None]) -> None:
+        self.store, self.paths, self.notify = store, RunPaths(folder), notify
         self.lock = Lock(store)
         self.uploaded: dict[Path, tuple[int, int]] = {}  # modification time (ns) and size
-        self.begin = self.end = 0  # of the ledger's last piece, as far as it is uploaded, bytes
+        self.begin = self.end = 0  # offsets of the last uploaded piece of the ledger, bytes
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
         self.error: str | None = None
 
     def __enter__(self) -> Self:
-        pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # no upload holds up the lock's sign of life
+        pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # uploads must not delay the lock's heartbeat
         try:
-            self.lock.acquire(self.say)
+            self.lock.acquire(self.notify)
             self.lock.keep(self._taken_over)
             self._fetch_ledger()
         except OSError as error:
@@ -253,24 +253,24 @@ class Mirror:
         """Complete the store.
 
         Raises:
-            Halted: if it did not take everything in PATIENCE seconds.
+            Halted: if it is not complete after PATIENCE seconds.
         """
         self.closed.set()
         self.thread.join()
         problem = self._complete()
         self.lock.end()
         if problem:
-            incomplete = f"{self.store.url} is not complete ({problem}): the same command completes it"
+            incomplete = f"{self.store.url} is incomplete ({problem}): run the same command again to complete it"
             if error is None:
                 raise Halted(incomplete)
-            self.say(incomplete)
+            self.notify(incomplete)
 
     def _complete(self) -> str | None:
-        """Upload what is left, again and again until the store has it, and release the lock; why not, if it has not."""
+        """Upload the rest, with retries, and release the lock; return the problem if the store is still incomplete."""
         until, (pause, longest) = time.monotonic() + PATIENCE, RETRY
         while True:
             try:
-                if self.lock.ours():  # else it is another driver's, who has been told so
+                if self.lock.ours():  # else another driver has taken over, as was reported
                     self._upload_all()
                     self.lock.release()
                 return None
@@ -278,13 +278,13 @@ class Mirror:
                 if time.monotonic() + pause > until:
                     return first_line(failure)
                 if self.error is None:
-                    self.say(f"{self.store.url}: {first_line(failure)}; trying on for {PATIENCE:.0f} s")
+                    self.notify(f"{self.store.url}: {first_line(failure)}; retrying for {PATIENCE:.0f} s")
                 self.error = first_line(failure)
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
     def _upload_all(self) -> None:
-        """What the ledger says is new, and the report; trials.parquet last."""
+        """Upload the ledger's new entries with their files, and the report; trials.parquet last."""
         self.sync()
         self._upload_changed(
             path for path in self.paths.out.rglob("*") if not path.is_relative_to(self.paths.deployments)
@@ -292,24 +292,24 @@ class Mirror:
         self._upload_changed([self.paths.trials])
 
     def fetch_trials(self) -> None:
-        """Bring what other machines have measured, so that the report has it; as much as can be had."""
+        """Download what other machines have measured, for the report; continue with what is available on errors."""
         try:
-            there = self.store.list("deployments")
+            sizes = self.store.list("deployments")
             self.store.download(
-                self.paths.out, [name for name, n in there.items() if not _has(self.paths.out / name, n)]
+                self.paths.out, [name for name, n in sizes.items() if not _has(self.paths.out / name, n)]
             )
         except OSError as error:
-            self.say(f"{self.store.url}: {first_line(error)}; the report is made of what is here")
+            self.notify(f"{self.store.url}: {first_line(error)}; the report covers only the results on this machine")
 
     def _fetch_ledger(self) -> None:
-        """The store's ledger is the truth; the local one may only be ahead of it."""
+        """Bring the local ledger up to the store's, which is authoritative; the local one may only be ahead of it."""
         pieces = sorted(self.store.list("ledger"))
         content = b"".join(self.store.read(name) or b"" for name in pieces)
         local = self.paths.ledger.read_bytes() if self.paths.ledger.exists() else b""
         if not local.startswith(content) and not content.startswith(local):
             aside = self.paths.out.with_name(f"{self.paths.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             shutil.move(self.paths.out, aside)
-            self.say(f"{self.paths.out} was not what {self.store.url} holds: moved to {aside}")
+            self.notify(f"{self.paths.out} did not match {self.store.url}: moved to {aside}")
             local = b""
         if len(local) < len(content):
             self.paths.out.mkdir(parents=True, exist_ok=True)
@@ -319,26 +319,26 @@ class Mirror:
             self.begin, self.end = int(Path(pieces[-1]).stem), len(content)
 
     def _follow(self) -> None:
-        while not self.closed.wait(INTERVAL):
+        while not self.closed.wait(LEDGER_POLL):
             try:
                 self.sync()
                 self.error = None
             except OSError as error:
                 if self.error is None:
-                    self.say(f"{self.store.url}: {first_line(error)}; trying on, and nothing is lost here")
+                    self.notify(f"{self.store.url}: {first_line(error)}; retrying; nothing is lost on this machine")
                 self.error = first_line(error)
 
     def _taken_over(self) -> None:
-        self.say(f"{self.store.url} was taken over by another driver: stopping now")
-        self.closed.set()  # what is there now is the other's
-        for _ in range(2):  # the second means now
+        self.notify(f"{self.store.url} was taken over by another driver: stopping now")
+        self.closed.set()  # the store now belongs to the other driver
+        for _ in range(2):  # the second signal stops immediately
             os.kill(os.getpid(), signal.SIGTERM)
 
     def sync(self) -> None:
-        """Upload what the ledger says is new, then the ledger so far, then trials.parquet.
+        """Upload the files of the ledger's new entries, then these entries, then trials.parquet.
 
         Raises:
-            OSError: if the store did not take it; the next call tries again.
+            OSError: if an upload failed; the next call retries it.
         """
         ledger = self._new_entries()
         self._upload_changed(self._files(ledger))
@@ -350,7 +350,7 @@ class Mirror:
         self._upload_changed([self.paths.trials])
 
     def _new_entries(self) -> bytes:
-        """The whole lines of the ledger that are not uploaded yet."""
+        """The complete lines of the ledger that are not uploaded yet."""
         if not self.paths.ledger.exists():
             return b""
         with self.paths.ledger.open("rb") as file:
@@ -359,7 +359,7 @@ class Mirror:
         return content[: content.rfind(b"\n") + 1]
 
     def _files(self, ledger: bytes) -> Iterator[Path]:
-        """The files that these entries speak of: a trial's, and an attempt's when it has ended."""
+        """The files that these entries refer to: a trial's, and an attempt's when it has ended."""
         for line in ledger.splitlines():
             try:
                 entry = json.loads(line)
@@ -372,7 +372,7 @@ class Mirror:
                 yield from self.paths.attempt(entry["deployment_id"], entry["attempt"]).glob("*")
 
     def _upload_piece(self, new: bytes) -> None:
-        """Objects cannot be appended to: the last piece is written anew with what is new, until it is large enough."""
+        """Rewrite the last piece with the new entries, until it is large enough: objects cannot be appended to."""
         if self.end - self.begin > PIECE:
             self.begin = self.end
         with self.paths.ledger.open("rb") as file:
@@ -399,7 +399,7 @@ def _has(path: Path, size: int) -> bool:
 
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
     """Copy a run from a store to a folder, its ledger in one piece."""
-    store = Store(url)
+    store = ObjectStore(url)
     names = store.list()
     pieces = sorted(name for name in names if name.startswith("ledger/"))
     store.download(folder, [name for name in names if name not in pieces and name != Lock.NAME and only(name)])

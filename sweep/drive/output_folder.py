@@ -25,7 +25,7 @@ def results_folder(settings: Settings) -> Path:
         ConfigError: if they would be lost, or cannot be kept there.
     """
     if object_store.is_url(settings.out):
-        object_store.Store(settings.out)
+        object_store.ObjectStore(settings.out)
         if settings.fresh:
             raise ConfigError(f"fresh=true: objects cannot be renamed; give another out than {settings.out}")
         return object_store.staging_folder(settings.out, cache_directory(settings.cache_dir))

@@ -1,12 +1,12 @@
-"""When requests are asked for: lockstep batches, a closed loop of users, or an open-loop arrival process.
+"""Loads: lockstep batches, a closed loop of users, or an open-loop arrival process.
 
-A Load is a small configuration; `schedule` turns it into plain data for the client. Every random number comes from a
-stream of its own (arrivals, think times), named after what it is for and seeded by the trial's seed, so that changing
-one dimension leaves the others alone. Only `random.random()`, which Python promises to keep stable, is drawn; all else
-is arithmetic on it, so that a schedule can be reproduced anywhere. A drawn process is never clipped, nor rescaled to
-make its total come out right: both change the process that was asked for.
+A Load is a small configuration; `mode` turns it into the object that says what is sent when. Every random number comes
+from a stream of its own (arrivals, think times), named after its purpose and seeded by the trial's seed, so that
+changing one dimension leaves the others alone. Only `random.random()`, which Python promises to keep stable, is drawn;
+all else is arithmetic on it, so that a mode can be reproduced anywhere. A drawn process is never clipped, nor rescaled
+to make its total come out right: both change the process.
 
-Prompts are not here (`workload`), nor is keeping to a schedule (`client`).
+Prompts are made in `workload`; requests are sent in `sweep.client`.
 """
 
 import csv
@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.config import ConfigError, Strict
-from sweep.records import Schedule
 
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -34,7 +34,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Load(Strict):
-    """What every load has: a name for the trials row, and a time after which nothing new is sent."""
+    """A name for the trials row, and a time after which nothing new is sent."""
 
     name: str
     duration: Positive | None = None  # s; None: the number of requests alone ends the trial
@@ -49,11 +49,11 @@ class Load(Strict):
         return num_requests
 
     def describe(self) -> str:
-        """In a few words, for people."""
+        """The load in a few words, for people."""
         raise NotImplementedError
 
-    def schedule(self, count: int, seed: int) -> Schedule:
-        """When each of `count` requests is due; the same for the same arguments, on every machine."""
+    def mode(self, count: int, seed: int) -> Mode:
+        """What is sent when, for `count` requests; the same for the same arguments, on every machine."""
         raise NotImplementedError
 
 
@@ -76,8 +76,8 @@ class Batch(Load):
     def describe(self) -> str:
         return f"batches of {self.batch_size}"
 
-    def schedule(self, count: int, seed: int) -> Schedule:
-        return Schedule("lockstep", batch_size=self.batch_size, duration=self.duration)
+    def mode(self, count: int, seed: int) -> Mode:
+        return Lockstep(self.batch_size, duration=self.duration)
 
 
 class Closed(Load):
@@ -93,42 +93,35 @@ class Closed(Load):
         thinking = f", thinking {self.think_time:g} s" if self.think_time else ""
         return f"{self.concurrency} users{thinking}"
 
-    def schedule(self, count: int, seed: int) -> Schedule:
+    def mode(self, count: int, seed: int) -> Mode:
         think = np.full(count, self.think_time)
         if self.think_distribution == "exponential":
             think *= exponential(uniforms(count, seed, "think"))
-        start = np.arange(self.concurrency, dtype=np.float64) * (self.stagger / self.concurrency)
-        return Schedule(
-            "closed",
-            concurrency=self.concurrency,
-            think=_doubles(think),
-            start=_doubles(start),
-            duration=self.duration,
-        )
+        offsets = np.arange(self.concurrency, dtype=np.float64) * (self.stagger / self.concurrency)
+        return ClosedLoop(self.concurrency, _doubles(think), _doubles(offsets), duration=self.duration)
 
 
-class _Open(Load):
+class _ArrivalProcess(Load):
     """An open loop: requests are due at times that do not depend on the answers."""
 
     max_concurrency: Count | None = None  # requests in flight; those due beyond it wait, and their wait is measured
 
     def describe(self) -> str:
         cap = f", at most {self.max_concurrency} in flight" if self.max_concurrency else ""
-        return self._process() + cap
+        return self._describe_process() + cap
 
-    def schedule(self, count: int, seed: int) -> Schedule:
-        due = _doubles(self.arrivals(count, seed))
-        return Schedule("open", concurrency=self.max_concurrency, due=due, duration=self.duration)
+    def mode(self, count: int, seed: int) -> Mode:
+        return OpenLoop(_doubles(self.arrivals(count, seed)), self.max_concurrency, duration=self.duration)
 
     def arrivals(self, count: int, seed: int) -> Floats:
         """Times in s from the start at which `count` requests are due, ascending. Shape (count,)."""
         raise NotImplementedError
 
-    def _process(self) -> str:
+    def _describe_process(self) -> str:
         raise NotImplementedError
 
 
-class Constant(_Open):
+class Constant(_ArrivalProcess):
     """One request every 1/rate seconds, the first at once."""
 
     name: str = "constant"
@@ -137,11 +130,11 @@ class Constant(_Open):
     def arrivals(self, count: int, seed: int) -> Floats:
         return np.arange(count) / self.rate
 
-    def _process(self) -> str:
+    def _describe_process(self) -> str:
         return f"constant {self.rate:g}/s"
 
 
-class Poisson(_Open):
+class Poisson(_ArrivalProcess):
     """A Poisson process: independent exponential gaps of mean 1/rate, the first one before the first request."""
 
     name: str = "poisson"
@@ -150,11 +143,11 @@ class Poisson(_Open):
     def arrivals(self, count: int, seed: int) -> Floats:
         return _cumulative(exponential(uniforms(count, seed, "arrivals")) / self.rate)
 
-    def _process(self) -> str:
+    def _describe_process(self) -> str:
         return f"Poisson {self.rate:g}/s"
 
 
-class Gamma(_Open):
+class Gamma(_ArrivalProcess):
     """Independent gamma-distributed gaps of mean 1/rate and coefficient of variation 1/sqrt(burstiness).
 
     `burstiness` is the shape of the gamma distribution, as in vLLM's `--burstiness`: 1 is Poisson, less is burstier,
@@ -171,11 +164,11 @@ class Gamma(_Open):
         gaps = gammaincinv(self.burstiness, uniforms(count, seed, "arrivals"))
         return _cumulative(gaps / (self.burstiness * self.rate))
 
-    def _process(self) -> str:
+    def _describe_process(self) -> str:
         return f"gamma {self.rate:g}/s of burstiness {self.burstiness:g}"
 
 
-class Ramp(_Open):
+class Ramp(_ArrivalProcess):
     """A Poisson process whose rate goes linearly from `rate_from` to `rate_to` and then stays there.
 
     It does so within `duration`; without one, within the time in which all requests of the trial are expected. Drawn by
@@ -202,12 +195,12 @@ class Ramp(_Open):
         on_ramp = np.divide(2 * inside, divisor, out=np.zeros_like(inside), where=divisor > 0)
         return np.asarray(on_ramp + (expected - inside) / self.rate_to, dtype=np.float64)
 
-    def _process(self) -> str:
+    def _describe_process(self) -> str:
         return f"Poisson ramp {self.rate_from:g} to {self.rate_to:g}/s"
 
 
-class Trace(_Open):
-    """Arrivals as somebody recorded them, moved so that the first is at once and otherwise left as they are.
+class Trace(_ArrivalProcess):
+    """Recorded arrivals, moved so that the first is at once and otherwise unchanged.
 
     `path` is a text file with one time a line (# begins a comment), or .csv with a header or .jsonl, whose `column`
     holds the time: a number in `unit`, or a date and time in ISO 8601.
@@ -220,7 +213,7 @@ class Trace(_Open):
 
     @field_validator("path")
     @classmethod
-    def _given(cls, path: str) -> str:
+    def _require_path(cls, path: str) -> str:
         if path == "???":  # Hydra's word for a value that the user must give
             raise ValueError("required: a file of arrival times")
         return path
@@ -243,17 +236,17 @@ class Trace(_Open):
         Raises:
             ConfigError: if the trace holds fewer arrivals: it is neither repeated nor stretched.
         """
-        held = len(self._times())
-        if num_requests > held:
+        arrivals = len(self._times())
+        if num_requests > arrivals:
             raise ConfigError(
-                f"load.path={self.path}: holds {held} arrivals; workload.num_requests may be at most {held}"
+                f"load.path={self.path}: holds {arrivals} arrivals; workload.num_requests may be at most {arrivals}"
             )
         return num_requests
 
     def arrivals(self, count: int, seed: int) -> Floats:
         return self._times()[: self.count(count)]
 
-    def _process(self) -> str:
+    def _describe_process(self) -> str:
         return f"trace {Path(self.path).name}"
 
     def _times(self) -> Floats:

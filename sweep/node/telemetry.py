@@ -1,7 +1,7 @@
 """Timed samples beside the Records: the engine's gauges, its GPUs through NVML, its processes where there is no GPU.
 
 One thread reads every source once an interval, and more often at first, off the measured path. A source that cannot be
-read is said once in `sources` and left out; it never fails a trial.
+read is skipped and reported in `described`; it never fails a trial.
 """
 
 import statistics
@@ -21,19 +21,15 @@ from backends.launch import gpus
 from sweep.records import Sample
 
 Reading = tuple[str, str, float]  # series, device, value
-FINEST = 0.25  # s between two readings of a trial's first five; a page costs vLLM 4 ms of a core, so 1.6 % of it
-GROWTH = 0.05  # and later, as a share of the time since: 0.5 s after 10 s
-EARLY = (
-    0.05,
-    0.2,
-    0.5,
-)  # s after the measured part began: whatever a reading takes, or short trials are missed
-LOOK = 0.02  # s between two looks at whether it has
-SPARING = 50  # and always, in readings' own time: they are work for the engine too, and 2 % of a core the most
+FINEST = 0.25  # s between readings in a trial's first 5 s; a page costs vLLM 4 ms of a core, so 1.6 % of it
+GROWTH = 0.05  # interval later on, as a share of the elapsed time: 0.5 s after 10 s
+EARLY = (0.05, 0.2, 0.5)  # s after the measured part began: always read then, or short trials would be missed
+START_POLL = 0.02  # s between two checks whether it has begun
+SPARING = 50  # least interval, as a multiple of a reading's duration: readings cost the engine 2 % of a core at most
 
 
 class Source(Protocol):
-    """Something that can be read again and again."""
+    """A source of readings."""
 
     name: str
 
@@ -46,7 +42,7 @@ class EngineMetrics:
     def __init__(self, url: str, names: dict[str, str], verify_tls: bool = True) -> None:
         self.name = "engine"
         self.names = {theirs: ours for ours, theirs in names.items()}
-        self.wanted = tuple(self.names)
+        self.metrics = tuple(self.names)
         self.url = url
         self.client = httpx.Client(timeout=2.0, trust_env=False, verify=verify_tls)
 
@@ -54,8 +50,8 @@ class EngineMetrics:
         response = self.client.get(self.url)
         response.raise_for_status()
         totals: dict[str, float] = {}
-        # Reading vLLM's whole page of 48 kB takes 10 ms of a core that may be the client's; these lines of it, 1.5 ms.
-        lines = [line for line in response.text.splitlines() if line.startswith(self.wanted)]
+        # Parsing vLLM's page of 48 kB takes 10 ms of a core that may be the client's; only these lines of it, 1.5 ms.
+        lines = [line for line in response.text.splitlines() if line.startswith(self.metrics)]
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
                 series = self.names.get(sample.name)
@@ -109,9 +105,9 @@ class Gpus:
 class Sampler:
     """Reads every source while its `with` block lasts. Times are CLOCK_MONOTONIC until `samples`.
 
-    Readings are FINEST apart at first, then further and further until they are `interval` apart: a trial of one second
-    must not fall between two of them. From the end of one to the next there are always SPARING times what one takes
-    (the median of the last three: one that had to wait was no more work), however short `interval` is; but for the
+    Readings are FINEST apart at first, and further and further apart up to `interval`: a trial of one second must not
+    fall between two of them. However short `interval` is, the pause after a reading is at least SPARING times the
+    duration of a reading (the median of the last three, since one that had to wait was no more work), except for the
     readings EARLY after `begin`.
     """
 
@@ -141,14 +137,14 @@ class Sampler:
         for source in self.sources:
             try:
                 now = time.monotonic()
-                for series, device, value in source.read():  # those before an error count
+                for series, device, value in source.read():  # readings before an error are used
                     samples.append(Sample(now, series, value, device))
             except (httpx.HTTPError, psutil.Error, pynvml.NVMLError, ValueError, OSError) as error:
                 self.problems[source.name] = f"{type(error).__name__}: {error}"
         return samples
 
     def begin(self, start: float) -> None:
-        """The measured part begins at `start` (CLOCK_MONOTONIC): what is read from now on is worth more."""
+        """Note that the measured part begins at `start` (CLOCK_MONOTONIC), which schedules the EARLY readings."""
         self._early = [start + later for later in EARLY]
 
     def _run(self) -> None:
@@ -165,16 +161,16 @@ class Sampler:
         self._raw += self.read_once()
 
     def _wait_until(self, due: float) -> None:
-        """Until then, an early reading or the end."""
+        """Wait until `due`, an early reading or the end."""
         while not self._stop.is_set() and (now := time.monotonic()) < due:
             passed = [early for early in self._early if early <= now]
             if passed:
                 del self._early[: len(passed)]
                 return
-            self._stop.wait(min(due - now, LOOK))
+            self._stop.wait(min(due - now, START_POLL))
 
     def samples(self, start: float) -> list[Sample]:
-        """What was read, in s from `start` (CLOCK_MONOTONIC); what came before it is negative."""
+        """All samples, with times in s from `start` (CLOCK_MONOTONIC), negative before it."""
         return [sample._replace(time=sample.time - start) for sample in self._raw]
 
     @property

@@ -161,7 +161,7 @@ def run_trial(
             _target(trial, engine),
             warmup,
             requests,
-            trial.load.schedule(len(requests), trial.seed),
+            trial.load.mode(len(requests), trial.seed),
             folder=Path(job),
             cpus=running.node.client_cpus,
             processes=run.settings.client.processes,

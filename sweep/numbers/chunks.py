@@ -1,7 +1,7 @@
-"""The chunks of a trial's answers, in arrays: when each came and how many tokens were in it.
+"""The chunks of a trial's answers as arrays: arrival times and token counts.
 
-Chunks with no token in them (a role, a usage report) are no arrivals and are left out. They are walked in blocks, so
-that a million requests of 128 chunks need little more memory than their Records. Times are in seconds.
+Chunks without a token (a role, a usage report) are no arrivals and are left out. They are processed in blocks, so that
+a million requests of 128 chunks need little more memory than their Records. Times are in seconds.
 """
 
 from array import array
@@ -20,29 +20,29 @@ BLOCK_CHUNKS = 1 << 20
 
 
 class Block(NamedTuple):
-    """Consecutive chunks with tokens. Each of shape (chunks,)."""
+    """Consecutive chunks with tokens; each array has shape (chunks,)."""
 
     request: NDArray[np.int64]  # index of the Record
     us: NDArray[np.int64]  # arrival, µs since the send
     tokens: NDArray[np.uint16]
 
     def inside(self) -> Mask:
-        """Of each two neighbours, whether they belong to one request. Shape (chunks - 1,)."""
+        """True for each two neighbouring chunks of the same request. Shape (chunks - 1,)."""
         return np.asarray(self.request[1:] == self.request[:-1])
 
     def gaps(self) -> NDArray[np.int64]:
-        """µs between neighbouring chunks of one request, 0 where the stamps go back. Shape (pairs inside,)."""
+        """Gaps between neighbouring chunks of one request in µs, 0 if the stamps go back. Shape (pairs inside,)."""
         return np.maximum(np.diff(self.us)[self.inside()], 0)
 
     def counted(self, records: Records) -> Floats:
-        """Tokens of each chunk, so that a request's add up to what the server says it sent. Shape (chunks,).
+        """Tokens of each chunk, scaled so that a request's sum is the server's own count. Shape (chunks,).
 
-        They do by themselves where the stream says how many tokens each chunk holds. Where it does not, each chunk was
-        taken for one token, and the server's count is spread over them evenly.
+        The factor is 1 if the stream tells how many tokens each chunk holds. If it does not, each chunk was counted as
+        one token, and the server's count is spread over the chunks evenly.
         """
-        streamed = np.bincount(self.request - self.request[0], weights=self.tokens)
-        usage = np.asarray(records.output_tokens, np.float64)[self.request[0] : self.request[0] + streamed.size]
-        factor = np.divide(usage, streamed, out=np.ones_like(streamed), where=(usage > 0) & (streamed > 0))
+        parsed = np.bincount(self.request - self.request[0], weights=self.tokens)
+        reported = np.asarray(records.output_tokens, np.float64)[self.request[0] : self.request[0] + parsed.size]
+        factor = np.divide(reported, parsed, out=np.ones_like(parsed), where=(reported > 0) & (parsed > 0))
         return np.asarray(self.tokens * factor[self.request - self.request[0]], np.float64)
 
     def times(self, records: Records) -> Floats:
@@ -51,16 +51,16 @@ class Block(NamedTuple):
 
 
 def blocks(records: Records, mask: Mask) -> Iterator[Block]:
-    """The chunks of the requests in the mask, whole requests at a time, about BLOCK_CHUNKS in each block."""
+    """The chunks of the requests in `mask`, in blocks of complete requests with about BLOCK_CHUNKS chunks each."""
     offsets, us, tokens = np.asarray(records.offsets), np.asarray(records.chunk_us), np.asarray(records.chunk_tokens)
     begin, count = 0, len(records)
     while begin < count:
         end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + BLOCK_CHUNKS, side="right")) - 1)
         chunks = slice(offsets[begin], offsets[end])
         request = np.repeat(np.arange(begin, end), np.diff(offsets[begin : end + 1]))
-        arrivals = mask[request] & (tokens[chunks] > 0)
-        if arrivals.any():
-            yield Block(request[arrivals], us[chunks][arrivals].astype(np.int64), tokens[chunks][arrivals])
+        selected = mask[request] & (tokens[chunks] > 0)
+        if selected.any():
+            yield Block(request[selected], us[chunks][selected].astype(np.int64), tokens[chunks][selected])
         begin = end
 
 
@@ -79,17 +79,17 @@ def tokens_per_bin(
 
 def tokens_within(records: Records, mask: Mask, begin: float, end: float) -> int:
     """Tokens that arrived after `begin` and not after `end`."""
-    total = sum(
+    tokens = sum(
         float(block.counted(records)[within(block.times(records), begin, end)].sum()) for block in blocks(records, mask)
     )
-    return round(total)
+    return round(tokens)
 
 
 def token_times(records: Records) -> tuple[Floats, Floats]:
-    """Arrival of the first and of the last token of each request, s since its send; NaN where there was none."""
+    """Arrival of the first and the last token of each request, s since its send; NaN if there was none."""
     first, last = np.full(len(records), np.nan), np.full(len(records), np.nan)
     tokens, us = np.asarray(records.chunk_tokens), np.asarray(records.chunk_us)
-    if np.all(tokens > 0):  # nearly always: no need to look at more than each request's ends
+    if np.all(tokens > 0):  # nearly always: the first and last chunk of each request suffice
         offsets = np.asarray(records.offsets)
         some = offsets[1:] > offsets[:-1]
         first[some], last[some] = us[offsets[:-1][some]] / 1e6, us[offsets[1:][some] - 1] / 1e6
@@ -102,22 +102,22 @@ def token_times(records: Records) -> tuple[Floats, Floats]:
 
 
 def token_chunks(records: Records) -> NDArray[np.int64]:
-    """Chunks with a token in them, of each request. Shape (requests,)."""
+    """Number of chunks with a token in each request. Shape (requests,)."""
     if np.all(np.asarray(records.chunk_tokens) > 0):
         return np.diff(np.asarray(records.offsets))
-    totals = np.zeros(len(records), np.int64)
+    counts_by_request = np.zeros(len(records), np.int64)
     for block in blocks(records, np.ones(len(records), np.bool_)):
         begin = block.request[0]
         counts = np.bincount(block.request - begin)
-        totals[begin : begin + counts.size] = counts
-    return totals
+        counts_by_request[begin : begin + counts.size] = counts
+    return counts_by_request
 
 
 def as_floats(column: "array[float]") -> Floats:
-    """A column of Records as numpy sees it, not copied. Shape (requests,)."""
+    """A column of Records as a numpy array, not copied. Shape (requests,)."""
     return np.asarray(column, np.float64)
 
 
 def within(times: Floats, begin: float, end: float) -> Mask:
-    """The times that are after `begin` and not after `end`. Shape of `times`."""
+    """Mask of the times after `begin` and not after `end`. Shape of `times`."""
     return np.asarray((times > begin) & (times <= end))

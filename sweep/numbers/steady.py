@@ -1,17 +1,17 @@
-"""The part of a trial in which it was in steady state: found, not assumed, and None where there is none.
+"""The steady state of a trial: the part of it that is detected to be stationary, or None if there is none.
 
 The window
-  * begins when the load has turned over once: as many requests have ended as are typically in flight. Those of the
-    start, which came all at once or found an idle engine, are then gone;
-  * ends with the last send: what follows is drain;
-  * loses what else has not settled, by the marginal standard error rule MSER-5 (White, Cobb & Spratt, "A comparison of
-    five steady-state truncation heuristics for simulation", Proc. Winter Simulation Conf. 2000): at its beginning, and,
-    since cooling down is warming up in reverse, at its end, there only where fewer requests are in flight than before:
-    an engine that slows down under the same load has not cooled down, and cutting that off would flatter it;
+  * begins when the load has turned over once, that is, when as many requests have ended as are typically in flight. The
+    first requests, which came all at once or met an idle engine, have ended by then;
+  * ends with the last send, after which the load drains;
+  * is trimmed by the marginal standard error rule MSER-5 (White, Cobb & Spratt, "A comparison of five steady-state
+    truncation heuristics for simulation", Proc. Winter Simulation Conf. 2000) at its beginning, and, since cooling down
+    is warming up in reverse, at its end, but there only if fewer requests are in flight than before: an engine that
+    slows down under the same load has not cooled down, and trimming that part would flatter it;
   * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
     initial transient", Operations Research 31, 1983).
-Looked at are two series: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
-there is one, the tokens per second of each batch, and no drain. `quantities.steady` has the figures of a window.
+Two series are examined: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
+there is one, the tokens per second of each batch, and no drain. `quantities.steady` defines its figures.
 """
 
 import numpy as np
@@ -23,36 +23,38 @@ from sweep.numbers.selection import Window, measured, spans, succeeded
 from sweep.records import UNKNOWN, Records
 
 BINS = 500  # at most
-TOKENS_PER_BIN = 10  # at least: fewer bins where there are fewer tokens
-FEWEST_MEANS = 10  # that MSER can judge: 10 x 5 bins of time, or 10 batches
-SLACK = 2.0  # times the smallest squared standard error
-NEGLIGIBLE = 0.01  # of the mean: a standard error that no cut needs to improve on
-DRIFT = 0.05  # of the mean, from one half of the window to the other: what counts as none
+TOKENS_PER_BIN = 10  # at least, so that fewer tokens give fewer bins
+FEWEST_MEANS = 10  # needed by MSER: 10 x 5 bins of time, or 10 batches
+SLACK = 2.0  # accepted multiple of the smallest squared standard error
+NEGLIGIBLE = 0.01  # of the mean: a standard error below this is not reduced further
+DRIFT = 0.05  # of the mean: a change below this from one half of the window to the other is no drift
 CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
 
 
 def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
-    """The steady state of a trial's measured requests; its `method` says how it was found, or why it was not."""
+    """Detect the steady state of a trial's measured requests; `method` names the method, or why there is none."""
     mask = measured(records, discard_first_batch)
     if not (mask & succeeded(records)).any():
         return _none("no request succeeded")
     if np.any(np.asarray(records.batch)[mask] != UNKNOWN):
-        return _of_batches(records, mask)
-    return _of_time(records, mask)
+        return _batch_window(records, mask)
+    return _time_window(records, mask)
 
 
-def _of_batches(records: Records, mask: Mask) -> Window:
-    whole = batches(records, mask)
-    if whole.latency.size < FEWEST_MEANS:
-        return _none(f"{whole.latency.size} whole batches are fewer than {FEWEST_MEANS}")
-    steady = settled([whole.output_tokens / whole.latency], means_of=1, typical=1)
-    if steady is None:
-        return _none("it never settled")
-    last = steady.stop - 1
-    return Window(float(whole.begin[steady.start]), float(whole.begin[last] + whole.latency[last]), "MSER over batches")
+def _batch_window(records: Records, mask: Mask) -> Window:
+    complete = batches(records, mask)
+    if complete.latency.size < FEWEST_MEANS:
+        return _none(f"{complete.latency.size} whole batches are fewer than {FEWEST_MEANS}")
+    span = settled([complete.output_tokens / complete.latency], means_of=1, typical=1)
+    if span is None:
+        return _none("no steady state detected")
+    last = span.stop - 1
+    return Window(
+        float(complete.begin[span.start]), float(complete.begin[last] + complete.latency[last]), "MSER over batches"
+    )
 
 
-def _of_time(records: Records, mask: Mask) -> Window:
+def _time_window(records: Records, mask: Mask) -> Window:
     begin, end = turned_over(records, mask), float(np.nanmax(np.asarray(records.sent)[mask]))
     if begin is None or end <= begin:
         return _none("the last request was sent before the load had turned over once")
@@ -65,18 +67,18 @@ def _of_time(records: Records, mask: Mask) -> Window:
     request = float(np.nanmedian(service_e2el(records)[mask]))
     load = in_flight(records, mask, edges)
     series = [tokens_per_bin(records, mask, begin, width, bins), load]
-    steady = settled(series, means_of=5, typical=round(request / width), load=load)
-    if steady is None:
-        return _none("it never settled")
-    if (steady.stop - steady.start) * width < request:
-        return _none(f"what settled is shorter than a typical request of {request:.3g} s")
-    return Window(float(edges[steady.start]), float(edges[steady.stop]), "MSER-5 over tokens/s and requests in flight")
+    span = settled(series, means_of=5, typical=round(request / width), load=load)
+    if span is None:
+        return _none("no steady state detected")
+    if (span.stop - span.start) * width < request:
+        return _none(f"the settled part is shorter than a typical request of {request:.3g} s")
+    return Window(float(edges[span.start]), float(edges[span.stop]), "MSER-5 over tokens/s and requests in flight")
 
 
 def turned_over(records: Records, mask: Mask) -> float | None:
-    """The time at which as many requests have ended as are typically in flight (s from the start); None if never.
+    """Time when as many requests have ended as are typically in flight, s from the trial's start; None if never.
 
-    Typical is the median over the time from the first send to the last.
+    The typical number is the median over the time from the first send to the last.
     """
     sent, ended = spans(records, mask)
     if not sent.size or sent.max() <= sent.min():
@@ -86,7 +88,7 @@ def turned_over(records: Records, mask: Mask) -> float | None:
 
 
 def in_flight(records: Records, mask: Mask, edges: Floats) -> Floats:
-    """Mean number of requests in flight (sent, last token not there) between each two edges. Shape (edges - 1,)."""
+    """Mean number of requests in flight (from send to last token) between each two edges. Shape (edges - 1,)."""
     sent, ended = spans(records, mask)
     return np.diff(_time_since(sent, edges) - _time_since(ended, edges)) / np.diff(edges)
 
@@ -108,7 +110,7 @@ def settled(series: list[Floats], means_of: int, typical: int, load: Floats | No
         typical: observations in the time that a typical request takes: closer ones are not independent.
         load: the one of the series that falls when the load cools down; None where it cannot.
     """
-    for slack in (SLACK, 1.0):  # the rule proper only where the lenient one leaves too much
+    for slack in (SLACK, 1.0):  # the strict rule only if the lenient one leaves a transient
         begin = max(mser(values, means_of, slack) for values in series)
         end = series[0].size if load is None else cooled_down(load, means_of, slack)
         enough = end - begin >= FEWEST_MEANS * means_of // 2
@@ -118,18 +120,18 @@ def settled(series: list[Floats], means_of: int, typical: int, load: Floats | No
 
 
 def cooled_down(load: Floats, means_of: int, slack: float) -> int:
-    """The observation from which on the load is lower than before, else the number of observations."""
+    """The index of the observation where the load begins to cool down, else the number of observations."""
     end = load.size - mser(load[::-1], means_of, slack)
     return end if end < load.size and load[end:].mean() < load[:end].mean() else load.size
 
 
 def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
-    """The number of first observations to leave out, by the marginal standard error rule.
+    """Number of initial observations to discard, by the marginal standard error rule.
 
     With y the n means of `means_of` observations each, and ȳ_d the mean of those after d, the squared standard error is
-    e(d) = Σ_{i>d} (y_i − ȳ_d)² / (n − d)². The rule proper (slack 1) takes the d ≤ n/2 with the smallest e. Where there
-    is nothing to cut, that is whichever quiet stretch comes last; so with slack the first d will do that has e(d) at
-    most `slack` times the smallest, or √e(d) at most NEGLIGIBLE of the mean.
+    e(d) = Σ_{i>d} (y_i − ȳ_d)² / (n − d)². The strict rule (slack 1) takes the d ≤ n/2 with the smallest e. If there is
+    no transient, that is just the last quiet stretch; so the lenient rule takes the first d with e(d) at most `slack`
+    times the smallest, or with √e(d) at most NEGLIGIBLE of the mean.
     """
     n = values.size // means_of
     means = values[: n * means_of].reshape(n, means_of).mean(axis=1)
@@ -146,9 +148,9 @@ def stationary(values: Floats, typical: int) -> bool:
 
     Heidelberger and Welch: B(k) = (S_k − k·ȳ) / √(n·p(0)) is a Brownian bridge if the mean is constant, S_k being the
     sum of the first k values, and ∫B² is then below CRAMER_VON_MISES_99 in 99 of 100 cases. p(0), the spectral density
-    at 0, is estimated as m times the variance of the means of m values, m being at least √n, and twice `typical` where
+    at 0, is estimated as m times the variance of the means of m values, where m is at least √n, and twice `typical` if
     that leaves eight means; their variance as half the mean square of successive differences (von Neumann 1941), which
-    a drift does not inflate. With so few means a sound series fails more often than in 1 of 100 cases: in 2 to 10.
+    a drift does not inflate. With so few means a stationary series fails in 2 to 10 of 100 cases instead of 1.
     """
     n, mean = values.size, values.mean()
     halves = values[: n // 2].mean(), values[n // 2 :].mean()
@@ -164,5 +166,5 @@ def stationary(values: Floats, typical: int) -> bool:
     return bool(np.mean(bridge**2) <= CRAMER_VON_MISES_99 * n * density)
 
 
-def _none(reason: str) -> Window:
-    return Window(None, None, f"none: {reason}")
+def _none(why: str) -> Window:
+    return Window(None, None, f"none: {why}")

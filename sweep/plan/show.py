@@ -123,9 +123,9 @@ def few_requests(plan: Plan) -> list[str]:
         if load.duration is None or (id(load), count) in seen:
             continue
         seen.add((id(load), count))
-        due = load.schedule(count, trial.seed).due
-        if due and due[-1] < FEW_REQUESTS * load.duration:
-            few = f"all {count} requests are due within {due[-1]:.1f} s; raise workload.num_requests to fill the time"
+        last = load.mode(count, trial.seed).last_arrival()
+        if last is not None and last < FEW_REQUESTS * load.duration:
+            few = f"all {count} requests are due within {last:.1f} s; raise workload.num_requests to fill the time"
             found.setdefault(f"load.duration={load.duration:g}: {load.describe()}: {few}")
     return list(found)
 

@@ -1,0 +1,88 @@
+"""The connections of one client process."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from sweep.client import wire
+from sweep.client.clock import StampClock
+from sweep.client.connection import Counters, ServerAddress, StampedConnection
+from sweep.client.job import Job
+from sweep.client.poller import Poller
+
+ADDRESS_TIMEOUT = 3.0  # s to try one of a name's several addresses
+
+
+class Pool:
+    """Open connections. The one used last is used next: it is the warmest."""
+
+    def __init__(self, job: Job, loop: asyncio.AbstractEventLoop, stamps: StampClock, counters: Counters) -> None:
+        self._loop, self._stamps, self._counters = loop, stamps, counters
+        self.poller = Poller(loop)
+        self._address = _resolve(job.target, job.timeouts)
+        self.opened = 0  # connections ever made; each is used again and again
+        self.free: list[StampedConnection] = []
+        self.on_done: Callable[[StampedConnection, wire.Answer], None] = _refuse
+
+    async def open(self, count: int) -> None:
+        """Have `count` connections open; those that cannot be opened now are tried again when they are used."""
+        fresh = [self._new() for _ in range(count - self.opened)]
+        self.free.extend(fresh)
+        for begin in range(0, len(fresh), 64):  # a server's backlog may be as short as 128
+            attempts = (connection.open() for connection in fresh[begin : begin + 64])
+            await asyncio.gather(*attempts, return_exceptions=True)
+
+    def take(self) -> StampedConnection:
+        return self.free.pop() if self.free else self._new()
+
+    def give(self, connection: StampedConnection) -> None:
+        if connection.is_open:
+            self.free.append(connection)
+        else:  # it is the last to be used next: opening takes a while
+            connection.reopen()
+            self.free.insert(0, connection)
+
+    def keep_spare(self, count: int) -> None:
+        for _ in range(count - len(self.free)):
+            connection = self._new()
+            connection.reopen()
+            self.free.insert(0, connection)
+
+    def _new(self) -> StampedConnection:
+        self.opened += 1
+        return StampedConnection(self._loop, self.poller, self._address, self._stamps, self._counters, self._pass_on)
+
+    def _pass_on(self, connection: StampedConnection, answer: wire.Answer) -> None:
+        self.on_done(connection, answer)
+
+
+def _refuse(connection: StampedConnection, answer: wire.Answer) -> None:
+    raise AssertionError("an answer while no Sender is at work")
+
+
+def _resolve(target: wire.Target, timeouts: wire.Timeouts) -> ServerAddress:
+    host, port = target.address
+    candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    chosen = candidates[0]
+    if len(candidates) > 1:
+        chosen = next(filter(_accepts, candidates), chosen)
+    context = None
+    if target.tls:
+        context = ssl.create_default_context()
+        if not target.verify_tls:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+    return ServerAddress(chosen[0], tuple(chosen[4]), host, context, timeouts.connect)
+
+
+def _accepts(candidate: tuple[Any, ...]) -> bool:
+    """Try to connect to it: `localhost` may be ::1 first, and the server on 127.0.0.1 only."""
+    try:
+        with socket.socket(candidate[0], candidate[1]) as sock:
+            sock.settimeout(ADDRESS_TIMEOUT)
+            sock.connect(candidate[4])
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""Sends the calls of one phase when their Mode says so, ends those that take too long, and writes down each answer."""
+
+import asyncio
+import heapq
+import math
+import time
+from collections import deque
+from dataclasses import replace
+
+from sweep.client.clock import Alarm
+from sweep.client.connection import StampedConnection
+from sweep.client.job import Dispatch, Job, Results
+from sweep.client.pool import Pool
+from sweep.client.wire import Answer
+from sweep.records import UNKNOWN
+
+GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
+SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on requests in flight
+
+
+class Sender:
+    """One phase, from `begin(start)` until `finished` is done. See `modes` for what decides when a call leaves.
+
+    A mode uses `start`, `indices`, `in_flight`, `at`, `send` and `send_next`. A call that is due while as many are in
+    flight as the mode allows waits in the backlog for a slot.
+    """
+
+    def __init__(
+        self, job: Job, pool: Pool, results: Results, loop: asyncio.AbstractEventLoop, first: int, count: int
+    ) -> None:
+        self.job, self.pool, self.results = job, pool, results
+        self.mode = replace(job.mode)  # a copy: it may keep state
+        self.indices = range(job.part, count, job.parts)  # of the calls that this process sends
+        self.finished: asyncio.Future[None] = loop.create_future()
+        self.in_flight: set[StampedConnection] = set()
+        self.start = 0  # ns
+        self.offered = self.sent = 0  # requests
+        self.stopped: str | None = None
+        self._first = first  # number of the call with index 0
+        self._most_in_flight = self.mode.most_in_flight()
+        self._unsent = len(self.indices)  # calls that are neither sent nor in the backlog
+        self._backlog: deque[Dispatch] = deque()
+        self._deadline: float = math.inf  # ns, from which nothing new is sent
+        self._timeline: list[tuple[int, int]] = []  # heap of (instant in ns, index)
+        self._alarm = Alarm(loop, self._expired)
+        self._alarm_at = 0  # ns, the instant that it is set for
+        self._next_look = 0  # ns, at the time-outs
+        pool.on_done = self._ended
+
+    def begin(self, start: int) -> None:
+        self.start = start
+        if self.mode.duration is not None:
+            self._deadline = start + int(self.mode.duration * 1e9)
+        self.mode.begin(self)
+        self._settle()
+
+    def stop(self, reason: str) -> None:
+        """Give up on everything that is on its way, and send nothing more."""
+        if self.stopped is not None:
+            return
+        self.stopped, self._deadline = reason, 0
+        self._timeline.clear()
+        for dispatch in self._backlog:  # first, so that no slot that becomes free is given to them
+            self._cancel(dispatch)
+        self._backlog.clear()
+        for connection in list(self.in_flight):
+            connection.abandon(f"cancelled: {reason}")
+        self._settle()
+
+    def close(self) -> None:
+        self._alarm.close()
+
+    # -- for modes
+
+    def at(self, instant: int, index: int) -> None:
+        """Have the mode's `due` called at this instant, unless nothing new is sent any more by then."""
+        if instant < self._deadline:
+            heapq.heappush(self._timeline, (instant, index))
+
+    def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int:
+        """Send a call that is due at this instant, or let it wait for a slot; its prompts, 0 if the time is over."""
+        if instant >= self._deadline:
+            return 0
+        self._unsent -= 1
+        dispatch = Dispatch(index, self._first + index, instant, batch)
+        prompts: int = self.job.prompts[dispatch.number]
+        self.offered += prompts
+        if self._most_in_flight is None or len(self.in_flight) < self._most_in_flight:
+            self._send(dispatch)
+        else:
+            self._backlog.append(dispatch)
+        return prompts
+
+    def send_next(self, instant: int, batch: int = UNKNOWN) -> int:
+        """Send the next call in order, as `send` does; 0 if there is none."""
+        return self.send(self.indices[-self._unsent], instant, batch) if self._unsent else 0
+
+    # -- what happens meanwhile
+
+    def check_timeouts(self, now: int) -> None:
+        if now < self._next_look:
+            return
+        limits = self.job.timeouts
+        shortest = min(limits.connect, limits.first_token, limits.between_tokens, limits.total) * 1e9
+        self._next_look = now + int(min(shortest / 10, GRACE_AFTER_END / 4))
+        for connection in list(self.in_flight):
+            if connection.answer is not None:
+                self._check_timeouts_of(connection, connection.answer, now)
+
+    def _check_timeouts_of(self, connection: StampedConnection, answer: Answer, now: int) -> None:
+        limits, sent, last_token = self.job.timeouts, answer.sent, answer.last_token
+        if not sent:
+            if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
+                connection.abandon(f"connect: none within {limits.connect:g} s")
+        elif answer.ended and now - max(sent, last_token) > GRACE_AFTER_END:
+            connection.abandon(None)  # all of the answer is here; only HTTP's own end is not
+        elif now - sent > limits.total * 1e9:
+            connection.abandon(f"timeout_total: {limits.total:g} s")
+        elif not last_token:
+            if now - sent > limits.first_token * 1e9:
+                connection.abandon(f"timeout_first_token: {limits.first_token:g} s")
+        elif now - last_token > limits.between_tokens * 1e9:
+            connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
+
+    def shortest_gap(self) -> float:
+        """The shortest time between the latest two token events of a stream, over the requests on their way, s."""
+        gaps = [
+            stream.chunk_us[-1] - stream.chunk_us[-2]
+            for connection in self.in_flight
+            if connection.answer is not None
+            for stream in connection.answer.streams
+            if len(stream.chunk_us) > 1
+        ]
+        return min(gaps, default=0) / 1e6
+
+    def _expired(self) -> None:
+        """Take off the timeline what is due: the alarm has gone off."""
+        now = time.monotonic_ns()
+        self._alarm_at = 0
+        while self._timeline and self._timeline[0][0] <= now:
+            instant, index = heapq.heappop(self._timeline)
+            self.mode.due(self, instant, index)
+        if self._most_in_flight is None:
+            self.pool.keep_spare(SPARE_CONNECTIONS)
+        self._settle()
+
+    def _send(self, dispatch: Dispatch) -> None:
+        connection = self.pool.take()
+        self.in_flight.add(connection)
+        connection.context = dispatch
+        connection.begin(self.job.request(dispatch.number), self.job.answer(dispatch.number))
+
+    def _ended(self, connection: StampedConnection, answer: Answer) -> None:
+        dispatch = connection.context
+        assert isinstance(dispatch, Dispatch)
+        self.in_flight.discard(connection)
+        self.pool.give(connection)
+        now = time.monotonic_ns()
+        dispatch.given_up = now
+        self._write(dispatch, answer)
+        # The end as the kernel saw it, so that our own delay until the next send is seen as lag.
+        ended = answer.completed or now
+        if self._backlog:
+            self._release(ended)
+        self.mode.ended(self, dispatch, ended)
+        self._settle()
+
+    def _release(self, instant: int) -> None:
+        """Give a slot that has become free to the call that has waited longest."""
+        if instant >= self._deadline:
+            self._backlog.clear()  # offered, but not sent within the duration: the report has both numbers
+        else:
+            dispatch = self._backlog.popleft()
+            dispatch.released = max(dispatch.scheduled, instant)
+            self._send(dispatch)
+
+    def _cancel(self, dispatch: Dispatch) -> None:
+        """Write down a call that was still waiting for a slot when everything stopped."""
+        dispatch.released = dispatch.given_up = time.monotonic_ns()
+        answer = self.job.answer(dispatch.number)
+        answer.fail(f"cancelled: {self.stopped}")
+        self._write(dispatch, answer)
+
+    def _write(self, dispatch: Dispatch, answer: Answer) -> None:
+        self.results.add(dispatch, answer, self.job.first[dispatch.number])
+        self.sent += len(answer.streams) if answer.sent else 0
+
+    def _settle(self) -> None:
+        """Set the alarm for what comes next, or finish where nothing will."""
+        if self._timeline and self._timeline[0][0] != self._alarm_at:
+            self._alarm_at = self._timeline[0][0]
+            self._alarm.set(self._alarm_at)
+        pending = self.in_flight or self._backlog or (self._timeline and self._unsent)
+        if not pending and not self.finished.done():
+            self.finished.set_result(None)
