@@ -82,17 +82,20 @@ def codes(points: pd.DataFrame, warnings: Iterable[ResultWarning]) -> list[str]:
 
 
 def scope(warning: ResultWarning, layout: Layout) -> str:
-    """What a warning concerns, e.g. `2 of 12 points, the worst: vllm, qa, batch size 8`; empty if it is the run."""
-    with_result = int((layout.points["n"] > 0).sum())
+    """The points concerned, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty if it is the run."""
     if not warning.points:
         return ""
-    names = [layout.describe(layout.points.iloc[point]) for point in warning.points[:MOST_NAMED]]
-    concerned = len(warning.points)
-    if concerned == with_result:
-        return "all points" if concerned > 1 else names[0]
-    if concerned <= MOST_NAMED:
-        return f"{concerned} of {with_result} points: {'; '.join(names)}"
-    return f"{concerned:,} of {with_result:,} points, the worst: {names[0]}"
+    with_result = layout.points[layout.points["n"] > 0]
+    points = layout.points.iloc[list(warning.points)]
+    names = [layout.describe(point) for _, point in points.head(MOST_NAMED).iterrows()]
+    if len(points) == len(with_result):
+        return "all points" if len(points) > 1 else names[0]
+    share = f"{len(points):,} of {len(with_result):,} points"
+    if len(points) <= MOST_NAMED:
+        return f"{share}: {'; '.join(names)}"
+    lines = points["line"].unique()
+    some = f" of {listed(list(lines))}" if len(lines) < with_result["line"].nunique() else ""
+    return f"{share}{some}; the worst: {names[0]}"
 
 
 # Points --------------------------------------------------------------------------------------------------------------

@@ -30,14 +30,15 @@ from sweep.config import ROOT, Cluster
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
 from sweep.drive import ray_environment
-from sweep.drive.driver import Driver
+from sweep.drive.driver import Driver, RunResult
 from sweep.drive.progress import Display
-from sweep.node.deployment import Beat, Finished, Placed, Work
+from sweep.node.deployment import Beat, Completed, Finished, Placed, Work
 from sweep.node.trial import TrialRun, unmeasured_row
 from sweep.numbers.quantity import columns
 from sweep.plan.compose import compose_run
-from sweep.plan.estimate import History, times
+from sweep.plan.estimate import History, expect
 from sweep.plan.packing import Need, Node
+from sweep.plan.pending import find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.simulate import simulate
@@ -76,17 +77,17 @@ def makespan(mean: float, deployments: int) -> dict[str, Any]:
     history.trial = lambda row: 0.0  # type: ignore[method-assign]
     gpu_seconds = sum(one.gpu_count * took[one.deployment_id] for one in plan.deployments)
     bound = max(gpu_seconds / (NODES * GPUS), max(took.values()))
-    simulated = simulate(times(plan.deployments, history, plan.settings.hardware).needs, _nodes(NODES, GPUS)).makespan
+    simulated = simulate(expect(plan.deployments, history, plan.settings.hardware).needs, _nodes(NODES, GPUS)).makespan
     with _fake_cluster() as (ray_executor, cluster), tempfile.TemporaryDirectory() as folder:
-        ray_executor._task = _sleeping(took)
+        ray_executor._deploy_task = _sleeping(took)
         executor = ray_executor.RayExecutor(cluster)
         began_cpu = time.process_time()
         with executor:
-            driver, seconds = _timed(plan, Path(folder), executor, history)
+            result, seconds = _timed(plan, Path(folder), executor, history)
         cpu = time.process_time() - began_cpu
         ends = [entry["at"] for entry in _ledger(folder) if entry["event"] == "attempt_end"]
         begins = [entry["at"] for entry in _ledger(folder) if entry["event"] == "attempt"]
-    assert len(driver.finished) == len(plan.trials)
+    assert result.unfinished == 0
     return {
         "deployments": deployments,
         "gpus": NODES * GPUS,
@@ -144,7 +145,7 @@ def _fake_cluster() -> Iterator[Any]:
 class Instant:
     """Answers at once: what is left is the driver's own work."""
 
-    usable = tuple(Node(f"n{index}", 8, 64, (), f"n{index}") for index in range(8))
+    schedulable_nodes = tuple(Node(f"n{index}", 8, 64, (), f"n{index}") for index in range(8))
 
     def __init__(self) -> None:
         self.pending: deque[Work] = deque()
@@ -157,7 +158,7 @@ class Instant:
         yield work, Placed("n0", "127.0.0.1")
         for event in _rows(work):
             yield work, event
-        yield work, None
+        yield work, Completed()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments: None
@@ -217,14 +218,15 @@ def _nodes(count: int, gpus: int) -> list[Node]:
     return [Node(f"n{index}", gpus, 64, (), f"n{index}") for index in range(count)]
 
 
-def _timed(plan: Plan, out: Path, executor: Any, history: History) -> tuple[Driver, float]:
+def _timed(plan: Plan, out: Path, executor: Any, history: History) -> tuple[RunResult, float]:
     """The real driver, quiet; s from its first step to its last."""
     paths = RunPaths(out)
     display = Display(len(plan.trials), 0, None, Console(stderr=True, quiet=len(plan.trials) > 1000))
     began = time.perf_counter()
-    driver = Driver(plan, paths, Ledger(paths.ledger), executor, display, None, history)
-    driver.run()
-    return driver, time.perf_counter() - began
+    ledger = Ledger(paths.ledger)
+    pending = find_pending(plan, ledger, history, executor.schedulable_nodes)
+    result = Driver(plan, pending, paths, ledger, executor, display, None).run()
+    return result, time.perf_counter() - began
 
 
 def _ledger(folder: str) -> Iterator[dict[str, Any]]:

@@ -22,15 +22,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from backends.base import EnvironmentChoice, Launch
 from backends.launch import server
 from backends.prepare import environments as environments
 from benchmarks.client import MARKS, VLLM_BENCH
-from sweep.config import CONF, ROOT, build, cache_directory
+from sweep.config import ROOT, build, cache_directory
 from sweep.disk import run_files
 from sweep.numbers.vllm_flavour import vllm_flavour
+from sweep.options import load_option
 
 INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
 ENGINE_CORE, CLIENT_CORE = 0, 1
@@ -52,9 +51,9 @@ def engine(folder: Path) -> Iterator[tuple[str, str, str]]:
     """A vLLM server: its URL, the interpreter of its environment, its version."""
     cache = cache_directory(None)
     built = environments.prepare(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print)
-    backend: Any = build(yaml.safe_load((CONF / "backend" / "vllm.yaml").read_text()), "backend")
+    backend: Any = build(load_option("backend", "vllm"), "backend")
     backend = backend.model_copy(update={"flags": {**backend.flags, "no-enable-prefix-caching": True}})
-    model: Any = build(yaml.safe_load((CONF / "model" / "tiny-llama.yaml").read_text()), "model")
+    model: Any = build(load_option("model", "tiny-llama"), "model")
     launch = Launch(
         model=model.prepare(cache, print),
         served_name="tiny-llama",

@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from backends.base import EnvironmentChoice
 from backends.prepare import environments as environments
-from sweep.config import CONF, ROOT, build, cache_directory
+from sweep.config import ROOT, build, cache_directory
 from sweep.disk.run_files import read_trials
+from sweep.options import load_option
 
 SEQUENCES = (2, 4)  # max-num-seqs: one launch each
 CONCURRENCY = (1, 2, 4)
@@ -116,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     cache = cache_directory(None)
     environment = environments.prepare(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print)
-    model: Any = build(yaml.safe_load((CONF / "model" / "tiny-llama.yaml").read_text()), "model")
+    model: Any = build(load_option("model", "tiny-llama"), "model")
     folder_of_model = model.prepare(cache, print)
     with tempfile.TemporaryDirectory() as name:
         found = {"ours": ours(chosen.requests, chosen.runs, Path(name))}

@@ -1,5 +1,7 @@
 """Small made-up runs for the tests of the analysis, and what is shown of them."""
 
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,12 @@ def warnings_of(run: Run) -> dict[str, str]:
 
 def report_of(run: Run) -> str:
     return html(Results(run), [])
+
+
+def rows_of(document: str) -> list[list[str]]:
+    """The text of the cells of every row in the tables of a report, without the marks of warnings."""
+    rows = []
+    for row in re.findall(r"<tr>(.*?)</tr>", re.sub(r"<a .*?</a>", "", document), re.DOTALL):
+        cells = re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL)
+        rows.append([unescape(re.sub(r"<.*?>", "", cell)).strip() for cell in cells])
+    return rows

@@ -17,7 +17,7 @@ from analysis.results import open_results
 from analysis.summary import best, summarise
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from tests.results import printed, report_of, run_of, trial
+from tests.results import printed, report_of, rows_of, run_of, trial
 from tests.synthetic_run import make_records, make_run
 
 
@@ -156,7 +156,7 @@ def test_the_steady_state_is_in_the_summary_and_the_report(tmp_path: Path) -> No
     assert points["steady_share"].tolist() == [pytest.approx(2 / 3), 0.0]
     text = report_of(run)
     assert "<h2>Steady state</h2>" in text
-    assert '<td class="text">a</td><td class="text">qa</td><td class="">67%</td><td class="">42.0 ±61%</td>' in text
+    assert ["a", "qa", "67%", "42.0 ±61%"] in [row[:4] for row in rows_of(text)]
     text = report_of(run_of(tmp_path, rows[3:]))
     assert "No trial has a steady-state window: all figures are of whole runs. Most often: too short." in text
 
@@ -173,7 +173,33 @@ def test_the_best_carries_its_warnings(tmp_path: Path) -> None:
     assert "best throughput 40.0 tokens/s a, qa, agreement 42% with the reference, 1 of 2 replicates have a r" in text
     best_ttft = text.partition("best TTFT p50")[2].partition("number formats")[0]
     assert "agreement" not in best_ttft
-    assert "<small>agreement 42% with the reference</small><small>1 of 2 replicates have a" in report_of(run)
+    card = report_of(run).partition("Best throughput")[2].partition("</div>")[0]
+    assert re.findall(r'href="#warning-([a-z-]+)"', card) == ["low-agreement", "missing-replicates"]
+    assert "agreement 42% with the reference" in card
+    assert "1 of 2 replicates have a result" in card
+
+
+def test_a_warning_marks_the_cells_and_rows_that_it_concerns(tmp_path: Path) -> None:
+    rows = [trial(name, 8, index, 10.0, ttft_p50=0.1) for name in "abc" for index in range(3)]
+    for index in range(3):
+        rows[index]["num_failed"] = 3  # a's latencies, and its p99s if it had any
+        rows[3 + index]["agreement"] = 0.5  # all of b
+        rows[6 + index]["agreement"] = 1.0
+        rows[index]["agreement"] = 1.0
+    text = report_of(run_of(tmp_path, rows))
+    table = text.partition("<h2>Results</h2>")[2].partition("</table>")[0]
+    marked = {
+        cells[0]: [re.findall("#warning-([a-z-]+)", cell) for cell in cells]
+        for cells in (re.findall(r"<td.*?>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table))
+        if cells
+    }
+    codes = {name[0]: found for name, found in marked.items()}
+    assert codes == {
+        "a": [[], [], [], [], ["failed-requests"]],
+        "b": [["low-agreement"], [], [], [], []],
+        "c": [[], [], [], [], []],
+    }
+    assert set(re.findall(r'href="#(warning-[a-z-]+)"', text)) <= set(re.findall(r'id="(warning-[a-z-]+)"', text))
 
 
 def test_models_do_not_compete(tmp_path: Path) -> None:
@@ -207,9 +233,12 @@ def test_each_step_of_a_ladder_is_compared_with_its_parent(tmp_path: Path) -> No
     ratios = points["output_throughput_vs_parent"].dropna().to_dict()
     assert ratios == pytest.approx({(e, s): v for e in ("vllm", "tgi") for s, v in (("seqs", 1.5), ("fp8", 2.0))})
     text = report_of(run)
-    cells = '<td class="text">vllm, {}</td><td class="text">{}</td><td class="text">qa</td><td class="">{}'
-    for step in (("fp8", "seqs", "2.00× "), ("late", "other", "the parent has no result"), ("other", "plain", "no r")):
-        assert cells.format(*step) in text, step
+    steps = {(row[0], row[1], row[3]) for row in rows_of(text) if row and row[2] == "qa"}
+    assert {
+        ("vllm, fp8", "seqs", "2.00× 2.00–2.00"),
+        ("vllm, late", "other", "the parent has no result here"),
+        ("vllm, other", "plain", "no result"),
+    } <= steps
 
 
 def test_a_p99_says_of_how_many_requests_it_is_and_how_sure(tmp_path: Path) -> None:
@@ -220,7 +249,8 @@ def test_a_p99_says_of_how_many_requests_it_is_and_how_sure(tmp_path: Path) -> N
         records = make_records(count, 1, 2, 0.2, 0.01)
         run_files.write_requests(paths.trial(row["deployment_id"], "1", row["trial_id"]), records)
     text = report_of(run_of(tmp_path, [*alone, *twice]))
-    cells = dict(re.findall(r'<tr><td class="text">(\w+)</td>.*<td class="">(?:<b>)?200 <span>(.*?)</span>', text))
-    assert cells == {"a": "[200–200]", "b": "[200 or more]", "lost": "", "two": "±&lt;1%"}
-    assert '<td class="text">two</td><td class="">2</td><td class="">200</td>' in text
+    rows = {row[0]: row for row in rows_of(text) if len(row) > 4}
+    p99 = {name: row[-1] for name, row in rows.items()}
+    assert p99 == {"a": "200 [200–200]", "b": "200 [200 or more]", "lost": "200", "two": "200 ±<1%"}
+    assert rows["two"][1:3] == ["2", "200"]
     assert "of one replicate has the interval over its requests" in text

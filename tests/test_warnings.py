@@ -113,8 +113,8 @@ def test_a_run_without_the_column_is_judged_by_its_rows(tmp_path: Path) -> None:
 
 def test_of_several_alike_the_worst_is_shown(tmp_path: Path) -> None:
     rows = [trial("a", batch, index, 10.0, num_requests=batch) for batch in (8, 16, 32, 64) for index in range(3)]
-    warning = warnings_of(run_of(tmp_path, [*rows, trial("a", 128, 0, 10.0)]))["few-requests"]
-    assert warning == "p99 of only 8 requests [4 of 5 points, the worst: a, qa, batch size 8]"
+    warning = warnings_of(run_of(tmp_path, [*rows, trial("b", 128, 0, 10.0)]))["few-requests"]
+    assert warning == "p99 of only 8 requests [4 of 5 points of a; the worst: a, qa, batch size 8]"
 
 
 def test_a_mean_of_survivors_is_flagged(tmp_path: Path) -> None:

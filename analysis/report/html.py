@@ -1,49 +1,59 @@
-"""report.html: what was found, how far to believe it, and what was run, in one file that can be mailed."""
+"""report.html: the results of a run, how far they hold, and what was run, in one file that can be mailed.
+
+What it says is gathered here; how it looks is in templates/.
+"""
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from analysis import quantities
-from analysis.failures import Losses
-from analysis.formats import number_formats
 from analysis.load import Run
 from analysis.plotting.curves import MOST_REPLICATES
-from analysis.plotting.layout import Layout, listed
-from analysis.plotting.plots import Drawn, draw_all
-from analysis.quantities import number
-from analysis.report.page import card, definitions, figures, page, section, table
-from analysis.report.tables import fits_table, ladder_table, results_table, steady_table
+from analysis.plotting.layout import listed
+from analysis.plotting.plots import GRID, INK, MUTED, Drawn, draw_all
+from analysis.quantities import definitions, number
+from analysis.report.tables import (
+    LARGEST_TABLE,
+    failures_table,
+    fits_table,
+    ladder_table,
+    results_tables,
+    steady_table,
+)
 from analysis.report.terminal import times
 from analysis.results import Results
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import best, estimate, planned_trials, write_summary
+from analysis.tails import tails
 from analysis.warnings import codes, concerning, grouped, scope
 from sweep.disk import run_files
+from sweep.numbers.warnings import ResultWarning
 
-_STATISTICS = (
-    "Seconds in the data, milliseconds on labels. p50, p90 and p99 are quantiles over the requests of one trial."
-    " A point is one engine, workload and load; its figure is the mean of its trials, with Student's t interval over"
-    " them. A ratio to the baseline is one of geometric means, with Welch's t interval of the difference of logarithms."
-    " Trials without a result count in no figure."
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
 )
 
-OUTCOMES = {
-    "oom_load": "the model did not fit in memory",
-    "oom_run": "it ran out of memory under this load",
-    "launch_failed": "the engine did not start",
-    "launch_timeout": "the engine was not ready in time",
-    "engine_crashed": "the engine died",
-    "hung": "it was not done in time",
-    "client_limited": "the client, not the engine, was the bottleneck",
-    "invalid": "too many requests failed, or what ran was not what was planned",
-    "unavailable": "this host cannot run it",
-    "censored": "a smaller batch of the same deployment already ran out of memory",
-    "cancelled": "it was interrupted",
-}
+
+class Card(NamedTuple):
+    """One figure to see first."""
+
+    label: str
+    value: str
+    unit: str
+    lines: list[str]
+    warnings: list[ResultWarning]
 
 
 def write_all(results: Results) -> None:
@@ -54,37 +64,64 @@ def write_all(results: Results) -> None:
     run_files.write_text(run.paths, run.paths.report, html(results, figures))
 
 
-def html(results: Results, drawn: list[Drawn]) -> str:
+def html(results: Results, figures: Iterable[Drawn]) -> str:
     """The report as a document."""
-    run, layout, lost = results.run, results.layout, results.losses
-    return page(
-        f"{run.name}: sweep report",
-        [
-            f"<header>\n<h1>{escape(run.name)}</h1>\n{_lead(run, layout)}\n</header>",
-            f'<div class="cards">{"".join(_cards(results))}</div>',
-            section("Warnings", *_warnings(results)),
-            section("Figures", *figures(drawn), _reading_figures(run, layout)),
-            section("Results", *results_table(run, layout)),
-            section("Gain per ladder step", *ladder_table(layout)),
-            section("Steady state", *steady_table(run, layout)),
-            section("Largest batch that fitted in memory", *fits_table(results.fits)),
-            section("Trials without a result", *_failures(lost)),
-            section("What was run", _provenance(run, layout), *_versions(run)),
-            section("Definitions", *_words(run)),
-        ],
+    return TEMPLATES.get_template("report.html").render(
+        **_shown(results),
+        **_reading(results),
+        **_provenance(results),
+        figures=[(_inline(figure), figure.caption) for figure in figures],
     )
 
 
-def _lead(run: Run, layout: Layout) -> str:
-    trials, points = planned_trials(run), len(layout.points)
-    points = max(points, trials // int(run.experiment.get("replicates") or trials or 1))
+def _shown(results: Results) -> dict[str, Any]:
+    """The parts of the report that say what was found."""
+    run, layout = results.run, results.layout
+    intervals = tails(run, layout)
+    return {
+        "run": run,
+        "layout": layout,
+        "results": results,
+        "lead": _lead(results),
+        "cards": [*_best_cards(results), *_gain_cards(results)],
+        "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
+        "tables": results_tables(results, intervals),
+        "interval_of_requests": bool(intervals),
+        "ladder": ladder_table(layout),
+        "steady": steady_table(layout),
+        "fits": fits_table(results),
+        "failures": failures_table(results),
+    }
+
+
+def _reading(results: Results) -> dict[str, Any]:
+    """What the notes below figures and tables and the definitions depend on."""
+    run, counts = results.run, results.points["n"]
+    replicates = len(results.layout.drawn(run.ok))
+    reasons = run.ok["steady_method"].dropna().mode()
+    return {
+        "confidence": f"{CONFIDENCE:.0%}",
+        "points_with_result": int((counts > 0).sum()),
+        "points_without_result": int((counts == 0).sum()),
+        "too_many_replicates": MOST_REPLICATES if replicates > MOST_REPLICATES else 0,
+        "no_steady_state": str(reasons.iloc[0]).removeprefix("none: ") if len(reasons) else "",
+        "formulas": _formulas(run),
+        "outcomes": list(run.not_ok["outcome"].unique()),
+        "more_points": lambda count: f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else "",
+    }
+
+
+def _lead(results: Results) -> str:
+    run, counts = results.run, results.points["n"]
+    trials = planned_trials(run)
+    points = max(len(counts), trials // int(run.experiment.get("replicates") or trials or 1))
     parts = [
-        f"{len(run.ok)} of {trials} trials and {layout.points['n'].gt(0).sum()} of {points} points have a result",
+        f"{len(run.ok)} of {trials} trials and {counts.gt(0).sum()} of {points} points have a result",
         ", ".join(sorted(run.trials["model"].dropna().unique())),
         ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
         _when(run),
     ]
-    return f'<p class="lead">{escape(" · ".join(part for part in parts if part))}</p>'
+    return " · ".join(part for part in parts if part)
 
 
 def _when(run: Run) -> str:
@@ -94,140 +131,102 @@ def _when(run: Run) -> str:
     return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
 
 
-# What to see first ---------------------------------------------------------------------------------------------------
+def _inline(figure: Drawn) -> Markup:
+    """A figure's SVG for the page: in the page's own ink, and with ids that no other figure has."""
+    svg = figure.svg[figure.svg.index("<svg") :]
+    for colour, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid")):
+        svg = svg.replace(colour, f"var(--{name})")
+    svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{figure.name}-', svg)
+    svg = svg.replace("url(#", f"url(#{figure.name}-")
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.caption)}"', 1))
 
 
-def _warnings(results: Results) -> Iterator[str]:
-    warnings = grouped(results.warnings)
-    yield '<ul class="doubts">' * bool(warnings)
-    for warning in warnings:
-        place = scope(warning, results.layout)
-        yield (
-            f'<li class="{warning.kind.severity}" id="warning-{warning.code}"><b>{warning.code}</b>:'
-            f" {escape(warning.message)}{escape(f' [{place}]' if place else '')}. {escape(warning.kind.remedy)}</li>"
-        )
-    yield "</ul>" * bool(warnings)
+# Cards ---------------------------------------------------------------------------------------------------------------
 
 
-def _cards(results: Results) -> Iterator[str]:
-    for found in best(results.points):
-        of = found.quantity
-        warnings = [warning.message for warning in concerning(results.warnings_at(found.point), of.column)]
-        told = [results.layout.describe(found.point), _interval(found.estimate, of.scale), *warnings]
-        yield card(f"Best {of.in_sentence}", of.shown(found.estimate.value), of.unit, list(dict.fromkeys(told)))
-    yield from _gains(results)
+def _card(
+    results: Results, label: str, value: str, unit: str, lines: Iterable[str], point: "pd.Series[Any]", column: str
+) -> Card:
+    warnings = concerning(results.warnings_at(point), column)
+    messages = {warning.message for warning in warnings}
+    return Card(label, value, unit, [line for line in lines if line and line not in messages], warnings)
 
 
-def _gains(results: Results) -> Iterator[str]:
+def _best_cards(results: Results) -> Iterator[Card]:
+    for labelled, mean, point in best(results.points):
+        value, lines = labelled.shown(mean.value), [results.layout.describe(point), _interval(mean, labelled.scale)]
+        yield _card(results, f"Best {labelled.in_sentence}", value, labelled.unit, lines, point, labelled.column)
+
+
+def _gain_cards(results: Results) -> Iterator[Card]:
     """By how much the baseline was beaten, if it was."""
-    layout = results.layout
+    points = results.points
     for column, label, sign in (
         ("output_throughput", "Largest gain in throughput", 1),
         ("ttft_p50", "Largest cut of TTFT p50", -1),
     ):
         name = f"{column}_vs_baseline"
-        if name not in layout.points or not layout.points[name].notna().any():
+        if name not in points or not points[name].notna().any():
             continue
-        point = layout.points.iloc[int((sign * layout.points[name]).argmax())]
+        point = points.iloc[int((sign * points[name]).argmax())]
         ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
-        warnings = [warning.message for warning in concerning(results.warnings_at(point), column)]
-        told = list(dict.fromkeys([layout.describe(point), _verdict(ratio), *warnings]))
+        lines = [results.layout.describe(point), _ratio_interval(ratio)]
         if sign * ratio.value > sign:
-            yield card(label, times(ratio.value), "of baseline", told)
+            yield _card(results, label, times(ratio.value), "of baseline", lines, point, column)
         else:
-            yield card(label, "none", "", [f"No engine beat the baseline. Closest, at {times(ratio.value)}:", *told])
+            lines = [f"No engine beat the baseline. Closest, at {times(ratio.value)}:", *lines]
+            yield _card(results, label, "none", "", lines, point, column)
 
 
-def _interval(of: Estimate, scale: float = 1.0) -> str:
-    if math.isnan(of.low):
+def _interval(mean: Estimate, scale: float = 1.0) -> str:
+    if math.isnan(mean.low):
         return "one replicate, no interval"
-    return (
-        f"{CONFIDENCE:.0%} interval {number(max(of.low, 0) * scale)} to {number(of.high * scale)}, n\u00a0=\u00a0{of.n}"
-    )
+    low, high = number(max(mean.low, 0) * scale), number(mean.high * scale)
+    return f"{CONFIDENCE:.0%} interval {low} to {high}, n\u00a0=\u00a0{mean.n}"
 
 
-def _verdict(ratio: Estimate) -> str:
-    """The interval of a ratio, and in words whether it leaves room for no difference; its n is the point's."""
+def _ratio_interval(ratio: Estimate) -> str:
+    """The interval of a ratio, and whether it leaves room for no difference; its n is the point's."""
     if math.isnan(ratio.low) and ratio.n > 1:
         return "one replicate of the baseline, no interval"
-    told = _interval(ratio)
-    return f"{told}: may be no difference" if ratio.low <= 1 <= ratio.high else told
-
-
-def _reading_figures(run: Run, layout: Layout) -> str:
-    lost = " A cross is a point without a result." if (layout.points["n"] == 0).any() else ""
-    if len(layout.distinct) < len(layout.lines):
-        lost += (
-            f" Of {len(layout.lines):,} lines {len(layout.distinct)} have a colour: those of the best figures, of the"
-            " baseline, and others evenly from the plan. The rest are grey, means alone; where lines are rows, and in"
-            " the memory over time, they are left out. All are in summary.csv."
-        )
-    if len(layout.drawn_panels) < len(layout.panels):
-        lost += f" The first {len(layout.drawn_panels)} of {len(layout.panels):,} panels are drawn."
-    if len(layout.drawn(run.ok)) > MOST_REPLICATES:
-        lost += f" There are more than {MOST_REPLICATES:,} replicates: only their intervals are drawn."
-    return (
-        '<p class="note">Lines are means over replicates, small dots the replicates, whiskers the'
-        f" {CONFIDENCE:.0%} interval of the mean (cut where they leave the panel).{lost}"
-        " The same figures are in figures/ as SVG and PNG.</p>"
-    )
-
-
-def _failures(lost: Losses) -> Iterator[str]:
-    if not lost.trials:
-        return
-    rows = [
-        [
-            escape(loss.line),
-            f'<span class="bad">{escape(loss.outcome)}</span>',
-            str(loss.trials),
-            escape(loss.where),
-            escape(loss.reason),
-        ]
-        for loss in lost.shown
-    ]
-    yield table(
-        ["engine", "outcome", "trials", "where", "reason"], rows, classes=["text", "text", "", "text wide", "text wide"]
-    )
-    if lost.left_out:
-        yield f'<p class="note">{escape(lost.left_out)}</p>'
-    for loss in lost.shown:
-        if loss.log_tail:
-            place = f" ({escape(loss.log)})" if loss.log else ""
-            title = f"{escape(loss.line)}, {escape(loss.outcome)}: end of the engine's log{place}"
-            yield f"<details><summary>{title}</summary><pre>{escape(loss.log_tail)}</pre></details>"
+    return _interval(ratio) + (": may be no difference" if ratio.low <= 1 <= ratio.high else "")
 
 
 # What was run --------------------------------------------------------------------------------------------------------
 
 
-def _provenance(run: Run, layout: Layout) -> str:
-    ran = run.trials[run.trials["attempt"].notna()]
+def _provenance(results: Results) -> dict[str, Any]:
+    run = results.run
+    attempted = run.trials[run.trials["attempt"].notna()]
     profile = run.experiment.get("hardware") or {}
     price = profile.get("price_per_hour")
     entries = {
         "Command": run.experiment.get("command"),
         "Replaced here": "; ".join(run.experiment.get("replaced") or []),
         "Baseline": ", ".join(f"{key} = {value}" for key, value in run.baseline.items()),
-        "Engines": ", ".join(_engines(ran)),
+        "Engines": ", ".join(_engines(attempted)),
         "Models": ", ".join(_distinct(run.trials, "model")),
         "Workloads": ", ".join(_distinct(run.trials, "workload")),
         "Loads": ", ".join(_distinct(run.trials, "load")),
-        "Number formats": "; ".join(f"{name}: {listed(lines)}" for name, lines in number_formats(run, layout).items()),
+        "Number formats": "; ".join(f"{name}: {listed(lines)}" for name, lines in results.formats.items()),
         "Replicates": str(run.trials["replicate"].nunique()),
         "Price": f"{price} USD per hour ({profile.get('price_source') or 'no source given'})"
         if price
         else "none: no cost",
-        "Machines": "; ".join(dict.fromkeys(_machine(text) for text in ran["hardware"].dropna())),
-        "GPU driver": ", ".join(_distinct(ran, "driver")),
-        "Commit of this code": ", ".join(_distinct(ran, "commit")),
+        "Machines": "; ".join(dict.fromkeys(_machine(text) for text in attempted["hardware"].dropna())),
+        "GPU driver": ", ".join(_distinct(attempted, "driver")),
+        "Commit of this code": ", ".join(_distinct(attempted, "commit")),
         "Results": str(run.paths.out.absolute()),
     }
-    return definitions(
-        (term, f"<code>{escape(str(said))}</code>" if term == "Command" else escape(str(said)))
-        for term, said in entries.items()
-        if said
-    )
+    return {
+        "provenance": {term: text for term, text in entries.items() if text},
+        "versions": [  # folded away: they are long
+            (str(backend), ", ".join(f"{name} {version}" for name, version in json.loads(text).items()))
+            for backend, texts in run.trials.groupby("backend", sort=False)["versions"]
+            for text in texts.dropna().unique()
+        ],
+    }
 
 
 def _distinct(trials: pd.DataFrame, column: str) -> list[str]:
@@ -248,24 +247,9 @@ def _machine(text: str) -> str:
     return ", ".join(f"{key} {value}" for key, value in parts.items())
 
 
-def _versions(run: Run) -> Iterator[str]:
-    """What was installed for each engine, folded away: it is long."""
-    for backend, texts in run.trials.groupby("backend", sort=False)["versions"]:
-        for text in texts.dropna().unique():
-            installed = ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
-            title = f"Versions, {escape(str(backend))}"
-            yield f"<details><summary>{title}</summary><pre>{escape(installed)}</pre></details>"
+# Definitions ---------------------------------------------------------------------------------------------------------
 
 
-# Words ---------------------------------------------------------------------------------------------------------------
-
-
-def _words(run: Run) -> Iterator[str]:
-    """The quantities that have a value, as they are declared, and the outcomes that occurred."""
-    available = {name for name in run.ok.columns if run.ok[name].notna().any()}
-    formulas = quantities.definitions(available, run.percentiles)
-    yield definitions((name, escape(formula)) for name, formula in formulas.items())
-    yield f'<p class="note">{escape(_STATISTICS)}</p>'
-    if len(run.not_ok):
-        yield "<h3>Outcomes</h3>"
-        yield definitions((name, escape(OUTCOMES.get(name, ""))) for name in run.not_ok["outcome"].unique())
+def _formulas(run: Run) -> dict[str, str]:
+    """The quantities that have a value, as they are declared."""
+    return definitions({name for name in run.ok.columns if run.ok[name].notna().any()}, run.percentiles)

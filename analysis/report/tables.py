@@ -1,164 +1,184 @@
-"""The report's tables of results: of points, of a ladder's steps, of the steady state, and of what fitted in memory."""
+"""The report's tables as rows of cells: points, a ladder's steps, the steady state, what fitted, and what failed."""
 
-from collections.abc import Iterator
-from html import escape
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.load import Run
-from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout
-from analysis.quantities import LabelledColumn, number, quantity, setting
-from analysis.report.page import table
+from analysis.quantities import number, quantity, setting
 from analysis.report.terminal import shown_columns, times, with_interval
-from analysis.stats import CONFIDENCE
+from analysis.results import Results
 from analysis.summary import HEADLINE, STEADY, estimate
-from analysis.tails import tails
 from sweep.numbers.quantile import Quantile
+from sweep.numbers.warnings import ResultWarning
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
 
-def results_table(run: Run, layout: Layout) -> Iterator[str]:
-    """Every point with a result, a table for each panel."""
-    points = layout.points[layout.points["n"] > 0]
-    if points.empty:
-        yield '<p class="bad">No trial has a result.</p>'
-        return
-    compared = "output_throughput_vs_baseline" in points
-    quantities = [of for column in shown_columns(points) if (of := quantity(column))]
-    headings = ["engine", *([escape(layout.x_label.lower())] if layout.x else []), "n", "requests"]
-    headings += [f"{escape(of.short)}<br><span>{escape(of.unit)}</span>" for of in quantities]
-    headings += ["throughput<br><span>× baseline</span>", "TTFT p50<br><span>× baseline</span>"] if compared else []
-    of_requests = tails(run, layout)
+class Column(NamedTuple):
+    heading: str
+    unit: str = ""
+    kind: str = ""  # its classes in the style sheet: `text`, `wide`; none for numbers
+
+
+class Cell(NamedTuple):
+    text: str
+    detail: str = ""  # beside it, muted: an interval
+    best: bool = False
+    warnings: Sequence[ResultWarning] = ()
+
+
+class Table(NamedTuple):
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    points: int = 0  # of which the rows are the first
+    title: str = ""
+
+
+Cells = Callable[["pd.Series[Any]"], Iterable[Cell]]
+
+
+def results_tables(results: Results, tails: dict[Hashable, Quantile]) -> list[Table]:
+    """A table for each panel, of its points with a result; `tails` are the intervals of TTFT p99 over requests."""
+    layout, points = results.layout, results.points[results.points["n"] > 0]
+    quantities = shown_columns(points)
+    compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
+    columns = [Column("engine", kind="text"), *_x_column(layout), Column("n"), Column("requests")]
+    columns += [*map(_column, quantities), *(_ratio_column(name, "× baseline") for name in compared)]
+
+    def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
+        warnings = results.warnings_at(point)
+        general = [warning for warning in warnings if not warning.kind.quantities]
+        return [
+            *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
+            *(Cell(str(point["n"])), Cell(f"{point['requests']:,.0f}")),
+            *(_measured(point, name, best[name], warnings, tails.get(point.name)) for name in quantities),
+            *(_ratio(point, f"{name}_vs_baseline") for name in compared),
+        ]
+
+    tables = []
     for panel, group in points.head(LARGEST_TABLE).groupby("panel", sort=False):
-        yield f"<h3>{escape(str(panel))}</h3>"
-        leading = {of.column: _leading(group[of.column], of) for of in quantities}
-        rows = [
-            [
-                *(escape(point["line"]), *_abscissa(layout, point), str(point["n"]), f"{point['requests']:,.0f}"),
-                *(_cell(point, of, leading[of.column], of_requests.get(index)) for of in quantities),
-                *([_ratio(point, f"{column}_vs_baseline") for column in ("output_throughput", "ttft_p50")] * compared),
-            ]
-            for index, point in group.iterrows()
-        ]
-        yield table(headings, rows)
-    single = " A TTFT p99 of one replicate has the interval over its requests in brackets." if of_requests else ""
-    yield (
-        f'<p class="note">Means over n replicates, of so many requests in all; ± is half the {CONFIDENCE:.0%} interval;'
-        f" bold is the best of a table.{single} All columns are in summary.csv{_left_out(len(points))}.</p>"
-    )
+        best = {name: _best(group[name]) for name in quantities}
+        tables.append(Table(columns, [row(point, best) for _, point in group.iterrows()], title=str(panel)))
+    return tables
 
 
-def _left_out(count: int) -> str:
-    return f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else ""
+def _measured(
+    point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning], tail: Quantile | None
+) -> Cell:
+    """A mean with its interval, or that over requests where a TTFT p99 is of one replicate."""
+    text = _shown(name, point[name])
+    detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
+    if name == "ttft_p99" and tail is not None and tail.low is not None:
+        above = " or more" if tail.high is None else f"–{_shown(name, tail.high)}"
+        detail = f"[{_shown(name, tail.low)}{above}]"
+    concerned = [warning for warning in warnings if name in warning.kind.quantities]
+    return Cell(text, detail, bool(point[name] == best), concerned)
 
 
-def _leading(values: "pd.Series[Any]", of: LabelledColumn) -> Any:
-    if of.better is None:
-        return None
-    return values.max() if of.better == "higher" else values.min()
+def _best(values: "pd.Series[Any]") -> Any:
+    labelled = quantity(str(values.name))
+    better = labelled and labelled.better
+    return {"higher": values.max(), "lower": values.min()}.get(str(better))
 
 
-def _cell(point: "pd.Series[Any]", of: LabelledColumn, leading: Any, tail: Quantile | None) -> str:
-    """A mean with its interval, or where a p99 is of one replicate with that over requests."""
-    shown = of.shown(point[of.column])
-    told = with_interval(estimate(point, of.column), shown) if of.column in HEADLINE else shown
-    interval = told.removeprefix(shown).strip()
-    if of.column == "ttft_p99" and tail is not None:
-        interval = _brackets(of, tail)
-    cell = f"{shown} <span>{escape(interval)}</span>"
-    return f"<b>{cell}</b>" if point[of.column] == leading else cell
+def _shown(name: str, value: float) -> str:
+    labelled = quantity(name)
+    return labelled.shown(value) if labelled else number(value)
 
 
-def _brackets(of: LabelledColumn, tail: Quantile) -> str:
-    """`[70.1–98.5]`, or as far as there are samples enough for a bound: `[70.1 or more]`; empty without any."""
-    if tail.low is None:
-        return ""
-    return f"[{of.shown(tail.low)} or more]" if tail.high is None else f"[{of.shown(tail.low)}–{of.shown(tail.high)}]"
-
-
-def _ratio(point: "pd.Series[Any]", column: str) -> str:
-    if pd.isna(point.get(column)):
-        return "—"
-    interval = f"{number(point[f'{column}_ci_low'])}–{number(point[f'{column}_ci_high'])}"
-    return f"{times(point[column])} <span>{interval if '—' not in interval else ''}</span>"
-
-
-def ladder_table(layout: Layout) -> Iterator[str]:
-    """Each step against the one that it is on top of."""
+def ladder_table(layout: Layout) -> Table | None:
+    """Each step against the one that it is on top of; None without a ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
-        return
-    points = layout.points[layout.points["ladder_parent"].notna()]
-    headings = ["step", "on top of", "task", *([escape(layout.x_label.lower())] if layout.x else [])]
-    headings += ["throughput<br><span>× parent</span>", "TTFT p50<br><span>× parent</span>"]
-    rows = [
-        [
-            *(escape(point[key]) for key in ("line", "ladder_parent", "panel")),
-            *_abscissa(layout, point),
-            _bought(point),
-            _ratio(point, "ttft_p50_vs_parent"),
-        ]
-        for _, point in points.head(LARGEST_TABLE).iterrows()
-    ]
-    yield table(headings, rows, text=3)
-    left_out = _left_out(len(points))
-    yield f'<p class="note">Ratios to the step below, with their intervals; all are in summary.csv{left_out}.</p>'
+        return None
+    columns = [*_texts("step", "on top of", "task"), *_x_column(layout)]
+    columns += [_ratio_column(name, "× parent") for name in ("output_throughput", "ttft_p50")]
+
+    def cells(point: "pd.Series[Any]") -> Iterable[Cell]:
+        gain = _ratio(point, "output_throughput_vs_parent")
+        if point["n"] == 0:
+            gain = Cell("no result")
+        elif gain.text == "—":
+            gain = Cell("the parent has no result here")
+        yield from (Cell(point[key]) for key in ("line", "ladder_parent", "panel"))
+        yield from (*_x_cell(layout, point), gain, _ratio(point, "ttft_p50_vs_parent"))
+
+    return _table(columns, layout.points[layout.points["ladder_parent"].notna()], cells)
 
 
-def _bought(point: "pd.Series[Any]") -> str:
-    if point["n"] == 0:
-        return "no result"
-    ratio = _ratio(point, "output_throughput_vs_parent")
-    return "the parent has no result here" if ratio == "—" else ratio
-
-
-def steady_table(run: Run, layout: Layout) -> Iterator[str]:
-    """The figures without start and drain, of the points with a window."""
+def steady_table(layout: Layout) -> Table | None:
+    """The figures without start and drain, of the points with a window; None if there is none."""
     if "steady_share" not in layout.points:
-        if len(run.ok):
-            why = run.ok["steady_method"].dropna().mode()
-            told = f" Most often: {escape(str(why.iloc[0]).removeprefix('none: '))}." if len(why) else ""
-            yield f'<p class="note">No trial has a steady-state window: all figures are of whole runs.{told}</p>'
-        return
-    points = layout.points[layout.points["steady_share"] > 0]
-    quantities = [of for column in STEADY if column in points and (of := quantity(column))]
-    headings = ["engine", "task", *([escape(layout.x_label.lower())] if layout.x else []), "trials<br>with a window"]
-    headings += [f"{escape(of.short)}<br><span>{escape(of.unit)}</span>" for of in quantities]
-    rows = [
-        [escape(point["line"]), escape(point["panel"]), *_abscissa(layout, point), f"{point['steady_share']:.0%}"]
-        + [escape(with_interval(estimate(point, of.column), of.shown(point[of.column]))) for of in quantities]
-        for _, point in points.head(LARGEST_TABLE).iterrows()
+        return None
+    quantities = [name for name in STEADY if name in layout.points]
+    columns = [
+        *_texts("engine", "task"),
+        *_x_column(layout),
+        Column("trials", "with a window"),
+        *map(_column, quantities),
     ]
-    yield table(headings, rows, text=2)
-    yield (
-        '<p class="note">Without what came before and after the steady state (docs/metrics.md says how that is found);'
-        f" means over the trials with such a window. Others are in no row{_left_out(len(points))}.</p>"
-    )
+
+    def cells(point: "pd.Series[Any]") -> Iterable[Cell]:
+        yield from (Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point))
+        yield Cell(f"{point['steady_share']:.0%}")
+        for name in quantities:
+            yield Cell(with_interval(estimate(point, name), _shown(name, point[name])))
+
+    return _table(columns, layout.points[layout.points["steady_share"] > 0], cells)
 
 
-def _abscissa(layout: Layout, point: "pd.Series[Any]") -> list[str]:
-    """The cell of the column that is the abscissa, where there is one."""
-    return [setting(point[layout.x])] if layout.x else []
+def _table(columns: Sequence[Column], points: pd.DataFrame, cells: Cells) -> Table:
+    rows = [list(cells(point)) for _, point in points.head(LARGEST_TABLE).iterrows()]
+    return Table(columns, rows, len(points))
 
 
-def fits_table(found: list[Fit]) -> Iterator[str]:
-    """The largest batch or concurrency of each engine and task that ran out of memory."""
-    if not found:
-        return
+def fits_table(results: Results) -> Table | None:
+    """The largest batch or concurrency of each engine and task that ran out of memory; None if none did."""
+    columns = [*_texts("engine", "task"), Column("fitted"), Column("what did not", kind="text wide")]
     rows = [
-        [
-            escape(fit.line),
-            escape(fit.task),
-            "none" if fit.largest is None else f"{fit.size} {fit.largest:g}",
-            escape(fit.told),
-        ]
-        for fit in found[:LARGEST_TABLE]
+        [Cell(fit.line), Cell(fit.task), Cell(f"{fit.size} {fit.largest:g}" if fit.largest else "none"), Cell(fit.told)]
+        for fit in results.fits[:LARGEST_TABLE]
     ]
-    yield table(["engine", "task", "fitted", "what did not"], rows, classes=["text", "text", "", "text wide"])
-    left_out = f" Of {len(found):,} engines and tasks the first {LARGEST_TABLE} are shown."
-    yield (
-        '<p class="note">It fitted where a replicate has a result, none ran out of memory and none was left untried.'
-        f"{left_out if len(found) > LARGEST_TABLE else ''}</p>"
-    )
+    return Table(columns, rows, len(results.fits)) if rows else None
+
+
+def failures_table(results: Results) -> Table | None:
+    """The ways in which trials failed; None if none did."""
+    columns = [*_texts("engine", "outcome"), Column("trials")]
+    columns += [Column(heading, kind="text wide") for heading in ("where", "reason")]
+    rows = [
+        [Cell(str(value)) for value in (loss.line, loss.outcome, loss.trials, loss.where, loss.reason)]
+        for loss in results.losses.shown
+    ]
+    return Table(columns, rows) if rows else None
+
+
+def _texts(*headings: str) -> list[Column]:
+    return [Column(heading, kind="text") for heading in headings]
+
+
+def _column(name: str) -> Column:
+    labelled = quantity(name)
+    return Column(labelled.short, labelled.unit) if labelled else Column(name)
+
+
+def _ratio_column(name: str, unit: str) -> Column:
+    labelled = quantity(name)
+    return Column(labelled.short if labelled else name, unit)
+
+
+def _ratio(point: "pd.Series[Any]", column: str) -> Cell:
+    if pd.isna(point.get(column)):
+        return Cell("—")
+    low, high = number(point[f"{column}_ci_low"]), number(point[f"{column}_ci_high"])
+    return Cell(times(point[column]), f"{low}–{high}" if "—" not in (low, high) else "")
+
+
+def _x_column(layout: Layout) -> list[Column]:
+    """The column of the x axis, where there is one."""
+    return [Column(layout.x_label.lower())] if layout.x else []
+
+
+def _x_cell(layout: Layout, point: "pd.Series[Any]") -> list[Cell]:
+    return [Cell(setting(point[layout.x]))] if layout.x else []

@@ -137,7 +137,7 @@ def low_agreement(agreement: float) -> Finding | None:
 @declare(
     TRIAL_CHECKS,
     Severity.INFO,
-    "Rounding in another number format or kernel explains a few per cent; docs/metrics.md says how it is measured.",
+    "Rounding in another number format or kernel explains a few per cent.",
     lowest_is_worst=True,
 )
 def inexact_agreement(agreement: float) -> Finding | None:
