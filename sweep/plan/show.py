@@ -101,13 +101,13 @@ def _state(deployment: Deployment, to_run: bool, reason: str) -> str:
 
 def few_requests(plan: Plan) -> list[str]:
     """Warn of timed loads whose requests are all sent long before the requested duration."""
-    seen: set[tuple[int, int]] = set()
+    checked: set[tuple[int, int]] = set()
     warnings: dict[str, None] = {}
     for trial in plan.trials:
         load, count = trial.load, trial.num_requests
-        if load.duration is None or (id(load), count) in seen:
+        if load.duration is None or (id(load), count) in checked:
             continue
-        seen.add((id(load), count))
+        checked.add((id(load), count))
         last = load.mode(count, trial.seed).last_arrival()
         if last is not None and last < FEW_REQUESTS * load.duration:
             few = f"all {count} requests are due within {last:.1f} s; raise workload.num_requests to fill the time"
