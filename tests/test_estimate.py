@@ -10,7 +10,7 @@ from sweep.config import FoundHardware, Hardware, Settings
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.node.trial import config_text
-from sweep.plan.estimate import Assumed, History, estimate, kind_of
+from sweep.plan.estimate import Assumed, History, estimate_run, kind_of
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
 
@@ -64,7 +64,7 @@ def took(history, of, hardware=HARDWARE):
 
 
 def words(the_plan, history, assumed=None):
-    return "\n".join(estimate(the_plan, the_plan.deployments, history, ONE_NODE, assumed).messages)
+    return "\n".join(estimate_run(the_plan, the_plan.deployments, history, ONE_NODE, assumed).messages)
 
 
 def test_known_answer():
@@ -149,7 +149,7 @@ def test_accelerators_have_the_names_that_rows_give_them(monkeypatch, hardware, 
 def test_what_is_not_known_is_said_and_never_guessed():
     one = deployment("a", trial("1", 8), trial("2", 4))
     history = History([row(one, one.trials[0], 60)])
-    result = estimate(plan(one), [one], history, ONE_NODE)
+    result = estimate_run(plan(one), [one], history, ONE_NODE)
     assert result.messages == ["duration and cost unknown (no earlier successful run of 1 trial to estimate from)"]
     assert result.seconds is None
 
@@ -165,7 +165,7 @@ def test_an_assumption_is_stated():
 @pytest.mark.parametrize("nodes", [[], [Node("b", 0, 4, (), "b")]])
 def test_without_a_node_there_is_no_duration(nodes):
     one = deployment("a", trial("1", 8))
-    result = estimate(plan(one), [one], History([row(one, one.trials[0], 60)]), nodes)
+    result = estimate_run(plan(one), [one], History([row(one, one.trials[0], 60)]), nodes)
     assert result.messages == ["duration unknown: no node can run it now"]
     assert result.seconds is None
 

@@ -73,7 +73,7 @@ def test_seeds_are_shown_where_they_fit(tmp_path):
 
 
 def test_a_large_plan_is_shown_by_deployment(ledger):
-    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.MOST_TRIALS)], "no GPU"))
+    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.MOST_LISTED)], "no GPU"))
     assert "ffffffffffff  ffffffffffff tiny: 200 trials, unavailable" in text
     assert "replicate" not in text
 

@@ -21,7 +21,7 @@ from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings
 
 OURS = ConfigPath()  # the project's options alone
-POLL = 2.0  # s between queries for a cluster's first node
+NODE_POLL = 2.0  # s between queries for a cluster's first node
 _empty_clusters: set[str | None] = set()  # by address: each is waited for once
 
 
@@ -56,7 +56,7 @@ def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
         if not reported:
             print(f"no node has joined the cluster yet: waiting for one, {wait / 60:.0f} min at most", file=sys.stderr)
         reported = True
-        time.sleep(POLL)
+        time.sleep(NODE_POLL)
     return nodes
 
 

@@ -23,8 +23,8 @@ from sweep.plan.simulate import SimulatedRun, simulate
 from sweep.records import Outcome
 from sweep.wording import count, duration
 
-COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
-COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
+HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
+HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 BATCH = 4096  # rows
 REPEATABLE = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # likely to end so again
 UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the order in which deployments start
@@ -85,10 +85,10 @@ def _medians(durations: Mapping[Key, list[float]]) -> dict[Key, float]:
 def _earlier_rows(out: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(out.parent.glob("*/trials.parquet")):
         try:
-            table = read_table(path, COLUMNS)
+            table = read_table(path, HISTORY_COLUMNS)
         except DamagedFile:
             continue  # the analysis of that run reports it
-        if set(table.column_names) == set(COLUMNS):
+        if set(table.column_names) == set(HISTORY_COLUMNS):
             for batch in table.to_batches(BATCH):  # a hundred thousand rows at once would be hundreds of megabytes
                 yield from batch.to_pylist()
 
@@ -168,7 +168,7 @@ def expect(
     return expected._replace(unknown_trials=unknown_trials, unknown_launches=unknown_launches)
 
 
-class Estimate(NamedTuple):
+class RunEstimate(NamedTuple):
     """Expected course of a plan on a cluster."""
 
     expected: Expected
@@ -182,24 +182,24 @@ class Estimate(NamedTuple):
         return self.simulated.makespan if self.is_known else None
 
 
-def estimate(
+def estimate_run(
     plan: Plan,
     deployments: Sequence[Deployment],
     history: History,
     nodes: Sequence[Node],
     assumed: Assumed | None = None,
-) -> Estimate:
-    """Estimate the duration and cost of deployments on these nodes, by simulating the scheduler."""
+) -> RunEstimate:
+    """RunEstimate the duration and cost of deployments on these nodes, by simulating the scheduler."""
     expected = expect(deployments, history, plan.settings.hardware, assumed)
     simulated = simulate(expected.needs, nodes)
     if not deployments:
-        return Estimate(expected, simulated, False, [])
+        return RunEstimate(expected, simulated, False, [])
     if expected.unknown_trials and not assumed:
         unknown = count(expected.unknown_trials, "trial")
         message = f"duration and cost unknown (no earlier successful run of {unknown} to estimate from)"
-        return Estimate(expected, simulated, False, [message])
+        return RunEstimate(expected, simulated, False, [message])
     if not simulated.spans:
-        return Estimate(expected, simulated, False, ["duration unknown: no node can run it now"])
+        return RunEstimate(expected, simulated, False, ["duration unknown: no node can run it now"])
     names = {deployment.deployment_id: deployment.describe() for deployment in deployments}
     hardware = plan.settings.hardware
     if all(elsewhere(deployment.backend, hardware) for deployment in deployments):
@@ -209,7 +209,7 @@ def estimate(
         f"durations: {_sources(expected, assumed)}",
         _critical_path(simulated, names),
     ]
-    return Estimate(expected, simulated, True, messages)
+    return RunEstimate(expected, simulated, True, messages)
 
 
 def _cluster(nodes: Sequence[Node], simulated: SimulatedRun) -> str:
