@@ -21,7 +21,7 @@ from sweep.drive import transfer
 from sweep.drive.deployment_state import Action, DeploymentState, Trigger
 from sweep.drive.node_health import NodeHealth
 from sweep.drive.progress import Display
-from sweep.drive.row_writer import RowWriter, Tracker
+from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, read_status_file
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
 from sweep.node.deployment import Completed, End, Event, Files, Finished, Lost, NotStarted, Placed, State, Work
@@ -74,7 +74,7 @@ class Driver:
         ledger: Ledger,
         executor: Executor,
         display: Display,
-        tracker: Tracker | None,
+        tracker: TrialTracker | None,
     ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.executor, self.display = executor, display

@@ -16,7 +16,7 @@ WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come 
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
 
 
-class Tracker(Protocol):
+class TrialTracker(Protocol):
     """A service that tracks trials besides the files; its faults never fail a sweep."""
 
     def log_trial(self, row: Row, telemetry: Sequence[Sample]) -> None: ...
@@ -25,7 +25,9 @@ class Tracker(Protocol):
 class RowWriter:
     """Writes the rows of one run."""
 
-    def __init__(self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: Tracker | None) -> None:
+    def __init__(
+        self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: TrialTracker | None
+    ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.display, self.tracker = display, tracker
         self.write_after = time.monotonic() + WRITE_INTERVAL
