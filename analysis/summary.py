@@ -135,7 +135,7 @@ def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
 def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
     """A mean of the summary with its interval."""
     if column not in point:
-        return stats.NOTHING
+        return stats.NO_ESTIMATE
     n = int(point.get(f"{column}_n", point["n"]))
     return Estimate(point[column], point[f"{column}_ci_low"], point[f"{column}_ci_high"], n)
 
@@ -173,7 +173,7 @@ def _ratios(measured: pd.DataFrame, point: Positions, found: Sequence[int | None
     columns: dict[str, Any] = {}
     for of in (of for of in HEADLINE if of in measured):
         every = stats.log_moments(measured[of].to_numpy(np.float64), point, len(found))
-        ratios = stats.ratio(every.of(compared), every.of(partners))
+        ratios = stats.ratio(every.select(compared), every.select(partners))
         for suffix, values in zip(("", "_ci_low", "_ci_high"), ratios, strict=True):
             column = np.full(len(found), np.nan)
             column[compared] = values

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from backends.base import Backend
-from sweep.config import CONF, ROOT, build
+from sweep.config import ROOT, build
+from sweep.options import ConfigPath, load_option
 
 DOCUMENT = ROOT / "docs" / "backends.md"
 BEGIN, END = "<!-- table: python -m backends docs -->", "<!-- end of table -->"
@@ -25,13 +24,13 @@ HEADINGS = (
 
 def configured(name: str) -> Backend:
     """The backend of conf/backend/<name>.yaml."""
-    backend = build(yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), "backend")
+    backend = build(load_option("backend", name), "backend")
     assert isinstance(backend, Backend)
     return backend
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in (CONF / "backend").glob("*.yaml"))
+    return ConfigPath().choices("backend")
 
 
 def cells(name: str) -> tuple[str, ...]:

@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from backends.base import EnvironmentChoice
 from backends.prepare import environments as environments
-from sweep.config import CONF, ROOT, build, cache_directory
+from sweep.config import ROOT, build, cache_directory
 from sweep.disk.run_files import read_trials
+from sweep.options import load_option
 
 SEQUENCES = (2, 4)  # max-num-seqs: one launch each
 CONCURRENCY = (1, 2, 4)
@@ -75,7 +74,7 @@ def theirs(python: str, model: Path, requests: int, runs: int, folder: Path) -> 
 
 
 def ours(requests: int, runs: int, folder: Path) -> dict[str, Any]:
-    """The same by us."""
+    """The same measures of our own command."""
     axes = {"backend.flags.max-num-seqs": SEQUENCES, "load.concurrency": CONCURRENCY}
     command = [
         *(sys.executable, "-m", "sweep", "backend=vllm", "model=tiny-llama", "workload=synthetic", "load=closed"),
@@ -116,15 +115,15 @@ def main(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     cache = cache_directory(None)
     environment = environments.prepare(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print)
-    model: Any = build(yaml.safe_load((CONF / "model" / "tiny-llama.yaml").read_text()), "model")
+    model: Any = build(load_option("model", "tiny-llama"), "model")
     folder_of_model = model.prepare(cache, print)
     with tempfile.TemporaryDirectory() as name:
-        found = {"ours": ours(chosen.requests, chosen.runs, Path(name))}
-        print(json.dumps(found))
-        found["theirs"] = theirs(environment.python, folder_of_model, chosen.requests, chosen.runs, Path(name))
-    ratio = found["theirs"]["wall_seconds"] / found["ours"]["wall_seconds"]
+        results = {"ours": ours(chosen.requests, chosen.runs, Path(name))}
+        print(json.dumps(results))
+        results["theirs"] = theirs(environment.python, folder_of_model, chosen.requests, chosen.runs, Path(name))
+    ratio = results["theirs"]["wall_seconds"] / results["ours"]["wall_seconds"]
     print(
-        json.dumps(found | {"points": len(SEQUENCES) * len(CONCURRENCY) * chosen.runs, "their_time_over_ours": ratio})
+        json.dumps(results | {"points": len(SEQUENCES) * len(CONCURRENCY) * chosen.runs, "their_time_over_ours": ratio})
     )
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from sweep.config import ConfigError, Halted
-from sweep.plan.compose import group_choices
+from sweep.options import ConfigPath
 from sweep.run import run
 
 USAGE = """\
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 def _usage() -> str:
     plurals = {"experiment", "backend", "model", "workload", "load", "cluster"}
     groups = (*plurals, "hardware", "tracking")
-    names = {f"{group}s" if group in plurals else group: ", ".join(group_choices(group)) for group in groups}
+    options = ConfigPath.of_user()
+    names = {f"{group}s" if group in plurals else group: ", ".join(options.choices(group)) for group in groups}
     return USAGE.format(**names)
 
 

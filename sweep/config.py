@@ -5,16 +5,17 @@ value and what is allowed.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import json
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -63,7 +64,14 @@ class Hardware(Strict):
     matches: tuple[str, ...] = ()  # names that NVML gives such a GPU, for hardware=auto
     price_per_hour: PositiveFloat | None = None  # USD per accelerator (per machine on a CPU); None: no cost is printed
     price_source: str | None = None
-    assumed: bool = False  # picked by hardware=auto: true of engines launched here, not of an endpoint somewhere else
+
+    assumed: ClassVar[bool] = False  # picked by hardware=auto (FoundHardware)
+
+
+class FoundHardware(Hardware):
+    """The profile that hardware=auto picked: that of engines launched here, not of an endpoint somewhere else."""
+
+    assumed: ClassVar[bool] = True
 
 
 class Simulated(Strict):
@@ -240,7 +248,8 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
     if first["type"] in UNKNOWN_KEY:
         keys = _keys_at(kind, first["loc"][:-1])
-        return f"{where}={first['input']!r}: unknown key" + (f"; allowed: {', '.join(sorted(keys))}" if keys else "")
+        name = where.rpartition(".")[2]
+        return f"{where}={first['input']!r}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
     if first["type"] == "missing":
         return f"{where}: required, but not given"
     # Of a key that takes one of several kinds there is an error for each.
@@ -265,6 +274,18 @@ def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
     return [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
-def one_of(key: str, value: object, allowed: Sequence[str]) -> ConfigError:
+def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
     """The ConfigError for a value that is none of those allowed."""
-    return ConfigError(f"{key}={value}: unknown; allowed: {', '.join(sorted(allowed))}")
+    return ConfigError(f"{key}={value}: unknown; {did_you_mean(value, allowed)}")
+
+
+def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] = ()) -> str:
+    """What is allowed, for an error message, after the name among it (and `also`) that is nearest to a mistaken one."""
+    names = sorted(str(name) for name in allowed)
+    name = nearest(value, [*names, *also])
+    return (f"did you mean {name}? " if name else "") + f"allowed: {', '.join(names)}"
+
+
+def nearest(value: object, names: Iterable[str]) -> str | None:
+    """The name that a mistaken one was probably meant to be; None if none is near."""
+    return next(iter(difflib.get_close_matches(str(value), list(names), 1, cutoff=0.75)), None)

@@ -1,5 +1,6 @@
 """One run of the command, from its arguments to the report: compose, plan, check, run, report."""
 
+import functools
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -10,36 +11,42 @@ from sweep.config import ConfigError, Settings
 from sweep.disk import object_store
 from sweep.disk.ledger import Ledger, sole_driver
 from sweep.disk.run_files import RunPaths, write_plan
-from sweep.drive.driver import Driver, Executor, exit_status
+from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.inline_executor import InlineExecutor
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.preflight import check_ports, find_hardware, find_nodes, ray_schedule, surroundings
 from sweep.drive.progress import Display
+from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
-from sweep.plan.estimate import History, estimate
+from sweep.plan.estimate import History
 from sweep.plan.packing import Node
-from sweep.plan.pending import todo
+from sweep.plan.pending import PendingWork, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
 from sweep.plan.show import make_console, print_details, print_plan
+from sweep.records import Outcome
 from sweep.wording import count
 
 
-def run(arguments: Sequence[str]) -> int:
-    """From the command line to the report.
+def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
+    """Run the command line, from its arguments to the report; return the exit status.
+
+    `config_dirs` are folders with options of the user's own.
 
     Raises:
         ConfigError: for bad input, before anything is launched.
     """
-    composition = compose_run(arguments, find_hardware)
+    options = ConfigPath.of_user(config_dirs)
+    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options)
     settings = composition.settings
     nodes = find_nodes(settings)
-    plan = make_plan(composition, surroundings(settings, nodes))
+    plan = make_plan(composition, surroundings(settings, nodes, options))
     paths = RunPaths(results_folder(settings))
     console = make_console()
     check_out(paths.out)
     if settings.dry_run:
-        print_plan(console, plan, ledger_to_read(settings, paths), History.beside(paths.out), nodes, details=True)
+        pending = find_pending(plan, ledger_to_read(settings, paths), History.beside(paths.out), nodes)
+        print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
             print_details(console, plan)
         return 0
@@ -50,7 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
-    command = shlex.join(["python", "-m", "sweep", *arguments])
+    folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
+    command = shlex.join(["python", "-m", "sweep", *folders, *arguments])
     with sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)
@@ -67,47 +75,47 @@ def _run_locked(
     mirror: object_store.Mirror | None = None,
 ) -> int:
     ledger = Ledger(paths.ledger)
-    history = History.beside(paths.out)
+    pending = find_pending(plan, ledger, History.beside(paths.out), nodes)
     paths.clear_staging()
-    planned = paths.plan.read_bytes() if paths.plan.exists() else b""
-    print_plan(console, plan, ledger, history, nodes, details=False)  # this may refuse it
+    old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
+    print_plan(console, plan, pending, nodes, details=False)
     write_plan(paths, plan.entries(command))
-    driver = _drive(plan, paths, ledger, history, nodes, console)
+    result = _drive(plan, pending, paths, ledger, nodes, console)
     if mirror is not None:
         mirror.fetch_trials()
-    changed = driver.rewritten or paths.plan.read_bytes() != planned
+    changed = result.table_changed or paths.plan.read_bytes() != old_plan
     _report(plan.settings, paths, console, rebuild=changed or _is_stale(paths))
-    if driver.interrupts:
-        done = sum(1 for trial in plan.trials if trial.trial_id in ledger.rows)
-        console.print(
-            f"interrupted: {done} of {len(plan.trials)} trials have a row; the same command goes on from here"
-        )
-    elif driver.left:
-        console.print(f"deadline: {count(driver.left, 'trial')} left; the same command goes on from here")
+    remedy = "run the same command again to continue"
+    if result.interrupted:
+        with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
+        console.print(f"interrupted: {with_row} of {count(len(plan.trials), 'trial')} finished; {remedy}")
+    elif result.unfinished:
+        console.print(f"deadline: {count(result.unfinished, 'trial')} not finished; {remedy}")
     ledger.close()
-    return exit_status(plan, ledger, interrupted=driver.interrupts > 0, left=driver.left)
+    return exit_status(plan, ledger, result.interrupted, result.unfinished)
 
 
 def _drive(
-    plan: Plan, paths: RunPaths, ledger: Ledger, history: History, nodes: Sequence[Node], console: Console
-) -> Driver:
-    """Run what is left of a plan; the driver, for how it ended."""
-    left = todo(plan, ledger)
-    done = len(plan.trials) - sum(len(deployment.trials) for deployment in left)
-    expected = estimate(plan, left, history, nodes).seconds
-    anything_runs = any(not deployment.unavailable for deployment in left)
-    tracker = _tracker(plan.settings, paths) if left else None
+    plan: Plan, pending: PendingWork, paths: RunPaths, ledger: Ledger, nodes: Sequence[Node], console: Console
+) -> RunResult:
+    tracker = _tracker(plan.settings, paths) if pending.deployments else None
     try:
         with (
-            Display(len(plan.trials), done, expected, console) as display,
-            _executor(plan.settings, nodes) if anything_runs else InlineExecutor() as executor,
+            Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
+            _executor(plan.settings, nodes) if pending.runnable else InlineExecutor() as executor,
         ):
-            driver = Driver(plan, paths, ledger, executor, display, tracker, history)
-            driver.run()
+            return Driver(plan, pending, paths, ledger, executor, display, tracker).run()
     finally:
         if tracker is not None:
             tracker.close()
-    return driver
+
+
+def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int = 0) -> int:
+    """Return 0; 1 when a trial of the plan failed, or the deadline left some; 130 when interrupted."""
+    if interrupted:
+        return 130
+    outcomes = [ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows]
+    return 1 if unfinished or any(Outcome(outcome).failed for outcome in outcomes) else 0
 
 
 def _is_stale(paths: RunPaths) -> bool:
@@ -116,7 +124,7 @@ def _is_stale(paths: RunPaths) -> bool:
 
 
 def _report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool) -> None:
-    """Tables, figures and report from what is on disk; they are not rebuilt when nothing has changed."""
+    """Print the summary of the results on disk; rebuild tables, figures and report if they changed."""
     import analysis
 
     results = analysis.open_results(paths.out)

@@ -55,14 +55,14 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
         folder = Path(name)
         with _serving(itl, folder / "log", server_cpus) as url:
             target = Target(url, "simulated", ignore_eos=True)
-            seen = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
-        ttft, gaps = _errors(seen, read_log(folder / "log"))
-    speed = sum(seen.records.output_tokens) / (max(_ends(seen)) - min(seen.records.sent))
-    return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(seen.report, seen.records), seen)
+            result = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
+        ttft, gaps = _errors(result, read_log(folder / "log"))
+    speed = sum(result.records.output_tokens) / (max(_ends(result)) - min(result.records.sent))
+    return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(result.report, result.records), result)
 
 
 def describe(finding: Finding) -> str:
-    """The finding in words, with the remedy where there is need of one."""
+    """The finding as text, with a remedy where one is needed."""
     report = finding.measurement.report
     ttft, itl = finding.ttft_error_p99 * 1e3, finding.itl_error_p99 * 1e3
     lines = [
@@ -115,22 +115,22 @@ def _serving(itl: float, log: Path, cpus: set[int]) -> Iterator[str]:
         process.wait()
 
 
-def _errors(seen: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[list[float], list[float]]:
+def _errors(result: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[list[float], list[float]]:
     """Absolute errors of every TTFT (from the send) and of every gap between tokens, s."""
     ttft, gaps = [], []
-    for record in seen.records:
+    for record in result.records:
         if record.error is None:
             truth = truths[record.request_id, 0]
             ttft.append(abs(record.chunk_us[0] / 1e6 - (truth.writes[0] - truth.arrival) / 1e9))
             both = zip(pairwise(record.chunk_us), pairwise(truth.writes), strict=False)
             gaps += [abs((b - a) / 1e6 - (d - c) / 1e9) for (a, b), (c, d) in both]
     if not ttft:
-        raise RuntimeError(f"no request succeeded: {seen.records.error[0]}")
+        raise RuntimeError(f"no request succeeded: {result.records.error[0]}")
     return ttft, gaps
 
 
-def _ends(seen: Measurement) -> list[float]:
-    return [record.sent + record.chunk_us[-1] / 1e6 for record in seen.records if record.error is None]
+def _ends(result: Measurement) -> list[float]:
+    return [record.sent + record.chunk_us[-1] / 1e6 for record in result.records if record.error is None]
 
 
 def _p99(values: list[float]) -> float:

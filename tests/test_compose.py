@@ -4,14 +4,17 @@ import time
 
 import pytest
 
-from sweep.config import ConfigError
-from sweep.plan.compose import compose_run, expand, parse_command_line
-
-PLAN = {"grid": {}, "zip": [], "ladder": [], "when": {}, "exclude": [], "chosen": {}}
+from sweep.config import CONF, ConfigError, build
+from sweep.drive.preflight import surroundings
+from sweep.options import ConfigPath
+from sweep.plan.axes import PlanSpec
+from sweep.plan.command_line import parse_command_line
+from sweep.plan.compose import compose_run
+from sweep.plan.planning import make_plan
 
 
 def points(**keys):
-    return list(expand(**{**PLAN, **keys}))
+    return list(PlanSpec(**keys).expand(chosen={}))
 
 
 def composed(*arguments, hardware="cpu"):
@@ -232,8 +235,8 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("zip={wrkload.input_tokens: [1, 2]}", "zip.wrkload.input_tokens: an axis is a key of backend,"),
         ("exclude=[{batch_size: 4}]", "exclude.batch_size: an axis is a key of backend,"),
         ("when={load.batch_size: {bakend: vllm}}", "when.load.batch_size.bakend: an axis is a key of backend,"),
-        ("exclude=[{backend.nope: 1}]", "backend.nope=1: no axis of this plan; allowed are backend, load,"),
-        ("when={load.batch_size: {load.rate: 1}}", "load.rate=1: no axis of this plan; allowed are backend, load,"),
+        ("exclude=[{backend.nope: 1}]", "backend.nope=1: no axis of this plan; allowed: backend, load,"),
+        ("when={load.batch_size: {load.rate: 1}}", "load.rate=1: no axis of this plan; allowed: backend, load,"),
         ("without_gpu={grid: 3}", "without_gpu.grid=3: allowed is {axis: values}"),
         ("replicates=1000000", "replicates=1000000: input should be less than or equal to 10000"),
         ("name=../x", "name='../x': string should match"),
@@ -244,7 +247,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
         (
             "cluster.simulate={nods: 2}",
-            "cluster.simulate.nods=2: unknown key; allowed: accelerator, cpus, gpus, nodes,",
+            "cluster.simulate.nods=2: unknown key; did you mean nodes? allowed: accelerator, cpus, gpus, nodes,",
         ),
         ("--dry-run", "--dry-run: no such option; allowed are --help and key=value (dry_run=true)"),
     ],
@@ -264,7 +267,10 @@ def test_ladder_steps_may_be_excluded_and_conditions_may_speak_of_them():
 @pytest.mark.parametrize(
     ("baseline", "said"),
     [
-        ("{backend: transfromers}", "baseline.backend=transfromers: unknown; allowed: tgi, transformers, vllm"),
+        (
+            "{backend: transfromers}",
+            "baseline.backend=transfromers: unknown; did you mean transformers? allowed: tgi, transformers, vllm",
+        ),
         ("{load.batch_size: 3}", "baseline.load.batch_size=3: unknown; allowed: 1, 2"),
     ],
 )
@@ -287,3 +293,120 @@ def test_ten_thousand_points_are_expanded_in_seconds():
     composition = composed("backend=vllm", "workload.num_requests=range(1,101)", "load.batch_size=range(1,101)")
     assert len(composition.points) == 10_000
     assert time.process_time() - began < 20  # a guard against composing each point (15 min); benchmarks/ has the figure
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("backend=vlm", "backend=vlm: unknown; did you mean vllm? allowed: ctranslate2,"),
+        ("model=tiny-lama", "model=tiny-lama: unknown; did you mean tiny-llama?"),
+        ("replicats=3", "key=replicats: unknown; did you mean replicates? allowed: agreement,"),
+        ("batch_size=4", "key=batch_size: unknown; did you mean load.batch_size? allowed: agreement,"),
+        ("lod.batch_size=4", "key=lod.batch_size: unknown; did you mean load.batch_size?"),
+        ("exclude=[{load.batch_size: 3}]", "load.batch_size=3: unknown; allowed: 1, 2"),
+    ],
+)
+def test_the_nearest_name_is_suggested(typed, message):
+    composition = composed("backend=vllm")
+    here = surroundings(composition.settings, ())
+    with pytest.raises(ConfigError) as error:
+        make_plan(composed("backend=vllm", "model=tiny-llama", "load.batch_size=1,2", typed), here)
+    assert str(error.value).startswith(message)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """experiment(text, *arguments): the composition of an experiment in a folder of the user's own."""
+    folder = tmp_path / "mine"
+
+    def run(text, *arguments, hardware="cpu", **files):
+        for name, content in {"experiment/my": f"# @package _global_\nname: my\n{text}", **files}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.yaml").write_text(content)
+        line = ["+experiment=my", "cluster=inline", "tracking=none", *arguments]
+        return compose_run(line, lambda cluster: hardware, ConfigPath.of_user([str(folder)]))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("replicats: 3", "experiment=my: replicats=3: unknown key; did you mean replicates? allowed: agreement,"),
+        ('deadlin: "08:00"', "experiment=my: deadlin=08:00: unknown key; did you mean deadline?"),
+        ("gird: {load.batch_size: [1, 2]}", "experiment=my: gird={load.batch_size: [1, 2]}: unknown key; did you mean"),
+        ("max_faild: 0.0", "experiment=my: max_faild=0.0: unknown key; did you mean max_failed?"),
+        ("load: {batchsize: 3}", "load.batchsize=3: unknown key; did you mean batch_size?"),
+        ("client: {timeouts: {conect: 3}}", "client.timeouts.conect=3: unknown key; did you mean connect?"),
+        ("defaults: [override /modle: small-llama]", "experiment=my: In 'experiment/my': Could not override 'modle'"),
+        ("defaults: [/environment: cpu]", "experiment=my: environment={"),
+        ("grid: {bakend: [vllm]}", "grid.bakend: an axis is a key of backend,"),
+        ("grid: {load.batchsize: [1]}", "load.batchsize=1: unknown key; did you mean batch_size?"),
+        ("without_gpu: {replicats: 1}", "without_gpu=replicats: unknown; did you mean replicates?"),
+        ("without_gpu: {grid: {lod.batch_size: [1]}}", "without_gpu.grid.lod.batch_size: an axis is a key of backend,"),
+        ("without_gpu: {without_gpu: {}}", "without_gpu=without_gpu: unknown; allowed: "),
+        ("without_gpu: {zip: 3}", "without_gpu.zip=3: allowed is {axis: values}, or a list of those"),
+        ("when: {load.batch_sise: {load: b}}\ngrid: {load.batch_size: [1]}", "when.load.batch_sise: no axis of this"),
+        ("exclude: [{backend: vlm}]", "backend=vlm: unknown; did you mean vllm?"),
+        ("exclude: [{load.rate: 3}]", "load.rate=3: no axis of this plan; "),
+        ("backend: vllm", "experiment=my: backend=vllm: choose an option under defaults, `- override /backend: NAME`"),
+        ("hardware: {prise: 3}", "hardware.prise=3: unknown key; allowed: accelerator,"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("hardware", ["cpu", "l4"])
+def test_what_an_experiment_writes_is_used_or_refused(experiment, text, message, hardware):
+    with pytest.raises(ConfigError) as error:
+        build(experiment(text, hardware=hardware).points[0]["load"], "load")
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_the_hardware_of_an_experiment_is_added_to_the_profile_found(experiment):
+    hardware = experiment("hardware: {price_per_hour: 1.5}", hardware="l4").settings.hardware
+    assert (hardware.accelerator, hardware.price_per_hour, hardware.assumed) == ("L4", 1.5, False)
+    assert experiment("", hardware="l4").settings.hardware.assumed
+
+
+def test_what_was_replaced_is_said_without_python(experiment):
+    text = "zip: {load.batch_size: [1, 2]}\nwithout_gpu: {zip: {load.batch_size: [4]}, slo: {ttft: 1.0}}"
+    assert experiment(text).replaced == [
+        "zip: {load.batch_size: [4]} instead of {load.batch_size: [1, 2]}",
+        "slo: {ttft: 1.0} instead of nothing",
+    ]
+
+
+def test_options_of_the_user_add_to_ours_and_override_them(experiment):
+    composition = experiment(
+        "defaults: [{override /model: wide}, {override /backend: simulated}]\ngrid: {load: [batch, two]}",
+        **{
+            "model/wide": "defaults: [tiny-llama, _self_]\nname: wide\narchitecture: {hidden_size: 512}",
+            "load/two": "defaults: [batch, _self_]\nname: two\nbatch_size: 2",
+            "hardware/l4": "name: l4\nplatform: cuda\naccelerator: L4\nprice_per_hour: 9.5",
+        },
+        hardware="l4",
+    )
+    first, second = composition.points
+    assert (first["model"]["architecture"]["hidden_size"], first["model"]["architecture"]["vocab_size"]) == (512, 4096)
+    assert (first["load"]["batch_size"], second["load"]["batch_size"]) == (1, 2)
+    assert composition.settings.hardware.price_per_hour == 9.5
+    assert {name: path.split("/mine/")[1] for name, path in composition.origins.items()} == {
+        "experiment=my": "experiment/my.yaml",
+        "model=wide": "model/wide.yaml",
+        "load=two": "load/two.yaml",
+        "hardware=l4": "hardware/l4.yaml",
+    }
+
+
+def test_folders_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ConfigPath.of_user().folders == (CONF,)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    assert ConfigPath.of_user(["other"]).folders == (tmp_path / "other", tmp_path / "conf", CONF)
+    (tmp_path / "conf" / "config.yaml").write_text("another: program")
+    assert ConfigPath.of_user().folders == (CONF,)
+    for folder, message in (("conf", "config.yaml has no effect"), ("nope", "no such folder")):
+        with pytest.raises(ConfigError, match=message):
+            ConfigPath.of_user([folder])
+    with pytest.raises(ConfigError, match="model=nope: unknown; allowed: .*tiny-llama"):
+        ConfigPath().load("model", "nope")

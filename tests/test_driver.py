@@ -14,11 +14,14 @@ from rich.console import Console
 from sweep.config import Halted, Settings
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
-from sweep.drive.driver import Driver, exit_status, todo
+from sweep.drive.driver import Driver
 from sweep.drive.progress import Display
-from sweep.node.deployment import Finished, Lost, Placed
-from sweep.plan.packing import Node, Unbegun
+from sweep.node.deployment import Completed, Finished, Lost, NotStarted, Placed
+from sweep.plan.estimate import History
+from sweep.plan.packing import Node
+from sweep.plan.pending import find_pending, pending_deployments
 from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.run import exit_status
 
 QUIET = Console(quiet=True)
 SHORT_WAIT = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}
@@ -62,25 +65,25 @@ class Scripted:
     """Answers each submitted deployment with what the script says: outcomes in order, or a Lost."""
 
     def __init__(self, script, nodes=1):
-        self.usable = [Node(f"n{i}", 0, 8, (), f"n{i}") for i in range(nodes)]
+        self.schedulable_nodes = [Node(f"n{i}", 0, 8, (), f"n{i}") for i in range(nodes)]
         self.script = {name: deque(runs) for name, runs in script.items()}
         self.pending = deque()
         self.submitted = []
         self.in_flight_max = 0
 
-    def clear(self, marker):
-        self.cleared = marker
+    def clean_up(self, marker):
+        self.cleaned = marker
 
-    def spare(self, node_ids):
-        return bool({node.node_id for node in self.usable} - node_ids)
+    def has_nodes_besides(self, node_ids):
+        return bool({node.node_id for node in self.schedulable_nodes} - node_ids)
 
-    def observe(self, row):
+    def export_metrics(self, row):
         pass
 
-    def want(self, needs):
-        self.wanted = needs
+    def request_capacity(self, needs):
+        self.requested = needs
 
-    def stop_soon(self):
+    def drain(self):
         pass
 
     def submit(self, work, node_id):
@@ -92,23 +95,28 @@ class Scripted:
         work = self.pending.popleft()
         outcomes = self.script[work.deployment.deployment_id].popleft()
         for one, outcome in zip(work.deployment.trials, outcomes, strict=False):
-            if isinstance(outcome, Lost | Unbegun):
+            if isinstance(outcome, Lost | NotStarted):
                 yield work, outcome
                 return
             row = {"trial_id": one.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
             yield work, Finished(one, row | {"outcome": outcome})
-        yield work, None
+        yield work, Completed()
 
-    def stop_now(self):
+    def cancel(self):
         self.pending.clear()
 
 
 def drive(plan, tmp_path, executor):
     paths = RunPaths(tmp_path)
     ledger = Ledger(paths.ledger)
-    executor.driver = Driver(plan, paths, ledger, executor, Display(9, 0, None, QUIET), None)
-    executor.driver.run()
+    executor.driver = new_driver(plan, paths, ledger, executor)
+    executor.result = executor.driver.run()
     return paths, ledger
+
+
+def new_driver(plan, paths, ledger, executor):
+    pending = find_pending(plan, ledger, History([]), executor.schedulable_nodes)
+    return Driver(plan, pending, paths, ledger, executor, Display(len(plan.trials), 0, None, QUIET), None)
 
 
 def outcomes(ledger):
@@ -152,8 +160,8 @@ def test_an_error_of_ours_is_tried_a_few_times_and_leaves_its_traceback(tmp_path
 def test_the_next_run_tries_failures_again_unless_forbidden(tmp_path, retry, again):
     plan = make_plan(deployment("a", ["1", "2", "3"]), retry=retry)
     drive(plan, tmp_path, Scripted({"a": [["ok", "engine_crashed", "oom_run"]]}))
-    left = todo(plan, Ledger(tmp_path / "ledger.jsonl"))
-    assert [[t.trial_id for t in d.trials] for d in left] == ([again] if again else [])
+    pending = pending_deployments(plan, Ledger(tmp_path / "ledger.jsonl"))
+    assert [[t.trial_id for t in d.trials] for d in pending] == ([again] if again else [])
 
 
 def test_what_cannot_run_here_has_rows_without_being_submitted(tmp_path):
@@ -169,24 +177,23 @@ def test_what_cannot_run_here_has_rows_without_being_submitted(tmp_path):
 def test_a_deadline_that_leaves_trials_is_no_interruption(tmp_path):
     """Nothing more is started once it has come; what cannot run here at all is not among what is left."""
     soon = (datetime.now() + timedelta(seconds=1)).isoformat()
-    paths = RunPaths(tmp_path)
-    ledger = Ledger(paths.ledger)
     plan = make_plan(
         deployment("gpu", ["1"], unavailable="no docker"), deployment("a", ["2"]), deployment("b", ["3"]), deadline=soon
     )
-    driver = Driver(plan, paths, ledger, UntilLate({"a": [["ok"]]}), Display(3, 0, None, QUIET), None)
-    driver.run()
+    executor = UntilLate({"a": [["ok"]]})
+    _, ledger = drive(plan, tmp_path, executor)
     assert outcomes(ledger) == {"1": "unavailable", "2": "ok"}
-    assert (driver.interrupts, driver.left) == (0, 1)
-    assert exit_status(plan, ledger, interrupted=False, left=driver.left) == 1
+    result = executor.result
+    assert (result.interrupted, result.unfinished) == (False, 1)
+    assert exit_status(plan, ledger, result.interrupted, result.unfinished) == 1
 
 
 def test_a_time_of_day_that_has_come_is_not_the_next_days_for_a_while(tmp_path, monkeypatch):
     """A loop that issues the command until it ends well must end in the morning."""
     plan = make_plan(deployment("a", ["1"]), deployment("b", ["2"]), deadline="08:00")
-    monkeypatch.setattr("sweep.drive.driver.next_time", lambda text, now: now + timedelta(seconds=1))
+    monkeypatch.setattr("sweep.drive.stop_control.next_time", lambda text, now: now + timedelta(seconds=1))
     drive(plan, tmp_path, UntilLate({"a": [["ok"]]}))
-    monkeypatch.setattr("sweep.drive.driver.next_time", lambda text, now: now + timedelta(days=1))
+    monkeypatch.setattr("sweep.drive.stop_control.next_time", lambda text, now: now + timedelta(days=1))
     for _ in range(2):
         again = Scripted({})
         drive(plan, tmp_path, again)
@@ -212,20 +219,20 @@ def test_a_trial_that_awaits_its_second_try_at_the_deadline_is_not_left(tmp_path
 
     class Late(ByNode):
         def events(self):
-            if not driver.set_aside:
+            if not driver.nodes.quarantined:
                 yield from super().events()
-            else:  # a node was set aside: no second try ends in time
-                driver.deadline = time.time() - 1
+            else:  # a node was quarantined: no retry ends in time
+                driver.stop.deadline = time.time() - 1
 
     paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
     executor = Late(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
     plan = make_plan(*(deployment(name, [name]) for name in "abcdef"))
-    driver = Driver(plan, paths, ledger, executor, Display(6, 0, None, QUIET), None)
-    driver.run()
+    driver = new_driver(plan, paths, ledger, executor)
+    result = driver.run()
     failed = {name for name, outcome in outcomes(ledger).items() if outcome == "launch_failed"}
     assert len(failed) == 2, "neither had its second try"
-    assert failed.isdisjoint(driver.finished)
-    assert driver.left == 6 - len(ledger.rows) > 0
+    assert failed == set().union(*(state.reopened for state in driver.states.values()))
+    assert result.unfinished == 6 - len(ledger.rows) > 0
 
 
 def test_trials_parquet_holds_the_present_plan_only(tmp_path):
@@ -248,16 +255,16 @@ def test_what_no_node_can_hold_is_given_up_after_the_wait(tmp_path):
     _, ledger = drive(make_plan(wide, deployment("a", ["2"]), cluster=SHORT_WAIT), tmp_path, executor)
     assert outcomes(ledger) == {"1": "unavailable", "2": "ok"}
     assert "no node has more than 0" in ledger.rows["1"]["reason"]
-    assert [need.key for need in executor.wanted_once] == ["wide"], "an autoscaler was told"
+    assert [need.key for need in executor.first_request] == ["wide"], "an autoscaler was told"
 
 
 class Slow(Scripted):
     """Has nothing to say now and then, as a cluster does that waits for nodes."""
 
-    wanted_once = ()
+    first_request = ()
 
     def events(self):
-        self.wanted_once = self.wanted_once or self.wanted
+        self.first_request = self.first_request or self.requested
         if self.pending:
             yield from super().events()
         else:
@@ -269,16 +276,21 @@ class ByNode(Scripted):
 
     def __init__(self, outcome, nodes, gpus=0):
         super().__init__({}, nodes)
-        self.usable = [node._replace(gpus=gpus) for node in self.usable]
-        self.outcome, self.placed = outcome, []
+        self.schedulable_nodes = [node._replace(gpus=gpus) for node in self.schedulable_nodes]
+        self.outcome, self.placed, self.started = outcome, [], set()
 
     def submit(self, work, node_id):
         self.pending.append((work, node_id))
         self.placed.append((work.deployment.deployment_id, node_id))
 
+    def start(self, work, node_id):
+        if work.marker not in self.started:
+            self.started.add(work.marker)
+            yield work, Placed(node_id, f"host of {node_id}")
+
     def events(self):
         work, node_id = self.pending.popleft()
-        yield work, Placed(node_id, f"host of {node_id}")
+        yield from self.start(work, node_id)
         for one in work.deployment.trials:
             outcome = self.outcome(work.deployment.deployment_id, node_id)
             if isinstance(outcome, Lost):
@@ -286,10 +298,10 @@ class ByNode(Scripted):
                 return
             row = {"trial_id": one.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
             yield work, Finished(one, row | {"outcome": outcome})
-        yield work, None
+        yield work, Completed()
 
 
-def test_a_node_on_which_two_deployments_failed_is_set_aside_and_they_run_elsewhere(tmp_path):
+def test_a_node_on_which_two_deployments_failed_is_quarantined_and_they_run_elsewhere(tmp_path):
     executor = ByNode(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
     plan = make_plan(*(deployment(name, [name]) for name in "abcdef"))
     paths, ledger = drive(plan, tmp_path, executor)
@@ -307,7 +319,7 @@ def test_deployments_that_fail_everywhere_are_not_blamed_on_a_node(tmp_path):
     assert max(tried.count(name) for name in "ab") <= 2, "not on and on"
 
 
-def test_the_only_node_is_never_set_aside(tmp_path):
+def test_the_only_node_is_never_quarantined(tmp_path):
     executor = ByNode(lambda deployment, node: "launch_failed", nodes=1)
     _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abc")), tmp_path, executor)
     assert set(outcomes(ledger).values()) == {"launch_failed"}
@@ -328,7 +340,7 @@ def test_losses_are_not_blamed_on_a_node(tmp_path):
     plan = make_plan(*(replace(deployment(name, [name]), gpu_count=1) for name in "abcd"))
     _, ledger = drive(plan, tmp_path, executor)
     assert set(outcomes(ledger).values()) == {"ok"}
-    assert not executor.driver.nodes.failed
+    assert not executor.driver.nodes.failures
 
 
 def test_an_attempt_that_was_never_placed_has_no_node(tmp_path):
@@ -337,31 +349,31 @@ def test_an_attempt_that_was_never_placed_has_no_node(tmp_path):
             if len(self.submitted) == 1:
                 yield self.pending[0], Placed("n0", "n0")
             else:
-                assert driver.places == {}, "it is not where its last attempt was"
+                assert driver.states["a"].node is None, "it is not where its last attempt was"
             yield from super().events()
 
     paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
     executor = Unplaced({"a": [[Lost("node died")], ["ok"]]})
-    driver = Driver(make_plan(deployment("a", ["1"])), paths, ledger, executor, Display(1, 0, None, QUIET), None)
+    driver = new_driver(make_plan(deployment("a", ["1"])), paths, ledger, executor)
     driver.run()
     assert len(executor.submitted) == 2
 
 
-def test_what_still_runs_on_a_node_when_it_is_set_aside_is_moved_at_its_end(tmp_path):
+def test_what_still_runs_on_a_node_when_it_is_quarantined_is_moved_at_its_end(tmp_path):
     """Of two trials on the bad node the first has failed when others make the node bad: both count elsewhere."""
 
     class Slowest(ByNode):
-        """The widest deployment ends last, after the node was set aside."""
+        """The widest deployment ends last, after the node was quarantined."""
 
         def events(self):
             wide = [entry for entry in self.pending if entry[0].deployment.deployment_id == "wide"]
             others = [entry for entry in self.pending if entry[0].deployment.deployment_id != "wide"]
-            if wide and others and not driver.set_aside:
+            if wide and others and not driver.nodes.quarantined:
                 work, node_id = wide[0]
-                if work.deployment.trials[0].trial_id not in driver.finished:
+                if not driver.states["wide"].outcomes:
                     row = {"trial_id": "1", "deployment_id": "wide", "attempt": work.attempt}
                     outcome = self.outcome("wide", node_id)
-                    yield work, Placed(node_id, node_id)
+                    yield from self.start(work, node_id)
                     yield work, Finished(work.deployment.trials[0], row | {"outcome": outcome})
             self.pending = deque([*others, *wide])
             yield from super().events()
@@ -372,9 +384,9 @@ def test_what_still_runs_on_a_node_when_it_is_set_aside_is_moved_at_its_end(tmp_
     )
     paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
     executor = Slowest(lambda deployment, node: "engine_crashed" if node == "n0" else "ok", nodes=2, gpus=4)
-    driver = Driver(plan, paths, ledger, executor, Display(6, 0, None, QUIET), None)
+    driver = new_driver(plan, paths, ledger, executor)
     driver.run()
-    assert driver.set_aside == {"n0"}
+    assert driver.nodes.quarantined == {"n0"}
     assert set(outcomes(ledger).values()) == {"ok"}
     assert executor.placed.count(("wide", "n0")) == 1
     assert ("wide", "n1") in executor.placed
@@ -390,27 +402,27 @@ class Impatient(ByNode):
             yield from super().events()
 
 
-def test_a_node_that_was_set_aside_gets_what_no_other_can_hold_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweep.drive.driver.LAST_RESORT", 0.2, raising=False)
+def test_a_quarantined_node_gets_what_no_other_can_hold_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweep.drive.driver.QUARANTINE_WAIT", 0.2)
     executor = Impatient(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
-    executor.usable = [Node("n0", 4, 8, (), "n0"), Node("n1", 1, 8, (), "n1")]
+    executor.schedulable_nodes = [Node("n0", 4, 8, (), "n0"), Node("n1", 1, 8, (), "n1")]
     wide = [replace(deployment(name, [name]), gpu_count=4) for name in "abc"]
     narrow = [replace(deployment(name, [name]), gpu_count=1) for name in "uvwxyz"]
     cluster = SHORT_WAIT | {"wait_for_nodes": 5}
     _, ledger = drive(make_plan(*wide, *narrow, cluster=cluster), tmp_path, executor)
-    assert executor.driver.set_aside == {"n0"}
+    assert executor.driver.nodes.quarantined == {"n0"}
     assert outcomes(ledger) == dict.fromkeys("abc", "launch_failed") | dict.fromkeys("uvwxyz", "ok")
     assert {name for name, node in executor.placed if node == "n0"} == set("abc")
 
 
-def test_a_node_that_was_set_aside_takes_all_when_it_is_the_only_one_left(tmp_path):
+def test_a_quarantined_node_takes_all_when_it_is_the_only_one_left(tmp_path):
     """The others died: what waits would wait for ever."""
 
     class Dying(Impatient):
         def submit(self, work, node_id):
             super().submit(work, node_id)
-            if self.driver.set_aside:
-                self.usable = self.usable[:1]
+            if self.driver.nodes.quarantined:
+                self.schedulable_nodes = self.schedulable_nodes[:1]
 
     executor = Dying(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
     _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abcdef")), tmp_path, executor)
@@ -429,7 +441,7 @@ def test_a_trial_that_kills_its_worker_each_time_does_not_take_the_others_with_i
                     return
                 row = {"trial_id": one.trial_id, "deployment_id": "a", "attempt": work.attempt, "outcome": "ok"}
                 yield work, Finished(one, row)
-            yield work, None
+            yield work, Completed()
 
     plan = make_plan(deployment("a", ["poison", "2", "3"]))
     _, ledger = drive(plan, tmp_path, Poisoned({}))
@@ -437,8 +449,8 @@ def test_a_trial_that_kills_its_worker_each_time_does_not_take_the_others_with_i
 
 
 def test_a_node_that_other_jobs_keep_busy_costs_no_loss(tmp_path):
-    """It has not begun what it was given, again and again: after all that it runs."""
-    executor = Scripted({"a": [[Unbegun("n0 is busy")]] * 30 + [["ok"]]})
+    """It does not start the deployment, again and again; in the end it does."""
+    executor = Scripted({"a": [[NotStarted("n0 is busy")]] * 30 + [["ok"]]})
     _, ledger = drive(make_plan(deployment("a", ["1"])), tmp_path, executor)
     assert len(executor.submitted) == 31
     assert outcomes(ledger) == {"1": "ok"}
@@ -450,7 +462,7 @@ def test_what_no_node_begins_is_given_up_after_the_wait(tmp_path):
             time.sleep(0.05)
             yield from super().events()
 
-    executor = Busy({"a": [[Unbegun("n0 is busy")]] * 100})
+    executor = Busy({"a": [[NotStarted("n0 is busy")]] * 100})
     _, ledger = drive(make_plan(deployment("a", ["1"]), cluster=SHORT_WAIT), tmp_path, executor)
     assert 2 < len(executor.submitted) < 10
     assert outcomes(ledger) == {"1": "unavailable"}

@@ -10,6 +10,7 @@ import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments
+from sweep.options import ConfigPath
 
 
 def make_wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = ()) -> None:
@@ -155,12 +156,12 @@ def test_an_own_executable_that_is_not_there_is_named(key, tmp_path):
 
 
 def test_shipped_environments_resolve():
-    for path in environments.CONF.glob("*.yaml"):
-        assert environments.resolve(EnvironmentChoice(cpu=path.stem), "cpu").requirements
+    for name in ConfigPath().choices("environment"):
+        assert environments.resolve(EnvironmentChoice(cpu=name), "cpu").requirements
 
 
 def test_unknown_names_are_told_with_what_is_known():
-    with pytest.raises(ValueError, match=r"backend.env.cpu=nope: no such environment; known: .*cpu"):
+    with pytest.raises(ValueError, match=r"backend.env.cpu=nope: no such environment; allowed: .*cpu"):
         environments.resolve(EnvironmentChoice(cpu="nope"), "cpu")
     with pytest.raises(ValueError, match=r"backend.env.cuda names no environment"):
         environments.resolve(EnvironmentChoice(cpu="cpu"), "cuda")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from sweep import provenance
-from sweep.config import Hardware, Settings
+from sweep.config import FoundHardware, Hardware, Settings
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.node.trial import config_text
@@ -64,7 +64,7 @@ def took(history, of, hardware=HARDWARE):
 
 
 def words(the_plan, history, assumed=None):
-    return "\n".join(estimate(the_plan, the_plan.deployments, history, ONE_NODE, assumed).words)
+    return "\n".join(estimate(the_plan, the_plan.deployments, history, ONE_NODE, assumed).messages)
 
 
 def test_known_answer():
@@ -72,7 +72,7 @@ def test_known_answer():
     long, short = deployment("long", trial("1", 8)), deployment("short", trial("2", 1))
     history = History([row(long, long.trials[0], 800), row(short, short.trials[0], 300)])
     told = words(plan(long, short), history)
-    assert "15 min on 1 node with 2 GPUs, 72% busy, 0.36 GPU-hours, $1.30 ($1.80 for all of it until the end)" in told
+    assert "15 min on 1 node with 2 GPUs, 72% busy, 0.36 GPU-hours, $1.30 ($1.80 for the whole cluster)" in told
     assert "durations: from earlier runs of the same kind" in told
     assert "critical path: long m [long] (15 min); more GPUs would not shorten it" in told
 
@@ -132,7 +132,7 @@ def test_launches_are_of_the_same_flags_and_the_same_kind_of_device():
         (HARDWARE, 1, True, "L4"),
         (Hardware(name="gpu", platform="cuda"), 1, True, "NVIDIA H200"),
         (Hardware(name="cpu", platform="cpu"), 0, True, "cpu"),
-        (Hardware(name="cpu", platform="cpu", assumed=True), 0, False, None),
+        (FoundHardware(name="cpu", platform="cpu"), 0, False, None),
     ],
     ids=["profile", "NVML", "CPU", "endpoint"],
 )
@@ -150,7 +150,7 @@ def test_what_is_not_known_is_said_and_never_guessed():
     one = deployment("a", trial("1", 8), trial("2", 4))
     history = History([row(one, one.trials[0], 60)])
     told = estimate(plan(one), [one], history, ONE_NODE)
-    assert told.words == ["duration and cost unknown (1 trial of a kind that has not come out ok yet)"]
+    assert told.messages == ["duration and cost unknown (no earlier successful run of 1 trial to estimate from)"]
     assert told.seconds is None
 
 
@@ -158,7 +158,7 @@ def test_an_assumption_is_stated():
     one = deployment("a", trial("1", 8), trial("2", 4))
     told = words(plan(one), History([]), Assumed(90, 60))
     assert "4 min on 1 node" in told
-    assert "assumed 90 s for each of 2 trials; assumed 60 s for each of 1 launches" in told
+    assert "90 s assumed for each of 2 trials; 60 s assumed for each of 1 launches" in told
     assert "earlier runs" not in told
 
 
@@ -166,7 +166,7 @@ def test_an_assumption_is_stated():
 def test_without_a_node_there_is_no_duration(nodes):
     one = deployment("a", trial("1", 8))
     told = estimate(plan(one), [one], History([row(one, one.trials[0], 60)]), nodes)
-    assert told.words == ["duration unknown: no node could run it now"]
+    assert told.messages == ["duration unknown: no node can run it now"]
     assert told.seconds is None
 
 
@@ -183,8 +183,8 @@ def test_an_endpoint_does_not_cost_what_this_machine_does():
     endpoint = replace(one, backend=SimpleNamespace(name="openai", launches=False))
     the_plan = plan(endpoint)
     settings = the_plan.settings
-    assumed = settings.model_copy(update={"hardware": settings.hardware.model_copy(update={"assumed": True})})
+    assumed = settings.model_copy(update={"hardware": FoundHardware(**settings.hardware.model_dump())})
     assert "$" in words(the_plan, History([]), Assumed(90, 60))  # a profile that the user named
     told = words(replace(the_plan, settings=assumed), History([]), Assumed(90, 60))
-    assert "no price, no cost" in told
+    assert "no price set" in told
     assert "$" not in told

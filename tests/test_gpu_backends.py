@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import yaml
 
 from backends.base import Backend, Host, Launch
 from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, LibrarySettings, PromptRow
 from sweep.config import CONF, ConfigError, build
 from sweep.node.telemetry import EngineMetrics
+from sweep.options import load_option
 
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"nvcc"}))
 NAMES = ["sglang", "lmdeploy", "tensorrt_llm", "exllama"]
 
 
 def configured(name: str, **more: object) -> Backend:
-    backend = build({**yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), **more}, "backend")
+    backend = build({**load_option("backend", name), **more}, "backend")
     assert isinstance(backend, Backend)
     return backend
 

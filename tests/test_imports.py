@@ -7,11 +7,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis")
-BASIS = {"sweep.config", "sweep.records", "sweep.provenance", "sweep.wording", "sweep.labels"}
+BASIS = {"sweep.config", "sweep.options", "sweep.records", "sweep.provenance", "sweep.wording", "sweep.labels"}
 MAY_IMPORT: dict[str, set[str]] = {
     # Data types and settings: everybody's.
     "sweep.records": set(),
     "sweep.config": set(),
+    "sweep.options": {"sweep.config"},  # everybody's: engines look up their environments, planning its points
     "sweep.wording": set(),
     "sweep.labels": set(),
     "sweep.provenance": {"sweep.config", "backends.base"},  # what a host is, is said there

@@ -1,14 +1,13 @@
 """The command: errors at the door, what dry_run prints, and that it starts nothing."""
 
 import os
-import shutil
 import socket
 
 import pytest
 
 from sweep.__main__ import main
-from sweep.config import CONF, ROOT
-from sweep.plan.compose import group_choices
+from sweep.config import ROOT
+from sweep.options import ConfigPath
 
 INLINE = ["cluster=inline", "tracking=none"]
 SMALL = ["backend=transformers", "model=tiny-llama", "workload=qa", "workload.num_requests=2"]
@@ -112,7 +111,7 @@ def test_help_names_what_there_is(capsys):
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
-@pytest.mark.parametrize("experiment", group_choices("experiment"))
+@pytest.mark.parametrize("experiment", ConfigPath().choices("experiment"))
 def test_every_experiment_has_a_plan_in_both_forms(capsys, out, monkeypatch, experiment, hardware):
     monkeypatch.setattr("sweep.inputs.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
     assert main([f"+experiment={experiment}", *INLINE, "dry_run=true", f"hardware={hardware}", f"out={out}"]) == 0
@@ -124,10 +123,10 @@ def test_every_experiment_has_a_plan_in_both_forms(capsys, out, monkeypatch, exp
 
 def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
     text = (ROOT / "docs" / "experiments.md").read_text()
-    conf = tmp_path / "conf"
-    shutil.copytree(CONF, conf)
-    (conf / "experiment" / "my_study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
-    monkeypatch.setattr("sweep.plan.compose.CONF", conf)
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "my_study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sweep.inputs.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
     # Its zipped lengths are those of synthetic prompts.
     line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
@@ -24,6 +23,7 @@ from sweep.inputs import hub as hub_module
 from sweep.inputs.model import HubModel, Model, PathModel, RandomModel, ServedModel
 from sweep.inputs.random_weights import LOOKBACKS, Architecture, Circuit, Vocabulary, encode, lookbacks, shapes, write
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
+from sweep.options import load_option
 
 NUMBERS: dict[str, Any] = {
     "hidden_size": 128,
@@ -59,13 +59,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_configuration_is_a_model(name: str) -> None:
-    configured: Any = build(yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()), "model")
+    configured: Any = build(load_option("model", name), "model")
     configured.check()
     assert configured.name == name
 
 
 def test_parameters_are_counted() -> None:
-    numbers = yaml.safe_load((CONF / "model" / "random-llama-2-7b.yaml").read_text())["architecture"]
+    numbers = load_option("model", "random-llama-2-7b")["architecture"]
     assert Architecture(**numbers).parameters == 6_738_415_616  # as Meta's own file has
 
 

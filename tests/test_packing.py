@@ -26,9 +26,9 @@ def test_most_gpu_seconds_first_and_more_gpus_where_nothing_tells_them_apart():
 def test_what_does_not_fit_lets_smaller_ones_pass():
     packer = Packer([need("a", 3, 10), need("b", 3, 9), need("c", 1, 1)])
     assert packer.start([node("n", 4)]) == [Start("a", "n"), Start("c", "n")]
-    packer.ended("c")
+    packer.release("c")
     assert packer.start([node("n", 4)]) == []
-    packer.ended("a")
+    packer.release("a")
     assert packer.start([node("n", 4)]) == [Start("b", "n")]
 
 
@@ -47,7 +47,7 @@ def test_without_gpus_a_deployment_has_its_node_to_itself():
     packer = Packer([need(name, 0) for name in "abc"])
     first = packer.start([node("x", 0), node("y", 0)])
     assert {start.node_id for start in first} == {"x", "y"}
-    packer.ended(first[0].key)
+    packer.release(first[0].key)
     assert [start.node_id for start in packer.start([node("x", 0), node("y", 0)])] == [first[0].node_id]
 
 
@@ -59,8 +59,8 @@ def test_cpu_work_leaves_gpu_nodes_alone_where_there_are_others():
 def test_what_was_lost_comes_first():
     packer = Packer([need("big", 1, 100), need("small", 1, 1)])
     assert packer.start([node("n", 1)]) == [Start("big", "n")]
-    packer.ended("big")
-    packer.put_back(need("big", 1, 0.1))
+    packer.release("big")
+    packer.requeue("big")
     assert packer.start([node("n", 1)]) == [Start("big", "n")]
 
 
@@ -76,7 +76,7 @@ def test_what_can_never_run_says_why_and_what_to_do(wanted, word):
     nodes = [node("x", 4), node("y", 0)]
     assert word in infeasible(wanted, nodes)
     packer = Packer([wanted, need("b", 4)])
-    assert packer.stranded(nodes) == [wanted]
+    assert packer.unschedulable(nodes) == [wanted]
     packer.drop([wanted])
     assert [start.key for start in packer.start(nodes)] == ["b"]
     assert len(packer) == 0
@@ -90,9 +90,9 @@ def test_a_kind_that_has_no_node_is_asked_for_first():
     """However far behind many others: without a node of its kind it would wait until it is given up."""
     packer = Packer([*(need(f"long{i}", 1, 500) for i in range(40)), need("short", 4, 1), need("shorter", 4, 0.5)])
     nodes = [node("l4", 1)]
-    assert [one.key for one in packer.ahead(nodes)][:2] == ["short", "long0"]
-    assert len(packer.ahead(nodes)) == 32
-    assert packer.ahead([node("x", 4)])[0].key == "long0"
+    assert [one.key for one in packer.next_needs(nodes)][:2] == ["short", "long0"]
+    assert len(packer.next_needs(nodes)) == 32
+    assert packer.next_needs([node("x", 4)])[0].key == "long0"
 
 
 def test_no_gpu_is_used_twice_and_none_idles_while_something_fits():
@@ -119,7 +119,7 @@ def test_no_gpu_is_used_twice_and_none_idles_while_something_fits():
                 assert wanted.gpus > free or (wanted.accelerator and wanted.accelerator not in one.accelerators)
         gone = shuffle.choice(sorted(running))
         del running[gone]
-        packer.ended(gone)
+        packer.release(gone)
 
 
 @pytest.mark.parametrize("seed", range(5))

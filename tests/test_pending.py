@@ -11,7 +11,7 @@ from backends import base
 from sweep.config import ConfigError
 from sweep.disk.ledger import Ledger
 from sweep.plan.compose import compose_run
-from sweep.plan.pending import content_digests, reasons, todo, unresolved
+from sweep.plan.pending import content_digests, pending_deployments, reasons, unresolved
 from sweep.plan.planning import Surroundings, make_plan
 
 
@@ -67,11 +67,11 @@ def ledger(planned, tmp_path):
 
 
 def why(plan, ledger):
-    return Counter(reasons(plan, todo(plan, ledger), ledger).values())
+    return Counter(reasons(plan, pending_deployments(plan, ledger), ledger).values())
 
 
 def test_the_same_command_has_nothing_to_do(planned, ledger):
-    assert not todo(planned(), ledger)
+    assert not pending_deployments(planned(), ledger)
 
 
 def test_one_engine_flag(planned, ledger):
@@ -96,7 +96,7 @@ def test_the_host_of_a_library(planned, ledger, monkeypatch, tmp_path):
     host = shutil.copytree(base.HOST, tmp_path / "host")
     monkeypatch.setattr(base, "HOST", host)
     (host / "libraries" / "exllama_library.py").write_text("# another library's\n")
-    assert not todo(planned(), ledger)
+    assert not pending_deployments(planned(), ledger)
     (host / "batches.py").write_text((host / "batches.py").read_text() + "# slower\n")
     assert why(planned(), ledger) == {"changed: the content of its backend": 2}
 
@@ -116,9 +116,9 @@ def test_a_commit_that_no_hub_tells_is_not_taken_for_another_model(planned, ledg
 
     for done in ledger.rows.values():
         done["digests"] = json.dumps({"model": f"org/model@{'a' * 40}"})
-    assert todo(unresolved("org/other"), ledger) == []
-    with pytest.raises(ConfigError, match=r"^model: no hub says which commit org/model@main is, and there are results"):
-        todo(unresolved("org/model"), ledger)
+    assert pending_deployments(unresolved("org/other"), ledger) == []
+    with pytest.raises(ConfigError, match=r"^model: no hub resolves org/model@main to a commit, and there are results"):
+        pending_deployments(unresolved("org/model"), ledger)
 
 
 def test_a_value_more_on_an_axis_is_new(planned, ledger):

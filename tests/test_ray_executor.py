@@ -9,8 +9,8 @@ from ray.exceptions import RayTaskError
 from sweep.config import ROOT, Cluster, Halted
 from sweep.disk.run_files import RunPaths
 from sweep.drive import ray_executor
-from sweep.node.deployment import Beat, DiskFull, Lost, Placed, State
-from sweep.plan.packing import Need, Node, Unbegun
+from sweep.node.deployment import Beat, DiskFull, Lost, NotStarted, Placed, State
+from sweep.plan.packing import Need, Node
 
 
 class Stream:
@@ -64,17 +64,17 @@ def executor(monkeypatch, clock):
     monkeypatch.setattr(ray_executor, "ray", FakeRay())
     executor = ray_executor.RayExecutor(Cluster(name="ray", kind="ray"))
     executor.nodes = [Node(name, 4, 16, ("L4",), name) for name in ("n0", "n1")]
-    executor.known = {node.node_id: node for node in executor.nodes}
+    executor.all_nodes = {node.node_id: node for node in executor.nodes}
     executor.ports = {"n0": 1, "n1": 1}
-    monkeypatch.setattr(executor, "_clear_on", lambda node_ids, marker: None)
+    monkeypatch.setattr(executor, "_clean_up_nodes", lambda node_ids, marker: None)
     return executor
 
 
 def start(executor, node_id, *said, place=None, out="out"):
     stream = Stream(*said)
-    node = executor.known[node_id]
+    node = executor.all_nodes[node_id]
     work = SimpleNamespace(marker="m", out=str(out))
-    executor.streams[stream] = ray_executor._Stream(work, place, ray_executor.time.monotonic(), node)
+    executor.tasks[stream] = ray_executor._RunningTask(work, place, ray_executor.time.monotonic(), node)
     return stream
 
 
@@ -94,34 +94,34 @@ def test_a_stall_of_the_driver_is_no_silence_of_a_node(executor, clock):
     for _ in executor.events():
         clock.now += ray_executor.SILENCE + 5
         healthy.said.append(Beat())
-        executor.seen = clock.now
+        executor.head_seen = clock.now
     assert list(executor.events()) == [], "both are heard now"
-    assert len(executor.streams) == 2
+    assert len(executor.tasks) == 2
 
 
 def test_a_silent_task_is_lost(executor, clock):
     start(executor, "n0", place=Placed("n0", "n0"))
-    clock.now = executor.seen = clock.now + ray_executor.SILENCE + 1
+    clock.now = executor.head_seen = clock.now + ray_executor.SILENCE + 1
     ((_, loss),) = executor.events()
     assert isinstance(loss, Lost)
-    assert [node.node_id for node in executor.usable] == ["n1"]
+    assert [node.node_id for node in executor.schedulable_nodes] == ["n1"]
 
 
 def test_a_node_that_other_jobs_keep_busy_is_left_alone_and_nothing_is_lost(executor, clock, monkeypatch):
     reachable(monkeypatch, True)
     start(executor, "n0")
-    clock.now = executor.seen = clock.now + ray_executor.SILENCE + 1
+    clock.now = executor.head_seen = clock.now + ray_executor.SILENCE + 1
     assert list(executor.events()) == [], "it may be queueing"
-    clock.now = executor.seen = clock.now + ray_executor.UNPLACED
+    clock.now = executor.head_seen = clock.now + ray_executor.START_TIMEOUT
     ((_, end),) = executor.events()
-    assert isinstance(end, Unbegun)
-    assert [node.node_id for node in executor.usable] == ["n1"], "it goes elsewhere"
+    assert isinstance(end, NotStarted)
+    assert [node.node_id for node in executor.schedulable_nodes] == ["n1"], "it goes elsewhere"
 
 
 def test_a_node_that_is_cut_off_before_it_begins_is_noticed_as_soon_as_any(executor, clock, monkeypatch):
     reachable(monkeypatch, False)
     start(executor, "n0")
-    clock.now = executor.seen = clock.now + ray_executor.SILENCE + 1
+    clock.now = executor.head_seen = clock.now + ray_executor.SILENCE + 1
     ((_, end),) = executor.events()
     assert isinstance(end, Lost)
 
@@ -136,7 +136,7 @@ def test_a_nodes_own_full_disk_is_a_loss_and_nothing_more_is_started_there(execu
     ((_, loss),) = executor.events()
     assert "No space left on device: /cache/x (on node n0)" in loss.reason
     assert loss.error is None, "not an error of ours"
-    assert [node.node_id for node in executor.usable] == ["n1"]
+    assert [node.node_id for node in executor.schedulable_nodes] == ["n1"]
 
 
 def test_full_results_or_no_other_node_end_the_sweep_and_name_the_node(executor, tmp_path, clock):
@@ -150,24 +150,24 @@ def test_full_results_or_no_other_node_end_the_sweep_and_name_the_node(executor,
 
 def test_full_nodes_are_not_waited_for_for_ever(executor, clock):
     executor.full = {"n0", "n1"}
-    clock.now = executor.seen = clock.now + executor.cluster.wait_for_nodes + 1
+    clock.now = executor.head_seen = clock.now + executor.cluster.wait_for_nodes + 1
     with pytest.raises(Halted, match="disk is not full"):
         list(executor.events())
 
 
-def test_claims_follow_what_is_wanted_by_kind(executor, clock, monkeypatch):
-    monkeypatch.setattr(executor, "_claim", lambda gpus, accelerator: f"{gpus} x {accelerator}")
+def test_placeholders_follow_the_requested_capacity_by_kind(executor, clock, monkeypatch):
+    monkeypatch.setattr(executor, "_placeholder", lambda gpus, accelerator: f"{gpus} x {accelerator}")
     executor.autoscaling = True
     narrow, wide = Need("a", 1, "L4", 1.0), Need("b", 4, "L4", 1.0)
-    executor.want([narrow, narrow])
+    executor.request_capacity([narrow, narrow])
     clock.now += ray_executor.BEAT
-    executor.want([wide, narrow])
-    assert executor.claims == {(4, "L4"): ["4 x L4"], (1, "L4"): ["1 x L4"]}
+    executor.request_capacity([wide, narrow])
+    assert executor.placeholders == {(4, "L4"): ["4 x L4"], (1, "L4"): ["1 x L4"]}
     assert ray_executor.ray.cancelled == ["1 x L4"]
     ray_executor.ray.done.add("4 x L4")  # its node has come
     clock.now += ray_executor.BEAT
-    executor.want([narrow])
-    assert executor.claims == {(4, "L4"): [], (1, "L4"): ["1 x L4"]}
+    executor.request_capacity([narrow])
+    assert executor.placeholders == {(4, "L4"): [], (1, "L4"): ["1 x L4"]}
 
 
 def test_results_are_not_sent_to_nodes_as_code(tmp_path):

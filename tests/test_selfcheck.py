@@ -1,4 +1,4 @@
-"""What the self-check refuses before it measures anything. What it finds is in test_client.py."""
+"""What the self-check refuses before it measures anything. What it finds is in test_measurement.py."""
 
 import pytest
 

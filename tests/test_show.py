@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from sweep.config import FoundHardware, Hardware
 from sweep.disk.ledger import Ledger
 from sweep.inputs.load import Poisson
 from sweep.plan import show
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
+from sweep.plan.pending import find_pending
 from tests.test_driver import deployment, make_plan
 
 WHY = "the engine failed again and again, last: " + "cannot allocate what it needs " * 5
@@ -31,7 +33,8 @@ def shown(ledger, *more, terminal=True, width=80):
     console = Console(file=file, force_terminal=terminal, width=width, highlight=False, color_system=None)
     mixed = deployment("0123456789ab", ["aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"])
     nodes = [Node("this machine", 0, 8, ())]
-    show.print_plan(console, make_plan(mixed, *more), ledger, History([]), nodes, details=True)
+    plan = make_plan(mixed, *more)
+    show.print_plan(console, plan, find_pending(plan, ledger, History([]), nodes), nodes, details=True)
     return file.getvalue()
 
 
@@ -57,7 +60,7 @@ def test_the_reason_that_a_terminal_has_no_room_for_is_said_below(ledger):
 
 
 def test_a_pipe_gets_everything_on_one_line(ledger):
-    failed = rows(shown(ledger, terminal=False, width=show.WIDTH_OF_A_PIPE))[2]
+    failed = rows(shown(ledger, terminal=False, width=show.PIPE_WIDTH))[2]
     assert WHY.strip() in failed
 
 
@@ -70,12 +73,12 @@ def test_seeds_are_shown_where_they_fit(tmp_path):
 
 
 def test_a_large_plan_is_shown_by_deployment(ledger):
-    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.SHOWN_TRIALS)], "no GPU"))
+    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.MOST_TRIALS)], "no GPU"))
     assert "ffffffffffff  ffffffffffff tiny: 200 trials, unavailable" in text
     assert "replicate" not in text
 
 
-@pytest.mark.parametrize(("columns", "width"), [("100", 100), (None, show.WIDTH_OF_A_PIPE)])
+@pytest.mark.parametrize(("columns", "width"), [("100", 100), (None, show.PIPE_WIDTH)])
 def test_the_width_without_a_terminal(monkeypatch, columns, width):
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns:
@@ -134,7 +137,7 @@ def test_what_is_beyond_a_context_is_told_once_for_a_model(context, backend, war
     )
     assert len(said) == warned
     if warned:
-        assert said[0].startswith("workload longest: 5000 input + 64 output tokens are more than the context of tiny,")
+        assert said[0].startswith("workload longest: 5000 input + 64 output tokens exceed the context of tiny,")
         assert "2048" in said[0]
 
 
@@ -147,7 +150,7 @@ def test_what_is_beyond_a_context_is_told_once_for_a_model(context, backend, war
     ],
 )
 def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, said):
-    hardware = {"name": "cpu", "platform": "cpu", "price_per_hour": 0.5, "assumed": assumed}
+    hardware = (FoundHardware if assumed else Hardware)(name="cpu", platform="cpu", price_per_hour=0.5)
     engines = [SimpleNamespace(backend=SimpleNamespace(launches=one), trials=[]) for one in launches]
     plan = make_plan(*engines, hardware=hardware)
     assert said in show._headline(plan, [])
@@ -156,7 +159,7 @@ def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, sai
 @pytest.mark.parametrize(
     ("deadline", "said"),
     [
-        ("2020-01-01T08:00", ["deadline=2020-01-01T08:00 has passed: nothing is started"]),
+        ("2020-01-01T08:00", ["deadline=2020-01-01T08:00 has passed: no trial will start"]),
         ("2999-01-01T08:00", []),
         ("08:00", []),
         (None, []),

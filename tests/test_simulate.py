@@ -13,37 +13,37 @@ def need(key, gpus, seconds):
 
 def test_known_answer():
     """Two GPUs; 2 x 3 s first, then 5 s beside 4 s + 1 s."""
-    schedule = simulate([need("wide", 2, 3), need("a", 1, 5), need("b", 1, 4), need("c", 1, 1)], [Node("n", 2, 8, ())])
-    assert schedule.makespan == 8
-    assert schedule.gpu_seconds == 16
-    assert schedule.busy == 1
-    assert [(span.key, span.begin, span.end) for span in schedule.spans] == [
+    simulated = simulate([need("wide", 2, 3), need("a", 1, 5), need("b", 1, 4), need("c", 1, 1)], [Node("n", 2, 8, ())])
+    assert simulated.makespan == 8
+    assert simulated.gpu_seconds == 16
+    assert simulated.busy == 1
+    assert [(span.key, span.begin, span.end) for span in simulated.spans] == [
         ("wide", 0, 3), ("a", 3, 8), ("b", 3, 7), ("c", 7, 8)
     ]  # fmt: skip
 
 
 def test_the_critical_path_leads_from_the_first_to_the_last():
     needs = [need("long", 1, 9), need("a", 1, 6), need("b", 1, 5)]
-    schedule = simulate(needs, [Node("n", 2, 8, ())])
-    assert [span.key for span in schedule.critical_path()] == ["a", "b"]
-    assert schedule.makespan == 11
+    simulated = simulate(needs, [Node("n", 2, 8, ())])
+    assert [span.key for span in simulated.critical_path()] == ["a", "b"]
+    assert simulated.makespan == 11
 
 
 def test_what_fits_nowhere_is_left_out():
-    schedule = simulate([need("huge", 16, 9), need("a", 1, 2)], [Node("n", 2, 8, ())])
-    assert [span.key for span in schedule.spans] == ["a"]
+    simulated = simulate([need("huge", 16, 9), need("a", 1, 2)], [Node("n", 2, 8, ())])
+    assert [span.key for span in simulated.spans] == ["a"]
     assert simulate([], [Node("n", 2, 8, ())]).makespan == 0
 
 
 def test_without_gpus_nodes_are_counted():
-    schedule = simulate([need(name, 0, 4) for name in "abc"], [Node("x", 0, 8, (), "x"), Node("y", 0, 8, (), "y")])
-    assert (schedule.makespan, schedule.capacity, schedule.busy) == (8, 2, 0.75)
+    simulated = simulate([need(name, 0, 4) for name in "abc"], [Node("x", 0, 8, (), "x"), Node("y", 0, 8, (), "y")])
+    assert (simulated.makespan, simulated.capacity, simulated.busy) == (8, 2, 0.75)
 
 
 def test_a_large_cluster_in_little_time():
     draw = random.Random(1)
     needs = [need(str(i), draw.choice([1, 2, 4, 8]), draw.lognormvariate(6, 1)) for i in range(10_000)]
     began = time.process_time()
-    schedule = simulate(needs, [Node(str(i), 8, 64, (), str(i)) for i in range(64)])
+    simulated = simulate(needs, [Node(str(i), 8, 64, (), str(i)) for i in range(64)])
     assert time.process_time() - began < 10
-    assert schedule.busy > 0.95
+    assert simulated.busy > 0.95

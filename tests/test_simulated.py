@@ -20,7 +20,8 @@ from backends.simulated_server.config import Config, Faults, Timing
 from backends.simulated_server.truth import read_log
 from sweep.client.measurement import Target, Timeouts, measure
 from sweep.client.modes import ClosedLoop
-from sweep.config import CONF, ROOT, build
+from sweep.config import ROOT, build
+from sweep.options import load_option
 from sweep.records import Request
 from tests.simulated_engine import simulated
 
@@ -153,7 +154,6 @@ def test_an_endpoint_without_its_key_is_unavailable(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["simulated", "openai"])
 def test_the_shipped_configurations_build(name: str) -> None:
-    import yaml
 
-    built = build(yaml.safe_load((CONF / "backend" / f"{name}.yaml").read_text()), "backend")
+    built = build(load_option("backend", name), "backend")
     assert built.model_dump()["name"] == name

@@ -35,11 +35,11 @@ def run(tmp_path):
     return paths
 
 
-def told(run, running=True, **places):
+def writer_of(run, running=True):
     display = Display(4, 2, 600.0, Console(quiet=True))
     if running:
-        display.state("d1", "vllm tiny", "trial 3 of 4")
-    return status.Teller(run, display), places
+        display.update("d1", "vllm tiny", "trial 3 of 4")
+    return status.StatusWriter(run, display)
 
 
 def lines(run):
@@ -50,7 +50,7 @@ def test_done_failed_and_why(run):
     text = lines(run)
     assert "night: 1 of 4 trials done (1 ok, 1 hung)" in text
     assert "vllm tiny qa batches of 2 replicate 0: hung: not done in 60 s [d1/1/engine.log]" in text
-    assert "no driver has been here" in text
+    assert "never started" in text
 
 
 def test_what_is_unavailable_has_no_log(run):
@@ -60,30 +60,29 @@ def test_what_is_unavailable_has_no_log(run):
 
 
 def test_what_runs_where_and_how_long_it_takes(run):
-    teller, places = told(run, d1="10.0.0.7")
-    teller.tell(places, stopping=False)
+    writer = writer_of(run)
+    writer.write({"d1": "10.0.0.7"}, stopping=False)
     text = lines(run)
     assert f"running: process {os.getpid()} on" in text
     assert "1 deployment, 10 min left" in text
     assert "vllm tiny on 10.0.0.7: trial 3 of 4" in text
-    teller.tell({}, stopping=True)
+    writer.write({}, stopping=True)
     assert "10.0.0.7" in lines(run), "not more often than every two seconds"
 
 
-def test_an_end_is_told_at_once(run):
-    teller, places = told(run, running=False)
-    teller.tell(places, stopping=False)
-    teller.tell(places, stopping=False, ended=True)
+def test_an_end_is_reported_at_once(run):
+    writer = writer_of(run, running=False)
+    writer.write({}, stopping=False)
+    writer.write({}, stopping=False, ended=True)
     assert "not running" in lines(run)
     assert "ended" in lines(run)
 
 
 @pytest.mark.parametrize("words", [{"pid": 2**22 + 1}, {"host": "elsewhere", "at": time.time() - 100}])
 def test_a_driver_that_died_is_told_from_one_that_runs(run, words):
-    teller, places = told(run)
-    teller.tell(places, stopping=False)
+    writer_of(run).write({}, stopping=False)
     run.status.write_text(json.dumps(json.loads(run.status.read_text()) | words))
-    assert "died: the same command goes on where it stopped" in lines(run)
+    assert "died; run the same command again to continue" in lines(run)
     assert "trial 3 of 4" not in lines(run)
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweep.config import Hardware
+from sweep.config import FoundHardware, Hardware
 from sweep.node.trial import present_row
 from sweep.plan.plan import Trial
 
@@ -22,9 +22,8 @@ ENGINE, ENDPOINT = SimpleNamespace(launches=True), SimpleNamespace(launches=Fals
     ],
 )
 def test_a_price_that_is_set_or_dropped_later_reaches_the_rows(was, price, assumed, backend, now):
-    settings = SimpleNamespace(
-        name="t", hardware=Hardware(name="x", platform="cuda", price_per_hour=price, assumed=assumed)
-    )
+    kind = FoundHardware if assumed else Hardware
+    settings = SimpleNamespace(name="t", hardware=kind(name="x", platform="cuda", price_per_hour=price))
     row = {"price_per_hour": was, "cost_per_million_tokens": was, "gpu_count": 2, "output_throughput": 100.0}
     present = present_row(row, backend, Trial("1", None, None, 0, 1, {}, {}), settings, [])
     assert present["price_per_hour"] == now

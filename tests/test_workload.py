@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from sweep.config import CONF, ConfigError, build
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.inputs.workload import DATA, Draw, Prompts, Recorded, Serving, Synthetic, Workload, exact_prompts
+from sweep.options import load_option
 from sweep.records import UNKNOWN
 
 TASKS = ("qa", "reasoning", "sentiment", "stories", "summarization")
@@ -28,7 +28,7 @@ def tokenizer() -> Tokenizer:
 
 
 def shipped(name: str, **changed: Any) -> Any:
-    return build({**yaml.safe_load((CONF / "workload" / f"{name}.yaml").read_text()), **changed}, "workload")
+    return build({**load_option("workload", name), **changed}, "workload")
 
 
 def output_lengths(workload: Workload, count: int = 20_000) -> list[int]:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from analysis.load import Run
 from analysis.plotting.curves import MOST_REPLICATES
 from analysis.plotting.layout import listed
-from analysis.plotting.plots import GRID, INK, MUTED, Drawn, draw_all
+from analysis.plotting.plots import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.quantities import number, quantity
 from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table
 from analysis.report.terminal import times
@@ -59,7 +59,7 @@ def write_all(results: Results) -> None:
     run_files.write_text(run.paths, run.paths.report, html(results, figures))
 
 
-def html(results: Results, figures: Iterable[Drawn]) -> str:
+def html(results: Results, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
     return TEMPLATES.get_template("report.html").render(
         **_shown(results),
@@ -90,7 +90,7 @@ def _shown(results: Results) -> dict[str, Any]:
 def _reading(results: Results) -> dict[str, Any]:
     """What the notes below figures and tables and the definitions depend on."""
     run, counts = results.run, results.points["n"]
-    replicates = len(results.layout.drawn(run.ok))
+    replicates = len(results.layout.visible(run.ok))
     reasons = run.ok["steady_method"].dropna().mode()
     return {
         "confidence": f"{CONFIDENCE:.0%}",
@@ -125,7 +125,7 @@ def _when(run: Run) -> str:
     return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
 
 
-def _inline(figure: Drawn) -> Markup:
+def _inline(figure: SavedFigure) -> Markup:
     """A figure's SVG for the page: in the page's own ink, and with ids that no other figure has."""
     svg = figure.svg[figure.svg.index("<svg") :]
     for colour, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid")):

@@ -226,7 +226,7 @@ def _fits(found: list[Fit]) -> Iterator[Text | str]:
     for fit in found[:LARGEST_TABLE]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
-        yield line.append(f" ({fit.told})", style="dim")
+        yield line.append(f" ({fit.detail})", style="dim")
     if len(found) > LARGEST_TABLE:
         yield Text(f"  and {len(found) - LARGEST_TABLE:,} more: see report.html")
 

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
 
-import yaml
 from uv import find_uv_bin
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Platform, Progress
 from backends.launch import task
 from backends.prepare import sources
+from sweep.config import did_you_mean, validate
+from sweep.options import ConfigPath
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "environment"
 FORMAT = 1  # part of every key: raise it when environments must be built anew
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
 
@@ -51,7 +51,7 @@ class Environment:
     key: str = ""
 
 
-def resolve(choice: EnvironmentChoice, on: Platform, folder: Path = CONF) -> EnvironmentSpec:
+def resolve(choice: EnvironmentChoice, on: Platform, options: ConfigPath | None = None) -> EnvironmentSpec:
     """The environment chosen for a platform; the user's own interpreter or binary goes before any.
 
     Raises ValueError, naming the key, when none is named or the named one does not exist.
@@ -63,10 +63,13 @@ def resolve(choice: EnvironmentChoice, on: Platform, folder: Path = CONF) -> Env
         raise ValueError(
             f"backend.env.{on} names no environment: this engine does not run there unless env.python does"
         )
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    options = options or ConfigPath()
+    names = options.choices("environment")
     if name not in names:
-        raise ValueError(f"backend.env.{on}={name}: no such environment; known: {', '.join(names)}")
-    return EnvironmentSpec(name=name, **yaml.safe_load((folder / f"{name}.yaml").read_text()))
+        raise ValueError(f"backend.env.{on}={name}: no such environment; {did_you_mean(name, names)}")
+    spec = validate(EnvironmentSpec, {"name": name, **options.load("environment", name)}, f"environment={name}")
+    assert isinstance(spec, EnvironmentSpec)
+    return spec
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:

@@ -245,8 +245,8 @@ class _Supervisor:
                         raise _died(clients[part])
                     if not data:
                         selector.unregister(key.fileobj)
-                    *whole, lines[part] = (lines[part] + data).split(b"\n")
-                    for line in whole:
+                    *complete, lines[part] = (lines[part] + data).split(b"\n")
+                    for line in complete:
                         self._take(part, json.loads(line), clients)
                 self._poll(clients)
         return [self._finals[part] for part in range(len(clients))]

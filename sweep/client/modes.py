@@ -85,7 +85,8 @@ class Lockstep(Mode):
         self._send_batch(sender, instant, 0)
 
     def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
-        self._latest_end = max(self._latest_end, instant)
+        if instant > self._latest_end:
+            self._latest_end = instant
         if not sender.in_flight:
             self._send_batch(sender, self._latest_end, dispatch.batch + 1)
 

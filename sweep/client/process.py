@@ -163,7 +163,7 @@ def _report(**message: object) -> None:
         while data:
             data = data[os.write(1, data) :]
     except BrokenPipeError:
-        os._exit(1)  # the parent is gone: nobody reads the results either
+        os._exit(1)  # the parent has gone, and with it the reader of the results
 
 
 def main(folder: Path, part: int) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import heapq
-import math
 import time
 from collections import deque
 from dataclasses import replace
@@ -15,6 +14,7 @@ from sweep.client.wire import Answer
 from sweep.records import UNKNOWN
 
 GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
+NEVER = 1 << 62  # ns
 SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on requests in flight
 
 
@@ -40,7 +40,7 @@ class Sender:
         self._most_in_flight = self.mode.most_in_flight()
         self._unsent = len(self.indices)  # calls that are neither sent nor in the backlog
         self._backlog: deque[Dispatch] = deque()
-        self._deadline: float = math.inf  # ns, from which nothing new is sent
+        self._deadline = NEVER  # from which nothing new is sent
         self._timeline: list[tuple[int, int]] = []  # heap of (instant in ns, index)
         self._alarm = Alarm(loop, self._expired)
         self._alarm_at = 0  # ns, the instant that it is set for
@@ -190,6 +190,7 @@ class Sender:
         if self._timeline and self._timeline[0][0] != self._alarm_at:
             self._alarm_at = self._timeline[0][0]
             self._alarm.set(self._alarm_at)
-        pending = self.in_flight or self._backlog or (self._timeline and self._unsent)
-        if not pending and not self.finished.done():
+        if self.in_flight or self._backlog or (self._timeline and self._unsent):
+            return
+        if not self.finished.done():
             self.finished.set_result(None)

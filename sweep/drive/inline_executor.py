@@ -1,28 +1,30 @@
-"""Deployments one after the other in this process: no Ray, for debugging and for single trials."""
+"""Runs deployments one after the other in this process: no Ray, for debugging and for single trials."""
 
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from sweep.config import Halted
-from sweep.node.deployment import Beat, DiskFull, Event, Lost, Work, clear_engines, stream_deployment
+from sweep.disk.ledger import Row
+from sweep.node.deployment import Beat, Completed, DiskFull, End, Event, Placed, Work, clear_engines, stream_deployment
 from sweep.plan.packing import Need, Node
 
 POLL = 0.5  # s
 
 
 class InlineExecutor:
-    """The same face as `schedule.RayExecutor`, on this machine and the GPUs that this process sees."""
+    """Same interface as `RayExecutor`, on this machine and the GPUs that this process sees."""
 
     def __init__(self, gpus: Sequence[str] = (), accelerators: Sequence[str] = ()) -> None:
         self.gpus = tuple(gpus)
-        self.usable = [Node("this process", len(self.gpus), os.cpu_count() or 1, tuple(accelerators), "inline")]
-        self.waiting: deque[Work] = deque()
+        cores = os.cpu_count() or 1
+        self.schedulable_nodes = [Node("this process", len(self.gpus), cores, tuple(accelerators), "inline")]
+        self.submitted: deque[Work] = deque()
         self.running: tuple[Work, Generator[Event, None, None]] | None = None
-        self.stopping = threading.Event()
+        self.draining = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -30,34 +32,37 @@ class InlineExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop_now()
+        self.cancel()
 
-    def clear(self, marker: str) -> None:
-        """Kill what an earlier driver may have left here."""
+    def clean_up(self, marker: str) -> None:
+        """Kill the engines that an earlier driver may have left."""
         clear_engines(marker)
 
-    def spare(self, node_ids: set[str]) -> bool:
+    def has_nodes_besides(self, node_ids: set[str]) -> bool:
+        """Return False: this process is the only node."""
         return False
 
-    def want(self, needs: Sequence[Need]) -> None:
-        """There will be no other node."""
+    def request_capacity(self, needs: Sequence[Need]) -> None:
+        """Do nothing: no node can be added."""
 
-    def observe(self, row: Mapping[str, Any]) -> None:
-        """There is no dashboard."""
+    def export_metrics(self, row: Row) -> None:
+        """Do nothing: there is no dashboard."""
 
     def submit(self, work: Work, node_id: str) -> None:
-        self.waiting.append(work)
+        self.submitted.append(work)
 
-    def events(self) -> Iterator[tuple[Work, Event | Lost | None]]:
-        """The next event: None when a deployment ended.
+    def events(self) -> Iterator[tuple[Work, Event | End]]:
+        """Yield the next event.
 
         Raises:
             Halted: when the disk is full.
         """
-        if self.running is None and self.waiting:
-            work = self.waiting.popleft()
+        if self.running is None and self.submitted:
+            work = self.submitted.popleft()
             gpus = self.gpus[: work.deployment.gpu_count]
-            self.running = work, stream_deployment(work, gpus, self.stopping, POLL)
+            self.running = work, stream_deployment(work, gpus, self.draining, POLL)
+            node = self.schedulable_nodes[0]
+            yield work, Placed(node.node_id, node.address)
         if self.running is not None:
             work, stream = self.running
             try:
@@ -66,15 +71,16 @@ class InlineExecutor:
                 raise Halted(str(error)) from None
             if event is None:
                 self.running = None
-            if not isinstance(event, Beat):
+                yield work, Completed()
+            elif not isinstance(event, Beat):
                 yield work, event
 
-    def stop_soon(self) -> None:
-        """Let the trial that runs end, and start no other."""
-        self.stopping.set()
+    def drain(self) -> None:
+        """Finish the running trial and start no other."""
+        self.draining.set()
 
-    def stop_now(self) -> None:
-        """End what runs, and its engine with it."""
+    def cancel(self) -> None:
+        """Stop the running deployment and its engine."""
         if self.running is not None:
             stream = self.running[1]
             self.running = None

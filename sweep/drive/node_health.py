@@ -1,25 +1,53 @@
-"""Which nodes are bad: those on which different deployments fail that fail nowhere else."""
+"""The health of nodes: one on which different deployments fail that fail nowhere else is quarantined."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sweep.node.deployment import Placed
 
 
-class NodeRecord:
-    """What failed where, to tell a bad node from a bad deployment."""
+class Review(NamedTuple):
+    """Changes of the quarantine, by node id."""
+
+    restored: set[str]
+    quarantined: set[str]
+
+
+class NodeHealth:
+    """The failures on each node, and the nodes quarantined for them."""
 
     def __init__(self) -> None:
-        self.failed: dict[str, set[str]] = {}  # deployment -> nodes on which it failed since it last went well there
+        self.failures: dict[str, set[str]] = {}  # deployment -> nodes on which it failed since the last success there
+        self.quarantined: set[str] = set()
+        self.addresses: dict[str, str] = {}  # of nodes with a failure, by id
 
-    def failure(self, deployment_id: str, node_id: str) -> None:
-        self.failed.setdefault(deployment_id, set()).add(node_id)
+    def record_failure(self, deployment_id: str, node: Placed) -> None:
+        """Note a failure that may be the node's fault."""
+        self.failures.setdefault(deployment_id, set()).add(node.node_id)
+        self.addresses[node.node_id] = node.address
 
-    def success(self, node_id: str) -> None:
-        """A trial went well there: what failed there before was not the node's fault."""
-        for nodes in self.failed.values():
-            nodes.discard(node_id)
+    def record_success(self, node: Placed) -> None:
+        """Forget the failures on a node: a trial succeeded there, so they were not the node's fault."""
+        for nodes in self.failures.values():
+            nodes.discard(node.node_id)
 
-    def blamed(self, node_id: str) -> list[str]:
-        """The deployments that failed on this node and on no other."""
-        return [deployment_id for deployment_id, nodes in self.failed.items() if nodes == {node_id}]
+    def failed_only_on(self, node_id: str) -> list[str]:
+        """Return the deployments that failed on this node and on no other."""
+        return [deployment_id for deployment_id, nodes in self.failures.items() if nodes == {node_id}]
 
-    def bad(self) -> set[str]:
-        """The nodes on which two different deployments failed, and on no other."""
-        nodes = set().union(*self.failed.values())
-        return {node_id for node_id in nodes if len(self.blamed(node_id)) >= 2}
+    def suspects(self) -> set[str]:
+        """Return the nodes on which two different deployments failed, and on no other."""
+        nodes = set().union(*self.failures.values())
+        return {node_id for node_id in nodes if len(self.failed_only_on(node_id)) >= 2}
+
+    def review(self, has_nodes_besides: Callable[[set[str]], bool]) -> Review:
+        """Quarantine suspects while another node remains, and restore nodes that are no longer suspect."""
+        suspects = self.suspects()
+        restored = self.quarantined - suspects
+        self.quarantined &= suspects
+        quarantined = set()
+        for node_id in suspects - self.quarantined:
+            if has_nodes_besides(self.quarantined | {node_id}):
+                self.quarantined.add(node_id)
+                quarantined.add(node_id)
+        return Review(restored, quarantined)

@@ -8,43 +8,39 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
-from backends.base import EnvironmentChoice, Host
+from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
 from backends.prepare.environments import fingerprint, resolve
 from sweep import provenance
-from sweep.config import CONF, Cluster, ConfigError, Settings, cache_directory
+from sweep.config import Cluster, ConfigError, Settings, cache_directory
 from sweep.drive import ray_environment
 from sweep.drive.output_folder import check_writable
-from sweep.plan.compose import group_choices
+from sweep.options import ConfigPath
 from sweep.plan.packing import Need, Node, infeasible
 from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings
 
+OURS = ConfigPath()  # the project's options alone
 POLL = 2.0  # s between looks for a cluster's first node
 _waited_in_vain: set[str | None] = set()  # addresses of clusters: each is waited for once
 
 
-def find_hardware(cluster: Cluster) -> str:
-    """The profile of conf/hardware for hardware=auto: by the GPUs of this machine, or of the cluster that is joined."""
+def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
+    """The profile for hardware=auto: by the GPUs of this machine, or of the cluster that is joined."""
+    profiles = options.choices("hardware")
     if cluster.simulate is not None:
         named = (cluster.simulate.accelerator or "gpu").lower() if cluster.simulate.gpus else "cpu"
-        return named if named in group_choices("hardware") else "gpu"
+        return named if named in profiles else "gpu"
     if cluster.kind == "ray":
         nodes = _cluster_nodes(cluster, cluster.wait_for_nodes)
         accelerators = {name for node in nodes for name in node.accelerators if node.gpus}
-        profile = next(
-            (name.lower() for name in sorted(accelerators) if name.lower() in group_choices("hardware")), None
-        )
-        return profile or ("gpu" if any(node.gpus for node in nodes) else "cpu")
+        known = next((name.lower() for name in sorted(accelerators) if name.lower() in profiles), None)
+        return known or ("gpu" if any(node.gpus for node in nodes) else "cpu")
     names = provenance.gpu_names()
     if not names:
         return "cpu"
-    for profile in group_choices("hardware"):
-        if names[0] in yaml.safe_load((CONF / "hardware" / f"{profile}.yaml").read_text()).get("matches", []):
-            return profile
-    return "gpu"
+    matching = (name for name in profiles if names[0] in options.load("hardware", name).get("matches", []))
+    return next(matching, "gpu")
 
 
 def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
@@ -81,7 +77,7 @@ def find_nodes(settings: Settings) -> list[Node]:
     return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*known, *sorted(set(gpus))))]
 
 
-def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
+def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath = OURS) -> Surroundings:
     """How the plan asks about this machine: the environments that engines would run in, and what cannot run.
 
     A run on a cluster waits for a node that is not there yet, as the driver does; only a dry run says that it is not.
@@ -92,24 +88,28 @@ def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
     host = _host(settings, nodes, waits)
 
     @functools.cache  # thousands of deployments share a few
-    def fingerprint_of(choice: EnvironmentChoice, platform: str) -> str:
+    def spec_of(choice: EnvironmentChoice, platform: str) -> tuple[EnvironmentSpec | None, str]:
+        """The environment and its fingerprint, or None and why there is none."""
         try:
-            return fingerprint(resolve(choice, "cuda" if platform == "cuda" else "cpu"))
+            spec = resolve(choice, "cuda" if platform == "cuda" else "cpu", options)
         except ValueError as error:
-            return f"none: {error}"
+            return None, f"none: {error}"
+        return spec, fingerprint(spec)
+
+    def environment(backend: Any, platform: str) -> EnvironmentSpec | None:
+        return spec_of(backend.env, platform)[0] if backend.launches else None
 
     def locked_environment(backend: Any, platform: str) -> str:
-        return fingerprint_of(backend.env, platform) if backend.launches else ""
+        return spec_of(backend.env, platform)[1] if backend.launches else ""
 
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
         reason: str | None = backend.unavailable(host)  # in the engine's own words first: they have the remedy
         if reason is None and backend.launches:
-            try:
-                resolve(backend.env, "cuda" if platform == "cuda" else "cpu")
-            except ValueError as error:
-                return str(error)
+            spec, why = spec_of(backend.env, platform)
+            if spec is None:
+                return why.removeprefix("none: ")
         if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
         if reason is None and backend.launches and here:
@@ -121,7 +121,7 @@ def surroundings(settings: Settings, nodes: Sequence[Node]) -> Surroundings:
     def check_cache() -> None:
         check_writable("cache_dir", cache_directory(settings.cache_dir))
 
-    return Surroundings(locked_environment, unavailable)
+    return Surroundings(locked_environment, unavailable, environment)
 
 
 def check_own_programs(choice: EnvironmentChoice) -> None:

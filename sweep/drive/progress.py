@@ -1,6 +1,6 @@
-"""What the user sees while a sweep runs: a live view on a terminal, plain lines otherwise.
+"""The progress of a running sweep: a live view on a terminal, plain lines otherwise.
 
-The numbers of the result are the analysis' business; here is what runs where, how much is done and how long it takes.
+It shows what runs, how much is done and how long it will take; results are the analysis' business.
 """
 
 import time
@@ -18,15 +18,15 @@ from sweep.wording import duration, time_left
 
 
 class Display:
-    """The view of one run. On a terminal it redraws itself; without one each change is a line."""
+    """The view of one run. On a terminal it redraws itself; elsewhere each change is a line."""
 
     def __init__(self, total: int, done: int, expected: float | None, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.total, self.done = total, done
         self.at_start = done
-        self.expected = expected  # s for all that is left, as estimated from earlier runs
+        self.expected = expected  # s for all pending trials, from earlier runs
         self.began = time.monotonic()
-        self.running: dict[str, tuple[str, str, float]] = {}  # deployment id -> what, state, since
+        self.running: dict[str, tuple[str, str, float]] = {}  # deployment id -> label, state, since
         self.bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         self.task = self.bar.add_task("", total=total, completed=done, left="")
         self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
@@ -42,32 +42,32 @@ class Display:
         if self.console.is_terminal:
             self.live.stop()
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def log(self, text: str) -> None:
+        """Print a line that stays."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def state(self, deployment_id: str, what: str, state: str) -> None:
-        """What a deployment is doing now."""
+    def update(self, deployment_id: str, label: str, state: str) -> None:
+        """Show the present state of a deployment."""
         before = self.running.get(deployment_id)
-        self.running[deployment_id] = (what, state, time.monotonic())
+        self.running[deployment_id] = (label, state, time.monotonic())
         if not self.console.is_terminal and (before is None or before[1] != state):
-            self.say(f"{_clock()} {what}: {state}")
+            self.log(f"{_clock()} {label}: {state}")
 
-    def ended(self, deployment_id: str) -> None:
-        """A deployment is gone, for good or to be tried again."""
+    def remove(self, deployment_id: str) -> None:
+        """Remove a deployment that has ended, for good or until its retry."""
         self.running.pop(deployment_id, None)
 
-    def finished(self, row: Mapping[str, Any], what: str) -> None:
-        """A trial has its row."""
+    def finished(self, row: Mapping[str, Any], label: str) -> None:
+        """Show a trial's row."""
         self.done += 1
         outcome = Outcome(row["outcome"])
-        self.bar.update(self.task, completed=self.done, left=time_left(self.left()))
+        self.bar.update(self.task, completed=self.done, left=time_left(self.seconds_left()))
         failure = f"{outcome}: {row.get('reason') or 'no reason given'}"
         result = _figures(row) if outcome is Outcome.OK else failure
-        self.say(f"{_clock()} [{self.done}/{self.total}, {time_left(self.left())}] {what}: {result}")
+        self.log(f"{_clock()} [{self.done}/{self.total}, {time_left(self.seconds_left())}] {label}: {result}")
 
-    def left(self) -> float | None:
-        """Seconds until the end, from the pace of this run; before there is one, from earlier runs."""
+    def seconds_left(self) -> float | None:
+        """Return the time to the end, from the pace of this run; before its first trial, from earlier runs."""
         finished = self.done - self.at_start
         if not finished:
             return self.expected
@@ -75,13 +75,13 @@ class Display:
 
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
-        for what, state, since in self.running.values():
-            table.add_row(what, state, duration(time.monotonic() - since))
+        for label, state, since in self.running.values():
+            table.add_row(label, state, duration(time.monotonic() - since))
         return Group(table, self.bar)
 
 
 def _figures(row: Mapping[str, Any]) -> str:
-    """The two or three figures that tell at a glance whether a trial is sane."""
+    """Return the two or three figures that show at a glance whether a trial is sane."""
     parts = []
     if row.get("output_throughput") is not None:
         parts.append(f"{row['output_throughput']:.1f} tok/s")

@@ -1,12 +1,12 @@
-"""Ray: where deployments run. The only file that imports it, and it places Deployments, never requests.
+"""Runs deployments on a Ray cluster. The only file that imports Ray, and it places Deployments, never requests.
 
 A deployment is one task that takes its GPUs, or on a machine without GPUs the whole node, since engines beside each
-other would measure each other. What happens in it comes back as a stream of events. Ray's own retries are off: which
-attempt counts is the driver's decision. `ray_environment.prepare` comes before the import of this file.
+other would measure each other. Its events come back as a stream. Ray's own retries are off: the driver decides which
+attempt counts. `ray_environment.prepare` must run before this file is imported.
 
-Ray takes minutes to notice a silence. So driver and tasks each say every BEAT seconds that they are there, the driver
-by a key in Ray's head, a task by a Beat in its stream; whoever has not heard the other for SILENCE seconds gives it
-up: the driver tries the deployment elsewhere, the task ends itself, and with it goes its engine.
+Ray takes minutes to notice that a node is gone. So driver and tasks send heartbeats every BEAT seconds, the driver by a
+key in Ray's head, a task by a Beat in its stream. Without one for SILENCE seconds the driver retries the deployment
+elsewhere, and a task ends itself and its engine.
 """
 
 import functools
@@ -30,27 +30,39 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweep.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
 from sweep.drive.transfer import carried
-from sweep.node.deployment import Beat, DiskFull, Event, Lost, Placed, Work, clear_engines, stream_deployment
-from sweep.plan.packing import Kind, Need, Node, Unbegun
+from sweep.node.deployment import (
+    Beat,
+    Completed,
+    DiskFull,
+    End,
+    Event,
+    Lost,
+    NotStarted,
+    Placed,
+    Work,
+    clear_engines,
+    stream_deployment,
+)
+from sweep.plan.packing import Kind, Need, Node
 
 RESULT_POLL = 0.5  # s
 BEAT = 5.0  # s
 SILENCE = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
-UNPLACED = 120.0  # s in which a node must have begun what it was given
-REACH = 3.0  # s for a node to take a connection
-ROOM = 16 << 20  # bytes for which there must be room where the results are
-SHUNNED = 180.0  # s that nothing is started on a node that fell silent
-BACK_OFF = 2 * BEAT  # s that nothing is started on a node after a loss
-CLEAR_TIMEOUT = 30.0  # s for a node to clear what is left of engines
-LAUNCHED = Path.home() / "ray_bootstrap_config.yaml"
-NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which every node is sent
-NOT_CODE += ["deployments", "trials.parquet", "ledger.jsonl", "plan.jsonl"]  # what is large in any folder of results
+START_TIMEOUT = 120.0  # s for a node to start a deployment
+CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
+MIN_FREE_BYTES = 16 << 20  # on the disk of the results
+SILENT_NODE_BACKOFF = 180.0  # s without new deployments on a node that fell silent
+LOSS_BACKOFF = 2 * BEAT  # s without new deployments on a node after a loss
+CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
+LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
+NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
+NOT_CODE += ["deployments", "trials.parquet", "ledger.jsonl", "plan.jsonl"]  # the large files of a results folder
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
 
 
 def _refuse_dead_address(cluster: Cluster) -> None:
-    """Ray itself tries for minutes, with lines of its own, before it says that nothing is there."""
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
     address = cluster.address if cluster.kind == "ray" else None
     if address in (None, "auto"):
         address = os.environ.get("RAY_ADDRESS") if cluster.kind == "ray" else None
@@ -77,7 +89,7 @@ def connect(cluster: Cluster) -> None:
     try:
         if cluster.kind == "local":
             ray.init(
-                address="local",  # else a cluster that once died on this host would be sought for minutes
+                address="local",  # else Ray looks for minutes for a cluster that once died on this host
                 _node_ip_address="127.0.0.1",
                 include_dashboard=False,
                 log_to_driver=False,
@@ -99,7 +111,7 @@ def connect(cluster: Cluster) -> None:
 
 
 def nodes(cluster: Cluster) -> list[Node]:
-    """The living nodes of the cluster that deployments can run on: those with its labels."""
+    """Return the living nodes of the cluster with its labels."""
     return [
         Node(
             node["NodeManagerAddress"],
@@ -111,33 +123,33 @@ def nodes(cluster: Cluster) -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
         and node["Resources"].get("CPU")
-        and all(_matches(node["Labels"].get(key), wanted) for key, wanted in cluster.labels.items())
+        and all(_matches(node["Labels"].get(key), selector) for key, selector in cluster.labels.items())
     ]
 
 
-def _matches(value: str | None, wanted: str) -> bool:
-    """Ray's label selectors: x, !x, in(x,y), !in(x,y)."""
-    plain = wanted.removeprefix("!")
-    among = plain[3:-1].split(",") if plain.startswith("in(") else [plain]
-    return (value in [name.strip() for name in among]) == (plain == wanted)
+def _matches(value: str | None, selector: str) -> bool:
+    """Whether a label's value matches a selector in Ray's syntax: x, !x, in(x,y), !in(x,y)."""
+    positive = selector.removeprefix("!")
+    values = positive[3:-1].split(",") if positive.startswith("in(") else [positive]
+    return (value in [name.strip() for name in values]) == (positive == selector)
 
 
 def startable_nodes(cluster: Cluster) -> list[Node]:
-    """Nodes that an autoscaler could still start, one of each type; none without an autoscaler.
+    """Return the nodes that an autoscaler could start, one of each type; none without an autoscaler.
 
-    Ray does not tell: it is what cluster.node_types says, else the file that Ray's launcher leaves on the head.
+    Ray has no call for this: they come from cluster.node_types, else from the file of Ray's launcher on the head.
     """
     if cluster.node_types is not None:
         kinds = [(kind.gpus, kind.cpus, (kind.accelerator,) if kind.accelerator else ()) for kind in cluster.node_types]
         return [Node(f"autoscaler: node type {index}", *kind) for index, kind in enumerate(kinds)]
     try:
-        types = yaml.safe_load(LAUNCHED.read_text()).get("available_node_types", {})
+        types = yaml.safe_load(LAUNCHER_CONFIG.read_text()).get("available_node_types", {})
     except FileNotFoundError:
         return []
-    found = {name: kind["resources"] for name, kind in types.items() if kind.get("max_workers", 1)}
+    resources = {name: kind["resources"] for name, kind in types.items() if kind.get("max_workers", 1)}
     return [
-        Node(f"autoscaler: {name}", int(has.get("GPU", 0)), int(has.get("CPU", 0)), _accelerators(has))
-        for name, has in found.items()
+        Node(f"autoscaler: {name}", int(each.get("GPU", 0)), int(each.get("CPU", 0)), _accelerators(each))
+        for name, each in resources.items()
     ]
 
 
@@ -150,35 +162,35 @@ def _accelerators(resources: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _deploy(work: Work, session: str) -> Iterator[Event]:
-    """The Ray task: a deployment on the GPUs that Ray gave it."""
-    stop_soon = threading.Event()
-    _follow(session, stop_soon)
+    """The Ray task: run a deployment on the GPUs that Ray assigned."""
+    draining = threading.Event()
+    _follow(session, draining)
     yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
     gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-    yield from carried(work, lambda work: stream_deployment(work, gpus, stop_soon, BEAT))
+    yield from carried(work, lambda work: stream_deployment(work, gpus, draining, BEAT))
 
 
-def _follow(session: str, stop_soon: threading.Event) -> None:
-    """Watch raylet and driver from two threads, since a question to a head that is cut off may hang for ever.
+def _follow(session: str, draining: threading.Event) -> None:
+    """Watch raylet and driver from two threads, since a call to a head that is cut off may never return.
 
     When one of them is gone this process ends itself: its lease on the engine ends with it, however busy it is.
     """
     raylet = os.getppid()
-    heard = time.monotonic()
+    last_beat = time.monotonic()
 
     def listen() -> None:
-        nonlocal heard
+        nonlocal last_beat
         last = None
         while True:
-            word = internal_kv._internal_kv_get(session, namespace=NAMESPACE)
-            if word != last:
-                heard, last = time.monotonic(), word
-            if word is not None and word.startswith(b"stop"):
-                stop_soon.set()
+            beat = internal_kv._internal_kv_get(session, namespace=NAMESPACE)
+            if beat != last:
+                last_beat, last = time.monotonic(), beat
+            if beat is not None and beat.startswith(b"drain"):
+                draining.set()
             time.sleep(BEAT / 4)
 
     def watch() -> None:
-        while os.getppid() == raylet and time.monotonic() - heard < SILENCE:
+        while os.getppid() == raylet and time.monotonic() - last_beat < SILENCE:
             time.sleep(0.5)
         os._exit(1)
 
@@ -187,22 +199,22 @@ def _follow(session: str, stop_soon: threading.Event) -> None:
 
 
 @functools.cache
-def _clear_task() -> Any:
+def _cleanup_task() -> Any:
     return ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)
 
 
 @functools.cache
-def _claim_task() -> Any:
-    return ray.remote(max_calls=1, max_retries=0)(_claimed)
+def _placeholder_task() -> Any:
+    return ray.remote(max_calls=1, max_retries=0)(_do_nothing)
 
 
-def _claimed() -> None:
-    """Nothing to do: that it can run is all it is for."""
+def _do_nothing() -> None:
+    """Placeholder task; scheduling it makes the autoscaler add a node."""
 
 
 @functools.cache
-def _task(gpus: int) -> Any:
-    """The remote function. GPUs in the decorator: given by .options, a worker would be used again, and they with it."""
+def _deploy_task(gpus: int) -> Any:
+    """Return the remote function. GPUs are in the decorator: with .options Ray would reuse the worker and its GPUs."""
     if gpus:
         return ray.remote(num_gpus=gpus, num_cpus=1, max_calls=1, max_retries=0)(_deploy)
     return ray.remote(max_calls=1, max_retries=0)(_deploy)
@@ -215,56 +227,56 @@ def _task(gpus: int) -> Any:
 def _gauges() -> tuple[metrics.Counter, metrics.Gauge]:
     names = ("experiment", "backend", "model")
     trials = metrics.Counter("sweep_trials", "Trials that have ended", tag_keys=(*names, "outcome"))
-    words = "Output tokens per second of the last trial"
-    return trials, metrics.Gauge("sweep_output_throughput", words, tag_keys=(*names, "workload", "load"))
+    description = "Output tokens per second of the last trial"
+    return trials, metrics.Gauge("sweep_output_throughput", description, tag_keys=(*names, "workload", "load"))
 
 
 def _has_room(folder: str) -> bool:
-    """Whether ROOM bytes more can be written there; free space alone would not tell of a quota."""
+    """Whether MIN_FREE_BYTES can be written there; the free space alone would not show a quota."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(ROOM))
+            file.write(bytes(MIN_FREE_BYTES))
             os.fsync(file.fileno())
     except OSError:
         return False
     return True
 
 
-class _Stream(NamedTuple):
+class _RunningTask(NamedTuple):
     """A task in flight."""
 
     work: Work
     place: Placed | None
-    heard: float  # monotonic
+    last_event: float  # monotonic
     node: Node
 
 
 class RayExecutor:
-    """Runs deployments as Ray tasks, each on the node that it is told."""
+    """Runs deployments as Ray tasks, each on the node that the driver chose."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.streams: dict[Any, _Stream] = {}
-        self.shunned: dict[str, float] = {}  # node id -> until when, monotonic
-        self.clearing: list[Any] = []
-        self.stopping = threading.Event()
+        self.tasks: dict[Any, _RunningTask] = {}  # by their streams of events
+        self.backoff_until: dict[str, float] = {}  # by node id, monotonic
+        self.cleanups: list[Any] = []
+        self.draining = threading.Event()
         self.closed = threading.Event()
         self.session = ""
         self.nodes: list[Node] = []  # the living
-        self.known: dict[str, Node] = {}  # all that there have been, by id
+        self.all_nodes: dict[str, Node] = {}  # dead ones included, by id
         self.ports: dict[str, int] = {}  # of their raylets
         self.full: set[str] = set()  # ids of those whose own disk is full
         self.autoscaling = False
-        self.claims: dict[Kind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
-        self.wanted = 0.0  # when they were last looked after, monotonic
-        self.seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
+        self.placeholders: dict[Kind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
+        self.requested_at = 0.0  # when they were last updated, monotonic
+        self.head_seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
         self.home, self.home_alive = "", True  # the node of the driver itself
 
     def __enter__(self) -> Self:
         connect(self.cluster)
         self.session = f"{ray.get_runtime_context().get_job_id()}-{os.getpid()}-{time.time_ns()}"
         self.home = ray.get_runtime_context().get_node_id()
-        self._look()
+        self._refresh_nodes()
         self.autoscaling = bool(startable_nodes(self.cluster))
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         return self
@@ -273,93 +285,97 @@ class RayExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.closed.set()
-        for stream in self.streams:
+        for stream in self.tasks:
             ray.cancel(stream, force=True)
         ray.shutdown()
 
-    def _look(self) -> None:
+    def _refresh_nodes(self) -> None:
         self.nodes = nodes(self.cluster)
-        self.known |= {node.node_id: node for node in self.nodes}
+        self.all_nodes |= {node.node_id: node for node in self.nodes}
         listed = ray.nodes()
         self.ports |= {node["NodeID"]: node["NodeManagerPort"] for node in listed}
         self.home_alive = any(node["Alive"] and node["NodeID"] == self.home for node in listed)
-        self.seen = time.monotonic()
+        self.head_seen = time.monotonic()
 
     def _beat(self) -> None:
-        """Tell the tasks that the driver is there and whether to stop, and see which nodes are."""
+        """Send the tasks heartbeats that also tell them to drain, and keep the list of nodes up to date."""
         count = 0
         while not self.closed.is_set():
             count += 1
-            word = "stop" if self.stopping.is_set() else "go"
+            order = "drain" if self.draining.is_set() else "run"
             try:
-                internal_kv._internal_kv_put(self.session, f"{word} {count}", namespace=NAMESPACE)
-                self._look()
+                internal_kv._internal_kv_put(self.session, f"{order} {count}", namespace=NAMESPACE)
+                self._refresh_nodes()
             except (RayError, RuntimeError, OSError, AttributeError):
-                pass  # `seen` grows old, and `events` says so
-            self.stopping.wait(BEAT) if word == "go" else self.closed.wait(BEAT)
+                pass  # `head_seen` grows old, and `events` halts the sweep
+            self.draining.wait(BEAT) if order == "run" else self.closed.wait(BEAT)
 
     @property
-    def usable(self) -> list[Node]:
-        """The nodes on which a deployment may be started now."""
-        shunned = self._shunned()
-        return [node for node in self.nodes if node.node_id not in shunned]
+    def schedulable_nodes(self) -> list[Node]:
+        """The nodes on which a deployment may be started now: not full, and not in backoff.
 
-    def want(self, needs: Sequence[Need]) -> None:
-        """Tell an autoscaler what waits for a place, by tasks that can only run on a node that is not there yet.
-
-        Unlike `request_resources` they end with this driver, however it ends: nobody pays for nodes that none uses.
+        After a loss a node is left alone for a while, since Ray may not have noticed its end.
         """
-        if time.monotonic() - self.wanted < BEAT or not self.autoscaling:
+        now = time.monotonic()
+        excluded = self.full | {node_id for node_id, until in self.backoff_until.items() if now < until}
+        return [node for node in self.nodes if node.node_id not in excluded]
+
+    def request_capacity(self, needs: Sequence[Need]) -> None:
+        """Ask an autoscaler for nodes, by placeholder tasks that can only run on a node that does not exist yet.
+
+        Unlike `request_resources` they end with this driver, however it ends: nobody pays for nodes that nobody uses.
+        """
+        if time.monotonic() - self.requested_at < BEAT or not self.autoscaling:
             return
-        self.wanted = time.monotonic()
-        wanted = Counter(need.kind for need in needs)
-        for kind in {**wanted, **self.claims}:  # the needs' own order: what comes first is asked for first
-            claims = self.claims.get(kind, [])
-            if claims:
-                _, claims = ray.wait(claims, num_returns=len(claims), timeout=0)
-            for claim in claims[wanted[kind] :]:
-                ray.cancel(claim, force=True)
-            more = [self._claim(*kind) for _ in range(wanted[kind] - len(claims))]
-            self.claims[kind] = claims[: wanted[kind]] + more
+        self.requested_at = time.monotonic()
+        requested = Counter(need.kind for need in needs)
+        for kind in {**requested, **self.placeholders}:  # in the order of the needs: the first are requested first
+            tasks = self.placeholders.get(kind, [])
+            if tasks:
+                _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+            for task in tasks[requested[kind] :]:
+                ray.cancel(task, force=True)
+            more = [self._placeholder(*kind) for _ in range(requested[kind] - len(tasks))]
+            self.placeholders[kind] = tasks[: requested[kind]] + more
 
-    def _claim(self, gpus: int, accelerator: str | None) -> Any:
-        known = ",".join(sorted(node.node_id for node in self.nodes))
-        options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 1, "name": "wanted: a node"}
+    def _placeholder(self, gpus: int, accelerator: str | None) -> Any:
+        existing = ",".join(sorted(node.node_id for node in self.nodes))
+        options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 1, "name": "request a node"}
         options |= {"accelerator_type": accelerator} if accelerator else {}
-        options["label_selector"] = {**self.cluster.labels, **({NODE_ID: f"!in({known})"} if known else {})}
-        return _claim_task().options(**options).remote()
+        options["label_selector"] = {**self.cluster.labels, **({NODE_ID: f"!in({existing})"} if existing else {})}
+        return _placeholder_task().options(**options).remote()
 
-    def observe(self, row: Mapping[str, Any]) -> None:
-        """Show a trial in Ray's dashboard and at its Prometheus endpoint: sweep_trials, and the last throughput."""
+    def export_metrics(self, row: Mapping[str, Any]) -> None:
+        """Export a trial to Ray's dashboard and Prometheus endpoint: sweep_trials, and the last throughput."""
         trials, throughput = _gauges()
         trials.inc(tags={name: str(row[name]) for name in ("experiment", "backend", "model", "outcome")})
         if row.get("output_throughput") is not None:
             tags = {name: str(row[name]) for name in ("experiment", "backend", "model", "workload", "load")}
             throughput.set(row["output_throughput"], tags=tags)
 
-    def clear(self, marker: str) -> None:
-        """Kill what earlier drivers' tasks may have left on any node: engines of this marker, and who launched them."""
-        self._clear_on([node.node_id for node in self.nodes], marker)
-        ray.wait(self.clearing, num_returns=len(self.clearing), timeout=CLEAR_TIMEOUT)
+    def clean_up(self, marker: str) -> None:
+        """Kill what earlier drivers may have left on any node: engines of this marker, and the tasks that own them."""
+        self._clean_up_nodes([node.node_id for node in self.nodes], marker)
+        ray.wait(self.cleanups, num_returns=len(self.cleanups), timeout=CLEANUP_TIMEOUT)
 
-    def _clear_on(self, node_ids: list[str], marker: str) -> None:
+    def _clean_up_nodes(self, node_ids: list[str], marker: str) -> None:
         for node_id in node_ids:
-            affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)  # soft: any node would be cleared instead
-            self.clearing.append(
-                _clear_task().options(scheduling_strategy=affinity, name="clear engines").remote(marker)
+            affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)  # soft: any node would be cleaned instead
+            self.cleanups.append(
+                _cleanup_task().options(scheduling_strategy=affinity, name="clear engines").remote(marker)
             )
 
-    def spare(self, node_ids: set[str]) -> bool:
-        """Whether there would be a node left without these; one that is shunned for a while still counts."""
+    def has_nodes_besides(self, node_ids: set[str]) -> bool:
+        """Whether there is a node that is not one of these; those in backoff count too."""
         return bool({node.node_id for node in self.nodes} - node_ids - self.full)
 
     def submit(self, work: Work, node_id: str) -> None:
-        """Start it on this node, with its share of the cores: what it needs is free there, as far as we know."""
+        """Start a deployment on this node, with its share of the cores; the driver knows that its GPUs are free."""
         deployment = work.deployment
-        node = self.known[node_id]
+        node = self.all_nodes[node_id]
         share = node.cpus * deployment.gpu_count / node.gpus if deployment.gpu_count else node.cpus
         stream = (
-            _task(deployment.gpu_count)
+            _deploy_task(deployment.gpu_count)
             .options(
                 num_returns="streaming",
                 name=deployment.describe(),
@@ -368,126 +384,121 @@ class RayExecutor:
             )
             .remote(work, self.session)
         )
-        self.streams[stream] = _Stream(work, None, time.monotonic(), node)
+        self.tasks[stream] = _RunningTask(work, None, time.monotonic(), node)
 
-    def _shunned(self) -> set[str]:
-        """Nodes that are full, and for a while those where something was lost: Ray may not have noticed its end."""
-        now = time.monotonic()
-        return self.full | {node_id for node_id, until in self.shunned.items() if now < until}
-
-    def events(self) -> Iterator[tuple[Work, Event | Lost | Unbegun | None]]:
-        """What has happened since the last call: events, then None when a deployment ended, or Lost, or Unbegun.
+    def events(self) -> Iterator[tuple[Work, Event | End]]:
+        """Yield the events since the last call; the last one of each deployment is its End.
 
         Raises:
             Halted: when Ray is gone, or a disk is full.
         """
         self._check()
-        if not self.streams:
+        if not self.tasks:
             time.sleep(RESULT_POLL)
             return
-        streams = list(self.streams)
+        streams = list(self.tasks)
         ready, _ = ray.wait(streams, num_returns=1, timeout=RESULT_POLL, fetch_local=False)
         if ready:
             ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
-        listened = time.monotonic()  # what the driver does with an event may take it long: that is no node's silence
+        polled = time.monotonic()  # handling an event may take the driver long: that is no node's silence
         for stream in ready:
             yield from self._next(stream)
         for stream in set(streams) - set(ready):
-            if loss := self._overdue(self.streams[stream], listened):
-                yield self._end(stream, loss)
+            if end := self._timeout(self.tasks[stream], polled):
+                yield self._end(stream, end)
 
-    def _overdue(self, state: _Stream, listened: float) -> Lost | Unbegun | None:
-        """Whether a task must be given up that had said nothing when the driver last `listened`, and why."""
-        node, silence = state.node, listened - state.heard
-        if state.place is None and node.node_id not in {living.node_id for living in self.nodes}:
-            return Lost(f"node {node.address} died before it began")
-        waits = silence >= SILENCE and state.place is None and self._answers(node)
-        if silence < (UNPLACED if waits else SILENCE):
+    def _timeout(self, task: _RunningTask, polled: float) -> Lost | NotStarted | None:
+        """Return the end of a task that is silent for too long at the time `polled`; None if it is not."""
+        node, silence = task.node, polled - task.last_event
+        if task.place is None and node.node_id not in {living.node_id for living in self.nodes}:
+            return Lost(f"node {node.address} died before starting it")
+        queued = silence >= SILENCE and task.place is None and self._is_reachable(node)
+        if silence < (START_TIMEOUT if queued else SILENCE):
             return None
-        self.shunned[node.node_id] = time.monotonic() + SHUNNED
-        if waits:
-            return Unbegun(f"node {node.address} has not begun it within {silence:.0f} s: other jobs keep it busy")
-        return Lost(f"not a word from {node.address} for {silence:.0f} s")
+        self.backoff_until[node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
+        if queued:
+            return NotStarted(f"node {node.address} did not start it within {silence:.0f} s: other jobs keep it busy")
+        return Lost(f"no heartbeat from {node.address} for {silence:.0f} s")
 
-    def _answers(self, node: Node) -> bool:
-        """Whether its raylet can be reached: Ray itself takes more than a minute to see that it cannot."""
+    def _is_reachable(self, node: Node) -> bool:
+        """Whether its raylet accepts a connection: Ray itself takes more than a minute to notice that it does not."""
         try:
-            socket.create_connection((node.address, self.ports[node.node_id]), timeout=REACH).close()
+            socket.create_connection((node.address, self.ports[node.node_id]), timeout=CONNECT_TIMEOUT).close()
         except OSError:
             return False
         return True
 
-    def _next(self, stream: Any) -> Iterator[tuple[Work, Event | Lost | Unbegun | None]]:
-        """The event that is there, if it is one for the driver."""
-        state = self.streams[stream]
+    def _next(self, stream: Any) -> Iterator[tuple[Work, Event | End]]:
+        """Yield the next event of a stream, if it is one for the driver."""
+        task = self.tasks[stream]
         try:
             event = ray.get(next(stream), timeout=SILENCE)
         except StopIteration:
-            yield self._end(stream, None)
+            yield self._end(stream, Completed())
         except RayTaskError as error:
             if isinstance(error.cause, DiskFull):
-                yield self._end(stream, self._disk_full(state, error.cause))
+                yield self._end(stream, self._disk_full(task, error.cause))
                 return
             yield self._end(stream, Lost(f"{type(error.cause).__name__}: {error.cause}", str(error)))
         except RayError as error:
             if isinstance(error, NodeDiedError):  # Ray goes on listing it for some ten seconds
-                self.shunned[state.node.node_id] = time.monotonic() + SHUNNED
+                self.backoff_until[task.node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
             yield self._end(stream, Lost(first_line(error)))
         else:
-            place = event if isinstance(event, Placed) else state.place
-            self.streams[stream] = state._replace(place=place, heard=time.monotonic())
+            place = event if isinstance(event, Placed) else task.place
+            self.tasks[stream] = task._replace(place=place, last_event=time.monotonic())
             if not isinstance(event, Beat):
-                yield state.work, event
+                yield task.work, event
 
-    def _disk_full(self, state: _Stream, error: DiskFull) -> Lost:
-        """Nothing more is started on a node whose own disk is full.
+    def _disk_full(self, task: _RunningTask, error: DiskFull) -> Lost:
+        """Exclude a node whose own disk is full.
 
         Raises:
             Halted: if it is the results' disk, or no other node is left.
         """
-        self.full.add(state.node.node_id)
-        words = f"{error} (on node {state.node.address})"
-        if not _has_room(state.work.out) or not self.spare(set()):
-            raise Halted(words)
-        return Lost(f"{words}: nothing more is started there in this run")
+        self.full.add(task.node.node_id)
+        problem = f"{error} (on node {task.node.address})"
+        if not _has_room(task.work.out) or not self.has_nodes_besides(set()):
+            raise Halted(problem)
+        return Lost(f"{problem}: nothing more is started there in this run")
 
-    def _end(self, stream: Any, end: Lost | Unbegun | None) -> tuple[Work, Lost | Unbegun | None]:
-        """A task is over. What may be left of a lost one is killed, should its node live."""
-        state = self.streams.pop(stream)
-        if end is not None:
+    def _end(self, stream: Any, end: End) -> tuple[Work, End]:
+        """End a task. Engines that a lost one may have left are killed, should its node live."""
+        task = self.tasks.pop(stream)
+        if not isinstance(end, Completed):
             ray.cancel(stream, force=True)
-            until = time.monotonic() + BACK_OFF
-            self.shunned[state.node.node_id] = max(until, self.shunned.get(state.node.node_id, 0.0))
-            if state.place:
-                self._clear_on([state.place.node_id], state.work.marker)
-        return state.work, end
+            until = time.monotonic() + LOSS_BACKOFF
+            self.backoff_until[task.node.node_id] = max(until, self.backoff_until.get(task.node.node_id, 0.0))
+            if task.place:
+                self._clean_up_nodes([task.place.node_id], task.work.marker)
+        return task.work, end
 
     def _check(self) -> None:
-        """Whether there is a Ray to run on.
+        """Check that there is a Ray to run on.
 
         Raises:
             Halted: if there is none.
         """
         now = time.monotonic()
-        again = "run the same command again when it is back: it goes on where it stopped"
-        if now - self.seen > SILENCE:
-            raise Halted(f"Ray's head has not answered for {SILENCE:.0f} s; {again}")
+        remedy = "run the same command again when it is back to continue"
+        if now - self.head_seen > SILENCE:
+            raise Halted(f"Ray's head has not answered for {SILENCE:.0f} s; {remedy}")
         if not self.home_alive:
-            raise Halted(f"Ray on this host has died; {again}")
-        if self.spare(set()):
+            raise Halted(f"Ray on this host has died; {remedy}")
+        if self.has_nodes_besides(set()):
             self.had_nodes = now
         elif now - self.had_nodes > self.cluster.wait_for_nodes:
-            words = "no node in the cluster" + (" whose disk is not full" if self.nodes else "")
-            raise Halted(f"{words} for {self.cluster.wait_for_nodes / 60:.0f} min; {again}")
+            problem = "no node in the cluster" + (" whose disk is not full" if self.nodes else "")
+            raise Halted(f"{problem} for {self.cluster.wait_for_nodes / 60:.0f} min; {remedy}")
 
-    def stop_soon(self) -> None:
-        """Let the trials that run end, and start no other."""
-        self.stopping.set()
-        for stream, state in self.streams.items():
-            if state.place is None:
+    def drain(self) -> None:
+        """Finish the running trials and start no others."""
+        self.draining.set()
+        for stream, task in self.tasks.items():
+            if task.place is None:
                 ray.cancel(stream, force=True)
 
-    def stop_now(self) -> None:
-        """Kill what runs; engines end with the worker that holds their lease."""
-        for stream in self.streams:
+    def cancel(self) -> None:
+        """Kill the running tasks; engines end with the worker that holds their lease."""
+        for stream in self.tasks:
             ray.cancel(stream, force=True)

@@ -26,41 +26,41 @@ from sweep.drive.progress import Display
 from sweep.records import Outcome
 from sweep.wording import count, duration, time_left
 
-INTERVAL = 2.0  # s between the driver's words
+INTERVAL = 2.0  # s between the driver's reports
 SILENCE = 30.0  # s after which a driver on another host counts as dead
-SHOWN = 20  # failures that are listed
+MOST_FAILURES = 20  # more are only counted
 
 
-class Teller:
-    """The driver's side: says in OUT/status.json what is going on."""
+class StatusWriter:
+    """The driver's side: writes OUT/status.json."""
 
     def __init__(self, paths: RunPaths, display: Display) -> None:
         self.paths, self.display = paths, display
-        self.next = 0.0  # monotonic
+        self.write_after = 0.0  # monotonic
 
-    def tell(
-        self, places: Mapping[str, str], stopping: bool, ended: bool = False, deadline: Mapping[str, Any] | None = None
+    def write(
+        self, nodes: Mapping[str, str], stopping: bool, ended: bool = False, deadline: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the present state, at most every INTERVAL seconds; `places` are addresses by deployment."""
-        if time.monotonic() < self.next and not ended:
-            return
-        self.next = time.monotonic() + INTERVAL
+        """Write the present state, at most every INTERVAL seconds; `nodes` are addresses by deployment."""
         now = time.monotonic()
+        if now < self.write_after and not ended:
+            return
+        self.write_after = now + INTERVAL
         running = [
-            {"deployment": key, "what": what, "state": state, "node": places.get(key), "since": now - since}
-            for key, (what, state, since) in self.display.running.items()
+            {"deployment": key, "what": label, "state": state, "node": nodes.get(key), "since": now - since}
+            for key, (label, state, since) in self.display.running.items()
         ]
-        words = {
+        content = {
             "at": time.time(),
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "stopping": stopping,
             "ended": ended,
-            "left": self.display.left(),
+            "left": self.display.seconds_left(),
             "deadline": deadline,
             "running": running,
         }
-        run_files.write_text(self.paths, self.paths.status, json.dumps(words))
+        run_files.write_text(self.paths, self.paths.status, json.dumps(content))
 
 
 class Status(NamedTuple):
@@ -69,8 +69,8 @@ class Status(NamedTuple):
     name: str
     total: int  # trials of the present plan
     outcomes: Counter[str]  # of those that have a row
-    failures: list[tuple[str, str, str]]  # what, outcome, reason
-    driver: dict[str, Any] | None  # its last words
+    failures: list[tuple[str, str, str]]  # label, outcome, reason
+    driver: dict[str, Any] | None  # its last status.json
     log: str  # where the logs of failed engines are
 
     @property
@@ -84,7 +84,7 @@ class Status(NamedTuple):
 
 
 def read(out: Path) -> Status:
-    """What the files of a run say.
+    """Read the status of a run from its files.
 
     Raises:
         ConfigError: if there is no run.
@@ -104,31 +104,31 @@ def read(out: Path) -> Status:
         (
             f"{_label(names[entry['deployment_id']])} {_label(entry)}",
             row["outcome"],
-            _why(row),
+            _reason(row),
         )
         for entry, row in rows
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
     ]
     outcomes = Counter(str(row["outcome"]) for _, row in rows)
-    return Status(plan[0]["name"], len(trials), outcomes, failures, last_words(paths), str(paths.deployments))
+    return Status(plan[0]["name"], len(trials), outcomes, failures, read_status_file(paths), str(paths.deployments))
 
 
-def last_words(paths: RunPaths) -> dict[str, Any] | None:
-    """What the last driver said last; None if there was none."""
+def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
+    """Return the last content of status.json; None if no driver ran here."""
     try:
-        words: dict[str, Any] = json.loads(paths.status.read_text())
-        return words
+        content: dict[str, Any] = json.loads(paths.status.read_text())
+        return content
     except FileNotFoundError:
         return None
 
 
 def _label(entry: Mapping[str, Any]) -> str:
-    """What sets a deployment or a trial apart; its id in a plan of an older version."""
+    """Return the label of a deployment or trial; its id in a plan of an older version."""
     return str(entry.get("label") or entry[f"{entry['kind']}_id"])
 
 
-def _why(row: Mapping[str, Any]) -> str:
-    """The reason, and where to read on; what was never launched has no log."""
+def _reason(row: Mapping[str, Any]) -> str:
+    """Return the reason and the path of the log; an unavailable trial has none."""
     reason = row.get("reason") or "no reason given"
     if row["outcome"] == Outcome.UNAVAILABLE:
         return reason
@@ -136,7 +136,7 @@ def _why(row: Mapping[str, Any]) -> str:
 
 
 def render(status: Status) -> list[str]:
-    """The status in words, one line each."""
+    """Return the lines that describe a status."""
     done = sum(count for outcome, count in status.outcomes.items() if Outcome(outcome).done)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in status.outcomes.most_common())
     lines = [f"{status.name}: {done} of {status.total} trials done" + (f" ({counts})" if counts else "")]
@@ -148,23 +148,23 @@ def render(status: Status) -> list[str]:
         ]
     if status.failures:
         lines.append(f"failed or unavailable ({len(status.failures)}); logs are under {status.log}:")
-        lines += [f"  {what}: {outcome}: {reason}" for what, outcome, reason in status.failures[:SHOWN]]
-        if len(status.failures) > SHOWN:
-            lines.append(f"  and {len(status.failures) - SHOWN} more")
+        lines += [f"  {label}: {outcome}: {reason}" for label, outcome, reason in status.failures[:MOST_FAILURES]]
+        if len(status.failures) > MOST_FAILURES:
+            lines.append(f"  and {len(status.failures) - MOST_FAILURES} more")
     return lines
 
 
 def _driver(status: Status) -> str:
-    words = status.driver
-    if words is None:
-        return "no driver has been here"
-    who = f"process {words['pid']} on {words['host']}"
+    driver = status.driver
+    if driver is None:
+        return "never started"
+    process = f"process {driver['pid']} on {driver['host']}"
     if not status.alive:
-        ago = duration(time.time() - words["at"])
-        end = "ended" if words["ended"] else "died: the same command goes on where it stopped"
-        return f"not running: {who} {end} ({ago} ago)"
-    stopping = ", stopping" if words["stopping"] else ""
-    return f"running{stopping}: {who}, {count(len(words['running']), 'deployment')}, {time_left(words['left'])}"
+        age = duration(time.time() - driver["at"])
+        end = "ended" if driver["ended"] else "died; run the same command again to continue"
+        return f"not running: {process} {end} ({age} ago)"
+    stopping = ", stopping" if driver["stopping"] else ""
+    return f"running{stopping}: {process}, {count(len(driver['running']), 'deployment')}, {time_left(driver['left'])}"
 
 
 def main(arguments: Sequence[str]) -> int:

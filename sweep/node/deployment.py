@@ -92,14 +92,25 @@ class Beat(NamedTuple):
     """Nothing new, but alive."""
 
 
+class Completed(NamedTuple):
+    """The deployment's task ended by itself."""
+
+
 class Lost(NamedTuple):
-    """The deployment's task ended without finishing: lost with its node or worker, or failed by an error of ours."""
+    """The deployment's task did not complete: its node or worker was lost, or our own code failed."""
 
     reason: str  # one line
-    error: str | None = None  # the traceback, where the task itself failed
+    error: str | None = None  # the traceback, where our own code failed
+
+
+class NotStarted(NamedTuple):
+    """A living node did not start the deployment: other jobs of the same cluster keep it busy."""
+
+    reason: str  # one line
 
 
 Event = Placed | State | Finished | Files | Beat
+End = Completed | Lost | NotStarted
 Emit = Callable[[Event], None]
 
 
@@ -277,7 +288,8 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         content = {"model": lambda: model.digest(cache), "backend": lambda: backend.digest()}
         if other := other_content(planned, content):
             raise Contradiction(other)
-        spec = environments.resolve(backend.env, work.settings.hardware.platform)
+        spec = work.deployment.environment
+        assert spec is not None, "planned for an engine that is launched"
         environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
         folder = model.prepare(cache, lambda text: emit(State(text)))
         folder = backend.weights(folder, environment.python, cache, lambda text: emit(State(text)))

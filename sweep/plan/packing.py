@@ -1,10 +1,10 @@
-"""Which deployment starts next, and on which node: the policy, free of Ray and of clocks.
+"""The scheduling policy: the deployment to start next, and its node, without Ray and without clocks.
 
-The driver and the simulation (`simulate`) run this very code. No GPU idles while a deployment that fits it waits; of
+The driver and the simulation (`simulate`) run this same code. No GPU idles while a pending deployment fits it; of
 those that fit, the one that takes the most GPU-seconds goes first (list scheduling by longest processing time, R. L.
-Graham 1969, with the GPUs as width). Over mixes of 1 to 4 GPUs that ended 0 to 8 % after the lower bound where
+Graham 1969, with the GPUs as width). Over mixes of 1 to 4 GPUs this ended 0 to 8 % after the lower bound where
 "most GPUs, then longest" took up to 80 % more: a long deployment of one GPU must not wait for every short one of four.
-Only so much is in flight as there are places: what waits can still be reordered or dropped.
+No more deployments are in flight than there are slots, so that pending ones can still be reordered or dropped.
 """
 
 import heapq
@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
-Kind = tuple[int, str | None]  # of place: GPUs on one node, and their type
+Kind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
 
-AHEAD = 32  # waiting deployments that an autoscaler is told of
+LOOKAHEAD = 32  # pending deployments for which an autoscaler is asked to grow
 
 
 class Node(NamedTuple):
-    """What a node of the cluster offers."""
+    """A node of the cluster and its resources."""
 
     address: str
     gpus: int
@@ -28,16 +28,16 @@ class Node(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a deployment takes, all of it on one node."""
+    """The resources of a deployment, all of them on one node."""
 
     key: str
-    gpus: int  # 0: a node that it has to itself, since engines beside each other on a CPU would measure each other
+    gpus: int  # 0: a whole node, since engines beside each other on a CPU would measure each other
     accelerator: str | None  # None: any
-    seconds: float  # expected; only the order depends on it
+    seconds: float  # expected; decides only the order
 
     @property
     def kind(self) -> Kind:
-        """What of it decides which nodes could hold it."""
+        """The part that decides which nodes fit."""
         return self.gpus, self.accelerator
 
 
@@ -48,20 +48,14 @@ class Start(NamedTuple):
     node_id: str
 
 
-class Unbegun(NamedTuple):
-    """A node that lives has not begun what it was given to start: other jobs of the same cluster keep it busy."""
-
-    reason: str  # one line
-
-
-def could_hold(node: Node, need: Need) -> bool:
-    """Whether the node would do if nothing ran on it."""
+def fits(node: Node, need: Need) -> bool:
+    """Whether an idle node would do."""
     return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
 
 
 def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
-    """Why none of these nodes can ever hold it, with the remedy, in one line; None if one can."""
-    if any(could_hold(node, need) for node in nodes):
+    """Return the reason why it fits none of these nodes even if idle, with the remedy, in one line; None if it does."""
+    if any(fits(node, need) for node in nodes):
         return None
     if need.accelerator and not any(need.accelerator in node.accelerators for node in nodes):
         there = ", ".join(sorted({name for node in nodes for name in node.accelerators})) or "none"
@@ -72,87 +66,89 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
 
 
 def by_rank(needs: Iterable[Need]) -> list[Need]:
-    """The order in which needs are to start: most GPU-seconds first; most GPUs where nothing tells them apart."""
+    """Sort needs in the order to start them: most GPU-seconds first, then most GPUs."""
     return sorted(needs, key=lambda need: (-max(1, need.gpus) * need.seconds, -need.gpus, need.key))
 
 
 class Packer:
-    """Who waits, who runs where, and who is next."""
+    """The pending and running deployments, and the choice of the next."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
-        self.waiting: dict[Kind, list[tuple[int, Need]]] = {}  # a heap for each kind of place
+        self.pending: dict[Kind, list[tuple[int, Need]]] = {}  # a heap for each kind of slot
         self.running: dict[str, tuple[str, Need]] = {}  # key -> node id
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
         self.tenants: Counter[str] = Counter()  # deployments running, by node id
         self.front = 0
-        for rank, need in enumerate(by_rank(needs), start=1):
+        ranked = by_rank(needs)
+        self.needs = {need.key: need for need in ranked}
+        for rank, need in enumerate(ranked, start=1):
             self._push(rank, need)
 
     def _push(self, rank: int, need: Need) -> None:
-        heapq.heappush(self.waiting.setdefault(need.kind, []), (rank, need))
+        heapq.heappush(self.pending.setdefault(need.kind, []), (rank, need))
 
-    def put_back(self, need: Need) -> None:
-        """It was lost: it starts again before all others."""
+    def requeue(self, key: str) -> None:
+        """Put a deployment in front of all others."""
         self.front -= 1
-        self._push(self.front, need)
+        self._push(self.front, self.needs[key])
 
     def start(self, nodes: Sequence[Node], kinds: Container[Kind] | None = None) -> list[Start]:
-        """What starts now on these living nodes, of any of `kinds` (None: all); it counts as running until `ended`."""
+        """Choose the deployments of `kinds` (None: all) to start now on these nodes; they run until `release`."""
         starts: list[Start] = []
-        while found := self._first(nodes, kinds):
-            kind, node = found
-            _, need = heapq.heappop(self.waiting[kind])
+        while slot := self._next_slot(nodes, kinds):
+            kind, node = slot
+            _, need = heapq.heappop(self.pending[kind])
             self.running[need.key] = (node.node_id, need)
             self.used[node.node_id] += need.gpus
             self.tenants[node.node_id] += 1
             starts.append(Start(need.key, node.node_id))
         return starts
 
-    def _first(self, nodes: Sequence[Node], kinds: Container[Kind] | None) -> tuple[Kind, Node] | None:
-        """The kind whose first need ranks highest among those for which there is a place, and the place."""
-        for kind, heap in sorted(self.waiting.items(), key=lambda item: item[1][0][0] if item[1] else 0):
-            if heap and (kinds is None or kind in kinds) and (node := self._place(heap[0][1], nodes)):
+    def _next_slot(self, nodes: Sequence[Node], kinds: Container[Kind] | None) -> tuple[Kind, Node] | None:
+        """Return the kind whose first need ranks highest among those for which a node is free, and the node."""
+        for kind, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
+            if heap and (kinds is None or kind in kinds) and (node := self._free_node(heap[0][1], nodes)):
                 return kind, node
         return None
 
-    def _place(self, need: Need, nodes: Sequence[Node]) -> Node | None:
-        """The tightest place, so that room for the large ones stays together."""
+    def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
+        """Return the node with the least room to spare, so that room for large deployments stays together."""
         if need.gpus:
-            fitting = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and could_hold(n, need)]
-            return min(fitting, key=lambda node: node.gpus - self.used[node.node_id], default=None)
-        plain = [node for node in nodes if not node.gpus] or nodes
-        return next((node for node in plain if not self.tenants[node.node_id] and could_hold(node, need)), None)
+            candidates = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and fits(n, need)]
+            return min(candidates, key=lambda node: node.gpus - self.used[node.node_id], default=None)
+        cpu_nodes = [node for node in nodes if not node.gpus] or nodes
+        return next((node for node in cpu_nodes if not self.tenants[node.node_id] and fits(node, need)), None)
 
-    def ended(self, key: str) -> None:
-        """It runs no longer, for whatever reason."""
+    def release(self, key: str) -> None:
+        """Free the slot of a running deployment."""
         node_id, need = self.running.pop(key)
         self.used[node_id] -= need.gpus
         self.tenants[node_id] -= 1
 
-    def stranded(self, nodes: Sequence[Node]) -> list[Need]:
-        """Those waiting that none of these nodes could hold even if it were idle."""
-        return [need for heap in self.waiting.values() if heap and infeasible(heap[0][1], nodes) for _, need in heap]
+    def unschedulable(self, nodes: Sequence[Node]) -> list[Need]:
+        """Return the pending needs that fit none of these nodes even if idle."""
+        return [need for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes) for _, need in heap]
 
-    def heads(self) -> list[Need]:
-        """The next of each kind that waits."""
-        return [heap[0][1] for heap in self.waiting.values() if heap]
+    def first_of_each_kind(self) -> list[Need]:
+        """Return the next pending need of each kind."""
+        return [heap[0][1] for heap in self.pending.values() if heap]
 
-    def ahead(self, nodes: Sequence[Node]) -> list[Need]:
-        """The next that wait, as many as it is worth having a cluster grow for.
+    def next_needs(self, nodes: Sequence[Node]) -> list[Need]:
+        """Return the next pending needs, as many as are worth growing the cluster for.
 
-        First one of each kind that none of these nodes could hold: for those there is no other hope.
+        One of each kind that fits none of these nodes comes first: only a new node can run those.
         """
-        stranded = sorted(heap[0] for heap in self.waiting.values() if heap and infeasible(heap[0][1], nodes))
-        heaps = [heapq.nsmallest(AHEAD, heap) for heap in self.waiting.values()]
-        others = heapq.nsmallest(AHEAD, (entry for heap in heaps for entry in heap if entry not in stranded))
-        return [need for _, need in [*stranded, *others][:AHEAD]]
+        unschedulable = sorted(heap[0] for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes))
+        heaps = [heapq.nsmallest(LOOKAHEAD, heap) for heap in self.pending.values()]
+        rest = heapq.nsmallest(LOOKAHEAD, (entry for heap in heaps for entry in heap if entry not in unschedulable))
+        return [need for _, need in [*unschedulable, *rest][:LOOKAHEAD]]
 
     def drop(self, needs: Iterable[Need]) -> None:
-        """They wait no longer."""
+        """Remove pending deployments."""
         keys = {need.key for need in needs}
-        for kind, heap in self.waiting.items():
-            self.waiting[kind] = [entry for entry in heap if entry[1].key not in keys]
-            heapq.heapify(self.waiting[kind])
+        for kind, heap in self.pending.items():
+            self.pending[kind] = [entry for entry in heap if entry[1].key not in keys]
+            heapq.heapify(self.pending[kind])
 
     def __len__(self) -> int:
-        return sum(len(heap) for heap in self.waiting.values())
+        return sum(len(heap) for heap in self.pending.values())

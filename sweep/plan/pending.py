@@ -1,71 +1,111 @@
-"""What the present run has to do, and why: trials without a result that holds.
+"""The pending work of a run: trials without a valid result, why each is run, and how long they are expected to take.
 
-A trial is known by the hash of everything that can change its result, so a result either is this trial's or it is not.
-The reasons are for people: they compare a trial with the nearest of the earlier ones.
+A trial's id is the hash of everything that can change its result, so a result is either this trial's or not. The
+reasons are for people: they compare a trial with the earlier one at the same coordinates.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sweep.config import ConfigError
+from sweep.config import ConfigError, Settings
 from sweep.disk.ledger import Ledger, Row
+from sweep.plan.estimate import Assumed, Estimate, History, estimate
+from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import LOAD_COLUMNS
 
-NOT_SHOWN = 3  # differences beyond this many are only counted
+MOST_DIFFERENCES = 3  # more are only counted
 REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit or, unknown, at a revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def todo(plan: Plan, ledger: Ledger) -> list[Deployment]:
-    """The deployments with the trials that this run of the command has to do.
+@dataclass(frozen=True)
+class PendingWork:
+    """The work of one run, found once before anything is printed or started."""
+
+    deployments: list[Deployment]  # with their pending trials only
+    finished_trials: int  # of the plan: those with a valid result
+    reasons: dict[str, str]  # why each trial is run, by id; empty on the first run
+    estimate: Estimate
+
+    @property
+    def runnable(self) -> list[Deployment]:
+        """The deployments that are not unavailable."""
+        return [deployment for deployment in self.deployments if not deployment.unavailable]
+
+
+def find_pending(plan: Plan, ledger: Ledger, history: History, nodes: Sequence[Node]) -> PendingWork:
+    """Find the trials to run, the reasons, and their expected duration on these nodes.
 
     Raises:
-        ConfigError: if it cannot be told, since no hub says which commits the results are of.
+        ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
+    """
+    deployments = pending_deployments(plan, ledger)
+    runnable = [deployment for deployment in deployments if not deployment.unavailable]
+    return PendingWork(
+        deployments,
+        len(plan.trials) - sum(len(deployment.trials) for deployment in deployments),
+        reasons(plan, runnable, ledger) if ledger.rows else {},
+        estimate(plan, runnable, history, nodes, _assumed(plan.settings)),
+    )
+
+
+def _assumed(settings: Settings) -> Assumed | None:
+    simulated = settings.cluster.simulate
+    if simulated is None or simulated.seconds_per_trial is None:
+        return None
+    return Assumed(simulated.seconds_per_trial, simulated.seconds_per_launch)
+
+
+def pending_deployments(plan: Plan, ledger: Ledger) -> list[Deployment]:
+    """Return the deployments that have pending trials, with these trials only.
+
+    Raises:
+        ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
     """
     _check_commits(plan, ledger)
     retry = plan.settings.retry == "once"
-    left = [
+    pending = [
         replace(deployment, trials=[trial for trial in deployment.trials if not ledger.done(trial.trial_id, retry)])
         for deployment in plan.deployments
     ]
-    return [deployment for deployment in left if deployment.trials]
+    return [deployment for deployment in pending if deployment.trials]
 
 
 def _check_commits(plan: Plan, ledger: Ledger) -> None:
-    """A revision that stayed a name, for want of a hub, makes ids new: what has a result would be measured again."""
+    """Refuse a revision that no hub resolved to a commit: it would change the ids of trials that have results."""
     digests = {digest for deployment in plan.deployments for digest in deployment.content.values()}
-    names = {one for digest in digests for one in unresolved(digest)}
-    if not names:
+    revisions = {revision for digest in digests for revision in unresolved(digest)}
+    if not revisions:
         return
-    done = {json.loads(row.get("digests") or "{}").get("model", "") for row in ledger.rows.values()}
-    commits = {r: commit for digest in done for r, commit in REPOSITORY.findall(digest) if COMMIT.fullmatch(commit)}
-    for repository, name in sorted(names):
+    measured = {json.loads(row.get("digests") or "{}").get("model", "") for row in ledger.rows.values()}
+    commits = {r: commit for digest in measured for r, commit in REPOSITORY.findall(digest) if COMMIT.fullmatch(commit)}
+    for repository, revision in sorted(revisions):
         if repository in commits:
             raise ConfigError(
-                f"model: no hub says which commit {repository}@{name} is, and there are results of "
-                f"{commits[repository]}; allowed is the same command later, or that commit as the revision"
+                f"model: no hub resolves {repository}@{revision} to a commit, and there are results of "
+                f"{commits[repository]}; run the same command later, or set that commit as the revision"
             )
 
 
 def unresolved(digest: str) -> list[tuple[str, str]]:
-    """The repositories in a digest that stand there by the name of a revision, for want of a hub to say its commit."""
+    """Return the repositories in a digest with a revision that no hub resolved to a commit."""
     return [(r, name) for r, name in REPOSITORY.findall(digest) if not COMMIT.fullmatch(name)]
 
 
-def reasons(plan: Plan, left: Iterable[Deployment], ledger: Ledger) -> dict[str, str]:
-    """Why each trial that is left is run, by id: it is new, its last outcome, or what has changed since it was done."""
+def reasons(plan: Plan, pending: Iterable[Deployment], ledger: Ledger) -> dict[str, str]:
+    """Return why each pending trial is run, by id: new, its last outcome, or the change since its last result."""
     present = {trial.trial_id for trial in plan.trials}
     earlier: dict[tuple[Any, ...], Row] = {}
     for row in ledger.rows.values():
         if row["trial_id"] not in present:
-            earlier[_place_of_row(row, plan.axes)] = row
+            earlier[_row_position(row, plan.axes)] = row
     return {
         trial.trial_id: _reason(plan, deployment, trial, ledger, earlier)
-        for deployment in left
+        for deployment in pending
         for trial in deployment.trials
     }
 
@@ -77,47 +117,48 @@ def _reason(
     if row is not None:
         damaged = trial.trial_id in ledger.damaged
         return "its requests.parquet is cut short" if damaged else f"was {row['outcome']}: {row.get('reason')}"
-    old = earlier.get(_place(deployment, trial, plan.axes))
-    return "new" if old is None else f"changed: {_change(deployment, trial, old)}"
+    before = earlier.get(_position(deployment, trial, plan.axes))
+    return "new" if before is None else f"changed: {_change(deployment, trial, before)}"
 
 
-def _place(deployment: Deployment, trial: Trial, axes: Iterable[str]) -> tuple[Any, ...]:
-    """Where in the experiment a trial stands, whatever its content: what a row must share with it to be compared."""
+def _position(deployment: Deployment, trial: Trial, axes: Iterable[str]) -> tuple[Any, ...]:
+    """Return a trial's position in the experiment, whatever its content: a row at the same one is compared with it."""
     names = (deployment.backend.name, deployment.model.name, trial.workload.name, trial.load.name, trial.replicate)
     loads = trial.load_columns()
     return (*names, *(loads[key] for key in sorted(loads)), *(str(trial.coordinates.get(axis)) for axis in axes))
 
 
-def _place_of_row(row: Row, axes: Iterable[str]) -> tuple[Any, ...]:
+def _row_position(row: Row, axes: Iterable[str]) -> tuple[Any, ...]:
     names = tuple(row.get(key) for key in ("backend", "model", "workload", "load", "replicate"))
     loads = tuple(row.get(key) for key in LOAD_COLUMNS)
     return (*names, *loads, *(str(row.get(axis)) for axis in axes))
 
 
-def _change(deployment: Deployment, trial: Trial, old: Row) -> str:
-    """What is different from an earlier row of the same place."""
-    before, after = _flat(json.loads(old["config"])), _flat(json.loads(json.dumps(trial.config, default=str)))
+def _change(deployment: Deployment, trial: Trial, earlier: Row) -> str:
+    """Describe the difference from an earlier row at the same position."""
+    before, after = _flat(json.loads(earlier["config"])), _flat(json.loads(json.dumps(trial.config, default=str)))
     keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     if keys:
-        words = [f"{key} {before.get(key)} -> {after.get(key)}" for key in keys[:NOT_SHOWN]]
-        return ", ".join(words) + (f" and {len(keys) - NOT_SHOWN} more" if len(keys) > NOT_SHOWN else "")
-    digests = json.loads(old.get("digests") or "{}")
-    now = content_digests(deployment, trial)
-    changed = [part for part in now if part in digests and digests[part] != now[part]]
+        changes = [f"{key} {before.get(key)} -> {after.get(key)}" for key in keys[:MOST_DIFFERENCES]]
+        more = f" and {len(keys) - MOST_DIFFERENCES} more" if len(keys) > MOST_DIFFERENCES else ""
+        return ", ".join(changes) + more
+    digests = json.loads(earlier.get("digests") or "{}")
+    present = content_digests(deployment, trial)
+    changed = [part for part in present if part in digests and digests[part] != present[part]]
     if changed:
         return f"the content of its {' and '.join(changed)}"
-    if old["deployment_id"] != deployment.deployment_id:
+    if earlier["deployment_id"] != deployment.deployment_id:
         return "its engine's environment, the accelerator or the protocol"
     return "its seed"
 
 
 def content_digests(deployment: Deployment, trial: Trial) -> dict[str, str]:
-    """Hashes of what a trial's configuration points to: the weights, the data set, our own part of an engine."""
+    """Return hashes of what a trial's configuration points to: the weights, the data set, our own part of an engine."""
     return {**deployment.content, **trial.content}
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """A nested mapping under dotted keys."""
+    """Flatten a nested mapping to dotted keys."""
     if not isinstance(value, Mapping):
         return {key: value}
     return {

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from backends.base import EnvironmentSpec
 from sweep.config import Hardware, Settings
 from sweep.records import LOAD_COLUMNS
 
@@ -54,6 +55,7 @@ class Deployment:
     trials: list[Trial] = field(default_factory=list)
     unavailable: str | None = None  # why it cannot run on this host, with the remedy
     content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: weights, our own code
+    environment: EnvironmentSpec | None = None  # what the engine runs in, composed here: a node has no user's conf/
     label: str = ""  # what sets it apart from the other deployments of the plan
 
     def describe(self) -> str:
@@ -74,6 +76,7 @@ class Plan:
     deployments: list[Deployment]
     axes: list[str]  # the grid axes, as dotted keys
     replaced: list[str]  # in plain words, what was replaced for lack of a GPU
+    origins: dict[str, str] = field(default_factory=dict)  # options of the user's own folders -> their files
 
     @property
     def trials(self) -> list[Trial]:
@@ -89,6 +92,7 @@ class Plan:
             "trials": len(self.trials),
             "replicates": self.settings.replicates,
             "replaced": self.replaced,
+            "origins": self.origins,
             "command": command,
             "hardware": self.settings.hardware.model_dump(),
         }

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
+from backends.base import EnvironmentSpec
 from sweep.config import POINT_GROUPS, ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.labels import labels
-from sweep.plan.compose import Assignments, Composition, Point, group_choices
+from sweep.options import ConfigPath
+from sweep.plan.command_line import Assignments
+from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import PROTOCOL_VERSION
 
@@ -30,6 +33,7 @@ class Surroundings(NamedTuple):
 
     fingerprint: Callable[[Any, str], str]  # (backend, platform) -> hash of the locked environment
     unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
+    environment: Callable[[Any, str], EnvironmentSpec | None] = lambda backend, platform: None
 
 
 def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
@@ -39,7 +43,7 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
         ConfigError: naming the first key that a point may not have.
     """
     settings = composition.settings
-    builder = _Builder(settings, surroundings)
+    builder = _Builder(settings, surroundings, composition.options)
     for point, coordinates in zip(composition.points, composition.coordinates, strict=True):
         builder.add(point, coordinates)
     deployments = _labelled(list(builder.deployments.values()))
@@ -47,15 +51,16 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
         deployment.trials[:] = _blocked_order(deployment.trials, settings.seed)
     axes = sorted({axis for coordinates in composition.coordinates for axis in coordinates})
     _check_baseline(settings.baseline, axes)
-    return Plan(settings, deployments, axes, composition.replaced)
+    return Plan(settings, deployments, axes, composition.replaced, composition.origins)
 
 
 class _Builder:
     """Adds points one by one; equal parts are validated once, which is what makes ten thousand points quick."""
 
-    def __init__(self, settings: Settings, surroundings: Surroundings) -> None:
+    def __init__(self, settings: Settings, surroundings: Surroundings, options: ConfigPath) -> None:
         self.settings = settings
         self.surroundings = surroundings
+        self.options = options
         self.deployments: dict[str, Deployment] = {}
         self.objects: dict[str, BaseModel] = {}
         self.identities: dict[int, Any] = {}
@@ -69,7 +74,7 @@ class _Builder:
     def add(self, point: Point, coordinates: Assignments) -> None:
         backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)
         if backend.launches and not model.launchable:
-            raise one_of("model", model.name, group_choices("model"))
+            raise one_of("model", model.name, self.options.choices("model"))
         load.count(workload.num_requests)  # a trace that is too short says so here
         deployment = self._deployment(backend, model)
         for replicate in range(self.settings.replicates):
@@ -132,7 +137,14 @@ class _Builder:
             content = self._content(backend=backend, model=model)
             pinned = model.pinned(self.cache)
             self.deployments[deployment_id] = Deployment(
-                deployment_id, backend, pinned, gpu_count, hardware.accelerator, [], unavailable, content
+                deployment_id,
+                backend,
+                pinned,
+                gpu_count,
+                hardware.accelerator,
+                unavailable=unavailable,
+                content=content,
+                environment=self.surroundings.environment(backend, hardware.platform),
             )
         return self.deployments[deployment_id]
 

@@ -1,4 +1,4 @@
-"""How long a plan takes on a cluster: the scheduler's own policy (`packing`), run against a clock that jumps."""
+"""A simulated run of a plan on a cluster: the scheduler's own policy (`packing`) against a clock that jumps."""
 
 import heapq
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from sweep.plan.packing import Need, Node, Packer
 
 
 class Span(NamedTuple):
-    """When and where a deployment runs, s from the start."""
+    """The time and node of one deployment, s from the start."""
 
     key: str
     node_id: str
     begin: float
     end: float
-    after: str | None  # whose end made it start
+    after: str | None  # the deployment whose end made it start
 
 
-class Schedule(NamedTuple):
-    """A simulated run."""
+class SimulatedRun(NamedTuple):
+    """The course of a run on a cluster."""
 
-    spans: list[Span]  # in the order of their beginning
+    spans: list[Span]  # in the order of their starts
     makespan: float  # s
     gpu_seconds: float  # in use; on nodes without GPUs, node-seconds
     capacity: int  # GPUs, or nodes without one
@@ -31,7 +31,7 @@ class Schedule(NamedTuple):
         return self.gpu_seconds / (self.makespan * self.capacity) if self.makespan else 1.0
 
     def critical_path(self) -> list[Span]:
-        """The deployments that decide the end: the last to finish, the one whose place it waited for, and so on."""
+        """Return the deployments that decide the end: the last to finish, the one it waited for, and so on."""
         by_key = {span.key: span for span in self.spans}
         path: list[Span] = []
         last = max(self.spans, key=lambda span: span.end, default=None)
@@ -41,10 +41,10 @@ class Schedule(NamedTuple):
         return path
 
 
-def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> Schedule:
-    """Run the policy with every deployment taking exactly its expected seconds; what fits nowhere is left out."""
+def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> SimulatedRun:
+    """Run the policy with every deployment taking exactly its expected seconds, without those that fit no node."""
     packer = Packer(needs)
-    packer.drop(packer.stranded(nodes))
+    packer.drop(packer.unschedulable(nodes))
     seconds = {need.key: need.seconds for need in needs}
     spans: list[Span] = []
     ends: list[tuple[float, str]] = []
@@ -56,8 +56,8 @@ def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> Schedule:
         if not ends:
             break
         now, ended = heapq.heappop(ends)
-        packer.ended(ended)
+        packer.release(ended)
     placed = {span.key for span in spans}
     gpu_seconds = sum(max(1, need.gpus) * need.seconds for need in needs if need.key in placed)
     capacity = sum(node.gpus for node in nodes) if any(need.gpus for need in needs) else len(nodes)
-    return Schedule(spans, now, gpu_seconds, capacity)
+    return SimulatedRun(spans, now, gpu_seconds, capacity)

@@ -180,7 +180,7 @@ def test_one_signal_ends_the_sweep_after_the_trials_that_run(cluster, sweep_of, 
     before = len(sweep.committed())
     os.killpg(sweep.process.pid, number)  # as a terminal does: everybody in the group hears Ctrl-C
     assert sweep.wait(60) == 130, sweep.said()
-    assert "once more to stop now" in sweep.said()
+    assert "press Ctrl-C again to stop immediately" in sweep.said()
     assert "Traceback" not in sweep.said(), sweep.said()
     assert before <= len(sweep.committed()) <= before + 2 * len(cluster.nodes)
     assert set(sweep.measured()) == {"ok"}, "what ran was finished"
@@ -306,13 +306,13 @@ def test_a_deadline_starts_nothing_that_cannot_end_by_then(sweep_of):
     long = ("workload.output_tokens=50", "backend.itl.mean=0.02", "load.batch_size=1", "replicates=5")
     sweep = sweep_of("cluster=inline", *long)
     assert sweep.run(f"deadline='{in_30_s}'") == 1, sweep.said()
-    assert "left; the same command goes on from here" in sweep.said()
+    assert "not finished; run the same command again to continue" in sweep.said()
     done = sweep.committed()
     assert 0 < len(done) < 5
     begun = len(done)
     soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 3))
     assert sweep.run(f"deadline='{soon}'") == 1
-    assert "not before the deadline" in sweep.said(), "now it is known how long these trials take"
+    assert "would end after the deadline" in sweep.said(), "now it is known how long these trials take"
     assert len(sweep.committed()) == begun
     assert sweep.run() in (0, 1)
     assert sweep.measured() == {"ok": 5}

@@ -11,19 +11,19 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from backends.base import Backend, Host, Launch
 from backends.launch import server, supervisor
 from backends.prepare import environments as prepared
 from sweep.config import CONF, build, cache_directory
+from sweep.options import load_option
 
 CONTEXT = 512  # tokens that engines are told to make room for
 CACHE = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
 
 
 def configured(group: str, name: str) -> Any:
-    return build(yaml.safe_load((CONF / group / f"{name}.yaml").read_text()), group)
+    return build(load_option(group, name), group)
 
 
 def here() -> list[str]:

@@ -1,0 +1,157 @@
+"""The state of one deployment in a run: its phase, its pending trials, and the transitions between phases.
+
+TRANSITIONS says it all: a phase and a trigger give the next phase and the action for the driver to carry out. Nothing
+here knows of executors, clocks or files: the driver supplies the time and the limits.
+"""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from sweep.node.deployment import Placed
+from sweep.plan.plan import Deployment, Trial
+from sweep.records import Outcome
+
+
+class Phase(Enum):
+    """The phase of a deployment."""
+
+    PENDING = auto()  # waits for a free slot
+    SUBMITTED = auto()  # assigned to a node that has not started it
+    RUNNING = auto()
+    DONE = auto()  # its last attempt ended by itself
+    POSTPONED = auto()  # left for the next run
+    GIVEN_UP = auto()  # lost too often
+    UNAVAILABLE = auto()  # no node can run it
+
+    @property
+    def active(self) -> bool:
+        """Whether an attempt is in flight."""
+        return self in (Phase.SUBMITTED, Phase.RUNNING)
+
+
+class Trigger(Enum):
+    """A cause of a transition."""
+
+    SUBMIT = auto()
+    START = auto()
+    COMPLETE = auto()
+    RETRY = auto()  # the attempt was lost or not started
+    GIVE_UP = auto()  # it was lost once too often
+    UNSCHEDULABLE = auto()  # no node could run it within the waiting time
+    POSTPONE = auto()  # the deadline is too near, or the user stops the run
+    REOPEN = auto()  # its node was quarantined: failed trials are retried elsewhere
+
+
+class Action(Enum):
+    """The driver's part of a transition."""
+
+    NOTHING = auto()
+    REQUEUE = auto()  # in front of all others
+    RECORD_INVALID = auto()  # commit a row for each pending trial
+    RECORD_UNAVAILABLE = auto()
+
+
+ENDED = (Phase.DONE, Phase.POSTPONED, Phase.GIVEN_UP, Phase.UNAVAILABLE)
+TRANSITIONS: Mapping[tuple[Phase, Trigger], tuple[Phase, Action]] = {
+    (Phase.PENDING, Trigger.SUBMIT): (Phase.SUBMITTED, Action.NOTHING),
+    (Phase.PENDING, Trigger.POSTPONE): (Phase.POSTPONED, Action.NOTHING),
+    (Phase.PENDING, Trigger.UNSCHEDULABLE): (Phase.UNAVAILABLE, Action.RECORD_UNAVAILABLE),
+    (Phase.PENDING, Trigger.REOPEN): (Phase.PENDING, Action.NOTHING),
+    (Phase.SUBMITTED, Trigger.START): (Phase.RUNNING, Action.NOTHING),
+    (Phase.SUBMITTED, Trigger.UNSCHEDULABLE): (Phase.UNAVAILABLE, Action.RECORD_UNAVAILABLE),
+    **{
+        (phase, trigger): after
+        for phase in (Phase.SUBMITTED, Phase.RUNNING)
+        for trigger, after in {
+            Trigger.COMPLETE: (Phase.DONE, Action.NOTHING),
+            Trigger.RETRY: (Phase.PENDING, Action.REQUEUE),
+            Trigger.GIVE_UP: (Phase.GIVEN_UP, Action.RECORD_INVALID),
+            Trigger.POSTPONE: (Phase.POSTPONED, Action.NOTHING),
+        }.items()
+    },
+    **{(phase, Trigger.REOPEN): (Phase.PENDING, Action.REQUEUE) for phase in ENDED},
+}
+
+
+@dataclass
+class DeploymentState:
+    """A deployment with its trials of this run, its attempts so far and the rows they brought."""
+
+    deployment: Deployment
+    phase: Phase = Phase.PENDING
+    attempt: str = "0"  # number of the last one
+    node: Placed | None = None  # where that one started
+    not_started_since: float | None = None  # monotonic
+    losses: int = 0  # of nodes and workers
+    errors: int = 0  # in our own code
+    retried_elsewhere: bool = False  # since its node was quarantined; once is enough
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # of trials that have a row in this run, by id
+    reopened: set[str] = field(default_factory=set)  # trials to retry although they have a row
+    order: list[Trial] = field(default_factory=list)  # of the next attempt
+
+    def __post_init__(self) -> None:
+        self.order = list(self.deployment.trials)
+
+    def advance(self, trigger: Trigger) -> Action:
+        """Enter the next phase; the action is the caller's to carry out.
+
+        Raises:
+            ValueError: if the trigger cannot occur in this phase.
+        """
+        if (self.phase, trigger) not in TRANSITIONS:
+            raise ValueError(f"{self.deployment.deployment_id}: {trigger.name} in phase {self.phase.name}")
+        self.phase, action = TRANSITIONS[self.phase, trigger]
+        return action
+
+    @property
+    def pending_trials(self) -> list[Trial]:
+        """The trials without a final row, in the order to run them."""
+        return [t for t in self.order if t.trial_id not in self.outcomes or t.trial_id in self.reopened]
+
+    @property
+    def trials_without_row(self) -> int:
+        """The number of trials that got no row in this run."""
+        return len(self.deployment.trials) - len(self.outcomes)
+
+    def finish(self, trial_id: str, outcome: Outcome) -> None:
+        """Note a trial's row."""
+        self.outcomes[trial_id] = outcome
+        self.reopened.discard(trial_id)
+
+    def submitted(self, attempt: str) -> None:
+        """Begin an attempt."""
+        self.advance(Trigger.SUBMIT)
+        self.attempt, self.node = attempt, None
+
+    def started(self, node: Placed) -> None:
+        """Note the node on which the attempt started."""
+        self.advance(Trigger.START)
+        self.node, self.not_started_since = node, None
+
+    def lost(self, in_our_code: bool, limit: int) -> Action:
+        """Retry a lost attempt, unless it is the `limit`-th such loss or every trial has its row."""
+        self.errors += in_our_code
+        self.losses += not in_our_code
+        self.order = self.pending_trials
+        if self.node is not None:  # the trial that ran may be what kills the worker each time: others come first
+            self.order = self.order[1:] + self.order[:1]
+        if not self.order:
+            return self.advance(Trigger.COMPLETE)
+        return self.advance(Trigger.RETRY if (self.errors if in_our_code else self.losses) < limit else Trigger.GIVE_UP)
+
+    def not_started(self, now: float, patience: float) -> Action:
+        """Retry an attempt that its node did not start, for `patience` s since the first such attempt."""
+        if self.not_started_since is None:
+            self.not_started_since = now
+        return self.advance(Trigger.RETRY if now - self.not_started_since <= patience else Trigger.UNSCHEDULABLE)
+
+    def reopen(self, retryable: Container[Outcome]) -> tuple[int, Action]:
+        """Retry trials with these outcomes on another node, once; return their number and the action."""
+        if self.retried_elsewhere or self.phase.active:
+            return 0, Action.NOTHING
+        self.retried_elsewhere = True
+        failed = {trial_id for trial_id, outcome in self.outcomes.items() if outcome in retryable} - self.reopened
+        self.reopened |= failed
+        self.order = list(self.deployment.trials)
+        return len(failed), self.advance(Trigger.REOPEN) if self.pending_trials else Action.NOTHING

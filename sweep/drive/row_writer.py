@@ -1,0 +1,74 @@
+"""The rows of a run: durable in the ledger as they come, then in trials.parquet, on the display and at the tracker."""
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from sweep.disk import run_files
+from sweep.disk.ledger import Ledger, Row
+from sweep.disk.run_files import RunPaths
+from sweep.drive.progress import Display
+from sweep.node.trial import TrialRun, base_row, present_row
+from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.records import Outcome, Sample
+
+WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
+WRITE_SHARE = 0.02  # of the driver's time, at most, for those
+
+
+class Tracker(Protocol):
+    """A service that tracks trials besides the files; its faults never fail a sweep."""
+
+    def log_trial(self, row: Row, telemetry: Sequence[Sample]) -> None: ...
+
+
+class RowWriter:
+    """Writes the rows of one run."""
+
+    def __init__(self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: Tracker | None) -> None:
+        self.plan, self.paths, self.ledger = plan, paths, ledger
+        self.display, self.tracker = display, tracker
+        self.write_after = time.monotonic() + WRITE_INTERVAL
+        self.changed = False  # whether trials.parquet was rewritten
+
+    def commit(self, deployment: Deployment, trial: Trial, row: Row) -> None:
+        """Make a trial's row durable and report it."""
+        self.ledger.commit(row)
+        if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
+            self.tracker.log_trial(row, self._telemetry(row))
+        self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
+
+    def commit_unmeasured(
+        self, deployment: Deployment, trial: Trial, attempt: str, outcome: Outcome, reason: str | None
+    ) -> None:
+        """Commit the row of a trial that will not run."""
+        run = TrialRun(deployment, self.plan.settings, self.paths, attempt, tuple(self.plan.axes))
+        self.commit(deployment, trial, base_row(run, trial) | {"outcome": outcome.value, "reason": reason})
+
+    def _telemetry(self, row: Row) -> list[Sample]:
+        path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry
+        try:
+            return run_files.read_telemetry(path)
+        except (FileNotFoundError, run_files.DamagedFile):
+            return []  # an unmeasured trial has none; the analysis reports a damaged one
+
+    def write_table_if_due(self) -> None:
+        """Rewrite trials.parquet from time to time."""
+        if time.monotonic() > self.write_after:
+            self.write_table()
+
+    def write_table(self) -> None:
+        """Write trials.parquet: exactly the rows of the present plan, in its order."""
+        begin = time.monotonic()
+        settings, axes = self.plan.settings, self.plan.axes
+        rows = [
+            present_row(row, deployment.backend, trial, settings, axes)
+            for deployment in self.plan.deployments
+            for trial in deployment.trials
+            if (row := self.ledger.rows.get(trial.trial_id)) is not None
+        ]
+        if not run_files.holds(self.paths, rows, [axis for axis in axes if axis not in run_files.TRIAL_SCHEMA]):
+            run_files.write_trials(self.paths, rows)
+            self.changed = True
+        now = time.monotonic()
+        self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)

@@ -1,0 +1,68 @@
+"""The end of a run before its work is done: at the deadline, or when the user interrupts it."""
+
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from enum import IntEnum
+from types import FrameType
+from typing import Any
+
+from sweep.config import next_time
+
+SAME_DEADLINE = 12 * 3600.0  # s for which a time of day that has passed does not mean the next day's
+
+
+class StopLevel(IntEnum):
+    """The urgency of the stop."""
+
+    NONE = 0
+    DRAIN = 1  # running trials finish, no new ones start
+    CANCEL = 2  # running trials are cancelled
+
+
+def deadline_at(text: str | None, last_status: Mapping[str, Any] | None) -> float | None:
+    """Return the time that the setting `deadline` means, s since the epoch.
+
+    A time of day that passed in the run before this one has passed for some hours: a loop that repeats the command
+    until it succeeds must not go on for a day.
+    """
+    if text is None:
+        return None
+    before = (last_status or {}).get("deadline") or {}
+    if before.get("text") == text and 0 <= time.time() - before["at"] < SAME_DEADLINE:
+        return float(before["at"])
+    return next_time(text, datetime.now()).timestamp()
+
+
+class StopControl:
+    """The deadline and the interrupts of one run."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline  # s since the epoch
+        self.interrupts = 0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.time() > self.deadline
+
+    @property
+    def level(self) -> StopLevel:
+        """The present urgency."""
+        return StopLevel.CANCEL if self.overdue else StopLevel(min(self.interrupts, 2))
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Count SIGINT and SIGTERM: the first drains the run, the second cancels it."""
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            self.interrupts += 1  # the driver's loop acts on it: hardly anything is safe in a signal handler
+
+        previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

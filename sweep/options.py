@@ -1,0 +1,109 @@
+"""The options of the config groups, conf/<group>/<name>.yaml: ours and those in a user's own folders.
+
+Hydra composes every option, so a `defaults:` list works in each. Everyone may import this module: engines look up their
+environments, planning its points, and the command what `--help` lists.
+"""
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.config import CONF, ConfigError, one_of
+
+PRIMARY = "config"  # conf/config.yaml, which only the project itself has
+
+
+@dataclass(frozen=True)
+class ConfigPath:
+    """The folders that options are looked up in: the first that has an option counts."""
+
+    folders: tuple[Path, ...] = (CONF,)
+
+    @classmethod
+    def of_user(cls, given: Sequence[str] = ()) -> "ConfigPath":
+        """The folders given, then ./conf, then the project's own.
+
+        A ./conf with a config.yaml is that of another program (or of this project) and is left out.
+
+        Raises:
+            ConfigError: for a given folder that does not exist, or that has a config.yaml.
+        """
+        folders = [Path(folder).expanduser().resolve() for folder in given]
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir {folder}: no such folder; allowed is one like conf/")
+            if (folder / f"{PRIMARY}.yaml").exists():
+                raise ConfigError(f"--config-dir {folder}: {PRIMARY}.yaml has no effect; put its keys in an experiment")
+        here = Path("conf").resolve()
+        if here.is_dir() and not (here / f"{PRIMARY}.yaml").exists():
+            folders.append(here)
+        return cls(tuple(dict.fromkeys([*folders, CONF])))
+
+    def choices(self, group: str) -> list[str]:
+        """The names of a group's options."""
+        return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
+
+    def origin(self, group: str, name: object) -> Path | None:
+        """The file of an option that is the user's; None for one of the project's."""
+        files = (folder / group / f"{name}.yaml" for folder in self.folders)
+        found = next((path for path in files if path.is_file()), None)
+        return None if found is None or found.is_relative_to(CONF) else found
+
+    def load(self, group: str, name: str) -> dict[str, Any]:
+        """One option, composed.
+
+        Raises:
+            ConfigError: if there is none of that name, or Hydra refuses it.
+        """
+        if name not in self.choices(group):
+            raise one_of(group, name, self.choices(group))
+        return copy.deepcopy(_load(self, group, name))
+
+    def compose(self, primary: str | None, overrides: Sequence[str]) -> DictConfig:
+        """What Hydra makes of a primary configuration and overrides, its own settings under `hydra`.
+
+        Raises:
+            ConfigError: with Hydra's complaint, in one line.
+        """
+        # Hydra's public functions put the folder of the primary configuration before all others: the user's options
+        # could only add to ours.
+        Plugins.instance()
+        search = ConfigSearchPathImpl()
+        search.append("hydra", "pkg://hydra.conf")
+        for folder in self.folders:
+            search.append("sweep", f"file://{folder}")
+        search.append("schema", "structured://")
+        try:
+            config: DictConfig = ConfigLoaderImpl(search).load_configuration(primary, list(overrides), RunMode.RUN)
+        except (HydraException, OmegaConfBaseException) as error:
+            complaint = " ".join(str(error).partition("Config search path:")[0].split())
+            subject = overrides[0].lstrip("+") if overrides else primary
+            raise ConfigError(f"{subject}: {complaint[:300]}") from None
+        return config
+
+
+@functools.cache
+def _load(path: ConfigPath, group: str, name: str) -> dict[str, Any]:
+    option = OmegaConf.to_container(path.compose(None, [f"+{group}={name}"])[group], resolve=False)
+    assert isinstance(option, dict)
+    return {str(key): value for key, value in option.items()}
+
+
+def load_option(group: str, name: str) -> dict[str, Any]:
+    """One of the project's own options, composed.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    return ConfigPath().load(group, name)

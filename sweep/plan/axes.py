@@ -1,0 +1,203 @@
+"""The plan that an experiment writes down, and the points that it expands to."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
+from sweep.config import POINT_GROUPS, ConfigError, Settings, Strict, did_you_mean, nearest, one_of
+from sweep.plan.command_line import Assignments, axis_values, is_point_key
+
+RUN_GROUPS = ("hardware", "cluster", "tracking")
+LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step that it stands on, as axes
+
+
+class Step(Strict):
+    """A step of a ladder: what it sets is added to what its parent sets."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    step: str
+    set: Assignments = Field(default_factory=dict)
+    parent: str | None = None  # where it is not given: the step before
+
+
+class PlanSpec(Strict):
+    """The keys of an experiment that say which points it has. Errors quote a key's description as what is allowed."""
+
+    grid: Assignments = Field(default_factory=dict, description="{axis: values}")
+    zip: list[Assignments] = Field(default_factory=list, description="{axis: values}, or a list of those")
+    ladder: list[Step] = Field(default_factory=list, description="[{step: name, set: {key: value}}]")
+    when: dict[str, Assignments] = Field(default_factory=dict, description="{key: {axis: value}}")
+    exclude: list[Assignments] = Field(default_factory=list, description="[{axis: value}]")
+    without_gpu: Assignments = Field(default_factory=dict, description="{key: value}")
+
+    @field_validator("zip", mode="before")
+    @classmethod
+    def _groups(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value or []
+
+    @field_validator("without_gpu", mode="before")
+    @classmethod
+    def _nothing(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any], under: str = "") -> "PlanSpec":
+        """The plan that these keys describe, each of them checked; `under` is the key that holds them, with a dot.
+
+        Raises:
+            ConfigError: naming the first key whose value is not of its form, or that nothing would come of.
+        """
+        try:
+            plan = cls.model_validate(dict(fields))
+        except ValidationError as error:
+            key = str(error.errors()[0]["loc"][0])
+            raise ConfigError(f"{under}{key}={flow(fields[key])}: allowed is {FORMS[key]}") from None
+        plan._check_keys(under)
+        return plan
+
+    def _check_keys(self, under: str) -> None:
+        conditions = [(f"when.{key}", condition) for key, condition in self.when.items()]
+        conditions += [("exclude", pattern) for pattern in self.exclude]
+        keys = [*self._set_keys(), *(("when", key) for key in self.when)]
+        keys += [(where, key) for where, condition in conditions for key in condition if key not in LADDER_AXES]
+        for where, key in keys:
+            if not is_point_key(key):
+                raise ConfigError(f"{under}{where}.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")
+        if self.without_gpu:
+            replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", *RUN_GROUPS}
+            for key in self.without_gpu:
+                if key not in replaceable and not is_point_key(key):
+                    raise one_of("without_gpu", key, {*POINT_GROUPS, *replaceable})
+            PlanSpec.parse({key: self.without_gpu[key] for key in FORMS if key in self.without_gpu}, "without_gpu.")
+
+    def _set_keys(self) -> Iterator[tuple[str, str]]:
+        """Every key that the plan gives values, and where it does."""
+        yield from (("grid", key) for key in self.grid)
+        yield from (("zip", key) for group in self.zip for key in group)
+        yield from (("ladder.set", key) for step in self.ladder for key in step.set)
+
+    def values(self) -> dict[str, list[Any]]:
+        """Each axis with all its values."""
+        axes = {key: axis_values(key, values) for part in (self.grid, *self.zip) for key, values in part.items()}
+        for step in self._steps():
+            for key, value in step.items():
+                axes.setdefault(key, []).append(value)
+        return axes
+
+    def with_typed(self, scalars: Assignments, axes: Mapping[str, list[Any]]) -> "PlanSpec":
+        """The plan after a command line: a key given there replaces the axis, or becomes one."""
+        typed = {**{key: [value] for key, value in scalars.items()}, **axes}
+        varied = {**self.grid, **self.when, **axes}
+
+        def without_typed(assignments: Assignments) -> Assignments:
+            return {key: value for key, value in assignments.items() if key not in typed}
+
+        return self.model_copy(
+            update={
+                "grid": {**self.grid, **{key: values for key, values in typed.items() if key in varied}},
+                "zip": [without_typed(group) for group in self.zip],
+                "ladder": [step.model_copy(update={"set": without_typed(step.set)}) for step in self.ladder],
+            }
+        )
+
+    def expand(self, chosen: Mapping[str, Any]) -> Iterator[Assignments]:
+        """The assignments of every point: the cross product of grid axes, zipped groups and ladder steps.
+
+        An axis named in `when` is left out of points that do not match its condition; points that become equal are one.
+        What is the same for all points (`chosen`: config groups and dotted keys) counts in conditions as axes do.
+        """
+        factors: list[list[Assignments]] = [
+            [{key: value} for value in axis_values(key, values)] for key, values in self.grid.items()
+        ]
+        factors += [_in_step(group) for group in self.zip if group]
+        if self.ladder:
+            factors.append(list(self._steps()))
+        seen: set[str] = set()
+        for combination in itertools.product(*factors):
+            assignments = {key: value for part in combination for key, value in part.items()}
+            for axis, condition in self.when.items():
+                if axis in assignments and not _matches({**chosen, **assignments}, condition):
+                    del assignments[axis]
+            if any(_matches({**chosen, **assignments}, pattern) for pattern in self.exclude):
+                continue
+            identity = repr(sorted(assignments.items(), key=lambda item: item[0]))
+            if identity not in seen:
+                seen.add(identity)
+                yield assignments
+
+    def _steps(self) -> Iterator[Assignments]:
+        """Each step adds its `set` to that of its parent: the step before it, or the one named."""
+        steps: dict[str, Assignments] = {}
+        previous: str | None = None
+        for entry in self.ladder:
+            parent = entry.parent if "parent" in entry.model_fields_set else previous
+            if parent is not None and parent not in steps:
+                raise one_of(f"ladder.{entry.step}.parent", parent, list(steps))
+            steps[entry.step] = {**(steps[parent] if parent else {}), **entry.set}
+            previous = entry.step
+            yield {"ladder": entry.step, "ladder_parent": parent, **steps[entry.step]}
+
+    def refuse_idle_conditions(
+        self, written: "PlanSpec", chosen: Mapping[str, Any], options: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Check that `written`, the part of this plan that somebody wrote, has no condition on what is not in it.
+
+        With `options` (of groups) it may be on any of those: a command line may still choose another.
+
+        Raises:
+            ConfigError: naming an axis that this plan does not have, or a value that is none of its axis.
+        """
+        axes = self.values()
+        known = {*axes, *chosen}
+        for key in written.when:  # it may wait for a key of the command line, but not under a name so near to an axis
+            if key not in known and (axis := nearest(key, axes)):
+                raise ConfigError(f"when.{key}: no axis of this plan; did you mean {axis}?")
+        for pattern in (*written.exclude, *written.when.values()):
+            for key, condition in pattern.items():
+                if key not in known:
+                    raise ConfigError(f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, known)}")
+                if key in (options or axes):
+                    allowed = [*options.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
+                    for value in condition if isinstance(condition, list) else [condition]:
+                        if value not in allowed:
+                            raise one_of(key, value, {str(value) for value in allowed})
+
+
+FORMS = {key: str(field.description) for key, field in PlanSpec.model_fields.items()}
+
+
+def _in_step(group: Mapping[str, Any]) -> list[Assignments]:
+    """The points of axes that are walked in step."""
+    columns = {key: axis_values(key, values) for key, values in group.items()}
+    lengths = {key: len(values) for key, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigError(f"zip={flow(lengths)}: axes walked in step need equally many values")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _matches(assignments: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
+    return all(
+        assignments.get(key) in value if isinstance(value, list) else assignments.get(key) == value
+        for key, value in pattern.items()
+    )
+
+
+def flow(value: Any) -> str:
+    """YAML of one line."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).splitlines()[0]
+
+
+def in_words(value: Any) -> str:
+    """A value for a sentence: a list without its brackets, and nothing where there is none."""
+    if value is None or value in ({}, []):
+        return "nothing"
+    if isinstance(value, list) and not isinstance(value[0], dict):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return flow(value) if isinstance(value, dict | list) else str(value)

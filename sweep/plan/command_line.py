@@ -1,0 +1,97 @@
+"""The overrides of a command line, in Hydra's grammar, and the values of an axis."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Transformer
+from hydra.errors import HydraException
+
+from sweep.config import POINT_GROUPS, ConfigError
+
+Assignments = dict[str, Any]  # dotted key or group -> value
+
+
+class CommandLine(NamedTuple):
+    """What the user typed: one value, or the values of an axis, per key."""
+
+    experiment: str | None
+    scalars: Assignments
+    axes: dict[str, list[Any]]
+
+    @property
+    def typed(self) -> Assignments:
+        """Every key with its value, or its list of values."""
+        return {**self.scalars, **self.axes}
+
+
+def is_point_key(key: str) -> bool:
+    """Whether a dotted key or group belongs to a point: only such a key may be an axis."""
+    return key.split(".")[0] in POINT_GROUPS
+
+
+def point_keys(assignments: Mapping[str, Any]) -> Assignments:
+    """The assignments that belong to a point."""
+    return {key: value for key, value in assignments.items() if is_point_key(key)}
+
+
+def parse_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Parse Hydra's override grammar, with a sweep (`a=1,2`, `range(1,9)`) meaning an axis of the plan.
+
+    Raises:
+        ConfigError: for what the grammar refuses.
+    """
+    experiment: str | None = None
+    scalars: Assignments = {}
+    axes: dict[str, list[Any]] = {}
+    for argument in arguments:
+        override = _parse_override(argument)
+        key = override.key_or_group
+        scalars.pop(key, None)  # given twice, the last counts, as a wrapper around a command expects
+        axes.pop(key, None)
+        if key == "experiment":
+            if override.is_sweep_override():
+                raise ConfigError(f"{argument.lstrip('+')}: one experiment a command; allowed is the name of one")
+            experiment = str(override.value())
+        elif override.is_sweep_override():
+            axes[key] = _sweep_values(override, argument)
+        elif is_point_key(key) and override.value() in ([], ""):
+            raise ConfigError(f"{key}=[]: an axis needs at least one value")
+        else:
+            scalars[key] = override.value()
+    return CommandLine(experiment, scalars, axes)
+
+
+def axis_values(key: str, values: Any) -> list[Any]:
+    """The values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if isinstance(values, str):
+        override = _parse_override(f"{key}={values}")
+        values = _sweep_values(override, f"{key}={values}") if override.is_sweep_override() else [override.value()]
+    elif not isinstance(values, list):
+        values = [values]
+    if not values:
+        raise ConfigError(f"{key}=[]: an axis needs at least one value")
+    return list(values)
+
+
+def _parse_override(argument: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_overrides([argument])[0]
+    except HydraException as error:
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: no such option; allowed are --help and key=value (dry_run=true)") from None
+        raise ConfigError(f"{argument}: not an override such as key=value ({str(error).splitlines()[-1]})") from None
+    if override.type == OverrideType.DEL:
+        raise ConfigError(f"{argument}: deleting a key is not supported; set a value, or drop points with exclude")
+    return override
+
+
+def _sweep_values(override: Override, argument: str) -> list[Any]:
+    try:
+        return list(override.sweep_iterator(transformer=Transformer.identity))
+    except HydraException:
+        raise ConfigError(f"{argument}: allowed are a list (1,2), range(), choice() and glob-free sweeps") from None
