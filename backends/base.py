@@ -124,37 +124,37 @@ class Backend(BaseModel):
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
 
     name: str
-    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)
-    flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, not mirrored one by one
+    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # what it runs in: {cpu, cuda, python, binary}
+    flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, as it spells them
     cpu_flags: dict[str, Any] = Field(default_factory=dict)  # what `flags` are added to where there is no GPU
-    cuda_flags: dict[str, Any] = Field(default_factory=dict)  # and where there is one
+    cuda_flags: dict[str, Any] = Field(default_factory=dict)  # what they are added to where there is one
     environ: dict[str, str] = Field(default_factory=dict)  # extra environment variables of the engine
-    dtype: str = "auto"
+    dtype: str = "auto"  # number format, as the engine calls it; auto: the engine chooses
     gpus: PositiveInt = 1  # GPUs of one deployment (its tensor-parallel size); ignored on a CPU
-    port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one is found
-    launch_timeout: PositiveFloat = 900.0  # s
+    port: int | None = Field(default=None, ge=1, le=65535)  # null: a free one is found
+    launch_timeout: PositiveFloat = 900.0  # s until it must be ready
     stop_grace: PositiveFloat = 5.0  # s between SIGTERM and SIGKILL
     distribution: str | None = None  # the Python distribution whose version is the engine's, where it does not say
     extra_body: dict[str, Any] = Field(default_factory=dict)  # added to every request body
-    headers: dict[str, str] = Field(default_factory=dict)  # and to its head; not for secrets
+    headers: dict[str, str] = Field(default_factory=dict)  # added to every request's head; not for secrets
 
     # What the client must know to talk to it.
-    api: Api = "completions"
+    api: Api = "completions"  # completions | chat | tgi: the protocol it is spoken to in
     batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
     token_ids: bool = True  # prompts may be given as token ids
     continuous_usage: bool = False  # takes stream_options.continuous_usage_stats
     ignores_eos: bool = True  # takes ignore_eos
 
     # Where the engine is read. Keys of metric_names are ours (sweep/node/telemetry.py), values are Prometheus names.
-    launches: bool = True  # False: attaches to a running endpoint
-    url: str | None = None  # of that endpoint
+    launches: bool = True  # false: attaches to a running endpoint
+    url: str | None = None  # of a running endpoint
     api_key_env: str | None = None  # NAME of the environment variable that holds its key
     verify_tls: bool = True  # whether its certificate must be one that this machine trusts
-    ready_path: str = "/health"
+    ready_path: str = "/health"  # answers with status 200 once it is ready
     reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
-    metrics_path: str | None = None
-    metric_names: dict[str, str] = Field(default_factory=dict)
-    oom_patterns: tuple[str, ...] = (
+    metrics_path: str | None = None  # of its Prometheus metrics
+    metric_names: dict[str, str] = Field(default_factory=dict)  # ours: its own
+    oom_patterns: tuple[str, ...] = (  # what its log says when it runs out of memory
         r"CUDA out of memory",
         r"OutOfMemoryError",
         r"CUBLAS_STATUS_ALLOC_FAILED",

@@ -25,7 +25,7 @@ class Simulated(Backend):
     ttft_per_input_token: NonNegativeFloat = 0.0
     itl_per_sequence: NonNegativeFloat = 0.0  # added to each gap for each sequence that runs beside
     tokens_per_event: PositiveInt = 1  # as under speculative decoding
-    faults: Faults = Faults()
+    faults: Faults = Faults()  # shares of requests that meet trouble
     max_concurrency: PositiveInt | None = None  # sequences that run at once; others wait
     max_queue: NonNegativeInt | None = None  # waiting sequences, beyond which a request gets 503
     memory_limit: PositiveInt | None = None  # sequences at once, beyond which it runs out of memory and dies
@@ -33,7 +33,7 @@ class Simulated(Backend):
     startup_seconds: NonNegativeFloat = 0.0
     die_at_launch: Literal["error", "out_of_memory"] | None = None
     always_500: bool = False
-    fault_seed: NonNegativeInt = 0
+    fault_seed: NonNegativeInt = 0  # of the choice of those requests
     truth_log: bool = False  # write true times to truth.log in the attempt's folder
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)
