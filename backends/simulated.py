@@ -7,7 +7,7 @@ is held against. It needs no environment of its own: it runs in the orchestrator
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -18,14 +18,14 @@ from backends.simulated_server.config import Faults, Timing
 class Simulated(Backend):
     """Keys as in `simulated_server.config.Config`; times in s."""
 
-    computes_model: ClassVar[bool] = False
+    computes_model = False
 
     ttft: Timing = Timing(mean=0.05)
     itl: Timing = Timing(mean=0.02)
     ttft_per_input_token: NonNegativeFloat = 0.0
     itl_per_sequence: NonNegativeFloat = 0.0  # added to each gap for each sequence that runs beside
     tokens_per_event: PositiveInt = 1  # as under speculative decoding
-    faults: Faults = Faults()
+    faults: Faults = Faults()  # shares of requests that meet trouble
     max_concurrency: PositiveInt | None = None  # sequences that run at once; others wait
     max_queue: NonNegativeInt | None = None  # waiting sequences, beyond which a request gets 503
     memory_limit: PositiveInt | None = None  # sequences at once, beyond which it runs out of memory and dies
@@ -33,7 +33,7 @@ class Simulated(Backend):
     startup_seconds: NonNegativeFloat = 0.0
     die_at_launch: Literal["error", "out_of_memory"] | None = None
     always_500: bool = False
-    fault_seed: NonNegativeInt = 0
+    fault_seed: NonNegativeInt = 0  # of the choice of those requests
     truth_log: bool = False  # write true times to truth.log in the attempt's folder
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)

@@ -58,7 +58,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     if settings.fresh:
         move_aside(paths.out, console)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
-    command = shlex.join(["python", "-m", "sweep", *folders, *arguments])
+    command = shlex.join(["sweep", *folders, *arguments])
     with sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)

@@ -1,17 +1,11 @@
 """Certifies the measuring client on this machine, against a server that logs the truth.
 
-    python -m sweep.selfcheck [+experiment=… overrides]     # the highest load of that plan
-    python -m sweep.selfcheck --streams 256 --itl 0.02      # a load of your own
-
-The server is the simulated backend, on the engine's cores; the client runs where it would in a trial. Its figures are
-compared with the server's log request by request. Exit status 1 when the client is the bottleneck at this load, 2 for
-bad input.
+`sweep selfcheck` takes the highest load of a plan, or one of your own. The server is the simulated backend, on the
+engine's cores; the client runs where it would in a trial, and its figures are compared with the log request by request.
 """
 
-import argparse
 import contextlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -24,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 from backends.simulated_server.truth import Truth, read_log
 from sweep.client.measurement import Measurement, Target, measure
 from sweep.client.modes import ClosedLoop
-from sweep.config import ROOT, ConfigError
+from sweep.config import ROOT
 from sweep.node.validity import limited
+from sweep.numbers.quantile import quantile
 from sweep.records import Request
 
 TTFT = 0.05  # s
@@ -58,7 +53,9 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
             result = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
         ttft, gaps = _errors(result, read_log(folder / "log"))
     speed = sum(result.records.output_tokens) / (max(_ends(result)) - min(result.records.sent))
-    return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(result.report, result.records), result)
+    return Finding(
+        streams, speed, quantile(ttft, 0.99), quantile(gaps, 0.99), limited(result.report, result.records), result
+    )
 
 
 def describe(finding: Finding) -> str:
@@ -135,47 +132,3 @@ def _ends(result: Measurement) -> list[float]:
 
 def _p99(values: list[float]) -> float:
     return sorted(values)[int(0.99 * len(values))]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers from 1")
-    return int(text)
-
-
-def _processes(text: str) -> int | Literal["auto"]:
-    try:
-        return "auto" if text == "auto" else _count(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, and auto") from None
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(seconds := float(text)) and seconds >= 0:
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text}: allowed are seconds from 0")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sweep.selfcheck", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--streams", type=_count, help="requests in flight at once; default: the plan's most, else 256")
-    parser.add_argument("--itl", type=_seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
-    parser.add_argument("--processes", type=_processes, default="auto", help="client processes: a number, or auto")
-    parser.add_argument("overrides", nargs="*", help="of `python -m sweep`, e.g. +experiment=serving")
-    options = parser.parse_args(arguments)
-    try:
-        streams = options.streams or (plan_load(options.overrides) if options.overrides else 256)
-    except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    finding = check(streams, options.itl, processes=options.processes)
-    print(describe(finding))
-    return 1 if finding.limited else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

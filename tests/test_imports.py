@@ -27,6 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": {"sweep", "analysis", "backends"},  # the commands
     "backends": BASIS,
     "backends.host": set(),  # runs in the engine's environment
+    "backends.__main__": {"sweep.__main__"},  # `python -m backends` is `sweep backends`
+    "analysis.__main__": {"sweep.__main__"},
     "analysis": BASIS | {"sweep.numbers", "sweep.disk"},
 }
 

@@ -1,13 +1,16 @@
 """The command: errors at the door, what dry_run prints, and that it starts nothing."""
 
+import contextlib
 import os
 import socket
 
 import pytest
 
 from sweep.__main__ import main
+from sweep.commands import COMMANDS
 from sweep.config import ROOT
 from sweep.options import ConfigPath
+from sweep.provenance import own_versions
 
 INLINE = ["cluster=inline", "tracking=none"]
 SMALL = ["backend=transformers", "model=tiny-llama", "workload=qa", "workload.num_requests=2"]
@@ -103,11 +106,41 @@ def test_dry_run_of_the_published_form_says_what_is_missing_here(capsys, out, mo
     assert "2.93" in said
 
 
-def test_help_names_what_there_is(capsys):
-    assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert "throughput_bound" in said
-    assert "Exit status" in said
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"], ["-h"]])
+def test_help_names_what_there_is(capsys, arguments):
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "throughput_bound" in printed
+    assert "Exit status" in printed
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys, command):
+    with contextlib.suppress(SystemExit):  # argparse's
+        assert main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert f"sweep {command}" in printed
+    assert len(printed.splitlines()) > 3
+
+
+def test_a_command_that_does_not_exist_is_refused(capsys):
+    assert main(["stats"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: command=stats: unknown; ")
+    assert "status" in error
+    assert error.count("\n") == 1
+
+
+def test_the_version_is_the_distributions(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"sweep {own_versions()['sweep']}")
+
+
+@pytest.mark.parametrize("prefix", [[], ["run"]])
+def test_overrides_mean_run(capsys, out, prefix):
+    assert main([*prefix, *SMALL, *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]) == 0
+    assert "plan single: 1 deployment" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
@@ -132,6 +165,8 @@ def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
     line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]
     assert main(line) == 0
     assert "plan my_study: " in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "my_study" in capsys.readouterr().out
 
 
 def test_a_folder_of_weights_is_given_by_its_path(capsys, out, tmp_path):

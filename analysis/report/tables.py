@@ -10,7 +10,7 @@ from analysis.quantities import number, quantity, setting
 from analysis.report.terminal import shown_columns, times, with_interval
 from analysis.results import Results
 from analysis.summary import HEADLINE, STEADY, estimate
-from sweep.numbers.metrics import Quantile
+from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
@@ -137,7 +137,12 @@ def fits_table(results: Results) -> Table | None:
     """The largest batch or concurrency of each engine and task that ran out of memory; None if none did."""
     columns = [*_texts("engine", "task"), Column("fitted"), Column("what did not", kind="text wide")]
     rows = [
-        [Cell(fit.line), Cell(fit.task), Cell(f"{fit.size} {fit.largest:g}" if fit.largest else "none"), Cell(fit.told)]
+        [
+            Cell(fit.line),
+            Cell(fit.task),
+            Cell(f"{fit.size} {fit.largest:g}" if fit.largest else "none"),
+            Cell(fit.detail),
+        ]
         for fit in results.fits[:LARGEST_TABLE]
     ]
     return Table(columns, rows, len(results.fits)) if rows else None

@@ -14,7 +14,7 @@ from rich.text import Text
 from analysis.failures import Losses
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
-from analysis.quantities import Quantity, number, quantity, setting
+from analysis.quantities import LabelledColumn, number, quantity, setting
 from analysis.results import Results
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate
@@ -160,7 +160,7 @@ def _metric(points: pd.DataFrame, column: str) -> Column:
     return Column("\n".join([*of.short.split(), of.unit]), [_cell(point, column) for _, point in points.iterrows()])
 
 
-def _quantity(column: str) -> Quantity:
+def _quantity(column: str) -> LabelledColumn:
     of = quantity(column)
     assert of is not None
     return of
@@ -226,7 +226,7 @@ def _fits(found: list[Fit]) -> Iterator[Text | str]:
     for fit in found[:LARGEST_TABLE]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
-        yield line.append(f" ({fit.told})", style="dim")
+        yield line.append(f" ({fit.detail})", style="dim")
     if len(found) > LARGEST_TABLE:
         yield Text(f"  and {len(found) - LARGEST_TABLE:,} more: see report.html")
 
