@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from analysis import stats
 from analysis.load import Run
-from analysis.quantities import Quantity, quantity
+from analysis.quantities import LabelledColumn, quantity
 from analysis.stats import Estimate
 from sweep.disk import run_files
+from sweep.numbers.quantity import columns
 from sweep.records import LOAD_COLUMNS
 
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
@@ -32,18 +33,28 @@ ASKED = ("model", "accelerator", "workload", "load", *LOAD_COLUMNS)
 COUNTS = ("n", "not_ok", "planned", "outcomes", "requests")
 """The columns that say how a point's trials ended, and how many requests its figures are of."""
 
-HEADLINE = ("output_throughput", "ttft_p50", "cost_per_million_tokens", "tpot_p50", "ttft_p99")
+
+def _headline(steady: bool) -> tuple[str, ...]:
+    """The columns of the statistics that are declared as headlines, by their rank."""
+    ranks = {
+        column: statistic.quantity.headline[statistic.name]
+        for column, statistic in columns().items()
+        if statistic.name in statistic.quantity.headline and statistic.steady is steady
+    }
+    return tuple(sorted(ranks, key=ranks.__getitem__))
+
+
+HEADLINE = _headline(steady=False)
 """What a sweep is asked for first: in the terminal's table, among the best figures, and compared with the baseline."""
 
-
-STEADY = ("steady_output_throughput", "steady_ttft_p50", "steady_ttft_p99")
+STEADY = _headline(steady=True)
 """Of the steady-state figures those that are summarised; the others are in trials.parquet."""
 
 
 class Best(NamedTuple):
     """The best mean of a quantity, and the point that has it."""
 
-    quantity: Quantity
+    quantity: LabelledColumn
     estimate: Estimate
     point: "pd.Series[Any]"
 
@@ -71,8 +82,8 @@ def planned_trials(run: Run) -> int:
 
 def measured_columns(run: Run) -> list[str]:
     """The measured columns that have a value in some trial: the headline first, then the whole runs' and STEADY."""
-    whole = [name for name in run_files.TRIAL_SCHEMA if name not in HEADLINE and not name.startswith("steady_")]
-    return [name for name in (*HEADLINE, *whole, *STEADY) if quantity(name) and run.ok[name].notna().any()]
+    names = dict.fromkeys(HEADLINE) | {name: None for name, one in columns(run.percentiles).items() if not one.steady}
+    return [name for name in (*names, *STEADY) if quantity(name, run.percentiles) and run.ok[name].notna().any()]
 
 
 def summarise(run: Run) -> pd.DataFrame:

@@ -11,8 +11,7 @@ import pandas as pd
 from analysis.load import Run, trial_folder
 from analysis.plotting.layout import Layout
 from sweep.disk import run_files
-from sweep.numbers import metrics
-from sweep.numbers.metrics import Quantile
+from sweep.numbers.quantile import Quantile, quantile_with_interval
 
 MOST_TRIALS = 400  # number of trials whose requests are read
 
@@ -42,4 +41,4 @@ def _tail(run: Run, trial: "pd.Series[str]") -> Quantile | None:
     except (FileNotFoundError, run_files.DamagedFile):
         return None
     chosen = (requests["phase"] == "measured") & requests["error"].isna()
-    return metrics.quantile_with_interval(requests.loc[chosen, "ttft"].to_numpy(), 0.99)
+    return quantile_with_interval(requests.loc[chosen, "ttft"].to_numpy(), 0.99)

@@ -37,6 +37,7 @@ from backends.simulated_server.truth import Truth, read_log
 from sweep.client.measurement import Target, measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.process import PRIORITY
+from sweep.numbers.quantile import quantile
 from sweep.records import Request
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,8 +276,7 @@ def quantiles(values: list[float]) -> str:
     """p50 / p99 in ms."""
     if len(values) < 2:
         return "–"
-    ordered = sorted(values)
-    p50, p99 = statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    p50, p99 = quantile(values, 0.5), quantile(values, 0.99)
     return f"{p50 * 1e3:.3f} / {p99 * 1e3:.3f}"
 
 
@@ -338,7 +338,7 @@ def ratios(row: Row, mine: Sequence[Run], theirs: Sequence[Run]) -> str:
     text += f" ({cpu[0]:.2f} to {cpu[-1]:.2f} in {len(cpu)} pairs)" if len(cpu) > 1 else ""
     errors = [middle(runs).result.errors.get("ttft") for runs in (mine, theirs)]
     if all(errors):
-        p99 = [sorted(errors_of)[int(0.99 * len(errors_of))] for errors_of in errors if errors_of]
+        p99 = [quantile(values, 0.99) for values in errors if values]
         text += f", TTFT error p99 1/{p99[1] / max(p99[0], 1e-6):,.0f}"
     return text
 

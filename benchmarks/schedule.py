@@ -28,12 +28,13 @@ from rich.console import Console
 
 from sweep.config import ROOT, Cluster
 from sweep.disk.ledger import Ledger
-from sweep.disk.run_files import TRIAL_SCHEMA, RunPaths
+from sweep.disk.run_files import RunPaths
 from sweep.drive import ray_environment
 from sweep.drive.driver import Driver, RunResult
 from sweep.drive.progress import Display
 from sweep.node.deployment import Beat, Completed, Finished, Placed, Work
-from sweep.node.trial import TrialRun, base_row
+from sweep.node.trial import TrialRun, unmeasured_row
+from sweep.numbers.quantity import columns
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History, expect
 from sweep.plan.packing import Need, Node
@@ -41,6 +42,7 @@ from sweep.plan.pending import find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.simulate import simulate
+from sweep.records import Outcome
 from tests.cluster.harness import ENVIRONMENT, RayCluster
 
 NODES, GPUS, DEPLOYMENTS = 4, 4, 200
@@ -120,11 +122,11 @@ def _sleeping(seconds_by_id: dict[str, float]) -> Callable[[int], Any]:
 
 def _rows(work: Work) -> Iterator[Finished]:
     run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
-    numbers = [name for name, kind in TRIAL_SCHEMA.items() if str(kind) == "double"]
+    numbers = [name for name, statistic in columns(work.settings.percentiles).items() if statistic.type is float]
     texts = dict.fromkeys(("versions", "hardware", "engine_facts", "telemetry_sources"), "x" * 300)
     for trial in work.deployment.trials:
         figures = {name: random.random() for name in numbers}
-        yield Finished(trial, base_row(run, trial) | figures | texts | {"outcome": "ok", "wall_seconds": 11.0})
+        yield Finished(trial, unmeasured_row(run, trial, Outcome.OK, None) | figures | texts | {"wall_seconds": 11.0})
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
 _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
+PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 POINT_GROUPS = ("backend", "model", "workload", "load")  # of conf: what a point of an experiment is made of
 
 
@@ -153,6 +154,7 @@ class Settings(Strict):
     relaunch: Literal["once", "per_replicate"] = "once"  # one launch for all replicates, or one for each
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
+    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = PERCENTILES  # of every series, in the rows
     metrics: Literal["sweep", "vllm"] = "sweep"
     agreement: bool = True  # compare each engine's greedy tokens with transformers', once per launch
     cache_dir: str | None = None

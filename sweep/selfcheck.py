@@ -20,6 +20,7 @@ from sweep.client.measurement import Measurement, Target, measure
 from sweep.client.modes import ClosedLoop
 from sweep.config import ROOT
 from sweep.node.validity import limited
+from sweep.numbers.quantile import quantile
 from sweep.records import Request
 
 TTFT = 0.05  # s
@@ -52,7 +53,9 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
             result = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
         ttft, gaps = _errors(result, read_log(folder / "log"))
     speed = sum(result.records.output_tokens) / (max(_ends(result)) - min(result.records.sent))
-    return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(result.report, result.records), result)
+    return Finding(
+        streams, speed, quantile(ttft, 0.99), quantile(gaps, 0.99), limited(result.report, result.records), result
+    )
 
 
 def describe(finding: Finding) -> str:

@@ -94,12 +94,12 @@ class Scripted:
     def events(self):
         work = self.pending.popleft()
         outcomes = self.script[work.deployment.deployment_id].popleft()
-        for one, outcome in zip(work.deployment.trials, outcomes, strict=False):
+        for trial, outcome in zip(work.deployment.trials, outcomes, strict=False):
             if isinstance(outcome, Lost | NotStarted):
                 yield work, outcome
                 return
-            row = {"trial_id": one.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
-            yield work, Finished(one, row | {"outcome": outcome})
+            row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
+            yield work, Finished(trial, row | {"outcome": outcome})
         yield work, Completed()
 
     def cancel(self):
@@ -291,13 +291,13 @@ class ByNode(Scripted):
     def events(self):
         work, node_id = self.pending.popleft()
         yield from self.start(work, node_id)
-        for one in work.deployment.trials:
+        for trial in work.deployment.trials:
             outcome = self.outcome(work.deployment.deployment_id, node_id)
             if isinstance(outcome, Lost):
                 yield work, outcome
                 return
-            row = {"trial_id": one.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
-            yield work, Finished(one, row | {"outcome": outcome})
+            row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
+            yield work, Finished(trial, row | {"outcome": outcome})
         yield work, Completed()
 
 
@@ -435,12 +435,12 @@ def test_a_trial_that_kills_its_worker_each_time_does_not_take_the_others_with_i
         def events(self):
             work = self.pending.popleft()
             yield work, Placed("n0", "n0")
-            for one in work.deployment.trials:
-                if one.trial_id == "poison":
+            for trial in work.deployment.trials:
+                if trial.trial_id == "poison":
                     yield work, Lost("worker died")
                     return
-                row = {"trial_id": one.trial_id, "deployment_id": "a", "attempt": work.attempt, "outcome": "ok"}
-                yield work, Finished(one, row)
+                row = {"trial_id": trial.trial_id, "deployment_id": "a", "attempt": work.attempt, "outcome": "ok"}
+                yield work, Finished(trial, row)
             yield work, Completed()
 
     plan = make_plan(deployment("a", ["poison", "2", "3"]))

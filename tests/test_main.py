@@ -165,6 +165,8 @@ def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
     line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]
     assert main(line) == 0
     assert "plan my_study: " in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "my_study" in capsys.readouterr().out
 
 
 def test_a_folder_of_weights_is_given_by_its_path(capsys, out, tmp_path):

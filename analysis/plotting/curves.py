@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from analysis.load import Run
 from analysis.plotting.layout import Layout
 from analysis.plotting.plots import LETTER, MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, panels
-from analysis.quantities import Quantity, quantity
+from analysis.quantities import LabelledColumn, quantity
 from analysis.stats import FloatArray
 
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
@@ -43,7 +43,7 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
 
 
 def _curve_figure(
-    layout: Layout, shown: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray
+    layout: Layout, shown: LabelledColumn, also: str | None, replicates: pd.DataFrame, values: FloatArray
 ) -> Figure:
     lines = _with_results(layout, shown)
     coloured = [line for line in lines if line in layout.coloured]
@@ -76,7 +76,7 @@ def _curve_figure(
 
 
 def _curve(
-    ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: Quantity, also: str | None
+    ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
     if points.empty:
         return
@@ -100,7 +100,7 @@ def _curve(
     _crosses(ax, points, colour)
 
 
-def _grey_curves(ax: Axes, points: pd.DataFrame, shown: Quantity) -> None:
+def _grey_curves(ax: Axes, points: pd.DataFrame, shown: LabelledColumn) -> None:
     """Draw the lines without a colour of their own in grey."""
     curves = [
         np.column_stack([line["_at"].to_numpy(np.float64), _scaled(line, shown.column, shown)])
@@ -127,7 +127,7 @@ def _crosses(ax: Axes, points: pd.DataFrame, colour: Any) -> None:
 
 
 def _row_figure(
-    layout: Layout, shown: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray
+    layout: Layout, shown: LabelledColumn, also: str | None, replicates: pd.DataFrame, values: FloatArray
 ) -> Figure:
     every = _with_results(layout, shown)
     lines = [line for line in every if line in layout.coloured]
@@ -160,7 +160,7 @@ def _panels_left_out(layout: Layout) -> str:
 
 
 def _row(
-    ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: Quantity, also: str | None
+    ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
     if points.empty:
         return
@@ -176,13 +176,13 @@ def _row(
         ax.plot(_scaled(points, also, shown), y, color=colour, marker=marker, linestyle="none", markerfacecolor="none")
 
 
-def _with_results(layout: Layout, shown: Quantity) -> list[str]:
+def _with_results(layout: Layout, shown: LabelledColumn) -> list[str]:
     """The lines with a value at any point; engines that could not run are reported elsewhere."""
     present = set(layout.points.loc[layout.points[shown.column].notna(), "line"])
     return [line for line in layout.lines if line in present]
 
 
-def _difference(how: str, shown: Quantity, also: str) -> str:
+def _difference(how: str, shown: LabelledColumn, also: str) -> str:
     return f"{how}: {also.rpartition('_')[2]} (else {shown.column.rpartition('_')[2]})"
 
 
@@ -198,12 +198,12 @@ def _at(layout: Layout, points: pd.DataFrame) -> "pd.Series[float]":
     return points["line"].map({line: float(place) for place, line in enumerate(layout.lines)})
 
 
-def _scaled(points: pd.DataFrame, column: str, shown: Quantity) -> FloatArray:
+def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatArray:
     scaled: FloatArray = points[column].to_numpy(np.float64) * shown.scale
     return scaled
 
 
-def _values(run: Run, layout: Layout, shown: Quantity, also: str | None) -> FloatArray:
+def _values(run: Run, layout: Layout, shown: LabelledColumn, also: str | None) -> FloatArray:
     """All values in the figure except whiskers."""
     columns = [_scaled(layout.points, column, shown) for column in (shown.column, also) if column]
     return np.concatenate([*columns, _scaled(run.ok, shown.column, shown)])

@@ -3,7 +3,6 @@
 What it says is gathered here; how it looks is in templates/.
 """
 
-import inspect
 import json
 import math
 import re
@@ -20,7 +19,7 @@ from analysis.load import Run
 from analysis.plotting.curves import MOST_REPLICATES
 from analysis.plotting.layout import listed
 from analysis.plotting.plots import GRID, INK, MUTED, SavedFigure, draw_all
-from analysis.quantities import number, quantity
+from analysis.quantities import definitions, number
 from analysis.report.tables import (
     LARGEST_TABLE,
     failures_table,
@@ -36,7 +35,6 @@ from analysis.summary import best, estimate, planned_trials, write_summary
 from analysis.tails import tails
 from analysis.warnings import codes, concerning, grouped, scope
 from sweep.disk import run_files
-from sweep.numbers import metrics
 from sweep.numbers.warnings import ResultWarning
 
 TEMPLATES = Environment(
@@ -253,19 +251,5 @@ def _machine(text: str) -> str:
 
 
 def _formulas(run: Run) -> dict[str, str]:
-    """The metrics that have a value, as `sweep.numbers.metrics` defines them."""
-    columns = [name for name in run_files.TRIAL_SCHEMA if run.ok[name].notna().any()]
-    return {name: _formula(name) for name in vars(metrics) if _formula(name) and _is_metric(name, columns)}
-
-
-def _is_metric(name: str, columns: list[str]) -> bool:
-    statistics = {f"{name}_{statistic}" for statistic in ("mean", "p50")}
-    return quantity(name) is not None and (name in columns or bool(statistics & set(columns)))
-
-
-def _formula(name: str) -> str:
-    """The first paragraph of a metric's docstring: its formula."""
-    function = getattr(metrics, name)
-    if not inspect.isfunction(function) or name.startswith("_"):
-        return ""
-    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split()).partition(" Shape (")[0]
+    """The quantities that have a value, as they are declared."""
+    return definitions({name for name in run.ok.columns if run.ok[name].notna().any()}, run.percentiles)

@@ -10,7 +10,7 @@ from analysis.quantities import number, quantity, setting
 from analysis.report.terminal import shown_columns, times, with_interval
 from analysis.results import Results
 from analysis.summary import HEADLINE, STEADY, estimate
-from sweep.numbers.metrics import Quantile
+from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv

@@ -14,7 +14,7 @@ from rich.text import Text
 from analysis.failures import Losses
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
-from analysis.quantities import Quantity, number, quantity, setting
+from analysis.quantities import LabelledColumn, number, quantity, setting
 from analysis.results import Results
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate
@@ -160,7 +160,7 @@ def _metric(points: pd.DataFrame, column: str) -> Column:
     return Column("\n".join([*of.short.split(), of.unit]), [_cell(point, column) for _, point in points.iterrows()])
 
 
-def _quantity(column: str) -> Quantity:
+def _quantity(column: str) -> LabelledColumn:
     of = quantity(column)
     assert of is not None
     return of

@@ -25,7 +25,7 @@ from sweep.records import Outcome
 from sweep.wording import count, duration, time_left
 
 INTERVAL = 2.0  # s between the driver's reports
-SILENCE = 30.0  # s after which a driver on another host counts as dead
+DRIVER_TIMEOUT = 30.0  # s after which a driver on another host counts as dead
 MOST_FAILURES = 20  # more are only counted
 
 
@@ -78,7 +78,7 @@ class Status(NamedTuple):
             return False
         if self.driver["host"] == socket.gethostname():
             return psutil.pid_exists(int(self.driver["pid"]))
-        return bool(time.time() - self.driver["at"] < SILENCE)
+        return bool(time.time() - self.driver["at"] < DRIVER_TIMEOUT)
 
 
 def read(out: Path) -> Status:
@@ -100,9 +100,9 @@ def read(out: Path) -> Status:
     rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
     failures = [
         (
-            f"{_label(names[entry['deployment_id']])} {_label(entry)}",
+            f"{_label_of(names[entry['deployment_id']])} {_label_of(entry)}",
             row["outcome"],
-            _reason(row),
+            _failure(row),
         )
         for entry, row in rows
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
@@ -120,12 +120,12 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
         return None
 
 
-def _label(entry: Mapping[str, Any]) -> str:
+def _label_of(entry: Mapping[str, Any]) -> str:
     """Return the label of a deployment or trial; its id in a plan of an older version."""
     return str(entry.get("label") or entry[f"{entry['kind']}_id"])
 
 
-def _reason(row: Mapping[str, Any]) -> str:
+def _failure(row: Mapping[str, Any]) -> str:
     """Return the reason and the path of the log; an unavailable trial has none."""
     reason = row.get("reason") or "no reason given"
     if row["outcome"] == Outcome.UNAVAILABLE:

@@ -30,10 +30,10 @@ from sweep.client.measurement import ClientDied
 from sweep.config import Hardware, Settings, cache_directory
 from sweep.disk.run_files import RunPaths
 from sweep.node import agreement, gpu_memory
-from sweep.node.trial import PreparedNode, RunningEngine, TrialRun, base_row, run_trial
+from sweep.node.trial import PreparedNode, RunningEngine, TrialRun, engine_facts, run_trial, unmeasured_row
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Deployment, Trial
-from sweep.provenance import gpu_names, now
+from sweep.provenance import gpu_names
 from sweep.records import Outcome
 
 KILLED = "killed by signal"  # in an engine's exit_reason
@@ -385,8 +385,7 @@ def _measure(
             return run_trial(run, running, trial, pending.stop, caches)
         except ClientDied as error:
             reason = str(error)
-    ended = {"outcome": Outcome.INVALID.value, "reason": reason, "ended_at": now()}
-    return base_row(run, trial) | ended | {"caches_reset": caches}
+    return unmeasured_row(run, trial, Outcome.INVALID, reason, engine=engine_facts(running, caches))
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
@@ -438,7 +437,7 @@ def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emi
     for other in [t for t in pending if t.workload == trial.workload and t.load.size and size and t.load.size > size]:
         pending.remove(other)
         reason = f"{trial.load.describe()} already ran out of memory"
-        emit(Finished(other, base_row(run, other) | {"outcome": Outcome.CENSORED.value, "reason": reason}))
+        emit(Finished(other, unmeasured_row(run, other, Outcome.CENSORED, reason)))
 
 
 def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
@@ -459,7 +458,7 @@ def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
 
 def _end_all(run: TrialRun, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
     """Give every trial left the same row: the engine's failure is data."""
-    ended = {"outcome": failure.outcome.value, "reason": failure.reason, "log_tail": failure.log_tail}
     while trials:
         trial = trials.popleft()
-        emit(Finished(trial, base_row(run, trial) | ended | {"ended_at": now()}))
+        row = unmeasured_row(run, trial, failure.outcome, failure.reason, failure.log_tail)
+        emit(Finished(trial, row))

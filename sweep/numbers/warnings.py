@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
+from sweep.numbers.quantity import columns
+
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
 SHARED_READS = 0.01  # of the output tokens: from there on they affect the p99 of the gaps
 LOW_RATE = 0.95  # of the rate that was offered
-_STATISTICS = ("mean", "p50", "p90", "p99")
-P99 = tuple(f"{name}_p99" for name in ("ttft", "tpot", "itl", "e2el"))
-LATENCIES = tuple(f"{name}_{statistic}" for name in ("ttft", "tpot", "itl", "e2el") for statistic in _STATISTICS)
-ARRIVALS = tuple(f"{name}_{statistic}" for name in ("ttft", "itl") for statistic in _STATISTICS)
+_LATENCIES = {name: one for name, one in columns().items() if one.quantity.kind == "latency" and not one.steady}
+LATENCIES = tuple(_LATENCIES)
+P99 = tuple(name for name, one in _LATENCIES.items() if one.name == "p99")
+ARRIVALS = tuple(name for name, one in _LATENCIES.items() if one.quantity.name in ("ttft", "itl"))
 
 
 class Severity(StrEnum):
@@ -102,8 +104,8 @@ TRIAL_CHECKS: list[Check] = []
 def trial_warnings(row: Mapping[str, Any]) -> list[ResultWarning]:
     """The warnings about one trial; none if it is no result, which its outcome says."""
     warnings: list[ResultWarning] = []
-    for kind, columns, function in TRIAL_CHECKS if row["outcome"] == "ok" else ():
-        values = [row.get(name) for name in columns]
+    for kind, parameters, function in TRIAL_CHECKS if row["outcome"] == "ok" else ():
+        values = [row.get(name) for name in parameters]
         if any(value is None for value in values):
             continue
         finding = function(*values)
