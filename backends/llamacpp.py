@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
@@ -31,7 +31,7 @@ class LlamaCpp(Backend):
     Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
     """
 
-    quantizations: ClassVar[tuple[str, ...]] = ("GGUF: Q8_0, Q4_K_M, ...", "KV: q8_0, q4_0")
+    quantizations = ("GGUF: Q8_0, Q4_K_M, ...", "KV: q8_0, q4_0")
 
     quantization: str = "F16"
     slots: PositiveInt = 16
@@ -51,12 +51,12 @@ class LlamaCpp(Backend):
             "spec_decode_accepted_tokens_total": "llamacpp:spec_decode_num_accepted_tokens_total",
         }
     )
-    oom_patterns: tuple[str, ...] = (
-        *Backend.model_fields["oom_patterns"].default,
+    oom_patterns = (
+        *Backend.oom_patterns,
         r"(failed|unable) to allocate .*buffer",
         r"cudaMalloc failed: out of memory",
     )
-    hollow_errors: tuple[str, ...] = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
+    hollow_errors = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
 
     @field_validator("quantization")
     @classmethod

@@ -36,7 +36,7 @@ def names() -> list[str]:
 def cells(name: str) -> tuple[str, ...]:
     """One row of the table."""
     backend = configured(name)
-    if not backend.launches and backend.launches == type(backend).model_fields["launches"].default:
+    if not backend.launches:
         return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"
     if not backend.computes_model:
         return (

@@ -7,7 +7,7 @@ is held against. It needs no environment of its own: it runs in the orchestrator
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -18,7 +18,7 @@ from backends.simulated_server.config import Faults, Timing
 class Simulated(Backend):
     """Keys as in `simulated_server.config.Config`; times in s."""
 
-    computes_model: ClassVar[bool] = False
+    computes_model = False
 
     ttft: Timing = Timing(mean=0.05)
     itl: Timing = Timing(mean=0.02)

