@@ -107,7 +107,7 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
 def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
     """A second signal means now, also where this is one process and what it waits for takes an hour."""
 
-    def run(work, gpus, emit, stop, stop_soon):
+    def run(work, gpus, emit, stop, draining):
         emit(deployment.State("building"))
         with exclusive(tmp_path / "lock", lambda: None):
             raise AssertionError("the lock is another's")

@@ -26,16 +26,14 @@ TURNS = 3
 class SessionTurns(Mode):
     """Sessions of TURNS requests that stand in a row: each is sent `gap` s after the answer to the one before it."""
 
+    one_process = True
+
     starts: "array[float]"  # s from the start, one a session
     gap: float
     senders: int = field(default=0, init=False)  # state of a phase
 
     def most_in_flight(self) -> int:
         return len(self.starts)
-
-    def split(self, part: int, parts: int) -> "SessionTurns":
-        assert parts == 1
-        return self
 
     def begin(self, sender: Any) -> None:
         self.senders += 1
@@ -67,7 +65,8 @@ def test_a_new_mode_is_one_class_and_a_load(tmp_path: Path) -> None:
     warmup = [Request(f"w{index}", "x", 1, phase="warmup") for index in range(2 * TURNS)]
     mode = Sessions(sessions=2, gap=0.1).mode(len(requests), seed=1)
     with simulated() as (url, _):
-        measurement = measure(Target(url, "m"), warmup, requests, mode, folder=tmp_path)
+        measurement = measure(Target(url, "m"), warmup, requests, mode, folder=tmp_path, processes=2)
+    assert measurement.report.processes == 1
     records = list(measurement.records)[len(warmup) :]
     assert [record.error for record in measurement.records] == [None] * 4 * TURNS
     assert [records[session * TURNS].scheduled for session in range(2)] == pytest.approx([0, 0.02], abs=1e-6)
@@ -131,8 +130,6 @@ def test_a_process_keeps_its_own_users_arrivals_and_share_of_the_cap() -> None:
         share.due(sender, 0, index)
     assert [(instant - 1000) / 1e9 for instant, _ in sender.timeline] == [1, 3, 3 + 1]
     assert OpenLoop(array("d", [0])).split(1, 2).most_in_flight() is None
-    with pytest.raises(ValueError, match="one client process"):
-        Lockstep(2).split(0, 2)
 
 
 def test_thinking_is_indexed_by_the_request_that_ended() -> None:

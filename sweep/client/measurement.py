@@ -115,9 +115,9 @@ def measure(
 
 
 def _parts(processes: int | Literal["auto"], mode: Mode, requests: Sequence[Request], cpus: set[int] | None) -> int:
-    """The number of client processes: never more than streams, and one where batches move in step."""
+    """The number of client processes: never more than streams."""
     streams = min(mode.most_in_flight() or len(requests), len(requests))
-    if mode.batch() is not None or streams <= 1:
+    if mode.one_process or streams <= 1:
         return 1
     if processes == "auto":
         return min(_busy_processes(mode, requests), len(cpus or os.sched_getaffinity(0)))

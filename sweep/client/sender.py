@@ -1,4 +1,4 @@
-"""Sends the calls of one phase when their Mode says so, ends those that take too long, and writes down each answer."""
+"""Sends the calls of one phase when its Mode says so, ends those that take too long, and writes down each answer."""
 
 import asyncio
 import heapq
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sweep.client.clock import Alarm
 from sweep.client.connection import StampedConnection
-from sweep.client.job import Dispatch, Job, Results
+from sweep.client.job import Dispatch, Job, ResultFiles
 from sweep.client.pool import Pool
 from sweep.client.wire import Answer
 from sweep.records import UNKNOWN
@@ -26,7 +26,7 @@ class Sender:
     """
 
     def __init__(
-        self, job: Job, pool: Pool, results: Results, loop: asyncio.AbstractEventLoop, first: int, count: int
+        self, job: Job, pool: Pool, results: ResultFiles, loop: asyncio.AbstractEventLoop, first: int, count: int
     ) -> None:
         self.job, self.pool, self.results = job, pool, results
         self.mode = replace(job.mode)  # a copy: it may keep state
@@ -82,8 +82,9 @@ class Sender:
         if instant >= self._deadline:
             return 0
         self._unsent -= 1
-        dispatch = Dispatch(index, self._first + index, instant, batch)
-        prompts: int = self.job.prompts[dispatch.number]
+        number = self._first + index
+        dispatch = Dispatch(index, number, instant, batch)
+        prompts: int = self.job.prompts[number]
         self.offered += prompts
         if self._most_in_flight is None or len(self.in_flight) < self._most_in_flight:
             self._send(dispatch)
