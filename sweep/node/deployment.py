@@ -123,11 +123,11 @@ class Contradiction(Exception):
 
 
 def stream_deployment(
-    work: Work, gpus: tuple[str, ...], stop_soon: threading.Event, beat: float
+    work: Work, gpus: tuple[str, ...], draining: threading.Event, beat: float
 ) -> Generator[Event, None, None]:
     """`run_deployment` as a generator of events, of a Beat when there is none for `beat` s.
 
-    `stop_soon` ends it after the trial that runs; closing it ends what it is doing.
+    `draining` ends it after the trial that runs; closing it ends what it is doing.
     """
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
     stop = threading.Event()
@@ -140,7 +140,7 @@ def stream_deployment(
     def run() -> None:
         try:
             with task.cancel_scope(work.marker, stop):
-                run_deployment(work, gpus, emit, stop, stop_soon)
+                run_deployment(work, gpus, emit, stop, draining)
             events.put(None)
         except Stopped:
             events.put(None)
@@ -170,7 +170,7 @@ def stream_deployment(
 
 
 def run_deployment(
-    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, stop_soon: threading.Event
+    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, draining: threading.Event
 ) -> None:
     """Launch the engine as often as it takes to give every trial a row.
 
@@ -178,7 +178,7 @@ def run_deployment(
     `settings.attempts` times with no good trial in between ends them all, as does a launch that fails twice alike.
     """
     run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
-    pending = _Pending(work, stop, stop_soon)
+    pending = _Pending(work, stop, draining)
     try:
         node = _prepare(work, gpus, emit)
     except Contradiction as error:
@@ -244,13 +244,13 @@ def _twice_alike(failures: list[Failure]) -> bool:
 class _Pending:
     """The trials that are left of a deployment, and which is next."""
 
-    def __init__(self, work: Work, stop: threading.Event, stop_soon: threading.Event) -> None:
+    def __init__(self, work: Work, stop: threading.Event, draining: threading.Event) -> None:
         self.trials = deque(work.deployment.trials)
-        self.work, self.stop, self.stop_soon = work, stop, stop_soon
+        self.work, self.stop, self.draining = work, stop, draining
 
     def next(self) -> Trial | None:
         """The first that is expected to end before the deadline; None also when no more are wanted."""
-        if self.stop.is_set() or self.stop_soon.is_set():
+        if self.stop.is_set() or self.draining.is_set():
             return None
         left = math.inf if self.work.deadline is None else self.work.deadline - time.time()
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < left), None)
