@@ -126,7 +126,9 @@ def outcomes(ledger):
 
 def test_every_trial_gets_its_row_in_the_order_of_the_plan(tmp_path):
     plan = make_plan(deployment("a", ["1", "2"]), deployment("b", ["3"]))
-    paths, ledger = drive(plan, tmp_path, Scripted({"b": [["ok"]], "a": [["ok", "oom_run"]]}))
+    first = Scripted({"b": [["ok"]], "a": [["ok", "oom_run"]]})
+    paths, ledger = drive(plan, tmp_path, first)
+    assert first.result.table_changed
     assert [row["trial_id"] for row in read_trials(paths.trials)] == ["1", "2", "3"]
     assert exit_status(plan, ledger, interrupted=False) == 0
     again = Scripted({})
