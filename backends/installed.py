@@ -18,7 +18,7 @@ def platform_of(host: Host) -> Platform:
 
 
 def environment_of(backend: Backend, host: Host) -> EnvironmentSpec | str:
-    """What a backend runs in on such a host, or why there is nothing."""
+    """The environment of a backend on such a host, or the reason why there is none."""
     try:
         return environments.resolve(backend.env, platform_of(host))
     except ValueError as error:

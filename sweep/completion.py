@@ -39,7 +39,7 @@ complete -c sweep -a '(sweep completion --words (commandline -opc) (commandline 
 
 
 def candidates(commands: Iterable[str], words: Sequence[str], options: ConfigPath) -> list[str]:
-    """What the last of the words after `sweep` may become."""
+    """The possible completions of the last word after `sweep`."""
     *before, current = words or [""]
     command = before[0] if before and before[0] in commands else None
     match command:

@@ -119,7 +119,7 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 
 
 def _is_stale(paths: RunPaths) -> bool:
-    """Whether a run was killed between its last trial and its report."""
+    """Return whether a run was killed between its last trial and its report."""
     return not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
 
 

@@ -64,8 +64,9 @@ def bound_names(tree: ast.Module):
             yield node.arg, node.lineno
 
 
-@UNFINISHED
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize(
+    "package", ["sweep", pytest.param("backends", marks=UNFINISHED), pytest.param("analysis", marks=UNFINISHED)]
+)
 def test_names_say_what_they_hold(package: str) -> None:
     names = [(name, f"{path}:{line}") for path, tree in modules(package).items() for name, line in bound_names(tree)]
     vague = [f"{where} {name}" for name, where in names if name.strip("_") in VAGUE]
