@@ -7,9 +7,9 @@ is held against. It needs no environment of its own: it runs in the orchestrator
 import sys
 from pathlib import Path
 
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeInt, PositiveFloat
 
-from backends.base import Backend, EnvironmentChoice, Launch, cli
+from backends.base import Backend, EnvironmentChoice, Launch, cli, metrics
 from backends.simulated_server.config import Behaviour
 from sweep.records import BatchForm
 
@@ -27,13 +27,12 @@ class Simulated(Behaviour, Backend):
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "kv_cache_usage": "vllm:kv_cache_usage_perc",
-            "requests_running": "vllm:num_requests_running",
-            "requests_waiting": "vllm:num_requests_waiting",
-            "preemptions_total": "vllm:num_preemptions_total",
-        }
+    metric_names: dict[str, str] = metrics(
+        "vllm:",
+        kv_cache_usage="kv_cache_usage_perc",
+        requests_running="num_requests_running",
+        requests_waiting="num_requests_waiting",
+        preemptions_total="num_preemptions_total",
     )
 
     def command(self, launch: Launch) -> list[str]:
