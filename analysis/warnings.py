@@ -221,23 +221,6 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Finding]:
         yield Finding(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
 
 
-@declare(
-    CHECKS,
-    Severity.INFO,
-    "Random weights have wide margins between tokens, so agreement tells a wrong engine from a right one, not what a"
-    " quantization costs. Real weights (model=hub, model=path) do.",
-    AGREEMENT,
-)
-def agreement_of_random_weights(run: Run, layout: Layout) -> Iterator[Finding]:
-    """Agreement was measured for a quantized model with random weights."""
-    facts = run.ok["engine_facts"].dropna().unique()
-    quantized = sum(bool(json.loads(text).get("quantization")) for text in facts)
-    configs = run.ok.drop_duplicates("model")["config"].dropna()
-    random = len(configs) > 0 and all("architecture" in json.loads(text).get("model", {}) for text in configs)
-    if quantized and random and run.ok["agreement"].notna().any():
-        yield Finding(quantized, "agreement of quantized random weights")
-
-
 @declare(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY)
 def different_memory(run: Run, layout: Layout) -> Iterator[Finding]:
     """The memory figures of some engines are of another kind than those of others."""
