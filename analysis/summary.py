@@ -258,7 +258,7 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
 
 def write_summary(run: Run, points: pd.DataFrame) -> None:
     """Write summary.csv."""
-    run_files.write_text(run.paths, run.paths.summary, points.to_csv(index=False))
+    run_files.write_whole(run.paths, run.paths.summary, points.to_csv(index=False))
 
 
 def _not_run(run: Run, keys: list[str]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from backends.base import Backend, EnvironmentChoice, Launch, cli
 from backends.simulated_server.config import Faults, Timing
+from sweep.records import BatchForm
 
 
 class Simulated(Backend):
@@ -38,7 +39,7 @@ class Simulated(Backend):
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)
     launch_timeout: PositiveFloat = 60.0
-    batch_form: Literal["list", "streams"] = "list"
+    batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
@@ -51,7 +52,7 @@ class Simulated(Backend):
     )
 
     def command(self, launch: Launch) -> list[str]:
-        told = {
+        timing = {
             "ttft": asdict(self.ttft),
             "itl": asdict(self.itl),
             "faults": asdict(self.faults),
@@ -62,7 +63,7 @@ class Simulated(Backend):
             "ttft_per_input_token itl_per_sequence tokens_per_event max_concurrency max_queue memory_limit "
             "kv_cache_tokens startup_seconds die_at_launch always_500"
         )
-        config: dict[str, Any] = told | {name: getattr(self, name) for name in same.split()}
+        config: dict[str, Any] = timing | {name: getattr(self, name) for name in same.split()}
         arguments = {
             "host": launch.host,
             "port": launch.port,

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from backends.base import Backend, BatchForm, Launch, cli
+from backends.base import Backend, Launch, cli
 from backends.prepare import checkpoints
+from sweep.records import BatchForm
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
@@ -59,7 +60,7 @@ class VLLM(Backend):
         r"larger than the available KV cache memory",
         r"is less than desired GPU memory utilization",
     )
-    hollow_errors = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
+    noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 
     def command(self, launch: Launch) -> list[str]:
         # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.
@@ -96,9 +97,9 @@ class VLLM(Backend):
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
-        found = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
+        facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
         made = checkpoints.note(launch.model).get("method")
-        return {**found, "quantization_method": made} if made else found
+        return {**facts, "quantization_method": made} if made else facts
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()

@@ -8,7 +8,7 @@ folder is hashed, the hub asked which commit a revision is.
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
@@ -68,8 +68,8 @@ class _Builder:
         self.cache = cache_directory(settings.cache_dir)
         self.seen: set[str] = set()
         # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
-        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "slo", "relaunch"})
-        self.judged_by["timeouts"] = settings.client.timeouts.model_dump()
+        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "relaunch"})
+        self.judged_by["timeouts"] = asdict(settings.client.timeouts)
 
     def add(self, point: Point, coordinates: Assignments) -> None:
         backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)
@@ -168,8 +168,8 @@ def _labelled(deployments: list[Deployment]) -> list[Deployment]:
 
 def _settings_of(deployment: Deployment) -> dict[str, Any]:
     """The values on the axes that all trials of a deployment share."""
-    first, *others = (trial.coordinates for trial in deployment.trials)
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    first, *rest = (trial.coordinates for trial in deployment.trials)
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 
 
 def _at_the_door(check: Callable[[], T], group: str) -> T:
