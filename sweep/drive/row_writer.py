@@ -8,7 +8,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, Row
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
-from sweep.node.trial import TrialRun, present_row, unmeasured_row
+from sweep.node.trial import TrialRun, present_row, recomputed_row, unmeasured_row
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import Outcome, Sample
 
@@ -64,7 +64,7 @@ class RowWriter:
         begin = time.monotonic()
         settings, axes, schema = self.plan.settings, self.plan.axes, run_files.trial_schema()
         rows = [
-            present_row(row, deployment.backend, trial, settings, axes)
+            present_row(self._recomputed(row, trial), deployment.backend, trial, settings, axes)
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
@@ -74,3 +74,10 @@ class RowWriter:
             self.changed = True
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
+
+    def _recomputed(self, row: Row, trial: Trial) -> Row:
+        """The row under the present settings; what had to be computed anew is kept in the ledger."""
+        recomputed = recomputed_row(row, trial, self.plan.settings, self.paths)
+        if recomputed is not row:
+            self.ledger.commit(dict(recomputed))
+        return self.ledger.rows[trial.trial_id]

@@ -20,13 +20,23 @@ from sweep import provenance
 from sweep.client import measurement
 from sweep.config import POINT_GROUPS, Hardware, Settings, cache_directory
 from sweep.disk import run_files
-from sweep.disk.row import EngineFacts, Identity, Observation, TrialRow, Verdict, percentiles_text
+from sweep.disk.row import (
+    EngineFacts,
+    Identity,
+    Observation,
+    TrialRow,
+    Verdict,
+    percentiles_of,
+    percentiles_text,
+    slo_text,
+)
 from sweep.disk.run_files import RunPaths
 from sweep.node import engine_timed, validity
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.quantities.throughput import cost_per_million_tokens
-from sweep.numbers.quantity import Value
+from sweep.numbers.quantity import Value, columns
+from sweep.numbers.selection import Window
 from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import figures, summarise
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
@@ -84,6 +94,7 @@ def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Ide
         accelerator=accelerator,
         gpu_count=deployment.gpu_count,
         percentiles=percentiles_text(run.settings.percentiles),
+        slo=slo_text(run.settings.slo),
         config=config_text(trial.config),
         digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
         commit=provenance.commit(),
@@ -122,6 +133,29 @@ def present_row(
     cost = cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
     own = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
     return {**row, **own, **coordinates(trial, axes)}
+
+
+def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> Mapping[str, Any]:
+    """The row of a result with the percentiles and the goodput that are set now, from its stamps on disk.
+
+    The row as it is where it has them already, or where the stamps are lost.
+    """
+    present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings.slo)}
+    if row["outcome"] != Outcome.OK or all(row.get(name) == value for name, value in present.items()):
+        return row
+    try:
+        records = run_files.read_requests(paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests)
+    except (FileNotFoundError, run_files.DamagedFile):
+        return row
+    series = {name for name, statistic in columns(percentiles_of([row])).items() if statistic.quantity.per is not None}
+    figures = summarise(
+        records,
+        slo=settings.slo,
+        discard_first_batch=getattr(trial.load, "discard_first", False),
+        window=Window(row.get("steady_begin"), row.get("steady_end"), row.get("steady_method", "")),
+        percentiles=settings.percentiles,
+    )
+    return {name: value for name, value in row.items() if name not in series} | figures | present
 
 
 def run_trial(
@@ -266,7 +300,7 @@ def _measured(run: TrialRun, trial: Trial, records: Records, inputs: Mapping[str
     discard_first, backend = getattr(trial.load, "discard_first", False), run.deployment.backend
     return summarise(
         records,
-        slo={str(name): bound for name, bound in (run.settings.slo or {}).items()},
+        slo=run.settings.slo,
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
         percentiles=run.settings.percentiles,
