@@ -3,7 +3,6 @@
 Beside the parts a row has the measured quantities (`sweep.numbers`) and the experiment's axes under their dotted keys.
 """
 
-import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +37,7 @@ class Identity:
     accelerator: str | None
     gpu_count: int
     percentiles: str  # of its series
-    slo: str | None  # of its goodput, JSON
+    slo: str | None  # the bounds that goodput is judged by, JSON
     config: str  # resolved, JSON
     digests: str | None  # of the files that the config points to, JSON
     commit: str | None
@@ -126,10 +125,6 @@ def performance_columns(percentiles: Iterable[float]) -> set[str]:
 def latency_columns(percentiles: Iterable[float]) -> set[str]:
     """The columns that rest on a client's stamps."""
     return {name for name, statistic in columns(percentiles).items() if statistic.quantity.kind == "latency"}
-
-
-def slo_text(slo: Mapping[Any, float] | None) -> str | None:
-    return json.dumps(slo, sort_keys=True) if slo else None
 
 
 def percentiles_text(percentiles: Sequence[float]) -> str:

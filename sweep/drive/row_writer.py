@@ -8,7 +8,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, Row
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
-from sweep.node.trial import TrialRun, present_row, recomputed_row, unmeasured_row
+from sweep.node.trial import TrialRun, is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import Outcome, Sample
 
@@ -76,8 +76,13 @@ class RowWriter:
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
     def _recomputed(self, row: Row, trial: Trial) -> Row:
-        """The row under the present settings; what had to be computed anew is kept in the ledger."""
-        recomputed = recomputed_row(row, trial, self.plan.settings, self.paths)
-        if recomputed is not row:
-            self.ledger.commit(dict(recomputed))
-        return self.ledger.rows[trial.trial_id]
+        """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
+        settings = self.plan.settings
+        if row["outcome"] != Outcome.OK or is_current(row, settings):
+            return row
+        recomputed = recomputed_row(row, trial, settings, self.paths)
+        if recomputed is not None:
+            self.ledger.commit(recomputed)
+            return recomputed
+        slo = slo_text(settings)
+        return row if row.get("slo") == slo else {**row, "slo": slo, "goodput": None}

@@ -28,7 +28,6 @@ from sweep.disk.row import (
     Verdict,
     percentiles_of,
     percentiles_text,
-    slo_text,
 )
 from sweep.disk.run_files import RunPaths
 from sweep.node import engine_timed, validity
@@ -94,7 +93,7 @@ def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Ide
         accelerator=accelerator,
         gpu_count=deployment.gpu_count,
         percentiles=percentiles_text(run.settings.percentiles),
-        slo=slo_text(run.settings.slo),
+        slo=slo_text(run.settings),
         config=config_text(trial.config),
         digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
         commit=provenance.commit(),
@@ -125,6 +124,15 @@ def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
     return {axis: trial.coordinates.get(axis) for axis in axes if axis not in POINT_GROUPS}
 
 
+def slo_text(settings: Settings) -> str | None:
+    """The bounds for goodput as a row has them; None without any."""
+    return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
+
+
+def _bounds(settings: Settings) -> dict[str, float]:
+    return {str(name): bound for name, bound in (settings.slo or {}).items()}
+
+
 def present_row(
     row: Mapping[str, Any], backend: Backend, trial: Trial, settings: Settings, axes: Iterable[str]
 ) -> dict[str, Any]:
@@ -135,27 +143,27 @@ def present_row(
     return {**row, **own, **coordinates(trial, axes)}
 
 
-def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> Mapping[str, Any]:
-    """The row of a result with the percentiles and the goodput that are set now, from its stamps on disk.
+def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
+    """Return whether a row has the percentiles and the bounds for goodput that are set now."""
+    return row.get("percentiles") == percentiles_text(settings.percentiles) and row.get("slo") == slo_text(settings)
 
-    The row as it is where it has them already, or where the stamps are lost.
-    """
-    present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings.slo)}
-    if row["outcome"] != Outcome.OK or all(row.get(name) == value for name, value in present.items()):
-        return row
+
+def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> dict[str, Any] | None:
+    """The row of a result with what is set now, from its stamps on disk; None where they are gone."""
     try:
         records = run_files.read_requests(paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests)
     except (FileNotFoundError, run_files.DamagedFile):
-        return row
+        return None
     series = {name for name, statistic in columns(percentiles_of([row])).items() if statistic.quantity.per is not None}
-    figures = summarise(
+    measured = summarise(
         records,
-        slo=settings.slo,
+        slo=_bounds(settings),
         discard_first_batch=getattr(trial.load, "discard_first", False),
         window=Window(row.get("steady_begin"), row.get("steady_end"), row.get("steady_method", "")),
         percentiles=settings.percentiles,
     )
-    return {name: value for name, value in row.items() if name not in series} | figures | present
+    present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings)}
+    return {name: value for name, value in row.items() if name not in series} | measured | present
 
 
 def run_trial(
@@ -300,7 +308,7 @@ def _measured(run: TrialRun, trial: Trial, records: Records, inputs: Mapping[str
     discard_first, backend = getattr(trial.load, "discard_first", False), run.deployment.backend
     return summarise(
         records,
-        slo=run.settings.slo,
+        slo=_bounds(run.settings),
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
         percentiles=run.settings.percentiles,

@@ -168,8 +168,8 @@ def _labelled(deployments: list[Deployment]) -> list[Deployment]:
 
 def _settings_of(deployment: Deployment) -> dict[str, Any]:
     """The values on the axes that all trials of a deployment share."""
-    first, *others = (trial.coordinates for trial in deployment.trials)
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    first, *rest = (trial.coordinates for trial in deployment.trials)
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 
 
 def _at_the_door(check: Callable[[], T], group: str) -> T:
