@@ -24,7 +24,7 @@ class Loss(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The trials that are no result, those alike together; of more kinds than anyone reads the most frequent."""
+    """The trials without a result, grouped by kind of failure; only the most frequent kinds are shown."""
 
     shown: list[Loss]
     other_kinds: int
@@ -36,28 +36,28 @@ class Losses(NamedTuple):
 
     @property
     def left_out(self) -> str:
-        """What is not shown, in a sentence; empty if nothing is."""
+        """A sentence on the failures that are not shown; empty if all are."""
         if not self.other_kinds:
             return ""
-        return f"and {self.other_trials:,} trials more, in {self.other_kinds:,} other ways: see trials.parquet"
+        return f"and {self.other_trials:,} more trials with {self.other_kinds:,} other failures: see trials.parquet"
 
 
 def losses(run: Run, layout: Layout) -> Losses:
-    """How trials failed, in the order of the plan."""
+    """The failures of a run, in the order of the plan."""
     kind = ["line", "outcome", "reason"]
     lost = layout.placed(run.not_ok)
     lost["reason"] = lost["reason"].fillna("no reason was noted")
     sizes = lost.value_counts(kind, sort=False)
     most = sizes.nlargest(MOST_LOSSES)
     lost = lost.merge(most.index.to_frame(index=False), on=kind)
-    asked = layout.trials["line"].value_counts().to_dict()
+    planned = layout.trials["line"].value_counts().to_dict()
     shown = [
         Loss(
             line=str(line),
             outcome=str(outcome),
             reason=str(reason),
             trials=len(group),
-            where="all its trials" if len(group) == asked[line] else "; ".join(_where(group, layout)),
+            where="all its trials" if len(group) == planned[line] else "; ".join(_where(group, layout)),
             log=next(_logs(run, group), None),
             log_tail=next(iter(group["log_tail"].dropna()), None),
         )
@@ -67,7 +67,7 @@ def losses(run: Run, layout: Layout) -> Losses:
 
 
 def _logs(run: Run, trials: pd.DataFrame) -> Iterator[str]:
-    """The engines' logs of some trials, as far as there are any."""
+    """The existing engine logs of the trials."""
     tried = trials.dropna(subset="attempt")
     for deployment_id, attempt in zip(tried["deployment_id"], tried["attempt"], strict=True):
         path = run.paths.engine_log(deployment_id, attempt)

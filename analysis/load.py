@@ -4,7 +4,6 @@ Only the attempts that trials.parquet names are read: what a lost or superseded 
 """
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,14 +15,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep.config import PERCENTILES
+from sweep.disk import row as trial_row
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
 _BULKY = ("config", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")  # texts of kilobytes
 Damaged = Literal["raise", "skip"]
-LATENCY = re.compile(r"(steady_)?(ttft|tpot|itl|e2el|lag|slot_wait|service_ttft)_|goodput$")
-"""Columns that are latencies or, as goodput, rest on them."""
 
 
 class RunNotFound(Exception):
@@ -56,19 +55,25 @@ class Run:
         compared with others on throughput and duration only.
         """
         results = self.trials[self.trials["outcome"] == "ok"].copy()
-        latencies = [name for name in results.columns if LATENCY.match(name)]
-        results.loc[results["client_stamp_source"] == "engine", latencies] = None
+        latencies = trial_row.latency_columns(self.percentiles)
+        results.loc[results["client_stamp_source"] == "engine", sorted(latencies)] = None
         return results
 
     @property
     def not_ok(self) -> pd.DataFrame:
         return self.trials[self.trials["outcome"] != "ok"]
 
+    @cached_property
+    def percentiles(self) -> tuple[float, ...]:
+        """Those that a series may have: of the trials, and the default ones."""
+        return _percentiles(self.trials["percentiles"].unique())
+
     @property
     def axes(self) -> list[str]:
         """The columns of the experiment's axes that are not in every run."""
         named = self.experiment.get("axes", self.trials.columns)  # without a plan, whatever else there is
-        return [name for name in named if name in self.trials.columns and name not in run_files.TRIAL_SCHEMA]
+        schema = run_files.trial_schema(self.percentiles)
+        return [name for name in named if name in self.trials.columns and name not in schema]
 
 
 def open_run(folder: str | Path) -> Run:
@@ -106,11 +111,17 @@ def _paths(folder: str | Path) -> RunPaths:
 
 def _frame(table: pa.Table) -> pd.DataFrame:
     """With all columns: a run of an older version lacks some, which are null, as anything unknown is."""
-    for name, type_ in run_files.TRIAL_SCHEMA.items():
+    texts = table["percentiles"].unique().to_pylist() if "percentiles" in table.column_names else []
+    for name, type_ in run_files.trial_schema(_percentiles(texts)).items():
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(table), type_))
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
     return frame
+
+
+def _percentiles(texts: Iterable[Any]) -> tuple[float, ...]:
+    of_rows = (text if isinstance(text, str) else None for text in texts)
+    return trial_row.merged_percentiles([*of_rows, trial_row.percentiles_text(PERCENTILES)])
 
 
 def _experiment(plan: Path) -> dict[str, Any]:

@@ -1,40 +1,23 @@
-"""What a column of measurements is called, its unit on a label, and which way is better: by its name.
+"""The labels of measured columns, their unit on a label, and which way is better: as their quantity is declared.
 
 Data are in seconds, bytes and shares; only labels are in ms, GiB and %.
 """
 
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
-_WORDS = {
-    "ttft": "TTFT",
-    "tpot": "TPOT",
-    "itl": "ITL",
-    "e2el": "E2EL",
-    "lag": "client lag",
-    "slot_wait": "slot wait",
-    "service_ttft": "service TTFT",
-    "service_e2el": "service E2EL",
-    "batch_latency": "batch latency",
-    "kv_cache_usage": "KV-cache use",
-    "cost_per_million_tokens": "Cost per million output tokens",
-    "price_per_hour": "Price per hour",
-    "duration": "Duration",
-    "goodput": "Goodput",
-    "startup_seconds": "Engine start-up",
-    "output_tokens": "Output tokens",
-    "agreement": "Agreement",
-}
-_SHORT = {"cost_per_million_tokens": "Cost", "output_throughput": "Throughput", "kv_cache_usage": "KV use"}
-_LATENCIES = ("ttft", "tpot", "itl", "e2el", "lag", "slot_wait", "service_ttft", "service_e2el", "batch_latency")
-_STATISTICS = ("mean", "p50", "p90", "p99", "max", "idle", "peak")
+from sweep.config import PERCENTILES
+from sweep.numbers.quantity import columns
+
+_SCALES = {"bytes": ("GiB", 2.0**-30), "share": ("%", 100.0), "tokens": ("per trial", 1.0)}
 
 
 @dataclass(frozen=True)
-class Quantity:
+class LabelledColumn:
     """A measured column as people read it: `label` in `unit`, which is the data times `scale`."""
 
     column: str
@@ -73,49 +56,24 @@ def setting(value: Any) -> str:
     return "—" if pd.isna(value) else f"{value:g}"
 
 
-def quantity(column: str) -> Quantity | None:
-    """The Quantity that a column of trials.parquet holds; None if it is not a measurement that people compare."""
-    steady = column.startswith("steady_")
-    name = column.removeprefix("steady_")
-    unit = _unit(name)
-    if unit is None:
+def quantity(column: str, percentiles: Iterable[float] = PERCENTILES) -> LabelledColumn | None:
+    """The labels of a column of trials.parquet; None if it is not a measured number."""
+    statistic = columns(percentiles).get(column)
+    if statistic is None or statistic.type not in (int, float):
         return None
-    stem, statistic = _split(name)
-    label = _WORDS.get(stem) or stem.removesuffix("_bytes").replace("_", " ").capitalize()
-    short = _SHORT.get(stem, label)
-    if statistic:
-        label, short = f"{label} {statistic}", f"{short} {statistic}"
-    if steady:
+    declared = statistic.quantity
+    label = declared.label or declared.name.replace("_", " ").capitalize()
+    short = declared.short or label
+    if statistic.name:
+        label, short = f"{label} {statistic.name}", f"{short} {statistic.name}"
+    if statistic.steady:
         label, short = f"{label}, steady state", f"{short} steady"
-    return Quantity(column, label, short, *unit)
+    milliseconds = statistic.name and declared.unit == "s"
+    unit, scale = ("ms", 1e3) if milliseconds else _SCALES.get(declared.unit, (declared.unit, 1.0))
+    return LabelledColumn(column, label, short, unit, scale, declared.better)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """`ttft_p50` as ("ttft", "p50"), `memory_peak_bytes` as ("memory", "peak")."""
-    stem, _, last = name.removesuffix("_bytes").rpartition("_")
-    return (stem, last) if last in _STATISTICS else (name, "")
-
-
-def _unit(name: str) -> tuple[str, float, Literal["higher", "lower"] | None] | None:
-    stem, _ = _split(name)
-    if stem == "request_throughput":
-        return "requests/s", 1.0, "higher"
-    if stem.endswith("throughput"):
-        return "tokens/s", 1.0, "higher"
-    if stem == "goodput":
-        return "requests/s", 1.0, "higher"
-    if stem in _LATENCIES:
-        return "ms", 1e3, "lower"
-    if stem in ("duration", "startup_seconds"):
-        return "s", 1.0, "lower"
-    if stem == "cost_per_million_tokens":
-        return "$/M tok", 1.0, "lower"
-    if stem == "kv_cache_usage":
-        return "%", 100.0, None
-    if stem == "output_tokens":
-        return "per trial", 1.0, None
-    if stem == "agreement":
-        return "%", 100.0, None
-    if name.endswith("_bytes"):
-        return "GiB", 2.0**-30, "lower"
-    return None
+def definitions(available: Collection[str], percentiles: Iterable[float] = PERCENTILES) -> dict[str, str]:
+    """Name -> formula of the quantities that have any of the columns."""
+    present = (statistic.quantity for name, statistic in columns(percentiles).items() if name in available)
+    return {quantity.name: quantity.formula for quantity in present}

@@ -1,6 +1,6 @@
-"""Intervals over replicates. A replicate is one observation: requests within a trial share its luck and are not.
+"""Confidence intervals over replicates. A replicate is one observation: requests of one trial are not independent.
 
-No interval is given where there is nothing to base it on (one replicate): its ends are NaN.
+A single replicate has no interval: its ends are NaN.
 """
 
 import math
@@ -29,36 +29,36 @@ class Estimate(NamedTuple):
         return (self.high - self.low) / 2 / abs(self.value) if self.value else math.nan
 
 
-NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 def half_width(deviation: FloatArray, n: FloatArray) -> FloatArray:
     """Half of Student's t interval of a mean: t(0.975, n - 1) · s / √n, with `deviation` s taken over n - 1."""
-    known = np.where(n > 1, n, np.float64("nan"))
-    half: FloatArray = _t(known - 1) * deviation / np.sqrt(known)
+    samples = np.where(n > 1, n, np.float64("nan"))
+    half: FloatArray = _t(samples - 1) * deviation / np.sqrt(samples)
     return half
 
 
 def _t(freedom: FloatArray) -> FloatArray:
-    """Student's t quantile at 0.975. From scipy.special, since scipy.stats takes as long to import as all else here."""
+    """Student's t quantile at 0.975, from scipy.special: importing scipy.stats takes as long as all the rest."""
     quantile: FloatArray = np.asarray(special.stdtrit(freedom, (1 + CONFIDENCE) / 2), np.float64)
     return quantile
 
 
 class LogMoments(NamedTuple):
-    """Of the logarithms of each of many samples: mean, variance over n - 1, n. NaN where a value is not positive."""
+    """Moments of the logarithms of many samples: mean, variance over n - 1, n. NaN where a value is not positive."""
 
     mean: FloatArray
     variance: FloatArray
     n: FloatArray
 
-    def of(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "LogMoments":
-        """Those of some samples."""
+    def select(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "LogMoments":
+        """The moments of some of the samples."""
         return LogMoments(*(values[chosen] for values in self))
 
 
 def log_moments(values: FloatArray, sample: NDArray[np.int64], count: int) -> LogMoments:
-    """The moments of `count` samples, to which `values` belong by position; values that are NaN belong to none."""
+    """The moments of `count` samples; `sample` is the index of each value's sample, and NaN values are left out."""
     values, sample = values[np.isfinite(values)], sample[np.isfinite(values)]
     logs = np.log(np.where(values > 0, values, np.nan))
     n = np.bincount(sample, minlength=count).astype(np.float64)
@@ -69,15 +69,15 @@ def log_moments(values: FloatArray, sample: NDArray[np.int64], count: int) -> Lo
 
 
 def ratio(above: LogMoments, below: LogMoments) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """How many times the baseline `below`, and the ends of the intervals: ratios of geometric means.
+    """Ratios of geometric means to the baseline `below`, and the ends of their intervals.
 
-    With Welch's t interval of the difference of logarithms: t(0.975, ν) · √(s²a/na + s²b/nb) with ν after Welch (1947)
-    and Satterthwaite (1946). Logarithms because a ratio is asymmetric: twice and half are equally far from no change.
+    The intervals are Welch's for the difference of logarithms: t(0.975, ν) · √(s²a/na + s²b/nb) with ν after Welch
+    (1947) and Satterthwaite (1946). Logarithms, since twice and half should be equally far from no change.
     """
-    of_a, of_b = above.variance / above.n, below.variance / below.n
-    error = of_a + of_b
+    error_above, error_below = above.variance / above.n, below.variance / below.n
+    error = error_above + error_below
     with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = error**2 / (of_a**2 / (above.n - 1) + of_b**2 / (below.n - 1))
+        freedom = error**2 / (error_above**2 / (above.n - 1) + error_below**2 / (below.n - 1))
         half = np.where(error == 0, 0.0, _t(freedom) * np.sqrt(error))
     difference = above.mean - below.mean
     return np.exp(difference), np.exp(difference - half), np.exp(difference + half)

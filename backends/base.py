@@ -112,7 +112,7 @@ class Backend(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # What the engine is, whatever it is told: the table of docs/backends.md is made of it.
+    # What the engine is, whatever its configuration; the table of docs/backends.md is made of it.
     continuous_batching: ClassVar[bool] = True  # a request joins and leaves the running batch at any step
     beam_search: ClassVar[bool] = False
     quantizations: ClassVar[tuple[str, ...]] = ()  # of weights and KV cache, as the field calls them
@@ -121,40 +121,11 @@ class Backend(BaseModel):
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
     dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
+    attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
+    distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
-
-    name: str
-    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)
-    flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, not mirrored one by one
-    cpu_flags: dict[str, Any] = Field(default_factory=dict)  # what `flags` are added to where there is no GPU
-    cuda_flags: dict[str, Any] = Field(default_factory=dict)  # and where there is one
-    environ: dict[str, str] = Field(default_factory=dict)  # extra environment variables of the engine
-    dtype: str = "auto"
-    gpus: PositiveInt = 1  # GPUs of one deployment (its tensor-parallel size); ignored on a CPU
-    port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one is found
-    launch_timeout: PositiveFloat = 900.0  # s
-    stop_grace: PositiveFloat = 5.0  # s between SIGTERM and SIGKILL
-    distribution: str | None = None  # the Python distribution whose version is the engine's, where it does not say
-    extra_body: dict[str, Any] = Field(default_factory=dict)  # added to every request body
-    headers: dict[str, str] = Field(default_factory=dict)  # and to its head; not for secrets
-
-    # What the client must know to talk to it.
-    api: Api = "completions"
-    batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
-    token_ids: bool = True  # prompts may be given as token ids
-    continuous_usage: bool = False  # takes stream_options.continuous_usage_stats
-    ignores_eos: bool = True  # takes ignore_eos
-
-    # Where the engine is read. Keys of metric_names are ours (sweep/node/telemetry.py), values are Prometheus names.
-    launches: bool = True  # False: attaches to a running endpoint
-    url: str | None = None  # of that endpoint
-    api_key_env: str | None = None  # NAME of the environment variable that holds its key
-    verify_tls: bool = True  # whether its certificate must be one that this machine trusts
-    ready_path: str = "/health"
-    reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
-    metrics_path: str | None = None
-    metric_names: dict[str, str] = Field(default_factory=dict)
-    oom_patterns: tuple[str, ...] = (
+    ready_path: ClassVar[str] = "/health"  # answers with status 200 once it is ready
+    oom_patterns: ClassVar[tuple[str, ...]] = (  # in its log, where it ran out of memory
         r"CUDA out of memory",
         r"OutOfMemoryError",
         r"CUBLAS_STATUS_ALLOC_FAILED",
@@ -164,7 +135,36 @@ class Backend(BaseModel):
         r"MemoryError",
         r"std::bad_alloc",
     )
-    noise_patterns: tuple[str, ...] = ()  # error lines that only point to another one: never an engine's last words
+    noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
+
+    name: str
+    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # what it runs in: {cpu, cuda, python, binary}
+    flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, as it spells them
+    cpu_flags: dict[str, Any] = Field(default_factory=dict)  # what `flags` are added to where there is no GPU
+    cuda_flags: dict[str, Any] = Field(default_factory=dict)  # what they are added to where there is one
+    environ: dict[str, str] = Field(default_factory=dict)  # extra environment variables of the engine
+    dtype: str = "auto"  # number format, as the engine calls it; auto: the engine chooses
+    gpus: PositiveInt = 1  # GPUs of one deployment (its tensor-parallel size); ignored on a CPU
+    port: int | None = Field(default=None, ge=1, le=65535)  # null: a free one is found
+    launch_timeout: PositiveFloat = 900.0  # s until it must be ready
+    stop_grace: PositiveFloat = 5.0  # s between SIGTERM and SIGKILL
+    extra_body: dict[str, Any] = Field(default_factory=dict)  # added to every request body
+    headers: dict[str, str] = Field(default_factory=dict)  # added to every request's head; not for secrets
+
+    # What the client must know to talk to it.
+    api: Api = "completions"  # completions | chat | tgi: the protocol it is spoken to in
+    batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
+    token_ids: bool = True  # prompts may be given as token ids
+    continuous_usage: bool = False  # takes stream_options.continuous_usage_stats
+    ignores_eos: bool = True  # takes ignore_eos
+
+    # Where the engine is read. Keys of metric_names are ours (sweep/node/telemetry.py), values are Prometheus names.
+    url: str | None = None  # of a running endpoint: nothing is launched
+    api_key_env: str | None = None  # NAME of the environment variable that holds its key
+    verify_tls: bool = True  # whether its certificate must be one that this machine trusts
+    reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
+    metrics_path: str | None = None  # of its Prometheus metrics
+    metric_names: dict[str, str] = Field(default_factory=dict)  # ours: its own
 
     @field_validator("url")
     @classmethod
@@ -206,8 +206,17 @@ class Backend(BaseModel):
                 raise ValueError(f"flags.{key}: engines answer on loopback only")
         return flags
 
+    @property
+    def launches(self) -> bool:
+        """Whether the engine is launched here; False where a running endpoint is attached to."""
+        return self.url is None
+
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what is allowed, for fields that do not go together."""
+        if self.url is not None and not self.attachable:
+            raise ValueError(
+                f"backend.url={self.url}: {self.name} is launched here; allowed with backend=openai, which attaches"
+            )
         if self.batch_form == "list" and self.api != "completions":
             raise ValueError(
                 f"backend.api={self.api}: takes one prompt a call; allowed with backend.batch_form=streams"
@@ -290,7 +299,7 @@ class Hosted(Backend):
     `flags` go to that library's own loading function, as keyword arguments.
     """
 
-    library: str  # e.g. "backends.host.libraries.transformers_library"
+    library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
     max_batch: PositiveInt = 1  # prompts of queued requests joined to one batch; 1 serves requests one by one
 
     batch_form: BatchForm = "list"

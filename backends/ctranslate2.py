@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,17 +22,17 @@ class CTranslate2(Hosted):
     launch fails with CTranslate2's own words. On a CPU, for instance, bfloat16 weights compute in float32.
     """
 
-    continuous_batching: ClassVar[bool] = False
-    beam_search: ClassVar[bool] = True
-    quantizations: ClassVar[tuple[str, ...]] = ("int8, int16, float16, bfloat16",)
+    continuous_batching = False
+    beam_search = True
+    quantizations = ("int8, int16, float16, bfloat16",)
 
     quantization: Quantization = "float32"
     compute_type: Quantization | None = None  # None: that of the weights
 
-    library: str = "backends.host.libraries.ctranslate2_library"
-    distribution: str | None = "ctranslate2"
-    oom_patterns: tuple[str, ...] = (
-        *Hosted.model_fields["oom_patterns"].default,
+    library = "backends.host.libraries.ctranslate2_library"
+    distribution = "ctranslate2"
+    oom_patterns = (
+        *Hosted.oom_patterns,
         r"CUDA failed with error out of memory",
         r"mkl_malloc: failed to allocate memory",
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -17,11 +17,11 @@ class ExLlama(Hosted):
     Both compile their CUDA extension when they are imported for the first time, unless a prebuilt wheel has it.
     """
 
-    needs_gpu: ClassVar[bool] = True
-    reserves_memory: ClassVar[bool] = True
-    quantizations: ClassVar[tuple[str, ...]] = ("V2: GPTQ, EXL2", "V3: EXL3")
+    needs_gpu = True
+    reserves_memory = True
+    quantizations = ("V2: GPTQ, EXL2", "V3: EXL3")
 
-    library: str = "backends.host.libraries.exllama_library"
+    library = "backends.host.libraries.exllama_library"
     checkpoint: Literal["gptq"] | None = "gptq"  # made of the model's weights unless they are quantised; V2 only
     group_size: PositiveInt = 128
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
@@ -55,5 +55,5 @@ class ExLlama(Hosted):
     def facts(self, launch: Launch) -> dict[str, Any]:
         made = checkpoints.note(launch.model).get("method")
         # The study's ExLlama (V1) has no installable release any more.
-        found = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
-        return {**found, "quantization_method": made} if made else found
+        facts = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
+        return {**facts, "quantization_method": made} if made else facts

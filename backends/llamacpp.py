@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
@@ -32,7 +32,7 @@ class LlamaCpp(Backend):
     Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
     """
 
-    quantizations: ClassVar[tuple[str, ...]] = ("GGUF: Q8_0, Q4_K_M, ...", "KV: q8_0, q4_0")
+    quantizations = ("GGUF: Q8_0, Q4_K_M, ...", "KV: q8_0, q4_0")
 
     quantization: str = "F16"
     slots: PositiveInt = 16
@@ -52,12 +52,12 @@ class LlamaCpp(Backend):
             "spec_decode_accepted_tokens_total": "llamacpp:spec_decode_num_accepted_tokens_total",
         }
     )
-    oom_patterns: tuple[str, ...] = (
-        *Backend.model_fields["oom_patterns"].default,
+    oom_patterns = (
+        *Backend.oom_patterns,
         r"(failed|unable) to allocate .*buffer",
         r"cudaMalloc failed: out of memory",
     )
-    noise_patterns: tuple[str, ...] = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
+    noise_patterns = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
 
     @field_validator("quantization")
     @classmethod
@@ -107,7 +107,7 @@ class LlamaCpp(Backend):
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         version, commit = _version(launch.binary or "llama-server")
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "dtype": CONVERTED[self.quantization][1] if self.quantization in CONVERTED else self.quantization,
             "quantization": self.quantization,
             "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
@@ -116,8 +116,8 @@ class LlamaCpp(Backend):
             "engine_commit": commit,
         }
         if version:
-            found["engine_version"] = version
-        return found
+            facts["engine_version"] = version
+        return facts
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()
@@ -147,7 +147,7 @@ def _context(model: Path) -> int:
 def _version(binary: str) -> tuple[str | None, str | None]:
     """("0.5.0", its commit or whatever the builder put there) of a llama-server; (None, None) if it does not say."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True)
-    found = re.search(r"^version: (\S+)(?: \(build (\d+), commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
-    if not found:
+    match = re.search(r"^version: (\S+)(?: \(build (\d+), commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
+    if not match:
         return None, None
-    return found[1], found[3]
+    return match[1], match[3]

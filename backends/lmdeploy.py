@@ -1,6 +1,6 @@
 """LMDeploy's OpenAI server. Written from its source (0.18.0), which has no CPU build to run here."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -13,11 +13,11 @@ class LMDeploy(Backend):
     It takes no token ids; a list of prompts it answers one prompt after the other, so batches go as streams.
     """
 
-    needs_gpu: ClassVar[bool] = True
-    reserves_memory: ClassVar[bool] = True
-    quantizations: ClassVar[tuple[str, ...]] = ("AWQ, GPTQ, SmoothQuant W8A8, fp8", "KV: int8, int4")
+    needs_gpu = True
+    reserves_memory = True
+    quantizations = ("AWQ, GPTQ, SmoothQuant W8A8, fp8", "KV: int8, int4")
 
-    distribution: str | None = "lmdeploy"
+    distribution = "lmdeploy"
     token_ids: bool = False
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
@@ -30,8 +30,8 @@ class LMDeploy(Backend):
             "spec_decode_accepted_tokens_total": "lmdeploy:spec_decode_num_accepted_tokens_total",
         }
     )
-    oom_patterns: tuple[str, ...] = (
-        *Backend.model_fields["oom_patterns"].default,
+    oom_patterns = (
+        *Backend.oom_patterns,
         r"CUDA runtime error: out of memory",
         r"No enough gpu memory",
     )

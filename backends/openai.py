@@ -13,10 +13,11 @@ NAME = re.compile(r"[A-Z_][A-Z0-9_]*", re.IGNORECASE)
 class OpenAI(Backend):
     """Where it is and how it is asked; the model is the name that it serves."""
 
+    attachable = True
+
     url: str  # http(s)://host[:port][/base], with or without /v1
     api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
 
-    launches: bool = False
     continuous_usage: bool = True
 
     @field_validator("api_key_env")

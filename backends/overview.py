@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.base import Backend
-from sweep.config import ROOT, build
+from sweep.config import ROOT, ConfigError, build
 from sweep.options import ConfigPath, load_option
 
 DOCUMENT = ROOT / "docs" / "backends.md"
-BEGIN, END = "<!-- table: python -m backends docs -->", "<!-- end of table -->"
+BEGIN, END = "<!-- table: sweep backends docs -->", "<!-- end of table -->"
 HEADINGS = (
     "backend",
     "file",
@@ -36,7 +36,7 @@ def names() -> list[str]:
 def cells(name: str) -> tuple[str, ...]:
     """One row of the table."""
     backend = configured(name)
-    if not backend.launches and backend.launches == type(backend).model_fields["launches"].default:
+    if not backend.launches:
         return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"
     if not backend.computes_model:
         return (
@@ -96,4 +96,11 @@ def with_table(text: str) -> str:
 
 
 def write(path: Path = DOCUMENT) -> None:
+    """Make the table of the document anew.
+
+    Raises:
+        ConfigError: if the document is not there, as in an installed wheel.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such document; run it in a checkout")
     path.write_text(with_table(path.read_text()))

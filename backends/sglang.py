@@ -1,6 +1,6 @@
 """SGLang's OpenAI server. Written from its source (0.5.23), which has no CPU build to run here."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -11,16 +11,16 @@ from sweep.records import BatchForm
 class SGLang(Backend):
     """Flags are those of `python -m sglang.launch_server`."""
 
-    needs_gpu: ClassVar[bool] = True
-    reserves_memory: ClassVar[bool] = True
-    version_path: ClassVar[str] = "/server_info"
-    quantizations: ClassVar[tuple[str, ...]] = ("GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF", "KV: fp8")
+    needs_gpu = True
+    reserves_memory = True
+    version_path = "/server_info"
+    quantizations = ("GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF", "KV: fp8")
 
-    distribution: str | None = "sglang"
+    distribution = "sglang"
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     # It asks the engine for a token, and answers when one has come: ready means that it generates.
-    ready_path: str = "/health_generate"
+    ready_path = "/health_generate"
     reset_paths: tuple[str, ...] = ("/flush_cache",)  # its radix cache; 400 while requests run
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(
@@ -31,11 +31,11 @@ class SGLang(Backend):
             "preemptions_total": "sglang:num_retracted_requests_total",
         }
     )
-    oom_patterns: tuple[str, ...] = (
-        *Backend.model_fields["oom_patterns"].default,
+    oom_patterns = (
+        *Backend.oom_patterns,
         r"Not enough memory\. Please try to increase --mem-fraction-static",
     )
-    noise_patterns: tuple[str, ...] = (r"Received sigquit from a child process",)
+    noise_patterns = (r"Received sigquit from a child process",)
 
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {

@@ -7,7 +7,7 @@ is held against. It needs no environment of its own: it runs in the orchestrator
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -19,14 +19,14 @@ from sweep.records import BatchForm
 class Simulated(Backend):
     """Keys as in `simulated_server.config.Config`; times in s."""
 
-    computes_model: ClassVar[bool] = False
+    computes_model = False
 
     ttft: Timing = Timing(mean=0.05)
     itl: Timing = Timing(mean=0.02)
     ttft_per_input_token: NonNegativeFloat = 0.0
     itl_per_sequence: NonNegativeFloat = 0.0  # added to each gap for each sequence that runs beside
     tokens_per_event: PositiveInt = 1  # as under speculative decoding
-    faults: Faults = Faults()
+    faults: Faults = Faults()  # shares of requests that meet trouble
     max_concurrency: PositiveInt | None = None  # sequences that run at once; others wait
     max_queue: NonNegativeInt | None = None  # waiting sequences, beyond which a request gets 503
     memory_limit: PositiveInt | None = None  # sequences at once, beyond which it runs out of memory and dies
@@ -34,7 +34,7 @@ class Simulated(Backend):
     startup_seconds: NonNegativeFloat = 0.0
     die_at_launch: Literal["error", "out_of_memory"] | None = None
     always_500: bool = False
-    fault_seed: NonNegativeInt = 0
+    fault_seed: NonNegativeInt = 0  # of the choice of those requests
     truth_log: bool = False  # write true times to truth.log in the attempt's folder
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)
@@ -52,7 +52,7 @@ class Simulated(Backend):
     )
 
     def command(self, launch: Launch) -> list[str]:
-        told = {
+        timing = {
             "ttft": asdict(self.ttft),
             "itl": asdict(self.itl),
             "faults": asdict(self.faults),
@@ -63,7 +63,7 @@ class Simulated(Backend):
             "ttft_per_input_token itl_per_sequence tokens_per_event max_concurrency max_queue memory_limit "
             "kv_cache_tokens startup_seconds die_at_launch always_500"
         )
-        config: dict[str, Any] = told | {name: getattr(self, name) for name in same.split()}
+        config: dict[str, Any] = timing | {name: getattr(self, name) for name in same.split()}
         arguments = {
             "host": launch.host,
             "port": launch.port,

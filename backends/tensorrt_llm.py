@@ -1,7 +1,7 @@
 """TensorRT-LLM's `trtllm-serve`. Written from its source (1.2), which has no CPU build to run here."""
 
 import json
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -17,15 +17,15 @@ class TensorRTLLM(Backend):
     `options` are fields of its LLM API, which it reads from a file; its metrics are among them and off by default.
     """
 
-    needs_gpu: ClassVar[bool] = True
-    beam_search: ClassVar[bool] = True
-    reserves_memory: ClassVar[bool] = True
-    quantizations: ClassVar[tuple[str, ...]] = ("ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8", "KV: fp8, NVFP4")
+    needs_gpu = True
+    beam_search = True
+    reserves_memory = True
+    quantizations = ("ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8", "KV: fp8, NVFP4")
 
     options: dict[str, Any] = Field(
         default_factory=lambda: {"return_perf_metrics": True, "enable_iter_perf_stats": True}
     )
-    distribution: str | None = "tensorrt-llm"
+    distribution = "tensorrt-llm"
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/prometheus/metrics"

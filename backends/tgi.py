@@ -8,11 +8,10 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from backends.base import Backend, EnvironmentChoice, Host, Launch, cli
 from backends.launch.server import free_port
@@ -30,10 +29,11 @@ class TGI(Backend):
     OpenAI routes.
     """
 
-    needs_gpu: ClassVar[bool] = True
-    reserves_memory: ClassVar[bool] = True
-    version_path: ClassVar[str] = "/info"
-    quantizations: ClassVar[tuple[str, ...]] = ("GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8", "KV: fp8")
+    attachable = True
+    needs_gpu = True
+    reserves_memory = True
+    version_path = "/info"
+    quantizations = ("GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8", "KV: fp8")
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)  # nothing of it is Python here
     launcher: Literal["docker", "native"] = "docker"
@@ -50,23 +50,15 @@ class TGI(Backend):
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {"requests_running": "tgi_batch_current_size", "requests_waiting": "tgi_queue_size"}
     )
-    oom_patterns: tuple[str, ...] = (
-        *Backend.model_fields["oom_patterns"].default,
+    oom_patterns = (
+        *Backend.oom_patterns,
         r"You need to decrease `?--max-batch-prefill-tokens",
     )
-    noise_patterns: tuple[str, ...] = (
+    noise_patterns = (
         r"^Error: (Shard|Webserver)",
         r"[Ss]hard \d+ (crashed|failed)",
         r"^Shard .* failed",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _attach(cls, fields: Any) -> Any:
-        """With a URL nothing is launched."""
-        if isinstance(fields, Mapping) and fields.get("url"):
-            return {**fields, "launches": False}
-        return fields
 
     def unavailable(self, host: Host) -> str | None:
         attach = "attach to one that runs with backend.url=http://HOST:PORT"

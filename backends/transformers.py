@@ -1,6 +1,6 @@
 """Hugging Face transformers as people first use it: `model.generate` on left-padded static batches. The baseline."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from backends.base import Hosted, Launch
 
@@ -12,14 +12,14 @@ class Transformers(Hosted):
     batching. `flags: {quantization_config: {load_in_8bit: true}}` quantises with bitsandbytes while loading.
     """
 
-    continuous_batching: ClassVar[bool] = False
-    beam_search: ClassVar[bool] = True
-    quantizations: ClassVar[tuple[str, ...]] = ("bitsandbytes int8, nf4, fp4",)
+    continuous_batching = False
+    beam_search = True
+    quantizations = ("bitsandbytes int8, nf4, fp4",)
 
-    library: str = "backends.host.libraries.transformers_library"
-    distribution: str | None = "transformers"
+    library = "backends.host.libraries.transformers_library"
+    distribution = "transformers"
     # bitsandbytes says so of a faster kernel that it would like to have, and goes on.
-    noise_patterns: tuple[str, ...] = (r"Failed to load CPU gemm_4bit_forward",)
+    noise_patterns = (r"Failed to load CPU gemm_4bit_forward",)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         config = self.flags_on(launch).get("quantization_config") or {}

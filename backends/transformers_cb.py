@@ -1,6 +1,6 @@
 """Continuous batching by transformers itself (`generate_batch`'s manager), streaming every request token by token."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, PositiveFloat
 
@@ -14,11 +14,11 @@ class TransformersCB(Transformers):
     stated here: left to itself, the manager takes what the machine has.
     """
 
-    continuous_batching: ClassVar[bool] = True
-    beam_search: ClassVar[bool] = False
-    reserves_memory: ClassVar[bool] = True
+    continuous_batching = True
+    beam_search = False
+    reserves_memory = True
 
-    library: str = "backends.host.libraries.transformers_cb_library"
+    library = "backends.host.libraries.transformers_cb_library"
     batch_form: BatchForm = "list"
     cpu_kv_cache_gib: PositiveFloat = 0.25
     cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded

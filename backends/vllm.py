@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -21,10 +21,10 @@ class VLLM(Backend):
     With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
     """
 
-    beam_search: ClassVar[bool] = True
-    reserves_memory: ClassVar[bool] = True
-    dtype_pattern: ClassVar[str | None] = r"\bdtype=torch\.(\w+)"
-    quantizations: ClassVar[tuple[str, ...]] = (
+    beam_search = True
+    reserves_memory = True
+    dtype_pattern = r"\bdtype=torch\.(\w+)"
+    quantizations = (
         "GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU)",
         "KV: fp8",
     )
@@ -35,7 +35,7 @@ class VLLM(Backend):
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache where there is no GPU
 
-    distribution: str | None = "vllm"
+    distribution = "vllm"
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # only in its development mode: see `environment`
@@ -53,14 +53,14 @@ class VLLM(Backend):
             "spec_decode_accepted_tokens_total": "vllm:spec_decode_num_accepted_tokens_total",
         }
     )
-    oom_patterns: tuple[str, ...] = (
-        *Backend.model_fields["oom_patterns"].default,
+    oom_patterns = (
+        *Backend.oom_patterns,
         r"on kv cache allocation is less than requested memory for kv",
         r"No available memory for the cache blocks",
         r"larger than the available KV cache memory",
         r"is less than desired GPU memory utilization",
     )
-    noise_patterns: tuple[str, ...] = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
+    noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 
     def command(self, launch: Launch) -> list[str]:
         # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.
@@ -97,9 +97,9 @@ class VLLM(Backend):
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
-        found = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
+        facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
         made = checkpoints.note(launch.model).get("method")
-        return {**found, "quantization_method": made} if made else found
+        return {**facts, "quantization_method": made} if made else facts
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()

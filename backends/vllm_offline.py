@@ -1,6 +1,6 @@
 """vLLM's engine in the host's own process: prompts of exact length as token ids, no HTTP while the clock runs."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -14,18 +14,18 @@ class VLLMOffline(Hosted):
     A trial is one control call with all its requests; the Records hold the engine's own stamps.
     """
 
-    timed_inside: ClassVar[bool] = True
-    beam_search: ClassVar[bool] = True
-    reserves_memory: ClassVar[bool] = True
-    dtype_pattern: ClassVar[str | None] = VLLM.dtype_pattern
-    quantizations: ClassVar[tuple[str, ...]] = VLLM.quantizations
+    timed_inside = True
+    beam_search = True
+    reserves_memory = True
+    dtype_pattern = VLLM.dtype_pattern
+    quantizations = VLLM.quantizations
 
-    library: str = "backends.host.libraries.vllm_offline_library"
+    library = "backends.host.libraries.vllm_offline_library"
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache where there is no GPU
-    distribution: str | None = "vllm"
+    distribution = "vllm"
     reset_paths: tuple[str, ...] = ("/reset_caches",)
-    oom_patterns: tuple[str, ...] = VLLM.model_fields["oom_patterns"].default
-    noise_patterns: tuple[str, ...] = VLLM.model_fields["noise_patterns"].default
+    oom_patterns = VLLM.oom_patterns
+    noise_patterns = VLLM.noise_patterns
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {
             ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()

@@ -1,15 +1,15 @@
-"""How exact the measuring client is, held against a server that logs what it truly did; and vLLM's client beside it.
+"""Accuracy of the measuring client against a server that logs its true times, with vLLM's client for comparison.
 
     python -m benchmarks.client [--vllm-python PYTHON] [--rows closed-256,…] [--repeats 3]
 
 The server (backends/simulated_server) is bound to one core and the client to another. Each row gives, request by
 request and matched by x-request-id, |what the client reports − what the server did| as p50 / p99: TTFT from the
 request's arrival in the server's kernel to the first token's write, every ITL, TPOT, E2E. CPU is that of the client
-process between the first request and the last token, per 1,000 tokens. "Load kept" is the duration that a client
-which takes no time would have had with the server's true times, over the true one. With --vllm-python (an interpreter
-that has vLLM) the rows run with `vllm bench serve` too, in the same run. A shared machine is faster at one moment than
-at the next, so each row is run several times, the clients in turn: the table has each client's run of median CPU per
-token, and the ratio is the median of the pairs'. Nothing else should run: the last line tells what did.
+process between the first request and the last token, per 1,000 tokens. "Load kept" is the duration that an ideal client
+would have had with the server's true times, over the actual duration. With --vllm-python (an interpreter that has vLLM)
+the rows are also run with `vllm bench serve`, in the same run. The speed of a shared machine varies, so each row is run
+several times, alternating between the clients: the table has each client's run of median CPU per token, and the ratio
+is the median over the pairs. Nothing else should run: the last line reports other load.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from backends.simulated_server.truth import Truth, read_log
 from sweep.client.measurement import Target, measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.process import PRIORITY
+from sweep.numbers.quantile import quantile
 from sweep.records import Request
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,10 +64,10 @@ class Row:
     ttft: float = TTFT
     rate: float | None = None  # requests per second, Poisson; None: closed loop
     flat_out: bool = False  # the server answers at once, coalesces events and keeps no log
-    alone: bool = False  # shows what the server reaches: no need of the other client
+    alone: bool = False  # shows the server's limit, so it is run with our client only
 
     def due(self) -> list[float]:
-        """When each request is due, s; all at once in a closed loop."""
+        """Due time of each request, s; all zero in a closed loop."""
         if self.rate is None:
             return [0.0] * self.requests
         rng = random.Random(0)
@@ -77,9 +78,9 @@ class Row:
         return times
 
     def ideal_duration(self, services: Sequence[float]) -> float:
-        """From the first send to the last token, s, for a client that takes no time itself.
+        """Time from the first send to the last token, s, with an ideal client.
 
-        `services`: what the server truly took for each request, from its arrival to its last token, in their order.
+        `services`: the server's true times of all requests in order, each from its arrival to its last token.
         """
         slots = [0.0] * self.concurrency
         end, due = 0.0, self.due()
@@ -95,7 +96,7 @@ ROWS = [
     Row("closed-64", 256, 64),
     Row("closed-256", 1024, 256),
     Row("closed-1000", 2000, 1000, itl=0.05),
-    Row("closed-1000-50k", 3000, 1000, alone=True),  # 50,000 tokens/s wanted of the server
+    Row("closed-1000-50k", 3000, 1000, alone=True),  # demands 50,000 tokens/s of the server
     Row("poisson-50", 500, 250, tokens=365, rate=50.0),
     Row("flat-tokens", 1500, 64, tokens=1024, itl=0.0, ttft=0.0, flat_out=True),
     Row("flat-requests", 20_000, 64, tokens=1, itl=0.0, ttft=0.0, flat_out=True),
@@ -104,10 +105,10 @@ ROWS = [
 
 @dataclass
 class Result:
-    """What one client reported on a row, and what it cost."""
+    """One client's report of a row, and its cost."""
 
     # x-request-id -> (ttft, gaps between chunks), s
-    seen: dict[str, tuple[float, Sequence[float]]]
+    answers: dict[str, tuple[float, Sequence[float]]]
     failed: int
     tokens: int
     cpu_seconds: float
@@ -133,7 +134,7 @@ class Run(NamedTuple):
 
 @contextlib.contextmanager
 def serving(row: Row, log: Path, core: int) -> Iterator[tuple[str, int]]:
-    """Its URL and process id; afterwards its log is complete."""
+    """Run the server; yields its URL and process id. Its log is complete afterwards."""
     config: dict[str, Any] = {"ttft": {"mean": row.ttft}, "itl": {"mean": row.itl}, "log": str(log)}
     if row.flat_out:
         config |= {"log": None, "events_per_write": 64}
@@ -149,7 +150,7 @@ def serving(row: Row, log: Path, core: int) -> Iterator[tuple[str, int]]:
 
 
 def _alone_on(pid: int, core: int) -> None:
-    """Bind a process to a core, and before whatever else runs there, as our client does by itself where it may."""
+    """Bind a process to a core with priority over other processes there, as our client does itself if permitted."""
     os.sched_setaffinity(pid, {core})
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, pid, PRIORITY)
@@ -164,22 +165,22 @@ def ours(row: Row, url: str, folder: Path, core: int) -> Result:
         mode = OpenLoop(array("d", row.due()), row.concurrency)
     prompt = " ".join(["word"] * PROMPT_TOKENS)
     requests = [Request(f"sweep-{i}", prompt, row.tokens) for i in range(row.requests)]
-    seen = measure(Target(url, "simulated", ignore_eos=True), [], requests, mode, folder=folder, cpus={core})
+    measurement = measure(Target(url, "simulated", ignore_eos=True), [], requests, mode, folder=folder, cpus={core})
     answers: dict[str, tuple[float, Sequence[float]]] = {}
     ends = []
-    for record in seen.records:
+    for record in measurement.records:
         if record.error is None:
             gaps = [(b - a) / 1e6 for a, b in pairwise(record.chunk_us)]
             answers[record.request_id] = (record.chunk_us[0] / 1e6, gaps)
             ends.append(record.sent + record.chunk_us[-1] / 1e6)
-    report = seen.report
+    report = measurement.report
     return Result(
-        seen=answers,
-        failed=len(seen.records) - len(answers),
-        tokens=sum(seen.records.output_tokens),
+        answers=answers,
+        failed=len(measurement.records) - len(answers),
+        tokens=sum(measurement.records.output_tokens),
         cpu_seconds=report.cpu_seconds,
         peak_memory_bytes=report.peak_memory_bytes,
-        duration=max(ends) - min(seen.records.sent),
+        duration=max(ends) - min(measurement.records.sent),
     )
 
 
@@ -229,7 +230,7 @@ def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
     begin = min(content["start_times"])
     used = _at(cpu, begin + content["duration"]) - _at(cpu, begin)
     return Result(
-        seen=answers,
+        answers=answers,
         failed=row.requests - len(answers),
         tokens=sum(content["output_lens"]),
         cpu_seconds=used,
@@ -239,7 +240,7 @@ def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
 
 
 def _at(readings: list[tuple[float, float]], when: float) -> float:
-    """A growing quantity at some time, between the readings by a straight line."""
+    """Linear interpolation of readings at a time."""
     for (t0, v0), (t1, v1) in pairwise(readings):
         if t0 <= when <= t1:
             return v0 + (v1 - v0) * (when - t0) / (t1 - t0)
@@ -253,7 +254,7 @@ def compare(row: Row, result: Result, truths: dict[tuple[str, int], Truth]) -> f
     """Fill in the absolute errors, request by request; returns the share of the load that was kept."""
     errors: dict[str, list[float]] = {name: [] for name in ("ttft", "itl", "tpot", "e2e")}
     matched = []
-    for request_id, (ttft, gaps) in result.seen.items():
+    for request_id, (ttft, gaps) in result.answers.items():
         truth = truths[request_id, 0]
         matched.append(truth)
         writes = truth.writes
@@ -275,23 +276,22 @@ def quantiles(values: list[float]) -> str:
     """p50 / p99 in ms."""
     if len(values) < 2:
         return "–"
-    ordered = sorted(values)
-    p50, p99 = statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    p50, p99 = quantile(values, 0.5), quantile(values, 0.99)
     return f"{p50 * 1e3:.3f} / {p99 * 1e3:.3f}"
 
 
 def line(row: Row, client: str, result: Result, share: float | None) -> str:
     errors = [quantiles(result.errors.get(name, [])) for name in ("ttft", "itl", "tpot", "e2e")]
-    kept = "–" if share is None else f"{share:.1%}"
+    kept_share = "–" if share is None else f"{share:.1%}"
     cells = [
         row.name,
         client,
         *errors,
         f"{result.cpu_per_token * 1000:.4f}" if result.tokens else "–",
-        kept,
+        kept_share,
         f"{result.peak_memory_bytes / 1e6:.0f}",
         f"{result.tokens / result.duration:,.0f}",
-        f"{len(result.seen) / result.duration:,.0f}",
+        f"{len(result.answers) / result.duration:,.0f}",
         str(result.failed),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -331,16 +331,16 @@ def middle(runs: Sequence[Run]) -> Run:
 
 
 def ratios(row: Row, mine: Sequence[Run], theirs: Sequence[Run]) -> str:
-    """The two clients in turn: what holds on a busy machine as well."""
+    """Ratios of the two clients over alternating runs, which hold on a busy machine as well."""
     pairs = zip(mine, theirs, strict=True)
-    cpu = sorted(one.result.cpu_per_token / other.result.cpu_per_token for one, other in pairs)
-    words = f"{row.name}: CPU per token {statistics.median(cpu):.2f} of vLLM's"
-    words += f" ({cpu[0]:.2f} to {cpu[-1]:.2f} in {len(cpu)} pairs)" if len(cpu) > 1 else ""
+    cpu = sorted(errors_of.result.cpu_per_token / their_run.result.cpu_per_token for errors_of, their_run in pairs)
+    text = f"{row.name}: CPU per token {statistics.median(cpu):.2f} of vLLM's"
+    text += f" ({cpu[0]:.2f} to {cpu[-1]:.2f} in {len(cpu)} pairs)" if len(cpu) > 1 else ""
     errors = [middle(runs).result.errors.get("ttft") for runs in (mine, theirs)]
     if all(errors):
-        p99 = [sorted(one)[int(0.99 * len(one))] for one in errors if one]
-        words += f", TTFT error p99 1/{p99[1] / max(p99[0], 1e-6):,.0f}"
-    return words
+        p99 = [quantile(values, 0.99) for values in errors if values]
+        text += f", TTFT error p99 1/{p99[1] / max(p99[0], 1e-6):,.0f}"
+    return text
 
 
 def main() -> None:
@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="also put the table into this file, between its two marks")
     parser.add_argument("--cores", default="0,1", help="of the server and of the client")
     options = parser.parse_args()
-    wanted = options.rows.split(",") if options.rows else [row.name for row in ROWS]
+    selected = options.rows.split(",") if options.rows else [row.name for row in ROWS]
     server_core, client_core = map(int, options.cores.split(","))
     cores = server_core, client_core
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
@@ -359,7 +359,7 @@ def main() -> None:
     load: list[float] = []
     print("\n".join(lines), flush=True)
     for row in ROWS:
-        if row.name not in wanted:
+        if row.name not in selected:
             continue
         mine, theirs = [], []
         for _ in range(options.repeats):
@@ -373,7 +373,7 @@ def main() -> None:
         if theirs:
             compared.append(ratios(row, mine, theirs))
     compared.append(f"other load before each run: at most {max(load):.0f} % of the machine's cores")
-    lines += ["", *(f"* {words}" for words in compared)]
+    lines += ["", *(f"* {comparison}" for comparison in compared)]
     print("\n".join(lines[-len(compared) - 1 :]))
     if options.write:
         before, _, rest = options.write.read_text().partition(MARKS[0])
@@ -382,7 +382,7 @@ def main() -> None:
 
 
 def other_load() -> float:
-    """CPU use of everything else, %, over half a second in which we do nothing."""
+    """CPU use of all other processes in %, over half a second in which this one is idle."""
     return psutil.cpu_percent(interval=0.5)
 
 

@@ -1,8 +1,8 @@
-"""What a very long trial takes of memory: a million requests of 128 chunks, truly sent, recorded and summarised.
+"""Memory use of a very long trial: a million requests of 128 chunks, actually sent, recorded and summarised.
 
     python -m benchmarks.memory [--requests 1000000]
 
-The command that a user would give (`python -m sweep backend=openai …`) against the simulated server, which answers at
+The command that a user would give (`sweep run backend=openai …`) against the simulated server, which answers at
 once. Prints the peak memory of the command and of its measuring processes, and the size of requests.parquet.
 """
 
@@ -34,14 +34,14 @@ def peak_memory(process: psutil.Process) -> int:
 
 def watch(command: "subprocess.Popen[bytes]") -> tuple[int, int]:
     """Peak memory of a command and of the largest of its children, bytes."""
-    whole = psutil.Process(command.pid)
-    own = children = 0
+    process = psutil.Process(command.pid)
+    command_peak = children = 0
     while command.poll() is None:
-        own = max(own, peak_memory(whole))
+        command_peak = max(command_peak, peak_memory(process))
         with contextlib.suppress(psutil.Error):
-            children = max([children, *(peak_memory(child) for child in whole.children(recursive=True))])
+            children = max([children, *(peak_memory(child) for child in process.children(recursive=True))])
         time.sleep(0.2)
-    return own, children
+    return command_peak, children
 
 
 def main() -> None:
@@ -69,22 +69,22 @@ def main() -> None:
         ]
         began = time.monotonic()
         with subprocess.Popen(sweep, cwd=ROOT) as command:
-            own, children = watch(command)
+            command_peak, children = watch(command)
         wall = time.monotonic() - began
         serving.terminate()
         (row,) = run_files.read_trials(Path(folder) / "out" / "trials.parquet")
         (file,) = Path(folder).glob("out/deployments/*/*/*/requests.parquet")
-        found = {
+        result = {
             "requests": row["num_requests"],
             "failed": row["num_failed"],
             "output_tokens": row["output_tokens"],
             "outcome": row["outcome"],
             "wall_seconds": round(wall),
-            "command_peak_bytes": own,
+            "command_peak_bytes": command_peak,
             "client_peak_bytes": children,
             "requests_parquet_bytes": file.stat().st_size,
         }
-        print(json.dumps(found))
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How long a run takes to see that 20,000 trials are done, and the driver's memory with 20,000 planned.
+"""Time of a run that finds 20,000 trials done, and the driver's memory with 20,000 planned.
 
     python -m benchmarks.resume [TRIALS]
 
-A plan of that many trials is made by the command itself (dry run), then a ledger with a row for each is written, copied
-from one that was really measured; the time is that of the same command, which finds nothing to do, from start to exit.
-Prints one JSON object: seconds, and peak resident memory in MiB of the resumed run and of one that begins.
+The command itself plans that many trials (dry run); then a ledger with a row for each is written, copied from one that
+was measured; the time is that of the same command, which has nothing to do, from start to exit. Prints one JSON object:
+seconds, and peak resident memory in MiB of the resumed run and of a new one.
 """
 
 import json
@@ -30,21 +30,21 @@ def command(out: Path, trials: int) -> list[str]:
 
 
 def measure(arguments: list[str], interrupt_after: str | None = None) -> tuple[float, float, str]:
-    """Run it; (s, MiB at most, what it said). After a line with `interrupt_after` it is interrupted twice."""
-    begin, said = time.monotonic(), ""
+    """Run a command; return (seconds, peak MiB, output). After a line with `interrupt_after` it is interrupted."""
+    begin, output = time.monotonic(), ""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            said += line
+            output += line
             if interrupt_after and interrupt_after in line:
                 process.send_signal(signal.SIGTERM)
                 interrupt_after = None
         _, _, usage = os.wait4(process.pid, 0)
-    return time.monotonic() - begin, usage.ru_maxrss / 1024, said
+    return time.monotonic() - begin, usage.ru_maxrss / 1024, output
 
 
 def done_row(sample: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """A row as long as a real one, for this trial of the plan."""
+    """A row of realistic size for this trial of the plan."""
     return sample | {
         "trial_id": entry["trial_id"],
         "deployment_id": entry["deployment_id"],

@@ -1,11 +1,11 @@
-"""What scheduling costs: ratios in one run, on fake GPUs with work that only takes its time.
+"""Costs of scheduling, measured on fake GPUs with tasks that only sleep.
 
     python -m benchmarks.schedule makespan [--mean 30]   200 deployments on 4 nodes x 4 GPUs, against the lower bound
     python -m benchmarks.schedule scale                  20,000 trials: the driver's time per trial and its memory
     python -m benchmarks.schedule simulate               100,000 trials on 64 nodes x 8 GPUs, with no Ray
 
-Everything is the real thing (compose, plan, driver, ledger, Ray's placing), but for the task on the node, which sleeps
-for as long as its engine and trials would take. The last line of the output is JSON.
+Everything is real (compose, plan, driver, ledger, Ray's placement) except the task on the node, which sleeps for as
+long as its engine and trials would take. The last line of the output is JSON.
 """
 
 import argparse
@@ -28,12 +28,13 @@ from rich.console import Console
 
 from sweep.config import ROOT, Cluster
 from sweep.disk.ledger import Ledger
-from sweep.disk.run_files import TRIAL_SCHEMA, RunPaths
+from sweep.disk.run_files import RunPaths
 from sweep.drive import ray_environment
 from sweep.drive.driver import Driver, RunResult
 from sweep.drive.progress import Display
 from sweep.node.deployment import Beat, Completed, Finished, Placed, Work
-from sweep.node.trial import TrialRun, base_row
+from sweep.node.trial import TrialRun, unmeasured_row
+from sweep.numbers.quantity import columns
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History, expect
 from sweep.plan.packing import Need, Node
@@ -41,6 +42,7 @@ from sweep.plan.pending import find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.simulate import simulate
+from sweep.records import Outcome
 from tests.cluster.harness import ENVIRONMENT, RayCluster
 
 NODES, GPUS, DEPLOYMENTS = 4, 4, 200
@@ -50,13 +52,13 @@ LARGE = ("load.batch_size=range(1,11)", "replicates=10", "backend.startup_second
 
 
 def plan_of(*arguments: str) -> Plan:
-    """A plan of simulated engines, as the command line makes it."""
+    """A plan of simulated engines, made as from the command line."""
     composition = compose_run(["backend=simulated", "tracking=none", *arguments], lambda cluster: "cpu")
     return make_plan(composition, Surroundings(lambda backend, platform: "", lambda backend, platform: None))
 
 
 def seconds_of(deployment_id: str, mean: float) -> float:
-    """Log-normal, as measurements are: a few take several times the mean."""
+    """Duration of a deployment, log-normal like measured ones: a few take several times the mean."""
     sigma = 0.7
     return mean * random.Random(deployment_id).lognormvariate(-sigma * sigma / 2, sigma)
 
@@ -68,16 +70,18 @@ def makespan(mean: float, deployments: int) -> dict[str, Any]:
     """200 deployments of mixed size and length, through the real driver and a real Ray of four nodes."""
     plan = plan_of(f"backend.startup_seconds=range(0,{deployments})", "cluster=ray")
     draw = random.Random(1)
-    plan.deployments[:] = [replace(one, gpu_count=draw.choice(SIZES)) for one in plan.deployments]
-    took = {one.deployment_id: seconds_of(one.deployment_id, mean) for one in plan.deployments}
+    plan.deployments[:] = [replace(deployment, gpu_count=draw.choice(SIZES)) for deployment in plan.deployments]
+    seconds_by_id = {
+        deployment.deployment_id: seconds_of(deployment.deployment_id, mean) for deployment in plan.deployments
+    }
     history = History([])
-    history.launch = lambda deployment: took[deployment.deployment_id]  # type: ignore[method-assign]
+    history.launch = lambda deployment: seconds_by_id[deployment.deployment_id]  # type: ignore[method-assign]
     history.trial = lambda row: 0.0  # type: ignore[method-assign]
-    gpu_seconds = sum(one.gpu_count * took[one.deployment_id] for one in plan.deployments)
-    bound = max(gpu_seconds / (NODES * GPUS), max(took.values()))
+    gpu_seconds = sum(deployment.gpu_count * seconds_by_id[deployment.deployment_id] for deployment in plan.deployments)
+    bound = max(gpu_seconds / (NODES * GPUS), max(seconds_by_id.values()))
     simulated = simulate(expect(plan.deployments, history, plan.settings.hardware).needs, _nodes(NODES, GPUS)).makespan
     with _fake_cluster() as (ray_executor, cluster), tempfile.TemporaryDirectory() as folder:
-        ray_executor._deploy_task = _sleeping(took)
+        ray_executor._deploy_task = _sleeping(seconds_by_id)
         executor = ray_executor.RayExecutor(cluster)
         began_cpu = time.process_time()
         with executor:
@@ -99,17 +103,17 @@ def makespan(mean: float, deployments: int) -> dict[str, Any]:
     }
 
 
-def _sleeping(took: dict[str, float]) -> Callable[[int], Any]:
-    """In place of a deployment: a task that takes its GPUs and its time, and answers with rows."""
+def _sleeping(seconds_by_id: dict[str, float]) -> Callable[[int], Any]:
+    """A task in place of a deployment: it occupies its GPUs, sleeps, and returns rows."""
     import ray
 
     def deploy(work: Work, session: str) -> Iterator[Any]:
         yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
         gpus = ray.get_gpu_ids()
         assert len(gpus) == work.deployment.gpu_count, gpus
-        ends = time.monotonic() + took[work.deployment.deployment_id]
-        while (left := ends - time.monotonic()) > 0:
-            time.sleep(min(left, BEAT))
+        ends = time.monotonic() + seconds_by_id[work.deployment.deployment_id]
+        while (remaining := ends - time.monotonic()) > 0:
+            time.sleep(min(remaining, BEAT))
             yield Beat()
         yield from _rows(work)
 
@@ -118,16 +122,16 @@ def _sleeping(took: dict[str, float]) -> Callable[[int], Any]:
 
 def _rows(work: Work) -> Iterator[Finished]:
     run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
-    numbers = [name for name, kind in TRIAL_SCHEMA.items() if str(kind) == "double"]
+    numbers = [name for name, statistic in columns(work.settings.percentiles).items() if statistic.type is float]
     texts = dict.fromkeys(("versions", "hardware", "engine_facts", "telemetry_sources"), "x" * 300)
     for trial in work.deployment.trials:
         figures = {name: random.random() for name in numbers}
-        yield Finished(trial, base_row(run, trial) | figures | texts | {"outcome": "ok", "wall_seconds": 11.0})
+        yield Finished(trial, unmeasured_row(run, trial, Outcome.OK, None) | figures | texts | {"wall_seconds": 11.0})
 
 
 @contextmanager
 def _fake_cluster() -> Iterator[Any]:
-    """Nodes on this host, each with GPUs that are not there."""
+    """Nodes on this host, each with fake GPUs."""
     with RayCluster(NODES, each=(f"--num-cpus={GPUS}", f"--num-gpus={GPUS}")) as nodes:
         os.environ.update(ENVIRONMENT)
         cluster = Cluster(name="ray", kind="ray", address=nodes.address)
@@ -141,7 +145,7 @@ def _fake_cluster() -> Iterator[Any]:
 
 
 class Instant:
-    """Answers at once: what is left is the driver's own work."""
+    """An executor that answers at once, so that only the driver's own work remains."""
 
     schedulable_nodes = tuple(Node(f"n{index}", 8, 64, (), f"n{index}") for index in range(8))
 
@@ -163,7 +167,7 @@ class Instant:
 
 
 def scale() -> dict[str, Any]:
-    """20,000 trials through the driver; the memory is that of this process, which does nothing else."""
+    """Run 20,000 trials through the driver; the memory is that of this process, which does nothing else."""
     import ray  # noqa: F401 - the real driver has it loaded
 
     began = time.perf_counter()
@@ -186,7 +190,7 @@ def scale() -> dict[str, Any]:
 
 
 def simulation() -> dict[str, Any]:
-    """The question of `cluster.simulate`, by the command line, with everything that belongs to it."""
+    """Run `cluster.simulate` from the command line, start-up included."""
     arguments = [
         *("backend=simulated", "tracking=none", "hardware=l4", "dry_run=true", "replicates=20"),
         *("backend.startup_seconds=range(0,50)", "backend.gpus=1,2,4,8", "load.batch_size=range(1,26)"),
@@ -194,9 +198,9 @@ def simulation() -> dict[str, Any]:
     ]
     began = time.perf_counter()
     command = [sys.executable, "-m", "sweep", *arguments]
-    words = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     seconds = time.perf_counter() - began
-    print("\n".join(line for line in words if line.startswith(("plan", "expected"))))
+    print("\n".join(line for line in lines if line.startswith(("plan", "expected"))))
     draw = random.Random(2)
     needs = [Need(str(index), draw.choice((1, 2, 4, 8)), None, draw.lognormvariate(5, 1)) for index in range(100_000)]
     began = time.perf_counter()
@@ -217,7 +221,7 @@ def _nodes(count: int, gpus: int) -> list[Node]:
 
 
 def _timed(plan: Plan, out: Path, executor: Any, history: History) -> tuple[RunResult, float]:
-    """The real driver, quiet; s from its first step to its last."""
+    """Run the real driver quietly; return its result and the seconds from its first step to its last."""
     paths = RunPaths(out)
     display = Display(len(plan.trials), 0, None, Console(stderr=True, quiet=len(plan.trials) > 1000))
     began = time.perf_counter()

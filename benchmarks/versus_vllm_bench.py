@@ -1,11 +1,11 @@
-"""The same trial on a real vLLM server by `vllm bench serve` and by us, in turns, where neither client is overloaded.
+"""The same trial on a real vLLM server by `vllm bench serve` and by us, alternating, with neither client overloaded.
 
     python -m benchmarks.versus_vllm_bench [--runs 5] [--concurrency 1,2,4,8] [--write docs/measurements/vllm_bench.md]
 
 One vLLM server (its CPU build, a small random-weight Llama, no prefix cache) is bound to one core, the client to
 another. Both send random prompts of the same exact length, ask for the same number of tokens with EOS ignored and have
 two requests of warm-up; each run draws its prompts anew. Ours is the whole command of the README
-(`python -m sweep backend=openai …`); both figures are by vLLM's definitions (`sweep.numbers.vllm_flavour`). The noise
+(`sweep run backend=openai …`); both figures are by vLLM's definitions (`sweep.numbers.vllm_flavour`). The noise
 is that of the difference of the two means: sqrt(s1² / n + s2² / n). The clients agree within it where the difference
 is below twice that.
 """
@@ -33,7 +33,7 @@ from sweep.options import load_option
 
 INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
 ENGINE_CORE, CLIENT_CORE = 0, 1
-TRIES = 3  # of a trial whose client something else kept off its core
+TRIES = 3  # for a trial whose client was kept off its core by another process
 FIGURES = {  # vLLM's name of a figure -> its label
     "mean_ttft_ms": "TTFT mean, ms",
     "median_ttft_ms": "TTFT median, ms",
@@ -67,7 +67,7 @@ def engine(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def ours(url: str, concurrency: int, requests: int, seed: int, folder: Path) -> Run:
-    """One trial by the command of the README; again, as it says itself, where the client could not keep up."""
+    """Run one trial with the README's command; repeat it if the client could not keep up, as its reason advises."""
     command = [
         *(sys.executable, "-m", "sweep", "backend=openai", f"backend.url={url}", "model=tiny-llama"),
         *("workload=synthetic", f"workload.input_tokens={INPUT_TOKENS}", f"workload.output_tokens={OUTPUT_TOKENS}"),
@@ -109,10 +109,10 @@ def theirs(python: str, url: str, concurrency: int, requests: int, seed: int, fo
     folder.mkdir()
     flags = ["--ignore-eos", "--save-result", "--disable-tqdm"]
     _execute([python, "-c", VLLM_BENCH, *flags, *(f"--{name}={value}" for name, value in arguments.items())], folder)
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    if found["completed"] != requests:
-        raise SystemExit(f"vllm bench serve: {found['completed']} of {requests} requests completed")
-    return found
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    if result["completed"] != requests:
+        raise SystemExit(f"vllm bench serve: {result['completed']} of {requests} requests completed")
+    return result
 
 
 def _execute(command: Sequence[str], folder: Path, allowed: tuple[int, ...] = (0,)) -> None:
@@ -124,14 +124,14 @@ def _execute(command: Sequence[str], folder: Path, allowed: tuple[int, ...] = (0
 
 
 def table(runs: Mapping[int, tuple[list[Run], list[Run]]]) -> list[str]:
-    """Lines of Markdown: each figure by both, how far apart they are, and the noise of that."""
+    """Markdown lines: each figure by both clients, their difference, and the noise of the difference."""
     lines = [
         "| users | figure | sweep | vllm bench serve | difference | its noise | agree |",
         "|---|---|---|---|---|---|---|",
     ]
     for concurrency, both in runs.items():
         for name, label in FIGURES.items():
-            mine, other = ([run[name] for run in one] for one in both)
+            mine, other = ([run[name] for run in runs_of_client] for runs_of_client in both)
             mean = statistics.mean(other)
             difference = statistics.mean(mine) - mean
             noise = (statistics.variance(mine) / len(mine) + statistics.variance(other) / len(other)) ** 0.5
@@ -157,8 +157,8 @@ def main() -> None:
     if options.runs < 2:
         parser.error(f"--runs={options.runs}: allowed are whole numbers from 2, or there is no noise to compare with")
     runs: dict[int, tuple[list[Run], list[Run]]] = {}
-    with tempfile.TemporaryDirectory(prefix="sweep-versus-") as name, engine(Path(name) / "engine") as found:
-        url, python, version = found
+    with tempfile.TemporaryDirectory(prefix="sweep-versus-") as name, engine(Path(name) / "engine") as running:
+        url, python, version = running
         for concurrency in map(int, options.concurrency.split(",")):
             both: tuple[list[Run], list[Run]] = ([], [])
             requests = options.requests * concurrency

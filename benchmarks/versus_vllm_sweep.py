@@ -74,7 +74,7 @@ def theirs(python: str, model: Path, requests: int, runs: int, folder: Path) -> 
 
 
 def ours(requests: int, runs: int, folder: Path) -> dict[str, Any]:
-    """The same by us."""
+    """The same measures of our own command."""
     axes = {"backend.flags.max-num-seqs": SEQUENCES, "load.concurrency": CONCURRENCY}
     command = [
         *(sys.executable, "-m", "sweep", "backend=vllm", "model=tiny-llama", "workload=synthetic", "load=closed"),
@@ -118,12 +118,12 @@ def main(arguments: Sequence[str]) -> None:
     model: Any = build(load_option("model", "tiny-llama"), "model")
     folder_of_model = model.prepare(cache, print)
     with tempfile.TemporaryDirectory() as name:
-        found = {"ours": ours(chosen.requests, chosen.runs, Path(name))}
-        print(json.dumps(found))
-        found["theirs"] = theirs(environment.python, folder_of_model, chosen.requests, chosen.runs, Path(name))
-    ratio = found["theirs"]["wall_seconds"] / found["ours"]["wall_seconds"]
+        results = {"ours": ours(chosen.requests, chosen.runs, Path(name))}
+        print(json.dumps(results))
+        results["theirs"] = theirs(environment.python, folder_of_model, chosen.requests, chosen.runs, Path(name))
+    ratio = results["theirs"]["wall_seconds"] / results["ours"]["wall_seconds"]
     print(
-        json.dumps(found | {"points": len(SEQUENCES) * len(CONCURRENCY) * chosen.runs, "their_time_over_ours": ratio})
+        json.dumps(results | {"points": len(SEQUENCES) * len(CONCURRENCY) * chosen.runs, "their_time_over_ours": ratio})
     )
 
 

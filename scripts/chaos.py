@@ -19,7 +19,7 @@ HEAD = f"""\
 One sweep of {TRIALS} trials (5 deployments on the simulated engine, which has a child that ignores SIGTERM) on a Ray
 of 3 nodes on one host. Every {EVERY:.0f} s, one of these is killed at random: an engine, its child, its supervisor, the
 measuring client, the Ray worker, a raylet (its node comes back, as under Kubernetes), the driver (SIGKILL, SIGINT or
-SIGTERM); if there is none of the kind that is drawn, one of another kind that belongs to an attempt, and nothing while
+SIGTERM); if the chosen kind has none, a process of another kind that belongs to an attempt, and nothing while
 no attempt runs. The same command is issued again until all trials are ok, at most {COMMANDS} times.
 
 Made by `scripts/chaos.py`. `lost`: attempts that lost their node or worker. `again`: rows that were not ok, whose
@@ -30,12 +30,12 @@ how long after the last command's end no engine process was left on the host (mo
 |---|---|---|---|---|---|---|---|---|"""
 
 
-def line(seen: Storm) -> str:
-    killed = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.killed.items()))
-    ok = f"{seen.outcomes['ok']} of {TRIALS}"
+def line(end: Storm) -> str:
+    killed = ", ".join(f"{count} {kind}" for kind, count in sorted(end.killed.items()))
+    ok = f"{end.outcomes['ok']} of {TRIALS}"
     return (
-        f"| {seen.seed} | {seen.commands} | {sum(seen.killed.values())}: {killed} | {seen.lost} | {seen.failed} "
-        f"| {ok} | {seen.twice} | {seen.gone_after:.1f} s | {seen.seconds:.0f} s |"
+        f"| {end.seed} | {end.commands} | {sum(end.killed.values())}: {killed} | {end.lost} | {end.failed} "
+        f"| {ok} | {end.twice} | {end.gone_after:.1f} s | {end.seconds:.0f} s |"
     )
 
 

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
 _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
+PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 POINT_GROUPS = ("backend", "model", "workload", "load")  # of conf: what a point of an experiment is made of
 
 
@@ -146,6 +147,7 @@ class Settings(Strict):
     relaunch: Literal["once", "per_replicate"] = "once"  # one launch for all replicates, or one for each
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
+    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = PERCENTILES  # of every series, in the rows
     metrics: Literal["sweep", "vllm"] = "sweep"
     agreement: bool = True  # compare each engine's greedy tokens with transformers', once per launch
     cache_dir: str | None = None
@@ -202,12 +204,12 @@ def locate(target: str, key: str) -> type[BaseModel]:
     """
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_={target!r}: no such class ({error})") from None
-    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         raise ConfigError(f"{key}._target_={target!r}: not a configuration class")
-    return found
+    return kind
 
 
 def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
@@ -237,7 +239,7 @@ def validate(kind: type[BaseModel], fields: Mapping[str, Any], key: str) -> Base
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     # A key that does not exist explains why another one is missing.
-    first = min(error.errors(), key=lambda found: found["type"] not in UNKNOWN_KEY)
+    first = min(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
     if first["type"] in UNKNOWN_KEY:
         keys = _keys_at(kind, first["loc"][:-1])
@@ -247,9 +249,11 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
         return f"{where}: required, but not given"
     # Of a key that takes one of several kinds there is an error for each.
     kinds = [
-        found["msg"]
-        for found in error.errors()
-        if found["loc"][:-1] == first["loc"][:-1] and found["loc"] and _PYDANTICS_OWN.search(str(found["loc"][-1]))
+        problem["msg"]
+        for problem in error.errors()
+        if problem["loc"][:-1] == first["loc"][:-1]
+        and problem["loc"]
+        and _PYDANTICS_OWN.search(str(problem["loc"][-1]))
     ]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
@@ -259,12 +263,12 @@ def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
     """The keys of the model or dataclass that is found there; none where it is something else."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
-        kind = next((one for one in typing.get_args(kind) if isinstance(one, type) and one is not type(None)), kind)
+        kind = next((part for part in typing.get_args(kind) if isinstance(part, type) and part is not type(None)), kind)
     if not isinstance(kind, type):
         return []
     if issubclass(kind, BaseModel):
         return list(kind.model_fields)
-    return [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:

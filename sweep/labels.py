@@ -57,4 +57,4 @@ def _varies_within_a_step(settings: Sequence[Settings], key: str) -> bool:
     values: dict[Any, set[str]] = defaultdict(set)
     for mapping in settings:
         values[mapping.get(LADDER)].add(repr(mapping.get(key)))
-    return any(len(found) > 1 for found in values.values())
+    return any(len(distinct) > 1 for distinct in values.values())

@@ -9,17 +9,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from sweep.config import CONF, ConfigError, one_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 PRIMARY = "config"  # conf/config.yaml, which only the project itself has
 
@@ -31,7 +26,7 @@ class ConfigPath:
     folders: tuple[Path, ...] = (CONF,)
 
     @classmethod
-    def of_user(cls, given: Sequence[str] = ()) -> "ConfigPath":
+    def of_user(cls, user_folders: Sequence[str] = ()) -> "ConfigPath":
         """The folders given, then ./conf, then the project's own.
 
         A ./conf with a config.yaml is that of another program (or of this project) and is left out.
@@ -39,15 +34,15 @@ class ConfigPath:
         Raises:
             ConfigError: for a given folder that does not exist, or that has a config.yaml.
         """
-        folders = [Path(folder).expanduser().resolve() for folder in given]
+        folders = [Path(folder).expanduser().resolve() for folder in user_folders]
         for folder in folders:
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir {folder}: no such folder; allowed is one like conf/")
             if (folder / f"{PRIMARY}.yaml").exists():
                 raise ConfigError(f"--config-dir {folder}: {PRIMARY}.yaml has no effect; put its keys in an experiment")
-        here = Path("conf").resolve()
-        if here.is_dir() and not (here / f"{PRIMARY}.yaml").exists():
-            folders.append(here)
+        local = Path("conf").resolve()
+        if local.is_dir() and not (local / f"{PRIMARY}.yaml").exists():
+            folders.append(local)
         return cls(tuple(dict.fromkeys([*folders, CONF])))
 
     def choices(self, group: str) -> list[str]:
@@ -57,8 +52,8 @@ class ConfigPath:
     def origin(self, group: str, name: object) -> Path | None:
         """The file of an option that is the user's; None for one of the project's."""
         files = (folder / group / f"{name}.yaml" for folder in self.folders)
-        found = next((path for path in files if path.is_file()), None)
-        return None if found is None or found.is_relative_to(CONF) else found
+        file = next((path for path in files if path.is_file()), None)
+        return None if file is None or file.is_relative_to(CONF) else file
 
     def load(self, group: str, name: str) -> dict[str, Any]:
         """One option, composed.
@@ -70,12 +65,20 @@ class ConfigPath:
             raise one_of(group, name, self.choices(group))
         return copy.deepcopy(_load(self, group, name))
 
-    def compose(self, primary: str | None, overrides: Sequence[str]) -> DictConfig:
-        """What Hydra makes of a primary configuration and overrides, its own settings under `hydra`.
+    def compose(self, primary: str | None, overrides: Sequence[str]) -> "DictConfig":
+        """Compose a primary configuration and overrides with Hydra, whose own settings are under `hydra`.
 
         Raises:
             ConfigError: with Hydra's complaint, in one line.
         """
+        # Hydra is half of what `sweep --help` and `sweep status` would import.
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+        from hydra.core.plugins import Plugins
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf.errors import OmegaConfBaseException
+
         # Hydra's public functions put the folder of the primary configuration before all others: the user's options
         # could only add to ours.
         Plugins.instance()
@@ -95,6 +98,8 @@ class ConfigPath:
 
 @functools.cache
 def _load(path: ConfigPath, group: str, name: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
     option = OmegaConf.to_container(path.compose(None, [f"+{group}={name}"])[group], resolve=False)
     assert isinstance(option, dict)
     return {str(key): value for key, value in option.items()}

@@ -19,7 +19,7 @@ PROTOCOL_VERSION = 2
 Phase = Literal["warmup", "measured"]
 Api = Literal["completions", "chat", "tgi"]
 BatchForm = Literal["list", "streams"]
-UNKNOWN = -1  # a count that nobody reported
+UNKNOWN = -1  # a count that was not reported
 LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
 MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
@@ -44,12 +44,12 @@ class Outcome(StrEnum):
 
     @property
     def done(self) -> bool:
-        """Whether the next run of the same command leaves this trial alone."""
+        """True if the next run of the same command leaves this trial alone."""
         return self in (Outcome.OK, Outcome.OOM_LOAD, Outcome.OOM_RUN, Outcome.CENSORED)
 
     @property
     def failed(self) -> bool:
-        """Whether a trial with this outcome makes the command end with status 1."""
+        """True if a trial with this outcome makes the command end with status 1."""
         return self in (
             Outcome.LAUNCH_FAILED,
             Outcome.LAUNCH_TIMEOUT,
@@ -105,7 +105,7 @@ class Record:
     batch: int = UNKNOWN  # index of the lockstep batch
     finish_reason: str | None = None
     error: str | None = None  # "kind: detail"; kinds are listed in sweep/client/wire.py
-    ended: float | None = None  # when its answer was over, or it was given up; None where nobody said
+    ended: float | None = None  # when its answer was over, or it was given up; None where that is unknown
 
 
 class Records:

@@ -58,7 +58,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     if settings.fresh:
         move_aside(paths.out, console)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
-    command = shlex.join(["python", "-m", "sweep", *folders, *arguments])
+    command = shlex.join(["sweep", *folders, *arguments])
     with sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)
@@ -119,7 +119,7 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 
 
 def _is_stale(paths: RunPaths) -> bool:
-    """Whether a run was killed between its last trial and its report."""
+    """Return whether a run was killed between its last trial and its report."""
     return not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
 
 

@@ -1,17 +1,11 @@
 """Certifies the measuring client on this machine, against a server that logs the truth.
 
-    python -m sweep.selfcheck [+experiment=… overrides]     # the highest load of that plan
-    python -m sweep.selfcheck --streams 256 --itl 0.02      # a load of your own
-
-The server is the simulated backend, on the engine's cores; the client runs where it would in a trial. Its figures are
-compared with the server's log request by request. Exit status 1 when the client is the bottleneck at this load, 2 for
-bad input.
+`sweep selfcheck` takes the highest load of a plan, or one of your own. The server is the simulated backend, on the
+engine's cores; the client runs where it would in a trial, and its figures are compared with the log request by request.
 """
 
-import argparse
 import contextlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -24,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 from backends.simulated_server.truth import Truth, read_log
 from sweep.client.measurement import Measurement, Target, measure
 from sweep.client.modes import ClosedLoop
-from sweep.config import ROOT, ConfigError
+from sweep.config import ROOT
 from sweep.node.validity import limited
+from sweep.numbers.quantile import quantile
 from sweep.records import Request
 
 TTFT = 0.05  # s
@@ -33,7 +28,7 @@ LASTS = 5.0  # s, about, that the check sends for
 EXACT = 1e-3  # s; errors (p99) below it are called exact
 
 
-class Finding(NamedTuple):
+class Certificate(NamedTuple):
     """Errors of the client's figures against the truth, s, and whether the client was the bottleneck."""
 
     streams: int
@@ -44,7 +39,7 @@ class Finding(NamedTuple):
     measurement: Measurement
 
 
-def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto") -> Finding:
+def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto") -> Certificate:
     """Drive the reference server with `streams` users for some seconds."""
     server_cpus, client_cpus = _cores()
     tokens = max(8, min(256, int(1.0 / itl) if itl else 256))
@@ -55,14 +50,16 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
         folder = Path(name)
         with _serving(itl, folder / "log", server_cpus) as url:
             target = Target(url, "simulated", ignore_eos=True)
-            seen = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
-        ttft, gaps = _errors(seen, read_log(folder / "log"))
-    speed = sum(seen.records.output_tokens) / (max(_ends(seen)) - min(seen.records.sent))
-    return Finding(streams, speed, _p99(ttft), _p99(gaps), limited(seen.report, seen.records), seen)
+            result = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
+        ttft, gaps = _errors(result, read_log(folder / "log"))
+    speed = sum(result.records.output_tokens) / (max(_ends(result)) - min(result.records.sent))
+    return Certificate(
+        streams, speed, quantile(ttft, 0.99), quantile(gaps, 0.99), limited(result.report, result.records), result
+    )
 
 
-def describe(finding: Finding) -> str:
-    """The finding in words, with the remedy where there is need of one."""
+def describe(finding: Certificate) -> str:
+    """The finding as text, with a remedy where one is needed."""
     report = finding.measurement.report
     ttft, itl = finding.ttft_error_p99 * 1e3, finding.itl_error_p99 * 1e3
     lines = [
@@ -115,67 +112,19 @@ def _serving(itl: float, log: Path, cpus: set[int]) -> Iterator[str]:
         process.wait()
 
 
-def _errors(seen: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[list[float], list[float]]:
+def _errors(result: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[list[float], list[float]]:
     """Absolute errors of every TTFT (from the send) and of every gap between tokens, s."""
     ttft, gaps = [], []
-    for record in seen.records:
+    for record in result.records:
         if record.error is None:
             truth = truths[record.request_id, 0]
             ttft.append(abs(record.chunk_us[0] / 1e6 - (truth.writes[0] - truth.arrival) / 1e9))
             both = zip(pairwise(record.chunk_us), pairwise(truth.writes), strict=False)
             gaps += [abs((b - a) / 1e6 - (d - c) / 1e9) for (a, b), (c, d) in both]
     if not ttft:
-        raise RuntimeError(f"no request succeeded: {seen.records.error[0]}")
+        raise RuntimeError(f"no request succeeded: {result.records.error[0]}")
     return ttft, gaps
 
 
-def _ends(seen: Measurement) -> list[float]:
-    return [record.sent + record.chunk_us[-1] / 1e6 for record in seen.records if record.error is None]
-
-
-def _p99(values: list[float]) -> float:
-    return sorted(values)[int(0.99 * len(values))]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers from 1")
-    return int(text)
-
-
-def _processes(text: str) -> int | Literal["auto"]:
-    try:
-        return "auto" if text == "auto" else _count(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, and auto") from None
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(seconds := float(text)) and seconds >= 0:
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text}: allowed are seconds from 0")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sweep.selfcheck", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--streams", type=_count, help="requests in flight at once; default: the plan's most, else 256")
-    parser.add_argument("--itl", type=_seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
-    parser.add_argument("--processes", type=_processes, default="auto", help="client processes: a number, or auto")
-    parser.add_argument("overrides", nargs="*", help="of `python -m sweep`, e.g. +experiment=serving")
-    options = parser.parse_args(arguments)
-    try:
-        streams = options.streams or (plan_load(options.overrides) if options.overrides else 256)
-    except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    finding = check(streams, options.itl, processes=options.processes)
-    print(describe(finding))
-    return 1 if finding.limited else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _ends(result: Measurement) -> list[float]:
+    return [record.sent + record.chunk_us[-1] / 1e6 for record in result.records if record.error is None]

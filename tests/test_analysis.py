@@ -11,7 +11,6 @@ from matplotlib.colors import to_hex
 
 import analysis
 from analysis import stats
-from analysis.__main__ import main
 from analysis.figures import memory_timeline
 from analysis.load import open_run
 from analysis.plotting import curves, plots
@@ -19,6 +18,7 @@ from analysis.plotting.fitting import fits
 from analysis.plotting.layout import MOST_LINES, arrange
 from analysis.quantities import number, quantity
 from analysis.summary import summarise
+from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.records import Sample
@@ -88,7 +88,7 @@ def test_a_damaged_file_is_named_or_skipped(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path)]) == 2
     assert "no run here" in capsys.readouterr().err
 
 
@@ -104,7 +104,7 @@ def ratio(above: list[float], below: list[float]) -> tuple[float, float, float]:
     values = np.array([*above, 7.0, *below, math.nan, 5.0])
     sample = np.array([0] * len(above) + [1] + [2] * len(below) + [2, 3])
     every = stats.log_moments(values, sample, 4)
-    value, low, high = stats.ratio(every.of(np.array([0])), every.of(np.array([2])))
+    value, low, high = stats.ratio(every.select(np.array([0])), every.select(np.array([2])))
     return float(value[0]), float(low[0]), float(high[0])
 
 
@@ -153,7 +153,9 @@ def test_units_are_on_the_label_only(column: str, axis: str, value: float, shown
 
 def test_what_is_no_measurement_has_no_unit() -> None:
     assert [
-        name for name in run_files.TRIAL_SCHEMA if name.startswith(("trial", "batch_size", "seed")) and quantity(name)
+        name
+        for name in run_files.trial_schema((50, 90, 99))
+        if name.startswith(("trial", "batch_size", "seed")) and quantity(name)
     ] == []
     assert (number(math.nan), number(0), number(0.01234), number(12345.6)) == ("—", "0", "0.0123", "12,346")
 
@@ -239,7 +241,7 @@ def test_the_largest_batch_that_fitted_is_one_where_no_replicate_ran_out(tmp_pat
     ]
     run = run_of(tmp_path, rows)
     found = fits(run, arrange(run, summarise(run)))
-    assert [(fit.line, fit.task, fit.largest, fit.told) for fit in found] == [
+    assert [(fit.line, fit.task, fit.largest, fit.detail) for fit in found] == [
         ("a", "qa", 8, "ran out at 16 (1 of 2 trials), 64; no result at 32"),
         ("b", "qa", None, "ran out at 1"),
     ]
@@ -261,7 +263,7 @@ def test_a_batch_that_was_not_tried_did_not_run_out_and_did_not_fit(tmp_path: Pa
     run = run_of(tmp_path, rows)
     (fit,) = fits(run, arrange(run, summarise(run)))
     told = "ran out at 16 (1 of 2 trials); not tried at 32 (1 of 2 trials), 64"
-    assert (fit.largest, fit.told) == (8, told)
+    assert (fit.largest, fit.detail) == (8, told)
     assert told in report_of(run)
 
 
@@ -286,20 +288,20 @@ def test_of_many_lines_some_are_told_apart_and_all_are_drawn(tmp_path: Path) -> 
     run = run_of(tmp_path, rows, baseline={"backend.flags.max-num-seqs": 50})
     layout = arrange(run, summarise(run))
     assert len(layout.lines) == 100
-    assert len(layout.distinct) <= MOST_LINES
-    assert {"e, max-num-seqs=100", "e, max-num-seqs=50"} <= set(layout.distinct)  # the best, and the baseline
-    looks = {str(plots.look(layout, line)) for line in layout.distinct}
-    assert len(looks) == len(layout.distinct)
+    assert len(layout.coloured) <= MOST_LINES
+    assert {"e, max-num-seqs=100", "e, max-num-seqs=50"} <= set(layout.coloured)  # the best, and the baseline
+    looks = {str(plots.line_style(layout, line)) for line in layout.coloured}
+    assert len(looks) == len(layout.coloured)
     with plots.style():
         figure = curves.against_load(run, layout, "output_throughput")
     assert figure is not None
     ax = figure.axes[0]
     lines = [one for one in ax.collections if isinstance(one, LineCollection)]
     grey = [len(one.get_segments()) for one in lines if to_hex(one.get_edgecolor()[0]) == curves.GREY]
-    assert grey == [100 - len(layout.distinct)]
-    assert f"{100 - len(layout.distinct)} others" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert grey == [100 - len(layout.coloured)]
+    assert f"{100 - len(layout.coloured)} others" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert "max-num-seqs=12 and 88 others" in " ".join(printed(open_run(tmp_path), 120).split())
-    assert f"Of 100 lines {len(layout.distinct)} have a colour" in report_of(run)
+    assert f"Of 100 lines {len(layout.coloured)} have a colour" in report_of(run)
 
 
 def test_a_grey_line_of_one_point_is_seen(tmp_path: Path) -> None:
@@ -310,7 +312,7 @@ def test_a_grey_line_of_one_point_is_seen(tmp_path: Path) -> None:
     ]
     run = run_of(tmp_path, rows)
     layout = arrange(run, summarise(run))
-    expected = sorted(10.0 + seqs for seqs in range(2, 101, 2) if f"e, max-num-seqs={seqs}" not in layout.distinct)
+    expected = sorted(10.0 + seqs for seqs in range(2, 101, 2) if f"e, max-num-seqs={seqs}" not in layout.coloured)
     assert len(expected) > 30
     with plots.style():
         figure = curves.against_load(run, layout, "output_throughput")

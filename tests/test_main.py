@@ -1,13 +1,18 @@
 """The command: errors at the door, what dry_run prints, and that it starts nothing."""
 
+import contextlib
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from sweep.__main__ import main
+from sweep.commands import COMMANDS
 from sweep.config import ROOT
 from sweep.options import ConfigPath
+from sweep.provenance import own_versions
 
 INLINE = ["cluster=inline", "tracking=none"]
 SMALL = ["backend=transformers", "model=tiny-llama", "workload=qa", "workload.num_requests=2"]
@@ -103,11 +108,41 @@ def test_dry_run_of_the_published_form_says_what_is_missing_here(capsys, out, mo
     assert "2.93" in said
 
 
-def test_help_names_what_there_is(capsys):
-    assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert "throughput_bound" in said
-    assert "Exit status" in said
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"], ["-h"]])
+def test_help_names_what_there_is(capsys, arguments):
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "throughput_bound" in printed
+    assert "Exit status" in printed
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys, command):
+    with contextlib.suppress(SystemExit):  # argparse's
+        assert main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert f"sweep {command}" in printed
+    assert len(printed.splitlines()) > 3
+
+
+def test_a_command_that_does_not_exist_is_refused(capsys):
+    assert main(["stats"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: command=stats: unknown; ")
+    assert "status" in error
+    assert error.count("\n") == 1
+
+
+def test_the_version_is_the_distributions(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"sweep {own_versions()['sweep']}")
+
+
+@pytest.mark.parametrize("prefix", [[], ["run"]])
+def test_overrides_mean_run(capsys, out, prefix):
+    assert main([*prefix, *SMALL, *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]) == 0
+    assert "plan single: 1 deployment" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
@@ -132,6 +167,8 @@ def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
     line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]
     assert main(line) == 0
     assert "plan my_study: " in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "my_study" in capsys.readouterr().out
 
 
 def test_a_folder_of_weights_is_given_by_its_path(capsys, out, tmp_path):
@@ -147,3 +184,24 @@ def test_a_ray_that_is_not_there_is_said_at_once(capsys, out):
         port = free.getsockname()[1]
     said = refused(capsys, *SMALL, "cluster=ray", f"cluster.address=127.0.0.1:{port}", f"out={out}")
     assert f"cluster.address=127.0.0.1:{port}: nothing listens there" in said
+
+
+OWN_LOAD = "_target_: sweep.inputs.load.Closed\nname: pair\nconcurrency: 2\n"
+
+
+@pytest.mark.parametrize(("folder", "arguments"), [("conf", []), ("mine", ["--config-dir", "mine"])])
+def test_options_of_the_users_own_are_used_and_listed(capsys, tmp_path, monkeypatch, folder, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder / "load").mkdir(parents=True)
+    (tmp_path / folder / "load" / "pair.yaml").write_text(OWN_LOAD)
+    assert main([*arguments, *SMALL, *INLINE, "load=pair", "dry_run=true", "hardware=cpu"]) == 0
+    assert "2 users" in capsys.readouterr().out
+    assert main([*arguments, "load=pair", "--help"]) == 0
+    assert "load.concurrency" in capsys.readouterr().out
+    assert main(["completion", "--words", "sweep", *arguments, "load=pa"]) == 0
+    assert capsys.readouterr().out == "load=pair\n"
+
+
+def test_help_and_status_do_not_wait_for_hydra():
+    program = "import sys, sweep.__main__, sweep.drive.status; sys.exit('hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -2,6 +2,8 @@
 
 import math
 from array import array
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.node.validity import outcome_of
-from sweep.numbers import chunks, metrics
+from sweep.numbers import chunks
 from sweep.numbers.chunks import tokens_per_bin, tokens_within
-from sweep.numbers.metrics import Window
+from sweep.numbers.quantile import quantile_with_interval, statistics
+from sweep.numbers.quantities.batches import batch_latency, batch_throughput
+from sweep.numbers.quantities.latency import itl, itl_token, service_e2el, service_ttft, tpot
+from sweep.numbers.quantities.throughput import (
+    concurrency_max,
+    cost_per_million_tokens,
+    goodput,
+    output_throughput,
+    peak_output_throughput,
+)
+from sweep.numbers.quantity import declared
+from sweep.numbers.selection import Window, measured, succeeded
+from sweep.numbers.summarise import gaps, summarise
 from sweep.numbers.vllm_flavour import vllm_flavour
 from sweep.records import UNKNOWN, Outcome, Phase, Record, Records
 
@@ -62,8 +76,12 @@ B = record(2.25, [(0.5, 1)], scheduled=1.0, released=2.0, input_tokens=6)
 FAILED = record(3.0, [(1.25, 1)], error="reset: by peer")
 WARMUP = record(-5.0, [(1.0, 1), (3.0, 1)], phase="warmup")
 ALL = gather(WARMUP, A, B, FAILED)
-OF = metrics.measured(ALL)
+OF = measured(ALL)
 NAN = math.nan
+
+
+def function(name: str) -> Callable[..., Any]:
+    return next(quantity.function for quantity in declared() if quantity.name == name)
 
 
 @pytest.mark.parametrize(
@@ -80,23 +98,23 @@ NAN = math.nan
     ],
 )
 def test_latencies_of_each_request(name: str, expected: list[float]) -> None:
-    np.testing.assert_allclose(getattr(metrics, name)(ALL), expected, rtol=1e-12)
+    np.testing.assert_allclose(function(name)(ALL), expected, rtol=1e-12)
 
 
 def test_an_answer_in_one_chunk_has_no_time_per_token() -> None:
     """Not 0, which would be infinitely fast."""
     at_once = record(0.0, [(0.2, 0), (0.5, 8), (0.6, 0)])
     records = gather(at_once, record(1.0, [(0.5, 1), (1.0, 5)]), record(2.0, [(0.5, 1)]))
-    np.testing.assert_array_equal(metrics.tpot(records), [NAN, 0.1, NAN])
-    assert metrics.summarise(gather(at_once))["tpot_p50"] is None
-    assert metrics.goodput(records, metrics.measured(records), {"tpot": 0.1}) == pytest.approx(2 / 2.5)
+    np.testing.assert_array_equal(tpot(records), [NAN, 0.1, NAN])
+    assert summarise(gather(at_once))["tpot_p50"] is None
+    assert goodput(records, measured(records), {"tpot": 0.1}) == pytest.approx(2 / 2.5)
 
 
 def test_gaps_between_chunks_and_per_token() -> None:
-    answered = OF & metrics.succeeded(ALL)
-    np.testing.assert_allclose(metrics.itl(ALL, answered), [0.5, 1.0])
-    np.testing.assert_allclose(metrics.itl_token(ALL, answered), [0.25, 1.0])
-    np.testing.assert_allclose(metrics.itl(ALL, np.ones(4, bool)), [2.0, 0.5, 1.0])
+    answered = OF & succeeded(ALL)
+    np.testing.assert_allclose((gaps(itl, ALL, answered) / 1e6), [0.5, 1.0])
+    np.testing.assert_allclose((gaps(itl_token, ALL, answered) / 1e6), [0.25, 1.0])
+    np.testing.assert_allclose((gaps(itl, ALL, np.ones(4, bool)) / 1e6), [2.0, 0.5, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -114,17 +132,17 @@ def test_gaps_between_chunks_and_per_token() -> None:
     ],
 )
 def test_figures_of_a_trial(name: str, expected: float | None) -> None:
-    assert getattr(metrics, name)(ALL, OF) == pytest.approx(expected, rel=1e-12)
+    assert function(name)(ALL, OF) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_trial_lasts_until_the_last_request_was_given_up() -> None:
     """96 answers within 1 s, and 4 that hang until their time-out of 60 s: the server was not done in 1 s."""
     answers = [record(0.0, [(1.0, 60)], ended=99.0) for _ in range(96)]
     hung = [record(0.0, [], error="timeout_total: 60 s", ended=60.0) for _ in range(4)]
-    row = metrics.summarise(gather(*answers, *hung, record(-9.0, [], phase="warmup", error="reset: ", ended=99.0)))
+    row = summarise(gather(*answers, *hung, record(-9.0, [], phase="warmup", error="reset: ", ended=99.0)))
     assert row["duration"] == 60.0
     assert row["output_throughput"] == 96.0
-    assert metrics.summarise(gather(*hung))["duration"] is None
+    assert summarise(gather(*hung))["duration"] is None
 
 
 @pytest.mark.parametrize(
@@ -139,22 +157,22 @@ def test_a_trial_lasts_until_the_last_request_was_given_up() -> None:
     ],
 )
 def test_goodput(slo: dict[str, float], good: int) -> None:
-    assert metrics.goodput(ALL, OF, slo) == pytest.approx(good / 4)
+    assert goodput(ALL, OF, slo) == pytest.approx(good / 4)
 
 
 def test_goodput_knows_its_words() -> None:
     with pytest.raises(ValueError, match=r"slo\.itl=1: unknown; allowed: ttft, tpot, e2el"):
-        metrics.goodput(ALL, OF, {"itl": 1})
+        goodput(ALL, OF, {"itl": 1})
 
 
 def test_cost() -> None:
-    assert metrics.cost_per_million_tokens(3.6, 2, 100.0) == pytest.approx(20.0)  # 2 x 0.001 a second, 10,000 s
-    assert metrics.cost_per_million_tokens(None, 1, 100.0) is None
-    assert metrics.cost_per_million_tokens(3.6, 1, None) is None
+    assert cost_per_million_tokens(3.6, 2, 100.0) == pytest.approx(20.0)  # 2 x 0.001 a second, 10,000 s
+    assert cost_per_million_tokens(None, 1, 100.0) is None
+    assert cost_per_million_tokens(3.6, 1, None) is None
 
 
 def test_the_row() -> None:
-    row = metrics.summarise(ALL, slo={"ttft": 1.5})
+    row = summarise(ALL, slo={"ttft": 1.5})
     assert (row["num_requests"], row["num_failed"], row["input_tokens"], row["output_tokens"]) == (3, 1, 16, 5)
     assert row["goodput"] == pytest.approx(0.25)
     assert (row["ttft_mean"], row["ttft_p50"]) == (pytest.approx(1.5), pytest.approx(1.5))
@@ -174,9 +192,9 @@ def test_the_row_has_the_columns_of_the_design() -> None:
     columns |= {"batch_throughput", "realised_rate", "arrival_gap_cv"}
     columns |= {"steady_begin", "steady_end", "steady_method", "steady_output_throughput", "steady_total_throughput"}
     for series in ("ttft", "tpot", "itl", "e2el", "lag", "slot_wait", "service_ttft"):
-        for statistic in ("mean", "p50", "p90", "p99"):
+        for statistic in ("mean", "p50", "p90", "p95", "p99", "max"):
             columns |= {f"{series}_{statistic}", f"steady_{series}_{statistic}", f"batch_latency_{statistic}"}
-    assert columns <= set(metrics.summarise(ALL))
+    assert columns <= set(summarise(ALL))
 
 
 # What is undefined is None, never zero --------------------------------------------------------------------------------
@@ -194,13 +212,13 @@ def test_the_row_has_the_columns_of_the_design() -> None:
     ids=["nothing", "warm-up only", "all failed", "no token", "an empty answer"],
 )
 def test_no_completion_is_no_figure(records: Records) -> None:
-    row = metrics.summarise(records, slo={"ttft": 1}, window=Window(0.5, 1.0, "by hand"))
+    row = summarise(records, slo={"ttft": 1}, window=Window(0.5, 1.0, "by hand"))
     zeros = {key for key, value in row.items() if value == 0 and value is not False}
     assert zeros <= {"num_requests", "num_failed", "input_tokens", "output_tokens", "startup_share"} | {
         f"{prefix}{name}_{statistic}"  # of an empty answer even these are known
         for prefix in ("", "steady_")
         for name in ("lag", "slot_wait")
-        for statistic in ("mean", "p50", "p90", "p99")
+        for statistic in ("mean", "p50", "p90", "p95", "p99", "max")
     }
     assert vllm_flavour(records)["output_throughput"] is None
     assert outcome_of(records)[0] is Outcome.INVALID
@@ -208,7 +226,7 @@ def test_no_completion_is_no_figure(records: Records) -> None:
 
 def test_unknown_counts_are_unknown_in_sum() -> None:
     records = gather(A, record(1.0, [(1.0, 1)], input_tokens=UNKNOWN))
-    row = metrics.summarise(records)
+    row = summarise(records)
     assert row["input_tokens"] is None
     assert row["total_throughput"] is None
     assert row["output_throughput"] is not None
@@ -217,8 +235,8 @@ def test_unknown_counts_are_unknown_in_sum() -> None:
 def test_usage_counts_where_it_differs_from_the_chunks() -> None:
     """The server's usage is the count of tokens; the chunks are when they came."""
     records = gather(record(0.0, [(1.0, 1), (3.0, 1)], output_tokens=5))
-    assert metrics.output_throughput(records, metrics.measured(records)) == pytest.approx(5 / 3)
-    assert metrics.tpot(records)[0] == pytest.approx(2 / 4)
+    assert output_throughput(records, measured(records)) == pytest.approx(5 / 3)
+    assert tpot(records)[0] == pytest.approx(2 / 4)
 
 
 # Chunks ---------------------------------------------------------------------------------------------------------------
@@ -232,7 +250,7 @@ def test_chunks_without_a_token_are_no_arrivals() -> None:
         record(1.0, [(0.0, 0), (0.25, 3), (9.0, 0)]),
         record(2.0, [(1.0, 0)]),
     )
-    assert metrics.summarise(dressed) == metrics.summarise(bare)
+    assert summarise(dressed) == summarise(bare)
 
 
 streams = st.lists(
@@ -252,10 +270,10 @@ streams = st.lists(
 @given(streams, st.integers(1, 9))
 def test_blocks_change_nothing(rows: list[Record], block: int) -> None:
     records, window = gather(*rows), Window(0.5, 3.0, "by hand")
-    whole = metrics.summarise(records, window=window)
+    whole = summarise(records, window=window)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "BLOCK_CHUNKS", block)
-        assert metrics.summarise(records, window=window) == whole
+        assert summarise(records, window=window) == whole
 
 
 @given(streams)
@@ -267,15 +285,15 @@ def test_concurrency_max_is_what_counting_finds(rows: list[Record]) -> None:
             spans.append((row.sent, row.sent + arrivals[-1]))
     counted = max((sum(begin <= at < end for begin, end in spans) for at, _ in spans), default=None)
     records = gather(*rows)
-    assert metrics.concurrency_max(records, metrics.measured(records)) == counted
+    assert concurrency_max(records, measured(records)) == counted
 
 
 @given(streams)
 def test_gaps_add_up(rows: list[Record]) -> None:
     records = gather(*rows)
     everyone = np.ones(len(rows), bool)
-    spans = metrics.service_e2el(records) - metrics.service_ttft(records)
-    assert metrics.itl(records, everyone).sum() == pytest.approx(np.nansum(spans))
+    spans = service_e2el(records) - service_ttft(records)
+    assert (gaps(itl, records, everyone) / 1e6).sum() == pytest.approx(np.nansum(spans))
     tokens = sum(sum(row.chunk_tokens) for row in rows)
     assert tokens_per_bin(records, everyone, 0.0, 0.5, 40).sum() == tokens
     assert tokens_within(records, everyone, -1.0, 100.0) == tokens
@@ -283,7 +301,7 @@ def test_gaps_add_up(rows: list[Record]) -> None:
 
 def test_stamps_that_go_back_are_a_gap_of_zero() -> None:
     slightly = gather(record(0.0, [(0.5, 1), (0.4999, 1)]))
-    assert metrics.itl(slightly, np.ones(1, bool)).tolist() == [0.0]
+    assert (gaps(itl, slightly, np.ones(1, bool)) / 1e6).tolist() == [0.0]
 
 
 # Lockstep batches -----------------------------------------------------------------------------------------------------
@@ -301,15 +319,15 @@ LOCKSTEP = gather(
 
 
 def test_batches() -> None:
-    of = metrics.measured(LOCKSTEP)
-    np.testing.assert_allclose(metrics.batch_latency(LOCKSTEP, of), [10, 4, 2])
-    assert metrics.batch_throughput(LOCKSTEP, of) == pytest.approx(24 / 16)
-    row = metrics.summarise(LOCKSTEP)
+    of = measured(LOCKSTEP)
+    np.testing.assert_allclose(batch_latency(LOCKSTEP, of), [10, 4, 2])
+    assert batch_throughput(LOCKSTEP, of) == pytest.approx(24 / 16)
+    row = summarise(LOCKSTEP)
     assert (row["batch_latency_mean"], row["batch_latency_p50"]) == (pytest.approx(16 / 3), 4.0)
 
 
 def test_first_batch_is_left_out_of_everything_when_asked() -> None:
-    row = metrics.summarise(LOCKSTEP, discard_first_batch=True)
+    row = summarise(LOCKSTEP, discard_first_batch=True)
     assert row["batch_throughput"] == pytest.approx(20 / 6)
     assert row["batch_latency_mean"] == pytest.approx(3.0)
     assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (6, 1, 21)
@@ -329,7 +347,7 @@ def test_steady_figures_by_pencil() -> None:
         record(5.0, [(0.5, 1)]),  # T: at 5.5, but sent after S, whose answer was not there at the end
         record(5.5, [(1.0, 1), (2.0, 1)]),  # U: nothing inside
     )
-    row = metrics.summarise(records, window=Window(2.0, 6.0, "by hand"))
+    row = summarise(records, window=Window(2.0, 6.0, "by hand"))
     assert (row["steady_begin"], row["steady_end"], row["steady_method"]) == (2.0, 6.0, "by hand")
     assert row["steady_output_throughput"] == pytest.approx((1 + 3 + 3 + 1 + 1) / 4)
     assert row["steady_request_throughput"] == pytest.approx(4 / 4)  # P, Q, R, T
@@ -345,7 +363,7 @@ def test_steady_figures_by_pencil() -> None:
 
 def test_long_start_is_flagged() -> None:
     records = gather(record(0.0, [(1.0, 1)]), record(8.0, [(2.0, 1)]))
-    row = metrics.summarise(records, window=Window(5.0, 10.0, "by hand"))
+    row = summarise(records, window=Window(5.0, 10.0, "by hand"))
     assert row["startup_share"] == pytest.approx(0.5)
     assert row["startup_transient"] is True
 
@@ -354,7 +372,7 @@ def test_a_failure_inside_the_window_does_not_end_it() -> None:
     records = gather(
         record(1.0, [(0.5, 1)]), record(2.0, [], error="status: 503"), record(3.0, [(0.5, 1)]), record(4.0, [(0.5, 1)])
     )
-    row = metrics.summarise(records, window=Window(1.0, 5.0, "by hand"))
+    row = summarise(records, window=Window(1.0, 5.0, "by hand"))
     assert row["steady_request_throughput"] == pytest.approx(3 / 4)
     assert row["steady_e2el_mean"] == pytest.approx(0.5)
 
@@ -363,25 +381,25 @@ def test_a_failure_inside_the_window_does_not_end_it() -> None:
 
 
 def test_quantiles_are_linear_between_order_statistics() -> None:
-    found = metrics.statistics(np.array([4.0, NAN, 1.0, 3.0, 2.0]))
-    assert found == {"mean": 2.5, "p50": 2.5, "p90": pytest.approx(3.7), "p99": pytest.approx(3.97)}
-    assert metrics.statistics(np.array([NAN])) == dict.fromkeys(["mean", "p50", "p90", "p99"])
-    micro = metrics.statistics(np.array([1_000_000, 4_000_000_000], np.uint32), 1e6)
+    found = statistics(np.array([4.0, NAN, 1.0, 3.0, 2.0]), (50, 90, 99))
+    assert found == {"mean": 2.5, "p50": 2.5, "p90": pytest.approx(3.7), "p99": pytest.approx(3.97), "max": 4.0}
+    assert statistics(np.array([NAN]), (50, 90, 99)) == dict.fromkeys(["mean", "p50", "p90", "p99", "max"])
+    micro = statistics(np.array([1_000_000, 4_000_000_000], np.uint32), (50,), 1e6)
     assert (micro["mean"], micro["p50"]) == (2000.5, 2000.5)  # no overflow of the small integers
 
 
 def test_interval_of_a_median_is_the_textbook_one() -> None:
     """For n = 100 the 95 % interval of the median is from the 40th to the 61st value (David & Nagaraja)."""
-    found = metrics.quantile_with_interval(np.arange(100, 0, -1.0), 0.5)
+    found = quantile_with_interval(np.arange(100, 0, -1.0), 0.5)
     assert found == (50.5, 100, 40.0, 61.0)
 
 
 def test_interval_says_when_there_are_too_few_samples() -> None:
-    found = metrics.quantile_with_interval(np.arange(1.0, 101.0), 0.99)
+    found = quantile_with_interval(np.arange(1.0, 101.0), 0.99)
     assert (found.n, found.high) == (100, None)  # nobody knows an upper bound of p99 from 100 values
     assert found.low == 97.0
-    assert metrics.quantile_with_interval(np.array([5.0]), 0.5) == (5.0, 1, None, None)
-    assert metrics.quantile_with_interval(np.array([NAN]), 0.5) == (None, 0, None, None)
+    assert quantile_with_interval(np.array([5.0]), 0.5) == (5.0, 1, None, None)
+    assert quantile_with_interval(np.array([NAN]), 0.5) == (None, 0, None, None)
 
 
 @pytest.mark.parametrize("q", [0.5, 0.9])
@@ -390,7 +408,7 @@ def test_interval_holds_the_truth_as_often_as_it_says(q: float) -> None:
     truth = -math.log(1 - q)
     held = 0
     for values in draws:
-        found = metrics.quantile_with_interval(values, q)
+        found = quantile_with_interval(values, q)
         assert found.low is not None
         assert found.high is not None
         held += found.low <= truth <= found.high
@@ -401,7 +419,7 @@ def test_the_servers_count_of_tokens_is_used_where_chunks_do_not_say_theirs() ->
     """Three chunks of which nothing is known but that the server counted 12 tokens in them."""
     records = gather(record(0.0, [(0.1, 1), (0.2, 1), (0.3, 1)], output_tokens=12))
     everything = np.ones(1, np.bool_)
-    assert metrics.peak_output_throughput(records, everything) == 12
+    assert peak_output_throughput(records, everything) == 12
     assert tokens_within(records, everything, 0.0, 0.2) == 8
 
 
@@ -409,5 +427,5 @@ def test_inputs_count_in_the_window_in_which_their_first_token_came() -> None:
     """One request is sent before the window and begins to answer in it, one is sent in it and answers after it."""
     early = record(0.0, [(1.5, 1), (1.6, 1)], input_tokens=100)
     late = record(1.8, [(0.5, 1), (0.6, 1)], input_tokens=1000)
-    row = metrics.summarise(gather(early, late), window=Window(1.0, 2.0, "by hand"))
+    row = summarise(gather(early, late), window=Window(1.0, 2.0, "by hand"))
     assert row["steady_total_throughput"] == pytest.approx(100 + 2)

@@ -44,7 +44,7 @@ def settings(**more):
 def joining(monkeypatch):
     cluster = Joining()
     monkeypatch.setattr(preflight, "ray_schedule", lambda _: cluster)
-    monkeypatch.setattr(preflight, "POLL", 0.01, raising=False)
+    monkeypatch.setattr(preflight, "NODE_POLL", 0.01)
     return cluster
 
 

@@ -92,7 +92,7 @@ def test_a_stall_of_the_driver_is_no_silence_of_a_node(executor, clock):
     start(executor, "n0", State("trial 1"), Beat(), place=Placed("n0", "n0"))
     healthy = start(executor, "n1", place=Placed("n1", "n1"))
     for _ in executor.events():
-        clock.now += ray_executor.SILENCE + 5
+        clock.now += ray_executor.HEARTBEAT_TIMEOUT + 5
         healthy.said.append(Beat())
         executor.head_seen = clock.now
     assert list(executor.events()) == [], "both are heard now"
@@ -101,7 +101,7 @@ def test_a_stall_of_the_driver_is_no_silence_of_a_node(executor, clock):
 
 def test_a_silent_task_is_lost(executor, clock):
     start(executor, "n0", place=Placed("n0", "n0"))
-    clock.now = executor.head_seen = clock.now + ray_executor.SILENCE + 1
+    clock.now = executor.head_seen = clock.now + ray_executor.HEARTBEAT_TIMEOUT + 1
     ((_, loss),) = executor.events()
     assert isinstance(loss, Lost)
     assert [node.node_id for node in executor.schedulable_nodes] == ["n1"]
@@ -110,7 +110,7 @@ def test_a_silent_task_is_lost(executor, clock):
 def test_a_node_that_other_jobs_keep_busy_is_left_alone_and_nothing_is_lost(executor, clock, monkeypatch):
     reachable(monkeypatch, True)
     start(executor, "n0")
-    clock.now = executor.head_seen = clock.now + ray_executor.SILENCE + 1
+    clock.now = executor.head_seen = clock.now + ray_executor.HEARTBEAT_TIMEOUT + 1
     assert list(executor.events()) == [], "it may be queueing"
     clock.now = executor.head_seen = clock.now + ray_executor.START_TIMEOUT
     ((_, end),) = executor.events()
@@ -121,7 +121,7 @@ def test_a_node_that_other_jobs_keep_busy_is_left_alone_and_nothing_is_lost(exec
 def test_a_node_that_is_cut_off_before_it_begins_is_noticed_as_soon_as_any(executor, clock, monkeypatch):
     reachable(monkeypatch, False)
     start(executor, "n0")
-    clock.now = executor.head_seen = clock.now + ray_executor.SILENCE + 1
+    clock.now = executor.head_seen = clock.now + ray_executor.HEARTBEAT_TIMEOUT + 1
     ((_, end),) = executor.events()
     assert isinstance(end, Lost)
 
@@ -160,12 +160,12 @@ def test_placeholders_follow_the_requested_capacity_by_kind(executor, clock, mon
     executor.autoscaling = True
     narrow, wide = Need("a", 1, "L4", 1.0), Need("b", 4, "L4", 1.0)
     executor.request_capacity([narrow, narrow])
-    clock.now += ray_executor.BEAT
+    clock.now += ray_executor.HEARTBEAT
     executor.request_capacity([wide, narrow])
     assert executor.placeholders == {(4, "L4"): ["4 x L4"], (1, "L4"): ["1 x L4"]}
     assert ray_executor.ray.cancelled == ["1 x L4"]
     ray_executor.ray.done.add("4 x L4")  # its node has come
-    clock.now += ray_executor.BEAT
+    clock.now += ray_executor.HEARTBEAT
     executor.request_capacity([narrow])
     assert executor.placeholders == {(4, "L4"): [], (1, "L4"): ["1 x L4"]}
 

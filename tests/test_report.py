@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.__main__ import main
 from analysis.load import open_run
 from analysis.results import open_results
 from analysis.summary import best, summarise
+from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from tests.results import printed, report_of, rows_of, run_of, trial
@@ -32,7 +32,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def output(run_folder: Path) -> str:
     """What the command says that builds the report and the figures of that run: they take seconds, so once."""
     with contextlib.redirect_stdout(io.StringIO()) as stream:
-        assert main([str(run_folder)]) == 0
+        assert main(["report", str(run_folder)]) == 0
     return stream.getvalue()
 
 

@@ -283,7 +283,7 @@ def test_an_endpoint_that_somebody_else_runs_is_only_asked(launch, marker):
     other = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=other.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{other.server_address[1]}"
-    backend = Backend(name="attached", launches=False, url=f"{url}/v1")
+    backend = Backend(name="attached", url=f"{url}/v1")
     with server.running(backend, launch, marker=marker) as engine:
         assert engine.url == url
         assert engine.alive()

@@ -46,13 +46,13 @@ def rows(text):
 
 
 def test_on_a_terminal_each_trial_is_one_line_with_its_state(ledger):
-    head, done, failed, left = rows(shown(ledger))
+    head, done, failed, pending = rows(shown(ledger))
     assert head == "0123456789ab  0123456789ab tiny: 3 trials, 2 to run"
     assert done.split() == ["aaaaaaaaaaaa", "qa", "batches", "of", "1", "replicate", "0", "done"]
     assert failed.startswith("  bbbbbbbbbbbb  qa batches of 1 replicate 0  was hung: the engine")
     assert failed.endswith("…")
     assert len(failed) == 80
-    assert left.split()[:2] == ["cccccccccccc", "qa"]
+    assert pending.split()[:2] == ["cccccccccccc", "qa"]
 
 
 def test_the_reason_that_a_terminal_has_no_room_for_is_said_below(ledger):
@@ -73,7 +73,7 @@ def test_seeds_are_shown_where_they_fit(tmp_path):
 
 
 def test_a_large_plan_is_shown_by_deployment(ledger):
-    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.MOST_TRIALS)], "no GPU"))
+    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.MOST_LISTED)], "no GPU"))
     assert "ffffffffffff  ffffffffffff tiny: 200 trials, unavailable" in text
     assert "replicate" not in text
 
@@ -93,20 +93,20 @@ def test_what_cannot_run_here_is_not_to_run(ledger):
 
 
 @pytest.mark.parametrize(
-    ("requests", "duration", "said"),
+    ("requests", "duration", "expected"),
     [
         (64, 60, ["load.duration=60: Poisson 50/s: all 64 requests are due within 1.", "raise workload.num_requests"]),
         (4000, 60, []),
         (64, None, []),
     ],
 )
-def test_requests_that_end_before_the_duration_are_told(requests, duration, said):
+def test_requests_that_end_before_the_duration_are_told(requests, duration, expected):
     load = Poisson(name="poisson", rate=50, duration=duration)
     trial = SimpleNamespace(load=load, num_requests=requests, seed=1, replicate=0)
     text = " ".join(show.few_requests(SimpleNamespace(trials=[trial, trial])))
-    assert all(part in text for part in said)
-    assert bool(text) is bool(said)
-    assert text.count("to fill the time") == bool(said), "once for all replicates and backends"
+    assert all(part in text for part in expected)
+    assert bool(text) is bool(expected)
+    assert text.count("to fill the time") == bool(expected), "once for all replicates and backends"
 
 
 def workload(name, **tokens):
@@ -132,32 +132,32 @@ def test_what_is_beyond_a_context_is_told_once_for_a_model(context, backend, war
     ]
     engine = SimpleNamespace(**{"launches": True, "computes_model": True, **backend})
     model = SimpleNamespace(name="tiny", context=context)
-    said = show.beyond_context(
+    expected = show.beyond_context(
         SimpleNamespace(deployments=[SimpleNamespace(backend=engine, model=model, trials=trials, unavailable=None)] * 2)
     )
-    assert len(said) == warned
+    assert len(expected) == warned
     if warned:
-        assert said[0].startswith("workload longest: 5000 input + 64 output tokens exceed the context of tiny,")
-        assert "2048" in said[0]
+        assert expected[0].startswith("workload longest: 5000 input + 64 output tokens exceed the context of tiny,")
+        assert "2048" in expected[0]
 
 
 @pytest.mark.parametrize(
-    ("launches", "assumed", "said"),
+    ("launches", "assumed", "expected"),
     [
         ((False,), True, "to run, at an endpoint; results"),
         ((False, True), True, "on cpu ($0.5/h)"),
         ((False,), False, "on cpu ($0.5/h)"),
     ],
 )
-def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, said):
+def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, expected):
     hardware = (FoundHardware if assumed else Hardware)(name="cpu", platform="cpu", price_per_hour=0.5)
-    engines = [SimpleNamespace(backend=SimpleNamespace(launches=one), trials=[]) for one in launches]
+    engines = [SimpleNamespace(backend=SimpleNamespace(launches=launched), trials=[]) for launched in launches]
     plan = make_plan(*engines, hardware=hardware)
-    assert said in show._headline(plan, [])
+    assert expected in show._headline(plan, [])
 
 
 @pytest.mark.parametrize(
-    ("deadline", "said"),
+    ("deadline", "expected"),
     [
         ("2020-01-01T08:00", ["deadline=2020-01-01T08:00 has passed: no trial will start"]),
         ("2999-01-01T08:00", []),
@@ -165,5 +165,5 @@ def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, sai
         (None, []),
     ],
 )
-def test_a_deadline_that_has_passed_is_told_and_no_error(deadline, said):
-    assert show.past_deadline(SimpleNamespace(settings=SimpleNamespace(deadline=deadline))) == said
+def test_a_deadline_that_has_passed_is_told_and_no_error(deadline, expected):
+    assert show.past_deadline(SimpleNamespace(settings=SimpleNamespace(deadline=deadline))) == expected

@@ -89,7 +89,7 @@ def test_a_driver_that_died_is_told_from_one_that_runs(run, words):
 def test_the_command(run, tmp_path):
     def call(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "sweep.drive.status", *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "sweep", "status", *arguments], capture_output=True, text=True, check=False
         )
 
     found = call(str(run.out))
@@ -99,6 +99,7 @@ def test_the_command(run, tmp_path):
     assert missing.returncode == 2
     assert "no run there" in missing.stderr
     bare, helped = call(), call("--help")
-    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", helped.stdout)
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert bare.stderr == "error: the following arguments are required: RUN; see sweep status --help\n"
     assert helped.returncode == 0
-    assert helped.stdout.startswith("usage: ")
+    assert helped.stdout.startswith("usage: sweep status")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from sweep.numbers.chunks import Floats
-from sweep.numbers.metrics import measured, summarise
+from sweep.numbers.selection import measured
 from sweep.numbers.steady import SLACK, in_flight, mser, settled, stationary, steady_window, turned_over
+from sweep.numbers.summarise import summarise
 from sweep.records import UNKNOWN, Record, Records
 
 

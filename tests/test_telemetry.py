@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from sweep.node import telemetry
-from sweep.node.telemetry import EngineMetrics, Processes, Sampler, summarise_telemetry
+from sweep.node.telemetry import EngineMetrics, Processes, Sampler
+from sweep.numbers.summarise import figures
 from sweep.records import Sample
 
 PAGE = b"""# TYPE vllm:kv_cache_usage_perc gauge
@@ -45,6 +46,11 @@ def url():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+
+
+def summarise_telemetry(samples, idle_memory, duration, begin=0.0):
+    inputs = {"samples": samples, "idle_memory": idle_memory, "duration": duration, "begin": begin}
+    return figures({**inputs, "reserves_memory": False})
 
 
 def test_engine_metrics_are_read_under_our_names_and_summed_over_engines(url):

@@ -79,7 +79,7 @@ def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
     assert "1,005 trials have no result" in text
     assert "hung x5 a: failed alike" in text
     assert "warning" not in text  # about numbers, of which there are none
-    assert "and 961 trials more, in 961 other ways" in text
+    assert "and 961 more trials with 961 other failures" in text
 
 
 def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from sweep.drive import transfer
-with transfer._own_folder(Path({str(outbox)!r})) as folder:
+with transfer._local_folder(Path({str(outbox)!r})) as folder:
     folder.mkdir()
     print(folder.name, flush=True)
     sys.stdin.read()

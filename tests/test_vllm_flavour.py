@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from sweep.numbers import metrics
+from sweep.numbers.quantities.throughput import concurrency_max
+from sweep.numbers.selection import measured
 from sweep.numbers.vllm_flavour import vllm_flavour
 from tests.test_metrics import ALL, gather, record
 
@@ -48,7 +49,7 @@ def test_vllm_counts_requests_by_whole_seconds() -> None:
     """Two requests after each other in one second are two at once to vLLM, and one to us."""
     records = gather(record(0.0, [(0.25, 1)]), record(0.5, [(0.25, 1)]))
     assert vllm_flavour(records)["max_concurrent_requests"] == 2
-    assert metrics.concurrency_max(records, metrics.measured(records)) == 1
+    assert concurrency_max(records, measured(records)) == 1
 
 
 def test_vllm_counts_an_answer_in_one_chunk_as_infinitely_fast() -> None:

@@ -282,6 +282,13 @@ def test_a_failed_call_leaves_finished_streams_alone() -> None:
     assert [answer.error_of(stream) for stream in answer.streams] == ["engine: late", None]
 
 
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_the_engine_gave_up_is_an_error(reason: str) -> None:
+    answer = read("completions", 2, [sse(completion(" a", 0, "stop"), completion(" b", 1, reason), "[DONE]")])
+    assert answer.error is None
+    assert [answer.error_of(stream) for stream in answer.streams] == [None, f"engine: finish_reason {reason}"]
+
+
 def test_a_running_count_is_not_taken_for_the_final_one() -> None:
     data = sse(completion(" a", usage=usage(5, 1)), completion(" b", usage=usage(5, 2)))
     assert read("completions", 1, [data]).streams[0].total == 2

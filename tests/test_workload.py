@@ -159,7 +159,7 @@ def test_joined_words_are_mended() -> None:
 
 
 def test_a_tokenizer_without_words_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^model.tokenizer: knows 0 of 1024 plain words"):
+    with pytest.raises(ValueError, match=r"^model.tokenizer: only 0 of 1024 plain words"):
         shipped("synthetic").requests(bytes_only(), 1, seed=1)
 
 
@@ -258,8 +258,8 @@ def test_a_prompt_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
         (None, "no such file; allowed is the path of a JSONL file, or one of qa, reasoning"),
         ("", "is empty"),
         ("\n", "is empty"),
-        ('{"prompt": "a"}\nnonsense\n', "line 2 is no JSON mapping"),
-        ("[1]\n", "line 1 is no JSON mapping"),
+        ('{"prompt": "a"}\nnonsense\n', "line 2 is not a JSON mapping"),
+        ("[1]\n", "line 1 is not a JSON mapping"),
         ('{"text": "a"}\n', 'allowed is {"prompt": text} in each line'),
     ],
 )

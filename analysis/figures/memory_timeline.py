@@ -1,7 +1,7 @@
 """KV-cache use and memory over one trial of each engine, at the largest load that it completed.
 
-Memory is what the engine's row says it is: of the GPU, or of its processes where there is none. A pool that an engine
-reserves at its start shows as a flat line, and says nothing about its use.
+Memory is that of the GPU, or of the engine's processes if there is no GPU. A pool that an engine reserves at launch
+shows as a flat line, independent of its use.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.load import Run, telemetry
 from analysis.plotting.layout import Layout
-from analysis.plotting.plots import PANELS_IN_A_ROW, handle, look, panels
+from analysis.plotting.plots import PANELS_IN_A_ROW, legend_entry, line_style, panels
 
 POSITION = 50
 GIB = 2.0**30
-SPARSE = 20  # readings: fewer are shown one by one
-_SERIES = ("gpu_memory_bytes", "process_memory_bytes")  # the first that was read is what counts
+SPARSE = 20  # readings; fewer than this are drawn as dots
+_MEMORY_SERIES = ("gpu_memory_bytes", "process_memory_bytes")  # in order of preference
 _STROKE = {"marker": "", "linewidth": 1.2}  # else as in the other figures
 _NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Reserved memory"}
 
@@ -30,18 +30,18 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         return None
     samples = samples[samples["time"] >= 0]
     has_kv = bool((samples["series"] == "kv_cache_usage").any())
-    if not has_kv and not samples["series"].isin(_SERIES).any():
-        return None  # an endpoint of somebody else's tells nothing of its memory
+    if not has_kv and not samples["series"].isin(_MEMORY_SERIES).any():
+        return None  # an attached endpoint reports no memory
     titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
-    handles = [handle(layout, line, **_STROKE) for line in layout.lines if line in set(trials["line"])]
+    handles = [legend_entry(layout, line, **_STROKE) for line in layout.lines if line in set(trials["line"])]
     figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + has_kv)
     for title, column in zip(titles, axes, strict=True):
         for _, trial in trials[trials["panel"] == title].iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]
-            stroke = {**look(layout, trial["line"]), **_STROKE}
+            stroke = {**line_style(layout, trial["line"]), **_STROKE}
             if has_kv:
-                _draw(column[0], of_trial, "kv_cache_usage", 100.0, stroke)
-            _draw(column[-1], of_trial, _memory(of_trial), 1 / GIB, stroke)
+                _plot_series(column[0], of_trial, "kv_cache_usage", 100.0, stroke)
+            _plot_series(column[-1], of_trial, _memory_series(of_trial), 1 / GIB, stroke)
         column[0].set_title(", ".join([title, *_loads(trials[trials["panel"] == title], layout, title)]))
     _same_scales(axes)
     for index, column in enumerate(axes):
@@ -53,20 +53,20 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _largest(run: Run, layout: Layout) -> pd.DataFrame:
-    """Of each line and panel the first replicate at its largest completed load, with `line` and `panel`."""
-    ok = layout.drawn(run.ok)
+    """The first replicate at the largest completed load of each line and panel, with `line` and `panel`."""
+    ok = layout.visible(run.ok)
     by = [layout.x, "replicate"] if layout.x else ["replicate"]
     ok = ok.sort_values(by, ascending=[False, True][-len(by) :])
     return ok.groupby(["line", "panel"], sort=False).head(1)
 
 
-def _memory(samples: pd.DataFrame) -> str:
+def _memory_series(samples: pd.DataFrame) -> str:
     read = set(samples["series"])
-    return next((series for series in _SERIES if series in read), _SERIES[-1])
+    return next((series for series in _MEMORY_SERIES if series in read), _MEMORY_SERIES[-1])
 
 
 def _loads(trials: pd.DataFrame, layout: Layout, panel: str) -> list[str]:
-    """At which load: one value, or one for each line that is shown."""
+    """The load of the trials: one value, or one for each line."""
     if panel not in layout.x_labels:
         return []
     by_line = trials.set_index("line")[layout.x]
@@ -75,7 +75,7 @@ def _loads(trials: pd.DataFrame, layout: Layout, panel: str) -> list[str]:
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:
-    """From zero: each kind of memory to one top in all panels, and time to one end in both axes of a panel."""
+    """Scale axes from zero: each kind of memory alike in all panels, and time alike in both axes of a panel."""
     for row in zip(*axes, strict=True):
         top = max(ax.dataLim.ymax for ax in row)
         for ax in row:
@@ -93,8 +93,8 @@ def _label(trials: pd.DataFrame) -> str:
     return f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)"
 
 
-def _draw(ax: Axes, samples: pd.DataFrame, series: str, scale: float, stroke: dict[str, Any]) -> None:
-    """One series over time; GPUs of one engine are added up, since one reading stamps them alike."""
+def _plot_series(ax: Axes, samples: pd.DataFrame, series: str, scale: float, stroke: dict[str, Any]) -> None:
+    """Plot one series over time, summed over the GPUs of an engine, which have the same times."""
     values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
     if len(values):
         marker = "." if len(values) < SPARSE else ""

@@ -1,8 +1,8 @@
-"""A quantity against the load: a line per engine, a panel per workload. Where no number varies, a row per engine.
+"""A quantity against the load: a line per engine, a panel per workload. If no number varies, a row per engine.
 
-Small dots are replicates and whiskers the 95 % interval of their mean. An axis goes as far as the data do: a whisker
-over two replicates may go anywhere, and is cut at the panel's edge. A cross on the axis is a point without a result.
-Of more lines than can be told apart the others are grey, and means alone.
+Small dots are replicates and whiskers the 95 % interval of their mean. Axes are scaled to the data: a whisker over two
+replicates can be very long, and is clipped at the panel's edge. A cross on the axis is a point without a result.
+If there are too many lines to distinguish, the rest is grey and shows means only.
 """
 
 from typing import Any, Literal
@@ -17,74 +17,78 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from analysis.load import Run
 from analysis.plotting.layout import Layout
-from analysis.plotting.plots import LETTER, MUTED, PANEL, PANELS_IN_A_ROW, handle, panels
-from analysis.quantities import Quantity, quantity
+from analysis.plotting.plots import LETTER, MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, panels
+from analysis.quantities import LabelledColumn, quantity
 from analysis.stats import FloatArray
 
-LOGARITHMIC_FROM = 30.0  # largest over smallest value from which a linear axis hides the small ones
+LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
 BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
 GREY = "#b4bac2"
-MOST_REPLICATES = 3000  # dots in a figure: of more, its means and whiskers are left
+MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers are drawn
 
 
 def against_load(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
-    """Means of a quantity along the load, or one under the other if no number varies; None if there are none.
+    """Draw the means of a quantity along the load, or as rows if no number varies; None if there are no values.
 
     `also` is another column of the same unit, drawn dashed (hollow).
     """
-    of, points = quantity(column), layout.points
-    if of is None or column not in points or not points[column].notna().any():
+    shown, points = quantity(column), layout.points
+    if shown is None or column not in points or not points[column].notna().any():
         return None
     also = also if also in points else None
-    replicates = layout.drawn(run.ok)
-    draw = _curves if layout.x else _rows
+    replicates = layout.visible(run.ok)
+    draw = _curve_figure if layout.x else _row_figure
     dots = replicates if len(replicates) <= MOST_REPLICATES else replicates.head(0)
-    return draw(layout, of, also, dots, _values(run, layout, of, also))
+    return draw(layout, shown, also, dots, _values(run, layout, shown, also))
 
 
-def _curves(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray) -> Figure:
-    lines = _with_results(layout, of)
-    own = [line for line in lines if line in layout.distinct]
-    handles = [handle(layout, line) for line in own]
-    if len(own) < len(lines):
-        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{len(lines) - len(own)} others"))
+def _curve_figure(
+    layout: Layout, shown: LabelledColumn, also: str | None, replicates: pd.DataFrame, values: FloatArray
+) -> Figure:
+    lines = _with_results(layout, shown)
+    coloured = [line for line in lines if line in layout.coloured]
+    handles = [legend_entry(layout, line) for line in coloured]
+    if len(coloured) < len(lines):
+        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{len(lines) - len(coloured)} others"))
     if also:
-        handles.append(Line2D([], [], color=MUTED, linestyle="--", linewidth=1, label=_difference("dashed", of, also)))
+        handles.append(
+            Line2D([], [], color=MUTED, linestyle="--", linewidth=1, label=_difference("dashed", shown, also))
+        )
     if (layout.points.loc[layout.points["line"].isin(lines), "n"] == 0).any():
         handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result"))
-    heading = f"{of.label} against {layout.x_label.lower()}{_panels_left_out(layout)}"
-    figure, axes = panels(layout.drawn_panels, heading, handles)
-    for index, (title, (ax,)) in enumerate(zip(layout.drawn_panels, axes, strict=True)):
-        here = _points_of(layout, title)
-        here = here.assign(_at=_at(layout, here)).sort_values("_at")
-        if len(own) < len(lines):
-            _others(ax, here[here["line"].isin(set(lines) - set(own))], of)
-        for line in own:
+    heading = f"{shown.label} against {layout.x_label.lower()}{_panels_left_out(layout)}"
+    figure, axes = panels(layout.visible_panels, heading, handles)
+    for index, (title, (ax,)) in enumerate(zip(layout.visible_panels, axes, strict=True)):
+        points = _points_of(layout, title)
+        points = points.assign(_at=_at(layout, points)).sort_values("_at")
+        if len(coloured) < len(lines):
+            _grey_curves(ax, points[points["line"].isin(set(lines) - set(coloured))], shown)
+        for line in coloured:
             dots = replicates[(replicates["panel"] == title) & (replicates["line"] == line)]
-            _curve(ax, layout, here[here["line"] == line], dots, of, also)
+            _curve(ax, layout, points[points["line"] == line], dots, shown, also)
         _load_axis(ax, layout, title)
         ax.grid(visible=False, axis="x")
         ax.set_xlabel(layout.axis(title))
         _value_axis(ax, "y", values)
         if index % PANELS_IN_A_ROW == 0:
-            ax.set_ylabel(of.axis)
+            ax.set_ylabel(shown.axis)
     return figure
 
 
 def _curve(
-    ax: Axes, layout: Layout, here: pd.DataFrame, replicates: pd.DataFrame, of: Quantity, also: str | None
+    ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
-    if here.empty:
+    if points.empty:
         return
-    look = handle(layout, here["line"].iloc[0])
-    colour = look.get_color()
-    x, mean = here["_at"].to_numpy(np.float64), _scaled(here, of.column, of)
-    ax.plot(x, mean, color=colour, marker=look.get_marker(), linestyle=look.get_linestyle(), zorder=3)
-    half = _scaled(here, f"{of.column}_ci_high", of) - mean
+    style = legend_entry(layout, points["line"].iloc[0])
+    colour = style.get_color()
+    x, mean = points["_at"].to_numpy(np.float64), _scaled(points, shown.column, shown)
+    ax.plot(x, mean, color=colour, marker=style.get_marker(), linestyle=style.get_linestyle(), zorder=3)
+    half = _scaled(points, f"{shown.column}_ci_high", shown) - mean
     ax.errorbar(x, mean, half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
     ax.scatter(
         _at(layout, replicates),
-        _scaled(replicates, of.column, of),
+        _scaled(replicates, shown.column, shown),
         color=colour,
         s=9,
         alpha=0.45,
@@ -92,117 +96,121 @@ def _curve(
         zorder=4,
     )
     if also:
-        ax.plot(x, _scaled(here, also, of), color=colour, linestyle="--", linewidth=1, zorder=2)
-    _crosses(ax, here, colour)
+        ax.plot(x, _scaled(points, also, shown), color=colour, linestyle="--", linewidth=1, zorder=2)
+    _crosses(ax, points, colour)
 
 
-def _others(ax: Axes, here: pd.DataFrame, of: Quantity) -> None:
-    """The lines without a colour of their own."""
+def _grey_curves(ax: Axes, points: pd.DataFrame, shown: LabelledColumn) -> None:
+    """Draw the lines without a colour of their own in grey."""
     curves = [
-        np.column_stack([line["_at"].to_numpy(np.float64), _scaled(line, of.column, of)])
-        for _, line in here.groupby("line", sort=False)
+        np.column_stack([line["_at"].to_numpy(np.float64), _scaled(line, shown.column, shown)])
+        for _, line in points.groupby("line", sort=False)
     ]
     ax.add_collection(LineCollection(curves, colors=GREY, linewidths=0.7, zorder=1))
-    alone = np.concatenate([_alone(curve) for curve in curves]) if curves else np.empty((0, 2))
-    ax.scatter(alone[:, 0], alone[:, 1], color=GREY, s=6, linewidths=0, zorder=1)
-    _crosses(ax, here, GREY)
+    isolated = np.concatenate([_isolated_points(curve) for curve in curves]) if curves else np.empty((0, 2))
+    ax.scatter(isolated[:, 0], isolated[:, 1], color=GREY, s=6, linewidths=0, zorder=1)
+    _crosses(ax, points, GREY)
 
 
-def _alone(curve: FloatArray) -> FloatArray:
-    """The points (n, 2) that no segment reaches: a line through one point is not seen."""
-    there = np.concatenate([[False], np.isfinite(curve[:, 1]), [False]])
-    alone: FloatArray = curve[there[1:-1] & ~there[:-2] & ~there[2:]]
-    return alone
+def _isolated_points(curve: FloatArray) -> FloatArray:
+    """The points (n, 2) without a neighbour: a line through a single point would be invisible."""
+    present = np.concatenate([[False], np.isfinite(curve[:, 1]), [False]])
+    isolated: FloatArray = curve[present[1:-1] & ~present[:-2] & ~present[2:]]
+    return isolated
 
 
-def _crosses(ax: Axes, here: pd.DataFrame, colour: Any) -> None:
-    lost = here.loc[here["n"] == 0, "_at"].to_numpy(np.float64)
-    ax.plot(lost, np.zeros_like(lost), "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False, zorder=5)
+def _crosses(ax: Axes, points: pd.DataFrame, colour: Any) -> None:
+    missing = points.loc[points["n"] == 0, "_at"].to_numpy(np.float64)
+    ax.plot(
+        missing, np.zeros_like(missing), "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False, zorder=5
+    )
 
 
-def _rows(layout: Layout, of: Quantity, also: str | None, replicates: pd.DataFrame, values: FloatArray) -> Figure:
-    every = _with_results(layout, of)
-    lines = [line for line in every if line in layout.distinct]
+def _row_figure(
+    layout: Layout, shown: LabelledColumn, also: str | None, replicates: pd.DataFrame, values: FloatArray
+) -> Figure:
+    every = _with_results(layout, shown)
+    lines = [line for line in every if line in layout.coloured]
     handles = [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")]
     if also:
         hollow = Line2D([], [], color=MUTED, marker="o", linestyle="none", markerfacecolor="none")
-        hollow.set_label(_difference("hollow", of, also))
+        hollow.set_label(_difference("hollow", shown, also))
         handles.append(hollow)
     size = (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
-    left_out = f" ({len(lines)} of {len(every)} rows)" if len(lines) < len(every) else ""
-    heading = f"{of.label}{left_out}{_panels_left_out(layout)}"
-    left = 0.3 + LETTER * max(map(len, lines), default=0)
-    figure, axes = panels(layout.drawn_panels, heading, handles, size=size, left=left)
-    for title, (ax,) in zip(layout.drawn_panels, axes, strict=True):
-        here = _points_of(layout, title)
+    shown_rows = f" ({len(lines)} of {len(every)} rows)" if len(lines) < len(every) else ""
+    heading = f"{shown.label}{shown_rows}{_panels_left_out(layout)}"
+    margin = 0.3 + LETTER * max(map(len, lines), default=0)
+    figure, axes = panels(layout.visible_panels, heading, handles, size=size, left=margin)
+    for title, (ax,) in zip(layout.visible_panels, axes, strict=True):
+        points = _points_of(layout, title)
         for row, line in enumerate(lines):
             dots = replicates[(replicates["panel"] == title) & (replicates["line"] == line)]
-            _row(ax, layout, here[here["line"] == line].assign(_at=float(row)), dots, of, also)
+            _row(ax, layout, points[points["line"] == line].assign(_at=float(row)), dots, shown, also)
         ax.set_yticks(range(len(lines)), lines)
         ax.set_ylim(len(lines) - 0.5, -0.5)
         ax.grid(visible=False, axis="y")
-        ax.set_xlabel(of.axis)
+        ax.set_xlabel(shown.axis)
         _value_axis(ax, "x", values)
     return figure
 
 
 def _panels_left_out(layout: Layout) -> str:
-    drawn, all_ = len(layout.drawn_panels), len(layout.panels)
-    return f" (the first {drawn} of {all_} panels)" if drawn < all_ else ""
+    count, all_ = len(layout.visible_panels), len(layout.panels)
+    return f" (the first {count} of {all_} panels)" if count < all_ else ""
 
 
 def _row(
-    ax: Axes, layout: Layout, here: pd.DataFrame, replicates: pd.DataFrame, of: Quantity, also: str | None
+    ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
-    if here.empty:
+    if points.empty:
         return
-    look = handle(layout, here["line"].iloc[0])
-    colour, marker = look.get_color(), look.get_marker()
-    y, mean = here["_at"].to_numpy(np.float64), _scaled(here, of.column, of)
+    style = legend_entry(layout, points["line"].iloc[0])
+    colour, marker = style.get_color(), style.get_marker()
+    y, mean = points["_at"].to_numpy(np.float64), _scaled(points, shown.column, shown)
     ax.plot(mean, y, color=colour, marker=marker, linestyle="none", zorder=3)
-    half = _scaled(here, f"{of.column}_ci_high", of) - mean
+    half = _scaled(points, f"{shown.column}_ci_high", shown) - mean
     ax.errorbar(mean, y, xerr=half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
-    value = _scaled(replicates, of.column, of)
+    value = _scaled(replicates, shown.column, shown)
     ax.scatter(value, np.full_like(value, y[0]), color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
     if also:
-        ax.plot(_scaled(here, also, of), y, color=colour, marker=marker, linestyle="none", markerfacecolor="none")
+        ax.plot(_scaled(points, also, shown), y, color=colour, marker=marker, linestyle="none", markerfacecolor="none")
 
 
-def _with_results(layout: Layout, of: Quantity) -> list[str]:
-    """The lines that have a value somewhere: an engine that cannot run here is told elsewhere."""
-    found = set(layout.points.loc[layout.points[of.column].notna(), "line"])
-    return [line for line in layout.lines if line in found]
+def _with_results(layout: Layout, shown: LabelledColumn) -> list[str]:
+    """The lines with a value at any point; engines that could not run are reported elsewhere."""
+    present = set(layout.points.loc[layout.points[shown.column].notna(), "line"])
+    return [line for line in layout.lines if line in present]
 
 
-def _difference(how: str, of: Quantity, also: str) -> str:
-    return f"{how}: {also.rpartition('_')[2]} (else {of.column.rpartition('_')[2]})"
+def _difference(how: str, shown: LabelledColumn, also: str) -> str:
+    return f"{how}: {also.rpartition('_')[2]} (else {shown.column.rpartition('_')[2]})"
 
 
 def _points_of(layout: Layout, panel: str) -> pd.DataFrame:
     return layout.points[layout.points["panel"] == panel]
 
 
-def _at(layout: Layout, here: pd.DataFrame) -> "pd.Series[float]":
-    """Where points or trials of one panel stand: on its abscissa or, if it has none, one line beside the other."""
-    at = here[layout.x].astype("float64")
+def _at(layout: Layout, points: pd.DataFrame) -> "pd.Series[float]":
+    """The x coordinates of points or trials of one panel; if it has no x, one position per line."""
+    at = points[layout.x].astype("float64")
     if at.notna().any():
         return at
-    return here["line"].map({line: float(place) for place, line in enumerate(layout.lines)})
+    return points["line"].map({line: float(place) for place, line in enumerate(layout.lines)})
 
 
-def _scaled(points: pd.DataFrame, column: str, of: Quantity) -> FloatArray:
-    scaled: FloatArray = points[column].to_numpy(np.float64) * of.scale
+def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatArray:
+    scaled: FloatArray = points[column].to_numpy(np.float64) * shown.scale
     return scaled
 
 
-def _values(run: Run, layout: Layout, of: Quantity, also: str | None) -> FloatArray:
-    """Everything that is drawn but whiskers."""
-    drawn = [_scaled(layout.points, column, of) for column in (of.column, also) if column]
-    return np.concatenate([*drawn, _scaled(run.ok, of.column, of)])
+def _values(run: Run, layout: Layout, shown: LabelledColumn, also: str | None) -> FloatArray:
+    """All values in the figure except whiskers."""
+    columns = [_scaled(layout.points, column, shown) for column in (shown.column, also) if column]
+    return np.concatenate([*columns, _scaled(run.ok, shown.column, shown)])
 
 
 def _load_axis(ax: Axes, layout: Layout, panel: str) -> None:
-    """As far as the points of all panels with this abscissa go, so that they can be compared."""
+    """Scale x to the points of all panels with the same x, so that panels can be compared."""
     if panel not in layout.x_labels:
         ax.set_xticks([])
         return
@@ -218,7 +226,7 @@ def _load_axis(ax: Axes, layout: Layout, panel: str) -> None:
 
 
 def _value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> None:
-    """From zero, or logarithmic if small values would vanish."""
+    """Scale values from zero, or logarithmically if small ones would be invisible."""
     values = values[np.isfinite(values) & (values > 0)]
     if values.size == 0:
         return

@@ -1,8 +1,8 @@
-"""How figures look, and finding and saving them. Each figure is a file of `analysis.figures`: adding one needs no list.
+"""Style, discovery and saving of figures. Each figure is a file in `analysis.figures`, found without a list.
 
-A figure module has a docstring, whose first line is its caption, a POSITION among the others, and
-`draw(run, layout) -> Figure | None` (None: this run has nothing to show in it). Colours are those of Okabe and Ito,
-told apart by every kind of colour vision; markers differ besides.
+A figure module has a docstring, whose first line is its caption, a POSITION in the report's order, and
+`draw(run, layout) -> Figure | None` (None if the run has nothing to show in it). Colours are those of Okabe and Ito,
+distinguishable with every kind of colour vision; markers differ as well.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from analysis.load import Run
 from analysis.plotting.layout import Layout
 from sweep.disk import run_files
 
-INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report gives these three other values in the dark
+INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report replaces these three in dark mode
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # one for each use of the colours: layout.MOST_LINES in all
@@ -74,17 +74,17 @@ class FigureFile(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure as it was saved."""
+class SavedFigure:
+    """A figure that has been saved."""
 
     name: str
     caption: str
     svg: str
 
 
-def draw_all(run: Run, layout: Layout) -> list[Drawn]:
-    """Draw and save every figure that this run has something for; figures it no longer has are removed."""
-    drawn: list[Drawn] = []
+def draw_all(run: Run, layout: Layout) -> list[SavedFigure]:
+    """Draw and save every figure that has data in this run, and remove stale ones."""
+    saved: list[SavedFigure] = []
     with style():
         for name, module in _modules():
             figure = module.draw(run, layout)
@@ -93,25 +93,25 @@ def draw_all(run: Run, layout: Layout) -> list[Drawn]:
                     (run.paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
             else:
                 caption = (module.__doc__ or name).strip().splitlines()[0]
-                drawn.append(Drawn(name, caption, _save(run, name, figure)))
-    return drawn
+                saved.append(SavedFigure(name, caption, _save(run, name, figure)))
+    return saved
 
 
 def _modules() -> list[tuple[str, FigureFile]]:
-    names = [found.name for found in pkgutil.iter_modules(figures.__path__)]
+    names = [module.name for module in pkgutil.iter_modules(figures.__path__)]
     modules: dict[str, Any] = {name: importlib.import_module(f"{figures.__name__}.{name}") for name in names}
     return sorted(modules.items(), key=lambda item: (item[1].POSITION, item[0]))
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure, whatever the user's matplotlibrc says."""
+    """Apply the style of all figures, independent of the user's matplotlibrc."""
     with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"}):
         yield
 
 
 def _save(run: Run, name: str, figure: Figure) -> str:
-    """Write NAME.svg and NAME.png; the SVG's text."""
+    """Write NAME.svg and NAME.png; return the SVG's text."""
     svg = io.StringIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     run_files.write_whole(run.paths, run.paths.figures / f"{name}.svg", svg.getvalue())
@@ -143,7 +143,7 @@ def panels(
     down = math.ceil(len(titles) / across) * rows
     right, bottom, between = 0.15, 0.55, (0.32, 0.5)
     width = max(left + across * size[0] + (across - 1) * between[0] + right, 5.2)
-    columns = max(1, int(width / max([0.7 + LETTER * len(str(one.get_label())) for one in handles], default=1.0)))
+    columns = max(1, int(width / max([0.7 + LETTER * len(str(entry.get_label())) for entry in handles], default=1.0)))
     top = 0.75 + 0.19 * math.ceil(len(handles) / columns)
     height = top + down * size[1] + (down - 1) * between[1] + bottom
     figure = Figure(figsize=(width, height))
@@ -174,12 +174,12 @@ def panels(
     return figure, axes
 
 
-def handle(layout: Layout, line: str, **other: Any) -> Line2D:
-    """The legend's entry of a distinct line."""
-    return Line2D([], [], **{**look(layout, line), "label": line, **other})
+def legend_entry(layout: Layout, line: str, **other: Any) -> Line2D:
+    """The legend entry of a coloured line."""
+    return Line2D([], [], **{**line_style(layout, line), "label": line, **other})
 
 
-def look(layout: Layout, line: str) -> dict[str, Any]:
-    """Colour, marker and dashes of a distinct line: the same in every figure of a run, and those of no other line."""
-    cycle, index = divmod(layout.distinct.index(line), len(COLOURS))
+def line_style(layout: Layout, line: str) -> dict[str, Any]:
+    """Colour, marker and dashes of a coloured line, unique to it and the same in every figure of a run."""
+    cycle, index = divmod(layout.coloured.index(line), len(COLOURS))
     return {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[cycle]}

@@ -3,7 +3,6 @@
 What it says is gathered here; how it looks is in templates/.
 """
 
-import inspect
 import json
 import math
 import re
@@ -19,24 +18,16 @@ from markupsafe import Markup
 from analysis.load import Run
 from analysis.plotting.curves import MOST_REPLICATES
 from analysis.plotting.layout import listed
-from analysis.plotting.plots import GRID, INK, MUTED, Drawn, draw_all
-from analysis.quantities import number, quantity
-from analysis.report.tables import (
-    LARGEST_TABLE,
-    failures_table,
-    fits_table,
-    ladder_table,
-    results_tables,
-    steady_table,
-)
+from analysis.plotting.plots import GRID, INK, MUTED, SavedFigure, draw_all
+from analysis.quantities import definitions, number
+from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table
 from analysis.report.terminal import times
-from analysis.results import Results
+from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import best, estimate, planned_trials, write_summary
 from analysis.tails import tails
 from analysis.warnings import codes, concerning, grouped, scope
 from sweep.disk import run_files
-from sweep.numbers import metrics
 from sweep.numbers.warnings import ResultWarning
 
 TEMPLATES = Environment(
@@ -58,7 +49,7 @@ class Card(NamedTuple):
     warnings: list[ResultWarning]
 
 
-def write_all(results: Results) -> None:
+def write_all(results: RunResults) -> None:
     """Write summary.csv, figures/ and report.html of a run."""
     run = results.run
     write_summary(run, results.summary.assign(warnings=codes(results.summary, results.warnings)))
@@ -66,17 +57,17 @@ def write_all(results: Results) -> None:
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
 
-def html(results: Results, figures: Iterable[Drawn]) -> str:
+def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
     return TEMPLATES.get_template("report.html").render(
         **_shown(results),
         **_reading(results),
-        **_provenance(results),
+        **_provenance(results.run),
         figures=[(_inline(figure), figure.caption) for figure in figures],
     )
 
 
-def _shown(results: Results) -> dict[str, Any]:
+def _shown(results: RunResults) -> dict[str, Any]:
     """The parts of the report that say what was found."""
     run, layout = results.run, results.layout
     intervals = tails(run, layout)
@@ -91,15 +82,13 @@ def _shown(results: Results) -> dict[str, Any]:
         "interval_of_requests": bool(intervals),
         "ladder": ladder_table(layout),
         "steady": steady_table(layout),
-        "fits": fits_table(results),
-        "failures": failures_table(results),
     }
 
 
-def _reading(results: Results) -> dict[str, Any]:
+def _reading(results: RunResults) -> dict[str, Any]:
     """What the notes below figures and tables and the definitions depend on."""
     run, counts = results.run, results.points["n"]
-    replicates = len(results.layout.drawn(run.ok))
+    replicates = len(results.layout.visible(run.ok))
     reasons = run.ok["steady_method"].dropna().mode()
     return {
         "confidence": f"{CONFIDENCE:.0%}",
@@ -109,11 +98,12 @@ def _reading(results: Results) -> dict[str, Any]:
         "no_steady_state": str(reasons.iloc[0]).removeprefix("none: ") if len(reasons) else "",
         "formulas": _formulas(run),
         "outcomes": list(run.not_ok["outcome"].unique()),
+        "largest_table": LARGEST_TABLE,
         "more_points": lambda count: f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else "",
     }
 
 
-def _lead(results: Results) -> str:
+def _lead(results: RunResults) -> str:
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
     points = max(len(counts), trials // int(run.experiment.get("replicates") or trials or 1))
@@ -133,7 +123,7 @@ def _when(run: Run) -> str:
     return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
 
 
-def _inline(figure: Drawn) -> Markup:
+def _inline(figure: SavedFigure) -> Markup:
     """A figure's SVG for the page: in the page's own ink, and with ids that no other figure has."""
     svg = figure.svg[figure.svg.index("<svg") :]
     for colour, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid")):
@@ -148,20 +138,20 @@ def _inline(figure: Drawn) -> Markup:
 
 
 def _card(
-    results: Results, label: str, value: str, unit: str, lines: Iterable[str], point: "pd.Series[Any]", column: str
+    results: RunResults, label: str, value: str, unit: str, lines: Iterable[str], point: "pd.Series[Any]", column: str
 ) -> Card:
     warnings = concerning(results.warnings_at(point), column)
     messages = {warning.message for warning in warnings}
     return Card(label, value, unit, [line for line in lines if line and line not in messages], warnings)
 
 
-def _best_cards(results: Results) -> Iterator[Card]:
+def _best_cards(results: RunResults) -> Iterator[Card]:
     for labelled, mean, point in best(results.points):
         value, lines = labelled.shown(mean.value), [results.layout.describe(point), _interval(mean, labelled.scale)]
         yield _card(results, f"Best {labelled.in_sentence}", value, labelled.unit, lines, point, labelled.column)
 
 
-def _gain_cards(results: Results) -> Iterator[Card]:
+def _gain_cards(results: RunResults) -> Iterator[Card]:
     """By how much the baseline was beaten, if it was."""
     points = results.points
     for column, label, sign in (
@@ -198,46 +188,22 @@ def _ratio_interval(ratio: Estimate) -> str:
 # What was run --------------------------------------------------------------------------------------------------------
 
 
-def _provenance(results: Results) -> dict[str, Any]:
-    run = results.run
+def _provenance(run: Run) -> dict[str, Any]:
     attempted = run.trials[run.trials["attempt"].notna()]
-    profile = run.experiment.get("hardware") or {}
-    price = profile.get("price_per_hour")
-    entries = {
-        "Command": run.experiment.get("command"),
-        "Replaced here": "; ".join(run.experiment.get("replaced") or []),
-        "Baseline": ", ".join(f"{key} = {value}" for key, value in run.baseline.items()),
-        "Engines": ", ".join(_engines(attempted)),
-        "Models": ", ".join(_distinct(run.trials, "model")),
-        "Workloads": ", ".join(_distinct(run.trials, "workload")),
-        "Loads": ", ".join(_distinct(run.trials, "load")),
-        "Number formats": "; ".join(f"{name}: {listed(lines)}" for name, lines in results.formats.items()),
-        "Replicates": str(run.trials["replicate"].nunique()),
-        "Price": f"{price} USD per hour ({profile.get('price_source') or 'no source given'})"
-        if price
-        else "none: no cost",
-        "Machines": "; ".join(dict.fromkeys(_machine(text) for text in attempted["hardware"].dropna())),
-        "GPU driver": ", ".join(_distinct(attempted, "driver")),
-        "Commit of this code": ", ".join(_distinct(attempted, "commit")),
-        "Results": str(run.paths.out.absolute()),
-    }
+    engines = attempted.groupby("backend", sort=False)["engine_version"]
     return {
-        "provenance": {term: text for term, text in entries.items() if text},
-        "versions": [  # folded away: they are long
-            (str(backend), ", ".join(f"{name} {version}" for name, version in json.loads(text).items()))
+        "distinct": lambda column: ", ".join(map(str, column.dropna().unique())),
+        "listed": listed,
+        "attempted": attempted,
+        "engines": [" ".join([str(backend), "/".join(versions.dropna().unique())]) for backend, versions in engines],
+        "machines": dict.fromkeys(_machine(text) for text in attempted["hardware"].dropna().unique()),
+        "profile": run.experiment.get("hardware") or {},
+        "versions": [
+            (backend, json.loads(text))
             for backend, texts in run.trials.groupby("backend", sort=False)["versions"]
             for text in texts.dropna().unique()
         ],
     }
-
-
-def _distinct(trials: pd.DataFrame, column: str) -> list[str]:
-    return [str(value) for value in trials[column].dropna().unique()]
-
-
-def _engines(trials: pd.DataFrame) -> Iterator[str]:
-    for backend, group in trials.groupby("backend", sort=False):
-        yield " ".join([str(backend), "/".join(_distinct(group, "engine_version"))]).strip()
 
 
 def _machine(text: str) -> str:
@@ -253,19 +219,5 @@ def _machine(text: str) -> str:
 
 
 def _formulas(run: Run) -> dict[str, str]:
-    """The metrics that have a value, as `sweep.numbers.metrics` defines them."""
-    columns = [name for name in run_files.TRIAL_SCHEMA if run.ok[name].notna().any()]
-    return {name: _formula(name) for name in vars(metrics) if _formula(name) and _is_metric(name, columns)}
-
-
-def _is_metric(name: str, columns: list[str]) -> bool:
-    statistics = {f"{name}_{statistic}" for statistic in ("mean", "p50")}
-    return quantity(name) is not None and (name in columns or bool(statistics & set(columns)))
-
-
-def _formula(name: str) -> str:
-    """The first paragraph of a metric's docstring: its formula."""
-    function = getattr(metrics, name)
-    if not inspect.isfunction(function) or name.startswith("_"):
-        return ""
-    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split()).partition(" Shape (")[0]
+    """The quantities that have a value, as they are declared."""
+    return definitions({name for name in run.ok.columns if run.ok[name].notna().any()}, run.percentiles)

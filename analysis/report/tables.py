@@ -1,4 +1,4 @@
-"""The report's tables as rows of cells: points, a ladder's steps, the steady state, what fitted, and what failed."""
+"""The report's tables of figures as rows of cells: of points, of a ladder's steps, and of the steady state."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -8,15 +8,15 @@ import pandas as pd
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, quantity, setting
 from analysis.report.terminal import shown_columns, times, with_interval
-from analysis.results import Results
+from analysis.results import RunResults
 from analysis.summary import HEADLINE, STEADY, estimate
-from sweep.numbers.metrics import Quantile
+from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
 
-class Column(NamedTuple):
+class Heading(NamedTuple):
     heading: str
     unit: str = ""
     kind: str = ""  # its classes in the style sheet: `text`, `wide`; none for numbers
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    columns: Sequence[Column]
+    columns: Sequence[Heading]
     rows: Sequence[Sequence[Cell]]
     points: int = 0  # of which the rows are the first
     title: str = ""
@@ -39,12 +39,14 @@ class Table(NamedTuple):
 Cells = Callable[["pd.Series[Any]"], Iterable[Cell]]
 
 
-def results_tables(results: Results, tails: dict[Hashable, Quantile]) -> list[Table]:
-    """A table for each panel, of its points with a result; `tails` are the intervals of TTFT p99 over requests."""
-    layout, points = results.layout, results.points[results.points["n"] > 0]
+def results_tables(results: RunResults, tails: dict[Hashable, Quantile]) -> list[Table]:
+    """A table for each panel, of its points; `tails` are the intervals of TTFT p99 over requests."""
+    layout, points = results.layout, results.points
+    if not points["n"].any():
+        return []
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
-    columns = [Column("engine", kind="text"), *_x_column(layout), Column("n"), Column("requests")]
+    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
     columns += [*map(_column, quantities), *(_ratio_column(name, "× baseline") for name in compared)]
 
     def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
@@ -52,7 +54,7 @@ def results_tables(results: Results, tails: dict[Hashable, Quantile]) -> list[Ta
         general = [warning for warning in warnings if not warning.kind.quantities]
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
-            *(Cell(str(point["n"])), Cell(f"{point['requests']:,.0f}")),
+            *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
             *(_measured(point, name, best[name], warnings, tails.get(point.name)) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
@@ -115,7 +117,7 @@ def steady_table(layout: Layout) -> Table | None:
     columns = [
         *_texts("engine", "task"),
         *_x_column(layout),
-        Column("trials", "with a window"),
+        Heading("trials", "with a window"),
         *map(_column, quantities),
     ]
 
@@ -128,44 +130,23 @@ def steady_table(layout: Layout) -> Table | None:
     return _table(columns, layout.points[layout.points["steady_share"] > 0], cells)
 
 
-def _table(columns: Sequence[Column], points: pd.DataFrame, cells: Cells) -> Table:
+def _table(columns: Sequence[Heading], points: pd.DataFrame, cells: Cells) -> Table:
     rows = [list(cells(point)) for _, point in points.head(LARGEST_TABLE).iterrows()]
     return Table(columns, rows, len(points))
 
 
-def fits_table(results: Results) -> Table | None:
-    """The largest batch or concurrency of each engine and task that ran out of memory; None if none did."""
-    columns = [*_texts("engine", "task"), Column("fitted"), Column("what did not", kind="text wide")]
-    rows = [
-        [Cell(fit.line), Cell(fit.task), Cell(f"{fit.size} {fit.largest:g}" if fit.largest else "none"), Cell(fit.told)]
-        for fit in results.fits[:LARGEST_TABLE]
-    ]
-    return Table(columns, rows, len(results.fits)) if rows else None
+def _texts(*headings: str) -> list[Heading]:
+    return [Heading(heading, kind="text") for heading in headings]
 
 
-def failures_table(results: Results) -> Table | None:
-    """The ways in which trials failed; None if none did."""
-    columns = [*_texts("engine", "outcome"), Column("trials")]
-    columns += [Column(heading, kind="text wide") for heading in ("where", "reason")]
-    rows = [
-        [Cell(str(value)) for value in (loss.line, loss.outcome, loss.trials, loss.where, loss.reason)]
-        for loss in results.losses.shown
-    ]
-    return Table(columns, rows) if rows else None
-
-
-def _texts(*headings: str) -> list[Column]:
-    return [Column(heading, kind="text") for heading in headings]
-
-
-def _column(name: str) -> Column:
+def _column(name: str) -> Heading:
     labelled = quantity(name)
-    return Column(labelled.short, labelled.unit) if labelled else Column(name)
+    return Heading(labelled.short, labelled.unit) if labelled else Heading(name)
 
 
-def _ratio_column(name: str, unit: str) -> Column:
+def _ratio_column(name: str, unit: str) -> Heading:
     labelled = quantity(name)
-    return Column(labelled.short if labelled else name, unit)
+    return Heading(labelled.short if labelled else name, unit)
 
 
 def _ratio(point: "pd.Series[Any]", column: str) -> Cell:
@@ -175,9 +156,9 @@ def _ratio(point: "pd.Series[Any]", column: str) -> Cell:
     return Cell(times(point[column]), f"{low}–{high}" if "—" not in (low, high) else "")
 
 
-def _x_column(layout: Layout) -> list[Column]:
+def _x_column(layout: Layout) -> list[Heading]:
     """The column of the x axis, where there is one."""
-    return [Column(layout.x_label.lower())] if layout.x else []
+    return [Heading(layout.x_label.lower())] if layout.x else []
 
 
 def _x_cell(layout: Layout, point: "pd.Series[Any]") -> list[Cell]:

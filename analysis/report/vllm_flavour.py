@@ -1,4 +1,4 @@
-"""Trials as `vllm bench serve` would print them, for comparison with other people's figures (`metrics=vllm`)."""
+"""Trials as `vllm bench serve` would print them, for comparison with published figures (`metrics=vllm`)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.load import trial_folder
-from analysis.results import Results
+from analysis.results import RunResults
 from sweep.disk import run_files
 from sweep.numbers.vllm_flavour import vllm_flavour
 
@@ -31,32 +31,32 @@ FIGURES = {
 }
 
 
-def render_vllm_flavour(results: Results) -> Iterator[Table | Text]:
-    """A table for each trial that is a result, by vLLM's definitions and under its names; how many others there are.
+def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
+    """A table for each trial with a result, with vLLM's names and definitions; then the number of other trials.
 
     Raises:
-        DamagedFile: if a trial's requests are not whole.
+        DamagedFile: if a trial's requests are truncated.
     """
     run, layout = results.run, results.layout
     for _, row in layout.placed(run.ok).iterrows():
-        found = vllm_flavour(run_files.read_requests(trial_folder(run, row) / "requests.parquet"))
-        words = f"{row['model']} {row['load']}: {layout.describe(row)}, replicate {row['replicate']}"
-        yield _table(words, found, with_latencies=row["client_stamp_source"] != "engine")
-    if others := len(run.not_ok):
-        yield Text(f"left out: {others:,} trial{'s' if others > 1 else ''} without a result")
+        figures = vllm_flavour(run_files.read_requests(trial_folder(run, row) / "requests.parquet"))
+        label = f"{row['model']} {row['load']}: {layout.describe(row)}, replicate {row['replicate']}"
+        yield _trial_table(label, figures, with_latencies=row["client_stamp_source"] != "engine")
+    if missing := len(run.not_ok):
+        yield Text(f"left out: {missing:,} trial{'s' if missing > 1 else ''} without a result")
 
 
-def _table(words: str, found: Mapping[str, Any], with_latencies: bool) -> Table:
-    """Latencies that the engine stamped itself leave out the way to the client, which vLLM's count."""
-    told = "" if with_latencies else "; no latencies: the engine took its own stamps"
-    title = f"{words} (as vLLM {found['vllm_version']} defines it{told})"
+def _trial_table(heading: str, figures: Mapping[str, Any], with_latencies: bool) -> Table:
+    """One trial's table; latencies stamped by the engine are left out, since vLLM's include the way to the client."""
+    note = "" if with_latencies else "; no latencies: the engine took its own stamps"
+    title = f"{heading} (as vLLM {figures['vllm_version']} defines it{note})"
     table = Table(title=title, box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
     for name, label in FIGURES.items():
         if name.endswith("_ms") and not with_latencies:
             continue
-        value = found.get(name)
+        value = figures.get(name)
         shown = "unknown" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
         table.add_row(label, shown)
     return table

@@ -1,7 +1,7 @@
-"""The tracking process: gives wandb what the sweep describes. Runs as a script, so it needs nothing of ours.
+"""The tracking process: passes the sweep's trials to wandb. Runs as a script, so it imports nothing of ours.
 
-Offline unless WANDB_API_KEY or a netrc login is there, or WANDB_MODE says otherwise; a server that cannot be reached
-turns the rest of the sweep offline. The key goes from the environment to wandb and nowhere else.
+Offline unless there is a WANDB_API_KEY or a netrc login, or WANDB_MODE is set; an unreachable server turns the rest of
+the sweep offline. The key goes from the environment to wandb and nowhere else.
 """
 
 import json
@@ -18,30 +18,30 @@ from urllib.parse import urlsplit
 SERVER = "https://api.wandb.ai"
 
 
-def main(messages: Iterable[str], say: IO[str]) -> None:
-    """Track the trials of `messages`, the first of which is the settings; say each fault in one line."""
+def main(messages: Iterable[str], faults: IO[str]) -> None:
+    """Track the trials of `messages`, the first of which is the settings; print each fault in one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
     modes = deque(["online", "offline"] if has_login() else ["offline"])
     if os.environ.get("WANDB_MODE"):
         modes.appendleft(os.environ["WANDB_MODE"])
     for line in lines:
-        while not tracked(settings, modes[0], json.loads(line), say) and len(modes) > 1:
+        while not tracked(settings, modes[0], json.loads(line), faults) and len(modes) > 1:
             modes.popleft()  # offline nothing is lost: `wandb sync` can send it later
 
 
-def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], say: IO[str]) -> bool:
-    """Whether the trial is tracked; if not, the fault was said."""
+def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], faults: IO[str]) -> bool:
+    """Track a trial and return whether that succeeded; a fault is printed."""
     try:
         track(settings, mode, message["run"], message["telemetry"])
     except Exception as error:  # noqa: BLE001  the one place where a fault of tracking ends, whatever it is
-        print(" ".join(f"{type(error).__name__}: {error}".split())[:300], file=say, flush=True)
+        print(" ".join(f"{type(error).__name__}: {error}".split())[:300], file=faults, flush=True)
         return False
     return True
 
 
 def has_login() -> bool:
-    """Whether wandb has a key for its server: in the environment, or in netrc. The key itself is left to wandb."""
+    """Return whether wandb has a key for its server, in the environment or in netrc. Only wandb reads the key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).hostname or ""
@@ -55,10 +55,10 @@ def has_login() -> bool:
 
 
 def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: list[list[Any]]) -> None:
-    """One trial as one run: config, telemetry as history over the trial's time, the row's figures as summary.
+    """Log one trial as one run: config, telemetry as history over the trial's time, the row's figures as summary.
 
-    A trial that is tried again in the same folder has the same id, and without `resume` replaces what was there, on
-    the server and when offline runs are synced in their order.
+    A trial that is retried in the same folder has the same id, and without `resume` replaces the earlier run, on the
+    server and when offline runs are synced in order.
     """
     import wandb  # slow to import, and only this process needs it
 
@@ -80,7 +80,7 @@ def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], tel
             console="off",
             disable_git=True,
             disable_code=True,
-            x_disable_stats=True,  # of this machine: the trial's own telemetry is what counts
+            x_disable_stats=True,  # of this machine: the trial has telemetry of its own
             x_disable_meta=True,
             x_save_requirements=False,  # the engine's versions are in the config
         ),
@@ -96,9 +96,9 @@ def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], tel
 
 
 def token(folder: Path) -> str:
-    """What the ids of this folder's runs begin with: equal trials of other folders must not replace them.
+    """The prefix of the ids of this folder's runs, so that equal trials of other folders do not replace them.
 
-    Kept in the folder; without it runs are new ones, as they must be once the old ones were deleted on the server.
+    Stored in the folder; without it runs get new ids, as they must once the old ones were deleted on the server.
     """
     file = folder / "run-ids"
     if not file.exists():

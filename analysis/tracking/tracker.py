@@ -18,9 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.load import LATENCY
 from analysis.tracking import process
-from sweep.disk.run_files import TRIAL_SCHEMA
+from sweep.disk import row as trial_row
 from sweep.records import LOAD_COLUMNS
 
 if TYPE_CHECKING:
@@ -32,12 +31,6 @@ log = logging.getLogger(__name__)
 INIT_TIMEOUT = 20.0  # s to reach the server
 CLOSE_TIMEOUT = 120.0  # s for uploading what is left
 LONGEST_NAME = 128  # characters that W&B takes
-CONFIG = (
-    *("trial_id", "deployment_id", "attempt", "experiment", "backend", "engine_version", "model", "workload", "load"),
-    *(*LOAD_COLUMNS, "replicate", "seed", "accelerator", "gpu_count", "dtype", "batch_form"),
-    *("price_per_hour", "config", "commit", "versions", "hardware", "driver", "started_at", "ended_at"),
-)
-"""The columns of a trials row that, with the axes, say what was run; the others are what came of it."""
 
 
 class Tracker:
@@ -130,18 +123,20 @@ class Tracker:
 
 def described(row: Mapping[str, Any]) -> dict[str, Any]:
     """A trials row as a W&B run: what was run as its config, what came of it as its summary."""
-    known = {key: value for key, value in row.items() if value is not None}
-    if row.get("client_stamp_source") == "engine":  # its latencies leave out the way to the client
-        known = {key: value for key, value in known.items() if not LATENCY.match(key)}
-    config = {key: plain(value) for key, value in known.items() if key in CONFIG}
-    axes = {re.sub(r"\W", "_", key): value for key, value in known.items() if key not in TRIAL_SCHEMA}
+    percentiles = trial_row.percentiles_of([row])
+    asked, schema = trial_row.asked_columns(), trial_row.schema(percentiles)
+    # Where the engine took its own stamps, latencies leave out the way to the client.
+    hidden = trial_row.latency_columns(percentiles) if row.get("client_stamp_source") == "engine" else set()
+    values = {key: value for key, value in row.items() if value is not None and key not in hidden}
+    config = {key: plain(value) for key, value in values.items() if key in asked}
+    axes = {re.sub(r"\W", "_", key): value for key, value in values.items() if key not in schema}
     return {
         "trial_id": row["trial_id"],
         "name": run_name(row),
         "job_type": row.get("backend"),
-        "tags": [str(known[key]) for key in ("backend", "workload", "outcome") if key in known],
+        "tags": [str(values[key]) for key in ("backend", "workload", "outcome") if key in values],
         "config": {**axes, **config},  # W&B groups and filters by names of letters, digits and underscores alone
-        "summary": {key: value for key, value in known.items() if key in TRIAL_SCHEMA and key not in CONFIG},
+        "summary": {key: value for key, value in values.items() if key in schema and key not in asked},
         "ok": row.get("outcome") == "ok",
     }
 
@@ -149,11 +144,12 @@ def described(row: Mapping[str, Any]) -> dict[str, Any]:
 def run_name(row: Mapping[str, Any]) -> str:
     """A trial in a few words and its values on the experiment's axes, e.g. `vllm tiny qa batch 8 dtype=fp16 r0`."""
     size = next((row[key] for key in LOAD_COLUMNS if row.get(key) is not None), None)
-    words = [*(row.get(key) for key in ("backend", "model", "workload", "load")), size, row.get("ladder")]
-    told = {"ladder", "ladder_parent", *(f"load.{key}" for key in LOAD_COLUMNS)}
-    axes = [key for key in row if key not in TRIAL_SCHEMA and key not in told and row[key] is not None]
-    words += [f"{key.rpartition('.')[2]}={row[key]}" for key in axes]
-    name = " ".join(str(word) for word in [*words, f"r{row.get('replicate')}"] if word is not None)
+    parts = [*(row.get(key) for key in ("backend", "model", "workload", "load")), size, row.get("ladder")]
+    covered = {"ladder", "ladder_parent", *(f"load.{key}" for key in LOAD_COLUMNS)}
+    covered |= trial_row.schema(trial_row.percentiles_of([row])).keys()
+    axes = [key for key in row if key not in covered and row[key] is not None]
+    parts += [f"{key.rpartition('.')[2]}={row[key]}" for key in axes]
+    name = " ".join(str(part) for part in [*parts, f"r{row.get('replicate')}"] if part is not None)
     cut = LONGEST_NAME - len(f"... {row['trial_id']}")
     return name if len(name) <= LONGEST_NAME else f"{name[:cut]}... {row['trial_id']}"
 

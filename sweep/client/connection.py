@@ -30,7 +30,7 @@ _CR, _LF = b"\r\n"
 
 
 def _chunk_head(length: int) -> bytes | tuple[()]:
-    """How a read of `length` bytes begins if it is one whole chunk; () if none is of that length.
+    """The first bytes of a read of `length` bytes that is one whole chunk; () if no chunk is of that length.
 
     RFC 9112, 7.1: the size in hexadecimal digits, CR LF, as many bytes, CR LF. The last chunk, of size 0, is left out.
     """
@@ -333,13 +333,13 @@ class StampedConnection:
         longer in the processor's caches when the next token comes.)
         """
         head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # nothing starts with ()
-        whole = data.startswith(head) and data[-1] == _LF and data[-2] == _CR
-        if whole and self._between_chunks:
+        is_chunk = data.startswith(head) and data[-1] == _LF and data[-2] == _CR
+        if is_chunk and self._between_chunks:
             answer.body(data[len(head) : -2], arrived)
             return
         self._part, self._arrived = b"", arrived
         self._parser.feed_data(data)
-        self._between_chunks = whole and self._part == data[len(head) : -2]
+        self._between_chunks = is_chunk and self._part == data[len(head) : -2]
 
     def _end_of_file(self, arrived: int) -> None:
         answer = self.answer

@@ -25,6 +25,7 @@ from sweep.client.job import ROW
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
 from sweep.config import import_path
+from sweep.numbers.quantile import quantile
 from sweep.records import BatchForm, Phase, Record, Records, Request, Timeouts
 
 __all__ = [
@@ -114,9 +115,9 @@ def measure(
 
 
 def _parts(processes: int | Literal["auto"], mode: Mode, requests: Sequence[Request], cpus: set[int] | None) -> int:
-    """The number of client processes: never more than streams, and one where batches move in step."""
+    """The number of client processes: never more than streams."""
     streams = min(mode.most_in_flight() or len(requests), len(requests))
-    if mode.batch() is not None or streams <= 1:
+    if mode.one_process or streams <= 1:
         return 1
     if processes == "auto":
         return min(_busy_processes(mode, requests), len(cpus or os.sched_getaffinity(0)))
@@ -245,8 +246,8 @@ class _Supervisor:
                         raise _died(clients[part])
                     if not data:
                         selector.unregister(key.fileobj)
-                    *whole, lines[part] = (lines[part] + data).split(b"\n")
-                    for line in whole:
+                    *complete, lines[part] = (lines[part] + data).split(b"\n")
+                    for line in complete:
                         self._take(part, json.loads(line), clients)
                 self._poll(clients)
         return [self._finals[part] for part in range(len(clients))]
@@ -362,8 +363,8 @@ def _report(
         processes=len(finals),
         cpu=max(*shares, sum(shares) / cores) if len(shares) > 1 else shares[0],
         cpu_seconds=sum(final["cpu_seconds"] for final in finals),
-        loop_lag_p50=_quantile(lags, 0.5),
-        loop_lag_p99=_quantile(lags, 0.99),
+        loop_lag_p50=quantile(lags, 0.5) if lags else 0.0,
+        loop_lag_p99=quantile(lags, 0.99) if lags else 0.0,
         offered=sum(final["offered"] for final in finals),
         sent=sum(final["sent"] for final in finals),
         reads=kernel + user,
@@ -374,11 +375,3 @@ def _report(
         batch_form=target.batch_form,
         stopped=stopped,
     )
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    """The value that this share of the values does not exceed (nearest rank); 0 where there are none."""
-    if not values:
-        return 0.0
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

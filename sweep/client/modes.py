@@ -12,7 +12,7 @@ from __future__ import annotations  # array[float] cannot be written at run time
 
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from sweep.client.job import Dispatch
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Mode:
-    """When requests are sent, and how many processes can share the work."""
+    """When requests are sent, and how several client processes share the work."""
+
+    one_process: ClassVar[bool] = False  # its calls depend on each other, so that one client process sends all
 
     duration: float | None = None  # s after which nothing new is sent; those in flight are drained
 
@@ -39,7 +41,7 @@ class Mode:
 
     def split(self, part: int, parts: int) -> Self:
         """The share of one of several client processes, which sends every `parts`-th request from `part` on."""
-        raise NotImplementedError
+        return self
 
     def without_client(self) -> dict[str, Any]:
         """The fields of `backends.host.offline.Order`, for an engine that is timed inside; ValueError if it cannot."""
@@ -61,6 +63,8 @@ class Mode:
 class Lockstep(Mode):
     """`batch_size` requests leave together, the next batch when the last token of this one has arrived."""
 
+    one_process = True
+
     batch_size: int
     _latest_end: int = field(default=0, init=False, repr=False, compare=False)  # ns
 
@@ -69,11 +73,6 @@ class Lockstep(Mode):
 
     def batch(self) -> int:
         return self.batch_size
-
-    def split(self, part: int, parts: int) -> Self:
-        if parts > 1:
-            raise ValueError("lockstep batches need one client process")
-        return self
 
     def without_client(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "duration": self.duration}
@@ -85,7 +84,8 @@ class Lockstep(Mode):
         self._send_batch(sender, instant, 0)
 
     def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
-        self._latest_end = max(self._latest_end, instant)
+        if instant > self._latest_end:
+            self._latest_end = instant
         if not sender.in_flight:
             self._send_batch(sender, self._latest_end, dispatch.batch + 1)
 

@@ -26,7 +26,7 @@ import uvloop
 
 from sweep.client.clock import Alarm, StampClock
 from sweep.client.connection import Counters
-from sweep.client.job import Job, Results
+from sweep.client.job import Job, ResultFiles
 from sweep.client.poller import Poller
 from sweep.client.pool import Pool
 from sweep.client.sender import Sender
@@ -37,13 +37,13 @@ TICK = 0.1  # s between two looks at time-outs
 FIRST_CONNECTIONS = 128  # opened before the clock where the load has no cap on requests in flight
 
 
-class Client:
+class MeasuringProcess:
     """The process as a whole: the conversation with the parent, the time-outs, its own lag and CPU."""
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.job, self.loop = job, loop
         self.stamps, self.counters = StampClock(), Counters()
-        self.results = Results(job.folder, job.part)
+        self.results = ResultFiles(job.folder, job.part)
         self.sender: Sender | None = None
         self.go: asyncio.Future[int] = loop.create_future()
         self.stop: str | None = None
@@ -163,7 +163,7 @@ def _report(**message: object) -> None:
         while data:
             data = data[os.write(1, data) :]
     except BrokenPipeError:
-        os._exit(1)  # the parent is gone: nobody reads the results either
+        os._exit(1)  # the parent has gone, and with it the reader of the results
 
 
 def main(folder: Path, part: int) -> None:
@@ -187,7 +187,7 @@ def main(folder: Path, part: int) -> None:
             me.cancel()
 
         loop.set_exception_handler(broken)
-        await Client(job, loop).measure()
+        await MeasuringProcess(job, loop).measure()
 
     try:
         uvloop.run(run())

@@ -1,20 +1,20 @@
-"""Sends the calls of one phase when their Mode says so, ends those that take too long, and writes down each answer."""
+"""Sends the calls of one phase when its Mode says so, ends those that take too long, and writes down each answer."""
 
 import asyncio
 import heapq
-import math
 import time
 from collections import deque
 from dataclasses import replace
 
 from sweep.client.clock import Alarm
 from sweep.client.connection import StampedConnection
-from sweep.client.job import Dispatch, Job, Results
+from sweep.client.job import Dispatch, Job, ResultFiles
 from sweep.client.pool import Pool
 from sweep.client.wire import Answer
 from sweep.records import UNKNOWN
 
 GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
+NEVER = 1 << 62  # ns
 SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on requests in flight
 
 
@@ -26,7 +26,7 @@ class Sender:
     """
 
     def __init__(
-        self, job: Job, pool: Pool, results: Results, loop: asyncio.AbstractEventLoop, first: int, count: int
+        self, job: Job, pool: Pool, results: ResultFiles, loop: asyncio.AbstractEventLoop, first: int, count: int
     ) -> None:
         self.job, self.pool, self.results = job, pool, results
         self.mode = replace(job.mode)  # a copy: it may keep state
@@ -40,7 +40,7 @@ class Sender:
         self._most_in_flight = self.mode.most_in_flight()
         self._unsent = len(self.indices)  # calls that are neither sent nor in the backlog
         self._backlog: deque[Dispatch] = deque()
-        self._deadline: float = math.inf  # ns, from which nothing new is sent
+        self._deadline = NEVER  # from which nothing new is sent
         self._timeline: list[tuple[int, int]] = []  # heap of (instant in ns, index)
         self._alarm = Alarm(loop, self._expired)
         self._alarm_at = 0  # ns, the instant that it is set for
@@ -82,8 +82,9 @@ class Sender:
         if instant >= self._deadline:
             return 0
         self._unsent -= 1
-        dispatch = Dispatch(index, self._first + index, instant, batch)
-        prompts: int = self.job.prompts[dispatch.number]
+        number = self._first + index
+        dispatch = Dispatch(index, number, instant, batch)
+        prompts: int = self.job.prompts[number]
         self.offered += prompts
         if self._most_in_flight is None or len(self.in_flight) < self._most_in_flight:
             self._send(dispatch)
@@ -190,6 +191,7 @@ class Sender:
         if self._timeline and self._timeline[0][0] != self._alarm_at:
             self._alarm_at = self._timeline[0][0]
             self._alarm.set(self._alarm_at)
-        pending = self.in_flight or self._backlog or (self._timeline and self._unsent)
-        if not pending and not self.finished.done():
+        if self.in_flight or self._backlog or (self._timeline and self._unsent):
+            return
+        if not self.finished.done():
             self.finished.set_result(None)

@@ -1,4 +1,4 @@
-"""What goes over the wire: request bytes out of Requests, and the tokens, counts and errors of an answer's bytes.
+"""The bytes on the wire: request bytes out of Requests, and the tokens, counts and errors of an answer's bytes.
 
 Pure: no sockets and no clock (every stamp is handed in), so that a recorded stream cut at any byte gives the same
 Records. HTTP framing is `connection`'s; here begins what is inside the body. Standard library only.
@@ -162,12 +162,12 @@ def _tgi_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
 class Stream:
     """The answer to one prompt, as far as it has come."""
 
-    __slots__ = ("chunk_us", "finish_reason", "input_tokens", "output_tokens", "seen", "several")
+    __slots__ = ("chunk_us", "finish_reason", "input_tokens", "output_tokens", "running_count", "several")
 
     def __init__(self) -> None:
         self.chunk_us = array("I")
         self.several: dict[int, int] = {}  # the chunks that held more than one token, and how many
-        self.seen = 0  # completion tokens by the stream's own running count
+        self.running_count = 0  # completion tokens by the stream's own running count
         self.input_tokens = UNKNOWN
         self.output_tokens = UNKNOWN
         self.finish_reason: str | None = None
@@ -278,19 +278,19 @@ class Answer:
         if not self._is_stream or self.status != 200:
             self._carry = data[: 64 << 10]  # an error's message, read when it is complete
             return
-        held = b""
+        end_of_line = b""
         if b"\r" in data:  # lines may end in CR LF; a CR at the cut waits for what follows
             if data.endswith(b"\r"):
-                data, held = data[:-1], b"\r"
+                data, end_of_line = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = data.rfind(b"\n\n")
         if end < 0:
-            self._carry = data + held
+            self._carry = data + end_of_line
             if len(data) > LARGEST_EVENT:
                 self.fail(f"protocol: {len(data)} bytes without the end of an event")
                 self._carry = b""
             return
-        self._carry = data[end + 2 :] + held
+        self._carry = data[end + 2 :] + end_of_line
         for event in data[:end].split(b"\n\n"):
             event += b"\n\n"
             if not (self._shape and self._short_cut(event, arrived)):
@@ -348,8 +348,8 @@ class Answer:
                 stream = self.streams[index]
                 self._look_for_shared(stream, arrived)
             if shape.count_from == b'"completion_tokens":':
-                seen = _number(event, shape.count_from)
-                tokens, stream.seen = seen - stream.seen, max(seen, stream.seen)
+                count = _number(event, shape.count_from)
+                tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
         if tokens > 0 and (end > start or shape.count_from):  # where nothing counts them, a token is one that has text
             self._token(stream, tokens, arrived)
         return True
@@ -502,9 +502,9 @@ def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: 
 
     A usage that comes only beside the last choice, as llama.cpp sends it, is the sum of what was counted by its text.
     """
-    seen = usage.get("completion_tokens")
-    if isinstance(seen, int) and (stream.seen or not stream.chunk_us):
-        tokens, stream.seen = max(0, seen - stream.seen), max(seen, stream.seen)
+    count = usage.get("completion_tokens")
+    if isinstance(count, int) and (stream.running_count or not stream.chunk_us):
+        tokens, stream.running_count = max(0, count - stream.running_count), max(count, stream.running_count)
         return tokens, b'"completion_tokens":'
     ids = choice.get("token_ids")
     if isinstance(ids, list):
@@ -513,7 +513,7 @@ def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: 
 
 
 def _message(data: bytes) -> str:
-    """A server's own words for an error, in one line."""
+    """Return the server's error message in one line."""
     text = data.decode("utf-8", "replace")
     try:
         content = json.loads(text)

@@ -7,7 +7,7 @@ a driver on another machine can resume from it. Objects cannot be appended to, s
 The lock against a second driver is an object that its holder rewrites every HEARTBEAT seconds, also during uploads; a
 lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver.
 
-`python -m sweep.disk.object_store s3://bucket/run FOLDER` copies a run from a store.
+`sweep copy s3://bucket/run FOLDER` copies a run from a store.
 """
 
 import json
@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -403,19 +402,3 @@ def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True
     store.download(folder, [name for name in names if name not in pieces and name != Lock.NAME and only(name)])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ledger.jsonl").write_bytes(b"".join(store.read(name) or b"" for name in pieces))
-
-
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        print("usage: python -m sweep.disk.object_store s3://bucket/run FOLDER", file=sys.stderr)
-        return 2
-    try:
-        copy(arguments[0], Path(arguments[1]))
-    except (ConfigError, OSError) as error:
-        print(f"error: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 A file is written in a hidden staging folder of OUT, under a name that does not end in .parquet, and renamed into place:
 whoever globs the data folders sees it complete or not at all. Seconds and bytes throughout; null where a value is
-unknown or undefined. What the numbers mean is in `metrics`; what is made of them is in the analysis package.
+unknown or undefined. What the numbers mean is in `sweep.numbers`; what is made of them is in the analysis package.
 """
 
 import json
@@ -24,75 +24,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep import whole_file
-from sweep.numbers import metrics
+from sweep.config import PERCENTILES
+from sweep.disk import row as trial_row
+from sweep.numbers.quantity import declared
 from sweep.records import UNKNOWN, Records, Sample
 
 Row = Mapping[str, Any]
 
-_SERIES = ("ttft", "tpot", "itl", "e2el", "lag", "slot_wait", "service_ttft")
-_STATISTICS = ("mean", "p50", "p90", "p99")
-_THROUGHPUTS = ("output_throughput", "total_throughput", "request_throughput")
-
-
-def _types(type_: pa.DataType, *names: str) -> dict[str, pa.DataType]:
-    return dict.fromkeys(names, type_)
-
-
-TRIAL_SCHEMA: dict[str, pa.DataType] = {
-    **_types(pa.string(), "trial_id", "deployment_id", "attempt", "experiment", "backend", "engine_version"),
-    **_types(pa.string(), "model", "workload", "load"),
-    **_types(pa.int64(), "batch_size", "concurrency"),
-    **_types(pa.float64(), "rate"),
-    **_types(pa.int64(), "replicate", "seed"),
-    **_types(pa.string(), "outcome", "reason"),
-    **_types(pa.int64(), "num_requests", "num_failed", "input_tokens", "output_tokens"),
-    **_types(pa.float64(), "duration", *_THROUGHPUTS, "peak_output_throughput"),
-    **_types(pa.int64(), "concurrency_max"),
-    **_types(pa.float64(), "goodput"),
-    **_types(pa.float64(), *(f"{name}_{statistic}" for name in _SERIES for statistic in _STATISTICS)),
-    **_types(pa.float64(), *(f"steady_{name}_{statistic}" for name in _SERIES for statistic in _STATISTICS)),
-    **_types(pa.float64(), *(f"steady_{name}" for name in _THROUGHPUTS), "steady_begin", "steady_end"),
-    **_types(pa.int64(), "steady_num_requests"),
-    **_types(pa.string(), "steady_method"),
-    **_types(pa.float64(), *(f"batch_latency_{statistic}" for statistic in _STATISTICS), "batch_throughput"),
-    **_types(pa.float64(), "kv_cache_usage_mean", "kv_cache_usage_max"),
-    **_types(pa.float64(), "memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes"),
-    **_types(pa.string(), "memory_label"),
-    **_types(pa.float64(), "price_per_hour", "cost_per_million_tokens"),
-    **_types(pa.float64(), "agreement"),
-    **_types(pa.string(), "agreement_reference"),
-    **_types(pa.string(), "accelerator"),
-    **_types(pa.int64(), "gpu_count"),
-    **_types(pa.string(), "dtype"),
-    **_types(pa.float64(), "offered_rate", "realised_rate", "arrival_gap_cv", "startup_share"),
-    **_types(pa.bool_(), "startup_transient"),
-    **_types(pa.float64(), "client_cpu"),
-    **_types(pa.float64(), "client_loop_lag_p50", "client_loop_lag_p99"),
-    **_types(pa.int64(), "client_reads", "client_multi_event_reads", "client_clock_steps"),
-    **_types(pa.string(), "client_stamp_source"),
-    **_types(pa.int64(), "client_processes", "client_offered", "client_sent"),
-    **_types(pa.string(), "batch_form", "config", "commit", "versions", "hardware", "driver"),
-    **_types(pa.string(), "started_at", "ended_at"),
-    **_types(pa.float64(), "startup_seconds", "wall_seconds"),
-    **_types(pa.string(), "log_tail", "telemetry_sources", "engine_facts"),
-    **_types(pa.bool_(), "caches_reset"),
-    **_types(pa.string(), "digests"),
-    **_types(pa.list_(pa.string()), "warnings"),
-}
-"""The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
-
 ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
-DERIVED = ("ttft", "e2el", "tpot", "slot_wait", "lag", "service_ttft", "service_e2el")
-"""Columns of requests.parquet that are not raw: each is the function of that name in `metrics`."""
-
-PLAIN: dict[pa.DataType, set[type]] = {
-    pa.string(): {str, type(None)},
-    pa.int64(): {int, type(None)},
-    pa.float64(): {float, type(None)},
-    pa.bool_(): {bool, type(None)},
-    pa.list_(pa.string()): {list, type(None)},
+PARQUET: dict[type, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    list: pa.list_(pa.string()),
 }
-"""Types of values that a column takes as they are."""
 
 TELEMETRY_SCHEMA = pa.schema(
     [("time", pa.float64()), ("series", pa.string()), ("device", pa.string()), ("value", pa.float64())]
@@ -233,7 +179,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def requests_table(records: Records) -> pa.Table:
-    """One row a request: raw stamps and counts, and the latencies derived from them (s, null where undefined).
+    """One row a request: raw stamps and counts, and the series derived from them (null where undefined).
 
     `chunk_us` (large_list<uint32>, µs since the send) and `chunk_tokens` (large_list<uint16>) have one entry a chunk;
     a trial may have more of them than a list of int32 offsets can hold.
@@ -247,7 +193,7 @@ def requests_table(records: Records) -> pa.Table:
         "released": _seconds(records.released),
         "sent": _seconds(records.sent),
         "ended": _seconds(records.ended),
-        **{name: _seconds(getattr(metrics, name)(records)) for name in DERIVED},
+        **{one.name: _seconds(one.function(records)) for one in declared() if one.per == "request"},
         "input_tokens": _counts(records.input_tokens),
         "output_tokens": _counts(records.output_tokens),
         "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
@@ -277,7 +223,7 @@ def write_requests(paths: TrialPaths, records: Records) -> None:
 
 
 def read_requests(path: Path) -> Records:
-    """The Records of a requests.parquet, as they were measured: derived columns are left to `metrics`.
+    """The Records of a requests.parquet, as they were measured: derived columns are computed anew.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -351,21 +297,28 @@ def read_telemetry(path: Path) -> list[Sample]:
 # Trials --------------------------------------------------------------------------------------------------------------
 
 
+def trial_schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, pa.DataType]:
+    """The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
+    return {name: PARQUET[type_] for name, type_ in trial_row.schema(percentiles).items()}
+
+
 def trials_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows as TRIAL_SCHEMA says, missing values null, other columns (the axes) at the end in order of appearance.
+    """Rows as the schema says, missing values null, other columns (the axes) at the end in order of appearance.
 
     Raises:
         ValueError: naming the column and the value that does not fit its type.
     """
-    extra = dict.fromkeys(name for row in rows for name in row if name not in TRIAL_SCHEMA)
-    columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in TRIAL_SCHEMA.items()}
-    columns |= {name: _free_column(name, [row.get(name) for row in rows]) for name in extra}
+    schema = trial_schema(trial_row.percentiles_of(rows))
+    axes = dict.fromkeys(name for row in rows for name in row if name not in schema)
+    columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in schema.items()}
+    columns |= {name: _free_column(name, [row.get(name) for row in rows]) for name in axes}
     return pa.table(columns)
 
 
 def _column(name: str, values: Sequence[Any], type_: pa.DataType) -> pa.Array:
-    if {type(value) for value in values} <= PLAIN[type_]:  # the usual case, made quick
-        with suppress(OverflowError):  # told below, with its name
+    kinds = {type(value) for value in values} - {type(None)}
+    if all(PARQUET.get(kind) == type_ for kind in kinds):  # the usual case, made quick
+        with suppress(OverflowError):  # reported below, with its name
             return pa.array(values, type_, from_pandas=True)  # NaN is null
     plain = [_plain(value) for value in values]
     if pa.types.is_string(type_):
@@ -421,20 +374,21 @@ def write_trials(paths: RunPaths, rows: Sequence[Row]) -> None:
 
 
 def holds(paths: RunPaths, rows: Sequence[Row], axes: Sequence[str] = ()) -> bool:
-    """Whether trials.parquet is there and has these very rows.
+    """Return whether trials.parquet is there and has these very rows.
 
     In order, by trial, attempt, outcome and time, and by what a plan may change without measuring anew.
     """
-    names = ["trial_id", "attempt", "outcome", "started_at", "experiment", "price_per_hour", *axes]
+    settings = ("experiment", "price_per_hour", "percentiles", "slo")
+    names = ["trial_id", "attempt", "outcome", "started_at", *settings, *axes]
     try:
         there = read_table(paths.trials)
     except (FileNotFoundError, DamagedFile):
         return False
-    if set(there.column_names) - set(TRIAL_SCHEMA) - {name for row in rows[:1] for name in row}:
+    if set(there.column_names) - set(trial_schema(trial_row.percentiles_of(rows))) - set(*rows[:1]):
         return False  # axes that are none any more
-    wanted = trials_table(rows)
+    table = trials_table(rows)
     return all(
-        name in there.column_names and there[name].equals(wanted[name]) for name in names if name in wanted.column_names
+        name in there.column_names and there[name].equals(table[name]) for name in names if name in table.column_names
     )
 
 

@@ -1,6 +1,6 @@
-"""The state of one deployment in a run: its phase, its pending trials, and the transitions between phases.
+"""The state of one deployment in a run: its stage, its pending trials, and the transitions between stages.
 
-TRANSITIONS says it all: a phase and a trigger give the next phase and the action for the driver to carry out. Nothing
+TRANSITIONS says it all: a stage and a trigger give the next stage and the action for the driver to carry out. Nothing
 here knows of executors, clocks or files: the driver supplies the time and the limits.
 """
 
@@ -13,8 +13,8 @@ from sweep.plan.plan import Deployment, Trial
 from sweep.records import Outcome
 
 
-class Phase(Enum):
-    """The phase of a deployment."""
+class Stage(Enum):
+    """The stage of a deployment."""
 
     PENDING = auto()  # waits for a free slot
     SUBMITTED = auto()  # assigned to a node that has not started it
@@ -27,7 +27,7 @@ class Phase(Enum):
     @property
     def active(self) -> bool:
         """Whether an attempt is in flight."""
-        return self in (Phase.SUBMITTED, Phase.RUNNING)
+        return self in (Stage.SUBMITTED, Stage.RUNNING)
 
 
 class Trigger(Enum):
@@ -52,25 +52,25 @@ class Action(Enum):
     RECORD_UNAVAILABLE = auto()
 
 
-ENDED = (Phase.DONE, Phase.POSTPONED, Phase.GIVEN_UP, Phase.UNAVAILABLE)
-TRANSITIONS: Mapping[tuple[Phase, Trigger], tuple[Phase, Action]] = {
-    (Phase.PENDING, Trigger.SUBMIT): (Phase.SUBMITTED, Action.NOTHING),
-    (Phase.PENDING, Trigger.POSTPONE): (Phase.POSTPONED, Action.NOTHING),
-    (Phase.PENDING, Trigger.UNSCHEDULABLE): (Phase.UNAVAILABLE, Action.RECORD_UNAVAILABLE),
-    (Phase.PENDING, Trigger.REOPEN): (Phase.PENDING, Action.NOTHING),
-    (Phase.SUBMITTED, Trigger.START): (Phase.RUNNING, Action.NOTHING),
-    (Phase.SUBMITTED, Trigger.UNSCHEDULABLE): (Phase.UNAVAILABLE, Action.RECORD_UNAVAILABLE),
+ENDED = (Stage.DONE, Stage.POSTPONED, Stage.GIVEN_UP, Stage.UNAVAILABLE)
+TRANSITIONS: Mapping[tuple[Stage, Trigger], tuple[Stage, Action]] = {
+    (Stage.PENDING, Trigger.SUBMIT): (Stage.SUBMITTED, Action.NOTHING),
+    (Stage.PENDING, Trigger.POSTPONE): (Stage.POSTPONED, Action.NOTHING),
+    (Stage.PENDING, Trigger.UNSCHEDULABLE): (Stage.UNAVAILABLE, Action.RECORD_UNAVAILABLE),
+    (Stage.PENDING, Trigger.REOPEN): (Stage.PENDING, Action.NOTHING),
+    (Stage.SUBMITTED, Trigger.START): (Stage.RUNNING, Action.NOTHING),
+    (Stage.SUBMITTED, Trigger.UNSCHEDULABLE): (Stage.UNAVAILABLE, Action.RECORD_UNAVAILABLE),
     **{
-        (phase, trigger): after
-        for phase in (Phase.SUBMITTED, Phase.RUNNING)
+        (stage, trigger): after
+        for stage in (Stage.SUBMITTED, Stage.RUNNING)
         for trigger, after in {
-            Trigger.COMPLETE: (Phase.DONE, Action.NOTHING),
-            Trigger.RETRY: (Phase.PENDING, Action.REQUEUE),
-            Trigger.GIVE_UP: (Phase.GIVEN_UP, Action.RECORD_INVALID),
-            Trigger.POSTPONE: (Phase.POSTPONED, Action.NOTHING),
+            Trigger.COMPLETE: (Stage.DONE, Action.NOTHING),
+            Trigger.RETRY: (Stage.PENDING, Action.REQUEUE),
+            Trigger.GIVE_UP: (Stage.GIVEN_UP, Action.RECORD_INVALID),
+            Trigger.POSTPONE: (Stage.POSTPONED, Action.NOTHING),
         }.items()
     },
-    **{(phase, Trigger.REOPEN): (Phase.PENDING, Action.REQUEUE) for phase in ENDED},
+    **{(stage, Trigger.REOPEN): (Stage.PENDING, Action.REQUEUE) for stage in ENDED},
 }
 
 
@@ -79,7 +79,7 @@ class DeploymentState:
     """A deployment with its trials of this run, its attempts so far and the rows they brought."""
 
     deployment: Deployment
-    phase: Phase = Phase.PENDING
+    stage: Stage = Stage.PENDING
     attempt: str = "0"  # number of the last one
     node: Placed | None = None  # where that one started
     not_started_since: float | None = None  # monotonic
@@ -94,14 +94,14 @@ class DeploymentState:
         self.order = list(self.deployment.trials)
 
     def advance(self, trigger: Trigger) -> Action:
-        """Enter the next phase; the action is the caller's to carry out.
+        """Enter the next stage; the action is the caller's to carry out.
 
         Raises:
-            ValueError: if the trigger cannot occur in this phase.
+            ValueError: if the trigger cannot occur in this stage.
         """
-        if (self.phase, trigger) not in TRANSITIONS:
-            raise ValueError(f"{self.deployment.deployment_id}: {trigger.name} in phase {self.phase.name}")
-        self.phase, action = TRANSITIONS[self.phase, trigger]
+        if (self.stage, trigger) not in TRANSITIONS:
+            raise ValueError(f"{self.deployment.deployment_id}: {trigger.name} in stage {self.stage.name}")
+        self.stage, action = TRANSITIONS[self.stage, trigger]
         return action
 
     @property
@@ -148,7 +148,7 @@ class DeploymentState:
 
     def reopen(self, retryable: Container[Outcome]) -> tuple[int, Action]:
         """Retry trials with these outcomes on another node, once; return their number and the action."""
-        if self.retried_elsewhere or self.phase.active:
+        if self.retried_elsewhere or self.stage.active:
             return 0, Action.NOTHING
         self.retried_elsewhere = True
         failed = {trial_id for trial_id, outcome in self.outcomes.items() if outcome in retryable} - self.reopened

@@ -4,7 +4,6 @@
 retries are decided by its `DeploymentState`, and the driver carries out what that decides.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -22,12 +21,12 @@ from sweep.drive import transfer
 from sweep.drive.deployment_state import Action, DeploymentState, Trigger
 from sweep.drive.node_health import NodeHealth
 from sweep.drive.progress import Display
-from sweep.drive.row_writer import RowWriter, Tracker
+from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, read_status_file
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
 from sweep.node.deployment import Completed, End, Event, Files, Finished, Lost, NotStarted, Placed, State, Work
 from sweep.plan.packing import Kind, Need, Node, Packer, infeasible
-from sweep.plan.pending import PendingWork, content_digests
+from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan
 from sweep.records import Outcome
 from sweep.wording import count
@@ -75,7 +74,7 @@ class Driver:
         ledger: Ledger,
         executor: Executor,
         display: Display,
-        tracker: Tracker | None,
+        tracker: TrialTracker | None,
     ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.executor, self.display = executor, display
@@ -222,7 +221,7 @@ class Driver:
                 self._review_nodes()
 
     def _finish_trial(self, state: DeploymentState, work: Work, event: Finished) -> None:
-        row = event.row | {"digests": json.dumps(content_digests(work.deployment, event.trial))}
+        row = event.row
         self.rows.commit(work.deployment, event.trial, row)
         self.executor.export_metrics(row)
         outcome = Outcome(row["outcome"])

@@ -12,7 +12,7 @@ from sweep.disk.ledger import Row
 from sweep.node.deployment import Beat, Completed, DiskFull, End, Event, Placed, Work, clear_engines, stream_deployment
 from sweep.plan.packing import Need, Node
 
-POLL = 0.5  # s
+EVENT_POLL = 0.5  # s
 
 
 class InlineExecutor:
@@ -60,7 +60,7 @@ class InlineExecutor:
         if self.running is None and self.submitted:
             work = self.submitted.popleft()
             gpus = self.gpus[: work.deployment.gpu_count]
-            self.running = work, stream_deployment(work, gpus, self.draining, POLL)
+            self.running = work, stream_deployment(work, gpus, self.draining, EVENT_POLL)
             node = self.schedulable_nodes[0]
             yield work, Placed(node.node_id, node.address)
         if self.running is not None:

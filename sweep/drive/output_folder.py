@@ -1,4 +1,4 @@
-"""The results folder of a run: where it is, whether results can be written there, and what it already holds."""
+"""The results folder of a run: its path, the check that it can be written, and earlier results in it."""
 
 import os
 import shutil
@@ -19,10 +19,10 @@ INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a su
 
 
 def results_folder(settings: Settings) -> Path:
-    """Where results are written on this machine; those of an object store are copied there from a local folder.
+    """Return the folder for results on this machine; for an object store, the local one that is copied there.
 
     Raises:
-        ConfigError: if they would be lost, or cannot be kept there.
+        ConfigError: if results would be lost, or cannot be stored there.
     """
     if object_store.is_url(settings.out):
         object_store.ObjectStore(settings.out)
@@ -38,19 +38,21 @@ def results_folder(settings: Settings) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Whether results can be written there.
+    """Check that results can be written there.
 
     Raises:
-        ConfigError: if not, or if the disk is all but full.
+        ConfigError: if not, or if the disk is almost full.
     """
     existing = check_writable("out", out)
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
-        raise ConfigError(f"out={out}: {free >> 20} MiB free on its disk; needed are {MIN_FREE_BYTES >> 20} MiB")
+        raise ConfigError(
+            f"out={out}: {free >> 20} MiB free on its disk; at least {MIN_FREE_BYTES >> 20} MiB are needed"
+        )
 
 
 def check_writable(key: str, folder: Path) -> Path:
-    """Whether a folder can be written, or made; the nearest that is there. It is not made here: a dry run asks too.
+    """Check that a folder can be written or created, and return its nearest existing parent. Nothing is created.
 
     Raises:
         ConfigError: naming the key, if not.
@@ -69,7 +71,7 @@ def check_writable(key: str, folder: Path) -> Path:
 
 
 def ledger_to_read(settings: Settings, paths: RunPaths) -> Ledger:
-    """What earlier runs have left there, for looking only; of an object store nothing else is copied."""
+    """Return the ledger of earlier runs, read-only; from an object store nothing else is copied."""
     if not object_store.is_url(settings.out):
         return Ledger(paths.ledger, write=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +80,7 @@ def ledger_to_read(settings: Settings, paths: RunPaths) -> Ledger:
 
 
 def move_aside(out: Path, console: Console) -> None:
-    """fresh=true: the old results keep everything, under another name."""
+    """Rename the folder of earlier results, for fresh=true."""
     if out.exists() and any(out.iterdir()):
         with sole_driver(out):
             aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")

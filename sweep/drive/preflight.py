@@ -1,4 +1,4 @@
-"""What there is to run on: the hardware profile, the nodes with their GPUs and cores, and what cannot run there."""
+"""Preflight checks: the hardware profile, the nodes with their GPUs and cores, and what cannot run on them."""
 
 import functools
 import os
@@ -21,21 +21,21 @@ from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings
 
 OURS = ConfigPath()  # the project's options alone
-POLL = 2.0  # s between looks for a cluster's first node
-_waited_in_vain: set[str | None] = set()  # addresses of clusters: each is waited for once
+NODE_POLL = 2.0  # s between queries for a cluster's first node
+_empty_clusters: set[str | None] = set()  # by address: each is waited for once
 
 
 def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
-    """The profile for hardware=auto: by the GPUs of this machine, or of the cluster that is joined."""
+    """Return the profile for hardware=auto, by the GPUs of this machine or of the cluster."""
     profiles = options.choices("hardware")
     if cluster.simulate is not None:
-        named = (cluster.simulate.accelerator or "gpu").lower() if cluster.simulate.gpus else "cpu"
-        return named if named in profiles else "gpu"
+        profile = (cluster.simulate.accelerator or "gpu").lower() if cluster.simulate.gpus else "cpu"
+        return profile if profile in profiles else "gpu"
     if cluster.kind == "ray":
         nodes = _cluster_nodes(cluster, cluster.wait_for_nodes)
         accelerators = {name for node in nodes for name in node.accelerators if node.gpus}
-        known = next((name.lower() for name in sorted(accelerators) if name.lower() in profiles), None)
-        return known or ("gpu" if any(node.gpus for node in nodes) else "cpu")
+        matches = (name.lower() for name in sorted(accelerators) if name.lower() in profiles)
+        return next(matches, None) or ("gpu" if any(node.gpus for node in nodes) else "cpu")
     names = provenance.gpu_names()
     if not names:
         return "cpu"
@@ -44,27 +44,24 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
 
 
 def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
-    """The nodes of the Ray cluster that is joined, and those that its autoscaler could still start.
-
-    As long as there is none they may be about to join the head: `wait` s at most.
-    """
+    """Return the nodes of the Ray cluster and those that its autoscaler could start; wait for the first, `wait` s."""
     ray_executor = ray_schedule(cluster)
     ray_executor.connect(cluster)
-    wait = 0.0 if cluster.address in _waited_in_vain else wait
-    begin, said = time.monotonic(), False
-    while not (found := [*ray_executor.nodes(cluster), *ray_executor.startable_nodes(cluster)]):
+    wait = 0.0 if cluster.address in _empty_clusters else wait
+    begin, reported = time.monotonic(), False
+    while not (nodes := [*ray_executor.nodes(cluster), *ray_executor.startable_nodes(cluster)]):
         if time.monotonic() - begin >= wait:
-            _waited_in_vain.update([cluster.address] if wait else [])
+            _empty_clusters.update([cluster.address] if wait else [])
             break
-        if not said:
+        if not reported:
             print(f"no node has joined the cluster yet: waiting for one, {wait / 60:.0f} min at most", file=sys.stderr)
-        said = True
-        time.sleep(POLL)
-    return found
+        reported = True
+        time.sleep(NODE_POLL)
+    return nodes
 
 
 def find_nodes(settings: Settings) -> list[Node]:
-    """What there is, or can be had from an autoscaler, to run deployments on; or what is to be simulated."""
+    """Return the nodes for deployments: this machine, those of the cluster and its autoscaler, or simulated ones."""
     hardware, simulated = settings.hardware, settings.cluster.simulate
     if simulated is not None:
         accelerators = tuple(name for name in (simulated.accelerator or hardware.accelerator,) if name)
@@ -73,23 +70,23 @@ def find_nodes(settings: Settings) -> list[Node]:
     if settings.cluster.kind == "ray":
         return _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
     gpus = provenance.gpu_names()
-    known = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
-    return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*known, *sorted(set(gpus))))]
+    profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
+    return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*profile, *sorted(set(gpus))))]
 
 
 def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath = OURS) -> Surroundings:
-    """How the plan asks about this machine: the environments that engines would run in, and what cannot run.
+    """Return the planner's view of the machines: the environments of engines, and what is unavailable.
 
-    A run on a cluster waits for a node that is not there yet, as the driver does; only a dry run says that it is not.
-    What an engine needs of this machine's disk is looked at only where it would run here: a node has a disk of its own.
+    A node that has not joined the cluster makes a deployment unavailable only in a dry run: the driver waits for it.
+    Programs and the cache folder are checked only for engines that run on this machine.
     """
-    here = settings.cluster.kind != "ray" and settings.cluster.simulate is None
+    local = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
 
     @functools.cache  # thousands of deployments share a few
     def spec_of(choice: EnvironmentChoice, platform: str) -> tuple[EnvironmentSpec | None, str]:
-        """The environment and its fingerprint, or None and why there is none."""
+        """Return the environment and its fingerprint, or None and the reason."""
         try:
             spec = resolve(choice, "cuda" if platform == "cuda" else "cpu", options)
         except ValueError as error:
@@ -105,14 +102,14 @@ def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath 
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
-        reason: str | None = backend.unavailable(host)  # in the engine's own words first: they have the remedy
+        reason: str | None = backend.unavailable(host)  # the engine's own reason first: it has the remedy
         if reason is None and backend.launches:
-            spec, why = spec_of(backend.env, platform)
+            spec, fingerprint_or_problem = spec_of(backend.env, platform)
             if spec is None:
-                return why.removeprefix("none: ")
+                return fingerprint_or_problem.removeprefix("none: ")
         if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
-        if reason is None and backend.launches and here:
+        if reason is None and backend.launches and local:
             check_own_programs(backend.env)
             check_cache()
         return reason
@@ -125,15 +122,15 @@ def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath 
 
 
 def check_own_programs(choice: EnvironmentChoice) -> None:
-    """Whether the interpreter and the binary that the user names are there.
+    """Check that the interpreter and the binary that the user names exist.
 
     Raises:
         ConfigError: naming the first that is not.
     """
-    for key, named in (("python", choice.python), ("binary", choice.binary)):
-        if named and shutil.which(named) is None:
+    for key, program in (("python", choice.python), ("binary", choice.binary)):
+        if program and shutil.which(program) is None:
             raise ConfigError(
-                f"backend.env.{key}={named}: not an executable file; allowed: the path of one, or its name on PATH"
+                f"backend.env.{key}={program}: not an executable file; allowed: the path of one, or its name on PATH"
             )
 
 
@@ -143,13 +140,13 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
-    # What is on a node's PATH is not known from here: taken to be there, and a launch says it if not.
+    # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
     executables = frozenset(provenance.EXECUTABLES)
     return Host(gpus=gpus, executables=executables)
 
 
 def check_ports(plan: Plan) -> None:
-    """Whether every fixed port is free.
+    """Check that every fixed port is free.
 
     Raises:
         ConfigError: naming the first that is taken.
@@ -162,7 +159,7 @@ def check_ports(plan: Plan) -> None:
 
 
 def ray_schedule(cluster: Cluster) -> Any:
-    """The module that imports Ray, imported where it is needed: it takes a second, and reads its environment then."""
+    """Return the module that imports Ray, imported only when needed: it takes a second and reads its environment."""
     ray_environment.prepare(cluster)
     from sweep.drive import ray_executor
 

@@ -63,7 +63,7 @@ class Display:
         outcome = Outcome(row["outcome"])
         self.bar.update(self.task, completed=self.done, left=time_left(self.seconds_left()))
         failure = f"{outcome}: {row.get('reason') or 'no reason given'}"
-        result = _figures(row) if outcome is Outcome.OK else failure
+        result = _key_figures(row) if outcome is Outcome.OK else failure
         self.log(f"{_clock()} [{self.done}/{self.total}, {time_left(self.seconds_left())}] {label}: {result}")
 
     def seconds_left(self) -> float | None:
@@ -80,7 +80,7 @@ class Display:
         return Group(table, self.bar)
 
 
-def _figures(row: Mapping[str, Any]) -> str:
+def _key_figures(row: Mapping[str, Any]) -> str:
     """Return the two or three figures that show at a glance whether a trial is sane."""
     parts = []
     if row.get("output_throughput") is not None:

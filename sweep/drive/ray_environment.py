@@ -1,10 +1,11 @@
-"""What must be in the environment before Ray is imported: its defaults that hurt here (it reads them at import).
+"""Environment variables that replace defaults of Ray; it reads them when it is imported.
 
 A Ray started in place gets a token of its own for as long as it lives. A plain `ray.init()` would write
 ~/.ray/auth_token, over which a later `ray start` trips; without any token, whoever reaches this host could run code.
 
 RAY_grpc_client_keepalive_time_ms stays as it is: at 10 s, which shows a silent node sooner, Ray's own servers take the
-pings for too many and close the connection, and every task longer than some 45 s is lost. `schedule` has its beats.
+pings for too many and close the connection, and every task longer than some 45 s is lost. `ray_executor` sends its
+own heartbeats.
 """
 
 import os
@@ -21,7 +22,7 @@ IN_PLACE = {"RAY_raylet_start_wait_time_s": "120"}  # a busy machine needs more 
 
 
 def prepare(cluster: Cluster) -> None:
-    """Set what is not set yet. Call it before the first import of `schedule`."""
+    """Set the variables that are not set. Call it before the first import of `ray_executor`."""
     for name, value in (ALWAYS | (IN_PLACE if cluster.kind == "local" else {})).items():
         os.environ.setdefault(name, value)
     if cluster.kind == "local" and "RAY_AUTH_MODE" not in os.environ:

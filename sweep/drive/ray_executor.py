@@ -4,8 +4,8 @@ A deployment is one task that takes its GPUs, or on a machine without GPUs the w
 other would measure each other. Its events come back as a stream. Ray's own retries are off: the driver decides which
 attempt counts. `ray_environment.prepare` must run before this file is imported.
 
-Ray takes minutes to notice that a node is gone. So driver and tasks send heartbeats every BEAT seconds, the driver by a
-key in Ray's head, a task by a Beat in its stream. Without one for SILENCE seconds the driver retries the deployment
+Ray takes minutes to notice that a node is gone. So driver and tasks send each other heartbeats, the driver by a key in
+Ray's head, a task by a Beat in its stream. Without one for HEARTBEAT_TIMEOUT seconds the driver retries the deployment
 elsewhere, and a task ends itself and its engine.
 """
 
@@ -46,13 +46,13 @@ from sweep.node.deployment import (
 from sweep.plan.packing import Kind, Need, Node
 
 RESULT_POLL = 0.5  # s
-BEAT = 5.0  # s
-SILENCE = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
+HEARTBEAT = 5.0  # s
+HEARTBEAT_TIMEOUT = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
 START_TIMEOUT = 120.0  # s for a node to start a deployment
 CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
-MIN_FREE_BYTES = 16 << 20  # on the disk of the results
+FREE_PROBE_BYTES = 16 << 20  # on the disk of the results
 SILENT_NODE_BACKOFF = 180.0  # s without new deployments on a node that fell silent
-LOSS_BACKOFF = 2 * BEAT  # s without new deployments on a node after a loss
+LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
@@ -123,11 +123,11 @@ def nodes(cluster: Cluster) -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
         and node["Resources"].get("CPU")
-        and all(_matches(node["Labels"].get(key), selector) for key, selector in cluster.labels.items())
+        and all(_matches_label(node["Labels"].get(key), selector) for key, selector in cluster.labels.items())
     ]
 
 
-def _matches(value: str | None, selector: str) -> bool:
+def _matches_label(value: str | None, selector: str) -> bool:
     """Whether a label's value matches a selector in Ray's syntax: x, !x, in(x,y), !in(x,y)."""
     positive = selector.removeprefix("!")
     values = positive[3:-1].split(",") if positive.startswith("in(") else [positive]
@@ -167,7 +167,7 @@ def _deploy(work: Work, session: str) -> Iterator[Event]:
     _follow(session, draining)
     yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
     gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-    yield from carried(work, lambda work: stream_deployment(work, gpus, draining, BEAT))
+    yield from carried(work, lambda work: stream_deployment(work, gpus, draining, HEARTBEAT))
 
 
 def _follow(session: str, draining: threading.Event) -> None:
@@ -187,10 +187,10 @@ def _follow(session: str, draining: threading.Event) -> None:
                 last_beat, last = time.monotonic(), beat
             if beat is not None and beat.startswith(b"drain"):
                 draining.set()
-            time.sleep(BEAT / 4)
+            time.sleep(HEARTBEAT / 4)
 
     def watch() -> None:
-        while os.getppid() == raylet and time.monotonic() - last_beat < SILENCE:
+        while os.getppid() == raylet and time.monotonic() - last_beat < HEARTBEAT_TIMEOUT:
             time.sleep(0.5)
         os._exit(1)
 
@@ -232,10 +232,10 @@ def _gauges() -> tuple[metrics.Counter, metrics.Gauge]:
 
 
 def _has_room(folder: str) -> bool:
-    """Whether MIN_FREE_BYTES can be written there; the free space alone would not show a quota."""
+    """Whether FREE_PROBE_BYTES can be written there; the free space alone would not show a quota."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(MIN_FREE_BYTES))
+            file.write(bytes(FREE_PROBE_BYTES))
             os.fsync(file.fileno())
     except OSError:
         return False
@@ -308,7 +308,7 @@ class RayExecutor:
                 self._refresh_nodes()
             except (RayError, RuntimeError, OSError, AttributeError):
                 pass  # `head_seen` grows old, and `events` halts the sweep
-            self.draining.wait(BEAT) if order == "run" else self.closed.wait(BEAT)
+            self.draining.wait(HEARTBEAT) if order == "run" else self.closed.wait(HEARTBEAT)
 
     @property
     def schedulable_nodes(self) -> list[Node]:
@@ -325,7 +325,7 @@ class RayExecutor:
 
         Unlike `request_resources` they end with this driver, however it ends: nobody pays for nodes that nobody uses.
         """
-        if time.monotonic() - self.requested_at < BEAT or not self.autoscaling:
+        if time.monotonic() - self.requested_at < HEARTBEAT or not self.autoscaling:
             return
         self.requested_at = time.monotonic()
         requested = Counter(need.kind for need in needs)
@@ -412,8 +412,8 @@ class RayExecutor:
         node, silence = task.node, polled - task.last_event
         if task.place is None and node.node_id not in {living.node_id for living in self.nodes}:
             return Lost(f"node {node.address} died before starting it")
-        queued = silence >= SILENCE and task.place is None and self._is_reachable(node)
-        if silence < (START_TIMEOUT if queued else SILENCE):
+        queued = silence >= HEARTBEAT_TIMEOUT and task.place is None and self._is_reachable(node)
+        if silence < (START_TIMEOUT if queued else HEARTBEAT_TIMEOUT):
             return None
         self.backoff_until[node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
         if queued:
@@ -432,7 +432,7 @@ class RayExecutor:
         """Yield the next event of a stream, if it is one for the driver."""
         task = self.tasks[stream]
         try:
-            event = ray.get(next(stream), timeout=SILENCE)
+            event = ray.get(next(stream), timeout=HEARTBEAT_TIMEOUT)
         except StopIteration:
             yield self._end(stream, Completed())
         except RayTaskError as error:
@@ -481,8 +481,8 @@ class RayExecutor:
         """
         now = time.monotonic()
         remedy = "run the same command again when it is back to continue"
-        if now - self.head_seen > SILENCE:
-            raise Halted(f"Ray's head has not answered for {SILENCE:.0f} s; {remedy}")
+        if now - self.head_seen > HEARTBEAT_TIMEOUT:
+            raise Halted(f"Ray's head has not answered for {HEARTBEAT_TIMEOUT:.0f} s; {remedy}")
         if not self.home_alive:
             raise Halted(f"Ray on this host has died; {remedy}")
         if self.has_nodes_besides(set()):

@@ -8,7 +8,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, Row
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
-from sweep.node.trial import TrialRun, base_row, present_row
+from sweep.node.trial import TrialRun, is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import Outcome, Sample
 
@@ -16,7 +16,7 @@ WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come 
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
 
 
-class Tracker(Protocol):
+class TrialTracker(Protocol):
     """A service that tracks trials besides the files; its faults never fail a sweep."""
 
     def log_trial(self, row: Row, telemetry: Sequence[Sample]) -> None: ...
@@ -25,7 +25,9 @@ class Tracker(Protocol):
 class RowWriter:
     """Writes the rows of one run."""
 
-    def __init__(self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: Tracker | None) -> None:
+    def __init__(
+        self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: TrialTracker | None
+    ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.display, self.tracker = display, tracker
         self.write_after = time.monotonic() + WRITE_INTERVAL
@@ -43,7 +45,7 @@ class RowWriter:
     ) -> None:
         """Commit the row of a trial that will not run."""
         run = TrialRun(deployment, self.plan.settings, self.paths, attempt, tuple(self.plan.axes))
-        self.commit(deployment, trial, base_row(run, trial) | {"outcome": outcome.value, "reason": reason})
+        self.commit(deployment, trial, unmeasured_row(run, trial, outcome, reason))
 
     def _telemetry(self, row: Row) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry
@@ -60,15 +62,27 @@ class RowWriter:
     def write_table(self) -> None:
         """Write trials.parquet: exactly the rows of the present plan, in its order."""
         begin = time.monotonic()
-        settings, axes = self.plan.settings, self.plan.axes
+        settings, axes, schema = self.plan.settings, self.plan.axes, run_files.trial_schema()
         rows = [
-            present_row(row, deployment.backend, trial, settings, axes)
+            present_row(self._recomputed(row, trial), deployment.backend, trial, settings, axes)
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
-        if not run_files.holds(self.paths, rows, [axis for axis in axes if axis not in run_files.TRIAL_SCHEMA]):
+        if not run_files.holds(self.paths, rows, [axis for axis in axes if axis not in schema]):
             run_files.write_trials(self.paths, rows)
             self.changed = True
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
+
+    def _recomputed(self, row: Row, trial: Trial) -> Row:
+        """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
+        settings = self.plan.settings
+        if row["outcome"] != Outcome.OK or is_current(row, settings):
+            return row
+        recomputed = recomputed_row(row, trial, settings, self.paths)
+        if recomputed is not None:
+            self.ledger.commit(recomputed)
+            return recomputed
+        slo = slo_text(settings)
+        return row if row.get("slo") == slo else {**row, "slo": slo, "goodput": None}

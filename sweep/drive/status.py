@@ -1,4 +1,4 @@
-"""`python -m sweep.drive.status RUN`: what is done, what runs where, what failed and why, and how long it will take.
+"""`sweep status RUN`: what is done, what runs where, what failed and why, and how long it will take.
 
 RUN is a results folder, its name under results/, or the URL of an object store. It reads what the driver leaves on
 disk, so it works from another terminal while the sweep runs, and in the morning when nothing runs any more.
@@ -7,16 +7,14 @@ disk, so it works from another terminal while the sweep runs, and in the morning
 import json
 import os
 import socket
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from rich.console import Console
 
 from sweep.config import ConfigError
 from sweep.disk import object_store, run_files
@@ -27,7 +25,7 @@ from sweep.records import Outcome
 from sweep.wording import count, duration, time_left
 
 INTERVAL = 2.0  # s between the driver's reports
-SILENCE = 30.0  # s after which a driver on another host counts as dead
+DRIVER_TIMEOUT = 30.0  # s after which a driver on another host counts as dead
 MOST_FAILURES = 20  # more are only counted
 
 
@@ -80,7 +78,7 @@ class Status(NamedTuple):
             return False
         if self.driver["host"] == socket.gethostname():
             return psutil.pid_exists(int(self.driver["pid"]))
-        return bool(time.time() - self.driver["at"] < SILENCE)
+        return bool(time.time() - self.driver["at"] < DRIVER_TIMEOUT)
 
 
 def read(out: Path) -> Status:
@@ -102,9 +100,9 @@ def read(out: Path) -> Status:
     rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
     failures = [
         (
-            f"{_label(names[entry['deployment_id']])} {_label(entry)}",
+            f"{_label_of(names[entry['deployment_id']])} {_label_of(entry)}",
             row["outcome"],
-            _reason(row),
+            _failure(row),
         )
         for entry, row in rows
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
@@ -122,12 +120,12 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
         return None
 
 
-def _label(entry: Mapping[str, Any]) -> str:
+def _label_of(entry: Mapping[str, Any]) -> str:
     """Return the label of a deployment or trial; its id in a plan of an older version."""
     return str(entry.get("label") or entry[f"{entry['kind']}_id"])
 
 
-def _reason(row: Mapping[str, Any]) -> str:
+def _failure(row: Mapping[str, Any]) -> str:
     """Return the reason and the path of the log; an unavailable trial has none."""
     reason = row.get("reason") or "no reason given"
     if row["outcome"] == Outcome.UNAVAILABLE:
@@ -167,34 +165,15 @@ def _driver(status: Status) -> str:
     return f"running{stopping}: {process}, {count(len(driver['running']), 'deployment')}, {time_left(driver['left'])}"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line; its exit status."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        helped = bool(set(arguments) & {"-h", "--help"})
-        usage = (
-            "usage: python -m sweep.drive.status RUN   (a results folder, its name under results/, or s3://bucket/run)"
-        )
-        print(usage, file=sys.stdout if helped else sys.stderr)
-        return 0 if helped else 2
-    try:
-        lines = render(_status_of(arguments[0]))
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console = Console(highlight=False)
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
-    return 0
+def find(run: str) -> Status:
+    """The status of a run given by its folder, its name under results/, or the URL of an object store.
 
-
-def _status_of(run: str) -> Status:
+    Raises:
+        ConfigError: if there is no such run.
+    """
     if not object_store.is_url(run):
         out = Path(run)
         return read(out if out.exists() else Path("results") / run)
     with tempfile.TemporaryDirectory() as folder:
         object_store.copy(run, Path(folder), only=lambda name: name in ("plan.jsonl", "status.json"))
         return read(Path(folder))._replace(log=f"{run}/deployments")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -45,7 +45,7 @@ class StopControl:
 
     @property
     def overdue(self) -> bool:
-        """Whether the deadline has passed."""
+        """True once the deadline has passed."""
         return self.deadline is not None and time.time() > self.deadline
 
     @property

@@ -1,7 +1,7 @@
-"""The files of a node that has no part in the results folder: they go to the driver, inside the stream of events.
+"""The transfer of files from nodes that do not share the results folder, inside the stream of events.
 
-Whether a node sees the folder is found out, not configured: the driver leaves a mark in the attempt's folder before it
-starts the attempt, and a node that does not find it there writes to a folder of its own and sends what it wrote.
+Whether a node shares the folder is detected, not configured: the driver leaves a mark in the attempt's folder before
+the attempt starts, and a node that does not find it writes to a local folder and sends the files.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ MARK = ".attempt"
 
 
 def mark(work: Work) -> None:
-    """The driver's part, before the attempt starts."""
+    """Leave the mark; the driver does this before the attempt starts."""
     folder = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).write_text(work.run)
@@ -37,54 +37,54 @@ def shared(work: Work) -> bool:
 
 
 def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) -> Generator[Event, None, None]:
-    """`stream(work)`, with the files that it writes sent along where the driver would not see them.
+    """Yield the events of `stream(work)`, and its files where the driver does not share the folder.
 
-    A trial's files come before the Finished that speaks of them, all others at the end.
+    A trial's files come before its Finished, all other files at the end.
     """
     if shared(work):
         yield from stream(work)
         return
-    with _own_folder(cache_directory(work.settings.cache_dir) / "outbox") as out:
+    with _local_folder(cache_directory(work.settings.cache_dir) / "outbox") as out:
         attempt = RunPaths(out).attempt(work.deployment.deployment_id, work.attempt)
         events = stream(replace(work, out=str(out)))
         try:
             for event in events:
                 if isinstance(event, Finished):
-                    yield _taken(out, attempt / event.trial.trial_id)
+                    yield _take_files(out, attempt / event.trial.trial_id)
                 yield event
         finally:
             events.close()
-        yield _taken(out, attempt)
+        yield _take_files(out, attempt)
 
 
 @contextmanager
-def _own_folder(outbox: Path) -> Iterator[Path]:
-    """A folder in which nobody else writes, gone afterwards; one whose owner was killed goes with the next.
+def _local_folder(outbox: Path) -> Iterator[Path]:
+    """Create a folder for this attempt and remove it afterwards, with those whose owners were killed.
 
-    Each has a lock beside it, which the kernel takes back from a process that is killed.
+    Each has a lock beside it, which the kernel releases when its owner is killed.
     """
     outbox.mkdir(parents=True, exist_ok=True)
-    for left in outbox.glob("*.lock"):
-        with suppress(FileNotFoundError, PermissionError), left.open("r+") as lock:  # another may be clearing up too
+    for path in outbox.glob("*.lock"):
+        with suppress(FileNotFoundError, PermissionError), path.open("r+") as lock:  # another process may remove it too
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # its owner lives
-            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
-            left.unlink(missing_ok=True)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
     folder = outbox / uuid.uuid4().hex
-    own = folder.with_suffix(".lock")
-    with own.open("w") as lock:
+    lock_path = folder.with_suffix(".lock")
+    with lock_path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            own.unlink(missing_ok=True)
+            lock_path.unlink(missing_ok=True)
 
 
-def _taken(out: Path, folder: Path) -> Files:
-    """Everything in a folder, which is empty afterwards."""
+def _take_files(out: Path, folder: Path) -> Files:
+    """Read and delete all files in a folder."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     files = Files({path.relative_to(out).as_posix(): path.read_bytes() for path in paths})
     for path in paths:
@@ -93,7 +93,7 @@ def _taken(out: Path, folder: Path) -> Files:
 
 
 def receive(paths: RunPaths, work: Work, event: Files) -> None:
-    """Write what a node has sent, each file whole, and nowhere but in its attempt's folder.
+    """Write the files from a node, each whole, and only into its attempt's folder.
 
     Raises:
         ValueError: if a name leads out of it.

@@ -45,15 +45,15 @@ class Load(Strict):
         return None
 
     def count(self, num_requests: int) -> int:
-        """How many requests a trial must have ready if the workload asks for `num_requests` measured ones."""
+        """The requests that a trial must have ready where the workload asks for `num_requests` measured ones."""
         return num_requests
 
     def describe(self) -> str:
-        """The load in a few words, for people."""
+        """The load in a short phrase, for people."""
         raise NotImplementedError
 
     def mode(self, count: int, seed: int) -> Mode:
-        """What is sent when, for `count` requests; the same for the same arguments, on every machine."""
+        """The mode for `count` requests; the same for the same arguments, on every machine."""
         raise NotImplementedError
 
 

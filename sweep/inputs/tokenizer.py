@@ -31,10 +31,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 @lru_cache(maxsize=8)
 def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
-    complete, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if complete.is_file():
+    tokenizer_json, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if tokenizer_json.is_file():
         try:
-            tokenizer = Tokenizer.from_file(str(complete))
+            tokenizer = Tokenizer.from_file(str(tokenizer_json))
         except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
             raise ValueError(f"model.tokenizer={folder}: its tokenizer.json cannot be read ({error})") from None
         tokenizer.no_padding()
@@ -44,7 +44,7 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
         raise ValueError(
             f"model.tokenizer={folder}: has no tokenizer.json; allowed is a folder or repository that has one"
         )
-    # What GPT-2 and OPT repositories have: those come without a tokenizer.json.
+    # GPT-2 and OPT repositories have these two files and no tokenizer.json.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     config = _configuration(folder)
@@ -65,7 +65,7 @@ def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 def special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
-    """bos_token_id and, where the tokenizer has them, eos_token_id and pad_token_id."""
+    """bos_token_id and, if the tokenizer has them, eos_token_id and pad_token_id."""
     config = _configuration(folder)
     ids = {}
     for kind in ("bos_token", "eos_token", "pad_token"):
@@ -83,7 +83,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str:
-    """Tokenizer configs have a special token as its text or as a mapping around it."""
+    """The text of a special token, which tokenizer configs give as a string or as a mapping."""
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 

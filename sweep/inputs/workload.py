@@ -1,11 +1,11 @@
-"""What is asked: prompts from a file or of an exact length, as a seeded stream of Requests. When it is asked is a Load.
+"""Workloads: prompts from a file or of an exact length, as a seeded stream of Requests. Their timing is the Load's.
 
-Every prompt begins with a header of its own, so that no cache can answer for the engine; two requests of a trial differ
-from their first words on. What is asked depends on the seed and on nothing of the backend. Each random dimension has a
-stream of its own, of raw bits that NumPy keeps unchanged: input lengths stay when output lengths change.
+Every prompt begins with a unique header, so that no cache can answer for the engine; two requests of a trial differ
+from their first words on. Prompts depend on the seed, never on the backend. Each random dimension has its own stream of
+raw bits, which NumPy keeps stable across versions: input lengths do not change with output lengths.
 
-Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without one a plain word stands
-for a token, and only the engine's own count is recorded.
+Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without one a plain word counts
+as a token, and only the engine's own count is recorded.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from sweep.records import UNKNOWN, Phase, Request
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = DATA / "words.txt"
-VERSION = 1  # part of every digest: raise it when the same configuration comes to other prompts
+WORKLOAD_VERSION = 1  # part of every digest: raise it when the same configuration gives different prompts
 HEADER_WORDS = 4
-FEWEST_WORDS = 64  # that a tokenizer must know as one token each, for prompts of exact length
-SPARE_WORDS = 8  # beyond the length, should a tokenizer join some
+FEWEST_WORDS = 64  # words that must be single tokens, for prompts of exact length
+SPARE_WORDS = 8  # beyond the length, in case a tokenizer merges some
 ROUNDS = 4  # of cutting and filling until every prompt has its length
 
 Distribution = Literal["uniform", "normal", "lognormal"]
@@ -38,40 +38,40 @@ Indices = NDArray[np.int64]
 
 
 class Encoded(NamedTuple):
-    """A prompt and its tokens, special ones included; None where there is no tokenizer."""
+    """A prompt and its tokens, special ones included; None without a tokenizer."""
 
     text: str
     ids: list[int] | None
 
 
 class Draw:
-    """Random numbers for the requests of one phase of one trial, by what they are for."""
+    """Random numbers for the requests of one phase of one trial, with a stream for each purpose."""
 
     def __init__(self, seed: int, phase: Phase, count: int) -> None:
         self.seed, self.phase, self.count = seed, phase, count
 
-    def bits(self, what: str, count: int) -> NDArray[np.uint64]:
-        name = hashlib.sha256(f"{self.seed}/{self.phase}/{what}".encode()).digest()[:16]
+    def bits(self, purpose: str, count: int) -> NDArray[np.uint64]:
+        name = hashlib.sha256(f"{self.seed}/{self.phase}/{purpose}".encode()).digest()[:16]
         raw: NDArray[np.uint64] = np.random.PCG64(int.from_bytes(name, "little")).random_raw(count)
         return raw
 
-    def below(self, limit: int, what: str, count: int) -> Indices:
+    def below(self, limit: int, purpose: str, count: int) -> Indices:
         """`count` integers of [0, limit)."""
-        return (self.bits(what, count) % np.uint64(limit)).astype(np.int64)
+        return (self.bits(purpose, count) % np.uint64(limit)).astype(np.int64)
 
-    def order(self, limit: int, what: str) -> Indices:
+    def order(self, limit: int, purpose: str) -> Indices:
         """A permutation of range(limit)."""
-        return np.argsort(self.bits(what, limit), kind="stable")
+        return np.argsort(self.bits(purpose, limit), kind="stable")
 
-    def fractions(self, what: str) -> list[float]:
+    def fractions(self, purpose: str) -> list[float]:
         """One number of (0, 1) per request."""
-        values: list[float] = ((self.bits(what, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist()
+        values: list[float] = ((self.bits(purpose, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist()
         return values
 
-    def cycle(self, limit: int, what: str) -> Indices:
-        """For each request an index of [0, limit): all of them in random order, and again in another order."""
+    def cycle(self, limit: int, purpose: str) -> Indices:
+        """An index of [0, limit) for each request: all indices in random order, then again in a new order."""
         rounds = -(-self.count // limit)
-        return np.concatenate([self.order(limit, f"{what}/{i}") for i in range(rounds)])[: self.count]
+        return np.concatenate([self.order(limit, f"{purpose}/{i}") for i in range(rounds)])[: self.count]
 
     def headers(self, limit: int) -> Indices:
         """(count, HEADER_WORDS) indices of [0, limit); no two rows begin with the same two."""
@@ -83,27 +83,27 @@ class Draw:
 
 
 class Workload(BaseModel):
-    """What all workloads have in common."""
+    """The base of all workloads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured ones
-    warmup_requests: NonNegativeInt = 4  # of other prompts, sent before the measured ones and never summarised
-    ignore_eos: bool = True  # every answer is exactly as long as wanted; False: at most
-    unique_header: bool = True  # False: for what is about shared prefixes
+    num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured requests
+    warmup_requests: NonNegativeInt = 4  # with different prompts, sent before the measured ones and never summarised
+    ignore_eos: bool = True  # every answer has exactly the requested length; False: at most
+    unique_header: bool = True  # False: for studies of shared prefixes
 
     def check(self) -> None:
-        """Raise ValueError, in one line that names the key and what is allowed, if a file is not what it should be."""
+        """Raise ValueError, in one line that names the key and what is allowed, if a file is invalid."""
 
     def digest(self) -> str:
         """Hash of the files that prompts are made from."""
-        return _digest(VERSION, WORDS)
+        return _digest(WORKLOAD_VERSION, WORDS)
 
     def requests(self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured") -> list[Request]:
-        """`count` requests, the same whenever the arguments are.
+        """`count` requests, determined by the arguments.
 
-        Raises ValueError if the tokenizer cannot make prompts of the length wanted.
+        Raises ValueError if the tokenizer cannot produce prompts of the requested length.
         """
         if count == 0:
             return []
@@ -123,7 +123,7 @@ class Workload(BaseModel):
 
 
 class Prompts(Workload):
-    """Prompts of a file in random order, and again in another one when there are more requests than prompts."""
+    """Prompts of a file in random order, repeated in a new order if there are more requests than prompts."""
 
     file: str  # name of a shipped task, or path of a JSONL file with {"prompt": text} in each line
     output_tokens: PositiveInt
@@ -132,7 +132,7 @@ class Prompts(Workload):
         self._texts()
 
     def digest(self) -> str:
-        return _digest(VERSION, WORDS, self._path)
+        return _digest(WORKLOAD_VERSION, WORDS, self._path)
 
     @property
     def _path(self) -> Path:
@@ -151,8 +151,8 @@ class Prompts(Workload):
         texts = self._texts()
         chosen = [texts[i] for i in draw.cycle(len(texts), "prompts")]
         if self.unique_header:
-            words = _words()
-            headers = [" ".join(words[i] for i in header) for header in draw.headers(len(words)).tolist()]
+            vocabulary = _word_list()
+            headers = [" ".join(vocabulary[i] for i in header) for header in draw.headers(len(vocabulary)).tolist()]
             chosen = [f"{header}\n\n{text}" for header, text in zip(headers, chosen, strict=True)]
         return _encode(chosen, tokenizer)
 
@@ -197,7 +197,7 @@ class Serving(Synthetic):
         if self.spread == 0:
             return [mean] * len(fractions)
         if self.distribution == "uniform":
-            reach = math.floor(mean * self.spread + 1e-9)  # 365 * 0.4 is 146, whatever it is in binary
+            reach = math.floor(mean * self.spread + 1e-9)  # 365 * 0.4 is 146 despite binary rounding
             low, high = max(mean - reach, 1), mean + reach
             high = min(high, self.longest or high)
             return [low + int(fraction * (high - low + 1)) for fraction in fractions]
@@ -231,7 +231,7 @@ class Recorded(Workload):
         self._pairs()
 
     def digest(self) -> str:
-        return _digest(VERSION, WORDS, Path(self.file).expanduser())
+        return _digest(WORKLOAD_VERSION, WORDS, Path(self.file).expanduser())
 
     def _pairs(self) -> list[tuple[int, int]]:
         rows = _read_rows(Path(self.file).expanduser(), f"workload.file={self.file}")
@@ -254,19 +254,19 @@ class Recorded(Workload):
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
-    """Random plain words that come to `lengths[i]` tokens each, special ones included; the first ones are a header.
+    """Random plain words of exactly `lengths[i]` tokens each, special ones included; the first words are a header.
 
-    Words are chosen that are one token each, so one round nearly always does; but that is checked, and mended.
+    Words that are one token each are chosen, so one round is nearly always enough; the result is checked and corrected.
 
-    Raises ValueError if a length cannot be had from this tokenizer.
+    Raises ValueError if the tokenizer cannot produce one of the lengths.
     """
-    lead, words, special = ("", _words(), 0) if tokenizer is None else _plain_words(tokenizer)
+    lead, vocabulary, special = ("", _word_list(), 0) if tokenizer is None else _plain_words(tokenizer)
     if min(lengths) <= special:
         raise ValueError(
             f"workload.input_tokens={min(lengths)}: allowed is at least {special + 1}, as the tokenizer adds {special}"
         )
     sizes = [length - special for length in lengths]
-    texts = _word_lists(words, [size + SPARE_WORDS for size in sizes], draw, unique)
+    texts = _word_lists(vocabulary, [size + SPARE_WORDS for size in sizes], draw, unique)
     for _ in range(ROUNDS):
         prompts = _encode([lead + " ".join(text[:size]) for text, size in zip(texts, sizes, strict=True)], tokenizer)
         excess = [0 if p.ids is None else len(p.ids) - length for p, length in zip(prompts, lengths, strict=True)]
@@ -275,16 +275,18 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
         sizes = [size - over for size, over in zip(sizes, excess, strict=True)]
         if not all(0 < size <= len(text) for text, size in zip(texts, sizes, strict=True)):
             break
-    raise ValueError(f"workload.input_tokens={max(lengths)}: this tokenizer makes no prompt of exactly that length")
+    raise ValueError(
+        f"workload.input_tokens={max(lengths)}: this tokenizer cannot produce a prompt of exactly that length"
+    )
 
 
-def _word_lists(words: list[str], sizes: Sequence[int], draw: Draw, unique: bool) -> list[list[str]]:
+def _word_lists(vocabulary: list[str], sizes: Sequence[int], draw: Draw, unique: bool) -> list[list[str]]:
     """Random words, `sizes[i]` of them for request i."""
-    drawn = iter(draw.below(len(words), "words", sum(sizes)).tolist())
-    lists = [[words[index] for index in islice(drawn, size)] for size in sizes]
+    indices = iter(draw.below(len(vocabulary), "words", sum(sizes)).tolist())
+    lists = [[vocabulary[index] for index in islice(indices, size)] for size in sizes]
     if unique:
-        for text, header in zip(lists, draw.headers(len(words)).tolist(), strict=True):
-            text[:HEADER_WORDS] = [words[index] for index in header]
+        for text, header in zip(lists, draw.headers(len(vocabulary)).tolist(), strict=True):
+            text[:HEADER_WORDS] = [vocabulary[index] for index in header]
     return lists
 
 
@@ -296,33 +298,33 @@ def _encode(texts: list[str], tokenizer: Tokenizer | None) -> list[Encoded]:
 
 
 def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
-    """What a prompt begins with, the words that are one token each, and how many special tokens are added.
+    """The start of a prompt, the words that are one token each, and the number of special tokens added.
 
-    Some tokenizers put a space before the first word themselves; for others the prompt must begin with one.
+    Some tokenizers put a space before the first word themselves; for others the prompt must begin with a space.
     """
     special = len(tokenizer.encode("").ids)
     best: tuple[str, list[str]] = ("", [])
     for lead in ("", " "):
-        encodings = tokenizer.encode_batch_fast([lead + word for word in _words()])
-        known = [word for word, e in zip(_words(), encodings, strict=True) if len(e.ids) == special + 1]
-        best = max(best, (lead, known), key=lambda pair: len(pair[1]))
+        encodings = tokenizer.encode_batch_fast([lead + word for word in _word_list()])
+        single_tokens = [word for word, e in zip(_word_list(), encodings, strict=True) if len(e.ids) == special + 1]
+        best = max(best, (lead, single_tokens), key=lambda pair: len(pair[1]))
     if len(best[1]) < FEWEST_WORDS:
         raise ValueError(
-            f"model.tokenizer: knows {len(best[1])} of {len(_words())} plain words as one token; prompts of exact "
-            f"length need {FEWEST_WORDS}"
+            f"model.tokenizer: only {len(best[1])} of {len(_word_list())} plain words are single tokens; prompts of "
+            f"exact length need {FEWEST_WORDS}"
         )
     return (*best, special)
 
 
 @lru_cache(maxsize=1)
-def _words() -> list[str]:
+def _word_list() -> list[str]:
     return WORDS.read_text().split()
 
 
 def _read_rows(path: Path, key: str, or_else: str = "") -> list[dict[str, Any]]:
-    """The mappings of a JSONL file; `or_else`: what besides one is allowed, for the message.
+    """The mappings of a JSONL file; `or_else` lists other allowed values for the error message.
 
-    Raises ValueError if there is no such file, or no mapping, or anything else in it.
+    Raises ValueError if there is no such file, or a line of it is not a mapping, or it is empty.
     """
     if not path.is_file():
         raise ValueError(f"{key}: no such file; allowed is the path of a JSONL file{or_else}")
@@ -342,7 +344,7 @@ def _parse_rows(path: Path, key: str, changed: int) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             row = None
         if not isinstance(row, dict):
-            raise ValueError(f"{key}: line {number} is no JSON mapping")
+            raise ValueError(f"{key}: line {number} is not a JSON mapping")
         rows += [row] if row else []
     if not rows:
         raise ValueError(f"{key}: is empty; allowed is at least one line")

@@ -30,10 +30,10 @@ from sweep.client.measurement import ClientDied
 from sweep.config import Hardware, Settings, cache_directory
 from sweep.disk.run_files import RunPaths
 from sweep.node import agreement, gpu_memory
-from sweep.node.trial import PreparedNode, RunningEngine, TrialRun, base_row, run_trial
+from sweep.node.trial import PreparedNode, RunningEngine, TrialRun, engine_facts, run_trial, unmeasured_row
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Deployment, Trial
-from sweep.provenance import gpu_names, now
+from sweep.provenance import gpu_names
 from sweep.records import Outcome
 
 KILLED = "killed by signal"  # in an engine's exit_reason
@@ -123,11 +123,11 @@ class Contradiction(Exception):
 
 
 def stream_deployment(
-    work: Work, gpus: tuple[str, ...], stop_soon: threading.Event, beat: float
+    work: Work, gpus: tuple[str, ...], draining: threading.Event, beat: float
 ) -> Generator[Event, None, None]:
     """`run_deployment` as a generator of events, of a Beat when there is none for `beat` s.
 
-    `stop_soon` ends it after the trial that runs; closing it ends what it is doing.
+    `draining` ends it after the trial that runs; closing it ends what it is doing.
     """
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
     stop = threading.Event()
@@ -140,7 +140,7 @@ def stream_deployment(
     def run() -> None:
         try:
             with task.cancel_scope(work.marker, stop):
-                run_deployment(work, gpus, emit, stop, stop_soon)
+                run_deployment(work, gpus, emit, stop, draining)
             events.put(None)
         except Stopped:
             events.put(None)
@@ -170,7 +170,7 @@ def stream_deployment(
 
 
 def run_deployment(
-    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, stop_soon: threading.Event
+    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, draining: threading.Event
 ) -> None:
     """Launch the engine as often as it takes to give every trial a row.
 
@@ -178,7 +178,7 @@ def run_deployment(
     `settings.attempts` such failures with no good trial in between, or after two launches that fail for one reason.
     """
     run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
-    pending = _Pending(work, stop, stop_soon)
+    pending = _Pending(work, stop, draining)
     try:
         node = _prepare(work, gpus, emit)
     except Contradiction as error:
@@ -247,13 +247,13 @@ def _same_launch_failure(failures: list[Failure]) -> bool:
 class _Pending:
     """The trials of a deployment that are still to run, and which is next."""
 
-    def __init__(self, work: Work, stop: threading.Event, stop_soon: threading.Event) -> None:
+    def __init__(self, work: Work, stop: threading.Event, draining: threading.Event) -> None:
         self.trials = deque(work.deployment.trials)
-        self.work, self.stop, self.stop_soon = work, stop, stop_soon
+        self.work, self.stop, self.draining = work, stop, draining
 
     def next(self) -> Trial | None:
         """Return the first that is expected to end before the deadline; None also after a stop."""
-        if self.stop.is_set() or self.stop_soon.is_set():
+        if self.stop.is_set() or self.draining.is_set():
             return None
         remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < remaining), None)
@@ -389,8 +389,7 @@ def _measure(
             return run_trial(run, running, trial, pending.stop, caches)
         except ClientDied as error:
             reason = str(error)
-    ended = {"outcome": Outcome.INVALID.value, "reason": reason, "ended_at": now()}
-    return base_row(run, trial) | ended | {"caches_reset": caches}
+    return unmeasured_row(run, trial, Outcome.INVALID, reason, engine=engine_facts(running, caches))
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
@@ -442,7 +441,7 @@ def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emi
     for other in [t for t in pending if t.workload == trial.workload and t.load.size and size and t.load.size > size]:
         pending.remove(other)
         reason = f"{trial.load.describe()} already ran out of memory"
-        emit(Finished(other, base_row(run, other) | {"outcome": Outcome.CENSORED.value, "reason": reason}))
+        emit(Finished(other, unmeasured_row(run, other, Outcome.CENSORED, reason)))
 
 
 def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
@@ -463,7 +462,7 @@ def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
 
 def _end_all(run: TrialRun, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
     """Give all these trials the same row: the engine's failure is data."""
-    ended = {"outcome": failure.outcome.value, "reason": failure.reason, "log_tail": failure.log_tail}
     while trials:
         trial = trials.popleft()
-        emit(Finished(trial, base_row(run, trial) | ended | {"ended_at": now()}))
+        row = unmeasured_row(run, trial, failure.outcome, failure.reason, failure.log_tail)
+        emit(Finished(trial, row))

@@ -4,14 +4,13 @@ One thread reads every source once an interval, and more often at first, off the
 read is skipped and reported in `described`; it never fails a trial.
 """
 
-import itertools
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import httpx
 import psutil
@@ -181,58 +180,3 @@ class Sampler:
             f"{source.name} ({self.problems[source.name]})" if source.name in self.problems else source.name
             for source in self.sources
         )
-
-
-def memory_of(samples: Iterable[Sample]) -> tuple[str, list[float]]:
-    """The memory readings (bytes) and their label: of the GPUs if there are any, else of the engine's processes."""
-    label, readings = _memory_readings(samples)
-    return label, [value for _, value in readings]
-
-
-def _memory_readings(samples: Iterable[Sample]) -> tuple[str, list[tuple[float, float]]]:
-    """Like `memory_of`, with the time of each reading (s); all devices of one reading have the same time."""
-    totals: dict[str, dict[float, float]] = {"gpu_memory_bytes": {}, "process_memory_bytes": {}}
-    for sample in samples:
-        if sample.series in totals:
-            by_time = totals[sample.series]
-            by_time[sample.time] = by_time.get(sample.time, 0.0) + sample.value
-    gpus, processes = (sorted(by_time.items()) for by_time in totals.values())
-    return ("gpu", gpus) if gpus else ("process", processes)
-
-
-def time_mean(readings: Sequence[tuple[float, float]]) -> float | None:
-    """Mean over time of sorted (time, value), by trapezoids, since early readings are closer together."""
-    if len(readings) < 2:
-        return readings[0][1] if readings else None
-    steps = itertools.pairwise(readings)
-    area = sum((time - before) * (value + earlier) / 2 for (before, earlier), (time, value) in steps)
-    return area / (readings[-1][0] - readings[0][0])
-
-
-def summarise_telemetry(
-    samples: Sequence[Sample], idle_memory: float | None, duration: float | None, begin: float = 0.0
-) -> dict[str, Any]:
-    """The trials row's telemetry columns, over the measured time: `duration` s from `begin`, the first send.
-
-    Memory, which an engine keeps, is also taken from readings shortly after the end or, if there are none, from before.
-    KV-cache use, which ends with the requests, is not.
-    """
-    end = float("inf") if duration is None else begin + duration
-    measured = [sample for sample in samples if begin <= sample.time <= end + 1.0] or list(samples)
-    kv_usage = _kv_cache_usage([sample for sample in samples if begin <= sample.time <= end])
-    label, memory = _memory_readings(measured)
-    return {
-        "kv_cache_usage_mean": time_mean(kv_usage),
-        "kv_cache_usage_max": max((value for _, value in kv_usage), default=None),
-        "memory_idle_bytes": idle_memory,
-        "memory_mean_bytes": time_mean(memory),
-        "memory_peak_bytes": max((value for _, value in memory), default=None),
-        "memory_label": label,
-    }
-
-
-def _kv_cache_usage(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    """Time (s) and value (0..1) of the readings; none if no request ran at any, which differs from an empty cache."""
-    usage = [(sample.time, sample.value) for sample in samples if sample.series == "kv_cache_usage"]
-    running = any(sample.series == "requests_running" and sample.value > 0 for sample in samples)
-    return usage if running or any(value for _, value in usage) else []

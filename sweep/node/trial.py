@@ -5,12 +5,11 @@ starts, telemetry beside it, and the verdict. A trial's folder is complete when 
 """
 
 import json
-import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,26 @@ from sweep import provenance
 from sweep.client import measurement
 from sweep.config import POINT_GROUPS, Hardware, Settings, cache_directory
 from sweep.disk import run_files
+from sweep.disk.row import (
+    EngineFacts,
+    Identity,
+    Observation,
+    TrialRow,
+    Verdict,
+    percentiles_of,
+    percentiles_text,
+)
 from sweep.disk.run_files import RunPaths
 from sweep.node import engine_timed, validity
-from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source, memory_of, summarise_telemetry
-from sweep.numbers import metrics
+from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
+from sweep.numbers.quantities.memory import memory_of
+from sweep.numbers.quantities.throughput import cost_per_million_tokens
+from sweep.numbers.quantity import Value, columns
+from sweep.numbers.selection import Window
 from sweep.numbers.steady import steady_window
-from sweep.numbers.warnings import warning_codes
+from sweep.numbers.summarise import figures, summarise
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
-from sweep.records import Outcome, Records, Request, Sample
-
-PERFORMANCE = re.compile(r"throughput|goodput|^cost_|^steady_|batch_latency|^(ttft|tpot|itl|e2el|service_ttft)_")
+from sweep.records import Outcome, Records, Request
 
 
 @dataclass(frozen=True)
@@ -63,29 +72,47 @@ class RunningEngine:
     facts: Mapping[str, Any]  # as the engine reports them
 
 
-def base_row(run: TrialRun, trial: Trial) -> dict[str, Any]:
-    """The columns of a trials row that are known before anything is measured."""
+def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Identity:
+    """The part of a row that is known before anything is measured; `accelerator` is the GPU by its own name."""
     deployment, hardware = run.deployment, run.settings.hardware
-    return {
-        "trial_id": trial.trial_id,
-        "deployment_id": deployment.deployment_id,
-        "attempt": run.attempt,
-        "experiment": run.settings.name,
-        "backend": deployment.backend.name,
-        "model": deployment.model.name,
-        "workload": trial.workload.name,
-        "load": trial.load.name,
+    if not elsewhere(deployment.backend, hardware):
+        accelerator = hardware.accelerator or accelerator or hardware.name
+    return Identity(
+        trial_id=trial.trial_id,
+        deployment_id=deployment.deployment_id,
+        attempt=run.attempt,
+        experiment=run.settings.name,
+        backend=deployment.backend.name,
+        model=deployment.model.name,
+        workload=trial.workload.name,
+        load=trial.load.name,
         **trial.load_columns(),
-        "replicate": trial.replicate,
-        "seed": trial.seed,
-        "price_per_hour": _price(deployment.backend, hardware),
-        "accelerator": None if elsewhere(deployment.backend, hardware) else hardware.accelerator or hardware.name,
-        "gpu_count": deployment.gpu_count,
-        "config": config_text(trial.config),
-        "commit": provenance.commit(),
-        "started_at": provenance.now(),
-        **coordinates(trial, run.axes),
-    }
+        replicate=trial.replicate,
+        seed=trial.seed,
+        price_per_hour=_price(deployment.backend, hardware),
+        accelerator=accelerator,
+        gpu_count=deployment.gpu_count,
+        percentiles=percentiles_text(run.settings.percentiles),
+        slo=slo_text(run.settings),
+        config=config_text(trial.config),
+        digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
+        commit=provenance.commit(),
+        started_at=provenance.now(),
+    )
+
+
+def unmeasured_row(
+    run: TrialRun,
+    trial: Trial,
+    outcome: Outcome,
+    reason: str | None,
+    log_tail: str | None = None,
+    engine: EngineFacts | None = None,
+) -> dict[str, Any]:
+    """The row of a trial that ended before it was measured."""
+    verdict = Verdict(outcome=outcome, reason=reason, log_tail=log_tail, ended_at=provenance.now())
+    axes = coordinates(trial, run.axes)
+    return TrialRow(identity=identity(run, trial), verdict=verdict, axes=axes, engine=engine).flat()
 
 
 def _price(backend: Backend, hardware: Hardware) -> float | None:
@@ -97,14 +124,46 @@ def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
     return {axis: trial.coordinates.get(axis) for axis in axes if axis not in POINT_GROUPS}
 
 
+def slo_text(settings: Settings) -> str | None:
+    """The bounds for goodput as a row has them; None without any."""
+    return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
+
+
+def _bounds(settings: Settings) -> dict[str, float]:
+    return {str(name): bound for name, bound in (settings.slo or {}).items()}
+
+
 def present_row(
     row: Mapping[str, Any], backend: Backend, trial: Trial, settings: Settings, axes: Iterable[str]
 ) -> dict[str, Any]:
     """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
-    price, units = _price(backend, settings.hardware), max(1, row.get("gpu_count") or 0)
-    cost = metrics.cost_per_million_tokens(price, units, row.get("output_throughput"))
+    price = _price(backend, settings.hardware)
+    cost = cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
     own = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
     return {**row, **own, **coordinates(trial, axes)}
+
+
+def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
+    """Return whether a row has the percentiles and the bounds for goodput that are set now."""
+    return row.get("percentiles") == percentiles_text(settings.percentiles) and row.get("slo") == slo_text(settings)
+
+
+def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> dict[str, Any] | None:
+    """The row of a result with what is set now, from its stamps on disk; None where they are gone."""
+    try:
+        records = run_files.read_requests(paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests)
+    except (FileNotFoundError, run_files.DamagedFile):
+        return None
+    series = {name for name, statistic in columns(percentiles_of([row])).items() if statistic.quantity.per is not None}
+    measured = summarise(
+        records,
+        slo=_bounds(settings),
+        discard_first_batch=getattr(trial.load, "discard_first", False),
+        window=Window(row.get("steady_begin"), row.get("steady_end"), row.get("steady_method", "")),
+        percentiles=settings.percentiles,
+    )
+    present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings)}
+    return {name: value for name, value in row.items() if name not in series} | measured | present
 
 
 def run_trial(
@@ -120,14 +179,21 @@ def run_trial(
         client.ClientDied: if the measuring process ended without its results.
     """
     engine = running.engine
-    row = base_row(run, trial) | _engine_columns(run, running) | {"caches_reset": caches_reset}
-    files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
+    inputs = {"startup_seconds": engine.startup_seconds, "agreement": running.facts.get("agreement")}
+    row = TrialRow(
+        identity=identity(run, trial, _gpu_name(running.node)),
+        verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
+        axes=coordinates(trial, run.axes),
+        engine=engine_facts(running, caches_reset),
+        measured=figures(inputs),
+    )
     try:
         warmup, requests = _build_requests(run, trial)
-    except ValueError as error:  # this tokenizer cannot produce prompts of the requested length: no fault of the engine
-        return row | {"outcome": Outcome.INVALID.value, "reason": str(error), "ended_at": provenance.now()}
+    except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
+        verdict = Verdict(outcome=Outcome.INVALID, reason=str(error), ended_at=provenance.now())
+        return replace(row, verdict=verdict).flat()
     sampler = Sampler(_sources(engine), run.settings.telemetry_interval)
-    idle = memory_of(sampler.read_once())[1]
+    idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     deadline = time.monotonic() + run.settings.trial_timeout
     logged = engine.log_position()
     began = time.monotonic()
@@ -147,47 +213,48 @@ def run_trial(
         )
     del warmup, requests  # of a long trial, hundreds of megabytes
     if stop.is_set():
-        return row | {"outcome": Outcome.CANCELLED.value, "reason": "stopped by the user"}
+        return row.flat()
     samples = sampler.samples(result.start_monotonic)
-    row |= _figures(run, trial, result.records, samples, sum(idle) if idle else None)
-    units = max(1, run.deployment.gpu_count)
-    row["cost_per_million_tokens"] = metrics.cost_per_million_tokens(
-        row["price_per_hour"], units, row["output_throughput"]
-    )
-    row |= _client_columns(result.report)
-    row |= {"telemetry_sources": sampler.described, "wall_seconds": time.monotonic() - began}
-    row |= {"ended_at": provenance.now()}
-    row |= _verdict(run, trial, engine, result, time.monotonic() > deadline, logged)
-    if row["outcome"] != Outcome.OK:
-        row = _without_performance(row)
-    row["warnings"] = warning_codes(row)
+    inputs |= {
+        "samples": samples,
+        "idle_memory": idle,
+        "client": result.report,
+        "wall_seconds": time.monotonic() - began,
+    }
+    verdict = _verdict(run, trial, engine, result, time.monotonic() > deadline, logged)
+    columns = replace(
+        row,
+        verdict=replace(verdict, ended_at=provenance.now()),
+        observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.described),
+        measured=_measured(run, trial, result.records, inputs),
+    ).flat()
+    files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
     run_files.write_requests(files, result.records)
     run_files.write_telemetry(files, samples)
-    run_files.write_trial(files, row)
-    return row
+    run_files.write_trial(files, columns)
+    return columns
 
 
-def _engine_columns(run: TrialRun, running: RunningEngine) -> dict[str, Any]:
+def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFacts:
+    """What the row says of the engine besides its figures."""
     facts, node = running.facts, running.node
-    return {
-        "engine_version": facts.get("engine_version"),
-        "agreement": facts.get("agreement"),
-        "agreement_reference": facts.get("agreement_reference"),
-        "dtype": facts.get("dtype"),
-        "startup_seconds": running.engine.startup_seconds,
-        "versions": json.dumps({**provenance.own_versions(), **node.environment.versions}),
-        "hardware": json.dumps({"node": node.name, **provenance.hardware()}),
-        "driver": provenance.driver(),
-        **_accelerator(run, node),
-        "engine_facts": json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
-    }
+    return EngineFacts(
+        engine_version=facts.get("engine_version"),
+        dtype=facts.get("dtype"),
+        agreement_reference=facts.get("agreement_reference"),
+        versions=json.dumps({**provenance.own_versions(), **node.environment.versions}),
+        hardware=json.dumps({"node": node.name, **provenance.hardware()}),
+        driver=provenance.driver(),
+        engine_facts=json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
+        caches_reset=caches_reset,
+        batch_form=running.engine.backend.batch_form,
+    )
 
 
-def _accelerator(run: TrialRun, node: PreparedNode) -> dict[str, str]:
-    """The GPU by the name that it gives itself, where the profile does not name one."""
+def _gpu_name(node: PreparedNode) -> str | None:
+    """The GPU by the name that it gives itself."""
     names = provenance.gpu_names()
-    own = [names[int(gpu)] for gpu in node.launch.gpus if gpu.isdigit() and int(gpu) < len(names)]
-    return {"accelerator": own[0]} if own and run.settings.hardware.accelerator is None else {}
+    return next((names[int(gpu)] for gpu in node.launch.gpus if gpu.isdigit() and int(gpu) < len(names)), None)
 
 
 def _build_requests(run: TrialRun, trial: Trial) -> tuple[list[Request], list[Request]]:
@@ -236,52 +303,25 @@ def _reason_to_stop(engine: Engine, stop: threading.Event, deadline: float) -> C
     return reason
 
 
-def _client_columns(report: measurement.ClientReport) -> dict[str, Any]:
-    """What the client certifies about itself."""
-    return {
-        "client_cpu": report.cpu,
-        "client_loop_lag_p50": report.loop_lag_p50,
-        "client_loop_lag_p99": report.loop_lag_p99,
-        "client_reads": report.reads,
-        "client_multi_event_reads": report.multi_event_reads,
-        "client_clock_steps": report.clock_steps,
-        "client_stamp_source": report.stamp_source,
-        "client_processes": report.processes,
-        "client_offered": report.offered,
-        "client_sent": report.sent,
-        "batch_form": report.batch_form,
-    }
-
-
-def _figures(
-    run: TrialRun, trial: Trial, records: Records, samples: list[Sample], idle_memory: float | None
-) -> dict[str, Any]:
-    """Every number of the row that is derived from the Records and the telemetry."""
-    discard_first = getattr(trial.load, "discard_first", False)
-    columns: dict[str, Any] = metrics.summarise(
+def _measured(run: TrialRun, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:
+    """Every quantity of the trial."""
+    discard_first, backend = getattr(trial.load, "discard_first", False), run.deployment.backend
+    return summarise(
         records,
-        slo={str(name): bound for name, bound in (run.settings.slo or {}).items()} or None,
+        slo=_bounds(run.settings),
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
+        percentiles=run.settings.percentiles,
+        price_per_hour=_price(backend, run.settings.hardware),
+        gpu_count=run.deployment.gpu_count,
+        reserves_memory=backend.reserves_memory,
+        **inputs,
     )
-    sent = [at for at, phase in zip(records.sent, records.phase, strict=True) if phase == "measured"]
-    columns |= summarise_telemetry(samples, idle_memory, columns["duration"], begin=min(sent, default=0.0))
-    if run.deployment.backend.reserves_memory:
-        columns["memory_label"] = "reserved"
-    return columns
-
-
-def _without_performance(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial that is no result has no speed and no cost: half a measurement must not look like a fast one.
-
-    Counts, memory and what the client says of itself stay; the raw stamps are in requests.parquet.
-    """
-    return {name: None if PERFORMANCE.search(name) else value for name, value in row.items()}
 
 
 def _verdict(
     run: TrialRun, trial: Trial, engine: Engine, result: measurement.Measurement, timed_out: bool, logged: int
-) -> dict[str, Any]:
+) -> Verdict:
     """The outcome: the engine's death first, then time, then the requests, then the client.
 
     `logged` is how far the engine's log went before the trial: what it said of memory earlier is no part of this one.
@@ -289,28 +329,28 @@ def _verdict(
     log = engine.log_tail()
     if not engine.alive():
         outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
-        return {"outcome": outcome.value, "reason": engine.exit_reason(), "log_tail": log}
+        return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
     if timed_out:
-        return {"outcome": Outcome.HUNG.value, "reason": f"not done in {run.settings.trial_timeout} s", "log_tail": log}
+        return Verdict(outcome=Outcome.HUNG, reason=f"not done in {run.settings.trial_timeout} s", log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
         stopped = result.report.stopped
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
-        message = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'for an unknown reason'}"
-        return {"outcome": partial.value, "reason": message, "log_tail": log}
+        unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'why is unknown'}"
+        return Verdict(outcome=partial, reason=unsent, log_tail=log)
     outcome, reason = validity.outcome_of(result.records, max_failed=run.settings.max_failed)
     if outcome is not Outcome.OK:
         if engine.ran_out_of_memory(since=logged):
             outcome = Outcome.OOM_RUN
         elif validity.only_timeouts(result.records):
             outcome = Outcome.HUNG
-        return {"outcome": outcome.value, "reason": reason, "log_tail": log}
+        return Verdict(outcome=outcome, reason=reason, log_tail=log)
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
         stepped = f"the host's clock was set ({steps} times): stamps of a second before may be off by as much"
-        return {"outcome": Outcome.INVALID.value, "reason": stepped}
+        return Verdict(outcome=Outcome.INVALID, reason=stepped)
     limited = validity.limited(result.report, result.records)
     if limited:
-        return {"outcome": Outcome.CLIENT_LIMITED.value, "reason": limited}
-    return {"outcome": Outcome.OK.value, "reason": None}
+        return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=limited)
+    return Verdict(outcome=Outcome.OK)

@@ -6,7 +6,9 @@ import numpy as np
 
 from sweep.client.measurement import ClientReport
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
-from sweep.numbers.metrics import lag, measured, service_ttft, succeeded
+from sweep.numbers.quantile import quantile
+from sweep.numbers.quantities.latency import lag, service_ttft
+from sweep.numbers.selection import measured, succeeded
 from sweep.records import Outcome, Records
 
 STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
@@ -87,7 +89,7 @@ def limited(report: ClientReport, records: Records) -> str | None:
     lags = np.sort(lag(records)[of] - BURST_COST * _left_before(records, of))
     # Of few requests the p99 is next to the largest lag. One late request is an accident of the machine; two are a
     # pattern.
-    late = min(float(np.quantile(lags, 0.99)), float(lags[-2:][0]))
+    late = min(quantile(lags, 0.99), float(lags[-2:][0]))
     allowed = max(LATE, 0.1 * float(np.median(first[of])))
     if late > allowed:
         if report.cpu < BUSY_ELSEWHERE:

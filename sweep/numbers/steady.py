@@ -11,13 +11,15 @@ The window
   * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
     initial transient", Operations Research 31, 1983).
 Two series are examined: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
-there is one, the tokens per second of each batch, and no drain. `metrics` defines the quantities of a window.
+there is one, the tokens per second of each batch, and no drain. `quantities.steady` defines its figures.
 """
 
 import numpy as np
 
 from sweep.numbers.chunks import Floats, Mask, tokens_per_bin
-from sweep.numbers.metrics import Window, batches, measured, service_e2el, succeeded
+from sweep.numbers.quantities.batches import batches
+from sweep.numbers.quantities.latency import service_e2el
+from sweep.numbers.selection import Window, measured, spans, succeeded
 from sweep.records import UNKNOWN, Records
 
 BINS = 500  # at most
@@ -78,7 +80,7 @@ def turned_over(records: Records, mask: Mask) -> float | None:
 
     The typical number is the median over the time from the first send to the last.
     """
-    sent, ended = _in_flight_intervals(records, mask)
+    sent, ended = spans(records, mask)
     if not sent.size or sent.max() <= sent.min():
         return None
     typical = int(np.median(in_flight(records, mask, np.linspace(sent.min(), sent.max(), BINS + 1))).round())
@@ -87,16 +89,8 @@ def turned_over(records: Records, mask: Mask) -> float | None:
 
 def in_flight(records: Records, mask: Mask, edges: Floats) -> Floats:
     """Mean number of requests in flight (from send to last token) between each two edges. Shape (edges - 1,)."""
-    sent, ended = _in_flight_intervals(records, mask)
+    sent, ended = spans(records, mask)
     return np.diff(_time_since(sent, edges) - _time_since(ended, edges)) / np.diff(edges)
-
-
-def _in_flight_intervals(records: Records, mask: Mask) -> tuple[Floats, Floats]:
-    """Times of send and last token of the requests in `mask` that got a token, s from the trial's start."""
-    sent = np.asarray(records.sent, np.float64)[mask]
-    ended = sent + service_e2el(records)[mask]
-    some = ~np.isnan(ended)
-    return sent[some], ended[some]
 
 
 def _time_since(events: Floats, at: Floats) -> Floats:

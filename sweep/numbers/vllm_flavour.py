@@ -5,23 +5,17 @@ import math
 import numpy as np
 
 from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
-from sweep.numbers.metrics import (
-    Figure,
-    itl,
-    measured,
-    per_second,
-    ratio,
-    service_e2el,
-    service_ttft,
-    succeeded,
-    total_tokens,
-)
+from sweep.numbers.quantile import statistics
+from sweep.numbers.quantities.latency import itl, service_e2el, service_ttft
+from sweep.numbers.quantity import Value
+from sweep.numbers.selection import measured, per_second, ratio, succeeded, total_tokens
+from sweep.numbers.summarise import gaps
 from sweep.records import Records
 
 VERSION = "0.32.0"  # of the vLLM in which these definitions were read
 
 
-def vllm_flavour(records: Records) -> dict[str, Figure]:
+def vllm_flavour(records: Records) -> dict[str, Value]:
     """The figures that `vllm bench serve` prints, by its definitions and under its names (ms where they say so).
 
     Latencies count from the send; ITL is every gap between chunks; the peaks are of chunks (not tokens) that arrived,
@@ -29,15 +23,15 @@ def vllm_flavour(records: Records) -> dict[str, Figure]:
     begins with the load (time 0), so that it includes the gap before the first request. Where vLLM says 0 for want of a
     value, this is None.
     """
-    of = measured(records)
-    answered = of & succeeded(records) & ~np.isnan(service_ttft(records))
+    mask = measured(records)
+    answered = mask & succeeded(records) & ~np.isnan(service_ttft(records))
     sent, last = as_floats(records.sent)[answered], service_e2el(records)[answered]
     length = float(np.max(sent + last)) if sent.size else None
     output, input_ = total_tokens(records.output_tokens, answered), total_tokens(records.input_tokens, answered)
-    row: dict[str, Figure] = {
+    row: dict[str, Value] = {
         "vllm_version": VERSION,
         "completed": int(answered.sum()),
-        "failed": int((of & ~answered).sum()),
+        "failed": int((mask & ~answered).sum()),
         "duration": length,
         "total_input_tokens": input_,
         "total_output_tokens": output,
@@ -60,11 +54,16 @@ def vllm_flavour(records: Records) -> dict[str, Figure]:
     series = {"ttft": first, "tpot": per_token, "e2el": last}
     for name, values in series.items():
         row |= _vllm_statistics(name, values * 1e3)
-    return row | _vllm_statistics("itl", itl(records, answered) * 1e3)
+    return row | _vllm_statistics("itl", gaps(itl, records, answered) / 1e3)
 
 
-def _vllm_statistics(name: str, values: Floats) -> dict[str, Figure]:
+def _vllm_statistics(name: str, values: Floats) -> dict[str, Value]:
     values = values[~np.isnan(values)]
-    found = [values.mean(), np.median(values), values.std(), np.quantile(values, 0.99)] if values.size else [None] * 4
-    names = (f"{statistic}_{name}_ms" for statistic in ("mean", "median", "std", "p99"))
-    return {key: None if value is None else float(value) for key, value in zip(names, found, strict=True)}
+    spread = float(values.std()) if values.size else None
+    figures = statistics(values, (50, 99))
+    return {
+        f"mean_{name}_ms": figures["mean"],
+        f"median_{name}_ms": figures["p50"],
+        f"std_{name}_ms": spread,
+        f"p99_{name}_ms": figures["p99"],
+    }

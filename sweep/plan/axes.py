@@ -117,7 +117,7 @@ class PlanSpec(Strict):
         factors += [_in_step(group) for group in self.zip if group]
         if self.ladder:
             factors.append(list(self._steps()))
-        seen: set[str] = set()
+        keys: set[str] = set()
         for combination in itertools.product(*factors):
             assignments = {key: value for part in combination for key, value in part.items()}
             for axis, condition in self.when.items():
@@ -126,8 +126,8 @@ class PlanSpec(Strict):
             if any(_matches({**chosen, **assignments}, pattern) for pattern in self.exclude):
                 continue
             identity = repr(sorted(assignments.items(), key=lambda item: item[0]))
-            if identity not in seen:
-                seen.add(identity)
+            if identity not in keys:
+                keys.add(identity)
                 yield assignments
 
     def _steps(self) -> Iterator[Assignments]:
@@ -153,14 +153,16 @@ class PlanSpec(Strict):
             ConfigError: naming an axis that this plan does not have, or a value that is none of its axis.
         """
         axes = self.values()
-        known = {*axes, *chosen}
+        defined = {*axes, *chosen}
         for key in written.when:  # it may wait for a key of the command line, but not under a name so near to an axis
-            if key not in known and (axis := nearest(key, axes)):
+            if key not in defined and (axis := nearest(key, axes)):
                 raise ConfigError(f"when.{key}: no axis of this plan; did you mean {axis}?")
         for pattern in (*written.exclude, *written.when.values()):
             for key, condition in pattern.items():
-                if key not in known:
-                    raise ConfigError(f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, known)}")
+                if key not in defined:
+                    raise ConfigError(
+                        f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, defined)}"
+                    )
                 if key in (options or axes):
                     allowed = [*options.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
                     for value in condition if isinstance(condition, list) else [condition]:

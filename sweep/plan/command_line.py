@@ -13,7 +13,7 @@ Assignments = dict[str, Any]  # dotted key or group -> value
 
 
 class CommandLine(NamedTuple):
-    """What the user typed: one value, or the values of an axis, per key."""
+    """The user's command line: one value, or the values of an axis, per key."""
 
     experiment: str | None
     scalars: Assignments
@@ -26,7 +26,7 @@ class CommandLine(NamedTuple):
 
 
 def is_point_key(key: str) -> bool:
-    """Whether a dotted key or group belongs to a point: only such a key may be an axis."""
+    """Return whether a dotted key or group belongs to a point: only such a key may be an axis."""
     return key.split(".")[0] in POINT_GROUPS
 
 

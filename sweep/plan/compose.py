@@ -52,7 +52,7 @@ class Composition:
 
 @dataclass(frozen=True)
 class _Request:
-    """What the experiment and the command line ask for, before points are expanded."""
+    """The request of experiment and command line, before points are expanded."""
 
     plan: PlanSpec
     chosen: Assignments  # the option of each point group where it is no axis
@@ -106,9 +106,9 @@ class _Composer:
     def __init__(self, line: CommandLine, options: ConfigPath) -> None:
         self.line, self.options = line, options
         self.origins: dict[str, str] = {}
-        known = options.choices("experiment")
-        if line.experiment is not None and line.experiment not in known:
-            raise one_of("experiment", line.experiment, known)
+        experiments = options.choices("experiment")
+        if line.experiment is not None and line.experiment not in experiments:
+            raise one_of("experiment", line.experiment, experiments)
         self.note_origin("experiment", line.experiment)
         typed = {group: line.scalars[group] for group in GROUPS if group in line.scalars}
         self.base, chosen = self._compose(typed)
@@ -146,11 +146,11 @@ class _Composer:
         overrides = [f"+experiment={self.line.experiment}"] if self.line.experiment else []
         served = None
         for group, choice in choices.items():
-            known = self.options.choices(group)
-            if group == "model" and isinstance(choice, str) and choice not in known:
+            names = self.options.choices(group)
+            if group == "model" and isinstance(choice, str) and choice not in names:
                 served, choice = choice, SERVED_MODEL
-            elif choice not in known:
-                raise one_of(group, choice, known)
+            elif choice not in names:
+                raise one_of(group, choice, names)
             overrides.append(f"{group}={choice}")
         composed = self.options.compose(PRIMARY, overrides)
         chosen: Assignments = {str(group): option for group, option in composed.hydra.runtime.choices.items()}
@@ -286,8 +286,8 @@ def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, c
     """Refuse a condition that cannot mean anything: the user's in this plan, the experiment's own in its own."""
     groups = {group: composer.options.choices(group) for group in POINT_GROUPS}
     line = composer.line
-    own = published.with_typed({}, line.axes)
-    own.refuse_idle_conditions(published, {**composer.chosen, **point_keys(line.scalars)}, groups)
+    overrides = published.with_typed({}, line.axes)
+    overrides.refuse_idle_conditions(published, {**composer.chosen, **point_keys(line.scalars)}, groups)
     request.plan.refuse_idle_conditions(typed, {**request.chosen, **request.scalars}, {})
 
 
@@ -329,7 +329,7 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
 
 
 def _refuse_values_of_none(line: CommandLine, plan: PlanSpec, coordinates: Sequence[Assignments]) -> None:
-    """What the user typed must not vanish because its `when` suits no point."""
+    """Refuse typed values that would silently vanish because their `when` matches no point."""
     for key, value in line.typed.items():
         if key in plan.when and key in plan.grid and not any(key in point for point in coordinates):
             raise ConfigError(
@@ -347,8 +347,8 @@ def _refuse_keys_of_some(line: CommandLine, plan: PlanSpec, points: Iterable[Poi
             continue
         fitting = {name for name, target in used[group].items() if fields[0] in locate(target, group).model_fields}
         if fitting and fitting != set(used[group]):
-            others, some = ", ".join(sorted(set(used[group]) - fitting)), ",".join(sorted(fitting))
+            missing, some = ", ".join(sorted(set(used[group]) - fitting)), ",".join(sorted(fitting))
             raise ConfigError(
-                f"{key}={in_words(value)}: unknown to {others}; to set it for the others, add "
+                f"{key}={in_words(value)}: unknown to {missing}; to set it for the others, add "
                 f"'when={{{key}: {{{group}: [{some}]}}}}'"
             )

@@ -63,8 +63,8 @@ def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> I
     except (OSError, ValueError):
         tokenizer = None  # a model that is not on this machine; its prompts cannot be counted here
     requests = workload.requests(tokenizer, min(number, SAMPLE), first.seed)
-    asked = [getattr(workload, "input_tokens", request.input_tokens) for request in requests]
-    yield f"input {_lengths([request.input_tokens for request in requests] if tokenizer else asked)}"
+    lengths = [getattr(workload, "input_tokens", request.input_tokens) for request in requests]
+    yield f"input {_lengths([request.input_tokens for request in requests] if tokenizer else lengths)}"
     most = "" if workload.ignore_eos and deployment.backend.ignores_eos else "at most "
     yield f"output {most}{_lengths([request.output_tokens for request in requests])}"
     yield f"{count(len(trials), 'replicate')}, seeds {', '.join(str(trial.seed) for trial in trials)}"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sweep import provenance
 from sweep.config import Hardware
@@ -23,39 +23,41 @@ from sweep.plan.simulate import SimulatedRun, simulate
 from sweep.records import Outcome
 from sweep.wording import count, duration
 
-COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
-COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
+HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
+HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 BATCH = 4096  # rows
 REPEATABLE = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # likely to end so again
 UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the order in which deployments start
 NAMED = 4  # deployments of a critical path that are listed
 
 
+Key = TypeVar("Key")
+
+
 class History:
     """Durations of trials and launches in earlier runs, s."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self.by_id: dict[str, list[float]] = {}
-        self.failed_by_id: dict[str, list[float]] = {}
-        self.by_kind: dict[tuple[str, str | None], list[float]] = {}
-        self.launches: dict[tuple[int, str], list[float]] = {}
-        launched: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is read
+        by_id: dict[str, list[float]] = {}
+        failed_by_id: dict[str, list[float]] = {}
+        by_kind: dict[tuple[str, str | None], list[float]] = {}
+        launches: dict[tuple[int, str], list[float]] = {}
+        launch_kinds: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is parsed
         for row in rows:
-            if not row["config"]:
+            seconds, ok = _seconds(row), row["outcome"] == Outcome.OK
+            if not row["config"] or not (ok or row["outcome"] in REPEATABLE):
                 continue
-            if row["outcome"] != Outcome.OK:
-                if row["outcome"] in REPEATABLE and (seconds := _seconds(row)) is not None:
-                    self.failed_by_id.setdefault(row["trial_id"], []).append(seconds)
-                continue
-            if (seconds := _seconds(row)) is not None:
-                self.by_id.setdefault(row["trial_id"], []).append(seconds)
-                self.by_kind.setdefault((row["config"], row["accelerator"]), []).append(seconds)
-            if row["startup_seconds"] is not None:
+            if seconds is not None:
+                (by_id if ok else failed_by_id).setdefault(row["trial_id"], []).append(seconds)
+            if ok and seconds is not None:
+                by_kind.setdefault((row["config"], row["accelerator"]), []).append(seconds)
+            if ok and row["startup_seconds"] is not None:
                 deployment_id = row["deployment_id"]
-                if deployment_id not in launched:
-                    launched[deployment_id] = _launch_kind(row["gpu_count"], json.loads(row["config"]))
-                self.launches.setdefault(launched[deployment_id], []).append(row["startup_seconds"])
-        self.medians: dict[int, float] = {}  # of the lists above, by identity: one kind may have many trials
+                if deployment_id not in launch_kinds:
+                    launch_kinds[deployment_id] = _launch_kind(row["gpu_count"], json.loads(row["config"]))
+                launches.setdefault(launch_kinds[deployment_id], []).append(row["startup_seconds"])
+        self.by_id, self.failed_by_id = _medians(by_id), _medians(failed_by_id)
+        self.by_kind, self.launches = _medians(by_kind), _medians(launches)
 
     @classmethod
     def beside(cls, out: Path) -> "History":
@@ -67,29 +69,26 @@ class History:
         seconds = self.by_id.get(row["trial_id"])
         if seconds is None and self.by_kind:  # serialising a hundred thousand configs takes seconds
             seconds = self.by_kind.get((config_text(row["config"]), row["accelerator"]))
-        return self._median(seconds or self.failed_by_id.get(row["trial_id"]))
+        return self.failed_by_id.get(row["trial_id"]) if seconds is None else seconds
 
     def launch(self, deployment: Deployment) -> float | None:
         """Return the median time to launch such a deployment, s."""
         if not self.launches:
             return None
-        return self._median(self.launches.get(_launch_kind(deployment.gpu_count, deployment.trials[0].config)))
+        return self.launches.get(_launch_kind(deployment.gpu_count, deployment.trials[0].config))
 
-    def _median(self, seconds: list[float] | None) -> float | None:
-        if seconds is None:
-            return None
-        if id(seconds) not in self.medians:
-            self.medians[id(seconds)] = median(seconds)
-        return self.medians[id(seconds)]
+
+def _medians(durations: Mapping[Key, list[float]]) -> dict[Key, float]:
+    return {key: median(seconds) for key, seconds in durations.items()}
 
 
 def _earlier_rows(out: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(out.parent.glob("*/trials.parquet")):
         try:
-            table = read_table(path, COLUMNS)
+            table = read_table(path, HISTORY_COLUMNS)
         except DamagedFile:
             continue  # the analysis of that run reports it
-        if set(table.column_names) == set(COLUMNS):
+        if set(table.column_names) == set(HISTORY_COLUMNS):
             for batch in table.to_batches(BATCH):  # a hundred thousand rows at once would be hundreds of megabytes
                 yield from batch.to_pylist()
 
@@ -169,38 +168,38 @@ def expect(
     return expected._replace(unknown_trials=unknown_trials, unknown_launches=unknown_launches)
 
 
-class Estimate(NamedTuple):
+class RunEstimate(NamedTuple):
     """Expected course of a plan on a cluster."""
 
     expected: Expected
     simulated: SimulatedRun
-    known: bool  # whether earlier runs or an assumption give a duration
+    is_known: bool  # whether earlier runs or an assumption give a duration
     messages: list[str]  # one line each
 
     @property
     def seconds(self) -> float | None:
         """Until the end; None where it is not known."""
-        return self.simulated.makespan if self.known else None
+        return self.simulated.makespan if self.is_known else None
 
 
-def estimate(
+def estimate_run(
     plan: Plan,
     deployments: Sequence[Deployment],
     history: History,
     nodes: Sequence[Node],
     assumed: Assumed | None = None,
-) -> Estimate:
-    """Estimate the duration and cost of deployments on these nodes, by simulating the scheduler."""
+) -> RunEstimate:
+    """RunEstimate the duration and cost of deployments on these nodes, by simulating the scheduler."""
     expected = expect(deployments, history, plan.settings.hardware, assumed)
     simulated = simulate(expected.needs, nodes)
     if not deployments:
-        return Estimate(expected, simulated, False, [])
+        return RunEstimate(expected, simulated, False, [])
     if expected.unknown_trials and not assumed:
         unknown = count(expected.unknown_trials, "trial")
         message = f"duration and cost unknown (no earlier successful run of {unknown} to estimate from)"
-        return Estimate(expected, simulated, False, [message])
+        return RunEstimate(expected, simulated, False, [message])
     if not simulated.spans:
-        return Estimate(expected, simulated, False, ["duration unknown: no node can run it now"])
+        return RunEstimate(expected, simulated, False, ["duration unknown: no node can run it now"])
     names = {deployment.deployment_id: deployment.describe() for deployment in deployments}
     hardware = plan.settings.hardware
     if all(elsewhere(deployment.backend, hardware) for deployment in deployments):
@@ -210,7 +209,7 @@ def estimate(
         f"durations: {_sources(expected, assumed)}",
         _critical_path(simulated, names),
     ]
-    return Estimate(expected, simulated, True, messages)
+    return RunEstimate(expected, simulated, True, messages)
 
 
 def _cluster(nodes: Sequence[Node], simulated: SimulatedRun) -> str:

@@ -48,14 +48,14 @@ class Start(NamedTuple):
     node_id: str
 
 
-def fits(node: Node, need: Need) -> bool:
+def can_run(node: Node, need: Need) -> bool:
     """Whether an idle node would do."""
     return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
 
 
 def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
     """Return the reason why it fits none of these nodes even if idle, with the remedy, in one line; None if it does."""
-    if any(fits(node, need) for node in nodes):
+    if any(can_run(node, need) for node in nodes):
         return None
     if need.accelerator and not any(need.accelerator in node.accelerators for node in nodes):
         there = ", ".join(sorted({name for node in nodes for name in node.accelerators})) or "none"
@@ -114,10 +114,10 @@ class Packer:
     def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
         """Return the node with the least room to spare, so that room for large deployments stays together."""
         if need.gpus:
-            candidates = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and fits(n, need)]
+            candidates = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and can_run(n, need)]
             return min(candidates, key=lambda node: node.gpus - self.used[node.node_id], default=None)
         cpu_nodes = [node for node in nodes if not node.gpus] or nodes
-        return next((node for node in cpu_nodes if not self.tenants[node.node_id] and fits(node, need)), None)
+        return next((node for node in cpu_nodes if not self.tenants[node.node_id] and can_run(node, need)), None)
 
     def release(self, key: str) -> None:
         """Free the slot of a running deployment."""

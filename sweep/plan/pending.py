@@ -12,14 +12,14 @@ from typing import Any
 
 from sweep.config import ConfigError, Settings
 from sweep.disk.ledger import Ledger, Row
-from sweep.plan.estimate import Assumed, Estimate, History, estimate
+from sweep.inputs.hub import COMMIT
+from sweep.plan.estimate import Assumed, History, RunEstimate, estimate_run
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import LOAD_COLUMNS
 
 MOST_DIFFERENCES = 3  # more are only counted
-REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit or, unknown, at a revision
-COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISION = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit, or at an unresolved name
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PendingWork:
     deployments: list[Deployment]  # with their pending trials only
     finished_trials: int  # of the plan: those with a valid result
     reasons: dict[str, str]  # why each trial is run, by id; empty on the first run
-    estimate: Estimate
+    estimate: RunEstimate
 
     @property
     def runnable(self) -> list[Deployment]:
@@ -49,7 +49,7 @@ def find_pending(plan: Plan, ledger: Ledger, history: History, nodes: Sequence[N
         deployments,
         len(plan.trials) - sum(len(deployment.trials) for deployment in deployments),
         reasons(plan, runnable, ledger) if ledger.rows else {},
-        estimate(plan, runnable, history, nodes, _assumed(plan.settings)),
+        estimate_run(plan, runnable, history, nodes, _assumed(plan.settings)),
     )
 
 
@@ -82,7 +82,7 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
     if not revisions:
         return
     measured = {json.loads(row.get("digests") or "{}").get("model", "") for row in ledger.rows.values()}
-    commits = {r: commit for digest in measured for r, commit in REPOSITORY.findall(digest) if COMMIT.fullmatch(commit)}
+    commits = {r: commit for digest in measured for r, commit in REVISION.findall(digest) if COMMIT.fullmatch(commit)}
     for repository, revision in sorted(revisions):
         if repository in commits:
             raise ConfigError(
@@ -93,7 +93,7 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
 
 def unresolved(digest: str) -> list[tuple[str, str]]:
     """Return the repositories in a digest with a revision that no hub resolved to a commit."""
-    return [(r, name) for r, name in REPOSITORY.findall(digest) if not COMMIT.fullmatch(name)]
+    return [(r, name) for r, name in REVISION.findall(digest) if not COMMIT.fullmatch(name)]
 
 
 def reasons(plan: Plan, pending: Iterable[Deployment], ledger: Ledger) -> dict[str, str]:

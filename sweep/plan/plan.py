@@ -29,7 +29,7 @@ class Trial:
         """Measured requests: the workload's, in whole batches where the load sends batches."""
         return int(self.load.count(self.workload.num_requests))
 
-    def load_columns(self) -> dict[str, float | None]:
+    def load_columns(self) -> dict[str, Any]:
         """What the trials row says of the load: batch_size, concurrency (users) and rate (requests/s)."""
         return {key: getattr(self.load, key, None) for key in LOAD_COLUMNS}
 

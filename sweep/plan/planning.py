@@ -25,7 +25,7 @@ from sweep.records import PROTOCOL_VERSION
 T = TypeVar("T")
 
 # Fields of a backend that say how it is run here and cannot change a result.
-NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "oom_patterns", "noise_patterns"}
+NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names"}
 
 
 class Surroundings(NamedTuple):
@@ -68,7 +68,7 @@ class _Builder:
         self.cache = cache_directory(settings.cache_dir)
         self.seen: set[str] = set()
         # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
-        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "slo", "relaunch"})
+        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "relaunch"})
         self.judged_by["timeouts"] = asdict(settings.client.timeouts)
 
     def add(self, point: Point, coordinates: Assignments) -> None:
@@ -168,8 +168,8 @@ def _labelled(deployments: list[Deployment]) -> list[Deployment]:
 
 def _settings_of(deployment: Deployment) -> dict[str, Any]:
     """The values on the axes that all trials of a deployment share."""
-    first, *others = (trial.coordinates for trial in deployment.trials)
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    first, *rest = (trial.coordinates for trial in deployment.trials)
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 
 
 def _at_the_door(check: Callable[[], T], group: str) -> T:

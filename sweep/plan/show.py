@@ -15,7 +15,7 @@ from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, elsewhere
 from sweep.wording import count
 
-MOST_TRIALS = 200  # a larger plan is shown by deployment
+MOST_LISTED = 200  # a larger plan is shown by deployment
 FEW_REQUESTS = 0.5  # of the requested duration: random arrivals of a few dozen hardly ever all come before
 FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and the system
 PIPE_WIDTH = 160  # characters, where there is no terminal and no COLUMNS
@@ -85,7 +85,7 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
         summary = "unavailable" if deployment.unavailable else f"{number} to run"
         trials = count(len(deployment.trials), "trial")
         yield f"{deployment.deployment_id}  {deployment.describe()}: {trials}, {summary}"
-        if len(plan.trials) > MOST_TRIALS:
+        if len(plan.trials) > MOST_LISTED:
             continue
         for trial in deployment.trials:
             line = f"  {trial.trial_id}  {trial.describe():<{label_width}}  {state[trial.trial_id]}"
@@ -101,13 +101,13 @@ def _state(deployment: Deployment, to_run: bool, reason: str) -> str:
 
 def few_requests(plan: Plan) -> list[str]:
     """Warn of timed loads whose requests are all sent long before the requested duration."""
-    seen: set[tuple[int, int]] = set()
+    checked: set[tuple[int, int]] = set()
     warnings: dict[str, None] = {}
     for trial in plan.trials:
         load, count = trial.load, trial.num_requests
-        if load.duration is None or (id(load), count) in seen:
+        if load.duration is None or (id(load), count) in checked:
             continue
-        seen.add((id(load), count))
+        checked.add((id(load), count))
         last = load.mode(count, trial.seed).last_arrival()
         if last is not None and last < FEW_REQUESTS * load.duration:
             few = f"all {count} requests are due within {last:.1f} s; raise workload.num_requests to fill the time"

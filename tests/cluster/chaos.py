@@ -1,4 +1,4 @@
-"""One sweep on three nodes, and every five seconds something of it is killed, by a seed."""
+"""One sweep on three nodes, with one of its processes killed every five seconds, chosen by a seed."""
 
 import os
 import random
@@ -24,7 +24,7 @@ TRIALS = 40
 
 
 class Storm(NamedTuple):
-    """What happened, and what was there afterwards."""
+    """The events of a storm, and the state afterwards."""
 
     seed: int
     commands: int
@@ -73,7 +73,7 @@ def storm(seed: int, cluster: RayCluster, out: Path, cache: Path, engine: str) -
 
 
 def _strike(chance: random.Random, sweep: Sweep, cluster: RayCluster) -> str:
-    """Kill one thing of a kind that is drawn, if there is one just now; which."""
+    """Kill one process of a random kind, if there is one; return the kind."""
     kinds: dict[str, Callable[[], list[int]]] = {
         "engine": sweep.engines,
         "child": sweep.children,
@@ -86,9 +86,11 @@ def _strike(chance: random.Random, sweep: Sweep, cluster: RayCluster) -> str:
     kind = chance.choice(sorted(kinds))
     pids = kinds[kind]()
     if not pids:
-        # Not the driver or a raylet instead: always there, they would be hit over and over while nothing runs.
+        # Neither the driver nor a raylet instead: they always exist and would be hit repeatedly while nothing runs.
         present = {
-            name: found for name in sorted(kinds) if name not in ("driver", "raylet") and (found := kinds[name]())
+            name: processes
+            for name in sorted(kinds)
+            if name not in ("driver", "raylet") and (processes := kinds[name]())
         }
         if not present:
             return "nothing"
@@ -101,7 +103,7 @@ def _strike(chance: random.Random, sweep: Sweep, cluster: RayCluster) -> str:
 
 
 def write_engine(folder: Path, python: str) -> str:
-    """An interpreter whose engine has a child that goes into a session of its own and hears no SIGTERM."""
+    """Write an interpreter whose engine has a child in a session of its own that ignores SIGTERM."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "python"
     child = f"{python} -c 'import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(3600)'"

@@ -27,7 +27,7 @@ from sweep.disk.run_files import read_trials
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=100000000"]
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # loopback only, and for minutes
+    "RAY_AUTH_MODE": "disabled",  # loopback only, for some minutes
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_raylet_start_wait_time_s": "120",
@@ -55,7 +55,7 @@ class Node:
     def start(self) -> None:
         self.log = (self.cluster.folder / f"{self.address}.log").open("wb")
         self.process = subprocess.Popen(
-            # A folder of its own: nodes that start at once would fight over the names of their sockets.
+            # A folder of its own: nodes that start together would otherwise compete for the same socket names.
             [*self.prefix, *RAY, f"--node-ip-address={self.address}", f"--temp-dir={self.folder}", *self.arguments],
             stdout=self.log,
             stderr=self.log,
@@ -132,7 +132,7 @@ class Network:
         self.bridge = f"swp{os.getpid()}"
 
     def __enter__(self) -> "Network":
-        """Raises subprocess.CalledProcessError without the right to make namespaces."""
+        """Create the network; raises subprocess.CalledProcessError without permission to create namespaces."""
         ip("link", "add", self.bridge, "type", "bridge")
         ip("addr", "add", "10.77.0.1/24", "dev", self.bridge)
         ip("link", "set", self.bridge, "up")
@@ -140,8 +140,8 @@ class Network:
             ip("netns", "add", name)
             ip("link", "add", self.link(index), "type", "veth", "peer", "name", "eth0", "netns", name)
             ip("link", "set", self.link(index), "master", self.bridge, "up")
-            for words in (f"addr add 10.77.0.{index + 2}/24 dev eth0", "link set eth0 up", "link set lo up"):
-                ip("-n", name, *words.split())
+            for arguments in (f"addr add 10.77.0.{index + 2}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                ip("-n", name, *arguments.split())
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -156,16 +156,16 @@ class Network:
         return [["ip", "netns", "exec", name] for name in self.names]
 
     def cut(self, index: int) -> None:
-        """From now on packets from and to this node vanish; nobody is told."""
+        """Drop all packets from and to this node from now on, without any notice."""
         ip("link", "set", self.link(index), "down")
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
 class Sweep:
-    """A sweep of a plan in a folder, as the user runs it: one command, again and again."""
+    """A sweep of a plan in a folder, run as a user does: the same command, repeated."""
 
     def __init__(self, out: Path, *arguments: str, cache: Path, environment: dict[str, str] | None = None) -> None:
         self.out = out
@@ -223,14 +223,14 @@ class Sweep:
         return Counter(row["outcome"] for row in self.rows())
 
     def measured(self) -> Counter[str]:
-        """Outcomes, with `client_limited` as ok: that the machine is busy is no fault that these tests are about."""
+        """Outcomes, with `client_limited` as ok: these tests are not about a busy machine."""
         return Counter(row["outcome"].replace("client_limited", "ok") for row in self.rows())
 
     def committed(self) -> list[dict[str, Any]]:
         return [entry["row"] for entry in self.ledger() if entry["event"] == "trial"]
 
     def check_rows(self) -> None:
-        """Every trial of the plan has exactly one row, and nobody else has one."""
+        """Assert that every trial of the plan has exactly one row, and that there are no other rows."""
         assert sorted(row["trial_id"] for row in self.rows()) == sorted(self.plan())
 
     # -- its processes
@@ -275,13 +275,13 @@ def parent(pid: int) -> int:
         return 0
 
 
-def pids_of(word: str) -> list[int]:
+def pids_of(argument: str) -> list[int]:
     """Processes with this word on their command line."""
-    found = []
+    pids = []
     for process in psutil.process_iter(["cmdline"]):
-        if word in (process.info["cmdline"] or []):
-            found.append(process.pid)
-    return found
+        if argument in (process.info["cmdline"] or []):
+            pids.append(process.pid)
+    return pids
 
 
 def free_port() -> int:
@@ -290,11 +290,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], seconds: float, what: str, poll: float = 0.1) -> float:
-    """Seconds that it took; an AssertionError if it did not come about."""
+def wait_until(condition: Callable[[], Any], seconds: float, event: str, poll: float = 0.1) -> float:
+    """Wait for a condition and return the seconds that it took; raises AssertionError after `seconds`."""
     begin = time.monotonic()
     while not condition():
-        assert time.monotonic() - begin < seconds, f"not within {seconds:g} s: {what}"
+        assert time.monotonic() - begin < seconds, f"not within {seconds:g} s: {event}"
         time.sleep(poll)
     return time.monotonic() - begin
 

@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 def test_chaos(cluster, tmp_path, seed):
     engine = write_engine(tmp_path / "engine", sys.executable)
     cache = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
-    seen = storm(seed, cluster, tmp_path / "out", cache, engine)
-    print(seen)
-    assert seen.outcomes == {"ok": TRIALS}
-    assert seen.commands <= COMMANDS
-    assert seen.twice == 0, "no trial was measured well twice"
-    assert seen.killed.total() - seen.killed["nothing"] >= 4
+    result = storm(seed, cluster, tmp_path / "out", cache, engine)
+    print(result)
+    assert result.outcomes == {"ok": TRIALS}
+    assert result.commands <= COMMANDS
+    assert result.twice == 0, "no trial was measured well twice"
+    assert result.killed.total() - result.killed["nothing"] >= 4

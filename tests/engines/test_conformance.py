@@ -141,7 +141,7 @@ def test_metrics_move_under_load(engine):
 def test_forgets_prompts_between_trials(engine):
     """A prompt that is asked again is answered from the prefix cache, and after the reset is not."""
     if not engine.backend.reset_paths:
-        pytest.skip("this engine cannot be told to forget")
+        pytest.skip("this engine has no cache reset")
     name = engine.backend.metric_names["prefix_cache_hits_total"]
     source = EngineMetrics(engine.url + engine.backend.metrics_path, {"hits": name})
 

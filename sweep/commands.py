@@ -1,0 +1,277 @@
+"""The subcommands of `sweep`: each reads its arguments and imports, only then, the room that does the work."""
+
+import argparse
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from sweep.config import ConfigError, cache_directory, first_line, one_of
+from sweep.options import PRIMARY, ConfigPath
+
+TOP = """\
+usage: sweep COMMAND ...
+       sweep [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ...      the same as sweep run
+
+{commands}
+
+  sweep +experiment=throughput_bound
+  sweep +experiment=throughput_bound load.batch_size=1,8 backend=vllm dry_run=true
+  sweep backend=vllm model=tiny-llama workload=qa load=closed load.concurrency=4
+
+{choices}
+
+sweep COMMAND --help says more, sweep backends NAME what can be set of a backend; sweep --version.
+Exit status: 0; 1 a trial failed, the deadline left some, or the run had to stop; 2 bad input; 130 interrupted."""
+RUN = """\
+usage: sweep run [--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ...
+
+Runs an experiment, or without one the single configuration of backend, model, workload and load. A list of values makes
+(or replaces) an axis. The same command again runs only what is not done. With dry_run=true nothing is started.
+
+{choices}
+
+sweep run GROUP=NAME --help lists the keys of that option; these are the keys of every run:
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of one subcommand, whose help is its docstring; bad input is a ConfigError."""
+
+    def __init__(self, command: Callable[[list[str]], int], add_help: bool = True) -> None:
+        name = f"sweep {command.__name__}"
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(name, None, command.__doc__, formatter_class=layout, allow_abbrev=False, add_help=add_help)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def run(arguments: list[str]) -> int:
+    """Run an experiment, or a single configuration: compose, plan, check, run, report."""
+    from sweep.run import run
+
+    folders, overrides = _config_dirs(arguments)
+    if {"-h", "--help"} & set(arguments):
+        _help_of_run(overrides, ConfigPath.of_user(folders))
+        return 0
+    return run(overrides, folders)
+
+
+def status(arguments: list[str]) -> int:
+    """Print what is done, what runs where, what failed and why, and how long it will take."""
+    from sweep.drive import status
+
+    parser = Parser(globals()["status"])
+    parser.add_argument("run", metavar="RUN", help="a results folder, its name under results/, or s3://bucket/run")
+    lines = status.render(status.find(parser.parse_args(arguments).run))
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary."""
+    import analysis
+
+    parser = Parser(report)
+    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    folder = Path(parser.parse_args(arguments).run)
+    if not folder.exists() and (Path("results") / folder).exists():
+        folder = Path("results") / folder
+    try:
+        results = analysis.open_results(folder)
+        analysis.write_all(results)
+    except (analysis.RunNotFound, analysis.DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    console = Console(highlight=False)
+    console.print(analysis.Summary(results))
+    console.print(f"report: {results.run.paths.report}", soft_wrap=True)
+    return 0
+
+
+def backends(arguments: list[str]) -> int:
+    """Print which engines can run here, what of them is installed, and what to do about the rest.
+
+    sweep backends                  list all backends
+    sweep backends NAME             list the keys of one, with what they mean
+    sweep backends install NAME...  build what they run in, as their first use would
+    sweep backends docs             make the table of docs/backends.md anew (in a checkout)
+    """
+    from backends import installed, overview
+    from sweep import provenance
+
+    console, cache = Console(highlight=False), cache_directory(None)
+    plain = [argument for argument in arguments if argument not in ("-h", "--help")]
+    match plain:
+        case [] if plain != arguments:
+            print(f"{Parser(backends).description}")
+        case []:
+            installed.show(provenance.host(), cache, console)
+            where = f"environments are in {cache / 'environments'}; set cache_dir= of a run, or XDG_CACHE_HOME"
+            console.print(where, markup=False, soft_wrap=True)
+        case ["install", *names] if names and plain == arguments:
+            return installed.install(names, provenance.host(), cache, console)
+        case ["docs"]:
+            overview.write()
+        case [name] if name in ConfigPath.of_user().choices("backend"):
+            _print_keys(ConfigPath.of_user(), "backend", name)
+        case _:
+            raise one_of("backends", " ".join(plain), ["docs", "install NAME...", *overview.names()])
+    return 0
+
+
+def selfcheck(arguments: list[str]) -> int:
+    """Compare the measuring client on this machine with a server that logs what it truly did.
+
+    sweep selfcheck [+experiment=NAME] [KEY=VALUE]...   at the highest load of that plan
+    sweep selfcheck --streams 256 --itl 0.02            at a load of your own
+
+    The server is the simulated backend, on the engine's cores; the client runs where it would in a trial. Its figures
+    are compared with the server's log request by request. Exit status 1 when the client is the bottleneck at this load.
+    """
+    parser = Parser(selfcheck)
+    parser.add_argument("--streams", type=_count, help="requests in flight at once; default: the plan's most, else 256")
+    parser.add_argument("--itl", type=_seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
+    parser.add_argument("--processes", type=_processes, default="auto", help="client processes: a number, or auto")
+    parser.add_argument("overrides", nargs="*", help="those of sweep run, e.g. +experiment=serving")
+    options = parser.parse_args(arguments)
+    from sweep import selfcheck as room
+
+    streams = options.streams or (room.plan_load(options.overrides) if options.overrides else 256)
+    finding = room.check(streams, options.itl, processes=options.processes)
+    print(room.describe(finding))
+    return 1 if finding.limited else 0
+
+
+def copy(arguments: list[str]) -> int:
+    """Copy a run from an object store to a folder, its ledger in one piece."""
+    from sweep.disk import object_store
+
+    parser = Parser(copy)
+    parser.add_argument("url", metavar="URL", help="of the run: s3://bucket/run, gs://bucket/run")
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    options = parser.parse_args(arguments)
+    if not object_store.is_url(options.url):
+        raise ConfigError(f"URL={options.url}: allowed are s3://bucket/path and gs://bucket/path")
+    try:
+        object_store.copy(options.url, options.folder)
+    except OSError as error:
+        raise ConfigError(f"{options.url}: {first_line(error)}") from None
+    return 0
+
+
+def completion(arguments: list[str]) -> int:
+    """Print the script that completes `sweep` in a shell.
+
+    bash  eval "$(sweep completion bash)"        in ~/.bashrc
+    zsh   eval "$(sweep completion zsh)"         in ~/.zshrc, after compinit
+    fish  sweep completion fish | source         in ~/.config/fish/config.fish
+    """
+    from sweep.completion import SCRIPTS, candidates
+
+    if arguments[:1] == ["--words"]:  # of the line, `sweep` first
+        folders, words = _config_dirs(arguments[2:])
+        print("\n".join(candidates(COMMANDS, words, ConfigPath.of_user(folders))))
+        return 0
+    parser = Parser(completion)
+    parser.add_argument("shell", choices=list(SCRIPTS))
+    print(SCRIPTS[parser.parse_args(arguments).shell])
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    command.__name__: command for command in (run, status, report, backends, selfcheck, copy, completion)
+}
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit status.
+
+    Raises:
+        ConfigError: for bad input.
+    """
+    first, *rest = arguments or ["--help"]
+    if first in COMMANDS:
+        return COMMANDS[first](rest)
+    if first in ("-h", "--help", "help"):
+        lines = [f"  {name:11} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+        print(TOP.format(commands="\n".join(lines), choices=_choices(ConfigPath.of_user())))
+        return 0
+    if first == "--version":
+        from sweep import provenance
+
+        commit = provenance.commit()
+        print(f"sweep {provenance.own_versions()['sweep']}" + (f" ({commit})" if commit else ""))
+        return 0
+    if "=" in first or first.startswith("--config-dir"):
+        return run(list(arguments))
+    raise one_of("command", first, list(COMMANDS))
+
+
+def _config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The folders given with --config-dir, and the arguments without them."""
+    parser = Parser(run, add_help=False)
+    parser.add_argument("--config-dir", metavar="DIR", action="append", default=[])
+    options, overrides = parser.parse_known_args(arguments)
+    return options.config_dir, overrides
+
+
+def _choices(options: ConfigPath) -> str:
+    """The options of each config group."""
+    plurals = ("experiment", "backend", "model", "workload", "load")
+    choices = {f"{group}s": options.choices(group) for group in plurals}
+    choices |= {group: options.choices(group) for group in ("hardware", "cluster", "tracking")}
+    return "\n".join(f"{group + ':':12} {', '.join(names)}" for group, names in choices.items())
+
+
+def _help_of_run(overrides: Sequence[str], options: ConfigPath) -> None:
+    from sweep.plan.compose import GROUPS
+
+    pairs = [argument.split("=", 1) for argument in overrides if "=" in argument]
+    chosen = [(group, name) for group, names in pairs if group in GROUPS for name in names.split(",")]
+    if not chosen:
+        print(RUN.format(choices=_choices(options)))
+    for group, option in chosen or [("", PRIMARY)]:
+        _print_keys(options, group, option)
+
+
+def _print_keys(options: ConfigPath, group: str, option: str) -> None:
+    from sweep.keys import keys_of
+    from sweep.plan.axes import flow
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    table.add_column("value", max_width=30, no_wrap=True)
+    table.add_column("what it means")
+    for key in keys_of(options, group, option):
+        table.add_row(key.name, flow(key.value), key.meaning or " | ".join(key.allowed))
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers from 1")
+    return int(text)
+
+
+def _processes(text: str) -> int | Literal["auto"]:
+    try:
+        return "auto" if text == "auto" else _count(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, and auto") from None
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(seconds := float(text)) and seconds >= 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text}: allowed are seconds from 0")

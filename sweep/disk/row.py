@@ -1,0 +1,155 @@
+"""The row of a trial: typed parts, and the one function that makes of them what is written down.
+
+Beside the parts a row has the measured quantities (`sweep.numbers`) and the experiment's axes under their dotted keys.
+"""
+
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+from sweep.config import PERCENTILES
+from sweep.numbers.quantity import OLD_PERCENTILES, PERFORMANCE, Value, columns
+from sweep.numbers.warnings import warning_codes
+from sweep.records import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What was asked, of what, where. `load_columns` says how large the load was: one has a value at most."""
+
+    trial_id: str
+    deployment_id: str
+    attempt: str
+    experiment: str
+    backend: str
+    model: str
+    workload: str
+    load: str
+    batch_size: int | None
+    concurrency: int | None
+    rate: float | None
+    replicate: int
+    seed: int
+    price_per_hour: float | None
+    accelerator: str | None
+    gpu_count: int
+    percentiles: str  # of its series
+    slo: str | None  # the bounds that goodput is judged by, JSON
+    config: str  # resolved, JSON
+    digests: str | None  # of the files that the config points to, JSON
+    commit: str | None
+    started_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What an engine that was launched said of itself, and where it ran."""
+
+    engine_version: str | None
+    dtype: str | None
+    agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing
+    versions: str  # JSON
+    hardware: str  # JSON
+    driver: str | None
+    engine_facts: str  # JSON
+    caches_reset: bool | None  # before the trial; None: not asked for
+    batch_form: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What became of the trial."""
+
+    outcome: Outcome
+    reason: str | None = None
+    log_tail: str | None = None
+    ended_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """How it was watched."""
+
+    client_stamp_source: str
+    telemetry_sources: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A trial's row before it is flat."""
+
+    identity: Identity
+    verdict: Verdict
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineFacts | None = None
+    observation: Observation | None = None
+    measured: Mapping[str, Value] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """The columns with a value or a place in every such row; without a result, no performance."""
+        parts = (self.identity, self.verdict, self.engine, self.observation)
+        row = {name: value for part in parts if part is not None for name, value in asdict(part).items()}
+        row["outcome"] = self.verdict.outcome.value
+        measured = dict(self.measured)
+        if self.verdict.outcome is not Outcome.OK:
+            measured |= dict.fromkeys(performance_columns(percentiles_of([row])) & measured.keys())
+        row |= measured
+        warnings = {"warnings": warning_codes(row)} if self.observation is not None else {}
+        return row | warnings | dict(self.axes)
+
+
+ASKED = (Identity, EngineFacts)
+"""The parts that say what was run; the others, and what was measured, are what came of it."""
+
+
+def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
+    """The columns of every trials row and the types of their values, in order; axes follow."""
+    measured = {name: statistic.type for name, statistic in columns(percentiles).items()}
+    parts = {**_fields(EngineFacts), **_fields(Observation), "warnings": list}
+    return {**_fields(Identity), **_fields(Verdict), **measured, **parts}
+
+
+def asked_columns() -> set[str]:
+    """The columns that say what was run."""
+    return {name for part in ASKED for name in _fields(part)}
+
+
+def performance_columns(percentiles: Iterable[float]) -> set[str]:
+    """The columns that only a result has."""
+    return {name for name, statistic in columns(percentiles).items() if statistic.quantity.kind in PERFORMANCE}
+
+
+def latency_columns(percentiles: Iterable[float]) -> set[str]:
+    """The columns that rest on a client's stamps."""
+    return {name for name, statistic in columns(percentiles).items() if statistic.quantity.kind == "latency"}
+
+
+def percentiles_text(percentiles: Sequence[float]) -> str:
+    return ", ".join(f"{percentile:g}" for percentile in percentiles)
+
+
+def percentiles_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
+    """The percentiles that any of the rows has, ascending."""
+    texts = {row.get("percentiles") for row in rows} or {percentiles_text(PERCENTILES)}
+    return merged_percentiles(texts)
+
+
+def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:
+    """Those of all rows with such texts in `percentiles`; None is of a row from before that was a setting."""
+    sets = [OLD_PERCENTILES if text is None else tuple(map(float, text.split(", "))) for text in texts]
+    return tuple(sorted({percentile for some in sets for percentile in some}))
+
+
+@cache
+def _fields(part: type) -> dict[str, type]:
+    """The fields of a part with the types of their values, None aside."""
+    return {name: _plain(hint) for name, hint in typing.get_type_hints(part).items()}
+
+
+def _plain(hint: Any) -> type:
+    if isinstance(hint, types.UnionType):
+        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
+    return str if issubclass(hint, str) else hint  # an Outcome is written as text

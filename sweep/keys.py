@@ -1,0 +1,108 @@
+"""The keys that a user may set, each with its value and meaning: read off the YAML and the class that it configures."""
+
+import ast
+import functools
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from sweep.config import CONF, Cluster, Hardware, Settings, Tracking, locate
+from sweep.options import PRIMARY, ConfigPath
+
+CLASSES: dict[str, type[BaseModel]] = {"": Settings, "cluster": Cluster, "hardware": Hardware, "tracking": Tracking}
+YAML_KEY = re.compile(r"^( *)([\w-]+):(.*)$", re.MULTILINE)
+
+
+class Key(NamedTuple):
+    """A key as it stands on a command line."""
+
+    name: str  # dotted: backend.dtype
+    value: Any  # unless it is set
+    meaning: str
+    allowed: tuple[str, ...]  # values; empty if they are not few
+
+
+def keys_of(options: ConfigPath, group: str = "", option: str = PRIMARY) -> list[Key]:
+    """The keys of an option of a config group; without one those of conf/config.yaml, which every run has.
+
+    Raises:
+        ConfigError: if there is no such option, or its class does not exist.
+    """
+    loaded = options.load(group, option) if group else yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
+    values = {key: value for key, value in loaded.items() if key not in ("defaults", "name")}
+    target = values.pop("_target_", None)
+    kind = CLASSES[group] if group in CLASSES else locate(str(target), group)
+    hidden = {"name", *(CLASSES if not group else ())}
+    # What sets the class apart comes before what all of its kind have.
+    for base in kind.__mro__:
+        for name in inspect.get_annotations(base):
+            if name in kind.model_fields and name not in values | dict.fromkeys(hidden):
+                values[name] = _default(kind.model_fields[name])
+    meanings = _meanings_of_fields(kind) | _meanings_in_yaml(options, group, option)
+    prefix = f"{group}." if group else ""
+    return [
+        Key(f"{prefix}{name}", value, meanings.get(name, ""), _allowed(kind, name))
+        for name, value in _flattened(values, meanings)
+    ]
+
+
+def _default(field: FieldInfo) -> Any:
+    return "???" if field.is_required() else to_jsonable_python(field.get_default(call_default_factory=True))
+
+
+def _flattened(values: Mapping[str, Any], meanings: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values: a mapping is split where one of its own keys is explained."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in meanings):
+            yield from ((f"{name}.{inner}", value[inner]) for inner in value)
+        else:
+            yield name, value
+
+
+def _meanings_in_yaml(options: ConfigPath, group: str, option: str) -> dict[str, str]:
+    """The comments behind the keys of an option's file, and of those that it is derived from."""
+    files = (folder / group / f"{option}.yaml" for folder in options.folders)
+    text = next(file.read_text() for file in files if file.is_file())
+    bases = yaml.safe_load(text).get("defaults", []) if group else []
+    meanings: dict[str, str] = {}
+    for base in bases:
+        if isinstance(base, str) and base != "_self_":
+            meanings |= _meanings_in_yaml(options, group, base)
+    parents: list[tuple[int, str]] = []
+    for indent, name, rest in YAML_KEY.findall(text):
+        parents = [parent for parent in parents if parent[0] < len(indent)] + [(len(indent), name)]
+        if comment := rest.partition(" # ")[2].strip():
+            meanings[".".join(name for _, name in parents)] = comment
+    return meanings
+
+
+@functools.cache
+def _meanings_of_fields(kind: type[BaseModel]) -> dict[str, str]:
+    """The comments behind the fields of a class and of those that it is derived from."""
+    meanings = {}
+    for base in reversed(kind.__mro__[: kind.__mro__.index(BaseModel)]):
+        source = textwrap.dedent(inspect.getsource(base))
+        lines = source.splitlines()
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                comments = (line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno])
+                if comment := next(filter(None, comments), ""):
+                    meanings[node.target.id] = comment
+    return meanings
+
+
+def _allowed(kind: type[BaseModel], name: str) -> tuple[str, ...]:
+    field = kind.model_fields.get(name)
+    annotation = field.annotation if field is not None else None
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    values = [value for part in parts if typing.get_origin(part) is Literal for value in typing.get_args(part)]
+    return tuple(map(str, values)) + (("true", "false") if bool in parts else ())

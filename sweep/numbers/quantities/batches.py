@@ -1,0 +1,47 @@
+"""Lockstep batches: those of which every request succeeded. Another did less work, and counts in neither."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sweep.numbers.chunks import Floats, Mask, as_floats
+from sweep.numbers.quantities.latency import service_e2el
+from sweep.numbers.quantity import quantity
+from sweep.numbers.selection import per_second, succeeded
+from sweep.records import UNKNOWN, Records
+
+
+class Batches(NamedTuple):
+    """Those lockstep batches of which every request succeeded, in order. Each of shape (batches,)."""
+
+    begin: Floats  # first send of the batch, s from the trial's start
+    latency: Floats  # last token of the batch − its first send, s
+    output_tokens: Floats
+
+
+def batches(records: Records, mask: Mask) -> Batches:
+    """The lockstep batches of a trial. A batch with a failed request did less work and is left out."""
+    mask = mask & (np.asarray(records.batch) != UNKNOWN)
+    ids, member = np.unique(np.asarray(records.batch)[mask], return_inverse=True)
+    sent, tokens = as_floats(records.sent)[mask], np.asarray(records.output_tokens, np.float64)[mask]
+    end = sent + service_e2el(records)[mask]
+    whole = np.ones(ids.size, np.bool_)
+    np.logical_and.at(whole, member, succeeded(records)[mask] & ~np.isnan(end) & (tokens != UNKNOWN))
+    begins, ends = np.full(ids.size, np.inf), np.full(ids.size, -np.inf)
+    np.fmin.at(begins, member, sent)
+    np.fmax.at(ends, member, end)
+    output = np.bincount(member, weights=tokens, minlength=ids.size).astype(np.float64)
+    return Batches(begins[whole], (ends - begins)[whole], output[whole])
+
+
+@quantity(unit="s", kind="latency", per="batch", better="lower", label="batch latency")
+def batch_latency(records: Records, mask: Mask) -> Floats:
+    """last token of a batch − its first send. Shape (batches,), s."""
+    return batches(records, mask).latency
+
+
+@quantity(unit="tokens/s", kind="throughput", better="higher")
+def batch_throughput(records: Records, mask: Mask) -> float | None:
+    """Σ output tokens / Σ batch_latency."""
+    whole = batches(records, mask)
+    return per_second(float(whole.output_tokens.sum()), float(whole.latency.sum()))

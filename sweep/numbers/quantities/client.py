@@ -1,0 +1,55 @@
+"""What the measuring client certifies about itself (`client`, its report), and what a trial took besides."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sweep.numbers.quantity import Quantity, declare, quantity
+
+REPORT: dict[str, tuple[str, type, str]] = {
+    "cpu": ("cores", float, "CPU time / time, of the busiest of its processes."),
+    "loop_lag_p50": ("s", float, "median delay of its event loop."),
+    "loop_lag_p99": ("s", float, "p99 of the delays of its event loop."),
+    "reads": ("", int, "reads of a socket."),
+    "multi_event_reads": ("", int, "reads that held several token events, which then share a stamp."),
+    "clock_steps": ("", int, "times that the host's clock was set while it measured."),
+    "processes": ("", int, "its processes."),
+    "offered": ("requests", int, "requests that came due."),
+    "sent": ("requests", int, "requests that were sent."),
+}
+"""Field of the report -> unit, type and meaning."""
+
+
+def _field(name: str) -> Callable[[Any], Any]:
+    return lambda client: getattr(client, name)
+
+
+for _name, (_unit, _type, _formula) in REPORT.items():
+    declare(
+        Quantity(
+            name=f"client_{_name}",
+            unit=_unit,
+            kind="validity",
+            type=_type,
+            function=_field(_name),
+            formula=_formula,
+            label=f"Client {_name.replace('_', ' ')}",
+        )
+    )
+
+
+@quantity(unit="s", kind="count", better="lower", label="Engine start-up")
+def startup_seconds(startup_seconds: float | None) -> float | None:
+    """from the engine's launch to its first good answer."""
+    return startup_seconds
+
+
+@quantity(unit="s", kind="count", better="lower")
+def wall_seconds(wall_seconds: float) -> float:
+    """what the trial took, warm-up included."""
+    return wall_seconds
+
+
+@quantity(unit="share", kind="validity")
+def agreement(agreement: float | None) -> float | None:
+    """share of the reference's greedy tokens that the engine gives, position by position."""
+    return agreement

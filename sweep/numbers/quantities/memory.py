@@ -1,0 +1,93 @@
+"""What the telemetry (`samples`) shows of the engine's memory over the measured time: `duration` s from `begin`.
+
+Memory is also taken from readings shortly after the end or, if there are none, from before: an engine holds it. What is
+gone with the requests, such as KV-cache use, is not.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from sweep.numbers.quantity import quantity
+from sweep.records import Sample
+
+AFTER = 1.0  # s after the last token in which memory is still what it was
+Series = list[tuple[float, float]]  # time (s) and value, in order
+KV_CACHE = {"unit": "share", "kind": "memory"}
+MEMORY = {"unit": "bytes", "kind": "memory", "better": "lower"}
+
+
+@quantity(**KV_CACHE, label="KV-cache use mean", short="KV use mean")
+def kv_cache_usage_mean(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
+    """mean over time of the readings during the trial; none if no request ran at any."""
+    return time_mean(_kv_cache_usage(samples, begin, duration))
+
+
+@quantity(**KV_CACHE, label="KV-cache use max", short="KV use max")
+def kv_cache_usage_max(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
+    """largest reading during the trial; what was between two readings was not seen."""
+    return max((value for _, value in _kv_cache_usage(samples, begin, duration)), default=None)
+
+
+@quantity(**MEMORY, label="Memory idle")
+def memory_idle_bytes(idle_memory: float | None) -> float | None:
+    """memory before the trial's first request."""
+    return idle_memory
+
+
+@quantity(**MEMORY, label="Memory mean")
+def memory_mean_bytes(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
+    """mean over time of the readings during the trial: of the GPUs, else of the engine's processes."""
+    return time_mean(memory_of(_around(samples, begin, duration))[1])
+
+
+@quantity(**MEMORY, label="Memory peak")
+def memory_peak_bytes(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
+    """largest reading during the trial; what was between two readings was not seen."""
+    return max((value for _, value in memory_of(_around(samples, begin, duration))[1]), default=None)
+
+
+@quantity(unit="", kind="memory", type=str)
+def memory_label(samples: Sequence[Sample], begin: float, duration: float | None, reserves_memory: bool) -> str:
+    """gpu, process (memory of its processes), or reserved (a pool that the engine takes at its start)."""
+    return "reserved" if reserves_memory else memory_of(_around(samples, begin, duration))[0]
+
+
+def memory_of(samples: Iterable[Sample]) -> tuple[str, Series]:
+    """The label and readings of the memory that counts (bytes); one reading stamps all devices alike, and is their sum.
+
+    It is the GPUs', else that of the engine's processes.
+    """
+    readings: dict[str, dict[float, float]] = {"gpu_memory_bytes": {}, "process_memory_bytes": {}}
+    for sample in samples:
+        if sample.series in readings:
+            by_time = readings[sample.series]
+            by_time[sample.time] = by_time.get(sample.time, 0.0) + sample.value
+    gpus, processes = (sorted(by_time.items()) for by_time in readings.values())
+    return ("gpu", gpus) if gpus else ("process", processes)
+
+
+def time_mean(readings: Series) -> float | None:
+    """Mean over time by trapezoids: early readings are closer together than later ones."""
+    if len(readings) < 2:
+        return readings[0][1] if readings else None
+    steps = itertools.pairwise(readings)
+    area = sum((time - before) * (value + earlier) / 2 for (before, earlier), (time, value) in steps)
+    return area / (readings[-1][0] - readings[0][0])
+
+
+def _around(samples: Sequence[Sample], begin: float, duration: float | None) -> list[Sample]:
+    end = _end(begin, duration)
+    return [sample for sample in samples if begin <= sample.time <= end + AFTER] or list(samples)
+
+
+def _kv_cache_usage(samples: Sequence[Sample], begin: float, duration: float | None) -> Series:
+    """Use (0..1) during the trial; none if no request ran at any reading: that is not an empty cache's 0.0."""
+    during = [sample for sample in samples if begin <= sample.time <= _end(begin, duration)]
+    usage = [(sample.time, sample.value) for sample in during if sample.series == "kv_cache_usage"]
+    running = any(sample.series == "requests_running" and sample.value > 0 for sample in during)
+    return usage if running or any(value for _, value in usage) else []
+
+
+def _end(begin: float, duration: float | None) -> float:
+    return math.inf if duration is None else begin + duration

@@ -1,0 +1,92 @@
+"""The steady state (`sweep.numbers.steady` finds it): its window, and throughputs within it.
+
+Throughputs count what arrived in the window: tokens, completions, and the input tokens of requests whose first token
+did. Null where there is no window.
+"""
+
+import numpy as np
+
+from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_within, within
+from sweep.numbers.quantity import quantity
+from sweep.numbers.selection import Window, first_send, observed_within, per_second, succeeded, total_tokens
+from sweep.records import Records
+
+STARTUP_SHARE = 0.2  # share of a run above which its start-up transient is flagged: the whole-run figures then hide it
+IN_WINDOW = {"kind": "throughput", "better": "higher", "steady": True}
+
+
+@quantity(unit="s", kind="validity", steady=True)
+def steady_begin(window: Window) -> float | None:
+    """begin of the window, from the trial's start."""
+    return window.begin
+
+
+@quantity(unit="s", kind="validity", steady=True)
+def steady_end(window: Window) -> float | None:
+    """end of the window, from the trial's start."""
+    return window.end
+
+
+@quantity(unit="", kind="validity", type=str, steady=True)
+def steady_method(window: Window) -> str:
+    """the rule by which the window was found, or why there is none."""
+    return window.method
+
+
+@quantity(unit="tokens/s", **IN_WINDOW, label="Output throughput", short="Throughput", headline={"": 1})
+def steady_output_throughput(records: Records, mask: Mask, window: Window) -> float | None:
+    """output tokens that arrived in the window / its length."""
+    return per_second(_tokens(records, mask, window), _length(window))
+
+
+@quantity(unit="tokens/s", **IN_WINDOW, label="Total throughput")
+def steady_total_throughput(records: Records, mask: Mask, window: Window) -> float | None:
+    """(output tokens that arrived in the window + input tokens of requests whose first token did) / its length."""
+    tokens = _tokens(records, mask, window)
+    begun = mask & succeeded(records) & _inside(records, token_times(records)[0], window)
+    inputs = total_tokens(records.input_tokens, begun) if begun.any() else 0
+    return per_second(tokens + inputs, _length(window)) if tokens and inputs is not None else None
+
+
+@quantity(unit="requests/s", **IN_WINDOW, label="Request throughput")
+def steady_request_throughput(records: Records, mask: Mask, window: Window) -> float | None:
+    """successful requests whose last token arrived in the window / its length."""
+    completed = mask & succeeded(records) & _inside(records, token_times(records)[1], window)
+    return per_second(int(np.sum(completed)), _length(window))
+
+
+@quantity(unit="requests", kind="count", type=int, steady=True)
+def steady_num_requests(records: Records, mask: Mask, window: Window) -> int | None:
+    """successful requests sent in the window, up to the first whose last token was not there at its end."""
+    return int(observed_within(records, mask & succeeded(records), window, "last").sum()) or None
+
+
+@quantity(unit="share", kind="validity", better="lower")
+def startup_share(records: Records, mask: Mask, window: Window, duration: float | None) -> float | None:
+    """(steady_begin − first send) / duration."""
+    if window.begin is None or not duration:
+        return None
+    return max(0.0, window.begin - first_send(records, mask)) / duration
+
+
+@quantity(unit="", kind="validity", type=bool)
+def startup_transient(startup_share: float | None) -> bool | None:
+    """startup_share above 0.2: the whole-run figures then hide the start."""
+    return None if startup_share is None else startup_share > STARTUP_SHARE
+
+
+def _tokens(records: Records, mask: Mask, window: Window) -> int | None:
+    if window.begin is None or window.end is None:
+        return None
+    return tokens_within(records, mask & succeeded(records), window.begin, window.end)
+
+
+def _inside(records: Records, event: Floats, window: Window) -> Mask:
+    """The requests whose event, s since the send, lies in the window."""
+    if window.begin is None or window.end is None:
+        return np.zeros(len(records), np.bool_)
+    return within(as_floats(records.sent) + event, window.begin, window.end)
+
+
+def _length(window: Window) -> float | None:
+    return None if window.begin is None or window.end is None else window.end - window.begin

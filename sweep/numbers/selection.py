@@ -1,0 +1,79 @@
+"""Which requests of a trial a figure is about, and sums and spans over them.
+
+A mask says it, of shape (requests,): `measured` leaves out the warm-up, `succeeded` what failed.
+"""
+
+import math
+from array import array
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweep.numbers.chunks import Floats, Mask, as_floats, token_times
+from sweep.records import UNKNOWN, Records
+
+
+class Window(NamedTuple):
+    """The part of a trial in which it was in steady state (`steady`), s from the trial's start."""
+
+    begin: float | None
+    end: float | None  # None, as begin, if there is none
+    method: str  # how it was found, or why it was not
+
+
+def measured(records: Records, discard_first_batch: bool = False) -> Mask:
+    """The requests that are not warm-up, nor of the first lockstep batch where that is discarded. Shape (requests,)."""
+    mask = np.fromiter((phase == "measured" for phase in records.phase), np.bool_, len(records))
+    return mask & (np.asarray(records.batch) != 0) if discard_first_batch else mask
+
+
+def succeeded(records: Records) -> Mask:
+    """The requests that were answered to the end, without an error. Shape (requests,)."""
+    return np.fromiter((error is None for error in records.error), np.bool_, len(records))
+
+
+def observed_within(records: Records, mask: Mask, window: Window, event: Literal["sent", "first", "last"]) -> Mask:
+    """The requests in the mask sent in the window, up to the first whose event was not there at its end.
+
+    The event is the send, the first token or the last. Later requests would be counted only if they were short, which
+    flatters.
+    """
+    if window.begin is None or window.end is None:
+        return np.zeros_like(mask)
+    sent = as_floats(records.sent)
+    happened = sent if event == "sent" else sent + token_times(records)[("first", "last").index(event)]
+    inside = mask & (sent >= window.begin) & (sent <= window.end)
+    missed = inside & (happened > window.end)
+    return inside & (sent < np.min(sent[missed], initial=math.inf))
+
+
+def total_tokens(counts: "array[int]", mask: Mask) -> int | None:
+    """Σ tokens of the requests in the mask; None if there are none, or the count of one of them is unknown."""
+    chosen = np.asarray(counts)[mask]
+    return None if chosen.size == 0 or np.any(chosen == UNKNOWN) else int(chosen.sum(dtype=np.int64))
+
+
+def first_send(records: Records, mask: Mask) -> float:
+    """The first send of the requests in the mask, s from the trial's start; infinite if there is none."""
+    return float(np.nanmin(as_floats(records.sent)[mask], initial=np.inf))
+
+
+def spans(records: Records, mask: Mask) -> tuple[Floats, Floats]:
+    """Send and last token of the requests in the mask that got one, ordered by send, s from the trial's start."""
+    sent = as_floats(records.sent)[mask]
+    last = sent + token_times(records)[1][mask]
+    answered = ~np.isnan(last)
+    order = np.argsort(sent[answered], kind="stable")
+    return sent[answered][order], last[answered][order]
+
+
+def per_second(count: float | None, seconds: float | None) -> float | None:
+    """count / seconds: every throughput. None where there was nothing to count."""
+    return count / seconds if count and seconds else None
+
+
+def ratio(times: Floats, tokens: NDArray[np.integer[Any]]) -> Floats:
+    """times / tokens, NaN where there are none. Shape of both."""
+    quotient: Floats = np.divide(times, tokens, out=np.full_like(times, np.nan), where=tokens > 0)
+    return quotient
