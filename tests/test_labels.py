@@ -1,5 +1,7 @@
 """Labels: each deployment and trial is told apart from its siblings, and by no more than it takes."""
 
+import re
+
 import pytest
 
 from sweep.__main__ import main
@@ -45,10 +47,10 @@ def test_no_two_points_of_a_plan_print_alike(arguments, lines, capsys, tmp_path)
     assert main([*arguments, "dry_run=true", f"out={tmp_path}", "hardware=cpu"]) == 0
     deployment, points = "", []
     for line in capsys.readouterr().out.splitlines():
-        if " trial, " in line or " trials, " in line:
-            deployment = line.split("  ")[1].rpartition(":")[0]
-        elif " seed " in line:
-            points.append(f"{deployment} {line.strip().split('  ')[1]}")
+        if match := re.match(r"[0-9a-f]{12}  (.*): \d+ trials?, ", line):
+            deployment = match[1]
+        elif match := re.match(r"  [0-9a-f]{12}  (.*?)  +to run", line):
+            points.append(f"{deployment} {match[1]}")
     assert len(points) == lines
     assert len(set(points)) == lines
 

@@ -20,14 +20,7 @@ from analysis.plotting.curves import MOST_REPLICATES
 from analysis.plotting.layout import listed
 from analysis.plotting.plots import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.quantities import definitions, number
-from analysis.report.tables import (
-    LARGEST_TABLE,
-    failures_table,
-    fits_table,
-    ladder_table,
-    results_tables,
-    steady_table,
-)
+from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table
 from analysis.report.terminal import times
 from analysis.results import Results
 from analysis.stats import CONFIDENCE, Estimate
@@ -69,7 +62,7 @@ def html(results: Results, figures: Iterable[SavedFigure]) -> str:
     return TEMPLATES.get_template("report.html").render(
         **_shown(results),
         **_reading(results),
-        **_provenance(results),
+        **_provenance(results.run),
         figures=[(_inline(figure), figure.caption) for figure in figures],
     )
 
@@ -89,8 +82,6 @@ def _shown(results: Results) -> dict[str, Any]:
         "interval_of_requests": bool(intervals),
         "ladder": ladder_table(layout),
         "steady": steady_table(layout),
-        "fits": fits_table(results),
-        "failures": failures_table(results),
     }
 
 
@@ -107,6 +98,7 @@ def _reading(results: Results) -> dict[str, Any]:
         "no_steady_state": str(reasons.iloc[0]).removeprefix("none: ") if len(reasons) else "",
         "formulas": _formulas(run),
         "outcomes": list(run.not_ok["outcome"].unique()),
+        "largest_table": LARGEST_TABLE,
         "more_points": lambda count: f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else "",
     }
 
@@ -196,46 +188,22 @@ def _ratio_interval(ratio: Estimate) -> str:
 # What was run --------------------------------------------------------------------------------------------------------
 
 
-def _provenance(results: Results) -> dict[str, Any]:
-    run = results.run
+def _provenance(run: Run) -> dict[str, Any]:
     attempted = run.trials[run.trials["attempt"].notna()]
-    profile = run.experiment.get("hardware") or {}
-    price = profile.get("price_per_hour")
-    entries = {
-        "Command": run.experiment.get("command"),
-        "Replaced here": "; ".join(run.experiment.get("replaced") or []),
-        "Baseline": ", ".join(f"{key} = {value}" for key, value in run.baseline.items()),
-        "Engines": ", ".join(_engines(attempted)),
-        "Models": ", ".join(_distinct(run.trials, "model")),
-        "Workloads": ", ".join(_distinct(run.trials, "workload")),
-        "Loads": ", ".join(_distinct(run.trials, "load")),
-        "Number formats": "; ".join(f"{name}: {listed(lines)}" for name, lines in results.formats.items()),
-        "Replicates": str(run.trials["replicate"].nunique()),
-        "Price": f"{price} USD per hour ({profile.get('price_source') or 'no source given'})"
-        if price
-        else "none: no cost",
-        "Machines": "; ".join(dict.fromkeys(_machine(text) for text in attempted["hardware"].dropna())),
-        "GPU driver": ", ".join(_distinct(attempted, "driver")),
-        "Commit of this code": ", ".join(_distinct(attempted, "commit")),
-        "Results": str(run.paths.out.absolute()),
-    }
+    engines = attempted.groupby("backend", sort=False)["engine_version"]
     return {
-        "provenance": {term: text for term, text in entries.items() if text},
-        "versions": [  # folded away: they are long
-            (str(backend), ", ".join(f"{name} {version}" for name, version in json.loads(text).items()))
+        "distinct": lambda column: ", ".join(map(str, column.dropna().unique())),
+        "listed": listed,
+        "attempted": attempted,
+        "engines": [" ".join([str(backend), "/".join(versions.dropna().unique())]) for backend, versions in engines],
+        "machines": dict.fromkeys(_machine(text) for text in attempted["hardware"].dropna().unique()),
+        "profile": run.experiment.get("hardware") or {},
+        "versions": [
+            (backend, json.loads(text))
             for backend, texts in run.trials.groupby("backend", sort=False)["versions"]
             for text in texts.dropna().unique()
         ],
     }
-
-
-def _distinct(trials: pd.DataFrame, column: str) -> list[str]:
-    return [str(value) for value in trials[column].dropna().unique()]
-
-
-def _engines(trials: pd.DataFrame) -> Iterator[str]:
-    for backend, group in trials.groupby("backend", sort=False):
-        yield " ".join([str(backend), "/".join(_distinct(group, "engine_version"))]).strip()
 
 
 def _machine(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The report's tables as rows of cells: points, a ladder's steps, the steady state, what fitted, and what failed."""
+"""The report's tables of figures as rows of cells: of points, of a ladder's steps, and of the steady state."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -131,32 +131,6 @@ def steady_table(layout: Layout) -> Table | None:
 def _table(columns: Sequence[Column], points: pd.DataFrame, cells: Cells) -> Table:
     rows = [list(cells(point)) for _, point in points.head(LARGEST_TABLE).iterrows()]
     return Table(columns, rows, len(points))
-
-
-def fits_table(results: Results) -> Table | None:
-    """The largest batch or concurrency of each engine and task that ran out of memory; None if none did."""
-    columns = [*_texts("engine", "task"), Column("fitted"), Column("what did not", kind="text wide")]
-    rows = [
-        [
-            Cell(fit.line),
-            Cell(fit.task),
-            Cell(f"{fit.size} {fit.largest:g}" if fit.largest else "none"),
-            Cell(fit.detail),
-        ]
-        for fit in results.fits[:LARGEST_TABLE]
-    ]
-    return Table(columns, rows, len(results.fits)) if rows else None
-
-
-def failures_table(results: Results) -> Table | None:
-    """The ways in which trials failed; None if none did."""
-    columns = [*_texts("engine", "outcome"), Column("trials")]
-    columns += [Column(heading, kind="text wide") for heading in ("where", "reason")]
-    rows = [
-        [Cell(str(value)) for value in (loss.line, loss.outcome, loss.trials, loss.where, loss.reason)]
-        for loss in results.losses.shown
-    ]
-    return Table(columns, rows) if rows else None
 
 
 def _texts(*headings: str) -> list[Column]:
