@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from analysis import stats
 from analysis.load import Run
-from analysis.quantities import LabelledColumn, quantity
+from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import Estimate
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
@@ -83,7 +83,7 @@ def planned_trials(run: Run) -> int:
 def measured_columns(run: Run) -> list[str]:
     """The measured columns that have a value in some trial: the headline first, then the whole runs' and STEADY."""
     names = dict.fromkeys(HEADLINE) | {name: None for name, one in columns(run.percentiles).items() if not one.steady}
-    return [name for name in (*names, *STEADY) if quantity(name, run.percentiles) and run.ok[name].notna().any()]
+    return [name for name in (*names, *STEADY) if labelled_column(name, run.percentiles) and run.ok[name].notna().any()]
 
 
 def summarise(run: Run) -> pd.DataFrame:
@@ -247,7 +247,7 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
     """The best mean of each quantity for each model: models do not compete, a small one is always faster."""
     found: list[Best] = []
     for column in columns:
-        of = quantity(column)
+        of = labelled_column(column)
         if of is None or of.better is None or column not in points:
             continue
         measured = points[points[column].notna()]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.plotting.layout import Layout
-from analysis.quantities import number, quantity, setting
+from analysis.quantities import number, labelled_column, setting
 from analysis.report.terminal import shown_columns, times, with_interval
 from analysis.results import Results
 from analysis.summary import HEADLINE, STEADY, estimate
@@ -78,13 +78,13 @@ def _measured(
 
 
 def _best(values: "pd.Series[Any]") -> Any:
-    labelled = quantity(str(values.name))
+    labelled = labelled_column(str(values.name))
     better = labelled and labelled.better
     return {"higher": values.max(), "lower": values.min()}.get(str(better))
 
 
 def _shown(name: str, value: float) -> str:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return labelled.shown(value) if labelled else number(value)
 
 
@@ -138,12 +138,12 @@ def _texts(*headings: str) -> list[Column]:
 
 
 def _column(name: str) -> Column:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return Column(labelled.short, labelled.unit) if labelled else Column(name)
 
 
 def _ratio_column(name: str, unit: str) -> Column:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return Column(labelled.short if labelled else name, unit)
 
 

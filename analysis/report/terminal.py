@@ -14,7 +14,7 @@ from rich.text import Text
 from analysis.failures import Losses
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
-from analysis.quantities import LabelledColumn, number, quantity, setting
+from analysis.quantities import LabelledColumn, number, labelled_column, setting
 from analysis.results import Results
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate
@@ -28,7 +28,7 @@ RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
 GAP = 2  # characters between columns
 FEW_POINTS = 20  # up to which all metrics are shown, one table under the other
-LARGEST_TABLE = 40  # points: the rest is in summary.csv
+MOST_POINTS = 40  # points: the rest is in summary.csv
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 
 
@@ -66,7 +66,7 @@ def _warnings(results: Results) -> Iterator[Text | str | Padding]:
         yield Padding(Text(warning.kind.remedy, style="dim"), (0, 0, 0, 4))
 
 
-class Column(NamedTuple):
+class TerminalColumn(NamedTuple):
     """A column of the table; its heading may have two lines."""
 
     heading: str
@@ -95,13 +95,13 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     Metrics that the width has no room for follow in a table of their own, or if there are many points, by their name
     alone; those of a batch are always shown.
     """
-    points = layout.points[layout.points["n"] > 0].head(LARGEST_TABLE)
+    points = layout.points[layout.points["n"] > 0].head(MOST_POINTS)
     columns = shown_columns(points)
     needed = sum(column in BATCH_COLUMNS for column in columns) if _is_lockstep(points) else 1
     metrics = [_metric(points, column) for column in columns]
     versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
     if versus:
-        metrics.insert(needed, Column("vs\nbaseline", versus))
+        metrics.insert(needed, TerminalColumn("vs\nbaseline", versus))
     words, numbers, title = _identity(layout, points)
     yield Text(title, style="bold")
     if _width(words + numbers + metrics) > width:  # names are broken between words, never within one
@@ -122,29 +122,29 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
 
-def _width(columns: list[Column]) -> int:
+def _width(columns: list[TerminalColumn]) -> int:
     return sum(column.width + GAP for column in columns)
 
 
-def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[Column], str]:
+def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[TerminalColumn], list[TerminalColumn], str]:
     """The columns that tell points apart, in words and in numbers, and the title: what all have in common."""
-    words, numbers = [Column("engine", list(points["line"]))], []
+    words, numbers = [TerminalColumn("engine", list(points["line"]))], []
     common = []
     if points["panel"].nunique() > 1:
-        words.append(Column("workload", list(points["panel"])))
+        words.append(TerminalColumn("workload", list(points["panel"])))
     else:
         common.append(points["panel"].iloc[0])
     if layout.x:
         heading = layout.x_label.lower().replace(" ", "\n", 1)
-        numbers.append(Column(heading, [setting(value) for value in points[layout.x]]))
+        numbers.append(TerminalColumn(heading, [setting(value) for value in points[layout.x]]))
     if points["n"].nunique() > 1:
-        numbers.append(Column("n", [str(n) for n in points["n"]]))
+        numbers.append(TerminalColumn("n", [str(n) for n in points["n"]]))
     else:
         common.append(f"{points['n'].iloc[0]} replicates" if points["n"].iloc[0] > 1 else "one replicate")
     return words, numbers, ", ".join(common)
 
 
-def _table(words: list[Column], numbers: list[Column], panels: list[str]) -> Table:
+def _table(words: list[TerminalColumn], numbers: list[TerminalColumn], panels: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in words:
         table.add_column(column.heading, overflow="fold", width=column.width)
@@ -155,13 +155,13 @@ def _table(words: list[Column], numbers: list[Column], panels: list[str]) -> Tab
     return table
 
 
-def _metric(points: pd.DataFrame, column: str) -> Column:
+def _metric(points: pd.DataFrame, column: str) -> TerminalColumn:
     of = _quantity(column)
-    return Column("\n".join([*of.short.split(), of.unit]), [_cell(point, column) for _, point in points.iterrows()])
+    return TerminalColumn("\n".join([*of.short.split(), of.unit]), [_cell(point, column) for _, point in points.iterrows()])
 
 
 def _quantity(column: str) -> LabelledColumn:
-    of = quantity(column)
+    of = labelled_column(column)
     assert of is not None
     return of
 
@@ -223,12 +223,12 @@ def _fits(found: list[Fit]) -> Iterator[Text | str]:
     if found:
         yield ""
         yield Text("largest that fitted in memory:", style="bold")
-    for fit in found[:LARGEST_TABLE]:
+    for fit in found[:MOST_POINTS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
         yield line.append(f" ({fit.detail})", style="dim")
-    if len(found) > LARGEST_TABLE:
-        yield Text(f"  and {len(found) - LARGEST_TABLE:,} more: see report.html")
+    if len(found) > MOST_POINTS:
+        yield Text(f"  and {len(found) - MOST_POINTS:,} more: see report.html")
 
 
 def _failures(lost: Losses) -> Iterator[Text]:

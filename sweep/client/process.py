@@ -37,7 +37,7 @@ TICK = 0.1  # s between two looks at time-outs
 FIRST_CONNECTIONS = 128  # opened before the clock where the load has no cap on requests in flight
 
 
-class Client:
+class ClientProcess:
     """The process as a whole: the conversation with the parent, the time-outs, its own lag and CPU."""
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
@@ -187,7 +187,7 @@ def main(folder: Path, part: int) -> None:
             me.cancel()
 
         loop.set_exception_handler(broken)
-        await Client(job, loop).measure()
+        await ClientProcess(job, loop).measure()
 
     try:
         uvloop.run(run())

@@ -43,7 +43,7 @@ from sweep.node.deployment import (
     clear_engines,
     stream_deployment,
 )
-from sweep.plan.packing import Kind, Need, Node
+from sweep.plan.packing import SlotKind, Need, Node
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = 5.0  # s
@@ -267,7 +267,7 @@ class RayExecutor:
         self.ports: dict[str, int] = {}  # of their raylets
         self.full: set[str] = set()  # ids of those whose own disk is full
         self.autoscaling = False
-        self.placeholders: dict[Kind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
+        self.placeholders: dict[SlotKind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
         self.requested_at = 0.0  # when they were last updated, monotonic
         self.head_seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
         self.home, self.home_alive = "", True  # the node of the driver itself

@@ -8,7 +8,7 @@ from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.latency import itl, service_e2el, service_ttft
 from sweep.numbers.quantity import Value
-from sweep.numbers.selection import measured, per_second, ratio, succeeded, total_tokens
+from sweep.numbers.selection import measured, per_second, divided, succeeded, total_tokens
 from sweep.numbers.summarise import gaps
 from sweep.records import Records
 
@@ -50,7 +50,7 @@ def vllm_flavour(records: Records) -> dict[str, Value]:
         change = np.bincount(started, minlength=seconds + 1) - np.bincount(ended + 1, minlength=seconds + 1)
         row["max_concurrent_requests"] = int(np.cumsum(change).max())
     first = service_ttft(records)[answered]
-    per_token = ratio(last - first, np.asarray(records.output_tokens)[answered] - 1)  # 0 for an answer in one chunk
+    per_token = divided(last - first, np.asarray(records.output_tokens)[answered] - 1)  # 0 for an answer in one chunk
     series = {"ttft": first, "tpot": per_token, "e2el": last}
     for name, values in series.items():
         row |= _vllm_statistics(name, values * 1e3)

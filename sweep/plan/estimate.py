@@ -31,7 +31,7 @@ UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the 
 NAMED = 4  # deployments of a critical path that are listed
 
 
-Key = TypeVar("Key")
+HistoryKey = TypeVar("Key")
 
 
 class History:
@@ -44,7 +44,7 @@ class History:
         launches: dict[tuple[int, str], list[float]] = {}
         launch_kinds: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is parsed
         for row in rows:
-            seconds, ok = _seconds(row), row["outcome"] == Outcome.OK
+            seconds, ok = _trial_seconds(row), row["outcome"] == Outcome.OK
             if not row["config"] or not (ok or row["outcome"] in REPEATABLE):
                 continue
             if seconds is not None:
@@ -78,7 +78,7 @@ class History:
         return self.launches.get(_launch_kind(deployment.gpu_count, deployment.trials[0].config))
 
 
-def _medians(durations: Mapping[Key, list[float]]) -> dict[Key, float]:
+def _medians(durations: Mapping[HistoryKey, list[float]]) -> dict[HistoryKey, float]:
     return {key: median(seconds) for key, seconds in durations.items()}
 
 
@@ -93,7 +93,7 @@ def _earlier_rows(out: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
 
 
-def _seconds(row: Mapping[str, Any]) -> float | None:
+def _trial_seconds(row: Mapping[str, Any]) -> float | None:
     """Return the time from a trial's start to its row, building its requests included; None if not measured."""
     if row.get("wall_seconds") is None:
         return None
