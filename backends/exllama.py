@@ -55,5 +55,5 @@ class ExLlama(Hosted):
     def facts(self, launch: Launch) -> dict[str, Any]:
         made = checkpoints.note(launch.model).get("method")
         # The study's ExLlama (V1) has no installable release any more.
-        found = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
-        return {**found, "quantization_method": made} if made else found
+        facts = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
+        return {**facts, "quantization_method": made} if made else facts

@@ -16,7 +16,7 @@ from analysis.load import open_run
 from analysis.plotting import curves, plots
 from analysis.plotting.fitting import fits
 from analysis.plotting.layout import MOST_LINES, arrange
-from analysis.quantities import number, labelled_column
+from analysis.quantities import labelled_column, number
 from analysis.summary import summarise
 from sweep.__main__ import main
 from sweep.disk import run_files

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from analysis.tracking import process
-from analysis.tracking.tracker import Tracker, wandb_run, run_name
+from analysis.tracking.tracker import Tracker, run_name, wandb_run
 from sweep.config import Tracking
 from sweep.records import Sample
 

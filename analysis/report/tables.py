@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.plotting.layout import Layout
-from analysis.quantities import number, labelled_column, setting
+from analysis.quantities import labelled_column, number, setting
 from analysis.report.terminal import shown_columns, times, with_interval
 from analysis.results import Results
 from analysis.summary import HEADLINE, STEADY, estimate

@@ -14,7 +14,7 @@ from rich.text import Text
 from analysis.failures import Losses
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
-from analysis.quantities import LabelledColumn, number, labelled_column, setting
+from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import Results
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate
@@ -81,8 +81,8 @@ class TerminalColumn(NamedTuple):
 
 def shown_columns(points: pd.DataFrame) -> list[str]:
     """The metrics that a table of some points shows, the most telling first: of lockstep batches those of a batch."""
-    wanted = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if _is_lockstep(points) else COLUMNS)
-    return [column for column in wanted if column in points and points[column].notna().any()]
+    columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if _is_lockstep(points) else COLUMNS)
+    return [column for column in columns if column in points and points[column].notna().any()]
 
 
 def _is_lockstep(points: pd.DataFrame) -> bool:
@@ -102,15 +102,15 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
     if versus:
         metrics.insert(needed, TerminalColumn("vs\nbaseline", versus))
-    words, numbers, title = _identity(layout, points)
+    labels, numbers, title = _identity(layout, points)
     yield Text(title, style="bold")
-    if _width(words + numbers + metrics) > width:  # names are broken between words, never within one
-        words = [column._replace(narrow=True) for column in words]
+    if _width(labels + numbers + metrics) > width:  # names are broken between words, never within one
+        labels = [column._replace(narrow=True) for column in labels]
     while metrics and (needed > 0 or len(points) <= FEW_POINTS):
         fitting = 1
-        while fitting < len(metrics) and _width(words + numbers + metrics[: fitting + 1]) <= width:
+        while fitting < len(metrics) and _width(labels + numbers + metrics[: fitting + 1]) <= width:
             fitting += 1
-        yield _table(words, numbers + metrics[:fitting], list(points["panel"]))
+        yield _table(labels, numbers + metrics[:fitting], list(points["panel"]))
         metrics, needed = metrics[fitting:], needed - fitting
     if any(cell.startswith(MAYBE) for cell in versus):
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
@@ -128,10 +128,10 @@ def _width(columns: list[TerminalColumn]) -> int:
 
 def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[TerminalColumn], list[TerminalColumn], str]:
     """The columns that tell points apart, in words and in numbers, and the title: what all have in common."""
-    words, numbers = [TerminalColumn("engine", list(points["line"]))], []
+    labels, numbers = [TerminalColumn("engine", list(points["line"]))], []
     common = []
     if points["panel"].nunique() > 1:
-        words.append(TerminalColumn("workload", list(points["panel"])))
+        labels.append(TerminalColumn("workload", list(points["panel"])))
     else:
         common.append(points["panel"].iloc[0])
     if layout.x:
@@ -141,29 +141,31 @@ def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[TerminalColumn
         numbers.append(TerminalColumn("n", [str(n) for n in points["n"]]))
     else:
         common.append(f"{points['n'].iloc[0]} replicates" if points["n"].iloc[0] > 1 else "one replicate")
-    return words, numbers, ", ".join(common)
+    return labels, numbers, ", ".join(common)
 
 
-def _table(words: list[TerminalColumn], numbers: list[TerminalColumn], panels: list[str]) -> Table:
+def _table(labels: list[TerminalColumn], numbers: list[TerminalColumn], panels: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for column in words:
+    for column in labels:
         table.add_column(column.heading, overflow="fold", width=column.width)
     for column in numbers:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    for index, row in enumerate(zip(*(column.cells for column in words + numbers), strict=True)):
+    for index, row in enumerate(zip(*(column.cells for column in labels + numbers), strict=True)):
         table.add_row(*row, end_section=panels[index] != panels[min(index + 1, len(panels) - 1)])
     return table
 
 
 def _metric(points: pd.DataFrame, column: str) -> TerminalColumn:
-    of = _quantity(column)
-    return TerminalColumn("\n".join([*of.short.split(), of.unit]), [_cell(point, column) for _, point in points.iterrows()])
+    shown = _quantity(column)
+    return TerminalColumn(
+        "\n".join([*shown.short.split(), shown.unit]), [_cell(point, column) for _, point in points.iterrows()]
+    )
 
 
 def _quantity(column: str) -> LabelledColumn:
-    of = labelled_column(column)
-    assert of is not None
-    return of
+    shown = labelled_column(column)
+    assert shown is not None
+    return shown
 
 
 def _cell(point: "pd.Series[Any]", column: str) -> str:
@@ -172,16 +174,16 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
 
 
-def with_interval(of: Estimate, shown: str) -> str:
+def with_interval(estimate: Estimate, shown: str) -> str:
     """`538 ±3 %`; without the interval where there is none."""
-    half = of.relative_half_width
+    half = estimate.relative_half_width
     if math.isnan(half):
         return shown
     return f"{shown} ±{half:.0%}" if half >= 0.01 else f"{shown} ±<1%"
 
 
 def times(ratio: float) -> str:
-    """How many times the baseline; an em dash if it was not compared."""
+    """A ratio to the baseline as text; an em dash if there is none."""
     return "—" if math.isnan(ratio) else f"{number(ratio)}×"
 
 
@@ -193,13 +195,13 @@ def _versus(point: "pd.Series[Any]") -> str:
 
 def _best(results: Results) -> Table:
     table = _listing()
-    for found in best(results.points):
-        of = found.quantity
-        value = f"{with_interval(found.estimate, of.shown(found.estimate.value))} {of.unit}"
-        where = Text(results.layout.describe(found.point))
-        for warning in concerning(results.warnings_at(found.point), of.column):
+    for result in best(results.points):
+        shown = result.quantity
+        value = f"{with_interval(result.estimate, shown.shown(result.estimate.value))} {shown.unit}"
+        where = Text(results.layout.describe(result.point))
+        for warning in concerning(results.warnings_at(result.point), shown.column):
             where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
-        table.add_row(Text(f"best {of.in_sentence}", style="bold"), Text(value, style="green"), where)
+        table.add_row(Text(f"best {shown.in_sentence}", style="bold"), Text(value, style="green"), where)
     return table
 
 
@@ -219,16 +221,16 @@ def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:
         yield Text("  ").append(name, style="green").append(f": {listed(lines)}")
 
 
-def _fits(found: list[Fit]) -> Iterator[Text | str]:
-    if found:
+def _fits(results: list[Fit]) -> Iterator[Text | str]:
+    if results:
         yield ""
         yield Text("largest that fitted in memory:", style="bold")
-    for fit in found[:MOST_POINTS]:
+    for fit in results[:MOST_POINTS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
         yield line.append(f" ({fit.detail})", style="dim")
-    if len(found) > MOST_POINTS:
-        yield Text(f"  and {len(found) - MOST_POINTS:,} more: see report.html")
+    if len(results) > MOST_POINTS:
+        yield Text(f"  and {len(results) - MOST_POINTS:,} more: see report.html")
 
 
 def _failures(lost: Losses) -> Iterator[Text]:

@@ -25,7 +25,7 @@ ARRIVALS = tuple(name for name, one in _LATENCIES.items() if one.quantity.name i
 
 
 class Severity(StrEnum):
-    """How much a warning matters, the most serious first."""
+    """The severity of a warning, the most serious first."""
 
     SEVERE = "severe"  # the figure does not mean what its name says: do not compare it
     WARNING = "warning"  # the figure is less certain, or holds under a condition
@@ -34,7 +34,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class WarningKind:
-    """What all warnings of one code have in common."""
+    """The properties common to all warnings of one code."""
 
     code: str
     severity: Severity
@@ -60,7 +60,7 @@ class ResultWarning:
 
 
 class Finding(NamedTuple):
-    """What a check found: the figure, a message with it, and the trials or points that it concerns."""
+    """The result of a check: the figure, a message with it, and the trials or points that it concerns."""
 
     figure: float
     message: str
@@ -217,8 +217,8 @@ def few_requests(num_requests: int, num_failed: int) -> Finding | None:
 def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> Finding | None:
     """The client itself stamped some arrivals, not the kernel."""
     lag = client_loop_lag_p99
-    own = client_stamp_source in ("user", "mixed")
-    return Finding(lag, f"arrivals stamped by the client, up to {lag * 1e3:.1f} ms late (p99)") if own else None
+    user_stamps = client_stamp_source in ("user", "mixed")
+    return Finding(lag, f"arrivals stamped by the client, up to {lag * 1e3:.1f} ms late (p99)") if user_stamps else None
 
 
 @declare(

@@ -31,7 +31,7 @@ UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the 
 NAMED = 4  # deployments of a critical path that are listed
 
 
-HistoryKey = TypeVar("Key")
+HistoryKey = TypeVar("HistoryKey")
 
 
 class History:

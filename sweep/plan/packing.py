@@ -49,7 +49,7 @@ class Start(NamedTuple):
 
 
 def can_run(node: Node, need: Need) -> bool:
-    """Whether an idle node would do."""
+    """Return whether the deployment fits an idle node."""
     return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
 
 
