@@ -261,7 +261,7 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
 def write_summary(run: Run, points: pd.DataFrame) -> None:
     """Write summary.csv: the points, and below them those of which no trial has run yet."""
     whole = pd.concat([points, _not_run(run)], ignore_index=True)
-    run_files.write_text(run.paths, run.paths.summary, whole.to_csv(index=False))
+    run_files.write_whole(run.paths, run.paths.summary, whole.to_csv(index=False))
 
 
 def _not_run(run: Run) -> pd.DataFrame:

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
+from sweep.records import Api, BatchForm
+
 HOST = Path(__file__).resolve().parent / "host"
 
-Api = Literal["completions", "chat", "tgi"]
-BatchForm = Literal["list", "streams"]
 Platform = Literal["cpu", "cuda"]
 
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now
@@ -85,7 +85,7 @@ class Host:
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
-    executables: frozenset[str] = frozenset()  # those of WANTED_EXECUTABLES found on PATH, e.g. "docker"
+    executables: frozenset[str] = frozenset()  # those of EXECUTABLES found on PATH, e.g. "docker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class Backend(BaseModel):
         r"MemoryError",
         r"std::bad_alloc",
     )
-    hollow_errors: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
+    noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str
     env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # what it runs in: {cpu, cuda, python, binary}
@@ -260,7 +260,7 @@ class Backend(BaseModel):
     def failure_line(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
         lines = [line for line in map(self.message, log.splitlines()) if line]
-        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not self._hollow(line)]
+        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not self._is_noise(line)]
         if not errors:
             return lines[-1] if lines else ""
         last = lines[errors[-1]]
@@ -276,8 +276,8 @@ class Backend(BaseModel):
         """All flags of a launch: those of the platform, and over them those that were given for any."""
         return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
 
-    def _hollow(self, line: str) -> bool:
-        return any(re.search(pattern, line) for pattern in self.hollow_errors)
+    def _is_noise(self, line: str) -> bool:
+        return any(re.search(pattern, line) for pattern in self.noise_patterns)
 
 
 def _host_sources(library: str) -> list[Path]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from backends.base import Backend, BatchForm, Host, Launch, cli
+from backends.base import Backend, Host, Launch, cli
 from backends.prepare import checkpoints
+from sweep.records import BatchForm
 
 GGUF = "model.gguf"
 CONVERTER = "gguf"  # the environment that llama.cpp's converter runs in
@@ -56,7 +57,7 @@ class LlamaCpp(Backend):
         r"(failed|unable) to allocate .*buffer",
         r"cudaMalloc failed: out of memory",
     )
-    hollow_errors = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
+    noise_patterns = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
 
     @field_validator("quantization")
     @classmethod

@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import Field
 
-from backends.base import Backend, BatchForm, Launch, cli
+from backends.base import Backend, Launch, cli
+from sweep.records import BatchForm
 
 
 class SGLang(Backend):
@@ -34,7 +35,7 @@ class SGLang(Backend):
         *Backend.oom_patterns,
         r"Not enough memory\. Please try to increase --mem-fraction-static",
     )
-    hollow_errors = (r"Received sigquit from a child process",)
+    noise_patterns = (r"Received sigquit from a child process",)
 
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {

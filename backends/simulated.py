@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from backends.base import Backend, EnvironmentChoice, Launch, cli
 from backends.simulated_server.config import Faults, Timing
+from sweep.records import BatchForm
 
 
 class Simulated(Backend):
@@ -38,7 +39,7 @@ class Simulated(Backend):
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)
     launch_timeout: PositiveFloat = 60.0
-    batch_form: Literal["list", "streams"] = "list"
+    batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = Field(

@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
-from backends.base import Backend, BatchForm, Launch, cli
+from backends.base import Backend, Launch, cli
+from sweep.records import BatchForm
 
 OPTIONS = "trtllm.yaml"  # in the attempt's folder
 

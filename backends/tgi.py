@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from backends.base import Api, Backend, EnvironmentChoice, Host, Launch, cli
+from backends.base import Backend, EnvironmentChoice, Host, Launch, cli
 from backends.launch.server import free_port
+from sweep.records import Api
 
 CONTAINER = Path(__file__).resolve().parent / "launch" / "container.py"
 LAUNCHER = "text-generation-launcher"
@@ -53,7 +54,7 @@ class TGI(Backend):
         *Backend.oom_patterns,
         r"You need to decrease `?--max-batch-prefill-tokens",
     )
-    hollow_errors = (
+    noise_patterns = (
         r"^Error: (Shard|Webserver)",
         r"[Ss]hard \d+ (crashed|failed)",
         r"^Shard .* failed",

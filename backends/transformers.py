@@ -19,7 +19,7 @@ class Transformers(Hosted):
     library = "backends.host.libraries.transformers_library"
     distribution = "transformers"
     # bitsandbytes says so of a faster kernel that it would like to have, and goes on.
-    hollow_errors = (r"Failed to load CPU gemm_4bit_forward",)
+    noise_patterns = (r"Failed to load CPU gemm_4bit_forward",)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         config = self.flags_on(launch).get("quantization_config") or {}

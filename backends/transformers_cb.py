@@ -4,8 +4,9 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat
 
-from backends.base import BatchForm, Launch
+from backends.base import Launch
 from backends.transformers import Transformers
+from sweep.records import BatchForm
 
 
 class TransformersCB(Transformers):

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from backends.base import Backend, BatchForm, Launch, cli
+from backends.base import Backend, Launch, cli
 from backends.prepare import checkpoints
+from sweep.records import BatchForm
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
@@ -59,7 +60,7 @@ class VLLM(Backend):
         r"larger than the available KV cache memory",
         r"is less than desired GPU memory utilization",
     )
-    hollow_errors = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
+    noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 
     def command(self, launch: Launch) -> list[str]:
         # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.

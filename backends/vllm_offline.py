@@ -25,7 +25,7 @@ class VLLMOffline(Hosted):
     distribution = "vllm"
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     oom_patterns = VLLM.oom_patterns
-    hollow_errors = VLLM.hollow_errors
+    noise_patterns = VLLM.noise_patterns
     metric_names: dict[str, str] = Field(
         default_factory=lambda: {
             ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()

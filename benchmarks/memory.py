@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--requests 1000000]
 
-The command that a user would give (`python -m sweep backend=openai …`) against the simulated server, which answers at
+The command that a user would give (`sweep run backend=openai …`) against the simulated server, which answers at
 once. Prints the peak memory of the command and of its measuring processes, and the size of requests.parquet.
 """
 

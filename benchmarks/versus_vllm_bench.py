@@ -5,7 +5,7 @@
 One vLLM server (its CPU build, a small random-weight Llama, no prefix cache) is bound to one core, the client to
 another. Both send random prompts of the same exact length, ask for the same number of tokens with EOS ignored and have
 two requests of warm-up; each run draws its prompts anew. Ours is the whole command of the README
-(`python -m sweep backend=openai …`); both figures are by vLLM's definitions (`sweep.numbers.vllm_flavour`). The noise
+(`sweep run backend=openai …`); both figures are by vLLM's definitions (`sweep.numbers.vllm_flavour`). The noise
 is that of the difference of the two means: sqrt(s1² / n + s2² / n). The clients agree within it where the difference
 is below twice that.
 """

@@ -29,6 +29,8 @@ from pydantic import (
     field_validator,
 )
 
+from sweep.records import Timeouts
+
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
@@ -115,15 +117,6 @@ class Tracking(Strict):
     kind: Literal["none", "wandb"]
     project: str = "sweep"
     entity: str | None = None
-
-
-class Timeouts(Strict):
-    """Limits on one request, s."""
-
-    connect: PositiveFloat = 10.0
-    first_token: float = Field(default=600.0, gt=0, le=4200)  # from the send
-    between_tokens: float = Field(default=120.0, gt=0, le=4200)
-    total: float = Field(default=3600.0, gt=0, le=4200)  # from the send
 
 
 class Client(Strict):

@@ -1,4 +1,4 @@
-"""Where a number comes from: code, versions, hardware and time. What a result must cite to be worth something."""
+"""The provenance of a number: the code, versions, hardware and time that a result must cite."""
 
 import functools
 import importlib.metadata
@@ -14,8 +14,8 @@ import psutil
 from backends.base import Host
 from sweep.config import ROOT
 
-CITED = ("ray", "hydra-core", "httptools", "uvloop", "numpy", "pyarrow")  # what could bend a measurement of ours
-WANTED_EXECUTABLES = ("docker", "podman", "nvcc", "text-generation-launcher", "llama-server", "cmake", "cc")
+CITED = ("ray", "hydra-core", "httptools", "uvloop", "numpy", "pyarrow")  # libraries that could distort a measurement
+EXECUTABLES = ("docker", "podman", "nvcc", "text-generation-launcher", "llama-server", "cmake", "cc")
 
 
 def now() -> str:
@@ -99,9 +99,9 @@ def _cpu_name() -> str:
 
 
 def host() -> Host:
-    """What this machine has, as far as a backend needs it to say that it cannot run here."""
+    """Return what a backend needs to know of this machine to decide whether it can run here."""
     return Host(
         platform=platform.system().lower(),
         gpus=gpu_names(),
-        executables=frozenset(name for name in WANTED_EXECUTABLES if shutil.which(name)),
+        executables=frozenset(name for name in EXECUTABLES if shutil.which(name)),
     )

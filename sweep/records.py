@@ -9,7 +9,7 @@ from __future__ import annotations  # array[int] cannot be written at run time b
 import math
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,10 @@ PROTOCOL_VERSION = 2
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]
+Api = Literal["completions", "chat", "tgi"]
+BatchForm = Literal["list", "streams"]
 UNKNOWN = -1  # a count that was not reported
+LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
 MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
 """The columns of a trials row that say how large its load was: at most one has a value."""
@@ -66,6 +69,24 @@ class Request:
     output_tokens: int  # max_tokens
     input_tokens: int = UNKNOWN  # as the model's own tokenizer counts them, special tokens included
     phase: Phase = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits on one request in s; noticed up to 0.1 s later, and a tenth of the shortest of them or half a second."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # for the settings, of which it is a part  # noqa: RUF012
+
+    connect: float = 10.0
+    first_token: float = 600.0  # from the send
+    between_tokens: float = 120.0
+    total: float = 3600.0  # from the send
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if not 0 < value <= LONGEST_TIMEOUT:
+                raise ValueError(f"{field_.name}={value}: allowed are 0 < s <= {LONGEST_TIMEOUT}")
 
 
 @dataclass(slots=True)

@@ -128,7 +128,3 @@ def _errors(result: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[
 
 def _ends(result: Measurement) -> list[float]:
     return [record.sent + record.chunk_us[-1] / 1e6 for record in result.records if record.error is None]
-
-
-def _p99(values: list[float]) -> float:
-    return sorted(values)[int(0.99 * len(values))]

@@ -244,6 +244,11 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("hardware=foo", "hardware=foo: unknown; allowed: auto, cpu, gpu, l4"),
         ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: one experiment a command"),
         ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
+        (
+            "client.timeouts.totl=3",
+            "client.timeouts.totl=3: unknown key; allowed: between_tokens, connect,",
+        ),
+        ("client.timeouts.connect=5000", "client.timeouts={'connect': 5000, "),
         ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
         (
             "cluster.simulate={nods: 2}",

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from backends.base import Backend
-from backends.prepare.environments import exclusive
+from backends.prepare.build_once import exclusive
 from sweep.config import Hardware
 from sweep.inputs.load import Batch
 from sweep.inputs.model import ServedModel
@@ -87,7 +87,7 @@ def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_pat
     deployment._end_contradicted(run, trials, ended.append)
     assert [trial.trial_id for trial in trials] == ["t2"]
     assert [(event.row["trial_id"], event.row["outcome"]) for event in ended] == [("t1", "invalid"), ("t3", "invalid")]
-    assert ended[0].row["reason"].startswith("the content of the workload is not what was planned: ")
+    assert ended[0].row["reason"].startswith("the content of the workload differs from the plan: ")
     path.unlink()
     assert "No such file" in deployment.other_content({"workload": "abc"}, {"workload": its.digest})
     assert deployment.other_content({"workload": "abc"}, {"workload": lambda: "abc"}) is None
@@ -99,7 +99,7 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
     model = SimpleNamespace(reach=lambda cache: None, digest=lambda cache: "other")
     its = SimpleNamespace(backend=Backend(name="x"), model=model, content={"model": "planned"})
     work = SimpleNamespace(deployment=its, settings=SimpleNamespace(cache_dir=str(tmp_path), hardware=L4))
-    with pytest.raises(deployment.Contradiction, match="the model is not what was planned: other, not planned"):
+    with pytest.raises(deployment.Contradiction, match="the model differs from the plan: other, not planned"):
         deployment._prepare(work, (), lambda event: None)
     assert not built
 
@@ -107,7 +107,7 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
 def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
     """A second signal means now, also where this is one process and what it waits for takes an hour."""
 
-    def run(work, gpus, emit, stop, stop_soon):
+    def run(work, gpus, emit, stop, draining):
         emit(deployment.State("building"))
         with exclusive(tmp_path / "lock", lambda: None):
             raise AssertionError("the lock is another's")

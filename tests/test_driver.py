@@ -214,6 +214,32 @@ class UntilLate(Scripted):
         yield from super().events()
 
 
+@pytest.mark.parametrize(("interrupts", "calls", "trials"), [(1, ["drain"], {"1": "ok"}), (2, ["drain", "cancel"], {})])
+def test_an_interrupt_lets_running_trials_end_and_a_second_does_not(tmp_path, interrupts, calls, trials):
+    class Interrupted(Scripted):
+        def events(self):
+            if not executor.driver.stop.interrupts:
+                executor.driver.stop.interrupts = interrupts
+            else:
+                yield from super().events()
+
+        def drain(self):
+            called.append("drain")
+
+        def cancel(self):
+            called.append("cancel")
+
+    called = []
+    executor = Interrupted({"a": [["ok"]]})
+    plan = make_plan(deployment("a", ["1"]), deployment("b", ["2"]))
+    _, ledger = drive(plan, tmp_path, executor)
+    assert called == calls
+    assert outcomes(ledger) == trials
+    assert executor.submitted == [("a", ["1"])], "nothing else is started"
+    assert executor.result[:2] == (True, 2 - len(trials))
+    assert exit_status(plan, ledger, *executor.result[:2]) == 130
+
+
 def test_a_trial_that_awaits_its_second_try_at_the_deadline_is_not_left(tmp_path):
     """It has a row of this run: what is left are those that have none."""
 

@@ -203,14 +203,19 @@ def test_pips_settings_are_handed_to_uv(monkeypatch, tmp_path):
     assert "UV_INDEX" not in environments.uv_settings(pip)
 
 
-def test_pips_files_are_read_where_pip_is_not_installed(monkeypatch, tmp_path):
+def test_pips_files_and_variables_are_read(monkeypatch, tmp_path):
     (tmp_path / "pip.conf").write_text("[global]\nfind-links = /a\n    /b\n[install]\nno-index = true\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_CERT", "/etc/cert.pem")
-    failed = environments.subprocess.CompletedProcess([], 1, "", "No module named pip")
-    monkeypatch.setattr(environments.subprocess, "run", lambda *arguments, **options: failed)
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     settings = environments.pip_settings()
     assert settings["find-links"].split() == ["/a", "/b"]
     assert settings["no-index"] == "true"
     assert settings["cert"] == "/etc/cert.pem"
+
+
+def test_settings_that_pip_cannot_read_are_an_error_of_one_line(monkeypatch, tmp_path):
+    (tmp_path / "pip.conf").write_text("no section\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    with pytest.raises(environments.EnvironmentFailed, match=r"^pip's settings cannot be read: .*; see `.*` *$"):
+        environments.pip_settings()

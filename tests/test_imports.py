@@ -7,13 +7,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis")
-BASIS = {"sweep.config", "sweep.options", "sweep.records", "sweep.provenance", "sweep.wording", "sweep.labels"}
+BASIS = {
+    "sweep.config",
+    "sweep.options",
+    "sweep.records",
+    "sweep.provenance",
+    "sweep.wording",
+    "sweep.labels",
+    "sweep.whole_file",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     # Data types and settings: everybody's.
     "sweep.records": set(),
-    "sweep.config": set(),
+    "sweep.config": {"sweep.records"},
     "sweep.options": {"sweep.config"},  # everybody's: engines look up their environments, planning its points
     "sweep.wording": set(),
+    "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
     "sweep.labels": set(),
     "sweep.provenance": {"sweep.config", "backends.base"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
@@ -26,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.drive": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "backends"},
     "sweep": {"sweep", "analysis", "backends"},  # the commands
     "backends": BASIS,
+    "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
     "backends.__main__": {"sweep.__main__"},  # `python -m backends` is `sweep backends`
     "analysis.__main__": {"sweep.__main__"},

@@ -182,3 +182,19 @@ def test_a_ray_that_is_not_there_is_said_at_once(capsys, out):
         port = free.getsockname()[1]
     said = refused(capsys, *SMALL, "cluster=ray", f"cluster.address=127.0.0.1:{port}", f"out={out}")
     assert f"cluster.address=127.0.0.1:{port}: nothing listens there" in said
+
+
+OWN_LOAD = "_target_: sweep.inputs.load.Closed\nname: pair\nconcurrency: 2\n"
+
+
+@pytest.mark.parametrize(("folder", "arguments"), [("conf", []), ("mine", ["--config-dir", "mine"])])
+def test_options_of_the_users_own_are_used_and_listed(capsys, tmp_path, monkeypatch, folder, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder / "load").mkdir(parents=True)
+    (tmp_path / folder / "load" / "pair.yaml").write_text(OWN_LOAD)
+    assert main([*arguments, *SMALL, *INLINE, "load=pair", "dry_run=true", "hardware=cpu"]) == 0
+    assert "2 users" in capsys.readouterr().out
+    assert main([*arguments, "load=pair", "--help"]) == 0
+    assert "load.concurrency" in capsys.readouterr().out
+    assert main(["completion", "--words", "sweep", *arguments, "load=pa"]) == 0
+    assert capsys.readouterr().out == "load=pair\n"

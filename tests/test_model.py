@@ -117,13 +117,14 @@ def test_a_model_is_built_once(folder: Path) -> None:
 BUILD = """
 import sys, time
 from pathlib import Path
-from sweep.inputs import model
-def build(folder, progress):
+from backends.prepare.build_once import build_once
+def build(folder):
+    folder.mkdir()
     (folder / "half").write_text("")
     print("building", flush=True)
     time.sleep(float(sys.argv[2]))
     (folder / "whole").write_text("")
-model._build_once(Path(sys.argv[1]), build, lambda text: print(text, flush=True))
+build_once(Path(sys.argv[1]), build, "m", lambda text: print(text, flush=True))
 """
 
 
@@ -142,7 +143,7 @@ def test_a_killed_build_is_redone_by_the_process_that_waits_for_it(tmp_path: Pat
     with builder(folder, 60) as first:
         assert line(first) == "building"
         with builder(folder, 0) as second:
-            assert line(second) == "m: waiting for the process that is making it"
+            assert line(second) == "m: waiting for the process that builds it"
             assert not folder.exists()
             first.send_signal(signal.SIGKILL)
             assert line(second) == "building"

@@ -11,7 +11,9 @@ from backends import base
 from sweep.config import ConfigError
 from sweep.disk.ledger import Ledger
 from sweep.plan.compose import compose_run
-from sweep.plan.pending import content_digests, pending_deployments, reasons, unresolved
+from sweep.plan.estimate import History
+from sweep.plan.packing import Node
+from sweep.plan.pending import content_digests, find_pending, pending_deployments, reasons, unresolved
 from sweep.plan.planning import Surroundings, make_plan
 
 
@@ -68,6 +70,19 @@ def ledger(planned, tmp_path):
 
 def why(plan, ledger):
     return Counter(reasons(plan, pending_deployments(plan, ledger), ledger).values())
+
+
+def test_pending_work_is_found_with_its_reasons_and_its_estimate(planned, ledger):
+    plan = planned("load.batch_size=1,2,4")
+    first, *rest = plan.deployments
+    plan = replace(plan, deployments=[replace(first, unavailable="no GPU here"), *rest])
+    pending = find_pending(plan, ledger, History([]), [Node("n", 0, 8, (), "n")])
+    assert pending.finished_trials == 4
+    assert [len(deployment.trials) for deployment in pending.deployments] == [1, 1]
+    (runnable,) = pending.runnable
+    assert pending.reasons == {runnable.trials[0].trial_id: "new"}, "unavailable trials are not run"
+    assert [need.key for need in pending.estimate.expected.needs] == [runnable.deployment_id]
+    assert pending.estimate.seconds is None
 
 
 def test_the_same_command_has_nothing_to_do(planned, ledger):

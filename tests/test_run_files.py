@@ -42,7 +42,7 @@ def test_every_path_of_the_design(paths: RunPaths) -> None:
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(paths: RunPaths) -> None:
-    run_files.write_text(paths, paths.summary, "old")
+    run_files.write_whole(paths, paths.summary, "old")
 
     def half(staged: Path) -> None:
         assert staged.suffix != ".parquet"  # a glob for *.parquet must not see it
@@ -157,7 +157,12 @@ def test_requests_come_back_as_they_were_measured(paths: RunPaths, records: Reco
 def test_requests_of_an_older_version_are_read(paths: RunPaths) -> None:
     trial = paths.trial("dep", "1", "a")
     trial.folder.mkdir(parents=True)
-    pq.write_table(run_files.requests_table(some_records()).drop_columns(["ended"]), trial.requests)
+    table = run_files.requests_table(some_records()).drop_columns(["ended"])
+    for name, type_ in (("chunk_us", pa.uint32()), ("chunk_tokens", pa.uint16())):
+        index = table.schema.get_field_index(name)
+        assert table[name].type == pa.large_list(type_)  # int64 offsets; once they were int32
+        table = table.set_column(index, name, table[name].cast(pa.list_(type_)))
+    pq.write_table(table, trial.requests)
     assert list(run_files.read_requests(trial.requests)) == [replace(record, ended=None) for record in some_records()]
 
 

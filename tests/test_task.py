@@ -13,7 +13,7 @@ import pytest
 from backends.base import Backend, Launch
 from backends.launch import server, supervisor, task
 from backends.prepare import checkpoints
-from backends.prepare.environments import exclusive
+from backends.prepare.build_once import exclusive
 from sweep.config import ROOT
 from sweep.node.deployment import clear_engines
 

@@ -17,8 +17,8 @@ from sweep.client import wire
 from sweep.client.clock import StampClock
 from sweep.client.connection import PATIENT_READ_SIZE, READ_SIZE, Counters, ServerAddress, StampedConnection
 from sweep.client.poller import Poller
-from sweep.client.wire import Answer, Target, Timeouts
-from sweep.records import UNKNOWN, Request
+from sweep.client.wire import Answer, Target
+from sweep.records import UNKNOWN, Api, Request, Timeouts
 
 
 def sse(*events: object, newline: bytes = b"\n") -> bytes:
@@ -55,7 +55,7 @@ def tgi(index: int, text: str, details: dict[str, Any] | None = None) -> dict[st
 
 TGI_END = {"finish_reason": "length", "generated_tokens": 4, "seed": None, "input_length": 12}
 TEXTS = [" the", " 12", ' say \\"hi\\"', "\n\n", " \\", " ü→", '"text":"', " end"]
-STREAMS: dict[str, tuple[wire.Api, int, bytes]] = {
+STREAMS: dict[str, tuple[Api, int, bytes]] = {
     "completions": ("completions", 1, sse(*map(completion, TEXTS), completion("!", finish="length"), "[DONE]")),
     "final usage": ("completions", 1, sse(completion(" a"), completion(" b", finish="stop"), final(9, 3), "[DONE]")),
     "running usage": (
@@ -139,7 +139,7 @@ STREAMS: dict[str, tuple[wire.Api, int, bytes]] = {
 }
 
 
-def read(api: wire.Api, prompts: int, pieces: Sequence[bytes], status: int = 200, complete: bool = True) -> Answer:
+def read(api: Api, prompts: int, pieces: Sequence[bytes], status: int = 200, complete: bool = True) -> Answer:
     """An answer from the pieces of its body; piece i arrives (i + 1) ms after the send."""
     answer = Answer(api, prompts)
     answer.status, answer.sent = status, 1
@@ -390,7 +390,7 @@ class Parser:
 
 def receive(
     pieces: Sequence[bytes],
-    api: wire.Api,
+    api: Api,
     prompts: int,
     patient_until: int = 0,
     poller: NoPoller | None = None,
@@ -595,8 +595,8 @@ def test_urls(url: str, path: str, address: tuple[str, int]) -> None:
         (lambda: wire.call(Target("http://h", "m", token_ids=False), [Request("a", (1,), 1)]), "token ids"),
         (lambda: wire.call(Target("http://h", "m", api="chat"), [Request("a", (1,), 1)]), "chat takes text"),
         (lambda: wire.call(Target("http://h", "m", api="tgi"), [Request("a", (1,), 1)]), "TGI takes text"),
-        (lambda: Timeouts(total=5000), "timeouts.total=5000"),
-        (lambda: Timeouts(connect=0), "timeouts.connect=0"),
+        (lambda: Timeouts(total=5000), "total=5000"),
+        (lambda: Timeouts(connect=0), "connect=0"),
     ],
 )
 def test_mistakes_are_refused_at_the_door(make: Any, words: str) -> None:

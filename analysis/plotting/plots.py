@@ -114,7 +114,7 @@ def _save(run: Run, name: str, figure: Figure) -> str:
     """Write NAME.svg and NAME.png; return the SVG's text."""
     svg = io.StringIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    run_files.write_text(run.paths, run.paths.figures / f"{name}.svg", svg.getvalue())
+    run_files.write_whole(run.paths, run.paths.figures / f"{name}.svg", svg.getvalue())
     run_files.write_whole(
         run.paths,
         run.paths.figures / f"{name}.png",

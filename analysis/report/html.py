@@ -54,7 +54,7 @@ def write_all(results: Results) -> None:
     run = results.run
     write_summary(run, results.summary.assign(warnings=codes(results.summary, results.warnings)))
     figures = draw_all(run, results.layout)
-    run_files.write_text(run.paths, run.paths.report, html(results, figures))
+    run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
 
 def html(results: Results, figures: Iterable[SavedFigure]) -> str:

@@ -1,8 +1,8 @@
 """The same weights for every engine: what an engine loads, made of a model folder in Hugging Face layout.
 
-A conversion is made once per node, under a lock, in a folder that appears whole and is named by all that decides its
-content: the model's files, the converter's versions, the parameters. It is made by a program of backends/conversions in
-an environment that has the converter. `conversion.json` in the folder says what was done.
+A conversion is made once per node, in a folder that appears complete and is named by all that decides its content: the
+model's files, the converter's versions, the parameters. It is made by a program of backends/prepare/conversions in an
+environment that has the converter. `conversion.json` in the folder describes it.
 """
 
 import contextlib
@@ -10,20 +10,19 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from backends.base import EnvironmentChoice, Progress
-from backends.launch import task
-from backends.prepare import environments
+from backends.prepare import environments, tool
+from backends.prepare.build_once import build_once
+from sweep.whole_file import write_whole
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
 FORMAT = 1  # part of every digest: raise it when the same input comes to other weights
 NOTE = "conversion.json"
-# Of Hugging Face's layout, what says how text and ends are to be read: copied into every conversion.
+# The files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
 DESCRIPTION = (
     "config.json",
     "generation_config.json",
@@ -37,7 +36,6 @@ DESCRIPTION = (
     "chat_template.jinja",
 )
 PROGRESS = "progress: "  # begins a line of a conversion's output that is for the user
-LINES_KEPT = 40
 BLOB_NAME_LENGTH = 64  # hex digits: the Hugging Face cache calls large files by their SHA-256
 
 
@@ -53,7 +51,7 @@ def converted(
     cache_dir: Path,
     progress: Progress,
 ) -> Path:
-    """The folder under `cache_dir`/converted for these parameters; `make` fills one if it is not there yet.
+    """Return the folder under `cache_dir`/converted for these parameters; `make` fills it if it is not there yet.
 
     `parameters` must hold everything besides the model that decides the content, versions of converters included.
     Raises ConversionFailed or OSError.
@@ -63,27 +61,21 @@ def converted(
     content = {"model": digest(model, cache_dir), "kind": kind, "parameters": dict(parameters), "format": FORMAT}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser().absolute() / "converted" / f"{kind}-{key}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    waiting = f"{kind}: waiting for the process that converts it"
-    with environments.exclusive(folder.with_suffix(".lock"), lambda: progress(waiting)):
-        if not folder.is_dir():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
-            partial.mkdir()
-            progress(f"converting {model.name} to {kind}: {_words(parameters)}")
-            make(partial)
-            for name in DESCRIPTION:
-                if (model / name).is_file() and not (partial / name).exists():
-                    shutil.copyfile(model / name, partial / name)
-            (partial / NOTE).write_text(json.dumps({**content, **note(partial)}, indent=1))
-            partial.rename(folder)
-    return folder
+
+    def convert(partial: Path) -> None:
+        partial.mkdir()
+        progress(f"converting {model.name} to {kind}: {_listed(parameters)}")
+        make(partial)
+        for name in DESCRIPTION:
+            if (model / name).is_file() and not (partial / name).exists():
+                shutil.copyfile(model / name, partial / name)
+        (partial / NOTE).write_text(json.dumps({**content, **note(partial)}, indent=1))
+
+    return build_once(folder, convert, kind, progress)
 
 
 def quantised(model: Path, checkpoint: str, group_size: int, python: str, cache_dir: Path, progress: Progress) -> Path:
-    """The model as a quantised checkpoint (see conversions/to_quantized.py); itself, if it is quantised already.
+    """Return the model as a quantised checkpoint (see conversions/to_quantized.py), itself if it is one already.
 
     `python` is an interpreter with numpy and safetensors; where it has gptqmodel too, that calibrates.
     """
@@ -102,7 +94,7 @@ def quantised(model: Path, checkpoint: str, group_size: int, python: str, cache_
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """What was done to make this folder; empty for one that is no conversion."""
+    """Return how this folder was made; empty for one that is no conversion."""
     path = folder / NOTE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
@@ -112,7 +104,7 @@ def run(
 ) -> None:
     """Run conversions/<program>.py in an environment, at low priority; `arguments` as `--name value`.
 
-    `path` is what it can import besides. Raises ConversionFailed with its last words.
+    `path` has what it can import besides. Raises ConversionFailed with the last line of its output.
     """
     root = Path(__file__).resolve().parents[2]
     command = ["nice", "-n", "10", python, "-m", f"backends.prepare.conversions.{program}"]
@@ -122,65 +114,51 @@ def run(
 
 
 def execute(
-    command: list[str], what: str, log: Path, progress: Progress, environ: Mapping[str, str] | None = None
+    command: list[str], title: str, log: Path, progress: Progress, environ: Mapping[str, str] | None = None
 ) -> None:
-    """Run a converting program, its output going to `log`. Raises ConversionFailed with its last words."""
+    """Run a converting program, its output going to `log`. Raises ConversionFailed with the last line of it."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Unbuffered, so that progress is told as it is made and the last words come last.
+    # Unbuffered, so that progress is reported as it is made and the error is the last line.
     settings = {**os.environ, "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
-    said: list[str] = []
-    with (
-        log.open("a") as file,
-        task.program(
-            command,
-            settings,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            errors="replace",
-        ) as process,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line)
-            said = [*said, line.strip()][-LINES_KEPT:]
-            if line.startswith(PROGRESS):
-                progress(line.removeprefix(PROGRESS).strip())
-    if process.returncode != 0:
-        last = next((line for line in reversed(said) if line), "nothing")
-        raise ConversionFailed(f"{what} failed (exit status {process.returncode}): {last[:500]}; log: {log}")
+
+    def report(line: str) -> None:
+        if line.startswith(PROGRESS):
+            progress(line.removeprefix(PROGRESS).strip())
+
+    try:
+        tool.run(command, settings, log, report)
+    except tool.ToolFailed as failure:
+        message = (failure.lines or ["no output"])[-1][:500]
+        raise ConversionFailed(f"{title} failed (exit status {failure.status}): {message}; log: {log}") from None
 
 
 def environment_key(name: str) -> str:
-    """What tells a converter's environment from others; nothing is built."""
+    """Return the fingerprint of a converter's environment; nothing is built."""
     return environments.fingerprint(environments.resolve(EnvironmentChoice(cpu=name), "cpu"))
 
 
 def environment_python(name: str, cache_dir: Path, progress: Progress) -> str:
-    """The interpreter of a converter's environment, which is built if it is not there yet."""
+    """Return the interpreter of a converter's environment, which is built if it is not there yet."""
     return environments.prepare(environments.resolve(EnvironmentChoice(cpu=name), "cpu"), cache_dir, progress).python
 
 
 def versions(python: str, *distributions: str) -> str:
-    """Exact versions of these in an environment, in one line; those that it does not have are left out."""
-    found = environments.installed(python)
-    return " ".join(f"{name} {found[name]}" for name in distributions if name in found)
+    """Return exact versions of these in an environment, in one line; those that it does not have are omitted."""
+    installed = environments.installed(python)
+    return " ".join(f"{name} {installed[name]}" for name in distributions if name in installed)
 
 
 def digest(folder: Path, cache_dir: Path) -> str:
-    """16 hex digits of a folder's content: of the names and the SHA-256 of all its files.
+    """Return 16 hex digits of a folder's content: of the names and the SHA-256 of all its files.
 
-    A file that was read once is read again only when its size or time of change is another.
+    A file is read again only when its size or time of change has changed.
     """
-    known_in = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
-    known: dict[str, list[Any]] = json.loads(known_in.read_text()) if known_in.is_file() else {}
-    fresh = {name: _entry(path, known.get(name)) for name, path in _files(folder)}
-    if fresh != known:
-        with contextlib.suppress(OSError):  # a node's cache may be none of the driver's: then it is read again
-            known_in.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=known_in.parent, suffix=".partial", delete=False) as file:
-                file.write(json.dumps(fresh))
-            Path(file.name).replace(known_in)
+    cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
+    cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
+    fresh = {name: _entry(path, cached.get(name)) for name, path in _files(folder)}
+    if fresh != cached:
+        with contextlib.suppress(OSError):  # a cache that this node may not write to: the files are read again
+            write_whole(cache, json.dumps(fresh))
     return _sha256(json.dumps({name: entry[2] for name, entry in fresh.items()}, sort_keys=True).encode())[:16]
 
 
@@ -197,17 +175,17 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield name, path
 
 
-def _entry(path: Path, known: list[Any] | None) -> list[Any]:
+def _entry(path: Path, cached: list[Any] | None) -> list[Any]:
     """[size, time of change in ns, SHA-256] of a file."""
     target = path.resolve()
     facts = target.stat()
-    if known and known[:2] == [facts.st_size, facts.st_mtime_ns]:
-        return known
-    named = len(target.name) == BLOB_NAME_LENGTH and set(target.name) <= set("0123456789abcdef")
-    return [facts.st_size, facts.st_mtime_ns, target.name if named else file_digest(target)]
+    if cached and cached[:2] == [facts.st_size, facts.st_mtime_ns]:
+        return cached
+    is_blob = len(target.name) == BLOB_NAME_LENGTH and set(target.name) <= set("0123456789abcdef")
+    return [facts.st_size, facts.st_mtime_ns, target.name if is_blob else file_digest(target)]
 
 
-def _words(parameters: Mapping[str, Any]) -> str:
+def _listed(parameters: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in parameters.items() if isinstance(value, str | int))
 
 

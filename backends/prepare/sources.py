@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import tarfile
 import time
 from collections.abc import Mapping
@@ -16,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import Progress, SourceBuild
-from backends.launch import task
+from backends.prepare import tool
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
 JOB_BYTES = 2 << 30  # of memory that one compiler may need
-SAY_EVERY = 10.0  # s
-WORDS_LINES = 4  # of a tool's output, from its first error on
+REPORT_INTERVAL = 10.0  # s
+ERROR_LINES = 4  # of a tool's output, from its first error on: CMake explains it on the next lines
 
 
 class BuildFailed(Exception):
-    """A source cannot be had or built. One line, with the tool's own last words."""
+    """A source cannot be fetched or built. One line, with the tool's own error."""
 
 
 def build(source: SourceBuild, folder: Path, environ: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Put the executables into `folder`/bin and what is kept into `folder`/share. Raises BuildFailed or OSError."""
+    """Put the executables into `folder`/bin and `source.keep` into `folder`/share. Raises BuildFailed or OSError."""
     tree = folder / "source"
     environ = {**environ, "PATH": f"{folder / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}"}
     _fetch(source, folder, tree, environ, log, progress)
@@ -58,7 +57,7 @@ def machine(source: SourceBuild) -> str:
 
 
 def cpu_features() -> frozenset[str]:
-    """What the kernel says that every core of this CPU can do, e.g. "avx2"; empty where it says nothing."""
+    """Return the features of this CPU as the kernel lists them, e.g. "avx2"; empty if it lists none."""
     if not CPU_INFORMATION.exists():
         return frozenset()
     for line in CPU_INFORMATION.read_text().splitlines():
@@ -100,8 +99,8 @@ def _compile(
     _run(command, {**environ, "NINJA_STATUS": "[%f/%t] "}, log, progress)
     progress(f"compiled {', '.join(source.targets)} in {time.monotonic() - begin:.0f} s with {jobs} jobs")
     for target in source.targets:
-        (found,) = [path for path in built.rglob(target) if path.is_file() and os.access(path, os.X_OK)]
-        shutil.move(found, folder / "bin" / target)
+        (program,) = [path for path in built.rglob(target) if path.is_file() and os.access(path, os.X_OK)]
+        shutil.move(program, folder / "bin" / target)
     shutil.rmtree(built)
 
 
@@ -114,24 +113,19 @@ def _memory_bytes() -> int:
 
 
 def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Run a tool, its words going to the log and, where they are ninja's "[12/210] …", now and then to the user."""
-    lines: list[str] = []
-    said = time.monotonic()
-    with log.open("a") as file:
-        file.write(f"$ {' '.join(command)}\n")
-        file.flush()
-        with task.program(
-            command, environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                file.write(line)
-                lines.append(line.strip())
-                if line.startswith("[") and time.monotonic() - said > SAY_EVERY:
-                    said = time.monotonic()
-                    progress(f"compiling {line.split(']')[0][1:]}")
-    if process.returncode != 0:
-        told = [line for line in lines if line] or ["nothing"]
-        first = next((number for number, line in enumerate(told) if "error" in line.lower()), len(told) - 1)
-        words = " ".join(told[first : first + WORDS_LINES])[:300]  # CMake says on the next lines what is wrong
-        raise BuildFailed(f"{' '.join(command[:4])} … says: {words}; log: {log}")
+    """Run a tool. Of ninja's lines ("[12/210] …") one now and then goes to the user too."""
+    reported = time.monotonic()
+
+    def report(line: str) -> None:
+        nonlocal reported
+        if line.startswith("[") and time.monotonic() - reported > REPORT_INTERVAL:
+            reported = time.monotonic()
+            progress(f"compiling {line.split(']')[0][1:]}")
+
+    try:
+        tool.run(command, environ, log, report)
+    except tool.ToolFailed as failure:
+        lines = failure.lines or ["no output"]
+        first = next((number for number, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
+        message = " ".join(lines[first : first + ERROR_LINES])[:300]
+        raise BuildFailed(f"{' '.join(command[:4])} … failed: {message}; log: {log}") from None

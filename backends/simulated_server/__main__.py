@@ -17,8 +17,8 @@ from backends.simulated_server.answers import plain_answer
 from backends.simulated_server.config import Config
 from backends.simulated_server.connection import ClientConnection
 from backends.simulated_server.engine import SimulatedEngine
+from sweep.client.clock import STAMP_OPTION, realtime_minus_monotonic
 
-STAMP_OPTION = 35  # SO_TIMESTAMPNS
 APIS = {b"/v1/completions": "completions", b"/v1/chat/completions": "chat", b"/generate_stream": "tgi"}
 
 
@@ -31,12 +31,8 @@ class SimulatedServer:
         self._refresh()
 
     def _refresh(self) -> None:
-        """CLOCK_REALTIME (the kernel's stamps) minus CLOCK_MONOTONIC, from the tightest of nine readings."""
-        readings = []
-        for _ in range(9):
-            before, real, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
-            readings.append((after - before, real - (before + after) // 2))
-        self.offset = min(readings)[1]
+        """Follow the wall clock, which may be set: the kernel's stamps are readings of it."""
+        self.offset = realtime_minus_monotonic()
         self.loop.call_later(1.0, self._refresh)
 
     def listen(self, host: str, port: int) -> None:

@@ -20,14 +20,11 @@ _ITIMERSPEC = struct.Struct("qqqq")
 
 def realtime_minus_monotonic() -> int:
     """Offset in ns between the two clocks, from the tightest of nine bracketed readings."""
-    best_width, best_offset = None, 0
+    readings = []
     for _ in range(9):
-        before = time.monotonic_ns()
-        real = time.time_ns()
-        after = time.monotonic_ns()
-        if best_width is None or after - before < best_width:
-            best_width, best_offset = after - before, real - (before + after) // 2
-    return best_offset
+        before, real, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        readings.append((after - before, real - (before + after) // 2))
+    return min(readings)[1]
 
 
 class StampClock:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sweep.client import wire
 from sweep.client.modes import Mode
-from sweep.records import UNKNOWN
+from sweep.records import UNKNOWN, Timeouts
 
 ROW = struct.Struct("<IiqqqqIiiii")
 """record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, finish_reason, error
@@ -41,7 +41,7 @@ class Job:
         self.folder, self.part = folder, part
         content: dict[str, Any] = json.loads((folder / "job.json").read_text())
         self.target = wire.Target(**content["target"])
-        self.timeouts = wire.Timeouts(**content["timeouts"])
+        self.timeouts = Timeouts(**content["timeouts"])
         self.parts: int = content["parts"]
         self.cpus: list[int] | None = content["cpus"]
         self.warmup_calls: int = content["warmup_calls"]

@@ -23,10 +23,10 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 from sweep.client import wire
 from sweep.client.job import ROW
 from sweep.client.modes import Mode
-from sweep.client.wire import BatchForm, Target, Timeouts
+from sweep.client.wire import Target
 from sweep.config import import_path
 from sweep.numbers.quantile import quantile
-from sweep.records import Phase, Record, Records, Request
+from sweep.records import BatchForm, Phase, Record, Records, Request, Timeouts
 
 __all__ = [
     "ClientDied",

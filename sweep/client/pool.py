@@ -11,6 +11,7 @@ from sweep.client.clock import StampClock
 from sweep.client.connection import Counters, ServerAddress, StampedConnection
 from sweep.client.job import Job
 from sweep.client.poller import Poller
+from sweep.records import Timeouts
 
 ADDRESS_TIMEOUT = 3.0  # s to try one of a name's several addresses
 
@@ -62,7 +63,7 @@ def _refuse(connection: StampedConnection, answer: wire.Answer) -> None:
     raise AssertionError("an answer while no Sender is at work")
 
 
-def _resolve(target: wire.Target, timeouts: wire.Timeouts) -> ServerAddress:
+def _resolve(target: wire.Target, timeouts: Timeouts) -> ServerAddress:
     host, port = target.address
     candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     chosen = candidates[0]

@@ -25,13 +25,10 @@ import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.records import MOST_TOKENS, UNKNOWN, Request
-
-Api = Literal["completions", "chat", "tgi"]
-BatchForm = Literal["list", "streams"]
+from sweep.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request
 
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
@@ -43,22 +40,6 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NUMBER = re.compile(rb"\s*(\d+)")
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Limits on one request in s; noticed up to 0.1 s later, and a tenth of the shortest of them or half a second."""
-
-    connect: float = 10.0
-    first_token: float = 600.0  # from the send
-    between_tokens: float = 120.0
-    total: float = 3600.0  # from the send
-
-    def __post_init__(self) -> None:
-        for name in ("connect", "first_token", "between_tokens", "total"):
-            value = getattr(self, name)
-            if not 0 < value <= 4200:  # chunk stamps are uint32 µs: 4,294 s
-                raise ValueError(f"timeouts.{name}={value}: allowed are 0 < s <= 4200")
 
 
 @dataclass(frozen=True, slots=True)

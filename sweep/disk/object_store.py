@@ -30,6 +30,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sweep.config import ConfigError, Halted, content_hash, first_line
+from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 
 SCHEMES = ("s3", "gs", "gcs")
@@ -113,16 +114,13 @@ class ObjectStore:
         _all(one, files)
 
     def download(self, folder: Path, names: Iterable[str]) -> None:
-        """Copy objects into a local folder; each appears whole."""
+        """Copy objects into the local folder of a run; each appears complete."""
+        paths = RunPaths(folder)
 
         def one(name: str) -> None:
             content = self.read(name)
             if content is not None:
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-                partial.write_bytes(content)
-                partial.replace(target)
+                run_files.write_whole(paths, folder / name, content)
 
         _all(one, names)
 

@@ -23,6 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep import whole_file
 from sweep.config import PERCENTILES
 from sweep.disk import row as trial_row
 from sweep.numbers.quantity import declared
@@ -140,33 +141,9 @@ class RunPaths:
                 shutil.rmtree(folder)
 
 
-def write_whole(paths: RunPaths, target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a staged file, then rename it to `target`: it appears whole, or not at all."""
-    staging = paths.staging()
-    staging.mkdir(parents=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = staging / f"{target.name}.partial"
-    try:
-        write(staged)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())  # a rename may outlive a power cut that the content does not
-        os.replace(staged, target)
-    finally:
-        shutil.rmtree(staging)
-
-
-def write_text(paths: RunPaths, target: Path, text: str) -> None:
-    """Write a text file (UTF-8) that appears whole."""
-    write_bytes(paths, target, text.encode())
-
-
-def write_bytes(paths: RunPaths, target: Path, content: bytes) -> None:
-    """Write a file that appears whole."""
-
-    def write(staged: Path) -> None:
-        staged.write_bytes(content)
-
-    write_whole(paths, target, write)
+def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
+    """Write a file of the run that appears complete: a text, bytes, or what `content` writes to a path."""
+    whole_file.write_whole(target, content, paths.staging())
 
 
 def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Sequence[str] = ()) -> None:
@@ -204,9 +181,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def requests_table(records: Records) -> pa.Table:
     """One row a request: raw stamps and counts, and the series derived from them (null where undefined).
 
-    `chunk_us` (list<uint32>, µs since the send) and `chunk_tokens` (list<uint16>) have one entry a chunk.
+    `chunk_us` (large_list<uint32>, µs since the send) and `chunk_tokens` (large_list<uint16>) have one entry a chunk;
+    a trial may have more of them than a list of int32 offsets can hold.
     """
-    offsets = pa.array(np.frombuffer(records.offsets, np.int64).astype(np.int32))
+    offsets = np.frombuffer(records.offsets, np.int64)
     columns: dict[str, pa.Array] = {
         "request_id": pa.array(records.request_id, pa.string()),
         "phase": pa.array(records.phase, pa.string()),
@@ -218,12 +196,16 @@ def requests_table(records: Records) -> pa.Table:
         **{one.name: _seconds(one.function(records)) for one in declared() if one.per == "request"},
         "input_tokens": _counts(records.input_tokens),
         "output_tokens": _counts(records.output_tokens),
-        "chunk_us": pa.ListArray.from_arrays(offsets, pa.array(np.frombuffer(records.chunk_us, np.uint32))),
-        "chunk_tokens": pa.ListArray.from_arrays(offsets, pa.array(np.frombuffer(records.chunk_tokens, np.uint16))),
+        "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
+        "chunk_tokens": _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16)),
         "finish_reason": pa.array(records.finish_reason, pa.string()),
         "error": pa.array(records.error, pa.string()),
     }
     return pa.table(columns)
+
+
+def _lists(offsets: Any, values: Any) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _seconds(values: Any) -> pa.Array:
@@ -425,7 +407,7 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
     """Write plan.jsonl, one JSON object a line; what it says is `Plan.entries`."""
-    write_text(paths, paths.plan, "".join(json.dumps(entry, default=str) + "\n" for entry in entries))
+    write_whole(paths, paths.plan, "".join(json.dumps(entry, default=str) + "\n" for entry in entries))
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:

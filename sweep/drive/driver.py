@@ -258,7 +258,7 @@ class Driver:
             self.display.log(f"lost {label}: {loss.reason}")
             return
         traceback = self.paths.attempt(work.deployment.deployment_id, work.attempt) / "task-error.txt"
-        run_files.write_text(self.paths, traceback, loss.error)
+        run_files.write_whole(self.paths, traceback, loss.error)
         self.display.log(f"{label}: {loss.reason}; traceback: {traceback}")
 
     def _review_nodes(self) -> None:

@@ -141,7 +141,7 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
     # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
-    executables = frozenset(provenance.WANTED_EXECUTABLES)
+    executables = frozenset(provenance.EXECUTABLES)
     return Host(gpus=gpus, executables=executables)
 
 

@@ -58,7 +58,7 @@ class StatusWriter:
             "deadline": deadline,
             "running": running,
         }
-        run_files.write_text(self.paths, self.paths.status, json.dumps(content))
+        run_files.write_whole(self.paths, self.paths.status, json.dumps(content))
 
 
 class Status(NamedTuple):

@@ -103,4 +103,4 @@ def receive(paths: RunPaths, work: Work, event: Files) -> None:
         target = (paths.out / name).resolve()
         if not target.is_relative_to(attempt):
             raise ValueError(f"{name}: not a file of attempt {work.attempt} at {work.deployment.deployment_id}")
-        run_files.write_bytes(paths, target, content)
+        run_files.write_whole(paths, target, content)

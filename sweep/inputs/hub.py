@@ -1,5 +1,6 @@
-"""The Hugging Face hub: which commit a revision is, and its files in a cache. HF_ENDPOINT, HF_HOME, HF_HUB_CACHE,
-HF_HUB_OFFLINE and HF_TOKEN count.
+"""The Hugging Face hub: the commit that a revision points to, and its files in a cache.
+
+HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN count.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this vers
 
 from backends.base import Progress
 from sweep.config import first_line
+from sweep.whole_file import write_whole
 
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # of a repository: what engines load besides weights
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
@@ -33,9 +35,9 @@ NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
-RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between questions to a hub that does not answer, once for all repositories
-SERVER_ERROR = 500  # and more: an answer that says nothing of what was asked
-TRY_LATER = (408, 429)  # what a hub says that has no time
+RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between retries of a hub that does not answer, once for all repositories
+SERVER_ERROR = 500  # and more: no answer to the question
+TRY_LATER = (408, 429)  # time-out, too many requests: no answer either
 PROGRESS_INTERVAL = 5.0  # s
 
 
@@ -47,9 +49,9 @@ def fetch(
     names: tuple[str, ...] | None = None,
     peek: bool = False,
 ) -> Path:
-    """A snapshot with the named files, or with all that an engine needs; from the cache where the hub is not reached.
+    """Return a snapshot with the named files, or all that an engine needs; from the cache if the hub cannot be reached.
 
-    With `peek` a hub that is reached is only asked for a small file: who may have that may have all.
+    With `peek` only a small file is fetched, which shows whether the rest may be.
     """
     api = _hub()
     options: dict[str, Any] = {
@@ -60,16 +62,16 @@ def fetch(
     try:
         files = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
         safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
-        wanted = ("config.json",) if peek else names or (*CONFIGURATION, SAFE_WEIGHTS if safe else PICKLED_WEIGHTS)
+        patterns = ("config.json",) if peek else names or (*CONFIGURATION, SAFE_WEIGHTS if safe else PICKLED_WEIGHTS)
         bar = _bar(repo, progress)
         online = {"endpoint": api.endpoint, "token": api.token, "tqdm_class": bar}
-        return Path(snapshot_download(repo, allow_patterns=list(wanted), **online, **options))
+        return Path(snapshot_download(repo, allow_patterns=list(patterns), **online, **options))
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         if _is_answer(error):
             raise _refused(repo, revision, error) from None
         for weights_pattern in (SAFE_WEIGHTS, PICKLED_WEIGHTS):
-            wanted = names or (*CONFIGURATION, weights_pattern)
-            folder = _cached_snapshot(repo, allow_patterns=list(wanted), **options)
+            patterns = names or (*CONFIGURATION, weights_pattern)
+            folder = _cached_snapshot(repo, allow_patterns=list(patterns), **options)
             if folder is not None and (names or any(folder.glob(weights_pattern))):
                 return folder
         reason = first_line(error)
@@ -78,12 +80,12 @@ def fetch(
 
 def _hub_cache(cache_dir: Path) -> Path:
     """Hugging Face's own cache where HF_HOME or HF_HUB_CACHE name one, else one under `cache_dir`."""
-    own = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
-    return Path(constants.HF_HUB_CACHE) if own else cache_dir / "hub"
+    is_set = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
+    return Path(constants.HF_HUB_CACHE) if is_set else cache_dir / "hub"
 
 
 def _is_answer(error: Exception) -> bool:
-    """Whether the hub has said something of what was asked, instead of nothing or that it is out of order."""
+    """Return whether an error is the hub's answer, and not that it could not be reached or had an error itself."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else SERVER_ERROR
     return status < SERVER_ERROR and status not in TRY_LATER
 
@@ -95,7 +97,7 @@ def _refused(repo: str, revision: str, error: Exception) -> ValueError:
 
 
 def _cached_snapshot(repo: str, **options: Any) -> Path | None:
-    """What an earlier run has fetched, if it is whole."""
+    """Return the snapshot that an earlier run has fetched, if it is complete."""
     try:
         return Path(snapshot_download(repo, local_files_only=True, **options))
     except LocalEntryNotFoundError:
@@ -103,7 +105,7 @@ def _cached_snapshot(repo: str, **options: Any) -> Path | None:
 
 
 def _bar(repo: str, progress: Progress) -> type[Any]:
-    """A progress bar that says how it stands every few seconds instead of drawing itself."""
+    """Return a progress bar that reports every few seconds instead of drawing itself."""
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -118,43 +120,43 @@ def _bar(repo: str, progress: Progress) -> type[Any]:
 
 
 def ignore(text: str) -> None:
-    """Progress of what takes no time."""
+    """Drop the progress of what takes no time."""
 
 
 def _hub() -> HfApi:
-    """The hub as the environment names it. A token from nowhere else: a file in somebody's HOME is not this run's."""
+    """Return the hub that the environment names, with the token from there only: one in a HOME is not this run's."""
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN") or False)
 
 
 @lru_cache
 def commit(repo: str, revision: str, cache_dir: Path) -> str:
-    """The commit that a revision means: as the hub says; else as it last said; else the revision itself.
+    """Return the commit of a revision: from the hub; else as it was last time; else the revision itself.
 
-    Raises ValueError if the hub knows no such repository or revision and never did: one that was renamed or closed
-    since keeps its digest, so that results that are there stay what they are.
+    Raises ValueError if the hub has no such repository or revision and never had: one that was renamed or closed since
+    keeps its digest, so that existing results stay valid.
     """
     if COMMIT.fullmatch(revision):
         return revision
     remembered = cache_dir / "digests" / "hub.json"
-    known: dict[str, str] = json.loads(remembered.read_text()) if remembered.is_file() else {}
+    commits: dict[str, str] = json.loads(remembered.read_text()) if remembered.is_file() else {}
     key = f"{os.environ.get('HF_ENDPOINT', '')} {repo}@{revision}"
-    last = known.get(key) or _fetched_commit(repo, revision, cache_dir)
+    last = commits.get(key) or _fetched_commit(repo, revision, cache_dir)
     try:
         commit = _ask_commit(repo, revision, patient=last is None)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        if key not in known:
+        if key not in commits:
             raise _refused(repo, revision, error) from None
-        return known[key]
+        return commits[key]
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled):
         return last or revision
-    if known.get(key) != commit:
-        with contextlib.suppress(OSError):  # a node's cache may be none of the driver's: then it is asked again
-            write_json(remembered, known | {key: commit})
+    if commits.get(key) != commit:
+        with contextlib.suppress(OSError):  # a cache that this node may not write to: the hub is asked again
+            write_whole(remembered, json.dumps(commits | {key: commit}, indent=1))
     return commit
 
 
 def _ask_commit(repo: str, revision: str, patient: bool) -> str:
-    """What the hub says, asked again if it does not answer: where nothing else tells the commit, ids depend on it."""
+    """Return the hub's answer, with retries if `patient`: where nothing else has the commit, ids depend on it."""
     while True:
         try:
             return str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
@@ -168,20 +170,12 @@ def _ask_commit(repo: str, revision: str, patient: bool) -> str:
 
 @lru_cache
 def _pauses(hub: str) -> Iterator[float]:
-    """What is left of this process's patience with a hub."""
+    """Return the pauses before the retries of a hub that this process still has."""
     return iter(RESOLVE_PAUSES)
 
 
 def _fetched_commit(repo: str, revision: str, cache_dir: Path) -> str | None:
-    """The commit that the hub's own cache on this machine has of a revision."""
+    """Return the commit of a revision in the hub's own cache on this machine."""
     name = repo_folder_name(repo_id=repo, repo_type="model")
     reference = _hub_cache(cache_dir) / name / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: others may be reading it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.rename(path)

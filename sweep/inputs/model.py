@@ -1,7 +1,7 @@
-"""Which weights an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
+"""The weights that an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
 
-Every model complains at the door (`check`), has a digest of its content that is known at planning (`digest`), complains
-on the node that needs it before anything is built there (`reach`), and comes to a folder in Hugging Face layout on it
+Every model is checked at once (`check`), has a digest of its content that is known at planning (`digest`), is checked
+on the node that needs it before anything is built there (`reach`), and becomes a folder in Hugging Face layout on it
 (`prepare`). Code of a repository is never run.
 """
 
@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -18,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from backends.base import Progress
-from backends.prepare import environments
+from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
 from sweep.inputs import random_weights
-from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, commit, fetch, ignore, write_json
+from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, commit, fetch, ignore
 from sweep.inputs.random_weights import Architecture, Vocabulary
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
@@ -35,10 +34,10 @@ from sweep.inputs.tokenizer import (
 
 
 class Model(BaseModel):
-    """What all models have in common."""
+    """The base of all models."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    launchable: ClassVar[bool] = True  # whether an engine can be given it to load
+    launchable: ClassVar[bool] = True  # whether an engine can load it
 
     name: str
     tokenizer: str | None = None  # folder or Hugging Face repository of another tokenizer than the model's own
@@ -48,7 +47,7 @@ class Model(BaseModel):
     served_name: str | None = None  # under which engines serve it; None: `name`
 
     def check(self) -> None:
-        """Raise ValueError, in one line that names the key and what is allowed, for what can be known at once."""
+        """Raise ValueError, in one line that names the key and what is allowed, for errors that show without a node."""
         tokenizer = self.tokenizer
         if tokenizer and not Path(tokenizer).expanduser().is_dir() and not REPOSITORY.fullmatch(tokenizer):
             raise ValueError(
@@ -63,25 +62,25 @@ class Model(BaseModel):
         return self.max_model_len
 
     def digest(self, cache_dir: Path) -> str:
-        """What the content of this model is, with that of another tokenizer, as far as it is known without loading it.
+        """Return what identifies the content of this model and of its tokenizer, as far as that needs no loading.
 
         Raises ValueError, in one line, if there is no such content.
         """
-        own = self._digest(cache_dir)
-        return own if self.tokenizer is None else f"{own} with tokenizer {self._tokenizer_digest(cache_dir)}"
+        weights = self._digest(cache_dir)
+        return weights if self.tokenizer is None else f"{weights} with tokenizer {self._tokenizer_digest(cache_dir)}"
 
     def pinned(self, cache_dir: Path) -> Self:
-        """The same at the commits that its revisions mean now: a node that is given it loads what was planned."""
+        """Return this model at the commits that its revisions point to now, so that a node loads what was planned."""
         return self.model_copy(update=self._commits(cache_dir))
 
     def reach(self, cache_dir: Path) -> None:
-        """Raise ValueError or OSError, in one line, if `prepare` could not: asked before anything large is made."""
+        """Raise ValueError or OSError, in one line, if `prepare` would: called before anything large is made."""
         self._tokenizer_folder(cache_dir)
 
     def prepare(self, cache_dir: Path, progress: Progress) -> Path:
         """The folder in Hugging Face layout, made on first use under `cache_dir` by one process of the node at a time.
 
-        Raises ValueError or OSError, in one line, if it cannot be had.
+        Raises ValueError or OSError, in one line, if it cannot be made.
         """
         folder = self._folder(cache_dir, progress)
         if self.tokenizer is None or isinstance(self, RandomModel):
@@ -89,7 +88,7 @@ class Model(BaseModel):
         return _with_tokenizer(folder, self._tokenizer_folder(cache_dir), cache_dir, progress)
 
     def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
-        """What counts this model's tokens, without its weights being there; None where nobody knows.
+        """Return the tokenizer, which needs no weights; None where it is not known.
 
         Raises ValueError if there is a tokenizer that cannot be read without the model's own code.
         """
@@ -172,9 +171,11 @@ class RandomModel(Model):
         return Path(self.tokenizer).expanduser() if self.tokenizer else SHIPPED_TOKENIZER
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        return _build_once(cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}", self._write, progress)
+        folder = cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}"
+        return build_once(folder, lambda partial: self._write(partial, progress), f"model {self.name}", progress)
 
     def _write(self, folder: Path, progress: Progress) -> None:
+        folder.mkdir()
         source = self._own_tokenizer(folder)
         for path in tokenizer_files(source):
             shutil.copyfile(path, folder / path.name)
@@ -192,8 +193,9 @@ class RandomModel(Model):
             **self.architecture.model_dump(),
             **special,
         }
-        write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", {"do_sample": False, **special})
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        generation = {"do_sample": False, **special}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
         vocabulary = Vocabulary(ordinary_tokens(tokenizer), special["bos_token_id"])
         report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
         random_weights.write(folder, self.architecture, vocabulary, self.seed, self._stored, report)
@@ -276,53 +278,39 @@ class ServedModel(Model):
         raise ValueError(f"model={self.name}: only a name; allowed to launch is a model of conf/model")
 
 
-def _build_once(folder: Path, build: Callable[[Path, Progress], None], progress: Progress) -> Path:
-    """`folder`, made by `build` beside its place and renamed: it is there whole or not at all."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    waiting = f"{folder.name}: waiting for the process that is making it"
-    with environments.exclusive(folder.with_name(f".{folder.name}.lock"), lambda: progress(waiting)):
-        if not folder.is_dir():
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-            partial.mkdir()
-            build(partial, progress)
-            partial.rename(folder)
-    return folder
-
-
 def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:
-    """The same weights under another tokenizer: a folder of links."""
+    """Return a folder of links: the same weights under another tokenizer."""
     assert tokenizer is not None
     files = tokenizer_files(tokenizer)
     stamp = hashlib.sha256(json.dumps([str(folder), *(file_digest(path) for path in files)]).encode()).hexdigest()[:16]
 
-    def link(partial: Path, _: Progress) -> None:
+    def link(partial: Path) -> None:
+        partial.mkdir()
         for path in folder.iterdir():
             if path.name not in TOKENIZER_FILES:
                 (partial / path.name).symlink_to(path.resolve())
         for path in files:
             shutil.copyfile(path, partial / path.name)
 
-    return _build_once(cache_dir / "models" / f"{_safe(folder.name)}-tokenizer-{stamp}", link, progress)
+    target = cache_dir / "models" / f"{_safe(folder.name)}-tokenizer-{stamp}"
+    return build_once(target, link, f"model {folder.name}", progress)
 
 
 class _Percent:
-    """Says how far a build is, every few seconds."""
+    """Reports how far a build is, every few seconds."""
 
-    def __init__(self, what: str, total: int, progress: Progress) -> None:
-        self.what, self.total, self.progress = what, total, progress
+    def __init__(self, title: str, total: int, progress: Progress) -> None:
+        self.title, self.total, self.progress = title, total, progress
         self.last = time.monotonic()
 
     def __call__(self, done: int) -> None:
         if time.monotonic() - self.last >= PROGRESS_INTERVAL or done == self.total:
             self.last = time.monotonic()
-            self.progress(f"{self.what}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
+            self.progress(f"{self.title}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
 
 
 def _files_digest(files: list[Path]) -> str:
-    """16 hex digits of these files' names and content."""
+    """Return 16 hex digits of these files' names and content."""
     content = {path.name: file_digest(path) for path in files}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

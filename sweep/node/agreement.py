@@ -1,8 +1,8 @@
-"""Does an engine say what the model says? Its greedy tokens against those of transformers, once per launch.
+"""Greedy-output agreement of an engine with transformers, measured once per launch.
 
 agreement = mean over fixed prompts of (length of the matching prefix / length of the reference), so that "fast because
 wrong" is visible. The reference is computed in float32, or in the model's own dtype where that does not fit: once per
-model and node, before an engine takes the memory. No failure here fails a trial: it is said in agreement_reference.
+model and node, before an engine takes the memory. No failure here fails a trial: agreement_reference has its reason.
 """
 
 import json
@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
 from backends.launch import task
 from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
-from backends.prepare import environments as environments
+from backends.prepare import environments
+from backends.prepare.build_once import build_once
 from sweep.config import ROOT, cache_directory, content_hash
 from sweep.node.trial import TrialRun
 
@@ -37,7 +38,7 @@ ANSWER_TIMEOUT = 300.0  # s, of one prompt
 
 @dataclass(frozen=True)
 class Reference:
-    """What transformers says after each prompt."""
+    """The tokens that transformers generates after each prompt."""
 
     prompts: list[list[int]]  # token ids, special tokens included
     tokens: list[list[int]]
@@ -46,9 +47,9 @@ class Reference:
 
 
 def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | str:
-    """What the model of a deployment should say, or in a few words why that is not known.
+    """Return the tokens that the model of a deployment should give, or in a few words why they are not known.
 
-    Asked before an engine is launched: its GPUs, cores and memory are used.
+    Called before an engine is launched: it uses its GPUs, cores and memory.
     """
     backend, model = run.deployment.backend, run.deployment.model
     cache = cache_directory(run.settings.cache_dir)
@@ -62,28 +63,25 @@ def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | 
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
         content = [VERSION, model.digest(cache), model.tokenizer, PROMPTS, TOKENS, environments.fingerprint(spec)]
         path = cache / "agreement" / f"{content_hash(content, 16)}.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with environments.exclusive(path.with_suffix(".lock"), lambda: None):
-                if not path.exists():
-                    found = _compute(spec, model, launch, cache, progress)
-                    partial = path.with_suffix(".partial")
-                    partial.write_text(json.dumps(found))
-                    partial.replace(path)
+
+        def compute(partial: Path) -> None:
+            partial.write_text(json.dumps(_compute(spec, model, launch, cache, progress)))
+
+        build_once(path, compute, f"answers of {model.name} by transformers", progress)
         return Reference(**json.loads(path.read_text()))
     except (environments.EnvironmentFailed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
         return f"none: {_one_line(error)}"
 
 
 def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, progress: Progress) -> dict[str, Any]:
-    """The fields of a Reference, by a process of its own in an environment with transformers."""
-    # An engine that needs no Python at all (llama.cpp) is compared with it too: say what the time is spent on.
+    """Return the fields of a Reference, from a process of its own in an environment with transformers."""
+    # An engine that needs no Python at all (llama.cpp) is compared with it too: report what the time is spent on.
     why = "for transformers, which engines are compared with; agreement=false leaves it out"
     python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
     folder = model.prepare(cache, progress)
     tokenizer = model.load_tokenizer(cache)
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
-    progress(f"computing what {model.name} says, for comparison")
+    progress(f"computing the reference answers of {model.name}")
     job = {
         "model": str(folder),
         "device": "cuda" if launch.gpus else "cpu",
@@ -95,18 +93,18 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
         answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
     if process.returncode != 0:
         raise ValueError((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
-    said = json.loads(answer.strip().splitlines()[-1])
-    return {"prompts": prompts, "tokens": said["tokens"], "ends": said["ends"], "made_by": said["reference"]}
+    reply = json.loads(answer.strip().splitlines()[-1])
+    return {"prompts": prompts, "tokens": reply["tokens"], "ends": reply["ends"], "made_by": reply["reference"]}
 
 
 def _environ(launch: Launch) -> dict[str, str]:
-    """As an engine would have it: without secrets, and with the launch's own GPUs and threads."""
-    own = {
+    """Return the environment that an engine would have: without secrets, with the launch's own GPUs and threads."""
+    variables = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": str(launch.threads),
         "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
     }
-    return {**inherited_environment(), **ENGINE_ENVIRON, **own}
+    return {**inherited_environment(), **ENGINE_ENVIRON, **variables}
 
 
 def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[str, Any]:
@@ -115,8 +113,8 @@ def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[st
         return {"agreement": None, "agreement_reference": expected}
     try:
         tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
-        asked = zip(PROMPTS, expected.prompts, expected.tokens, strict=True)
-        answers = [_share(engine, tokenizer, expected.ends, text, prompt, tokens) for text, prompt, tokens in asked]
+        references = zip(PROMPTS, expected.prompts, expected.tokens, strict=True)
+        answers = [_share(engine, tokenizer, expected.ends, *reference) for reference in references]
     except (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         return {"agreement": None, "agreement_reference": f"none: the engine's answer: {_one_line(error)}"}
     shares = [share for share in answers if share is not None]
@@ -128,9 +126,9 @@ def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[st
 def _share(
     engine: Engine, tokenizer: Tokenizer, ends: list[int], text: str, prompt: list[int], tokens: list[int]
 ) -> float | None:
-    """How much of one reference an engine repeats: by token ids where it returns them, else by its text, tokenised.
+    """Return the share of one reference that an engine repeats: by token ids if it returns them, else by its text.
 
-    None where the reference is empty: it ends at once, and so would this engine; or it is nothing that has a text.
+    None if the reference is empty: it ends at once, and so would this engine; or its tokens have no text.
     """
     backend = engine.backend
     if not backend.ignores_eos:
@@ -145,14 +143,14 @@ def _share(
     return matching_prefix(answer, tokens) / len(tokens) if tokens else None
 
 
-def matching_prefix(said: Sequence[int], expected: Sequence[int]) -> int:
-    """How many tokens are the same from the beginning."""
-    pairs = zip(said, expected, strict=False)
-    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(said), len(expected)))
+def matching_prefix(tokens: Sequence[int], expected: Sequence[int]) -> int:
+    """Return the number of tokens that are the same from the beginning."""
+    equal = [a == b for a, b in zip(tokens, expected, strict=False)]
+    return equal.index(False) if False in equal else len(equal)
 
 
 def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str:
-    """The engine's greedy continuation through its ordinary API: token ids where it gives them, else text.
+    """Return the engine's greedy continuation through its ordinary API: token ids if it gives them, else text.
 
     Raises httpx.HTTPError, ValueError or KeyError for an answer that has neither.
     """
@@ -167,10 +165,10 @@ def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str
         body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, **backend.extra_body}
         if backend.ignores_eos:
             body["ignore_eos"] = True
-        found = http.post("/v1/completions", json={**body, "return_token_ids": True})
-        if found.status_code in (400, 422):  # an engine that knows no such key
-            found = http.post("/v1/completions", json=body)
-        choice: Mapping[str, Any] = found.raise_for_status().json()["choices"][0]
+        response = http.post("/v1/completions", json={**body, "return_token_ids": True})
+        if response.status_code in (400, 422):  # an engine that has no such key
+            response = http.post("/v1/completions", json=body)
+        choice: Mapping[str, Any] = response.raise_for_status().json()["choices"][0]
         ids = choice.get("token_ids")
         return list(ids) if ids else str(choice["text"])
 

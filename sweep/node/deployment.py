@@ -1,7 +1,7 @@
-"""One deployment on one node: prepare what it needs, launch its engine, run its trials in order, say what happens.
+"""One deployment on one node: prepare what it needs, launch its engine, run its trials in order, report events.
 
-Knows nothing of Ray, of other deployments or of retries over runs: it gets Work and emits events. An engine that dies
-under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
+It knows nothing of Ray, of other deployments or of retries across runs: it gets Work and emits events. An engine that
+dies under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
 """
 
 import errno
@@ -37,15 +37,15 @@ from sweep.provenance import gpu_names
 from sweep.records import Outcome
 
 KILLED = "killed by signal"  # in an engine's exit_reason
-CORES_A_CLIENT = 8  # of a node: one of so many is the measuring client's
-RESET_ATTEMPTS = 5  # a finished request's memory may be given back a moment after its last token
+CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's
+RESET_ATTEMPTS = 5  # a finished request's memory may be freed a moment after its last token
 RESET_PAUSE = 0.2  # s between them
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a task is given: a deployment with the trials still to run, and where its files go."""
+    """The input of a task: a deployment with the trials still to run, and where its files go."""
 
     deployment: Deployment
     settings: Settings
@@ -54,11 +54,11 @@ class Work:
     axes: tuple[str, ...]
     run: str = "run"  # the run's own name, in the markers of its engines
     deadline: float | None = None  # s since the epoch: no trial starts that is not expected to end by then
-    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs tell
+    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs have measured it
 
     @property
     def marker(self) -> str:
-        """By which everything of this attempt's engine is known on its node."""
+        """The name by which everything of this attempt's engine can be found on its node."""
         return f"{self.run}/{self.deployment.deployment_id}/{self.attempt}"
 
 
@@ -70,7 +70,7 @@ class Placed(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the deployment is doing now, in a few words."""
+    """The deployment's present activity, in a few words."""
 
     text: str
 
@@ -83,13 +83,13 @@ class Finished(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Files of this attempt that the driver does not see, by their path under `out`."""
+    """Files of this attempt that the driver cannot see, by their path under `out`."""
 
     files: Mapping[str, bytes]
 
 
 class Beat(NamedTuple):
-    """Nothing new, but alive."""
+    """A heartbeat: nothing new, but alive."""
 
 
 class Completed(NamedTuple):
@@ -119,15 +119,15 @@ class DiskFull(Exception):
 
 
 class Contradiction(Exception):
-    """This node is not what the plan says: a result of it would stand under a wrong id."""
+    """This node differs from the plan: its results would stand under a wrong id."""
 
 
 def stream_deployment(
-    work: Work, gpus: tuple[str, ...], stop_soon: threading.Event, beat: float
+    work: Work, gpus: tuple[str, ...], draining: threading.Event, beat: float
 ) -> Generator[Event, None, None]:
     """`run_deployment` as a generator of events, of a Beat when there is none for `beat` s.
 
-    `stop_soon` ends it after the trial that runs; closing it ends what it is doing.
+    `draining` ends it after the trial that runs; closing it ends what it is doing.
     """
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
     stop = threading.Event()
@@ -140,13 +140,13 @@ def stream_deployment(
     def run() -> None:
         try:
             with task.cancel_scope(work.marker, stop):
-                run_deployment(work, gpus, emit, stop, stop_soon)
+                run_deployment(work, gpus, emit, stop, draining)
             events.put(None)
         except Stopped:
             events.put(None)
         except OSError as error:
-            where = error.filename or "a disk of this node"
-            full = DiskFull(f"{os.strerror(error.errno or 0)}: {where}") if error.errno in DISK_FULL else None
+            place = error.filename or "a disk of this node"
+            full = DiskFull(f"{os.strerror(error.errno or 0)}: {place}") if error.errno in DISK_FULL else None
             events.put(full or error)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             events.put(error)
@@ -170,15 +170,15 @@ def stream_deployment(
 
 
 def run_deployment(
-    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, stop_soon: threading.Event
+    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, draining: threading.Event
 ) -> None:
     """Launch the engine as often as it takes to give every trial a row.
 
-    An engine that died, hung or answered nothing is launched anew for the trials after. What happens
-    `settings.attempts` times with no good trial in between ends them all, as does a launch that fails twice alike.
+    An engine that died, hung or answered nothing is launched again for the trials after it. All of them end after
+    `settings.attempts` such failures with no good trial in between, or after two launches that fail for one reason.
     """
     run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
-    pending = _Pending(work, stop, stop_soon)
+    pending = _Pending(work, stop, draining)
     try:
         node = _prepare(work, gpus, emit)
     except Contradiction as error:
@@ -199,65 +199,68 @@ def run_deployment(
             failures.clear()
         if failure is not None:
             failures.append(failure)
-            if failure.outcome is Outcome.OOM_LOAD or len(failures) >= work.settings.attempts or _twice_alike(failures):
+            exhausted = len(failures) >= work.settings.attempts
+            if failure.outcome is Outcome.OOM_LOAD or exhausted or _same_launch_failure(failures):
                 _end_all(run, pending.trials, failure, emit)
 
 
 def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
-    """Why this node is not what was asked for: a price and an id of one GPU must not stand beside another's speed."""
+    """Return why this node is not the one asked for: one GPU's price and id must not stand beside another's speed."""
     if not hardware.matches:
         return None
     names = gpu_names()
-    others = {names[int(gpu)] for gpu in gpus if gpu.isdigit() and int(gpu) < len(names)} - set(hardware.matches)
-    return f"hardware={hardware.name} asked for {hardware.matches[0]}, this node has {min(others)}" if others else None
+    unplanned = {names[int(gpu)] for gpu in gpus if gpu.isdigit() and int(gpu) < len(names)} - set(hardware.matches)
+    if not unplanned:
+        return None
+    return f"hardware={hardware.name} asked for {hardware.matches[0]}, this node has {min(unplanned)}"
 
 
 def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], str]]) -> str | None:
-    """Why the content that parts point to is not what was planned on this node; `parts` are functions of digests."""
+    """Return how the content on this node differs from the plan; `parts` are functions that give its digests."""
     for group, digest in parts.items():
         if group in planned:
             try:
-                found = digest()
+                content = digest()
             except (FileNotFoundError, PermissionError, ValueError) as error:
-                found = str(error)
-            if found != planned[group]:
-                return f"the content of the {group} is not what was planned: {found}, not {planned[group]}"
+                content = str(error)
+            if content != planned[group]:
+                return f"the content of the {group} differs from the plan: {content}, not {planned[group]}"
     return None
 
 
 class Failure(NamedTuple):
-    """Why an engine must be launched anew, and what the trials left say if it is not."""
+    """The reason to launch an engine again, which is the outcome of the pending trials if that is not done."""
 
     outcome: Outcome
     reason: str
     log_tail: str | None = None
     at_launch: bool = False
-    good: bool = False  # trials went well before
+    good: bool = False  # trials succeeded before
 
 
-def _twice_alike(failures: list[Failure]) -> bool:
-    """Whether the last two launches failed in the same words: a third would too. One that was killed says nothing."""
-    words = [(f.outcome, re.sub(r"\d+", "", f.reason)) for f in failures[-2:] if f.at_launch and KILLED not in f.reason]
-    return len(words) == 2 and words[0] == words[1]
+def _same_launch_failure(failures: list[Failure]) -> bool:
+    """Return whether the last two launches failed for the same reason: a third would too. A killed one gives none."""
+    last = [(f.outcome, re.sub(r"\d+", "", f.reason)) for f in failures[-2:] if f.at_launch and KILLED not in f.reason]
+    return len(last) == 2 and last[0] == last[1]
 
 
 class _Pending:
-    """The trials that are left of a deployment, and which is next."""
+    """The trials of a deployment that are still to run, and which is next."""
 
-    def __init__(self, work: Work, stop: threading.Event, stop_soon: threading.Event) -> None:
+    def __init__(self, work: Work, stop: threading.Event, draining: threading.Event) -> None:
         self.trials = deque(work.deployment.trials)
-        self.work, self.stop, self.stop_soon = work, stop, stop_soon
+        self.work, self.stop, self.draining = work, stop, draining
 
     def next(self) -> Trial | None:
-        """The first that is expected to end before the deadline; None also when no more are wanted."""
-        if self.stop.is_set() or self.stop_soon.is_set():
+        """Return the first that is expected to end before the deadline; None also after a stop."""
+        if self.stop.is_set() or self.draining.is_set():
             return None
-        left = math.inf if self.work.deadline is None else self.work.deadline - time.time()
-        return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < left), None)
+        remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()
+        return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < remaining), None)
 
 
 def _one_launch(run: TrialRun, node: PreparedNode, marker: str, pending: _Pending, emit: Emit) -> Failure | None:
-    """Launch the engine and run trials on it: all that are left, or those of one replicate. None if it did not fail."""
+    """Launch the engine and run trials on it: all that are pending, or one replicate's. None if it did not fail."""
     backend, versions = run.deployment.backend, node.environment.versions
     try:
         if node.launch.gpus:
@@ -275,13 +278,13 @@ def _one_launch(run: TrialRun, node: PreparedNode, marker: str, pending: _Pendin
 
 
 def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
-    """Environment and weights on this node, and the launch that they make possible."""
+    """Provide environment and weights on this node; return the launch that they make possible."""
     backend, model = work.deployment.backend, work.deployment.model
     cache = cache_directory(work.settings.cache_dir)
     environment = environments.Environment("")
     folder = Path()
     if backend.launches:
-        model.reach(cache)  # a model that cannot be had is no reason to build an environment first
+        model.reach(cache)  # before an environment is built for a model that cannot be fetched
         planned = dict(work.deployment.content)
         if unresolved(planned.get("model", "")):
             del planned["model"]  # the driver found no hub to ask for the commit; this node may have one
@@ -314,11 +317,12 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
 def clear_engines(marker: str) -> int:
     """Kill every engine on this node whose marker is this or begins with it, and the process that launched it.
 
-    That process is the task of a driver that is dead or has given it up, and would launch another. How many there were.
+    That process is the task of a driver that is dead or has abandoned it, and would launch another. Returns the number
+    of engines.
     """
 
-    def stale(found: str) -> bool:
-        return found == marker or found.startswith(f"{marker}/")
+    def stale(other: str) -> bool:
+        return other == marker or other.startswith(f"{marker}/")
 
     for pid in supervisor.marked(lambda environ: stale(environ[supervisor.MARKER])):
         owner, _, started = supervisor.process_environment(pid).get(supervisor.OWNER, "").partition(":")
@@ -341,12 +345,12 @@ def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tupl
             cores = [core for gpu in gpus for core in cores[int(gpu) * share : (int(gpu) + 1) * share]]
     if len(cores) < 2:
         return cores, set(cores)
-    clients = max(1, len(cores) // CORES_A_CLIENT if processes == "auto" else min(processes, len(cores) // 2))
+    clients = max(1, len(cores) // CORES_PER_CLIENT_CORE if processes == "auto" else min(processes, len(cores) // 2))
     return cores[:-clients], set(cores[-clients:])
 
 
 def _run_trials(run: TrialRun, running: RunningEngine, pending: _Pending, emit: Emit) -> Failure | None:
-    """Trials in order until they are through, the engine has failed or the driver wants no more."""
+    """Run trials in order until all have run, the engine has failed or the driver stops them."""
     replicate: int | None = None
     total, good = len(pending.trials), False
     while trial := pending.next():
@@ -372,7 +376,7 @@ def _run_trials(run: TrialRun, running: RunningEngine, pending: _Pending, emit: 
 def _measure(
     run: TrialRun, running: RunningEngine, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
 ) -> dict[str, Any]:
-    """The trial's row. A measuring process that dies is no fault of the engine: the trial is measured again.
+    """Return the trial's row. A measuring process that dies is no fault of the engine: the trial is measured again.
 
     Before each measurement the engine forgets what it was asked before, unless it is `fresh` from its launch: a second
     try asks the prompts of the first, and would find them in the cache.
@@ -389,7 +393,7 @@ def _measure(
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
-    """What a trial's row says against the engine: it died, or it hung, or no request was answered."""
+    """Return the engine's failure that a trial's row shows: it died, or it hung, or it answered no request."""
     outcome, reason = Outcome(row["outcome"]), f"the engine failed again and again, last: {row['reason']}"
     answered_none = outcome is Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
     if outcome in (Outcome.ENGINE_CRASHED, Outcome.HUNG) or answered_none:
@@ -398,7 +402,7 @@ def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
 
 
 def _reset_caches(engine: server.Engine, emit: Emit) -> bool | None:
-    """Have the engine forget earlier prompts: whether it did; None where it cannot. A failure is said and logged.
+    """Have the engine forget earlier prompts; return whether it did, None where it cannot. A failure is reported.
 
     None also for an engine that others launched: they may be using its cache, which is not ours to flush.
     """
@@ -406,15 +410,15 @@ def _reset_caches(engine: server.Engine, emit: Emit) -> bool | None:
         return None
     problems = [f"{path}: {problem}" for path in engine.backend.reset_paths if (problem := _reset(engine.url + path))]
     if problems:
-        said = f"caches not reset before the trial: {'; '.join(problems)}"
-        emit(State(said))
+        message = f"caches not reset before the trial: {'; '.join(problems)}"
+        emit(State(message))
         with engine.log.open("a") as log:
-            log.write(f"sweep: {said}\n")
+            log.write(f"sweep: {message}\n")
     return not problems if engine.backend.reset_paths else None
 
 
 def _reset(url: str) -> str | None:
-    """Why an engine did not do it; None if it did."""
+    """Ask an engine to reset a cache. Return why it did not, None if it did."""
     problem = ""
     for attempt in range(RESET_ATTEMPTS):
         time.sleep(RESET_PAUSE if attempt else 0.0)
@@ -425,14 +429,14 @@ def _reset(url: str) -> str | None:
         problem = f"status {answer.status_code}: {' '.join(answer.text.split())[:200]}"
         if answer.status_code == 404:
             break
-        # vLLM answers 200 in any case, and newer ones say in the body whether it is so.
+        # vLLM answers 200 in any case; newer versions report success in the body.
         if answer.is_success and '"success":false' not in answer.text.replace(" ", ""):
             return None
     return problem
 
 
 def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
-    """A batch ran out of memory: larger ones of the same workload will too, and are not tried."""
+    """End the larger batches of a workload after one ran out of memory: they would too."""
     size = trial.load.size
     for other in [t for t in pending if t.workload == trial.workload and t.load.size and size and t.load.size > size]:
         pending.remove(other)
@@ -441,7 +445,7 @@ def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emi
 
 
 def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
-    """End the trials whose prompts or arrivals come from files that are others on this node."""
+    """End the trials whose prompts or arrivals come from files that differ on this node."""
 
     @functools.cache  # a file may be large, and trials share a few
     def problem(group: str, identity: int) -> str | None:
@@ -457,7 +461,7 @@ def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
 
 
 def _end_all(run: TrialRun, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
-    """Give every trial left the same row: the engine's failure is data."""
+    """Give all these trials the same row: the engine's failure is data."""
     while trials:
         trial = trials.popleft()
         row = unmeasured_row(run, trial, failure.outcome, failure.reason, failure.log_tail)

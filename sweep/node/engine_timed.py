@@ -15,11 +15,11 @@ import httpx
 
 from sweep.client.measurement import ClientReport, Measurement
 from sweep.client.modes import Mode
-from sweep.client.wire import Target, Timeouts
-from sweep.records import MOST_TOKENS, Record, Records, Request
+from sweep.client.wire import Target
+from sweep.records import MOST_TOKENS, Record, Records, Request, Timeouts
 
-POLL = 0.1  # s between two looks at whether to stop
-LAST_MESSAGE = 1.0  # s that a death may take to be known after the connection broke
+STOP_POLL = 0.1  # s between two checks whether to stop
+EXIT_DELAY = 1.0  # s after a broken connection within which the engine's exit is noticed
 
 
 def measure(
@@ -38,9 +38,8 @@ def measure(
     """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests when the mode says.
 
     `on_start` is called when the engine is asked: when its warm-up is over, only it knows.
-    What concerns a measuring client (`folder`, `cpus`, `processes`, `timeouts`) has no meaning here. When
-    `should_stop` gives a reason, or the engine fails, every request ends with that as its error; so it does with a
-    mode that needs a client.
+    The measuring client's arguments (`folder`, `cpus`, `processes`, `timeouts`) have no meaning here. Every request
+    ends with an error when `should_stop` gives a reason, when the engine fails, and in a mode that needs a client.
     """
     body: dict[str, Any] = {
         "warmup": [_request(request) for request in warmup],
@@ -71,7 +70,7 @@ async def _ask(
     """Return the host's answer, or the reason why there is none. Closing the connection stops the host."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(url, json=body))
-        while not (await asyncio.wait([call], timeout=POLL))[0]:
+        while not (await asyncio.wait([call], timeout=STOP_POLL))[0]:
             reason = should_stop()
             if reason is not None:
                 call.cancel()
@@ -80,10 +79,10 @@ async def _ask(
         try:
             answer = call.result()
         except httpx.TransportError as error:
-            for _ in range(round(LAST_MESSAGE / POLL)):  # until `should_stop` can report that the engine died
+            for _ in range(round(EXIT_DELAY / STOP_POLL)):  # until `should_stop` can report that the engine died
                 if should_stop() is not None:
                     break
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(STOP_POLL)
             return {}, f"closed: {type(error).__name__} {error}".rstrip()
     if answer.status_code == 200:
         return answer.json(), None

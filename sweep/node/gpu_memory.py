@@ -1,4 +1,4 @@
-"""Whether a GPU's memory is free: an engine launched beside what another has left would be measured with less of it."""
+"""Waits for free GPU memory: an engine launched beside another's remains would be measured with less of it."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # a driver and a display hold some: up t
 
 
 class Busy(Exception):
-    """A GPU whose memory does not come back; says whose it is."""
+    """The memory of a GPU is not freed; the message names the processes that use it."""
 
 
 def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float = 1.0) -> None:
@@ -20,7 +20,7 @@ def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float 
 
     Raises:
         Busy: if it is not after `timeout` s.
-        Stopped: if the task is, before that.
+        Stopped: if the task is cancelled before that.
     """
     handles = gpus.handles(devices)
     deadline = time.monotonic() + timeout
@@ -36,7 +36,7 @@ def _is_free(memory: gpus.Memory | None) -> bool:
 
 def _held(device: str, handle: Any) -> str:
     memory = gpus.memory(handle)
-    assert memory is not None  # one that tells nothing counts as free
+    assert memory is not None  # one that does not report it counts as free
     pids = [str(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     by = f"processes {', '.join(pids)}" if pids else "a process that NVML does not show"
     return f"GPU {device}: {memory.used / 2**30:.1f} of {memory.total / 2**30:.1f} GiB are in use by {by}"

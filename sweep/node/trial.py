@@ -127,9 +127,9 @@ def present_row(
 def run_trial(
     run: TrialRun, running: RunningEngine, trial: Trial, stop: threading.Event, caches_reset: bool | None
 ) -> dict[str, Any]:
-    """Measure one trial on a running engine; its files are written and its row returned.
+    """Measure one trial on a running engine, write its files and return its row.
 
-    `caches_reset`, for the row: whether the engine has forgotten what it was asked before; None if it was not asked.
+    `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -165,7 +165,7 @@ def run_trial(
             folder=Path(job),
             cpus=running.node.client_cpus,
             processes=run.settings.client.processes,
-            timeouts=measurement.Timeouts(**run.settings.client.timeouts.model_dump()),
+            timeouts=run.settings.client.timeouts,
             on_start=sampler.begin,
             should_stop=_reason_to_stop(engine, stop, deadline),
         )

@@ -1,1 +1,1 @@
-"""Composes an experiment into a plan of deployments and trials, and says what it will take."""
+"""Composes an experiment into a plan of deployments and trials, and estimates its duration and cost."""

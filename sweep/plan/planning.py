@@ -8,7 +8,7 @@ folder is hashed, the hub asked which commit a revision is.
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
@@ -69,7 +69,7 @@ class _Builder:
         self.seen: set[str] = set()
         # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
         self.judged_by = settings.model_dump(mode="json", include={"max_failed", "slo", "relaunch"})
-        self.judged_by["timeouts"] = settings.client.timeouts.model_dump()
+        self.judged_by["timeouts"] = asdict(settings.client.timeouts)
 
     def add(self, point: Point, coordinates: Assignments) -> None:
         backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)

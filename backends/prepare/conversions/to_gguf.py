@@ -1,7 +1,7 @@
 """A folder in Hugging Face layout to a GGUF file, by llama.cpp's own converter. Runs in the environment `gguf`.
 
 That converter knows a byte-level BPE's way of splitting text only by a hash of its results. Where it does not know the
-hash, but tokenizer.json spells out GPT-2's way, it is told so; any other way is an error, as it would be upstream.
+hash, but tokenizer.json spells out GPT-2's way, it gets that name; any other way is an error, as it is upstream.
 """
 
 import argparse
@@ -14,7 +14,7 @@ GPT2 = "gpt-2"  # llama.cpp's name for GPT-2's way of splitting
 
 
 def gpt2_split(model: Path) -> bool:
-    """Whether the tokenizer splits text by GPT-2's regular expression and in no other way."""
+    """Return whether the tokenizer splits text by GPT-2's regular expression and in no other way."""
     path = model / "tokenizer.json"
     splits = (json.loads(path.read_text()).get("pre_tokenizer") if path.is_file() else None) or {}
     return splits.get("type") == "ByteLevel" and bool(splits.get("use_regex", True))
@@ -30,11 +30,11 @@ def main() -> None:
     import convert_hf_to_gguf as converter
     from conversion.base import TextModel
 
-    known = TextModel.get_vocab_base_pre
+    original = TextModel.get_vocab_base_pre
 
     def name_of_split(model: Any, tokenizer: Any) -> str:
         try:
-            return str(known(model, tokenizer))
+            return str(original(model, tokenizer))
         except NotImplementedError:
             if gpt2_split(arguments.model):
                 return GPT2

@@ -125,7 +125,7 @@ def description(kind: str, group: int) -> dict[str, Any]:
 
 
 def is_quantised(name: str, weight: Tensor) -> bool:
-    """Whether a tensor is the weight of a linear layer of a decoder block."""
+    """Return whether a tensor is the weight of a linear layer of a decoder block."""
     return weight.ndim == 2 and BLOCK_LINEAR.search(name) is not None
 
 
@@ -134,12 +134,12 @@ def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
     shards, places = _shards(model), dict[str, str]()
     for number, shard in enumerate(shards, 1):
         print(f"progress: {kind}: file {number} of {len(shards)}", flush=True)
-        found: Tensors = {}
+        tensors: Tensors = {}
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
-                found |= _converted(name, file.get_tensor(name), kind, group)
-        save_file(found, output / shard.name, metadata={"format": "pt"})
-        places |= dict.fromkeys(found, shard.name)
+                tensors |= _converted(name, file.get_tensor(name), kind, group)
+        save_file(tensors, output / shard.name, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, shard.name)
     if len(shards) > 1:
         index = {"metadata": {}, "weight_map": places}
         (output / INDEX).write_text(json.dumps(index))

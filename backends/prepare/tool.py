@@ -1,0 +1,39 @@
+"""Runs the programs that prepare something, e.g. uv, cmake or a converter, and keeps what they print in a log."""
+
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from backends.launch import task
+
+LINES_KEPT = 1000  # of a program's output, for the message of its failure
+
+
+class ToolFailed(Exception):
+    """A program ended with an error; `lines` are the last ones that it printed, empty ones left out."""
+
+    def __init__(self, status: int, lines: list[str]) -> None:
+        super().__init__(f"exit status {status}: {lines[-1] if lines else 'no output'}")
+        self.status, self.lines = status, lines
+
+
+def run(
+    command: list[str], environ: Mapping[str, str], log: Path, on_line: Callable[[str], None] = lambda line: None
+) -> None:
+    """Run a program and append its output to `log`; `on_line` gets each line of it, e.g. to report progress.
+
+    Raises ToolFailed, or task.Stopped.
+    """
+    lines: deque[str] = deque(maxlen=LINES_KEPT)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with log.open("a") as file, task.program(command, environ, **streams, errors="replace") as process:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            lines.append(line.strip())
+            on_line(line.rstrip("\n"))
+    if process.returncode != 0:
+        raise ToolFailed(process.returncode, [line for line in lines if line])

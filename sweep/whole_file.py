@@ -1,0 +1,35 @@
+"""Files that appear complete: written under another name, flushed to the disk, renamed."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(target: Path, content: str | bytes | Callable[[Path], None], staging: Path | None = None) -> None:
+    """Write a file that appears complete, or not at all: a text (UTF-8), bytes, or what `content` writes to a path.
+
+    It is written in the new folder `staging`, which must be on the same file system; by default one beside the target.
+    """
+    staging = staging or target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging.mkdir(parents=True)
+    staged = staging / f"{target.name}.partial"
+    try:
+        if callable(content):
+            content(staged)
+        else:
+            staged.write_bytes(content.encode() if isinstance(content, str) else content)
+        rename_whole(staged, target)
+    finally:
+        shutil.rmtree(staging)
+
+
+def rename_whole(source: Path, target: Path) -> None:
+    """Rename a file or folder after its content is on the disk: the rename may outlive a power cut, unlike that."""
+    for path in [source, *source.rglob("*")]:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    source.replace(target)

@@ -1,0 +1,36 @@
+"""The two ways to stop a run early: signals, and a deadline."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_drains_and_the_second_cancels(number):
+    stop, before = StopControl(None), signal.getsignal(number)
+    assert stop.level is StopLevel.NONE
+    with stop.signals():
+        for level in (StopLevel.DRAIN, StopLevel.CANCEL, StopLevel.CANCEL):
+            os.kill(os.getpid(), number)
+            assert stop.level is level
+    assert signal.getsignal(number) is before
+
+
+def test_a_deadline_cancels():
+    assert StopControl(time.time() + 60).level is StopLevel.NONE
+    assert StopControl(time.time() - 1).level is StopLevel.CANCEL
+
+
+def test_a_deadline_of_the_run_before_holds_for_half_a_day():
+    passed = time.time() - 3600
+    last_status = {"deadline": {"text": "08:00", "at": passed}}
+    assert deadline_at("08:00", last_status) == passed
+    assert deadline_at("09:00", last_status) > time.time(), "another one"
+    last_status["deadline"]["at"] -= 12 * 3600
+    assert deadline_at("08:00", last_status) > time.time(), "the next day's"
+    assert deadline_at("08:00", None) > time.time()
+    assert deadline_at(None, last_status) is None
