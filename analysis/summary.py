@@ -61,13 +61,13 @@ class Best(NamedTuple):
 
 def key_columns(run: Run) -> list[str]:
     """The columns that make a point: IDENTITY, the accelerator if results are of several, and axes that say more."""
-    own = [axis for axis in run.axes if not _repeats(run.trials, axis) and axis != "ladder_parent"]
+    axes = [axis for axis in run.axes if not _repeats(run.trials, axis) and axis != "ladder_parent"]
     accelerator = ["accelerator"] if run.ok["accelerator"].nunique() > 1 else []
-    return [*IDENTITY, *accelerator, *own]
+    return [*IDENTITY, *accelerator, *axes]
 
 
 def _repeats(trials: pd.DataFrame, axis: str) -> bool:
-    """Whether an axis such as load.batch_size is also there as batch_size."""
+    """Return whether an axis such as load.batch_size also exists as batch_size."""
     column = axis.rpartition(".")[2]
     if column == axis or column not in IDENTITY:
         return False
@@ -76,7 +76,7 @@ def _repeats(trials: pd.DataFrame, axis: str) -> bool:
 
 
 def planned_trials(run: Run) -> int:
-    """How many trials the plan has; those with a row where it does not say."""
+    """The number of trials in the plan; if unknown, the number with a row."""
     return max(int(run.experiment.get("trials") or 0), len(run.trials))
 
 
@@ -116,18 +116,18 @@ def summarise(run: Run) -> pd.DataFrame:
             columns[f"{name}_n"] = counts[name]
     if run.ok["steady_begin"].notna().any():
         columns["steady_share"] = run.ok["steady_begin"].notna().reindex(run.trials.index).groupby(point).mean()
-    compared = [of(run, points, measured, point) for of in (_against_baseline, _against_parent)]
+    compared = [compare(run, points, measured, point) for compare in (_against_baseline, _against_parent)]
     return _sorted(pd.concat([points, pd.DataFrame(columns), *compared], axis="columns"), run)
 
 
 def _outcomes(run: Run, point: Positions, replicates: int) -> list[Counter[str]]:
-    """How the trials of each point ended; those that are short of the planned replicates have not run."""
-    found = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
+    """Counts of the outcomes of each point; trials missing from the planned replicates have not run."""
+    tallies = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
     for index, outcome in zip(point, run.trials["outcome"], strict=True):
-        found[index][outcome] += 1
-    for counts in found:
+        tallies[index][outcome] += 1
+    for counts in tallies:
         counts += Counter({NOT_RUN: replicates - counts.total()})  # only what is more than 0 is added
-    return found
+    return tallies
 
 
 def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -167,29 +167,31 @@ def _against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, poin
         return pd.DataFrame(index=points.index)
     steps = run.trials.dropna(subset=["ladder", "ladder_parent"])
     parents = points["ladder"].map(dict(zip(steps["ladder"], steps["ladder_parent"], strict=True)))
-    found: list[int | None] = [None] * len(points)
+    parent_points: list[int | None] = [None] * len(points)
     for parent in parents.dropna().unique():
         family = np.flatnonzero((parents == parent) | (points["ladder"] == parent))  # a plan may have many steps
         partners = baseline_points(points.iloc[family].reset_index(drop=True), {"ladder": parent})
         for index, partner in zip(family, partners, strict=True):
             if partner is not None and parents[index] == parent:
-                found[index] = int(family[partner])
-    return pd.concat([parents.rename("ladder_parent"), _ratios(measured, point, found, "vs_parent")], axis="columns")
+                parent_points[index] = int(family[partner])
+    return pd.concat(
+        [parents.rename("ladder_parent"), _ratios(measured, point, parent_points, "vs_parent")], axis="columns"
+    )
 
 
-def _ratios(measured: pd.DataFrame, point: Positions, found: Sequence[int | None], name: str) -> pd.DataFrame:
+def _ratios(measured: pd.DataFrame, point: Positions, partner_points: Sequence[int | None], name: str) -> pd.DataFrame:
     """For each point how many times its partner in `found` it is, with the interval, in the HEADLINE columns."""
-    compared = np.array([partner not in (None, index) for index, partner in enumerate(found)], np.bool_)
-    partners = np.array([partner for partner, is_one in zip(found, compared, strict=True) if is_one], np.int64)
+    compared = np.array([partner not in (None, index) for index, partner in enumerate(partner_points)], np.bool_)
+    partners = np.array([partner for partner, is_one in zip(partner_points, compared, strict=True) if is_one], np.int64)
     columns: dict[str, Any] = {}
-    for of in (of for of in HEADLINE if of in measured):
-        every = stats.log_moments(measured[of].to_numpy(np.float64), point, len(found))
+    for headline in (headline for headline in HEADLINE if headline in measured):
+        every = stats.log_moments(measured[headline].to_numpy(np.float64), point, len(partner_points))
         ratios = stats.ratio(every.select(compared), every.select(partners))
         for suffix, values in zip(("", "_ci_low", "_ci_high"), ratios, strict=True):
-            column = np.full(len(found), np.nan)
+            column = np.full(len(partner_points), np.nan)
             column[compared] = values
-            columns[f"{of}_{name}{suffix}"] = column
-    return pd.DataFrame(columns, index=range(len(found)))
+            columns[f"{headline}_{name}{suffix}"] = column
+    return pd.DataFrame(columns, index=range(len(partner_points)))
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
@@ -200,19 +202,19 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
     """
     baseline = _in_columns(points, baseline)
     keys = [str(column) for column in points.columns if column not in COUNTS]
-    asked = [key for key in keys if key.split(".")[0] in ASKED and key not in baseline]
-    others = [key for key in keys if key not in asked and key not in baseline]
+    of_task = [key for key in keys if key.split(".")[0] in ASKED and key not in baseline]
+    of_engine = [key for key in keys if key not in of_task and key not in baseline]
     values: list[dict[str, Any]] = [
         {str(key): None if pd.isna(value) else value for key, value in row.items()}
         for row in points[keys].to_dict("records")
     ]
     candidates: dict[tuple[Any, ...], list[int]] = {}
     for index in np.flatnonzero(is_baseline(points, baseline)):
-        candidates.setdefault(tuple(values[index][key] for key in asked), []).append(int(index))
+        candidates.setdefault(tuple(values[index][key] for key in of_task), []).append(int(index))
 
     def partner(value: dict[str, Any]) -> int | None:
-        fitting = candidates.get(tuple(value[key] for key in asked), [])
-        alike = {index: sum(values[index][key] == value[key] for key in others) for index in fitting}
+        fitting = candidates.get(tuple(value[key] for key in of_task), [])
+        alike = {index: sum(values[index][key] == value[key] for key in of_engine) for index in fitting}
         closest = [index for index in fitting if alike[index] == max(alike.values())]
         return closest[0] if len(closest) == 1 else None
 
@@ -226,8 +228,8 @@ def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bo
         return np.zeros(len(points), np.bool_)
     named = points[list(baseline)].astype(object)
     rows = named.where(named.notna(), None).itertuples(index=False, name=None)
-    wanted = list(baseline.values())
-    return np.array([all(map(_same, row, wanted)) for row in rows], np.bool_)
+    expected = list(baseline.values())
+    return np.array([all(map(_same, row, expected)) for row in rows], np.bool_)
 
 
 def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
@@ -235,9 +237,9 @@ def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any
     return {key if key in points else key.rpartition(".")[2]: value for key, value in baseline.items()}
 
 
-def _same(value: Any, wanted: Any) -> bool:
+def _same(value: Any, expected: Any) -> bool:
     """An axis of mixed values is text in the table."""
-    return bool(value == wanted) or (isinstance(value, str) and value == str(wanted))
+    return bool(value == expected) or (isinstance(value, str) and value == str(expected))
 
 
 # What to read first --------------------------------------------------------------------------------------------------
@@ -245,23 +247,23 @@ def _same(value: Any, wanted: Any) -> bool:
 
 def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
     """The best mean of each quantity for each model: models do not compete, a small one is always faster."""
-    found: list[Best] = []
+    results: list[Best] = []
     for column in columns:
-        of = labelled_column(column)
-        if of is None or of.better is None or column not in points:
+        shown = labelled_column(column)
+        if shown is None or shown.better is None or column not in points:
             continue
         measured = points[points[column].notna()]
         for _, of_model in measured.groupby("model", sort=False, dropna=False):
-            place = int(of_model[column].argmax() if of.better == "higher" else of_model[column].argmin())
+            place = int(of_model[column].argmax() if shown.better == "higher" else of_model[column].argmin())
             point = of_model.iloc[place]
-            found.append(Best(of, estimate(point, column), point))
-    return found
+            results.append(Best(shown, estimate(point, column), point))
+    return results
 
 
 def write_summary(run: Run, points: pd.DataFrame) -> None:
     """Write summary.csv: the points, and below them those of which no trial has run yet."""
-    whole = pd.concat([points, _not_run(run)], ignore_index=True)
-    run_files.write_whole(run.paths, run.paths.summary, whole.to_csv(index=False))
+    table = pd.concat([points, _not_run(run)], ignore_index=True)
+    run_files.write_whole(run.paths, run.paths.summary, table.to_csv(index=False))
 
 
 def _not_run(run: Run) -> pd.DataFrame:
@@ -269,18 +271,18 @@ def _not_run(run: Run) -> pd.DataFrame:
     if planned_trials(run) == len(run.trials):
         return pd.DataFrame()
     keys = key_columns(run)
-    known = set(run.trials["trial_id"])
+    measured_ids = set(run.trials["trial_id"])
     deployments: dict[str, dict[str, Any]] = {}
     planned: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
     for entry in run_files.read_plan(run.paths.plan):
         if entry["kind"] == "deployment":
             deployments[entry["deployment_id"]] = {key: entry[key] for key in ("backend", "model")}
         elif entry["kind"] == "trial":
-            told = {**entry["coordinates"], **entry, **deployments[entry["deployment_id"]]}
-            values = {key: told.get(key) for key in keys}
+            fields = {**entry["coordinates"], **entry, **deployments[entry["deployment_id"]]}
+            values = {key: fields.get(key) for key in keys}
             planned.setdefault(tuple(map(str, values.values())), (values, []))[1].append(entry["trial_id"])
     return pd.DataFrame(
         {**values, "n": 0, "not_ok": 0, "planned": len(trials), "outcomes": f"{NOT_RUN} {len(trials)}", "requests": 0}
         for values, trials in planned.values()
-        if known.isdisjoint(trials)
+        if measured_ids.isdisjoint(trials)
     )

@@ -107,7 +107,7 @@ class LlamaCpp(Backend):
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         version, commit = _version(launch.binary or "llama-server")
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "dtype": CONVERTED[self.quantization][1] if self.quantization in CONVERTED else self.quantization,
             "quantization": self.quantization,
             "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
@@ -116,8 +116,8 @@ class LlamaCpp(Backend):
             "engine_commit": commit,
         }
         if version:
-            found["engine_version"] = version
-        return found
+            facts["engine_version"] = version
+        return facts
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()
@@ -147,7 +147,7 @@ def _context(model: Path) -> int:
 def _version(binary: str) -> tuple[str | None, str | None]:
     """("0.5.0", its commit or whatever the builder put there) of a llama-server; (None, None) if it does not say."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True)
-    found = re.search(r"^version: (\S+)(?: \(build (\d+), commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
-    if not found:
+    match = re.search(r"^version: (\S+)(?: \(build (\d+), commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
+    if not match:
         return None, None
-    return found[1], found[3]
+    return match[1], match[3]

@@ -97,9 +97,9 @@ class VLLM(Backend):
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
-        found = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
+        facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
         made = checkpoints.note(launch.model).get("method")
-        return {**found, "quantization_method": made} if made else found
+        return {**facts, "quantization_method": made} if made else facts
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()

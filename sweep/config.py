@@ -1,4 +1,4 @@
-"""What a configuration may hold: the settings of a run, and objects built from `_target_` mappings.
+"""The schema of a configuration: the settings of a run, and objects built from `_target_` mappings.
 
 Everything a user typed is checked here, before anything starts. A mistake is a ConfigError: one line with the key, the
 value and what is allowed.
@@ -48,7 +48,7 @@ class Halted(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line; its type if it says nothing, as some of Ray's do."""
+    """The first line of an error's message; its type if it has none, as some of Ray's do."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -59,7 +59,7 @@ class Strict(BaseModel):
 
 
 class Hardware(Strict):
-    """What a deployment is placed on and what an hour of it costs."""
+    """The hardware that a deployment is placed on, and its price per hour."""
 
     name: str
     platform: Literal["cpu", "cuda"]
@@ -77,7 +77,7 @@ class FoundHardware(Hardware):
     assumed: ClassVar[bool] = True
 
 
-class Simulated(Strict):
+class SimulatedNodes(Strict):
     """A cluster that is not there, for the question how long a plan would take on it."""
 
     nodes: PositiveInt
@@ -107,11 +107,11 @@ class Cluster(Strict):
     )  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
     node_types: tuple[NodeType, ...] | None = None  # that an autoscaler can start; None: as Ray's launcher's file says
     wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
-    simulate: Simulated | None = None  # with dry_run=true: how long on that cluster
+    simulate: SimulatedNodes | None = None  # with dry_run=true: how long on that cluster
 
 
 class Tracking(Strict):
-    """Whether and where trials are tracked besides the files in `out`."""
+    """The tracker of trials besides the files in `out`, if any."""
 
     name: str
     kind: Literal["none", "wandb"]
@@ -204,12 +204,12 @@ def locate(target: str, key: str) -> type[BaseModel]:
     """
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        loaded = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_={target!r}: no such class ({error})") from None
-    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+    if not (isinstance(loaded, type) and issubclass(loaded, BaseModel)):
         raise ConfigError(f"{key}._target_={target!r}: not a configuration class")
-    return found
+    return loaded
 
 
 def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
@@ -239,7 +239,7 @@ def validate(kind: type[BaseModel], fields: Mapping[str, Any], key: str) -> Base
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     # A key that does not exist explains why another one is missing.
-    first = min(error.errors(), key=lambda found: found["type"] not in UNKNOWN_KEY)
+    first = min(error.errors(), key=lambda entry: entry["type"] not in UNKNOWN_KEY)
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
     if first["type"] in UNKNOWN_KEY:
         keys = _keys_at(kind, first["loc"][:-1])
@@ -249,9 +249,9 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
         return f"{where}: required, but not given"
     # Of a key that takes one of several kinds there is an error for each.
     kinds = [
-        found["msg"]
-        for found in error.errors()
-        if found["loc"][:-1] == first["loc"][:-1] and found["loc"] and _PYDANTICS_OWN.search(str(found["loc"][-1]))
+        entry["msg"]
+        for entry in error.errors()
+        if entry["loc"][:-1] == first["loc"][:-1] and entry["loc"] and _PYDANTICS_OWN.search(str(entry["loc"][-1]))
     ]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
@@ -261,12 +261,14 @@ def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
     """The keys of the model or dataclass that is found there; none where it is something else."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
-        kind = next((one for one in typing.get_args(kind) if isinstance(one, type) and one is not type(None)), kind)
+        kind = next(
+            (option for option in typing.get_args(kind) if isinstance(option, type) and option is not type(None)), kind
+        )
     if not isinstance(kind, type):
         return []
     if issubclass(kind, BaseModel):
         return list(kind.model_fields)
-    return [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    return [option.name for option in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
@@ -275,7 +277,7 @@ def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
 
 
 def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] = ()) -> str:
-    """What is allowed, for an error message, after the name among it (and `also`) that is nearest to a mistaken one."""
+    """The allowed names for an error message, after the one (also among `also`) nearest to a mistaken name."""
     names = sorted(str(name) for name in allowed)
     name = nearest(value, [*names, *also])
     return (f"did you mean {name}? " if name else "") + f"allowed: {', '.join(names)}"

@@ -97,7 +97,7 @@ def test_a_name_is_declared_once(toys):
 
 
 def test_the_tables_of_the_document_are_as_the_code_is():
-    text = document.DOCUMENT.read_text()
+    text = document.METRICS_DOCUMENT.read_text()
     assert text == document.with_tables(text), "run: python -m sweep.numbers.document"
     assert all(f"| `{one.name}` |" in text for one in declared())
     assert all(one.formula for one in declared())

@@ -26,7 +26,7 @@ import uvloop
 
 from sweep.client.clock import Alarm, StampClock
 from sweep.client.connection import Counters
-from sweep.client.job import Job, Results
+from sweep.client.job import Job, ResultFile
 from sweep.client.poller import Poller
 from sweep.client.pool import Pool
 from sweep.client.sender import Sender
@@ -43,7 +43,7 @@ class ClientProcess:
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.job, self.loop = job, loop
         self.stamps, self.counters = StampClock(), Counters()
-        self.results = Results(job.folder, job.part)
+        self.results = ResultFile(job.folder, job.part)
         self.sender: Sender | None = None
         self.go: asyncio.Future[int] = loop.create_future()
         self.stop: str | None = None
@@ -64,7 +64,7 @@ class ClientProcess:
             await self._send_phase(pool, 0, warmup, time.monotonic_ns())
         gc.collect()
         gc.freeze()  # what is there now stays: no need to look at it again during the measurement
-        _report(event="ready")
+        _send_message(event="ready")
         start = await self.go
         warm, steps = replace(self.counters), self.stamps.steps
         del self.lags[:]
@@ -75,7 +75,7 @@ class ClientProcess:
         cpu, wall = time.process_time() - cpu, time.monotonic() - max(began, start / 1e9)
         self.results.close()
         (self.job.folder / f"lags.{self.job.part}").write_bytes(self.lags.tobytes())
-        _report(
+        _send_message(
             event="done",
             cpu_seconds=cpu,
             wall_seconds=wall,
@@ -157,7 +157,7 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _report(**message: object) -> None:
+def _send_message(**message: object) -> None:
     data = json.dumps(message).encode() + b"\n"
     try:
         while data:

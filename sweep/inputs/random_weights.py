@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_va
 Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]
 
-VERSION = 3  # part of every digest: raise it when the same numbers come to other weights
+WEIGHTS_VERSION = 3  # part of every digest: raise it when the same numbers come to other weights
 MAX_WIDTH = 64  # signs in a codeword
 MAX_BITS = 11  # of a token's id
 UNITS = 4  # of the MLP, per sign of a codeword
@@ -71,7 +71,7 @@ class Architecture(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _usual(cls, numbers: Any) -> Any:
-        """What a config.json may leave out: one key-value head per head, and heads that share the hidden size."""
+        """Fill in defaults of a config.json: one key-value head per head, and heads that share the hidden size."""
         match numbers:
             case {"hidden_size": int(hidden), "num_attention_heads": int(heads)} if heads > 0:
                 return {"num_key_value_heads": heads, "head_dim": hidden // heads, **numbers}
@@ -97,12 +97,12 @@ class Architecture(BaseModel):
 
     @property
     def parameters(self) -> int:
-        """How many weights there are."""
+        """The number of weights."""
         return sum(math.prod(shape) for _, shape in shapes(self))
 
 
 class Vocabulary(NamedTuple):
-    """What must be known of the tokenizer."""
+    """The properties of the tokenizer that the weights depend on."""
 
     ordinary: Sequence[int]  # ids of tokens that are printable text: what may be generated
     bos: int
@@ -129,7 +129,7 @@ def shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def lookbacks(layers: int) -> list[int]:
-    """How many tokens ago each layer fetches: all different, as a token fetched twice would cancel out."""
+    """The distance in tokens that each layer fetches from: all different, as a token fetched twice would cancel out."""
     more = (distance for distance in range(2, layers + len(LOOKBACKS) + 2) if distance not in LOOKBACKS)
     return [*LOOKBACKS[:layers], *more][:layers]
 
@@ -162,9 +162,9 @@ class Circuit:
         """Codewords as signs, (2^bits, width): of 64 random linear codes the one with the largest distance."""
         width = self.architecture.width
         ids = np.arange(2**self.bits)[:, None] >> np.arange(self.bits) & 1
-        drawn = _raw(self.seed, "code", 64 * self.bits * width).astype(np.int64) & 1
-        words = (ids @ generator % 2 for generator in drawn.reshape(64, self.bits, width))
-        return 1.0 - 2.0 * max(words, key=lambda word: int(word[1:].sum(axis=1).min()))
+        bits = _raw(self.seed, "code", 64 * self.bits * width).astype(np.int64) & 1
+        codewords = (ids @ generator % 2 for generator in bits.reshape(64, self.bits, width))
+        return 1.0 - 2.0 * max(codewords, key=lambda word: int(word[1:].sum(axis=1).min()))
 
     @cached_property
     def distance(self) -> int:
@@ -362,7 +362,7 @@ def encode(weights: Array, dtype: Dtype) -> Array:
     return rounded.astype("<u2")
 
 
-def write(
+def write_weights(
     folder: Path,
     architecture: Architecture,
     vocabulary: Vocabulary,
@@ -409,7 +409,7 @@ def _shards(tensors: list[tuple[str, tuple[int, ...]]], limit: int) -> list[list
 
 
 def _header(tensors: list[tuple[str, tuple[int, ...]]], dtype: Dtype, size: int) -> bytes:
-    """What a safetensors file begins with; written here because the library wants all tensors in memory at once."""
+    """The header of a safetensors file; written here because the library needs all tensors in memory at once."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in tensors:

@@ -21,7 +21,7 @@ from sweep.plan.packing import Need, Node
 from sweep.plan.plan import Deployment, Plan, Trial, config_text, elsewhere
 from sweep.plan.simulate import SimulatedRun, simulate
 from sweep.records import Outcome
-from sweep.wording import count, duration
+from sweep.wording import count, duration_text
 
 HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
 HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
@@ -205,7 +205,7 @@ def estimate_run(
     if all(elsewhere(deployment.backend, hardware) for deployment in deployments):
         hardware = hardware.model_copy(update={"price_per_hour": None})  # an endpoint's price is not this machine's
     messages = [
-        f"{duration(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
+        f"{duration_text(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
         f"durations: {_sources(expected, assumed)}",
         _critical_path(simulated, names),
     ]
@@ -240,7 +240,7 @@ def _sources(expected: Expected, assumed: Assumed | None) -> str:
 def _critical_path(simulated: SimulatedRun, names: Mapping[str, str]) -> str:
     """Return the deployments that decide the end, each waiting for the one before it."""
     path = simulated.critical_path()
-    steps = [f"{names[span.key]} [{span.key}] ({duration(span.end - span.begin)})" for span in path]
+    steps = [f"{names[span.key]} [{span.key}] ({duration_text(span.end - span.begin)})" for span in path]
     if len(steps) > NAMED:
         steps = [*steps[: NAMED - 1], f"{len(steps) - NAMED} more", steps[-1]]
     hint = "more GPUs would not shorten it" if len(path) == 1 else "more GPUs would shorten it"
