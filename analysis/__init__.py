@@ -10,13 +10,13 @@ from analysis.load import RunNotFound, load, open_run, requests, telemetry
 from analysis.report.html import write_all
 from analysis.report.terminal import Summary
 from analysis.report.vllm_flavour import render_vllm_flavour
-from analysis.results import Results, open_results
+from analysis.results import RunResults, open_results
 from sweep.disk.run_files import DamagedFile
 
 __all__ = [
     "DamagedFile",
-    "Results",
     "RunNotFound",
+    "RunResults",
     "Summary",
     "load",
     "open_results",

@@ -18,7 +18,7 @@ from sweep.numbers.warnings import ResultWarning
 
 
 @dataclass(frozen=True)
-class Results:
+class RunResults:
     """A run and everything worked out of it, each part when it is first needed."""
 
     run: Run
@@ -62,11 +62,11 @@ class Results:
         return number_formats(self.run, self.layout)
 
 
-def open_results(folder: str | Path) -> Results:
+def open_results(folder: str | Path) -> RunResults:
     """The results of the run in a folder.
 
     Raises:
         RunNotFound: if there is no trials.parquet.
         DamagedFile: if it is not whole.
     """
-    return Results(open_run(folder))
+    return RunResults(open_run(folder))

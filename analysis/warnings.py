@@ -1,6 +1,6 @@
 """Warnings about a run's results: those of its trials, and those that only a comparison of trials or points finds.
 
-A check is a function in CHECKS, by `sweep.numbers.warnings.declare`: its name is the code, its docstring the meaning.
+A check is a function in CHECKS, by `sweep.numbers.warnings.register`: its name is the code, its docstring the meaning.
 """
 
 import json
@@ -12,7 +12,16 @@ import pandas as pd
 from analysis.load import Run
 from analysis.plotting.layout import Layout, listed
 from analysis.summary import planned_trials
-from sweep.numbers.warnings import TRIAL_CHECKS, Check, Finding, ResultWarning, Severity, declare, trial_warnings
+from sweep.numbers.warnings import (
+    E2EL,
+    TRIAL_CHECKS,
+    Check,
+    Evidence,
+    ResultWarning,
+    Severity,
+    register,
+    trial_warnings,
+)
 from sweep.wording import count
 
 WIDE = 0.10  # half an interval over its mean
@@ -34,7 +43,7 @@ def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
         for warning in trial_warnings({str(name): value for name, value in row.items()})
     ]
     for check in CHECKS:
-        warnings += [ResultWarning(check.kind, *finding) for finding in check.function(run, layout)]
+        warnings += [ResultWarning(check.kind, *evidence) for evidence in check.function(run, layout)]
     order = {severity: index for index, severity in enumerate(Severity)}
     return sorted(warnings, key=lambda warning: order[warning.kind.severity])
 
@@ -101,26 +110,26 @@ def scope(warning: ResultWarning, layout: Layout) -> str:
 # Points --------------------------------------------------------------------------------------------------------------
 
 
-@declare(CHECKS, Severity.WARNING, "Set replicates=3 or more: the spread between launches is unknown.")
-def single_replicate(run: Run, layout: Layout) -> Iterator[Finding]:
+@register(CHECKS, Severity.WARNING, "Set replicates=3 or more: the spread between launches is unknown.")
+def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The point was measured once, as planned, so it has no interval."""
     planned = _planned_replicates(run, layout)
     for point in _positions((layout.points["n"] == 1) & (planned == 1)):
-        yield Finding(1, "one replicate, no interval", points=(point,))
+        yield Evidence(1, "one replicate, no interval", points=(point,))
 
 
-@declare(
+@register(
     CHECKS,
     Severity.WARNING,
     "The mean is of those that succeeded, which may be the faster ones: the same command measures the rest.",
     lowest_is_worst=True,
 )
-def missing_replicates(run: Run, layout: Layout) -> Iterator[Finding]:
+def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Some of the point's replicates failed or have not run."""
     planned, counts = _planned_replicates(run, layout), layout.points["n"]
     for point in _positions((counts > 0) & (counts < planned)):
         n, total = counts.iloc[point], planned.iloc[point]
-        yield Finding(n / total, f"{n} of {total} replicates have a result", points=(point,))
+        yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))
 
 
 def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
@@ -130,30 +139,30 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     return planned
 
 
-@declare(
+@register(
     CHECKS,
     Severity.WARNING,
     "More replicates narrow it, from two to three most of all: set replicates=3 or more.",
     ("output_throughput",),
 )
-def wide_interval(run: Run, layout: Layout) -> Iterator[Finding]:
+def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The interval of output throughput is wider than ±10 %."""
     points = layout.points
     if "output_throughput" not in points:
         return
     half = (points["output_throughput_ci_high"] - points["output_throughput"]) / points["output_throughput"]
     for point in _positions(half > WIDE):
-        yield Finding(half.iloc[point], f"throughput known to ±{half.iloc[point]:.0%} only", points=(point,))
+        yield Evidence(half.iloc[point], f"throughput known to ±{half.iloc[point]:.0%} only", points=(point,))
 
 
-@declare(
+@register(
     CHECKS,
     Severity.WARNING,
     "Compare tokens/s and TPOT, not durations, requests/s or latencies to the end; workload.ignore_eos=true makes the"
     " answers equally long.",
-    ("duration", "request_throughput", "e2el_mean", "e2el_p50", "e2el_p90", "e2el_p99"),
+    ("duration", "request_throughput", *E2EL),
 )
-def unequal_answers(run: Run, layout: Layout) -> Iterator[Finding]:
+def unequal_answers(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Engines that were asked the same answered with different numbers of tokens."""
     ok = _asked(run, layout)
     tokens = (ok["output_tokens"] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
@@ -162,11 +171,11 @@ def unequal_answers(run: Run, layout: Layout) -> Iterator[Finding]:
     ratios = by_question.max() / by_question.min()
     for question, ratio in ratios[ratios > UNEQUAL].items():
         points = tuple(ok.loc[ok["question"] == question, "point"].unique())
-        yield Finding(ratio, f"up to {ratio:.1f} times as many tokens as another engine's answers", points=points)
+        yield Evidence(ratio, f"up to {ratio:.1f} times as many tokens as another engine's answers", points=points)
 
 
-@declare(CHECKS, Severity.INFO, "backend.batch_form=streams sends every engine simultaneous requests.")
-def different_batch_forms(run: Run, layout: Layout) -> Iterator[Finding]:
+@register(CHECKS, Severity.INFO, "backend.batch_form=streams sends every engine simultaneous requests.")
+def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Batches of the same size reached some engines as one call with a list, others as simultaneous requests."""
     ok = _asked(run, layout)
     lockstep = ok[ok["batch_size"] > 1]  # a batch of one is a single request in either form
@@ -176,7 +185,7 @@ def different_batch_forms(run: Run, layout: Layout) -> Iterator[Finding]:
         names = {"list": "one call with a list of prompts", "streams": "simultaneous requests"}
         each = mixed.groupby("batch_form")["line"].unique()
         forms_of = [f"{names.get(str(form), form)} ({listed(list(lines))})" for form, lines in each.items()]
-        yield Finding(len(each), f"batches sent as {' or '.join(forms_of)}", points=tuple(mixed["point"].unique()))
+        yield Evidence(len(each), f"batches sent as {' or '.join(forms_of)}", points=tuple(mixed["point"].unique()))
 
 
 def _asked(run: Run, layout: Layout) -> pd.DataFrame:
@@ -190,26 +199,26 @@ def _asked(run: Run, layout: Layout) -> pd.DataFrame:
 # Trials beside each other --------------------------------------------------------------------------------------------
 
 
-@declare(
+@register(
     CHECKS,
     Severity.WARNING,
     "They are not results: use more client processes (client.processes), give the client its own cores, or lower the"
     " load.",
 )
-def client_limited(run: Run, layout: Layout) -> Iterator[Finding]:
+def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
     """In some trials the client was the bottleneck."""
     limited = run.trials.loc[run.trials["outcome"] == "client_limited", "trial_id"]
     if len(limited):
-        yield Finding(len(limited), f"the client was the bottleneck in {count(len(limited), 'trial')}", tuple(limited))
+        yield Evidence(len(limited), f"the client was the bottleneck in {count(len(limited), 'trial')}", tuple(limited))
 
 
-@declare(
+@register(
     CHECKS,
     Severity.WARNING,
     "Compare their speeds with the others' only if you know that their answers are right.",
     AGREEMENT,
 )
-def unknown_agreement(run: Run, layout: Layout) -> Iterator[Finding]:
+def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The answers of some engines were compared with the reference's, and those of others could not be."""
     ok = _asked(run, layout)
     lines = ok.groupby("line", sort=False)
@@ -218,94 +227,94 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Finding]:
         reasons = lines["agreement_reference"].first().fillna("no reason was noted")
         each = listed([f"{line} ({reasons[line]})" for line in unknown.index[unknown]])
         points = ok.loc[ok["line"].isin(unknown.index[unknown]), "point"].unique()
-        yield Finding(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
+        yield Evidence(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
 
 
-@declare(
+@register(
     CHECKS,
     Severity.INFO,
     "Random weights have wide margins between tokens, so agreement tells a wrong engine from a right one, not what a"
     " quantization costs. Real weights (model=hub, model=path) do.",
     AGREEMENT,
 )
-def agreement_of_random_weights(run: Run, layout: Layout) -> Iterator[Finding]:
+def agreement_of_random_weights(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Agreement was measured for a quantized model with random weights."""
     facts = run.ok["engine_facts"].dropna().unique()
     quantized = sum(bool(json.loads(text).get("quantization")) for text in facts)
     configs = run.ok.drop_duplicates("model")["config"].dropna()
     random = len(configs) > 0 and all("architecture" in json.loads(text).get("model", {}) for text in configs)
     if quantized and random and run.ok["agreement"].notna().any():
-        yield Finding(quantized, "agreement of quantized random weights")
+        yield Evidence(quantized, "agreement of quantized random weights")
 
 
-@declare(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY_COLUMNS)
-def different_memory(run: Run, layout: Layout) -> Iterator[Finding]:
+@register(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY_COLUMNS)
+def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The memory figures of some engines are of another kind than those of others."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])
     kinds = measured.groupby("memory_label", sort=False)["line"].unique()
     if len(kinds) > 1:
         names = {"gpu": "memory of the GPU", "process": "memory of the processes", "reserved": "memory reserved"}
         each = [f"{names.get(str(kind), kind)} ({listed(list(lines))})" for kind, lines in kinds.items()]
-        yield Finding(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
+        yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
 
 
 # The run -------------------------------------------------------------------------------------------------------------
 
 
-@declare(CHECKS, Severity.WARNING, "Compare the engines within this run, not these figures with the study's.")
-def replaced_settings(run: Run, layout: Layout) -> Iterator[Finding]:
+@register(CHECKS, Severity.WARNING, "Compare the engines within this run, not these figures with the study's.")
+def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The study's model, hardware or settings were replaced by what this machine can run."""
     replaced = run.experiment.get("replaced") or []
     if replaced:
-        yield Finding(len(replaced), f"settings replaced for this machine: {'; '.join(replaced)}")
+        yield Evidence(len(replaced), f"settings replaced for this machine: {'; '.join(replaced)}")
 
 
-@declare(CHECKS, Severity.WARNING, "Run the same command again: it continues where it stopped.")
-def trials_not_run(run: Run, layout: Layout) -> Iterator[Finding]:
+@register(CHECKS, Severity.WARNING, "Run the same command again: it continues where it stopped.")
+def trials_not_run(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The sweep stopped before all planned trials had run."""
     planned = planned_trials(run)
     missing = planned - len(run.trials)
     if missing > 0:
-        yield Finding(missing, f"{missing:,} of {planned:,} planned trials have not run")
+        yield Evidence(missing, f"{missing:,} of {planned:,} planned trials have not run")
 
 
-@declare(
+@register(
     CHECKS,
     Severity.WARNING,
     "The baseline needs a result at the same workload and load, on the same kind of GPU.",
 )
-def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Finding]:
+def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
     """No point could be compared with the baseline."""
     ratios = [name for name in layout.points if str(name).endswith("_vs_baseline")]
     if run.baseline and not layout.points[ratios].notna().to_numpy().any():
         named = ", ".join(f"{key} = {value}" for key, value in run.baseline.items())
-        yield Finding(0, f"nothing could be compared with the baseline ({named})")
+        yield Evidence(0, f"nothing could be compared with the baseline ({named})")
 
 
-@declare(CHECKS, Severity.WARNING, "Measure again with one version of the code where the difference may matter.")
-def mixed_code(run: Run, layout: Layout) -> Iterator[Finding]:
+@register(CHECKS, Severity.WARNING, "Measure again with one version of the code where the difference may matter.")
+def mixed_code(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials were measured by several versions of this project's code."""
     commits = sorted(run.ok["commit"].dropna().unique())
     if len(commits) > 1:
-        yield Finding(len(commits), f"measured by {len(commits)} versions of this code ({', '.join(commits)})")
+        yield Evidence(len(commits), f"measured by {len(commits)} versions of this code ({', '.join(commits)})")
 
 
-@declare(CHECKS, Severity.WARNING, "Compare engines on the same kind of machine only.")
-def mixed_machines(run: Run, layout: Layout) -> Iterator[Finding]:
+@register(CHECKS, Severity.WARNING, "Compare engines on the same kind of machine only.")
+def mixed_machines(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials ran on several kinds of machine."""
     machines = {_machine(text) for text in run.ok["hardware"].dropna().unique()}
     if len(machines) > 1:
-        yield Finding(len(machines), f"measured on {len(machines)} kinds of machine ({'; '.join(sorted(machines))})")
+        yield Evidence(len(machines), f"measured on {len(machines)} kinds of machine ({'; '.join(sorted(machines))})")
 
 
-@declare(CHECKS, Severity.WARNING, "Measure again with one version where the difference may matter.")
-def mixed_engine_versions(run: Run, layout: Layout) -> Iterator[Finding]:
+@register(CHECKS, Severity.WARNING, "Measure again with one version where the difference may matter.")
+def mixed_engine_versions(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials of one backend were measured with several versions of the engine."""
     versions = run.ok.groupby("backend")["engine_version"].unique().map(lambda names: sorted(pd.Series(names).dropna()))
     mixed = {backend: names for backend, names in versions.items() if len(names) > 1}
     if mixed:
         each = [f"{backend} in {len(names)} versions ({', '.join(names)})" for backend, names in mixed.items()]
-        yield Finding(len(mixed), f"measured {'; '.join(each)}")
+        yield Evidence(len(mixed), f"measured {'; '.join(each)}")
 
 
 def _machine(text: str) -> str:

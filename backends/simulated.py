@@ -52,7 +52,7 @@ class Simulated(Backend):
     )
 
     def command(self, launch: Launch) -> list[str]:
-        settings = {
+        timing = {
             "ttft": asdict(self.ttft),
             "itl": asdict(self.itl),
             "faults": asdict(self.faults),
@@ -63,7 +63,7 @@ class Simulated(Backend):
             "ttft_per_input_token itl_per_sequence tokens_per_event max_concurrency max_queue memory_limit "
             "kv_cache_tokens startup_seconds die_at_launch always_500"
         )
-        config: dict[str, Any] = settings | {name: getattr(self, name) for name in same.split()}
+        config: dict[str, Any] = timing | {name: getattr(self, name) for name in same.split()}
         arguments = {
             "host": launch.host,
             "port": launch.port,

@@ -204,12 +204,12 @@ def locate(target: str, key: str) -> type[BaseModel]:
     """
     module, _, name = target.rpartition(".")
     try:
-        loaded = getattr(importlib.import_module(module), name)
+        kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_={target!r}: no such class ({error})") from None
-    if not (isinstance(loaded, type) and issubclass(loaded, BaseModel)):
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         raise ConfigError(f"{key}._target_={target!r}: not a configuration class")
-    return loaded
+    return kind
 
 
 def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
@@ -239,7 +239,7 @@ def validate(kind: type[BaseModel], fields: Mapping[str, Any], key: str) -> Base
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     # A key that does not exist explains why another one is missing.
-    first = min(error.errors(), key=lambda entry: entry["type"] not in UNKNOWN_KEY)
+    first = min(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
     if first["type"] in UNKNOWN_KEY:
         keys = _keys_at(kind, first["loc"][:-1])
@@ -249,9 +249,11 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
         return f"{where}: required, but not given"
     # Of a key that takes one of several kinds there is an error for each.
     kinds = [
-        entry["msg"]
-        for entry in error.errors()
-        if entry["loc"][:-1] == first["loc"][:-1] and entry["loc"] and _PYDANTICS_OWN.search(str(entry["loc"][-1]))
+        problem["msg"]
+        for problem in error.errors()
+        if problem["loc"][:-1] == first["loc"][:-1]
+        and problem["loc"]
+        and _PYDANTICS_OWN.search(str(problem["loc"][-1]))
     ]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
@@ -261,14 +263,12 @@ def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
     """The keys of the model or dataclass that is found there; none where it is something else."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
-        kind = next(
-            (option for option in typing.get_args(kind) if isinstance(option, type) and option is not type(None)), kind
-        )
+        kind = next((part for part in typing.get_args(kind) if isinstance(part, type) and part is not type(None)), kind)
     if not isinstance(kind, type):
         return []
     if issubclass(kind, BaseModel):
         return list(kind.model_fields)
-    return [option.name for option in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:

@@ -9,17 +9,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from sweep.config import CONF, ConfigError, one_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 PRIMARY = "config"  # conf/config.yaml, which only the project itself has
 
@@ -70,12 +65,20 @@ class ConfigPath:
             raise one_of(group, name, self.choices(group))
         return copy.deepcopy(_load(self, group, name))
 
-    def compose(self, primary: str | None, overrides: Sequence[str]) -> DictConfig:
+    def compose(self, primary: str | None, overrides: Sequence[str]) -> "DictConfig":
         """Compose a primary configuration and overrides with Hydra, whose own settings are under `hydra`.
 
         Raises:
             ConfigError: with Hydra's complaint, in one line.
         """
+        # Hydra is half of what `sweep --help` and `sweep status` would import.
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+        from hydra.core.plugins import Plugins
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf.errors import OmegaConfBaseException
+
         # Hydra's public functions put the folder of the primary configuration before all others: the user's options
         # could only add to ours.
         Plugins.instance()
@@ -95,6 +98,8 @@ class ConfigPath:
 
 @functools.cache
 def _load(path: ConfigPath, group: str, name: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
     option = OmegaConf.to_container(path.compose(None, [f"+{group}={name}"])[group], resolve=False)
     assert isinstance(option, dict)
     return {str(key): value for key, value in option.items()}

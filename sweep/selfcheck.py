@@ -28,7 +28,7 @@ LASTS = 5.0  # s, about, that the check sends for
 EXACT = 1e-3  # s; errors (p99) below it are called exact
 
 
-class ClientErrors(NamedTuple):
+class Certificate(NamedTuple):
     """Errors of the client's figures against the truth, s, and whether the client was the bottleneck."""
 
     streams: int
@@ -39,7 +39,7 @@ class ClientErrors(NamedTuple):
     measurement: Measurement
 
 
-def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto") -> ClientErrors:
+def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto") -> Certificate:
     """Drive the reference server with `streams` users for some seconds."""
     server_cpus, client_cpus = _cores()
     tokens = max(8, min(256, int(1.0 / itl) if itl else 256))
@@ -53,12 +53,12 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
             result = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
         ttft, gaps = _errors(result, read_log(folder / "log"))
     speed = sum(result.records.output_tokens) / (max(_ends(result)) - min(result.records.sent))
-    return ClientErrors(
+    return Certificate(
         streams, speed, quantile(ttft, 0.99), quantile(gaps, 0.99), limited(result.report, result.records), result
     )
 
 
-def describe(finding: ClientErrors) -> str:
+def describe(finding: Certificate) -> str:
     """The finding as text, with a remedy where one is needed."""
     report = finding.measurement.report
     ttft, itl = finding.ttft_error_p99 * 1e3, finding.itl_error_p99 * 1e3

@@ -10,7 +10,7 @@ from rich.console import Console
 from analysis.load import Run, open_run
 from analysis.report.html import html
 from analysis.report.terminal import Summary
-from analysis.results import Results
+from analysis.results import RunResults
 from analysis.warnings import grouped, scope
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
@@ -49,7 +49,7 @@ def printed(run: Run, width: int) -> str:
     """The terminal's summary, checked to fit."""
     console = Console(width=width)
     with console.capture() as output:
-        console.print(Summary(Results(run)))
+        console.print(Summary(RunResults(run)))
     assert max(map(len, output.get().splitlines())) <= width
     assert "…" not in output.get()
     return output.get()
@@ -57,12 +57,12 @@ def printed(run: Run, width: int) -> str:
 
 def warnings_of(run: Run) -> dict[str, str]:
     """Code -> message and scope of each kind of warning about a run."""
-    results = Results(run)
+    results = RunResults(run)
     return {w.code: f"{w.message} [{scope(w, results.layout)}]" for w in grouped(results.warnings)}
 
 
 def report_of(run: Run) -> str:
-    return html(Results(run), [])
+    return html(RunResults(run), [])
 
 
 def rows_of(document: str) -> list[list[str]]:

@@ -82,7 +82,7 @@ def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_pat
     )
     path.write_text('{"prompt": "two"}')
     ended = []
-    settings = SimpleNamespace(hardware=L4, name="experiment", client=None, percentiles=(50, 99))
+    settings = SimpleNamespace(hardware=L4, name="experiment", client=None, percentiles=(50, 99), slo=None)
     run = TrialRun(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, None, "1", ())
     deployment._end_contradicted(run, trials, ended.append)
     assert [trial.trial_id for trial in trials] == ["t2"]

@@ -40,7 +40,6 @@ SHARED = {
     "Transformers": "a backend, and its library on the host",
     "TransformersCB": "a backend, and its library on the host",
     "VLLMOffline": "a backend, and its library on the host",
-    "declare": "each registry's own: of quantities, and of warnings",
     "startup_transient": "a quantity, and the warning about it",
     "summarise": "a trial's records, and a run's trials",
     "measure": "one interface: by the client, and inside the engine",

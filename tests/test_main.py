@@ -3,6 +3,8 @@
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -198,3 +200,8 @@ def test_options_of_the_users_own_are_used_and_listed(capsys, tmp_path, monkeypa
     assert "load.concurrency" in capsys.readouterr().out
     assert main(["completion", "--words", "sweep", *arguments, "load=pa"]) == 0
     assert capsys.readouterr().out == "load=pair\n"
+
+
+def test_help_and_status_do_not_wait_for_hydra():
+    program = "import sys, sweep.__main__, sweep.drive.status; sys.exit('hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

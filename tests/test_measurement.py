@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep import selfcheck
+from sweep.__main__ import main
 from sweep.client import measurement
 from sweep.client.job import Job
 from sweep.client.measurement import ClientDied, Measurement, Target, Timeouts, measure
@@ -469,7 +469,7 @@ def test_memory_does_not_grow_with_the_trial(tmp_path: Path) -> None:
 
 
 def test_selfcheck_finds_what_the_client_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
-    status = selfcheck.main(["--streams", "4", "--itl", "0.05"])
+    status = main(["selfcheck", "--streams", "4", "--itl", "0.05"])
     words = capsys.readouterr().out
     assert words.startswith("4 streams, ")
     assert ("not certified" in words) is bool(status)

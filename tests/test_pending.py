@@ -160,3 +160,18 @@ def test_a_revision_that_stayed_a_name_is_no_commit():
     commit = "0123456789abcdef0123456789abcdef01234567"
     assert unresolved(f"org/model@{commit} tokenizer org/words@main") == [("org/words", "main")]
     assert unresolved(f"org/model@{commit}") == unresolved("3f9a") == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("max_failed=0.5", 4),
+        ("client.timeouts.between_tokens=7", 4),
+        ("relaunch=per_replicate", 4),
+        ("slo={ttft: 0.5}", 0),
+        ("out=elsewhere", 0),
+    ],
+)
+def test_what_judges_a_trial_reruns_it_and_a_slo_does_not(planned, ledger, changed, again):
+    assert len(ledger.rows) == 4
+    assert sum(len(deployment.trials) for deployment in pending_deployments(planned(changed), ledger)) == again

@@ -6,9 +6,15 @@ from types import SimpleNamespace
 import pytest
 
 from backends.base import Backend
-from sweep.config import FoundHardware, Hardware
-from sweep.node.trial import _target, present_row
-from sweep.plan.plan import Trial
+from sweep.config import Cluster, FoundHardware, Hardware, Settings, Tracking
+from sweep.disk import run_files
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths
+from sweep.drive.row_writer import RowWriter
+from sweep.inputs.load import Batch
+from sweep.node.trial import _target, present_row, slo_text
+from sweep.plan.plan import Deployment, Plan, Trial
+from tests.synthetic_run import make_records
 
 ENGINE, ENDPOINT = SimpleNamespace(launches=True), SimpleNamespace(launches=False)
 
@@ -48,3 +54,36 @@ def test_the_client_gets_what_the_backend_says_of_its_endpoint():
     trial = SimpleNamespace(workload=SimpleNamespace(ignore_eos=True))
     target = _target(trial, engine)
     assert asdict(target) == {"url": "http://host:1", "model": "m", "ignore_eos": False, **dialect}
+
+
+def settings_with(slo):
+    return Settings(
+        name="t",
+        out="t",
+        hardware=Hardware(name="cpu", platform="cpu"),
+        cluster=Cluster(name="inline", kind="inline"),
+        tracking=Tracking(name="none", kind="none"),
+        slo=slo,
+    )
+
+
+@pytest.mark.parametrize("slo", [None, {"ttft": 0.3}, {"ttft": 0.1}])
+@pytest.mark.parametrize("stamps", [True, False])
+def test_a_changed_slo_is_judged_from_the_stamps_on_disk(tmp_path, slo, stamps):
+    paths, records = RunPaths(tmp_path), make_records(8, 4, 10, ttft=0.2, tpot=0.01)
+    trial = Trial("t1", SimpleNamespace(name="qa"), Batch(batch_size=4), 0, 1, {}, {})
+    plan = Plan(settings_with(slo), [Deployment("d1", ENGINE, None, 0, None, [trial])], [], [])
+    if stamps:
+        run_files.write_requests(paths.trial("d1", "1", "t1"), records)
+    ledger = Ledger(paths.ledger)
+    row = {"trial_id": "t1", "deployment_id": "d1", "attempt": "1", "outcome": "ok", "gpu_count": 0}
+    ledger.commit({**row, "slo": slo_text(settings_with({"ttft": 9.0})), "goodput": 7.0})
+    RowWriter(plan, paths, ledger, None, None).write_table()
+    present = run_files.read_trials(paths.trials)[0]
+    assert present["slo"] == slo_text(plan.settings)
+    if slo is None or not stamps:
+        assert present["goodput"] is None
+    elif slo["ttft"] == 0.3:
+        assert present["goodput"] > 0
+    else:
+        assert present["goodput"] == 0

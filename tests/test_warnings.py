@@ -10,7 +10,7 @@ import pytest
 
 import analysis
 from analysis.load import open_run
-from analysis.results import Results
+from analysis.results import RunResults
 from analysis.warnings import CHECKS, by_point
 from sweep.numbers.warnings import TRIAL_CHECKS, trial_warnings, warning_codes
 from tests.results import printed, report_of, run_of, trial, warnings_of
@@ -78,7 +78,7 @@ def test_each_warning_is_printed_and_reported_with_its_figure_and_remedy(tmp_pat
         {**trial("b", 16, 0, None), "outcome": "client_limited"},
     ]
     run = run_of(tmp_path, rows, replaced=["model: tiny"], baseline={"backend": "c"})
-    results = Results(run)
+    results = RunResults(run)
     text, document = " ".join(printed(run, 100).split()), html.unescape(report_of(run))
     for message in (
         *("model: tiny", "baseline (backend = c)", "one replicate, no interval [all points]", "replicates=3"),
@@ -98,7 +98,7 @@ def test_warnings_are_data(tmp_path: Path) -> None:
     rows = [{**row, "warnings": warning_codes(row)} for row in rows]
     run = run_of(tmp_path, rows)
     assert [list(codes) for codes in analysis.load(tmp_path)["warnings"]] == [["few-requests"], [], []]
-    results = Results(run)
+    results = RunResults(run)
     few = next(warning for warning in results.warnings if warning.code == "few-requests")
     assert (few.trials, few.points, few.figure) == ((rows[0]["trial_id"],), (0,), 16)
     analysis.write_all(results)
@@ -108,7 +108,7 @@ def test_warnings_are_data(tmp_path: Path) -> None:
 
 def test_a_run_without_the_column_is_judged_by_its_rows(tmp_path: Path) -> None:
     run_of(tmp_path, [trial("a", 8, index, 10.0, num_requests=16) for index in range(3)])
-    assert [warning.code for warning in Results(open_run(tmp_path)).warnings] == ["few-requests"] * 3
+    assert [warning.code for warning in RunResults(open_run(tmp_path)).warnings] == ["few-requests"] * 3
 
 
 def test_of_several_alike_the_worst_is_shown(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_versions_that_differ_are_all_named(tmp_path: Path) -> None:
 def test_a_point_has_the_warnings_of_its_own_trials(tmp_path: Path) -> None:
     rows = [trial("a", 8, index, 10.0, num_failed=index, agreement=1.0) for index in range(3)]
     rows += [trial("b", 8, index, 10.0, agreement=0.5) for index in range(3)]
-    concerned = by_point(Results(run_of(tmp_path, rows)).warnings)
+    concerned = by_point(RunResults(run_of(tmp_path, rows)).warnings)
     assert {point: [warning.message for warning in alike] for point, alike in concerned.items()} == {
         0: ["2.0% of requests failed", "p99 of only 98 requests"],
         1: ["agreement 50% with the reference"],

@@ -22,7 +22,7 @@ from analysis.plotting.plots import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.quantities import definitions, number
 from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table
 from analysis.report.terminal import times
-from analysis.results import Results
+from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import best, estimate, planned_trials, write_summary
 from analysis.tails import tails
@@ -49,7 +49,7 @@ class Card(NamedTuple):
     warnings: list[ResultWarning]
 
 
-def write_all(results: Results) -> None:
+def write_all(results: RunResults) -> None:
     """Write summary.csv, figures/ and report.html of a run."""
     run = results.run
     write_summary(run, results.summary.assign(warnings=codes(results.summary, results.warnings)))
@@ -57,7 +57,7 @@ def write_all(results: Results) -> None:
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
 
-def html(results: Results, figures: Iterable[SavedFigure]) -> str:
+def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
     return TEMPLATES.get_template("report.html").render(
         **_shown(results),
@@ -67,7 +67,7 @@ def html(results: Results, figures: Iterable[SavedFigure]) -> str:
     )
 
 
-def _shown(results: Results) -> dict[str, Any]:
+def _shown(results: RunResults) -> dict[str, Any]:
     """The parts of the report that say what was found."""
     run, layout = results.run, results.layout
     intervals = tails(run, layout)
@@ -85,7 +85,7 @@ def _shown(results: Results) -> dict[str, Any]:
     }
 
 
-def _reading(results: Results) -> dict[str, Any]:
+def _reading(results: RunResults) -> dict[str, Any]:
     """The variables of the notes below figures and tables and of the definitions."""
     run, counts = results.run, results.points["n"]
     replicates = len(results.layout.visible(run.ok))
@@ -103,7 +103,7 @@ def _reading(results: Results) -> dict[str, Any]:
     }
 
 
-def _lead(results: Results) -> str:
+def _lead(results: RunResults) -> str:
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
     points = max(len(counts), trials // int(run.experiment.get("replicates") or trials or 1))
@@ -138,20 +138,20 @@ def _inline(figure: SavedFigure) -> Markup:
 
 
 def _card(
-    results: Results, label: str, value: str, unit: str, lines: Iterable[str], point: "pd.Series[Any]", column: str
+    results: RunResults, label: str, value: str, unit: str, lines: Iterable[str], point: "pd.Series[Any]", column: str
 ) -> Card:
     warnings = concerning(results.warnings_at(point), column)
     messages = {warning.message for warning in warnings}
     return Card(label, value, unit, [line for line in lines if line and line not in messages], warnings)
 
 
-def _best_cards(results: Results) -> Iterator[Card]:
+def _best_cards(results: RunResults) -> Iterator[Card]:
     for labelled, mean, point in best(results.points):
         value, lines = labelled.shown(mean.value), [results.layout.describe(point), _interval(mean, labelled.scale)]
         yield _card(results, f"Best {labelled.in_sentence}", value, labelled.unit, lines, point, labelled.column)
 
 
-def _gain_cards(results: Results) -> Iterator[Card]:
+def _gain_cards(results: RunResults) -> Iterator[Card]:
     """By how much the baseline was beaten, if it was."""
     points = results.points
     for column, label, sign in (

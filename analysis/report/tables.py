@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.plotting.layout import Layout
 from analysis.quantities import labelled_column, number, setting
 from analysis.report.terminal import shown_columns, times, with_interval
-from analysis.results import Results
+from analysis.results import RunResults
 from analysis.summary import HEADLINE, STEADY, estimate
 from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
@@ -16,7 +16,7 @@ from sweep.numbers.warnings import ResultWarning
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
 
-class Column(NamedTuple):
+class Heading(NamedTuple):
     heading: str
     unit: str = ""
     kind: str = ""  # its classes in the style sheet: `text`, `wide`; none for numbers
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    columns: Sequence[Column]
+    columns: Sequence[Heading]
     rows: Sequence[Sequence[Cell]]
     points: int = 0  # of which the rows are the first
     title: str = ""
@@ -39,12 +39,12 @@ class Table(NamedTuple):
 Cells = Callable[["pd.Series[Any]"], Iterable[Cell]]
 
 
-def results_tables(results: Results, tails: dict[Hashable, Quantile]) -> list[Table]:
+def results_tables(results: RunResults, tails: dict[Hashable, Quantile]) -> list[Table]:
     """A table for each panel, of its points with a result; `tails` are the intervals of TTFT p99 over requests."""
     layout, points = results.layout, results.points[results.points["n"] > 0]
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
-    columns = [Column("engine", kind="text"), *_x_column(layout), Column("n"), Column("requests")]
+    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
     columns += [*map(_column, quantities), *(_ratio_column(name, "× baseline") for name in compared)]
 
     def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
@@ -115,7 +115,7 @@ def steady_table(layout: Layout) -> Table | None:
     columns = [
         *_texts("engine", "task"),
         *_x_column(layout),
-        Column("trials", "with a window"),
+        Heading("trials", "with a window"),
         *map(_column, quantities),
     ]
 
@@ -128,23 +128,23 @@ def steady_table(layout: Layout) -> Table | None:
     return _table(columns, layout.points[layout.points["steady_share"] > 0], cells)
 
 
-def _table(columns: Sequence[Column], points: pd.DataFrame, cells: Cells) -> Table:
+def _table(columns: Sequence[Heading], points: pd.DataFrame, cells: Cells) -> Table:
     rows = [list(cells(point)) for _, point in points.head(LARGEST_TABLE).iterrows()]
     return Table(columns, rows, len(points))
 
 
-def _texts(*headings: str) -> list[Column]:
-    return [Column(heading, kind="text") for heading in headings]
+def _texts(*headings: str) -> list[Heading]:
+    return [Heading(heading, kind="text") for heading in headings]
 
 
-def _column(name: str) -> Column:
+def _column(name: str) -> Heading:
     labelled = labelled_column(name)
-    return Column(labelled.short, labelled.unit) if labelled else Column(name)
+    return Heading(labelled.short, labelled.unit) if labelled else Heading(name)
 
 
-def _ratio_column(name: str, unit: str) -> Column:
+def _ratio_column(name: str, unit: str) -> Heading:
     labelled = labelled_column(name)
-    return Column(labelled.short if labelled else name, unit)
+    return Heading(labelled.short if labelled else name, unit)
 
 
 def _ratio(point: "pd.Series[Any]", column: str) -> Cell:
@@ -154,9 +154,9 @@ def _ratio(point: "pd.Series[Any]", column: str) -> Cell:
     return Cell(times(point[column]), f"{low}–{high}" if "—" not in (low, high) else "")
 
 
-def _x_column(layout: Layout) -> list[Column]:
+def _x_column(layout: Layout) -> list[Heading]:
     """The column of the x axis, where there is one."""
-    return [Column(layout.x_label.lower())] if layout.x else []
+    return [Heading(layout.x_label.lower())] if layout.x else []
 
 
 def _x_cell(layout: Layout, point: "pd.Series[Any]") -> list[Cell]:

@@ -15,7 +15,7 @@ from analysis.failures import Losses
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
 from analysis.quantities import LabelledColumn, labelled_column, number, setting
-from analysis.results import Results
+from analysis.results import RunResults
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate
 from analysis.warnings import concerning, grouped, scope
@@ -35,7 +35,7 @@ STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cy
 class Summary:
     """The results of a run for a rich console: as many metrics as its width has room for."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: RunResults) -> None:
         self.results = results
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -53,7 +53,7 @@ class Summary:
         yield from _warnings(results)
 
 
-def _warnings(results: Results) -> Iterator[Text | str | Padding]:
+def _warnings(results: RunResults) -> Iterator[Text | str | Padding]:
     """Each warning: its code, what happened, where, and below that the remedy."""
     warnings = grouped(results.warnings)
     if warnings:
@@ -66,7 +66,7 @@ def _warnings(results: Results) -> Iterator[Text | str | Padding]:
         yield Padding(Text(warning.kind.remedy, style="dim"), (0, 0, 0, 4))
 
 
-class TerminalColumn(NamedTuple):
+class Column(NamedTuple):
     """A column of the table; its heading may have two lines."""
 
     heading: str
@@ -101,16 +101,16 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     metrics = [_metric(points, column) for column in columns]
     versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
     if versus:
-        metrics.insert(needed, TerminalColumn("vs\nbaseline", versus))
-    labels, numbers, title = _identity(layout, points)
+        metrics.insert(needed, Column("vs\nbaseline", versus))
+    texts, numbers, title = _identity(layout, points)
     yield Text(title, style="bold")
-    if _width(labels + numbers + metrics) > width:  # names are broken between words, never within one
-        labels = [column._replace(narrow=True) for column in labels]
+    if _width(texts + numbers + metrics) > width:  # names are broken between words, never within one
+        texts = [column._replace(narrow=True) for column in texts]
     while metrics and (needed > 0 or len(points) <= FEW_POINTS):
         fitting = 1
-        while fitting < len(metrics) and _width(labels + numbers + metrics[: fitting + 1]) <= width:
+        while fitting < len(metrics) and _width(texts + numbers + metrics[: fitting + 1]) <= width:
             fitting += 1
-        yield _table(labels, numbers + metrics[:fitting], list(points["panel"]))
+        yield _table(texts, numbers + metrics[:fitting], list(points["panel"]))
         metrics, needed = metrics[fitting:], needed - fitting
     if any(cell.startswith(MAYBE) for cell in versus):
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
@@ -122,61 +122,61 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
 
-def _width(columns: list[TerminalColumn]) -> int:
+def _width(columns: list[Column]) -> int:
     return sum(column.width + GAP for column in columns)
 
 
-def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[TerminalColumn], list[TerminalColumn], str]:
+def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[Column], str]:
     """The columns that tell points apart, in words and in numbers, and the title: what all have in common."""
-    labels, numbers = [TerminalColumn("engine", list(points["line"]))], []
+    texts, numbers = [Column("engine", list(points["line"]))], []
     common = []
     if points["panel"].nunique() > 1:
-        labels.append(TerminalColumn("workload", list(points["panel"])))
+        texts.append(Column("workload", list(points["panel"])))
     else:
         common.append(points["panel"].iloc[0])
     if layout.x:
         heading = layout.x_label.lower().replace(" ", "\n", 1)
-        numbers.append(TerminalColumn(heading, [setting(value) for value in points[layout.x]]))
+        numbers.append(Column(heading, [setting(value) for value in points[layout.x]]))
     if points["n"].nunique() > 1:
-        numbers.append(TerminalColumn("n", [str(n) for n in points["n"]]))
+        numbers.append(Column("n", [str(n) for n in points["n"]]))
     else:
         common.append(f"{points['n'].iloc[0]} replicates" if points["n"].iloc[0] > 1 else "one replicate")
-    return labels, numbers, ", ".join(common)
+    return texts, numbers, ", ".join(common)
 
 
-def _table(labels: list[TerminalColumn], numbers: list[TerminalColumn], panels: list[str]) -> Table:
+def _table(texts: list[Column], numbers: list[Column], panels: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for column in labels:
+    for column in texts:
         table.add_column(column.heading, overflow="fold", width=column.width)
     for column in numbers:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    for index, row in enumerate(zip(*(column.cells for column in labels + numbers), strict=True)):
+    for index, row in enumerate(zip(*(column.cells for column in texts + numbers), strict=True)):
         table.add_row(*row, end_section=panels[index] != panels[min(index + 1, len(panels) - 1)])
     return table
 
 
-def _metric(points: pd.DataFrame, column: str) -> TerminalColumn:
-    shown = _quantity(column)
-    return TerminalColumn(
-        "\n".join([*shown.short.split(), shown.unit]), [_cell(point, column) for _, point in points.iterrows()]
+def _metric(points: pd.DataFrame, column: str) -> Column:
+    label = _label(column)
+    return Column(
+        "\n".join([*label.short.split(), label.unit]), [_cell(point, column) for _, point in points.iterrows()]
     )
 
 
-def _quantity(column: str) -> LabelledColumn:
-    shown = labelled_column(column)
-    assert shown is not None
-    return shown
+def _label(column: str) -> LabelledColumn:
+    label = labelled_column(column)
+    assert label is not None
+    return label
 
 
 def _cell(point: "pd.Series[Any]", column: str) -> str:
     """Throughput with its interval, since that is what is compared; others by their mean."""
-    shown = _quantity(column).shown(point[column])
+    shown = _label(column).shown(point[column])
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
 
 
-def with_interval(estimate: Estimate, shown: str) -> str:
+def with_interval(mean: Estimate, shown: str) -> str:
     """`538 ±3 %`; without the interval where there is none."""
-    half = estimate.relative_half_width
+    half = mean.relative_half_width
     if math.isnan(half):
         return shown
     return f"{shown} ±{half:.0%}" if half >= 0.01 else f"{shown} ±<1%"
@@ -189,28 +189,21 @@ def times(ratio: float) -> str:
 
 def _versus(point: "pd.Series[Any]") -> str:
     """The ratio to the baseline, marked if it may be none."""
-    open_to_doubt = point[f"{RATIO}_ci_low"] <= 1 <= point[f"{RATIO}_ci_high"]
-    return (MAYBE if open_to_doubt else "") + times(point[RATIO])
+    uncertain = point[f"{RATIO}_ci_low"] <= 1 <= point[f"{RATIO}_ci_high"]
+    return (MAYBE if uncertain else "") + times(point[RATIO])
 
 
-def _best(results: Results) -> Table:
-    table = _listing()
-    for result in best(results.points):
-        shown = result.quantity
-        value = f"{with_interval(result.estimate, shown.shown(result.estimate.value))} {shown.unit}"
-        where = Text(results.layout.describe(result.point))
-        for warning in concerning(results.warnings_at(result.point), shown.column):
-            where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
-        table.add_row(Text(f"best {shown.in_sentence}", style="bold"), Text(value, style="green"), where)
-    return table
-
-
-def _listing() -> Table:
-    """Rows without lines: what, how much, and in the rest of the width, which may break between words, where."""
+def _best(results: RunResults) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for _ in range(2):
         table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")  # where: may break between words
+    for label, mean, point in best(results.points):
+        value = f"{with_interval(mean, label.shown(mean.value))} {label.unit}"
+        where = Text(results.layout.describe(point))
+        for warning in concerning(results.warnings_at(point), label.column):
+            where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
+        table.add_row(Text(f"best {label.in_sentence}", style="bold"), Text(value, style="green"), where)
     return table
 
 
@@ -221,16 +214,16 @@ def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:
         yield Text("  ").append(name, style="green").append(f": {listed(lines)}")
 
 
-def _fits(results: list[Fit]) -> Iterator[Text | str]:
-    if results:
+def _fits(fits: list[Fit]) -> Iterator[Text | str]:
+    if fits:
         yield ""
         yield Text("largest that fitted in memory:", style="bold")
-    for fit in results[:MOST_POINTS]:
+    for fit in fits[:MOST_POINTS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
         yield line.append(f" ({fit.detail})", style="dim")
-    if len(results) > MOST_POINTS:
-        yield Text(f"  and {len(results) - MOST_POINTS:,} more: see report.html")
+    if len(fits) > MOST_POINTS:
+        yield Text(f"  and {len(fits) - MOST_POINTS:,} more: see report.html")
 
 
 def _failures(lost: Losses) -> Iterator[Text]:

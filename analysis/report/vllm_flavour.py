@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.load import trial_folder
-from analysis.results import Results
+from analysis.results import RunResults
 from sweep.disk import run_files
 from sweep.numbers.vllm_flavour import vllm_flavour
 
@@ -31,7 +31,7 @@ FIGURES = {
 }
 
 
-def render_vllm_flavour(results: Results) -> Iterator[Table | Text]:
+def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
     """A table for each trial with a result, with vLLM's names and definitions; then the number of other trials.
 
     Raises:

@@ -81,7 +81,7 @@ def _read_array(path: Path, typecode: str) -> "array[Any]":
     return values
 
 
-class ResultFile:
+class ResultFiles:
     """Rows and chunks, spilled to files of the job folder as they come."""
 
     def __init__(self, folder: Path, part: int) -> None:

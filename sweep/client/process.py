@@ -26,7 +26,7 @@ import uvloop
 
 from sweep.client.clock import Alarm, StampClock
 from sweep.client.connection import Counters
-from sweep.client.job import Job, ResultFile
+from sweep.client.job import Job, ResultFiles
 from sweep.client.poller import Poller
 from sweep.client.pool import Pool
 from sweep.client.sender import Sender
@@ -37,13 +37,13 @@ TICK = 0.1  # s between two looks at time-outs
 FIRST_CONNECTIONS = 128  # opened before the clock where the load has no cap on requests in flight
 
 
-class ClientProcess:
+class MeasuringProcess:
     """The process as a whole: the conversation with the parent, the time-outs, its own lag and CPU."""
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.job, self.loop = job, loop
         self.stamps, self.counters = StampClock(), Counters()
-        self.results = ResultFile(job.folder, job.part)
+        self.results = ResultFiles(job.folder, job.part)
         self.sender: Sender | None = None
         self.go: asyncio.Future[int] = loop.create_future()
         self.stop: str | None = None
@@ -187,7 +187,7 @@ def main(folder: Path, part: int) -> None:
             me.cancel()
 
         loop.set_exception_handler(broken)
-        await ClientProcess(job, loop).measure()
+        await MeasuringProcess(job, loop).measure()
 
     try:
         uvloop.run(run())

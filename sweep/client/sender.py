@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sweep.client.clock import Alarm
 from sweep.client.connection import StampedConnection
-from sweep.client.job import Dispatch, Job, ResultFile
+from sweep.client.job import Dispatch, Job, ResultFiles
 from sweep.client.pool import Pool
 from sweep.client.wire import Answer
 from sweep.records import UNKNOWN
@@ -26,7 +26,7 @@ class Sender:
     """
 
     def __init__(
-        self, job: Job, pool: Pool, results: ResultFile, loop: asyncio.AbstractEventLoop, first: int, count: int
+        self, job: Job, pool: Pool, results: ResultFiles, loop: asyncio.AbstractEventLoop, first: int, count: int
     ) -> None:
         self.job, self.pool, self.results = job, pool, results
         self.mode = replace(job.mode)  # a copy: it may keep state

@@ -37,6 +37,7 @@ class Identity:
     accelerator: str | None
     gpu_count: int
     percentiles: str  # of its series
+    slo: str | None  # the bounds that goodput is judged by, JSON
     config: str  # resolved, JSON
     digests: str | None  # of the files that the config points to, JSON
     commit: str | None

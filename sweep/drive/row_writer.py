@@ -8,7 +8,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
-from sweep.node.trial import TrialRun, present_row, unmeasured_row
+from sweep.node.trial import TrialRun, judged_goodput, present_row, slo_text, unmeasured_row
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import Outcome, Sample
 
@@ -32,6 +32,7 @@ class RowWriter:
         self.display, self.tracker = display, tracker
         self.write_after = time.monotonic() + WRITE_INTERVAL
         self.changed = False  # whether trials.parquet was rewritten
+        self.goodputs: dict[str, float | None] = {}  # by trial, of those that were judged by another slo
 
     def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow) -> None:
         """Make a trial's row durable and report it."""
@@ -54,6 +55,16 @@ class RowWriter:
         except (FileNotFoundError, run_files.DamagedFile):
             return []  # an unmeasured trial has none; the analysis reports a damaged one
 
+    def _judged(self, row: LedgerRow, trial: Trial) -> LedgerRow:
+        """A row with its goodput by the present slo: a changed one measures nothing again."""
+        slo = slo_text(self.plan.settings)
+        if row.get("slo") == slo or row["outcome"] != Outcome.OK:
+            return row
+        if trial.trial_id not in self.goodputs:
+            requests = self.paths.trial(row["deployment_id"], row["attempt"], trial.trial_id).requests
+            self.goodputs[trial.trial_id] = judged_goodput(requests, trial, self.plan.settings)
+        return {**row, "slo": slo, "goodput": self.goodputs[trial.trial_id]}
+
     def write_table_if_due(self) -> None:
         """Rewrite trials.parquet from time to time."""
         if time.monotonic() > self.write_after:
@@ -64,7 +75,7 @@ class RowWriter:
         begin = time.monotonic()
         settings, axes, schema = self.plan.settings, self.plan.axes, run_files.trial_schema()
         rows = [
-            present_row(row, deployment.backend, trial, settings, axes)
+            present_row(self._judged(row, trial), deployment.backend, trial, settings, axes)
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None

@@ -25,8 +25,9 @@ from sweep.disk.run_files import RunPaths
 from sweep.node import engine_timed, validity
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.numbers.quantities.memory import memory_of
-from sweep.numbers.quantities.throughput import cost_per_million_tokens
+from sweep.numbers.quantities.throughput import cost_per_million_tokens, goodput
 from sweep.numbers.quantity import Value
+from sweep.numbers.selection import measured
 from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import figures, summarise
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
@@ -84,6 +85,7 @@ def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Ide
         accelerator=accelerator,
         gpu_count=deployment.gpu_count,
         percentiles=percentiles_text(run.settings.percentiles),
+        slo=slo_text(run.settings),
         config=config_text(trial.config),
         digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
         commit=provenance.commit(),
@@ -112,6 +114,24 @@ def _price(backend: Backend, hardware: Hardware) -> float | None:
 def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
     """The columns of the experiment's axes. Config groups are not among them: they have columns of their own."""
     return {axis: trial.coordinates.get(axis) for axis in axes if axis not in POINT_GROUPS}
+
+
+def slo_text(settings: Settings) -> str | None:
+    """The bounds for goodput as a row has them; None without any."""
+    return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
+
+
+def judged_goodput(requests: Path, trial: Trial, settings: Settings) -> float | None:
+    """The goodput of a trial that is done, by the present bounds, from its stamps on disk; None where they are gone."""
+    try:
+        records = run_files.read_requests(requests)
+    except (FileNotFoundError, run_files.DamagedFile):
+        return None
+    return goodput(records, measured(records, getattr(trial.load, "discard_first", False)), _bounds(settings))
+
+
+def _bounds(settings: Settings) -> dict[str, float]:
+    return {str(name): bound for name, bound in (settings.slo or {}).items()}
 
 
 def present_row(
@@ -266,7 +286,7 @@ def _measured(run: TrialRun, trial: Trial, records: Records, inputs: Mapping[str
     discard_first, backend = getattr(trial.load, "discard_first", False), run.deployment.backend
     return summarise(
         records,
-        slo={str(name): bound for name, bound in (run.settings.slo or {}).items()},
+        slo=_bounds(run.settings),
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
         percentiles=run.settings.percentiles,

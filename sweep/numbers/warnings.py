@@ -18,10 +18,13 @@ BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
 SHARED_READS = 0.01  # of the output tokens: from there on they affect the p99 of the gaps
 LOW_RATE = 0.95  # of the rate that was offered
-_LATENCIES = {name: one for name, one in columns().items() if one.quantity.kind == "latency" and not one.steady}
+_LATENCIES = {
+    name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
+}
 LATENCIES = tuple(_LATENCIES)
-P99 = tuple(name for name, one in _LATENCIES.items() if one.name == "p99")
-ARRIVALS = tuple(name for name, one in _LATENCIES.items() if one.quantity.name in ("ttft", "itl"))
+P99 = tuple(name for name, column in _LATENCIES.items() if column.name == "p99")
+E2EL = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "e2el")
+ARRIVALS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name in ("ttft", "itl"))
 
 
 class Severity(StrEnum):
@@ -34,7 +37,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class WarningKind:
-    """The properties common to all warnings of one code."""
+    """The properties that all warnings of one code share."""
 
     code: str
     severity: Severity
@@ -59,8 +62,8 @@ class ResultWarning:
         return self.kind.code
 
 
-class Finding(NamedTuple):
-    """The result of a check: the figure, a message with it, and the trials or points that it concerns."""
+class Evidence(NamedTuple):
+    """The figure that a check found, a message with it, and the trials or points that it concerns."""
 
     figure: float
     message: str
@@ -77,7 +80,7 @@ class Check(NamedTuple):
     function: Callable[..., Any]
 
 
-def declare(
+def register(
     checks: list[Check],
     severity: Severity,
     remedy: str,
@@ -108,9 +111,9 @@ def trial_warnings(row: Mapping[str, Any]) -> list[ResultWarning]:
         values = [row.get(name) for name in parameters]
         if any(value is None for value in values):
             continue
-        finding = function(*values)
-        if finding is not None:
-            warnings.append(ResultWarning(kind, finding.figure, finding.message, trials=(row["trial_id"],)))
+        evidence = function(*values)
+        if evidence is not None:
+            warnings.append(ResultWarning(kind, evidence.figure, evidence.message, trials=(row["trial_id"],)))
     return warnings
 
 
@@ -123,55 +126,55 @@ def _share(part: float, total: float) -> float:
     return part / total if total else math.nan  # which is neither above nor below any limit
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.SEVERE,
     "These speeds are of different answers: check the number format, the quantization and the engine's version.",
     lowest_is_worst=True,
 )
-def low_agreement(agreement: float) -> Finding | None:
+def low_agreement(agreement: float) -> Evidence | None:
     """Fewer than 90 % of the greedy tokens are those of the reference."""
-    return Finding(agreement, f"agreement {agreement:.0%} with the reference") if agreement < LOW_AGREEMENT else None
+    return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if agreement < LOW_AGREEMENT else None
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.INFO,
     "Rounding in another number format or kernel explains a few per cent.",
     lowest_is_worst=True,
 )
-def inexact_agreement(agreement: float) -> Finding | None:
+def inexact_agreement(agreement: float) -> Evidence | None:
     """Some greedy tokens differ from the reference's, at most 10 %."""
     inexact = LOW_AGREEMENT <= agreement < 1
-    return Finding(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
+    return Evidence(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.WARNING,
     "No latency includes them; the errors are in the trial's requests.parquet.",
     LATENCIES,
 )
-def failed_requests(num_failed: int, num_requests: int) -> Finding | None:
+def failed_requests(num_failed: int, num_requests: int) -> Evidence | None:
     """Some requests failed, too few to make the trial invalid."""
     share = _share(num_failed, num_requests)
-    return Finding(share, f"{share:.1%} of requests failed") if share > 0 else None
+    return Evidence(share, f"{share:.1%} of requests failed") if share > 0 else None
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.SEVERE,
     "They were waiting at the concurrency cap when the time was up. Latencies are of the requests that were sent, and"
     " users would have seen longer ones: raise the cap or lower the rate.",
     LATENCIES,
 )
-def unsent_requests(client_sent: int, client_offered: int) -> Finding | None:
+def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
     """Requests that were due had not been sent when the load's duration was over."""
     share = 1 - _share(client_sent, client_offered)
-    return Finding(share, f"{share:.0%} of the requests that were due were never sent") if share > 0 else None
+    return Evidence(share, f"{share:.0%} of the requests that were due were never sent") if share > 0 else None
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.WARNING,
     "The concurrency cap was reached, or the engine is saturated and latency grows with the length of the run: lower"
@@ -179,74 +182,73 @@ def unsent_requests(client_sent: int, client_offered: int) -> Finding | None:
     LATENCIES,
     lowest_is_worst=True,
 )
-def rate_not_reached(realised_rate: float, offered_rate: float) -> Finding | None:
+def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | None:
     """Requests were sent at less than 95 % of the rate asked for."""
     share = _share(realised_rate, offered_rate)
-    return Finding(share, f"requests were sent at {share:.0%} of the rate asked for") if share < LOW_RATE else None
+    return Evidence(share, f"requests were sent at {share:.0%} of the rate asked for") if share < LOW_RATE else None
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.WARNING,
     "Read the steady_* columns, or ask for more requests (workload.num_requests).",
 )
-def startup_transient(startup_transient: bool, startup_share: float) -> Finding | None:
+def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
     """The time before the steady state is a large part of the trial."""
-    return Finding(startup_share, f"the start-up took {startup_share:.0%} of the trial") if startup_transient else None
+    return Evidence(startup_share, f"the start-up took {startup_share:.0%} of the trial") if startup_transient else None
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.WARNING,
     "A p99 of fewer than 100 requests is nearly the slowest of them: set workload.num_requests=100 or more.",
     P99,
     lowest_is_worst=True,
 )
-def few_requests(num_requests: int, num_failed: int) -> Finding | None:
+def few_requests(num_requests: int, num_failed: int) -> Evidence | None:
     """The p99 is of fewer than 100 requests."""
     answered = num_requests - num_failed
-    return Finding(answered, f"p99 of only {answered:,} requests") if answered < REQUESTS_FOR_P99 else None
+    return Evidence(answered, f"p99 of only {answered:,} requests") if answered < REQUESTS_FOR_P99 else None
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.WARNING,
     "TTFT and ITL include the client's own delays. On Linux the kernel takes the timestamps.",
     ARRIVALS,
 )
-def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> Finding | None:
+def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> Evidence | None:
     """The client itself stamped some arrivals, not the kernel."""
-    lag = client_loop_lag_p99
-    user_stamps = client_stamp_source in ("user", "mixed")
-    return Finding(lag, f"arrivals stamped by the client, up to {lag * 1e3:.1f} ms late (p99)") if user_stamps else None
+    lag, by_client = client_loop_lag_p99, client_stamp_source in ("user", "mixed")
+    return Evidence(lag, f"arrivals stamped by the client, up to {lag * 1e3:.1f} ms late (p99)") if by_client else None
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.WARNING,
     "They share a timestamp, so ITL p99 is less exact than 0.1 ms: the engine writes in bursts, or the client was late."
     " A core of its own for the client, or more client.processes, tells which.",
     ("itl_p99",),
 )
-def shared_timestamps(client_multi_event_reads: int, output_tokens: int) -> Finding | None:
+def shared_timestamps(client_multi_event_reads: int, output_tokens: int) -> Evidence | None:
     """Tokens were often read several at once."""
     share = _share(client_multi_event_reads, output_tokens)
     return (
-        Finding(share, f"several tokens in one read, {share:.1%} as often as tokens") if share > SHARED_READS else None
+        Evidence(share, f"several tokens in one read, {share:.1%} as often as tokens") if share > SHARED_READS else None
     )
 
 
-@declare(
+@register(
     TRIAL_CHECKS,
     Severity.INFO,
     "At a higher load the client would limit what is measured: set client.processes higher.",
 )
-def busy_client(client_cpu: float) -> Finding | None:
+def busy_client(client_cpu: float) -> Evidence | None:
     """A process of the client used more than 70 % of a core."""
-    return Finding(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
+    return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
 
 
-@declare(TRIAL_CHECKS, Severity.INFO, "Commit before measuring what is to be reproduced.")
-def uncommitted_code(commit: str) -> Finding | None:
+@register(TRIAL_CHECKS, Severity.INFO, "Commit before measuring what is to be reproduced.")
+def uncommitted_code(commit: str) -> Evidence | None:
     """This project's code had changes that are in no commit."""
-    return Finding(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None
+    return Evidence(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None

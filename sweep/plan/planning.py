@@ -68,7 +68,7 @@ class _Builder:
         self.cache = cache_directory(settings.cache_dir)
         self.seen: set[str] = set()
         # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
-        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "slo", "relaunch"})
+        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "relaunch"})
         self.judged_by["timeouts"] = asdict(settings.client.timeouts)
 
     def add(self, point: Point, coordinates: Assignments) -> None:
