@@ -110,7 +110,7 @@ def scope(warning: ResultWarning, layout: Layout) -> str:
 # Points --------------------------------------------------------------------------------------------------------------
 
 
-@register(CHECKS, Severity.WARNING, "Set replicates=3 or more: the spread between launches is unknown.")
+@register(CHECKS, Severity.WARNING, "Set replicates=3 or more: the spread between repetitions is unknown.")
 def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The point was measured once, as planned, so it has no interval."""
     planned = _planned_replicates(run, layout)
