@@ -246,7 +246,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
         (
             "client.timeouts.totl=3",
-            "client.timeouts.totl=3: unknown key; allowed: between_tokens, connect,",
+            "client.timeouts.totl=3: unknown key; did you mean total? allowed: ",
         ),
         ("client.timeouts.connect=5000", "client.timeouts={'connect': 5000, "),
         ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
