@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.load import open_run
-from analysis.quantities import quantity as labelled
+from analysis.quantities import labelled_column as labelled
 from sweep.__main__ import main
 from sweep.config import PERCENTILES
 from sweep.disk import row, run_files
