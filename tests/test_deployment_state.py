@@ -153,6 +153,7 @@ def test_what_failed_on_a_quarantined_node_is_retried_once():
     running(state, OTHER)
     state.finish("2", Outcome.LAUNCH_FAILED)
     state.advance(Trigger.COMPLETE)
+    assert pending(state) == []
     assert state.reopen(faults) == (0, Action.NOTHING), "once"
     assert state.stage is Stage.DONE
 

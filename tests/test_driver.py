@@ -14,6 +14,7 @@ from rich.console import Console
 from sweep.config import Halted, Settings
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive.deployment_state import Stage
 from sweep.drive.driver import Driver
 from sweep.drive.progress import Display
 from sweep.node.deployment import Completed, Finished, Lost, NotStarted, Placed
@@ -125,9 +126,14 @@ def outcomes(ledger):
 
 def test_every_trial_gets_its_row_in_the_order_of_the_plan(tmp_path):
     plan = make_plan(deployment("a", ["1", "2"]), deployment("b", ["3"]))
-    paths, ledger = drive(plan, tmp_path, Scripted({"b": [["ok"]], "a": [["ok", "oom_run"]]}))
+    first = Scripted({"b": [["ok"]], "a": [["ok", "oom_run"]]})
+    paths, ledger = drive(plan, tmp_path, first)
+    assert first.result.table_changed
     assert [row["trial_id"] for row in read_trials(paths.trials)] == ["1", "2", "3"]
     assert exit_status(plan, ledger, interrupted=False) == 0
+    again = Scripted({})
+    drive(plan, tmp_path, again)
+    assert not again.result.table_changed, "nothing was left to do"
 
 
 def test_a_loss_runs_again_what_has_no_row_and_only_that(tmp_path):
@@ -240,6 +246,29 @@ def test_an_interrupt_lets_running_trials_end_and_a_second_does_not(tmp_path, in
     assert exit_status(plan, ledger, *executor.result[:2]) == 130
 
 
+def test_a_loss_while_the_run_drains_is_left_for_the_next_run(tmp_path):
+    class Interrupted(Scripted):
+        def events(self):
+            executor.driver.stop.interrupts = 1
+            yield from super().events()
+
+    executor = Interrupted({"a": [[Lost("cancelled")]]})
+    drive(make_plan(deployment("a", ["1"])), tmp_path, executor)
+    assert executor.driver.states["a"].stage is Stage.POSTPONED
+    assert executor.result.unfinished == 1
+
+
+def test_what_is_expected_to_end_after_the_deadline_is_not_started(tmp_path):
+    soon = (datetime.now() + timedelta(seconds=30)).isoformat()
+    plan = make_plan(deployment("long", ["1", "2"]), deployment("short", ["3", "4"]), deadline=soon)
+    executor, ledger = Slow({"short": [["ok", "ok"]]}), Ledger(tmp_path / "ledger.jsonl")
+    driver = new_driver(plan, RunPaths(tmp_path), ledger, executor)
+    driver.expected.launches.update(long=20.0, short=20.0)
+    driver.expected.trials.update({"1": 15.0, "2": 60.0, "3": 5.0, "4": 60.0})
+    assert driver.run().unfinished == 2
+    assert outcomes(ledger) == {"3": "ok", "4": "ok"}
+
+
 def test_a_trial_that_awaits_its_second_try_at_the_deadline_is_not_left(tmp_path):
     """It has a row of this run: what is left are those that have none."""
 
@@ -333,6 +362,7 @@ def test_a_node_on_which_two_deployments_failed_is_quarantined_and_they_run_else
     paths, ledger = drive(plan, tmp_path, executor)
     assert set(outcomes(ledger).values()) == {"ok"}
     assert [node for _, node in executor.placed].count("n0") <= 3, "two that failed, and what was on its way"
+    assert executor.driver.display.done == 6, "a trial that is retried counts once"
     assert len(read_trials(paths.trials)) == 6
 
 

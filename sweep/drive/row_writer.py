@@ -8,7 +8,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
-from sweep.node.trial import TrialRun, judged_goodput, present_row, slo_text, unmeasured_row
+from sweep.node.trial import TrialRun, is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import Outcome, Sample
 
@@ -32,7 +32,6 @@ class RowWriter:
         self.display, self.tracker = display, tracker
         self.write_after = time.monotonic() + WRITE_INTERVAL
         self.changed = False  # whether trials.parquet was rewritten
-        self.goodputs: dict[str, float | None] = {}  # by trial, of those that were judged by another slo
 
     def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow) -> None:
         """Make a trial's row durable and report it."""
@@ -55,6 +54,7 @@ class RowWriter:
         except (FileNotFoundError, run_files.DamagedFile):
             return []  # an unmeasured trial has none; the analysis reports a damaged one
 
+<<<<<<< HEAD
     def _judged(self, row: LedgerRow, trial: Trial) -> LedgerRow:
         """A row with its goodput by the present slo: a changed one measures nothing again."""
         slo = slo_text(self.plan.settings)
@@ -65,6 +65,8 @@ class RowWriter:
             self.goodputs[trial.trial_id] = judged_goodput(requests, trial, self.plan.settings)
         return {**row, "slo": slo, "goodput": self.goodputs[trial.trial_id]}
 
+=======
+>>>>>>> main
     def write_table_if_due(self) -> None:
         """Rewrite trials.parquet from time to time."""
         if time.monotonic() > self.write_after:
@@ -75,7 +77,7 @@ class RowWriter:
         begin = time.monotonic()
         settings, axes, schema = self.plan.settings, self.plan.axes, run_files.trial_schema()
         rows = [
-            present_row(self._judged(row, trial), deployment.backend, trial, settings, axes)
+            present_row(self._recomputed(row, trial), deployment.backend, trial, settings, axes)
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
@@ -85,3 +87,15 @@ class RowWriter:
             self.changed = True
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
+
+    def _recomputed(self, row: Row, trial: Trial) -> Row:
+        """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
+        settings = self.plan.settings
+        if row["outcome"] != Outcome.OK or is_current(row, settings):
+            return row
+        recomputed = recomputed_row(row, trial, settings, self.paths)
+        if recomputed is not None:
+            self.ledger.commit(recomputed)
+            return recomputed
+        slo = slo_text(settings)
+        return row if row.get("slo") == slo else {**row, "slo": slo, "goodput": None}
