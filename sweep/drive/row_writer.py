@@ -54,19 +54,6 @@ class RowWriter:
         except (FileNotFoundError, run_files.DamagedFile):
             return []  # an unmeasured trial has none; the analysis reports a damaged one
 
-<<<<<<< HEAD
-    def _judged(self, row: LedgerRow, trial: Trial) -> LedgerRow:
-        """A row with its goodput by the present slo: a changed one measures nothing again."""
-        slo = slo_text(self.plan.settings)
-        if row.get("slo") == slo or row["outcome"] != Outcome.OK:
-            return row
-        if trial.trial_id not in self.goodputs:
-            requests = self.paths.trial(row["deployment_id"], row["attempt"], trial.trial_id).requests
-            self.goodputs[trial.trial_id] = judged_goodput(requests, trial, self.plan.settings)
-        return {**row, "slo": slo, "goodput": self.goodputs[trial.trial_id]}
-
-=======
->>>>>>> main
     def write_table_if_due(self) -> None:
         """Rewrite trials.parquet from time to time."""
         if time.monotonic() > self.write_after:
@@ -88,7 +75,7 @@ class RowWriter:
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
-    def _recomputed(self, row: Row, trial: Trial) -> Row:
+    def _recomputed(self, row: LedgerRow, trial: Trial) -> LedgerRow:
         """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
         settings = self.plan.settings
         if row["outcome"] != Outcome.OK or is_current(row, settings):
