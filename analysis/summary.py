@@ -1,7 +1,7 @@
-"""One row per point of the experiment: its replicates' mean with a 95 % interval, and how it compares to the baseline.
+"""One row per point of the plan: its replicates' mean with a 95 % interval, and how it compares to the baseline.
 
-Only `ok` trials are summarised. A point without any stays in the table with n = 0, so that nobody takes it for one that
-was never asked for.
+Only `ok` trials are summarised. A point without any, or of which no trial has run yet, is a row with n = 0, so that it
+is not taken for one that was never asked for; and every axis of the plan tells points apart, whatever has a result.
 """
 
 from collections import Counter
@@ -95,17 +95,17 @@ def summarise(run: Run) -> pd.DataFrame:
     `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the ladder's step below) with intervals of their own.
     """
     keys = key_columns(run)
-    groups = run.trials.groupby(keys, dropna=False, sort=False)
-    point: Positions = np.asarray(groups.ngroup(), np.int64)
-    outcomes = _outcomes(run, point, 0 if "accelerator" in keys else int(run.experiment.get("replicates") or 0))
-    points = run.trials[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True)
+    trials = pd.concat([run.trials[[*keys, "outcome"]], _not_run(run, keys)], ignore_index=True)
+    point: Positions = np.asarray(trials.groupby(keys, dropna=False, sort=False).ngroup(), np.int64)
+    outcomes = _outcomes(trials["outcome"], point)
+    points = trials[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True)
     points["n"] = [counts["ok"] for counts in outcomes]
     points["not_ok"] = [counts.total() - counts["ok"] - counts[NOT_RUN] for counts in outcomes]
     points["planned"] = [counts.total() for counts in outcomes]
     points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
-    answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(run.trials.index)
+    answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(trials.index)
     points["requests"] = answered.groupby(point).sum()
-    measured = run.ok[measured_columns(run)].astype("float64").reindex(run.trials.index)
+    measured = run.ok[measured_columns(run)].astype("float64").reindex(trials.index)
     by_point = measured.groupby(point)
     means, deviations, counts = by_point.mean(), by_point.std(ddof=1), by_point.count()
     columns: dict[str, Any] = {}
@@ -115,19 +115,17 @@ def summarise(run: Run) -> pd.DataFrame:
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
     if run.ok["steady_begin"].notna().any():
-        columns["steady_share"] = run.ok["steady_begin"].notna().reindex(run.trials.index).groupby(point).mean()
+        columns["steady_share"] = run.ok["steady_begin"].notna().reindex(trials.index).groupby(point).mean()
     compared = [compare(run, points, measured, point) for compare in (_against_baseline, _against_parent)]
     return _sorted(pd.concat([points, pd.DataFrame(columns), *compared], axis="columns"), run)
 
 
-def _outcomes(run: Run, point: Positions, replicates: int) -> list[Counter[str]]:
-    """Counts of the outcomes of each point; trials missing from the planned replicates have not run."""
-    tallies = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
-    for index, outcome in zip(point, run.trials["outcome"], strict=True):
-        tallies[index][outcome] += 1
-    for counts in tallies:
-        counts += Counter({NOT_RUN: replicates - counts.total()})  # only what is more than 0 is added
-    return tallies
+def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]]:
+    """The number of trials of each point by how they ended."""
+    counts = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
+    for index, outcome in zip(point, outcomes, strict=True):
+        counts[index][outcome] += 1
+    return counts
 
 
 def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -261,28 +259,20 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
 
 
 def write_summary(run: Run, points: pd.DataFrame) -> None:
-    """Write summary.csv: the points, and below them those of which no trial has run yet."""
-    table = pd.concat([points, _not_run(run)], ignore_index=True)
-    run_files.write_whole(run.paths, run.paths.summary, table.to_csv(index=False))
+    """Write summary.csv."""
+    run_files.write_whole(run.paths, run.paths.summary, points.to_csv(index=False))
 
 
-def _not_run(run: Run) -> pd.DataFrame:
-    """The planned points of which no trial has a row, with n = 0. Of a complete run the long plan is not read."""
-    if planned_trials(run) == len(run.trials):
-        return pd.DataFrame()
-    keys = key_columns(run)
-    measured_ids = set(run.trials["trial_id"])
+def _not_run(run: Run, keys: list[str]) -> pd.DataFrame:
+    """The planned trials without a row. Of a complete run the long plan is not read."""
+    plan = run_files.read_plan(run.paths.plan) if planned_trials(run) > len(run.trials) else []
+    measured = set(run.trials["trial_id"])
     deployments: dict[str, dict[str, Any]] = {}
-    planned: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
-    for entry in run_files.read_plan(run.paths.plan):
+    trials = []
+    for entry in plan:
         if entry["kind"] == "deployment":
             deployments[entry["deployment_id"]] = {key: entry[key] for key in ("backend", "model")}
-        elif entry["kind"] == "trial":
-            fields = {**entry["coordinates"], **entry, **deployments[entry["deployment_id"]]}
-            values = {key: fields.get(key) for key in keys}
-            planned.setdefault(tuple(map(str, values.values())), (values, []))[1].append(entry["trial_id"])
-    return pd.DataFrame(
-        {**values, "n": 0, "not_ok": 0, "planned": len(trials), "outcomes": f"{NOT_RUN} {len(trials)}", "requests": 0}
-        for values, trials in planned.values()
-        if measured_ids.isdisjoint(trials)
-    )
+        elif entry["kind"] == "trial" and entry["trial_id"] not in measured:
+            values = {**entry["coordinates"], **entry, **deployments[entry["deployment_id"]]}
+            trials.append({**{key: values.get(key) for key in keys}, "outcome": NOT_RUN})
+    return pd.DataFrame(trials, columns=[*keys, "outcome"]).astype(run.trials.dtypes[keys].to_dict())

@@ -40,8 +40,10 @@ Cells = Callable[["pd.Series[Any]"], Iterable[Cell]]
 
 
 def results_tables(results: RunResults, tails: dict[Hashable, Quantile]) -> list[Table]:
-    """A table for each panel, of its points with a result; `tails` are the intervals of TTFT p99 over requests."""
-    layout, points = results.layout, results.points[results.points["n"] > 0]
+    """A table for each panel, of its points; `tails` are the intervals of TTFT p99 over requests."""
+    layout, points = results.layout, results.points
+    if not points["n"].any():
+        return []
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
     columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
@@ -52,7 +54,7 @@ def results_tables(results: RunResults, tails: dict[Hashable, Quantile]) -> list
         general = [warning for warning in warnings if not warning.kind.quantities]
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
-            *(Cell(str(point["n"])), Cell(f"{point['requests']:,.0f}")),
+            *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
             *(_measured(point, name, best[name], warnings, tails.get(point.name)) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]

@@ -95,7 +95,7 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     Metrics that the width has no room for follow in a table of their own, or if there are many points, by their name
     alone; those of a batch are always shown.
     """
-    points = layout.points[layout.points["n"] > 0].head(MOST_POINTS)
+    points = layout.points.head(MOST_POINTS)
     columns = shown_columns(points)
     needed = sum(column in BATCH_COLUMNS for column in columns) if _is_lockstep(points) else 1
     metrics = [_metric(points, column) for column in columns]
@@ -117,7 +117,7 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     if metrics:
         names = ", ".join(column.heading.replace("\n", " ") for column in metrics)
         yield Text(f"in report.html, or a wider terminal: {names}", style="dim")
-    left_out = int((layout.points["n"] > 0).sum()) - len(points)
+    left_out = len(layout.points) - len(points)
     if left_out:
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
@@ -137,10 +137,11 @@ def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[
     if layout.x:
         heading = layout.x_label.lower().replace(" ", "\n", 1)
         numbers.append(Column(heading, [setting(value) for value in points[layout.x]]))
-    if points["n"].nunique() > 1:
+    counts = points.loc[points["n"] > 0, "n"]
+    if counts.nunique() > 1:
         numbers.append(Column("n", [str(n) for n in points["n"]]))
     else:
-        common.append(f"{points['n'].iloc[0]} replicates" if points["n"].iloc[0] > 1 else "one replicate")
+        common.append(f"{counts.iloc[0]} replicates" if counts.iloc[0] > 1 else "one replicate")
     return texts, numbers, ", ".join(common)
 
 
@@ -169,7 +170,9 @@ def _label(column: str) -> LabelledColumn:
 
 
 def _cell(point: "pd.Series[Any]", column: str) -> str:
-    """Throughput with its interval, since that is what is compared; others by their mean."""
+    """Throughput with its interval, since that is what is compared, or why there is none; others by their mean."""
+    if column == "output_throughput" and not point["n"]:
+        return str(point["outcomes"]).split(",")[0].rpartition(" ")[0]
     shown = _label(column).shown(point[column])
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
 
