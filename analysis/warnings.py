@@ -230,23 +230,6 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
 
 
-@register(
-    CHECKS,
-    Severity.INFO,
-    "Random weights have wide margins between tokens, so agreement tells a wrong engine from a right one, not what a"
-    " quantization costs. Real weights (model=hub, model=path) do.",
-    AGREEMENT,
-)
-def agreement_of_random_weights(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Agreement was measured for a quantized model with random weights."""
-    facts = run.ok["engine_facts"].dropna().unique()
-    quantized = sum(bool(json.loads(text).get("quantization")) for text in facts)
-    configs = run.ok.drop_duplicates("model")["config"].dropna()
-    random = len(configs) > 0 and all("architecture" in json.loads(text).get("model", {}) for text in configs)
-    if quantized and random and run.ok["agreement"].notna().any():
-        yield Evidence(quantized, "agreement of quantized random weights")
-
-
 @register(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY_COLUMNS)
 def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The memory figures of some engines are of another kind than those of others."""

@@ -79,6 +79,7 @@ def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: obj
     """As much of a TrialRun as agreement looks at."""
     model = SimpleNamespace(
         name="tiny",
+        comparable=True,
         tokenizer=None,
         digest=lambda *cache: "abc",
         load_tokenizer=lambda cache: tokenizer,

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -22,7 +23,7 @@ from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
 from sweep.inputs import random_weights
 from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, ignore, resolve_commit
-from sweep.inputs.random_weights import Architecture, Vocabulary
+from sweep.inputs.random_weights import Architecture
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
     TOKENIZER_FILES,
@@ -37,6 +38,7 @@ class Model(BaseModel):
     """The base of all models."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    comparable: ClassVar[bool] = True  # whether an engine's answers can be compared with those of transformers
     launchable: ClassVar[bool] = True  # whether an engine can load it
 
     name: str
@@ -135,6 +137,8 @@ class RandomModel(Model):
     `dtype` is also what the weights are stored in (auto: bfloat16).
     """
 
+    comparable: ClassVar[bool] = False  # the best logits lie closer together than rounding moves them
+
     architecture: Architecture
     seed: NonNegativeInt = 0
 
@@ -172,7 +176,7 @@ class RandomModel(Model):
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
         folder = cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}"
-        return build_once(folder, lambda partial: self._write(partial, progress), f"model {self.name}", progress)
+        return build_once(folder, lambda path: self._write(path, progress), f"model {self.name}", progress)
 
     def _write(self, folder: Path, progress: Progress) -> None:
         folder.mkdir()
@@ -196,9 +200,9 @@ class RandomModel(Model):
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         generation = {"do_sample": False, **special}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
-        vocabulary = Vocabulary(ordinary_tokens(tokenizer), special["bos_token_id"])
+        make = partial(random_weights.tensor, seed=self.seed, ordinary=ordinary_tokens(tokenizer))
         report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
-        random_weights.write_weights(folder, self.architecture, vocabulary, self.seed, self._stored, report)
+        random_weights.write_weights(folder, self.architecture, make, self._stored, report)
 
 
 class HubModel(Model):

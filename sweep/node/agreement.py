@@ -59,6 +59,8 @@ def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | 
         return "none: this engine computes no model"
     if not backend.launches:
         return "none: the weights of a running endpoint are not known"
+    if not model.comparable:
+        return "none: on random weights agreement says nothing"
     try:
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
         content = [
