@@ -22,7 +22,7 @@ from scripts import train_tokenizer
 from sweep.config import CONF, ConfigError, build
 from sweep.inputs import hub as hub_module
 from sweep.inputs.model import HubModel, Model, PathModel, RandomModel, ServedModel
-from sweep.inputs.random_weights import Architecture, encode, shapes, tensor, write
+from sweep.inputs.random_weights import Architecture, encode, shapes, tensor, write_weights
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
 from sweep.options import load_option
 
@@ -109,7 +109,7 @@ def test_dtypes_round_to_nearest_even() -> None:
 
 def test_shards_hold_what_one_file_would(folder: Path, tmp_path: Path) -> None:
     make = partial(tensor, seed=TINY.seed, ordinary=ORDINARY)
-    write(tmp_path, TINY.architecture, make, "float32", shard_bytes=3_000_000)
+    write_weights(tmp_path, TINY.architecture, make, "float32", shard_bytes=3_000_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     whole, parts = tensors(folder), tensors(tmp_path)
     assert index["metadata"]["total_size"] == sum(found.nbytes for found in whole.values())
