@@ -74,8 +74,8 @@ def settings_with(slo):
 @pytest.mark.parametrize("stamps", [True, False])
 def test_a_changed_slo_is_judged_from_the_stamps_on_disk(tmp_path, slo, stamps):
     paths, records = RunPaths(tmp_path), make_records(8, 4, 10, ttft=0.2, tpot=0.01)
-    trial = Trial("t1", SimpleNamespace(name="qa"), Batch(batch_size=4), 0, 1, {}, {})
-    plan = Plan(settings_with(slo), [Deployment("d1", ENGINE, None, 0, None, [trial])], [], [])
+    trial = Trial("t1", SimpleNamespace(name="qa"), Batch(batch_size=4), 0, 1, {}, {}, label="qa batches of 4")
+    plan = Plan(settings_with(slo), [Deployment("d1", ENGINE, None, 0, None, [trial], label="vllm m")], [], [])
     if stamps:
         run_files.write_requests(paths.trial("d1", "1", "t1"), records)
     ledger = Ledger(paths.ledger)
