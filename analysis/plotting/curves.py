@@ -19,8 +19,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from analysis.load import Run
 from analysis.plotting.layout import Layout
 from analysis.plotting.plots import MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, line_style, panels
-from analysis.quantities import LabelledColumn, quantity
+from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import FloatArray
+from sweep.numbers.quantity import columns
 
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
 BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
@@ -37,7 +38,7 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
 
     `also` is another column of the same unit, drawn dashed (hollow).
     """
-    shown = quantity(column)
+    shown = labelled_column(column)
     if shown is None or column not in layout.points or not layout.points[column].notna().any():
         return None
     also = also if also in layout.points else None
@@ -88,7 +89,7 @@ def _explanations(
         yield Line2D([], [], color=GREY, linewidth=1, label=f"{len(lines) - len(coloured)} others")
     if also:
         look = "dashed" if layout.x else "hollow"
-        label = f"{look}: {also.rpartition('_')[2]} (else {shown.column.rpartition('_')[2]})"
+        label = f"{look}: {columns()[also].name} (else {columns()[shown.column].name})"
         yield Line2D([], [], **{"color": MUTED, "marker": "o", **_ALSO[look], "label": label})
     if layout.x and (layout.points.loc[layout.points["line"].isin(lines), "n"] == 0).any():
         yield Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result")
