@@ -28,7 +28,7 @@ WIDE = 0.10  # half an interval over its mean
 UNEQUAL = 1.1  # most over fewest tokens in an answer
 MOST_NAMED = 3  # points in a sentence
 AGREEMENT = ("agreement",)
-MEMORY = ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes")
+MEMORY_COLUMNS = ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes")
 CHECKS: list[Check] = []
 
 
@@ -230,7 +230,7 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
 
 
-@register(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY)
+@register(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY_COLUMNS)
 def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The memory figures of some engines are of another kind than those of others."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])

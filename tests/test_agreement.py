@@ -238,7 +238,7 @@ def test_a_reference_is_made_once(monkeypatch, tmp_path, tokenizer):
 
 def test_secrets_do_not_go_to_the_process_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
-    assert "hf_secret_value" not in agreement._environ(launch(tmp_path)).values()
+    assert "hf_secret_value" not in agreement._reference_environ(launch(tmp_path)).values()
 
 
 @pytest.mark.engine

@@ -43,9 +43,9 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
 
     built = []
     monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
-    settings = SimpleNamespace(cache_dir=str(tmp_path), hardware=L4)
+    settings = SimpleNamespace(hardware=L4)
     backend, model = SimpleNamespace(launches=True, env=None), SimpleNamespace(reach=reach)
-    work = SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=settings)
+    work = SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=settings, cache=tmp_path)
     with pytest.raises(ValueError, match=r"model\.repo=org/model@main"):
         deployment._prepare(work, (), lambda event: None)
     assert not built

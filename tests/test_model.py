@@ -22,7 +22,7 @@ from scripts import train_tokenizer
 from sweep.config import CONF, ConfigError, build
 from sweep.inputs import hub as hub_module
 from sweep.inputs.model import HubModel, Model, PathModel, RandomModel, ServedModel
-from sweep.inputs.random_weights import Architecture, encode, shapes, tensor, write
+from sweep.inputs.random_weights import Architecture, encode, shapes, tensor, write_weights
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
 from sweep.options import load_option
 
@@ -109,7 +109,7 @@ def test_dtypes_round_to_nearest_even() -> None:
 
 def test_shards_hold_what_one_file_would(folder: Path, tmp_path: Path) -> None:
     make = partial(tensor, seed=TINY.seed, ordinary=ORDINARY)
-    write(tmp_path, TINY.architecture, make, "float32", shard_bytes=3_000_000)
+    write_weights(tmp_path, TINY.architecture, make, "float32", shard_bytes=3_000_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     whole, parts = tensors(folder), tensors(tmp_path)
     assert index["metadata"]["total_size"] == sum(found.nbytes for found in whole.values())
@@ -395,7 +395,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    hub_module.commit.cache_clear()
+    hub_module.resolve_commit.cache_clear()
     hub_module._pauses.cache_clear()
     monkeypatch.setattr(hub_module, "RESOLVE_PAUSES", (0.01, 0.01))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
@@ -438,7 +438,7 @@ def test_counting_needs_only_the_tokenizer(hub: Any, tmp_path: Path) -> None:
 def test_without_the_hub_the_cache_answers(hub: Any, tmp_path: Path) -> None:
     configured = HubModel(name="m", repo="org/model")
     found, digest = configured.prepare(tmp_path / "cache", silent), configured.digest(tmp_path / "cache")
-    hub_module.commit.cache_clear()
+    hub_module.resolve_commit.cache_clear()
     hub.shutdown()
     hub.server_close()
     assert HubModel(name="m", repo="org/model").digest(tmp_path / "cache") == digest == f"org/model@{COMMITS['main']}"
@@ -454,7 +454,7 @@ def test_a_repository_that_is_closed_keeps_the_commit_that_is_known(hub: Any, tm
     digest = HubModel(name="m", repo="org/model").digest(tmp_path / "cache")
     HubModel(name="m", repo="org/model", revision="v2").digest(tmp_path / "cache")
     Hub.closed = {"model"}
-    hub_module.commit.cache_clear()
+    hub_module.resolve_commit.cache_clear()
     configured = HubModel(name="m", repo="org/model")
     configured.check()
     assert configured.digest(tmp_path / "cache") == digest == f"org/model@{COMMITS['main']}"
@@ -472,7 +472,7 @@ def test_nothing_is_kept_beside_the_cache_that_was_named(hub: Any, folder: Path,
 def test_a_hub_that_hiccups_is_asked_again(hub: Any, tmp_path: Path) -> None:
     Hub.hiccups = 2
     assert HubModel(name="m", repo="org/model").digest(tmp_path) == f"org/model@{COMMITS['main']}"
-    hub_module.commit.cache_clear()
+    hub_module.resolve_commit.cache_clear()
     Hub.hiccups = 1  # its patience is used up, but it has told before
     assert HubModel(name="m", repo="org/model").digest(tmp_path) == f"org/model@{COMMITS['main']}"
     Hub.hiccups = 1

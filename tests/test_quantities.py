@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.load import open_run
-from analysis.quantities import quantity as labelled
+from analysis.quantities import labelled_column as labelled
 from sweep.__main__ import main
 from sweep.config import PERCENTILES
 from sweep.disk import row, run_files
@@ -98,7 +98,7 @@ def test_a_name_is_declared_once(toys):
 
 
 def test_the_tables_of_the_document_are_as_the_code_is():
-    text = document.DOCUMENT.read_text()
+    text = document.METRICS_DOCUMENT.read_text()
     assert text == document.with_tables(text), "run: python -m sweep.numbers.document"
     assert all(f"| `{one.name}` |" in text for one in declared())
     assert all(one.formula for one in declared())

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from analysis.load import Run
 from analysis.plotting.layout import Layout
 from analysis.plotting.plots import LETTER, MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, panels
-from analysis.quantities import LabelledColumn, quantity
+from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import FloatArray
 from sweep.numbers.quantity import columns
 
@@ -33,7 +33,7 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
 
     `also` is another column of the same unit, drawn dashed (hollow).
     """
-    shown, points = quantity(column), layout.points
+    shown, points = labelled_column(column), layout.points
     if shown is None or column not in points or not points[column].notna().any():
         return None
     also = also if also in points else None

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.plotting.layout import Layout
-from analysis.quantities import number, quantity, setting
+from analysis.quantities import labelled_column, number, setting
 from analysis.report.terminal import shown_columns, times, with_interval
 from analysis.results import RunResults
 from analysis.summary import HEADLINE, STEADY, estimate
@@ -80,13 +80,13 @@ def _measured(
 
 
 def _best(values: "pd.Series[Any]") -> Any:
-    labelled = quantity(str(values.name))
+    labelled = labelled_column(str(values.name))
     better = labelled and labelled.better
     return {"higher": values.max(), "lower": values.min()}.get(str(better))
 
 
 def _shown(name: str, value: float) -> str:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return labelled.shown(value) if labelled else number(value)
 
 
@@ -140,12 +140,12 @@ def _texts(*headings: str) -> list[Heading]:
 
 
 def _column(name: str) -> Heading:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return Heading(labelled.short, labelled.unit) if labelled else Heading(name)
 
 
 def _ratio_column(name: str, unit: str) -> Heading:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return Heading(labelled.short if labelled else name, unit)
 
 

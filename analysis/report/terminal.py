@@ -14,7 +14,7 @@ from rich.text import Text
 from analysis.failures import Losses
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
-from analysis.quantities import LabelledColumn, number, quantity, setting
+from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate
@@ -28,7 +28,7 @@ RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
 GAP = 2  # characters between columns
 FEW_POINTS = 20  # up to which all metrics are shown, one table under the other
-LARGEST_TABLE = 40  # points: the rest is in summary.csv
+MOST_POINTS = 40  # points: the rest is in summary.csv
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 
 
@@ -95,7 +95,7 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     Metrics that the width has no room for follow in a table of their own, or if there are many points, by their name
     alone; those of a batch are always shown.
     """
-    points = layout.points.head(LARGEST_TABLE)
+    points = layout.points.head(MOST_POINTS)
     columns = shown_columns(points)
     needed = sum(column in BATCH_COLUMNS for column in columns) if _is_lockstep(points) else 1
     metrics = [_metric(points, column) for column in columns]
@@ -164,7 +164,7 @@ def _metric(points: pd.DataFrame, column: str) -> Column:
 
 
 def _label(column: str) -> LabelledColumn:
-    label = quantity(column)
+    label = labelled_column(column)
     assert label is not None
     return label
 
@@ -186,7 +186,7 @@ def with_interval(mean: Estimate, shown: str) -> str:
 
 
 def times(ratio: float) -> str:
-    """How many times the baseline; an em dash if it was not compared."""
+    """A ratio to the baseline as text; an em dash if there is none."""
     return "—" if math.isnan(ratio) else f"{number(ratio)}×"
 
 
@@ -221,12 +221,12 @@ def _fits(fits: list[Fit]) -> Iterator[Text | str]:
     if fits:
         yield ""
         yield Text("largest that fitted in memory:", style="bold")
-    for fit in fits[:LARGEST_TABLE]:
+    for fit in fits[:MOST_POINTS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
         yield line.append(f" ({fit.detail})", style="dim")
-    if len(fits) > LARGEST_TABLE:
-        yield Text(f"  and {len(fits) - LARGEST_TABLE:,} more: see report.html")
+    if len(fits) > MOST_POINTS:
+        yield Text(f"  and {len(fits) - MOST_POINTS:,} more: see report.html")
 
 
 def _failures(lost: Losses) -> Iterator[Text]:

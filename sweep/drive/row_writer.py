@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sweep.disk import run_files
-from sweep.disk.ledger import Ledger, Row
+from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
 from sweep.node.trial import Work, is_current, present_row, recomputed_row, slo_text, unmeasured_row
@@ -19,7 +19,7 @@ WRITE_SHARE = 0.02  # of the driver's time, at most, for those
 class TrialTracker(Protocol):
     """A service that tracks trials besides the files; its faults never fail a sweep."""
 
-    def log_trial(self, row: Row, telemetry: Sequence[Sample]) -> None: ...
+    def log_trial(self, row: LedgerRow, telemetry: Sequence[Sample]) -> None: ...
 
 
 class RowWriter:
@@ -33,7 +33,7 @@ class RowWriter:
         self.write_after = time.monotonic() + WRITE_INTERVAL
         self.changed = False  # whether trials.parquet was rewritten
 
-    def commit(self, deployment: Deployment, trial: Trial, row: Row) -> None:
+    def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow) -> None:
         """Make a trial's row durable and report it."""
         self.ledger.commit(row)
         if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
@@ -47,7 +47,7 @@ class RowWriter:
         work = Work(deployment, self.plan.settings, str(self.paths.out), attempt, tuple(self.plan.axes))
         self.commit(deployment, trial, unmeasured_row(work, trial, outcome, reason))
 
-    def _telemetry(self, row: Row) -> list[Sample]:
+    def _telemetry(self, row: LedgerRow) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry
         try:
             return run_files.read_telemetry(path)
@@ -75,7 +75,7 @@ class RowWriter:
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
-    def _recomputed(self, row: Row, trial: Trial) -> Row:
+    def _recomputed(self, row: LedgerRow, trial: Trial) -> LedgerRow:
         """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
         settings = self.plan.settings
         if row["outcome"] != Outcome.OK or is_current(row, settings):

@@ -22,7 +22,7 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-VERSION = 4  # part of every digest: raise it when the same numbers come to other weights
+WEIGHTS_VERSION = 4  # part of every digest: raise it when the same numbers come to other weights
 DEVIATION = 0.02  # of every matrix: the initializer_range that most published configurations state
 SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22  # weights drawn at a time
@@ -47,7 +47,7 @@ class Architecture(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _usual(cls, numbers: Any) -> Any:
-        """What a config.json may leave out: one key-value head per head, and heads that share the hidden size."""
+        """Fill in defaults of a config.json: one key-value head per head, and heads that share the hidden size."""
         match numbers:
             case {"hidden_size": int(hidden), "num_attention_heads": int(heads)} if heads > 0:
                 return {"num_key_value_heads": heads, "head_dim": hidden // heads, **numbers}
@@ -129,7 +129,7 @@ def encode(weights: Array, dtype: Dtype) -> Array:
     return rounded.astype("<u2")
 
 
-def write(
+def write_weights(
     folder: Path,
     architecture: Architecture,
     make: Callable[[str, Shape], Array],

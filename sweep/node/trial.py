@@ -157,8 +157,8 @@ def present_row(
     """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
     price = _price(backend, settings.hardware)
     cost = cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
-    own = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
-    return {**row, **own, **coordinates(trial, axes)}
+    columns = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
+    return {**row, **columns, **coordinates(trial, axes)}
 
 
 def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
@@ -254,7 +254,7 @@ def run_trial(
 
 
 def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFacts:
-    """What the row says of the engine besides its figures."""
+    """The row's columns on the engine besides its figures."""
     facts, node = running.facts, running.node
     return EngineFacts(
         engine_version=facts.get("engine_version"),

@@ -31,7 +31,7 @@ import numpy as np
 
 from backends.prepare.build_once import build_once
 from sweep.inputs.model import RandomModel
-from sweep.inputs.random_weights import Architecture, Array, Shape, draw, stream_of, tensor, write
+from sweep.inputs.random_weights import Architecture, Array, Shape, draw, stream_of, tensor, write_weights
 from sweep.inputs.tokenizer import load_tokenizer, ordinary_tokens
 
 MAX_WIDTH = 64  # signs in a codeword
@@ -262,6 +262,6 @@ def prepared(model: RandomModel, cache: Path) -> Path:
         for path in plain.iterdir():
             if path.suffix == ".json":
                 (partial / path.name).write_bytes(path.read_bytes())
-        write(partial, model.architecture, make, json.loads((plain / "config.json").read_text())["torch_dtype"])
+        write_weights(partial, model.architecture, make, json.loads((plain / "config.json").read_text())["torch_dtype"])
 
     return build_once(cache / "models" / f"circuit-{stamp}", build, "circuit", print)
