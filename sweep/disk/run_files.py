@@ -378,7 +378,7 @@ def holds(paths: RunPaths, rows: Sequence[Row], axes: Sequence[str] = ()) -> boo
 
     In order, by trial, attempt, outcome and time, and by what a plan may change without measuring anew.
     """
-    settings = ("experiment", "price_per_hour", "percentiles", "slo")
+    settings = ("experiment", "label", "price_per_hour", "percentiles", "slo")
     names = ["trial_id", "attempt", "outcome", "started_at", *settings, *axes]
     try:
         there = read_table(paths.trials)
