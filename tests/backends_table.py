@@ -1,6 +1,6 @@
-"""The table of docs/backends.md, read off the code: what each backend of conf/backend supports.
+"""The table of docs/backends.md, read from the code: the features of each backend in conf/backend.
 
-python -m tests.backends_table      makes the document's table anew
+`python -m tests.backends_table` makes the document's table anew.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def _file(backend: Backend) -> str:
 
 
 def _metric(backend: Backend) -> str:
-    """How full the KV cache is, or how large, or only what the device holds."""
+    """The KV cache's metric: its use, its size, or only the device's memory."""
     if "kv_cache_usage" in backend.metric_names:
         return "usage"
     return "bytes" if "kv_cache_bytes" in backend.metric_names else "memory only"
