@@ -16,8 +16,10 @@ from backends.launch.server import running
 from backends.openai import OpenAI
 from backends.prepare import environments
 from backends.simulated import Simulated
+from sweep.inputs.model import PathModel
 from sweep.node import agreement
 from sweep.node.agreement import Reference, matching_prefix
+from tests.engines import circuit
 from tests.engines.conftest import CACHE, configured, make_launch
 
 VOCABULARY = {f"t{index}": index for index in range(100)}
@@ -76,16 +78,21 @@ def serve():
 
 
 def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: object) -> SimpleNamespace:
-    """As much of a TrialRun as agreement looks at."""
+    """As much of a Work as agreement looks at."""
     model = SimpleNamespace(
         name="tiny",
+        comparable=True,
         tokenizer=None,
         digest=lambda *cache: "abc",
         load_tokenizer=lambda cache: tokenizer,
         prepare=lambda cache, progress: Path("/models/tiny"),
     )
     known = {"agreement": True, "cache_dir": "/nonexistent", **settings}
-    return SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=SimpleNamespace(**known))
+    return SimpleNamespace(
+        deployment=SimpleNamespace(backend=backend, model=model),
+        settings=SimpleNamespace(**known),
+        cache=Path(str(known["cache_dir"])),
+    )
 
 
 def compared(serve, tokenizer, answer, expected: Reference = EXPECTED, **fields: object) -> dict:
@@ -233,16 +240,17 @@ def test_a_reference_is_made_once(monkeypatch, tmp_path, tokenizer):
 
 def test_secrets_do_not_go_to_the_process_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
-    assert "hf_secret_value" not in agreement._environ(launch(tmp_path)).values()
+    assert "hf_secret_value" not in agreement._reference_environ(launch(tmp_path)).values()
 
 
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_a_real_engine_against_a_real_reference(tmp_path):
     """bfloat16 in the host against float32; and one wrong token is seen."""
-    backend, its_model = configured("backend", "transformers"), configured("model", "tiny-llama")
+    backend = configured("backend", "transformers")
     environment = environments.prepare(environments.resolve(backend.env, "cpu"), CACHE, print)
-    folder = its_model.prepare(CACHE, print)
+    folder = circuit.prepared(configured("model", "tiny-llama"), CACHE)
+    its_model = PathModel(name="circuit", path=str(folder))
     run = run_of(backend, cache_dir=str(CACHE))
     run.deployment.model = its_model
     its = make_launch(backend, folder, environment, tmp_path)

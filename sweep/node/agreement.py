@@ -20,10 +20,10 @@ from backends.launch import task
 from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
 from backends.prepare import environments
 from backends.prepare.build_once import build_once
-from sweep.config import ROOT, cache_directory, content_hash
-from sweep.node.trial import TrialRun
+from sweep.config import ROOT, content_hash, first_line
+from sweep.node.trial import Work
 
-VERSION = 1  # part of the cache's key: raise it when the reference is made in another way
+AGREEMENT_VERSION = 1  # part of the cache's key: raise it when the reference is made in another way
 PROMPTS = (
     "The river rose in the night, and by morning",
     "List three reasons why a measurement may be repeated:",
@@ -46,31 +46,39 @@ class Reference:
     made_by: str  # "transformers 5.19.0 float32"
 
 
-def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | str:
+def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
     """Return the tokens that the model of a deployment should give, or in a few words why they are not known.
 
     Called before an engine is launched: it uses its GPUs, cores and memory.
     """
-    backend, model = run.deployment.backend, run.deployment.model
-    cache = cache_directory(run.settings.cache_dir)
-    if not run.settings.agreement:
+    backend, model = work.deployment.backend, work.deployment.model
+    if not work.settings.agreement:
         return "none: agreement=false"
     if not backend.computes_model:
         return "none: this engine computes no model"
     if not backend.launches:
         return "none: the weights of a running endpoint are not known"
+    if not model.comparable:
+        return "none: on random weights agreement says nothing"
     try:
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
-        content = [VERSION, model.digest(cache), model.tokenizer, PROMPTS, TOKENS, environments.fingerprint(spec)]
-        path = cache / "agreement" / f"{content_hash(content, 16)}.json"
+        content = [
+            AGREEMENT_VERSION,
+            model.digest(work.cache),
+            model.tokenizer,
+            PROMPTS,
+            TOKENS,
+            environments.fingerprint(spec),
+        ]
+        path = work.cache / "agreement" / f"{content_hash(content, 16)}.json"
 
         def compute(partial: Path) -> None:
-            partial.write_text(json.dumps(_compute(spec, model, launch, cache, progress)))
+            partial.write_text(json.dumps(_compute(spec, model, launch, work.cache, progress)))
 
         build_once(path, compute, f"answers of {model.name} by transformers", progress)
         return Reference(**json.loads(path.read_text()))
     except (environments.EnvironmentFailed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        return f"none: {_one_line(error)}"
+        return f"none: {type(error).__name__}: {first_line(error)}"
 
 
 def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, progress: Progress) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
         "tokens": TOKENS,
     }
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with task.program([python, "-m", "backends.host.reference"], _environ(launch), **pipes) as process:
+    with task.program([python, "-m", "backends.host.reference"], _reference_environ(launch), **pipes) as process:
         answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
     if process.returncode != 0:
         raise ValueError((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
@@ -97,7 +105,7 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
     return {"prompts": prompts, "tokens": reply["tokens"], "ends": reply["ends"], "made_by": reply["reference"]}
 
 
-def _environ(launch: Launch) -> dict[str, str]:
+def _reference_environ(launch: Launch) -> dict[str, str]:
     """Return the environment that an engine would have: without secrets, with the launch's own GPUs and threads."""
     variables = {
         "PYTHONPATH": str(ROOT),
@@ -107,16 +115,17 @@ def _environ(launch: Launch) -> dict[str, str]:
     return {**inherited_environment(), **ENGINE_ENVIRON, **variables}
 
 
-def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[str, Any]:
+def compare(work: Work, engine: Engine, expected: Reference | str) -> dict[str, Any]:
     """The columns agreement (0..1, or null) and agreement_reference of a running engine."""
     if isinstance(expected, str):
         return {"agreement": None, "agreement_reference": expected}
     try:
-        tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
+        tokenizer = work.deployment.model.load_tokenizer(work.cache)
         references = zip(PROMPTS, expected.prompts, expected.tokens, strict=True)
         answers = [_share(engine, tokenizer, expected.ends, *reference) for reference in references]
     except (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        return {"agreement": None, "agreement_reference": f"none: the engine's answer: {_one_line(error)}"}
+        problem = f"none: the engine's answer: {type(error).__name__}: {first_line(error)}"
+        return {"agreement": None, "agreement_reference": problem}
     shares = [share for share in answers if share is not None]
     if not shares:
         return {"agreement": None, "agreement_reference": "none: the model ends every answer at once"}
@@ -176,7 +185,3 @@ def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

@@ -25,7 +25,7 @@ NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names"}
 
 
 class Surroundings(NamedTuple):
-    """What planning must ask of the world, as functions, so that the plan itself stays free of effects."""
+    """The outside facts that planning needs, as functions, so that the plan itself stays free of effects."""
 
     fingerprint: Callable[[Any, str], str]  # (backend, platform) -> hash of the locked environment
     unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
