@@ -100,9 +100,8 @@ def backends(arguments: list[str]) -> int:
     sweep backends                  list all backends
     sweep backends NAME             list the keys of one, with what they mean
     sweep backends install NAME...  build what they run in, as their first use would
-    sweep backends docs             make the table of docs/backends.md anew (in a checkout)
     """
-    from backends import installed, overview
+    from backends import installed
     from sweep import provenance
 
     console, cache = Console(highlight=False), cache_directory(None)
@@ -116,12 +115,10 @@ def backends(arguments: list[str]) -> int:
             console.print(where, markup=False, soft_wrap=True)
         case ["install", *names] if names and plain == arguments:
             return installed.install(names, provenance.host(), cache, console)
-        case ["docs"]:
-            overview.write()
         case [name] if name in ConfigPath.of_user().choices("backend"):
             _print_keys(ConfigPath.of_user(), "backend", name)
         case _:
-            raise one_of("backends", " ".join(plain), ["docs", "install NAME...", *overview.names()])
+            raise one_of("backends", " ".join(plain), ["install NAME...", *installed.names()])
     return 0
 
 
