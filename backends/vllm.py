@@ -29,9 +29,7 @@ class VLLM(Backend):
         "KV: fp8",
     )
 
-    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = (
-        None  # see backends/prepare/conversions/to_quantized.py
-    )
+    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # made by to_quantized.py
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache where there is no GPU
 
