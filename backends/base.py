@@ -169,7 +169,7 @@ class Backend(BaseModel):
     api_key_env: str | None = None  # NAME of the environment variable that holds its key
     verify_tls: bool = True  # whether its certificate must be one that this machine trusts
     reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
-    metrics_path: str | None = None  # of its Prometheus metrics
+    metrics_path: str | None = "/metrics"  # of its Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # ours: its own
 
     @field_validator("url")
@@ -310,7 +310,6 @@ class Hosted(Backend):
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = metrics(
         "host_",
         "requests_running",

@@ -107,12 +107,12 @@ def note(folder: Path) -> dict[str, Any]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment, at low priority; `arguments` as `--name value`.
+    """Run conversions/<program>.py in an environment; `arguments` as `--name value`.
 
     `path` has what it can import besides. Raises ConversionFailed with the last line of its output.
     """
     root = Path(__file__).resolve().parents[2]
-    command = ["nice", "-n", "10", python, "-m", f"backends.prepare.conversions.{program}"]
+    command = [python, "-m", f"backends.prepare.conversions.{program}"]
     for name, value in arguments.items():
         command += [f"--{name}", str(value)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
@@ -121,7 +121,7 @@ def run(
 def execute(
     command: list[str], title: str, log: Path, progress: Progress, environ: Mapping[str, str] | None = None
 ) -> None:
-    """Run a converting program, its output going to `log`. Raises ConversionFailed with the last line of it."""
+    """Run a converting program at low priority, its output in `log`. Raises ConversionFailed with its last line."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Unbuffered, so that progress is reported as it is made and the error is the last line.
     settings = {**os.environ, "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
@@ -131,7 +131,7 @@ def execute(
             progress(line.removeprefix(PROGRESS).strip())
 
     try:
-        tool.run(command, settings, log, report)
+        tool.run(["nice", "-n", "10", *command], settings, log, report)
     except tool.ToolFailed as failure:
         message = (failure.lines or ["no output"])[-1][:500]
         raise ConversionFailed(f"{title} failed (exit status {failure.status}): {message}; log: {log}") from None
