@@ -22,19 +22,8 @@ from sweep.whole_file import write_whole
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
 CHECKPOINT_FORMAT = 1  # part of every digest: raise it when the same input comes to other weights
 NOTE = "conversion.json"
-# The files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
-DESCRIPTION = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+# Suffixes of the files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
+DESCRIPTION = (".json", ".txt", ".model", ".jinja")
 PROGRESS = "progress: "  # begins a line of a conversion's output that is for the user
 BLOB_NAME_LENGTH = 64  # hex digits: the Hugging Face cache calls large files by their SHA-256
 
@@ -71,10 +60,12 @@ def converted(
         partial.mkdir()
         progress(f"converting {model.name} to {kind}: {_listed(parameters)}")
         make(partial)
-        for name in DESCRIPTION:
-            if (model / name).is_file() and not (partial / name).exists():
-                shutil.copyfile(model / name, partial / name)
-        (partial / NOTE).write_text(json.dumps({**content, **note(partial)}, indent=1))
+        description = {**content, **note(partial)}
+        for path in model.iterdir():
+            weights = path.name.endswith(".index.json")  # says which file a tensor is in
+            if path.suffix in DESCRIPTION and not weights and not (partial / path.name).exists():
+                shutil.copyfile(path, partial / path.name)
+        (partial / NOTE).write_text(json.dumps(description, indent=1))
 
     return build_once(folder, convert, kind, progress)
 
