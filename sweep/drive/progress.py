@@ -84,9 +84,8 @@ def _key_figures(row: Mapping[str, Any]) -> str:
         ("ttft_p50", 1000, "TTFT p50 {:.1f} ms"),
         ("cost_per_million_tokens", 1, "${:.2f}/M tokens"),
     )
-    return (
-        ", ".join(text.format(row[name] * scale) for name, scale, text in figures if row.get(name) is not None) or "ok"
-    )
+    texts = [text.format(row[name] * scale) for name, scale, text in figures if row.get(name) is not None]
+    return ", ".join(texts) or "ok"
 
 
 def _clock() -> str:
