@@ -31,7 +31,7 @@ class RunNotFound(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """What is known about a run without opening its request files."""
+    """A run's data without its request files."""
 
     paths: RunPaths
     trials: pd.DataFrame  # one row a trial of the present plan; its bulky texts are categories
@@ -168,17 +168,17 @@ def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
 def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, damaged: Damaged) -> pd.DataFrame:
     trials = run.trials[run.trials["attempt"].notna()]
     if trial_id is not None:
-        wanted = [trial_id] if isinstance(trial_id, str) else list(trial_id)
-        unknown = set(wanted) - set(run.trials["trial_id"])
+        trial_ids = [trial_id] if isinstance(trial_id, str) else list(trial_id)
+        unknown = set(trial_ids) - set(run.trials["trial_id"])
         if unknown:
             raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
-        trials = trials[trials["trial_id"].isin(wanted)]
+        trials = trials[trials["trial_id"].isin(trial_ids)]
     files = [path for _, row in trials.iterrows() if (path := trial_folder(run, row) / name).is_file()]
     try:
         return _query(files)
     except duckdb.Error:
-        whole = [path for path in files if _is_whole(path, damaged)]
-        return _query(whole)
+        readable = [path for path in files if _is_whole(path, damaged)]
+        return _query(readable)
 
 
 def _query(files: list[Path]) -> pd.DataFrame:

@@ -56,7 +56,7 @@ def setting(value: Any) -> str:
     return "—" if pd.isna(value) else f"{value:g}"
 
 
-def quantity(column: str, percentiles: Iterable[float] = PERCENTILES) -> LabelledColumn | None:
+def labelled_column(column: str, percentiles: Iterable[float] = PERCENTILES) -> LabelledColumn | None:
     """The labels of a column of trials.parquet; None if it is not a measured number."""
     statistic = columns(percentiles).get(column)
     if statistic is None or statistic.type not in (int, float):
@@ -76,4 +76,4 @@ def quantity(column: str, percentiles: Iterable[float] = PERCENTILES) -> Labelle
 def definitions(available: Collection[str], percentiles: Iterable[float] = PERCENTILES) -> dict[str, str]:
     """Name -> formula of the quantities that have any of the columns."""
     present = (statistic.quantity for name, statistic in columns(percentiles).items() if name in available)
-    return {quantity.name: quantity.formula for quantity in present}
+    return {labelled_column.name: labelled_column.formula for labelled_column in present}

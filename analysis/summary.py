@@ -1,7 +1,7 @@
-"""One row per point of the experiment: its replicates' mean with a 95 % interval, and how it compares to the baseline.
+"""One row per point of the plan: its replicates' mean with a 95 % interval, and how it compares to the baseline.
 
-Only `ok` trials are summarised. A point without any stays in the table with n = 0, so that nobody takes it for one that
-was never asked for.
+Only `ok` trials are summarised. A point without any, or of which no trial has run yet, is a row with n = 0, so that it
+is not taken for one that was never asked for; and every axis of the plan tells points apart, whatever has a result.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from analysis import stats
 from analysis.load import Run
-from analysis.quantities import LabelledColumn, quantity
+from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import Estimate
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
@@ -61,13 +61,13 @@ class Best(NamedTuple):
 
 def key_columns(run: Run) -> list[str]:
     """The columns that make a point: IDENTITY, the accelerator if results are of several, and axes that say more."""
-    own = [axis for axis in run.axes if not _repeats(run.trials, axis) and axis != "ladder_parent"]
+    axes = [axis for axis in run.axes if not _repeats(run.trials, axis) and axis != "ladder_parent"]
     accelerator = ["accelerator"] if run.ok["accelerator"].nunique() > 1 else []
-    return [*IDENTITY, *accelerator, *own]
+    return [*IDENTITY, *accelerator, *axes]
 
 
 def _repeats(trials: pd.DataFrame, axis: str) -> bool:
-    """Whether an axis such as load.batch_size is also there as batch_size."""
+    """Return whether an axis such as load.batch_size also exists as batch_size."""
     column = axis.rpartition(".")[2]
     if column == axis or column not in IDENTITY:
         return False
@@ -76,14 +76,14 @@ def _repeats(trials: pd.DataFrame, axis: str) -> bool:
 
 
 def planned_trials(run: Run) -> int:
-    """How many trials the plan has; those with a row where it does not say."""
+    """The number of trials in the plan; if unknown, the number with a row."""
     return max(int(run.experiment.get("trials") or 0), len(run.trials))
 
 
 def measured_columns(run: Run) -> list[str]:
     """The measured columns that have a value in some trial: the headline first, then the whole runs' and STEADY."""
     names = dict.fromkeys(HEADLINE) | {name: None for name, one in columns(run.percentiles).items() if not one.steady}
-    return [name for name in (*names, *STEADY) if quantity(name, run.percentiles) and run.ok[name].notna().any()]
+    return [name for name in (*names, *STEADY) if labelled_column(name, run.percentiles) and run.ok[name].notna().any()]
 
 
 def summarise(run: Run) -> pd.DataFrame:
@@ -95,17 +95,17 @@ def summarise(run: Run) -> pd.DataFrame:
     `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the ladder's step below) with intervals of their own.
     """
     keys = key_columns(run)
-    groups = run.trials.groupby(keys, dropna=False, sort=False)
-    point: Positions = np.asarray(groups.ngroup(), np.int64)
-    outcomes = _outcomes(run, point, 0 if "accelerator" in keys else int(run.experiment.get("replicates") or 0))
-    points = run.trials[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True)
+    trials = pd.concat([run.trials[[*keys, "outcome"]], _not_run(run, keys)], ignore_index=True)
+    point: Positions = np.asarray(trials.groupby(keys, dropna=False, sort=False).ngroup(), np.int64)
+    outcomes = _outcomes(trials["outcome"], point)
+    points = trials[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True)
     points["n"] = [counts["ok"] for counts in outcomes]
     points["not_ok"] = [counts.total() - counts["ok"] - counts[NOT_RUN] for counts in outcomes]
     points["planned"] = [counts.total() for counts in outcomes]
     points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
-    answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(run.trials.index)
+    answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(trials.index)
     points["requests"] = answered.groupby(point).sum()
-    measured = run.ok[measured_columns(run)].astype("float64").reindex(run.trials.index)
+    measured = run.ok[measured_columns(run)].astype("float64").reindex(trials.index)
     by_point = measured.groupby(point)
     means, deviations, counts = by_point.mean(), by_point.std(ddof=1), by_point.count()
     columns: dict[str, Any] = {}
@@ -115,19 +115,17 @@ def summarise(run: Run) -> pd.DataFrame:
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
     if run.ok["steady_begin"].notna().any():
-        columns["steady_share"] = run.ok["steady_begin"].notna().reindex(run.trials.index).groupby(point).mean()
-    compared = [of(run, points, measured, point) for of in (_against_baseline, _against_parent)]
+        columns["steady_share"] = run.ok["steady_begin"].notna().reindex(trials.index).groupby(point).mean()
+    compared = [compare(run, points, measured, point) for compare in (_against_baseline, _against_parent)]
     return _sorted(pd.concat([points, pd.DataFrame(columns), *compared], axis="columns"), run)
 
 
-def _outcomes(run: Run, point: Positions, replicates: int) -> list[Counter[str]]:
-    """How the trials of each point ended; those that are short of the planned replicates have not run."""
-    found = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
-    for index, outcome in zip(point, run.trials["outcome"], strict=True):
-        found[index][outcome] += 1
-    for counts in found:
-        counts += Counter({NOT_RUN: replicates - counts.total()})  # only what is more than 0 is added
-    return found
+def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]]:
+    """The number of trials of each point by how they ended."""
+    counts = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
+    for index, outcome in zip(point, outcomes, strict=True):
+        counts[index][outcome] += 1
+    return counts
 
 
 def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -167,29 +165,31 @@ def _against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, poin
         return pd.DataFrame(index=points.index)
     steps = run.trials.dropna(subset=["ladder", "ladder_parent"])
     parents = points["ladder"].map(dict(zip(steps["ladder"], steps["ladder_parent"], strict=True)))
-    found: list[int | None] = [None] * len(points)
+    parent_points: list[int | None] = [None] * len(points)
     for parent in parents.dropna().unique():
         family = np.flatnonzero((parents == parent) | (points["ladder"] == parent))  # a plan may have many steps
         partners = baseline_points(points.iloc[family].reset_index(drop=True), {"ladder": parent})
         for index, partner in zip(family, partners, strict=True):
             if partner is not None and parents[index] == parent:
-                found[index] = int(family[partner])
-    return pd.concat([parents.rename("ladder_parent"), _ratios(measured, point, found, "vs_parent")], axis="columns")
+                parent_points[index] = int(family[partner])
+    return pd.concat(
+        [parents.rename("ladder_parent"), _ratios(measured, point, parent_points, "vs_parent")], axis="columns"
+    )
 
 
-def _ratios(measured: pd.DataFrame, point: Positions, found: Sequence[int | None], name: str) -> pd.DataFrame:
+def _ratios(measured: pd.DataFrame, point: Positions, partner_points: Sequence[int | None], name: str) -> pd.DataFrame:
     """For each point how many times its partner in `found` it is, with the interval, in the HEADLINE columns."""
-    compared = np.array([partner not in (None, index) for index, partner in enumerate(found)], np.bool_)
-    partners = np.array([partner for partner, is_one in zip(found, compared, strict=True) if is_one], np.int64)
+    compared = np.array([partner not in (None, index) for index, partner in enumerate(partner_points)], np.bool_)
+    partners = np.array([partner for partner, is_one in zip(partner_points, compared, strict=True) if is_one], np.int64)
     columns: dict[str, Any] = {}
-    for of in (of for of in HEADLINE if of in measured):
-        every = stats.log_moments(measured[of].to_numpy(np.float64), point, len(found))
+    for headline in (headline for headline in HEADLINE if headline in measured):
+        every = stats.log_moments(measured[headline].to_numpy(np.float64), point, len(partner_points))
         ratios = stats.ratio(every.select(compared), every.select(partners))
         for suffix, values in zip(("", "_ci_low", "_ci_high"), ratios, strict=True):
-            column = np.full(len(found), np.nan)
+            column = np.full(len(partner_points), np.nan)
             column[compared] = values
-            columns[f"{of}_{name}{suffix}"] = column
-    return pd.DataFrame(columns, index=range(len(found)))
+            columns[f"{headline}_{name}{suffix}"] = column
+    return pd.DataFrame(columns, index=range(len(partner_points)))
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
@@ -200,19 +200,19 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
     """
     baseline = _in_columns(points, baseline)
     keys = [str(column) for column in points.columns if column not in COUNTS]
-    asked = [key for key in keys if key.split(".")[0] in ASKED and key not in baseline]
-    others = [key for key in keys if key not in asked and key not in baseline]
+    of_task = [key for key in keys if key.split(".")[0] in ASKED and key not in baseline]
+    of_engine = [key for key in keys if key not in of_task and key not in baseline]
     values: list[dict[str, Any]] = [
         {str(key): None if pd.isna(value) else value for key, value in row.items()}
         for row in points[keys].to_dict("records")
     ]
     candidates: dict[tuple[Any, ...], list[int]] = {}
     for index in np.flatnonzero(is_baseline(points, baseline)):
-        candidates.setdefault(tuple(values[index][key] for key in asked), []).append(int(index))
+        candidates.setdefault(tuple(values[index][key] for key in of_task), []).append(int(index))
 
     def partner(value: dict[str, Any]) -> int | None:
-        fitting = candidates.get(tuple(value[key] for key in asked), [])
-        alike = {index: sum(values[index][key] == value[key] for key in others) for index in fitting}
+        fitting = candidates.get(tuple(value[key] for key in of_task), [])
+        alike = {index: sum(values[index][key] == value[key] for key in of_engine) for index in fitting}
         closest = [index for index in fitting if alike[index] == max(alike.values())]
         return closest[0] if len(closest) == 1 else None
 
@@ -226,8 +226,8 @@ def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bo
         return np.zeros(len(points), np.bool_)
     named = points[list(baseline)].astype(object)
     rows = named.where(named.notna(), None).itertuples(index=False, name=None)
-    wanted = list(baseline.values())
-    return np.array([all(map(_same, row, wanted)) for row in rows], np.bool_)
+    expected = list(baseline.values())
+    return np.array([all(map(_same, row, expected)) for row in rows], np.bool_)
 
 
 def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
@@ -235,9 +235,9 @@ def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any
     return {key if key in points else key.rpartition(".")[2]: value for key, value in baseline.items()}
 
 
-def _same(value: Any, wanted: Any) -> bool:
+def _same(value: Any, expected: Any) -> bool:
     """An axis of mixed values is text in the table."""
-    return bool(value == wanted) or (isinstance(value, str) and value == str(wanted))
+    return bool(value == expected) or (isinstance(value, str) and value == str(expected))
 
 
 # What to read first --------------------------------------------------------------------------------------------------
@@ -245,42 +245,34 @@ def _same(value: Any, wanted: Any) -> bool:
 
 def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
     """The best mean of each quantity for each model: models do not compete, a small one is always faster."""
-    found: list[Best] = []
+    results: list[Best] = []
     for column in columns:
-        of = quantity(column)
-        if of is None or of.better is None or column not in points:
+        shown = labelled_column(column)
+        if shown is None or shown.better is None or column not in points:
             continue
         measured = points[points[column].notna()]
         for _, of_model in measured.groupby("model", sort=False, dropna=False):
-            place = int(of_model[column].argmax() if of.better == "higher" else of_model[column].argmin())
+            place = int(of_model[column].argmax() if shown.better == "higher" else of_model[column].argmin())
             point = of_model.iloc[place]
-            found.append(Best(of, estimate(point, column), point))
-    return found
+            results.append(Best(shown, estimate(point, column), point))
+    return results
 
 
 def write_summary(run: Run, points: pd.DataFrame) -> None:
-    """Write summary.csv: the points, and below them those of which no trial has run yet."""
-    whole = pd.concat([points, _not_run(run)], ignore_index=True)
-    run_files.write_whole(run.paths, run.paths.summary, whole.to_csv(index=False))
+    """Write summary.csv."""
+    run_files.write_whole(run.paths, run.paths.summary, points.to_csv(index=False))
 
 
-def _not_run(run: Run) -> pd.DataFrame:
-    """The planned points of which no trial has a row, with n = 0. Of a complete run the long plan is not read."""
-    if planned_trials(run) == len(run.trials):
-        return pd.DataFrame()
-    keys = key_columns(run)
-    known = set(run.trials["trial_id"])
+def _not_run(run: Run, keys: list[str]) -> pd.DataFrame:
+    """The planned trials without a row. Of a complete run the long plan is not read."""
+    plan = run_files.read_plan(run.paths.plan) if planned_trials(run) > len(run.trials) else []
+    measured = set(run.trials["trial_id"])
     deployments: dict[str, dict[str, Any]] = {}
-    planned: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
-    for entry in run_files.read_plan(run.paths.plan):
+    trials = []
+    for entry in plan:
         if entry["kind"] == "deployment":
             deployments[entry["deployment_id"]] = {key: entry[key] for key in ("backend", "model")}
-        elif entry["kind"] == "trial":
-            told = {**entry["coordinates"], **entry, **deployments[entry["deployment_id"]]}
-            values = {key: told.get(key) for key in keys}
-            planned.setdefault(tuple(map(str, values.values())), (values, []))[1].append(entry["trial_id"])
-    return pd.DataFrame(
-        {**values, "n": 0, "not_ok": 0, "planned": len(trials), "outcomes": f"{NOT_RUN} {len(trials)}", "requests": 0}
-        for values, trials in planned.values()
-        if known.isdisjoint(trials)
-    )
+        elif entry["kind"] == "trial" and entry["trial_id"] not in measured:
+            values = {**entry["coordinates"], **entry, **deployments[entry["deployment_id"]]}
+            trials.append({**{key: values.get(key) for key in keys}, "outcome": NOT_RUN})
+    return pd.DataFrame(trials, columns=[*keys, "outcome"]).astype(run.trials.dtypes[keys].to_dict())

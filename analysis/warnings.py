@@ -28,7 +28,7 @@ WIDE = 0.10  # half an interval over its mean
 UNEQUAL = 1.1  # most over fewest tokens in an answer
 MOST_NAMED = 3  # points in a sentence
 AGREEMENT = ("agreement",)
-MEMORY = ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes")
+MEMORY_COLUMNS = ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes")
 CHECKS: list[Check] = []
 
 
@@ -230,24 +230,7 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
 
 
-@register(
-    CHECKS,
-    Severity.INFO,
-    "Random weights have wide margins between tokens, so agreement tells a wrong engine from a right one, not what a"
-    " quantization costs. Real weights (model=hub, model=path) do.",
-    AGREEMENT,
-)
-def agreement_of_random_weights(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Agreement was measured for a quantized model with random weights."""
-    facts = run.ok["engine_facts"].dropna().unique()
-    quantized = sum(bool(json.loads(text).get("quantization")) for text in facts)
-    configs = run.ok.drop_duplicates("model")["config"].dropna()
-    random = len(configs) > 0 and all("architecture" in json.loads(text).get("model", {}) for text in configs)
-    if quantized and random and run.ok["agreement"].notna().any():
-        yield Evidence(quantized, "agreement of quantized random weights")
-
-
-@register(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY)
+@register(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY_COLUMNS)
 def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The memory figures of some engines are of another kind than those of others."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])

@@ -1,4 +1,4 @@
-"""What a backend is: how one kind of engine is installed, launched, health-checked and read. Data and a few sentences.
+"""A backend: how one kind of engine is installed, launched, health-checked and read. Data and a few sentences.
 
 A concrete backend is one file here and one YAML under conf/backend, whose `_target_` names the class and whose other
 keys are its fields. Parsing has no effects; what runs the process is `server`.
@@ -81,7 +81,7 @@ class EnvironmentChoice(BaseModel):
 
 @dataclass(frozen=True)
 class Host:
-    """What a node has, as far as a backend needs to know to say that it cannot run there."""
+    """The facts of a node by which a backend decides that it cannot run there."""
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
@@ -186,7 +186,7 @@ class Backend(BaseModel):
     @field_validator("headers", "environ")
     @classmethod
     def _no_secrets(cls, named: dict[str, str]) -> dict[str, str]:
-        """What is configured is written into every result."""
+        """Refuse secrets: configuration is written into every result."""
         for name in named:
             if SECRET_NAME.search(name.replace("-", "_")):
                 raise ValueError(
@@ -208,7 +208,7 @@ class Backend(BaseModel):
 
     @property
     def launches(self) -> bool:
-        """Whether the engine is launched here; False where a running endpoint is attached to."""
+        """True if the engine is launched here, False if a running endpoint is attached."""
         return self.url is None
 
     def check(self) -> None:
@@ -242,7 +242,7 @@ class Backend(BaseModel):
         return None
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """What the engine loads, made of a model folder in Hugging Face layout: the folder itself, or a conversion.
+        """The weights to load for a model folder in Hugging Face layout: the folder itself, or a conversion.
 
         A conversion is made once per node, cached by content under `cache_dir`; `python` is the interpreter of the
         engine's environment. Raises ValueError or OSError, in one line, if it cannot be made.
@@ -250,11 +250,11 @@ class Backend(BaseModel):
         return model
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        """What a result must cite besides version and command line, e.g. whether the prefix cache is on."""
+        """Facts that a result must cite besides version and command line, e.g. whether the prefix cache is on."""
         return {}
 
     def ran_out_of_memory(self, log: str) -> bool:
-        """Whether the engine's log says so."""
+        """Return whether the engine's log reports running out of memory."""
         return any(re.search(pattern, log, re.IGNORECASE) for pattern in self.oom_patterns)
 
     def failure_line(self, log: str) -> str:
@@ -281,7 +281,7 @@ class Backend(BaseModel):
 
 
 def _host_sources(library: str) -> list[Path]:
-    """What runs in the engine's process of ours: the host, the library's file, and whatever of ours these import."""
+    """Our sources that run in the engine's process: the host, the library's file, and what they import of ours."""
     sources: set[Path] = set()
     pending = ["backends.host.__main__", library]
     while pending:
@@ -316,7 +316,7 @@ class Hosted(Backend):
     )
 
     def digest(self) -> str:
-        """Of the host's own source: it is part of what is measured."""
+        """The digest of the host's source, which is part of the measured system."""
         content = "".join(path.read_text() for path in _host_sources(self.library))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

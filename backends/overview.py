@@ -1,4 +1,4 @@
-"""What each backend of conf/backend supports, as the table of docs/backends.md: read off the code, not kept by hand."""
+"""The table of docs/backends.md: the features of each backend in conf/backend, read from the code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +72,7 @@ def _file(backend: Backend) -> str:
 
 
 def _metric(backend: Backend) -> str:
-    """How full the KV cache is, or how large, or only what the device holds."""
+    """The KV cache's metric: its use, its size, or only the device's memory."""
     if "kv_cache_usage" in backend.metric_names:
         return "usage"
     return "bytes" if "kv_cache_bytes" in backend.metric_names else "memory only"

@@ -143,6 +143,6 @@ class TGI(Backend):
 
 
 def folders(model: Path) -> list[Path]:
-    """What a container must see to read a model folder: itself, and where its links lead (the hub's cache has some)."""
+    """The folders to mount for a model folder: itself, and the targets of its links (the hub's cache has some)."""
     linked = {path.resolve().parent for path in model.iterdir() if path.is_symlink()} if model.is_dir() else set()
     return [model.absolute(), *sorted(linked - {model.resolve()})]

@@ -135,7 +135,7 @@ def _fake_cluster() -> Iterator[Any]:
     with RayCluster(NODES, each=(f"--num-cpus={GPUS}", f"--num-gpus={GPUS}")) as nodes:
         os.environ.update(ENVIRONMENT)
         cluster = Cluster(name="ray", kind="ray", address=nodes.address)
-        ray_environment.prepare(cluster)
+        ray_environment.prepare_ray(cluster)
         from sweep.drive import ray_executor
 
         yield ray_executor, cluster

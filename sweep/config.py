@@ -1,4 +1,4 @@
-"""What a configuration may hold: the settings of a run, and objects built from `_target_` mappings.
+"""The schema of a configuration: the settings of a run, and objects built from `_target_` mappings.
 
 Everything a user typed is checked here, before anything starts. A mistake is a ConfigError: one line with the key, the
 value and what is allowed.
@@ -48,7 +48,7 @@ class Halted(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line; its type if it says nothing, as some of Ray's do."""
+    """The first line of an error's message; its type if it has none, as some of Ray's do."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -59,7 +59,7 @@ class Strict(BaseModel):
 
 
 class Hardware(Strict):
-    """What a deployment is placed on and what an hour of it costs."""
+    """The hardware that a deployment is placed on, and its price per hour."""
 
     name: str
     platform: Literal["cpu", "cuda"]
@@ -77,7 +77,7 @@ class FoundHardware(Hardware):
     assumed: ClassVar[bool] = True
 
 
-class Simulated(Strict):
+class SimulatedNodes(Strict):
     """A cluster that is not there, for the question how long a plan would take on it."""
 
     nodes: PositiveInt
@@ -107,11 +107,11 @@ class Cluster(Strict):
     )  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
     node_types: tuple[NodeType, ...] | None = None  # that an autoscaler can start; None: as Ray's launcher's file says
     wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
-    simulate: Simulated | None = None  # with dry_run=true: how long on that cluster
+    simulate: SimulatedNodes | None = None  # with dry_run=true: how long on that cluster
 
 
 class Tracking(Strict):
-    """Whether and where trials are tracked besides the files in `out`."""
+    """The tracker of trials besides the files in `out`, if any."""
 
     name: str
     kind: Literal["none", "wandb"]
@@ -277,7 +277,7 @@ def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
 
 
 def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] = ()) -> str:
-    """What is allowed, for an error message, after the name among it (and `also`) that is nearest to a mistaken one."""
+    """The allowed names for an error message, after the one (also among `also`) nearest to a mistaken name."""
     names = sorted(str(name) for name in allowed)
     name = nearest(value, [*names, *also])
     return (f"did you mean {name}? " if name else "") + f"allowed: {', '.join(names)}"

@@ -10,10 +10,10 @@ from typing import Any
 LADDER = "ladder"  # the axis whose value is the name of a ladder's step
 PARENT = "ladder_parent"  # the step that it stands on: said by the ladder itself
 
-Settings = Mapping[str, Any]  # dotted key -> value
+Coordinates = Mapping[str, Any]  # dotted key -> value
 
 
-def labels(names: Sequence[str], settings: Sequence[Settings]) -> list[str]:
+def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
     """Each name with those of its settings in which items of that name differ, e.g. `vllm tiny-llama max-num-seqs=2`.
 
     A ladder's step stands for the settings that it changes.
@@ -32,13 +32,13 @@ def labels(names: Sequence[str], settings: Sequence[Settings]) -> list[str]:
     return texts
 
 
-def varying(settings: Sequence[Settings]) -> list[str]:
+def varying(settings: Sequence[Coordinates]) -> list[str]:
     """The keys whose values differ, in the order in which they appear; a key that only some have differs too."""
     keys = dict.fromkeys(key for mapping in settings for key in mapping if key != PARENT)
     return [key for key in keys if len({repr(mapping.get(key)) for mapping in settings}) > 1]
 
 
-def described(settings: Settings, keys: Sequence[str]) -> list[str]:
+def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
     """`name=value` for each key that is set; a ladder's step is its name alone."""
     shared = Counter(map(short, keys))
     return [
@@ -53,7 +53,7 @@ def short(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _varies_within_a_step(settings: Sequence[Settings], key: str) -> bool:
+def _varies_within_a_step(settings: Sequence[Coordinates], key: str) -> bool:
     values: dict[Any, set[str]] = defaultdict(set)
     for mapping in settings:
         values[mapping.get(LADDER)].add(repr(mapping.get(key)))

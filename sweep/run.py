@@ -84,7 +84,7 @@ def _run_locked(
     if mirror is not None:
         mirror.fetch_trials()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
-    _report(plan.settings, paths, console, rebuild=changed or _is_stale(paths))
+    _print_report(plan.settings, paths, console, rebuild=changed or _is_stale(paths))
     remedy = "run the same command again to continue"
     if result.interrupted:
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
@@ -123,7 +123,7 @@ def _is_stale(paths: RunPaths) -> bool:
     return not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
 
 
-def _report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool) -> None:
+def _print_report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool) -> None:
     """Print the summary of the results on disk; rebuild tables, figures and report if they changed."""
     import analysis
 

@@ -1,7 +1,7 @@
 """Counts and durations as people read them."""
 
 
-def duration(seconds: float | None) -> str:
+def duration_text(seconds: float | None) -> str:
     """`95 s`, `12 min`, `3 h 20 min`; `unknown` for None."""
     if seconds is None:
         return "unknown"
@@ -13,7 +13,7 @@ def duration(seconds: float | None) -> str:
 
 def time_left(seconds: float | None) -> str:
     """`12 min left`, or that it is not known."""
-    return "time left unknown" if seconds is None else f"{duration(seconds)} left"
+    return "time left unknown" if seconds is None else f"{duration_text(seconds)} left"
 
 
 def count(number: int, noun: str) -> str:

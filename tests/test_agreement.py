@@ -79,6 +79,7 @@ def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: obj
     """As much of a TrialRun as agreement looks at."""
     model = SimpleNamespace(
         name="tiny",
+        comparable=True,
         tokenizer=None,
         digest=lambda *cache: "abc",
         load_tokenizer=lambda cache: tokenizer,
@@ -233,7 +234,7 @@ def test_a_reference_is_made_once(monkeypatch, tmp_path, tokenizer):
 
 def test_secrets_do_not_go_to_the_process_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
-    assert "hf_secret_value" not in agreement._environ(launch(tmp_path)).values()
+    assert "hf_secret_value" not in agreement._reference_environ(launch(tmp_path)).values()
 
 
 @pytest.mark.engine

@@ -16,7 +16,7 @@ from analysis.load import open_run
 from analysis.plotting import curves, plots
 from analysis.plotting.fitting import fits
 from analysis.plotting.layout import MOST_LINES, arrange
-from analysis.quantities import number, quantity
+from analysis.quantities import labelled_column, number
 from analysis.summary import summarise
 from sweep.__main__ import main
 from sweep.disk import run_files
@@ -146,7 +146,7 @@ def test_welch_agrees_with_scipy() -> None:
     ],
 )
 def test_units_are_on_the_label_only(column: str, axis: str, value: float, shown: str) -> None:
-    of = quantity(column)
+    of = labelled_column(column)
     assert of is not None
     assert (of.axis, of.shown(value)) == (axis, shown)
 
@@ -155,7 +155,7 @@ def test_what_is_no_measurement_has_no_unit() -> None:
     assert [
         name
         for name in run_files.trial_schema((50, 90, 99))
-        if name.startswith(("trial", "batch_size", "seed")) and quantity(name)
+        if name.startswith(("trial", "batch_size", "seed")) and labelled_column(name)
     ] == []
     assert (number(math.nan), number(0), number(0.01234), number(12345.6)) == ("—", "0", "0.0123", "12,346")
 

@@ -62,7 +62,7 @@ def put(url):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(object_store, "LOCK_TIMEOUT", 3.0)
-    monkeypatch.setattr(object_store, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(object_store, "LOCK_HEARTBEAT", 0.5)
     monkeypatch.setattr(object_store, "LOCK_POLL", 0.1)
     monkeypatch.setattr(object_store, "LEDGER_POLL", 0.1)
 

@@ -73,7 +73,7 @@ def test_seeds_are_shown_where_they_fit(tmp_path):
 
 
 def test_a_large_plan_is_shown_by_deployment(ledger):
-    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.MOST_LISTED)], "no GPU"))
+    text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.MOST_TRIALS_LISTED)], "no GPU"))
     assert "ffffffffffff  ffffffffffff tiny: 200 trials, unavailable" in text
     assert "replicate" not in text
 
@@ -103,7 +103,7 @@ def test_what_cannot_run_here_is_not_to_run(ledger):
 def test_requests_that_end_before_the_duration_are_told(requests, duration, expected):
     load = Poisson(name="poisson", rate=50, duration=duration)
     trial = SimpleNamespace(load=load, num_requests=requests, seed=1, replicate=0)
-    text = " ".join(show.few_requests(SimpleNamespace(trials=[trial, trial])))
+    text = " ".join(show.few_requests_note(SimpleNamespace(trials=[trial, trial])))
     assert all(part in text for part in expected)
     assert bool(text) is bool(expected)
     assert text.count("to fill the time") == bool(expected), "once for all replicates and backends"

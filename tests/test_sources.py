@@ -60,7 +60,7 @@ def folder(tmp_path) -> Path:
 
 def build(source, folder, told=None, **environ) -> None:
     log = folder.with_suffix(".log")
-    sources.build(source, folder, {**os.environ, **environ}, log, (told if told is not None else []).append)
+    sources.build_program(source, folder, {**os.environ, **environ}, log, (told if told is not None else []).append)
 
 
 def test_targets_are_in_the_environment_and_nothing_else_is_left(folder, tmp_path):

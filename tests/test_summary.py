@@ -1,6 +1,7 @@
 """The points of a run: means, intervals, ratios, and the best."""
 
 import math
+import re
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from analysis.load import open_run
 from analysis.results import open_results
 from analysis.summary import baseline_points, best, estimate, summarise
 from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
 from tests.results import printed, run_of, trial, warnings_of
 from tests.test_plan import planned
 
@@ -168,3 +170,26 @@ def test_planned_trials_that_have_not_run_are_told(tmp_path: Path) -> None:
     experiment, _, first, *others = planned().entries("python -m sweep")
     assert experiment["trials"] == len(others) + 1
     assert {"batch_size", "concurrency", "rate", "coordinates", "workload", "load", "trial_id"} <= set(first)
+
+
+def test_points_without_a_result_are_rows_and_axes_stay_that_only_one_value_has_a_result_of(tmp_path: Path) -> None:
+    """An interrupted run: one of three batch sizes has a result, one failed, and one has not run."""
+    axis = "backend.flags.max-num-seqs"
+    rows = [trial("a", 1, 0, 10.0, **{axis: 16}), trial("a", 1, 0, None, **{axis: 64}, outcome="oom_load")]
+    run_of(tmp_path, rows)
+    entries = [
+        {"kind": "experiment", "name": "night", "axes": [axis], "trials": 3, "replicates": 1},
+        {"kind": "deployment", "deployment_id": "d9", "backend": "a", "model": "m"},
+        {"kind": "trial", "trial_id": "t9", "deployment_id": "d9", "workload": "qa", "load": "batch", "batch_size": 1}
+        | {"coordinates": {axis: 256}},
+    ]
+    run_files.write_plan(RunPaths(tmp_path), entries)
+    text = printed(open_run(tmp_path), 160)
+    table = text.partition("best")[0]
+    assert re.search(r"^ a +16 .*10\.0", table, re.MULTILINE)
+    assert re.search(r"^ a +64 .*oom_load", table, re.MULTILINE)
+    assert re.search(r"^ a +256 .*not run", table, re.MULTILINE)
+    analysis.write_all(open_results(tmp_path))
+    html = (tmp_path / "report.html").read_text()
+    assert "oom_load 1" in html
+    assert "not run 1" in html

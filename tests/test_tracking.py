@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from analysis.tracking import process
-from analysis.tracking.tracker import Tracker, described, run_name
+from analysis.tracking.tracker import Tracker, run_name, wandb_run
 from sweep.config import Tracking
 from sweep.records import Sample
 
@@ -145,7 +145,7 @@ def test_a_login_is_looked_for_where_wandb_keeps_it(tmp_path: Path, monkeypatch:
 
 def test_axes_are_config_to_group_by_and_tell_names_apart() -> None:
     axes = {"load.batch_size": 8, "ladder": "b", "ladder_parent": "a", "backend.flags.max-num-seqs": 64}
-    run = described({**ROW, **axes, "backend.dtype": None})
+    run = wandb_run({**ROW, **axes, "backend.dtype": None})
     assert run["name"] == "vllm m qa batch 8 b max-num-seqs=64 r0"
     assert run["config"]["ladder"] == "b"
     assert run["config"]["backend_flags_max_num_seqs"] == 64
@@ -161,7 +161,7 @@ def test_a_long_name_is_cut_and_still_one_of_its_own() -> None:
 
 
 def test_latencies_by_the_engines_own_stamps_are_not_tracked() -> None:
-    summary = described({**ROW, "client_stamp_source": "engine", "goodput": 1.0})["summary"]
+    summary = wandb_run({**ROW, "client_stamp_source": "engine", "goodput": 1.0})["summary"]
     assert set(summary) == {"outcome", "output_throughput", "client_stamp_source"}
 
 

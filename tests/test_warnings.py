@@ -1,7 +1,6 @@
 """Warnings about results: what raises each and what does not, and where they are found."""
 
 import html
-import json
 from pathlib import Path
 from typing import Any
 
@@ -154,18 +153,6 @@ def test_a_batch_of_one_has_no_form(tmp_path: Path) -> None:
     message = warnings_of(run_of(tmp_path, rows("streams")))["different-batch-forms"]
     assert "one call with a list of prompts (a) or simultaneous requests (b)" in message
     assert "a, qa, batch size 8; b, qa, batch size 8" in message
-
-
-def test_agreement_of_random_weights_prices_no_quantization(tmp_path: Path) -> None:
-    def codes(model: dict[str, Any], quantization: str | None) -> set[str]:
-        facts = {"engine_facts": json.dumps({"quantization": quantization}), "agreement": 1.0}
-        return set(
-            warnings_of(run_of(tmp_path, [trial("a", 8, 0, 10.0, **facts, config=json.dumps({"model": model}))]))
-        )
-
-    assert "agreement-of-random-weights" in codes({"architecture": {}}, "gptq")
-    assert "agreement-of-random-weights" not in codes({"architecture": {}}, None)
-    assert "agreement-of-random-weights" not in codes({"repo": "org/m"}, "gptq")
 
 
 def test_unknown_agreement_is_flagged_beside_known(tmp_path: Path) -> None:

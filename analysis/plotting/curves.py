@@ -18,8 +18,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from analysis.load import Run
 from analysis.plotting.layout import Layout
 from analysis.plotting.plots import LETTER, MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, panels
-from analysis.quantities import LabelledColumn, quantity
+from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import FloatArray
+from sweep.numbers.quantity import columns
 
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
 BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
@@ -32,7 +33,7 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
 
     `also` is another column of the same unit, drawn dashed (hollow).
     """
-    shown, points = quantity(column), layout.points
+    shown, points = labelled_column(column), layout.points
     if shown is None or column not in points or not points[column].notna().any():
         return None
     also = also if also in points else None
@@ -183,7 +184,8 @@ def _with_results(layout: Layout, shown: LabelledColumn) -> list[str]:
 
 
 def _difference(how: str, shown: LabelledColumn, also: str) -> str:
-    return f"{how}: {also.rpartition('_')[2]} (else {shown.column.rpartition('_')[2]})"
+    statistics = columns()
+    return f"{how}: {statistics[also].name} (else {statistics[shown.column].name})"
 
 
 def _points_of(layout: Layout, panel: str) -> pd.DataFrame:

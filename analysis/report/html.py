@@ -86,7 +86,7 @@ def _shown(results: RunResults) -> dict[str, Any]:
 
 
 def _reading(results: RunResults) -> dict[str, Any]:
-    """What the notes below figures and tables and the definitions depend on."""
+    """The variables of the notes below figures and tables and of the definitions."""
     run, counts = results.run, results.points["n"]
     replicates = len(results.layout.visible(run.ok))
     reasons = run.ok["steady_method"].dropna().mode()

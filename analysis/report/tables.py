@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.plotting.layout import Layout
-from analysis.quantities import number, quantity, setting
+from analysis.quantities import labelled_column, number, setting
 from analysis.report.terminal import shown_columns, times, with_interval
 from analysis.results import RunResults
 from analysis.summary import HEADLINE, STEADY, estimate
@@ -40,8 +40,10 @@ Cells = Callable[["pd.Series[Any]"], Iterable[Cell]]
 
 
 def results_tables(results: RunResults, tails: dict[Hashable, Quantile]) -> list[Table]:
-    """A table for each panel, of its points with a result; `tails` are the intervals of TTFT p99 over requests."""
-    layout, points = results.layout, results.points[results.points["n"] > 0]
+    """A table for each panel, of its points; `tails` are the intervals of TTFT p99 over requests."""
+    layout, points = results.layout, results.points
+    if not points["n"].any():
+        return []
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
     columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
@@ -52,7 +54,7 @@ def results_tables(results: RunResults, tails: dict[Hashable, Quantile]) -> list
         general = [warning for warning in warnings if not warning.kind.quantities]
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
-            *(Cell(str(point["n"])), Cell(f"{point['requests']:,.0f}")),
+            *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
             *(_measured(point, name, best[name], warnings, tails.get(point.name)) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
@@ -78,13 +80,13 @@ def _measured(
 
 
 def _best(values: "pd.Series[Any]") -> Any:
-    labelled = quantity(str(values.name))
+    labelled = labelled_column(str(values.name))
     better = labelled and labelled.better
     return {"higher": values.max(), "lower": values.min()}.get(str(better))
 
 
 def _shown(name: str, value: float) -> str:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return labelled.shown(value) if labelled else number(value)
 
 
@@ -138,12 +140,12 @@ def _texts(*headings: str) -> list[Heading]:
 
 
 def _column(name: str) -> Heading:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return Heading(labelled.short, labelled.unit) if labelled else Heading(name)
 
 
 def _ratio_column(name: str, unit: str) -> Heading:
-    labelled = quantity(name)
+    labelled = labelled_column(name)
     return Heading(labelled.short if labelled else name, unit)
 
 

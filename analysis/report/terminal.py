@@ -14,7 +14,7 @@ from rich.text import Text
 from analysis.failures import Losses
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
-from analysis.quantities import LabelledColumn, number, quantity, setting
+from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
 from analysis.stats import Estimate
 from analysis.summary import HEADLINE, best, estimate
@@ -28,7 +28,7 @@ RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
 GAP = 2  # characters between columns
 FEW_POINTS = 20  # up to which all metrics are shown, one table under the other
-LARGEST_TABLE = 40  # points: the rest is in summary.csv
+MOST_POINTS = 40  # points: the rest is in summary.csv
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 
 
@@ -95,7 +95,7 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     Metrics that the width has no room for follow in a table of their own, or if there are many points, by their name
     alone; those of a batch are always shown.
     """
-    points = layout.points[layout.points["n"] > 0].head(LARGEST_TABLE)
+    points = layout.points.head(MOST_POINTS)
     columns = shown_columns(points)
     needed = sum(column in BATCH_COLUMNS for column in columns) if _is_lockstep(points) else 1
     metrics = [_metric(points, column) for column in columns]
@@ -117,7 +117,7 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     if metrics:
         names = ", ".join(column.heading.replace("\n", " ") for column in metrics)
         yield Text(f"in report.html, or a wider terminal: {names}", style="dim")
-    left_out = int((layout.points["n"] > 0).sum()) - len(points)
+    left_out = len(layout.points) - len(points)
     if left_out:
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
@@ -137,10 +137,11 @@ def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[
     if layout.x:
         heading = layout.x_label.lower().replace(" ", "\n", 1)
         numbers.append(Column(heading, [setting(value) for value in points[layout.x]]))
-    if points["n"].nunique() > 1:
+    counts = points.loc[points["n"] > 0, "n"]
+    if counts.nunique() > 1:
         numbers.append(Column("n", [str(n) for n in points["n"]]))
     else:
-        common.append(f"{points['n'].iloc[0]} replicates" if points["n"].iloc[0] > 1 else "one replicate")
+        common.append(f"{counts.iloc[0]} replicates" if counts.iloc[0] > 1 else "one replicate")
     return texts, numbers, ", ".join(common)
 
 
@@ -163,13 +164,15 @@ def _metric(points: pd.DataFrame, column: str) -> Column:
 
 
 def _label(column: str) -> LabelledColumn:
-    label = quantity(column)
+    label = labelled_column(column)
     assert label is not None
     return label
 
 
 def _cell(point: "pd.Series[Any]", column: str) -> str:
-    """Throughput with its interval, since that is what is compared; others by their mean."""
+    """Throughput with its interval, since that is what is compared, or why there is none; others by their mean."""
+    if column == "output_throughput" and not point["n"]:
+        return str(point["outcomes"]).split(",")[0].rpartition(" ")[0]
     shown = _label(column).shown(point[column])
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
 
@@ -183,7 +186,7 @@ def with_interval(mean: Estimate, shown: str) -> str:
 
 
 def times(ratio: float) -> str:
-    """How many times the baseline; an em dash if it was not compared."""
+    """A ratio to the baseline as text; an em dash if there is none."""
     return "—" if math.isnan(ratio) else f"{number(ratio)}×"
 
 
@@ -218,12 +221,12 @@ def _fits(fits: list[Fit]) -> Iterator[Text | str]:
     if fits:
         yield ""
         yield Text("largest that fitted in memory:", style="bold")
-    for fit in fits[:LARGEST_TABLE]:
+    for fit in fits[:MOST_POINTS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
         yield line.append(f" ({fit.detail})", style="dim")
-    if len(fits) > LARGEST_TABLE:
-        yield Text(f"  and {len(fits) - LARGEST_TABLE:,} more: see report.html")
+    if len(fits) > MOST_POINTS:
+        yield Text(f"  and {len(fits) - MOST_POINTS:,} more: see report.html")
 
 
 def _failures(lost: Losses) -> Iterator[Text]:

@@ -59,7 +59,7 @@ class Tracker:
         try:
             if self._process is None:
                 self._start()
-            self._messages.put(json.dumps({"run": described(row), "telemetry": list(telemetry)}, default=str))
+            self._messages.put(json.dumps({"run": wandb_run(row), "telemetry": list(telemetry)}, default=str))
         except (OSError, TypeError, ValueError) as error:
             self._warn(f"{type(error).__name__}: {error}")
 
@@ -121,7 +121,7 @@ class Tracker:
 # What wandb is told of a trial ----------------------------------------------------------------------------------------
 
 
-def described(row: Mapping[str, Any]) -> dict[str, Any]:
+def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
     """A trials row as a W&B run: what was run as its config, what came of it as its summary."""
     percentiles = trial_row.percentiles_of([row])
     asked, schema = trial_row.asked_columns(), trial_row.schema(percentiles)

@@ -20,7 +20,7 @@ from backends.prepare.build_once import build_once
 from sweep.whole_file import write_whole
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
-FORMAT = 1  # part of every digest: raise it when the same input comes to other weights
+CHECKPOINT_FORMAT = 1  # part of every digest: raise it when the same input comes to other weights
 NOTE = "conversion.json"
 # The files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
 DESCRIPTION = (
@@ -58,7 +58,12 @@ def converted(
     """
     if not (model / "config.json").is_file():
         raise ConversionFailed(f"{model} has no config.json: only a folder in Hugging Face layout can be converted")
-    content = {"model": digest(model, cache_dir), "kind": kind, "parameters": dict(parameters), "format": FORMAT}
+    content = {
+        "model": digest(model, cache_dir),
+        "kind": kind,
+        "parameters": dict(parameters),
+        "format": CHECKPOINT_FORMAT,
+    }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser().absolute() / "converted" / f"{kind}-{key}"
 

@@ -30,7 +30,7 @@ from backends.prepare.build_once import build_once
 from sweep.config import did_you_mean, validate
 from sweep.options import ConfigPath
 
-FORMAT = 1  # part of every key: raise it when environments must be built anew
+ENVIRONMENT_FORMAT = 1  # part of every key: raise it when environments must be built anew
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
 
 
@@ -75,7 +75,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
     content = spec.model_dump(mode="json", exclude=None if spec.source else {"source"}) | {
         "python_version": spec.python_version or ".".join(map(str, sys.version_info[:2])),
         "platform": f"{platform.system()}-{platform.machine()}",
-        "format": FORMAT,
+        "format": ENVIRONMENT_FORMAT,
     }
     for name in filter(None, (spec.python, spec.binary)):  # the user may replace it under the same name
         path = shutil.which(name)
@@ -194,7 +194,9 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     uv("pip", "sync", *at, "--compile-bytecode", str(lock), **more)
     versions = installed(str(folder / "bin" / "python"))
     if spec.source:
-        sources.build(spec.source, folder, _environ({}), log, lambda text: progress(f"environment {spec.name}: {text}"))
+        sources.build_program(
+            spec.source, folder, _environ({}), log, lambda text: progress(f"environment {spec.name}: {text}")
+        )
         versions["source"] = spec.source.sdist
     progress(f"environment {spec.name}: ready, {len(versions)} distributions")
     return versions

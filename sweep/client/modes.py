@@ -111,7 +111,7 @@ class ClosedLoop(Mode):
 
     def split(self, part: int, parts: int) -> Self:
         offsets = None if self.offsets is None else self.offsets[part::parts]
-        return replace(self, concurrency=_share(self.concurrency, part, parts), offsets=offsets)
+        return replace(self, concurrency=_part_of(self.concurrency, part, parts), offsets=offsets)
 
     def without_client(self) -> dict[str, Any]:
         if any(self.think or ()) or any(self.offsets or ()):
@@ -151,7 +151,7 @@ class OpenLoop(Mode):
         return self.arrivals[-1] if self.arrivals else None
 
     def split(self, part: int, parts: int) -> Self:
-        return self if self.cap is None else replace(self, cap=_share(self.cap, part, parts))
+        return self if self.cap is None else replace(self, cap=_part_of(self.cap, part, parts))
 
     def without_client(self) -> dict[str, Any]:
         return {"arrivals": list(self.arrivals), "most_in_flight": self.cap, "duration": self.duration}
@@ -169,5 +169,5 @@ class OpenLoop(Mode):
             sender.at(sender.start + int((rounds * self.arrivals[-1] + self.arrivals[position]) * 1e9), index)
 
 
-def _share(number: int, part: int, parts: int) -> int:
+def _part_of(number: int, part: int, parts: int) -> int:
     return len(range(part, number, parts))

@@ -63,7 +63,7 @@ class MeasuringProcess:
             await self._send_phase(pool, 0, warmup, time.monotonic_ns())
         gc.collect()
         gc.freeze()  # what is there now stays: no need to look at it again during the measurement
-        _report(event="ready")
+        _send_message(event="ready")
         start = await self.go
         warm, steps = replace(self.counters), self.stamps.steps
         del self.lags[:]
@@ -74,7 +74,7 @@ class MeasuringProcess:
         cpu, wall = time.process_time() - cpu, time.monotonic() - max(began, start / 1e9)
         self.results.close()
         (self.job.folder / f"lags.{self.job.part}").write_bytes(self.lags.tobytes())
-        _report(
+        _send_message(
             event="done",
             cpu_seconds=cpu,
             wall_seconds=wall,
@@ -152,7 +152,7 @@ def _peak_memory() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def _report(**message: object) -> None:
+def _send_message(**message: object) -> None:
     data = json.dumps(message).encode() + b"\n"
     try:
         while data:

@@ -23,7 +23,7 @@ from sweep.config import ConfigError
 from sweep.disk.run_files import RunPaths
 from sweep.records import Outcome
 
-Row = dict[str, Any]
+LedgerRow = dict[str, Any]
 
 
 class Ledger:
@@ -31,7 +31,7 @@ class Ledger:
 
     def __init__(self, path: Path, write: bool = True) -> None:
         """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder."""
-        self.rows: dict[str, Row] = {}  # without nulls
+        self.rows: dict[str, LedgerRow] = {}  # without nulls
         self._shared: dict[str, str] = {}  # strings that many rows have in common, stored once
         self.attempts: dict[str, int] = {}
         self.run = ""  # this folder's unique name, used in the markers of its engines
@@ -73,7 +73,7 @@ class Ledger:
         """Record the end of an attempt: `done`, or the loss that ended it."""
         self._append({"event": "attempt_end", "deployment_id": deployment_id, "attempt": attempt, "end": end})
 
-    def commit(self, row: Row) -> None:
+    def commit(self, row: LedgerRow) -> None:
         """Make a trial's row durable: it is the trial's result from now on."""
         self._append({"event": "trial", "row": row})
         self.damaged.discard(row["trial_id"])
@@ -117,7 +117,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                     continue  # cut short by a crash; the next run ended the line
 
 
-def _damaged(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
+def _damaged(paths: RunPaths, rows: Iterable[LedgerRow]) -> set[str]:
     """Trials whose requests.parquet exists but is truncated; checked in parallel, since shared disks are slow."""
     with_data = [row for row in rows if Outcome(row["outcome"]).done]
     files = [paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests for row in with_data]

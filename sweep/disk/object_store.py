@@ -34,7 +34,7 @@ from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 
 SCHEMES = ("s3", "gs", "gcs")
-HEARTBEAT = 5.0  # s between heartbeats in the lock
+LOCK_HEARTBEAT = 5.0  # s between heartbeats in the lock
 LOCK_TIMEOUT = 20.0  # s without a heartbeat after which the holder of a lock is considered dead
 LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just written counts as ours
 LEDGER_POLL = 1.0  # s between reads of the ledger
@@ -172,7 +172,7 @@ class Lock:
         self.thread.start()
 
     def _keep(self, taken: Callable[[], None]) -> None:
-        while not self.ended.wait(HEARTBEAT):
+        while not self.ended.wait(LOCK_HEARTBEAT):
             try:
                 if not self.ours():
                     taken()

@@ -18,7 +18,7 @@ from sweep.records import Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What was asked, of what, where. `load_columns` says how large the load was: one has a value at most."""
+    """The trial's identity. `load_columns` gives the size of the load: at most one of them has a value."""
 
     trial_id: str
     deployment_id: str
@@ -46,7 +46,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFacts:
-    """What an engine that was launched said of itself, and where it ran."""
+    """Facts that a launched engine reports, and where it ran."""
 
     engine_version: str | None
     dtype: str | None
@@ -61,7 +61,7 @@ class EngineFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of the trial."""
+    """The result of the trial."""
 
     outcome: Outcome
     reason: str | None = None
@@ -71,7 +71,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """How it was watched."""
+    """The sources of the observation."""
 
     client_stamp_source: str
     telemetry_sources: str
@@ -101,7 +101,7 @@ class TrialRow:
         return row | warnings | dict(self.axes)
 
 
-ASKED = (Identity, EngineFacts)
+KNOWN_AT_LAUNCH = (Identity, EngineFacts)
 """The parts that say what was run; the others, and what was measured, are what came of it."""
 
 
@@ -114,7 +114,7 @@ def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
 
 def asked_columns() -> set[str]:
     """The columns that say what was run."""
-    return {name for part in ASKED for name in _fields(part)}
+    return {name for part in KNOWN_AT_LAUNCH for name in _fields(part)}
 
 
 def performance_columns(percentiles: Iterable[float]) -> set[str]:

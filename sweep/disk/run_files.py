@@ -1,4 +1,4 @@
-"""What a run leaves on disk and how it gets there: every path, every schema, and files that appear whole.
+"""The files of a run: every path, every schema, and writing them atomically.
 
 A file is written in a hidden staging folder of OUT, under a name that does not end in .parquet, and renamed into place:
 whoever globs the data folders sees it complete or not at all. Seconds and bytes throughout; null where a value is
@@ -378,7 +378,8 @@ def holds(paths: RunPaths, rows: Sequence[Row], axes: Sequence[str] = ()) -> boo
 
     In order, by trial, attempt, outcome and time, and by what a plan may change without measuring anew.
     """
-    names = ["trial_id", "attempt", "outcome", "started_at", "experiment", "price_per_hour", "percentiles", *axes]
+    settings = ("experiment", "price_per_hour", "percentiles", "slo")
+    names = ["trial_id", "attempt", "outcome", "started_at", *settings, *axes]
     try:
         there = read_table(paths.trials)
     except (FileNotFoundError, DamagedFile):

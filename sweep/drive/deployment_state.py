@@ -26,7 +26,7 @@ class Stage(Enum):
 
     @property
     def active(self) -> bool:
-        """Whether an attempt is in flight."""
+        """True while an attempt is in flight."""
         return self in (Stage.SUBMITTED, Stage.RUNNING)
 
 

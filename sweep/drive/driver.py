@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, Self
 
 from sweep.config import Halted
 from sweep.disk import run_files
-from sweep.disk.ledger import Ledger, Row
+from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive import transfer
 from sweep.drive.deployment_state import Action, DeploymentState, Trigger
@@ -25,7 +25,7 @@ from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, read_status_file
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
 from sweep.node.deployment import Completed, End, Event, Files, Finished, Lost, NotStarted, Placed, State, Work
-from sweep.plan.packing import Kind, Need, Node, Packer, infeasible
+from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan
 from sweep.records import Outcome
@@ -50,7 +50,7 @@ class Executor(Protocol):
     def request_capacity(self, needs: Sequence[Need]) -> None: ...
     def submit(self, work: Work, node_id: str) -> None: ...
     def events(self) -> Iterator[tuple[Work, Event | End]]: ...
-    def export_metrics(self, row: Row) -> None: ...
+    def export_metrics(self, row: LedgerRow) -> None: ...
     def drain(self) -> None: ...
     def cancel(self) -> None: ...
 
@@ -83,7 +83,7 @@ class Driver:
         self.states = {deployment.deployment_id: DeploymentState(deployment) for deployment in pending.deployments}
         self.packer = Packer(self.expected.needs)
         self.nodes = NodeHealth()
-        self.unschedulable_since: dict[Kind, float] = {}  # only quarantined nodes fit, or none; monotonic
+        self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
         self.stop = StopControl(deadline_at(plan.settings.deadline, read_status_file(paths)))
         self.status = StatusWriter(paths, display)
 

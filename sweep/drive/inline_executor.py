@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from sweep.config import Halted
-from sweep.disk.ledger import Row
+from sweep.disk.ledger import LedgerRow
 from sweep.node.deployment import Beat, Completed, DiskFull, End, Event, Placed, Work, clear_engines, stream_deployment
 from sweep.plan.packing import Need, Node
 
@@ -45,7 +45,7 @@ class InlineExecutor:
     def request_capacity(self, needs: Sequence[Need]) -> None:
         """Do nothing: no node can be added."""
 
-    def export_metrics(self, row: Row) -> None:
+    def export_metrics(self, row: LedgerRow) -> None:
         """Do nothing: there is no dashboard."""
 
     def submit(self, work: Work, node_id: str) -> None:

@@ -160,7 +160,7 @@ def check_ports(plan: Plan) -> None:
 
 def ray_schedule(cluster: Cluster) -> Any:
     """Return the module that imports Ray, imported only when needed: it takes a second and reads its environment."""
-    ray_environment.prepare(cluster)
+    ray_environment.prepare_ray(cluster)
     from sweep.drive import ray_executor
 
     return ray_executor

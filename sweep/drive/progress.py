@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from sweep.records import Outcome
-from sweep.wording import duration, time_left
+from sweep.wording import duration_text, time_left
 
 
 class Display:
@@ -76,7 +76,7 @@ class Display:
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
         for label, state, since in self.running.values():
-            table.add_row(label, state, duration(time.monotonic() - since))
+            table.add_row(label, state, duration_text(time.monotonic() - since))
         return Group(table, self.bar)
 
 

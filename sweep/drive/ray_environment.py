@@ -21,7 +21,7 @@ ALWAYS = {
 IN_PLACE = {"RAY_raylet_start_wait_time_s": "120"}  # a busy machine needs more than the usual 30
 
 
-def prepare(cluster: Cluster) -> None:
+def prepare_ray(cluster: Cluster) -> None:
     """Set the variables that are not set. Call it before the first import of `ray_executor`."""
     for name, value in (ALWAYS | (IN_PLACE if cluster.kind == "local" else {})).items():
         os.environ.setdefault(name, value)

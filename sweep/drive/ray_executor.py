@@ -43,7 +43,7 @@ from sweep.node.deployment import (
     clear_engines,
     stream_deployment,
 )
-from sweep.plan.packing import Kind, Need, Node
+from sweep.plan.packing import Need, Node, SlotKind
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = 5.0  # s
@@ -128,7 +128,7 @@ def nodes(cluster: Cluster) -> list[Node]:
 
 
 def _matches_label(value: str | None, selector: str) -> bool:
-    """Whether a label's value matches a selector in Ray's syntax: x, !x, in(x,y), !in(x,y)."""
+    """Return whether a label's value matches a selector in Ray's syntax: x, !x, in(x,y), !in(x,y)."""
     positive = selector.removeprefix("!")
     values = positive[3:-1].split(",") if positive.startswith("in(") else [positive]
     return (value in [name.strip() for name in values]) == (positive == selector)
@@ -232,7 +232,7 @@ def _gauges() -> tuple[metrics.Counter, metrics.Gauge]:
 
 
 def _has_room(folder: str) -> bool:
-    """Whether FREE_PROBE_BYTES can be written there; the free space alone would not show a quota."""
+    """Return whether FREE_PROBE_BYTES can be written there; the free space alone would not show a quota."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(FREE_PROBE_BYTES))
@@ -267,7 +267,7 @@ class RayExecutor:
         self.ports: dict[str, int] = {}  # of their raylets
         self.full: set[str] = set()  # ids of those whose own disk is full
         self.autoscaling = False
-        self.placeholders: dict[Kind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
+        self.placeholders: dict[SlotKind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
         self.requested_at = 0.0  # when they were last updated, monotonic
         self.head_seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
         self.home, self.home_alive = "", True  # the node of the driver itself
@@ -366,7 +366,7 @@ class RayExecutor:
             )
 
     def has_nodes_besides(self, node_ids: set[str]) -> bool:
-        """Whether there is a node that is not one of these; those in backoff count too."""
+        """Return whether there is another node than these; nodes in backoff count too."""
         return bool({node.node_id for node in self.nodes} - node_ids - self.full)
 
     def submit(self, work: Work, node_id: str) -> None:
@@ -421,7 +421,7 @@ class RayExecutor:
         return Lost(f"no heartbeat from {node.address} for {silence:.0f} s")
 
     def _is_reachable(self, node: Node) -> bool:
-        """Whether its raylet accepts a connection: Ray itself takes more than a minute to notice that it does not."""
+        """Return whether its raylet accepts a connection: Ray takes more than a minute to notice that it does not."""
         try:
             socket.create_connection((node.address, self.ports[node.node_id]), timeout=CONNECT_TIMEOUT).close()
         except OSError:

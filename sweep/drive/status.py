@@ -22,7 +22,7 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
 from sweep.records import Outcome
-from sweep.wording import count, duration, time_left
+from sweep.wording import count, duration_text, time_left
 
 INTERVAL = 2.0  # s between the driver's reports
 DRIVER_TIMEOUT = 30.0  # s after which a driver on another host counts as dead
@@ -73,7 +73,7 @@ class Status(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether a driver is at work."""
+        """True while a driver is running."""
         if self.driver is None or self.driver["ended"]:
             return False
         if self.driver["host"] == socket.gethostname():
@@ -141,7 +141,7 @@ def render(status: Status) -> list[str]:
     lines.append(_driver(status))
     if status.alive and status.driver:
         lines += [
-            f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} ({duration(entry['since'])})"
+            f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} ({duration_text(entry['since'])})"
             for entry in status.driver["running"]
         ]
     if status.failures:
@@ -158,7 +158,7 @@ def _driver(status: Status) -> str:
         return "never started"
     process = f"process {driver['pid']} on {driver['host']}"
     if not status.alive:
-        age = duration(time.time() - driver["at"])
+        age = duration_text(time.time() - driver["at"])
         end = "ended" if driver["ended"] else "died; run the same command again to continue"
         return f"not running: {process} {end} ({age} ago)"
     stopping = ", stopping" if driver["stopping"] else ""

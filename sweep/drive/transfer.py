@@ -28,7 +28,7 @@ def mark(work: Work) -> None:
 
 
 def shared(work: Work) -> bool:
-    """Whether this node sees the driver's results folder."""
+    """Return whether this node sees the driver's results folder."""
     folder = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)
     try:
         return (folder / MARK).read_text() == work.run

@@ -129,7 +129,7 @@ def _hub() -> HfApi:
 
 
 @lru_cache
-def commit(repo: str, revision: str, cache_dir: Path) -> str:
+def resolve_commit(repo: str, revision: str, cache_dir: Path) -> str:
     """Return the commit of a revision: from the hub; else as it was last time; else the revision itself.
 
     Raises ValueError if the hub has no such repository or revision and never had: one that was renamed or closed since

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -21,8 +22,8 @@ from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
 from sweep.inputs import random_weights
-from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, commit, fetch, ignore
-from sweep.inputs.random_weights import Architecture, Vocabulary
+from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, ignore, resolve_commit
+from sweep.inputs.random_weights import Architecture
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
     TOKENIZER_FILES,
@@ -37,6 +38,7 @@ class Model(BaseModel):
     """The base of all models."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    comparable: ClassVar[bool] = True  # whether an engine's answers can be compared with those of transformers
     launchable: ClassVar[bool] = True  # whether an engine can load it
 
     name: str
@@ -106,7 +108,7 @@ class Model(BaseModel):
     def _tokenizer_commit(self, cache_dir: Path) -> str | None:
         if self.tokenizer is None or Path(self.tokenizer).expanduser().is_dir():
             return None
-        return commit(self.tokenizer, self.tokenizer_revision, cache_dir)
+        return resolve_commit(self.tokenizer, self.tokenizer_revision, cache_dir)
 
     def _tokenizer_digest(self, cache_dir: Path) -> str:
         commit = self._tokenizer_commit(cache_dir)
@@ -135,6 +137,8 @@ class RandomModel(Model):
     `dtype` is also what the weights are stored in (auto: bfloat16).
     """
 
+    comparable: ClassVar[bool] = False  # the best logits lie closer together than rounding moves them
+
     architecture: Architecture
     seed: NonNegativeInt = 0
 
@@ -155,7 +159,7 @@ class RandomModel(Model):
 
     def digest(self, cache_dir: Path) -> str:
         content = {
-            "version": random_weights.VERSION,
+            "version": random_weights.WEIGHTS_VERSION,
             "architecture": self.architecture.model_dump(),
             "seed": self.seed,
             "dtype": self._stored,
@@ -172,7 +176,7 @@ class RandomModel(Model):
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
         folder = cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}"
-        return build_once(folder, lambda partial: self._write(partial, progress), f"model {self.name}", progress)
+        return build_once(folder, lambda path: self._write(path, progress), f"model {self.name}", progress)
 
     def _write(self, folder: Path, progress: Progress) -> None:
         folder.mkdir()
@@ -196,9 +200,9 @@ class RandomModel(Model):
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         generation = {"do_sample": False, **special}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
-        vocabulary = Vocabulary(ordinary_tokens(tokenizer), special["bos_token_id"])
+        make = partial(random_weights.tensor, seed=self.seed, ordinary=ordinary_tokens(tokenizer))
         report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
-        random_weights.write(folder, self.architecture, vocabulary, self.seed, self._stored, report)
+        random_weights.write_weights(folder, self.architecture, make, self._stored, report)
 
 
 class HubModel(Model):
@@ -218,10 +222,10 @@ class HubModel(Model):
 
     def _digest(self, cache_dir: Path) -> str:
         """repo@commit where the hub or its cache on this machine says which commit that is, else repo@revision."""
-        return f"{self.repo}@{commit(self.repo, self.revision, cache_dir)}"
+        return f"{self.repo}@{resolve_commit(self.repo, self.revision, cache_dir)}"
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
-        return {**super()._commits(cache_dir), "revision": commit(self.repo, self.revision, cache_dir)}
+        return {**super()._commits(cache_dir), "revision": resolve_commit(self.repo, self.revision, cache_dir)}
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
         return fetch(self.repo, self.revision, cache_dir, ignore, TOKENIZER_FILES)

@@ -23,7 +23,7 @@ from backends.prepare.build_once import build_once
 from sweep.config import ROOT, cache_directory, content_hash
 from sweep.node.trial import TrialRun
 
-VERSION = 1  # part of the cache's key: raise it when the reference is made in another way
+AGREEMENT_VERSION = 1  # part of the cache's key: raise it when the reference is made in another way
 PROMPTS = (
     "The river rose in the night, and by morning",
     "List three reasons why a measurement may be repeated:",
@@ -59,9 +59,18 @@ def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | 
         return "none: this engine computes no model"
     if not backend.launches:
         return "none: the weights of a running endpoint are not known"
+    if not model.comparable:
+        return "none: on random weights agreement says nothing"
     try:
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
-        content = [VERSION, model.digest(cache), model.tokenizer, PROMPTS, TOKENS, environments.fingerprint(spec)]
+        content = [
+            AGREEMENT_VERSION,
+            model.digest(cache),
+            model.tokenizer,
+            PROMPTS,
+            TOKENS,
+            environments.fingerprint(spec),
+        ]
         path = cache / "agreement" / f"{content_hash(content, 16)}.json"
 
         def compute(partial: Path) -> None:
@@ -89,7 +98,7 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
         "tokens": TOKENS,
     }
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with task.program([python, "-m", "backends.host.reference"], _environ(launch), **pipes) as process:
+    with task.program([python, "-m", "backends.host.reference"], _reference_environ(launch), **pipes) as process:
         answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
     if process.returncode != 0:
         raise ValueError((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
@@ -97,7 +106,7 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
     return {"prompts": prompts, "tokens": reply["tokens"], "ends": reply["ends"], "made_by": reply["reference"]}
 
 
-def _environ(launch: Launch) -> dict[str, str]:
+def _reference_environ(launch: Launch) -> dict[str, str]:
     """Return the environment that an engine would have: without secrets, with the launch's own GPUs and threads."""
     variables = {
         "PYTHONPATH": str(ROOT),

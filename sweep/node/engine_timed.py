@@ -18,7 +18,7 @@ from sweep.client.modes import Mode
 from sweep.client.wire import Target
 from sweep.records import MOST_TOKENS, Record, Records, Request, Timeouts
 
-STOP_POLL = 0.1  # s between two checks whether to stop
+ANSWER_POLL = 0.1  # s between two checks whether to stop
 EXIT_DELAY = 1.0  # s after a broken connection within which the engine's exit is noticed
 
 
@@ -70,7 +70,7 @@ async def _ask(
     """Return the host's answer, or the reason why there is none. Closing the connection stops the host."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(url, json=body))
-        while not (await asyncio.wait([call], timeout=STOP_POLL))[0]:
+        while not (await asyncio.wait([call], timeout=ANSWER_POLL))[0]:
             reason = should_stop()
             if reason is not None:
                 call.cancel()
@@ -79,10 +79,10 @@ async def _ask(
         try:
             answer = call.result()
         except httpx.TransportError as error:
-            for _ in range(round(EXIT_DELAY / STOP_POLL)):  # until `should_stop` can report that the engine died
+            for _ in range(round(EXIT_DELAY / ANSWER_POLL)):  # until `should_stop` can report that the engine died
                 if should_stop() is not None:
                     break
-                await asyncio.sleep(STOP_POLL)
+                await asyncio.sleep(ANSWER_POLL)
             return {}, f"closed: {type(error).__name__} {error}".rstrip()
     if answer.status_code == 200:
         return answer.json(), None

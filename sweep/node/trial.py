@@ -20,14 +20,22 @@ from sweep import provenance
 from sweep.client import measurement
 from sweep.config import POINT_GROUPS, Hardware, Settings, cache_directory
 from sweep.disk import run_files
-from sweep.disk.row import EngineFacts, Identity, Observation, TrialRow, Verdict, percentiles_text
+from sweep.disk.row import (
+    EngineFacts,
+    Identity,
+    Observation,
+    TrialRow,
+    Verdict,
+    percentiles_of,
+    percentiles_text,
+)
 from sweep.disk.run_files import RunPaths
 from sweep.node import engine_timed, validity
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.numbers.quantities.memory import memory_of
-from sweep.numbers.quantities.throughput import cost_per_million_tokens, goodput
-from sweep.numbers.quantity import Value
-from sweep.numbers.selection import measured
+from sweep.numbers.quantities.throughput import cost_per_million_tokens
+from sweep.numbers.quantity import Value, columns
+from sweep.numbers.selection import Window
 from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import figures, summarise
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
@@ -36,7 +44,7 @@ from sweep.records import Outcome, Records, Request
 
 @dataclass(frozen=True)
 class TrialRun:
-    """What the trials of one attempt at a deployment share before there is an engine."""
+    """The data that the trials of one attempt share before there is an engine."""
 
     deployment: Deployment
     settings: Settings
@@ -121,15 +129,6 @@ def slo_text(settings: Settings) -> str | None:
     return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
 
 
-def judged_goodput(requests: Path, trial: Trial, settings: Settings) -> float | None:
-    """The goodput of a trial that is done, by the present bounds, from its stamps on disk; None where they are gone."""
-    try:
-        records = run_files.read_requests(requests)
-    except (FileNotFoundError, run_files.DamagedFile):
-        return None
-    return goodput(records, measured(records, getattr(trial.load, "discard_first", False)), _bounds(settings))
-
-
 def _bounds(settings: Settings) -> dict[str, float]:
     return {str(name): bound for name, bound in (settings.slo or {}).items()}
 
@@ -140,8 +139,31 @@ def present_row(
     """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
     price = _price(backend, settings.hardware)
     cost = cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
-    own = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
-    return {**row, **own, **coordinates(trial, axes)}
+    columns = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
+    return {**row, **columns, **coordinates(trial, axes)}
+
+
+def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
+    """Return whether a row has the percentiles and the bounds for goodput that are set now."""
+    return row.get("percentiles") == percentiles_text(settings.percentiles) and row.get("slo") == slo_text(settings)
+
+
+def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> dict[str, Any] | None:
+    """The row of a result with what is set now, from its stamps on disk; None where they are gone."""
+    try:
+        records = run_files.read_requests(paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests)
+    except (FileNotFoundError, run_files.DamagedFile):
+        return None
+    series = {name for name, statistic in columns(percentiles_of([row])).items() if statistic.quantity.per is not None}
+    measured = summarise(
+        records,
+        slo=_bounds(settings),
+        discard_first_batch=getattr(trial.load, "discard_first", False),
+        window=Window(row.get("steady_begin"), row.get("steady_end"), row.get("steady_method", "")),
+        percentiles=settings.percentiles,
+    )
+    present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings)}
+    return {name: value for name, value in row.items() if name not in series} | measured | present
 
 
 def run_trial(
@@ -214,7 +236,7 @@ def run_trial(
 
 
 def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFacts:
-    """What the row says of the engine besides its figures."""
+    """The row's columns on the engine besides its figures."""
     facts, node = running.facts, running.node
     return EngineFacts(
         engine_version=facts.get("engine_version"),

@@ -26,9 +26,9 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
 
     `max_failed` is the largest share of the measured requests that may fail. The reason names the commonest error.
     """
-    of = measured(records)
-    total = int(of.sum())
-    failed = Counter(error for error, chosen in zip(records.error, of, strict=True) if chosen and error is not None)
+    mask = measured(records)
+    total = int(mask.sum())
+    failed = Counter(error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     count = failed.total()
     if total == 0:
         return Outcome.INVALID, "no measured request was sent"
@@ -38,17 +38,17 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
         return Outcome.INVALID, (
             f"{count} of {total} requests failed ({count / total:.1%}; allowed {max_failed:.1%}); {_commonest(failed)}"
         )
-    if np.all(np.isnan(service_ttft(records)[of & succeeded(records)])):
+    if np.all(np.isnan(service_ttft(records)[mask & succeeded(records)])):
         return Outcome.INVALID, f"none of {total} requests brought a token"
-    step = step_back(records, of)
+    step = step_back(records, mask)
     if step > STEP_BACK:
         return Outcome.INVALID, f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
     return Outcome.OK, None
 
 
-def step_back(records: Records, of: Mask) -> float:
+def step_back(records: Records, mask: Mask) -> float:
     """The most that a chunk's stamp lies before that of the chunk before it, s; 0 if none does."""
-    back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, of)]
+    back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, mask)]
     return float(max(back, default=0)) / 1e6
 
 
@@ -63,7 +63,7 @@ def _commonest(errors: Counter[str]) -> str:
 
 
 def only_timeouts(records: Records) -> bool:
-    """Whether every measured request ended in a time-out: the engine accepts and does not answer."""
+    """Return whether every measured request timed out: the engine accepts connections and does not answer."""
     errors = [error for error, phase in zip(records.error, records.phase, strict=True) if phase == "measured"]
     return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)
 
@@ -83,20 +83,20 @@ def limited(report: ClientReport, records: Records) -> str | None:
     if report.cpu > LARGEST_CPU_SHARE:
         return f"a client process used {report.cpu:.0%} of a core: {remedy}"
     first = service_ttft(records)
-    of = measured(records) & succeeded(records) & ~np.isnan(first)
-    if not of.any():
+    mask = measured(records) & succeeded(records) & ~np.isnan(first)
+    if not mask.any():
         return None
-    lags = np.sort(lag(records)[of] - BURST_COST * _left_before(records, of))
+    lags = np.sort(lag(records)[mask] - BURST_COST * _left_before(records, mask))
     # Of few requests the p99 is next to the largest lag. One late request is an accident of the machine; two are a
     # pattern.
     late = min(quantile(lags, 0.99), float(lags[-2:][0]))
-    allowed = max(LATE, 0.1 * float(np.median(first[of])))
+    allowed = max(LATE, 0.1 * float(np.median(first[mask])))
     if late > allowed:
         if report.cpu < BUSY_ELSEWHERE:
             remedy = "something else kept the client's core busy: run again when the machine is quiet"
         return f"requests left {late * 1e3:.1f} ms late (p99), allowed are {allowed * 1e3:.1f} ms: {remedy}"
     loop = report.loop_lag_p99
-    if loop > max(LATE, _chunks_apart(records, of)) and report.multi_event_reads > SHARED_STAMPS * len(
+    if loop > max(LATE, _chunks_apart(records, mask)) and report.multi_event_reads > SHARED_STAMPS * len(
         records.chunk_us
     ):
         return (
@@ -108,17 +108,17 @@ def limited(report: ClientReport, records: Records) -> str | None:
     return None
 
 
-def _chunks_apart(records: Records, of: Mask) -> float:
+def _chunks_apart(records: Records, mask: Mask) -> float:
     """Median over the requests of the mean time between their chunks, s; endless where none has two."""
     first, last = token_times(records)
     gaps = np.diff(np.asarray(records.offsets)) - 1
-    several = of & (gaps > 0)
+    several = mask & (gaps > 0)
     return float(np.median((last - first)[several] / gaps[several])) if several.any() else np.inf
 
 
-def _left_before(records: Records, of: Mask) -> Floats:
-    """How many requests that were due together with each one left before it. Shape (chosen,)."""
-    due, sent = np.floor(as_floats(records.released)[of] / BURST), as_floats(records.sent)[of]
+def _left_before(records: Records, mask: Mask) -> Floats:
+    """The number of requests due together with each one that were sent before it. Shape (chosen,)."""
+    due, sent = np.floor(as_floats(records.released)[mask] / BURST), as_floats(records.sent)[mask]
     order = np.lexsort((sent, due))
     _, first, count = np.unique(due[order], return_index=True, return_counts=True)
     before = np.empty(due.size)

@@ -6,9 +6,9 @@ import sys
 from sweep.config import ROOT
 from sweep.numbers.quantity import Quantity, declared
 
-DOCUMENT = ROOT / "docs" / "metrics.md"
+METRICS_DOCUMENT = ROOT / "docs" / "metrics.md"
 BEGIN, END = "<!-- tables: python -m sweep.numbers.document -->", "<!-- end of tables -->"
-HEADINGS = ("quantity", "unit", "kind", "better", "columns", "formula")
+METRICS_HEADINGS = ("quantity", "unit", "kind", "better", "columns", "formula")
 
 
 def tables() -> str:
@@ -16,11 +16,11 @@ def tables() -> str:
     modules: dict[str, list[Quantity]] = {}
     for quantity in declared():
         modules.setdefault(quantity.module, []).append(quantity)
-    return "\n\n".join(_table(module, quantities) for module, quantities in modules.items())
+    return "\n\n".join(_markdown_table(module, quantities) for module, quantities in modules.items())
 
 
-def _table(module: str, quantities: list[Quantity]) -> str:
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(_cells, quantities)]
+def _markdown_table(module: str, quantities: list[Quantity]) -> str:
+    rows = [METRICS_HEADINGS, ("---",) * len(METRICS_HEADINGS), *map(_cells, quantities)]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{inspect.getdoc(sys.modules[module])}\n\n{lines}"
 
@@ -41,4 +41,4 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    METRICS_DOCUMENT.write_text(with_tables(METRICS_DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

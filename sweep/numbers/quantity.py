@@ -24,7 +24,7 @@ OLD_PERCENTILES = (50.0, 90.0, 99.0)  # of rows from before they were a setting
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quantity:
-    """What a number means, and how it is computed.
+    """The definition of a quantity: its meaning and its computation.
 
     Its kind says when it does not hold. A latency rests on the stamps of a client (goodput does, too): it is left out
     where the engine took its own. Validity says how far to believe the others; counts are requests, tokens and seconds.

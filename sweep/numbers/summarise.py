@@ -21,7 +21,7 @@ NO_WINDOW = Window(None, None, "not sought")
 def summarise(
     records: Records,
     *,
-    slo: Mapping[str, float] | None = None,
+    slo: Mapping[Any, float] | None = None,
     discard_first_batch: bool = False,
     window: Window | None = None,
     percentiles: Sequence[float] = PERCENTILES,

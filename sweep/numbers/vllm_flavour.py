@@ -8,11 +8,11 @@ from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.latency import itl, service_e2el, service_ttft
 from sweep.numbers.quantity import Value
-from sweep.numbers.selection import measured, per_second, ratio, succeeded, total_tokens
+from sweep.numbers.selection import divided, measured, per_second, succeeded, total_tokens
 from sweep.numbers.summarise import gaps
 from sweep.records import Records
 
-VERSION = "0.32.0"  # of the vLLM in which these definitions were read
+VLLM_VERSION = "0.32.0"  # of the vLLM in which these definitions were read
 
 
 def vllm_flavour(records: Records) -> dict[str, Value]:
@@ -20,8 +20,8 @@ def vllm_flavour(records: Records) -> dict[str, Value]:
 
     Latencies count from the send; ITL is every gap between chunks; the peaks are of chunks (not tokens) that arrived,
     and of requests that were under way at some time, in one of the whole seconds since the first send; the duration
-    begins with the load (time 0), so that it includes the gap before the first request. Where vLLM says 0 for want of a
-    value, this is None.
+    begins with the load (time 0), so that it includes the gap before the first request. Where vLLM reports 0 because
+    there is no value, this is None.
     """
     mask = measured(records)
     answered = mask & succeeded(records) & ~np.isnan(service_ttft(records))
@@ -29,7 +29,7 @@ def vllm_flavour(records: Records) -> dict[str, Value]:
     length = float(np.max(sent + last)) if sent.size else None
     output, input_ = total_tokens(records.output_tokens, answered), total_tokens(records.input_tokens, answered)
     row: dict[str, Value] = {
-        "vllm_version": VERSION,
+        "vllm_version": VLLM_VERSION,
         "completed": int(answered.sum()),
         "failed": int((mask & ~answered).sum()),
         "duration": length,
@@ -50,7 +50,7 @@ def vllm_flavour(records: Records) -> dict[str, Value]:
         change = np.bincount(started, minlength=seconds + 1) - np.bincount(ended + 1, minlength=seconds + 1)
         row["max_concurrent_requests"] = int(np.cumsum(change).max())
     first = service_ttft(records)[answered]
-    per_token = ratio(last - first, np.asarray(records.output_tokens)[answered] - 1)  # 0 for an answer in one chunk
+    per_token = divided(last - first, np.asarray(records.output_tokens)[answered] - 1)  # 0 for an answer in one chunk
     series = {"ttft": first, "tpot": per_token, "e2el": last}
     for name, values in series.items():
         row |= _vllm_statistics(name, values * 1e3)

@@ -28,7 +28,7 @@ ARRIVALS = tuple(name for name, column in _LATENCIES.items() if column.quantity.
 
 
 class Severity(StrEnum):
-    """How much a warning matters, the most serious first."""
+    """The severity of a warning, the most serious first."""
 
     SEVERE = "severe"  # the figure does not mean what its name says: do not compare it
     WARNING = "warning"  # the figure is less certain, or holds under a condition

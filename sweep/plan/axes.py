@@ -15,7 +15,7 @@ RUN_GROUPS = ("hardware", "cluster", "tracking")
 LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step that it stands on, as axes
 
 
-class Step(Strict):
+class LadderStep(Strict):
     """A step of a ladder: what it sets is added to what its parent sets."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -30,7 +30,7 @@ class PlanSpec(Strict):
 
     grid: Assignments = Field(default_factory=dict, description="{axis: values}")
     zip: list[Assignments] = Field(default_factory=list, description="{axis: values}, or a list of those")
-    ladder: list[Step] = Field(default_factory=list, description="[{step: name, set: {key: value}}]")
+    ladder: list[LadderStep] = Field(default_factory=list, description="[{step: name, set: {key: value}}]")
     when: dict[str, Assignments] = Field(default_factory=dict, description="{key: {axis: value}}")
     exclude: list[Assignments] = Field(default_factory=list, description="[{axis: value}]")
     without_gpu: Assignments = Field(default_factory=dict, description="{key: value}")

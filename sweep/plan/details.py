@@ -10,7 +10,7 @@ from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.wording import count
 
 SAMPLE = 200  # requests whose lengths are looked at
-OURS = "PYTHONPATH"  # how the engine's process finds our own code: it differs from machine to machine
+OUR_VARIABLE = "PYTHONPATH"  # how the engine's process finds our own code: it differs from machine to machine
 
 
 def point_details(plan: Plan) -> Iterator[str]:
@@ -44,7 +44,7 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
             yield f"command: {shlex.join(backend.command(launch))}"
         except (OSError, ValueError) as error:  # of an engine that looks at its converted weights first
             yield f"command: known once its weights are prepared ({error})"
-        environ = {name: value for name, value in backend.environment(launch).items() if name != OURS}
+        environ = {name: value for name, value in backend.environment(launch).items() if name != OUR_VARIABLE}
         yield f"environment: {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}"
     context = getattr(model, "context", None)
     gpus = f"{count(deployment.gpu_count, 'GPU')} ({deployment.accelerator or 'any'})" if platform == "cuda" else "CPU"

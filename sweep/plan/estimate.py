@@ -21,7 +21,7 @@ from sweep.plan.packing import Need, Node
 from sweep.plan.plan import Deployment, Plan, Trial, config_text, elsewhere
 from sweep.plan.simulate import SimulatedRun, simulate
 from sweep.records import Outcome
-from sweep.wording import count, duration
+from sweep.wording import count, duration_text
 
 HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
 HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
@@ -31,7 +31,7 @@ UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the 
 NAMED = 4  # deployments of a critical path that are listed
 
 
-Key = TypeVar("Key")
+HistoryKey = TypeVar("HistoryKey")
 
 
 class History:
@@ -44,7 +44,7 @@ class History:
         launches: dict[tuple[int, str], list[float]] = {}
         launch_kinds: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is parsed
         for row in rows:
-            seconds, ok = _seconds(row), row["outcome"] == Outcome.OK
+            seconds, ok = _trial_seconds(row), row["outcome"] == Outcome.OK
             if not row["config"] or not (ok or row["outcome"] in REPEATABLE):
                 continue
             if seconds is not None:
@@ -78,7 +78,7 @@ class History:
         return self.launches.get(_launch_kind(deployment.gpu_count, deployment.trials[0].config))
 
 
-def _medians(durations: Mapping[Key, list[float]]) -> dict[Key, float]:
+def _medians(durations: Mapping[HistoryKey, list[float]]) -> dict[HistoryKey, float]:
     return {key: median(seconds) for key, seconds in durations.items()}
 
 
@@ -93,7 +93,7 @@ def _earlier_rows(out: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
 
 
-def _seconds(row: Mapping[str, Any]) -> float | None:
+def _trial_seconds(row: Mapping[str, Any]) -> float | None:
     """Return the time from a trial's start to its row, building its requests included; None if not measured."""
     if row.get("wall_seconds") is None:
         return None
@@ -205,7 +205,7 @@ def estimate_run(
     if all(elsewhere(deployment.backend, hardware) for deployment in deployments):
         hardware = hardware.model_copy(update={"price_per_hour": None})  # an endpoint's price is not this machine's
     messages = [
-        f"{duration(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
+        f"{duration_text(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
         f"durations: {_sources(expected, assumed)}",
         _critical_path(simulated, names),
     ]
@@ -240,7 +240,7 @@ def _sources(expected: Expected, assumed: Assumed | None) -> str:
 def _critical_path(simulated: SimulatedRun, names: Mapping[str, str]) -> str:
     """Return the deployments that decide the end, each waiting for the one before it."""
     path = simulated.critical_path()
-    steps = [f"{names[span.key]} [{span.key}] ({duration(span.end - span.begin)})" for span in path]
+    steps = [f"{names[span.key]} [{span.key}] ({duration_text(span.end - span.begin)})" for span in path]
     if len(steps) > NAMED:
         steps = [*steps[: NAMED - 1], f"{len(steps) - NAMED} more", steps[-1]]
     hint = "more GPUs would not shorten it" if len(path) == 1 else "more GPUs would shorten it"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
-Kind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
+SlotKind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
 
 LOOKAHEAD = 32  # pending deployments for which an autoscaler is asked to grow
 
@@ -36,7 +36,7 @@ class Need(NamedTuple):
     seconds: float  # expected; decides only the order
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> SlotKind:
         """The part that decides which nodes fit."""
         return self.gpus, self.accelerator
 
@@ -49,7 +49,7 @@ class Start(NamedTuple):
 
 
 def can_run(node: Node, need: Need) -> bool:
-    """Whether an idle node would do."""
+    """Return whether the deployment fits an idle node."""
     return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
 
 
@@ -74,7 +74,7 @@ class Packer:
     """The pending and running deployments, and the choice of the next."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
-        self.pending: dict[Kind, list[tuple[int, Need]]] = {}  # a heap for each kind of slot
+        self.pending: dict[SlotKind, list[tuple[int, Need]]] = {}  # a heap for each kind of slot
         self.running: dict[str, tuple[str, Need]] = {}  # key -> node id
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
         self.tenants: Counter[str] = Counter()  # deployments running, by node id
@@ -92,7 +92,7 @@ class Packer:
         self.front -= 1
         self._push(self.front, self.needs[key])
 
-    def start(self, nodes: Sequence[Node], kinds: Container[Kind] | None = None) -> list[Start]:
+    def start(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None = None) -> list[Start]:
         """Choose the deployments of `kinds` (None: all) to start now on these nodes; they run until `release`."""
         starts: list[Start] = []
         while slot := self._next_slot(nodes, kinds):
@@ -104,7 +104,7 @@ class Packer:
             starts.append(Start(need.key, node.node_id))
         return starts
 
-    def _next_slot(self, nodes: Sequence[Node], kinds: Container[Kind] | None) -> tuple[Kind, Node] | None:
+    def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[SlotKind, Node] | None:
         """Return the kind whose first need ranks highest among those for which a node is free, and the node."""
         for kind, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
             if heap and (kinds is None or kind in kinds) and (node := self._free_node(heap[0][1], nodes)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sweep.config import ConfigError, Settings
-from sweep.disk.ledger import Ledger, Row
+from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.inputs.hub import COMMIT
 from sweep.plan.estimate import Assumed, History, RunEstimate, estimate_run
 from sweep.plan.packing import Node
@@ -99,7 +99,7 @@ def unresolved(digest: str) -> list[tuple[str, str]]:
 def reasons(plan: Plan, pending: Iterable[Deployment], ledger: Ledger) -> dict[str, str]:
     """Return why each pending trial is run, by id: new, its last outcome, or the change since its last result."""
     present = {trial.trial_id for trial in plan.trials}
-    earlier: dict[tuple[Any, ...], Row] = {}
+    earlier: dict[tuple[Any, ...], LedgerRow] = {}
     for row in ledger.rows.values():
         if row["trial_id"] not in present:
             earlier[_row_position(row, plan.axes)] = row
@@ -111,7 +111,7 @@ def reasons(plan: Plan, pending: Iterable[Deployment], ledger: Ledger) -> dict[s
 
 
 def _reason(
-    plan: Plan, deployment: Deployment, trial: Trial, ledger: Ledger, earlier: Mapping[tuple[Any, ...], Row]
+    plan: Plan, deployment: Deployment, trial: Trial, ledger: Ledger, earlier: Mapping[tuple[Any, ...], LedgerRow]
 ) -> str:
     row = ledger.rows.get(trial.trial_id)
     if row is not None:
@@ -128,13 +128,13 @@ def _position(deployment: Deployment, trial: Trial, axes: Iterable[str]) -> tupl
     return (*names, *(loads[key] for key in sorted(loads)), *(str(trial.coordinates.get(axis)) for axis in axes))
 
 
-def _row_position(row: Row, axes: Iterable[str]) -> tuple[Any, ...]:
+def _row_position(row: LedgerRow, axes: Iterable[str]) -> tuple[Any, ...]:
     names = tuple(row.get(key) for key in ("backend", "model", "workload", "load", "replicate"))
     loads = tuple(row.get(key) for key in LOAD_COLUMNS)
     return (*names, *loads, *(str(row.get(axis)) for axis in axes))
 
 
-def _change(deployment: Deployment, trial: Trial, earlier: Row) -> str:
+def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
     """Describe the difference from an earlier row at the same position."""
     before, after = _flat(json.loads(earlier["config"])), _flat(json.loads(json.dumps(trial.config, default=str)))
     keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]

@@ -30,11 +30,11 @@ class Trial:
         return int(self.load.count(self.workload.num_requests))
 
     def load_columns(self) -> dict[str, Any]:
-        """What the trials row says of the load: batch_size, concurrency (users) and rate (requests/s)."""
+        """The load's columns in a trials row: batch_size, concurrency (users) and rate (requests/s)."""
         return {key: getattr(self.load, key, None) for key in LOAD_COLUMNS}
 
     def describe(self) -> str:
-        """What it is in a few words: `qa batches of 8 output_tokens=64 replicate 0`."""
+        """A short description: `qa batches of 8 output_tokens=64 replicate 0`."""
         return f"{self.label or self.name} replicate {self.replicate}"
 
     @property
@@ -59,7 +59,7 @@ class Deployment:
     label: str = ""  # what sets it apart from the other deployments of the plan
 
     def describe(self) -> str:
-        """What it is in a few words: `vllm tiny-llama max-num-seqs=2`."""
+        """A short description: `vllm tiny-llama max-num-seqs=2`."""
         return self.label or self.name
 
     @property
@@ -70,7 +70,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run, in order."""
+    """The deployments and trials to run, in order."""
 
     settings: Settings
     deployments: list[Deployment]
@@ -83,7 +83,7 @@ class Plan:
         return [trial for deployment in self.deployments for trial in deployment.trials]
 
     def entries(self, command: str) -> Iterator[dict[str, Any]]:
-        """What plan.jsonl holds: the experiment, then every deployment with its trials after it."""
+        """The entries of plan.jsonl: the experiment, then every deployment, each followed by its trials."""
         yield {
             "kind": "experiment",
             "name": self.settings.name,
@@ -129,5 +129,5 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 
 def elsewhere(backend: Any, hardware: Hardware) -> bool:
-    """Whether an engine runs on hardware that nobody named: an endpoint, and only this machine was looked at."""
+    """Return whether an engine runs on unknown hardware: an endpoint, when only this machine was inspected."""
     return hardware.assumed and not backend.launches

@@ -29,7 +29,7 @@ NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names"}
 
 
 class Surroundings(NamedTuple):
-    """What planning must ask of the world, as functions, so that the plan itself stays free of effects."""
+    """The outside facts that planning needs, as functions, so that the plan itself stays free of effects."""
 
     fingerprint: Callable[[Any, str], str]  # (backend, platform) -> hash of the locked environment
     unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
@@ -98,7 +98,7 @@ class _Builder:
         return self.objects[key]
 
     def _identity(self, group: str, built: Any) -> Any:
-        """What of an object can change a result: its fields and the digest of the content that it points to."""
+        """The parts of an object that can change a result: its fields and the digest of the content behind it."""
         if id(built) not in self.identities:
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
             identity = [type(built).__qualname__, fields, self._digest(group, built)]
@@ -106,7 +106,7 @@ class _Builder:
         return self.identities[id(built)]
 
     def _digest(self, group: str, built: Any) -> str | None:
-        """Of the content that an object points to; asked once, since it may read much or ask the hub."""
+        """The digest of the content behind an object; computed once, since it may read much or ask the hub."""
         if id(built) not in self.digests:
             where = [self.cache] if group == "model" else []
             has = hasattr(built, "digest")

@@ -15,7 +15,7 @@ from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, elsewhere
 from sweep.wording import count
 
-MOST_LISTED = 200  # a larger plan is shown by deployment
+MOST_TRIALS_LISTED = 200  # a larger plan is shown by deployment
 FEW_REQUESTS = 0.5  # of the requested duration: random arrivals of a few dozen hardly ever all come before
 FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and the system
 PIPE_WIDTH = 160  # characters, where there is no terminal and no COLUMNS
@@ -85,7 +85,7 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
         summary = "unavailable" if deployment.unavailable else f"{number} to run"
         trials = count(len(deployment.trials), "trial")
         yield f"{deployment.deployment_id}  {deployment.describe()}: {trials}, {summary}"
-        if len(plan.trials) > MOST_LISTED:
+        if len(plan.trials) > MOST_TRIALS_LISTED:
             continue
         for trial in deployment.trials:
             line = f"  {trial.trial_id}  {trial.describe():<{label_width}}  {state[trial.trial_id]}"
@@ -99,7 +99,7 @@ def _state(deployment: Deployment, to_run: bool, reason: str) -> str:
     return reason if to_run else "done"
 
 
-def few_requests(plan: Plan) -> list[str]:
+def few_requests_note(plan: Plan) -> list[str]:
     """Warn of timed loads whose requests are all sent long before the requested duration."""
     checked: set[tuple[int, int]] = set()
     warnings: dict[str, None] = {}
@@ -117,7 +117,7 @@ def few_requests(plan: Plan) -> list[str]:
 
 def plan_warnings(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Return the warnings about a plan, one line each."""
-    return [*past_deadline(plan), *few_cores(plan, nodes), *few_requests(plan), *beyond_context(plan)]
+    return [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
 
 
 def past_deadline(plan: Plan) -> list[str]:

@@ -17,6 +17,7 @@ from backends.launch import server, supervisor
 from backends.prepare import environments as prepared
 from sweep.config import CONF, build, cache_directory
 from sweep.options import load_option
+from tests.engines import circuit
 
 CONTEXT = 512  # tokens that engines are told to make room for
 CACHE = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
@@ -40,7 +41,8 @@ def here() -> list[str]:
 
 @pytest.fixture(scope="session")
 def model() -> Path:
-    return configured("model", "tiny-llama").prepare(CACHE, print)
+    """Random weights whose text can be compared: see `circuit`."""
+    return circuit.prepared(configured("model", "tiny-llama"), CACHE)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the measuring client certifies about itself (`client`, its report), and what a trial took besides."""
+"""The measuring client's report on itself (`client`), and the trial's other costs."""
 
 from collections.abc import Callable
 from typing import Any

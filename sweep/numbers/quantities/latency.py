@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sweep.numbers.chunks import Block, Floats, as_floats, token_chunks, token_times
 from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import ratio
+from sweep.numbers.selection import divided
 from sweep.records import Records
 
 PER_REQUEST = {"unit": "s", "per": "request", "better": "lower"}
@@ -23,7 +23,7 @@ def ttft(records: Records) -> Floats:
 def tpot(records: Records) -> Floats:
     """(last token − first token) / (output_tokens − 1); undefined if all came in one chunk. Shape (requests,), s."""
     first, last = token_times(records)
-    times = ratio(last - first, np.asarray(records.output_tokens) - 1)
+    times = divided(last - first, np.asarray(records.output_tokens) - 1)
     times[token_chunks(records) < 2] = np.nan
     return times
 
@@ -31,7 +31,7 @@ def tpot(records: Records) -> Floats:
 @quantity(**PER_REQUEST, kind="latency", label="TPOT end to end")
 def tpot_e2e(records: Records) -> Floats:
     """e2el / output_tokens: TTFT included. Shape (requests,), s."""
-    return ratio(e2el(records), np.asarray(records.output_tokens))
+    return divided(e2el(records), np.asarray(records.output_tokens))
 
 
 @quantity(unit="s", per="gap", better="lower", kind="latency", event="last", label="ITL")

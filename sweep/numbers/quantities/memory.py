@@ -1,4 +1,4 @@
-"""What the telemetry (`samples`) shows of the engine's memory over the measured time: `duration` s from `begin`.
+"""The engine's memory in the telemetry (`samples`) over the measured time: `duration` s from `begin`.
 
 Memory is also taken from readings shortly after the end or, if there are none, from before: an engine holds it. What is
 gone with the requests, such as KV-cache use, is not.

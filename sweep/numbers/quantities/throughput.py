@@ -14,7 +14,7 @@ from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import first_send, per_second, spans, succeeded, total_tokens
 from sweep.records import Records
 
-TOKENS = {"unit": "tokens/s", "kind": "throughput", "better": "higher"}
+TOKEN_RATE = {"unit": "tokens/s", "kind": "throughput", "better": "higher"}
 COST = {"unit": "$/M tok", "kind": "cost", "better": "lower"}
 REQUESTS = {"unit": "requests/s", "kind": "throughput", "better": "higher"}
 
@@ -56,13 +56,13 @@ def duration(records: Records, mask: Mask) -> float | None:
     return None if np.all(np.isnan(ends)) else float(np.nanmax(ends)) - first_send(records, mask)
 
 
-@quantity(**TOKENS, short="Throughput", headline={"": 1})
+@quantity(**TOKEN_RATE, short="Throughput", headline={"": 1})
 def output_throughput(records: Records, mask: Mask) -> float | None:
     """Σ output tokens of the successful requests / duration of all."""
     return per_second(total_tokens(records.output_tokens, mask & succeeded(records)), duration(records, mask))
 
 
-@quantity(**TOKENS)
+@quantity(**TOKEN_RATE)
 def total_throughput(records: Records, mask: Mask) -> float | None:
     """Σ (input + output tokens) of the successful requests / duration of all."""
     answered = mask & succeeded(records)
@@ -76,7 +76,7 @@ def request_throughput(records: Records, mask: Mask) -> float | None:
     return per_second(int(np.sum(mask & succeeded(records))), duration(records, mask))
 
 
-@quantity(**TOKENS)
+@quantity(**TOKEN_RATE)
 def peak_output_throughput(records: Records, mask: Mask) -> float | None:
     """most tokens that arrived in one second, of seconds counted from the first send."""
     length = duration(records, mask)
