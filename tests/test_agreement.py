@@ -16,8 +16,10 @@ from backends.launch.server import running
 from backends.openai import OpenAI
 from backends.prepare import environments
 from backends.simulated import Simulated
+from sweep.inputs.model import PathModel
 from sweep.node import agreement
 from sweep.node.agreement import Reference, matching_prefix
+from tests.engines import circuit
 from tests.engines.conftest import CACHE, configured, make_launch
 
 VOCABULARY = {f"t{index}": index for index in range(100)}
@@ -241,9 +243,10 @@ def test_secrets_do_not_go_to_the_process_that_makes_it(monkeypatch, tmp_path):
 @pytest.mark.timeout(600)
 def test_a_real_engine_against_a_real_reference(tmp_path):
     """bfloat16 in the host against float32; and one wrong token is seen."""
-    backend, its_model = configured("backend", "transformers"), configured("model", "tiny-llama")
+    backend = configured("backend", "transformers")
     environment = environments.prepare(environments.resolve(backend.env, "cpu"), CACHE, print)
-    folder = its_model.prepare(CACHE, print)
+    folder = circuit.prepared(configured("model", "tiny-llama"), CACHE)
+    its_model = PathModel(name="circuit", path=str(folder))
     run = run_of(backend, cache_dir=str(CACHE))
     run.deployment.model = its_model
     its = make_launch(backend, folder, environment, tmp_path)

@@ -17,6 +17,7 @@ from sweep.records import Sample
 
 ROW = {
     "trial_id": "abc",
+    "label": "vllm m qa batches of 8 replicate 0",
     "backend": "vllm",
     "model": "m",
     "workload": "qa",
@@ -71,7 +72,7 @@ def test_offline_runs_can_be_read_back(tmp_path: Path, caplog: pytest.LogCapture
     assert (run["run_group"], run["project"], run["display_name"]) == (
         "throughput_bound",
         "sweep",
-        "vllm m qa batch 8 r0",
+        "vllm m qa batches of 8 replicate 0",
     )
     assert run["config"]["update"]["config"] == {"load": {"batch_size": 8}}
     summary = {key: value for part in of_type(runs["abc"], "summary") for key, value in part["update"].items()}
@@ -143,10 +144,10 @@ def test_a_login_is_looked_for_where_wandb_keeps_it(tmp_path: Path, monkeypatch:
     assert not process.has_login()
 
 
-def test_axes_are_config_to_group_by_and_tell_names_apart() -> None:
+def test_axes_are_config_to_group_by_and_the_label_is_the_name() -> None:
     axes = {"load.batch_size": 8, "ladder": "b", "ladder_parent": "a", "backend.flags.max-num-seqs": 64}
     run = wandb_run({**ROW, **axes, "backend.dtype": None})
-    assert run["name"] == "vllm m qa batch 8 b max-num-seqs=64 r0"
+    assert run["name"] == ROW["label"]
     assert run["config"]["ladder"] == "b"
     assert run["config"]["backend_flags_max_num_seqs"] == 64
     assert run["config"]["load_batch_size"] == 8
@@ -155,7 +156,7 @@ def test_axes_are_config_to_group_by_and_tell_names_apart() -> None:
 
 
 def test_a_long_name_is_cut_and_still_one_of_its_own() -> None:
-    names = {run_name({**ROW, "trial_id": trial_id, "backend.x": "y" * 200}) for trial_id in ("abc", "def")}
+    names = {run_name({**ROW, "trial_id": trial_id, "label": "y" * 200}) for trial_id in ("abc", "def")}
     assert {len(name) for name in names} == {128}
     assert len(names) == 2
 

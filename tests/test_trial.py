@@ -33,8 +33,11 @@ def test_a_price_that_is_set_or_dropped_later_reaches_the_rows(was, price, assum
     kind = FoundHardware if assumed else Hardware
     settings = SimpleNamespace(name="t", hardware=kind(name="x", platform="cuda", price_per_hour=price))
     row = {"price_per_hour": was, "cost_per_million_tokens": was, "gpu_count": 2, "output_throughput": 100.0}
-    present = present_row(row, backend, Trial("1", None, None, 0, 1, {}, {}), settings, [])
+    deployment = SimpleNamespace(backend=backend, describe=lambda: "vllm m x=1")
+    trial = Trial("1", None, None, 0, 1, {}, {}, label="qa batches of 8")
+    present = present_row(row, deployment, trial, settings, [])
     assert present["price_per_hour"] == now
+    assert present["label"] == "vllm m x=1 qa batches of 8 replicate 0"
     assert present["cost_per_million_tokens"] == (None if now is None else pytest.approx(20.0))
 
 
@@ -71,8 +74,8 @@ def settings_with(slo):
 @pytest.mark.parametrize("stamps", [True, False])
 def test_a_changed_slo_is_judged_from_the_stamps_on_disk(tmp_path, slo, stamps):
     paths, records = RunPaths(tmp_path), make_records(8, 4, 10, ttft=0.2, tpot=0.01)
-    trial = Trial("t1", SimpleNamespace(name="qa"), Batch(batch_size=4), 0, 1, {}, {})
-    plan = Plan(settings_with(slo), [Deployment("d1", ENGINE, None, 0, None, [trial])], [], [])
+    trial = Trial("t1", SimpleNamespace(name="qa"), Batch(batch_size=4), 0, 1, {}, {}, label="qa batches of 4")
+    plan = Plan(settings_with(slo), [Deployment("d1", ENGINE, None, 0, None, [trial], label="vllm m")], [], [])
     if stamps:
         run_files.write_requests(paths.trial("d1", "1", "t1"), records)
     ledger = Ledger(paths.ledger)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.tracking import process
 from sweep.disk import row as trial_row
-from sweep.records import LOAD_COLUMNS
 
 if TYPE_CHECKING:
     from sweep.config import Tracking
@@ -142,14 +141,8 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_name(row: Mapping[str, Any]) -> str:
-    """A trial in a few words and its values on the experiment's axes, e.g. `vllm tiny qa batch 8 dtype=fp16 r0`."""
-    size = next((row[key] for key in LOAD_COLUMNS if row.get(key) is not None), None)
-    parts = [*(row.get(key) for key in ("backend", "model", "workload", "load")), size, row.get("ladder")]
-    covered = {"ladder", "ladder_parent", *(f"load.{key}" for key in LOAD_COLUMNS)}
-    covered |= trial_row.schema(trial_row.percentiles_of([row])).keys()
-    axes = [key for key in row if key not in covered and row[key] is not None]
-    parts += [f"{key.rpartition('.')[2]}={row[key]}" for key in axes]
-    name = " ".join(str(part) for part in [*parts, f"r{row.get('replicate')}"] if part is not None)
+    """The trial's label, e.g. `vllm tiny-llama qa batches of 8 replicate 0`, cut to what W&B takes."""
+    name = str(row.get("label") or row["trial_id"])  # a row of an older version has none
     cut = LONGEST_NAME - len(f"... {row['trial_id']}")
     return name if len(name) <= LONGEST_NAME else f"{name[:cut]}... {row['trial_id']}"
 

@@ -24,6 +24,7 @@ class Identity:
     deployment_id: str
     attempt: str
     experiment: str
+    label: str  # what sets it apart from the other trials of its plan
     backend: str
     model: str
     workload: str

@@ -64,7 +64,7 @@ class RowWriter:
         begin = time.monotonic()
         settings, axes = self.plan.settings, self.plan.axes
         rows = [
-            present_row(self._recomputed(row, trial), deployment.backend, trial, settings, axes)
+            present_row(self._recomputed(row, trial), deployment, trial, settings, axes)
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None

@@ -82,6 +82,7 @@ def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Ide
         deployment_id=deployment.deployment_id,
         attempt=run.attempt,
         experiment=run.settings.name,
+        label=_label(deployment, trial),
         backend=deployment.backend.name,
         model=deployment.model.name,
         workload=trial.workload.name,
@@ -115,6 +116,10 @@ def unmeasured_row(
     return TrialRow(identity=identity(run, trial), verdict=verdict, axes=axes, engine=engine).flat()
 
 
+def _label(deployment: Deployment, trial: Trial) -> str:
+    return f"{deployment.describe()} {trial.describe()}"
+
+
 def _price(backend: Backend, hardware: Hardware) -> float | None:
     return None if elsewhere(backend, hardware) else hardware.price_per_hour
 
@@ -134,13 +139,13 @@ def _bounds(settings: Settings) -> dict[str, float]:
 
 
 def present_row(
-    row: Mapping[str, Any], backend: Backend, trial: Trial, settings: Settings, axes: Iterable[str]
+    row: Mapping[str, Any], deployment: Deployment, trial: Trial, settings: Settings, axes: Iterable[str]
 ) -> dict[str, Any]:
     """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
-    price = _price(backend, settings.hardware)
+    price = _price(deployment.backend, settings.hardware)
     cost = cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
     columns = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
-    return {**row, **columns, **coordinates(trial, axes)}
+    return {**row, **columns, "label": _label(deployment, trial), **coordinates(trial, axes)}
 
 
 def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
