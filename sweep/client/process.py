@@ -162,7 +162,7 @@ def _send_message(**message: object) -> None:
 
 
 def main(folder: Path, part: int) -> None:
-    job = Job(folder, part)
+    job = Job.open(folder, part)
     if job.cpus:
         os.sched_setaffinity(0, job.cpus)
     # It needs little of a core, but that at once: where it is kept waiting for longer than a gap between tokens,
