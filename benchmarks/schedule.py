@@ -32,8 +32,8 @@ from sweep.disk.run_files import RunPaths
 from sweep.drive import ray_environment
 from sweep.drive.driver import Driver, RunResult
 from sweep.drive.progress import Display
-from sweep.node.deployment import Beat, Completed, Finished, Placed, Work
-from sweep.node.trial import TrialRun, unmeasured_row
+from sweep.node.deployment import Beat, Completed, Finished, Placed
+from sweep.node.trial import Work, unmeasured_row
 from sweep.numbers.quantity import columns
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History, expect
@@ -121,12 +121,11 @@ def _sleeping(seconds_by_id: dict[str, float]) -> Callable[[int], Any]:
 
 
 def _rows(work: Work) -> Iterator[Finished]:
-    run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
     numbers = [name for name, statistic in columns(work.settings.percentiles).items() if statistic.type is float]
     texts = dict.fromkeys(("versions", "hardware", "engine_facts", "telemetry_sources"), "x" * 300)
     for trial in work.deployment.trials:
         figures = {name: random.random() for name in numbers}
-        yield Finished(trial, unmeasured_row(run, trial, Outcome.OK, None) | figures | texts | {"wall_seconds": 11.0})
+        yield Finished(trial, unmeasured_row(work, trial, Outcome.OK, None) | figures | texts | {"wall_seconds": 11.0})
 
 
 @contextmanager

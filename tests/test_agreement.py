@@ -78,7 +78,7 @@ def serve():
 
 
 def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: object) -> SimpleNamespace:
-    """As much of a TrialRun as agreement looks at."""
+    """As much of a Work as agreement looks at."""
     model = SimpleNamespace(
         name="tiny",
         comparable=True,
@@ -88,7 +88,11 @@ def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: obj
         prepare=lambda cache, progress: Path("/models/tiny"),
     )
     known = {"agreement": True, "cache_dir": "/nonexistent", **settings}
-    return SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=SimpleNamespace(**known))
+    return SimpleNamespace(
+        deployment=SimpleNamespace(backend=backend, model=model),
+        settings=SimpleNamespace(**known),
+        cache=Path(str(known["cache_dir"])),
+    )
 
 
 def compared(serve, tokenizer, answer, expected: Reference = EXPECTED, **fields: object) -> dict:

@@ -15,7 +15,7 @@ from sweep.inputs.load import Batch
 from sweep.inputs.model import ServedModel
 from sweep.inputs.workload import Prompts, Workload
 from sweep.node import deployment
-from sweep.node.trial import TrialRun
+from sweep.node.trial import Work
 from sweep.plan.plan import Deployment, Trial
 from sweep.records import Outcome
 
@@ -43,9 +43,9 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
 
     built = []
     monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
-    settings = SimpleNamespace(cache_dir=str(tmp_path), hardware=L4)
+    settings = SimpleNamespace(hardware=L4)
     backend, model = SimpleNamespace(launches=True, env=None), SimpleNamespace(reach=reach)
-    work = SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=settings)
+    work = SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=settings, cache=tmp_path)
     with pytest.raises(ValueError, match=r"model\.repo=org/model@main"):
         deployment._prepare(work, (), lambda event: None)
     assert not built
@@ -65,8 +65,8 @@ def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
     monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: "none")
     monkeypatch.setattr(deployment.server, "running", fail)
     place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=()))
-    run, events = SimpleNamespace(deployment=SimpleNamespace(backend=backend)), []
-    failure = deployment._one_launch(run, place, "marker", None, events.append)
+    run, events = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker"), []
+    failure = deployment._one_launch(run, place, None, events.append)
     assert (failure.reason, failure.at_launch) == ("not there", True)
     assert [event.text for event in events] == [said]
 
@@ -83,8 +83,8 @@ def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_pat
     path.write_text('{"prompt": "two"}')
     ended = []
     settings = SimpleNamespace(hardware=L4, name="experiment", client=None, percentiles=(50, 99), slo=None)
-    run = TrialRun(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, None, "1", ())
-    deployment._end_contradicted(run, trials, ended.append)
+    work = Work(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, "", "1", ())
+    deployment._end_contradicted(work, trials, ended.append)
     assert [trial.trial_id for trial in trials] == ["t2"]
     assert [(event.row["trial_id"], event.row["outcome"]) for event in ended] == [("t1", "invalid"), ("t3", "invalid")]
     assert ended[0].row["reason"].startswith("the content of the workload differs from the plan: ")
@@ -98,7 +98,7 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
     model = SimpleNamespace(reach=lambda cache: None, digest=lambda cache: "other")
     its = SimpleNamespace(backend=Backend(name="x"), model=model, content={"model": "planned"})
-    work = SimpleNamespace(deployment=its, settings=SimpleNamespace(cache_dir=str(tmp_path), hardware=L4))
+    work = SimpleNamespace(deployment=its, settings=SimpleNamespace(hardware=L4), cache=tmp_path)
     with pytest.raises(deployment.Contradiction, match="the model differs from the plan: other, not planned"):
         deployment._prepare(work, (), lambda event: None)
     assert not built
@@ -113,7 +113,7 @@ def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
             raise AssertionError("the lock is another's")
 
     monkeypatch.setattr(deployment, "run_deployment", run)
-    work = deployment.Work(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), None, "", "1", ())
+    work = Work(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), None, "", "1", ())
     stream = deployment.stream_deployment(work, (), threading.Event(), 1.0)
     with exclusive(tmp_path / "lock", lambda: None):
         assert next(stream) == deployment.State("building")

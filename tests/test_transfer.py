@@ -11,7 +11,8 @@ import pytest
 from sweep.config import ROOT
 from sweep.disk.run_files import RunPaths
 from sweep.drive import transfer
-from sweep.node.deployment import Files, Finished, State, Work
+from sweep.node.deployment import Files, Finished, State
+from sweep.node.trial import Work
 from sweep.plan.plan import Deployment
 
 

@@ -39,10 +39,10 @@ from sweep.node.deployment import (
     Lost,
     NotStarted,
     Placed,
-    Work,
     clear_engines,
     stream_deployment,
 )
+from sweep.node.trial import Work
 from sweep.plan.packing import Need, Node, SlotKind
 
 RESULT_POLL = 0.5  # s

@@ -8,7 +8,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
-from sweep.node.trial import TrialRun, is_current, present_row, recomputed_row, slo_text, unmeasured_row
+from sweep.node.trial import Work, is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import Outcome, Sample
 
@@ -44,8 +44,8 @@ class RowWriter:
         self, deployment: Deployment, trial: Trial, attempt: str, outcome: Outcome, reason: str | None
     ) -> None:
         """Commit the row of a trial that will not run."""
-        run = TrialRun(deployment, self.plan.settings, self.paths, attempt, tuple(self.plan.axes))
-        self.commit(deployment, trial, unmeasured_row(run, trial, outcome, reason))
+        work = Work(deployment, self.plan.settings, str(self.paths.out), attempt, tuple(self.plan.axes))
+        self.commit(deployment, trial, unmeasured_row(work, trial, outcome, reason))
 
     def _telemetry(self, row: LedgerRow) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry

@@ -12,26 +12,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from sweep.config import cache_directory
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.node.deployment import Event, Files, Finished, Work
+from sweep.node.deployment import Event, Files, Finished
+from sweep.node.trial import Work
 
 MARK = ".attempt"
 
 
 def mark(work: Work) -> None:
     """Leave the mark; the driver does this before the attempt starts."""
-    folder = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text(work.run)
+    work.folder.mkdir(parents=True, exist_ok=True)
+    (work.folder / MARK).write_text(work.run)
 
 
 def shared(work: Work) -> bool:
     """Return whether this node sees the driver's results folder."""
-    folder = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)
     try:
-        return (folder / MARK).read_text() == work.run
+        return (work.folder / MARK).read_text() == work.run
     except OSError:
         return False
 
@@ -44,17 +42,17 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
     if shared(work):
         yield from stream(work)
         return
-    with _local_folder(cache_directory(work.settings.cache_dir) / "outbox") as out:
-        attempt = RunPaths(out).attempt(work.deployment.deployment_id, work.attempt)
-        events = stream(replace(work, out=str(out)))
+    with _local_folder(work.cache / "outbox") as out:
+        local = replace(work, out=str(out))
+        events = stream(local)
         try:
             for event in events:
                 if isinstance(event, Finished):
-                    yield _take_files(out, attempt / event.trial.trial_id)
+                    yield _take_files(out, local.folder / event.trial.trial_id)
                 yield event
         finally:
             events.close()
-        yield _take_files(out, attempt)
+        yield _take_files(out, local.folder)
 
 
 @contextmanager

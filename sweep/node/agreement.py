@@ -20,8 +20,8 @@ from backends.launch import task
 from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
 from backends.prepare import environments
 from backends.prepare.build_once import build_once
-from sweep.config import ROOT, cache_directory, content_hash
-from sweep.node.trial import TrialRun
+from sweep.config import ROOT, content_hash, first_line
+from sweep.node.trial import Work
 
 AGREEMENT_VERSION = 1  # part of the cache's key: raise it when the reference is made in another way
 PROMPTS = (
@@ -46,14 +46,13 @@ class Reference:
     made_by: str  # "transformers 5.19.0 float32"
 
 
-def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | str:
+def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
     """Return the tokens that the model of a deployment should give, or in a few words why they are not known.
 
     Called before an engine is launched: it uses its GPUs, cores and memory.
     """
-    backend, model = run.deployment.backend, run.deployment.model
-    cache = cache_directory(run.settings.cache_dir)
-    if not run.settings.agreement:
+    backend, model = work.deployment.backend, work.deployment.model
+    if not work.settings.agreement:
         return "none: agreement=false"
     if not backend.computes_model:
         return "none: this engine computes no model"
@@ -65,21 +64,21 @@ def reference(run: TrialRun, launch: Launch, progress: Progress) -> Reference | 
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
         content = [
             AGREEMENT_VERSION,
-            model.digest(cache),
+            model.digest(work.cache),
             model.tokenizer,
             PROMPTS,
             TOKENS,
             environments.fingerprint(spec),
         ]
-        path = cache / "agreement" / f"{content_hash(content, 16)}.json"
+        path = work.cache / "agreement" / f"{content_hash(content, 16)}.json"
 
         def compute(partial: Path) -> None:
-            partial.write_text(json.dumps(_compute(spec, model, launch, cache, progress)))
+            partial.write_text(json.dumps(_compute(spec, model, launch, work.cache, progress)))
 
         build_once(path, compute, f"answers of {model.name} by transformers", progress)
         return Reference(**json.loads(path.read_text()))
     except (environments.EnvironmentFailed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        return f"none: {_one_line(error)}"
+        return f"none: {type(error).__name__}: {first_line(error)}"
 
 
 def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, progress: Progress) -> dict[str, Any]:
@@ -116,16 +115,17 @@ def _reference_environ(launch: Launch) -> dict[str, str]:
     return {**inherited_environment(), **ENGINE_ENVIRON, **variables}
 
 
-def compare(run: TrialRun, engine: Engine, expected: Reference | str) -> dict[str, Any]:
+def compare(work: Work, engine: Engine, expected: Reference | str) -> dict[str, Any]:
     """The columns agreement (0..1, or null) and agreement_reference of a running engine."""
     if isinstance(expected, str):
         return {"agreement": None, "agreement_reference": expected}
     try:
-        tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
+        tokenizer = work.deployment.model.load_tokenizer(work.cache)
         references = zip(PROMPTS, expected.prompts, expected.tokens, strict=True)
         answers = [_share(engine, tokenizer, expected.ends, *reference) for reference in references]
     except (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        return {"agreement": None, "agreement_reference": f"none: the engine's answer: {_one_line(error)}"}
+        problem = f"none: the engine's answer: {type(error).__name__}: {first_line(error)}"
+        return {"agreement": None, "agreement_reference": problem}
     shares = [share for share in answers if share is not None]
     if not shares:
         return {"agreement": None, "agreement_reference": "none: the model ends every answer at once"}
@@ -185,7 +185,3 @@ def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,12 +26,11 @@ from backends.launch import server, supervisor, task
 from backends.launch.task import Stopped
 from backends.prepare import environments as environments
 from sweep.client.measurement import ClientDied
-from sweep.config import Hardware, Settings, cache_directory
-from sweep.disk.run_files import RunPaths
+from sweep.config import Hardware
 from sweep.node import agreement, gpu_memory
-from sweep.node.trial import PreparedNode, RunningEngine, TrialRun, engine_facts, run_trial, unmeasured_row
+from sweep.node.trial import PreparedNode, RunningEngine, Work, engine_facts, run_trial, unmeasured_row
 from sweep.plan.pending import unresolved
-from sweep.plan.plan import Deployment, Trial
+from sweep.plan.plan import Trial
 from sweep.provenance import gpu_names
 from sweep.records import Outcome
 
@@ -41,25 +39,6 @@ CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring cli
 RESET_ATTEMPTS = 5  # a finished request's memory may be freed a moment after its last token
 RESET_PAUSE = 0.2  # s between them
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True)
-class Work:
-    """The input of a task: a deployment with the trials still to run, and where its files go."""
-
-    deployment: Deployment
-    settings: Settings
-    out: str  # absolute
-    attempt: str
-    axes: tuple[str, ...]
-    run: str = "run"  # the run's own name, in the markers of its engines
-    deadline: float | None = None  # s since the epoch: no trial starts that is not expected to end by then
-    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs have measured it
-
-    @property
-    def marker(self) -> str:
-        """The name by which everything of this attempt's engine can be found on its node."""
-        return f"{self.run}/{self.deployment.deployment_id}/{self.attempt}"
 
 
 class Placed(NamedTuple):
@@ -177,31 +156,26 @@ def run_deployment(
     An engine that died, hung or answered nothing is launched again for the trials after it. All of them end after
     `settings.attempts` such failures with no good trial in between, or after two launches that fail for one reason.
     """
-    run = TrialRun(work.deployment, work.settings, RunPaths(Path(work.out)), work.attempt, work.axes)
     pending = _Pending(work, stop, draining)
     try:
         node = _prepare(work, gpus, emit)
-    except Contradiction as error:
-        _end_all(run, pending.trials, Failure(Outcome.INVALID, str(error)), emit)
-        return
-    except (environments.EnvironmentFailed, OSError, ValueError) as error:
+    except (Contradiction, environments.EnvironmentFailed, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        _end_all(run, pending.trials, Failure(Outcome.LAUNCH_FAILED, str(error)), emit)
+        outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
+        _end_all(work, pending.trials, Failure(outcome, str(error)), emit)
         return
-    if contradiction := other_gpus(gpus, work.settings.hardware):
-        _end_all(run, pending.trials, Failure(Outcome.INVALID, contradiction), emit)
-    _end_contradicted(run, pending.trials, emit)
+    _end_contradicted(work, pending.trials, emit)
     failures: list[Failure] = []
     while pending.next():
-        failure = _one_launch(run, node, work.marker, pending, emit)
+        failure = _one_launch(work, node, pending, emit)
         if failure is None or failure.good:
             failures.clear()
         if failure is not None:
             failures.append(failure)
             exhausted = len(failures) >= work.settings.attempts
             if failure.outcome is Outcome.OOM_LOAD or exhausted or _same_launch_failure(failures):
-                _end_all(run, pending.trials, failure, emit)
+                _end_all(work, pending.trials, failure, emit)
 
 
 def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
@@ -259,20 +233,18 @@ class _Pending:
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < remaining), None)
 
 
-def _one_launch(run: TrialRun, node: PreparedNode, marker: str, pending: _Pending, emit: Emit) -> Failure | None:
+def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -> Failure | None:
     """Launch the engine and run trials on it: all that are pending, or one replicate's. None if it did not fail."""
-    backend, versions = run.deployment.backend, node.environment.versions
+    backend, versions = work.deployment.backend, node.environment.versions
     try:
         if node.launch.gpus:
             emit(State("waiting for GPU memory"))
             gpu_memory.wait_until_free(node.launch.gpus)
-        expected = agreement.reference(run, node.launch, lambda text: emit(State(text)))
+        expected = agreement.reference(work, node.launch, lambda text: emit(State(text)))
         emit(State("launching the engine" if backend.launches else f"asking {backend.url}, which runs already"))
-        with server.running(backend, node.launch, marker=marker, versions=versions) as engine:
-            facts = {**engine.facts(), **agreement.compare(run, engine, expected)}
-            return _run_trials(run, RunningEngine(node, engine, facts), pending, emit)
-    except gpu_memory.Busy as error:
-        return Failure(Outcome.LAUNCH_FAILED, str(error), at_launch=True)
+        with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
+            facts = {**engine.facts(), **agreement.compare(work, engine, expected)}
+            return _run_trials(work, RunningEngine(node, engine, facts), pending, emit)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.log_tail, at_launch=True)
 
@@ -280,29 +252,32 @@ def _one_launch(run: TrialRun, node: PreparedNode, marker: str, pending: _Pendin
 def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
     """Provide environment and weights on this node; return the launch that they make possible."""
     backend, model = work.deployment.backend, work.deployment.model
-    cache = cache_directory(work.settings.cache_dir)
+    if contradiction := other_gpus(gpus, work.settings.hardware):
+        raise Contradiction(contradiction)
+
+    def progress(text: str) -> None:
+        emit(State(text))
+
     environment = environments.Environment("")
     folder = Path()
     if backend.launches:
-        model.reach(cache)  # before an environment is built for a model that cannot be fetched
+        model.reach(work.cache)  # before an environment is built for a model that cannot be fetched
         planned = dict(work.deployment.content)
         if unresolved(planned.get("model", "")):
             del planned["model"]  # the driver found no hub to ask for the commit; this node may have one
-        content = {"model": lambda: model.digest(cache), "backend": lambda: backend.digest()}
+        content = {"model": lambda: model.digest(work.cache), "backend": lambda: backend.digest()}
         if other := other_content(planned, content):
             raise Contradiction(other)
         spec = work.deployment.environment
         assert spec is not None, "planned for an engine that is launched"
-        environment = environments.prepare(spec, cache, lambda text: emit(State(text)))
-        folder = model.prepare(cache, lambda text: emit(State(text)))
-        folder = backend.weights(folder, environment.python, cache, lambda text: emit(State(text)))
+        environment = environments.prepare(spec, work.cache, progress)
+        folder = backend.weights(model.prepare(work.cache, progress), environment.python, work.cache, progress)
     engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
-    workdir = RunPaths(Path(work.out)).attempt(work.deployment.deployment_id, work.attempt)
-    workdir.mkdir(parents=True, exist_ok=True)
+    work.folder.mkdir(parents=True, exist_ok=True)
     launch = Launch(
         model=folder,
         served_name=model.served_name or model.name,
-        workdir=workdir,
+        workdir=work.folder,
         python=environment.python,
         binary=environment.binary,
         gpus=gpus,
@@ -349,22 +324,22 @@ def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tupl
     return cores[:-clients], set(cores[-clients:])
 
 
-def _run_trials(run: TrialRun, running: RunningEngine, pending: _Pending, emit: Emit) -> Failure | None:
+def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emit) -> Failure | None:
     """Run trials in order until all have run, the engine has failed or the driver stops them."""
     replicate: int | None = None
     total, good = len(pending.trials), False
     while trial := pending.next():
-        if run.settings.relaunch == "per_replicate" and replicate not in (None, trial.replicate):
+        if work.settings.relaunch == "per_replicate" and replicate not in (None, trial.replicate):
             return None
         emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
-        row = _measure(run, running, trial, pending, emit, fresh=replicate is None)
+        row = _measure(work, running, trial, pending, emit, fresh=replicate is None)
         replicate = trial.replicate
         if row["outcome"] == Outcome.CANCELLED:
             return None  # it was not measured: the trial is left for the next run
         pending.trials.remove(trial)
         emit(Finished(trial, row))
         if row["outcome"] == Outcome.OOM_RUN:
-            _censor_larger(run, trial, pending.trials, emit)
+            _censor_larger(work, trial, pending.trials, emit)
         elif failure := _failure(row, good):
             return failure
         if not running.engine.alive():
@@ -374,7 +349,7 @@ def _run_trials(run: TrialRun, running: RunningEngine, pending: _Pending, emit: 
 
 
 def _measure(
-    run: TrialRun, running: RunningEngine, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
+    work: Work, running: RunningEngine, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
 ) -> dict[str, Any]:
     """Return the trial's row. A measuring process that dies is no fault of the engine: the trial is measured again.
 
@@ -382,14 +357,14 @@ def _measure(
     try asks the prompts of the first, and would find them in the cache.
     """
     caches: bool | None = None  # what the row says: the last answer
-    for attempt in range(run.settings.attempts):
+    for attempt in range(work.settings.attempts):
         if attempt or not fresh:
             caches = _reset_caches(running.engine, emit)
         try:
-            return run_trial(run, running, trial, pending.stop, caches)
+            return run_trial(work, running, trial, pending.stop, caches)
         except ClientDied as error:
             reason = str(error)
-    return unmeasured_row(run, trial, Outcome.INVALID, reason, engine=engine_facts(running, caches))
+    return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=engine_facts(running, caches))
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
@@ -435,16 +410,16 @@ def _reset(url: str) -> str | None:
     return problem
 
 
-def _censor_larger(run: TrialRun, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
+def _censor_larger(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
     """End the larger batches of a workload after one ran out of memory: they would too."""
     size = trial.load.size
     for other in [t for t in pending if t.workload == trial.workload and t.load.size and size and t.load.size > size]:
         pending.remove(other)
         reason = f"{trial.load.describe()} already ran out of memory"
-        emit(Finished(other, unmeasured_row(run, other, Outcome.CENSORED, reason)))
+        emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
 
 
-def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
+def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
     """End the trials whose prompts or arrivals come from files that differ on this node."""
 
     @functools.cache  # a file may be large, and trials share a few
@@ -457,12 +432,11 @@ def _end_contradicted(run: TrialRun, pending: deque[Trial], emit: Emit) -> None:
         problems = (problem(group, id(getattr(trial, group))) for group in trial.content)
         if reason := next(filter(None, problems), None):
             pending.remove(trial)
-            _end_all(run, deque([trial]), Failure(Outcome.INVALID, reason), emit)
+            emit(Finished(trial, unmeasured_row(work, trial, Outcome.INVALID, reason)))
 
 
-def _end_all(run: TrialRun, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
+def _end_all(work: Work, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
     """Give all these trials the same row: the engine's failure is data."""
     while trials:
         trial = trials.popleft()
-        row = unmeasured_row(run, trial, failure.outcome, failure.reason, failure.log_tail)
-        emit(Finished(trial, row))
+        emit(Finished(trial, unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail)))

@@ -7,26 +7,25 @@ from typing import Any
 import pynvml
 
 from backends.launch import gpus, task
+from backends.launch.server import LaunchError
+from sweep.records import Outcome
 
 FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # a driver and a display hold some: up to the larger of the two counts as free
-
-
-class Busy(Exception):
-    """The memory of a GPU is not freed; the message names the processes that use it."""
 
 
 def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float = 1.0) -> None:
     """Wait until the memory of these GPUs (indices or UUIDs) is free.
 
     Raises:
-        Busy: if it is not after `timeout` s.
+        LaunchError: if it is not after `timeout` s, with the processes that use it.
         Stopped: if the task is cancelled before that.
     """
     handles = gpus.handles(devices)
     deadline = time.monotonic() + timeout
     while busy := [device for device, handle in handles.items() if not _is_free(gpus.memory(handle))]:
         if time.monotonic() >= deadline:
-            raise Busy("; ".join(_held(device, handles[device]) for device in busy) + f", after {timeout:.0f} s")
+            users = "; ".join(_users(device, handles[device]) for device in busy)
+            raise LaunchError(Outcome.LAUNCH_FAILED, f"{users}, after {timeout:.0f} s")
         task.pause(poll)
 
 
@@ -34,7 +33,7 @@ def _is_free(memory: gpus.Memory | None) -> bool:
     return memory is None or memory.used <= max(FREE_SHARE * memory.total, FREE_BYTES)
 
 
-def _held(device: str, handle: Any) -> str:
+def _users(device: str, handle: Any) -> str:
     memory = gpus.memory(handle)
     assert memory is not None  # one that does not report it counts as free
     pids = [str(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]

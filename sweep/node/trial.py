@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,36 @@ from sweep.records import Outcome, Records, Request
 
 
 @dataclass(frozen=True)
-class TrialRun:
-    """The data that the trials of one attempt share before there is an engine."""
+class Work:
+    """The input of a task: a deployment with the trials still to run, and where its files go."""
 
     deployment: Deployment
     settings: Settings
-    paths: RunPaths
+    out: str  # absolute
     attempt: str
     axes: tuple[str, ...]
+    run: str = "run"  # the run's own name, in the markers of its engines
+    deadline: float | None = None  # s since the epoch: no trial starts that is not expected to end by then
+    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs have measured it
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(Path(self.out))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this attempt's files."""
+        return self.paths.attempt(self.deployment.deployment_id, self.attempt)
+
+    @property
+    def cache(self) -> Path:
+        """The folder on this node for environments, weights and conversions."""
+        return cache_directory(self.settings.cache_dir)
+
+    @property
+    def marker(self) -> str:
+        """The name by which everything of this attempt's engine can be found on its node."""
+        return f"{self.run}/{self.deployment.deployment_id}/{self.attempt}"
 
 
 @dataclass(frozen=True)
@@ -72,16 +94,16 @@ class RunningEngine:
     facts: Mapping[str, Any]  # as the engine reports them
 
 
-def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Identity:
+def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
     """The part of a row that is known before anything is measured; `accelerator` is the GPU by its own name."""
-    deployment, hardware = run.deployment, run.settings.hardware
+    deployment, hardware = work.deployment, work.settings.hardware
     if not elsewhere(deployment.backend, hardware):
         accelerator = hardware.accelerator or accelerator or hardware.name
     return Identity(
         trial_id=trial.trial_id,
         deployment_id=deployment.deployment_id,
-        attempt=run.attempt,
-        experiment=run.settings.name,
+        attempt=work.attempt,
+        experiment=work.settings.name,
         label=_label(deployment, trial),
         backend=deployment.backend.name,
         model=deployment.model.name,
@@ -93,8 +115,8 @@ def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Ide
         price_per_hour=_price(deployment.backend, hardware),
         accelerator=accelerator,
         gpu_count=deployment.gpu_count,
-        percentiles=percentiles_text(run.settings.percentiles),
-        slo=slo_text(run.settings),
+        percentiles=percentiles_text(work.settings.percentiles),
+        slo=slo_text(work.settings),
         config=config_text(trial.config),
         digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
         commit=provenance.commit(),
@@ -103,7 +125,7 @@ def identity(run: TrialRun, trial: Trial, accelerator: str | None = None) -> Ide
 
 
 def unmeasured_row(
-    run: TrialRun,
+    work: Work,
     trial: Trial,
     outcome: Outcome,
     reason: str | None,
@@ -112,8 +134,8 @@ def unmeasured_row(
 ) -> dict[str, Any]:
     """The row of a trial that ended before it was measured."""
     verdict = Verdict(outcome=outcome, reason=reason, log_tail=log_tail, ended_at=provenance.now())
-    axes = coordinates(trial, run.axes)
-    return TrialRow(identity=identity(run, trial), verdict=verdict, axes=axes, engine=engine).flat()
+    axes = coordinates(trial, work.axes)
+    return TrialRow(identity=identity(work, trial), verdict=verdict, axes=axes, engine=engine).flat()
 
 
 def _label(deployment: Deployment, trial: Trial) -> str:
@@ -132,10 +154,6 @@ def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
 def slo_text(settings: Settings) -> str | None:
     """The bounds for goodput as a row has them; None without any."""
     return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
-
-
-def _bounds(settings: Settings) -> dict[str, float]:
-    return {str(name): bound for name, bound in (settings.slo or {}).items()}
 
 
 def present_row(
@@ -162,7 +180,7 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
     series = {name for name, statistic in columns(percentiles_of([row])).items() if statistic.quantity.per is not None}
     measured = summarise(
         records,
-        slo=_bounds(settings),
+        slo=settings.slo or {},
         discard_first_batch=getattr(trial.load, "discard_first", False),
         window=Window(row.get("steady_begin"), row.get("steady_end"), row.get("steady_method", "")),
         percentiles=settings.percentiles,
@@ -172,7 +190,7 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
 
 
 def run_trial(
-    run: TrialRun, running: RunningEngine, trial: Trial, stop: threading.Event, caches_reset: bool | None
+    work: Work, running: RunningEngine, trial: Trial, stop: threading.Event, caches_reset: bool | None
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
@@ -186,23 +204,23 @@ def run_trial(
     engine = running.engine
     inputs = {"startup_seconds": engine.startup_seconds, "agreement": running.facts.get("agreement")}
     row = TrialRow(
-        identity=identity(run, trial, _gpu_name(running.node)),
+        identity=identity(work, trial, _gpu_name(running.node)),
         verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
-        axes=coordinates(trial, run.axes),
+        axes=coordinates(trial, work.axes),
         engine=engine_facts(running, caches_reset),
         measured=figures(inputs),
     )
     try:
-        warmup, requests = _build_requests(run, trial)
+        warmup, requests = _build_requests(work, trial)
     except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
         verdict = Verdict(outcome=Outcome.INVALID, reason=str(error), ended_at=provenance.now())
         return replace(row, verdict=verdict).flat()
-    sampler = Sampler(_sources(engine), run.settings.telemetry_interval)
+    sampler = Sampler(_sources(engine), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
-    deadline = time.monotonic() + run.settings.trial_timeout
+    deadline = time.monotonic() + work.settings.trial_timeout
     logged = engine.log_position()
     began = time.monotonic()
-    measure = engine_timed.measure if run.deployment.backend.timed_inside else measurement.measure
+    measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         result = measure(
             _target(trial, engine),
@@ -211,8 +229,8 @@ def run_trial(
             trial.load.mode(len(requests), trial.seed),
             folder=Path(job),
             cpus=running.node.client_cpus,
-            processes=run.settings.client.processes,
-            timeouts=run.settings.client.timeouts,
+            processes=work.settings.client.processes,
+            timeouts=work.settings.client.timeouts,
             on_start=sampler.begin,
             should_stop=_reason_to_stop(engine, stop, deadline),
         )
@@ -226,14 +244,14 @@ def run_trial(
         "client": result.report,
         "wall_seconds": time.monotonic() - began,
     }
-    verdict = _verdict(run, trial, engine, result, time.monotonic() > deadline, logged)
+    verdict = _verdict(work, trial, engine, result, time.monotonic() > deadline, logged)
     columns = replace(
         row,
         verdict=replace(verdict, ended_at=provenance.now()),
         observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.described),
-        measured=_measured(run, trial, result.records, inputs),
+        measured=_measured(work, trial, result.records, inputs),
     ).flat()
-    files = run.paths.trial(run.deployment.deployment_id, run.attempt, trial.trial_id)
+    files = work.paths.trial(work.deployment.deployment_id, work.attempt, trial.trial_id)
     run_files.write_requests(files, result.records)
     run_files.write_telemetry(files, samples)
     run_files.write_trial(files, columns)
@@ -262,9 +280,9 @@ def _gpu_name(node: PreparedNode) -> str | None:
     return next((names[int(gpu)] for gpu in node.launch.gpus if gpu.isdigit() and int(gpu) < len(names)), None)
 
 
-def _build_requests(run: TrialRun, trial: Trial) -> tuple[list[Request], list[Request]]:
+def _build_requests(work: Work, trial: Trial) -> tuple[list[Request], list[Request]]:
     """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
-    tokenizer = run.deployment.model.load_tokenizer(cache_directory(run.settings.cache_dir))
+    tokenizer = work.deployment.model.load_tokenizer(work.cache)
     workload, count = trial.workload, trial.num_requests
     requests = workload.requests(tokenizer, count, trial.seed)
     warm = trial.load.count(workload.warmup_requests) if workload.warmup_requests else 0
@@ -275,7 +293,7 @@ def _build_requests(run: TrialRun, trial: Trial) -> tuple[list[Request], list[Re
 def _target(trial: Trial, engine: Engine) -> measurement.Target:
     """Return what the client must know of the engine: what its backend says under the same names, and three more."""
     backend = engine.backend
-    shared = {field.name for field in fields(measurement.Target)} & set(Backend.model_fields) - {"url"}
+    shared = {each.name for each in fields(measurement.Target)} & set(Backend.model_fields) - {"url"}
     return measurement.Target(
         url=engine.url,
         model=engine.launch.served_name,
@@ -308,24 +326,24 @@ def _reason_to_stop(engine: Engine, stop: threading.Event, deadline: float) -> C
     return reason
 
 
-def _measured(run: TrialRun, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:
+def _measured(work: Work, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:
     """Every quantity of the trial."""
-    discard_first, backend = getattr(trial.load, "discard_first", False), run.deployment.backend
+    discard_first, backend = getattr(trial.load, "discard_first", False), work.deployment.backend
     return summarise(
         records,
-        slo=_bounds(run.settings),
+        slo=work.settings.slo or {},
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
-        percentiles=run.settings.percentiles,
-        price_per_hour=_price(backend, run.settings.hardware),
-        gpu_count=run.deployment.gpu_count,
+        percentiles=work.settings.percentiles,
+        price_per_hour=_price(backend, work.settings.hardware),
+        gpu_count=work.deployment.gpu_count,
         reserves_memory=backend.reserves_memory,
         **inputs,
     )
 
 
 def _verdict(
-    run: TrialRun, trial: Trial, engine: Engine, result: measurement.Measurement, timed_out: bool, logged: int
+    work: Work, trial: Trial, engine: Engine, result: measurement.Measurement, timed_out: bool, logged: int
 ) -> Verdict:
     """The outcome: the engine's death first, then time, then the requests, then the client.
 
@@ -336,7 +354,7 @@ def _verdict(
         outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
         return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
     if timed_out:
-        return Verdict(outcome=Outcome.HUNG, reason=f"not done in {run.settings.trial_timeout} s", log_tail=log)
+        return Verdict(outcome=Outcome.HUNG, reason=f"not done in {work.settings.trial_timeout} s", log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
@@ -344,7 +362,7 @@ def _verdict(
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
         unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'why is unknown'}"
         return Verdict(outcome=partial, reason=unsent, log_tail=log)
-    outcome, reason = validity.outcome_of(result.records, max_failed=run.settings.max_failed)
+    outcome, reason = validity.outcome_of(result.records, max_failed=work.settings.max_failed)
     if outcome is not Outcome.OK:
         if engine.ran_out_of_memory(since=logged):
             outcome = Outcome.OOM_RUN
