@@ -75,5 +75,5 @@ def labelled_column(column: str, percentiles: Iterable[float] = PERCENTILES) -> 
 
 def definitions(available: Collection[str], percentiles: Iterable[float] = PERCENTILES) -> dict[str, str]:
     """Name -> formula of the quantities that have any of the columns."""
-    present = (statistic.quantity for name, statistic in columns(percentiles).items() if name in available)
-    return {labelled_column.name: labelled_column.formula for labelled_column in present}
+    declared = (statistic.quantity for name, statistic in columns(percentiles).items() if name in available)
+    return {quantity.name: quantity.formula for quantity in declared}

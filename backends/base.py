@@ -79,6 +79,12 @@ class EnvironmentChoice(BaseModel):
     binary: str | None = None  # the user's own executable, e.g. of llama-server
 
 
+def metrics(prefix: str, *names: str, **renamed: str) -> Any:
+    """Return a default for `metric_names`: the engine's begin with `prefix`, the rest is ours, or `renamed`."""
+    theirs = dict(zip(names, names, strict=True)) | renamed
+    return Field(default_factory=lambda: {ours: prefix + name for ours, name in theirs.items()})
+
+
 @dataclass(frozen=True)
 class Host:
     """The facts of a node by which a backend decides that it cannot run there."""
@@ -305,14 +311,13 @@ class Hosted(Backend):
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "requests_running": "host_requests_running",
-            "requests_waiting": "host_requests_waiting",
-            "kv_cache_bytes": "host_kv_cache_bytes",
-            "allocated_memory_bytes": "host_memory_allocated_bytes",
-            "reserved_memory_bytes": "host_memory_reserved_bytes",
-        }
+    metric_names: dict[str, str] = metrics(
+        "host_",
+        "requests_running",
+        "requests_waiting",
+        "kv_cache_bytes",
+        "allocated_memory_bytes",
+        "reserved_memory_bytes",
     )
 
     def digest(self) -> str:

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
-from backends.base import Hosted, Launch
+from backends.base import Hosted, Launch, metrics
 from backends.prepare import checkpoints
 
 Quantization = Literal[
@@ -36,12 +34,7 @@ class CTranslate2(Hosted):
         r"CUDA failed with error out of memory",
         r"mkl_malloc: failed to allocate memory",
     )
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "requests_running": "host_requests_running",
-            "requests_waiting": "host_requests_waiting",
-        }
-    )
+    metric_names: dict[str, str] = metrics("host_", "requests_running", "requests_waiting")
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         ours = {"compute_type": self.compute_type or self.quantization, "intra_threads": launch.threads}

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from analysis.load import Run, telemetry
 from analysis.plotting.layout import Layout
@@ -49,6 +48,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         if index % PANELS_IN_A_ROW == 0:
             column[0].set_ylabel("KV-cache use (%)")
             column[-1].set_ylabel(_label(trials))
+    figure.align_ylabels()
     return figure
 
 
@@ -80,7 +80,7 @@ def _same_scales(axes: list[list[Axes]]) -> None:
         top = max(ax.dataLim.ymax for ax in row)
         for ax in row:
             ax.set_ylim(0, top * 1.08 if top > 0 else 1)
-            ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            ax.locator_params(axis="y", nbins=5)
             ax.grid(visible=False, axis="x")
     for column in axes:
         end = max(ax.dataLim.xmax for ax in column)

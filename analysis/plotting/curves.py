@@ -5,6 +5,7 @@ replicates can be very long, and is clipped at the panel's edge. A cross on the 
 If there are too many lines to distinguish, the rest is grey and shows means only.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.load import Run
 from analysis.plotting.layout import Layout
-from analysis.plotting.plots import LETTER, MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, panels
+from analysis.plotting.plots import MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import FloatArray
 from sweep.numbers.quantity import columns
@@ -25,6 +26,10 @@ from sweep.numbers.quantity import columns
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
 BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
 GREY = "#b4bac2"
+_ALSO: dict[str, dict[str, Any]] = {  # the looks of the second quantity
+    "dashed": {"linestyle": "--", "linewidth": 1, "marker": ""},
+    "hollow": {"linestyle": "none", "markerfacecolor": "none"},
+}
 MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers are drawn
 
 
@@ -33,171 +38,112 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
 
     `also` is another column of the same unit, drawn dashed (hollow).
     """
-    shown, points = labelled_column(column), layout.points
-    if shown is None or column not in points or not points[column].notna().any():
+    shown = labelled_column(column)
+    if shown is None or column not in layout.points or not layout.points[column].notna().any():
         return None
-    also = also if also in points else None
+    also = also if also in layout.points else None
     replicates = layout.visible(run.ok)
-    draw = _curve_figure if layout.x else _row_figure
-    dots = replicates if len(replicates) <= MOST_REPLICATES else replicates.head(0)
-    return draw(layout, shown, also, dots, _values(run, layout, shown, also))
-
-
-def _curve_figure(
-    layout: Layout, shown: LabelledColumn, also: str | None, replicates: pd.DataFrame, values: FloatArray
-) -> Figure:
-    lines = _with_results(layout, shown)
+    replicates = replicates.head(0 if len(replicates) > MOST_REPLICATES else len(replicates))
+    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # why others failed is said elsewhere
+    lines = sorted((line for line in layout.lines if line in present), key=lambda line: line not in layout.coloured)
     coloured = [line for line in lines if line in layout.coloured]
-    handles = [legend_entry(layout, line) for line in coloured]
-    if len(coloured) < len(lines):
-        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{len(lines) - len(coloured)} others"))
-    if also:
-        handles.append(
-            Line2D([], [], color=MUTED, linestyle="--", linewidth=1, label=_difference("dashed", shown, also))
-        )
-    if (layout.points.loc[layout.points["line"].isin(lines), "n"] == 0).any():
-        handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result"))
-    heading = f"{shown.label} against {layout.x_label.lower()}{_panels_left_out(layout)}"
-    figure, axes = panels(layout.visible_panels, heading, handles)
+    size = PANEL if layout.x else (PANEL[0] * 1.3, 0.35 + 0.26 * len(coloured))
+    handles = [] if layout.x is None else [legend_entry(layout, line) for line in coloured]
+    handles += _explanations(layout, shown, also, lines, coloured)
+    figure, axes = panels(layout.visible_panels, _heading(layout, shown, lines, coloured), handles, size=size)
+    means = [_scaled(layout.points, name, shown) for name in (column, also) if name]
+    values = np.concatenate([*means, _scaled(run.ok, column, shown)])  # all except whiskers
     for index, (title, (ax,)) in enumerate(zip(layout.visible_panels, axes, strict=True)):
-        points = _points_of(layout, title)
-        points = points.assign(_at=_at(layout, points)).sort_values("_at")
-        if len(coloured) < len(lines):
-            _grey_curves(ax, points[points["line"].isin(set(lines) - set(coloured))], shown)
+        points, dots = (_in_panel(layout, frame, title, lines) for frame in (layout.points, replicates))
+        if layout.x and len(coloured) < len(lines):
+            _grey_curves(ax, points[~points["line"].isin(coloured)], shown)
         for line in coloured:
-            dots = replicates[(replicates["panel"] == title) & (replicates["line"] == line)]
-            _curve(ax, layout, points[points["line"] == line], dots, shown, also)
-        _load_axis(ax, layout, title)
-        ax.grid(visible=False, axis="x")
-        ax.set_xlabel(layout.axis(title))
-        _value_axis(ax, "y", values)
-        if index % PANELS_IN_A_ROW == 0:
-            ax.set_ylabel(shown.axis)
+            _line(ax, layout, points[points["line"] == line], dots[dots["line"] == line], shown, also)
+        _value_axis(ax, "y" if layout.x else "x", values)
+        if layout.x:
+            _load_axis(ax, layout, title)
+            ax.set_ylabel(shown.axis if index % PANELS_IN_A_ROW == 0 else "")
+        else:
+            ax.set_yticks(range(len(coloured)), coloured)
+            ax.set(ylim=(len(coloured) - 0.5, -0.5), xlabel=shown.axis)
+            ax.grid(visible=False, axis="y")
     return figure
 
 
-def _curve(
+def _heading(layout: Layout, shown: LabelledColumn, lines: list[str], coloured: list[str]) -> str:
+    heading = f"{shown.label} against {layout.x_label.lower()}" if layout.x else shown.label
+    if layout.x is None and len(coloured) < len(lines):
+        heading += f" ({len(coloured)} of {len(lines)} rows)"
+    if len(layout.visible_panels) < len(layout.panels):
+        heading += f" (the first {len(layout.visible_panels)} of {len(layout.panels)} panels)"
+    return heading
+
+
+def _explanations(
+    layout: Layout, shown: LabelledColumn, also: str | None, lines: list[str], coloured: list[str]
+) -> Iterator[Line2D]:
+    """The entries of the legend that are no line's own."""
+    if layout.x is None:
+        yield Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")
+    elif len(coloured) < len(lines):
+        yield Line2D([], [], color=GREY, linewidth=1, label=f"{len(lines) - len(coloured)} others")
+    if also:
+        look = "dashed" if layout.x else "hollow"
+        label = f"{look}: {columns()[also].name} (else {columns()[shown.column].name})"
+        yield Line2D([], [], **{"color": MUTED, "marker": "o", **_ALSO[look], "label": label})
+    if layout.x and (layout.points.loc[layout.points["line"].isin(lines), "n"] == 0).any():
+        yield Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result")
+
+
+def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str]) -> pd.DataFrame:
+    """Points or trials of a panel with their place (`_at`) along x, or where it has no x, by line; sorted by it."""
+    frame = frame[(frame["panel"] == panel) & frame["line"].isin(lines)]
+    at = frame[layout.x].astype("float64") if layout.x else None
+    if at is None or not at.notna().any():
+        at = frame["line"].map({line: float(index) for index, line in enumerate(lines)})
+    return frame.assign(_at=at).sort_values("_at", kind="stable")
+
+
+def _line(
     ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
+    """Draw a line's means, their intervals, its replicates and crosses for points without a result; or all in a row."""
     if points.empty:
         return
-    style = legend_entry(layout, points["line"].iloc[0])
-    colour = style.get_color()
-    x, mean = points["_at"].to_numpy(np.float64), _scaled(points, shown.column, shown)
-    ax.plot(x, mean, color=colour, marker=style.get_marker(), linestyle=style.get_linestyle(), zorder=3)
-    half = _scaled(points, f"{shown.column}_ci_high", shown) - mean
-    ax.errorbar(x, mean, half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
-    ax.scatter(
-        _at(layout, replicates),
-        _scaled(replicates, shown.column, shown),
-        color=colour,
-        s=9,
-        alpha=0.45,
-        linewidths=0,
-        zorder=4,
-    )
+    style = line_style(layout, points["line"].iloc[0])
+
+    def along(frame: pd.DataFrame, column: str) -> tuple[FloatArray, FloatArray]:
+        at, value = frame["_at"].to_numpy(np.float64), _scaled(frame, column, shown)
+        return (at, value) if layout.x else (value, at)
+
+    ax.plot(*along(points, shown.column), **(style if layout.x else {**style, "linestyle": "none"}), zorder=3)
+    half = _scaled(points, f"{shown.column}_ci_high", shown) - _scaled(points, shown.column, shown)
+    ends = {"yerr" if layout.x else "xerr": half}
+    faint: dict[str, Any] = {"color": style["color"], "alpha": 0.7, "zorder": 2, **ends}
+    ax.errorbar(*along(points, shown.column), **faint, linestyle="none", elinewidth=1, capsize=2.5)
+    ax.scatter(*along(replicates, shown.column), color=style["color"], s=9, alpha=0.45, linewidths=0, zorder=4)
     if also:
-        ax.plot(x, _scaled(points, also, shown), color=colour, linestyle="--", linewidth=1, zorder=2)
-    _crosses(ax, points, colour)
+        ax.plot(*along(points, also), **{**style, **_ALSO["dashed" if layout.x else "hollow"], "zorder": 2})
+    if layout.x:
+        _crosses(ax, points, style["color"])
 
 
 def _grey_curves(ax: Axes, points: pd.DataFrame, shown: LabelledColumn) -> None:
     """Draw the lines without a colour of their own in grey."""
-    curves = [
-        np.column_stack([line["_at"].to_numpy(np.float64), _scaled(line, shown.column, shown)])
-        for _, line in points.groupby("line", sort=False)
-    ]
+    places = points.assign(_value=_scaled(points, shown.column, shown))
+    curves = [line[["_at", "_value"]].to_numpy(np.float64) for _, line in places.groupby("line", sort=False)]
     ax.add_collection(LineCollection(curves, colors=GREY, linewidths=0.7, zorder=1))
-    isolated = np.concatenate([_isolated_points(curve) for curve in curves]) if curves else np.empty((0, 2))
-    ax.scatter(isolated[:, 0], isolated[:, 1], color=GREY, s=6, linewidths=0, zorder=1)
+    gaps = places["_value"].isna()
+    before, after = (gaps.groupby(places["line"]).shift(step, fill_value=True) for step in (1, -1))
+    isolated = places[~gaps & before & after]  # a line through a single point would be invisible
+    ax.scatter(isolated["_at"], isolated["_value"], color=GREY, s=6, linewidths=0, zorder=1)
     _crosses(ax, points, GREY)
-
-
-def _isolated_points(curve: FloatArray) -> FloatArray:
-    """The points (n, 2) without a neighbour: a line through a single point would be invisible."""
-    present = np.concatenate([[False], np.isfinite(curve[:, 1]), [False]])
-    isolated: FloatArray = curve[present[1:-1] & ~present[:-2] & ~present[2:]]
-    return isolated
 
 
 def _crosses(ax: Axes, points: pd.DataFrame, colour: Any) -> None:
     missing = points.loc[points["n"] == 0, "_at"].to_numpy(np.float64)
-    ax.plot(
-        missing, np.zeros_like(missing), "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False, zorder=5
-    )
-
-
-def _row_figure(
-    layout: Layout, shown: LabelledColumn, also: str | None, replicates: pd.DataFrame, values: FloatArray
-) -> Figure:
-    every = _with_results(layout, shown)
-    lines = [line for line in every if line in layout.coloured]
-    handles = [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")]
-    if also:
-        hollow = Line2D([], [], color=MUTED, marker="o", linestyle="none", markerfacecolor="none")
-        hollow.set_label(_difference("hollow", shown, also))
-        handles.append(hollow)
-    size = (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
-    shown_rows = f" ({len(lines)} of {len(every)} rows)" if len(lines) < len(every) else ""
-    heading = f"{shown.label}{shown_rows}{_panels_left_out(layout)}"
-    margin = 0.3 + LETTER * max(map(len, lines), default=0)
-    figure, axes = panels(layout.visible_panels, heading, handles, size=size, left=margin)
-    for title, (ax,) in zip(layout.visible_panels, axes, strict=True):
-        points = _points_of(layout, title)
-        for row, line in enumerate(lines):
-            dots = replicates[(replicates["panel"] == title) & (replicates["line"] == line)]
-            _row(ax, layout, points[points["line"] == line].assign(_at=float(row)), dots, shown, also)
-        ax.set_yticks(range(len(lines)), lines)
-        ax.set_ylim(len(lines) - 0.5, -0.5)
-        ax.grid(visible=False, axis="y")
-        ax.set_xlabel(shown.axis)
-        _value_axis(ax, "x", values)
-    return figure
-
-
-def _panels_left_out(layout: Layout) -> str:
-    count, all_ = len(layout.visible_panels), len(layout.panels)
-    return f" (the first {count} of {all_} panels)" if count < all_ else ""
-
-
-def _row(
-    ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
-) -> None:
-    if points.empty:
-        return
-    style = legend_entry(layout, points["line"].iloc[0])
-    colour, marker = style.get_color(), style.get_marker()
-    y, mean = points["_at"].to_numpy(np.float64), _scaled(points, shown.column, shown)
-    ax.plot(mean, y, color=colour, marker=marker, linestyle="none", zorder=3)
-    half = _scaled(points, f"{shown.column}_ci_high", shown) - mean
-    ax.errorbar(mean, y, xerr=half, color=colour, linestyle="none", elinewidth=1, capsize=2.5, alpha=0.7, zorder=2)
-    value = _scaled(replicates, shown.column, shown)
-    ax.scatter(value, np.full_like(value, y[0]), color=colour, s=9, alpha=0.45, linewidths=0, zorder=4)
-    if also:
-        ax.plot(_scaled(points, also, shown), y, color=colour, marker=marker, linestyle="none", markerfacecolor="none")
-
-
-def _with_results(layout: Layout, shown: LabelledColumn) -> list[str]:
-    """The lines with a value at any point; engines that could not run are reported elsewhere."""
-    present = set(layout.points.loc[layout.points[shown.column].notna(), "line"])
-    return [line for line in layout.lines if line in present]
-
-
-def _difference(how: str, shown: LabelledColumn, also: str) -> str:
-    statistics = columns()
-    return f"{how}: {statistics[also].name} (else {statistics[shown.column].name})"
-
-
-def _points_of(layout: Layout, panel: str) -> pd.DataFrame:
-    return layout.points[layout.points["panel"] == panel]
-
-
-def _at(layout: Layout, points: pd.DataFrame) -> "pd.Series[float]":
-    """The x coordinates of points or trials of one panel; if it has no x, one position per line."""
-    at = points[layout.x].astype("float64")
-    if at.notna().any():
-        return at
-    return points["line"].map({line: float(place) for place, line in enumerate(layout.lines)})
+    at_bottom: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False, "zorder": 5}
+    ax.plot(missing, np.zeros_like(missing), "x", color=colour, **at_bottom)
 
 
 def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatArray:
@@ -205,14 +151,10 @@ def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatAr
     return scaled
 
 
-def _values(run: Run, layout: Layout, shown: LabelledColumn, also: str | None) -> FloatArray:
-    """All values in the figure except whiskers."""
-    columns = [_scaled(layout.points, column, shown) for column in (shown.column, also) if column]
-    return np.concatenate([*columns, _scaled(run.ok, shown.column, shown)])
-
-
 def _load_axis(ax: Axes, layout: Layout, panel: str) -> None:
-    """Scale x to the points of all panels with the same x, so that panels can be compared."""
+    """Label x and scale it to the points of all panels with the same x, so that panels can be compared."""
+    ax.grid(visible=False, axis="x")
+    ax.set_xlabel(layout.axis(panel))
     if panel not in layout.x_labels:
         ax.set_xticks([])
         return
@@ -239,5 +181,5 @@ def _value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> N
         axis.set_minor_locator(NullLocator())
     else:
         ax.set(**{f"{direction}lim": (0, values.max() * 1.08)})
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        ax.locator_params(axis=direction, nbins=5)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"))

@@ -29,6 +29,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # one for each use of the colours: layout.MOST_LINES in all
 PANEL = (2.45, 2.0)  # inches, the axes alone
+NARROWEST = 4.5  # inches, of all axes together
+GAPS = (0.32, 0.6)  # inches between axes
 PANELS_IN_A_ROW = 4
 LETTER = 0.085  # inches, on average
 
@@ -58,6 +60,7 @@ _STYLE = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
+    "savefig.bbox": "tight",
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "svg.hashsalt": "sweep",  # the same run gives the same file
     "figure.dpi": 96,
@@ -132,46 +135,39 @@ def panels(
     handles: Sequence[Line2D],
     rows: int = 1,
     size: tuple[float, float] = PANEL,
-    left: float = 0.68,
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with a heading, a legend and `rows` empty axes for each title; the axes by title, then row.
+    """A figure with a heading, a legend and `rows` empty axes of `size` for each title; the axes by title, then row.
 
-    `size` is that of an axes, `left` the room for its labels; laid out in inches, because matplotlib's own layouts put
-    heading and legend on top of each other.
+    The axes fill the figure, and what is around them enlarges it when it is saved: matplotlib's own layouts shrink them
+    to make room for long labels.
     """
     across = min(len(titles), PANELS_IN_A_ROW)
     down = math.ceil(len(titles) / across) * rows
-    right, bottom, between = 0.15, 0.55, (0.32, 0.5)
-    width = max(left + across * size[0] + (across - 1) * between[0] + right, 5.2)
-    columns = max(1, int(width / max([0.7 + LETTER * len(str(entry.get_label())) for entry in handles], default=1.0)))
-    top = 0.75 + 0.19 * math.ceil(len(handles) / columns)
-    height = top + down * size[1] + (down - 1) * between[1] + bottom
-    figure = Figure(figsize=(width, height))
-    figure.text(0.12 / width, 1 - 0.12 / height, heading, va="top", fontsize=11.5, fontweight="bold")
-    place = (0.06 / width, 1 - 0.33 / height)
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=columns, borderpad=0.2)
-    grid = figure.subplots(
-        down,
-        across,
-        squeeze=False,
-        sharey="row" if rows > 1 else "all",
-        gridspec_kw={
-            "left": left / width,
-            "right": 1 - right / width,
-            "top": 1 - top / height,
-            "bottom": bottom / height,
-            "wspace": between[0] / size[0],
-            "hspace": between[1] / size[1],
-        },
+    width, height = (
+        count * (inches + gap) - gap for count, inches, gap in zip((across, down), size, GAPS, strict=True)
     )
-    axes: list[list[Axes]] = []
-    for index, title in enumerate(titles):
-        axes.append([grid[index // across * rows + row][index % across] for row in range(rows)])
-        axes[-1][0].set_title(title)
-    for unused in range(len(titles), across * down // rows):
-        for row in range(rows):
-            grid[unused // across * rows + row][unused % across].set_visible(False)
-    return figure, axes
+    width = max(width, NARROWEST)
+    figure = Figure(figsize=(width, height))
+    entry_width = max([0.6 + LETTER * len(str(entry.get_label())) for entry in handles], default=1.0)
+    figure.legend(
+        handles=handles,
+        title=heading,
+        title_fontproperties={"size": 11.5, "weight": "bold"},
+        alignment="left",
+        loc="lower left",
+        bbox_to_anchor=(0, 1 + 0.32 / height),
+        ncols=max(1, int(width / entry_width)),
+        borderpad=0,
+        borderaxespad=0,
+    )
+    figure.subplots_adjust(0, 0, 1, 1, GAPS[0] / size[0], GAPS[1] / size[1])
+    grid = figure.subplots(down, across, squeeze=False, sharey="row" if rows > 1 else "all")
+    axes = [list(column) for band in range(0, down, rows) for column in grid[band : band + rows].T]
+    for title, column in zip(titles, axes, strict=False):
+        column[0].set_title(title)
+    for ax in (ax for column in axes[len(titles) :] for ax in column):
+        ax.set_visible(False)
+    return figure, axes[: len(titles)]
 
 
 def legend_entry(layout: Layout, line: str, **other: Any) -> Line2D:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -62,7 +62,7 @@ class HostConnection:
         self.writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         await self.writer.drain()
 
-    async def send_events(self, events: list[dict[str, Any] | str]) -> None:
+    async def send_events(self, events: Sequence[dict[str, Any] | str]) -> None:
         """Server-sent events, all in one write; the first call opens the stream."""
         if not events:
             return  # an empty chunk would end the answer

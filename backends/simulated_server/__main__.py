@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="simulated")
     parser.add_argument("--config", default="{}", help="JSON, see Config")
     options = parser.parse_args(arguments)
-    config = Config.parse(options.config)
+    config = Config.model_validate_json(options.config)
     time.sleep(config.startup_seconds)
     if config.die_at_launch == "out_of_memory":
         sys.exit("torch.OutOfMemoryError: CUDA out of memory (simulated): the weights do not fit")

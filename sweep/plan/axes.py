@@ -2,16 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from sweep.config import POINT_GROUPS, ConfigError, Settings, Strict, did_you_mean, nearest, one_of
+from sweep.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of
 from sweep.plan.command_line import Assignments, axis_values, is_point_key
 
-RUN_GROUPS = ("hardware", "cluster", "tracking")
 LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step that it stands on, as axes
 
 
@@ -142,33 +141,6 @@ class PlanSpec(Strict):
             previous = entry.step
             yield {"ladder": entry.step, "ladder_parent": parent, **steps[entry.step]}
 
-    def refuse_idle_conditions(
-        self, written: "PlanSpec", chosen: Mapping[str, Any], options: Mapping[str, Sequence[str]]
-    ) -> None:
-        """Check that `written`, the part of this plan that somebody wrote, has no condition on what is not in it.
-
-        With `options` (of groups) it may be on any of those: a command line may still choose another.
-
-        Raises:
-            ConfigError: naming an axis that this plan does not have, or a value that is none of its axis.
-        """
-        axes = self.values()
-        defined = {*axes, *chosen}
-        for key in written.when:  # it may wait for a key of the command line, but not under a name so near to an axis
-            if key not in defined and (axis := nearest(key, axes)):
-                raise ConfigError(f"when.{key}: no axis of this plan; did you mean {axis}?")
-        for pattern in (*written.exclude, *written.when.values()):
-            for key, condition in pattern.items():
-                if key not in defined:
-                    raise ConfigError(
-                        f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, defined)}"
-                    )
-                if key in (options or axes):
-                    allowed = [*options.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
-                    for value in condition if isinstance(condition, list) else [condition]:
-                        if value not in allowed:
-                            raise one_of(key, value, {str(value) for value in allowed})
-
 
 FORMS = {key: str(field.description) for key, field in PlanSpec.model_fields.items()}
 
@@ -196,10 +168,4 @@ def flow(value: Any) -> str:
 
 def in_words(value: Any) -> str:
     """A value for a sentence: a list without its brackets, and nothing where there is none."""
-    if value is None or value in ({}, []):
-        return "nothing"
-    if isinstance(value, list) and not isinstance(value[0], dict):
-        return ", ".join(str(item) for item in value)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return flow(value) if isinstance(value, dict | list) else str(value)
+    return "nothing" if value in (None, {}, []) else flow(value).strip("[]")
