@@ -237,7 +237,7 @@ class Backend(BaseModel):
         return {"OMP_NUM_THREADS": str(launch.threads), **self.environ}
 
     def unavailable(self, host: Host) -> str | None:
-        """Why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
+        """Return why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
         if self.launches and host.platform != "linux":
             return f"{self.name} is watched through what only Linux has: run sweep on Linux, or in a container"
         if self.needs_gpu and self.launches and not host.gpus:

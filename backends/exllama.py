@@ -47,8 +47,6 @@ class ExLlama(Hosted):
         return {"cache_tokens": self.cache_tokens, **super().flags_on(launch)}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        if self.checkpoint is None:
-            return model
         return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class LibraryServer:
             await connection.send_events(answer.last_chunks())
             await connection.end_events()
         else:
-            await connection.answer(answer.whole())
+            await connection.answer(answer.complete())
 
     async def measure(self, body: dict[str, Any], connection: HostConnection) -> None:
         """Measure a trial in one call (see `offline`); only a library with `step` can do that."""
@@ -240,7 +240,7 @@ class Completion:
     def last_chunks(self) -> list[dict[str, Any]]:
         return [{**self.head, "choices": [], "usage": self._total()}] if self.include_usage else []
 
-    def whole(self) -> dict[str, Any]:
+    def complete(self) -> dict[str, Any]:
         """The answer to a request without streaming."""
         choices = []
         for index, row in enumerate(self.call.rows):

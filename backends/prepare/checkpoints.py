@@ -70,12 +70,14 @@ def converted(
     return build_once(folder, convert, kind, progress)
 
 
-def quantised(model: Path, checkpoint: str, group_size: int, python: str, cache_dir: Path, progress: Progress) -> Path:
-    """Return the model as a quantised checkpoint (see conversions/to_quantized.py), itself if it is one already.
+def quantised(
+    model: Path, checkpoint: str | None, group_size: int, python: str, cache_dir: Path, progress: Progress
+) -> Path:
+    """Return the model as a quantised checkpoint (see conversions/to_quantized.py), itself if it is one already or none is asked for.
 
     `python` is an interpreter with numpy and safetensors; where it has gptqmodel too, that calibrates.
     """
-    if "quantization_config" in json.loads((model / "config.json").read_text()):
+    if checkpoint is None or "quantization_config" in json.loads((model / "config.json").read_text()):
         return model
 
     def quantise(folder: Path) -> None:
