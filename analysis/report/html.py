@@ -24,9 +24,9 @@ from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, 
 from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import best, estimate, planned_trials, write_summary
+from analysis.summary import best, estimate, planned_trials
 from analysis.tails import tails
-from analysis.warnings import codes, concerning, grouped, scope
+from analysis.warnings import concerning, grouped, scope
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 
@@ -52,7 +52,11 @@ class Card(NamedTuple):
 def write_all(results: RunResults) -> None:
     """Write summary.csv, figures/ and report.html of a run."""
     run = results.run
-    write_summary(run, results.summary.assign(warnings=codes(results.summary, results.warnings)))
+    codes = [
+        ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
+        for index in results.summary.index
+    ]
+    run_files.write_whole(run.paths, run.paths.summary, results.summary.assign(warnings=codes).to_csv(index=False))
     figures = draw_all(run, results.layout)
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 

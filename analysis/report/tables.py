@@ -1,6 +1,6 @@
 """The report's tables of figures as rows of cells: of points, of a ladder's steps, and of the steady state."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -39,7 +39,7 @@ class Table(NamedTuple):
 Cells = Callable[["pd.Series[Any]"], Iterable[Cell]]
 
 
-def results_tables(results: RunResults, tails: dict[Hashable, Quantile]) -> list[Table]:
+def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Table]:
     """A table for each panel, of its points; `tails` are the intervals of TTFT p99 over requests."""
     layout, points = results.layout, results.points
     if not points["n"].any():
@@ -55,7 +55,7 @@ def results_tables(results: RunResults, tails: dict[Hashable, Quantile]) -> list
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
-            *(_measured(point, name, best[name], warnings, tails.get(point.name)) for name in quantities),
+            *(_measured(point, name, best[name], warnings, tails.get(int(str(point.name)))) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
 
