@@ -73,7 +73,7 @@ def converted(
 def quantised(
     model: Path, checkpoint: str | None, group_size: int, python: str, cache_dir: Path, progress: Progress
 ) -> Path:
-    """Return the model as a quantised checkpoint (see conversions/to_quantized.py), itself if it is one already or none is asked for.
+    """Return the model in this quantised format (see conversions/to_quantized.py); itself if None or quantised already.
 
     `python` is an interpreter with numpy and safetensors; where it has gptqmodel too, that calibrates.
     """
