@@ -1,16 +1,16 @@
-"""A run's files as pandas frames: trials at once, requests and telemetry on demand through duckdb.
+"""A run's files as pandas frames: trials at once, requests and telemetry on demand.
 
 Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
 """
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -173,33 +173,10 @@ def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, damaged: Da
         if unknown:
             raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
         trials = trials[trials["trial_id"].isin(trial_ids)]
-    files = [path for _, row in trials.iterrows() if (path := trial_folder(run, row) / name).is_file()]
-    try:
-        return _query(files)
-    except duckdb.Error:
-        readable = [path for path in files if _is_whole(path, damaged)]
-        return _query(readable)
-
-
-def _query(files: list[Path]) -> pd.DataFrame:
-    """All files as one frame, by union of their columns: by default duckdb drops columns that the first file lacks."""
-    if not files:
-        return pd.DataFrame()
-    with duckdb.connect() as connection:
-        relation = connection.execute(
-            "SELECT * EXCLUDE (filename), string_split(filename, '/')[-2] AS trial_id"
-            " FROM read_parquet(?, union_by_name = true, filename = true)",
-            [[path.absolute().as_posix() for path in files]],
-        )
-        frame: pd.DataFrame = relation.df()
+    tables = []
+    for _, row in trials.iterrows():
+        with suppress(FileNotFoundError, *([DamagedFile] if damaged == "skip" else [])):
+            table = run_files.read_table(trial_folder(run, row) / name)
+            tables.append(table.append_column("trial_id", pa.repeat(row["trial_id"], len(table))))
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas() if tables else pd.DataFrame()
     return frame
-
-
-def _is_whole(path: Path, damaged: Damaged) -> bool:
-    try:
-        run_files.read_table(path)
-    except DamagedFile:
-        if damaged == "raise":
-            raise
-        return False
-    return True

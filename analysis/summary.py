@@ -258,11 +258,6 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
     return results
 
 
-def write_summary(run: Run, points: pd.DataFrame) -> None:
-    """Write summary.csv."""
-    run_files.write_whole(run.paths, run.paths.summary, points.to_csv(index=False))
-
-
 def _not_run(run: Run, keys: list[str]) -> pd.DataFrame:
     """The planned trials without a row. Of a complete run the long plan is not read."""
     plan = run_files.read_plan(run.paths.plan) if planned_trials(run) > len(run.trials) else []

@@ -5,6 +5,7 @@ A check is a function in CHECKS, by `sweep.numbers.warnings.register`: its name 
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -34,11 +35,10 @@ CHECKS: list[Check] = []
 
 def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
     """Every warning about a run, the most serious first: one for each trial, point or run that a check finds."""
-    points = _points_of_trials(run, layout)
     columns = list(dict.fromkeys(column for check in TRIAL_CHECKS for column in check.columns))
-    rows = run.ok[["trial_id", "outcome", *columns]].astype(object)
+    rows = layout.placed(run.ok)[["trial_id", "outcome", "point", *columns]].astype(object)
     warnings = [
-        ResultWarning(warning.kind, warning.figure, warning.message, warning.trials, (points[warning.trials[0]],))
+        replace(warning, points=(row["point"],))
         for row in rows.where(rows.notna(), None).to_dict("records")
         for warning in trial_warnings({str(name): value for name, value in row.items()})
     ]
@@ -46,13 +46,6 @@ def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
         warnings += [ResultWarning(check.kind, *evidence) for evidence in check.function(run, layout)]
     order = {severity: index for index, severity in enumerate(Severity)}
     return sorted(warnings, key=lambda warning: order[warning.kind.severity])
-
-
-def _points_of_trials(run: Run, layout: Layout) -> dict[str, int]:
-    """The position in the summary of each trial's point."""
-    points = layout.points[layout.keys].assign(position=range(len(layout.points)))
-    positions = run.trials[["trial_id", *layout.keys]].merge(points, on=layout.keys, how="left")
-    return dict(zip(positions["trial_id"], positions["position"], strict=True))
 
 
 def grouped(warnings: Iterable[ResultWarning]) -> list[ResultWarning]:
@@ -84,12 +77,6 @@ def concerning(warnings: Iterable[ResultWarning], column: str) -> list[ResultWar
     return [warning for warning in warnings if not warning.kind.quantities or column in warning.kind.quantities]
 
 
-def codes(points: pd.DataFrame, warnings: Iterable[ResultWarning]) -> list[str]:
-    """The column `warnings` of summary.csv: for each point the codes of the warnings about it."""
-    concerned = by_point(warnings)
-    return [";".join(sorted(warning.code for warning in concerned.get(point, ()))) for point in range(len(points))]
-
-
 def scope(warning: ResultWarning, layout: Layout) -> str:
     """The points concerned, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty if it is the run."""
     if not warning.points:
@@ -114,7 +101,7 @@ def scope(warning: ResultWarning, layout: Layout) -> str:
 def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The point was measured once, as planned, so it has no interval."""
     planned = _planned_replicates(run, layout)
-    for point in _positions((layout.points["n"] == 1) & (planned == 1)):
+    for point in layout.points.index[(layout.points["n"] == 1) & (planned == 1)]:
         yield Evidence(1, "one replicate, no interval", points=(point,))
 
 
@@ -127,8 +114,8 @@ def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
 def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Some of the point's replicates failed or have not run."""
     planned, counts = _planned_replicates(run, layout), layout.points["n"]
-    for point in _positions((counts > 0) & (counts < planned)):
-        n, total = counts.iloc[point], planned.iloc[point]
+    for point in layout.points.index[(counts > 0) & (counts < planned)]:
+        n, total = counts[point], planned[point]
         yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))
 
 
@@ -151,8 +138,8 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     if "output_throughput" not in points:
         return
     half = (points["output_throughput_ci_high"] - points["output_throughput"]) / points["output_throughput"]
-    for point in _positions(half > WIDE):
-        yield Evidence(half.iloc[point], f"throughput known to ±{half.iloc[point]:.0%} only", points=(point,))
+    for point, width in half[half > WIDE].items():
+        yield Evidence(width, f"throughput known to ±{width:.0%} only", points=(int(str(point)),))
 
 
 @register(
@@ -189,11 +176,10 @@ def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _asked(run: Run, layout: Layout) -> pd.DataFrame:
-    """The trials with a result, with the `point` of each, and a `question` that those asked the same share."""
+    """The trials with a result, placed, and with a `question` that those asked the same share."""
     ok = layout.placed(run.ok)
-    points = _points_of_trials(run, layout)
     question = ok.groupby(["panel", *([layout.x] if layout.x else [])], dropna=False).ngroup()
-    return ok.assign(point=ok["trial_id"].map(points), question=question)
+    return ok.assign(question=question)
 
 
 # Trials beside each other --------------------------------------------------------------------------------------------
@@ -305,7 +291,3 @@ def _machine(text: str) -> str:
     cores = hardware.get("cores")
     parts = [", ".join(hardware.get("gpus") or []), str(hardware.get("cpu", "")), f"{cores} cores" if cores else ""]
     return ", ".join(part for part in parts if part)
-
-
-def _positions(mask: "pd.Series[bool]") -> list[int]:
-    return [index for index, chosen in enumerate(mask) if chosen]

@@ -169,7 +169,7 @@ class Backend(BaseModel):
     api_key_env: str | None = None  # NAME of the environment variable that holds its key
     verify_tls: bool = True  # whether its certificate must be one that this machine trusts
     reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
-    metrics_path: str | None = None  # of its Prometheus metrics
+    metrics_path: str | None = "/metrics"  # of its Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # ours: its own
 
     @field_validator("url")
@@ -266,7 +266,8 @@ class Backend(BaseModel):
     def failure_line(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
         lines = [line for line in map(self.message, log.splitlines()) if line]
-        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not self._is_noise(line)]
+        noise = re.compile("|".join(self.noise_patterns) or "(?!)")
+        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not noise.search(line)]
         if not errors:
             return lines[-1] if lines else ""
         last = lines[errors[-1]]
@@ -281,9 +282,6 @@ class Backend(BaseModel):
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         """All flags of a launch: those of the platform, and over them those that were given for any."""
         return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
-
-    def _is_noise(self, line: str) -> bool:
-        return any(re.search(pattern, line) for pattern in self.noise_patterns)
 
 
 def _host_sources(library: str) -> list[Path]:
@@ -310,7 +308,6 @@ class Hosted(Backend):
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = metrics(
         "host_",
         "requests_running",

@@ -44,8 +44,16 @@ class CTranslate2(Hosted):
         """The model's folder without its weights, and in it a folder with those of CTranslate2."""
 
         def convert(folder: Path) -> None:
-            arguments = {"model": model, "output": folder / FOLDER, "quantization": self.quantization}
-            checkpoints.run(python, "to_ctranslate2", arguments, folder / "conversion.log", progress)
+            converter = [
+                python,
+                "-m",
+                "ctranslate2.converters.transformers",
+                "--low_cpu_mem_usage",
+                "--model",
+                str(model),
+            ]
+            command = [*converter, "--output_dir", str(folder / FOLDER), "--quantization", self.quantization]
+            checkpoints.execute(command, "ctranslate2's converter", folder / "conversion.log", progress)
 
         parameters = {
             "quantization": self.quantization,

@@ -41,7 +41,6 @@ class LlamaCpp(Backend):
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
     # After each stream it closes the connection, whose Keep-Alive header it has sent: the next request would be lost.
     headers: dict[str, str] = Field(default={"Connection": "close"})
-    metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = metrics(
         "llamacpp:",
         requests_running="requests_processing",
@@ -97,7 +96,7 @@ class LlamaCpp(Backend):
 
         def quantise(folder: Path) -> None:
             unquantised = _gguf(model, "auto", cache_dir, progress) / GGUF
-            command = ["nice", "-n", "10", str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
+            command = [str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
             checkpoints.execute(command, "llama-quantize", folder / "conversion.log", progress)
 
         made_by = {"converter": checkpoints.environment_key(CONVERTER), "tool": checkpoints.file_digest(tool)[:16]}

@@ -17,7 +17,6 @@ class LMDeploy(Backend):
 
     distribution = "lmdeploy"
     token_ids: bool = False
-    metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = metrics(
         "lmdeploy:",
         kv_cache_usage="gpu_cache_usage_perc",

@@ -20,7 +20,6 @@ class SGLang(Backend):
     # It asks the engine for a token, and answers when one has come: ready means that it generates.
     ready_path = "/health_generate"
     reset_paths: tuple[str, ...] = ("/flush_cache",)  # its radix cache; 400 while requests run
-    metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = metrics(
         "sglang:",
         kv_cache_usage="token_usage",

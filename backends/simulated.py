@@ -26,7 +26,6 @@ class Simulated(Behaviour, Backend):
     launch_timeout: PositiveFloat = 60.0
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = metrics(
         "vllm:",
         kv_cache_usage="kv_cache_usage_perc",

@@ -46,7 +46,6 @@ class TGI(Backend):
     token_ids: bool = False
     ignores_eos: bool = False
     stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 s in all
-    metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = metrics(
         "tgi_",
         requests_running="batch_current_size",

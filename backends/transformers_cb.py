@@ -6,7 +6,6 @@ from pydantic import Field, PositiveFloat
 
 from backends.base import Launch, metrics
 from backends.transformers import Transformers
-from sweep.records import BatchForm
 
 
 class TransformersCB(Transformers):
@@ -19,7 +18,6 @@ class TransformersCB(Transformers):
     reserves_memory = True
 
     library = "backends.host.libraries.transformers_cb_library"
-    batch_form: BatchForm = "list"
     cpu_kv_cache_gib: PositiveFloat = 0.25
     cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded
     scheduler: dict[str, Any] = Field(default_factory=dict)

@@ -37,7 +37,6 @@ class VLLM(Backend):
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # only in its development mode: see `environment`
-    metrics_path: str | None = "/metrics"
     metric_names: dict[str, str] = metrics(
         "vllm:",
         "prefix_cache_queries_total",

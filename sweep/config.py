@@ -31,7 +31,7 @@ from pydantic import (
 
 from sweep.records import Timeouts
 
-Model = TypeVar("Model", bound=BaseModel)
+Configured = TypeVar("Configured", bound=BaseModel)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -227,7 +227,7 @@ def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
     return validate(locate(target, key), fields, key)
 
 
-def validate(kind: type[Model], fields: Mapping[str, Any], key: str) -> Model:
+def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Configured:
     """`kind(**fields)`, with pydantic's complaint told in one line.
 
     Raises:

@@ -28,8 +28,7 @@ class Layout:
     """The place of each point of a run in its figures."""
 
     points: pd.DataFrame  # the summary, with `line` and `panel`
-    trials: pd.DataFrame  # `line` and `panel` of each trial, by the index of the run's trials
-    keys: list[str]  # the columns that identify a point
+    trials: pd.DataFrame  # `line`, `panel` and `point` (its position) of each trial, by the index of the run's trials
     lines: list[str]  # in the plan's order: a line looks the same in every figure of a run
     x: str | None  # the column of points and placed trials that is the x axis; None if nothing numeric varies
     x_labels: dict[str, str]  # label of x by panel; a panel whose load has no size (a trace) has none
@@ -70,7 +69,7 @@ class Layout:
         return self.panels[:MOST_PANELS]
 
     def placed(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """Some trials of the run, with their `line` and `panel`."""
+        """Some trials of the run, with their `line`, `panel` and `point`."""
         return trials.join(self.trials)
 
     def visible(self, trials: pd.DataFrame) -> pd.DataFrame:
@@ -99,15 +98,15 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     of_task = [key for key in rest if key.split(".")[0] in ASKED]
     of_engine = [key for key in rest if key not in of_task]
     points = points.assign(panel=_names(points, of_task, "workload"), line=_names(points, of_engine, "backend"))
-    placed = ["line", "panel", *([_SIZE] if x == _SIZE else [])]
-    trials = run.trials[keys].merge(points[[*keys, *placed]], on=keys, how="left")[placed]
+    placed = ["line", "panel", "point", *([_SIZE] if x == _SIZE else [])]
+    positions = points.assign(point=range(len(points)))[[*keys, *placed]]
+    trials = run.trials[keys].merge(positions, on=keys, how="left")[placed]
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     lines = list(by_engine["line"].unique())
     return Layout(
         points=points,
         trials=trials.set_axis(run.trials.index),
-        keys=keys,
         lines=lines,
         x=x,
         x_labels=_x_labels(points, x) if x else {},

@@ -24,9 +24,9 @@ from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, 
 from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import best, estimate, planned_trials, write_summary
+from analysis.summary import best, estimate, planned_trials
 from analysis.tails import tails
-from analysis.warnings import codes, concerning, grouped, scope
+from analysis.warnings import concerning, grouped, scope
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 
@@ -52,7 +52,11 @@ class Card(NamedTuple):
 def write_all(results: RunResults) -> None:
     """Write summary.csv, figures/ and report.html of a run."""
     run = results.run
-    write_summary(run, results.summary.assign(warnings=codes(results.summary, results.warnings)))
+    codes = [
+        ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
+        for index in results.summary.index
+    ]
+    run_files.write_whole(run.paths, run.paths.summary, results.summary.assign(warnings=codes).to_csv(index=False))
     figures = draw_all(run, results.layout)
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
@@ -96,7 +100,7 @@ def _reading(results: RunResults) -> dict[str, Any]:
         "points_without_result": int((counts == 0).sum()),
         "too_many_replicates": MOST_REPLICATES if replicates > MOST_REPLICATES else 0,
         "no_steady_state": str(reasons.iloc[0]).removeprefix("none: ") if len(reasons) else "",
-        "formulas": _formulas(run),
+        "formulas": definitions(set(run.ok.columns[run.ok.notna().any()]), run.percentiles),
         "outcomes": list(run.not_ok["outcome"].unique()),
         "largest_table": LARGEST_TABLE,
         "more_points": lambda count: f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else "",
@@ -213,11 +217,3 @@ def _machine(text: str) -> str:
         hardware["memory"] = f"{number(hardware.pop('memory_bytes') / 2**30)} GiB"
     parts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in hardware.items() if value}
     return ", ".join(f"{key} {value}" for key, value in parts.items())
-
-
-# Definitions ---------------------------------------------------------------------------------------------------------
-
-
-def _formulas(run: Run) -> dict[str, str]:
-    """The quantities that have a value, as they are declared."""
-    return definitions({name for name in run.ok.columns if run.ok[name].notna().any()}, run.percentiles)

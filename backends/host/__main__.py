@@ -219,7 +219,7 @@ class Completion:
             "model": model,
         }
         self.detokenizers = [Detokenizer(tokenizer) for _ in call.rows]
-        self.texts: list[list[str]] = [[] for _ in call.rows]
+        self.tokenizer = tokenizer
         self.counts = [0] * len(call.rows)
 
     def chunk(self, index: int, token: int) -> dict[str, Any]:
@@ -229,7 +229,6 @@ class Completion:
         # The library's thread may be ahead of us: only the row's last token carries the finish reason.
         reason = row.finish_reason if row.done and self.counts[index] == len(row.tokens) else None
         text = self.detokenizers[index].add(token) + (self.detokenizers[index].flush() if reason else "")
-        self.texts[index].append(text)
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
         if self.token_ids:
             choice["token_ids"] = [token]
@@ -245,7 +244,7 @@ class Completion:
         """The answer to a request without streaming."""
         choices = []
         for index, row in enumerate(self.call.rows):
-            text = "".join(self.texts[index])
+            text = self.tokenizer.decode(row.tokens)
             choice = {"index": index, "text": text, "logprobs": None, "finish_reason": row.finish_reason}
             choices.append({**choice, "token_ids": row.tokens} if self.token_ids else choice)
         return {**self.head, "choices": choices, "usage": self._total()}

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import errno
 import json
 import signal
 import socket
@@ -51,11 +50,6 @@ class SimulatedServer:
                 sock, _address = listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                if error.errno in (errno.ECONNABORTED, errno.EMFILE):
-                    print(f"accept: {error}", file=sys.stderr, flush=True)
-                    return
-                raise
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":

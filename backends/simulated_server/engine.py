@@ -95,8 +95,8 @@ class SimulatedEngine:
             connection.write(busy(int(fault[-3:])))
             return
         prompts, max_tokens = _token_counts(api, body)
-        places = math.inf if self.config.max_queue is None else self.config.max_queue + self._room()
-        if len(self.waiting) + len(prompts) > places:
+        max_queue = math.inf if self.config.max_queue is None else self.config.max_queue
+        if len(self.waiting) + len(prompts) > max_queue + self._room():
             connection.write(busy(503))
             return
         options = body.get("stream_options") or {}
@@ -117,9 +117,8 @@ class SimulatedEngine:
             connection.write(call.opening())
         self._admit(arrival / 1e9 + first)
 
-    def _room(self) -> int:
-        limit = self.config.max_concurrency
-        return 1 << 60 if limit is None else limit - self.running
+    def _room(self) -> float:
+        return (self.config.max_concurrency or math.inf) - self.running
 
     def _admit(self, first_due: float | None = None) -> None:
         """Start waiting sequences while there is room; `first_due` applies to a request that has just arrived."""

@@ -9,7 +9,6 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from sweep.config import next_time
-from sweep.plan.details import point_details
 from sweep.plan.packing import Node
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, elsewhere
@@ -39,11 +38,6 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
     lines += [f"expected: {text}" for text in pending.estimate.messages]
     _print(console, lines)
-
-
-def print_details(console: Console, plan: Plan) -> None:
-    """Print every point in full."""
-    _print(console, point_details(plan))
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:
