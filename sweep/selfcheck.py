@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep.client.measurement import Measurement, Target, measure
+from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop
+from sweep.client.wire import Target
 from sweep.config import ROOT
 from sweep.node.validity import limited
 from sweep.numbers.quantile import quantile
