@@ -79,6 +79,12 @@ class EnvironmentChoice(BaseModel):
     binary: str | None = None  # the user's own executable, e.g. of llama-server
 
 
+def metrics(prefix: str, *names: str, **renamed: str) -> Any:
+    """Return a default for `metric_names`: the engine's begin with `prefix`, the rest is ours, or `renamed`."""
+    theirs = dict(zip(names, names, strict=True)) | renamed
+    return Field(default_factory=lambda: {ours: prefix + name for ours, name in theirs.items()})
+
+
 @dataclass(frozen=True)
 class Host:
     """The facts of a node by which a backend decides that it cannot run there."""
@@ -163,7 +169,7 @@ class Backend(BaseModel):
     api_key_env: str | None = None  # NAME of the environment variable that holds its key
     verify_tls: bool = True  # whether its certificate must be one that this machine trusts
     reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
-    metrics_path: str | None = None  # of its Prometheus metrics
+    metrics_path: str | None = "/metrics"  # of its Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # ours: its own
 
     @field_validator("url")
@@ -260,7 +266,8 @@ class Backend(BaseModel):
     def failure_line(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
         lines = [line for line in map(self.message, log.splitlines()) if line]
-        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not self._is_noise(line)]
+        noise = re.compile("|".join(self.noise_patterns) or "(?!)")
+        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not noise.search(line)]
         if not errors:
             return lines[-1] if lines else ""
         last = lines[errors[-1]]
@@ -275,9 +282,6 @@ class Backend(BaseModel):
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         """All flags of a launch: those of the platform, and over them those that were given for any."""
         return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
-
-    def _is_noise(self, line: str) -> bool:
-        return any(re.search(pattern, line) for pattern in self.noise_patterns)
 
 
 def _host_sources(library: str) -> list[Path]:
@@ -304,15 +308,13 @@ class Hosted(Backend):
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    metrics_path: str | None = "/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "requests_running": "host_requests_running",
-            "requests_waiting": "host_requests_waiting",
-            "kv_cache_bytes": "host_kv_cache_bytes",
-            "allocated_memory_bytes": "host_memory_allocated_bytes",
-            "reserved_memory_bytes": "host_memory_reserved_bytes",
-        }
+    metric_names: dict[str, str] = metrics(
+        "host_",
+        "requests_running",
+        "requests_waiting",
+        "kv_cache_bytes",
+        "allocated_memory_bytes",
+        "reserved_memory_bytes",
     )
 
     def digest(self) -> str:

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
-from backends.base import Hosted, Launch
+from backends.base import Hosted, Launch, metrics
 from backends.prepare import checkpoints
 
 Quantization = Literal[
@@ -36,12 +34,7 @@ class CTranslate2(Hosted):
         r"CUDA failed with error out of memory",
         r"mkl_malloc: failed to allocate memory",
     )
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "requests_running": "host_requests_running",
-            "requests_waiting": "host_requests_waiting",
-        }
-    )
+    metric_names: dict[str, str] = metrics("host_", "requests_running", "requests_waiting")
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         ours = {"compute_type": self.compute_type or self.quantization, "intra_threads": launch.threads}
@@ -51,8 +44,16 @@ class CTranslate2(Hosted):
         """The model's folder without its weights, and in it a folder with those of CTranslate2."""
 
         def convert(folder: Path) -> None:
-            arguments = {"model": model, "output": folder / FOLDER, "quantization": self.quantization}
-            checkpoints.run(python, "to_ctranslate2", arguments, folder / "conversion.log", progress)
+            converter = [
+                python,
+                "-m",
+                "ctranslate2.converters.transformers",
+                "--low_cpu_mem_usage",
+                "--model",
+                str(model),
+            ]
+            command = [*converter, "--output_dir", str(folder / FOLDER), "--quantization", self.quantization]
+            checkpoints.execute(command, "ctranslate2's converter", folder / "conversion.log", progress)
 
         parameters = {
             "quantization": self.quantization,

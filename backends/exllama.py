@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
-from backends.base import Host, Hosted, Launch
+from backends.base import Host, Hosted, Launch, metrics
 from backends.prepare import checkpoints
 
 
@@ -25,14 +25,13 @@ class ExLlama(Hosted):
     checkpoint: Literal["gptq"] | None = "gptq"  # made of the model's weights unless they are quantised; V2 only
     group_size: PositiveInt = 128
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "kv_cache_usage": "host_kv_cache_usage",
-            "requests_running": "host_requests_running",
-            "requests_waiting": "host_requests_waiting",
-            "allocated_memory_bytes": "host_memory_allocated_bytes",
-            "reserved_memory_bytes": "host_memory_reserved_bytes",
-        }
+    metric_names: dict[str, str] = metrics(
+        "host_",
+        "kv_cache_usage",
+        "requests_running",
+        "requests_waiting",
+        "allocated_memory_bytes",
+        "reserved_memory_bytes",
     )
 
     def unavailable(self, host: Host) -> str | None:

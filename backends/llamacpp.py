@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from backends.base import Backend, Host, Launch, cli
+from backends.base import Backend, Host, Launch, cli, metrics
 from backends.prepare import checkpoints
 from sweep.records import BatchForm
 
@@ -40,17 +40,15 @@ class LlamaCpp(Backend):
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
     # After each stream it closes the connection, whose Keep-Alive header it has sent: the next request would be lost.
-    headers: dict[str, str] = Field(default_factory=lambda: {"Connection": "close"})
-    metrics_path: str | None = "/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "requests_running": "llamacpp:requests_processing",
-            "requests_waiting": "llamacpp:requests_deferred",
-            "prefix_cache_hits_total": "llamacpp:prompt_tokens_cached_total",
-            "spec_decode_drafts_total": "llamacpp:spec_decode_num_drafts_total",
-            "spec_decode_draft_tokens_total": "llamacpp:spec_decode_num_draft_tokens_total",
-            "spec_decode_accepted_tokens_total": "llamacpp:spec_decode_num_accepted_tokens_total",
-        }
+    headers: dict[str, str] = Field(default={"Connection": "close"})
+    metric_names: dict[str, str] = metrics(
+        "llamacpp:",
+        requests_running="requests_processing",
+        requests_waiting="requests_deferred",
+        prefix_cache_hits_total="prompt_tokens_cached_total",
+        spec_decode_drafts_total="spec_decode_num_drafts_total",
+        spec_decode_draft_tokens_total="spec_decode_num_draft_tokens_total",
+        spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
     )
     oom_patterns = (
         *Backend.oom_patterns,
@@ -98,7 +96,7 @@ class LlamaCpp(Backend):
 
         def quantise(folder: Path) -> None:
             unquantised = _gguf(model, "auto", cache_dir, progress) / GGUF
-            command = ["nice", "-n", "10", str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
+            command = [str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
             checkpoints.execute(command, "llama-quantize", folder / "conversion.log", progress)
 
         made_by = {"converter": checkpoints.environment_key(CONVERTER), "tool": checkpoints.file_digest(tool)[:16]}

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
-
-from backends.base import Backend, Launch, cli
+from backends.base import Backend, Launch, cli, metrics
 
 
 class LMDeploy(Backend):
@@ -19,16 +17,14 @@ class LMDeploy(Backend):
 
     distribution = "lmdeploy"
     token_ids: bool = False
-    metrics_path: str | None = "/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "kv_cache_usage": "lmdeploy:gpu_cache_usage_perc",
-            "requests_running": "lmdeploy:num_requests_running",
-            "requests_waiting": "lmdeploy:num_requests_waiting",
-            "spec_decode_drafts_total": "lmdeploy:spec_decode_num_drafts_total",
-            "spec_decode_draft_tokens_total": "lmdeploy:spec_decode_num_draft_tokens_total",
-            "spec_decode_accepted_tokens_total": "lmdeploy:spec_decode_num_accepted_tokens_total",
-        }
+    metric_names: dict[str, str] = metrics(
+        "lmdeploy:",
+        kv_cache_usage="gpu_cache_usage_perc",
+        requests_running="num_requests_running",
+        requests_waiting="num_requests_waiting",
+        spec_decode_drafts_total="spec_decode_num_drafts_total",
+        spec_decode_draft_tokens_total="spec_decode_num_draft_tokens_total",
+        spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
     )
     oom_patterns = (
         *Backend.oom_patterns,

@@ -19,6 +19,7 @@ class OpenAI(Backend):
     api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
 
     continuous_usage: bool = True
+    metrics_path: str | None = None
 
     @field_validator("api_key_env")
     @classmethod

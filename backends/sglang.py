@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
-
-from backends.base import Backend, Launch, cli
+from backends.base import Backend, Launch, cli, metrics
 from sweep.records import BatchForm
 
 
@@ -22,14 +20,12 @@ class SGLang(Backend):
     # It asks the engine for a token, and answers when one has come: ready means that it generates.
     ready_path = "/health_generate"
     reset_paths: tuple[str, ...] = ("/flush_cache",)  # its radix cache; 400 while requests run
-    metrics_path: str | None = "/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "kv_cache_usage": "sglang:token_usage",
-            "requests_running": "sglang:num_running_reqs",
-            "requests_waiting": "sglang:num_queue_reqs",
-            "preemptions_total": "sglang:num_retracted_requests_total",
-        }
+    metric_names: dict[str, str] = metrics(
+        "sglang:",
+        kv_cache_usage="token_usage",
+        requests_running="num_running_reqs",
+        requests_waiting="num_queue_reqs",
+        preemptions_total="num_retracted_requests_total",
     )
     oom_patterns = (
         *Backend.oom_patterns,

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from backends.base import Backend, Launch, cli
+from backends.base import Backend, Launch, cli, metrics
 from sweep.records import BatchForm
 
 OPTIONS = "trtllm.yaml"  # in the attempt's folder
@@ -22,20 +22,17 @@ class TensorRTLLM(Backend):
     reserves_memory = True
     quantizations = ("ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8", "KV: fp8, NVFP4")
 
-    options: dict[str, Any] = Field(
-        default_factory=lambda: {"return_perf_metrics": True, "enable_iter_perf_stats": True}
-    )
+    options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
     distribution = "tensorrt-llm"
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/prometheus/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "kv_cache_usage": "trtllm_kv_cache_utilization",
-            # Newer than 1.2: where they are missing, the series are.
-            "requests_running": "trtllm_num_requests_running",
-            "requests_waiting": "trtllm_num_requests_waiting",
-        }
+    metric_names: dict[str, str] = metrics(
+        "trtllm_",
+        kv_cache_usage="kv_cache_utilization",
+        # Newer than 1.2: where they are missing, the series are.
+        requests_running="num_requests_running",
+        requests_waiting="num_requests_waiting",
     )
 
     def command(self, launch: Launch) -> list[str]:

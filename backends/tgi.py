@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from backends.base import Backend, EnvironmentChoice, Host, Launch, cli
+from backends.base import Backend, EnvironmentChoice, Host, Launch, cli, metrics
 from backends.launch.server import free_port
 from sweep.records import Api
 
@@ -46,9 +46,10 @@ class TGI(Backend):
     token_ids: bool = False
     ignores_eos: bool = False
     stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 s in all
-    metrics_path: str | None = "/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {"requests_running": "tgi_batch_current_size", "requests_waiting": "tgi_queue_size"}
+    metric_names: dict[str, str] = metrics(
+        "tgi_",
+        requests_running="batch_current_size",
+        requests_waiting="queue_size",
     )
     oom_patterns = (
         *Backend.oom_patterns,

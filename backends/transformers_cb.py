@@ -4,9 +4,8 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat
 
-from backends.base import Launch
+from backends.base import Launch, metrics
 from backends.transformers import Transformers
-from sweep.records import BatchForm
 
 
 class TransformersCB(Transformers):
@@ -19,20 +18,18 @@ class TransformersCB(Transformers):
     reserves_memory = True
 
     library = "backends.host.libraries.transformers_cb_library"
-    batch_form: BatchForm = "list"
     cpu_kv_cache_gib: PositiveFloat = 0.25
     cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded
     scheduler: dict[str, Any] = Field(default_factory=dict)
     cpu_scheduler: dict[str, Any] = Field(default_factory=dict)
     cuda_scheduler: dict[str, Any] = Field(default_factory=dict)
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "kv_cache_usage": "host_kv_cache_usage",
-            "requests_running": "host_requests_running",
-            "requests_waiting": "host_requests_waiting",
-            "allocated_memory_bytes": "host_memory_allocated_bytes",
-            "reserved_memory_bytes": "host_memory_reserved_bytes",
-        }
+    metric_names: dict[str, str] = metrics(
+        "host_",
+        "kv_cache_usage",
+        "requests_running",
+        "requests_waiting",
+        "allocated_memory_bytes",
+        "reserved_memory_bytes",
     )
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:

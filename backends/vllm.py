@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
-from backends.base import Backend, Launch, cli
+from backends.base import Backend, Launch, cli, metrics
 from backends.prepare import checkpoints
 from sweep.records import BatchForm
 
@@ -29,9 +29,7 @@ class VLLM(Backend):
         "KV: fp8",
     )
 
-    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = (
-        None  # see backends/prepare/conversions/to_quantized.py
-    )
+    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # made by to_quantized.py
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache where there is no GPU
 
@@ -39,19 +37,17 @@ class VLLM(Backend):
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # only in its development mode: see `environment`
-    metrics_path: str | None = "/metrics"
-    metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            "kv_cache_usage": "vllm:kv_cache_usage_perc",
-            "requests_running": "vllm:num_requests_running",
-            "requests_waiting": "vllm:num_requests_waiting",
-            "preemptions_total": "vllm:num_preemptions_total",
-            "prefix_cache_queries_total": "vllm:prefix_cache_queries_total",
-            "prefix_cache_hits_total": "vllm:prefix_cache_hits_total",
-            "spec_decode_drafts_total": "vllm:spec_decode_num_drafts_total",
-            "spec_decode_draft_tokens_total": "vllm:spec_decode_num_draft_tokens_total",
-            "spec_decode_accepted_tokens_total": "vllm:spec_decode_num_accepted_tokens_total",
-        }
+    metric_names: dict[str, str] = metrics(
+        "vllm:",
+        "prefix_cache_queries_total",
+        "prefix_cache_hits_total",
+        kv_cache_usage="kv_cache_usage_perc",
+        requests_running="num_requests_running",
+        requests_waiting="num_requests_waiting",
+        preemptions_total="num_preemptions_total",
+        spec_decode_drafts_total="spec_decode_num_drafts_total",
+        spec_decode_draft_tokens_total="spec_decode_num_draft_tokens_total",
+        spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
     )
     oom_patterns = (
         *Backend.oom_patterns,

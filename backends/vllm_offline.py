@@ -27,9 +27,7 @@ class VLLMOffline(Hosted):
     oom_patterns = VLLM.oom_patterns
     noise_patterns = VLLM.noise_patterns
     metric_names: dict[str, str] = Field(
-        default_factory=lambda: {
-            ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()
-        }
+        default={ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()}
     )
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """The subcommands of `sweep`: each reads its arguments and imports, only then, the room that does the work."""
 
 import argparse
-import contextlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
+from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from sweep.config import ConfigError, cache_directory, first_line, one_of
+from sweep.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
 from sweep.options import PRIMARY, ConfigPath
 
 TOP = """\
@@ -101,9 +100,8 @@ def backends(arguments: list[str]) -> int:
     sweep backends                  list all backends
     sweep backends NAME             list the keys of one, with what they mean
     sweep backends install NAME...  build what they run in, as their first use would
-    sweep backends docs             make the table of docs/backends.md anew (in a checkout)
     """
-    from backends import installed, overview
+    from backends import installed
     from sweep import provenance
 
     console, cache = Console(highlight=False), cache_directory(None)
@@ -117,12 +115,10 @@ def backends(arguments: list[str]) -> int:
             console.print(where, markup=False, soft_wrap=True)
         case ["install", *names] if names and plain == arguments:
             return installed.install(names, provenance.host(), cache, console)
-        case ["docs"]:
-            overview.write()
         case [name] if name in ConfigPath.of_user().choices("backend"):
             _print_keys(ConfigPath.of_user(), "backend", name)
         case _:
-            raise one_of("backends", " ".join(plain), ["docs", "install NAME...", *overview.names()])
+            raise one_of("backends", " ".join(plain), ["install NAME...", *installed.names()])
     return 0
 
 
@@ -136,9 +132,13 @@ def selfcheck(arguments: list[str]) -> int:
     are compared with the server's log request by request. Exit status 1 when the client is the bottleneck at this load.
     """
     parser = Parser(selfcheck)
-    parser.add_argument("--streams", type=_count, help="requests in flight at once; default: the plan's most, else 256")
-    parser.add_argument("--itl", type=_seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
-    parser.add_argument("--processes", type=_processes, default="auto", help="client processes: a number, or auto")
+    count, numbers = Annotated[int, Field(ge=1)], "whole numbers from 1"
+    seconds = _checked(Annotated[float, Field(ge=0, allow_inf_nan=False)], "seconds from 0")
+    processes = _checked(count | Literal["auto"], f"{numbers}, and auto")
+    most = _checked(count, numbers)
+    parser.add_argument("--streams", type=most, help="requests in flight at once; default: the plan's most, else 256")
+    parser.add_argument("--itl", type=seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
+    parser.add_argument("--processes", type=processes, default="auto", help="client processes: a number, or auto")
     parser.add_argument("overrides", nargs="*", help="those of sweep run, e.g. +experiment=serving")
     options = parser.parse_args(arguments)
     from sweep import selfcheck as room
@@ -176,8 +176,8 @@ def completion(arguments: list[str]) -> int:
     from sweep.completion import SCRIPTS, candidates
 
     if arguments[:1] == ["--words"]:  # of the line, `sweep` first
-        folders, words = _config_dirs(arguments[2:])
-        print("\n".join(candidates(COMMANDS, words, ConfigPath.of_user(folders))))
+        folders, line = _config_dirs(arguments[2:])
+        print("\n".join(candidates(COMMANDS, line, ConfigPath.of_user(folders))))
         return 0
     parser = Parser(completion)
     parser.add_argument("shell", choices=list(SCRIPTS))
@@ -224,15 +224,13 @@ def _config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _choices(options: ConfigPath) -> str:
     """The options of each config group."""
-    plurals = ("experiment", "backend", "model", "workload", "load")
-    choices = {f"{group}s": options.choices(group) for group in plurals}
-    choices |= {group: options.choices(group) for group in ("hardware", "cluster", "tracking")}
-    return "\n".join(f"{group + ':':12} {', '.join(names)}" for group, names in choices.items())
+    titles = {group: f"{group}s:" for group in ("experiment", *POINT_GROUPS)} | {
+        group: f"{group}:" for group in RUN_GROUPS
+    }
+    return "\n".join(f"{title:12} {', '.join(options.choices(group))}" for group, title in titles.items())
 
 
 def _help_of_run(overrides: Sequence[str], options: ConfigPath) -> None:
-    from sweep.plan.compose import GROUPS
-
     pairs = [argument.split("=", 1) for argument in overrides if "=" in argument]
     chosen = [(group, name) for group, names in pairs if group in GROUPS for name in names.split(",")]
     if not chosen:
@@ -257,21 +255,13 @@ def _print_keys(options: ConfigPath, group: str, option: str) -> None:
     console.print(table)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers from 1")
-    return int(text)
+def _checked(kind: Any, allowed: str) -> Callable[[str], Any]:
+    """A function that reads an option's text as a value of this type."""
 
+    def read(text: str) -> Any:
+        try:
+            return TypeAdapter(kind).validate_strings(text)
+        except ValidationError:
+            raise argparse.ArgumentTypeError(f"{text}: allowed are {allowed}") from None
 
-def _processes(text: str) -> int | Literal["auto"]:
-    try:
-        return "auto" if text == "auto" else _count(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, and auto") from None
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(seconds := float(text)) and seconds >= 0:
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text}: allowed are seconds from 0")
+    return read

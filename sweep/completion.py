@@ -1,14 +1,14 @@
 """Shell completion: the script that a shell reads once, and the words that it asks for at every tab."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
 
-from sweep.config import CONF
-from sweep.keys import Key, keys_of
-from sweep.options import ConfigPath
-from sweep.plan.compose import GROUPS
+from sweep.config import CONF, GROUPS
+from sweep.keys import keys_of
+from sweep.options import PRIMARY, ConfigPath
 
 # Bash breaks words at `=`: what stands before the last one is on the line already.
 SCRIPTS = {
@@ -38,53 +38,36 @@ complete -c sweep -a '(sweep completion --words (commandline -opc) (commandline 
 }
 
 
-def candidates(commands: Iterable[str], words: Sequence[str], options: ConfigPath) -> list[str]:
+def candidates(commands: Iterable[str], line: Sequence[str], options: ConfigPath) -> list[str]:
     """The possible completions of the last word after `sweep`."""
-    *before, current = words or [""]
-    command = before[0] if before and before[0] in commands else None
-    match command:
-        case None:
-            matches = [*(commands if not before else ()), *_overrides(options, before, current)]
-        case "run" | "selfcheck":
-            matches = list(_overrides(options, before, current))
-        case "status" | "report":
+    *before, current = line or [""]
+    matches: list[str] = []
+    match before[:1]:
+        case ["status" | "report"]:
             matches = [str(path.parent) for path in Path("results").glob("*/plan.jsonl")]
-        case "backends":
+        case ["backends"]:
             matches = [*(["install"] if len(before) == 1 else ()), *options.choices("backend")]
-        case "completion":
+        case ["completion"]:
             matches = list(SCRIPTS)
-        case _:
-            matches = []
+        case ["copy"]:
+            pass
+        case first:
+            matches = [*(() if first else commands), *_overrides(options, before, current)]
     return [word for word in matches if word.startswith(current)]
 
 
-def _overrides(options: ConfigPath, before: Sequence[str], current: str) -> Iterator[str]:
+def _overrides(options: ConfigPath, before: Sequence[str], current: str) -> list[str]:
     """Overrides that begin as the present word does: values after `=`, else keys."""
     name, equals, value = current.partition("=")
+    allowed = {group: options.choices(group) for group in GROUPS} | {"+experiment": options.choices("experiment")}
+    group = name.partition(".")[0] if "." in name else ""
+    # The keys of the option that is chosen on the line, else of the one in conf/config.yaml.
+    defaults = yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())["defaults"]
+    chosen = dict(ChainMap(*(entry for entry in defaults if isinstance(entry, dict))))
+    chosen |= dict(word.split("=", 1) for word in before if "=" in word)
+    keys = keys_of(options, group, chosen[group].partition(",")[0]) if group in GROUPS else keys_of(options)
+    allowed |= {key.name: list(key.allowed) for key in keys}
     if equals:
         typed = value[: value.rfind(",") + 1]  # the values of an axis before the one that is being typed
-        yield from (f"{name}={typed}{choice}" for choice in _values(options, before, name))
-        return
-    yield from ("--config-dir", "+experiment=")
-    yield from (f"{group}=" for group in GROUPS)
-    yield from (f"{key.name}=" for key in _keys(options, before, name.partition(".")[0] if "." in name else ""))
-
-
-def _values(options: ConfigPath, before: Sequence[str], name: str) -> Sequence[str]:
-    plain = name.removeprefix("+")
-    if plain in (*GROUPS, "experiment"):
-        return options.choices(plain)
-    keys = _keys(options, before, plain.partition(".")[0] if "." in plain else "")
-    return next((key.allowed for key in keys if key.name == plain), ())
-
-
-def _keys(options: ConfigPath, before: Sequence[str], group: str) -> list[Key]:
-    """The keys of the option that is chosen on the line, else of the one in conf/config.yaml."""
-    if group not in GROUPS:
-        return keys_of(options)
-    defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
-    option = next(entry[group] for entry in defaults if group in entry)
-    for word in before:
-        if word.startswith(f"{group}="):
-            option = word.removeprefix(f"{group}=").partition(",")[0]
-    return keys_of(options, group, option)
+        return [f"{name}={typed}{choice}" for choice in allowed.get(name, ())]
+    return ["--config-dir", *(f"{key}=" for key in allowed)]

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -31,12 +31,16 @@ from pydantic import (
 
 from sweep.records import Timeouts
 
+Configured = TypeVar("Configured", bound=BaseModel)
+
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
 _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 POINT_GROUPS = ("backend", "model", "workload", "load")  # of conf: what a point of an experiment is made of
+RUN_GROUPS = ("hardware", "cluster", "tracking")  # of conf: the same for all points
+GROUPS = POINT_GROUPS + RUN_GROUPS
 
 
 class ConfigError(ValueError):
@@ -102,9 +106,7 @@ class Cluster(Strict):
     name: str
     kind: Literal["local", "ray", "inline"]
     address: str | None = None
-    labels: dict[str, str] = Field(
-        default_factory=dict
-    )  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
+    labels: dict[str, str] = {}  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
     node_types: tuple[NodeType, ...] | None = None  # that an autoscaler can start; None: as Ray's launcher's file says
     wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
     simulate: SimulatedNodes | None = None  # with dry_run=true: how long on that cluster
@@ -164,7 +166,7 @@ class Settings(Strict):
 
 
 def next_time(text: str, now: datetime) -> datetime:
-    """When it will be "08:00" next, after `now`; or the instant that an ISO date and time names. Local time.
+    """The next time, after `now`, that it is "08:00"; or the instant that an ISO date and time names. Local time.
 
     Raises:
         ValueError: if it is neither.
@@ -225,7 +227,7 @@ def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
     return validate(locate(target, key), fields, key)
 
 
-def validate(kind: type[BaseModel], fields: Mapping[str, Any], key: str) -> BaseModel:
+def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Configured:
     """`kind(**fields)`, with pydantic's complaint told in one line.
 
     Raises:
@@ -248,13 +250,8 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     if first["type"] == "missing":
         return f"{where}: required, but not given"
     # Of a key that takes one of several kinds there is an error for each.
-    kinds = [
-        problem["msg"]
-        for problem in error.errors()
-        if problem["loc"][:-1] == first["loc"][:-1]
-        and problem["loc"]
-        and _PYDANTICS_OWN.search(str(problem["loc"][-1]))
-    ]
+    siblings = [problem for problem in error.errors() if problem["loc"] and problem["loc"][:-1] == first["loc"][:-1]]
+    kinds = [problem["msg"] for problem in siblings if _PYDANTICS_OWN.search(str(problem["loc"][-1]))]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
 

@@ -1,10 +1,8 @@
 """The keys that a user may set, each with its value and meaning: read off the YAML and the class that it configures."""
 
-import ast
 import functools
 import inspect
 import re
-import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -19,7 +17,7 @@ from sweep.config import CONF, Cluster, Hardware, Settings, Tracking, locate
 from sweep.options import PRIMARY, ConfigPath
 
 CLASSES: dict[str, type[BaseModel]] = {"": Settings, "cluster": Cluster, "hardware": Hardware, "tracking": Tracking}
-YAML_KEY = re.compile(r"^( *)([\w-]+):(.*)$", re.MULTILINE)
+KEY_LINE = re.compile(r"^( *)([\w-]+):(.*)$", re.MULTILINE)
 
 
 class Key(NamedTuple):
@@ -77,27 +75,27 @@ def _meanings_in_yaml(options: ConfigPath, group: str, option: str) -> dict[str,
     for base in bases:
         if isinstance(base, str) and base != "_self_":
             meanings |= _meanings_in_yaml(options, group, base)
-    parents: list[tuple[int, str]] = []
-    for indent, name, rest in YAML_KEY.findall(text):
-        parents = [parent for parent in parents if parent[0] < len(indent)] + [(len(indent), name)]
-        if comment := rest.partition(" # ")[2].strip():
-            meanings[".".join(name for _, name in parents)] = comment
-    return meanings
+    return meanings | _comments(text)
 
 
 @functools.cache
 def _meanings_of_fields(kind: type[BaseModel]) -> dict[str, str]:
     """The comments behind the fields of a class and of those that it is derived from."""
-    meanings = {}
+    meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__[: kind.__mro__.index(BaseModel)]):
-        source = textwrap.dedent(inspect.getsource(base))
-        lines = source.splitlines()
-        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                comments = (line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno])
-                if comment := next(filter(None, comments), ""):
-                    meanings[node.target.id] = comment
-    return meanings
+        meanings |= _comments(inspect.getsource(base))
+    return {name: meaning for name, meaning in meanings.items() if name in kind.model_fields}
+
+
+def _comments(text: str) -> dict[str, str]:
+    """The comments behind the keys of a YAML file, or the fields of a class, by their dotted names."""
+    comments: dict[str, str] = {}
+    parents: list[tuple[int, str]] = []
+    for indent, name, rest in KEY_LINE.findall(text):
+        parents = [parent for parent in parents if parent[0] < len(indent)] + [(len(indent), name)]
+        if comment := rest.partition(" # ")[2].strip():
+            comments[".".join(name for _, name in parents)] = comment
+    return comments
 
 
 def _allowed(kind: type[BaseModel], name: str) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from backends import installed, overview
+from backends import installed
 from backends.base import EnvironmentSpec, Host
 from backends.prepare import environments
 from sweep import provenance
 from sweep.__main__ import main
 from sweep.config import ROOT, ConfigError, build
 from sweep.options import load_option
+from tests import backends_table
 
 CPU = Host()
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"docker", "nvcc"}))
@@ -23,15 +24,15 @@ BLOCK = re.compile(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", re.M | re.S)
 
 
 def test_the_table_is_as_the_code_is():
-    text = overview.DOCUMENT.read_text()
-    assert text == overview.with_table(text), "run: sweep backends docs"
+    text = backends_table.DOCUMENT.read_text()
+    assert text == backends_table.with_table(text), "run: python -m tests.backends_table"
 
 
 def test_the_table_has_every_backend():
-    rows = overview.table().splitlines()[2:]
-    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == overview.names()
+    rows = backends_table.table().splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == installed.names()
     by_name = {row.split(" | ")[0].removeprefix("| "): row.removesuffix(" |").split(" | ") for row in rows}
-    column = overview.HEADINGS.index
+    column = backends_table.HEADINGS.index
     assert by_name["vllm"][column("KV metric")] == "usage"
     assert by_name["vllm"][column("GPU needed")] == "no"
     assert by_name["tgi"][column("GPU needed")] == "yes"
@@ -41,9 +42,9 @@ def test_the_table_has_every_backend():
 
 
 @pytest.mark.parametrize("host", [CPU, GPU], ids=["cpu", "gpu"])
-@pytest.mark.parametrize("name", overview.names())
+@pytest.mark.parametrize("name", installed.names())
 def test_every_backend_runs_here_can_be_installed_or_says_why_not(name, host, tmp_path):
-    backend = overview.configured(name)
+    backend = installed.configured(name)
     present, missing = installed.state(backend, host, tmp_path)
     assert present or missing
     assert "\n" not in missing
@@ -53,9 +54,9 @@ def test_every_backend_runs_here_can_be_installed_or_says_why_not(name, host, tm
         assert f"sweep backends install {name}" in missing
 
 
-@pytest.mark.parametrize("name", overview.names())
+@pytest.mark.parametrize("name", installed.names())
 def test_elsewhere_than_on_linux_nothing_is_launched(name):
-    backend = overview.configured(name)
+    backend = installed.configured(name)
     said = backend.unavailable(Host(platform="darwin"))
     assert "Linux" in said if backend.launches else said is None
 
@@ -63,16 +64,18 @@ def test_elsewhere_than_on_linux_nothing_is_launched(name):
 def test_the_listing(capsys, tmp_path):
     installed.show(CPU, tmp_path, Console(width=80))
     table, remedies = capsys.readouterr().out.split("\nmissing:\n")
-    assert [line.split()[0] for line in table.splitlines()] == ["backend", *overview.names()]
+    assert [line.split()[0] for line in table.splitlines()] == ["backend", *installed.names()]
     lines = remedies.splitlines()
     assert "  vllm: not installed: sweep backends install vllm (or its first use)" in lines
-    assert all(line.startswith("  ") and line.split(":")[0].strip() in overview.names() for line in lines), "not folded"
+    assert all(line.startswith("  ") and line.split(":")[0].strip() in installed.names() for line in lines), (
+        "not folded"
+    )
     assert max(map(len, lines)) > 80
 
 
 def test_an_installed_environment_is_told_with_the_engines_version(tmp_path):
-    backend = overview.configured("vllm")
-    spec = installed.environment_of(backend, CPU)
+    backend = installed.configured("vllm")
+    spec = environments.resolve(backend.env, "cpu")
     assert isinstance(spec, EnvironmentSpec)
     folder = tmp_path / "environments" / f"{spec.name}-{environments.fingerprint(spec)}"
     folder.mkdir(parents=True)
@@ -112,9 +115,9 @@ INTERNALS = ["continuous_batching", "timed_inside", "needs_gpu", "quantizations"
 INTERNALS += ["launches", "library", "distribution", "ready_path", "version_path", "attachable"]
 
 
-@pytest.mark.parametrize("name", overview.names())
+@pytest.mark.parametrize("name", installed.names())
 def test_what_an_engine_is_is_no_key_of_the_users(name):
-    backend = overview.configured(name)
+    backend = installed.configured(name)
     for key in INTERNALS:
         with pytest.raises(ConfigError, match=f"^backend.{key}=1: unknown key; ") as error:
             build({**load_option("backend", name), key: 1}, "backend")
@@ -123,10 +126,10 @@ def test_what_an_engine_is_is_no_key_of_the_users(name):
 
 
 def test_only_some_engines_are_attached_to():
-    assert not overview.configured("openai").launches
+    assert not installed.configured("openai").launches
     tgi = build({**load_option("backend", "tgi"), "url": "http://host:1"}, "backend")
     assert not tgi.launches
-    assert overview.configured("tgi").launches
+    assert installed.configured("tgi").launches
     with pytest.raises(
         ValueError, match=r"^backend.url=http://host:1: vllm is launched here; allowed with backend=openai"
     ):
@@ -135,7 +138,7 @@ def test_only_some_engines_are_attached_to():
 
 def test_the_worked_example(tmp_path):
     """Its files, written as the document has them into a copy of the project, are an engine that sweep measures."""
-    blocks = BLOCK.findall(overview.DOCUMENT.read_text())
+    blocks = BLOCK.findall(backends_table.DOCUMENT.read_text())
     assert [path for path, _ in blocks] == [
         "backends/host/libraries/parrot_library.py",
         "backends/parrot.py",

@@ -61,7 +61,7 @@ def test_builds_once_with_exact_versions_and_without_what_is_excluded(wheels, tm
     assert first.versions["demo"] == "1.0"
     assert first.versions["helper"] == "2.5"
     assert "unwanted" not in first.versions
-    assert first.key == environments.fingerprint(SPEC)
+    assert environments.fingerprint(SPEC) in first.python
     assert any("building" in line for line in lines)
     assert any("ready" in line for line in lines)
     probe = [first.python, "-c", "import demo; print(demo.__cached__)"]

@@ -384,8 +384,8 @@ def test_exllama_drop_clear_and_memory(library):
     assert len(library.generator.cancelled) == 1
     assert library.memory() == {
         "kv_cache_usage": 0.2,
-        "memory_allocated_bytes": 5.0,
-        "memory_reserved_bytes": 7.0,
+        "allocated_memory_bytes": 5.0,
+        "reserved_memory_bytes": 7.0,
     }
     library.clear()
     assert library.generator.jobs == []

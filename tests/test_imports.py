@@ -37,7 +37,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": BASIS,
     "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
-    "backends.__main__": {"sweep.__main__"},  # `python -m backends` is `sweep backends`
     "analysis": BASIS | {"sweep.numbers", "sweep.disk"},
 }
 

@@ -148,7 +148,7 @@ def test_overrides_mean_run(capsys, out, prefix):
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
 @pytest.mark.parametrize("experiment", ConfigPath().choices("experiment"))
 def test_every_experiment_has_a_plan_in_both_forms(capsys, out, monkeypatch, experiment, hardware):
-    monkeypatch.setattr("sweep.inputs.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
+    monkeypatch.setattr("sweep.inputs.model.resolve_commit", lambda repo, revision, cache_dir: revision)
     assert main([f"+experiment={experiment}", *INLINE, "dry_run=true", f"hardware={hardware}", f"out={out}"]) == 0
     said = capsys.readouterr().out
     assert f"plan {experiment}: " in said
@@ -162,7 +162,7 @@ def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
     folder.mkdir(parents=True)
     (folder / "my_study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sweep.inputs.model.commit", lambda repo, revision, cache_dir: revision)  # no hub is asked
+    monkeypatch.setattr("sweep.inputs.model.resolve_commit", lambda repo, revision, cache_dir: revision)
     # Its zipped lengths are those of synthetic prompts.
     line = ["+experiment=my_study", "workload=synthetic", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]
     assert main(line) == 0

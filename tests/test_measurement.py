@@ -20,9 +20,10 @@ from backends.simulated_server.truth import Truth, read_log
 from sweep.__main__ import main
 from sweep.client import measurement
 from sweep.client.job import Job
-from sweep.client.measurement import ClientDied, Measurement, Target, Timeouts, measure
+from sweep.client.measurement import ClientDied, Measurement, measure
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.records import Request
+from sweep.client.wire import Target
+from sweep.records import Request, Timeouts
 from tests.simulated_engine import simulated
 
 SHORT = Timeouts(connect=1.0, first_token=0.5, between_tokens=0.3, total=2.0)
@@ -242,14 +243,14 @@ def test_which_reads_may_wait(tmp_path: Path) -> None:
             ("list", lockstep, {"ignore_eos": True, "batch_form": "list"}),
         ):
             run(url, tmp_path / name, 2, mode, target=target)
-    assert [Job(tmp_path / name, 0).patient_until(0) for name in ("known", "unknown", "list")] == [4, 0, 0]
+    assert [Job.open(tmp_path / name, 0).patient_until(0) for name in ("known", "unknown", "list")] == [4, 0, 0]
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path: Path) -> None:
     with simulated() as (url, _):
         for name in ("a", "b"):
             run(url, tmp_path / name, 8, ClosedLoop(2))
-    for file in ("requests", "requests.index", "prompts", "mode", "job.json"):
+    for file in ("requests", "job"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -351,7 +352,8 @@ def test_a_killed_client_is_a_typed_error(tmp_path: Path) -> None:
 def test_the_client_ends_with_its_parent(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from sweep.client.measurement import Target, measure
+from sweep.client.measurement import measure
+from sweep.client.wire import Target
 from sweep.client.modes import ClosedLoop
 from sweep.records import Request
 import os

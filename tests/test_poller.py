@@ -189,18 +189,3 @@ def test_one_that_was_closed_in_the_same_round_is_left_alone() -> None:
         assert len(read) == 1
 
     run(story)
-
-
-def test_without_epoll_all_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poller, "HAS_EPOLL", False)
-
-    async def story(poller: Poller) -> None:
-        one = Socket(poller)
-        poller.set_patient(one.near.fileno(), True)
-        in_rounds(poller)
-        one.far.send(b"x")
-        await asyncio.sleep(0.05)
-        assert len(one.reads) == 1
-        poller.remove(one.near.fileno(), patient=True)
-
-    run(story)

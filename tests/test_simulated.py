@@ -18,11 +18,12 @@ from backends.openai import OpenAI
 from backends.simulated import Simulated
 from backends.simulated_server.config import Config, Faults, Timing
 from backends.simulated_server.truth import read_log
-from sweep.client.measurement import Target, Timeouts, measure
+from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop
+from sweep.client.wire import Target
 from sweep.config import ROOT, build
 from sweep.options import load_option
-from sweep.records import Request
+from sweep.records import Request, Timeouts
 from tests.simulated_engine import simulated
 
 
@@ -36,7 +37,7 @@ def test_timings_have_the_mean_they_are_given() -> None:
     drawn = gaps(Timing("lognormal", 0.02, sigma=0.8), 20_000)
     assert statistics.fmean(drawn) == pytest.approx(0.02, rel=0.05)
     assert statistics.median(drawn) < 0.017
-    with pytest.raises(ValueError, match="kind='uniform': allowed are constant, lognormal, bursty"):
+    with pytest.raises(ValueError, match="should be 'constant', 'lognormal' or 'bursty'"):
         Timing("uniform", 0.1)  # type: ignore[arg-type]
 
 
@@ -121,7 +122,7 @@ def test_the_backend_tells_the_server_everything(tmp_path: Path) -> None:
     backend = Simulated(name="simulated", truth_log=True, startup_seconds=0.5, faults=Faults(reset=0.25))
     command = backend.command(Launch(model=tmp_path, served_name="m", port=1234, workdir=tmp_path, python="python"))
     told = dict(zip(command[3::2], command[4::2], strict=True))
-    config = Config.parse(told["--config"])
+    config = Config.model_validate_json(told["--config"])
     assert (config.startup_seconds, config.faults.reset, config.ttft.mean) == (0.5, 0.25, 0.05)
     assert config.log == str(tmp_path / "truth.log")
     assert (told["--port"], told["--model"]) == ("1234", "m")

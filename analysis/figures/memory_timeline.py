@@ -47,7 +47,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         column[-1].set_xlabel("Time from the trial's start (s)")
         if index % PANELS_IN_A_ROW == 0:
             column[0].set_ylabel("KV-cache use (%)")
-            column[-1].set_ylabel(_label(trials))
+            column[-1].set_ylabel(_axis_label(trials))
     figure.align_ylabels()
     return figure
 
@@ -89,7 +89,7 @@ def _same_scales(axes: list[list[Axes]]) -> None:
             ax.set_xlim(0, end if end > 0 else 1)  # -inf where nothing is drawn
 
 
-def _label(trials: pd.DataFrame) -> str:
+def _axis_label(trials: pd.DataFrame) -> str:
     labels = {_NAMES.get(label, _NAMES["process"]) for label in trials["memory_label"]}
     return f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)"
 

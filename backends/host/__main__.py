@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ class LibraryServer:
         self.name = name
         self.context = context or tokenizer.context or sys.maxsize
         loop = asyncio.get_running_loop()
-        self.batches: BatchQueue | ContinuousQueue
-        if isinstance(library, ContinuousLibrary):
-            self.batches = ContinuousQueue(library, loop)
-        else:
-            self.batches = BatchQueue(library, max_batch, loop)
+        self.batches: BatchQueue | ContinuousQueue = (
+            ContinuousQueue(library, loop)
+            if isinstance(library, ContinuousLibrary)
+            else BatchQueue(library, max_batch, loop)
+        )
 
     async def handle(self, query: Query, connection: HostConnection) -> None:
         match query.method, query.path:
@@ -86,7 +86,7 @@ class LibraryServer:
                 if isinstance(event, GenerationFailed):
                     await self.fail(event, connection)
                     return
-                chunks = answer.take(event)
+                chunks = [answer.chunk(index, token) for index, token in event]
                 if answer.stream:
                     await connection.send_events(chunks)
         finally:
@@ -112,23 +112,43 @@ class LibraryServer:
         )
         order = offline.Order(**body["order"])
         stopped = threading.Event()
-        result = _exclusively(batches, lambda: offline.measure_rows(batches.library, warmup, rows, order, stopped))
-        while not result.done():
-            await asyncio.wait([result], timeout=0.1)
-            if connection.gone:
-                stopped.set()
-        answer = result.result()
-        if isinstance(answer, GenerationFailed):
-            await self.fail(answer, connection)
-        else:
-            await connection.answer(answer)
+        await self.exclusively(
+            batches, connection, lambda: offline.measure_rows(batches.library, warmup, rows, order, stopped), stopped
+        )
 
     async def reset_caches(self, connection: HostConnection) -> None:
         """Have the library forget earlier prompts: {"success": bool}."""
         batches, library = self.batches, self.batches.library
         if not isinstance(batches, ContinuousQueue) or not isinstance(library, Resettable):
             raise HTTPError(404, "this library has no cache reset", "NotFoundError")
-        answer = await _exclusively(batches, lambda: {"success": library.reset_caches()})
+        await self.exclusively(batches, connection, lambda: {"success": library.reset_caches()}, threading.Event())
+
+    async def exclusively(
+        self,
+        batches: ContinuousQueue,
+        connection: HostConnection,
+        work: Callable[[], dict[str, Any]],
+        stopped: threading.Event,
+    ) -> None:
+        """Answer with the result of `work`, run in the library's thread while nothing else runs there.
+
+        Sets `stopped` once the client has gone.
+        """
+        result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
+
+        def run() -> None:
+            try:
+                answer: dict[str, Any] | GenerationFailed = work()
+            except Exception as error:  # noqa: BLE001 - a library's exception is the answer to this call
+                answer = failure(error, batches.library)
+            batches.loop.call_soon_threadsafe(result.set_result, answer)
+
+        batches.exclusively(run)
+        while not result.done():
+            await asyncio.wait([result], timeout=0.1)
+            if connection.gone:
+                stopped.set()
+        answer = result.result()
         if isinstance(answer, GenerationFailed):
             await self.fail(answer, connection)
         else:
@@ -182,23 +202,6 @@ class LibraryServer:
         return prompts
 
 
-def _exclusively(
-    batches: ContinuousQueue, work: Callable[[], dict[str, Any]]
-) -> asyncio.Future[dict[str, Any] | GenerationFailed]:
-    """Run `work` in the library's thread while nothing else runs there; the future holds its result or its failure."""
-    result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
-
-    def run() -> None:
-        try:
-            answer: dict[str, Any] | GenerationFailed = work()
-        except Exception as error:  # noqa: BLE001 - a library's exception is the answer to this call
-            answer = failure(error, batches.library)
-        batches.loop.call_soon_threadsafe(result.set_result, answer)
-
-    batches.exclusively(run)
-    return result
-
-
 class Completion:
     """An answer being built: the events of a call as OpenAI chunks, and its totals."""
 
@@ -216,20 +219,16 @@ class Completion:
             "model": model,
         }
         self.detokenizers = [Detokenizer(tokenizer) for _ in call.rows]
-        self.texts: list[list[str]] = [[] for _ in call.rows]
+        self.tokenizer = tokenizer
         self.counts = [0] * len(call.rows)
 
-    def take(self, step: Sequence[tuple[int, int]]) -> list[dict[str, Any] | str]:
-        """Turn the tokens of one step into chunks, one per token."""
-        return [self._chunk(index, token) for index, token in step]
-
-    def _chunk(self, index: int, token: int) -> dict[str, Any]:
+    def chunk(self, index: int, token: int) -> dict[str, Any]:
+        """Return the chunk of one token."""
         row = self.call.rows[index]
         self.counts[index] += 1
         # The library's thread may be ahead of us: only the row's last token carries the finish reason.
         reason = row.finish_reason if row.done and self.counts[index] == len(row.tokens) else None
         text = self.detokenizers[index].add(token) + (self.detokenizers[index].flush() if reason else "")
-        self.texts[index].append(text)
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
         if self.token_ids:
             choice["token_ids"] = [token]
@@ -238,14 +237,14 @@ class Completion:
             chunk["usage"] = _usage_totals(len(row.prompt), self.counts[index])
         return chunk
 
-    def last_chunks(self) -> list[dict[str, Any] | str]:
+    def last_chunks(self) -> list[dict[str, Any]]:
         return [{**self.head, "choices": [], "usage": self._total()}] if self.include_usage else []
 
     def whole(self) -> dict[str, Any]:
         """The answer to a request without streaming."""
         choices = []
         for index, row in enumerate(self.call.rows):
-            text = "".join(self.texts[index])
+            text = self.tokenizer.decode(row.tokens)
             choice = {"index": index, "text": text, "logprobs": None, "finish_reason": row.finish_reason}
             choices.append({**choice, "token_ids": row.tokens} if self.token_ids else choice)
         return {**self.head, "choices": choices, "usage": self._total()}

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,24 +20,23 @@ OOM_MESSAGE = re.compile(r"out of memory|OutOfMemory|can't allocate memory|Canno
 
 
 class GenerationFailed(Exception):
-    """The library failed in the middle of a batch."""
+    """The library failed in the middle of a batch, or on one row; logged when made."""
 
-    def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message)
-        self.kind = kind  # "out_of_memory" or "internal_error"
+    def __init__(self, message: str, out_of_memory: bool = False) -> None:
+        super().__init__(message.splitlines()[0])
+        out_of_memory = out_of_memory or OOM_MESSAGE.search(message) is not None
+        self.kind = "out_of_memory" if out_of_memory else "internal_error"
+        print(f"host: generation failed, {self.kind.replace('_', ' ')}: {message}", file=sys.stderr)
 
 
 def failure(error: Exception, library: Library | ContinuousLibrary) -> GenerationFailed:
     """Log a library's exception and free the memory that it holds; return it as the failure of a call."""
-    message = f"{type(error).__name__}: {error}"
-    memory = isinstance(error, MemoryError) or OOM_MESSAGE.search(message) is not None
     traceback.print_exception(error)
-    print(f"host: batch failed, {'out of memory' if memory else 'internal error'}: {message}", file=sys.stderr)
     # The traceback's frames hold the tensors of the batch: only without them can memory be given back.
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     library.clear()
-    return GenerationFailed(message.splitlines()[0], "out_of_memory" if memory else "internal_error")
+    return GenerationFailed(f"{type(error).__name__}: {error}", isinstance(error, MemoryError))
 
 
 @dataclass(slots=True, eq=False)
@@ -52,15 +52,14 @@ class HostedCall:
             row.finish_reason = row.finish_reason or "abort"
 
 
-class BatchQueue:
-    """Joins waiting calls into batches and runs them on a library."""
+class CallQueue(ABC):
+    """Calls that wait for a library, and the thread that runs it."""
 
-    def __init__(self, library: Library, max_batch: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.library = library
-        self.max_batch = max_batch
+    library: Library | ContinuousLibrary
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.waiting: deque[HostedCall] = deque()
-        self.running: list[HostedCall] = []
         self.prompt_tokens = self.generated_tokens = 0
         self.changed = threading.Condition()
         threading.Thread(target=self._run, name="library", daemon=True).start()
@@ -71,15 +70,42 @@ class BatchQueue:
             self.changed.notify()
 
     def readings(self) -> dict[str, float]:
-        """The values of /metrics, by name without the prefix."""
-        running, waiting = list(self.running), list(self.waiting)
+        """The values of /metrics, by name without the prefix. The library's own readings take precedence."""
         return {
-            "requests_running": sum(not row.done for call in running for row in call.rows),
-            "requests_waiting": sum(len(call.rows) for call in waiting),
+            "requests_running": sum(not row.done for row in self._running_rows()),
+            "requests_waiting": sum(len(call.rows) for call in list(self.waiting)),
             "prompt_tokens_total": self.prompt_tokens,
             "generation_tokens_total": self.generated_tokens,
             **self.library.memory(),
         }
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._advance()
+        except BaseException:  # noqa: BLE001 - without this thread the host would answer nothing but /health
+            traceback.print_exc()
+            os._exit(1)
+
+    def _send(self, call: HostedCall, event: Sequence[tuple[int, int]] | GenerationFailed | None) -> None:
+        self.loop.call_soon_threadsafe(call.events.put_nowait, event)
+
+    @abstractmethod
+    def _advance(self) -> None:
+        """Wait for calls, and run the library on them: a batch, or a step."""
+
+    @abstractmethod
+    def _running_rows(self) -> list[PromptRow]: ...
+
+
+class BatchQueue(CallQueue):
+    """Joins waiting calls into batches and runs them on a library."""
+
+    def __init__(self, library: Library, max_batch: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.library: Library = library
+        self.max_batch = max_batch
+        self.running: list[HostedCall] = []
+        super().__init__(loop)
 
     def _take(self) -> list[HostedCall]:
         """Take the next batch: the first call, whatever its size, and the calls behind it that fit into max_batch."""
@@ -94,17 +120,15 @@ class BatchQueue:
             self.running = calls
             return calls
 
-    def _run(self) -> None:
-        try:
-            while True:
-                calls = self._take()
-                end = self._generate(calls)
-                self.running = []
-                for call in calls:
-                    self._send(call, end)
-        except BaseException:  # noqa: BLE001 - without this thread the host would answer nothing but /health
-            traceback.print_exc()
-            os._exit(1)
+    def _advance(self) -> None:
+        calls = self._take()
+        end = self._generate(calls)
+        self.running = []
+        for call in calls:
+            self._send(call, end)
+
+    def _running_rows(self) -> list[PromptRow]:
+        return [row for call in self.running for row in call.rows]
 
     def _generate(self, calls: list[HostedCall]) -> GenerationFailed | None:
         """Run one batch; return its failure, or None."""
@@ -131,6 +155,3 @@ class BatchQueue:
         except Exception as error:  # noqa: BLE001 - a library's exception is the answer to these calls
             return failure(error, self.library)
         return None
-
-    def _send(self, call: HostedCall, event: Sequence[tuple[int, int]] | GenerationFailed | None) -> None:
-        self.loop.call_soon_threadsafe(call.events.put_nowait, event)

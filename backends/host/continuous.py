@@ -1,19 +1,15 @@
 """Calls served by a library with its own scheduler: rows join and leave at any step.
 
-Same interface as `batches.BatchQueue`. One thread steps the library; the event loop's thread does everything else, and
+One thread steps the library; the event loop's thread does everything else, and
 adds rows directly where the library allows it, so that a request does not wait for the current step.
 """
 
 import asyncio
-import os
-import sys
-import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from backends.host.batches import OOM_MESSAGE, GenerationFailed, HostedCall, failure
+from backends.host.batches import CallQueue, GenerationFailed, HostedCall, failure
 from backends.host.library import ContinuousLibrary, PromptRow, Step
 
 
@@ -26,43 +22,28 @@ class RowPlace:
     row: PromptRow
 
 
-class ContinuousQueue:
+class ContinuousQueue(CallQueue):
     """Rows in flight in a library, by identity."""
 
     def __init__(self, library: ContinuousLibrary, loop: asyncio.AbstractEventLoop) -> None:
-        self.library = library
-        self.loop = loop
-        self.waiting: deque[HostedCall] = deque()
+        self.library: ContinuousLibrary = library
         self.running: dict[int, RowPlace] = {}
         self.work: deque[Callable[[], None]] = deque()  # functions to run `exclusively`
-        self.prompt_tokens = self.generated_tokens = 0
-        self.changed = threading.Condition()
-        threading.Thread(target=self._run, name="library", daemon=True).start()
+        super().__init__(loop)
 
     def submit(self, call: HostedCall) -> None:
         with self.changed:
             if self.library.adds_any_time and not self.work:
                 self._add(call)
+                self.changed.notify()
             else:
-                self.waiting.append(call)
-            self.changed.notify()
+                super().submit(call)
 
     def exclusively(self, work: Callable[[], None]) -> None:
         """Have the library's thread call `work` as soon as no row is in flight; new calls wait until it is done."""
         with self.changed:
             self.work.append(work)
             self.changed.notify()
-
-    def readings(self) -> dict[str, float]:
-        """The values of /metrics, by name without the prefix. The library's own readings take precedence."""
-        running, waiting = list(self.running.values()), list(self.waiting)
-        return {
-            "requests_running": sum(not place.row.done for place in running),
-            "requests_waiting": sum(len(call.rows) for call in waiting),
-            "prompt_tokens_total": self.prompt_tokens,
-            "generation_tokens_total": self.generated_tokens,
-            **self.library.memory(),
-        }
 
     def _add(self, call: HostedCall) -> None:
         """Add a call's rows to the library; the caller holds the lock."""
@@ -75,26 +56,24 @@ class ContinuousQueue:
             except Exception as error:  # noqa: BLE001 - a refused row fails its own call only
                 del self.running[id(row)]
                 call.abort()
-                self._send(call, _failed(f"{type(error).__name__}: {error}"))
+                self._send(call, GenerationFailed(f"{type(error).__name__}: {error}"))
                 return
             self.prompt_tokens += len(row.prompt)
 
-    def _run(self) -> None:
+    def _advance(self) -> None:
+        work = self._admit()
+        if work:
+            work()
+            with self.changed:
+                self.work.popleft()
+            return
         try:
-            while True:
-                work = self._admit()
-                if work:
-                    work()
-                    with self.changed:
-                        self.work.popleft()
-                    continue
-                try:
-                    self._deliver(self.library.step())
-                except Exception as error:  # noqa: BLE001 - a library's exception is the answer to these calls
-                    self._fail(error)
-        except BaseException:  # noqa: BLE001 - without this thread the host would answer nothing but /health
-            traceback.print_exc()
-            os._exit(1)
+            self._deliver(self.library.step())
+        except Exception as error:  # noqa: BLE001 - a library's exception is the answer to these calls
+            self._fail(error)
+
+    def _running_rows(self) -> list[PromptRow]:
+        return [place.row for place in list(self.running.values())]
 
     def _admit(self) -> Callable[[], None] | None:
         """Wait for work. Returns a function to run exclusively, or None when there are rows to step."""
@@ -129,7 +108,7 @@ class ContinuousQueue:
                     self.generated_tokens += 1
                     pairs.append((place.index, token))
             if error is not None:
-                ended.append((place, _failed(error)))
+                ended.append((place, GenerationFailed(error)))
             elif row.done:
                 ended.append((place, None))
         for call, pairs in events.values():
@@ -157,13 +136,3 @@ class ContinuousQueue:
             for call in calls.values():
                 call.abort()
                 self._send(call, failed)
-
-    def _send(self, call: HostedCall, event: list[tuple[int, int]] | GenerationFailed | None) -> None:
-        self.loop.call_soon_threadsafe(call.events.put_nowait, event)
-
-
-def _failed(message: str) -> GenerationFailed:
-    """Log and return the failure of one row."""
-    memory = OOM_MESSAGE.search(message) is not None
-    print(f"host: request failed, {'out of memory' if memory else 'internal error'}: {message}", file=sys.stderr)
-    return GenerationFailed(message.splitlines()[0], "out_of_memory" if memory else "internal_error")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -62,7 +62,7 @@ class HostConnection:
         self.writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         await self.writer.drain()
 
-    async def send_events(self, events: list[dict[str, Any] | str]) -> None:
+    async def send_events(self, events: Sequence[dict[str, Any] | str]) -> None:
         """Server-sent events, all in one write; the first call opens the stream."""
         if not events:
             return  # an empty chunk would end the answer
@@ -112,7 +112,8 @@ def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asynci
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = HostConnection(reader, writer)
         try:
-            await _serve(connection, handle)
+            while await _answer_next(connection, handle):
+                pass
         except (ConnectionError, asyncio.IncompleteReadError):
             return  # the client has disconnected
         finally:
@@ -121,18 +122,17 @@ def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asynci
     return serve
 
 
-async def _serve(connection: HostConnection, handle: Handler) -> None:
-    while True:
-        try:
-            query = await read_query(connection.reader)
-        except HTTPError as error:  # the start of the next request is unknown, so the connection ends
-            await connection.answer(error.body, error.status)
-            return
-        if query is None:
-            return
-        try:
-            await handle(query, connection)
-        except HTTPError as error:
-            await connection.answer(error.body, error.status)
-        if query.headers.get("connection", "").lower() == "close":
-            return
+async def _answer_next(connection: HostConnection, handle: Handler) -> bool:
+    """Answer one request; return whether another may follow."""
+    try:
+        query = await read_query(connection.reader)
+    except HTTPError as error:  # the start of the next request is unknown, so the connection ends
+        await connection.answer(error.body, error.status)
+        return False
+    if query is None:
+        return False
+    try:
+        await handle(query, connection)
+    except HTTPError as error:
+        await connection.answer(error.body, error.status)
+    return query.headers.get("connection", "").lower() != "close"

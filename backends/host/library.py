@@ -57,7 +57,7 @@ class Library(Protocol):
         ...
 
     def memory(self) -> Mapping[str, float]:
-        """Readings in bytes by name (memory_allocated_bytes, kv_cache_bytes, …), also while `generate` runs."""
+        """Readings in bytes by name (allocated_memory_bytes, kv_cache_bytes, …), also while `generate` runs."""
         ...
 
     def clear(self) -> None:
@@ -108,7 +108,7 @@ class ContinuousLibrary(Protocol):
         ...
 
     def memory(self) -> Mapping[str, float]:
-        """Readings by name (kv_cache_usage, kv_cache_bytes, memory_allocated_bytes, …), also while `step` runs."""
+        """Readings by name (kv_cache_usage, kv_cache_bytes, allocated_memory_bytes, …), also while `step` runs."""
         ...
 
     def clear(self) -> None:

@@ -7,7 +7,7 @@ What comes out are the raw stamps of a Record (sweep/records.py), on CLOCK_MONOT
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from backends.host.library import ContinuousLibrary, PromptRow
@@ -129,27 +129,18 @@ def measure_rows(
         trace.scheduled -= (start - origin) / 1e9
         trace.released -= (start - origin) / 1e9
     traces = step_rows(library, rows, order, start, stopped)
-    return {
-        "start_ns": start,
-        "warmup": _row_records(warm, warmup),
-        "records": _row_records(traces, rows),
-    }
+    return {"start_ns": start, "warmup": _records(warm, warmup), "records": _records(traces, rows)}
 
 
-def _row_records(traces: Sequence[RowStamps], rows: Sequence[PromptRow]) -> list[dict[str, Any]]:
-    """The records of the rows that were released, which are the first ones."""
-    return [_row_record(trace, rows[index], index) for index, trace in enumerate(traces)]
-
-
-def _row_record(trace: RowStamps, row: PromptRow, index: int) -> dict[str, Any]:
-    return {
-        "index": index,
-        "scheduled": trace.scheduled,
-        "released": trace.released,
-        "chunk_us": trace.chunk_us,
-        "chunk_tokens": trace.chunk_tokens,
-        "input_tokens": len(row.prompt),
-        "output_tokens": len(row.tokens),
-        "finish_reason": row.finish_reason,
-        "error": trace.error,
-    }
+def _records(stamps: Sequence[RowStamps], rows: Sequence[PromptRow]) -> list[dict[str, Any]]:
+    """Return the records of the rows that were released, which are the first ones."""
+    return [
+        {
+            "index": index,
+            **asdict(stamp),
+            "input_tokens": len(row.prompt),
+            "output_tokens": len(row.tokens),
+            "finish_reason": row.finish_reason,
+        }
+        for index, (stamp, row) in enumerate(zip(stamps, rows, strict=False))
+    ]

@@ -66,7 +66,6 @@ class Engine:
         self.marker = marker
         self.url = f"http://{launch.host}:{launch.port}"
         self.log = launch.workdir / LOG
-        self.command = backend.command(launch)
         self.startup_seconds = 0.0
         self.pid = 0
         self.exit_status: int | None = None  # negative: the signal that killed it; None while it runs, or if unknown
@@ -74,10 +73,15 @@ class Engine:
         self._gone = False
         self._lock = threading.Lock()
         self._buffer = b""
-        environ = _environ(backend, launch, marker)
-        self._secrets = _secrets(environ) | _secrets(os.environ)
+        self._secrets: set[str] = set()
         self._log_begin = self.log_position()
-        self._gpu_memory = used_memory(launch.gpus)
+        self._start()
+
+    def _start(self) -> None:
+        self.command = self.backend.command(self.launch)
+        environ = _environ(self.backend, self.launch, self.marker)
+        self._secrets = _secrets(environ) | _secrets(os.environ)
+        self._gpu_memory = used_memory(self.launch.gpus)
         self._lease, self._status = self._supervise(environ)
 
     def alive(self) -> bool:
@@ -256,20 +260,12 @@ class AttachedEngine(Engine):
     """An endpoint that someone else runs: nothing is launched, watched or ended; there is no log and no process."""
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
-        assert backend.url is not None, "a backend with launches=False needs the URL of its endpoint"
-        self.backend = backend
-        self.launch = launch
-        self.marker = ""
-        self.url = backend.url.rstrip("/").removesuffix("/v1")
-        self.log = launch.workdir / LOG
-        self.command = []
-        self.startup_seconds = 0.0
-        self.pid = 0
-        self.exit_status = None
-        self._versions: Mapping[str, str] = {}
-        self._secrets: set[str] = set()
-        self._log_begin = 0
+        super().__init__(backend, launch, marker="", versions={})
+        self.url = str(backend.url).removesuffix("/v1")
         self._last_reachable = -math.inf  # monotonic time of the last successful connection
+
+    def _start(self) -> None:
+        self.command = []
 
     def alive(self) -> bool:
         """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine."""
@@ -440,8 +436,5 @@ def _secrets(environ: Mapping[str, str]) -> set[str]:
 
 def _oom_kills() -> int:
     """Number of processes that the kernel has killed for lack of memory since boot."""
-    for line in Path("/proc/vmstat").read_text().splitlines():
-        name, _, count = line.partition(" ")
-        if name == "oom_kill":
-            return int(count)
-    return 0
+    match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    return int(match[1]) if match else 0

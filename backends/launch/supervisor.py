@@ -28,14 +28,24 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver can hold one for seconds)
 
 
-def start_time(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None if there is no such process or it is a zombie."""
+def status_fields(pid: int) -> list[str] | None:
+    """Fields 4 and following of /proc/PID/stat; None if there is no such process or it is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state in "ZX" else fields[18]
+    return None if state in "ZX" else fields
+
+
+def start_time(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot; None if there is no such process or it is a zombie."""
+    fields = status_fields(pid)
+    return fields[18] if fields else None
+
+
+def all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 def this_process() -> str:
@@ -57,32 +67,24 @@ def process_environment(pid: int) -> dict[str, str]:
 def marked(matches: Callable[[dict[str, str]], bool]) -> list[int]:
     """Other processes on this node that carry a marker and whose environment `matches`."""
     pids = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
-            environment = process_environment(int(name))
+    for pid in all_pids():
+        if pid != os.getpid():
+            environment = process_environment(pid)
             if MARKER in environment and matches(environment):
-                pids.append(int(name))
+                pids.append(pid)
     return pids
 
 
 def descendants(ancestor: int) -> list[int]:
     """All living descendants of a process, by the parent pids in /proc."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
-                    state, parent = file.read().rpartition(")")[2].split()[:2]
-            except OSError:
-                continue  # it ended meanwhile
-            if state not in "ZX":
-                children.setdefault(int(parent), []).append(int(name))
-    pids, frontier = [], [ancestor]
-    while frontier:
-        child_pids = children.get(frontier.pop(), [])
-        pids += child_pids
-        frontier += child_pids
-    return pids
+    for pid in all_pids():
+        if fields := status_fields(pid):
+            children.setdefault(int(fields[0]), []).append(pid)
+    pids = [ancestor]
+    for pid in pids:  # grows as it goes
+        pids += children.get(pid, [])
+    return pids[1:]
 
 
 def send(pids: list[int], number: int) -> None:

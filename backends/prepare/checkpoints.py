@@ -22,19 +22,8 @@ from sweep.whole_file import write_whole
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
 CHECKPOINT_FORMAT = 1  # part of every digest: raise it when the same input comes to other weights
 NOTE = "conversion.json"
-# The files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
-DESCRIPTION = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+# Suffixes of the files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
+DESCRIPTION = (".json", ".txt", ".model", ".jinja")
 PROGRESS = "progress: "  # begins a line of a conversion's output that is for the user
 BLOB_NAME_LENGTH = 64  # hex digits: the Hugging Face cache calls large files by their SHA-256
 
@@ -71,10 +60,12 @@ def converted(
         partial.mkdir()
         progress(f"converting {model.name} to {kind}: {_listed(parameters)}")
         make(partial)
-        for name in DESCRIPTION:
-            if (model / name).is_file() and not (partial / name).exists():
-                shutil.copyfile(model / name, partial / name)
-        (partial / NOTE).write_text(json.dumps({**content, **note(partial)}, indent=1))
+        description = {**content, **note(partial)}
+        for path in model.iterdir():
+            weights = path.name.endswith(".index.json")  # says which file a tensor is in
+            if path.suffix in DESCRIPTION and not weights and not (partial / path.name).exists():
+                shutil.copyfile(path, partial / path.name)
+        (partial / NOTE).write_text(json.dumps(description, indent=1))
 
     return build_once(folder, convert, kind, progress)
 
@@ -107,12 +98,12 @@ def note(folder: Path) -> dict[str, Any]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment, at low priority; `arguments` as `--name value`.
+    """Run conversions/<program>.py in an environment; `arguments` as `--name value`.
 
     `path` has what it can import besides. Raises ConversionFailed with the last line of its output.
     """
     root = Path(__file__).resolve().parents[2]
-    command = ["nice", "-n", "10", python, "-m", f"backends.prepare.conversions.{program}"]
+    command = [python, "-m", f"backends.prepare.conversions.{program}"]
     for name, value in arguments.items():
         command += [f"--{name}", str(value)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
@@ -121,7 +112,7 @@ def run(
 def execute(
     command: list[str], title: str, log: Path, progress: Progress, environ: Mapping[str, str] | None = None
 ) -> None:
-    """Run a converting program, its output going to `log`. Raises ConversionFailed with the last line of it."""
+    """Run a converting program at low priority, its output in `log`. Raises ConversionFailed with its last line."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Unbuffered, so that progress is reported as it is made and the error is the last line.
     settings = {**os.environ, "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
@@ -131,7 +122,7 @@ def execute(
             progress(line.removeprefix(PROGRESS).strip())
 
     try:
-        tool.run(command, settings, log, report)
+        tool.run(["nice", "-n", "10", *command], settings, log, report)
     except tool.ToolFailed as failure:
         message = (failure.lines or ["no output"])[-1][:500]
         raise ConversionFailed(f"{title} failed (exit status {failure.status}): {message}; log: {log}") from None

@@ -45,7 +45,6 @@ class Environment:
     python: str  # interpreter; this process's if the engine is only a binary
     binary: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)  # distribution -> exact version
-    key: str = ""
 
 
 def resolve(choice: EnvironmentChoice, on: Platform, options: ConfigPath | None = None) -> EnvironmentSpec:
@@ -88,8 +87,8 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
     Raises EnvironmentFailed.
     """
-    if spec.python or spec.binary:
-        return _own(spec, fingerprint(spec))
+    if environment := built(spec, cache_dir):
+        return environment
     folder = _folder(spec, cache_dir)
 
     def build(partial: Path) -> None:
@@ -100,7 +99,9 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
         build_once(folder / COMPLETE, build, f"environment {spec.name}", progress, folder.with_suffix(".lock"))
     except (OSError, sources.BuildFailed) as error:
         raise EnvironmentFailed(f"environment {spec.name} cannot be built in {folder}: {error}") from error
-    return _built(spec, folder)
+    environment = built(spec, cache_dir)
+    assert environment is not None
+    return environment
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
@@ -109,32 +110,23 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
     Raises EnvironmentFailed if it is the user's own and does not work.
     """
     if spec.python or spec.binary:
-        return _own(spec, fingerprint(spec))
+        paths = {}
+        for key, name in (("binary", spec.binary), ("python", spec.python)):
+            paths[key] = name and shutil.which(name)
+            if name and not paths[key]:
+                raise EnvironmentFailed(f"backend.env.{key}={name}: not an executable file")
+        versions = installed(paths["python"]) if paths["python"] else {}
+        return Environment(paths["python"] or sys.executable, paths["binary"], versions)
     folder = _folder(spec, cache_dir)
-    return _built(spec, folder) if (folder / COMPLETE).exists() else None
-
-
-def _built(spec: EnvironmentSpec, folder: Path) -> Environment:
+    if not (folder / COMPLETE).exists():
+        return None
     binary = str(folder / "bin" / spec.source.targets[0]) if spec.source and spec.source.targets else None
-    versions = json.loads((folder / COMPLETE).read_text())
-    return Environment(str(folder / "bin" / "python"), binary, versions, fingerprint(spec))
+    return Environment(str(folder / "bin" / "python"), binary, json.loads((folder / COMPLETE).read_text()))
 
 
 def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
     machine = f"-{sources.machine(spec.source)}" if spec.source and spec.source.targets else ""
     return cache_dir.expanduser().absolute() / "environments" / f"{spec.name}-{fingerprint(spec)}{machine}"
-
-
-def _own(spec: EnvironmentSpec, key: str) -> Environment:
-    """Return the user's own interpreter or binary: checked, nothing installed."""
-    binary = spec.binary and shutil.which(spec.binary)
-    if spec.binary and not binary:
-        raise EnvironmentFailed(f"backend.env.binary={spec.binary}: not an executable file")
-    python = spec.python and shutil.which(spec.python)
-    if spec.python and not python:
-        raise EnvironmentFailed(f"backend.env.python={spec.python}: not an executable file")
-    versions = installed(python) if python else {}
-    return Environment(python or sys.executable, binary, versions, key)
 
 
 def installed(python: str) -> dict[str, str]:

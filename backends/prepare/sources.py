@@ -7,12 +7,15 @@ tools (cmake, ninja) are requirements of that environment. It is for the CPU it 
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from backends.base import Progress, SourceBuild
 from backends.prepare import tool
@@ -58,13 +61,9 @@ def machine(source: SourceBuild) -> str:
 
 def cpu_features() -> frozenset[str]:
     """Return the features of this CPU as the kernel lists them, e.g. "avx2"; empty if it lists none."""
-    if not CPU_INFORMATION.exists():
-        return frozenset()
-    for line in CPU_INFORMATION.read_text().splitlines():
-        name, _, values = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(values.split())
-    return frozenset()
+    text = CPU_INFORMATION.read_text() if CPU_INFORMATION.exists() else ""
+    match = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)
+    return frozenset(match[1].split() if match else ())
 
 
 def _fetch(
@@ -93,7 +92,7 @@ def _compile(
     built = folder / "build"
     defines = [f"-D{name}={_cmake(value)}" for name, value in options(source).items()]
     _run(["cmake", "-S", str(root), "-B", str(built), "-G", "Ninja", *defines], environ, log, progress)
-    jobs = max(1, min(len(os.sched_getaffinity(0)), _memory_bytes() // JOB_BYTES))
+    jobs = max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().total // JOB_BYTES))
     command = ["nice", "-n", "15", "cmake", "--build", str(built), "-j", str(jobs), "--target", *source.targets]
     begin = time.monotonic()
     _run(command, {**environ, "NINJA_STATUS": "[%f/%t] "}, log, progress)
@@ -106,10 +105,6 @@ def _compile(
 
 def _cmake(value: str | bool) -> str:
     return ("ON" if value else "OFF") if isinstance(value, bool) else value
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Progress) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import errno
 import json
 import signal
 import socket
@@ -51,11 +50,6 @@ class SimulatedServer:
                 sock, _address = listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                if error.errno in (errno.ECONNABORTED, errno.EMFILE):
-                    print(f"accept: {error}", file=sys.stderr, flush=True)
-                    return
-                raise
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":
@@ -91,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="simulated")
     parser.add_argument("--config", default="{}", help="JSON, see Config")
     options = parser.parse_args(arguments)
-    config = Config.parse(options.config)
+    config = Config.model_validate_json(options.config)
     time.sleep(config.startup_seconds)
     if config.die_at_launch == "out_of_memory":
         sys.exit("torch.OutOfMemoryError: CUDA out of memory (simulated): the weights do not fit")

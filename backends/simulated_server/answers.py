@@ -3,18 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backends.simulated_server.engine import EngineSequence
 
 WORD = " word"
-
-
-class TokenCounts(Protocol):
-    """The counts of a prompt in the engine that its events report."""
-
-    index: int
-    input_tokens: int
-    made: int
-    max_tokens: int
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(slots=True)
@@ -32,9 +28,9 @@ class Dialect:
         """The event before the first token: chat's role event."""
         if self.api != "chat":
             return b""
-        return self._event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+        return self._event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
-    def token(self, sequence: TokenCounts, count: int) -> bytes:
+    def token(self, sequence: "EngineSequence", count: int) -> bytes:
         """One event of `count` tokens, which `sequence.made` already includes."""
         finish = "length" if sequence.made >= sequence.max_tokens else None
         if self.api == "tgi":
@@ -42,35 +38,30 @@ class Dialect:
         text = WORD * count
         choice: dict[str, Any] = {"index": sequence.index, "finish_reason": finish, "logprobs": None}
         choice |= {"delta": {"content": text}} if self.api == "chat" else {"text": text}
-        return self._event(choice, sequence if self.running_usage else None)
+        return self._event([choice], [sequence] if self.running_usage else [])
 
-    def closing(self, sequences: Sequence[TokenCounts]) -> bytes:
+    def closing(self, sequences: Sequence["EngineSequence"]) -> bytes:
         if self.api == "tgi":
             return b""
-        end = b"data: [DONE]\n\n"
-        if not self.include_usage:
-            return end
-        usage = _token_usage(
-            sum(sequence.input_tokens for sequence in sequences), sum(sequence.made for sequence in sequences)
-        )
-        return _sse({**self._frame(), "choices": [], "usage": usage}) + end
+        return (self._event([], sequences) if self.include_usage else b"") + DONE
 
-    def error(self, message: str, code: int) -> bytes:
+    def error(self, message: str) -> bytes:
         if self.api == "tgi":
             return _sse({"error": message, "error_type": "generation"})
-        return _sse({"error": {"message": message, "type": "InternalServerError", "code": code}}) + b"data: [DONE]\n\n"
+        return _sse({"error": {"message": message, "type": "InternalServerError", "code": 500}}) + DONE
 
-    def _frame(self) -> dict[str, Any]:
+    def _event(self, choices: list[dict[str, Any]], counted: Sequence["EngineSequence"] = ()) -> bytes:
+        """One event with these choices, and with the token usage of the sequences `counted`, if any."""
         kind, prefix = ("chat.completion.chunk", "chatcmpl") if self.api == "chat" else ("text_completion", "cmpl")
-        return {"id": f"{prefix}-{self.request_id}", "object": kind, "created": self.created, "model": self.model}
-
-    def _event(self, choice: dict[str, Any], counted: TokenCounts | None = None) -> bytes:
-        content = {**self._frame(), "choices": [choice]}
-        if counted is not None:
-            content["usage"] = _token_usage(counted.input_tokens, counted.made)
+        content: dict[str, Any] = {"id": f"{prefix}-{self.request_id}", "object": kind, "created": self.created}
+        content |= {"model": self.model, "choices": choices}
+        if counted:
+            prompt, completion = (sum(getattr(row, name) for row in counted) for name in ("input_tokens", "made"))
+            total = prompt + completion
+            content["usage"] = {"prompt_tokens": prompt, "total_tokens": total, "completion_tokens": completion}
         return _sse(content)
 
-    def _tgi_token(self, sequence: TokenCounts, finish: str | None) -> bytes:
+    def _tgi_token(self, sequence: "EngineSequence", finish: str | None) -> bytes:
         details = None
         if finish:
             details = {"finish_reason": finish, "generated_tokens": sequence.made, "seed": None}
@@ -78,11 +69,6 @@ class Dialect:
         token = {"id": 363, "text": WORD, "logprob": -1.5, "special": False}
         text = WORD * sequence.made if finish else None
         return _sse({"index": sequence.made, "token": token, "generated_text": text, "details": details})
-
-
-def _token_usage(input_tokens: int, output_tokens: int) -> dict[str, int]:
-    total = input_tokens + output_tokens
-    return {"prompt_tokens": input_tokens, "total_tokens": total, "completion_tokens": output_tokens}
 
 
 def _sse(content: dict[str, Any]) -> bytes:
@@ -95,20 +81,17 @@ def chunk(data: bytes) -> bytes:
 
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
-REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error"}
-REASONS[503] = "Service Unavailable"
 
 
 def plain_answer(status: int, content: object, extra: str = "") -> bytes:
     """An answer that is not a stream."""
-    text = isinstance(content, str)
-    body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-    kind = "text/plain; version=0.0.4" if text else "application/json"
-    head = f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {kind}\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    body = (content if isinstance(content, str) else json.dumps(content)).encode()
+    kind = "text/plain; version=0.0.4" if isinstance(content, str) else "application/json"
+    first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
+    return f"{first}\r\nContent-Type: {kind}\r\n{extra}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def busy(status: int) -> bytes:
     message = "The engine is currently busy and cannot accept new requests."
-    error = {"error": {"message": message, "type": REASONS[status], "param": None, "code": status}}
+    error = {"error": {"message": message, "type": HTTPStatus(status).phrase, "param": None, "code": status}}
     return plain_answer(status, error, "Retry-After: 1\r\n")

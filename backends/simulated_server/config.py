@@ -1,34 +1,24 @@
 """The simulated engine's configuration: timing, faults and limits."""
 
-import json
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Literal
 
-TimingKind = Literal["constant", "lognormal", "bursty"]
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
 
-FORBID: dict[str, Any] = {"extra": "forbid"}  # for pydantic, which validates the fields of `backends.simulated`
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Timing:
     """The duration of a step: always `mean` s, or log-normal around it, or `burst` steps at once, then a pause."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
-
-    kind: TimingKind = "constant"
-    mean: float = 0.0  # s
-    sigma: float = 0.5  # lognormal: standard deviation of the logarithm
-    burst: int = 8  # bursty: steps that come together
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(TimingKind):
-            raise ValueError(f"kind={self.kind!r}: allowed are {', '.join(get_args(TimingKind))}")
-        for name, least in (("mean", 0), ("sigma", 0), ("burst", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: allowed is at least {least}")
+    kind: Literal["constant", "lognormal", "bursty"] = "constant"
+    mean: NonNegativeFloat = 0.0  # s
+    sigma: NonNegativeFloat = 0.5  # lognormal: standard deviation of the logarithm
+    burst: PositiveInt = 8  # bursty: steps that come together
 
     def steps(self, rng: random.Random) -> Iterator[float]:
         if self.kind == "lognormal" and self.mean > 0:
@@ -43,62 +33,59 @@ class Timing:
             yield self.mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Faults:
-    """The share of requests (0..1) with each kind of fault; their sum is at most 1."""
+    """The share of requests with each kind of fault; their sum is at most 1."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
-
-    status_503: float = 0.0  # with Retry-After
-    status_429: float = 0.0  # likewise
-    reset: float = 0.0  # the connection is reset in the middle of the answer
-    error_event: float = 0.0  # an error event in the middle of a stream that began with 200
-    hang: float = 0.0  # no answer at all
-    stall: float = 0.0  # nothing more after half of the answer
-    trickle: float = 0.0  # half of the answer, then a byte now and then
-    early_close: float = 0.0  # the connection is closed in the middle of the answer
+    status_503: Share = 0.0  # with Retry-After
+    status_429: Share = 0.0  # likewise
+    reset: Share = 0.0  # the connection is reset in the middle of the answer
+    error_event: Share = 0.0  # an error event in the middle of a stream that began with 200
+    hang: Share = 0.0  # no answer at all
+    stall: Share = 0.0  # nothing more after half of the answer
+    trickle: Share = 0.0  # half of the answer, then a byte now and then
+    early_close: Share = 0.0  # the connection is closed in the middle of the answer
 
     def __post_init__(self) -> None:
-        shares = [getattr(self, fault.name) for fault in fields(self)]
-        if min(shares) < 0:
-            raise ValueError(f"a share is {min(shares):g}: allowed is at least 0")
-        if sum(shares) > 1:
-            raise ValueError(f"the shares add up to {sum(shares):g}: allowed is 1")
+        if self.total > 1:
+            raise ValueError(f"the shares add up to {self.total:g}: allowed is 1")
+
+    @property
+    def total(self) -> float:
+        return float(sum(vars(self).values()))
 
     def draw(self, rng: random.Random) -> str | None:
         value = rng.random()
-        for fault in fields(self):
-            value -= getattr(self, fault.name)
+        for name, share in vars(self).items():
+            value -= share
             if value < 0:
-                return fault.name
+                return name
         return None
 
 
-@dataclass(frozen=True)
-class Config:
-    """The complete configuration; `backends.simulated` has the same keys."""
+class Behaviour(BaseModel):
+    """The engine's behaviour as `backends.simulated` has it too; times in s."""
 
-    ttft: Timing = field(default_factory=lambda: Timing(mean=0.05))
-    itl: Timing = field(default_factory=lambda: Timing(mean=0.02))
-    ttft_per_input_token: float = 0.0  # s, prefill
-    itl_per_sequence: float = 0.0  # s added to each gap for each running sequence
-    tokens_per_event: int = 1  # as under speculative decoding
-    events_per_write: int = 1  # of events that are due at the same time
-    faults: Faults = field(default_factory=Faults)
-    max_concurrency: int | None = None  # sequences that run at once; others wait
-    max_queue: int | None = None  # waiting sequences, beyond which a request gets 503
-    memory_limit: int | None = None  # sequences at once, beyond which the engine runs out of memory and dies
-    kv_cache_tokens: int = 1_000_000  # what kv_cache_usage is a share of
-    startup_seconds: float = 0.0
-    die_at_launch: str | None = None  # error | out_of_memory
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttft: Timing = Timing(mean=0.05)
+    itl: Timing = Timing(mean=0.02)
+    ttft_per_input_token: NonNegativeFloat = 0.0  # prefill
+    itl_per_sequence: NonNegativeFloat = 0.0  # added to each gap for each running sequence
+    tokens_per_event: PositiveInt = 1  # as under speculative decoding
+    faults: Faults = Faults()  # shares of requests that meet trouble
+    max_concurrency: PositiveInt | None = None  # sequences that run at once; others wait
+    max_queue: NonNegativeInt | None = None  # waiting sequences, beyond which a request gets 503
+    memory_limit: PositiveInt | None = None  # sequences at once, beyond which the engine runs out of memory and dies
+    kv_cache_tokens: PositiveInt = 1_000_000  # what kv_cache_usage is a share of
+    startup_seconds: NonNegativeFloat = 0.0
+    die_at_launch: Literal["error", "out_of_memory"] | None = None
     always_500: bool = False
-    seed: int = 0
-    log: str | None = None  # file for the true times
 
-    @classmethod
-    def parse(cls, text: str) -> "Config":
-        content = json.loads(text)
-        for name, kind in (("ttft", Timing), ("itl", Timing), ("faults", Faults)):
-            if name in content:
-                content[name] = kind(**content[name])
-        return cls(**content)
+
+class Config(Behaviour):
+    """The server's complete configuration."""
+
+    events_per_write: PositiveInt = 1  # of events that are due at the same time
+    seed: NonNegativeInt = 0  # of the choice of requests with faults
+    log: str | None = None  # file for the true times

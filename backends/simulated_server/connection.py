@@ -4,32 +4,23 @@ import asyncio
 import socket
 import struct
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import httptools
 
 from backends.simulated_server.answers import plain_answer
-from backends.simulated_server.engine import SimulatedCall, SimulatedEngine
+
+if TYPE_CHECKING:
+    from backends.simulated_server.__main__ import SimulatedServer
+    from backends.simulated_server.engine import SimulatedCall
 
 TRICKLE_EVERY = 0.05  # s between the single bytes of a trickling answer
-
-
-class Acceptor(Protocol):
-    """The server that accepted the socket."""
-
-    engine: SimulatedEngine
-    loop: asyncio.AbstractEventLoop
-    offset: int  # ns, CLOCK_REALTIME (the kernel's stamps) minus CLOCK_MONOTONIC
-
-    def answer(
-        self, connection: "ClientConnection", url: bytes, body: bytes, request_id: bytes, arrival: int
-    ) -> None: ...
 
 
 class ClientConnection:
     """Stamps requests as they are read, and never blocks on writes."""
 
-    def __init__(self, sock: socket.socket, server: Acceptor) -> None:
+    def __init__(self, sock: socket.socket, server: "SimulatedServer") -> None:
         self.sock, self.server = sock, server
         self.call: SimulatedCall | None = None
         self._unsent = bytearray()

@@ -11,51 +11,30 @@ import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from backends.simulated_server.answers import STREAM_HEAD, Dialect, busy, chunk, plain_answer
-from backends.simulated_server.config import Config, Faults
+from backends.simulated_server.config import Config
 from backends.simulated_server.truth import TruthLog
 
-
-class AnswerSink(Protocol):
-    """The connection that answers go to; it never blocks."""
-
-    call: "SimulatedCall | None"
-
-    def write(self, data: bytes) -> None: ...
-    def trickle(self, data: bytes) -> None: ...
-    def reset(self) -> None: ...
-    def close(self) -> None: ...
+if TYPE_CHECKING:
+    from backends.simulated_server.connection import ClientConnection
 
 
-class Sequence:
-    """One prompt in the engine."""
-
-    __slots__ = ("call", "due", "gaps", "index", "input_tokens", "made", "max_tokens", "running", "template", "writes")
-
-    def __init__(self, call: "SimulatedCall", index: int, input_tokens: int, max_tokens: int) -> None:
-        self.call, self.index, self.input_tokens, self.max_tokens = call, index, input_tokens, max_tokens
-        self.made = 0
-        self.due = 0.0  # s, of the next token event
-        self.gaps: Iterator[float] | None = None  # None: constant
-        self.template: bytes | None = None  # a framed token event, where all are alike
-        self.writes = array("q")
-        self.running = False
-
-
+@dataclass(slots=True, eq=False)
 class SimulatedCall:
     """One HTTP call: its connection, its sequences and its fault, if any."""
 
-    __slots__ = ("arrival", "connection", "dialect", "fault", "request_id", "sequences", "started", "unfinished")
-
-    def __init__(self, connection: AnswerSink, dialect: Dialect, request_id: bytes, arrival: int) -> None:
-        self.connection, self.dialect, self.request_id, self.arrival = connection, dialect, request_id, arrival
-        self.sequences: list[Sequence] = []
-        self.unfinished = 0  # number of sequences
-        self.started = False
-        self.fault: str | None = None
+    connection: "ClientConnection"
+    dialect: Dialect
+    request_id: bytes
+    arrival: int  # ns
+    fault: str | None
+    unfinished: int  # number of sequences
+    sequences: "list[EngineSequence]" = field(default_factory=list)
+    started: bool = False
 
     def opening(self) -> bytes:
         """The HTTP head and the events before the first token; empty after the first call."""
@@ -65,6 +44,22 @@ class SimulatedCall:
         return STREAM_HEAD + chunk(self.dialect.opening())
 
 
+@dataclass(slots=True, eq=False)
+class EngineSequence:
+    """One prompt in the engine."""
+
+    call: SimulatedCall
+    index: int
+    input_tokens: int
+    max_tokens: int
+    made: int = 0
+    due: float = 0.0  # s, of the next token event
+    gaps: Iterator[float] | None = None  # None: constant
+    template: bytes | None = None  # a framed token event, where all are alike
+    writes: "array[int]" = field(default_factory=partial(array, "q"))
+    running: bool = False
+
+
 class SimulatedEngine:
     """Writes each token when it is due."""
 
@@ -72,22 +67,23 @@ class SimulatedEngine:
         self.config, self.model, self.loop = config, model, loop
         self.rng = random.Random(config.seed)
         self.log = TruthLog(config.log) if config.log else None
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: deque[EngineSequence] = deque()
         self.running = 0
         self.context_tokens = 0  # of the running sequences
-        self.requests = self.generated = self.prompted = 0
-        self._due: list[tuple[float, int, Sequence]] = []
+        self.generated = self.prompted = 0
+        self._due: list[tuple[float, int, EngineSequence]] = []
         self._pushed = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._plain_gaps = config.itl.kind == "constant" and not config.itl_per_sequence
-        self._draws = any(getattr(config.faults, fault.name) for fault in fields(Faults))
+        self._draws = config.faults.total > 0
 
     # -- admission
 
-    def submit(self, connection: AnswerSink, api: str, body: dict[str, Any], request_id: bytes, arrival: int) -> None:
+    def submit(
+        self, connection: "ClientConnection", api: str, body: dict[str, Any], request_id: bytes, arrival: int
+    ) -> None:
         """Accept a request for tokens, to be answered at the configured times."""
-        self.requests += 1
         if self.config.always_500:
             connection.write(plain_answer(500, {"error": {"message": "simulated failure", "code": 500}}))
             return
@@ -99,20 +95,19 @@ class SimulatedEngine:
             connection.write(busy(int(fault[-3:])))
             return
         prompts, max_tokens = _token_counts(api, body)
-        places = math.inf if self.config.max_queue is None else self.config.max_queue + self._room()
-        if len(self.waiting) + len(prompts) > places:
+        max_queue = math.inf if self.config.max_queue is None else self.config.max_queue
+        if len(self.waiting) + len(prompts) > max_queue + self._room():
             connection.write(busy(503))
             return
         options = body.get("stream_options") or {}
         running_usage = bool(options.get("continuous_usage_stats"))
         name = request_id.decode("latin-1")
         dialect = Dialect(api, self.model, name, int(time.time()), bool(options.get("include_usage")), running_usage)
-        call = SimulatedCall(connection, dialect, request_id, arrival)
-        call.fault, call.unfinished, connection.call = fault, len(prompts), call
+        call = connection.call = SimulatedCall(connection, dialect, request_id, arrival, fault, len(prompts))
         if fault == "hang":
             return
         for index, tokens in enumerate(prompts):
-            sequence = Sequence(call, index, tokens, max_tokens)
+            sequence = EngineSequence(call, index, tokens, max_tokens)
             call.sequences.append(sequence)
             self.waiting.append(sequence)
             if not self._plain_gaps:
@@ -122,9 +117,8 @@ class SimulatedEngine:
             connection.write(call.opening())
         self._admit(arrival / 1e9 + first)
 
-    def _room(self) -> int:
-        limit = self.config.max_concurrency
-        return 1 << 60 if limit is None else limit - self.running
+    def _room(self) -> float:
+        return (self.config.max_concurrency or math.inf) - self.running
 
     def _admit(self, first_due: float | None = None) -> None:
         """Start waiting sequences while there is room; `first_due` applies to a request that has just arrived."""
@@ -148,7 +142,7 @@ class SimulatedEngine:
         print(f"torch.OutOfMemoryError: {message}", file=sys.stderr, flush=True)
         for _, _, sequence in self._due:
             call = sequence.call
-            call.connection.write(call.opening() + chunk(call.dialect.error(message, 500)) + b"0\r\n\r\n")
+            call.connection.write(call.opening() + chunk(call.dialect.error(message)) + b"0\r\n\r\n")
         self.close()
         os._exit(1)
 
@@ -159,14 +153,14 @@ class SimulatedEngine:
                 self._leave(sequence)
         self._admit()
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: EngineSequence) -> None:
         sequence.running = False
         self.running -= 1
         self.context_tokens -= sequence.input_tokens + sequence.made
 
     # -- generation
 
-    def _push(self, sequence: Sequence) -> None:
+    def _push(self, sequence: EngineSequence) -> None:
         self._pushed += 1
         heapq.heappush(self._due, (sequence.due, self._pushed, sequence))
         if sequence.due < self._timer_at:
@@ -193,7 +187,7 @@ class SimulatedEngine:
         if due:
             self._arm(due[0][0])
 
-    def _emit(self, sequence: Sequence) -> None:
+    def _emit(self, sequence: EngineSequence) -> None:
         call = sequence.call
         if call.fault and sequence.made >= sequence.max_tokens // 2:
             self._fail(sequence)
@@ -227,7 +221,7 @@ class SimulatedEngine:
         else:
             self._push(sequence)
 
-    def _event(self, sequence: Sequence, count: int) -> bytes:
+    def _event(self, sequence: EngineSequence, count: int) -> bytes:
         """A framed token event. Most are identical, so they are built once."""
         dialect = sequence.call.dialect
         alike = count == self.config.tokens_per_event and sequence.made < sequence.max_tokens
@@ -237,12 +231,12 @@ class SimulatedEngine:
             sequence.template = chunk(dialect.token(sequence, count))
         return sequence.template
 
-    def _gap(self, sequence: Sequence) -> float:
+    def _gap(self, sequence: EngineSequence) -> float:
         if sequence.gaps is None:
             return self.config.itl.mean
         return next(sequence.gaps) + self.config.itl_per_sequence * self.running
 
-    def _fail(self, sequence: Sequence) -> None:
+    def _fail(self, sequence: EngineSequence) -> None:
         """Apply the call's fault, now that half of its answer has been sent."""
         call, connection = sequence.call, sequence.call.connection
         fault, call.fault = call.fault, None
@@ -250,7 +244,7 @@ class SimulatedEngine:
             if other.running:
                 self._leave(other)
         if fault == "error_event":
-            data = call.opening() + chunk(call.dialect.error("simulated failure", 500)) + b"0\r\n\r\n"
+            data = call.opening() + chunk(call.dialect.error("simulated failure")) + b"0\r\n\r\n"
             connection.call = None
             connection.write(data)
         elif fault == "reset":

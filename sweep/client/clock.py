@@ -7,12 +7,10 @@ import asyncio
 import ctypes
 import os
 import struct
-import sys
 import time
 from collections.abc import Callable
 
 STAMP_OPTION = 35  # SO_TIMESTAMPNS (SO_TIMESTAMPNS_OLD): the socket module does not name it
-CAN_STAMP = sys.platform == "linux" and struct.calcsize("l") == 8  # the stamp is a struct of two longs
 
 _TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = 0o4000, 0o2000000, 1
 _ITIMERSPEC = struct.Struct("qqqq")
@@ -46,38 +44,24 @@ class StampClock:
 class Alarm:
     """One callback at one instant of CLOCK_MONOTONIC, to some 50 µs: uvloop's own timers are rounded to milliseconds.
 
-    A timerfd through ctypes (os.timerfd_create is 3.13); where there is none, the loop's timer.
+    A timerfd through ctypes: os.timerfd_create is 3.13.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop, self._callback = loop, callback
-        self._timer: asyncio.TimerHandle | None = None
-        self._fd = -1
-        if sys.platform == "linux":
-            self._libc = ctypes.CDLL(None, use_errno=True)
-            self._fd = self._libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
-        if self._fd >= 0:
-            loop.add_reader(self._fd, self._expired)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = self._libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
+        loop.add_reader(self._fd, self._expired)
 
     def set(self, instant_ns: int) -> None:
         """Call back at this instant, or at once if it has passed; replaces an instant set before."""
-        if self._fd < 0:
-            if self._timer:
-                self._timer.cancel()
-            delay = (instant_ns - time.monotonic_ns()) / 1e9
-            self._timer = self._loop.call_later(max(0.0, delay), self._callback)
-            return
         instant = _ITIMERSPEC.pack(0, 0, *divmod(max(1, instant_ns), 1_000_000_000))
         if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, instant, None) != 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
     def close(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
 
     def _expired(self) -> None:
         try:

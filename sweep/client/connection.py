@@ -14,10 +14,11 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import httptools
 
-from sweep.client.clock import CAN_STAMP, STAMP_OPTION, StampClock
+from sweep.client.clock import STAMP_OPTION, StampClock
 from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
@@ -25,7 +26,7 @@ READ_SIZE = 64 << 10
 PATIENT_READ_SIZE = 4 << 10  # of a socket that has one token to give: a small buffer is cheaper to make
 STALE_AFTER = 1_000_000_000  # ns idle, after which a kept-alive connection is looked at before it is used
 _STAMP = struct.Struct("qq")
-_ANCILLARY = socket.CMSG_SPACE(_STAMP.size) if CAN_STAMP else 0
+_ANCILLARY = socket.CMSG_SPACE(_STAMP.size)
 _CR, _LF = b"\r\n"
 
 
@@ -64,68 +65,36 @@ class ServerAddress:
     connect_timeout: float  # s
 
 
+@dataclass(slots=True, eq=False)
 class StampedConnection:
     """One request at a time: `begin` writes it, `on_done` is called with the connection and its Answer when it ended.
 
     It opens again by itself after the server has closed it; whatever goes wrong becomes the Answer's error.
     """
 
-    __slots__ = (
-        "_address",
-        "_answered",
-        "_arrived",
-        "_between_chunks",
-        "_body",
-        "_counters",
-        "_keep_alive",
-        "_loop",
-        "_on_done",
-        "_opening",
-        "_parser",
-        "_part",
-        "_patient",
-        "_poller",
-        "_request",
-        "_sized",
-        "_sock",
-        "_stamps",
-        "_tls",
-        "_unsent",
-        "answer",
-        "begun",
-        "context",
-        "idle_since",
-    )
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        poller: Poller,
-        address: ServerAddress,
-        stamps: StampClock,
-        counters: Counters,
-        on_done: Callable[["StampedConnection", Answer], None],
-    ) -> None:
-        self._loop, self._poller, self._address = loop, poller, address
-        self._stamps, self._counters = stamps, counters
-        self._on_done = on_done
-        self._sock: socket.socket | None = None
-        self._tls: _Tls | None = None
-        self._opening: asyncio.Task[None] | None = None
-        self._request = b""
-        self._unsent = memoryview(b"")
-        self._patient = False  # watched as a socket that may wait for the next round of reads
-        self._arrived = 0  # ns, stamp of the read that the parser has in hand
-        self._sized = False  # the answer says where it ends
-        self._answered = False
-        self._keep_alive = False
-        self._body: Callable[[bytes, int], None] = _discard
-        self._part = b""  # what the parser last gave out of the body
-        self._between_chunks = False  # the next byte begins a chunk
-        self.answer: Answer | None = None  # the one in flight
-        self.begun = 0  # ns, when `begin` was called
-        self.idle_since = 0
-        self.context: object = None  # the caller's own, about the request in flight
+    _loop: asyncio.AbstractEventLoop
+    _poller: Poller
+    _address: ServerAddress
+    _stamps: StampClock
+    _counters: Counters
+    _on_done: Callable[["StampedConnection", Answer], None]
+    answer: Answer | None = None  # the one in flight
+    begun: int = 0  # ns, when `begin` was called
+    idle_since: int = 0
+    context: object = None  # the caller's own, about the request in flight
+    _sock: socket.socket | None = None
+    _tls: "_Tls | None" = None
+    _opening: asyncio.Task[None] | None = None
+    _parser: Any = None  # httptools' own, one for each socket
+    _request: bytes = b""
+    _unsent: memoryview | bytes = b""
+    _patient: bool = False  # watched as a socket that may wait for the next round of reads
+    _arrived: int = 0  # ns, stamp of the read that the parser has in hand
+    _sized: bool = False  # the answer says where it ends
+    _answered: bool = False
+    _keep_alive: bool = False
+    _part: bytes = b""  # what the parser last gave out of the body
+    _between_chunks: bool = False  # the next byte begins a chunk
 
     # -- opening and closing
 
@@ -146,8 +115,7 @@ class StampedConnection:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if CAN_STAMP:
-                sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
+            sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
             async with asyncio.timeout(self._address.connect_timeout):
                 await self._loop.sock_connect(sock, self._address.sockaddr)
                 if self._address.tls:
@@ -180,8 +148,7 @@ class StampedConnection:
     def begin(self, request: bytes, answer: Answer) -> None:
         """Send a request; at once if the connection is open, else as soon as it is."""
         self.answer, self._request, self.begun = answer, request, time.monotonic_ns()
-        self._body = answer.body
-        self._answered, self._unsent = False, memoryview(b"")
+        self._answered, self._unsent = False, b""
         if self._sock is not None and self.begun - self.idle_since > STALE_AFTER and self._gone():
             self.close()
         if self._sock is not None:
@@ -252,7 +219,7 @@ class StampedConnection:
             self._loop.remove_writer(self._sock.fileno())
 
     def _gone(self) -> bool:
-        """Tell whether the server has closed an idle connection whose end the loop has not noticed yet."""
+        """Return whether the server has closed an idle connection whose end the loop has not noticed yet."""
         assert self._sock is not None
         try:
             return self._sock.recv(1, socket.MSG_PEEK) == b""
@@ -381,13 +348,13 @@ class StampedConnection:
 
     def on_body(self, data: bytes) -> None:
         self._part = data
-        self._body(data, self._arrived)
+        if self.answer is not None and not self._answered:  # else it is after the end of an answer
+            self.answer.body(data, self._arrived)
 
     def on_message_complete(self) -> None:
         if self.answer is not None and self.answer.status >= 200 and not self._answered:
             self.answer.complete(self._arrived)
             self._answered = True
-            self._body = _discard
             self._keep_alive = self._parser.should_keep_alive()  # known here only
 
 
@@ -430,10 +397,6 @@ class _Tls:
         except ssl.SSLZeroReturnError:
             pass
         return bytes(plain), True
-
-
-def _discard(data: bytes, arrived: int) -> None:
-    """For bytes after the end of an answer."""
 
 
 def _forget_failure(task: asyncio.Task[None]) -> None:

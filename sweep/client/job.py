@@ -8,8 +8,9 @@ import os
 import pickle
 import struct
 from array import array
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from sweep.client import wire
 from sweep.client.modes import Mode
@@ -34,28 +35,36 @@ class Dispatch:
         self.given_up = scheduled  # when nothing more was awaited; stands for `sent` where nothing was ever sent
 
 
+@dataclass
 class Job:
-    """The content of the folder that the parent wrote. Calls are numbered: the warm-up's first, then the measured."""
+    """The calls of one trial, numbered: the warm-up's first, then the measured. `open` reads one process's part."""
 
-    def __init__(self, folder: Path, part: int) -> None:
-        self.folder, self.part = folder, part
-        content: dict[str, Any] = json.loads((folder / "job.json").read_text())
-        self.target = wire.Target(**content["target"])
-        self.timeouts = Timeouts(**content["timeouts"])
-        self.parts: int = content["parts"]
-        self.cpus: list[int] | None = content["cpus"]
-        self.warmup_calls: int = content["warmup_calls"]
-        self.offsets = _read_array(folder / "requests.index", "Q")
-        self.prompts = _read_array(folder / "prompts", "I")  # of each call
-        self.limits = _read_array(folder / "limits", "I")  # output tokens asked for, per prompt of each call
-        self.first = array("I", [0])  # record of each call's first prompt
-        for count in self.prompts:
-            self.first.append(self.first[-1] + count)
-        mode: Mode = pickle.loads((folder / "mode").read_bytes())
-        self.mode = mode.split(part, self.parts)
-        self._requests = os.open(folder / "requests", os.O_RDONLY)
-        key = os.environ[self.target.api_key_env] if self.target.api_key_env else None
-        self._head = wire.head(self.target, key)
+    target: wire.Target
+    timeouts: Timeouts
+    mode: Mode
+    parts: int
+    cpus: set[int] | None
+    warmup_calls: int = 0
+    offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # of each call in the file of requests
+    prompts: "array[int]" = field(default_factory=lambda: array("I"))  # of each call
+    limits: "array[int]" = field(default_factory=lambda: array("I"))  # output tokens asked for, per prompt of each call
+    folder: Path = field(init=False)
+    part: int = field(init=False)
+    first: "array[int]" = field(init=False)  # record of each call's first prompt
+    _requests: int = field(init=False)
+    _head: bytes = field(init=False)
+
+    @staticmethod
+    def open(folder: Path, part: int) -> "Job":
+        """The part of one process in the job that the parent wrote into a folder."""
+        job: Job = pickle.loads((folder / "job").read_bytes())
+        job.folder, job.part = folder, part
+        job.mode = job.mode.split(part, job.parts)
+        job.first = array("I", accumulate(job.prompts, initial=0))
+        job._requests = os.open(folder / "requests", os.O_RDONLY)
+        key = os.environ[job.target.api_key_env] if job.target.api_key_env else None
+        job._head = wire.head(job.target, key)
+        return job
 
     @property
     def calls(self) -> int:
@@ -73,12 +82,6 @@ class Job:
     def answer(self, call: int) -> wire.Answer:
         """An empty answer for one call."""
         return wire.Answer(self.target.api, self.prompts[call], self.patient_until(call))
-
-
-def _read_array(path: Path, typecode: str) -> "array[Any]":
-    values: array[Any] = array(typecode)
-    values.frombytes(path.read_bytes())
-    return values
 
 
 class ResultFiles:

@@ -16,26 +16,17 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 from sweep.client import wire
-from sweep.client.job import ROW
+from sweep.client.job import ROW, Job
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
 from sweep.config import import_path
 from sweep.numbers.quantile import quantile
 from sweep.records import BatchForm, Phase, Record, Records, Request, Timeouts
-
-__all__ = [
-    "ClientDied",
-    "ClientReport",
-    "Measurement",
-    "Target",
-    "Timeouts",
-    "measure",
-]
 
 HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
@@ -102,7 +93,7 @@ def measure(
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
     parts = _parts(processes, mode, requests, cpus)
-    _write_job(folder, target, warmup, requests, mode, parts, cpus, timeouts or Timeouts())
+    _write_job(folder, Job(target, timeouts or Timeouts(), mode, parts, cpus), warmup, requests)
     supervisor = _Supervisor(should_stop, on_start)
     with _clients(folder, parts) as clients:
         finals = supervisor.until_done(clients)
@@ -144,42 +135,21 @@ def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests:
     return "list" if alike else "streams"
 
 
-def _write_job(
-    folder: Path,
-    target: Target,
-    warmup: Sequence[Request],
-    requests: Sequence[Request],
-    mode: Mode,
-    parts: int,
-    cpus: set[int] | None,
-    timeouts: Timeouts,
-) -> None:
-    """Everything the client needs, as files: job.json, the mode, the calls' bytes with an index."""
+def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequence[Request]) -> None:
+    """Everything the client needs, as two files: the calls' bytes, and the job with an index to them."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = (mode.batch() or 1) if target.batch_form == "list" else 1
-    offsets, prompts, limits = array("Q", [0]), array("I"), array("I")
-    warmup_calls = 0
+    size = (job.mode.batch() or 1) if job.target.batch_form == "list" else 1
     with (folder / "requests").open("wb") as file:
         for phase in (warmup, requests):
             for begin in range(0, len(phase), size):
                 batch = phase[begin : begin + size]
-                offsets.append(offsets[-1] + file.write(wire.call(target, batch)))
-                prompts.append(len(batch))
-                limits.append(max(request.output_tokens for request in batch))
+                job.offsets.append(job.offsets[-1] + file.write(wire.call(job.target, batch)))
+                job.prompts.append(len(batch))
+                job.limits.append(max(request.output_tokens for request in batch))
             if phase is warmup:
-                warmup_calls = len(prompts)
-    (folder / "requests.index").write_bytes(offsets.tobytes())
-    (folder / "prompts").write_bytes(prompts.tobytes())
-    (folder / "limits").write_bytes(limits.tobytes())
-    (folder / "mode").write_bytes(pickle.dumps(mode))
-    job = {
-        "target": {**asdict(target), "extra_body": {}},  # it is in the requests' bytes already
-        "timeouts": asdict(timeouts),
-        "warmup_calls": warmup_calls,
-        "parts": parts,
-        "cpus": sorted(cpus) if cpus else None,
-    }
-    (folder / "job.json").write_text(json.dumps(job, indent=1))
+                job.warmup_calls = len(job.prompts)
+    job.target = replace(job.target, extra_body={})  # it is in the requests' bytes already
+    (folder / "job").write_bytes(pickle.dumps(job))
 
 
 # -- the processes

@@ -20,11 +20,9 @@ SLOW = 0.016  # s
 WORTH_IT = 1_500  # reads per second above which a round holds several
 ALERT = 1.0  # s of reading at once after the first read that held several events; doubled by each further one
 LONGEST_ALERT = 3600.0  # s
-HAS_EPOLL = hasattr(select, "epoll")
-if HAS_EPOLL:
-    # Edge-triggered: else a socket is looked at twice for each token, when it has come and in vain after it was read.
-    PATIENT_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-    ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+# Edge-triggered: else a socket is looked at twice for each token, when it has come and in vain after it was read.
+PATIENT_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Poller:
@@ -38,10 +36,9 @@ class Poller:
         self._timer: asyncio.TimerHandle | None = None  # of the next round; None: they are read at once
         self._looked = (0.0, 0)  # time and reads at the last `adjust`
         self._alert, self._alert_until = ALERT, 0.0  # s
-        if HAS_EPOLL:
-            self._urgent, self._patient = select.epoll(), select.epoll()
-            loop.add_reader(self._urgent.fileno(), self._read, self._urgent)
-            loop.add_reader(self._patient.fileno(), self._read, self._patient)
+        self._urgent, self._patient = select.epoll(), select.epoll()
+        loop.add_reader(self._urgent.fileno(), self._read, self._urgent)
+        loop.add_reader(self._patient.fileno(), self._read, self._patient)
 
     def add(self, fd: int, callback: Callable[[], None]) -> None:
         """Watch a socket; it is urgent until `set_patient`. Once `callback` has read its end, it must have removed it.
@@ -49,35 +46,28 @@ class Poller:
         While it is patient, each arrival is reported once: a read that leaves something behind must make it urgent.
         """
         self._callbacks[fd] = callback
-        if HAS_EPOLL:
-            self._urgent.register(fd, select.EPOLLIN)
-        else:
-            self._loop.add_reader(fd, callback)
+        self._urgent.register(fd, select.EPOLLIN)
 
     def remove(self, fd: int, patient: bool) -> None:
         """Forget a socket, before it is closed."""
         del self._callbacks[fd]
-        if HAS_EPOLL:
-            (self._patient if patient else self._urgent).unregister(fd)
-        else:
-            self._loop.remove_reader(fd)
+        (self._patient if patient else self._urgent).unregister(fd)
 
     def set_patient(self, fd: int, patient: bool) -> None:
         """Move a socket to the ones that may wait for the next round, or back."""
-        if HAS_EPOLL:
-            if patient:
-                self._urgent.unregister(fd)
-                self._patient.register(fd, PATIENT_EVENTS)
-            else:
-                self._patient.unregister(fd)
-                self._urgent.register(fd, select.EPOLLIN)
+        if patient:
+            self._urgent.unregister(fd)
+            self._patient.register(fd, PATIENT_EVENTS)
+        else:
+            self._patient.unregister(fd)
+            self._urgent.register(fd, select.EPOLLIN)
 
     def adjust(self, now: float, reads: int) -> None:
         """Choose between rounds and reading at once. `now` in s of CLOCK_MONOTONIC; `reads`: kernel-stamped so far."""
         before, reads_before = self._looked
         self._looked = (now, reads)
         often = reads - reads_before > WORTH_IT * (now - before)
-        self._in_rounds = HAS_EPOLL and often and now >= self._alert_until
+        self._in_rounds = often and now >= self._alert_until
         if self._in_rounds and self._timer is None:
             self._loop.remove_reader(self._patient.fileno())
             self._timer = self._loop.call_later(self._period, self._round)

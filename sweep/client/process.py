@@ -14,7 +14,6 @@ import contextlib
 import gc
 import json
 import os
-import resource
 import sys
 import time
 from array import array
@@ -148,13 +147,9 @@ class MeasuringProcess:
 
 
 def _peak_memory() -> int:
-    """Largest resident memory of this process, bytes. (Linux' ru_maxrss also remembers the one it was forked from.)"""
-    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Largest resident memory of this process, bytes. (ru_maxrss also remembers the one it was forked from.)"""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _send_message(**message: object) -> None:
@@ -167,7 +162,7 @@ def _send_message(**message: object) -> None:
 
 
 def main(folder: Path, part: int) -> None:
-    job = Job(folder, part)
+    job = Job.open(folder, part)
     if job.cpus:
         os.sched_setaffinity(0, job.cpus)
     # It needs little of a core, but that at once: where it is kept waiting for longer than a gap between tokens,

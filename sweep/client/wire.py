@@ -24,7 +24,7 @@ import json
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -159,18 +159,16 @@ def _tgi_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     return {"inputs": request.prompt, "parameters": parameters}
 
 
+@dataclass(slots=True, eq=False)
 class Stream:
     """The answer to one prompt, as far as it has come."""
 
-    __slots__ = ("chunk_us", "finish_reason", "input_tokens", "output_tokens", "running_count", "several")
-
-    def __init__(self) -> None:
-        self.chunk_us = array("I")
-        self.several: dict[int, int] = {}  # the chunks that held more than one token, and how many
-        self.running_count = 0  # completion tokens by the stream's own running count
-        self.input_tokens = UNKNOWN
-        self.output_tokens = UNKNOWN
-        self.finish_reason: str | None = None
+    chunk_us: "array[int]" = field(default_factory=lambda: array("I"))
+    several: dict[int, int] = field(default_factory=dict)  # the chunks that held more than one token, and how many
+    running_count: int = 0  # completion tokens by the stream's own running count
+    input_tokens: int = UNKNOWN
+    output_tokens: int = UNKNOWN
+    finish_reason: str | None = None
 
     @property
     def chunk_tokens(self) -> "array[int]":
@@ -210,6 +208,7 @@ class _Shape:
         return (start, end) if event[end:].translate(None, _DIGITS) == self.bare_tail else (0, -1)
 
 
+@dataclass(slots=True, eq=False)
 class Answer:
     """Reads one call's answer: feed it the status, headers and body with their stamps, then ask for its Streams.
 
@@ -218,41 +217,26 @@ class Answer:
     (`_learn` says when that holds), and every other event is parsed as JSON again.
     """
 
-    __slots__ = (
-        "_carry",
-        "_is_stream",
-        "_most",
-        "_retry_after",
-        "_shape",
-        "api",
-        "chunks",
-        "completed",
-        "ended",
-        "error",
-        "patient_until",
-        "sent",
-        "shared",
-        "status",
-        "streams",
-        "tokens",
-    )
+    api: Api
+    prompts: InitVar[int] = 1
+    patient_until: int = 0  # tokens before which the answer cannot end with the next event
+    streams: list[Stream] = field(init=False)
+    sent: int = 0  # ns, when the first byte of the request was written
+    completed: int = 0  # ns, arrival of the end of the body; 0: it never came
+    chunks: int = 0  # token events so far, of all streams
+    tokens: int = 0  # likewise
+    shared: int = 0  # of several prompts: events that came in one read with another of their stream: one stamp
+    status: int = 0
+    ended: bool = False  # the end mark of the stream has come, or every stream has finished
+    error: str | None = None
+    _most: int = 1  # tokens that came in one event
+    _is_stream: bool = False
+    _retry_after: str | None = None
+    _carry: bytes = b""
+    _shape: _Shape | None = None
 
-    def __init__(self, api: Api, prompts: int = 1, patient_until: int = 0) -> None:
-        self.api = api
-        self.patient_until = patient_until  # tokens before which the answer cannot end with the next event
-        self._most = 1  # tokens that came in one event
+    def __post_init__(self, prompts: int) -> None:
         self.streams = [Stream() for _ in range(prompts)]
-        self.sent = 0  # ns, when the first byte of the request was written
-        self.completed = 0  # ns, arrival of the end of the body; 0: it never came
-        self.chunks = self.tokens = 0  # token events and tokens so far, of all streams
-        self.shared = 0  # of several prompts: events that came in one read with another of their stream: one stamp
-        self.status = 0
-        self.ended = False  # the end mark of the stream has come, or every stream has finished
-        self.error: str | None = None
-        self._is_stream = False
-        self._retry_after: str | None = None
-        self._carry = b""
-        self._shape: _Shape | None = None
 
     @property
     def last_token(self) -> int:
@@ -361,16 +345,12 @@ class Answer:
         self.tokens += tokens
         if tokens > 1:
             stream.several[len(stream.chunk_us) - 1] = min(tokens, MOST_TOKENS)
-            self._expect(tokens)
+            self.patient_until -= max(0, tokens - self._most)  # the last event may bring as many as this one did
+            self._most = max(self._most, tokens)
 
     def _look_for_shared(self, stream: Stream, arrived: int) -> None:
         if stream.chunk_us and stream.chunk_us[-1] == (arrived - self.sent) // 1000:
             self.shared += 1
-
-    def _expect(self, tokens: int) -> None:
-        """The last event may bring as many as this one did."""
-        self.patient_until -= max(0, tokens - self._most)
-        self._most = max(self._most, tokens)
 
     def _parse(self, event: bytes, arrived: int) -> None:
         """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""

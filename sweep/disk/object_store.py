@@ -18,14 +18,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-import psutil
 import pyarrow as pa
 from pyarrow import fs
 
@@ -40,7 +39,7 @@ LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just wr
 LEDGER_POLL = 1.0  # s between reads of the ledger
 PIECE = 1 << 20  # bytes of ledger after which a new object is started
 PATIENCE = 300.0  # s for which the last upload of a run is retried
-RETRY = 1.0, 30.0  # s of backoff before its first retry, and at most
+RETRY = 5.0  # s before each retry
 THREADS = 16
 SECRETS = ("access_key", "secret_key", "session_token")
 
@@ -74,32 +73,33 @@ class ObjectStore:
             )
         self.url = url
         try:
-            self.fs, root = fs.FileSystem.from_uri(url)
+            store, root = fs.FileSystem.from_uri(url)
         except (OSError, ValueError) as error:
             raise ConfigError(f"out={url}: {first_line(error)}") from None
-        self.root = root.rstrip("/")
+        self.fs = fs.SubTreeFileSystem(root, store)
 
     def read(self, name: str) -> bytes | None:
         """An object's content; None if there is no such object."""
         try:
-            with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+            with self.fs.open_input_stream(name) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write an object: it appears whole when the upload is complete."""
-        with self.fs.open_output_stream(f"{self.root}/{name}") as stream:
+        with self.fs.open_output_stream(name) as stream:
             stream.write(content)
-
-    def delete(self, name: str) -> None:
-        self.fs.delete_file(f"{self.root}/{name}")
 
     def list(self, folder: str = "") -> dict[str, int]:
         """Sizes of all objects under a folder, by name."""
-        base = f"{self.root}/{folder}".rstrip("/")
-        infos = self.fs.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
-        return {info.path[len(self.root) + 1 :]: info.size for info in infos if info.is_file}
+        infos = self.fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        return {info.path: info.size for info in infos if info.is_file}
+
+    def read_ledger(self) -> tuple[Sequence[str], bytes]:
+        """The names of the ledger's pieces, and its content."""
+        pieces = sorted(self.list("ledger"))
+        return pieces, b"".join(self.read(name) or b"" for name in pieces)
 
     def upload(self, folder: Path, files: Iterable[Path]) -> None:
         """Copy files of a local folder to objects of the same names, skipping files that no longer exist."""
@@ -111,7 +111,8 @@ class ObjectStore:
                 return
             self.write(path.relative_to(folder).as_posix(), content)
 
-        _all(one, files)
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(one, files))
 
     def download(self, folder: Path, names: Iterable[str]) -> None:
         """Copy objects into the local folder of a run; each appears complete."""
@@ -122,13 +123,8 @@ class ObjectStore:
             if content is not None:
                 run_files.write_whole(paths, folder / name, content)
 
-        _all(one, names)
-
-
-def _all(function: Callable[[Any], None], items: Iterable[Any]) -> None:
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(function, items):
-            pass  # an error is raised here
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(one, names))
 
 
 # The lock ------------------------------------------------------------------------------------------------------------
@@ -142,7 +138,6 @@ class Lock:
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self.owner = uuid.uuid4().hex
-        self.count = 0
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
 
@@ -153,7 +148,7 @@ class Lock:
             ConfigError: if another driver, still alive, holds it.
         """
         lock = self._read()
-        if lock and not _is_dead_here(lock):
+        if lock:
             notify(f"{self.store.url} is locked by {lock['who']}: waiting {LOCK_TIMEOUT:.0f} s for its heartbeat")
             until = time.monotonic() + LOCK_TIMEOUT
             while time.monotonic() < until:
@@ -186,9 +181,8 @@ class Lock:
         return lock is not None and lock["owner"] == self.owner
 
     def beat(self) -> None:
-        self.count += 1
         who = f"process {os.getpid()} on {socket.gethostname()}"
-        lock = {"owner": self.owner, "who": who, "pid": os.getpid(), "pids_of": _pids_of(), "beat": self.count}
+        lock = {"owner": self.owner, "who": who, "beat": time.time()}
         self.store.write(self.NAME, json.dumps(lock).encode())
 
     def end(self) -> None:
@@ -200,21 +194,11 @@ class Lock:
     def release(self) -> None:
         self.end()
         if self.ours():
-            self.store.delete(self.NAME)
+            self.store.fs.delete_file(self.NAME)
 
     def _read(self) -> dict[str, Any] | None:
         content = self.store.read(self.NAME)
         return json.loads(content) if content else None
-
-
-def _is_dead_here(lock: dict[str, Any]) -> bool:
-    return bool(lock.get("pids_of") == _pids_of() and not psutil.pid_exists(lock["pid"]))
-
-
-def _pids_of() -> str:
-    """The namespace in which a process id is unique: this boot and this container. Host names can repeat."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 # The mirror ----------------------------------------------------------------------------------------------------------
@@ -264,7 +248,7 @@ class Mirror:
 
     def _complete(self) -> str | None:
         """Upload the rest, with retries, and release the lock; return the problem if the store is still incomplete."""
-        until, (pause, longest) = time.monotonic() + PATIENCE, RETRY
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 if self.lock.ours():  # else another driver has taken over, as was reported
@@ -272,13 +256,16 @@ class Mirror:
                     self.lock.release()
                 return None
             except OSError as failure:
-                if time.monotonic() + pause > until:
-                    return first_line(failure)
-                if self.error is None:
-                    self.notify(f"{self.store.url}: {first_line(failure)}; retrying for {PATIENCE:.0f} s")
-                self.error = first_line(failure)
-            time.sleep(pause)
-            pause = min(2 * pause, longest)
+                self._failed(failure)
+                if time.monotonic() + RETRY > until:
+                    return self.error
+            time.sleep(RETRY)
+
+    def _failed(self, error: OSError) -> None:
+        """Report the first failure of several in a row."""
+        if self.error is None:
+            self.notify(f"{self.store.url}: {first_line(error)}; retrying; nothing is lost on this machine")
+        self.error = first_line(error)
 
     def _upload_all(self) -> None:
         """Upload the ledger's new entries with their files, and the report; trials.parquet last."""
@@ -300,8 +287,7 @@ class Mirror:
 
     def _fetch_ledger(self) -> None:
         """Bring the local ledger up to the store's, which is authoritative; the local one may only be ahead of it."""
-        pieces = sorted(self.store.list("ledger"))
-        content = b"".join(self.store.read(name) or b"" for name in pieces)
+        pieces, content = self.store.read_ledger()
         local = self.paths.ledger.read_bytes() if self.paths.ledger.exists() else b""
         if not local.startswith(content) and not content.startswith(local):
             aside = self.paths.out.with_name(f"{self.paths.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
@@ -321,9 +307,7 @@ class Mirror:
                 self.sync()
                 self.error = None
             except OSError as error:
-                if self.error is None:
-                    self.notify(f"{self.store.url}: {first_line(error)}; retrying; nothing is lost on this machine")
-                self.error = first_line(error)
+                self._failed(error)
 
     def _taken_over(self) -> None:
         self.notify(f"{self.store.url} was taken over by another driver: stopping now")
@@ -397,8 +381,7 @@ def _has(path: Path, size: int) -> bool:
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
     """Copy a run from a store to a folder, its ledger in one piece."""
     store = ObjectStore(url)
-    names = store.list()
-    pieces = sorted(name for name in names if name.startswith("ledger/"))
-    store.download(folder, [name for name in names if name not in pieces and name != Lock.NAME and only(name)])
+    pieces, ledger = store.read_ledger()
+    store.download(folder, [name for name in store.list() if name not in {*pieces, Lock.NAME} and only(name)])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ledger.jsonl").write_bytes(b"".join(store.read(name) or b"" for name in pieces))
+    (folder / "ledger.jsonl").write_bytes(ledger)

@@ -12,9 +12,8 @@ import shutil
 import socket
 import uuid
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,75 +48,37 @@ class DamagedFile(Exception):
     """A file of a run that cannot be read, e.g. cut short. Names the file."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: cannot be read ({reason})")
-        self.path = path
-        self.reason = reason
+        super().__init__(path, reason)  # which Ray pickles
+        self.path, self.reason = path, reason
 
-    def __reduce__(self) -> tuple[type["DamagedFile"], tuple[Path, str]]:
-        return DamagedFile, (self.path, self.reason)  # Ray pickles exceptions
+    def __str__(self) -> str:
+        return f"{self.path}: cannot be read ({self.reason})"
 
 
-@dataclass(frozen=True)
 class TrialPaths:
     """The files of one trial in one attempt."""
 
-    run: "RunPaths"
-    folder: Path
-
-    @property
-    def requests(self) -> Path:
-        return self.folder / "requests.parquet"
-
-    @property
-    def telemetry(self) -> Path:
-        return self.folder / "telemetry.parquet"
-
-    @property
-    def trial(self) -> Path:
-        return self.folder / "trial.parquet"
+    def __init__(self, run: "RunPaths", folder: Path) -> None:
+        self.run, self.folder = run, folder
+        self.requests = folder / "requests.parquet"
+        self.telemetry = folder / "telemetry.parquet"
+        self.trial = folder / "trial.parquet"
 
 
-@dataclass(frozen=True)
 class RunPaths:
     """Every path of a run under its folder `out`."""
 
-    out: Path
-
-    @property
-    def plan(self) -> Path:
-        return self.out / "plan.jsonl"
-
-    @property
-    def ledger(self) -> Path:
-        return self.out / "ledger.jsonl"
-
-    @property
-    def status(self) -> Path:
-        return self.out / "status.json"
-
-    @property
-    def trials(self) -> Path:
-        return self.out / "trials.parquet"
-
-    @property
-    def summary(self) -> Path:
-        return self.out / "summary.csv"
-
-    @property
-    def report(self) -> Path:
-        return self.out / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        return self.out / "figures"
-
-    @property
-    def deployments(self) -> Path:
-        return self.out / "deployments"
-
-    @property
-    def tracking(self) -> Path:
-        return self.out / "wandb"
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.plan = out / "plan.jsonl"
+        self.ledger = out / "ledger.jsonl"
+        self.status = out / "status.json"
+        self.trials = out / "trials.parquet"
+        self.summary = out / "summary.csv"
+        self.report = out / "report.html"
+        self.figures = out / "figures"
+        self.deployments = out / "deployments"
+        self.tracking = out / "wandb"
 
     def staging(self) -> Path:
         """A new folder in which a file is written before it appears, named by host and process: nodes share `out`."""
@@ -166,9 +127,15 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         FileNotFoundError: if there is none.
         DamagedFile: if it is not whole.
     """
+    with _opened(path) as file:
+        return file.read(columns)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
-            return file.read(columns)
+            yield file
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -193,7 +160,7 @@ def requests_table(records: Records) -> pa.Table:
         "released": _seconds(records.released),
         "sent": _seconds(records.sent),
         "ended": _seconds(records.ended),
-        **{one.name: _seconds(one.function(records)) for one in declared() if one.per == "request"},
+        **{series.name: _seconds(series.function(records)) for series in declared() if series.per == "request"},
         "input_tokens": _counts(records.input_tokens),
         "output_tokens": _counts(records.output_tokens),
         "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
@@ -230,14 +197,9 @@ def read_requests(path: Path) -> Records:
         DamagedFile: if it is not whole.
     """
     records = Records()
-    try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                _append(records, file.read_row_group(group).combine_chunks())
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedFile(path, str(error).splitlines()[0]) from error
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            _append(records, file.read_row_group(group).combine_chunks())
     return records
 
 
@@ -311,45 +273,30 @@ def trials_table(rows: Sequence[Row]) -> pa.Table:
     schema = trial_schema(trial_row.percentiles_of(rows))
     axes = dict.fromkeys(name for row in rows for name in row if name not in schema)
     columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in schema.items()}
-    columns |= {name: _free_column(name, [row.get(name) for row in rows]) for name in axes}
+    columns |= {name: _column(name, [row.get(name) for row in rows]) for name in axes}
     return pa.table(columns)
 
 
-def _column(name: str, values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+def _column(name: str, values: Sequence[Any], type_: pa.DataType | None = None) -> pa.Array:
+    """A column of a type; of None, numbers or truth values if all values are, else text.
+
+    Stricter than pyarrow, which makes an integer of 1.5 and a number of True without a word.
+    """
+    if any(PARQUET.get(kind) != type_ for kind in {type(value) for value in values} - {type(None)}):  # rarely
+        values = [_plain(value) for value in values]
     kinds = {type(value) for value in values} - {type(None)}
-    if all(PARQUET.get(kind) == type_ for kind in kinds):  # the usual case, made quick
-        with suppress(OverflowError):  # reported below, with its name
-            return pa.array(values, type_, from_pandas=True)  # NaN is null
-    plain = [_plain(value) for value in values]
+    if type_ is None:
+        type_ = PARQUET[kinds.pop()] if len(kinds) == 1 else pa.float64() if kinds == {int, float} else pa.string()
     if pa.types.is_string(type_):
-        plain = [value if value is None else str(value) for value in plain]
-    for value in plain:
-        if not _fits(value, type_):
-            raise ValueError(f"{name}={value!r}: not a value of type {type_}")
-    return pa.array(plain, type_)
-
-
-def _fits(value: Any, type_: pa.DataType) -> bool:
-    """Stricter than pyarrow, which makes an integer of 1.5 without a word."""
-    if value is None or pa.types.is_string(type_):
-        return True
-    if pa.types.is_boolean(type_) or isinstance(value, bool):
-        return pa.types.is_boolean(type_) and isinstance(value, bool)
-    if pa.types.is_integer(type_):
-        return isinstance(value, int) and -(2**63) <= value < 2**63
-    return isinstance(value, int | float)
-
-
-def _free_column(name: str, values: Sequence[Any]) -> pa.Array:
-    """A column whose type only its values know: numbers or truth values if all are, else text."""
-    kinds = {type(value) for value in map(_plain, values) if value is not None}
-    if kinds == {bool}:
-        return _column(name, values, pa.bool_())
-    if kinds == {int}:
-        return _column(name, values, pa.int64())
-    if kinds and kinds <= {int, float}:
-        return _column(name, values, pa.float64())
-    return _column(name, values, pa.string())
+        values = [value if value is None else str(value) for value in values]
+    fitting = {kind for kind, parquet in PARQUET.items() if parquet == type_ or (kind, type_) == (int, pa.float64())}
+    try:
+        if pa.types.is_string(type_) or kinds <= fitting:
+            return pa.array(values, type_, from_pandas=True)  # NaN is null
+        wrong = next(value for value in values if value is not None and type(value) not in fitting)
+    except (OverflowError, pa.ArrowInvalid):
+        wrong = max((value for value in values if value is not None), key=abs)
+    raise ValueError(f"{name}={wrong!r}: not a value of type {type_}")
 
 
 def _plain(value: Any) -> Any:
@@ -368,28 +315,14 @@ def write_trial(paths: TrialPaths, row: Row) -> None:
     _write_table(paths.run, paths.trial, trials_table([row]))
 
 
-def write_trials(paths: RunPaths, rows: Sequence[Row]) -> None:
-    """Write trials.parquet: exactly these rows, of the present plan."""
-    _write_table(paths, paths.trials, trials_table(rows), ["experiment", "backend", "model", "workload", "outcome"])
-
-
-def holds(paths: RunPaths, rows: Sequence[Row], axes: Sequence[str] = ()) -> bool:
-    """Return whether trials.parquet is there and has these very rows.
-
-    In order, by trial, attempt, outcome and time, and by what a plan may change without measuring anew.
-    """
-    settings = ("experiment", "label", "price_per_hour", "percentiles", "slo")
-    names = ["trial_id", "attempt", "outcome", "started_at", *settings, *axes]
-    try:
-        there = read_table(paths.trials)
-    except (FileNotFoundError, DamagedFile):
-        return False
-    if set(there.column_names) - set(trial_schema(trial_row.percentiles_of(rows))) - set(*rows[:1]):
-        return False  # axes that are none any more
+def write_trials(paths: RunPaths, rows: Sequence[Row]) -> bool:
+    """Write trials.parquet: exactly these rows, of the present plan; False if it has them already."""
     table = trials_table(rows)
-    return all(
-        name in there.column_names and there[name].equals(table[name]) for name in names if name in table.column_names
-    )
+    with suppress(FileNotFoundError, DamagedFile):
+        if read_table(paths.trials).equals(table):
+            return False
+    _write_table(paths, paths.trials, table, ["experiment", "backend", "model", "workload", "outcome"])
+    return True
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:

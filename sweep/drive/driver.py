@@ -7,11 +7,10 @@ retries are decided by its `DeploymentState`, and the driver carries out what th
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
 from sweep.config import Halted
 from sweep.disk import run_files
@@ -37,15 +36,11 @@ QUARANTINE_WAIT = 240.0  # s until a quarantined node gets what no other can run
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
 
 
-class Executor(Protocol):
+class Executor(AbstractContextManager["Executor", None], Protocol):
     """A place to run Work: Ray's cluster, or this process."""
 
     @property
     def schedulable_nodes(self) -> Sequence[Node]: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
     def clean_up(self, marker: str) -> None: ...
     def has_nodes_besides(self, node_ids: set[str]) -> bool: ...
     def request_capacity(self, needs: Sequence[Need]) -> None: ...

@@ -4,7 +4,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from types import TracebackType
 from typing import Self
 
 from sweep.config import Halted
@@ -30,9 +29,7 @@ class InlineExecutor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.cancel()
 
     def clean_up(self, marker: str) -> None:

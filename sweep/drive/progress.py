@@ -5,7 +5,6 @@ It shows what runs, how much is done and how long it will take; results are the 
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -36,9 +35,7 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.console.is_terminal:
             self.live.stop()
 
@@ -82,14 +79,13 @@ class Display:
 
 def _key_figures(row: Mapping[str, Any]) -> str:
     """Return the two or three figures that show at a glance whether a trial is sane."""
-    parts = []
-    if row.get("output_throughput") is not None:
-        parts.append(f"{row['output_throughput']:.1f} tok/s")
-    if row.get("ttft_p50") is not None:
-        parts.append(f"TTFT p50 {row['ttft_p50'] * 1000:.1f} ms")
-    if row.get("cost_per_million_tokens") is not None:
-        parts.append(f"${row['cost_per_million_tokens']:.2f}/M tokens")
-    return ", ".join(parts) or "ok"
+    figures = (
+        ("output_throughput", 1, "{:.1f} tok/s"),
+        ("ttft_p50", 1000, "TTFT p50 {:.1f} ms"),
+        ("cost_per_million_tokens", 1, "${:.2f}/M tokens"),
+    )
+    texts = [text.format(row[name] * scale) for name, scale, text in figures if row.get(name) is not None]
+    return ", ".join(texts) or "ok"
 
 
 def _clock() -> str:

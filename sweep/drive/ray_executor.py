@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import ray
@@ -87,24 +86,13 @@ def connect(cluster: Cluster) -> None:
         return
     _refuse_dead_address(cluster)
     try:
-        if cluster.kind == "local":
-            ray.init(
-                address="local",  # else Ray looks for minutes for a cluster that once died on this host
-                _node_ip_address="127.0.0.1",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": {"PYTHONPATH": import_path()}},
-            )
-        else:
-            runtime = {"working_dir": str(ROOT), "excludes": NOT_CODE}
-            inside_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-            ray.init(
-                address=cluster.address or "auto",
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env=None if inside_a_job else runtime,
-            )
+        options: dict[str, Any] = {"address": cluster.address or "auto"}
+        if cluster.kind == "local":  # else Ray looks for minutes for a cluster that once died on this host
+            options = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            options["runtime_env"] = {"env_vars": {"PYTHONPATH": import_path()}}
+        elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            options["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_CODE}
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         where = f"cluster.address={cluster.address}" if cluster.kind == "ray" else f"cluster={cluster.name}"
         raise ConfigError(f"{where}: no Ray there ({first_line(error)})") from None
@@ -198,26 +186,21 @@ def _follow(session: str, draining: threading.Event) -> None:
         threading.Thread(target=function, name=function.__name__, daemon=True).start()
 
 
-@functools.cache
-def _cleanup_task() -> Any:
-    return ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)
-
-
-@functools.cache
-def _placeholder_task() -> Any:
-    return ray.remote(max_calls=1, max_retries=0)(_do_nothing)
+_clean_up: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)
 
 
 def _do_nothing() -> None:
     """Placeholder task; scheduling it makes the autoscaler add a node."""
 
 
+_hold_place: Any = ray.remote(max_calls=1, max_retries=0)(_do_nothing)
+
+
 @functools.cache
 def _deploy_task(gpus: int) -> Any:
     """Return the remote function. GPUs are in the decorator: with .options Ray would reuse the worker and its GPUs."""
-    if gpus:
-        return ray.remote(num_gpus=gpus, num_cpus=1, max_calls=1, max_retries=0)(_deploy)
-    return ray.remote(max_calls=1, max_retries=0)(_deploy)
+    resources = {"num_gpus": gpus, "num_cpus": 1} if gpus else {}
+    return ray.remote(**resources, max_calls=1, max_retries=0)(_deploy)
 
 
 # In the driver -------------------------------------------------------------------------------------------------------
@@ -281,9 +264,7 @@ class RayExecutor:
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.closed.set()
         for stream in self.tasks:
             ray.cancel(stream, force=True)
@@ -343,7 +324,7 @@ class RayExecutor:
         options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 1, "name": "request a node"}
         options |= {"accelerator_type": accelerator} if accelerator else {}
         options["label_selector"] = {**self.cluster.labels, **({NODE_ID: f"!in({existing})"} if existing else {})}
-        return _placeholder_task().options(**options).remote()
+        return _hold_place.options(**options).remote()
 
     def export_metrics(self, row: Mapping[str, Any]) -> None:
         """Export a trial to Ray's dashboard and Prometheus endpoint: sweep_trials, and the last throughput."""
@@ -361,9 +342,8 @@ class RayExecutor:
     def _clean_up_nodes(self, node_ids: list[str], marker: str) -> None:
         for node_id in node_ids:
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)  # soft: any node would be cleaned instead
-            self.cleanups.append(
-                _cleanup_task().options(scheduling_strategy=affinity, name="clear engines").remote(marker)
-            )
+            task = _clean_up.options(scheduling_strategy=affinity, name="clear engines")
+            self.cleanups.append(task.remote(marker))
 
     def has_nodes_besides(self, node_ids: set[str]) -> bool:
         """Return whether there is another node than these; nodes in backoff count too."""
@@ -436,10 +416,9 @@ class RayExecutor:
         except StopIteration:
             yield self._end(stream, Completed())
         except RayTaskError as error:
-            if isinstance(error.cause, DiskFull):
-                yield self._end(stream, self._disk_full(task, error.cause))
-                return
-            yield self._end(stream, Lost(f"{type(error.cause).__name__}: {error.cause}", str(error)))
+            full = isinstance(error.cause, DiskFull)
+            lost = Lost(f"{type(error.cause).__name__}: {error.cause}", str(error))
+            yield self._end(stream, self._disk_full(task, error.cause) if full else lost)
         except RayError as error:
             if isinstance(error, NodeDiedError):  # Ray goes on listing it for some ten seconds
                 self.backoff_until[task.node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF

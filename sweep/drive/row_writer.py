@@ -62,16 +62,14 @@ class RowWriter:
     def write_table(self) -> None:
         """Write trials.parquet: exactly the rows of the present plan, in its order."""
         begin = time.monotonic()
-        settings, axes, schema = self.plan.settings, self.plan.axes, run_files.trial_schema()
+        settings, axes = self.plan.settings, self.plan.axes
         rows = [
             present_row(self._recomputed(row, trial), deployment, trial, settings, axes)
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
-        if not run_files.holds(self.paths, rows, [axis for axis in axes if axis not in schema]):
-            run_files.write_trials(self.paths, rows)
-            self.changed = True
+        self.changed |= run_files.write_trials(self.paths, rows)
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 

@@ -95,15 +95,11 @@ def read(out: Path) -> Status:
             f"{out}: no run there; allowed: a results folder, or the name of one under results/"
         ) from None
     ledger = Ledger(paths.ledger, write=False)
-    names = {entry["deployment_id"]: entry for entry in plan if entry["kind"] == "deployment"}
+    labels = {entry["deployment_id"]: entry["label"] for entry in plan if entry["kind"] == "deployment"}
     trials = [entry for entry in plan if entry["kind"] == "trial"]
     rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
     failures = [
-        (
-            f"{_label_of(names[entry['deployment_id']])} {_label_of(entry)}",
-            row["outcome"],
-            _failure(row),
-        )
+        (f"{labels[entry['deployment_id']]} {entry['label']}", row["outcome"], _failure(row))
         for entry, row in rows
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
     ]
@@ -118,11 +114,6 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
         return content
     except FileNotFoundError:
         return None
-
-
-def _label_of(entry: Mapping[str, Any]) -> str:
-    """Return the label of a deployment or trial; its id in a plan of an older version."""
-    return str(entry.get("label") or entry[f"{entry['kind']}_id"])
 
 
 def _failure(row: Mapping[str, Any]) -> str:

@@ -63,11 +63,8 @@ def _local_folder(outbox: Path) -> Iterator[Path]:
     """
     outbox.mkdir(parents=True, exist_ok=True)
     for path in outbox.glob("*.lock"):
-        with suppress(FileNotFoundError, PermissionError), path.open("r+") as lock:  # another process may remove it too
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # its owner lives
+        with suppress(OSError), path.open("r+") as lock:  # its owner lives, or another process has removed it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
             path.unlink(missing_ok=True)
     folder = outbox / uuid.uuid4().hex

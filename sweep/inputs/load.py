@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,11 +104,12 @@ class Closed(Load):
 class _ArrivalProcess(Load):
     """An open loop: requests are due at times that do not depend on the answers."""
 
+    process: ClassVar[str]  # in a short phrase with its fields
     max_concurrency: Count | None = None  # requests in flight; those due beyond it wait, and their wait is measured
 
     def describe(self) -> str:
         cap = f", at most {self.max_concurrency} in flight" if self.max_concurrency else ""
-        return self._describe_process() + cap
+        return self.process.format(self=self) + cap
 
     def mode(self, count: int, seed: int) -> Mode:
         return OpenLoop(_doubles(self.arrivals(count, seed)), self.max_concurrency, duration=self.duration)
@@ -117,34 +118,27 @@ class _ArrivalProcess(Load):
         """Times in s from the start at which `count` requests are due, ascending. Shape (count,)."""
         raise NotImplementedError
 
-    def _describe_process(self) -> str:
-        raise NotImplementedError
-
 
 class Constant(_ArrivalProcess):
     """One request every 1/rate seconds, the first at once."""
 
     name: str = "constant"
+    process = "constant {self.rate:g}/s"
     rate: Positive  # requests/s
 
     def arrivals(self, count: int, seed: int) -> Floats:
         return np.arange(count) / self.rate
-
-    def _describe_process(self) -> str:
-        return f"constant {self.rate:g}/s"
 
 
 class Poisson(_ArrivalProcess):
     """A Poisson process: independent exponential gaps of mean 1/rate, the first one before the first request."""
 
     name: str = "poisson"
+    process = "Poisson {self.rate:g}/s"
     rate: Positive  # requests/s, the expected one: the realised one varies by 1/sqrt(count), as it should
 
     def arrivals(self, count: int, seed: int) -> Floats:
-        return _cumulative(exponential(uniforms(count, seed, "arrivals")) / self.rate)
-
-    def _describe_process(self) -> str:
-        return f"Poisson {self.rate:g}/s"
+        return np.cumsum(exponential(uniforms(count, seed, "arrivals")) / self.rate)
 
 
 class Gamma(_ArrivalProcess):
@@ -155,6 +149,7 @@ class Gamma(_ArrivalProcess):
     """
 
     name: str = "gamma"
+    process = "gamma {self.rate:g}/s of burstiness {self.burstiness:g}"
     rate: Positive  # requests/s
     burstiness: Positive
 
@@ -162,10 +157,7 @@ class Gamma(_ArrivalProcess):
         from scipy.special import gammaincinv  # imported where it is needed: the other loads start without scipy
 
         gaps = gammaincinv(self.burstiness, uniforms(count, seed, "arrivals"))
-        return _cumulative(gaps / (self.burstiness * self.rate))
-
-    def _describe_process(self) -> str:
-        return f"gamma {self.rate:g}/s of burstiness {self.burstiness:g}"
+        return np.cumsum(gaps / (self.burstiness * self.rate))
 
 
 class Ramp(_ArrivalProcess):
@@ -177,11 +169,12 @@ class Ramp(_ArrivalProcess):
     """
 
     name: str = "ramp"
+    process = "Poisson ramp {self.rate_from:g} to {self.rate_to:g}/s"
     rate_from: NotNegative  # requests/s
     rate_to: Positive  # requests/s
 
     def arrivals(self, count: int, seed: int) -> Floats:
-        expected = _cumulative(exponential(uniforms(count, seed, "arrivals")))
+        expected = np.cumsum(exponential(uniforms(count, seed, "arrivals")))
         length = self.duration if self.duration is not None else 2 * count / (self.rate_from + self.rate_to)
         return self.inverse(expected, length)
 
@@ -195,9 +188,6 @@ class Ramp(_ArrivalProcess):
         on_ramp = np.divide(2 * inside, divisor, out=np.zeros_like(inside), where=divisor > 0)
         return np.asarray(on_ramp + (expected - inside) / self.rate_to, dtype=np.float64)
 
-    def _describe_process(self) -> str:
-        return f"Poisson ramp {self.rate_from:g} to {self.rate_to:g}/s"
-
 
 class Trace(_ArrivalProcess):
     """Recorded arrivals, moved so that the first is at once and otherwise unchanged.
@@ -207,9 +197,14 @@ class Trace(_ArrivalProcess):
     """
 
     name: str = "trace"
+    process = "trace {self.file.name}"
     path: str
     column: str = "timestamp"
     unit: Literal["s", "ms", "us", "ns"] = "s"
+
+    @property
+    def file(self) -> Path:
+        return Path(self.path).expanduser()
 
     @field_validator("path")
     @classmethod
@@ -228,7 +223,7 @@ class Trace(_ArrivalProcess):
 
     def digest(self) -> str:
         """Hash of the file, so that another trace under the same name is another trial."""
-        return hashlib.sha256(Path(self.path).expanduser().read_bytes()).hexdigest()
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     def count(self, num_requests: int) -> int:
         """The number asked for.
@@ -245,9 +240,6 @@ class Trace(_ArrivalProcess):
 
     def arrivals(self, count: int, seed: int) -> Floats:
         return self._times()[: self.count(count)]
-
-    def _describe_process(self) -> str:
-        return f"trace {Path(self.path).name}"
 
     def _times(self) -> Floats:
         """Arrivals in s from the first one. Shape (arrivals,)."""
@@ -278,13 +270,12 @@ class Trace(_ArrivalProcess):
 
     def _cells(self) -> Iterator[tuple[int, str]]:
         """Line numbers and the text of the time in each line."""
-        path = Path(self.path).expanduser()
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                if path.suffix == ".csv":
+            with self.file.open(encoding="utf-8-sig", newline="") as file:
+                if self.file.suffix == ".csv":
                     for row in (reader := csv.DictReader(file)):
                         yield reader.line_num, (row[self.column] or "").strip()
-                elif path.suffix == ".jsonl":
+                elif self.file.suffix == ".jsonl":
                     for number, line in enumerate(file, 1):
                         yield number, str(json.loads(line)[self.column])
                 else:
@@ -292,15 +283,11 @@ class Trace(_ArrivalProcess):
                         if text := line.partition("#")[0].strip():
                             yield number, text
         except OSError as error:
-            raise ConfigError(
-                f"load.path={self.path}: cannot be read ({error.strerror}); allowed is a file of times"
-            ) from None
+            raise ConfigError(f"load.path={self.path}: cannot be read ({error.strerror})") from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"load.path={self.path}: not JSON lines ({error})") from None
         except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"load.path={self.path}: {error.reason} at byte {error.start}; allowed is UTF-8"
-            ) from None
+            raise ConfigError(f"load.path={self.path}: not UTF-8 ({error.reason} at byte {error.start})") from None
         except TypeError:
             raise ConfigError(f"load.path={self.path}: line {number} is not an object") from None
         except KeyError:
@@ -316,10 +303,6 @@ def uniforms(count: int, seed: int, stream: str) -> Floats:
 def exponential(uniform: Floats) -> Floats:
     """Exponentially distributed numbers of mean 1, by inversion of the distribution function. Any shape."""
     return -np.log1p(-uniform)
-
-
-def _cumulative(gaps: NDArray[np.floating[Any]]) -> Floats:
-    return np.cumsum(gaps, dtype=np.float64)
 
 
 def _doubles(values: Floats) -> "array[float]":

@@ -2,16 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from sweep.config import POINT_GROUPS, ConfigError, Settings, Strict, did_you_mean, nearest, one_of
+from sweep.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of
 from sweep.plan.command_line import Assignments, axis_values, is_point_key
 
-RUN_GROUPS = ("hardware", "cluster", "tracking")
 LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step that it stands on, as axes
 
 
@@ -40,11 +39,6 @@ class PlanSpec(Strict):
     def _groups(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping) else value or []
 
-    @field_validator("without_gpu", mode="before")
-    @classmethod
-    def _nothing(cls, value: Any) -> Any:
-        return {} if value is None else value
-
     @classmethod
     def parse(cls, fields: Mapping[str, Any], under: str = "") -> "PlanSpec":
         """The plan that these keys describe, each of them checked; `under` is the key that holds them, with a dot.
@@ -61,25 +55,21 @@ class PlanSpec(Strict):
         return plan
 
     def _check_keys(self, under: str) -> None:
+        axes = [("grid", self.grid), ("when", self.when), *(("zip", group) for group in self.zip)]
+        axes += [("ladder.set", step.set) for step in self.ladder]
         conditions = [(f"when.{key}", condition) for key, condition in self.when.items()]
         conditions += [("exclude", pattern) for pattern in self.exclude]
-        keys = [*self._set_keys(), *(("when", key) for key in self.when)]
-        keys += [(where, key) for where, condition in conditions for key in condition if key not in LADDER_AXES]
+        keys = [(where, key) for where, mapping in axes for key in mapping]
+        keys += [(where, key) for where, mapping in conditions for key in mapping if key not in LADDER_AXES]
         for where, key in keys:
             if not is_point_key(key):
                 raise ConfigError(f"{under}{where}.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")
+        replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", *RUN_GROUPS}
+        for key in self.without_gpu:
+            if key not in replaceable and not is_point_key(key):
+                raise one_of("without_gpu", key, {*POINT_GROUPS, *replaceable})
         if self.without_gpu:
-            replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", *RUN_GROUPS}
-            for key in self.without_gpu:
-                if key not in replaceable and not is_point_key(key):
-                    raise one_of("without_gpu", key, {*POINT_GROUPS, *replaceable})
             PlanSpec.parse({key: self.without_gpu[key] for key in FORMS if key in self.without_gpu}, "without_gpu.")
-
-    def _set_keys(self) -> Iterator[tuple[str, str]]:
-        """Every key that the plan gives values, and where it does."""
-        yield from (("grid", key) for key in self.grid)
-        yield from (("zip", key) for group in self.zip for key in group)
-        yield from (("ladder.set", key) for step in self.ladder for key in step.set)
 
     def values(self) -> dict[str, list[Any]]:
         """Each axis with all its values."""
@@ -142,33 +132,6 @@ class PlanSpec(Strict):
             previous = entry.step
             yield {"ladder": entry.step, "ladder_parent": parent, **steps[entry.step]}
 
-    def refuse_idle_conditions(
-        self, written: "PlanSpec", chosen: Mapping[str, Any], options: Mapping[str, Sequence[str]]
-    ) -> None:
-        """Check that `written`, the part of this plan that somebody wrote, has no condition on what is not in it.
-
-        With `options` (of groups) it may be on any of those: a command line may still choose another.
-
-        Raises:
-            ConfigError: naming an axis that this plan does not have, or a value that is none of its axis.
-        """
-        axes = self.values()
-        defined = {*axes, *chosen}
-        for key in written.when:  # it may wait for a key of the command line, but not under a name so near to an axis
-            if key not in defined and (axis := nearest(key, axes)):
-                raise ConfigError(f"when.{key}: no axis of this plan; did you mean {axis}?")
-        for pattern in (*written.exclude, *written.when.values()):
-            for key, condition in pattern.items():
-                if key not in defined:
-                    raise ConfigError(
-                        f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, defined)}"
-                    )
-                if key in (options or axes):
-                    allowed = [*options.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
-                    for value in condition if isinstance(condition, list) else [condition]:
-                        if value not in allowed:
-                            raise one_of(key, value, {str(value) for value in allowed})
-
 
 FORMS = {key: str(field.description) for key, field in PlanSpec.model_fields.items()}
 
@@ -196,10 +159,4 @@ def flow(value: Any) -> str:
 
 def in_words(value: Any) -> str:
     """A value for a sentence: a list without its brackets, and nothing where there is none."""
-    if value is None or value in ({}, []):
-        return "nothing"
-    if isinstance(value, list) and not isinstance(value[0], dict):
-        return ", ".join(str(item) for item in value)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return flow(value) if isinstance(value, dict | list) else str(value)
+    return "nothing" if value in (None, {}, []) else flow(value).strip("[]")

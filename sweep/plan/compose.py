@@ -7,7 +7,7 @@ seconds. Validation of what comes out is in `config` and `planning`.
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,24 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config import (
+    GROUPS,
     POINT_GROUPS,
+    RUN_GROUPS,
     Cluster,
     ConfigError,
     FoundHardware,
     Hardware,
     Settings,
-    Tracking,
     did_you_mean,
     locate,
+    nearest,
     one_of,
     validate,
 )
 from sweep.options import PRIMARY, ConfigPath
-from sweep.plan.axes import FORMS, RUN_GROUPS, PlanSpec, flow, in_words
+from sweep.plan.axes import FORMS, PlanSpec, flow, in_words
 from sweep.plan.command_line import Assignments, CommandLine, is_point_key, parse_command_line, point_keys
 
-GROUPS = POINT_GROUPS + RUN_GROUPS
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
 SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
 
@@ -50,7 +51,7 @@ class Composition:
     origins: dict[str, str] = field(default_factory=dict)  # "model=mine" -> the user's file that it came from
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Request:
     """The request of experiment and command line, before points are expanded."""
 
@@ -58,6 +59,7 @@ class _Request:
     chosen: Assignments  # the option of each point group where it is no axis
     scalars: Assignments  # dotted keys with the same value in all points
     settings: dict[str, Any]
+    replaced: list[str] = field(default_factory=list)
 
 
 def compose_run(
@@ -71,33 +73,30 @@ def compose_run(
     composer = _Composer(parse_command_line(arguments), options or ConfigPath())
     line, base = composer.line, composer.base
     _refuse_unknown_keys(line, base)
-    published, typed = _plans(line, base)
+    published = PlanSpec.parse({key: base[key] for key in FORMS})
+    typed = PlanSpec.parse({key: value for key, value in line.scalars.items() if key in FORMS})
+    before = _both(published, typed)
     request = _Request(
-        plan=_both(published, typed),
-        chosen=composer.chosen,
+        plan=before,
+        chosen=dict(composer.chosen),
         scalars={key: value for key, value in point_keys(line.scalars).items() if key not in POINT_GROUPS},
-        settings={
-            key: base[key] if key in GROUPS else line.scalars.get(key, base[key])
-            for key in base
-            if key in Settings.model_fields
-        },
+        settings=_with_typed({key: base[key] for key in base if key in Settings.model_fields}, line),
     )
-    hardware = _hardware(line, request.settings, find_hardware, composer)
-    replaced: list[str] = []
+    hardware = _hardware(request.settings, find_hardware, composer)
     if hardware.platform == "cpu":
-        request, replaced = _without_gpu(request, line)
-    settings = _settings(line, request.settings, hardware)
-    plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
-    request = replace(request, plan=plan, scalars={k: v for k, v in request.scalars.items() if k not in plan.grid})
-    _check_conditions(request, published, typed, composer)
-    _check_baseline(settings.baseline, line, request, _both(published, typed), composer.chosen)
+        _without_gpu(request, line)
+    settings = _settings(request.settings, line, hardware)
+    plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
+    request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
+    _check_conditions(request, published, typed, composer.options)
     coordinates = list(plan.expand({**request.chosen, **request.scalars}))
     points = [composer.point(request, assignments) for assignments in coordinates]
     if not points:
         raise ConfigError("exclude: drops every point of the experiment; at least one must remain")
+    _check_baseline(settings.baseline, line, coordinates, before)
     _refuse_values_of_none(line, plan, coordinates)
     _refuse_keys_of_some(line, plan, points)
-    return Composition(settings, points, coordinates, replaced, composer.options, composer.origins)
+    return Composition(settings, points, coordinates, request.replaced, composer.options, composer.origins)
 
 
 class _Composer:
@@ -115,13 +114,16 @@ class _Composer:
         self.chosen: Assignments = {group: chosen[group] for group in POINT_GROUPS}
         for group in RUN_GROUPS:
             self.note_origin(group, chosen[group])
-        self.cache = {_sorted(self.chosen): _point_of(self.base)}
+        # By the options chosen: the groups of a point, and whether there is anything to interpolate in them.
+        self.cache: dict[tuple[Any, ...], tuple[Point, bool]] = {}
+        self._add(self.chosen, self.base)
 
     def point(self, request: _Request, assignments: Assignments) -> Point:
         """The configuration of one point."""
-        config, interpolated = self._point(
-            {group: assignments.get(group, option) for group, option in request.chosen.items()}
-        )
+        chosen = {group: assignments.get(group, request.chosen[group]) for group in POINT_GROUPS}
+        if tuple(chosen.values()) not in self.cache:
+            self._add(chosen, self._compose(chosen)[0])
+        config, interpolated = self.cache[tuple(chosen.values())]
         point = {group: dict(values) for group, values in config.items()}
         for key, value in {**request.scalars, **assignments}.items():
             if "." in key:
@@ -133,13 +135,11 @@ class _Composer:
         if (path := self.options.origin(group, name)) is not None:
             self.origins[f"{group}={name}"] = str(path)
 
-    def _point(self, chosen: Assignments) -> tuple[Point, bool]:
-        key = _sorted(chosen)
-        if key not in self.cache:
-            self.cache[key] = _point_of(self._compose(chosen)[0])
-            for group, name in chosen.items():
-                self.note_origin(group, name)
-        return self.cache[key]
+    def _add(self, chosen: Assignments, config: Mapping[str, Any]) -> None:
+        point = {group: config[group] for group in POINT_GROUPS}
+        self.cache[tuple(chosen.values())] = point, "${" in repr(point)
+        for group, name in chosen.items():
+            self.note_origin(group, name)
 
     def _compose(self, choices: Mapping[str, Any]) -> tuple[dict[str, Any], Assignments]:
         """Hydra's composition as plain data, and the option chosen of each group."""
@@ -160,16 +160,6 @@ class _Composer:
         if served is not None:
             config["model"]["name"] = chosen["model"] = served
         return config, chosen
-
-
-def _sorted(chosen: Assignments) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(chosen.items()))
-
-
-def _point_of(config: Mapping[str, Any]) -> tuple[Point, bool]:
-    """The groups of a point, and whether there is anything to interpolate in them."""
-    point = {group: config[group] for group in POINT_GROUPS}
-    return point, "${" in repr(point)
 
 
 def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
@@ -194,13 +184,6 @@ def _resolved(point: Point) -> Point:
     return {str(key): value for key, value in container.items()}
 
 
-def _plans(line: CommandLine, base: Mapping[str, Any]) -> tuple[PlanSpec, PlanSpec]:
-    """The plan of the experiment, and the part of one that was typed."""
-    return PlanSpec.parse({key: base[key] for key in FORMS}), PlanSpec.parse(
-        {key: value for key, value in line.scalars.items() if key in FORMS}
-    )
-
-
 def _both(published: PlanSpec, typed: PlanSpec) -> PlanSpec:
     """The experiment's plan with the command line's keys in place of its own, except `when`, which adds to it."""
     update = {key: getattr(typed, key) for key in typed.model_fields_set}
@@ -209,58 +192,43 @@ def _both(published: PlanSpec, typed: PlanSpec) -> PlanSpec:
     return published.model_copy(update=update)
 
 
-def _hardware(
-    line: CommandLine, settings: Mapping[str, Any], find_hardware: Callable[[Cluster], str], composer: _Composer
-) -> Hardware:
+def _hardware(config: Mapping[str, Any], find_hardware: Callable[[Cluster], str], composer: _Composer) -> Hardware:
     """The hardware profile, with hardware=auto resolved to one."""
-    config = _with_dotted_keys(line, settings)
-    hardware, kind = config["hardware"], Hardware
-    auto = composer.options.load("hardware", "auto")
-    if hardware.get("name") == auto["name"]:
-        cluster = validate(Cluster, config["cluster"], "cluster")
-        assert isinstance(cluster, Cluster)
-        # A dry run says what there is now; a run waits for the nodes of a cluster that are still to join.
-        profile = find_hardware(cluster.model_copy(update={"wait_for_nodes": 0.0} if config["dry_run"] else {}))
-        composer.note_origin("hardware", profile)
-        changed = {key: value for key, value in hardware.items() if auto.get(key) != value}
-        kind = Hardware if changed else FoundHardware
-        hardware = {**composer.options.load("hardware", profile), **changed}
-    built = validate(kind, hardware, "hardware")
-    assert isinstance(built, Hardware)
-    return built
+    hardware, auto = config["hardware"], composer.options.load("hardware", "auto")
+    if hardware.get("name") != auto["name"]:
+        return validate(Hardware, hardware, "hardware")
+    cluster = validate(Cluster, config["cluster"], "cluster")
+    # A dry run says what there is now; a run waits for the nodes of a cluster that are still to join.
+    name = find_hardware(cluster.model_copy(update={"wait_for_nodes": 0.0} if config["dry_run"] else {}))
+    composer.note_origin("hardware", name)
+    changed = {key: value for key, value in hardware.items() if auto.get(key) != value}
+    profile = {**composer.options.load("hardware", name), **changed}
+    return validate(Hardware if changed else FoundHardware, profile, "hardware")
 
 
-def _settings(line: CommandLine, settings: Mapping[str, Any], hardware: Hardware) -> Settings:
-    config = _with_dotted_keys(line, settings)
-    config |= {
-        "hardware": hardware,
-        "cluster": validate(Cluster, config["cluster"], "cluster"),
-        "tracking": validate(Tracking, config["tracking"], "tracking"),
-    }
+def _settings(settings: Mapping[str, Any], line: CommandLine, hardware: Hardware) -> Settings:
+    config = _with_typed(settings, line) | {"hardware": hardware}
     if config["out"] is None:
         config["out"] = str(Path("results") / str(config["name"]))
-    built = validate(Settings, config, "")
-    assert isinstance(built, Settings)
-    return built
+    return validate(Settings, config, "")
 
 
-def _with_dotted_keys(line: CommandLine, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the dotted keys that were typed."""
+def _with_typed(settings: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
+    """Settings with those that were typed."""
     config = dict(settings)
     for key, value in line.scalars.items():
-        if "." in key and not is_point_key(key):
+        if not is_point_key(key) and key not in (*FORMS, *RUN_GROUPS):
             _assign(config, key, value)
     return config
 
 
-def _without_gpu(request: _Request, line: CommandLine) -> tuple[_Request, list[str]]:
+def _without_gpu(request: _Request, line: CommandLine) -> None:
     """Apply the plan's `without_gpu`, except what the user typed; say in plain words what was replaced."""
-    plan, chosen, scalars, settings = request.plan, dict(request.chosen), dict(request.scalars), dict(request.settings)
+    plan = request.plan
     grid, parts = dict(plan.grid), plan.model_dump(exclude_unset=True)
-    replaced: list[str] = []
 
     def put(target: dict[str, Any], key: str, value: Any) -> None:
-        replaced.append(f"{key}: {in_words(value)} instead of {in_words(target.get(key))}")
+        request.replaced.append(f"{key}: {in_words(value)} instead of {in_words(target.get(key))}")
         target[key] = value
 
     for key, value in plan.without_gpu.items():
@@ -270,42 +238,56 @@ def _without_gpu(request: _Request, line: CommandLine) -> tuple[_Request, list[s
                     put(grid, axis, value[axis])
         elif key in line.typed:
             continue
-        elif key in chosen:
-            put(chosen, key, value)
+        elif key in request.chosen:
+            put(request.chosen, key, value)
         elif key in FORMS:
             put(parts, key, value)
         elif is_point_key(key):
-            scalars[key] = value
-            replaced.append(f"{key}: {in_words(value)}")
+            request.scalars[key] = value
+            request.replaced.append(f"{key}: {in_words(value)}")
         else:
-            put(settings, key, value)
-    return _Request(PlanSpec.parse({**parts, "grid": grid}), chosen, scalars, settings), replaced
+            put(request.settings, key, value)
+    request.plan = PlanSpec.parse({**parts, "grid": grid})
 
 
-def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, composer: _Composer) -> None:
-    """Refuse a condition that cannot mean anything: the user's in this plan, the experiment's own in its own."""
-    groups = {group: composer.options.choices(group) for group in POINT_GROUPS}
-    line = composer.line
-    overrides = published.with_typed({}, line.axes)
-    overrides.refuse_idle_conditions(published, {**composer.chosen, **point_keys(line.scalars)}, groups)
-    request.plan.refuse_idle_conditions(typed, {**request.chosen, **request.scalars}, {})
+def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, options: ConfigPath) -> None:
+    """Refuse a condition on a key that is none of the plan's, or on a value that the key cannot have.
+
+    The experiment's own conditions may be on what the command line replaced: its axes, and any option of a group.
+    """
+    plan, chosen = request.plan, {**request.chosen, **request.scalars}
+    axes, groups = plan.values(), {group: options.choices(group) for group in POINT_GROUPS}
+    defined = {*axes, *published.values(), *chosen}
+    for key in plan.when:  # it may wait for a key of the command line, but not under a name so near to an axis
+        if key not in defined and (axis := nearest(key, axes)):
+            raise ConfigError(f"when.{key}: no axis of this plan; did you mean {axis}?")
+    strict = [*typed.exclude, *typed.when.values()]
+    for pattern in (*plan.exclude, *plan.when.values()):
+        for key, condition in pattern.items():
+            if key not in defined:
+                raise ConfigError(f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, defined)}")
+            options_of: Mapping[str, Sequence[str]] = {} if pattern in strict else groups
+            if key in (options_of or axes):
+                allowed = [*options_of.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
+                for value in condition if isinstance(condition, list) else [condition]:
+                    if value not in allowed:
+                        raise one_of(key, value, {str(other) for other in allowed})
 
 
 def _check_baseline(
-    baseline: Mapping[str, Any] | None, line: CommandLine, request: _Request, before: PlanSpec, chosen: Assignments
+    baseline: Mapping[str, Any] | None, line: CommandLine, coordinates: Sequence[Assignments], before: PlanSpec
 ) -> None:
-    """Each value must be one that its axis has; whether there is such an axis is checked by `planning`.
+    """Each key must be an axis, and each value one of its values.
 
     The experiment's own baseline may be left out of the present run (`backend=vllm`): then nothing is compared.
     """
-    if not baseline:
-        return
     typed = any(key.split(".")[0] == "baseline" for key in line.scalars)
-    points = list(request.plan.expand({**request.chosen, **request.scalars}))
-    points += [] if typed else before.expand(chosen)
-    for key, value in baseline.items():
-        values = [point[key] for point in points if key in point]
-        if values and value not in values:
+    axes = {axis for assignments in coordinates for axis in assignments}
+    for key, value in (baseline or {}).items():
+        if key not in axes:
+            raise ConfigError(f"baseline.{key}: not an axis of this plan; allowed: {', '.join(sorted(axes)) or 'none'}")
+        values = [assignments[key] for assignments in coordinates if key in assignments]
+        if value not in values + ([] if typed else before.values().get(key, [])):
             raise one_of(f"baseline.{key}", value, {str(other) for other in values})
 
 

@@ -9,9 +9,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple, TypeVar
-
-from pydantic import BaseModel
+from typing import Any, NamedTuple
 
 from backends.base import EnvironmentSpec
 from sweep.config import POINT_GROUPS, ConfigError, Settings, build, cache_directory, content_hash, one_of
@@ -21,8 +19,6 @@ from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import PROTOCOL_VERSION
-
-T = TypeVar("T")
 
 # Fields of a backend that say how it is run here and cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names"}
@@ -50,8 +46,15 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
     for deployment in deployments:
         deployment.trials[:] = _blocked_order(deployment.trials, settings.seed)
     axes = sorted({axis for coordinates in composition.coordinates for axis in coordinates})
-    _check_baseline(settings.baseline, axes)
     return Plan(settings, deployments, axes, composition.replaced, composition.origins)
+
+
+class _Part(NamedTuple):
+    """A validated object of a config group, and what ids are made of."""
+
+    built: Any
+    digest: str | None  # of the content that it points to
+    identity: str  # the hash of its type, its fields and that digest: all of it that can change a result
 
 
 class _Builder:
@@ -62,96 +65,68 @@ class _Builder:
         self.surroundings = surroundings
         self.options = options
         self.deployments: dict[str, Deployment] = {}
-        self.objects: dict[str, BaseModel] = {}
-        self.identities: dict[int, Any] = {}
-        self.digests: dict[int, str | None] = {}
+        self.parts: dict[str, _Part] = {}
         self.cache = cache_directory(settings.cache_dir)
-        self.seen: set[str] = set()
+        self.trial_ids: set[str] = set()
         # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
         self.judged_by = settings.model_dump(mode="json", include={"max_failed", "relaunch"})
         self.judged_by["timeouts"] = asdict(settings.client.timeouts)
 
     def add(self, point: Point, coordinates: Assignments) -> None:
-        backend, model, workload, load = (self._object(group, point[group]) for group in POINT_GROUPS)
-        if backend.launches and not model.launchable:
-            raise one_of("model", model.name, self.options.choices("model"))
-        load.count(workload.num_requests)  # a trace that is too short says so here
+        backend, model, workload, load = (self._part(group, point[group]) for group in POINT_GROUPS)
+        if backend.built.launches and not model.built.launchable:
+            raise one_of("model", model.built.name, self.options.choices("model"))
+        load.built.count(workload.built.num_requests)  # a trace that is too short says so here
         deployment = self._deployment(backend, model)
+        parts = [workload.identity, load.identity]
+        content = _content(workload=workload, load=load)
         for replicate in range(self.settings.replicates):
-            seed = self._seed(workload, load, replicate)
-            parts = [self._identity(group, part) for group, part in (("workload", workload), ("load", load))]
-            identity = [deployment.deployment_id, *parts, replicate, seed, self.judged_by]
-            trial_id = content_hash(identity)
-            if trial_id not in self.seen:
-                self.seen.add(trial_id)
-                content = self._content(workload=workload, load=load)
-                deployment.trials.append(Trial(trial_id, workload, load, replicate, seed, coordinates, point, content))
+            # Never of the backend: all get the same prompts. Of the load: no cache may answer for an earlier trial.
+            seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
+            trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, self.judged_by])
+            if trial_id not in self.trial_ids:
+                self.trial_ids.add(trial_id)
+                trial = Trial(trial_id, workload.built, load.built, replicate, seed, coordinates, point, content)
+                deployment.trials.append(trial)
 
-    def _object(self, group: str, mapping: Mapping[str, Any]) -> Any:
+    def _part(self, group: str, mapping: Mapping[str, Any]) -> _Part:
         key = group + json.dumps(mapping, sort_keys=True, default=str)
-        if key not in self.objects:
-            built = build(mapping, group)
-            check = getattr(built, "check", None)
-            if check is not None:
-                _at_the_door(check, group)
-            self.objects[key] = built
-        return self.objects[key]
-
-    def _identity(self, group: str, built: Any) -> Any:
-        """The parts of an object that can change a result: its fields and the digest of the content behind it."""
-        if id(built) not in self.identities:
+        if key not in self.parts:
+            built: Any = build(mapping, group)
+            try:
+                if hasattr(built, "check"):
+                    built.check()
+                folders = [self.cache] if group == "model" else []
+                digest = built.digest(*folders) if hasattr(built, "digest") else None
+            except ValueError as error:
+                message = str(error)
+                raise ConfigError(message if message.startswith(group) else f"{group}: {message}") from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            identity = [type(built).__qualname__, fields, self._digest(group, built)]
-            self.identities[id(built)] = content_hash(identity)
-        return self.identities[id(built)]
+            self.parts[key] = _Part(built, digest, content_hash([type(built).__qualname__, fields, digest]))
+        return self.parts[key]
 
-    def _digest(self, group: str, built: Any) -> str | None:
-        """The digest of the content behind an object; computed once, since it may read much or ask the hub."""
-        if id(built) not in self.digests:
-            where = [self.cache] if group == "model" else []
-            has = hasattr(built, "digest")
-            self.digests[id(built)] = _at_the_door(lambda: built.digest(*where), group) if has else None
-        return self.digests[id(built)]
-
-    def _content(self, **parts: Any) -> dict[str, str]:
-        digests = {group: self._digest(group, part) for group, part in parts.items()}
-        return {group: digest for group, digest in digests.items() if digest is not None}
-
-    def _deployment(self, backend: Any, model: Any) -> Deployment:
-        hardware = self.settings.hardware
-        environment = self.surroundings.fingerprint(backend, hardware.platform)
-        gpu_count = backend.gpus if hardware.platform == "cuda" else 0
-        deployment_id = content_hash(
-            [
-                PROTOCOL_VERSION,
-                self._identity("backend", backend),
-                self._identity("model", model),
-                environment,
-                hardware.platform,
-                hardware.accelerator,
-                gpu_count,
-            ]
-        )
+    def _deployment(self, backend: _Part, model: _Part) -> Deployment:
+        engine, hardware, surroundings = backend.built, self.settings.hardware, self.surroundings
+        gpu_count = engine.gpus if hardware.platform == "cuda" else 0
+        environment = surroundings.fingerprint(engine, hardware.platform)
+        on = [hardware.platform, hardware.accelerator, gpu_count]
+        deployment_id = content_hash([PROTOCOL_VERSION, backend.identity, model.identity, environment, *on])
         if deployment_id not in self.deployments:
-            unavailable = self.surroundings.unavailable(backend, hardware.platform)
-            content = self._content(backend=backend, model=model)
-            pinned = model.pinned(self.cache)
             self.deployments[deployment_id] = Deployment(
                 deployment_id,
-                backend,
-                pinned,
+                engine,
+                model.built.pinned(self.cache),
                 gpu_count,
                 hardware.accelerator,
-                unavailable=unavailable,
-                content=content,
-                environment=self.surroundings.environment(backend, hardware.platform),
+                unavailable=surroundings.unavailable(engine, hardware.platform),
+                content=_content(backend=backend, model=model),
+                environment=surroundings.environment(engine, hardware.platform),
             )
         return self.deployments[deployment_id]
 
-    def _seed(self, workload: Any, load: Any, replicate: int) -> int:
-        """Never of the backend: all see the same prompts. Of the load: no cache may answer for an earlier trial."""
-        parts = [self._identity("workload", workload), self._identity("load", load)]
-        return int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
+
+def _content(**parts: _Part) -> dict[str, str]:
+    return {group: part.digest for group, part in parts.items() if part.digest is not None}
 
 
 def _labelled(deployments: list[Deployment]) -> list[Deployment]:
@@ -172,14 +147,6 @@ def _settings_of(deployment: Deployment) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 
 
-def _at_the_door(check: Callable[[], T], group: str) -> T:
-    try:
-        return check()
-    except ValueError as error:
-        message = str(error)
-        raise ConfigError(message if message.startswith(group) else f"{group}: {message}") from None
-
-
 def _blocked_order(trials: list[Trial], seed: int) -> list[Trial]:
     """Replicates as blocks of random order: a slow drift of the machine then falls on every setting alike."""
     ordered: list[Trial] = []
@@ -188,9 +155,3 @@ def _blocked_order(trials: list[Trial], seed: int) -> list[Trial]:
         random.Random(f"{seed}/{replicate}").shuffle(block)
         ordered += block
     return ordered
-
-
-def _check_baseline(baseline: Mapping[str, Any] | None, axes: list[str]) -> None:
-    for key in baseline or {}:
-        if key not in axes:
-            raise ConfigError(f"baseline.{key}: not an axis of this plan; allowed: {', '.join(axes) or 'none'}")

@@ -123,8 +123,8 @@ class ExLlama:
     def memory(self) -> Mapping[str, float]:
         return {
             "kv_cache_usage": self.used(),
-            "memory_allocated_bytes": torch.cuda.memory_allocated(),
-            "memory_reserved_bytes": torch.cuda.memory_reserved(),
+            "allocated_memory_bytes": torch.cuda.memory_allocated(),
+            "reserved_memory_bytes": torch.cuda.memory_reserved(),
         }
 
     def clear(self) -> None:

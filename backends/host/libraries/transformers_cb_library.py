@@ -114,8 +114,8 @@ class TransformersCB:
         if processor is not None:
             readings["kv_cache_usage"] = 1.0 - float(processor.cache.compute_free_capacity(relative=True))
         if self.model.device.type == "cuda":
-            readings["memory_allocated_bytes"] = torch.cuda.memory_allocated()
-            readings["memory_reserved_bytes"] = torch.cuda.memory_reserved()
+            readings["allocated_memory_bytes"] = torch.cuda.memory_allocated()
+            readings["reserved_memory_bytes"] = torch.cuda.memory_reserved()
         return readings
 
     def clear(self) -> None:

@@ -92,9 +92,8 @@ class Transformers:
         tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
         readings = {"kv_cache_bytes": float(sum(tensor.nbytes for tensor in tensors))}
         if self.model.device.type == "cuda":
-            readings["memory_allocated_bytes"] = torch.cuda.memory_allocated()
-            readings["memory_reserved_bytes"] = torch.cuda.memory_reserved()
-            readings["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
+            readings["allocated_memory_bytes"] = torch.cuda.memory_allocated()
+            readings["reserved_memory_bytes"] = torch.cuda.memory_reserved()
         return readings
 
     def clear(self) -> None:

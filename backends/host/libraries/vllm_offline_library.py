@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import count
 
 import vllm
 from vllm import EngineArgs, LLMEngine, SamplingParams
@@ -34,12 +33,10 @@ class VLLMOffline:
 
     def __init__(self, engine: LLMEngine) -> None:
         self.engine = engine
-        self.names = count()
-        self.rows: dict[str, PromptRow] = {}  # by the request name that we gave
-        self.ids: dict[int, str] = {}  # the engine's own name for a row, by its identity
+        self.rows: dict[str, PromptRow] = {}  # by the name of its request
 
     def add(self, row: PromptRow) -> None:
-        name = f"row-{next(self.names)}"
+        name = f"row-{id(row)}"
         parameters = SamplingParams(
             temperature=0.0,
             max_tokens=row.max_tokens,
@@ -50,7 +47,7 @@ class VLLMOffline:
             output_kind=RequestOutputKind.DELTA,
         )
         self.rows[name] = row
-        self.ids[id(row)] = self.engine.add_request(name, TokensPrompt(prompt_token_ids=list(row.prompt)), parameters)
+        self.engine.add_request(name, TokensPrompt(prompt_token_ids=list(row.prompt)), parameters)
 
     def step(self) -> Sequence[Step]:
         steps = []
@@ -58,15 +55,13 @@ class VLLMOffline:
             row = self.rows.get(output.request_id)
             if row is not None:
                 if output.finished:
-                    self._forget(output.request_id)
+                    del self.rows[output.request_id]
                 steps.append(Step(row, output.outputs[0].token_ids))
         return steps
 
     def drop(self, row: PromptRow) -> None:
-        engine_id = self.ids.get(id(row))
-        if engine_id is not None:
-            self.engine.abort_request([engine_id], internal=True)
-            self._forget(next(name for name, other_row in self.rows.items() if other_row is row))
+        if self.rows.pop(f"row-{id(row)}", None):
+            self.engine.abort_request([f"row-{id(row)}"])
 
     def memory(self) -> Mapping[str, float]:
         """The engine's own statistics, as its server shows them, without the prefix."""
@@ -87,6 +82,3 @@ class VLLMOffline:
 
     def reset_caches(self) -> bool:
         return bool(self.engine.reset_prefix_cache())
-
-    def _forget(self, name: str) -> None:
-        self.ids.pop(id(self.rows.pop(name)), None)

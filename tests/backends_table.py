@@ -1,14 +1,16 @@
-"""The table of docs/backends.md: the features of each backend in conf/backend, read from the code."""
+"""The table of docs/backends.md, read from the code: the features of each backend in conf/backend.
+
+`python -m tests.backends_table` makes the document's table anew.
+"""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from backends.base import Backend
-from sweep.config import ROOT, ConfigError, build
-from sweep.options import ConfigPath, load_option
+from backends.installed import configured, names
+from sweep.config import ROOT
 
 DOCUMENT = ROOT / "docs" / "backends.md"
-BEGIN, END = "<!-- table: sweep backends docs -->", "<!-- end of table -->"
+BEGIN, END = "<!-- table: python -m tests.backends_table -->", "<!-- end of table -->"
 HEADINGS = (
     "backend",
     "file",
@@ -20,17 +22,6 @@ HEADINGS = (
     "quantisations",
     "GPU needed",
 )
-
-
-def configured(name: str) -> Backend:
-    """The backend of conf/backend/<name>.yaml."""
-    backend = build(load_option("backend", name), "backend")
-    assert isinstance(backend, Backend)
-    return backend
-
-
-def names() -> list[str]:
-    return ConfigPath().choices("backend")
 
 
 def cells(name: str) -> tuple[str, ...]:
@@ -95,12 +86,5 @@ def with_table(text: str) -> str:
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
 
 
-def write(path: Path = DOCUMENT) -> None:
-    """Make the table of the document anew.
-
-    Raises:
-        ConfigError: if the document is not there, as in an installed wheel.
-    """
-    if not path.exists():
-        raise ConfigError(f"{path}: no such document; run it in a checkout")
-    path.write_text(with_table(path.read_text()))
+if __name__ == "__main__":
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text()))
