@@ -176,8 +176,8 @@ def completion(arguments: list[str]) -> int:
     from sweep.completion import SCRIPTS, candidates
 
     if arguments[:1] == ["--words"]:  # of the line, `sweep` first
-        folders, words = _config_dirs(arguments[2:])
-        print("\n".join(candidates(COMMANDS, words, ConfigPath.of_user(folders))))
+        folders, line = _config_dirs(arguments[2:])
+        print("\n".join(candidates(COMMANDS, line, ConfigPath.of_user(folders))))
         return 0
     parser = Parser(completion)
     parser.add_argument("shell", choices=list(SCRIPTS))

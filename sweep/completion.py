@@ -38,9 +38,9 @@ complete -c sweep -a '(sweep completion --words (commandline -opc) (commandline 
 }
 
 
-def candidates(commands: Iterable[str], words: Sequence[str], options: ConfigPath) -> list[str]:
+def candidates(commands: Iterable[str], line: Sequence[str], options: ConfigPath) -> list[str]:
     """The possible completions of the last word after `sweep`."""
-    *before, current = words or [""]
+    *before, current = line or [""]
     matches: list[str] = []
     match before[:1]:
         case ["status" | "report"]:

@@ -1,5 +1,6 @@
 """The provenance of a number: the code, versions, hardware and time that a result must cite."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -44,16 +45,11 @@ def _git(*arguments: str) -> str:
 @functools.cache
 def own_versions() -> dict[str, str]:
     """Versions of this tool and of the libraries that take part in measuring."""
-    versions = {"sweep": importlib.metadata.version("llm-sweep") if _installed("llm-sweep") else "source"}
-    return versions | {name: importlib.metadata.version(name) for name in CITED if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    versions = {"sweep": "source"}
+    for name in ("sweep", *CITED):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version("llm-sweep" if name == "sweep" else name)
+    return versions
 
 
 @functools.cache

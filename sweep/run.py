@@ -18,12 +18,13 @@ from sweep.drive.preflight import check_ports, find_hardware, find_nodes, ray_sc
 from sweep.drive.progress import Display
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
+from sweep.plan.details import point_details
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
 from sweep.plan.pending import PendingWork, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
-from sweep.plan.show import make_console, print_details, print_plan
+from sweep.plan.show import make_console, print_plan
 from sweep.records import Outcome
 from sweep.wording import count
 
@@ -48,7 +49,8 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         pending = find_pending(plan, ledger_to_read(settings, paths), History.beside(paths.out), nodes)
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
-            print_details(console, plan)
+            for line in point_details(plan):
+                console.print(line, markup=False, soft_wrap=True)
         return 0
     if settings.details:
         raise ConfigError("details=true: prints every point of a plan; allowed with dry_run=true")

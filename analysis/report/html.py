@@ -100,7 +100,7 @@ def _reading(results: RunResults) -> dict[str, Any]:
         "points_without_result": int((counts == 0).sum()),
         "too_many_replicates": MOST_REPLICATES if replicates > MOST_REPLICATES else 0,
         "no_steady_state": str(reasons.iloc[0]).removeprefix("none: ") if len(reasons) else "",
-        "formulas": _formulas(run),
+        "formulas": definitions(set(run.ok.columns[run.ok.notna().any()]), run.percentiles),
         "outcomes": list(run.not_ok["outcome"].unique()),
         "largest_table": LARGEST_TABLE,
         "more_points": lambda count: f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else "",
@@ -167,12 +167,12 @@ def _gain_cards(results: RunResults) -> Iterator[Card]:
             continue
         point = points.iloc[int((sign * points[name]).argmax())]
         ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
+        value, unit = times(ratio.value), "of baseline"
         lines = [results.layout.describe(point), _ratio_interval(ratio)]
-        if sign * ratio.value > sign:
-            yield _card(results, label, times(ratio.value), "of baseline", lines, point, column)
-        else:
-            lines = [f"No engine beat the baseline. Closest, at {times(ratio.value)}:", *lines]
-            yield _card(results, label, "none", "", lines, point, column)
+        if sign * ratio.value <= sign:
+            lines.insert(0, f"No engine beat the baseline. Closest, at {value}:")
+            value, unit = "none", ""
+        yield _card(results, label, value, unit, lines, point, column)
 
 
 def _interval(mean: Estimate, scale: float = 1.0) -> str:
@@ -217,11 +217,3 @@ def _machine(text: str) -> str:
         hardware["memory"] = f"{number(hardware.pop('memory_bytes') / 2**30)} GiB"
     parts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in hardware.items() if value}
     return ", ".join(f"{key} {value}" for key, value in parts.items())
-
-
-# Definitions ---------------------------------------------------------------------------------------------------------
-
-
-def _formulas(run: Run) -> dict[str, str]:
-    """The quantities that have a value, as they are declared."""
-    return definitions({name for name in run.ok.columns if run.ok[name].notna().any()}, run.percentiles)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.plotting.layout import Layout
-from analysis.quantities import labelled_column, number, setting
-from analysis.report.terminal import shown_columns, times, with_interval
+from analysis.quantities import number, setting
+from analysis.report.terminal import label, shown_columns, times, with_interval
 from analysis.results import RunResults
 from analysis.summary import HEADLINE, STEADY, estimate
 from sweep.numbers.quantile import Quantile
@@ -47,7 +47,7 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
     columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
-    columns += [*map(_column, quantities), *(_ratio_column(name, "× baseline") for name in compared)]
+    columns += [*map(_column, quantities), *(Heading(label(name).short, "× baseline") for name in compared)]
 
     def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
         warnings = results.warnings_at(point)
@@ -70,24 +70,17 @@ def _measured(
     point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning], tail: Quantile | None
 ) -> Cell:
     """A mean with its interval, or that over requests where a TTFT p99 is of one replicate."""
-    text = _shown(name, point[name])
+    text = label(name).shown(point[name])
     detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
     if name == "ttft_p99" and tail is not None and tail.low is not None:
-        above = " or more" if tail.high is None else f"–{_shown(name, tail.high)}"
-        detail = f"[{_shown(name, tail.low)}{above}]"
+        above = " or more" if tail.high is None else f"–{label(name).shown(tail.high)}"
+        detail = f"[{label(name).shown(tail.low)}{above}]"
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
     return Cell(text, detail, bool(point[name] == best), concerned)
 
 
 def _best(values: "pd.Series[Any]") -> Any:
-    labelled = labelled_column(str(values.name))
-    better = labelled and labelled.better
-    return {"higher": values.max(), "lower": values.min()}.get(str(better))
-
-
-def _shown(name: str, value: float) -> str:
-    labelled = labelled_column(name)
-    return labelled.shown(value) if labelled else number(value)
+    return {"higher": values.max(), "lower": values.min()}.get(str(label(str(values.name)).better))
 
 
 def ladder_table(layout: Layout) -> Table | None:
@@ -95,7 +88,7 @@ def ladder_table(layout: Layout) -> Table | None:
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
     columns = [*_texts("step", "on top of", "task"), *_x_column(layout)]
-    columns += [_ratio_column(name, "× parent") for name in ("output_throughput", "ttft_p50")]
+    columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
 
     def cells(point: "pd.Series[Any]") -> Iterable[Cell]:
         gain = _ratio(point, "output_throughput_vs_parent")
@@ -125,7 +118,7 @@ def steady_table(layout: Layout) -> Table | None:
         yield from (Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point))
         yield Cell(f"{point['steady_share']:.0%}")
         for name in quantities:
-            yield Cell(with_interval(estimate(point, name), _shown(name, point[name])))
+            yield Cell(with_interval(estimate(point, name), label(name).shown(point[name])))
 
     return _table(columns, layout.points[layout.points["steady_share"] > 0], cells)
 
@@ -140,13 +133,7 @@ def _texts(*headings: str) -> list[Heading]:
 
 
 def _column(name: str) -> Heading:
-    labelled = labelled_column(name)
-    return Heading(labelled.short, labelled.unit) if labelled else Heading(name)
-
-
-def _ratio_column(name: str, unit: str) -> Heading:
-    labelled = labelled_column(name)
-    return Heading(labelled.short if labelled else name, unit)
+    return Heading(label(name).short, label(name).unit)
 
 
 def _ratio(point: "pd.Series[Any]", column: str) -> Cell:

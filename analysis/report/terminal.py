@@ -75,29 +75,26 @@ class Column(NamedTuple):
 
     @property
     def width(self) -> int:
-        cells = [word for cell in self.cells for word in cell.split()] if self.narrow else self.cells
+        cells = " ".join(self.cells).split() if self.narrow else self.cells
         return max(map(len, [*self.heading.split("\n"), *cells]))
 
 
 def shown_columns(points: pd.DataFrame) -> list[str]:
     """The metrics that a table of some points shows, the most telling first: of lockstep batches those of a batch."""
-    columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if _is_lockstep(points) else COLUMNS)
-    return [column for column in columns if column in points and points[column].notna().any()]
-
-
-def _is_lockstep(points: pd.DataFrame) -> bool:
-    return "batch_latency_mean" in points and bool(points["batch_latency_mean"].notna().any())
+    measured = points.columns[points.notna().any()]
+    columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if "batch_latency_mean" in measured else COLUMNS)
+    return [column for column in columns if column in measured]
 
 
 def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
-    """The points that have a result.
+    """The points.
 
     Metrics that the width has no room for follow in a table of their own, or if there are many points, by their name
     alone; those of a batch are always shown.
     """
     points = layout.points.head(MOST_POINTS)
     columns = shown_columns(points)
-    needed = sum(column in BATCH_COLUMNS for column in columns) if _is_lockstep(points) else 1
+    needed = sum(column in BATCH_COLUMNS for column in columns) if "batch_latency_mean" in columns else 1
     metrics = [_metric(points, column) for column in columns]
     versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
     if versus:
@@ -107,9 +104,9 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     if _width(texts + numbers + metrics) > width:  # names are broken between words, never within one
         texts = [column._replace(narrow=True) for column in texts]
     while metrics and (needed > 0 or len(points) <= FEW_POINTS):
-        fitting = 1
-        while fitting < len(metrics) and _width(texts + numbers + metrics[: fitting + 1]) <= width:
-            fitting += 1
+        fitting = len(metrics)
+        while fitting > 1 and _width(texts + numbers + metrics[:fitting]) > width:
+            fitting -= 1
         yield _table(texts, numbers + metrics[:fitting], list(points["panel"]))
         metrics, needed = metrics[fitting:], needed - fitting
     if any(cell.startswith(MAYBE) for cell in versus):
@@ -157,23 +154,23 @@ def _table(texts: list[Column], numbers: list[Column], panels: list[str]) -> Tab
 
 
 def _metric(points: pd.DataFrame, column: str) -> Column:
-    label = _label(column)
-    return Column(
-        "\n".join([*label.short.split(), label.unit]), [_cell(point, column) for _, point in points.iterrows()]
-    )
+    labelled = label(column)
+    heading = "\n".join([*labelled.short.split(), labelled.unit])
+    return Column(heading, [_cell(point, column) for _, point in points.iterrows()])
 
 
-def _label(column: str) -> LabelledColumn:
-    label = labelled_column(column)
-    assert label is not None
-    return label
+def label(column: str) -> LabelledColumn:
+    """The labels of a measured column."""
+    labelled = labelled_column(column)
+    assert labelled is not None
+    return labelled
 
 
 def _cell(point: "pd.Series[Any]", column: str) -> str:
     """Throughput with its interval, since that is what is compared, or why there is none; others by their mean."""
     if column == "output_throughput" and not point["n"]:
         return str(point["outcomes"]).split(",")[0].rpartition(" ")[0]
-    shown = _label(column).shown(point[column])
+    shown = label(column).shown(point[column])
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
 
 
@@ -201,12 +198,12 @@ def _best(results: RunResults) -> Table:
     for _ in range(2):
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # where: may break between words
-    for label, mean, point in best(results.points):
-        value = f"{with_interval(mean, label.shown(mean.value))} {label.unit}"
+    for labelled, mean, point in best(results.points):
+        value = f"{with_interval(mean, labelled.shown(mean.value))} {labelled.unit}"
         where = Text(results.layout.describe(point))
-        for warning in concerning(results.warnings_at(point), label.column):
+        for warning in concerning(results.warnings_at(point), labelled.column):
             where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
-        table.add_row(Text(f"best {label.in_sentence}", style="bold"), Text(value, style="green"), where)
+        table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), Text(value, style="green"), where)
     return table
 
 

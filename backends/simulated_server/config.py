@@ -73,7 +73,7 @@ class Behaviour(BaseModel):
     ttft_per_input_token: NonNegativeFloat = 0.0  # prefill
     itl_per_sequence: NonNegativeFloat = 0.0  # added to each gap for each running sequence
     tokens_per_event: PositiveInt = 1  # as under speculative decoding
-    faults: Faults = Faults()
+    faults: Faults = Faults()  # shares of requests that meet trouble
     max_concurrency: PositiveInt | None = None  # sequences that run at once; others wait
     max_queue: NonNegativeInt | None = None  # waiting sequences, beyond which a request gets 503
     memory_limit: PositiveInt | None = None  # sequences at once, beyond which the engine runs out of memory and dies

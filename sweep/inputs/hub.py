@@ -54,11 +54,7 @@ def fetch(
     With `peek` only a small file is fetched, which shows whether the rest may be.
     """
     api = _hub()
-    options: dict[str, Any] = {
-        "revision": revision,
-        "cache_dir": _hub_cache(cache_dir),
-        "ignore_patterns": NOT_NEEDED,
-    }
+    options: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "ignore_patterns": NOT_NEEDED}
     try:
         files = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
         safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
@@ -71,9 +67,10 @@ def fetch(
             raise _refused(repo, revision, error) from None
         for weights_pattern in (SAFE_WEIGHTS, PICKLED_WEIGHTS):
             patterns = names or (*CONFIGURATION, weights_pattern)
-            folder = _cached_snapshot(repo, allow_patterns=list(patterns), **options)
-            if folder is not None and (names or any(folder.glob(weights_pattern))):
-                return folder
+            with contextlib.suppress(LocalEntryNotFoundError):  # no complete snapshot of an earlier run
+                folder = Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=True, **options))
+                if names or any(folder.glob(weights_pattern)):
+                    return folder
         reason = first_line(error)
         raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and no hub ({reason})") from None
 
@@ -94,14 +91,6 @@ def _refused(repo: str, revision: str, error: Exception) -> ValueError:
     if isinstance(error, RevisionNotFoundError):
         return ValueError(f"model.revision={revision}: {repo} has none; allowed is a branch, tag or commit of it")
     return ValueError(f"model.repo={repo}@{revision}: {first_line(error)} (a gated model needs HF_TOKEN)")
-
-
-def _cached_snapshot(repo: str, **options: Any) -> Path | None:
-    """Return the snapshot that an earlier run has fetched, if it is complete."""
-    try:
-        return Path(snapshot_download(repo, local_files_only=True, **options))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def _bar(repo: str, progress: Progress) -> type[Any]:

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from backends.base import Progress
 from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
+from sweep.config import Strict, content_hash
 from sweep.inputs import random_weights
 from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, ignore, resolve_commit
 from sweep.inputs.random_weights import Architecture
@@ -34,10 +35,9 @@ from sweep.inputs.tokenizer import (
 )
 
 
-class Model(BaseModel):
+class Model(Strict):
     """The base of all models."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     comparable: ClassVar[bool] = True  # whether an engine's answers can be compared with those of transformers
     launchable: ClassVar[bool] = True  # whether an engine can load it
 
@@ -286,7 +286,7 @@ def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progr
     """Return a folder of links: the same weights under another tokenizer."""
     assert tokenizer is not None
     files = tokenizer_files(tokenizer)
-    stamp = hashlib.sha256(json.dumps([str(folder), *(file_digest(path) for path in files)]).encode()).hexdigest()[:16]
+    stamp = content_hash([str(folder), *(file_digest(path) for path in files)], 16)
 
     def link(partial: Path) -> None:
         partial.mkdir()

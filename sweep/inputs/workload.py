@@ -11,7 +11,7 @@ as a token, and only the engine's own count is recorded.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
+from sweep.config import Strict
 from sweep.records import UNKNOWN, Phase, Request
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -82,10 +83,8 @@ class Draw:
         return np.stack([first, second, *more], axis=1)
 
 
-class Workload(BaseModel):
+class Workload(Strict):
     """The base of all workloads."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured requests
@@ -98,7 +97,7 @@ class Workload(BaseModel):
 
     def digest(self) -> str:
         """Hash of the files that prompts are made from."""
-        return _digest(WORKLOAD_VERSION, WORDS)
+        return _digest()
 
     def requests(self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured") -> list[Request]:
         """`count` requests, determined by the arguments.
@@ -132,7 +131,7 @@ class Prompts(Workload):
         self._texts()
 
     def digest(self) -> str:
-        return _digest(WORKLOAD_VERSION, WORDS, self._path)
+        return _digest(self._path)
 
     @property
     def _path(self) -> Path:
@@ -201,20 +200,16 @@ class Serving(Synthetic):
             low, high = max(mean - reach, 1), mean + reach
             high = min(high, self.longest or high)
             return [low + int(fraction * (high - low + 1)) for fraction in fractions]
-        logarithmic = self.distribution == "lognormal"
-        variance = math.log1p(self.spread**2)
-        normal = (
-            NormalDist(math.log(mean) - variance / 2, math.sqrt(variance))
-            if logarithmic
-            else NormalDist(mean, mean * self.spread)
-        )
-
-        def share_below(length: float) -> float:
-            return normal.cdf(math.log(length) if logarithmic else length)
-
-        lowest, highest = share_below(0.5), share_below(self.longest + 0.5) if self.longest else 1.0
+        scale: Callable[[float], float] = float
+        back: Callable[[float], float] = float
+        normal = NormalDist(mean, mean * self.spread)
+        if self.distribution == "lognormal":
+            variance = math.log1p(self.spread**2)
+            scale, back, normal = math.log, math.exp, NormalDist(math.log(mean) - variance / 2, math.sqrt(variance))
+        lowest = normal.cdf(scale(0.5))
+        highest = normal.cdf(scale(self.longest + 0.5)) if self.longest else 1.0
         values = [normal.inv_cdf(lowest + fraction * (highest - lowest)) for fraction in fractions]
-        return [max(round(math.exp(value) if logarithmic else value), 1) for value in values]
+        return [max(round(back(value)), 1) for value in values]
 
     def check(self) -> None:
         for key in ("input_tokens", "output_tokens"):
@@ -231,7 +226,7 @@ class Recorded(Workload):
         self._pairs()
 
     def digest(self) -> str:
-        return _digest(WORKLOAD_VERSION, WORDS, Path(self.file).expanduser())
+        return _digest(Path(self.file).expanduser())
 
     def _pairs(self) -> list[tuple[int, int]]:
         rows = _read_rows(Path(self.file).expanduser(), f"workload.file={self.file}")
@@ -351,6 +346,6 @@ def _parse_rows(path: Path, key: str, changed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _digest(version: int, *files: Path) -> str:
-    content = [str(version), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)]
+def _digest(*files: Path) -> str:
+    content = [str(WORKLOAD_VERSION), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (WORDS, *files))]
     return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]

@@ -8,15 +8,14 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
 from sweep.client.measurement import ClientReport, Measurement
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
-from sweep.records import MOST_TOKENS, Record, Records, Request, Timeouts
+from sweep.records import MOST_TOKENS, Record, Records, Request
 
 ANSWER_POLL = 0.1  # s between two checks whether to stop
 EXIT_DELAY = 1.0  # s after a broken connection within which the engine's exit is noticed
@@ -30,15 +29,12 @@ def measure(
     *,
     on_start: Callable[[float], None] = lambda start: None,
     should_stop: Callable[[], str | None] = lambda: None,
-    folder: Path | None = None,
-    cpus: set[int] | None = None,
-    processes: int | Literal["auto"] = 1,
-    timeouts: Timeouts | None = None,
+    **client: object,
 ) -> Measurement:
     """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests when the mode says.
 
     `on_start` is called when the engine is asked: when its warm-up is over, only it knows.
-    The measuring client's arguments (`folder`, `cpus`, `processes`, `timeouts`) have no meaning here. Every request
+    The measuring client's own arguments (`client`) have no meaning here. Every request
     ends with an error when `should_stop` gives a reason, when the engine fails, and in a mode that needs a client.
     """
     body: dict[str, Any] = {

@@ -39,11 +39,6 @@ class PlanSpec(Strict):
     def _groups(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping) else value or []
 
-    @field_validator("without_gpu", mode="before")
-    @classmethod
-    def _nothing(cls, value: Any) -> Any:
-        return {} if value is None else value
-
     @classmethod
     def parse(cls, fields: Mapping[str, Any], under: str = "") -> "PlanSpec":
         """The plan that these keys describe, each of them checked; `under` is the key that holds them, with a dot.
@@ -60,25 +55,21 @@ class PlanSpec(Strict):
         return plan
 
     def _check_keys(self, under: str) -> None:
+        axes = [("grid", self.grid), ("when", self.when), *(("zip", group) for group in self.zip)]
+        axes += [("ladder.set", step.set) for step in self.ladder]
         conditions = [(f"when.{key}", condition) for key, condition in self.when.items()]
         conditions += [("exclude", pattern) for pattern in self.exclude]
-        keys = [*self._set_keys(), *(("when", key) for key in self.when)]
-        keys += [(where, key) for where, condition in conditions for key in condition if key not in LADDER_AXES]
+        keys = [(where, key) for where, mapping in axes for key in mapping]
+        keys += [(where, key) for where, mapping in conditions for key in mapping if key not in LADDER_AXES]
         for where, key in keys:
             if not is_point_key(key):
                 raise ConfigError(f"{under}{where}.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")
+        replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", *RUN_GROUPS}
+        for key in self.without_gpu:
+            if key not in replaceable and not is_point_key(key):
+                raise one_of("without_gpu", key, {*POINT_GROUPS, *replaceable})
         if self.without_gpu:
-            replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", *RUN_GROUPS}
-            for key in self.without_gpu:
-                if key not in replaceable and not is_point_key(key):
-                    raise one_of("without_gpu", key, {*POINT_GROUPS, *replaceable})
             PlanSpec.parse({key: self.without_gpu[key] for key in FORMS if key in self.without_gpu}, "without_gpu.")
-
-    def _set_keys(self) -> Iterator[tuple[str, str]]:
-        """Every key that the plan gives values, and where it does."""
-        yield from (("grid", key) for key in self.grid)
-        yield from (("zip", key) for group in self.zip for key in group)
-        yield from (("ladder.set", key) for step in self.ladder for key in step.set)
 
     def values(self) -> dict[str, list[Any]]:
         """Each axis with all its values."""

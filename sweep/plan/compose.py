@@ -199,11 +199,11 @@ def _hardware(config: Mapping[str, Any], find_hardware: Callable[[Cluster], str]
         return validate(Hardware, hardware, "hardware")
     cluster = validate(Cluster, config["cluster"], "cluster")
     # A dry run says what there is now; a run waits for the nodes of a cluster that are still to join.
-    profile = find_hardware(cluster.model_copy(update={"wait_for_nodes": 0.0} if config["dry_run"] else {}))
-    composer.note_origin("hardware", profile)
+    name = find_hardware(cluster.model_copy(update={"wait_for_nodes": 0.0} if config["dry_run"] else {}))
+    composer.note_origin("hardware", name)
     changed = {key: value for key, value in hardware.items() if auto.get(key) != value}
-    found = {**composer.options.load("hardware", profile), **changed}
-    return validate(Hardware if changed else FoundHardware, found, "hardware")
+    profile = {**composer.options.load("hardware", name), **changed}
+    return validate(Hardware if changed else FoundHardware, profile, "hardware")
 
 
 def _settings(settings: Mapping[str, Any], line: CommandLine, hardware: Hardware) -> Settings:
@@ -266,9 +266,9 @@ def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, o
         for key, condition in pattern.items():
             if key not in defined:
                 raise ConfigError(f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, defined)}")
-            others: Mapping[str, Sequence[str]] = {} if pattern in strict else groups
-            if key in (others or axes):
-                allowed = [*others.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
+            options_of: Mapping[str, Sequence[str]] = {} if pattern in strict else groups
+            if key in (options_of or axes):
+                allowed = [*options_of.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
                 for value in condition if isinstance(condition, list) else [condition]:
                     if value not in allowed:
                         raise one_of(key, value, {str(other) for other in allowed})

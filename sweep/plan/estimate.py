@@ -8,6 +8,7 @@ trial only.) A stated assumption may stand in for missing history (cluster.simul
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -38,24 +39,24 @@ class History:
     """Durations of trials and launches in earlier runs, s."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        by_id: dict[str, list[float]] = {}
-        failed_by_id: dict[str, list[float]] = {}
-        by_kind: dict[tuple[str, str | None], list[float]] = {}
-        launches: dict[tuple[int, str], list[float]] = {}
+        by_id: dict[str, list[float]] = defaultdict(list)
+        failed_by_id: dict[str, list[float]] = defaultdict(list)
+        by_kind: dict[tuple[str, str | None], list[float]] = defaultdict(list)
+        launches: dict[tuple[int, str], list[float]] = defaultdict(list)
         launch_kinds: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is parsed
         for row in rows:
             seconds, ok = _trial_seconds(row), row["outcome"] == Outcome.OK
             if not row["config"] or not (ok or row["outcome"] in REPEATABLE):
                 continue
             if seconds is not None:
-                (by_id if ok else failed_by_id).setdefault(row["trial_id"], []).append(seconds)
-            if ok and seconds is not None:
-                by_kind.setdefault((row["config"], row["accelerator"]), []).append(seconds)
+                (by_id if ok else failed_by_id)[row["trial_id"]].append(seconds)
+                if ok:
+                    by_kind[row["config"], row["accelerator"]].append(seconds)
             if ok and row["startup_seconds"] is not None:
                 deployment_id = row["deployment_id"]
                 if deployment_id not in launch_kinds:
                     launch_kinds[deployment_id] = _launch_kind(row["gpu_count"], json.loads(row["config"]))
-                launches.setdefault(launch_kinds[deployment_id], []).append(row["startup_seconds"])
+                launches[launch_kinds[deployment_id]].append(row["startup_seconds"])
         self.by_id, self.failed_by_id = _medians(by_id), _medians(failed_by_id)
         self.by_kind, self.launches = _medians(by_kind), _medians(launches)
 
@@ -147,25 +148,21 @@ def expect(
     deployments: Iterable[Deployment], history: History, hardware: Hardware, assumed: Assumed | None = None
 ) -> Expected:
     """Return each deployment's GPUs, and the seconds of its launch and its trials."""
-    expected = Expected([], {}, {}, 0, 0)
     default_trial, default_launch = assumed or (UNKNOWN_TRIAL, 0.0)
-    unknown_trials = unknown_launches = 0
+    expected = Expected([], {}, {}, 0, 0)
+    number = 0
     for deployment in deployments:
-        launch = history.launch(deployment)
-        if launch is None:
-            unknown_launches += 1
-        else:
-            expected.launches[deployment.deployment_id] = launch
-        total = default_launch if launch is None else launch
+        number += len(deployment.trials)
         for trial in deployment.trials:
-            seconds = history.trial(kind_of(deployment, trial, hardware))
-            if seconds is None:
-                unknown_trials += 1
-            else:
+            if (seconds := history.trial(kind_of(deployment, trial, hardware))) is not None:
                 expected.trials[trial.trial_id] = seconds
-            total += default_trial if seconds is None else seconds
+        if (seconds := history.launch(deployment)) is not None:
+            expected.launches[deployment.deployment_id] = seconds
+        total = expected.launches.get(deployment.deployment_id, default_launch)
+        total += sum(expected.trials.get(trial.trial_id, default_trial) for trial in deployment.trials)
         expected.needs.append(Need(deployment.deployment_id, deployment.gpu_count, deployment.accelerator, total))
-    return expected._replace(unknown_trials=unknown_trials, unknown_launches=unknown_launches)
+    unknown_launches = len(expected.needs) - len(expected.launches)
+    return expected._replace(unknown_trials=number - len(expected.trials), unknown_launches=unknown_launches)
 
 
 class RunEstimate(NamedTuple):
@@ -173,13 +170,8 @@ class RunEstimate(NamedTuple):
 
     expected: Expected
     simulated: SimulatedRun
-    is_known: bool  # whether earlier runs or an assumption give a duration
+    seconds: float | None  # until the end; None where neither earlier runs nor an assumption tell
     messages: list[str]  # one line each
-
-    @property
-    def seconds(self) -> float | None:
-        """Until the end; None where it is not known."""
-        return self.simulated.makespan if self.is_known else None
 
 
 def estimate_run(
@@ -189,17 +181,17 @@ def estimate_run(
     nodes: Sequence[Node],
     assumed: Assumed | None = None,
 ) -> RunEstimate:
-    """RunEstimate the duration and cost of deployments on these nodes, by simulating the scheduler."""
+    """Estimate the duration and cost of deployments on these nodes, by simulating the scheduler."""
     expected = expect(deployments, history, plan.settings.hardware, assumed)
     simulated = simulate(expected.needs, nodes)
     if not deployments:
-        return RunEstimate(expected, simulated, False, [])
+        return RunEstimate(expected, simulated, None, [])
     if expected.unknown_trials and not assumed:
         unknown = count(expected.unknown_trials, "trial")
         message = f"duration and cost unknown (no earlier successful run of {unknown} to estimate from)"
-        return RunEstimate(expected, simulated, False, [message])
+        return RunEstimate(expected, simulated, None, [message])
     if not simulated.spans:
-        return RunEstimate(expected, simulated, False, ["duration unknown: no node can run it now"])
+        return RunEstimate(expected, simulated, None, ["duration unknown: no node can run it now"])
     names = {deployment.deployment_id: deployment.describe() for deployment in deployments}
     hardware = plan.settings.hardware
     if all(elsewhere(deployment.backend, hardware) for deployment in deployments):
@@ -209,7 +201,7 @@ def estimate_run(
         f"durations: {_sources(expected, assumed)}",
         _critical_path(simulated, names),
     ]
-    return RunEstimate(expected, simulated, True, messages)
+    return RunEstimate(expected, simulated, simulated.makespan, messages)
 
 
 def _cluster(nodes: Sequence[Node], simulated: SimulatedRun) -> str:

@@ -65,11 +65,6 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
     return f"needs {need.gpus}{kind} GPUs on one node and no node has more than {most}: add one, or lower backend.gpus"
 
 
-def by_rank(needs: Iterable[Need]) -> list[Need]:
-    """Sort needs in the order to start them: most GPU-seconds first, then most GPUs."""
-    return sorted(needs, key=lambda need: (-max(1, need.gpus) * need.seconds, -need.gpus, need.key))
-
-
 class Packer:
     """The pending and running deployments, and the choice of the next."""
 
@@ -79,7 +74,8 @@ class Packer:
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
         self.tenants: Counter[str] = Counter()  # deployments running, by node id
         self.front = 0
-        ranked = by_rank(needs)
+        # The order to start them: most GPU-seconds first, then most GPUs.
+        ranked = sorted(needs, key=lambda need: (-max(1, need.gpus) * need.seconds, -need.gpus, need.key))
         self.needs = {need.key: need for need in ranked}
         for rank, need in enumerate(ranked, start=1):
             self._push(rank, need)

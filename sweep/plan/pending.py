@@ -18,6 +18,7 @@ from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import LOAD_COLUMNS
 
+POSITION = ("backend", "model", "workload", "load", "replicate", *LOAD_COLUMNS)
 MOST_DIFFERENCES = 3  # more are only counted
 REVISION = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit, or at an unresolved name
 
@@ -102,7 +103,7 @@ def reasons(plan: Plan, pending: Iterable[Deployment], ledger: Ledger) -> dict[s
     earlier: dict[tuple[Any, ...], LedgerRow] = {}
     for row in ledger.rows.values():
         if row["trial_id"] not in present:
-            earlier[_row_position(row, plan.axes)] = row
+            earlier[_position(row, plan.axes)] = row
     return {
         trial.trial_id: _reason(plan, deployment, trial, ledger, earlier)
         for deployment in pending
@@ -117,21 +118,15 @@ def _reason(
     if row is not None:
         damaged = trial.trial_id in ledger.damaged
         return "its requests.parquet is cut short" if damaged else f"was {row['outcome']}: {row.get('reason')}"
-    before = earlier.get(_position(deployment, trial, plan.axes))
+    parts = {"backend": deployment.backend, "model": deployment.model, "workload": trial.workload, "load": trial.load}
+    names = {key: part.name for key, part in parts.items()} | {"replicate": trial.replicate}
+    before = earlier.get(_position(trial.coordinates | trial.load_columns() | names, plan.axes))
     return "new" if before is None else f"changed: {_change(deployment, trial, before)}"
 
 
-def _position(deployment: Deployment, trial: Trial, axes: Iterable[str]) -> tuple[Any, ...]:
-    """Return a trial's position in the experiment, whatever its content: a row at the same one is compared with it."""
-    names = (deployment.backend.name, deployment.model.name, trial.workload.name, trial.load.name, trial.replicate)
-    loads = trial.load_columns()
-    return (*names, *(loads[key] for key in sorted(loads)), *(str(trial.coordinates.get(axis)) for axis in axes))
-
-
-def _row_position(row: LedgerRow, axes: Iterable[str]) -> tuple[Any, ...]:
-    names = tuple(row.get(key) for key in ("backend", "model", "workload", "load", "replicate"))
-    loads = tuple(row.get(key) for key in LOAD_COLUMNS)
-    return (*names, *loads, *(str(row.get(axis)) for axis in axes))
+def _position(row: Mapping[str, Any], axes: Iterable[str]) -> tuple[Any, ...]:
+    """Return a row's position in the experiment, whatever its content: rows at the same one are compared."""
+    return (*(row.get(key) for key in POSITION), *(str(row.get(axis)) for axis in axes))
 
 
 def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
