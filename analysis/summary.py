@@ -25,7 +25,7 @@ NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
 Positions = NDArray[np.int64]  # of each trial: the position of its point
 
 IDENTITY = ("backend", "model", "workload", "load", *LOAD_COLUMNS)
-"""What tells points apart besides the experiment's own axes."""
+"""The columns that tell points apart besides the experiment's own axes."""
 
 ASKED = ("model", "accelerator", "workload", "load", *LOAD_COLUMNS)
 """First parts of the columns that say what was asked, of what model on what GPU: equal for points to be compared."""
@@ -45,10 +45,10 @@ def _headline(steady: bool) -> tuple[str, ...]:
 
 
 HEADLINE = _headline(steady=False)
-"""What a sweep is asked for first: in the terminal's table, among the best figures, and compared with the baseline."""
+"""The figures to read first: in the terminal's table, among the best figures, and compared with the baseline."""
 
 STEADY = _headline(steady=True)
-"""Of the steady-state figures those that are summarised; the others are in trials.parquet."""
+"""The steady-state figures that are summarised; the others are in trials.parquet."""
 
 
 class Best(NamedTuple):
@@ -82,8 +82,9 @@ def planned_trials(run: Run) -> int:
 
 def measured_columns(run: Run) -> list[str]:
     """The measured columns that have a value in some trial: the headline first, then the whole runs' and STEADY."""
-    names = dict.fromkeys(HEADLINE) | {name: None for name, one in columns(run.percentiles).items() if not one.steady}
-    return [name for name in (*names, *STEADY) if labelled_column(name, run.percentiles) and run.ok[name].notna().any()]
+    whole_run = [name for name, statistic in columns(run.percentiles).items() if not statistic.steady]
+    names = dict.fromkeys([*HEADLINE, *whole_run, *STEADY])
+    return [name for name in names if labelled_column(name, run.percentiles) and run.ok[name].notna().any()]
 
 
 def summarise(run: Run) -> pd.DataFrame:
@@ -131,14 +132,9 @@ def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]
 def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
     """By workload and load, engines in the plan's order within: rows to be compared stand together."""
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
-    rank = points["backend"].map(order)
+    by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     by = [column for column in ASKED if column in points]
-    return (
-        points.assign(_rank=rank)
-        .sort_values([*by, "_rank"], kind="stable")
-        .drop(columns="_rank")
-        .reset_index(drop=True)
-    )
+    return by_engine.sort_values(by, kind="stable", ignore_index=True)
 
 
 def estimate(point: "pd.Series[Any]", column: str) -> Estimate:

@@ -34,9 +34,10 @@ from typing import Any, NamedTuple
 import psutil
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep.client.measurement import Target, measure
+from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.process import PRIORITY
+from sweep.client.wire import Target
 from sweep.numbers.quantile import quantile
 from sweep.records import Request
 

@@ -26,10 +26,10 @@ from typing import Any
 
 from rich.console import Console
 
+from sweep.cluster import ray_environment
 from sweep.config import ROOT, Cluster
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
-from sweep.drive import ray_environment
 from sweep.drive.driver import Driver, RunResult
 from sweep.drive.progress import Display
 from sweep.node.deployment import Beat, Completed, Finished, Placed
@@ -135,7 +135,7 @@ def _fake_cluster() -> Iterator[Any]:
         os.environ.update(ENVIRONMENT)
         cluster = Cluster(name="ray", kind="ray", address=nodes.address)
         ray_environment.prepare_ray(cluster)
-        from sweep.drive import ray_executor
+        from sweep.cluster import ray_executor
 
         yield ray_executor, cluster
 

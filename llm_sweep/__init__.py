@@ -45,21 +45,15 @@ class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def _make_importable() -> None:
     for name in PACKAGES:
         loaded = sys.modules.get(name)
-        if loaded is not None and not _is_ours(loaded):
+        folders = list(getattr(loaded, "__path__", ()))
+        if loaded is not None and HOLDER not in [Path(folder).resolve().parent for folder in folders]:
+            origin = getattr(loaded, "__file__", None) or ", ".join(folders) or "nowhere"
             raise ImportError(
-                f"llm_sweep: another package named {name!r} is already imported, from {_origin(loaded)}; import "
-                f"llm_sweep in a process without it"
+                f"llm_sweep: another package named {name!r} is already imported, from {origin}; import llm_sweep in a "
+                f"process without it"
             )
     sys.path.insert(0, str(HOLDER))
     sys.meta_path.insert(0, _Alias())
-
-
-def _is_ours(module: ModuleType) -> bool:
-    return any(Path(folder).resolve().parent == HOLDER for folder in getattr(module, "__path__", ()))
-
-
-def _origin(module: ModuleType) -> str:
-    return getattr(module, "__file__", None) or ", ".join(getattr(module, "__path__", ())) or "nowhere"
 
 
 def main() -> int:

@@ -166,7 +166,7 @@ class Settings(Strict):
 
 
 def next_time(text: str, now: datetime) -> datetime:
-    """When it will be "08:00" next, after `now`; or the instant that an ISO date and time names. Local time.
+    """The next time, after `now`, that it is "08:00"; or the instant that an ISO date and time names. Local time.
 
     Raises:
         ValueError: if it is neither.
@@ -250,13 +250,8 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     if first["type"] == "missing":
         return f"{where}: required, but not given"
     # Of a key that takes one of several kinds there is an error for each.
-    kinds = [
-        problem["msg"]
-        for problem in error.errors()
-        if problem["loc"][:-1] == first["loc"][:-1]
-        and problem["loc"]
-        and _PYDANTICS_OWN.search(str(problem["loc"][-1]))
-    ]
+    siblings = [problem for problem in error.errors() if problem["loc"] and problem["loc"][:-1] == first["loc"][:-1]]
+    kinds = [problem["msg"] for problem in siblings if _PYDANTICS_OWN.search(str(problem["loc"][-1]))]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
 

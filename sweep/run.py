@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
+from sweep.cluster.inline_executor import InlineExecutor
 from sweep.config import ConfigError, Settings
 from sweep.disk import object_store
 from sweep.disk.ledger import Ledger, sole_driver
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
-from sweep.drive.inline_executor import InlineExecutor
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.preflight import check_ports, find_hardware, find_nodes, ray_schedule, surroundings
 from sweep.drive.progress import Display

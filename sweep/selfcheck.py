@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep.client.measurement import Measurement, Target, measure
+from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop
+from sweep.client.wire import Target
 from sweep.config import ROOT
 from sweep.node.validity import limited
 from sweep.numbers.quantile import quantile
@@ -52,7 +53,8 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
             target = Target(url, "simulated", ignore_eos=True)
             result = measure(target, [], requests, mode, folder=folder / "job", cpus=client_cpus, processes=processes)
         ttft, gaps = _errors(result, read_log(folder / "log"))
-    speed = sum(result.records.output_tokens) / (max(_ends(result)) - min(result.records.sent))
+    ends = [record.sent + record.chunk_us[-1] / 1e6 for record in result.records if record.error is None]
+    speed = sum(result.records.output_tokens) / (max(ends) - min(result.records.sent))
     return Certificate(
         streams, speed, quantile(ttft, 0.99), quantile(gaps, 0.99), limited(result.report, result.records), result
     )
@@ -124,7 +126,3 @@ def _errors(result: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[
     if not ttft:
         raise RuntimeError(f"no request succeeded: {result.records.error[0]}")
     return ttft, gaps
-
-
-def _ends(result: Measurement) -> list[float]:
-    return [record.sent + record.chunk_us[-1] / 1e6 for record in result.records if record.error is None]

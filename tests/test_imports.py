@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.inputs": BASIS | {"backends", "sweep.client.modes"},  # a load is turned into its mode
     "sweep.node": BASIS | {"sweep.numbers", "sweep.disk", "sweep.client", "sweep.inputs", "sweep.plan", "backends"},
     "sweep.plan": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
-    "sweep.drive": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "backends"},
+    "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
+    "sweep.drive": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
     "sweep": {"sweep", "analysis", "backends"},  # the commands
     "backends": BASIS,
     "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
@@ -85,7 +86,7 @@ def test_imports_follow_the_rooms(path):
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_one_file_imports_ray(path):
     uses_ray = any(name == "ray" or name.startswith("ray.") for name in imports(path))
-    assert not uses_ray or name_of(path) == "sweep.drive.ray_executor"
+    assert not uses_ray or name_of(path) == "sweep.cluster.ray_executor"
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)

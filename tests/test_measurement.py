@@ -20,9 +20,10 @@ from backends.simulated_server.truth import Truth, read_log
 from sweep.__main__ import main
 from sweep.client import measurement
 from sweep.client.job import Job
-from sweep.client.measurement import ClientDied, Measurement, Target, Timeouts, measure
+from sweep.client.measurement import ClientDied, Measurement, measure
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.records import Request
+from sweep.client.wire import Target
+from sweep.records import Request, Timeouts
 from tests.simulated_engine import simulated
 
 SHORT = Timeouts(connect=1.0, first_token=0.5, between_tokens=0.3, total=2.0)
@@ -351,7 +352,8 @@ def test_a_killed_client_is_a_typed_error(tmp_path: Path) -> None:
 def test_the_client_ends_with_its_parent(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from sweep.client.measurement import Target, measure
+from sweep.client.measurement import measure
+from sweep.client.wire import Target
 from sweep.client.modes import ClosedLoop
 from sweep.records import Request
 import os

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from sweep.client.measurement import Target, measure
+from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
+from sweep.client.wire import Target
 from sweep.inputs.load import Load
 from sweep.records import Request
 from tests.simulated_engine import simulated

@@ -1,6 +1,6 @@
 """A bad node is told from a bad deployment."""
 
-from sweep.drive.node_health import NodeHealth
+from sweep.cluster.node_health import NodeHealth
 from sweep.node.deployment import Placed
 
 N1, N2 = Placed("n1", "10.0.0.1"), Placed("n2", "10.0.0.2")

@@ -7,11 +7,12 @@ import pytest
 
 from analysis.load import open_run
 from analysis.quantities import labelled_column as labelled
+from scripts import metrics_tables
 from sweep.__main__ import main
 from sweep.config import PERCENTILES
 from sweep.disk import row, run_files
 from sweep.disk.run_files import RunPaths
-from sweep.numbers import document, quantity
+from sweep.numbers import quantity
 from sweep.numbers.quantity import Quantity, columns, declare, declared
 from tests.test_line import SIMULATED
 from tests.test_tracking import of_type, records
@@ -75,7 +76,7 @@ def test_a_toy_quantity_is_everywhere(toys, monkeypatch, tmp_path, caplog):
     assert "queueing" in requests.column_names
     label = labelled("queueing_p50")
     assert (label.label, label.unit, label.scale) == ("Queueing p50", "ms", 1e3)
-    assert "| `tokens_per_joule` | tokens/J | energy | higher |" in document.tables()
+    assert "| `tokens_per_joule` | tokens/J | energy | higher |" in metrics_tables.tables()
 
 
 def test_a_failed_row_has_no_toy_quantity(toys, monkeypatch, tmp_path):
@@ -98,8 +99,8 @@ def test_a_name_is_declared_once(toys):
 
 
 def test_the_tables_of_the_document_are_as_the_code_is():
-    text = document.METRICS_DOCUMENT.read_text()
-    assert text == document.with_tables(text), "run: python -m sweep.numbers.document"
+    text = metrics_tables.METRICS_DOCUMENT.read_text()
+    assert text == metrics_tables.with_tables(text), "run: python scripts/metrics_tables.py"
     assert all(f"| `{one.name}` |" in text for one in declared())
     assert all(one.formula for one in declared())
 

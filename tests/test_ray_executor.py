@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayTaskError
 
+from sweep.cluster import ray_executor
 from sweep.config import ROOT, Cluster, Halted
 from sweep.disk.run_files import RunPaths
-from sweep.drive import ray_executor
 from sweep.node.deployment import Beat, DiskFull, Lost, NotStarted, Placed, State
 from sweep.plan.packing import Need, Node
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from backends.base import EnvironmentChoice, Host, Launch
 from backends.launch import server
 from backends.tgi import TGI, folders
-from sweep.client import measurement
+from sweep.client import measurement, wire
 from sweep.inputs.load import Batch, Closed
 from sweep.node import validity
 from sweep.records import Outcome, Request
@@ -66,7 +66,7 @@ def native(tmp_path, model):
 
 
 def measure(engine, requests, load, tmp_path, api="tgi"):
-    target = measurement.Target(engine.url, "tgi", api=api, token_ids=False)
+    target = wire.Target(engine.url, "tgi", api=api, token_ids=False)
     return measurement.measure(
         target,
         [],

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from sweep.cluster import transfer
 from sweep.config import ROOT
 from sweep.disk.run_files import RunPaths
-from sweep.drive import transfer
 from sweep.node.deployment import Files, Finished, State
 from sweep.node.trial import Work
 from sweep.plan.plan import Deployment
@@ -63,7 +63,7 @@ def test_what_a_killed_task_left_goes_with_the_next_one_and_nothing_else(work, t
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from sweep.drive import transfer
+from sweep.cluster import transfer
 with transfer._local_folder(Path({str(outbox)!r})) as folder:
     folder.mkdir()
     print(folder.name, flush=True)

@@ -55,9 +55,10 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 def _largest(run: Run, layout: Layout) -> pd.DataFrame:
     """The first replicate at the largest completed load of each line and panel, with `line` and `panel`."""
     ok = layout.visible(run.ok)
-    by = [layout.x, "replicate"] if layout.x else ["replicate"]
-    ok = ok.sort_values(by, ascending=[False, True][-len(by) :])
-    return ok.groupby(["line", "panel"], sort=False).head(1)
+    ok = ok.sort_values("replicate", kind="stable")
+    if layout.x:
+        ok = ok.sort_values(layout.x, ascending=False, kind="stable")
+    return ok.drop_duplicates(["line", "panel"])
 
 
 def _memory_series(samples: pd.DataFrame) -> str:

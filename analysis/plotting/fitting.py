@@ -35,15 +35,12 @@ def fits(run: Run, layout: Layout) -> list[Fit]:
         ok=trials["outcome"] == "ok",
         task=_tasks(trials, layout),
     )
-    results: list[Fit] = []
-    for column, size in _SIZES.items():
-        by_task = trials[trials[column].notna()].groupby(["line", "task"], sort=False)
-        ran_out = by_task["oom"].transform("any") | by_task["untried"].transform("any")
-        results += [
-            _fit(str(line), str(task), size, _outcome_counts(group, column))
-            for (line, task), group in trials.loc[ran_out.index[ran_out]].groupby(["line", "task"], sort=False)
-        ]
-    return results
+    return [
+        _fit(str(line), str(task), size, group.groupby(column)[["oom", "untried", "ok"]].agg(["sum", "size"]))
+        for column, size in _SIZES.items()
+        for (line, task), group in trials[trials[column].notna()].groupby(["line", "task"], sort=False)
+        if group["oom"].any() or group["untried"].any()
+    ]
 
 
 def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
@@ -56,19 +53,14 @@ def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
     ]
 
 
-def _outcome_counts(trials: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Numbers of trials by size that ran out of memory (oom), were not tried (untried), have a result (ok), and all."""
-    by_size = trials.groupby(column)
-    return by_size[["oom", "untried", "ok"]].sum().assign(all=by_size.size())
-
-
 def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
-    oom, untried, ok = outcomes["oom"], outcomes["untried"], outcomes["ok"]
+    """The fit by the numbers of trials of each size that ran out, were not tried and have a result, and of all."""
+    (oom, untried, ok), trials = (outcomes[name]["sum"] for name in ("oom", "untried", "ok")), outcomes["ok"]["size"]
     without = oom + untried
     fitted = outcomes.index[(ok > 0) & (without == 0)]
-    no_result = ((ok == 0) & (without == 0)) * outcomes["all"]
+    no_result = ((ok == 0) & (without == 0)) * trials
     details = [
-        f"{problem} at {', '.join(_sizes(counts, outcomes['all']))}"
+        f"{problem} at {', '.join(_sizes(counts, trials))}"
         for problem, counts in (("ran out", oom), ("not tried", untried), ("no result", no_result))
         if counts.any()
     ]
@@ -78,7 +70,7 @@ def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
 def _sizes(counts: "pd.Series[int]", totals: "pd.Series[int]") -> list[str]:
     """The sizes with a count, each with the share of its trials unless all are counted."""
     return [
-        f"{size:g}" + (f" ({count} of {all_} trials)" if count < all_ else "")
-        for size, count, all_ in zip(counts.index, counts, totals, strict=True)
+        f"{size:g}" + (f" ({count} of {total} trials)" if count < total else "")
+        for size, count, total in zip(counts.index, counts, totals, strict=True)
         if count
     ]

@@ -12,7 +12,8 @@ import pkgutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -35,29 +36,24 @@ PANELS_IN_A_ROW = 4
 LETTER = 0.085  # inches, on average
 
 _STYLE = {
-    "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
-    "axes.labelsize": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.titlecolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.frameon": False,
-    "legend.fontsize": 9,
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
     "savefig.bbox": "tight",
@@ -65,15 +61,6 @@ _STYLE = {
     "svg.hashsalt": "sweep",  # the same run gives the same file
     "figure.dpi": 96,
 }
-
-
-class FigureFile(Protocol):
-    """A module of `analysis.figures`."""
-
-    __doc__: str | None
-    POSITION: int
-
-    def draw(self, run: Run, layout: Layout) -> Figure | None: ...
 
 
 @dataclass(frozen=True)
@@ -100,10 +87,10 @@ def draw_all(run: Run, layout: Layout) -> list[SavedFigure]:
     return saved
 
 
-def _modules() -> list[tuple[str, FigureFile]]:
+def _modules() -> list[tuple[str, ModuleType]]:
     names = [module.name for module in pkgutil.iter_modules(figures.__path__)]
-    modules: dict[str, Any] = {name: importlib.import_module(f"{figures.__name__}.{name}") for name in names}
-    return sorted(modules.items(), key=lambda item: (item[1].POSITION, item[0]))
+    modules = [(name, importlib.import_module(f"{figures.__name__}.{name}")) for name in names]
+    return sorted(modules, key=lambda item: (item[1].POSITION, item[0]))
 
 
 @contextmanager

@@ -167,12 +167,12 @@ def _gain_cards(results: RunResults) -> Iterator[Card]:
             continue
         point = points.iloc[int((sign * points[name]).argmax())]
         ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
+        value, unit = times(ratio.value), "of baseline"
         lines = [results.layout.describe(point), _ratio_interval(ratio)]
-        if sign * ratio.value > sign:
-            yield _card(results, label, times(ratio.value), "of baseline", lines, point, column)
-        else:
-            lines = [f"No engine beat the baseline. Closest, at {times(ratio.value)}:", *lines]
-            yield _card(results, label, "none", "", lines, point, column)
+        if sign * ratio.value <= sign:
+            lines.insert(0, f"No engine beat the baseline. Closest, at {value}:")
+            value, unit = "none", ""
+        yield _card(results, label, value, unit, lines, point, column)
 
 
 def _interval(mean: Estimate, scale: float = 1.0) -> str:

@@ -28,15 +28,6 @@ from sweep.config import import_path
 from sweep.numbers.quantile import quantile
 from sweep.records import BatchForm, Phase, Record, Records, Request, Timeouts
 
-__all__ = [
-    "ClientDied",
-    "ClientReport",
-    "Measurement",
-    "Target",
-    "Timeouts",
-    "measure",
-]
-
 HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
 STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core

@@ -25,7 +25,7 @@ class Pool:
         self._address = _resolve(job.target, job.timeouts)
         self.opened = 0  # connections ever made; each is used again and again
         self.free: list[StampedConnection] = []
-        self.on_done: Callable[[StampedConnection, wire.Answer], None] = _refuse
+        self.on_done: Callable[[StampedConnection, wire.Answer], None]  # set by the Sender that is at work
 
     async def open(self, count: int) -> None:
         """Have `count` connections open; those that cannot be opened now are tried again when they are used."""
@@ -53,14 +53,9 @@ class Pool:
 
     def _new(self) -> StampedConnection:
         self.opened += 1
-        return StampedConnection(self._loop, self.poller, self._address, self._stamps, self._counters, self._pass_on)
-
-    def _pass_on(self, connection: StampedConnection, answer: wire.Answer) -> None:
-        self.on_done(connection, answer)
-
-
-def _refuse(connection: StampedConnection, answer: wire.Answer) -> None:
-    raise AssertionError("an answer while no Sender is at work")
+        return StampedConnection(
+            self._loop, self.poller, self._address, self._stamps, self._counters, lambda *ended: self.on_done(*ended)
+        )
 
 
 def _resolve(target: wire.Target, timeouts: Timeouts) -> ServerAddress:

@@ -345,16 +345,12 @@ class Answer:
         self.tokens += tokens
         if tokens > 1:
             stream.several[len(stream.chunk_us) - 1] = min(tokens, MOST_TOKENS)
-            self._expect(tokens)
+            self.patient_until -= max(0, tokens - self._most)  # the last event may bring as many as this one did
+            self._most = max(self._most, tokens)
 
     def _look_for_shared(self, stream: Stream, arrived: int) -> None:
         if stream.chunk_us and stream.chunk_us[-1] == (arrived - self.sent) // 1000:
             self.shared += 1
-
-    def _expect(self, tokens: int) -> None:
-        """The last event may bring as many as this one did."""
-        self.patient_until -= max(0, tokens - self._most)
-        self._most = max(self._most, tokens)
 
     def _parse(self, event: bytes, arrived: int) -> None:
         """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""

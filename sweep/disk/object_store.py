@@ -91,9 +91,6 @@ class ObjectStore:
         with self.fs.open_output_stream(name) as stream:
             stream.write(content)
 
-    def delete(self, name: str) -> None:
-        self.fs.delete_file(name)
-
     def list(self, folder: str = "") -> dict[str, int]:
         """Sizes of all objects under a folder, by name."""
         infos = self.fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
@@ -197,7 +194,7 @@ class Lock:
     def release(self) -> None:
         self.end()
         if self.ours():
-            self.store.delete(self.NAME)
+            self.store.fs.delete_file(self.NAME)
 
     def _read(self) -> dict[str, Any] | None:
         content = self.store.read(self.NAME)

@@ -152,5 +152,5 @@ def _fields(part: type) -> dict[str, type]:
 
 def _plain(hint: Any) -> type:
     if isinstance(hint, types.UnionType):
-        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
+        hint = next(type_ for type_ in typing.get_args(hint) if type_ is not types.NoneType)
     return str if issubclass(hint, str) else hint  # an Outcome is written as text

@@ -160,7 +160,7 @@ def requests_table(records: Records) -> pa.Table:
         "released": _seconds(records.released),
         "sent": _seconds(records.sent),
         "ended": _seconds(records.ended),
-        **{one.name: _seconds(one.function(records)) for one in declared() if one.per == "request"},
+        **{series.name: _seconds(series.function(records)) for series in declared() if series.per == "request"},
         "input_tokens": _counts(records.input_tokens),
         "output_tokens": _counts(records.output_tokens),
         "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),

@@ -1,1 +1,1 @@
-"""Runs a plan: packs deployments onto nodes, retries, commits rows, reports progress."""
+"""Runs a plan: what starts next, what is tried again, each row committed to the ledger, and progress."""

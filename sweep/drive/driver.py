@@ -12,13 +12,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from sweep.cluster import transfer
+from sweep.cluster.node_health import NodeHealth
 from sweep.config import Halted
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
-from sweep.drive import transfer
 from sweep.drive.deployment_state import Action, DeploymentState, Trigger
-from sweep.drive.node_health import NodeHealth
 from sweep.drive.progress import Display
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, read_status_file

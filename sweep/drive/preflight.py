@@ -12,8 +12,8 @@ from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
 from backends.prepare.environments import fingerprint, resolve
 from sweep import provenance
+from sweep.cluster import ray_environment
 from sweep.config import Cluster, ConfigError, Settings, cache_directory
-from sweep.drive import ray_environment
 from sweep.drive.output_folder import check_writable
 from sweep.options import ConfigPath
 from sweep.plan.packing import Need, Node, infeasible
@@ -161,6 +161,6 @@ def check_ports(plan: Plan) -> None:
 def ray_schedule(cluster: Cluster) -> Any:
     """Return the module that imports Ray, imported only when needed: it takes a second and reads its environment."""
     ray_environment.prepare_ray(cluster)
-    from sweep.drive import ray_executor
+    from sweep.cluster import ray_executor
 
     return ray_executor

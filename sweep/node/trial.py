@@ -17,7 +17,7 @@ from backends.base import Backend, Launch
 from backends.launch.server import Engine
 from backends.prepare.environments import Environment
 from sweep import provenance
-from sweep.client import measurement
+from sweep.client import measurement, wire
 from sweep.config import POINT_GROUPS, Hardware, Settings, cache_directory
 from sweep.disk import run_files
 from sweep.disk.row import (
@@ -290,11 +290,11 @@ def _build_requests(work: Work, trial: Trial) -> tuple[list[Request], list[Reque
     return warmup, requests
 
 
-def _target(trial: Trial, engine: Engine) -> measurement.Target:
+def _target(trial: Trial, engine: Engine) -> wire.Target:
     """Return what the client must know of the engine: what its backend says under the same names, and three more."""
     backend = engine.backend
-    shared = {each.name for each in fields(measurement.Target)} & set(Backend.model_fields) - {"url"}
-    return measurement.Target(
+    shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url"}
+    return wire.Target(
         url=engine.url,
         model=engine.launch.served_name,
         ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,

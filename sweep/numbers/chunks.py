@@ -103,14 +103,10 @@ def token_times(records: Records) -> tuple[Floats, Floats]:
 
 def token_chunks(records: Records) -> NDArray[np.int64]:
     """Number of chunks with a token in each request. Shape (requests,)."""
-    if np.all(np.asarray(records.chunk_tokens) > 0):
-        return np.diff(np.asarray(records.offsets))
-    counts_by_request = np.zeros(len(records), np.int64)
-    for block in blocks(records, np.ones(len(records), np.bool_)):
-        begin = block.request[0]
-        counts = np.bincount(block.request - begin)
-        counts_by_request[begin : begin + counts.size] = counts
-    return counts_by_request
+    empty = np.flatnonzero(np.asarray(records.chunk_tokens) == 0)  # few, if any
+    offsets = np.asarray(records.offsets)
+    requests_of_empty = np.searchsorted(offsets, empty, side="right") - 1
+    return np.diff(offsets) - np.bincount(requests_of_empty, minlength=len(records))
 
 
 def as_floats(column: "array[float]") -> Floats:

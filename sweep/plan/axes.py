@@ -39,11 +39,6 @@ class PlanSpec(Strict):
     def _groups(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping) else value or []
 
-    @field_validator("without_gpu", mode="before")
-    @classmethod
-    def _nothing(cls, value: Any) -> Any:
-        return {} if value is None else value
-
     @classmethod
     def parse(cls, fields: Mapping[str, Any], under: str = "") -> "PlanSpec":
         """The plan that these keys describe, each of them checked; `under` is the key that holds them, with a dot.

@@ -67,11 +67,8 @@ def _headline(plan: Plan, runnable: Sequence[Deployment]) -> str:
 def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
     """A line for each deployment, and in a small plan one for each of its trials; seeds only where they fit."""
     to_run = {trial.trial_id for deployment in pending.runnable for trial in deployment.trials}
-    state = {
-        trial.trial_id: _state(deployment, trial.trial_id in to_run, pending.reasons.get(trial.trial_id, "to run"))
-        for deployment in plan.deployments
-        for trial in deployment.trials
-    }
+    state = {t.trial_id: "unavailable" if d.unavailable else "done" for d in plan.deployments for t in d.trials}
+    state |= {trial_id: pending.reasons.get(trial_id, "to run") for trial_id in to_run}
     label_width = max((len(trial.describe()) for trial in plan.trials), default=0)
     state_width = max(map(len, state.values()), default=0)
     for deployment in plan.deployments:
@@ -85,12 +82,6 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
             line = f"  {trial.trial_id}  {trial.describe():<{label_width}}  {state[trial.trial_id]}"
             seed = f"{'':<{state_width - len(state[trial.trial_id])}}  seed {trial.seed:>10}"
             yield line + seed if len(line + seed) <= width else line
-
-
-def _state(deployment: Deployment, to_run: bool, reason: str) -> str:
-    if deployment.unavailable:
-        return "unavailable"
-    return reason if to_run else "done"
 
 
 def few_requests_note(plan: Plan) -> list[str]:

@@ -25,13 +25,13 @@ def batches(records: Records, mask: Mask) -> Batches:
     ids, member = np.unique(np.asarray(records.batch)[mask], return_inverse=True)
     sent, tokens = as_floats(records.sent)[mask], np.asarray(records.output_tokens, np.float64)[mask]
     end = sent + service_e2el(records)[mask]
-    whole = np.ones(ids.size, np.bool_)
-    np.logical_and.at(whole, member, succeeded(records)[mask] & ~np.isnan(end) & (tokens != UNKNOWN))
+    complete = np.ones(ids.size, np.bool_)
+    np.logical_and.at(complete, member, succeeded(records)[mask] & ~np.isnan(end) & (tokens != UNKNOWN))
     begins, ends = np.full(ids.size, np.inf), np.full(ids.size, -np.inf)
     np.fmin.at(begins, member, sent)
     np.fmax.at(ends, member, end)
     output = np.bincount(member, weights=tokens, minlength=ids.size).astype(np.float64)
-    return Batches(begins[whole], (ends - begins)[whole], output[whole])
+    return Batches(begins[complete], (ends - begins)[complete], output[complete])
 
 
 @quantity(unit="s", kind="latency", per="batch", better="lower", label="batch latency")
@@ -43,5 +43,5 @@ def batch_latency(records: Records, mask: Mask) -> Floats:
 @quantity(unit="tokens/s", kind="throughput", better="higher")
 def batch_throughput(records: Records, mask: Mask) -> float | None:
     """Σ output tokens / Σ batch_latency."""
-    whole = batches(records, mask)
-    return per_second(float(whole.output_tokens.sum()), float(whole.latency.sum()))
+    complete = batches(records, mask)
+    return per_second(float(complete.output_tokens.sum()), float(complete.latency.sum()))

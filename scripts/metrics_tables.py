@@ -1,4 +1,4 @@
-"""The tables of docs/metrics.md, made from the declared quantities: `python -m sweep.numbers.document` writes them."""
+"""The tables of docs/metrics.md, made from the declared quantities: `python scripts/metrics_tables.py` writes them."""
 
 import inspect
 import sys
@@ -7,7 +7,7 @@ from sweep.config import ROOT
 from sweep.numbers.quantity import Quantity, declared
 
 METRICS_DOCUMENT = ROOT / "docs" / "metrics.md"
-BEGIN, END = "<!-- tables: python -m sweep.numbers.document -->", "<!-- end of tables -->"
+BEGIN, END = "<!-- tables: python scripts/metrics_tables.py -->", "<!-- end of tables -->"
 METRICS_HEADINGS = ("quantity", "unit", "kind", "better", "columns", "formula")
 
 

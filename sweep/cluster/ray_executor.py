@@ -27,8 +27,8 @@ from ray.experimental import internal_kv
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweep.cluster.transfer import carried
 from sweep.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
-from sweep.drive.transfer import carried
 from sweep.node.deployment import (
     Beat,
     Completed,
