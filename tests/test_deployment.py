@@ -15,7 +15,7 @@ from sweep.inputs.load import Batch
 from sweep.inputs.model import ServedModel
 from sweep.inputs.workload import Prompts, Workload
 from sweep.node import deployment
-from sweep.node.trial import Work
+from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Trial
 from sweep.records import Outcome
 
