@@ -13,7 +13,7 @@ import analysis
 from analysis import stats
 from analysis.figures import memory_timeline
 from analysis.load import open_run
-from analysis.plotting import curves, figure_files
+from analysis.plotting import drawing, figure_files
 from analysis.plotting.fitting import fits
 from analysis.plotting.layout import MOST_LINES, arrange
 from analysis.quantities import labelled_column, number
@@ -171,7 +171,7 @@ def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
     layout = arrange(run, summarise(run))
     assert (layout.x, layout.lines, layout.panels) == ("batch_size", ["a"], ["qa"])
     with figure_files.style():
-        figure = curves.against_load(run, layout, "ttft_p50")
+        figure = drawing.against_load(run, layout, "ttft_p50")
     assert figure is not None
     ax = figure.axes[0]
     assert ax.get_lines()[0].get_xydata().tolist()[:2] == [[1.0, pytest.approx(2.0)], [8.0, pytest.approx(9.0)]]
@@ -204,7 +204,7 @@ def test_steps_of_a_ladder_go_by_their_name(tmp_path: Path) -> None:
     assert layout.lines == ["vllm, 256/auto", "vllm, 128/auto"]
     assert layout.x is None
     with figure_files.style():
-        figure = curves.against_load(run, layout, "output_throughput")
+        figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     ax = figure.axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == layout.lines
@@ -293,11 +293,11 @@ def test_of_many_lines_some_are_told_apart_and_all_are_drawn(tmp_path: Path) -> 
     looks = {str(figure_files.line_style(layout, line)) for line in layout.coloured}
     assert len(looks) == len(layout.coloured)
     with figure_files.style():
-        figure = curves.against_load(run, layout, "output_throughput")
+        figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     ax = figure.axes[0]
     lines = [one for one in ax.collections if isinstance(one, LineCollection)]
-    grey = [len(one.get_segments()) for one in lines if to_hex(one.get_edgecolor()[0]) == curves.GREY]
+    grey = [len(one.get_segments()) for one in lines if to_hex(one.get_edgecolor()[0]) == drawing.GREY]
     assert grey == [100 - len(layout.coloured)]
     assert f"{100 - len(layout.coloured)} others" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert "max-num-seqs=12 and 88 others" in " ".join(printed(open_run(tmp_path), 120).split())
@@ -315,10 +315,10 @@ def test_a_grey_line_of_one_point_is_seen(tmp_path: Path) -> None:
     expected = sorted(10.0 + seqs for seqs in range(2, 101, 2) if f"e, max-num-seqs={seqs}" not in layout.coloured)
     assert len(expected) > 30
     with figure_files.style():
-        figure = curves.against_load(run, layout, "output_throughput")
+        figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     dots = [one for one in figure.axes[0].collections if isinstance(one, PathCollection)]
-    grey = [one.get_offsets() for one in dots if to_hex(one.get_facecolor()[0]) == curves.GREY]
+    grey = [one.get_offsets() for one in dots if to_hex(one.get_facecolor()[0]) == drawing.GREY]
     assert np.concatenate(grey).tolist() == [[2.0, value] for value in expected]
 
 

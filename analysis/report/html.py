@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.load import Run
-from analysis.plotting.curves import MOST_REPLICATES
+from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.plotting.layout import listed
 from analysis.quantities import definitions, number

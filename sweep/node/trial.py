@@ -21,7 +21,7 @@ from sweep.disk.row import Observation, TrialRow, Verdict
 from sweep.node import engine_timed
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
-from sweep.node.validity import judge
+from sweep.node.verdict import judge
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
