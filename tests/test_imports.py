@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("sweep", "backends", "analysis")
+PACKAGES = ("sweep", "backends", "analysis", "llm_sweep")
 BASIS = {
     "sweep.config",
     "sweep.options",
@@ -34,11 +34,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.plan": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
     "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
     "sweep.drive": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
-    "sweep": {"sweep", "analysis", "backends"},  # the commands
-    "backends": BASIS,
+    "sweep": {"sweep", "analysis", "backends"},  # the commands: a run ends with its report
+    "backends": BASIS,  # types that its caller shares, where options are, whole files: each is said once for both
     "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
-    "analysis": BASIS | {"sweep.numbers", "sweep.disk"},
+    "analysis": BASIS | {"sweep.numbers", "sweep.disk"},  # what the files hold and what their columns mean
+    "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
 }
 
 
