@@ -45,7 +45,9 @@ class Mode:
 
     def without_client(self) -> dict[str, Any]:
         """The fields of `backends.host.offline.Order`, for an engine that is timed inside; ValueError if it cannot."""
-        raise ValueError("an engine that is timed inside cannot keep a load of this mode: it needs a client")
+        raise ValueError(
+            "an engine that is measured in its own process cannot run this load: choose load=batch, or another backend"
+        )
 
     def begin(self, sender: Sender) -> None:
         """Put the first instants on the timeline; the clock starts at `sender.start`."""

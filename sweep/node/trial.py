@@ -360,7 +360,7 @@ def _verdict(
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
         stopped = result.report.stopped
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
-        unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'why is unknown'}"
+        unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
         return Verdict(outcome=partial, reason=unsent, log_tail=log)
     outcome, reason = validity.outcome_of(result.records, max_failed=work.settings.max_failed)
     if outcome is not Outcome.OK:
@@ -371,7 +371,7 @@ def _verdict(
         return Verdict(outcome=outcome, reason=reason, log_tail=log)
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
-        stepped = f"the host's clock was set ({steps} times): stamps of a second before may be off by as much"
+        stepped = f"the host's clock was set ({steps} times): timestamps of the second before may be off by as much"
         return Verdict(outcome=Outcome.INVALID, reason=stepped)
     limited = validity.limited(result.report, result.records)
     if limited:

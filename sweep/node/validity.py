@@ -39,7 +39,7 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
             f"{count} of {total} requests failed ({count / total:.1%}; allowed {max_failed:.1%}); {_commonest(failed)}"
         )
     if np.all(np.isnan(service_ttft(records)[mask & succeeded(records)])):
-        return Outcome.INVALID, f"none of {total} requests brought a token"
+        return Outcome.INVALID, f"none of {total} requests returned a token"
     step = step_back(records, mask)
     if step > STEP_BACK:
         return Outcome.INVALID, f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
@@ -93,18 +93,18 @@ def limited(report: ClientReport, records: Records) -> str | None:
     allowed = max(LATE, 0.1 * float(np.median(first[mask])))
     if late > allowed:
         if report.cpu < BUSY_ELSEWHERE:
-            remedy = "something else kept the client's core busy: run again when the machine is quiet"
-        return f"requests left {late * 1e3:.1f} ms late (p99), allowed are {allowed * 1e3:.1f} ms: {remedy}"
+            remedy = "another process kept the client's core busy: run again when the machine is idle"
+        return f"requests were sent {late * 1e3:.1f} ms late (p99; allowed: {allowed * 1e3:.1f} ms): {remedy}"
     loop = report.loop_lag_p99
     if loop > max(LATE, _chunks_apart(records, mask)) and report.multi_event_reads > SHARED_STAMPS * len(
         records.chunk_us
     ):
         return (
-            f"the client's loop was {loop * 1e3:.1f} ms late (p99), more than chunks are apart, and "
-            f"{report.multi_event_reads} reads held several of them: {remedy}"
+            f"the client's loop was {loop * 1e3:.1f} ms late (p99), more than the time between chunks, and "
+            f"{report.multi_event_reads} reads returned several chunks: {remedy}"
         )
     if report.stamp_source not in ("kernel", "engine") and report.loop_lag_p99 > allowed:
-        return f"stamps are the client's own and its loop was {loop * 1e3:.1f} ms late (p99): {remedy}"
+        return f"the client took the timestamps, and its loop was {loop * 1e3:.1f} ms late (p99): {remedy}"
     return None
 
 
