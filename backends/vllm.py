@@ -29,9 +29,7 @@ class VLLM(Backend):
         "KV: fp8",
     )
 
-    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = (
-        None  # quantised checkpoint, made from the weights
-    )
+    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
 

@@ -91,9 +91,7 @@ def _is_answer(error: Exception) -> bool:
 
 def _refused(repo: str, revision: str, error: Exception) -> ValueError:
     if isinstance(error, RevisionNotFoundError):
-        return ValueError(
-            f"model.revision={revision}: {repo} has no such revision; allowed is a branch, tag or commit of it"
-        )
+        return ValueError(f"model.revision={revision}: not in {repo}; allowed is a branch, tag or commit of it")
     return ValueError(f"model.repo={repo}@{revision}: {first_line(error)} (a gated model needs HF_TOKEN)")
 
 
