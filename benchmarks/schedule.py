@@ -33,7 +33,8 @@ from sweep.disk.run_files import RunPaths
 from sweep.drive.driver import Driver, RunResult
 from sweep.drive.progress import Display
 from sweep.node.deployment import Beat, Completed, Finished, Placed
-from sweep.node.trial import Work, unmeasured_row
+from sweep.node.rows import unmeasured_row
+from sweep.node.work import Work
 from sweep.numbers.quantity import columns
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History, expect

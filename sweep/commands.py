@@ -175,7 +175,7 @@ def completion(arguments: list[str]) -> int:
     zsh   eval "$(sweep completion zsh)"         in ~/.zshrc, after compinit
     fish  sweep completion fish | source         in ~/.config/fish/config.fish
     """
-    from sweep.completion import SCRIPTS, candidates
+    from sweep.shell_completion import SCRIPTS, candidates
 
     if arguments[:1] == ["--words"]:  # of the line, `sweep` first
         folders, line = _config_dirs(arguments[2:])

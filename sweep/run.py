@@ -18,12 +18,12 @@ from sweep.drive.preflight import check_ports, find_hardware, find_nodes, ray_sc
 from sweep.drive.progress import Display
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
-from sweep.plan.details import point_details
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
 from sweep.plan.pending import PendingWork, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
+from sweep.plan.point_details import point_details
 from sweep.plan.show import make_console, print_plan
 from sweep.records import Outcome
 from sweep.wording import count

@@ -20,7 +20,7 @@ from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop
 from sweep.client.wire import Target
 from sweep.config import ROOT
-from sweep.node.validity import limited
+from sweep.node.verdict import limited
 from sweep.numbers.quantile import quantile
 from sweep.records import Request
 

@@ -13,7 +13,7 @@ import analysis
 from analysis import stats
 from analysis.figures import memory_timeline
 from analysis.load import open_run
-from analysis.plotting import curves, plots
+from analysis.plotting import drawing, figure_files
 from analysis.plotting.fitting import fits
 from analysis.plotting.layout import MOST_LINES, arrange
 from analysis.quantities import labelled_column, number
@@ -170,8 +170,8 @@ def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
     run = run_of(tmp_path, rows)
     layout = arrange(run, summarise(run))
     assert (layout.x, layout.lines, layout.panels) == ("batch_size", ["a"], ["qa"])
-    with plots.style():
-        figure = curves.against_load(run, layout, "ttft_p50")
+    with figure_files.style():
+        figure = drawing.against_load(run, layout, "ttft_p50")
     assert figure is not None
     ax = figure.axes[0]
     assert ax.get_lines()[0].get_xydata().tolist()[:2] == [[1.0, pytest.approx(2.0)], [8.0, pytest.approx(9.0)]]
@@ -203,12 +203,12 @@ def test_steps_of_a_ladder_go_by_their_name(tmp_path: Path) -> None:
     layout = arrange(run, summarise(run))
     assert layout.lines == ["vllm, 256/auto", "vllm, 128/auto"]
     assert layout.x is None
-    with plots.style():
-        figure = curves.against_load(run, layout, "output_throughput")
+    with figure_files.style():
+        figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     ax = figure.axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == layout.lines
-    assert [line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() in plots.MARKERS] == [
+    assert [line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() in figure_files.MARKERS] == [
         [10.0],
         [15.0],
     ]
@@ -216,7 +216,7 @@ def test_steps_of_a_ladder_go_by_their_name(tmp_path: Path) -> None:
 
 def test_a_single_configuration_can_be_drawn(tmp_path: Path) -> None:
     run = run_of(tmp_path, [trial("vllm", 4, 0, 10.0), trial("vllm", 4, 1, 12.0)])
-    assert [one.name for one in plots.draw_all(run, arrange(run, summarise(run)))] == ["output_throughput"]
+    assert [one.name for one in figure_files.draw_all(run, arrange(run, summarise(run)))] == ["output_throughput"]
 
 
 def test_a_figure_without_data_is_not_left_from_before(run_folder: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_figure_without_data_is_not_left_from_before(run_folder: Path, tmp_pat
     stale.parent.mkdir()
     stale.write_text("old")
     run = run_of(tmp_path, [trial("vllm", 4, 0, 10.0)])
-    plots.draw_all(run, arrange(run, summarise(run)))
+    figure_files.draw_all(run, arrange(run, summarise(run)))
     assert not stale.exists()
 
 
@@ -290,14 +290,14 @@ def test_of_many_lines_some_are_told_apart_and_all_are_drawn(tmp_path: Path) -> 
     assert len(layout.lines) == 100
     assert len(layout.coloured) <= MOST_LINES
     assert {"e, max-num-seqs=100", "e, max-num-seqs=50"} <= set(layout.coloured)  # the best, and the baseline
-    looks = {str(plots.line_style(layout, line)) for line in layout.coloured}
+    looks = {str(figure_files.line_style(layout, line)) for line in layout.coloured}
     assert len(looks) == len(layout.coloured)
-    with plots.style():
-        figure = curves.against_load(run, layout, "output_throughput")
+    with figure_files.style():
+        figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     ax = figure.axes[0]
     lines = [one for one in ax.collections if isinstance(one, LineCollection)]
-    grey = [len(one.get_segments()) for one in lines if to_hex(one.get_edgecolor()[0]) == curves.GREY]
+    grey = [len(one.get_segments()) for one in lines if to_hex(one.get_edgecolor()[0]) == drawing.GREY]
     assert grey == [100 - len(layout.coloured)]
     assert f"{100 - len(layout.coloured)} others" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert "max-num-seqs=12 and 88 others" in " ".join(printed(open_run(tmp_path), 120).split())
@@ -314,11 +314,11 @@ def test_a_grey_line_of_one_point_is_seen(tmp_path: Path) -> None:
     layout = arrange(run, summarise(run))
     expected = sorted(10.0 + seqs for seqs in range(2, 101, 2) if f"e, max-num-seqs={seqs}" not in layout.coloured)
     assert len(expected) > 30
-    with plots.style():
-        figure = curves.against_load(run, layout, "output_throughput")
+    with figure_files.style():
+        figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     dots = [one for one in figure.axes[0].collections if isinstance(one, PathCollection)]
-    grey = [one.get_offsets() for one in dots if to_hex(one.get_facecolor()[0]) == curves.GREY]
+    grey = [one.get_offsets() for one in dots if to_hex(one.get_facecolor()[0]) == drawing.GREY]
     assert np.concatenate(grey).tolist() == [[2.0, value] for value in expected]
 
 
@@ -335,7 +335,7 @@ def test_memory_over_time_is_drawn_as_its_legend_says(tmp_path: Path) -> None:
         files = paths.trial("e", "1", row["trial_id"])
         run_files.write_telemetry(files, [Sample(float(t), "process_memory_bytes", 2.0**30) for t in range(30)])
     layout = arrange(run, summarise(run))
-    with plots.style():
+    with figure_files.style():
         figure = memory_timeline.draw(run, layout)
     assert figure is not None
     shown_as = [(one.get_color(), one.get_linestyle(), one.get_marker()) for one in figure.legends[0].get_lines()]

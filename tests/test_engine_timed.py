@@ -7,7 +7,7 @@ import pytest
 from sweep.client.modes import ClosedLoop
 from sweep.client.wire import Target
 from sweep.inputs.load import Batch, Closed
-from sweep.node import engine_timed, validity
+from sweep.node import engine_timed, verdict
 from sweep.numbers.summarise import summarise
 from sweep.records import Outcome, Request
 from tests.test_host import model  # noqa: F401 - a fixture
@@ -50,13 +50,13 @@ def test_the_report_certifies_the_engines_own_stamps(target):
     found = engine_timed.measure(target, [], asked(4), Closed(concurrency=2).mode(4, 1))
     assert found.report.stamp_source == "engine"
     assert (found.report.offered, found.report.sent, found.report.processes) == (4, 4, 0)
-    assert validity.limited(found.report, found.records) is None
+    assert verdict.limited(found.report, found.records) is None
 
 
 def test_out_of_memory_is_the_error_of_every_request(target, library):
     found = engine_timed.measure(target, [], asked(2, prompt=(Stepper.fails,)), Batch(batch_size=2).mode(2, 1))
     assert all("out of memory" in record.error for record in found.records)
-    assert validity.outcome_of(found.records, max_failed=0.05)[0] is Outcome.INVALID
+    assert verdict.outcome_of(found.records, max_failed=0.05)[0] is Outcome.INVALID
     assert found.report.sent == 0
 
 

@@ -9,10 +9,9 @@ from sweep import provenance
 from sweep.config import FoundHardware, Hardware, Settings
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.node.trial import config_text
 from sweep.plan.estimate import Assumed, History, estimate_run, kind_of
 from sweep.plan.packing import Node
-from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.plan.plan import Deployment, Plan, Trial, config_text
 
 HARDWARE = Hardware(name="l4", platform="cuda", accelerator="L4", price_per_hour=3.6)
 ONE_NODE = [Node("a", 2, 16, ("L4",), "a")]

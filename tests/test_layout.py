@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from analysis.load import Run, open_run
-from analysis.plotting import curves, plots
+from analysis.plotting import drawing, figure_files
 from analysis.plotting.layout import Layout, arrange
 from analysis.report.vllm_flavour import render_vllm_flavour
 from analysis.results import open_results
@@ -107,8 +107,8 @@ def test_each_kind_of_load_has_its_own_abscissa(tmp_path: Path) -> None:
         "vllm, qa, load=closed, concurrency 16",
         "vllm, qa, load=trace",
     }
-    with plots.style():
-        figure = curves.against_load(run, layout, "output_throughput")
+    with figure_files.style():
+        figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     for ax, expected in zip(figure.axes, [[1, 8], [2, 16], None], strict=False):
         drawn = [line.get_xdata() for line in ax.lines if line.get_linestyle() == "-"]

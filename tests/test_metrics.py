@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.node.validity import outcome_of
+from sweep.node.verdict import outcome_of
 from sweep.numbers import chunks
 from sweep.numbers.chunks import tokens_per_bin, tokens_within
 from sweep.numbers.quantile import quantile_with_interval, statistics

@@ -20,7 +20,7 @@ from backends.launch import server
 from backends.tgi import TGI, folders
 from sweep.client import measurement, wire
 from sweep.inputs.load import Batch, Closed
-from sweep.node import validity
+from sweep.node import verdict
 from sweep.records import Outcome, Request
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,7 +190,7 @@ def test_overload_is_an_error_in_a_stream_of_status_200(native, tmp_path, api):
     refused = [error for error in found.error if error]
     assert len(refused) == 4
     assert all("Model is overloaded" in error for error in refused)
-    outcome, _ = validity.outcome_of(found, max_failed=0.05)
+    outcome, _ = verdict.outcome_of(found, max_failed=0.05)
     assert outcome is Outcome.INVALID
     # Not so where nothing is streamed.
     with httpx.Client(base_url=engine.url, trust_env=False) as http:

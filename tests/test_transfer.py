@@ -12,7 +12,7 @@ from sweep.cluster import transfer
 from sweep.config import ROOT
 from sweep.disk.run_files import RunPaths
 from sweep.node.deployment import Files, Finished, State
-from sweep.node.trial import Work
+from sweep.node.work import Work
 from sweep.plan.plan import Deployment
 
 

@@ -12,7 +12,8 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
 from sweep.drive.row_writer import RowWriter
 from sweep.inputs.load import Batch
-from sweep.node.trial import _target, present_row, slo_text
+from sweep.node.rows import present_row, slo_text
+from sweep.node.trial import _target
 from sweep.plan.plan import Deployment, Plan, Trial
 from tests.synthetic_run import make_records
 

@@ -1,1 +1,1 @@
-"""One file per figure; `analysis.plotting.plots` finds them."""
+"""One file per figure; `analysis.plotting.figure_files` finds them."""

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from analysis.plotting.curves import against_load
+from analysis.plotting.drawing import against_load
 
 POSITION = 30
 draw = partial(against_load, column="cost_per_million_tokens")

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.load import Run, telemetry
+from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
-from analysis.plotting.plots import PANELS_IN_A_ROW, legend_entry, line_style, panels
 
 POSITION = 50
 GIB = 2.0**30

@@ -16,9 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.load import Run
-from analysis.plotting.curves import MOST_REPLICATES
+from analysis.plotting.drawing import MOST_REPLICATES
+from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.plotting.layout import listed
-from analysis.plotting.plots import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.quantities import definitions, number
 from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table
 from analysis.report.terminal import times

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import EnvironmentChoice, Progress
-from backends.prepare import environments, tool
+from backends.prepare import environments, programs
 from backends.prepare.build_once import build_once
 from sweep.whole_file import write_whole
 
@@ -124,8 +124,8 @@ def execute(
             progress(line.removeprefix(PROGRESS).strip())
 
     try:
-        tool.run(["nice", "-n", "10", *command], settings, log, report)
-    except tool.ToolFailed as failure:
+        programs.run(["nice", "-n", "10", *command], settings, log, report)
+    except programs.ToolFailed as failure:
         message = (failure.lines or ["no output"])[-1][:500]
         raise ConversionFailed(f"{title} failed (exit status {failure.status}): {message}; log: {log}") from None
 

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from uv import find_uv_bin
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Platform, Progress
-from backends.prepare import sources, tool
+from backends.prepare import programs, sources
 from backends.prepare.build_once import build_once
 from sweep.config import did_you_mean, validate
 from sweep.options import ConfigPath
@@ -213,8 +213,8 @@ def _run_uv(name: str, arguments: tuple[str, ...], settings: Mapping[str, str], 
             progress(f"environment {name}: {line.strip()}")
 
     try:
-        tool.run([find_uv_bin(), *arguments], _environ(settings), log, report)
-    except tool.ToolFailed as failure:
+        programs.run([find_uv_bin(), *arguments], _environ(settings), log, report)
+    except programs.ToolFailed as failure:
         message = " ".join(line.lstrip("×├─▶╰│ ") for line in failure.lines)[-300:]
         raise EnvironmentFailed(f"environment {name} cannot be built: {message or 'no output'}; log: {log}") from None
 

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from backends.base import Progress, SourceBuild
-from backends.prepare import tool
+from backends.prepare import programs
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
 JOB_BYTES = 2 << 30  # of memory that one compiler may need
@@ -118,8 +118,8 @@ def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Pr
             progress(f"compiling {line.split(']')[0][1:]}")
 
     try:
-        tool.run(command, environ, log, report)
-    except tool.ToolFailed as failure:
+        programs.run(command, environ, log, report)
+    except programs.ToolFailed as failure:
         lines = failure.lines or ["no output"]
         first = next((number for number, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
         message = " ".join(lines[first : first + ERROR_LINES])[:300]

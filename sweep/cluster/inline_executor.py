@@ -9,7 +9,7 @@ from typing import Self
 from sweep.config import Halted
 from sweep.disk.ledger import LedgerRow
 from sweep.node.deployment import Beat, Completed, DiskFull, End, Event, Placed, clear_engines, stream_deployment
-from sweep.node.trial import Work
+from sweep.node.work import Work
 from sweep.plan.packing import Need, Node
 
 EVENT_POLL = 0.5  # s

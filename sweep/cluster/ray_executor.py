@@ -41,7 +41,7 @@ from sweep.node.deployment import (
     clear_engines,
     stream_deployment,
 )
-from sweep.node.trial import Work
+from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, SlotKind
 
 RESULT_POLL = 0.5  # s

@@ -15,7 +15,7 @@ from pathlib import Path
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.node.deployment import Event, Files, Finished
-from sweep.node.trial import Work
+from sweep.node.work import Work
 
 MARK = ".attempt"
 

@@ -24,7 +24,7 @@ from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, read_status_file
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
 from sweep.node.deployment import Completed, End, Event, Files, Finished, Lost, NotStarted, Placed, State
-from sweep.node.trial import Work
+from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan

@@ -8,7 +8,8 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
-from sweep.node.trial import Work, is_current, present_row, recomputed_row, slo_text, unmeasured_row
+from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
+from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import Outcome, Sample
 

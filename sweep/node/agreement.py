@@ -21,7 +21,7 @@ from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
 from backends.prepare import environments
 from backends.prepare.build_once import build_once
 from sweep.config import ROOT, content_hash, first_line
-from sweep.node.trial import Work
+from sweep.node.work import Work
 
 AGREEMENT_VERSION = 1  # part of the cache's key: raise it when the reference is made in another way
 PROMPTS = (
@@ -97,7 +97,7 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
         "tokens": TOKENS,
     }
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with task.program([python, "-m", "backends.host.reference"], _reference_environ(launch), **pipes) as process:
+    with task.program([python, "-m", "backends.host.reference_tokens"], _reference_environ(launch), **pipes) as process:
         answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
     if process.returncode != 0:
         raise ValueError((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])

@@ -28,7 +28,9 @@ from backends.prepare import environments as environments
 from sweep.client.measurement import ClientDied
 from sweep.config import Hardware
 from sweep.node import agreement, gpu_memory
-from sweep.node.trial import PreparedNode, RunningEngine, Work, engine_facts, run_trial, unmeasured_row
+from sweep.node.rows import engine_facts, unmeasured_row
+from sweep.node.trial import run_trial
+from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 from sweep.provenance import gpu_names

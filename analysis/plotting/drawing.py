@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.load import Run
+from analysis.plotting.figure_files import MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
-from analysis.plotting.plots import MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import FloatArray
 from sweep.numbers.quantity import columns

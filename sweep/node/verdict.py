@@ -1,14 +1,18 @@
-"""The verdict on a trial whose engine lived: by its requests, and by the client that sent them."""
+"""The verdict on a trial: by its engine, by time, by its requests, and by the client that sent them."""
 
 from collections import Counter
 
 import numpy as np
 
-from sweep.client.measurement import ClientReport
+from backends.launch.server import Engine
+from sweep.client.measurement import ClientReport, Measurement
+from sweep.disk.row import Verdict
+from sweep.node.work import Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import lag, service_ttft
 from sweep.numbers.selection import measured, succeeded
+from sweep.plan.plan import Trial
 from sweep.records import Outcome, Records
 
 STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
@@ -18,6 +22,40 @@ LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottlenec
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
 BURST = 0.01  # s within which requests count as due at the same time
+
+
+def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, timed_out: bool, logged: int) -> Verdict:
+    """The outcome: the engine's death first, then time, then the requests, then the client.
+
+    `logged` is how far the engine's log went before the trial: what it said of memory earlier is no part of this one.
+    """
+    log = engine.log_tail()
+    if not engine.alive():
+        outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
+        return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
+    if timed_out:
+        return Verdict(outcome=Outcome.HUNG, reason=f"not done in {work.settings.trial_timeout} s", log_tail=log)
+    missing = trial.num_requests - result.records.phase.count("measured")
+    if missing > 0 and trial.load.duration is None:
+        # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
+        stopped = result.report.stopped
+        partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
+        unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
+        return Verdict(outcome=partial, reason=unsent, log_tail=log)
+    outcome, reason = outcome_of(result.records, max_failed=work.settings.max_failed)
+    if outcome is not Outcome.OK:
+        if engine.ran_out_of_memory(since=logged):
+            outcome = Outcome.OOM_RUN
+        elif only_timeouts(result.records):
+            outcome = Outcome.HUNG
+        return Verdict(outcome=outcome, reason=reason, log_tail=log)
+    steps = result.report.clock_steps
+    if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
+        stepped = f"the host's clock was set ({steps} times): timestamps of the second before may be off by as much"
+        return Verdict(outcome=Outcome.INVALID, reason=stepped)
+    if reason := limited(result.report, result.records):
+        return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
+    return Verdict(outcome=Outcome.OK)
 
 
 def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, str | None]:

@@ -1,4 +1,4 @@
-"""`python -m backends.host.reference`: greedy tokens of a model by transformers, prompt by prompt, for comparison.
+"""`python -m backends.host.reference_tokens`: a model's greedy tokens by transformers, prompt by prompt.
 
 Reads {"model", "device", "prompts": token ids, "tokens"} from stdin and prints one JSON line: the tokens of each prompt
 (EOS or not), what ends a sequence, and the dtype: float32, or the model's own where that does not fit into memory.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sweep.client.measurement import ClientReport
-from sweep.node.validity import limited, outcome_of
+from sweep.node.verdict import limited, outcome_of
 from sweep.records import Outcome, Record, Records
 from tests.test_metrics import FAILED, WARMUP, A, gather, record
 

@@ -1,0 +1,153 @@
+"""The rows of trials: measured, never measured, and judged again when the plan around them has changed."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from backends.base import Backend
+from sweep import provenance
+from sweep.config import POINT_GROUPS, Hardware, Settings
+from sweep.disk import run_files
+from sweep.disk.row import EngineFacts, Identity, TrialRow, Verdict, percentiles_of, percentiles_text
+from sweep.disk.run_files import RunPaths
+from sweep.node.work import PreparedNode, RunningEngine, Work
+from sweep.numbers.quantities.throughput import cost_per_million_tokens
+from sweep.numbers.quantity import Value, columns
+from sweep.numbers.selection import Window
+from sweep.numbers.steady import steady_window
+from sweep.numbers.summarise import summarise
+from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
+from sweep.records import Outcome, Records
+
+
+def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
+    """The part of a row that is known before anything is measured; `accelerator` is the GPU by its own name."""
+    deployment, hardware = work.deployment, work.settings.hardware
+    if not elsewhere(deployment.backend, hardware):
+        accelerator = hardware.accelerator or accelerator or hardware.name
+    return Identity(
+        trial_id=trial.trial_id,
+        deployment_id=deployment.deployment_id,
+        attempt=work.attempt,
+        experiment=work.settings.name,
+        label=_label(deployment, trial),
+        backend=deployment.backend.name,
+        model=deployment.model.name,
+        workload=trial.workload.name,
+        load=trial.load.name,
+        **trial.load_columns(),
+        replicate=trial.replicate,
+        seed=trial.seed,
+        price_per_hour=_price(deployment.backend, hardware),
+        accelerator=accelerator,
+        gpu_count=deployment.gpu_count,
+        percentiles=percentiles_text(work.settings.percentiles),
+        slo=slo_text(work.settings),
+        config=config_text(trial.config),
+        digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
+        commit=provenance.commit(),
+        started_at=provenance.now(),
+    )
+
+
+def unmeasured_row(
+    work: Work,
+    trial: Trial,
+    outcome: Outcome,
+    reason: str | None,
+    log_tail: str | None = None,
+    engine: EngineFacts | None = None,
+) -> dict[str, Any]:
+    """The row of a trial that ended before it was measured."""
+    verdict = Verdict(outcome=outcome, reason=reason, log_tail=log_tail, ended_at=provenance.now())
+    axes = coordinates(trial, work.axes)
+    return TrialRow(identity=identity(work, trial), verdict=verdict, axes=axes, engine=engine).flat()
+
+
+def _label(deployment: Deployment, trial: Trial) -> str:
+    return f"{deployment.describe()} {trial.describe()}"
+
+
+def _price(backend: Backend, hardware: Hardware) -> float | None:
+    return None if elsewhere(backend, hardware) else hardware.price_per_hour
+
+
+def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
+    """The columns of the experiment's axes. Config groups are not among them: they have columns of their own."""
+    return {axis: trial.coordinates.get(axis) for axis in axes if axis not in POINT_GROUPS}
+
+
+def slo_text(settings: Settings) -> str | None:
+    """The bounds for goodput as a row has them; None without any."""
+    return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
+
+
+def present_row(
+    row: Mapping[str, Any], deployment: Deployment, trial: Trial, settings: Settings, axes: Iterable[str]
+) -> dict[str, Any]:
+    """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
+    price = _price(deployment.backend, settings.hardware)
+    cost = cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
+    columns = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
+    return {**row, **columns, "label": _label(deployment, trial), **coordinates(trial, axes)}
+
+
+def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
+    """Return whether a row has the percentiles and the bounds for goodput that are set now."""
+    return row.get("percentiles") == percentiles_text(settings.percentiles) and row.get("slo") == slo_text(settings)
+
+
+def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> dict[str, Any] | None:
+    """The row of a result with what is set now, from its stamps on disk; None where they are gone."""
+    try:
+        records = run_files.read_requests(paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests)
+    except (FileNotFoundError, run_files.DamagedFile):
+        return None
+    series = {name for name, statistic in columns(percentiles_of([row])).items() if statistic.quantity.per is not None}
+    measured = summarise(
+        records,
+        slo=settings.slo or {},
+        discard_first_batch=getattr(trial.load, "discard_first", False),
+        window=Window(row.get("steady_begin"), row.get("steady_end"), row.get("steady_method", "")),
+        percentiles=settings.percentiles,
+    )
+    present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings)}
+    return {name: value for name, value in row.items() if name not in series} | measured | present
+
+
+def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFacts:
+    """The row's columns on the engine besides its figures."""
+    facts, node = running.facts, running.node
+    return EngineFacts(
+        engine_version=facts.get("engine_version"),
+        dtype=facts.get("dtype"),
+        agreement_reference=facts.get("agreement_reference"),
+        versions=json.dumps({**provenance.own_versions(), **node.environment.versions}),
+        hardware=json.dumps({"node": node.name, **provenance.hardware()}),
+        driver=provenance.driver(),
+        engine_facts=json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
+        caches_reset=caches_reset,
+        batch_form=running.engine.backend.batch_form,
+    )
+
+
+def gpu_name(node: PreparedNode) -> str | None:
+    """The GPU by the name that it gives itself."""
+    names = provenance.gpu_names()
+    return next((names[int(gpu)] for gpu in node.launch.gpus if gpu.isdigit() and int(gpu) < len(names)), None)
+
+
+def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:
+    """Every quantity of the trial."""
+    discard_first, backend = getattr(trial.load, "discard_first", False), work.deployment.backend
+    return summarise(
+        records,
+        slo=work.settings.slo or {},
+        discard_first_batch=discard_first,
+        window=steady_window(records, discard_first),
+        percentiles=work.settings.percentiles,
+        price_per_hour=_price(backend, work.settings.hardware),
+        gpu_count=work.deployment.gpu_count,
+        reserves_memory=backend.reserves_memory,
+        **inputs,
+    )

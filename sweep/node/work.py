@@ -1,0 +1,65 @@
+"""The work that a node is given, and the node and engine that it is done on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backends.base import Launch
+from backends.launch.server import Engine
+from backends.prepare.environments import Environment
+from sweep.config import Settings, cache_directory
+from sweep.disk.run_files import RunPaths
+from sweep.plan.plan import Deployment
+
+
+@dataclass(frozen=True)
+class Work:
+    """The input of a task: a deployment with the trials still to run, and where its files go."""
+
+    deployment: Deployment
+    settings: Settings
+    out: str  # absolute
+    attempt: str
+    axes: tuple[str, ...]
+    run: str = "run"  # the run's own name, in the markers of its engines
+    deadline: float | None = None  # s since the epoch: no trial starts that is not expected to end by then
+    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs have measured it
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(Path(self.out))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this attempt's files."""
+        return self.paths.attempt(self.deployment.deployment_id, self.attempt)
+
+    @property
+    def cache(self) -> Path:
+        """The folder on this node for environments, weights and conversions."""
+        return cache_directory(self.settings.cache_dir)
+
+    @property
+    def marker(self) -> str:
+        """The name by which everything of this attempt's engine can be found on its node."""
+        return f"{self.run}/{self.deployment.deployment_id}/{self.attempt}"
+
+
+@dataclass(frozen=True)
+class PreparedNode:
+    """A node that has all that the engine needs: its environment, its weights, and cores for it and for the client."""
+
+    launch: Launch
+    environment: Environment
+    client_cpus: set[int]
+    name: str
+
+
+@dataclass(frozen=True)
+class RunningEngine:
+    """The engine that trials are measured on, and the node it runs on."""
+
+    node: PreparedNode
+    engine: Engine
+    facts: Mapping[str, Any]  # as the engine reports them
