@@ -34,7 +34,11 @@ def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, timed_o
         outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
         return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
     if timed_out:
-        return Verdict(outcome=Outcome.HUNG, reason=f"not done in {work.settings.trial_timeout} s", log_tail=log)
+        return Verdict(
+            outcome=Outcome.HUNG,
+            reason=f"not finished within trial_timeout={work.settings.trial_timeout:g} s",
+            log_tail=log,
+        )
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
