@@ -149,9 +149,7 @@ class Settings(Strict):
     relaunch: Literal["once", "per_replicate"] = "once"  # one launch for all replicates, or one for each
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
-    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(
-        PERCENTILES, min_length=1
-    )  # of every series, in the rows
+    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
     metrics: Literal["sweep", "vllm"] = "sweep"
     agreement: bool = True  # compare each engine's greedy tokens with transformers', once per launch
     cache_dir: str | None = None
@@ -272,7 +270,9 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     siblings = [problem for problem in error.errors() if problem["loc"] and problem["loc"][:-1] == first["loc"][:-1]]
     kinds = [problem["msg"] for problem in siblings if _PYDANTICS_OWN.search(str(problem["loc"][-1]))]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
-    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+    if message.split()[0].istitle():  # not the name of a variable: HF_TOKEN
+        message = message[0].lower() + message[1:]
+    return f"{where}={first['input']!r}: {message}"
 
 
 def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:

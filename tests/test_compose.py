@@ -405,6 +405,11 @@ def test_an_option_without_class_or_name_is_refused(experiment, model, message):
     assert str(error.value).startswith(message)
 
 
+def test_a_message_that_begins_with_a_name_keeps_it_as_it_is():
+    with pytest.raises(ConfigError, match=": HF_TOKEN looks like a secret"):
+        make_plan(composed("backend=simulated", "model=tiny-llama", "backend.environ={HF_TOKEN:x}"), None)
+
+
 def test_an_experiment_without_its_package_line_is_refused_with_that_line(experiment):
     with pytest.raises(ConfigError, match="experiment=my: its first line must be `# @package _global_`"):
         experiment("", **{"experiment/my": "replicates: 3"})
