@@ -53,6 +53,12 @@ def test_done_failed_and_why(run):
     assert "never started" in text
 
 
+def test_a_plan_from_before_there_were_labels_is_read_by_its_ids(run):
+    entries = [json.loads(line) for line in run.plan.read_text().splitlines()]
+    write_plan(run, [{key: entry[key] for key in entry if key != "label"} for entry in entries])
+    assert "  d1 t2: hung: not done in 60 s [d1/1/engine.log]" in lines(run)
+
+
 def test_what_is_unavailable_has_no_log(run):
     row = {"deployment_id": "d1", "attempt": "0", "outcome": "unavailable", "reason": "no docker: install it"}
     Ledger(run.ledger).commit({**row, "trial_id": "t4"})
