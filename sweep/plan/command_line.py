@@ -12,7 +12,7 @@ from sweep.config import POINT_GROUPS, ConfigError
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
-MOST_TRIALS = 100_000  # of a plan: more are a slip of the keyboard, and fill the memory
+MOST_PLANNED = 100_000  # trials: more are a slip of the keyboard, and fill the memory
 
 
 class CommandLine(NamedTuple):
@@ -96,9 +96,9 @@ def _parse_override(argument: str) -> Override:
 
 def _sweep_values(override: Override, argument: str) -> list[Any]:
     try:
-        values = list(itertools.islice(override.sweep_iterator(transformer=Transformer.identity), MOST_TRIALS + 1))
+        values = list(itertools.islice(override.sweep_iterator(transformer=Transformer.identity), MOST_PLANNED + 1))
     except HydraException:
         raise ConfigError(f"{argument}: allowed are a list (1,2), range(), choice() and glob-free sweeps") from None
-    if len(values) > MOST_TRIALS:
-        raise ConfigError(f"{argument}: too many values; allowed are at most {MOST_TRIALS:,}")
+    if len(values) > MOST_PLANNED:
+        raise ConfigError(f"{argument}: too many values; allowed are at most {MOST_PLANNED:,}")
     return values

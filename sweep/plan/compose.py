@@ -32,7 +32,7 @@ from sweep.config import (
 from sweep.options import PRIMARY, ConfigPath
 from sweep.plan.axes import FORMS, PlanSpec, flow, in_words
 from sweep.plan.command_line import (
-    MOST_TRIALS,
+    MOST_PLANNED,
     Assignments,
     CommandLine,
     is_point_key,
@@ -97,8 +97,8 @@ def compose_run(
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
     _check_conditions(request, published, typed, composer.options)
     coordinates = list(plan.expand({**request.chosen, **request.scalars}))
-    if (trials := len(coordinates) * settings.replicates) > MOST_TRIALS:
-        raise ConfigError(f"replicates={settings.replicates}: {trials:,} trials; allowed are at most {MOST_TRIALS:,}")
+    if (trials := len(coordinates) * settings.replicates) > MOST_PLANNED:
+        raise ConfigError(f"replicates={settings.replicates}: {trials:,} trials; allowed are at most {MOST_PLANNED:,}")
     points = [composer.point(request, assignments) for assignments in coordinates]
     if not points:
         raise ConfigError("exclude: drops every point of the experiment; at least one must remain")
