@@ -95,16 +95,21 @@ def read(out: Path) -> Status:
             f"{out}: no run there; allowed: a results folder, or the name of one under results/"
         ) from None
     ledger = Ledger(paths.ledger, write=False)
-    labels = {entry["deployment_id"]: entry["label"] for entry in plan if entry["kind"] == "deployment"}
+    labels = {entry["deployment_id"]: _label(entry) for entry in plan if entry["kind"] == "deployment"}
     trials = [entry for entry in plan if entry["kind"] == "trial"]
     rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
     failures = [
-        (f"{labels[entry['deployment_id']]} {entry['label']}", row["outcome"], _failure(row))
+        (f"{labels[entry['deployment_id']]} {_label(entry)}", row["outcome"], _failure(row))
         for entry, row in rows
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
     ]
     outcomes = Counter(str(row["outcome"]) for _, row in rows)
     return Status(plan[0]["name"], len(trials), outcomes, failures, read_status_file(paths), str(paths.deployments))
+
+
+def _label(entry: dict[str, Any]) -> str:
+    """The label of a deployment or trial; its id in a plan of an older version, which has none."""
+    return str(entry.get("label") or entry[f"{entry['kind']}_id"])
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
