@@ -46,7 +46,7 @@ def losses(run: Run, layout: Layout) -> Losses:
     """The failures of a run, in the order of the plan."""
     kind = ["line", "outcome", "reason"]
     lost = layout.placed(run.not_ok)
-    lost["reason"] = lost["reason"].fillna("no reason was noted")
+    lost["reason"] = lost["reason"].fillna("no reason given")
     sizes = lost.value_counts(kind, sort=False)
     most = sizes.nlargest(MOST_LOSSES)
     lost = lost.merge(most.index.to_frame(index=False), on=kind)

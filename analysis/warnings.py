@@ -108,7 +108,8 @@ def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
 @register(
     CHECKS,
     Severity.WARNING,
-    "The mean is of those that succeeded, which may be the faster ones: the same command measures the rest.",
+    "The mean is over those that succeeded, which may be the faster ones: run the same command again to measure the"
+    " rest.",
     lowest_is_worst=True,
 )
 def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -129,7 +130,7 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
 @register(
     CHECKS,
     Severity.WARNING,
-    "More replicates narrow it, from two to three most of all: set replicates=3 or more.",
+    "More replicates narrow it, above all a third: set replicates=3 or more.",
     ("output_throughput",),
 )
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -145,12 +146,12 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
 @register(
     CHECKS,
     Severity.WARNING,
-    "Compare tokens/s and TPOT, not durations, requests/s or latencies to the end; workload.ignore_eos=true makes the"
+    "Compare tokens/s and TPOT, not durations, requests/s or end-to-end latencies; workload.ignore_eos=true makes the"
     " answers equally long.",
     ("duration", "request_throughput", *E2EL),
 )
 def unequal_answers(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Engines that were asked the same answered with different numbers of tokens."""
+    """Engines answered the same requests with different numbers of tokens."""
     ok = _asked(run, layout)
     tokens = (ok["output_tokens"] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
     means = tokens.groupby([ok["question"], ok["line"]], dropna=False).mean().dropna()
@@ -161,7 +162,7 @@ def unequal_answers(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(ratio, f"up to {ratio:.1f} times as many tokens as another engine's answers", points=points)
 
 
-@register(CHECKS, Severity.INFO, "backend.batch_form=streams sends every engine simultaneous requests.")
+@register(CHECKS, Severity.INFO, "To send every engine simultaneous requests, set backend.batch_form=streams.")
 def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Batches of the same size reached some engines as one call with a list, others as simultaneous requests."""
     ok = _asked(run, layout)
@@ -188,8 +189,7 @@ def _asked(run: Run, layout: Layout) -> pd.DataFrame:
 @register(
     CHECKS,
     Severity.WARNING,
-    "They are not results: use more client processes (client.processes), give the client its own cores, or lower the"
-    " load.",
+    "These trials have no result: set client.processes higher, give the client its own cores, or lower the load.",
 )
 def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
     """In some trials the client was the bottleneck."""
@@ -205,20 +205,20 @@ def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
     AGREEMENT,
 )
 def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The answers of some engines were compared with the reference's, and those of others could not be."""
+    """Some engines' answers were compared with the reference's, others' could not be."""
     ok = _asked(run, layout)
     lines = ok.groupby("line", sort=False)
     unknown = lines["agreement"].max().isna()
     if unknown.any() and not unknown.all():
-        reasons = lines["agreement_reference"].first().fillna("no reason was noted")
+        reasons = lines["agreement_reference"].first().fillna("no reason given")
         each = listed([f"{line} ({reasons[line]})" for line in unknown.index[unknown]])
         points = ok.loc[ok["line"].isin(unknown.index[unknown]), "point"].unique()
         yield Evidence(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
 
 
-@register(CHECKS, Severity.WARNING, "Compare memory within a kind only.", MEMORY_COLUMNS)
+@register(CHECKS, Severity.WARNING, "Compare memory only between engines with the same kind of figure.", MEMORY_COLUMNS)
 def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The memory figures of some engines are of another kind than those of others."""
+    """The memory figures of the engines are of different kinds."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])
     kinds = measured.groupby("memory_label", sort=False)["line"].unique()
     if len(kinds) > 1:
@@ -230,7 +230,7 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
 # The run -------------------------------------------------------------------------------------------------------------
 
 
-@register(CHECKS, Severity.WARNING, "Compare the engines within this run, not these figures with the study's.")
+@register(CHECKS, Severity.WARNING, "Compare engines within this run; do not compare its figures with the study's.")
 def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The study's model, hardware or settings were replaced by what this machine can run."""
     replaced = run.experiment.get("replaced") or []
@@ -250,7 +250,8 @@ def trials_not_run(run: Run, layout: Layout) -> Iterator[Evidence]:
 @register(
     CHECKS,
     Severity.WARNING,
-    "The baseline needs a result at the same workload and load, on the same kind of GPU.",
+    "The baseline needs a result at the same workload and load and on the same kind of GPU: see which of its trials"
+    " failed.",
 )
 def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
     """No point could be compared with the baseline."""
@@ -260,7 +261,7 @@ def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(0, f"nothing could be compared with the baseline ({named})")
 
 
-@register(CHECKS, Severity.WARNING, "Measure again with one version of the code where the difference may matter.")
+@register(CHECKS, Severity.WARNING, "If the difference may matter, measure again with one version of the code.")
 def mixed_code(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials were measured by several versions of this project's code."""
     commits = sorted(run.ok["commit"].dropna().unique())
@@ -276,7 +277,7 @@ def mixed_machines(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(machines), f"measured on {len(machines)} kinds of machine ({'; '.join(sorted(machines))})")
 
 
-@register(CHECKS, Severity.WARNING, "Measure again with one version where the difference may matter.")
+@register(CHECKS, Severity.WARNING, "If the difference may matter, measure again with one version of the engine.")
 def mixed_engine_versions(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials of one backend were measured with several versions of the engine."""
     versions = run.ok.groupby("backend")["engine_version"].unique().map(lambda names: sorted(pd.Series(names).dropna()))

@@ -144,33 +144,33 @@ class Backend(BaseModel):
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str
-    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # what it runs in: {cpu, cuda, python, binary}
-    flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, as it spells them
-    cpu_flags: dict[str, Any] = Field(default_factory=dict)  # what `flags` are added to where there is no GPU
-    cuda_flags: dict[str, Any] = Field(default_factory=dict)  # what they are added to where there is one
-    environ: dict[str, str] = Field(default_factory=dict)  # extra environment variables of the engine
+    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # its environment: {cpu, cuda, python, binary}
+    flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, in its own spelling
+    cpu_flags: dict[str, Any] = Field(default_factory=dict)  # defaults without a GPU; `flags` override them
+    cuda_flags: dict[str, Any] = Field(default_factory=dict)  # defaults on a GPU; `flags` override them
+    environ: dict[str, str] = Field(default_factory=dict)  # additional environment variables of the engine
     dtype: str = "auto"  # number format, as the engine calls it; auto: the engine chooses
     gpus: PositiveInt = 1  # GPUs of one deployment (its tensor-parallel size); ignored on a CPU
-    port: int | None = Field(default=None, ge=1, le=65535)  # null: a free one is found
-    launch_timeout: PositiveFloat = 900.0  # s until it must be ready
+    port: int | None = Field(default=None, ge=1, le=65535)  # null: any free port
+    launch_timeout: PositiveFloat = 900.0  # s within which the engine must be ready
     stop_grace: PositiveFloat = 5.0  # s between SIGTERM and SIGKILL
     extra_body: dict[str, Any] = Field(default_factory=dict)  # added to every request body
-    headers: dict[str, str] = Field(default_factory=dict)  # added to every request's head; not for secrets
+    headers: dict[str, str] = Field(default_factory=dict)  # added to every request's HTTP headers; not for secrets
 
     # What the client must know to talk to it.
-    api: Api = "completions"  # completions | chat | tgi: the protocol it is spoken to in
-    batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
-    token_ids: bool = True  # prompts may be given as token ids
-    continuous_usage: bool = False  # takes stream_options.continuous_usage_stats
-    ignores_eos: bool = True  # takes ignore_eos
+    api: Api = "completions"  # completions | chat | tgi: the protocol of the requests
+    batch_form: BatchForm = "streams"  # list | streams: a batch is one call with a list of prompts, or many streams
+    token_ids: bool = True  # whether the engine accepts prompts as token ids
+    continuous_usage: bool = False  # whether the engine accepts stream_options.continuous_usage_stats
+    ignores_eos: bool = True  # whether the engine accepts ignore_eos
 
     # Where the engine is read. Keys of metric_names are ours (sweep/node/telemetry.py), values are Prometheus names.
-    url: str | None = None  # of a running endpoint: nothing is launched
-    api_key_env: str | None = None  # NAME of the environment variable that holds its key
-    verify_tls: bool = True  # whether its certificate must be one that this machine trusts
-    reset_paths: tuple[str, ...] = ()  # POSTed between trials, so that the engine forgets earlier prompts
-    metrics_path: str | None = "/metrics"  # of its Prometheus metrics
-    metric_names: dict[str, str] = Field(default_factory=dict)  # ours: its own
+    url: str | None = None  # URL of a running endpoint; then nothing is launched
+    api_key_env: str | None = None  # NAME of the environment variable that holds the endpoint's key
+    verify_tls: bool = True  # whether this machine must trust the endpoint's certificate
+    reset_paths: tuple[str, ...] = ()  # paths to POST to between trials, which clear the engine's prompt caches
+    metrics_path: str | None = "/metrics"  # path of the engine's Prometheus metrics
+    metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric: the engine's name
 
     @field_validator("url")
     @classmethod
@@ -225,7 +225,7 @@ class Backend(BaseModel):
             )
         if self.batch_form == "list" and self.api != "completions":
             raise ValueError(
-                f"backend.api={self.api}: takes one prompt a call; allowed with backend.batch_form=streams"
+                f"backend.api={self.api}: takes one prompt per call; allowed with backend.batch_form=streams"
             )
 
     def command(self, launch: Launch) -> list[str]:
@@ -239,11 +239,11 @@ class Backend(BaseModel):
     def unavailable(self, host: Host) -> str | None:
         """Return why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
         if self.launches and host.platform != "linux":
-            return f"{self.name} is watched through what only Linux has: run sweep on Linux, or in a container"
+            return f"{self.name} can be launched on Linux only: run sweep on Linux, or in a Linux container"
         if self.needs_gpu and self.launches and not host.gpus:
             return (
-                f"{self.name} needs a CUDA GPU: run it on a machine that has one, or attach to one that runs elsewhere "
-                "with backend=openai backend.url=http://HOST:PORT"
+                f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine that runs "
+                "elsewhere with backend=openai backend.url=http://HOST:PORT"
             )
         return None
 
@@ -304,7 +304,7 @@ class Hosted(Backend):
     """
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
-    max_batch: PositiveInt = 1  # prompts of queued requests joined to one batch; 1 serves requests one by one
+    max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True

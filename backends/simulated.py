@@ -19,7 +19,7 @@ class Simulated(Behaviour, Backend):
 
     computes_model = False
 
-    fault_seed: NonNegativeInt = 0  # of the choice of those requests
+    fault_seed: NonNegativeInt = 0  # seed of the choice of these requests
     truth_log: bool = False  # write true times to truth.log in the attempt's folder
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)

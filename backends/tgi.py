@@ -62,11 +62,11 @@ class TGI(Backend):
     )
 
     def unavailable(self, host: Host) -> str | None:
-        attach = "attach to one that runs with backend.url=http://HOST:PORT"
+        attach = "attach to a running TGI with backend.url=http://HOST:PORT"
         if not self.launches or host.platform != "linux":
             return super().unavailable(host)
         if not host.gpus:
-            return f"TGI needs a CUDA GPU: run it on a machine that has one, or {attach}"
+            return f"TGI needs a CUDA GPU: run sweep on a machine that has one, or {attach}"
         if self.launcher == "native" and not self.env.binary and LAUNCHER not in host.executables:
             return f"no {LAUNCHER} on PATH: install TGI, name it as backend.env.binary, or {attach}"
         if self.launcher == "docker" and "docker" not in host.executables:

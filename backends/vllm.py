@@ -29,14 +29,14 @@ class VLLM(Backend):
         "KV: fp8",
     )
 
-    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # made by to_quantized.py
+    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
-    cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache where there is no GPU
+    cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
 
     distribution = "vllm"
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # only in its development mode: see `environment`
+    reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # served in vLLM's development mode only: see `environment`
     metric_names: dict[str, str] = metrics(
         "vllm:",
         "prefix_cache_queries_total",

@@ -21,7 +21,7 @@ class VLLMOffline(Hosted):
     quantizations = VLLM.quantizations
 
     library = "backends.host.libraries.vllm_offline_library"
-    cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache where there is no GPU
+    cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
     distribution = "vllm"
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     oom_patterns = VLLM.oom_patterns

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: nothing was running; the same command goes on from here", file=sys.stderr)
+        print("stopped before anything was started; run the same command again to continue", file=sys.stderr)
         return 130
     except Halted as error:
         print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)

@@ -24,13 +24,15 @@ usage: sweep COMMAND ...
 
 {choices}
 
-sweep COMMAND --help says more, sweep backends NAME what can be set of a backend; sweep --version.
-Exit status: 0; 1 a trial failed, the deadline left some, or the run had to stop; 2 bad input; 130 interrupted."""
+sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a backend; sweep --version.
+Exit status: 0 all is well; 1 a trial failed, the deadline left trials pending, or the run had to stop; 2 bad input;
+130 interrupted."""
 RUN = """\
 usage: sweep run [--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ...
 
-Runs an experiment, or without one the single configuration of backend, model, workload and load. A list of values makes
-(or replaces) an axis. The same command again runs only what is not done. With dry_run=true nothing is started.
+Runs an experiment, or without +experiment the single configuration of backend, model, workload and load. A list of
+values makes (or replaces) an axis. The same command again runs only what is not yet done. With dry_run=true the command
+prints the plan and starts nothing.
 
 {choices}
 
@@ -62,7 +64,7 @@ def run(arguments: list[str]) -> int:
 
 
 def status(arguments: list[str]) -> int:
-    """Print what is done, what runs where, what failed and why, and how long it will take."""
+    """Print what is done, what runs where, what failed and why, and how long the rest will take."""
     from sweep.drive import status
 
     parser = Parser(globals()["status"])
@@ -95,11 +97,11 @@ def report(arguments: list[str]) -> int:
 
 
 def backends(arguments: list[str]) -> int:
-    """Print which engines can run here, what of them is installed, and what to do about the rest.
+    """Print which engines can run here, which are installed, and how to get the others.
 
     sweep backends                  list all backends
-    sweep backends NAME             list the keys of one, with what they mean
-    sweep backends install NAME...  build what they run in, as their first use would
+    sweep backends NAME             list the keys of one backend, and what they mean
+    sweep backends install NAME...  build their environments now, rather than on first use
     """
     from backends import installed
     from sweep import provenance
@@ -111,7 +113,7 @@ def backends(arguments: list[str]) -> int:
             print(f"{Parser(backends).description}")
         case []:
             installed.show(provenance.host(), cache, console)
-            where = f"environments are in {cache / 'environments'}; set cache_dir= of a run, or XDG_CACHE_HOME"
+            where = f"environments are in {cache / 'environments'}; to move them, set cache_dir=DIR or XDG_CACHE_HOME"
             console.print(where, markup=False, soft_wrap=True)
         case ["install", *names] if names and plain == arguments:
             return installed.install(names, provenance.host(), cache, console)
@@ -123,13 +125,13 @@ def backends(arguments: list[str]) -> int:
 
 
 def selfcheck(arguments: list[str]) -> int:
-    """Compare the measuring client on this machine with a server that logs what it truly did.
+    """Check how exact the measuring client is on this machine, against a server that logs what it really did.
 
     sweep selfcheck [+experiment=NAME] [KEY=VALUE]...   at the highest load of that plan
-    sweep selfcheck --streams 256 --itl 0.02            at a load of your own
+    sweep selfcheck --streams 256 --itl 0.02            at a load of your choice
 
     The server is the simulated backend, on the engine's cores; the client runs where it would in a trial. Its figures
-    are compared with the server's log request by request. Exit status 1 when the client is the bottleneck at this load.
+    are compared with the server's log, request by request. Exit status 1 if the client is the bottleneck at this load.
     """
     parser = Parser(selfcheck)
     count, numbers = Annotated[int, Field(ge=1)], "whole numbers from 1"
@@ -139,7 +141,7 @@ def selfcheck(arguments: list[str]) -> int:
     parser.add_argument("--streams", type=most, help="requests in flight at once; default: the plan's most, else 256")
     parser.add_argument("--itl", type=seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
     parser.add_argument("--processes", type=processes, default="auto", help="client processes: a number, or auto")
-    parser.add_argument("overrides", nargs="*", help="those of sweep run, e.g. +experiment=serving")
+    parser.add_argument("overrides", nargs="*", help="as for sweep run, e.g. +experiment=serving")
     options = parser.parse_args(arguments)
     from sweep import selfcheck as room
 
@@ -150,11 +152,11 @@ def selfcheck(arguments: list[str]) -> int:
 
 
 def copy(arguments: list[str]) -> int:
-    """Copy a run from an object store to a folder, its ledger in one piece."""
+    """Copy a run from an object store to a folder."""
     from sweep.disk import object_store
 
     parser = Parser(copy)
-    parser.add_argument("url", metavar="URL", help="of the run: s3://bucket/run, gs://bucket/run")
+    parser.add_argument("url", metavar="URL", help="URL of the run: s3://bucket/run or gs://bucket/run")
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = parser.parse_args(arguments)
     if not object_store.is_url(options.url):
@@ -167,7 +169,7 @@ def copy(arguments: list[str]) -> int:
 
 
 def completion(arguments: list[str]) -> int:
-    """Print the script that completes `sweep` in a shell.
+    """Print a shell's completion script for `sweep`.
 
     bash  eval "$(sweep completion bash)"        in ~/.bashrc
     zsh   eval "$(sweep completion zsh)"         in ~/.zshrc, after compinit

@@ -67,9 +67,9 @@ class Hardware(Strict):
 
     name: str
     platform: Literal["cpu", "cuda"]
-    accelerator: str | None = None  # Ray's accelerator type, e.g. "L4"; None on a CPU or where any GPU will do
-    matches: tuple[str, ...] = ()  # names that NVML gives such a GPU, for hardware=auto
-    price_per_hour: PositiveFloat | None = None  # USD per accelerator (per machine on a CPU); None: no cost is printed
+    accelerator: str | None = None  # Ray's accelerator type, e.g. "L4"; null: a CPU, or any GPU
+    matches: tuple[str, ...] = ()  # NVML's names of this GPU, for hardware=auto
+    price_per_hour: PositiveFloat | None = None  # USD per accelerator (per machine on a CPU); null: no cost is reported
     price_source: str | None = None
 
     assumed: ClassVar[bool] = False  # picked by hardware=auto (FoundHardware)
@@ -109,7 +109,7 @@ class Cluster(Strict):
     labels: dict[str, str] = {}  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
     node_types: tuple[NodeType, ...] | None = None  # that an autoscaler can start; None: as Ray's launcher's file says
     wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
-    simulate: SimulatedNodes | None = None  # with dry_run=true: how long on that cluster
+    simulate: SimulatedNodes | None = None  # with dry_run=true: a cluster for which to estimate the duration
 
 
 class Tracking(Strict):
@@ -138,7 +138,7 @@ class Settings(Strict):
     tracking: Tracking
     baseline: dict[str, Any] | None = None  # the point that others are compared with
     replicates: int = Field(default=1, gt=0, le=10_000)
-    seed: NonNegativeInt = 0  # changes results: it is in every trial id
+    seed: NonNegativeInt = 0  # part of every trial's id, as it changes prompts and arrivals
     dry_run: bool = False
     details: bool = False
     fresh: bool = False

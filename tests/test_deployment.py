@@ -39,7 +39,7 @@ def test_a_node_with_other_gpus_than_asked_for_is_no_place_for_a_result(monkeypa
 
 def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(monkeypatch, tmp_path):
     def reach(cache):
-        raise ValueError("model.repo=org/model@main: not on this machine, and no hub")
+        raise ValueError("model.repo=org/model@main: not on this machine, and the hub cannot be reached")
 
     built = []
     monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
@@ -55,7 +55,7 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
     ("backend", "said"),
     [
         (SimpleNamespace(launches=True, url=None), "launching the engine"),
-        (SimpleNamespace(launches=False, url="http://h:1"), "asking http://h:1, which runs already"),
+        (SimpleNamespace(launches=False, url="http://h:1"), "connecting to http://h:1"),
     ],
 )
 def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):

@@ -14,6 +14,7 @@ from rich.console import Console
 from sweep.config import Halted, Settings
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive import row_writer
 from sweep.drive.deployment_state import Stage
 from sweep.drive.driver import Driver
 from sweep.drive.progress import Display
@@ -295,6 +296,18 @@ def test_trials_parquet_holds_the_present_plan_only(tmp_path):
     paths, ledger = drive(make_plan(deployment("a", ["2", "3"])), tmp_path, Scripted({"a": [["ok"]]}))
     assert [row["trial_id"] for row in read_trials(paths.trials)] == ["2", "3"]
     assert set(ledger.rows) == {"1", "2", "3"}, "nothing is lost: the old row is still in the ledger"
+
+
+def test_rows_are_recomputed_when_nothing_runs_any_more(tmp_path, monkeypatch):
+    """It may take minutes, in which no node would get its next deployment."""
+    plan = make_plan(deployment("a", ["1"]), deployment("b", ["2", "3"]))
+    executor, rows = Scripted({"a": [["ok"]], "b": [["ok", "ok"]]}), []
+    monkeypatch.setattr(row_writer, "WRITE_INTERVAL", -1.0)
+    monkeypatch.setattr(row_writer, "WRITE_SHARE", float("inf"))
+    monkeypatch.setattr(row_writer, "recomputed_row", lambda *_: rows.append(len(executor.driver.ledger.rows)))
+    paths, _ = drive(plan, tmp_path, executor)
+    assert rows == [3, 3, 3]
+    assert len(read_trials(paths.trials)) == 3
 
 
 def test_no_more_is_in_flight_than_the_cluster_has_room_for(tmp_path):

@@ -22,6 +22,7 @@ from sweep.client import measurement
 from sweep.client.job import Job
 from sweep.client.measurement import ClientDied, Measurement, measure
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
+from sweep.client.process import _peak_memory
 from sweep.client.wire import Target
 from sweep.records import Request, Timeouts
 from tests.simulated_engine import simulated
@@ -468,6 +469,11 @@ def test_memory_does_not_grow_with_the_trial(tmp_path: Path) -> None:
             peaks.append(seen.report.peak_memory_bytes)
     assert peaks[1] < peaks[0] + 8e6  # 256,000 chunks more
     assert peaks[1] < 80e6
+
+
+def test_the_peak_memory_is_known_without_a_high_water_mark_in_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: "Name:\tpython\nVmRSS:\t9000 kB\n")
+    assert _peak_memory() > 1 << 20
 
 
 def test_selfcheck_finds_what_the_client_is_worth(capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,5 +154,5 @@ def test_an_engine_timed_inside_is_told_conditions_or_that_it_needs_a_client() -
     order = {"arrivals": [0.0, 1.0], "most_in_flight": None, "duration": None}
     assert OpenLoop(array("d", [0, 1])).without_client() == order
     for mode in (ClosedLoop(1, offsets=array("d", [1.0])), SessionTurns(array("d", [0]), 1.0)):
-        with pytest.raises(ValueError, match="an engine that is timed inside"):
+        with pytest.raises(ValueError, match="an engine that is measured in its own process"):
             mode.without_client()

@@ -132,7 +132,9 @@ def test_a_commit_that_no_hub_tells_is_not_taken_for_another_model(planned, ledg
     for done in ledger.rows.values():
         done["digests"] = json.dumps({"model": f"org/model@{'a' * 40}"})
     assert pending_deployments(unresolved("org/other"), ledger) == []
-    with pytest.raises(ConfigError, match=r"^model: no hub resolves org/model@main to a commit, and there are results"):
+    with pytest.raises(
+        ConfigError, match=r"^model: the hub cannot be reached to resolve org/model@main to a commit, and the results"
+    ):
         pending_deployments(unresolved("org/model"), ledger)
 
 

@@ -46,6 +46,17 @@ def test_a_conversion_is_made_once_and_says_what_it_is(model, tmp_path):
     assert checkpoints.note(folder)["parameters"] == {"bits": 4}
 
 
+def test_a_conversion_has_the_files_that_describe_the_model_and_no_index_of_its_weights(model, tmp_path):
+    for name in ("merges.txt", "spiece.model", "chat_template.jinja", "model.safetensors.index.json"):
+        (model / name).write_text(name)
+    (model / "onnx.model").mkdir()
+    (model / "special_tokens_map.json").symlink_to(model / "blob that was deleted")
+    folder = convert(model, Maker(), tmp_path / "cache")
+    made = {"model.bin", "conversion.json"}
+    described = {"config.json", "tokenizer.json", "merges.txt", "spiece.model", "chat_template.jinja"}
+    assert {path.name for path in folder.iterdir()} == made | described
+
+
 def test_other_parameters_other_weights_or_another_tokenizer_are_another_conversion(model, tmp_path):
     maker, folders = Maker(), set()
     folders.add(convert(model, maker, tmp_path / "cache", bits=4))
@@ -157,3 +168,10 @@ def test_programs_ask_nothing_of_the_hub(tmp_path):
     code = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('HF_')}))"
     checkpoints.execute([sys.executable, "-c", code], "it", log, print)
     assert json.loads(log.read_text().splitlines()[-1]).items() >= {"HF_HUB_OFFLINE": "1"}.items()
+
+
+def test_a_converter_does_not_import_from_the_orchestrators_path(tmp_path, monkeypatch):
+    (tmp_path / "ctranslate2.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    checkpoints.execute([sys.executable, "-c", "import sys; print(sys.path)"], "it", tmp_path / "log", print)
+    assert str(tmp_path) not in (tmp_path / "log").read_text().splitlines()[-1]

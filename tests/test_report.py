@@ -91,7 +91,7 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
     for said in (
         *("throughput_bound", "vllm 0.32.0", "model: tiny-llama instead of llama-2-7b-chat", "2.93 USD per hour"),
         *("oom_run", "Tried to allocate 2 GiB", "needs docker", "c9dd7f2", "NVIDIA L4", "node-1"),
-        *("python -m sweep +experiment=throughput_bound", "first token − scheduled", "p99 of only 64 requests"),
+        *("python -m sweep +experiment=throughput_bound", "first token − scheduled", "p99 over only 64 requests"),
     ):
         assert said in words, said
     assert len(text) < 2_000_000
@@ -158,7 +158,7 @@ def test_the_steady_state_is_in_the_summary_and_the_report(tmp_path: Path) -> No
     assert "<h2>Steady state</h2>" in text
     assert ["a", "qa", "67%", "42.0 ±61%"] in [row[:4] for row in rows_of(text)]
     text = report_of(run_of(tmp_path, rows[3:]))
-    assert "No trial has a steady-state window: all figures are of whole runs. Most often: too short." in text
+    assert "No trial has a steady-state window: all figures are of whole runs. Most common reason: too short." in text
 
 
 def test_the_best_carries_its_warnings(tmp_path: Path) -> None:
@@ -253,4 +253,4 @@ def test_a_p99_says_of_how_many_requests_it_is_and_how_sure(tmp_path: Path) -> N
     p99 = {name: row[-1] for name, row in rows.items()}
     assert p99 == {"a": "200 [200–200]", "b": "200 [200 or more]", "lost": "200", "two": "200 ±<1%"}
     assert rows["two"][1:3] == ["2", "200"]
-    assert "of one replicate has the interval over its requests" in text
+    assert "hold the interval over its requests" in text

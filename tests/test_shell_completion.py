@@ -45,7 +45,7 @@ def test_help_of_a_backend_lists_its_keys(capsys, arguments):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "backend.launch_timeout" in printed
-    assert "s until it must be ready" in printed
+    assert "s within which the engine must be ready" in printed
 
 
 @pytest.mark.parametrize(

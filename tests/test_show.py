@@ -15,7 +15,7 @@ from sweep.plan.packing import Node
 from sweep.plan.pending import find_pending
 from tests.test_driver import deployment, make_plan
 
-WHY = "the engine failed again and again, last: " + "cannot allocate what it needs " * 5
+WHY = "the engine failed repeatedly, most recently: " + "cannot allocate what it needs " * 5
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import time
 import pytest
 from rich.console import Console
 
-from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive import status
@@ -54,10 +53,10 @@ def test_done_failed_and_why(run):
     assert "never started" in text
 
 
-def test_a_plan_of_an_older_version_has_no_labels(run):
-    entries = run_files.read_plan(run.plan)
-    write_plan(run, [{key: value for key, value in entry.items() if key != "label"} for entry in entries])
-    assert "d1 t2: hung: not done in 60 s [d1/1/engine.log]" in lines(run)
+def test_a_plan_from_before_there_were_labels_is_read_by_its_ids(run):
+    entries = [json.loads(line) for line in run.plan.read_text().splitlines()]
+    write_plan(run, [{key: entry[key] for key in entry if key != "label"} for entry in entries])
+    assert "  d1 t2: hung: not done in 60 s [d1/1/engine.log]" in lines(run)
 
 
 def test_what_is_unavailable_has_no_log(run):

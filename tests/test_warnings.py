@@ -81,7 +81,7 @@ def test_each_warning_is_printed_and_reported_with_its_figure_and_remedy(tmp_pat
     text, document = " ".join(printed(run, 100).split()), html.unescape(report_of(run))
     for message in (
         *("model: tiny", "baseline (backend = c)", "one replicate, no interval [all points]", "replicates=3"),
-        *("p99 of only 16 requests", "3.0% of requests failed", "80% of a core", "50% of the rate asked for"),
+        *("p99 over only 16 requests", "3.0% of requests failed", "80% of a core", "50% of the requested rate"),
         *("the client was the bottleneck in 1 trial", "2 versions of this code", "uncommitted code (def+)"),
         "low-agreement: agreement 42% with the reference [1 of 3 points: b, qa, batch size 8]",
     ):
@@ -113,7 +113,7 @@ def test_a_run_without_the_column_is_judged_by_its_rows(tmp_path: Path) -> None:
 def test_of_several_alike_the_worst_is_shown(tmp_path: Path) -> None:
     rows = [trial("a", batch, index, 10.0, num_requests=batch) for batch in (8, 16, 32, 64) for index in range(3)]
     warning = warnings_of(run_of(tmp_path, [*rows, trial("b", 128, 0, 10.0)]))["few-requests"]
-    assert warning == "p99 of only 8 requests [4 of 5 points of a; the worst: a, qa, batch size 8]"
+    assert warning == "p99 over only 8 requests [4 of 5 points of a; the worst: a, qa, batch size 8]"
 
 
 def test_a_mean_of_survivors_is_flagged(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_unknown_agreement_is_flagged_beside_known(tmp_path: Path) -> None:
     unknown = trial("b", 8, 0, 10.0, agreement_reference="none: the engine's answer: timed out")
     rows = [trial("a", 8, 0, 10.0, agreement=1.0), unknown, trial("c", 8, 0, 10.0)]
     message = warnings_of(run_of(tmp_path, rows))["unknown-agreement"]
-    assert "for b (none: the engine's answer: timed out), c (no reason was noted)" in message
+    assert "for b (none: the engine's answer: timed out), c (no reason given)" in message
     assert "unknown-agreement" not in warnings_of(run_of(tmp_path, [unknown]))
 
 
@@ -174,6 +174,6 @@ def test_a_point_has_the_warnings_of_its_own_trials(tmp_path: Path) -> None:
     rows += [trial("b", 8, index, 10.0, agreement=0.5) for index in range(3)]
     concerned = by_point(RunResults(run_of(tmp_path, rows)).warnings)
     assert {point: [warning.message for warning in alike] for point, alike in concerned.items()} == {
-        0: ["2.0% of requests failed", "p99 of only 98 requests"],
+        0: ["2.0% of requests failed", "p99 over only 98 requests"],
         1: ["agreement 50% with the reference"],
     }

@@ -63,7 +63,7 @@ def converted(
         description = {**content, **note(partial)}
         for path in model.iterdir():
             weights = path.name.endswith(".index.json")  # says which file a tensor is in
-            if path.suffix in DESCRIPTION and not weights and not (partial / path.name).exists():
+            if path.suffix in DESCRIPTION and path.is_file() and not weights and not (partial / path.name).exists():
                 shutil.copyfile(path, partial / path.name)
         (partial / NOTE).write_text(json.dumps(description, indent=1))
 
@@ -116,8 +116,9 @@ def execute(
 ) -> None:
     """Run a converting program at low priority, its output in `log`. Raises ConversionFailed with its last line."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Unbuffered, so that progress is reported as it is made and the error is the last line.
-    settings = {**os.environ, "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
+    # Unbuffered, so that progress is reported as it is made and the error is the last line. Another interpreter must
+    # not import the distributions of this one's PYTHONPATH.
+    settings = {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
 
     def report(line: str) -> None:
         if line.startswith(PROGRESS):

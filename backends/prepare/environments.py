@@ -57,7 +57,7 @@ def resolve(choice: EnvironmentChoice, on: Platform, options: ConfigPath | None 
     name = choice.cuda if on == "cuda" else choice.cpu
     if name is None:
         raise ValueError(
-            f"backend.env.{on} names no environment: this engine does not run there unless env.python does"
+            f"backend.env.{on} names no environment: name one, or set backend.env.python to the interpreter of your own"
         )
     options = options or ConfigPath()
     names = options.choices("environment")

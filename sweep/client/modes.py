@@ -45,7 +45,9 @@ class Mode:
 
     def without_client(self) -> dict[str, Any]:
         """The fields of `backends.host.offline.Order`, for an engine that is timed inside; ValueError if it cannot."""
-        raise ValueError("an engine that is timed inside cannot keep a load of this mode: it needs a client")
+        raise ValueError(
+            "an engine that is measured in its own process cannot run this load: choose another load or backend"
+        )
 
     def begin(self, sender: Sender) -> None:
         """Put the first instants on the timeline; the clock starts at `sender.start`."""
@@ -115,7 +117,7 @@ class ClosedLoop(Mode):
 
     def without_client(self) -> dict[str, Any]:
         if any(self.think or ()) or any(self.offsets or ()):
-            raise ValueError("an engine that is timed inside has no users who think or come later")
+            raise ValueError("an engine that is measured in its own process needs load.think_time=0 and load.stagger=0")
         return {"most_in_flight": self.concurrency, "duration": self.duration}
 
     def begin(self, sender: Sender) -> None:

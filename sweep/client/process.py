@@ -14,6 +14,7 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import sys
 import time
 from array import array
@@ -147,9 +148,12 @@ class MeasuringProcess:
 
 
 def _peak_memory() -> int:
-    """Largest resident memory of this process, bytes. (ru_maxrss also remembers the one it was forked from.)"""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    """Largest resident memory of this process, bytes.
+
+    ru_maxrss also remembers the process that this one was forked from; it is read where there is no VmHWM (gVisor).
+    """
+    peak = Path("/proc/self/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()
+    return (int(peak[0]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
 
 
 def _send_message(**message: object) -> None:

@@ -112,7 +112,7 @@ class Sender:
         limits, sent, last_token = self.job.timeouts, answer.sent, answer.last_token
         if not sent:
             if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
-                connection.abandon(f"connect: none within {limits.connect:g} s")
+                connection.abandon(f"connect: no connection within {limits.connect:g} s")
         elif answer.ended and now - max(sent, last_token) > GRACE_AFTER_END:
             connection.abandon(None)  # all of the answer is here; only HTTP's own end is not
         elif now - sent > limits.total * 1e9:

@@ -262,7 +262,9 @@ class Driver:
         review = self.nodes.review(self.executor.has_nodes_besides)
         addresses = self.nodes.addresses
         for node_id in review.restored:
-            self.display.log(f"node {addresses[node_id]} is back in service: it fails no more than others")
+            self.display.log(
+                f"node {addresses[node_id]} is no longer quarantined: its deployments fail on other nodes too"
+            )
         for node_id in review.quarantined:
             failed = len(self.nodes.failed_only_on(node_id))
             self.display.log(f"node {addresses[node_id]} quarantined: {failed} deployments failed only there")

@@ -27,11 +27,11 @@ def results_folder(settings: Settings) -> Path:
     if object_store.is_url(settings.out):
         object_store.ObjectStore(settings.out)
         if settings.fresh:
-            raise ConfigError(f"fresh=true: objects cannot be renamed; give another out than {settings.out}")
+            raise ConfigError(f"fresh=true: does not work with an object store; choose another out than {settings.out}")
         return object_store.staging_folder(settings.out, cache_directory(settings.cache_dir))
     if INSIDE_A_JOB in os.environ and not Path(settings.out).is_absolute():
         raise ConfigError(
-            f"out={settings.out}: a Ray job's folder is thrown away with it; allowed are an absolute path on a disk "
+            f"out={settings.out}: a Ray job's folder is deleted with the job; allowed are an absolute path on a disk "
             "that stays, s3://bucket/path and gs://bucket/path"
         )
     return Path(settings.out).absolute()

@@ -58,14 +58,18 @@ class RowWriter:
     def write_table_if_due(self) -> None:
         """Rewrite trials.parquet from time to time."""
         if time.monotonic() > self.write_after:
-            self.write_table()
+            self.write_table(recompute=False)
 
-    def write_table(self) -> None:
-        """Write trials.parquet: exactly the rows of the present plan, in its order."""
+    def write_table(self, recompute: bool = True) -> None:
+        """Write trials.parquet: exactly the rows of the present plan, in its order.
+
+        `recompute` brings rows up to the present settings from their stamps, which takes minutes for many: not while
+        nodes wait for the driver, or a measurement beside it for a core.
+        """
         begin = time.monotonic()
         settings, axes = self.plan.settings, self.plan.axes
         rows = [
-            present_row(self._recomputed(row, trial), deployment, trial, settings, axes)
+            present_row(self._updated(row, trial, recompute), deployment, trial, settings, axes)
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
@@ -74,12 +78,12 @@ class RowWriter:
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
-    def _recomputed(self, row: LedgerRow, trial: Trial) -> LedgerRow:
+    def _updated(self, row: LedgerRow, trial: Trial, recompute: bool) -> LedgerRow:
         """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
         settings = self.plan.settings
         if row["outcome"] != Outcome.OK or is_current(row, settings):
             return row
-        recomputed = recomputed_row(row, trial, settings, self.paths)
+        recomputed = recomputed_row(row, trial, settings, self.paths) if recompute else None
         if recomputed is not None:
             self.ledger.commit(recomputed)
             return recomputed

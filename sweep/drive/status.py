@@ -95,21 +95,16 @@ def read(out: Path) -> Status:
             f"{out}: no run there; allowed: a results folder, or the name of one under results/"
         ) from None
     ledger = Ledger(paths.ledger, write=False)
-    labels = {entry["deployment_id"]: _label(entry) for entry in plan if entry["kind"] == "deployment"}
+    labels = {entry[f"{entry['kind']}_id"]: _label(entry) for entry in plan if entry["kind"] != "experiment"}
     trials = [entry for entry in plan if entry["kind"] == "trial"]
     rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
     failures = [
-        (f"{labels[entry['deployment_id']]} {_label(entry)}", row["outcome"], _failure(row))
+        (f"{labels[entry['deployment_id']]} {labels[entry['trial_id']]}", row["outcome"], _failure(row))
         for entry, row in rows
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
     ]
     outcomes = Counter(str(row["outcome"]) for _, row in rows)
     return Status(plan[0]["name"], len(trials), outcomes, failures, read_status_file(paths), str(paths.deployments))
-
-
-def _label(entry: dict[str, Any]) -> str:
-    """The label of a deployment or trial; its id in a plan of an older version, which has none."""
-    return str(entry.get("label") or entry[f"{entry['kind']}_id"])
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
@@ -119,6 +114,11 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
         return content
     except FileNotFoundError:
         return None
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    """Return the label of a deployment or trial; its id in a plan that was written before there were labels."""
+    return str(entry.get("label", entry[f"{entry['kind']}_id"]))
 
 
 def _failure(row: Mapping[str, Any]) -> str:

@@ -72,7 +72,9 @@ def fetch(
                 if names or any(folder.glob(weights_pattern)):
                     return folder
         reason = first_line(error)
-        raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and no hub ({reason})") from None
+        raise ValueError(
+            f"model.repo={repo}@{revision}: not on this machine, and the hub cannot be reached ({reason})"
+        ) from None
 
 
 def _hub_cache(cache_dir: Path) -> Path:
@@ -89,7 +91,7 @@ def _is_answer(error: Exception) -> bool:
 
 def _refused(repo: str, revision: str, error: Exception) -> ValueError:
     if isinstance(error, RevisionNotFoundError):
-        return ValueError(f"model.revision={revision}: {repo} has none; allowed is a branch, tag or commit of it")
+        return ValueError(f"model.revision={revision}: not in {repo}; allowed is a branch, tag or commit of it")
     return ValueError(f"model.repo={repo}@{revision}: {first_line(error)} (a gated model needs HF_TOKEN)")
 
 

@@ -37,7 +37,7 @@ class Load(Strict):
     """A name for the trials row, and a time after which nothing new is sent."""
 
     name: str
-    duration: Positive | None = None  # s; None: the number of requests alone ends the trial
+    duration: Positive | None = None  # s; null: only the number of requests ends the trial
 
     @property
     def size(self) -> int | None:

@@ -42,11 +42,11 @@ class Model(Strict):
     launchable: ClassVar[bool] = True  # whether an engine can load it
 
     name: str
-    tokenizer: str | None = None  # folder or Hugging Face repository of another tokenizer than the model's own
-    tokenizer_revision: str = "main"  # branch, tag or commit of such a repository
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # that engines compute in
-    max_model_len: PositiveInt | None = None  # context that engines are told to make room for; None: the model's
-    served_name: str | None = None  # under which engines serve it; None: `name`
+    tokenizer: str | None = None  # folder or Hugging Face repository of the tokenizer; null: the model's own
+    tokenizer_revision: str = "main"  # branch, tag or commit of the tokenizer's repository
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # number format in which engines compute
+    max_model_len: PositiveInt | None = None  # context length, in tokens, given to the engine; null: the model's
+    served_name: str | None = None  # name under which engines serve the model; null: `name`
 
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what is allowed, for errors that show without a node."""

@@ -89,8 +89,8 @@ class Workload(Strict):
     name: str
     num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured requests
     warmup_requests: NonNegativeInt = 4  # with different prompts, sent before the measured ones and never summarised
-    ignore_eos: bool = True  # every answer has exactly the requested length; False: at most
-    unique_header: bool = True  # False: for studies of shared prefixes
+    ignore_eos: bool = True  # true: every answer has exactly the requested length; false: at most
+    unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
 
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what is allowed, if a file is invalid."""

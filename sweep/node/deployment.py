@@ -243,7 +243,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             emit(State("waiting for GPU memory"))
             gpu_memory.wait_until_free(node.launch.gpus)
         expected = agreement.reference(work, node.launch, lambda text: emit(State(text)))
-        emit(State("launching the engine" if backend.launches else f"asking {backend.url}, which runs already"))
+        emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
             facts = {**engine.facts(), **agreement.compare(work, engine, expected)}
             return _run_trials(work, RunningEngine(node, engine, facts), pending, emit)
@@ -371,7 +371,7 @@ def _measure(
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
     """Return the engine's failure that a trial's row shows: it died, or it hung, or it answered no request."""
-    outcome, reason = Outcome(row["outcome"]), f"the engine failed again and again, last: {row['reason']}"
+    outcome, reason = Outcome(row["outcome"]), f"the engine failed repeatedly, most recently: {row['reason']}"
     answered_none = outcome is Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
     if outcome in (Outcome.ENGINE_CRASHED, Outcome.HUNG) or answered_none:
         return Failure(outcome, reason, row.get("log_tail"), good=good)

@@ -34,13 +34,17 @@ def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, timed_o
         outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
         return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
     if timed_out:
-        return Verdict(outcome=Outcome.HUNG, reason=f"not done in {work.settings.trial_timeout} s", log_tail=log)
+        return Verdict(
+            outcome=Outcome.HUNG,
+            reason=f"not finished within trial_timeout={work.settings.trial_timeout:g} s",
+            log_tail=log,
+        )
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
         stopped = result.report.stopped
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
-        unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'why is unknown'}"
+        unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
         return Verdict(outcome=partial, reason=unsent, log_tail=log)
     outcome, reason = outcome_of(result.records, max_failed=work.settings.max_failed)
     if outcome is not Outcome.OK:
@@ -51,7 +55,7 @@ def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, timed_o
         return Verdict(outcome=outcome, reason=reason, log_tail=log)
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
-        stepped = f"the host's clock was set ({steps} times): stamps of a second before may be off by as much"
+        stepped = f"the host's clock was set ({steps} times): timestamps of the second before may be off by as much"
         return Verdict(outcome=Outcome.INVALID, reason=stepped)
     if reason := limited(result.report, result.records):
         return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
@@ -77,7 +81,7 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
             f"{count} of {total} requests failed ({count / total:.1%}; allowed {max_failed:.1%}); {_commonest(failed)}"
         )
     if np.all(np.isnan(service_ttft(records)[mask & succeeded(records)])):
-        return Outcome.INVALID, f"none of {total} requests brought a token"
+        return Outcome.INVALID, f"none of {total} requests returned a token"
     step = step_back(records, mask)
     if step > STEP_BACK:
         return Outcome.INVALID, f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
@@ -131,18 +135,18 @@ def limited(report: ClientReport, records: Records) -> str | None:
     allowed = max(LATE, 0.1 * float(np.median(first[mask])))
     if late > allowed:
         if report.cpu < BUSY_ELSEWHERE:
-            remedy = "something else kept the client's core busy: run again when the machine is quiet"
-        return f"requests left {late * 1e3:.1f} ms late (p99), allowed are {allowed * 1e3:.1f} ms: {remedy}"
+            remedy = "another process kept the client's core busy: run again when the machine is idle"
+        return f"requests were sent {late * 1e3:.1f} ms late (p99; allowed: {allowed * 1e3:.1f} ms): {remedy}"
     loop = report.loop_lag_p99
     if loop > max(LATE, _chunks_apart(records, mask)) and report.multi_event_reads > SHARED_STAMPS * len(
         records.chunk_us
     ):
         return (
-            f"the client's loop was {loop * 1e3:.1f} ms late (p99), more than chunks are apart, and "
-            f"{report.multi_event_reads} reads held several of them: {remedy}"
+            f"the client's loop was {loop * 1e3:.1f} ms late (p99), more than the time between chunks, and "
+            f"{report.multi_event_reads} reads returned several chunks: {remedy}"
         )
     if report.stamp_source not in ("kernel", "engine") and report.loop_lag_p99 > allowed:
-        return f"stamps are the client's own and its loop was {loop * 1e3:.1f} ms late (p99): {remedy}"
+        return f"the client took the timestamps, and its loop was {loop * 1e3:.1f} ms late (p99): {remedy}"
     return None
 
 

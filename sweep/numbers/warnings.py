@@ -129,11 +129,12 @@ def _share(part: float, total: float) -> float:
 @register(
     TRIAL_CHECKS,
     Severity.SEVERE,
-    "These speeds are of different answers: check the number format, the quantization and the engine's version.",
+    "The engine gives other answers than the model, so its speed cannot be compared: check the number format, the"
+    " quantization and the engine's version.",
     lowest_is_worst=True,
 )
 def low_agreement(agreement: float) -> Evidence | None:
-    """Fewer than 90 % of the greedy tokens are those of the reference."""
+    """Fewer than 90 % of the greedy tokens agree with the reference."""
     return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if agreement < LOW_AGREEMENT else None
 
 
@@ -144,7 +145,7 @@ def low_agreement(agreement: float) -> Evidence | None:
     lowest_is_worst=True,
 )
 def inexact_agreement(agreement: float) -> Evidence | None:
-    """Some greedy tokens differ from the reference's, at most 10 %."""
+    """Some greedy tokens, at most 10 %, differ from the reference's."""
     inexact = LOW_AGREEMENT <= agreement < 1
     return Evidence(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
 
@@ -164,7 +165,7 @@ def failed_requests(num_failed: int, num_requests: int) -> Evidence | None:
 @register(
     TRIAL_CHECKS,
     Severity.SEVERE,
-    "They were waiting at the concurrency cap when the time was up. Latencies are of the requests that were sent, and"
+    "They were waiting at the concurrency cap when the time was up. Latencies are only of the requests that were sent;"
     " users would have seen longer ones: raise the cap or lower the rate.",
     LATENCIES,
 )
@@ -183,15 +184,15 @@ def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
     lowest_is_worst=True,
 )
 def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | None:
-    """Requests were sent at less than 95 % of the rate asked for."""
+    """Requests were sent at less than 95 % of the requested rate."""
     share = _share(realised_rate, offered_rate)
-    return Evidence(share, f"requests were sent at {share:.0%} of the rate asked for") if share < LOW_RATE else None
+    return Evidence(share, f"requests were sent at {share:.0%} of the requested rate") if share < LOW_RATE else None
 
 
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
-    "Read the steady_* columns, or ask for more requests (workload.num_requests).",
+    "Use the steady_* columns, or set workload.num_requests higher.",
 )
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
     """The time before the steady state is a large part of the trial."""
@@ -201,40 +202,40 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
-    "A p99 of fewer than 100 requests is nearly the slowest of them: set workload.num_requests=100 or more.",
+    "A p99 over fewer than 100 requests is nearly the slowest of them: set workload.num_requests=100 or more.",
     P99,
     lowest_is_worst=True,
 )
 def few_requests(num_requests: int, num_failed: int) -> Evidence | None:
-    """The p99 is of fewer than 100 requests."""
+    """The p99 is over fewer than 100 requests."""
     answered = num_requests - num_failed
-    return Evidence(answered, f"p99 of only {answered:,} requests") if answered < REQUESTS_FOR_P99 else None
+    return Evidence(answered, f"p99 over only {answered:,} requests") if answered < REQUESTS_FOR_P99 else None
 
 
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
-    "TTFT and ITL include the client's own delays. On Linux the kernel takes the timestamps.",
+    "TTFT and ITL include the client's own delays. Measure on Linux, where the kernel takes the timestamps.",
     ARRIVALS,
 )
 def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> Evidence | None:
-    """The client itself stamped some arrivals, not the kernel."""
+    """The client, not the kernel, took the timestamps of some arrivals."""
     lag, by_client = client_loop_lag_p99, client_stamp_source in ("user", "mixed")
-    return Evidence(lag, f"arrivals stamped by the client, up to {lag * 1e3:.1f} ms late (p99)") if by_client else None
+    return Evidence(lag, f"the client stamped arrivals, up to {lag * 1e3:.1f} ms late (p99)") if by_client else None
 
 
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
-    "They share a timestamp, so ITL p99 is less exact than 0.1 ms: the engine writes in bursts, or the client was late."
-    " A core of its own for the client, or more client.processes, tells which.",
+    "They share a timestamp, so ITL p99 is less exact than 0.1 ms: either the engine writes in bursts or the client was"
+    " late. To find out, give the client its own core, or set client.processes higher.",
     ("itl_p99",),
 )
 def shared_timestamps(client_multi_event_reads: int, output_tokens: int) -> Evidence | None:
-    """Tokens were often read several at once."""
+    """The client often read several tokens at once."""
     share = _share(client_multi_event_reads, output_tokens)
     return (
-        Evidence(share, f"several tokens in one read, {share:.1%} as often as tokens") if share > SHARED_READS else None
+        Evidence(share, f"{100 * share:.1f} reads with several tokens per 100 tokens") if share > SHARED_READS else None
     )
 
 
@@ -248,7 +249,7 @@ def busy_client(client_cpu: float) -> Evidence | None:
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
 
 
-@register(TRIAL_CHECKS, Severity.INFO, "Commit before measuring what is to be reproduced.")
+@register(TRIAL_CHECKS, Severity.INFO, "To make a result reproducible, commit the changes before measuring.")
 def uncommitted_code(commit: str) -> Evidence | None:
-    """This project's code had changes that are in no commit."""
+    """This project's code had uncommitted changes."""
     return Evidence(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None

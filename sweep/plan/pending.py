@@ -87,8 +87,8 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
     for repository, revision in sorted(revisions):
         if repository in commits:
             raise ConfigError(
-                f"model: no hub resolves {repository}@{revision} to a commit, and there are results of "
-                f"{commits[repository]}; run the same command later, or set that commit as the revision"
+                f"model: the hub cannot be reached to resolve {repository}@{revision} to a commit, and the results are "
+                f"of {commits[repository]}; run the same command later, or set that commit as the revision"
             )
 
 

@@ -127,7 +127,7 @@ def beyond_context(plan: Plan) -> list[str]:
                     inputs + outputs,
                     (
                         f"workload {workload.name}: {inputs} input + {outputs} output tokens exceed the context of "
-                        f"{model.name}, {context}; engines refuse such requests or cut them short"
+                        f"{model.name}, {context}; engines reject such requests or truncate them"
                     ),
                 )
     return [text for _, text in longest.values()]
@@ -143,7 +143,7 @@ def few_cores(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     }
     return [
         f"{address}: {cores:g} cores for each {'GPU' if cuda else 'deployment'}, including the measuring client's; "
-        f"an engine short of cores is slow (recommended: {FEW_CORES} or more)"
+        f"engines with too few cores are slow (recommended: {FEW_CORES} or more)"
         for address, cores in cores_by_node.items()
         if cores < FEW_CORES
     ]

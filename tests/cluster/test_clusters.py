@@ -139,7 +139,7 @@ def test_a_sweep_as_a_ray_job(tmp_path):
     def refused():
         result = submit()
         assert result.returncode
-        return "a Ray job's folder is thrown away with it" in result.stdout + result.stderr
+        return "a Ray job's folder is deleted with the job" in result.stdout + result.stderr
 
     nodes = []
     try:

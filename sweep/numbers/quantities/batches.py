@@ -1,4 +1,4 @@
-"""Lockstep batches: those of which every request succeeded. Another did less work, and counts in neither."""
+"""Lockstep batches. A batch with a failed request did less work, so it counts in neither quantity."""
 
 from typing import NamedTuple
 

@@ -6,14 +6,14 @@ from typing import Any
 from sweep.numbers.quantity import Quantity, declare, quantity
 
 REPORT: dict[str, tuple[str, type, str]] = {
-    "cpu": ("cores", float, "CPU time / time, of the busiest of its processes."),
-    "loop_lag_p50": ("s", float, "median delay of its event loop."),
-    "loop_lag_p99": ("s", float, "p99 of the delays of its event loop."),
-    "reads": ("", int, "reads of a socket."),
-    "multi_event_reads": ("", int, "reads that held several token events, which then share a stamp."),
-    "clock_steps": ("", int, "times that the host's clock was set while it measured."),
-    "processes": ("", int, "its processes."),
-    "offered": ("requests", int, "requests that came due."),
+    "cpu": ("cores", float, "CPU time / elapsed time of the client's busiest process."),
+    "loop_lag_p50": ("s", float, "median delay of the client's event loop."),
+    "loop_lag_p99": ("s", float, "p99 of the delays of the client's event loop."),
+    "reads": ("", int, "number of reads from sockets."),
+    "multi_event_reads": ("", int, "reads that returned several token events, which then share a stamp."),
+    "clock_steps": ("", int, "how often the host's clock was set while the client measured."),
+    "processes": ("", int, "number of client processes."),
+    "offered": ("requests", int, "requests that were due."),
     "sent": ("requests", int, "requests that were sent."),
 }
 """Field of the report -> unit, type and meaning."""
@@ -39,17 +39,17 @@ for _name, (_unit, _type, _formula) in REPORT.items():
 
 @quantity(unit="s", kind="count", better="lower", label="Engine start-up")
 def startup_seconds(startup_seconds: float | None) -> float | None:
-    """from the engine's launch to its first good answer."""
+    """from the engine's launch to its first successful answer."""
     return startup_seconds
 
 
 @quantity(unit="s", kind="count", better="lower")
 def wall_seconds(wall_seconds: float) -> float:
-    """what the trial took, warm-up included."""
+    """elapsed time of the trial, warm-up included."""
     return wall_seconds
 
 
 @quantity(unit="share", kind="validity")
 def agreement(agreement: float | None) -> float | None:
-    """share of the reference's greedy tokens that the engine gives, position by position."""
+    """share of the reference's greedy tokens that the engine produces too, from the beginning of each answer."""
     return agreement

@@ -15,7 +15,7 @@ PER_REQUEST = {"unit": "s", "per": "request", "better": "lower"}
 
 @quantity(**PER_REQUEST, kind="latency", event="first", label="TTFT", headline={"p50": 2, "p99": 5})
 def ttft(records: Records) -> Floats:
-    """first token − scheduled: with the wait for a slot and the client's own lag. Shape (requests,), s."""
+    """first token − scheduled: includes the wait for a slot and the client's lag. Shape (requests,), s."""
     return service_ttft(records) + (as_floats(records.sent) - as_floats(records.scheduled))
 
 
@@ -36,13 +36,13 @@ def tpot_e2e(records: Records) -> Floats:
 
 @quantity(unit="s", per="gap", better="lower", kind="latency", event="last", label="ITL")
 def itl(block: Block) -> NDArray[np.int64]:
-    """arrival of a chunk with a token − arrival of the one before it, every such gap. Shape (gaps,), µs."""
+    """arrival of a chunk with a token − arrival of the previous one; every such gap. Shape (gaps,), µs."""
     return block.gaps()
 
 
 @quantity(unit="s", per="gap", better="lower", kind="latency", label="ITL per token")
 def itl_token(block: Block) -> NDArray[Any]:
-    """itl / the tokens of the later chunk. Shape (gaps,), µs."""
+    """itl / number of tokens in the later chunk. Shape (gaps,), µs."""
     return block.gaps() / block.tokens[1:][block.inside()]
 
 

@@ -1,4 +1,4 @@
-"""The load as it really was, beside the one asked for."""
+"""The load as it really was, and as it was requested."""
 
 import numpy as np
 

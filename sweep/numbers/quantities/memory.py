@@ -1,7 +1,7 @@
 """The engine's memory in the telemetry (`samples`) over the measured time: `duration` s from `begin`.
 
-Memory is also taken from readings shortly after the end or, if there are none, from before: an engine holds it. What is
-gone with the requests, such as KV-cache use, is not.
+Memory figures include the readings shortly after that time, or, if there are none in or after it, those from before: an
+engine keeps its memory. KV-cache use ends with the requests, so only readings in that time count.
 """
 
 import itertools
@@ -19,7 +19,7 @@ MEMORY = {"unit": "bytes", "kind": "memory", "better": "lower"}
 
 @quantity(**KV_CACHE, label="KV-cache use mean", short="KV use mean")
 def kv_cache_usage_mean(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """mean over time of the readings during the trial; none if no request ran at any."""
+    """mean over time of the readings during the trial; null if no request ran at any reading."""
     return time_mean(_kv_cache_usage(samples, begin, duration))
 
 
@@ -37,7 +37,7 @@ def memory_idle_bytes(idle_memory: float | None) -> float | None:
 
 @quantity(**MEMORY, label="Memory mean")
 def memory_mean_bytes(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """mean over time of the readings during the trial: of the GPUs, else of the engine's processes."""
+    """mean over time of the readings during the trial: of the GPUs, or without any, of the engine's processes."""
     return time_mean(memory_of(_around(samples, begin, duration))[1])
 
 
@@ -49,7 +49,7 @@ def memory_peak_bytes(samples: Sequence[Sample], begin: float, duration: float |
 
 @quantity(unit="", kind="memory", type=str)
 def memory_label(samples: Sequence[Sample], begin: float, duration: float | None, reserves_memory: bool) -> str:
-    """gpu, process (memory of its processes), or reserved (a pool that the engine takes at its start)."""
+    """gpu, process (memory of the engine's processes), or reserved (a pool that it allocates at launch)."""
     return "reserved" if reserves_memory else memory_of(_around(samples, begin, duration))[0]
 
 

@@ -1,7 +1,7 @@
 """The steady state (`sweep.numbers.steady` finds it): its window, and throughputs within it.
 
 Throughputs count what arrived in the window: tokens, completions, and the input tokens of requests whose first token
-did. Null where there is no window.
+arrived in it. All are null if there is no window.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ IN_WINDOW = {"kind": "throughput", "better": "higher", "steady": True}
 
 @quantity(unit="s", kind="validity", steady=True)
 def steady_begin(window: Window) -> float | None:
-    """begin of the window, from the trial's start."""
+    """beginning of the window, from the trial's start."""
     return window.begin
 
 
@@ -57,7 +57,7 @@ def steady_request_throughput(records: Records, mask: Mask, window: Window) -> f
 
 @quantity(unit="requests", kind="count", type=int, steady=True)
 def steady_num_requests(records: Records, mask: Mask, window: Window) -> int | None:
-    """successful requests sent in the window, up to the first whose last token was not there at its end."""
+    """successful requests sent in the window, up to the first whose last token had not arrived at its end."""
     return int(observed_within(records, mask & succeeded(records), window, "last").sum()) or None
 
 
@@ -71,7 +71,7 @@ def startup_share(records: Records, mask: Mask, window: Window, duration: float 
 
 @quantity(unit="", kind="validity", type=bool)
 def startup_transient(startup_share: float | None) -> bool | None:
-    """startup_share above 0.2: the whole-run figures then hide the start."""
+    """whether startup_share is above 0.2: figures of the whole run then include a long start-up."""
     return None if startup_share is None else startup_share > STARTUP_SHARE
 
 

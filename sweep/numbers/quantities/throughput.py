@@ -1,6 +1,6 @@
 """Requests, tokens, time and throughputs of a trial, over all its measured requests (`mask`).
 
-None where undefined, never zero: a trial in which nothing completed has no throughput, rather than one of 0.
+Undefined values are null, never zero: a trial in which nothing completed has no throughput, rather than one of 0.
 """
 
 import math
@@ -45,7 +45,7 @@ def output_tokens(records: Records, mask: Mask) -> int | None:
 
 @quantity(unit="s", kind="count", better="lower")
 def duration(records: Records, mask: Mask) -> float | None:
-    """last token − first send, the drain included; a failed request ends when it was given up.
+    """last token − first send, including the drain; a failed request ends when it is given up.
 
     None if no request got a token.
     """
@@ -78,7 +78,7 @@ def request_throughput(records: Records, mask: Mask) -> float | None:
 
 @quantity(**TOKEN_RATE)
 def peak_output_throughput(records: Records, mask: Mask) -> float | None:
-    """most tokens that arrived in one second, of seconds counted from the first send."""
+    """most tokens that arrived in any one second, counting seconds from the first send."""
     length = duration(records, mask)
     if length is None:
         return None
@@ -101,7 +101,7 @@ def concurrency_max(records: Records, mask: Mask) -> int | None:
 
 @quantity(unit="requests/s", kind="latency", better="higher")
 def goodput(records: Records, mask: Mask, slo: Mapping[str, float] | None) -> float | None:
-    """successful requests within every bound of `slo` / duration of all; none without a bound.
+    """successful requests within every bound of `slo` / duration of all; null if `slo` has no bound.
 
     `slo` bounds ttft, tpot, e2el in s, inclusive. A one-token answer has no tpot and meets any bound on it; one of more
     tokens in a single chunk has none that is known and meets no bound on it. None, rather than 0, if no request
@@ -127,7 +127,7 @@ def goodput(records: Records, mask: Mask, slo: Mapping[str, float] | None) -> fl
 def cost_per_million_tokens(
     price_per_hour: float | None, gpu_count: int, output_throughput: float | None
 ) -> float | None:
-    """GPUs (at least 1) × price per hour / 3600 / output_throughput × 10⁶; no price, no cost."""
+    """GPUs (at least 1) × price per hour / 3600 / output_throughput × 10⁶; null without a price."""
     if price_per_hour is None or not output_throughput:
         return None
     return max(1, gpu_count) * price_per_hour / 3600 / output_throughput * 1e6
