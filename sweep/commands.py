@@ -146,10 +146,12 @@ def selfcheck(arguments: list[str]) -> int:
     parser.add_argument("--itl", type=seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
     parser.add_argument("--processes", type=processes, default="auto", help="client processes: a number, or auto")
     parser.add_argument("overrides", nargs="*", help="as for sweep run, e.g. +experiment=serving")
+    folders, arguments = _config_dirs(arguments)
     options = parser.parse_args(arguments)
     from sweep import selfcheck as room
 
-    streams = options.streams or (room.plan_load(options.overrides) if options.overrides else 256)
+    path = ConfigPath.of_user(folders)
+    streams = options.streams or (room.plan_load(options.overrides, path) if options.overrides else 256)
     finding = room.check(streams, options.itl, processes=options.processes)
     print(room.describe(finding))
     return 1 if finding.limited else 0
