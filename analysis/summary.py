@@ -4,8 +4,10 @@ Only `ok` trials are summarised. A point without any, or of which no trial has r
 is not taken for one that was never asked for; and every axis of the plan tells points apart, whatever has a result.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +98,7 @@ def summarise(run: Run) -> pd.DataFrame:
     `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the ladder's step below) with intervals of their own.
     """
     keys = key_columns(run)
-    trials = pd.concat([run.trials[[*keys, "outcome"]], _not_run(run, keys)], ignore_index=True)
+    trials = _planned(run, keys)
     point: Positions = np.asarray(trials.groupby(keys, dropna=False, sort=False).ngroup(), np.int64)
     outcomes = _outcomes(trials["outcome"], point)
     points = trials[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True)
@@ -254,6 +256,21 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
     return results
 
 
+def _planned(run: Run, keys: list[str]) -> pd.DataFrame:
+    """The planned trials, those with a row first; an axis whose pending values are of another type is of one for both.
+
+    As in trials.parquet, where all have a row: numbers if all of them are, else text.
+    """
+    measured, pending = run.trials[[*keys, "outcome"]], _not_run(run, keys)
+    for key in keys:
+        for type_ in (measured[key].dtype, "float64", "string"):
+            with suppress(TypeError, ValueError):
+                pending[key] = pending[key].astype(type_)
+                measured = measured.astype({key: type_})
+                break
+    return pd.concat([measured, pending], ignore_index=True)
+
+
 def _not_run(run: Run, keys: list[str]) -> pd.DataFrame:
     """The planned trials without a row. Of a complete run the long plan is not read."""
     plan = run_files.read_plan(run.paths.plan) if planned_trials(run) > len(run.trials) else []
@@ -265,5 +282,9 @@ def _not_run(run: Run, keys: list[str]) -> pd.DataFrame:
             deployments[entry["deployment_id"]] = {key: entry[key] for key in ("backend", "model")}
         elif entry["kind"] == "trial" and entry["trial_id"] not in measured:
             values = {**entry["coordinates"], **entry, **deployments[entry["deployment_id"]]}
-            trials.append({**{key: values.get(key) for key in keys}, "outcome": NOT_RUN})
-    return pd.DataFrame(trials, columns=[*keys, "outcome"]).astype(run.trials.dtypes[keys].to_dict())
+            trials.append({**{key: _nested_as_text(values.get(key)) for key in keys}, "outcome": NOT_RUN})
+    return pd.DataFrame(trials, columns=[*keys, "outcome"], dtype=object)
+
+
+def _nested_as_text(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value

@@ -98,6 +98,8 @@ def test_the_row_holds_the_designs_columns_and_the_axes(finished):
     assert sorted(trials["load.batch_size"]) == [1, 1, 4, 4]
     assert len(trials.trial_id.unique()) == 4
     assert all("few-requests" in codes for codes in trials["warnings"])
+    sent_as = dict(zip(trials["batch_size"], trials["batch_form"], strict=True))
+    assert sent_as == {1: "streams", 4: "list"}, "as the client sent them, not as the backend may be asked"
     assert json.loads(trials.config[0])["workload"]["output_tokens"] == TOKENS
 
 

@@ -193,3 +193,25 @@ def test_points_without_a_result_are_rows_and_axes_stay_that_only_one_value_has_
     html = (tmp_path / "report.html").read_text()
     assert "oom_load 1" in html
     assert "not run 1" in html
+
+
+@pytest.mark.parametrize(
+    ("pending", "axis_values"), [(0.5, [8.0, 0.5]), ("auto", ["8", "auto"]), ([1, 2], ["8", "[1, 2]"])]
+)
+def test_values_still_to_come_may_be_of_another_type_than_those_with_a_row(
+    tmp_path: Path, pending: object, axis_values: list[object]
+) -> None:
+    axis = "backend.limit"
+    run_of(tmp_path, [trial("a", 1, index, 10.0, **{axis: 8}) for index in range(2)])
+    rest = {"kind": "trial", "deployment_id": "d9", "workload": "qa", "load": "batch", "batch_size": 1}
+    entries = [
+        {"kind": "experiment", "name": "night", "axes": [axis], "trials": 4, "replicates": 3},
+        {"kind": "deployment", "deployment_id": "d9", "backend": "a", "model": "m"},
+        *({**rest, "trial_id": str(value), "coordinates": {axis: value}} for value in (8, pending)),
+    ]
+    run_files.write_plan(RunPaths(tmp_path), entries)
+    results = open_results(tmp_path)
+    analysis.write_all(results)
+    assert results.summary[axis].tolist() == axis_values
+    assert results.summary[["n", "planned"]].to_numpy().tolist() == [[2, 3], [0, 1]]
+    assert results.layout.placed(results.run.trials)["point"].tolist() == [0, 0]

@@ -100,7 +100,7 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     points = points.assign(panel=_names(points, of_task, "workload"), line=_names(points, of_engine, "backend"))
     placed = ["line", "panel", "point", *([_SIZE] if x == _SIZE else [])]
     positions = points.assign(point=range(len(points)))[[*keys, *placed]]
-    trials = run.trials[keys].merge(positions, on=keys, how="left")[placed]
+    trials = run.trials[keys].astype(points.dtypes[keys].to_dict()).merge(positions, on=keys, how="left")[placed]
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     lines = list(by_engine["line"].unique())

@@ -57,7 +57,7 @@ class EngineFacts:
     driver: str | None
     engine_facts: str  # JSON
     caches_reset: bool | None  # before the trial; None: not asked for
-    batch_form: str | None
+    batch_form: str | None  # in which lockstep batches were really sent; None before any was
 
 
 @dataclass(frozen=True, kw_only=True)

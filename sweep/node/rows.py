@@ -127,7 +127,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFac
         driver=provenance.driver(),
         engine_facts=json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
         caches_reset=caches_reset,
-        batch_form=running.engine.backend.batch_form,
+        batch_form=None,  # the client chooses it for each trial
     )
 
 

@@ -43,11 +43,12 @@ def run_trial(
     """
     engine = running.engine
     inputs = {"startup_seconds": engine.startup_seconds, "agreement": running.facts.get("agreement")}
+    facts = engine_facts(running, caches_reset)
     row = TrialRow(
         identity=identity(work, trial, gpu_name(running.node)),
         verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
         axes=coordinates(trial, work.axes),
-        engine=engine_facts(running, caches_reset),
+        engine=facts,
         measured=figures(inputs),
     )
     try:
@@ -88,6 +89,7 @@ def run_trial(
     columns = replace(
         row,
         verdict=replace(verdict, ended_at=provenance.now()),
+        engine=replace(facts, batch_form=result.report.batch_form),
         observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.described),
         measured=trial_quantities(work, trial, result.records, inputs),
     ).flat()
