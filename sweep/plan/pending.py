@@ -132,7 +132,7 @@ def _position(row: Mapping[str, Any], axes: Iterable[str]) -> tuple[Any, ...]:
 def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
     """Describe the difference from an earlier row at the same position."""
     before, after = _flat(json.loads(earlier["config"])), _flat(json.loads(json.dumps(trial.config, default=str)))
-    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key) and "_target_" not in key]
     if keys:
         changes = [f"{key} {before.get(key)} -> {after.get(key)}" for key in keys[:MOST_DIFFERENCES]]
         more = f" and {len(keys) - MOST_DIFFERENCES} more" if len(keys) > MOST_DIFFERENCES else ""
