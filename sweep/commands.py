@@ -69,7 +69,11 @@ def status(arguments: list[str]) -> int:
 
     parser = Parser(globals()["status"])
     parser.add_argument("run", metavar="RUN", help="a results folder, its name under results/, or s3://bucket/run")
-    lines = status.render(status.find(parser.parse_args(arguments).run))
+    run = parser.parse_args(arguments).run
+    try:
+        lines = status.render(status.find(run))
+    except OSError as error:
+        raise ConfigError(f"{run}: {first_line(error)}") from None
     console = Console(highlight=False)
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
@@ -142,10 +146,12 @@ def selfcheck(arguments: list[str]) -> int:
     parser.add_argument("--itl", type=seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
     parser.add_argument("--processes", type=processes, default="auto", help="client processes: a number, or auto")
     parser.add_argument("overrides", nargs="*", help="as for sweep run, e.g. +experiment=serving")
+    folders, arguments = _config_dirs(arguments)
     options = parser.parse_args(arguments)
     from sweep import selfcheck as room
 
-    streams = options.streams or (room.plan_load(options.overrides) if options.overrides else 256)
+    path = ConfigPath.of_user(folders)
+    streams = options.streams or (room.plan_load(options.overrides, path) if options.overrides else 256)
     finding = room.check(streams, options.itl, processes=options.processes)
     print(room.describe(finding))
     return 1 if finding.limited else 0

@@ -149,7 +149,7 @@ class Settings(Strict):
     relaunch: Literal["once", "per_replicate"] = "once"  # one launch for all replicates, or one for each
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
-    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = PERCENTILES  # of every series, in the rows
+    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
     metrics: Literal["sweep", "vllm"] = "sweep"
     agreement: bool = True  # compare each engine's greedy tokens with transformers', once per launch
     cache_dir: str | None = None
@@ -161,6 +161,8 @@ class Settings(Strict):
     def _is_a_time(cls, deadline: Any) -> str | None:
         if deadline is None:
             return None
+        if isinstance(deadline, int):  # YAML's reading of 20:10 without quotes: 1210 minutes
+            raise ValueError('a time of day is to be quoted: "08:00"')
         next_time(str(deadline), datetime.now())
         return str(deadline)
 
@@ -234,9 +236,24 @@ def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Con
         ConfigError: naming the dotted key, its value and what is allowed.
     """
     try:
-        return kind.model_validate(dict(fields))
+        built = kind.model_validate(dict(fields))
     except ValidationError as error:
         raise ConfigError(_one_line(error, kind, key)) from None
+    _refuse_booleans(fields, built, key)
+    return built
+
+
+def _refuse_booleans(typed: Any, built: Any, key: str) -> None:
+    """Refuse `true` where a number is expected: pydantic takes it for 1."""
+    if isinstance(typed, bool) and isinstance(built, int | float) and not isinstance(built, bool):
+        raise ConfigError(f"{key}={typed}: input should be a number")
+    if isinstance(typed, Mapping):
+        for name, value in typed.items():
+            inner = built.get(name) if isinstance(built, Mapping) else getattr(built, str(name), None)
+            _refuse_booleans(value, inner, f"{key}.{name}".strip("."))
+    elif isinstance(typed, list | tuple) and isinstance(built, list | tuple):
+        for value, inner in zip(typed, built, strict=False):
+            _refuse_booleans(value, inner, key)
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
@@ -253,7 +270,9 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     siblings = [problem for problem in error.errors() if problem["loc"] and problem["loc"][:-1] == first["loc"][:-1]]
     kinds = [problem["msg"] for problem in siblings if _PYDANTICS_OWN.search(str(problem["loc"][-1]))]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
-    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+    if message.split()[0].istitle():  # not the name of a variable: HF_TOKEN
+        message = message[0].lower() + message[1:]
+    return f"{where}={first['input']!r}: {message}"
 
 
 def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:

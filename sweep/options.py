@@ -40,6 +40,8 @@ class ConfigPath:
                 raise ConfigError(f"--config-dir {folder}: no such folder; allowed is one like conf/")
             if (folder / f"{PRIMARY}.yaml").exists():
                 raise ConfigError(f"--config-dir {folder}: {PRIMARY}.yaml has no effect; put its keys in an experiment")
+            if not any(folder.glob("*/*.yaml")):
+                raise ConfigError(f"--config-dir {folder}: no option there; allowed is a folder with GROUP/NAME.yaml")
         local = Path("conf").resolve()
         if local.is_dir() and not (local / f"{PRIMARY}.yaml").exists():
             folders.append(local)
@@ -78,6 +80,7 @@ class ConfigPath:
         from hydra.errors import HydraException
         from hydra.types import RunMode
         from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
         # Hydra's public functions put the folder of the primary configuration before all others: the user's options
         # could only add to ours.
@@ -89,9 +92,9 @@ class ConfigPath:
         search.append("schema", "structured://")
         try:
             config: DictConfig = ConfigLoaderImpl(search).load_configuration(primary, list(overrides), RunMode.RUN)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
             complaint = " ".join(str(error).partition("Config search path:")[0].split())
-            subject = overrides[0].lstrip("+") if overrides else primary
+            subject = overrides[0].lstrip("+").replace("'", "") if overrides else primary
             raise ConfigError(f"{subject}: {complaint[:300]}") from None
         return config
 
@@ -100,7 +103,7 @@ class ConfigPath:
 def _load(path: ConfigPath, group: str, name: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    option = OmegaConf.to_container(path.compose(None, [f"+{group}={name}"])[group], resolve=False)
+    option = OmegaConf.to_container(path.compose(None, [f"+{group}='{name}'"])[group], resolve=False)
     assert isinstance(option, dict)
     return {str(key): value for key, value in option.items()}
 

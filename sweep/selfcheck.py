@@ -5,6 +5,7 @@ engine's cores; the client runs where it would in a trial, and its figures are c
 """
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from sweep.client.wire import Target
 from sweep.config import ROOT
 from sweep.node.verdict import limited
 from sweep.numbers.quantile import quantile
+from sweep.options import ConfigPath
 from sweep.records import Request
 
 TTFT = 0.05  # s
@@ -78,7 +80,7 @@ def describe(finding: Certificate) -> str:
     return "\n".join(lines)
 
 
-def plan_load(overrides: Sequence[str]) -> int:
+def plan_load(overrides: Sequence[str], options: ConfigPath) -> int:
     """The most requests in flight at once in any trial of this plan."""
     from sweep.drive.preflight import find_hardware
     from sweep.plan.compose import compose_run
@@ -86,8 +88,9 @@ def plan_load(overrides: Sequence[str]) -> int:
 
     # What is installed or can run here does not matter to the load.
     anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)
+    composition = compose_run(overrides, functools.partial(find_hardware, options=options), options)
     streams = 1
-    for deployment in make_plan(compose_run(overrides, find_hardware), anywhere).deployments:
+    for deployment in make_plan(composition, anywhere).deployments:
         for trial in deployment.trials:
             limit = trial.load.mode(trial.num_requests, trial.seed).most_in_flight()
             streams = max(streams, min(limit or trial.num_requests, trial.num_requests))

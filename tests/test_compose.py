@@ -356,6 +356,17 @@ def experiment(tmp_path):
         ("exclude: [{load.rate: 3}]", "load.rate=3: no axis of this plan; "),
         ("backend: vllm", "experiment=my: backend=vllm: choose an option under defaults, `- override /backend: NAME`"),
         ("hardware: {prise: 3}", "hardware.prise=3: unknown key; allowed: accelerator,"),
+        ("replicates: true", "replicates=True: input should be a number"),
+        ("percentiles: []", "percentiles=[]: tuple should have at least 1 item"),
+        ("slo: {ttft: true}", "slo.ttft=True: input should be a number"),
+        ("client: {timeouts: {total: true}}", "client.timeouts.total=True: input should be a number"),
+        ("deadline: 20:10", 'deadline=1210: a time of day is to be quoted: "08:00"'),
+        ("replicates: [3", "experiment=my: while parsing a flow sequence in "),
+        ("replicates: 2\nreplicates: 3", "experiment=my: while constructing a mapping in "),
+        ("defaults: vllm", "experiment=my: Invalid defaults list in 'experiment/my'"),
+        ("grid: {load.batch_size: 'range(1,1000000000)'}", "load.batch_size=range(1,1000000000): too many values;"),
+        ("replicates: 10000\ngrid: {load.batch_size: 'range(1,100)'}", "replicates=10000: 990,000 trials; allowed"),
+        ("grid: {load.batch_size: 'range(0,999)', workload.num_requests: 'range(0,999)'}", "load.batch_size (999), "),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
@@ -378,6 +389,35 @@ def test_what_was_replaced_is_said_without_python(experiment):
         "zip: {load.batch_size: [4]} instead of {load.batch_size: [1, 2]}",
         "slo: {ttft: 1.0} instead of nothing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("name: mine", "model=mine: _target_=None: allowed is the dotted name of a class"),
+        ("_target_: 3\nname: mine", "model=mine: _target_=3: allowed is"),
+        ("_target_: sweep.inputs.model.HubModel\nrepo: a/b", "model=mine: name=None: allowed is a name"),
+    ],
+)
+def test_an_option_without_class_or_name_is_refused(experiment, model, message):
+    with pytest.raises(ConfigError) as error:
+        experiment("backend: {}", "model=mine", **{"model/mine": model})
+    assert str(error.value).startswith(message)
+
+
+def test_a_message_that_begins_with_a_name_keeps_it_as_it_is():
+    with pytest.raises(ConfigError, match=": HF_TOKEN looks like a secret"):
+        make_plan(composed("backend=simulated", "model=tiny-llama", "backend.environ={HF_TOKEN:x}"), None)
+
+
+def test_an_experiment_without_its_package_line_is_refused_with_that_line(experiment):
+    with pytest.raises(ConfigError, match="experiment=my: its first line must be `# @package _global_`"):
+        experiment("", **{"experiment/my": "replicates: 3"})
+
+
+def test_an_option_may_have_any_name(experiment):
+    composition = experiment("", "model='é 1'", **{"model/é 1": "defaults: [tiny-llama, _self_]\nname: é"})
+    assert composition.points[0]["model"]["name"] == "é"
 
 
 def test_options_of_the_user_add_to_ours_and_override_them(experiment):
@@ -406,11 +446,17 @@ def test_folders_of_the_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert ConfigPath.of_user().folders == (CONF,)
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model").mkdir(parents=True)
+    (tmp_path / "other" / "model" / "my.yaml").touch()
+    (tmp_path / "empty").mkdir()
     assert ConfigPath.of_user(["other"]).folders == (tmp_path / "other", tmp_path / "conf", CONF)
     (tmp_path / "conf" / "config.yaml").write_text("another: program")
     assert ConfigPath.of_user().folders == (CONF,)
-    for folder, message in (("conf", "config.yaml has no effect"), ("nope", "no such folder")):
+    for folder, message in (
+        ("conf", "config.yaml has no effect"),
+        ("nope", "no such folder"),
+        ("empty", "no option there"),
+    ):
         with pytest.raises(ConfigError, match=message):
             ConfigPath.of_user([folder])
     with pytest.raises(ConfigError, match="model=nope: unknown; allowed: .*tiny-llama"):

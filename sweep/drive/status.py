@@ -90,7 +90,7 @@ def read(out: Path) -> Status:
     paths = RunPaths(out)
     try:
         plan = run_files.read_plan(paths.plan)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{out}: no run there; allowed: a results folder, or the name of one under results/"
         ) from None

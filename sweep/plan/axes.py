@@ -9,7 +9,7 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from sweep.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of
-from sweep.plan.command_line import Assignments, axis_values, is_point_key
+from sweep.plan.command_line import MOST_PLANNED, Assignments, axis_values, is_point_key
 
 LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step that it stands on, as axes
 
@@ -107,6 +107,9 @@ class PlanSpec(Strict):
         factors += [_in_step(group) for group in self.zip if group]
         if self.ladder:
             factors.append(list(self._steps()))
+        if (product := math.prod(map(len, factors))) > MOST_PLANNED:
+            lengths = ", ".join(f"{key} ({len(values)})" for key, values in self.values().items())
+            raise ConfigError(f"{lengths}: {product:,} combinations; allowed are at most {MOST_PLANNED:,}")
         keys: set[str] = set()
         for combination in itertools.product(*factors):
             assignments = {key: value for part in combination for key, value in part.items()}

@@ -1,5 +1,6 @@
 """The overrides of a command line, in Hydra's grammar, and the values of an axis."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from hydra.errors import HydraException
 from sweep.config import POINT_GROUPS, ConfigError
 
 Assignments = dict[str, Any]  # dotted key or group -> value
+
+MOST_PLANNED = 100_000  # trials: more are a slip of the keyboard, and fill the memory
 
 
 class CommandLine(NamedTuple):
@@ -81,10 +84,11 @@ def axis_values(key: str, values: Any) -> list[Any]:
 def _parse_override(argument: str) -> Override:
     try:
         override = OverridesParser.create().parse_overrides([argument])[0]
-    except HydraException as error:
+    except HydraException:
         if argument.startswith("-"):
             raise ConfigError(f"{argument}: no such option; allowed are --help and key=value (dry_run=true)") from None
-        raise ConfigError(f"{argument}: not an override such as key=value ({str(error).splitlines()[-1]})") from None
+        quoting = "a value with brackets or letters beyond ASCII is quoted, \"key='value'\""
+        raise ConfigError(f"{argument}: not an override such as key=value; {quoting}") from None
     if override.type == OverrideType.DEL:
         raise ConfigError(f"{argument}: deleting a key is not supported; set a value, or drop points with exclude")
     return override
@@ -92,6 +96,9 @@ def _parse_override(argument: str) -> Override:
 
 def _sweep_values(override: Override, argument: str) -> list[Any]:
     try:
-        return list(override.sweep_iterator(transformer=Transformer.identity))
+        values = list(itertools.islice(override.sweep_iterator(transformer=Transformer.identity), MOST_PLANNED + 1))
     except HydraException:
         raise ConfigError(f"{argument}: allowed are a list (1,2), range(), choice() and glob-free sweeps") from None
+    if len(values) > MOST_PLANNED:
+        raise ConfigError(f"{argument}: too many values; allowed are at most {MOST_PLANNED:,}")
+    return values

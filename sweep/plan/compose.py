@@ -31,7 +31,14 @@ from sweep.config import (
 )
 from sweep.options import PRIMARY, ConfigPath
 from sweep.plan.axes import FORMS, PlanSpec, flow, in_words
-from sweep.plan.command_line import Assignments, CommandLine, is_point_key, parse_command_line, point_keys
+from sweep.plan.command_line import (
+    MOST_PLANNED,
+    Assignments,
+    CommandLine,
+    is_point_key,
+    parse_command_line,
+    point_keys,
+)
 
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
 SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
@@ -90,6 +97,8 @@ def compose_run(
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
     _check_conditions(request, published, typed, composer.options)
     coordinates = list(plan.expand({**request.chosen, **request.scalars}))
+    if (trials := len(coordinates) * settings.replicates) > MOST_PLANNED:
+        raise ConfigError(f"replicates={settings.replicates}: {trials:,} trials; allowed are at most {MOST_PLANNED:,}")
     points = [composer.point(request, assignments) for assignments in coordinates]
     if not points:
         raise ConfigError("exclude: drops every point of the experiment; at least one must remain")
@@ -143,7 +152,7 @@ class _Composer:
 
     def _compose(self, choices: Mapping[str, Any]) -> tuple[dict[str, Any], Assignments]:
         """Hydra's composition as plain data, and the option chosen of each group."""
-        overrides = [f"+experiment={self.line.experiment}"] if self.line.experiment else []
+        overrides = [f"+experiment='{self.line.experiment}'"] if self.line.experiment else []
         served = None
         for group, choice in choices.items():
             names = self.options.choices(group)
@@ -151,12 +160,17 @@ class _Composer:
                 served, choice = choice, SERVED_MODEL
             elif choice not in names:
                 raise one_of(group, choice, names)
-            overrides.append(f"{group}={choice}")
+            overrides.append(f"{group}='{choice}'")
         composed = self.options.compose(PRIMARY, overrides)
         chosen: Assignments = {str(group): option for group, option in composed.hydra.runtime.choices.items()}
         values = OmegaConf.to_container(composed, resolve=False)
         assert isinstance(values, dict)
         config = {str(key): value for key, value in values.items() if key != "hydra"}
+        for group in POINT_GROUPS:  # a file of the user's own may lack what every one of ours has
+            for key in ("_target_", "name") if isinstance(config[group], Mapping) else ():
+                if not isinstance(config[group].get(key), str):
+                    meant = "the dotted name of a class" if key == "_target_" else "a name"
+                    raise ConfigError(f"{group}={chosen[group]}: {key}={config[group].get(key)!r}: allowed is {meant}")
         if served is not None:
             config["model"]["name"] = chosen["model"] = served
         return config, chosen
@@ -295,6 +309,8 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
     """Every key of the experiment and of the command line must be one of ours, or it would be without effect."""
     where = f"experiment={line.experiment}: "
     for key, value in base.items():
+        if key == "experiment":
+            raise ConfigError(f"{where}its first line must be `# @package _global_`, or its keys are without effect")
         if key not in TOP_LEVEL:
             raise ConfigError(f"{where}{key}={flow(value)}: unknown key; {did_you_mean(key, TOP_LEVEL)}")
         if key in GROUPS and not isinstance(value, Mapping):
