@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
     "sweep.drive": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
     "sweep": {"sweep", "analysis", "backends"},  # the commands: a run ends with its report
-    "backends": BASIS,  # types that its caller shares, where options are, whole files: each is said once for both
+    "backends": BASIS,  # shared types, options and whole files: one definition for both
     "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
     "analysis": BASIS | {"sweep.numbers", "sweep.disk"},  # what the files hold and what their columns mean
