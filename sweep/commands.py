@@ -69,7 +69,11 @@ def status(arguments: list[str]) -> int:
 
     parser = Parser(globals()["status"])
     parser.add_argument("run", metavar="RUN", help="a results folder, its name under results/, or s3://bucket/run")
-    lines = status.render(status.find(parser.parse_args(arguments).run))
+    run = parser.parse_args(arguments).run
+    try:
+        lines = status.render(status.find(run))
+    except OSError as error:
+        raise ConfigError(f"{run}: {first_line(error)}") from None
     console = Console(highlight=False)
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

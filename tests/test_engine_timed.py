@@ -118,7 +118,7 @@ def test_after_a_broken_connection_the_engines_death_is_waited_for():
 def test_there_are_no_users_who_think(target):
     mode = ClosedLoop(1, think=array("d", [0.5]))
     found = engine_timed.measure(target, [], asked(1), mode)
-    assert "no users who think" in found.records[0].error
+    assert "load.think_time=0" in found.records[0].error
 
 
 def test_requests_that_were_never_due_have_no_record(target, library):

@@ -91,6 +91,7 @@ def test_a_failed_row_has_no_toy_quantity(toys, monkeypatch, tmp_path):
     assert not TOYS & tracked_summary(paths.tracking)["invalid"].keys()
     performance = {name for name, one in columns().items() if one.quantity.kind in quantity.PERFORMANCE}
     assert {trial[name] for name in performance} == {None}
+    assert trial["warnings"] is None, "it is no result, so an empty list would be praise"
 
 
 def test_a_name_is_declared_once(toys):

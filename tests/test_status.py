@@ -9,6 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
+from sweep.__main__ import main
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive import status
@@ -57,6 +58,13 @@ def test_a_plan_from_before_there_were_labels_is_read_by_its_ids(run):
     entries = [json.loads(line) for line in run.plan.read_text().splitlines()]
     write_plan(run, [{key: entry[key] for key in entry if key != "label"} for entry in entries])
     assert "  d1 t2: hung: not done in 60 s [d1/1/engine.log]" in lines(run)
+
+
+def test_a_run_that_cannot_be_read_is_one_line(run, capsys):
+    run.plan.unlink()
+    run.plan.mkdir()
+    assert main(["status", str(run.out)]) == 2
+    assert f"error: {run.out}: [Errno 21] Is a directory" in capsys.readouterr().err
 
 
 def test_what_is_unavailable_has_no_log(run):

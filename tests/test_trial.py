@@ -85,6 +85,7 @@ def test_a_changed_slo_is_judged_from_the_stamps_on_disk(tmp_path, slo, stamps):
     RowWriter(plan, paths, ledger, None, None).write_table()
     present = run_files.read_trials(paths.trials)[0]
     assert present["slo"] == slo_text(plan.settings)
+    assert ("few-requests" in present["warnings"]) if stamps else (present["warnings"] is None)
     if slo is None or not stamps:
         assert present["goodput"] is None
     elif slo["ttft"] == 0.3:

@@ -98,7 +98,7 @@ class TrialRow:
         if self.verdict.outcome is not Outcome.OK:
             measured |= dict.fromkeys(performance_columns(percentiles_of([row])) & measured.keys())
         row |= measured
-        warnings = {"warnings": warning_codes(row)} if self.observation is not None else {}
+        warnings = {"warnings": warning_codes(row)} if self.verdict.outcome is Outcome.OK else {}
         return row | warnings | dict(self.axes)
 
 

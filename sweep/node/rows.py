@@ -16,6 +16,7 @@ from sweep.numbers.quantity import Value, columns
 from sweep.numbers.selection import Window
 from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
+from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
 from sweep.records import Outcome, Records
 
@@ -112,7 +113,8 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
         percentiles=settings.percentiles,
     )
     present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings)}
-    return {name: value for name, value in row.items() if name not in series} | measured | present
+    recomputed = {name: value for name, value in row.items() if name not in series} | measured | present
+    return recomputed | {"warnings": warning_codes(recomputed)}  # which a row of an older version does not have
 
 
 def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFacts:
