@@ -96,7 +96,7 @@ def report(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from None
     console = Console(highlight=False)
     console.print(analysis.Summary(results))
-    console.print(f"report: {results.run.paths.report}", soft_wrap=True)
+    console.print(f"report: {results.run.paths.report}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -136,7 +136,7 @@ def _print_report(settings: Settings, paths: RunPaths, console: Console, rebuild
     if settings.metrics == "vllm":
         for table in analysis.render_vllm_flavour(results):
             console.print(table)
-    console.print(f"report: {paths.report}", soft_wrap=True)
+    console.print(f"report: {paths.report}", markup=False, soft_wrap=True)
 
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:

@@ -114,6 +114,11 @@ def test_markup_in_a_log_is_text(tmp_path: Path) -> None:
     assert "<b>x</b>" not in text
 
 
+def test_brackets_in_a_name_are_text_in_the_terminal(tmp_path: Path) -> None:
+    run_of(tmp_path, [trial("[/x] [y]", 1, 0, 10.0)])
+    assert "[/x] [y]" in printed(open_run(tmp_path), 120)
+
+
 def test_a_run_without_any_result_says_so(tmp_path: Path) -> None:
     run_of(tmp_path, [trial("a", 1, 0, None, attempt="1")])
     analysis.write_all(open_results(tmp_path))

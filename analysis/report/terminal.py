@@ -149,7 +149,7 @@ def _table(texts: list[Column], numbers: list[Column], panels: list[str]) -> Tab
     for column in numbers:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for index, row in enumerate(zip(*(column.cells for column in texts + numbers), strict=True)):
-        table.add_row(*row, end_section=panels[index] != panels[min(index + 1, len(panels) - 1)])
+        table.add_row(*map(Text, row), end_section=panels[index] != panels[min(index + 1, len(panels) - 1)])
     return table
 
 

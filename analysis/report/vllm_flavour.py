@@ -50,7 +50,7 @@ def _trial_table(heading: str, figures: Mapping[str, Any], with_latencies: bool)
     """One trial's table; latencies stamped by the engine are left out, since vLLM's include the way to the client."""
     note = "" if with_latencies else "; no latencies: the engine took its own stamps"
     title = f"{heading} (as vLLM {figures['vllm_version']} defines it{note})"
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_header=False)
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
     for name, label in FIGURES.items():

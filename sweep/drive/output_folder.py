@@ -85,4 +85,4 @@ def move_aside(out: Path, console: Console) -> None:
         with sole_driver(out):
             aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             out.rename(aside)
-        console.print(f"old results moved to {aside}", soft_wrap=True)
+        console.print(f"old results moved to {aside}", markup=False, soft_wrap=True)

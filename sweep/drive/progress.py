@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from sweep.records import Outcome
 from sweep.wording import duration_text, time_left
@@ -73,7 +74,7 @@ class Display:
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
         for label, state, since in self.running.values():
-            table.add_row(label, state, duration_text(time.monotonic() - since))
+            table.add_row(Text(label), Text(state), duration_text(time.monotonic() - since))
         return Group(table, self.bar)
 
 

@@ -89,6 +89,8 @@ def _parse_override(argument: str) -> Override:
             raise ConfigError(f"{argument}: no such option; allowed are --help and key=value (dry_run=true)") from None
         quoting = "a value with brackets or letters beyond ASCII is quoted, \"key='value'\""
         raise ConfigError(f"{argument}: not an override such as key=value; {quoting}") from None
+    if override.package is not None:
+        raise ConfigError(f"{argument}: a package (@{override.package}) is not supported; allowed is key=value")
     if override.type == OverrideType.DEL:
         raise ConfigError(f"{argument}: deleting a key is not supported; set a value, or drop points with exclude")
     return override
