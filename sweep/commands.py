@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
     from sweep.run import run
 
     folders, overrides = _config_dirs(arguments)
-    if {"-h", "--help"} & set(arguments):
+    if not overrides or {"-h", "--help"} & set(arguments):
         _help_of_run(overrides, ConfigPath.of_user(folders))
         return 0
     return run(overrides, folders)

@@ -117,6 +117,11 @@ def test_help_names_what_there_is(capsys, arguments):
     assert all(f"\n  {name} " in printed for name in COMMANDS)
 
 
+def test_run_alone_starts_nothing(capsys):
+    assert main(["run"]) == 0
+    assert "usage: sweep run" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys, command):
     with contextlib.suppress(SystemExit):  # argparse's

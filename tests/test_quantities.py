@@ -136,3 +136,9 @@ def test_rows_of_other_percentiles_share_a_table():
     assert table.column_names[-1] == "axis"
     assert row.percentiles_of(rows) == (50, 75, 90, 99)
     assert row.percentiles_of([]) == PERCENTILES
+
+
+def test_a_batch_s_latency_holds_with_the_engines_own_stamps_and_goes_with_a_failure():
+    assert "batch_latency_p50" not in row.latency_columns((50,))
+    assert "batch_latency_p50" in row.performance_columns((50,))
+    assert "ttft_p50" in row.latency_columns((50,))
