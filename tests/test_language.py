@@ -1,6 +1,7 @@
 """The language of the code: names, docstrings, homonyms and phrases."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_docstrings_begin_with_what_a_thing_is_or_does(package: str) -> None:
     assert len(wrong) <= MOST * len(openers), f"{len(wrong)} of {len(openers)}:\n" + "\n".join(wrong)
 
 
+@functools.cache
 def definitions() -> dict[str, set[str]]:
     """The modules that define each class, function and constant at their top level."""
     paths_of = defaultdict(set)
