@@ -52,7 +52,7 @@ def run_trial(
         measured=figures(inputs),
     )
     try:
-        warmup, requests = _build_requests(work, trial)
+        prompts = _build_requests(work, trial)
     except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
         verdict = Verdict(outcome=Outcome.INVALID, reason=str(error), ended_at=provenance.now())
         return replace(row, verdict=verdict).flat()
@@ -61,30 +61,13 @@ def run_trial(
     deadline = time.monotonic() + work.settings.trial_timeout
     logged = engine.log_position()
     began = time.monotonic()
-    measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
-    with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
-        result = measure(
-            _target(trial, engine),
-            warmup,
-            requests,
-            trial.load.mode(len(requests), trial.seed),
-            folder=Path(job),
-            cpus=running.node.client_cpus,
-            processes=work.settings.client.processes,
-            timeouts=work.settings.client.timeouts,
-            on_start=sampler.begin,
-            should_stop=_reason_to_stop(engine, stop, deadline),
-        )
-    del warmup, requests  # of a long trial, hundreds of megabytes
+    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline))
+    del prompts  # of a long trial, hundreds of megabytes
     if stop.is_set():
         return row.flat()
     samples = sampler.samples(result.start_monotonic)
-    inputs |= {
-        "samples": samples,
-        "idle_memory": idle,
-        "client": result.report,
-        "wall_seconds": time.monotonic() - began,
-    }
+    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
+    inputs |= {"wall_seconds": time.monotonic() - began}
     verdict = judge(work, trial, engine, result, time.monotonic() > deadline, logged)
     columns = replace(
         row,
@@ -98,6 +81,32 @@ def run_trial(
     run_files.write_telemetry(files, samples)
     run_files.write_trial(files, columns)
     return columns
+
+
+def _measure(
+    work: Work,
+    running: RunningEngine,
+    trial: Trial,
+    prompts: tuple[list[Request], list[Request]],
+    sampler: Sampler,
+    should_stop: Callable[[], str | None],
+) -> measurement.Measurement:
+    """Send the warm-up and the measured requests, the sampler beside them; the job's folder lasts as long."""
+    warmup, requests = prompts
+    measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
+    with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
+        return measure(
+            _target(trial, running.engine),
+            warmup,
+            requests,
+            trial.load.mode(len(requests), trial.seed),
+            folder=Path(job),
+            cpus=running.node.client_cpus,
+            processes=work.settings.client.processes,
+            timeouts=work.settings.client.timeouts,
+            on_start=sampler.begin,
+            should_stop=should_stop,
+        )
 
 
 def _build_requests(work: Work, trial: Trial) -> tuple[list[Request], list[Request]]:
