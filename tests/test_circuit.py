@@ -1,23 +1,10 @@
 """The model that engines are tested with: its code, and which tokens decide the next."""
 
-from typing import Any
-
 import numpy as np
 
 from sweep.inputs.random_weights import Architecture
-from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
 from tests.engines.circuit import LOOKBACKS, Circuit, lookbacks
-
-NUMBERS: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 160,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "head_dim": 32,
-    "vocab_size": 4096,
-    "max_position_embeddings": 128,
-}
-ORDINARY = ordinary_tokens(load_tokenizer(SHIPPED_TOKENIZER))
+from tests.test_model import NUMBERS, ORDINARY
 
 
 def test_lookbacks_never_cancel_out() -> None:
