@@ -12,8 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.headline import ASKED
 from analysis.load import Run
-from analysis.summary import ASKED, best, is_baseline, key_columns
+from analysis.ratios import is_baseline
+from analysis.summary import key_columns
+from analysis.winners import best
 from sweep.records import LOAD_COLUMNS
 
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
