@@ -42,12 +42,12 @@ class RunResults:
         return result_warnings(self.run, self.layout)
 
     @cached_property
-    def point_warnings(self) -> dict[int, list[ResultWarning]]:
+    def _point_warnings(self) -> dict[int, list[ResultWarning]]:
         return by_point(self.warnings)
 
     def warnings_at(self, point: "pd.Series[Any]") -> list[ResultWarning]:
         """The warnings about a row of `points`, one for each code."""
-        return self.point_warnings.get(int(str(point.name)), [])
+        return self._point_warnings.get(int(str(point.name)), [])
 
     @cached_property
     def losses(self) -> Losses:
@@ -63,10 +63,5 @@ class RunResults:
 
 
 def open_results(folder: str | Path) -> RunResults:
-    """The results of the run in a folder.
-
-    Raises:
-        RunNotFound: if there is no trials.parquet.
-        DamagedFile: if it is not whole.
-    """
+    """The results of the run in a folder; raises as `load` does."""
     return RunResults(open_run(folder))
