@@ -42,12 +42,12 @@ class RunResults:
         return result_warnings(self.run, self.layout)
 
     @cached_property
-    def _point_warnings(self) -> dict[int, list[ResultWarning]]:
+    def point_warnings(self) -> dict[int, list[ResultWarning]]:
         return by_point(self.warnings)
 
     def warnings_at(self, point: "pd.Series[Any]") -> list[ResultWarning]:
         """The warnings about a row of `points`, one for each code."""
-        return self._point_warnings.get(int(str(point.name)), [])
+        return self.point_warnings.get(int(str(point.name)), [])
 
     @cached_property
     def losses(self) -> Losses:

@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -54,7 +53,8 @@ def write_all(results: RunResults) -> None:
     """Write summary.csv, figures/ and report.html of a run."""
     run = results.run
     codes = [
-        ";".join(sorted(warning.code for warning in results.warnings_at(point))) for _, point in results.points.iterrows()
+        ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
+        for index in results.summary.index
     ]
     run_files.write_whole(run.paths, run.paths.summary, results.summary.assign(warnings=codes).to_csv(index=False))
     figures = draw_all(run, results.layout)
