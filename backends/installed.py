@@ -11,7 +11,7 @@ from rich.table import Table
 from backends.base import Backend, EnvironmentSpec, Host, Platform
 from backends.prepare import environments
 from sweep.config import build, one_of
-from sweep.options import ConfigPath
+from sweep.options import ConfigPath, load_option
 
 
 def names() -> list[str]:
@@ -20,7 +20,7 @@ def names() -> list[str]:
 
 def configured(name: str) -> Backend:
     """Return the backend of conf/backend/<name>.yaml."""
-    backend = build(ConfigPath().load("backend", name), "backend")
+    backend = build(load_option("backend", name), "backend")
     assert isinstance(backend, Backend)
     return backend
 

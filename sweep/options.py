@@ -106,3 +106,12 @@ def _load(path: ConfigPath, group: str, name: str) -> dict[str, Any]:
     option = OmegaConf.to_container(path.compose(None, [f"+{group}='{name}'"])[group], resolve=False)
     assert isinstance(option, dict)
     return {str(key): value for key, value in option.items()}
+
+
+def load_option(group: str, name: str) -> dict[str, Any]:
+    """One of the project's own options, composed.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    return ConfigPath().load(group, name)

@@ -61,7 +61,7 @@ def _largest(run: Run, layout: Layout) -> pd.DataFrame:
     ok = ok.sort_values("replicate", kind="stable")
     if layout.x:
         ok = ok.sort_values(layout.x, ascending=False, kind="stable")
-    return ok.drop_duplicates(["line", "panel"])
+    return ok.drop_duplicates(["line", "panel"]).sort_values("line", key=lambda lines: lines.map(layout.lines.index))
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:
