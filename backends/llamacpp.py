@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from backends.base import Backend, Host, Launch, cli, metrics
-from backends.prepare import checkpoints
+from backends.base import Backend, EnvironmentChoice, Host, Launch, cli, metrics
+from backends.prepare import checkpoints, environments
 from sweep.records import BatchForm
 
 GGUF = "model.gguf"
-CONVERTER = "gguf"  # the environment that llama.cpp's converter runs in
+CONVERTER = EnvironmentChoice(cpu="gguf")  # the environment that llama.cpp's converter runs in
 CONVERTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the converter; the others by llama-quantize
 # Those that need an importance matrix are left out.
 # fmt: off
@@ -91,7 +91,8 @@ class LlamaCpp(Backend):
             command = [str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
             checkpoints.execute(command, "llama-quantize", folder / "conversion.log", progress)
 
-        made_by = {"converter": checkpoints.environment_key(CONVERTER), "tool": checkpoints.file_digest(tool)[:16]}
+        converter = environments.fingerprint(environments.resolve(CONVERTER, "cpu"))
+        made_by = {"converter": converter, "tool": checkpoints.file_digest(tool)[:16]}
         parameters = {"quantization": self.quantization, **made_by}
         return checkpoints.converted(model, "gguf", parameters, quantise, cache_dir, progress)
 
@@ -113,15 +114,16 @@ class LlamaCpp(Backend):
 
 def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
     """A folder with model.gguf as llama.cpp's converter makes it; its environment is there when it is needed."""
+    spec = environments.resolve(CONVERTER, "cpu")
 
     def convert(folder: Path) -> None:
-        python = checkpoints.environment_python(CONVERTER, cache_dir, progress)
+        python = environments.prepare(spec, cache_dir, progress).python
         share = Path(python).parent.parent / "share"
         arguments = {"model": model, "output": folder / GGUF, "type": kind}
         path = (share, share / "gguf-py")
         checkpoints.run(python, "to_gguf", arguments, folder / "conversion.log", progress, path)
 
-    parameters = {"type": kind, "converter": checkpoints.environment_key(CONVERTER)}
+    parameters = {"type": kind, "converter": environments.fingerprint(spec)}
     return checkpoints.converted(model, "gguf", parameters, convert, cache_dir, progress)
 
 

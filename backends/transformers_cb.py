@@ -9,8 +9,8 @@ from backends.transformers import Transformers
 
 
 class TransformersCB(Transformers):
-    """`scheduler` holds fields of transformers' ContinuousBatchingConfig; `num_blocks` is always set from the memory
-    stated here: left to itself, the manager takes what the machine has.
+    """`scheduler` holds fields of transformers' ContinuousBatchingConfig. `num_blocks` is set from the memory stated
+    here: left to itself, the manager takes what the machine has.
     """
 
     reserves_memory = True
