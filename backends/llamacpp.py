@@ -19,7 +19,7 @@ CONVERTER = EnvironmentChoice(cpu="gguf")  # the environment that llama.cpp's co
 CONVERTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the converter; the others by llama-quantize
 # Those that need an importance matrix are left out.
 # fmt: off
-Quantization = Literal[
+FileType = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
     "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ4_NL", "IQ4_XS",
 ]
@@ -34,7 +34,7 @@ class LlamaCpp(Backend):
     Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
     """
 
-    quantization: Quantization = "F16"
+    quantization: FileType = "F16"
     slots: PositiveInt = 16
 
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
