@@ -16,8 +16,9 @@ from analysis.plotting.layout import Layout
 
 POSITION = 50
 GIB = 2.0**30
+SPARSE = 20  # readings; fewer than this are drawn as dots
 _MEMORY_SERIES = ("gpu_memory_bytes", "process_memory_bytes")  # in order of preference
-_STROKE = {"marker": ".", "markersize": 2.5, "linewidth": 1.2}  # else as in the other figures
+_STROKE = {"marker": "", "linewidth": 1.2}  # else as in the other figures
 _NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Reserved memory"}
 
 
@@ -86,4 +87,5 @@ def _plot_series(ax: Axes, samples: pd.DataFrame, series: str, scale: float, str
     """Plot one series over time, summed over the GPUs of an engine, which have the same times."""
     values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
     if len(values):
-        ax.plot(values.index.to_numpy(), values.to_numpy(), **stroke)
+        marker = "." if len(values) < SPARSE else ""
+        ax.plot(values.index.to_numpy(), values.to_numpy(), **{**stroke, "marker": marker})
