@@ -34,7 +34,7 @@ class Layout:
     x: str | None  # the column of points and placed trials that is the x axis; None if nothing numeric varies
     x_labels: dict[str, str]  # label of x by panel; a panel whose load has no size (a trace) has none
     zipped: list[str]  # the numeric columns whose value follows from x in each workload and load: zipped axes
-    coloured: list[str]  # the lines with a colour of their own: at most MOST_LINES
+    coloured: list[str]  # the lines that are drawn, each in a colour of its own: at most MOST_LINES
 
     def load(self, point: "pd.Series[Any]") -> str:
         """The value of x at a point, e.g. `batch size 8`; empty if nothing numeric varies."""
