@@ -94,6 +94,12 @@ def note(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
+def method(folder: Path) -> dict[str, str]:
+    """Return the fact by which method a checkpoint of ours was quantised, if it says so."""
+    made = note(folder).get("method")
+    return {"quantization_method": made} if made else {}
+
+
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ class Ledger:
         self.attempts: dict[str, int] = {}
         self.run = ""  # this folder's unique name, used in the markers of its engines
         if path.exists():
-            for entry in _entries(path):
-                self._replay(entry)
+            with path.open("rb") as file:
+                for entry in entries(file):
+                    self._replay(entry)
         self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials with truncated raw data
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,14 +108,11 @@ class Ledger:
         return outcome.done or (not retry and outcome.failed)
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # cut short by a crash; the next run ended the line
+def entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The entries of a ledger; a line that a crash has cut short is none."""
+    for line in lines:
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def _damaged(paths: RunPaths, rows: Iterable[LedgerRow]) -> set[str]:

@@ -6,8 +6,6 @@ a driver on another machine can resume from it. Objects cannot be appended to, s
 
 The lock against a second driver is an object that its holder rewrites every HEARTBEAT seconds, also during uploads; a
 lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver.
-
-`sweep copy s3://bucket/run FOLDER` copies a run from a store.
 """
 
 import json
@@ -20,8 +18,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -30,6 +28,7 @@ from pyarrow import fs
 
 from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk import run_files
+from sweep.disk.ledger import entries
 from sweep.disk.run_files import RunPaths
 
 SCHEMES = ("s3", "gs", "gcs")
@@ -93,8 +92,8 @@ class ObjectStore:
 
     def list(self, folder: str = "") -> dict[str, int]:
         """Sizes of all objects under a folder, by name."""
-        infos = self.fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return {info.path: info.size for info in infos if info.is_file}
+        selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
+        return {info.path: info.size for info in self.fs.get_file_info(selector) if info.is_file}
 
     def read_ledger(self) -> tuple[Sequence[str], bytes]:
         """The names of the ledger's pieces, and its content."""
@@ -228,9 +227,7 @@ class Mirror:
         self.thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Complete the store.
 
         Raises:
@@ -270,25 +267,23 @@ class Mirror:
     def _upload_all(self) -> None:
         """Upload the ledger's new entries with their files, and the report; trials.parquet last."""
         self.sync()
-        self._upload_changed(
-            path for path in self.paths.out.rglob("*") if not path.is_relative_to(self.paths.deployments)
-        )
+        run = self.paths.out.rglob("*")
+        self._upload_changed(path for path in run if not path.is_relative_to(self.paths.deployments))
         self._upload_changed([self.paths.trials])
 
     def fetch_trials(self) -> None:
         """Download what other machines have measured, for the report; continue with what is available on errors."""
         try:
             sizes = self.store.list("deployments")
-            self.store.download(
-                self.paths.out, [name for name, n in sizes.items() if not _has(self.paths.out / name, n)]
-            )
+            missing = [name for name, size in sizes.items() if not _has(self.paths.out / name, size)]
+            self.store.download(self.paths.out, missing)
         except OSError as error:
             self.notify(f"{self.store.url}: {first_line(error)}; the report covers only the results on this machine")
 
     def _fetch_ledger(self) -> None:
         """Bring the local ledger up to the store's, which is authoritative; the local one may only be ahead of it."""
         pieces, content = self.store.read_ledger()
-        local = self.paths.ledger.read_bytes() if self.paths.ledger.exists() else b""
+        local = self._ledger(0)
         if not local.startswith(content) and not content.startswith(local):
             aside = self.paths.out.with_name(f"{self.paths.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             shutil.move(self.paths.out, aside)
@@ -332,20 +327,19 @@ class Mirror:
 
     def _new_entries(self) -> bytes:
         """The complete lines of the ledger that are not uploaded yet."""
-        if not self.paths.ledger.exists():
-            return b""
-        with self.paths.ledger.open("rb") as file:
-            file.seek(self.end)
-            content = file.read()
+        content = self._ledger(self.end)
         return content[: content.rfind(b"\n") + 1]
+
+    def _ledger(self, begin: int, size: int = -1) -> bytes:
+        """Bytes of the local ledger."""
+        with suppress(FileNotFoundError), self.paths.ledger.open("rb") as file:
+            file.seek(begin)
+            return file.read(size)
+        return b""
 
     def _files(self, ledger: bytes) -> Iterator[Path]:
         """The files that these entries refer to: a trial's, and an attempt's when it has ended."""
-        for line in ledger.splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a crash
+        for entry in entries(ledger.splitlines()):
             if entry["event"] == "trial":
                 row = entry["row"]
                 yield from self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder.glob("*")
@@ -356,9 +350,7 @@ class Mirror:
         """Rewrite the last piece with the new entries, until it is large enough: objects cannot be appended to."""
         if self.end - self.begin > PIECE:
             self.begin = self.end
-        with self.paths.ledger.open("rb") as file:
-            file.seek(self.begin)
-            before = file.read(self.end - self.begin)
+        before = self._ledger(self.begin, self.end - self.begin)
         self.store.write(f"ledger/{self.begin:015d}.jsonl", before + new)
         self.end += len(new)
 

@@ -46,9 +46,8 @@ def check_out(out: Path) -> None:
     existing = check_writable("out", out)
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
-        raise ConfigError(
-            f"out={out}: {free >> 20} MiB free on its disk; at least {MIN_FREE_BYTES >> 20} MiB are needed"
-        )
+        needed = f"at least {MIN_FREE_BYTES >> 20} MiB are needed"
+        raise ConfigError(f"out={out}: {free >> 20} MiB free on its disk; {needed}")
 
 
 def check_writable(key: str, folder: Path) -> Path:

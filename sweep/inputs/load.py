@@ -15,6 +15,7 @@ import json
 import random
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -214,11 +215,7 @@ class Trace(_ArrivalProcess):
         return path
 
     def check(self) -> None:
-        """Refuse a trace that cannot be replayed.
-
-        Raises:
-            ConfigError: naming the file and what is wrong with it.
-        """
+        """Raise ConfigError, naming the file and what is wrong with it, for a trace that cannot be replayed."""
         self._times()
 
     def digest(self) -> str:
@@ -226,11 +223,7 @@ class Trace(_ArrivalProcess):
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     def count(self, num_requests: int) -> int:
-        """The number asked for.
-
-        Raises:
-            ConfigError: if the trace holds fewer arrivals: it is neither repeated nor stretched.
-        """
+        """The same number. Raises ConfigError if the trace has fewer arrivals: it is neither repeated nor stretched."""
         arrivals = len(self._times())
         if num_requests > arrivals:
             raise ConfigError(
@@ -258,15 +251,15 @@ class Trace(_ArrivalProcess):
         scale = {"s": 0, "ms": -3, "us": -6, "ns": -9}[self.unit]
         for number, text in self._cells():
             try:
-                yield Decimal(text).scaleb(scale)
-            except InvalidOperation:
-                try:
-                    moment = datetime.fromisoformat(text)
-                    yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-                except ValueError:
-                    raise ConfigError(
-                        f"load.path={self.path}: line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
-                    ) from None
+                with suppress(InvalidOperation):
+                    yield Decimal(text).scaleb(scale)
+                    continue
+                moment = datetime.fromisoformat(text)
+                yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+            except ValueError:
+                raise ConfigError(
+                    f"load.path={self.path}: line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
+                ) from None
 
     def _cells(self) -> Iterator[tuple[int, str]]:
         """Line numbers and the text of the time in each line."""
@@ -282,12 +275,10 @@ class Trace(_ArrivalProcess):
                     for number, line in enumerate(file, 1):
                         if text := line.partition("#")[0].strip():
                             yield number, text
-        except OSError as error:
-            raise ConfigError(f"load.path={self.path}: cannot be read ({error.strerror})") from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"load.path={self.path}: not JSON lines ({error})") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"load.path={self.path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"load.path={self.path}: cannot be read ({error})") from None
         except TypeError:
             raise ConfigError(f"load.path={self.path}: line {number} is not an object") from None
         except KeyError:

@@ -67,11 +67,9 @@ def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
 def special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """bos_token_id and, if the tokenizer has them, eos_token_id and pad_token_id."""
     config = _configuration(folder)
-    ids = {}
-    for kind in ("bos_token", "eos_token", "pad_token"):
-        number = tokenizer.token_to_id(_text(config.get(kind)))
-        if number is not None:
-            ids[f"{kind}_id"] = number
+    kinds = ("bos_token", "eos_token", "pad_token")
+    numbers = {f"{kind}_id": tokenizer.token_to_id(_text(config.get(kind))) for kind in kinds}
+    ids = {key: number for key, number in numbers.items() if number is not None}
     if "bos_token_id" not in ids:
         raise ValueError(f"model.tokenizer={folder}: has no bos_token; random weights need one")
     return ids
