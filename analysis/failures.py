@@ -12,8 +12,6 @@ MOST_LOSSES = 40  # ways to fail
 
 
 class Loss(NamedTuple):
-    """Trials of one engine that failed in the same way."""
-
     line: str
     outcome: str
     reason: str
