@@ -1,8 +1,7 @@
 """The same weights for every engine: what an engine loads, made of a model folder in Hugging Face layout.
 
 A conversion is made once per node, in a folder that appears complete and is named by all that decides its content: the
-model's files, the converter's versions, the parameters. It is made by a program of backends/prepare/conversions in an
-environment that has the converter. `conversion.json` in the folder describes it.
+model's files, the converter's versions, the parameters.
 """
 
 import contextlib
