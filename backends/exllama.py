@@ -42,7 +42,6 @@ class ExLlama(Hosted):
         return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        made = checkpoints.note(launch.model).get("method")
         # The study's ExLlama (V1) has no installable release any more.
         facts = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
-        return {**facts, "quantization_method": made} if made else facts
+        return facts | checkpoints.method(launch.model)

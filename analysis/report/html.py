@@ -24,7 +24,6 @@ from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import best, estimate, planned_trials
-from analysis.tails import tails
 from analysis.warnings import concerning, grouped, scope
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
@@ -74,7 +73,6 @@ def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
 def _shown(results: RunResults) -> dict[str, Any]:
     """The parts of the report that say what was found."""
     run, layout = results.run, results.layout
-    intervals = tails(run, layout)
     return {
         "run": run,
         "layout": layout,
@@ -82,8 +80,7 @@ def _shown(results: RunResults) -> dict[str, Any]:
         "lead": _lead(results),
         "cards": list(_cards(results)),
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
-        "tables": results_tables(results, intervals),
-        "interval_of_requests": bool(intervals),
+        "tables": results_tables(results),
         "ladder": ladder_table(layout),
         "steady": steady_table(layout),
     }
