@@ -1,7 +1,6 @@
-"""`python -m backends.host`: serves a library in this process over the OpenAI completions protocol, with streaming.
+"""`python -m backends.host`: serves a library in this process over the OpenAI completions protocol, greedily.
 
-Runs in the engine's environment, so it needs only the standard library and what every such environment has. Greedy
-decoding, one event per token, list prompts as one batch, token-id prompts, exact lengths by ignore_eos.
+Runs in the engine's environment, so it needs only the standard library and what every such environment has.
 """
 
 import argparse

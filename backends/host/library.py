@@ -1,7 +1,6 @@
 """The interface between the host and a library: `load`, then `generate` batch after batch, or `add` and `step`.
 
-A file libraries/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`; everything else
-(HTTP, queue, text, counting, ends of sequences) is the host's. Runs in the engine's environment: standard library only.
+A file libraries/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,7 @@
 """The same weights for every engine: what an engine loads, made of a model folder in Hugging Face layout.
 
 A conversion is made once per node, in a folder that appears complete and is named by all that decides its content: the
-model's files, the converter's versions, the parameters. It is made by a program of backends/prepare/conversions in an
-environment that has the converter. `conversion.json` in the folder describes it.
+model's files, the converter's versions, the parameters.
 """
 
 import contextlib
@@ -55,7 +54,8 @@ def converted(
 
     def convert(partial: Path) -> None:
         partial.mkdir()
-        progress(f"converting {model.name} to {kind}: {_listed(parameters)}")
+        listed = ", ".join(f"{name} {value}" for name, value in parameters.items() if isinstance(value, str | int))
+        progress(f"converting {model.name} to {kind}: {listed}")
         make(partial)
         description = {**content, **note(partial)}
         for path in model.iterdir():
@@ -172,10 +172,6 @@ def _entry(path: Path, cached: list[Any] | None) -> list[Any]:
         return cached
     is_blob = len(target.name) == BLOB_NAME_LENGTH and set(target.name) <= set("0123456789abcdef")
     return [facts.st_size, facts.st_mtime_ns, target.name if is_blob else file_digest(target)]
-
-
-def _listed(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in parameters.items() if isinstance(value, str | int))
 
 
 def _sha256(data: bytes) -> str:
