@@ -3,6 +3,7 @@
 import functools
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -86,7 +87,7 @@ def _run_locked(
     if mirror is not None:
         mirror.fetch_trials()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
-    _print_report(plan.settings, paths, console, rebuild=changed or _is_stale(paths))
+    print_report(paths.out, console, plan.settings.metrics, rebuild=changed or _is_stale(paths))
     remedy = "run the same command again to continue"
     if result.interrupted:
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
@@ -125,18 +126,24 @@ def _is_stale(paths: RunPaths) -> bool:
     return not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
 
 
-def _print_report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool) -> None:
-    """Print the summary of the results on disk; rebuild tables, figures and report if they changed."""
+def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True) -> None:
+    """Print the summary of the results in a folder; rebuild tables, figures and report before.
+
+    Raises:
+        ConfigError: if there is no run, or its files are damaged.
+    """
     import analysis
 
-    results = analysis.open_results(paths.out)
-    if rebuild:
-        analysis.write_all(results)
+    try:
+        results = analysis.open_results(folder)
+        if rebuild:
+            analysis.write_all(results)
+    except (analysis.RunNotFound, analysis.DamagedFile) as error:
+        raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
-    if settings.metrics == "vllm":
-        for table in analysis.render_vllm_flavour(results):
-            console.print(table)
-    console.print(f"report: {paths.report}", markup=False, soft_wrap=True)
+    for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
+        console.print(table)
+    console.print(f"report: {results.run.paths.report}", markup=False, soft_wrap=True)
 
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:

@@ -1,7 +1,7 @@
-"""The largest batch that fitted in memory, for each engine and task that ran out of memory.
+"""The largest batch that fitted in memory, for each engine and task that ran out of memory, and those that did not.
 
 A batch fitted if at least one replicate has a result, none ran out of memory and none was skipped because a smaller
-batch had run out. The batches that did not fit are listed as well.
+batch had run out.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,6 @@ _SIZES = {"batch_size": "batch", "concurrency": "concurrency"}
 
 
 class Fit(NamedTuple):
-    """The largest batch of one engine and task that fitted."""
-
     line: str
     task: str
     size: str  # `batch` or `concurrency`

@@ -90,10 +90,8 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     if x in LOAD_COLUMNS:
         varying = [key for key in varying if key.removeprefix("load.") not in LOAD_COLUMNS]
         if points[x].isna().any():
-            points = points.assign(
-                **{_SIZE: points[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]}
-            )
-            x = _SIZE
+            sizes = points[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns")
+            points, x = points.assign(**{_SIZE: sizes.iloc[:, 0]}), _SIZE
     by_x = points.groupby(["workload", "load", x], dropna=False) if x else None
     zipped = [
         key

@@ -242,11 +242,7 @@ def trial_schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, pa.Dat
 
 
 def trials_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows as the schema says, missing values null, other columns (the axes) at the end in order of appearance.
-
-    Raises:
-        ValueError: naming the column and the value that does not fit its type.
-    """
+    """Rows as the schema says, the axes last. Raises ValueError, naming the column, for a value of another type."""
     schema = trial_schema(trial_row.percentiles_of(rows))
     axes = dict.fromkeys(name for row in rows for name in row if name not in schema)
     columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in schema.items()}
@@ -304,8 +300,7 @@ def write_trials(paths: RunPaths, rows: Sequence[Row]) -> bool:
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
     """The rows of a trials.parquet, or the one of a trial.parquet, with whatever columns they have."""
-    rows: list[dict[str, Any]] = read_table(path).to_pylist()
-    return rows
+    return list(read_table(path).to_pylist())
 
 
 # Plan ----------------------------------------------------------------------------------------------------------------

@@ -21,10 +21,7 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, special tokens added as engines add them.
-
-    Raises ValueError if there is neither a tokenizer.json nor the two files of a byte-level BPE, or it is no tokenizer.
-    """
+    """The tokenizer of a model folder, special tokens added as engines do. Raises ValueError if it has none."""
     stamp = tuple(path.stat().st_mtime_ns for path in tokenizer_files(folder))
     return _load_tokenizer(folder, stamp)
 
