@@ -125,10 +125,7 @@ class LibraryServer:
         work: Callable[[], dict[str, Any]],
         stopped: threading.Event,
     ) -> None:
-        """Answer with the result of `work`, run in the library's thread while nothing else runs there.
-
-        Sets `stopped` once the client has gone.
-        """
+        """Answer with the result of `work`, run alone in the library's thread; `stopped` is set if the client goes."""
         result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
 
         def run() -> None:
