@@ -103,7 +103,7 @@ def method(folder: Path) -> dict[str, str]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment; `path` has what it can import besides. Raises ConversionFailed."""
+    """Run conversions/<program>.py in an environment; `path`: what it can import besides. Raises ConversionFailed."""
     root = Path(__file__).resolve().parents[2]
     command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
