@@ -38,7 +38,7 @@ TEMPLATES = Environment(
 
 
 class Card(NamedTuple):
-    """One figure to see first."""
+    """A figure to see first."""
 
     label: str
     value: str
@@ -99,21 +99,15 @@ def _findings(results: RunResults) -> dict[str, Any]:
 def _lead(results: RunResults) -> str:
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
+    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
     points = max(len(counts), trials // int(run.experiment.get("replicates") or trials or 1))
     parts = [
         f"{len(run.ok)} of {trials} trials and {counts.gt(0).sum()} of {points} points have a result",
         ", ".join(sorted(run.trials["model"].dropna().unique())),
         ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
-        _when(run),
+        f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2) if len(begin) and len(end) else "",
     ]
     return " · ".join(part for part in parts if part)
-
-
-def _when(run: Run) -> str:
-    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
-    if begin.empty or end.empty:
-        return ""
-    return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
 
 
 def _inline(figure: SavedFigure) -> Markup:
