@@ -31,9 +31,7 @@ from sweep.wording import count
 
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
-    """Run the command line, from its arguments to the report; return the exit status.
-
-    `config_dirs` are folders with options of the user's own.
+    """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
 
     Raises:
         ConfigError: for bad input, before anything is launched.

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.load import Run
-from analysis.plotting.layout import Layout
+from analysis.plotting.layout import SIZE, Layout
+from sweep.records import LOAD_COLUMNS
 
 OOM_OUTCOMES = ("oom_load", "oom_run")
 NOT_TRIED = "censored"  # because a smaller batch ran out
@@ -43,7 +44,7 @@ def fits(run: Run, layout: Layout) -> list[Fit]:
 
 def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
     """The task of each trial: its panel, with the value of x unless x is a load."""
-    if layout.x is None or layout.x_is_load:
+    if layout.x in (None, SIZE, *LOAD_COLUMNS):
         return list(trials["panel"])
     return [
         f"{panel}, {layout.x_label.lower()} {value:g}" if pd.notna(value) else panel

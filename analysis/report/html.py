@@ -63,16 +63,17 @@ def write_all(results: RunResults) -> None:
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
     return TEMPLATES.get_template("report.html").render(
-        **_shown(results),
-        **_reading(results),
+        **_findings(results),
         **_provenance(results.run),
         figures=[(_inline(figure), figure.caption) for figure in figures],
     )
 
 
-def _shown(results: RunResults) -> dict[str, Any]:
-    """The parts of the report that say what was found."""
-    run, layout = results.run, results.layout
+def _findings(results: RunResults) -> dict[str, Any]:
+    """The parts of the report that say what was found, and the variables of the notes below them."""
+    run, layout, counts = results.run, results.layout, results.points["n"]
+    replicates = len(layout.visible(run.ok))
+    reasons = run.ok["steady_method"].dropna().mode()
     return {
         "run": run,
         "layout": layout,
@@ -83,15 +84,6 @@ def _shown(results: RunResults) -> dict[str, Any]:
         "tables": results_tables(results),
         "ladder": ladder_table(layout),
         "steady": steady_table(layout),
-    }
-
-
-def _reading(results: RunResults) -> dict[str, Any]:
-    """The variables of the notes below figures and tables and of the definitions."""
-    run, counts = results.run, results.points["n"]
-    replicates = len(results.layout.visible(run.ok))
-    reasons = run.ok["steady_method"].dropna().mode()
-    return {
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),

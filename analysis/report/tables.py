@@ -78,7 +78,7 @@ def ladder_table(layout: Layout) -> Table | None:
     """Each step against the one that it is on top of; None without a ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
-    columns = [*_texts("step", "on top of", "task"), *_x_column(layout)]
+    columns = [*(Heading(name, kind="text") for name in ("step", "on top of", "task")), *_x_column(layout)]
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
     steps = layout.points[layout.points["ladder_parent"].notna()]
     rows = [
@@ -105,18 +105,15 @@ def steady_table(layout: Layout) -> Table | None:
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
-    columns = [*_texts("engine", "task"), *_x_column(layout), Heading("trials", "with a window")]
+    columns = [Heading("engine", kind="text"), Heading("task", kind="text"), *_x_column(layout)]
+    columns += [Heading("trials", "with a window"), *map(_column, quantities)]
     steady = layout.points[layout.points["steady_share"] > 0]
     rows = [
         [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
         + [Cell(with_interval(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
         for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
-    return Table([*columns, *map(_column, quantities)], rows, len(steady))
-
-
-def _texts(*headings: str) -> list[Heading]:
-    return [Heading(heading, kind="text") for heading in headings]
+    return Table(columns, rows, len(steady))
 
 
 def _column(name: str) -> Heading:

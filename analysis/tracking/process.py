@@ -14,8 +14,6 @@ from typing import IO, Any
 
 from requests.utils import get_netrc_auth
 
-SERVER = "https://api.wandb.ai"
-
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
     """Track the trials of `messages`, the first of which is the settings; print each fault in one line."""
@@ -40,7 +38,7 @@ def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], 
 
 def has_login() -> bool:
     """Return whether wandb has a key for its server, in the environment or in netrc. Only wandb reads the key."""
-    server = os.environ.get("WANDB_BASE_URL") or SERVER
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 

@@ -1,7 +1,6 @@
 """A trial measured inside the engine's process: all requests are here before the clock starts, no HTTP while it runs.
 
-The library's own loop is stepped as fast as it goes and each step's tokens get one stamp, taken when `step` returns.
-What comes out are the raw stamps of a Record (sweep/records.py), on CLOCK_MONOTONIC, which a node's processes share.
+Each step's tokens get one stamp, taken when `step` returns, on CLOCK_MONOTONIC, which a node's processes share.
 """
 
 import threading

@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ NOTE = "conversion.json"
 # Suffixes of the files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
 DESCRIPTION = (".json", ".txt", ".model", ".jinja")
 PROGRESS = "progress: "  # begins a line of a conversion's output that is for the user
-BLOB_NAME_LENGTH = 64  # hex digits: the Hugging Face cache calls large files by their SHA-256
 
 
 class ConversionFailed(ValueError):
@@ -103,10 +103,7 @@ def method(folder: Path) -> dict[str, str]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment; `arguments` as `--name value`.
-
-    `path` has what it can import besides. Raises ConversionFailed with the last line of its output.
-    """
+    """Run conversions/<program>.py in an environment; `path`: what it can import besides. Raises ConversionFailed."""
     root = Path(__file__).resolve().parents[2]
     command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
@@ -144,7 +141,8 @@ def digest(folder: Path, cache_dir: Path) -> str:
     """
     cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
     cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
-    fresh = {name: _entry(path, cached.get(name)) for name, path in _files(folder)}
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    fresh = {name: _entry(path, cached.get(name)) for name, path in files.items() if not name.startswith(".")}
     if fresh != cached:
         with contextlib.suppress(OSError):  # a cache that this node may not write to: the files are read again
             write_whole(cache, json.dumps(fresh))
@@ -157,20 +155,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_file() and not name.startswith("."):
-            yield name, path
-
-
 def _entry(path: Path, cached: list[Any] | None) -> list[Any]:
     """[size, time of change in ns, SHA-256] of a file."""
     target = path.resolve()
     facts = target.stat()
     if cached and cached[:2] == [facts.st_size, facts.st_mtime_ns]:
         return cached
-    is_blob = len(target.name) == BLOB_NAME_LENGTH and set(target.name) <= set("0123456789abcdef")
+    is_blob = re.fullmatch("[0-9a-f]{64}", target.name)  # the Hugging Face cache calls large files by their SHA-256
     return [facts.st_size, facts.st_mtime_ns, target.name if is_blob else file_digest(target)]
 
 
