@@ -71,7 +71,7 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class ContinuousLibrary(Protocol):
-    """A loaded model whose rows join and leave at any step: the engine's own scheduler decides what runs together.
+    """A loaded model with its own scheduler: rows join and leave at any step.
 
     It may have `reset_caches() -> bool`, which clears its cache of earlier prompts while no row runs.
     One thread calls all of it but `memory`, and, where `adds_any_time` says so, `add` and `drop`.

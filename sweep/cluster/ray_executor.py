@@ -72,9 +72,8 @@ def _refuse_dead_address(cluster: Cluster) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise ConfigError(
-            f"cluster.address={address}: nothing listens there ({error}); allowed: HOST:PORT of a Ray head, or auto"
-        ) from None
+        problem = f"nothing listens there ({error}); allowed: HOST:PORT of a Ray head, or auto"
+        raise ConfigError(f"cluster.address={address}: {problem}") from None
 
 
 def connect(cluster: Cluster) -> None:

@@ -154,9 +154,8 @@ def sole_driver(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise ConfigError(
-                f"out={out}: a sweep is running there (process {lock.read().strip() or 'unknown'})"
-            ) from None
+            holder = lock.read().strip() or "unknown"
+            raise ConfigError(f"out={out}: a sweep is running there (process {holder})") from None
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()

@@ -120,9 +120,6 @@ class ObjectStore:
             list(pool.map(one, names))
 
 
-# The lock ------------------------------------------------------------------------------------------------------------
-
-
 class Lock:
     """The object that marks a run in a store as one driver's."""
 
@@ -183,9 +180,6 @@ class Lock:
     def _read(self) -> dict[str, Any] | None:
         content = self.store.read(self.NAME)
         return json.loads(content) if content else None
-
-
-# The mirror ----------------------------------------------------------------------------------------------------------
 
 
 class Mirror:

@@ -130,8 +130,7 @@ def percentiles_text(percentiles: Sequence[float]) -> str:
 
 def percentiles_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
     """The percentiles that any of the rows has, ascending."""
-    texts = {row.get("percentiles") for row in rows} or {percentiles_text(PERCENTILES)}
-    return merged_percentiles(texts)
+    return merged_percentiles({row.get("percentiles") for row in rows} or {percentiles_text(PERCENTILES)})
 
 
 def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:

@@ -115,10 +115,8 @@ def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Seq
     """
     rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
 
-    def write(staged: Path) -> None:
-        pq.write_table(table, staged, compression="zstd", use_dictionary=list(dictionary), row_group_size=rows)
-
-    write_whole(paths, target, write)
+    options = {"compression": "zstd", "use_dictionary": list(dictionary), "row_group_size": rows}
+    write_whole(paths, target, lambda staged: pq.write_table(table, staged, **options))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -87,9 +87,8 @@ def read(out: Path) -> Status:
     try:
         plan = run_files.read_plan(paths.plan)
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"{out}: no run there; allowed: a results folder, or the name of one under results/"
-        ) from None
+        allowed = "a results folder, or the name of one under results/"
+        raise ConfigError(f"{out}: no run there; allowed: {allowed}") from None
     ledger = Ledger(paths.ledger, write=False)
     ids = [(entry[f"{entry['kind']}_id"], entry) for entry in plan if entry["kind"] != "experiment"]
     labels = {key: entry.get("label", key) for key, entry in ids}  # older plans have no labels

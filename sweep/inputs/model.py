@@ -182,8 +182,7 @@ class RandomModel(Model):
             **special,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        generation = {"do_sample": False, **special}
-        (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+        (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **special}, indent=1) + "\n")
         make = partial(random_weights.tensor, seed=self.seed, ordinary=ordinary_tokens(tokenizer))
         report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
         random_weights.write_weights(folder, self.architecture, make, self._stored, report)

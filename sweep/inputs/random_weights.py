@@ -115,8 +115,7 @@ def stream_of(seed: int, name: str) -> np.random.PCG64:
 
 def draw(stream: np.random.PCG64, count: int) -> Array:
     """16 random bits each. (`random_raw` is what NumPy promises to keep; the methods of Generator are not.)"""
-    bits: Array = stream.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
-    return bits
+    return np.asarray(stream.random_raw(-(-count // 4)), "<u8").view("<u2")[:count]
 
 
 def encode(weights: Array, dtype: Dtype) -> Array:
@@ -126,8 +125,7 @@ def encode(weights: Array, dtype: Dtype) -> Array:
     if dtype == "float16":
         return weights.astype("<f2")
     bits = np.ascontiguousarray(weights, "<f4").view("<u4")
-    rounded: Array = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    return rounded.astype("<u2")
+    return np.asarray((bits + (0x7FFF + (bits >> 16 & 1))) >> 16, "<u2")
 
 
 def write_weights(

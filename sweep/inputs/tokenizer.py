@@ -38,9 +38,8 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
         tokenizer.no_truncation()
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
-        raise ValueError(
-            f"model.tokenizer={folder}: has no tokenizer.json; allowed is a folder or repository that has one"
-        )
+        allowed = "a folder or repository that has one"
+        raise ValueError(f"model.tokenizer={folder}: has no tokenizer.json; allowed is {allowed}")
     # GPT-2 and OPT repositories have these two files and no tokenizer.json.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

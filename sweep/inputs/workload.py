@@ -53,8 +53,7 @@ class Draw:
 
     def bits(self, purpose: str, count: int) -> NDArray[np.uint64]:
         name = hashlib.sha256(f"{self.seed}/{self.phase}/{purpose}".encode()).digest()[:16]
-        raw: NDArray[np.uint64] = np.random.PCG64(int.from_bytes(name, "little")).random_raw(count)
-        return raw
+        return np.asarray(np.random.PCG64(int.from_bytes(name, "little")).random_raw(count), np.uint64)
 
     def below(self, limit: int, purpose: str, count: int) -> Indices:
         """`count` integers of [0, limit)."""
@@ -66,8 +65,7 @@ class Draw:
 
     def fractions(self, purpose: str) -> list[float]:
         """One number of (0, 1) per request."""
-        values: list[float] = ((self.bits(purpose, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist()
-        return values
+        return list(((self.bits(purpose, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist())
 
     def cycle(self, limit: int, purpose: str) -> Indices:
         """An index of [0, limit) for each request: all indices in random order, then again in a new order."""
@@ -224,9 +222,8 @@ class Recorded(_ExactLengths):
         rows = _read_rows(Path(self.file).expanduser(), f"workload.file={self.file}")
         pairs: list[Any] = [(row.get("input_tokens"), row.get("output_tokens")) for row in rows]
         if not all(type(n) is int and n > 0 for pair in pairs for n in pair):
-            raise ValueError(
-                f'workload.file={self.file}: allowed is {{"input_tokens": n, "output_tokens": n}} in each line, n > 0'
-            )
+            allowed = '{"input_tokens": n, "output_tokens": n} in each line, n > 0'
+            raise ValueError(f"workload.file={self.file}: allowed is {allowed}")
         return pairs
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
