@@ -13,7 +13,6 @@ from analysis.results import RunResults
 from analysis.standings import Standing
 from analysis.summary import estimate
 from analysis.winners import best, tied_text
-from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
@@ -39,8 +38,8 @@ class Table(NamedTuple):
     title: str = ""
 
 
-def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Table]:
-    """A table for each panel, of its points; `tails` are the intervals of TTFT p99 over requests."""
+def results_tables(results: RunResults) -> list[Table]:
+    """A table for each panel, of its points."""
     layout, points = results.layout, results.points
     if not points["n"].any():
         return []
@@ -55,7 +54,7 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
-            *(_measured(point, name, warnings, tails.get(int(str(point.name)))) for name in quantities),
+            *(_measured(point, name, warnings) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
 
@@ -65,13 +64,10 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
     return tables
 
 
-def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning], tail: Quantile | None) -> Cell:
-    """A mean with its interval, or that over requests where a TTFT p99 is of one replicate."""
+def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning]) -> Cell:
+    """A mean with its interval."""
     text = label(name).shown(point[name])
     detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
-    if name == "ttft_p99" and tail is not None and tail.low is not None:
-        above = " or more" if tail.high is None else f"–{label(name).shown(tail.high)}"
-        detail = f"[{label(name).shown(tail.low)}{above}]"
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
     return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
@@ -87,7 +83,7 @@ def winners_table(results: RunResults) -> Table | None:
         task = str(winner.point["panel"]), results.layout.load(winner.point)
         detail = f"{tied_text(winner)} ({winner.compared} compared)" if len(winner.tied) else ""
         rows.setdefault(task, {})[winner.quantity.column] = Cell(winner.point["line"], detail, best=not detail)
-    columns = [*_texts("task", "load"), *(Heading(label(name).short, kind="text") for name in quantities)]
+    columns = [Heading(text, kind="text") for text in ("task", "load", *(label(name).short for name in quantities))]
     cells = [
         [Cell(panel), Cell(load), *(row.get(name, Cell("—")) for name in quantities)]
         for (panel, load), row in rows.items()
@@ -99,7 +95,7 @@ def ladder_table(layout: Layout) -> Table | None:
     """Each step against the one that it is on top of; None without a ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
-    columns = [*_texts("step", "on top of", "task"), *_x_column(layout)]
+    columns = [*(Heading(name, kind="text") for name in ("step", "on top of", "task")), *_x_column(layout)]
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
     steps = layout.points[layout.points["ladder_parent"].notna()]
     rows = [
@@ -126,18 +122,15 @@ def steady_table(layout: Layout) -> Table | None:
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
-    columns = [*_texts("engine", "task"), *_x_column(layout), Heading("trials", "with a window")]
+    columns = [Heading("engine", kind="text"), Heading("task", kind="text"), *_x_column(layout)]
+    columns += [Heading("trials", "with a window"), *map(_column, quantities)]
     steady = layout.points[layout.points["steady_share"] > 0]
     rows = [
         [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
         + [Cell(with_interval(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
         for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
-    return Table([*columns, *map(_column, quantities)], rows, len(steady))
-
-
-def _texts(*headings: str) -> list[Heading]:
-    return [Heading(heading, kind="text") for heading in headings]
+    return Table(columns, rows, len(steady))
 
 
 def _column(name: str) -> Heading:
