@@ -19,22 +19,22 @@ from scipy import special
 
 from analysis.stats import CONFIDENCE, FloatArray
 
-Indices = NDArray[np.int64]
+PointIndices = NDArray[np.int64]
 
 
 class Trials(NamedTuple):
     """The trials of a comparison, each with its point (an index from 0), replicate and launch."""
 
-    point: Indices
-    replicate: Indices
+    point: PointIndices
+    replicate: PointIndices
     launch: NDArray[np.object_]  # None: of an engine that was not launched here
 
-    def select(self, chosen: NDArray[np.bool_] | Indices) -> "Trials":
+    def select(self, chosen: NDArray[np.bool_] | PointIndices) -> "Trials":
         """Some of the trials."""
         return Trials(self.point[chosen], self.replicate[chosen], self.launch[chosen])
 
 
-def blocks(trials: Trials) -> Indices:
+def comparison_blocks(trials: Trials) -> PointIndices:
     """The block of each trial: its replicate, joined with those that share one of the compared launches with it.
 
     Points that were all measured in the same launches differ by nothing that a launch changes: nothing is joined.
@@ -65,7 +65,7 @@ class BlockModel(NamedTuple):
     blocks_inverse: FloatArray  # its generalised inverse
     n: FloatArray  # blocks in which each point has a value
 
-    def standard_errors(self, above: Indices, below: Indices) -> FloatArray:
+    def standard_errors(self, above: PointIndices, below: PointIndices) -> FloatArray:
         """The standard errors of the differences between points."""
         contrast = self.shares[above] - self.shares[below]
         connected = np.abs(contrast @ self.blocks_inverse @ self.blocks_matrix - contrast).max(axis=1) < 1e-6
@@ -75,7 +75,7 @@ class BlockModel(NamedTuple):
             variance = np.fmax(self.variance, self._variance_of_pairs(above, below))
             return np.where(connected, np.sqrt(variance * factor), np.nan)
 
-    def _variance_of_pairs(self, above: Indices, below: Indices) -> FloatArray:
+    def _variance_of_pairs(self, above: PointIndices, below: PointIndices) -> FloatArray:
         """The variance of the error by the blocks that two points have in common; NaN with fewer than two."""
         difference = self.residuals[above] - self.residuals[below]
         common = np.isfinite(difference)
@@ -93,7 +93,7 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     """
     usable = np.isfinite(values) & (values > 0)
     trials = trials.select(usable)
-    block = np.unique(blocks(trials), return_inverse=True)[1] if usable.any() else np.zeros(0, np.int64)
+    block = np.unique(comparison_blocks(trials), return_inverse=True)[1] if usable.any() else np.zeros(0, np.int64)
     size = int(block.max(initial=-1)) + 1
     cell = trials.point * max(1, size) + block
     counts = np.bincount(cell, minlength=points * size).reshape(points, size).astype(np.float64)
@@ -125,7 +125,7 @@ def differences(model: BlockModel, above: Sequence[int], below: Sequence[int]) -
 
 
 def indistinguishable(model: BlockModel, best: int, better: Literal["higher", "lower"]) -> NDArray[np.bool_]:
-    """The points that cannot be told apart from the one with the best figure; none of them if it is the winner.
+    """The points not told apart from the one with the best figure; none of them if it is the winner.
 
     It is the winner if each difference from it, taken alone, has an interval without 0. That it was chosen for its
     figure needs no further correction: of equal engines one is so far ahead of all others in at most 5 % of sweeps,

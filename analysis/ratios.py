@@ -12,7 +12,7 @@ from analysis.headline import ASKED, COUNTS, HEADLINE
 from analysis.load import Run
 
 Positions = NDArray[np.int64]  # of rows, or of points
-ENDS = ("", "_ci_low", "_ci_high")  # of the columns of a ratio
+RATIO_COLUMNS = ("", "_ci_low", "_ci_high")  # of the columns of a ratio
 
 
 def against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:
@@ -47,7 +47,9 @@ def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | Non
     """
     pairs = [(index, partner) for index, partner in enumerate(partners) if partner is not None and partner != index]
     headlines = [headline for headline in HEADLINE if headline in measured]
-    columns = {f"{headline}_{name}{end}": np.full(len(partners), np.nan) for headline in headlines for end in ENDS}
+    columns = {
+        f"{headline}_{name}{end}": np.full(len(partners), np.nan) for headline in headlines for end in RATIO_COLUMNS
+    }
     trials_at = positions(trials.point, len(partners))
     for family in _families(pairs):
         members = sorted({point for pair in family for point in pair})
@@ -59,7 +61,7 @@ def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | Non
         for headline in headlines:
             model = fit(measured[headline].to_numpy(np.float64)[rows], of_family, len(members))
             difference, half = differences(model, above, below)
-            for end, values in zip(ENDS, (difference, difference - half, difference + half), strict=True):
+            for end, values in zip(RATIO_COLUMNS, (difference, difference - half, difference + half), strict=True):
                 columns[f"{headline}_{name}{end}"][points] = np.exp(values)
     return pd.DataFrame(columns, index=range(len(partners)))
 

@@ -1,4 +1,4 @@
-"""The points that are best among those asked the same, and those that cannot be told apart from the best."""
+"""The points that are best among those asked the same, and those not told apart from the best."""
 
 from enum import StrEnum
 

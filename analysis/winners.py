@@ -12,7 +12,7 @@ from analysis.standings import Standing, question_columns
 from analysis.stats import Estimate
 from analysis.summary import estimate
 
-MOST_NAMED = 3  # points in a sentence
+MOST_LINES_NAMED = 3  # points in a sentence
 MOST_COMPARISONS = 3  # of which each is reported by itself; more are counted
 
 
@@ -22,7 +22,7 @@ class Best(NamedTuple):
     quantity: LabelledColumn
     estimate: Estimate
     point: "pd.Series[Any]"
-    tied: pd.DataFrame  # the points that cannot be told apart from it
+    tied: pd.DataFrame  # the points not told apart from it
     compared: int  # points
 
 
@@ -46,7 +46,7 @@ class Tally(NamedTuple):
 
     quantity: LabelledColumn
     wins: Counter[str]
-    undecided: int  # comparisons in which the best cannot be told apart from another
+    undecided: int  # comparisons in which the best is not told apart from another
     comparisons: int
 
 
@@ -67,17 +67,17 @@ def tallies(results: Sequence[Best]) -> list[Tally]:
 
 
 def tally_text(tally: Tally) -> str:
-    """`vllm in 5, tgi in 2; in 1 the best cannot be told apart from another`."""
-    wins = ", ".join(f"{line} in {number}" for line, number in tally.wins.most_common(MOST_NAMED))
-    undecided = f"in {tally.undecided} the best cannot be told apart from another" if tally.undecided else ""
+    """`vllm in 5, tgi in 2; in 1 the best is not told apart from another`."""
+    wins = ", ".join(f"{line} in {number}" for line, number in tally.wins.most_common(MOST_LINES_NAMED))
+    undecided = f"in {tally.undecided} the best is not told apart from another" if tally.undecided else ""
     return "; ".join(filter(None, [wins, undecided]))
 
 
 def tied_text(result: Best) -> str:
-    """The lines that cannot be told apart from the best, in words; empty if there are none."""
+    """The lines not told apart from the best, in words; empty if there are none."""
     lines = list(dict.fromkeys(result.tied["line"]))
     if not lines:
         return ""
-    more = len(lines) - MOST_NAMED
-    named = ", ".join(lines) if more <= 1 else f"{', '.join(lines[:MOST_NAMED])} and {more} others"
-    return f"cannot be told apart from {named}"
+    more = len(lines) - MOST_LINES_NAMED
+    named = ", ".join(lines) if more <= 1 else f"{', '.join(lines[:MOST_LINES_NAMED])} and {more} others"
+    return f"not told apart from {named}"

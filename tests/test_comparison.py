@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.comparison import Trials, blocks, differences, fit, indistinguishable
+from analysis.comparison import Trials, comparison_blocks, differences, fit, indistinguishable
 from analysis.standings import Standing
 from analysis.summary import summarise
 from benchmarks import winners
@@ -68,19 +68,19 @@ def test_replicates_of_one_launch_are_one_block() -> None:
     """Two replicates of engine 0 share a launch: these two blocks are one. With one launch each there is one block."""
     mixed = trials_of(2, 3)
     mixed.launch[1] = mixed.launch[0]
-    assert len(set(blocks(mixed))) == 2
-    assert len(set(blocks(trials_of(2, 3, shared=True)))) == 1
+    assert len(set(comparison_blocks(mixed))) == 2
+    assert len(set(comparison_blocks(trials_of(2, 3, shared=True)))) == 1
     values = np.array([10.0, 10.1, 9.9, 20.0, 20.2, 20.1])
     assert indistinguishable(fit(values, trials_of(2, 3, shared=True), 2), 1, "higher").tolist() == [True, False]
     assert not indistinguishable(fit(values, trials_of(2, 3), 2), 1, "higher").any()
     endpoints = trials_of(2, 3)._replace(launch=np.full(6, None, object))
-    assert len(set(blocks(endpoints))) == 3, "what is not launched here is measured by replicates"
+    assert len(set(comparison_blocks(endpoints))) == 3, "what is not launched here is measured by replicates"
 
 
 def test_settings_of_one_engine_measured_in_the_same_launches_are_paired_within_them() -> None:
     """Its luck at launch is the same for both."""
     same = Trials(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array(["x", "x", "x", "x"], object))
-    assert len(set(blocks(same))) == 2
+    assert len(set(comparison_blocks(same))) == 2
 
 
 @pytest.mark.parametrize(("engines", "replicates"), [(2, 3), (7, 2), (7, 3), (31, 3)])
@@ -109,10 +109,10 @@ def test_report_and_terminal_name_those_that_cannot_be_told_apart(tmp_path: Path
     standing = summarise(run).set_index("backend")["output_throughput_standing"]
     assert dict(standing) == {"fast": Standing.BEST, "alike": Standing.TIED, "slow": Standing.BEHIND}
     text = " ".join(printed(run, 120).split())
-    assert "best throughput 30.1 ±1% tokens/s fast, qa, cannot be told apart from alike" in text
+    assert "best throughput 30.1 ±1% tokens/s fast, qa, not told apart from alike" in text
     report = report_of(run)
-    assert "cannot be told apart from alike" in report.partition("Best throughput")[2].partition("</div>")[0]
-    assert "cannot be told apart from alike (3 compared)" in report.partition("Who is best")[2].partition("</table>")[0]
+    assert "not told apart from alike" in report.partition("Best throughput")[2].partition("</div>")[0]
+    assert "not told apart from alike (3 compared)" in report.partition("Who is best")[2].partition("</table>")[0]
 
 
 def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:

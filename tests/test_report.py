@@ -174,9 +174,7 @@ def test_the_best_carries_its_warnings(tmp_path: Path) -> None:
     ]
     run = run_of(tmp_path, rows)
     text = " ".join(printed(open_run(tmp_path), 120).split())
-    best_throughput = (
-        "best throughput 40.0 tokens/s a, qa, cannot be told apart from b, agreement 42% with the reference"
-    )
+    best_throughput = "best throughput 40.0 tokens/s a, qa, not told apart from b, agreement 42% with the reference"
     assert f"{best_throughput}, 1 of 2 replicates have a r" in text
     assert "best TTFT p50" not in text, "of one engine alone"
     card = report_of(run).partition("Best throughput")[2].partition("</div>")[0]

@@ -73,7 +73,7 @@ def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarni
 
 
 def winners_table(results: RunResults) -> Table | None:
-    """A row for each comparison: the best of each quantity, with those that cannot be told apart from it."""
+    """A row for each comparison: the best of each quantity, with those not told apart from it."""
     winners = best(results.points)
     if not winners:
         return None
