@@ -8,7 +8,8 @@ A Record's error is "kind: detail". The kinds:
     connect              no connection: refused, not resolved, TLS failed, or none within the time-out
     reset                the connection was reset, or another socket error
     closed               the server ended the connection or the stream before its answer was complete
-    status               an HTTP status other than 200; a Retry-After is in the detail as retry_after=...
+    status               an HTTP status other than 200; a Retry-After is in the detail as retry_after=..., and of a
+                         redirect the address to set
     engine               an error event inside a stream that began with status 200
     protocol             the answer is not what the API promises: no event stream, no JSON, broken HTTP
     empty                the answer ended properly without one token
@@ -33,6 +34,7 @@ from sweep.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
+REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
@@ -40,6 +42,11 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NUMBER = re.compile(rb"\s*(\d+)")
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
+_EXPLAINING = (b"retry-after", b"location", b"content-encoding")  # headers
+_COMPRESSED = (
+    "is not supported: a compressed stream has no times of its tokens; the requests accept identity only, so switch "
+    "compression of text/event-stream off in the server or in the proxy before it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,7 @@ def head(target: Target, key: str | None) -> bytes:
         f"Host: {urlsplit(target.url).netloc}",
         "User-Agent: llm-sweep",
         "Accept: text/event-stream",
+        "Accept-Encoding: identity",
         "Content-Type: application/json",
         *(f"{name}: {value}" for name, value in target.headers.items()),
     ]
@@ -231,7 +239,7 @@ class Answer:
     error: str | None = None
     _most: int = 1  # tokens that came in one event
     _is_stream: bool = False
-    _retry_after: str | None = None
+    _headers: dict[bytes, str] = field(default_factory=dict)  # those that explain a failure, in lower case
     _carry: bytes = b""
     _shape: _Shape | None = None
 
@@ -250,8 +258,8 @@ class Answer:
         name = name.lower()
         if name == b"content-type":
             self._is_stream = value.lower().startswith(b"text/event-stream")
-        elif name == b"retry-after":
-            self._retry_after = value.decode("latin-1").strip()
+        elif name in _EXPLAINING and value.lower() != b"identity":
+            self._headers[name] = value.decode("latin-1").strip()
 
     def body(self, data: bytes, arrived: int) -> None:
         """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
@@ -261,6 +269,9 @@ class Answer:
             data = self._carry + data
         if not self._is_stream or self.status != 200:
             self._carry = data[: 64 << 10]  # an error's message, read when it is complete
+            return
+        if encoding := self._headers.get(b"content-encoding"):
+            self.fail(f"protocol: content-encoding {encoding[:40]} {_COMPRESSED}")
             return
         end_of_line = b""
         if b"\r" in data:  # lines may end in CR LF; a CR at the cut waits for what follows
@@ -458,9 +469,20 @@ class Answer:
 
     def _status_error(self) -> str:
         error = f"status: {self.status}"
-        if self._retry_after:
-            error += f" retry_after={self._retry_after[:40]}"
+        if retry_after := self._headers.get(b"retry-after"):
+            error += f" retry_after={retry_after[:40]}"
+        if self.status in REDIRECTS and (location := self._headers.get(b"location")):
+            return f"{error} redirects to {location[:200]}; {_direct_address(location, PATHS[self.api])}"
         return f"{error} {_message(self._carry)}".rstrip()
+
+
+def _direct_address(location: str, path: str) -> str:
+    """The setting by which requests reach the target of a redirect, which is not followed: it would be timed too."""
+    parts = urlsplit(location)
+    if not parts.path.endswith(path):
+        return "set backend.url to an address that answers without a redirect"
+    base = location[: location.rindex(path)]
+    return f"set backend.url={base}" if parts.netloc else f"set the path of backend.url to {base or '/'}"
 
 
 def _number(event: bytes, key: bytes) -> int:
