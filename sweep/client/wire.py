@@ -42,7 +42,6 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NUMBER = re.compile(rb"\s*(\d+)")
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
-_EXPLAINING = (b"retry-after", b"location", b"content-encoding")  # headers
 _COMPRESSED = (
     "is not supported: a compressed stream has no times of its tokens; the requests accept identity only, so switch "
     "compression of text/event-stream off in the server or in the proxy before it"
@@ -239,7 +238,9 @@ class Answer:
     error: str | None = None
     _most: int = 1  # tokens that came in one event
     _is_stream: bool = False
-    _headers: dict[bytes, str] = field(default_factory=dict)  # those that explain a failure, in lower case
+    _retry_after: str | None = None
+    _location: str | None = None
+    _encoding: str | None = None
     _carry: bytes = b""
     _shape: _Shape | None = None
 
@@ -258,8 +259,12 @@ class Answer:
         name = name.lower()
         if name == b"content-type":
             self._is_stream = value.lower().startswith(b"text/event-stream")
-        elif name in _EXPLAINING and value.lower() != b"identity":
-            self._headers[name] = value.decode("latin-1").strip()
+        elif name == b"retry-after":
+            self._retry_after = value.decode("latin-1").strip()
+        elif name == b"location":
+            self._location = value.decode("latin-1").strip()
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            self._encoding = value.decode("latin-1").strip()
 
     def body(self, data: bytes, arrived: int) -> None:
         """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
@@ -267,11 +272,16 @@ class Answer:
             return
         if self._carry:
             data = self._carry + data
+            self._carry = b""
         if not self._is_stream or self.status != 200:
             self._carry = data[: 64 << 10]  # an error's message, read when it is complete
             return
-        if encoding := self._headers.get(b"content-encoding"):
-            self.fail(f"protocol: content-encoding {encoding[:40]} {_COMPRESSED}")
+        if self._encoding:
+            self.fail(f"protocol: content-encoding {self._encoding[:40]} {_COMPRESSED}")
+            return
+        # One whole event, as most servers write them.
+        if data.endswith(b"\n\n") and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data:
+            self._parse(data, arrived)
             return
         end_of_line = b""
         if b"\r" in data:  # lines may end in CR LF; a CR at the cut waits for what follows
@@ -365,21 +375,18 @@ class Answer:
 
     def _parse(self, event: bytes, arrived: int) -> None:
         """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-        name, lines = b"", []
-        for line in event.split(b"\n"):
-            key, _, value = line.partition(b":")
-            if key == b"data":
-                lines.append(value.removeprefix(b" "))
-            elif key == b"event":
-                name = value.strip()
-        data = b"\n".join(lines)
-        if not data.strip():  # a comment, a ping, a lone id or retry
+        if event == b"data: [DONE]\n\n":
+            self.ended = True
             return
-        if data.strip() == b"[DONE]":
+        name, data = _fields(event)
+        data = data.strip()
+        if not data:  # a comment, a ping, a lone id or retry
+            return
+        if data == b"[DONE]":
             self.ended = True
             return
         try:
-            content = json.loads(data)
+            content = json.loads(data.decode())  # of bytes, it looks for other encodings first
         except ValueError:
             self.fail(f"protocol: an event is not JSON: {_message(data)}")
             return
@@ -469,11 +476,25 @@ class Answer:
 
     def _status_error(self) -> str:
         error = f"status: {self.status}"
-        if retry_after := self._headers.get(b"retry-after"):
-            error += f" retry_after={retry_after[:40]}"
-        if self.status in REDIRECTS and (location := self._headers.get(b"location")):
-            return f"{error} redirects to {location[:200]}; {_direct_address(location, PATHS[self.api])}"
+        if self._retry_after:
+            error += f" retry_after={self._retry_after[:40]}"
+        if self.status in REDIRECTS and self._location:
+            return f"{error} redirects to {self._location[:200]}; {_direct_address(self._location, PATHS[self.api])}"
         return f"{error} {_message(self._carry)}".rstrip()
+
+
+def _fields(event: bytes) -> tuple[bytes, bytes]:
+    """The name and the data of an event, which is one line of data as a rule."""
+    if event.startswith(b"data:") and event.find(b"\n") >= len(event) - 2:
+        return b"", event[5:]
+    name, lines = b"", []
+    for line in event.split(b"\n"):
+        key, _, value = line.partition(b":")
+        if key == b"data":
+            lines.append(value.removeprefix(b" "))
+        elif key == b"event":
+            name = value.strip()
+    return name, b"\n".join(lines)
 
 
 def _direct_address(location: str, path: str) -> str:
