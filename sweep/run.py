@@ -85,7 +85,9 @@ def _run_locked(
     if mirror is not None:
         mirror.fetch_trials()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
-    print_report(paths.out, console, plan.settings.metrics, rebuild=changed or _is_stale(paths))
+    # Older than the trials, or missing, if a run was killed between its last trial and its report.
+    stale = not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
+    print_report(paths.out, console, plan.settings.metrics, rebuild=changed or stale)
     remedy = "run the same command again to continue"
     if result.interrupted:
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
@@ -99,7 +101,7 @@ def _run_locked(
 def _drive(
     plan: Plan, pending: PendingWork, paths: RunPaths, ledger: Ledger, nodes: Sequence[Node], console: Console
 ) -> RunResult:
-    tracker = _tracker(plan.settings, paths) if pending.deployments else None
+    tracker = _tracker(plan.settings, paths) if pending.launches else None
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
@@ -117,11 +119,6 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
         return 130
     outcomes = [ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows]
     return 1 if unfinished or any(Outcome(outcome).failed for outcome in outcomes) else 0
-
-
-def _is_stale(paths: RunPaths) -> bool:
-    """Return whether a run was killed between its last trial and its report."""
-    return not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
 
 
 def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True) -> None:
