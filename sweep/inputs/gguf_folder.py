@@ -33,7 +33,7 @@ SPLITS: dict[str, list[Any]] = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(in
 
 
 def write_folder(file: Path, folder: Path, progress: Callable[[float], None]) -> None:
-    """Write config, tokenizer and weights; `progress` gets the share done. Raises ValueError for another kind of model."""
+    """Write config, tokenizer and weights; `progress` gets the share done. Raises ValueError unless it is a Llama."""
     reader = GGUFReader(file)
     facts = _Facts(reader)
     if facts["general.architecture"] != "llama" or facts["tokenizer.ggml.model"] != "gpt2":
@@ -113,9 +113,7 @@ def _write_tokenizer(facts: _Facts, folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=1) + "\n")
 
 
-def _write_weights(
-    reader: GGUFReader, config: dict[str, Any], folder: Path, progress: Callable[[float], None]
-) -> None:
+def _write_weights(reader: GGUFReader, config: dict[str, Any], folder: Path, progress: Callable[[float], None]) -> None:
     """Write model.safetensors, one tensor in memory at a time."""
     tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}

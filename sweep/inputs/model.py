@@ -81,7 +81,7 @@ class Model(Strict):
         return self.model_copy(update=self._commits(cache_dir))
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the weights cannot be had, where that can be known at planning; None if nothing is known."""
+        """Return why the weights cannot be fetched, as far as planning can find out; None if nothing is against it."""
         return None
 
     def reach(self, cache_dir: Path) -> None:

