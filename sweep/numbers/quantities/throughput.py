@@ -32,8 +32,8 @@ def num_failed(records: Records, mask: Mask) -> int:
 
 @quantity(unit="s", kind="count")
 def timed_out_after(records: Records, mask: Mask) -> float | None:
-    """the shortest wait of the requests that timed out without a token, whose ttft and e2el are at least that; null if a
-    request failed for another reason, or none.
+    """the shortest wait of the requests that timed out without a token, whose ttft and e2el are at least that; null if
+    none failed, or one for another reason.
     """
     failed = mask & ~succeeded(records)
     chunks = token_chunks(records)
@@ -93,8 +93,8 @@ def request_throughput(records: Records, mask: Mask) -> float | None:
 
 @quantity(**TOKEN_RATE)
 def peak_output_throughput(records: Records, mask: Mask) -> float | None:
-    """most tokens that arrived in one of the ⌊duration⌋ equal parts of the run / a part's length, which is 1 to 2 s (the
-    whole of a run below 1 s); so it is never below output_throughput.
+    """most tokens that arrived in one of the ⌊duration⌋ equal parts of the run / a part's length, which is 1 to 2 s
+    (all of a run below 1 s); so it is never below output_throughput.
     """
     length = duration(records, mask)
     if not length:
