@@ -13,7 +13,8 @@ import pytest
 import analysis
 from analysis.load import open_run
 from analysis.results import open_results
-from analysis.summary import best, summarise
+from analysis.summary import summarise
+from analysis.winners import best
 from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths

@@ -10,8 +10,10 @@ import pytest
 
 import analysis
 from analysis.load import open_run
+from analysis.ratios import baseline_points
 from analysis.results import open_results
-from analysis.summary import baseline_points, best, estimate, summarise
+from analysis.summary import estimate, summarise
+from analysis.winners import best
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from tests.results import printed, run_of, trial, warnings_of

@@ -23,9 +23,10 @@ from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, 
 from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import best, estimate, planned_trials
+from analysis.summary import estimate, planned_trials
 from analysis.tails import tails
 from analysis.warnings import concerning, grouped, scope
+from analysis.winners import best
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 

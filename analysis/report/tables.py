@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
 from analysis.report.terminal import label, shown_columns, times, with_interval
 from analysis.results import RunResults
-from analysis.summary import HEADLINE, STEADY, estimate
+from analysis.summary import estimate
 from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 

@@ -12,13 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.failures import Losses
+from analysis.headline import HEADLINE
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
 from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
 from analysis.stats import Estimate
-from analysis.summary import HEADLINE, best, estimate
+from analysis.summary import estimate
 from analysis.warnings import concerning, grouped, scope
+from analysis.winners import best
 from sweep.numbers.warnings import Severity
 from sweep.wording import count
 
