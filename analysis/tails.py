@@ -6,12 +6,14 @@ With several replicates the interval of their mean is used instead, since reques
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.load import Run, trial_folder
 from analysis.plotting.layout import Layout
 from sweep.disk import run_files
 from sweep.numbers.quantile import Quantile, quantile_with_interval
+from sweep.numbers.selection import with_failures
 
 MOST_TRIALS = 400  # number of trials whose requests are read
 
@@ -34,7 +36,8 @@ def _tail(run: Run, trial: "pd.Series[Any]") -> Quantile | None:
         requests = run_files.read_table(path, ["phase", "error", "ttft"]).to_pandas()
     except (FileNotFoundError, run_files.DamagedFile):
         return None
-    chosen = (requests["phase"] == "measured") & requests["error"].isna()
-    tail = quantile_with_interval(requests.loc[chosen, "ttft"].to_numpy(), 0.99)
+    measured = requests[requests["phase"] == "measured"]
+    values = with_failures(measured["ttft"].to_numpy(np.float64), measured["error"].notna().to_numpy())
+    tail = quantile_with_interval(values, 0.99)
     # A value that differs from the row's covers other requests: the row's may leave out the first batch.
     return tail if tail.value is not None and math.isclose(tail.value, trial["ttft_p99"], rel_tol=1e-3) else None

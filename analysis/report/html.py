@@ -86,7 +86,7 @@ def _shown(results: RunResults) -> dict[str, Any]:
         "tables": results_tables(results, intervals),
         "interval_of_requests": bool(intervals),
         "ladder": ladder_table(layout),
-        "steady": steady_table(layout),
+        "steady": steady_table(results),
     }
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
-from analysis.report.terminal import label, shown_columns, times, with_interval
+from analysis.report.terminal import heading, label, shown_columns, times, with_interval
 from analysis.results import RunResults
 from analysis.summary import estimate
+from analysis.survivors import bound
 from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 
@@ -44,8 +45,11 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
         return []
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
-    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
-    columns += [*map(_column, quantities), *(Heading(label(name).short, "× baseline") for name in compared)]
+    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests"), Heading("failed")]
+    columns += [
+        *(_column(name, points) for name in quantities),
+        *(Heading(label(name).short, "× baseline") for name in compared),
+    ]
 
     def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
         warnings = results.warnings_at(point)
@@ -53,6 +57,7 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
+            _failed(point),
             *(_measured(point, name, best[name], warnings, tails.get(int(str(point.name)))) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
@@ -68,12 +73,15 @@ def _measured(
     point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning], tail: Quantile | None
 ) -> Cell:
     """A mean with its interval, or that over requests where a TTFT p99 is of one replicate."""
+    concerned = [warning for warning in warnings if name in warning.kind.quantities]
+    known = bound(point, name, label(name).scale)
+    if known is not None:
+        return Cell(*known, warnings=concerned)
     text = label(name).shown(point[name])
     detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
     if name == "ttft_p99" and tail is not None and tail.low is not None:
         above = " or more" if tail.high is None else f"–{label(name).shown(tail.high)}"
         detail = f"[{label(name).shown(tail.low)}{above}]"
-    concerned = [warning for warning in warnings if name in warning.kind.quantities]
     return Cell(text, detail, bool(point[name] == best), concerned)
 
 
@@ -85,13 +93,14 @@ def ladder_table(layout: Layout) -> Table | None:
     """Each step against the one that it is on top of; None without a ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
-    columns = [*_texts("step", "on top of", "task"), *_x_column(layout)]
+    columns = [*_texts("step", "on top of", "task"), *_x_column(layout), Heading("failed")]
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
     steps = layout.points[layout.points["ladder_parent"].notna()]
     rows = [
         [
             *(Cell(step[key]) for key in ("line", "ladder_parent", "panel")),
             *_x_cell(layout, step),
+            _failed(step),
             _gain(step),
             _ratio(step, "ttft_p50_vs_parent"),
         ]
@@ -107,8 +116,9 @@ def _gain(step: "pd.Series[Any]") -> Cell:
     return gain if gain.text != "—" else Cell("the parent has no result here")
 
 
-def steady_table(layout: Layout) -> Table | None:
+def steady_table(results: RunResults) -> Table | None:
     """The figures without start and drain, of the points with a window; None if there is none."""
+    layout = results.layout
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
@@ -116,18 +126,33 @@ def steady_table(layout: Layout) -> Table | None:
     steady = layout.points[layout.points["steady_share"] > 0]
     rows = [
         [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
-        + [Cell(with_interval(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
+        + [_steady(point, name, results.warnings_at(point)) for name in quantities]
         for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
-    return Table([*columns, *map(_column, quantities)], rows, len(steady))
+    return Table([*columns, *(_column(name, layout.points) for name in quantities)], rows, len(steady))
+
+
+def _steady(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning]) -> Cell:
+    """A mean with its interval; of a count, the mean alone."""
+    concerned = [warning for warning in warnings if name in warning.kind.quantities]
+    known, text = bound(point, name, label(name).scale), label(name).shown(point[name])
+    if known is not None:
+        return Cell(*known, warnings=concerned)
+    counted = name in ("steady_num_requests", "steady_num_failed")
+    return Cell(text if counted else with_interval(estimate(point, name), text), warnings=concerned)
 
 
 def _texts(*headings: str) -> list[Heading]:
     return [Heading(heading, kind="text") for heading in headings]
 
 
-def _column(name: str) -> Heading:
-    return Heading(label(name).short, label(name).unit)
+def _column(name: str, points: pd.DataFrame) -> Heading:
+    return Heading(heading(points, name), label(name).unit)
+
+
+def _failed(point: "pd.Series[Any]") -> Cell:
+    """The number of requests that failed in trials with a result."""
+    return Cell(f"{point['failed']:,.0f}" if point["n"] else "—")
 
 
 def _ratio(point: "pd.Series[Any]", column: str) -> Cell:

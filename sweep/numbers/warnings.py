@@ -22,6 +22,9 @@ _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
 LATENCIES = tuple(_LATENCIES)
+STEADY = tuple(name for name, column in columns().items() if column.steady)
+STEADY_LATENCIES = tuple(name for name in STEADY if columns()[name].quantity.kind == "latency")
+STEADY_P99 = tuple(name for name in STEADY_LATENCIES if columns()[name].name == "p99")
 P99 = tuple(name for name, column in _LATENCIES.items() if column.name == "p99")
 E2EL = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "e2el")
 ARRIVALS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name in ("ttft", "itl"))
@@ -153,7 +156,8 @@ def inexact_agreement(agreement: float) -> Evidence | None:
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
-    "No latency includes them; the errors are in the trial's requests.parquet.",
+    "In the percentiles of a latency they are slower than any other; means and maxima leave them out. The errors are in"
+    " the trial's requests.parquet.",
     LATENCIES,
 )
 def failed_requests(num_failed: int, num_requests: int) -> Evidence | None:
@@ -206,10 +210,45 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
     P99,
     lowest_is_worst=True,
 )
-def few_requests(num_requests: int, num_failed: int) -> Evidence | None:
+def few_requests(num_requests: int) -> Evidence | None:
     """The p99 is over fewer than 100 requests."""
-    answered = num_requests - num_failed
-    return Evidence(answered, f"p99 over only {answered:,} requests") if answered < REQUESTS_FOR_P99 else None
+    few = num_requests < REQUESTS_FOR_P99
+    return Evidence(num_requests, f"p99 over only {num_requests:,} requests") if few else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Its p99 is nearly the slowest of them: set workload.num_requests higher.",
+    STEADY_P99,
+    lowest_is_worst=True,
+)
+def few_steady_requests(steady_num_requests: int) -> Evidence | None:
+    """Fewer than 100 requests were sent in the steady state."""
+    few = steady_num_requests < REQUESTS_FOR_P99
+    return Evidence(steady_num_requests, f"only {steady_num_requests:,} requests in the steady state") if few else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The steady_* latencies are a mean of the two: find out what changes during a trial, or measure for longer.",
+    STEADY_LATENCIES,
+)
+def drift_within_steady_state(steady_drift: float) -> Evidence | None:
+    """Within the steady state the latency differs from half to half."""
+    return Evidence(steady_drift, f"latency changed {steady_drift:.2f}-fold within the steady state")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The steady_* figures are of the better part of the trial: compare those of the whole run, or measure for longer.",
+    STEADY,
+)
+def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
+    """Requests sent after the steady state were slower than those in it."""
+    return Evidence(steady_drift_after, f"latency grew {steady_drift_after:.2f}-fold after the steady state")
 
 
 @register(

@@ -19,7 +19,7 @@ Bounds = Mapping[str, float] | None  # s
 BOUNDED = {"ttft": ttft, "tpot": tpot, "e2el": e2el}
 
 
-@quantity(unit="requests/s", kind="latency", better="higher")
+@quantity(unit="requests/s", kind="latency", better="higher", headline={"": 6})
 def goodput(records: Records, mask: Mask, slo: Bounds) -> float | None:
     """requests that met every bound of `slo` / duration of all; null if `slo` has no bound."""
     good, length = within_bounds(records, mask, slo), duration(records, mask)
