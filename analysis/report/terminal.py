@@ -140,13 +140,13 @@ def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[
     else:
         common.append(f"{counts.iloc[0]} replicates" if counts.iloc[0] > 1 else "one replicate")
     if points["failed"].gt(0).any():
-        numbers.append(Column("requests\nfailed", [failed_requests(point) for _, point in points.iterrows()]))
+        numbers.append(Column("requests\nfailed", [share_of_failures(point) for _, point in points.iterrows()]))
     else:
         common.append("no request failed")
     return texts, numbers, ", ".join(common)
 
 
-def failed_requests(point: "pd.Series[Any]") -> str:
+def share_of_failures(point: "pd.Series[Any]") -> str:
     """`4 of 120`; an em dash without a result."""
     return f"{point['failed']:,.0f} of {point['requests'] + point['failed']:,.0f}" if point["n"] else "—"
 

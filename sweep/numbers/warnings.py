@@ -22,8 +22,8 @@ _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
 LATENCIES = tuple(_LATENCIES)
-STEADY = tuple(name for name, column in columns().items() if column.steady)
-STEADY_LATENCIES = tuple(name for name in STEADY if columns()[name].quantity.kind == "latency")
+STEADY_COLUMNS = tuple(name for name, column in columns().items() if column.steady)
+STEADY_LATENCIES = tuple(name for name in STEADY_COLUMNS if columns()[name].quantity.kind == "latency")
 STEADY_P99 = tuple(name for name in STEADY_LATENCIES if columns()[name].name == "p99")
 P99 = tuple(name for name, column in _LATENCIES.items() if column.name == "p99")
 E2EL = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "e2el")
@@ -244,7 +244,7 @@ def drift_within_steady_state(steady_drift: float) -> Evidence | None:
     TRIAL_CHECKS,
     Severity.WARNING,
     "The steady_* figures are of the better part of the trial: compare those of the whole run, or measure for longer.",
-    STEADY,
+    STEADY_COLUMNS,
 )
 def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
     """Requests sent after the steady state were slower than those in it."""

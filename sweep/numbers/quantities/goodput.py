@@ -30,7 +30,7 @@ def goodput(records: Records, mask: Mask, slo: Bounds) -> float | None:
 def goodput_share(records: Records, mask: Mask, slo: Bounds) -> float | None:
     """requests that met every bound of `slo` / all measured requests, failed ones included."""
     good = within_bounds(records, mask, slo)
-    return None if good is None else int(good.sum()) / int(mask.sum())
+    return None if good is None or duration(records, mask) is None else int(good.sum()) / int(mask.sum())
 
 
 @quantity(unit="requests/s", kind="latency", better="higher", steady=True, label="Goodput", headline={"": 6})

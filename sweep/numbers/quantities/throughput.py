@@ -100,9 +100,10 @@ def peak_output_throughput(records: Records, mask: Mask) -> float | None:
     if not length:
         return None
     parts = max(1, math.floor(length))
-    width = length / parts * (1 + 1e-9)  # so that the last token is in the last part
     answered, begin = mask & succeeded(records), first_send(records, mask)
-    return float(tokens_per_bin(records, answered, begin, width, parts).max()) / (length / parts) or None
+    tokens = tokens_per_bin(records, answered, begin, length / parts, parts + 1)
+    tokens[parts - 1] += tokens[parts]  # the last, which may arrive at the very end
+    return float(tokens[:parts].max()) / (length / parts) or None
 
 
 @quantity(unit="requests", kind="count", type=int)
