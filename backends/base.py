@@ -1,7 +1,6 @@
-"""A backend: how one kind of engine is installed, launched, health-checked and read. Data and a few sentences.
+"""A backend: how one kind of engine is installed, launched, health-checked and read.
 
-A concrete backend is one file here and one YAML under conf/backend, whose `_target_` names the class and whose other
-keys are its fields. Parsing has no effects; what runs the process is `server`.
+A concrete backend is one file here and one YAML under conf/backend.
 """
 
 import hashlib
@@ -34,10 +33,7 @@ ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
 class SourceBuild(BaseModel):
-    """Programs that are compiled with CMake, from a source distribution of the package index.
-
-    Nothing of that distribution is installed or imported: its archive is only where the source comes from.
-    """
+    """Programs that are compiled with CMake; a source distribution's archive is only where their source comes from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,10 +46,7 @@ class SourceBuild(BaseModel):
 
 
 class EnvironmentSpec(BaseModel):
-    """A named set of requirements (conf/environment/<name>.yaml), or something the user already has.
-
-    Never the orchestrator's own environment: no engine's pins shall fight ours.
-    """
+    """A named set of requirements (conf/environment/<name>.yaml), or something the user already has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,10 +61,7 @@ class EnvironmentSpec(BaseModel):
 
 
 class EnvironmentChoice(BaseModel):
-    """Which environment an engine runs in: one named for each platform, unless the user gives an own one.
-
-    `backends.prepare.environments.resolve` makes the EnvironmentSpec of it.
-    """
+    """The environment that an engine runs in: one named for each platform, unless the user gives an own one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -284,10 +274,7 @@ class Backend(BaseModel):
 
 
 class Hosted(Backend):
-    """A library served by `python -m backends.host`. A subclass names the file that loads it, and what differs.
-
-    `flags` go to that library's own loading function, as keyword arguments.
-    """
+    """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one

@@ -122,8 +122,7 @@ def _line(
 
 
 def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatArray:
-    scaled: FloatArray = points[column].to_numpy(np.float64) * shown.scale
-    return scaled
+    return points[column].to_numpy(np.float64) * shown.scale
 
 
 def _load_axis(ax: Axes, layout: Layout, panel: str) -> None:

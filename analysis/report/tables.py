@@ -12,9 +12,9 @@ from analysis.report.terminal import heading, label, shown_columns, times, with_
 from analysis.results import RunResults
 from analysis.summary import estimate
 from analysis.survivors import bound
-from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 
+WITH_INTERVAL = {*HEADLINE, *STEADY} - {"steady_num_requests", "steady_num_failed"}  # shown with an interval
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
 
@@ -38,18 +38,16 @@ class Table(NamedTuple):
     title: str = ""
 
 
-def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Table]:
-    """A table for each panel, of its points; `tails` are the intervals of TTFT p99 over requests."""
+def results_tables(results: RunResults) -> list[Table]:
+    """A table for each panel, of its points."""
     layout, points = results.layout, results.points
     if not points["n"].any():
         return []
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
     columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests"), Heading("failed")]
-    columns += [
-        *(_column(name, points) for name in quantities),
-        *(Heading(label(name).short, "× baseline") for name in compared),
-    ]
+    columns += [_column(name, points) for name in quantities]
+    columns += [Heading(label(name).short, "× baseline") for name in compared]
 
     def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
         warnings = results.warnings_at(point)
@@ -58,7 +56,7 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
             _failed(point),
-            *(_measured(point, name, best[name], warnings, tails.get(int(str(point.name)))) for name in quantities),
+            *(_measured(point, name, best[name], warnings) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
 
@@ -69,19 +67,14 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
     return tables
 
 
-def _measured(
-    point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning], tail: Quantile | None
-) -> Cell:
-    """A mean with its interval, or that over requests where a TTFT p99 is of one replicate."""
+def _measured(point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning]) -> Cell:
+    """A mean with its interval; of a quantile that falls on failed requests, what is known of it."""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
     known = bound(point, name, label(name).scale)
     if known is not None:
         return Cell(*known, warnings=concerned)
     text = label(name).shown(point[name])
-    detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
-    if name == "ttft_p99" and tail is not None and tail.low is not None:
-        above = " or more" if tail.high is None else f"–{label(name).shown(tail.high)}"
-        detail = f"[{label(name).shown(tail.low)}{above}]"
+    detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in WITH_INTERVAL else ""
     return Cell(text, detail, bool(point[name] == best), concerned)
 
 
@@ -93,7 +86,8 @@ def ladder_table(layout: Layout) -> Table | None:
     """Each step against the one that it is on top of; None without a ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
-    columns = [*_texts("step", "on top of", "task"), *_x_column(layout), Heading("failed")]
+    columns = [*(Heading(name, kind="text") for name in ("step", "on top of", "task")), *_x_column(layout)]
+    columns.append(Heading("failed"))
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
     steps = layout.points[layout.points["ladder_parent"].notna()]
     rows = [
@@ -122,28 +116,15 @@ def steady_table(results: RunResults) -> Table | None:
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
-    columns = [*_texts("engine", "task"), *_x_column(layout), Heading("trials", "with a window")]
+    columns = [Heading("engine", kind="text"), Heading("task", kind="text"), *_x_column(layout)]
+    columns += [Heading("trials", "with a window"), *(_column(name, layout.points) for name in quantities)]
     steady = layout.points[layout.points["steady_share"] > 0]
     rows = [
         [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
-        + [_steady(point, name, results.warnings_at(point)) for name in quantities]
+        + [_measured(point, name, None, results.warnings_at(point)) for name in quantities]
         for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
-    return Table([*columns, *(_column(name, layout.points) for name in quantities)], rows, len(steady))
-
-
-def _steady(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning]) -> Cell:
-    """A mean with its interval; of a count, the mean alone."""
-    concerned = [warning for warning in warnings if name in warning.kind.quantities]
-    known, text = bound(point, name, label(name).scale), label(name).shown(point[name])
-    if known is not None:
-        return Cell(*known, warnings=concerned)
-    counted = name in ("steady_num_requests", "steady_num_failed")
-    return Cell(text if counted else with_interval(estimate(point, name), text), warnings=concerned)
-
-
-def _texts(*headings: str) -> list[Heading]:
-    return [Heading(heading, kind="text") for heading in headings]
+    return Table(columns, rows, len(steady))
 
 
 def _column(name: str, points: pd.DataFrame) -> Heading:
