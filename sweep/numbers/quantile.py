@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,15 +10,6 @@ from numpy.typing import NDArray
 from sweep.numbers.quantity import percentile_name
 
 ROUNDING = 1e-9  # of an order statistic's number: 0.99 × 100 may be a little above 99
-
-
-class Quantile(NamedTuple):
-    """A quantile with what is behind it. A bound is None if there are too few samples for it."""
-
-    value: float | None
-    n: int
-    low: float | None
-    high: float | None
 
 
 def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
@@ -52,28 +43,3 @@ def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) ->
     among = np.clip(at / max(finite.size - 1, 1), 0, 1)
     values = np.quantile(finite, among, overwrite_input=True)
     return [float(value) for value in np.where(known, values, np.inf)]
-
-
-def quantile_with_interval(values: NDArray[Any], q: float, confidence: float = 0.95) -> Quantile:
-    """The q-quantile with its number of samples and a confidence interval that assumes no distribution.
-
-    The bounds are the order statistics x(l) and x(u) with P(l ≤ Binomial(n, q) < u) ≥ confidence (David & Nagaraja,
-    Order Statistics, 3rd ed., §7.1). NaN values are left out; a value or bound that is infinite, as of a request that
-    failed, is None. Samples are taken as independent.
-    """
-    from scipy.stats import binom  # half a second to import, and only reports need it
-
-    ordered = np.sort(np.asarray(values, np.float64))
-    ordered = ordered[~np.isnan(ordered)]
-    n = ordered.size
-    tail = (1 - confidence) / 2
-    lower, upper = (int(binom.ppf(tail, n, q)), int(binom.ppf(1 - tail, n, q)) + 1) if n else (0, 1)
-    low = _finite(ordered[lower - 1]) if lower >= 1 else None
-    high = _finite(ordered[upper - 1]) if upper <= n else None
-    finite = ordered[np.isfinite(ordered)]
-    value = _finite(_quantiles(finite, n, np.array([q]))[0]) if finite.size else None
-    return Quantile(value, n, low, high)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
