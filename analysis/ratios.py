@@ -7,21 +7,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import stats
+from analysis.comparison import Trials, differences, fit
 from analysis.headline import ASKED, COUNTS, HEADLINE
 from analysis.load import Run
 
-Positions = NDArray[np.int64]  # of each trial: the position of its point
+Positions = NDArray[np.int64]  # of rows, or of points
+RATIO_COLUMNS = ("", "_ci_low", "_ci_high")  # of the columns of a ratio
 
 
-def against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, point: Positions) -> pd.DataFrame:
+def against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:
     """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
     if not is_baseline(points, run.baseline).any():
         return pd.DataFrame(index=points.index)
-    return _ratios(measured, point, baseline_points(points, run.baseline), "vs_baseline")
+    return _ratios(measured, trials, baseline_points(points, run.baseline), "vs_baseline")
 
 
-def against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, point: Positions) -> pd.DataFrame:
+def against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:
     """`ladder_parent` and `<headline>_vs_parent`, times the step that a ladder's step is on top of."""
     if "ladder" not in points or "ladder_parent" not in run.trials:
         return pd.DataFrame(index=points.index)
@@ -35,23 +36,58 @@ def against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, point
             if partner is not None and parents[index] == parent:
                 parent_points[index] = int(family[partner])
     return pd.concat(
-        [parents.rename("ladder_parent"), _ratios(measured, point, parent_points, "vs_parent")], axis="columns"
+        [parents.rename("ladder_parent"), _ratios(measured, trials, parent_points, "vs_parent")], axis="columns"
     )
 
 
-def _ratios(measured: pd.DataFrame, point: Positions, partner_points: Sequence[int | None], name: str) -> pd.DataFrame:
-    """For each point how many times its partner in `found` it is, with the interval, in the HEADLINE columns."""
-    compared = np.array([partner not in (None, index) for index, partner in enumerate(partner_points)], np.bool_)
-    partners = np.array([partner for partner, is_one in zip(partner_points, compared, strict=True) if is_one], np.int64)
-    columns: dict[str, Any] = {}
-    for headline in (headline for headline in HEADLINE if headline in measured):
-        every = stats.log_moments(measured[headline].to_numpy(np.float64), point, len(partner_points))
-        ratios = stats.ratio(every.select(compared), every.select(partners))
-        for suffix, values in zip(("", "_ci_low", "_ci_high"), ratios, strict=True):
-            column = np.full(len(partner_points), np.nan)
-            column[compared] = values
-            columns[f"{headline}_{name}{suffix}"] = column
-    return pd.DataFrame(columns, index=range(len(partner_points)))
+def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | None], name: str) -> pd.DataFrame:
+    """For each point how many times its partner it is, with the interval, in the HEADLINE columns.
+
+    The intervals of points that are compared with each other, directly or through others, hold together.
+    """
+    pairs = [(index, partner) for index, partner in enumerate(partners) if partner is not None and partner != index]
+    headlines = [headline for headline in HEADLINE if headline in measured]
+    columns = {
+        f"{headline}_{name}{end}": np.full(len(partners), np.nan) for headline in headlines for end in RATIO_COLUMNS
+    }
+    trials_at = positions(trials.point, len(partners))
+    for family in _families(pairs):
+        members = sorted({point for pair in family for point in pair})
+        rows = np.concatenate([trials_at[point] for point in members])
+        local = {point: index for index, point in enumerate(members)}
+        of_family = trials.select(rows)._replace(point=np.array([local[p] for p in trials.point[rows]], np.int64))
+        points = [point for point, _ in family]
+        above, below = ([local[point] for point in side] for side in zip(*family, strict=True))
+        for headline in headlines:
+            model = fit(measured[headline].to_numpy(np.float64)[rows], of_family, len(members))
+            difference, half = differences(model, above, below)
+            for end, values in zip(RATIO_COLUMNS, (difference, difference - half, difference + half), strict=True):
+                columns[f"{headline}_{name}{end}"][points] = np.exp(values)
+    return pd.DataFrame(columns, index=range(len(partners)))
+
+
+def positions(point: Positions, points: int) -> list[Positions]:
+    """The rows of each point's trials."""
+    order = np.argsort(point, kind="stable")
+    return list(np.split(order, np.searchsorted(point[order], np.arange(1, points))))
+
+
+def _families(pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """The pairs in groups that have no point in common."""
+    root: dict[int, int] = {}
+
+    def find(point: int) -> int:
+        while root.setdefault(point, point) != point:
+            root[point] = root[root[point]]
+            point = root[point]
+        return point
+
+    for above, below in pairs:
+        root[find(above)] = find(below)
+    families: dict[int, list[tuple[int, int]]] = {}
+    for pair in pairs:
+        families.setdefault(find(pair[0]), []).append(pair)
+    return list(families.values())
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:

@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import stats
+from analysis.comparison import Trials
 from analysis.headline import ASKED, HEADLINE, STEADY
 from analysis.load import Run
 from analysis.quantities import labelled_column
 from analysis.ratios import Positions, against_baseline, against_parent
+from analysis.standings import standings
 from analysis.stats import Estimate
 from analysis.survivors import is_lost, without_lost
 from sweep.disk import run_files
@@ -69,7 +71,8 @@ def summarise(run: Run) -> pd.DataFrame:
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
     answered in ok trials and `failed` ones; for each measured column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if
     some ok trials lack it; `steady_share`, the share of ok trials with a steady-state window, if there is one; for
-    HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals.
+    HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
+    and `*_standing` among the points that were asked the same: best, not told apart from the best, or behind.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)
@@ -95,8 +98,17 @@ def summarise(run: Run) -> pd.DataFrame:
             columns[f"{name}_n"] = counts[name]
     if run.ok["steady_begin"].notna().any():
         columns["steady_share"] = run.ok["steady_begin"].notna().reindex(trials.index).groupby(point).mean()
-    compared = [compare(run, points, measured, point) for compare in (against_baseline, against_parent)]
-    return _sorted(pd.concat([points, pd.DataFrame(columns), *compared], axis="columns"), run)
+    figures, measured_trials = pd.DataFrame(columns), _compared_trials(run, trials, point)
+    compared = [compare(run, points, measured, measured_trials) for compare in (against_baseline, against_parent)]
+    compared.append(standings(points, figures, measured, measured_trials))
+    return _sorted(pd.concat([points, figures, *compared], axis="columns"), run)
+
+
+def _compared_trials(run: Run, trials: pd.DataFrame, point: Positions) -> Trials:
+    """The trials as comparisons pair them; those without a result have no figure and count nowhere."""
+    replicate = run.ok["replicate"].reindex(trials.index).fillna(0).to_numpy(np.int64)
+    launch = run.ok["launch"].astype(object).reindex(trials.index)
+    return Trials(point, replicate, launch.where(launch.notna(), None).to_numpy(object))
 
 
 def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]]:

@@ -45,7 +45,7 @@ def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> 
 
 
 def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str] | None:
-    """What is known of a quantile that falls on failed requests, and why it is not; None if it does not."""
+    """The lower bound of a quantile that falls on failed requests, and why it has no value; None if it has one."""
     percentile = _percentile(column)
     statistic = None if percentile is None else columns([percentile]).get(column)
     if percentile is None or statistic is None or not _is_quantile(statistic):

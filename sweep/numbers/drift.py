@@ -56,7 +56,7 @@ def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
 
 def _latencies(records: Records, mask: Mask) -> Floats:
     """e2el in the order of the sends, or how long a failed request had lasted: it would have taken longer."""
-    lasted = as_floats(records.ended) - as_floats(records.scheduled)
+    lasted = as_floats(records.ended) - as_floats(records.sent)
     values = np.where(succeeded(records), e2el(records), lasted)[mask]
     ordered = values[np.argsort(as_floats(records.sent)[mask], kind="stable")]
     return np.asarray(ordered[ordered > 0], np.float64)
