@@ -58,7 +58,7 @@ def losses(run: Run, layout: Layout) -> Losses:
             reason=str(reason),
             trials=len(group),
             where="all its trials" if len(group) == planned[line] else "; ".join(_where(group, layout)),
-            log=next(_logs(run, group), None),
+            log=_log(run, group),
             log_tail=next(iter(group["log_tail"].dropna()), None),
         )
         for (line, outcome, reason), group in lost.groupby(kind, sort=False)
@@ -66,13 +66,11 @@ def losses(run: Run, layout: Layout) -> Losses:
     return Losses(shown, len(sizes) - len(most), int(sizes.sum() - most.sum()))
 
 
-def _logs(run: Run, trials: pd.DataFrame) -> Iterator[str]:
-    """The existing engine logs of the trials."""
+def _log(run: Run, trials: pd.DataFrame) -> str | None:
+    """The engine log of the first of the trials that has one."""
     tried = trials.dropna(subset="attempt")
-    for deployment_id, attempt in zip(tried["deployment_id"], tried["attempt"], strict=True):
-        path = run.paths.engine_log(deployment_id, attempt)
-        if path.is_file():
-            yield path.as_posix()
+    paths = map(run.paths.engine_log, tried["deployment_id"], tried["attempt"])
+    return next((path.as_posix() for path in paths if path.is_file()), None)
 
 
 def _where(group: pd.DataFrame, layout: Layout) -> Iterator[str]:

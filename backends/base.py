@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from sweep.records import Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
+QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
+TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
 
 Platform = Literal["cpu", "cuda"]
 
@@ -118,10 +120,7 @@ class Backend(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # What the engine is, whatever its configuration; the table of docs/backends.md is made of it.
-    continuous_batching: ClassVar[bool] = True  # a request joins and leaves the running batch at any step
-    beam_search: ClassVar[bool] = False
-    quantizations: ClassVar[tuple[str, ...]] = ()  # of weights and KV cache, as the field calls them
+    # What the engine is, whatever its configuration.
     needs_gpu: ClassVar[bool] = False  # there is no build of it for a CPU
     reserves_memory: ClassVar[bool] = False  # takes a pool at launch: what it holds says nothing about what it needs
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
@@ -284,19 +283,6 @@ class Backend(BaseModel):
         return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
 
 
-def _host_sources(library: str) -> list[Path]:
-    """Our sources that run in the engine's process: the host, the library's file, and what they import of ours."""
-    sources: set[Path] = set()
-    pending = ["backends.host.__main__", library]
-    while pending:
-        path = HOST / f"{pending.pop().removeprefix('backends.host.').replace('.', '/')}.py"
-        if path not in sources and path.is_file():  # a library of the user's own is elsewhere
-            sources.add(path)
-            imports = re.findall(r"^from (backends\.host[\w.]*) import (\w+)", path.read_text(), re.MULTILINE)
-            pending += [name for module, member in imports for name in (module, f"{module}.{member}")]
-    return sorted(sources)
-
-
 class Hosted(Backend):
     """A library served by `python -m backends.host`. A subclass names the file that loads it, and what differs.
 
@@ -308,18 +294,11 @@ class Hosted(Backend):
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    metric_names: dict[str, str] = metrics(
-        "host_",
-        "requests_running",
-        "requests_waiting",
-        "kv_cache_bytes",
-        "allocated_memory_bytes",
-        "reserved_memory_bytes",
-    )
+    metric_names: dict[str, str] = metrics("host_", "kv_cache_bytes", *QUEUE, *TORCH_MEMORY)
 
     def digest(self) -> str:
         """The digest of the host's source, which is part of the measured system."""
-        content = "".join(path.read_text() for path in _host_sources(self.library))
+        content = "".join(path.read_text() for path in sorted(HOST.rglob("*.py")))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def command(self, launch: Launch) -> list[str]:

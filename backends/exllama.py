@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from backends.base import Host, Hosted, Launch, metrics
+from backends.base import QUEUE, TORCH_MEMORY, Host, Hosted, Launch, metrics
 from backends.prepare import checkpoints
 
 
@@ -19,20 +19,12 @@ class ExLlama(Hosted):
 
     needs_gpu = True
     reserves_memory = True
-    quantizations = ("V2: GPTQ, EXL2", "V3: EXL3")
 
     library = "backends.host.libraries.exllama_library"
     checkpoint: Literal["gptq"] | None = "gptq"  # made of the model's weights unless they are quantised; V2 only
     group_size: PositiveInt = 128
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
-    metric_names: dict[str, str] = metrics(
-        "host_",
-        "kv_cache_usage",
-        "requests_running",
-        "requests_waiting",
-        "allocated_memory_bytes",
-        "reserved_memory_bytes",
-    )
+    metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
     def unavailable(self, host: Host) -> str | None:
         reason = super().unavailable(host)

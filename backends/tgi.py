@@ -33,7 +33,6 @@ class TGI(Backend):
     needs_gpu = True
     reserves_memory = True
     version_path = "/info"
-    quantizations = ("GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8", "KV: fp8")
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)  # nothing of it is Python here
     launcher: Literal["docker", "native"] = "docker"

@@ -21,13 +21,8 @@ class VLLM(Backend):
     With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
     """
 
-    beam_search = True
     reserves_memory = True
     dtype_pattern = r"\bdtype=torch\.(\w+)"
-    quantizations = (
-        "GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU)",
-        "KV: fp8",
-    )
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint

@@ -110,17 +110,15 @@ def _line(
     """Draw a line's means, their intervals, its replicates and crosses for points without a result; or all in a row."""
     if points.empty:
         return
-    style = line_style(layout, points["line"].iloc[0])
+    style: dict[str, Any] = line_style(layout, points["line"].iloc[0])
 
     def along(frame: pd.DataFrame, column: str) -> tuple[FloatArray, FloatArray]:
         at, value = frame["_at"].to_numpy(np.float64), _scaled(frame, column, shown)
         return (at, value) if layout.x else (value, at)
 
-    ax.plot(*along(points, shown.column), **(style if layout.x else {**style, "linestyle": "none"}), zorder=3)
     half = _scaled(points, f"{shown.column}_ci_high", shown) - _scaled(points, shown.column, shown)
-    ends = {"yerr" if layout.x else "xerr": half}
-    faint: dict[str, Any] = {"color": style["color"], "alpha": 0.7, "zorder": 2, **ends}
-    ax.errorbar(*along(points, shown.column), **faint, linestyle="none", elinewidth=1, capsize=2.5)
+    look = {**style, "yerr": half} if layout.x else {**style, "xerr": half, "linestyle": "none"}
+    ax.errorbar(*along(points, shown.column), **look, elinewidth=1, capsize=2.5, zorder=3)
     ax.scatter(*along(replicates, shown.column), color=style["color"], s=9, alpha=0.45, linewidths=0, zorder=4)
     if also:
         ax.plot(*along(points, also), **{**style, **_ALSO["dashed" if layout.x else "hollow"], "zorder": 2})

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from analysis.load import Run
 from analysis.summary import ASKED, best, is_baseline, key_columns
@@ -32,7 +33,7 @@ class Layout:
     lines: list[str]  # in the plan's order: a line looks the same in every figure of a run
     x: str | None  # the column of points and placed trials that is the x axis; None if nothing numeric varies
     x_labels: dict[str, str]  # label of x by panel; a panel whose load has no size (a trace) has none
-    zipped: list[str]  # the columns that change exactly when x does: zipped axes
+    zipped: list[str]  # the numeric columns whose value follows from x in each workload and load: zipped axes
     coloured: list[str]  # the lines with a colour of their own: at most MOST_LINES
 
     def load(self, point: "pd.Series[Any]") -> str:
@@ -93,7 +94,12 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
                 **{_SIZE: points[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]}
             )
             x = _SIZE
-    zipped = [key for key in varying if x and key != x and _is_zipped(points, x, key)]
+    by_x = points.groupby(["workload", "load", x], dropna=False) if x else None
+    zipped = [
+        key
+        for key in varying
+        if by_x is not None and key != x and is_numeric_dtype(points[key]) and not _differs(by_x[key])
+    ]
     rest = [key for key in varying if key != x and key not in zipped]
     of_task = [key for key in rest if key.split(".")[0] in ASKED]
     of_engine = [key for key in rest if key not in of_task]
@@ -134,28 +140,15 @@ def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
     numeric = [
         key
         for key in varying
-        if pd.api.types.is_numeric_dtype(points[key])
+        if is_numeric_dtype(points[key])
         and points[key].nunique() > 1
-        and (key in LOAD_COLUMNS or not _differs(_by_load(points, points[key].isna())))
+        and (key in LOAD_COLUMNS or not _differs(points[key].isna().groupby([points["workload"], points["load"]])))
     ]
-    for preferred in (
-        [key for key in numeric if key in LOAD_COLUMNS],
-        [key for key in numeric if key.split(".")[0] in ("workload", "load")],
-        numeric,
-    ):
-        if preferred:
-            return max(preferred, key=lambda key: points[key].drop_duplicates().size)
-    return None
 
+    def preference(key: str) -> tuple[bool, bool, int]:
+        return key in LOAD_COLUMNS, key.startswith(("workload.", "load.")), points[key].nunique(dropna=False)
 
-def _is_zipped(points: pd.DataFrame, x: str, key: str) -> bool:
-    """Return whether `key` changes exactly when x does; in some workloads and loads it may be constant."""
-    if not pd.api.types.is_numeric_dtype(points[key]):
-        return False  # shown by its name instead
-    pairs = points[["workload", "load", x, key]].drop_duplicates()
-    count, values = _by_load(pairs, pairs[x]).size(), _by_load(pairs, pairs[key]).nunique(dropna=False)
-    one_to_one = (count == values) & (count == _by_load(pairs, pairs[x]).nunique(dropna=False))
-    return bool((one_to_one & (count > 1)).any() and (one_to_one | (values == 1)).all())
+    return max(numeric, key=preference, default=None)
 
 
 def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
@@ -166,10 +159,6 @@ def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
         for panel in points.loc[points[column].notna(), "panel"].unique():
             labels[panel] = f"{labels[panel]} or {label.lower()}" if panel in labels else label
     return labels
-
-
-def _by_load(points: pd.DataFrame, values: "pd.Series[Any]") -> Any:
-    return values.groupby([points["workload"], points["load"]], dropna=False)
 
 
 def _differs(values: Any) -> bool:

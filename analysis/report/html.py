@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -45,7 +44,8 @@ class Card(NamedTuple):
     label: str
     value: str
     unit: str
-    lines: list[str]
+    where: str
+    interval: str
     warnings: list[ResultWarning]
 
 
@@ -80,7 +80,7 @@ def _shown(results: RunResults) -> dict[str, Any]:
         "layout": layout,
         "results": results,
         "lead": _lead(results),
-        "cards": [*_best_cards(results), *_gain_cards(results)],
+        "cards": list(_cards(results)),
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
         "tables": results_tables(results, intervals),
         "interval_of_requests": bool(intervals),
@@ -141,23 +141,13 @@ def _inline(figure: SavedFigure) -> Markup:
 # Cards ---------------------------------------------------------------------------------------------------------------
 
 
-def _card(
-    results: RunResults, label: str, value: str, unit: str, lines: Iterable[str], point: "pd.Series[Any]", column: str
-) -> Card:
-    warnings = concerning(results.warnings_at(point), column)
-    messages = {warning.message for warning in warnings}
-    return Card(label, value, unit, [line for line in lines if line and line not in messages], warnings)
-
-
-def _best_cards(results: RunResults) -> Iterator[Card]:
-    for labelled, mean, point in best(results.points):
-        value, lines = labelled.shown(mean.value), [results.layout.describe(point), _interval(mean, labelled.scale)]
-        yield _card(results, f"Best {labelled.in_sentence}", value, labelled.unit, lines, point, labelled.column)
-
-
-def _gain_cards(results: RunResults) -> Iterator[Card]:
-    """By how much the baseline was beaten, if it was."""
-    points = results.points
+def _cards(results: RunResults) -> Iterator[Card]:
+    """The best of each quantity, and by how much the baseline was beaten, if it was."""
+    points, describe = results.points, results.layout.describe
+    for labelled, mean, point in best(points):
+        value, interval = labelled.shown(mean.value), _interval(mean, labelled.scale)
+        warnings = concerning(results.warnings_at(point), labelled.column)
+        yield Card(f"Best {labelled.in_sentence}", value, labelled.unit, describe(point), interval, warnings)
     for column, label, sign in (
         ("output_throughput", "Largest gain in throughput", 1),
         ("ttft_p50", "Largest cut of TTFT p50", -1),
@@ -167,12 +157,11 @@ def _gain_cards(results: RunResults) -> Iterator[Card]:
             continue
         point = points.iloc[int((sign * points[name]).argmax())]
         ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
-        value, unit = times(ratio.value), "of baseline"
-        lines = [results.layout.describe(point), _ratio_interval(ratio)]
+        value, unit, where = times(ratio.value), "of baseline", describe(point)
         if sign * ratio.value <= sign:
-            lines.insert(0, f"No engine beat the baseline. Closest, at {value}:")
-            value, unit = "none", ""
-        yield _card(results, label, value, unit, lines, point, column)
+            value, unit, where = "none", "", f"No engine beat the baseline. Closest, at {value}: {where}"
+        warnings = concerning(results.warnings_at(point), column)
+        yield Card(label, value, unit, where, _ratio_interval(ratio), warnings)
 
 
 def _interval(mean: Estimate, scale: float = 1.0) -> str:

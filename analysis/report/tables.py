@@ -1,6 +1,6 @@
 """The report's tables of figures as rows of cells: of points, of a ladder's steps, and of the steady state."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -34,9 +34,6 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell]]
     points: int = 0  # of which the rows are the first
     title: str = ""
-
-
-Cells = Callable[["pd.Series[Any]"], Iterable[Cell]]
 
 
 def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Table]:
@@ -89,17 +86,24 @@ def ladder_table(layout: Layout) -> Table | None:
         return None
     columns = [*_texts("step", "on top of", "task"), *_x_column(layout)]
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
+    steps = layout.points[layout.points["ladder_parent"].notna()]
+    rows = [
+        [
+            *(Cell(step[key]) for key in ("line", "ladder_parent", "panel")),
+            *_x_cell(layout, step),
+            _gain(step),
+            _ratio(step, "ttft_p50_vs_parent"),
+        ]
+        for _, step in steps.head(LARGEST_TABLE).iterrows()
+    ]
+    return Table(columns, rows, len(steps))
 
-    def cells(point: "pd.Series[Any]") -> Iterable[Cell]:
-        gain = _ratio(point, "output_throughput_vs_parent")
-        if point["n"] == 0:
-            gain = Cell("no result")
-        elif gain.text == "—":
-            gain = Cell("the parent has no result here")
-        yield from (Cell(point[key]) for key in ("line", "ladder_parent", "panel"))
-        yield from (*_x_cell(layout, point), gain, _ratio(point, "ttft_p50_vs_parent"))
 
-    return _table(columns, layout.points[layout.points["ladder_parent"].notna()], cells)
+def _gain(step: "pd.Series[Any]") -> Cell:
+    if step["n"] == 0:
+        return Cell("no result")
+    gain = _ratio(step, "output_throughput_vs_parent")
+    return gain if gain.text != "—" else Cell("the parent has no result here")
 
 
 def steady_table(layout: Layout) -> Table | None:
@@ -107,25 +111,14 @@ def steady_table(layout: Layout) -> Table | None:
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
-    columns = [
-        *_texts("engine", "task"),
-        *_x_column(layout),
-        Heading("trials", "with a window"),
-        *map(_column, quantities),
+    columns = [*_texts("engine", "task"), *_x_column(layout), Heading("trials", "with a window")]
+    steady = layout.points[layout.points["steady_share"] > 0]
+    rows = [
+        [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
+        + [Cell(with_interval(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
+        for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
-
-    def cells(point: "pd.Series[Any]") -> Iterable[Cell]:
-        yield from (Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point))
-        yield Cell(f"{point['steady_share']:.0%}")
-        for name in quantities:
-            yield Cell(with_interval(estimate(point, name), label(name).shown(point[name])))
-
-    return _table(columns, layout.points[layout.points["steady_share"] > 0], cells)
-
-
-def _table(columns: Sequence[Heading], points: pd.DataFrame, cells: Cells) -> Table:
-    rows = [list(cells(point)) for _, point in points.head(LARGEST_TABLE).iterrows()]
-    return Table(columns, rows, len(points))
+    return Table([*columns, *map(_column, quantities)], rows, len(steady))
 
 
 def _texts(*headings: str) -> list[Heading]:

@@ -5,7 +5,6 @@ the sweep offline. The key goes from the environment to wandb and nowhere else.
 """
 
 import json
-import netrc
 import os
 import secrets
 import sys
@@ -13,7 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+
+from requests.utils import get_netrc_auth
 
 SERVER = "https://api.wandb.ai"
 
@@ -42,16 +42,8 @@ def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], 
 
 def has_login() -> bool:
     """Return whether wandb has a key for its server, in the environment or in netrc. Only wandb reads the key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).hostname or ""
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            return netrc.netrc(path.expanduser()).authenticators(host) is not None
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    server = os.environ.get("WANDB_BASE_URL") or SERVER
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
 def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: list[list[Any]]) -> None:

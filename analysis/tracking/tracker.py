@@ -44,7 +44,6 @@ class Tracker:
             "folder": str(folder),
             "init_timeout": init_timeout,
         }
-        self._enabled = config.kind == "wandb"
         self._folder = folder
         self._messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
@@ -53,8 +52,6 @@ class Tracker:
 
     def log_trial(self, row: Mapping[str, Any], telemetry: Sequence["Sample"]) -> None:
         """Track a trial: its row, and its telemetry as history. Returns at once."""
-        if not self._enabled:
-            return
         try:
             if self._process is None:
                 self._start()

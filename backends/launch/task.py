@@ -19,6 +19,7 @@ from typing import Any
 from backends.launch import supervisor
 
 STOP_POLL = 0.2  # s between two checks for cancellation
+NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP")
 
 
 class Stopped(Exception):
@@ -34,6 +35,11 @@ class Task:
 
 
 _task: ContextVar[Task] = ContextVar("task", default=Task())  # noqa: B039 - shared outside any task
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment without what affects another interpreter, plus `settings`."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | settings
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from backends.base import EnvironmentChoice, Progress
+from backends.base import Progress, cli
+from backends.launch import task
 from backends.prepare import environments, programs
 from backends.prepare.build_once import build_once
 from sweep.whole_file import write_whole
@@ -47,13 +48,9 @@ def converted(
     """
     if not (model / "config.json").is_file():
         raise ConversionFailed(f"{model} has no config.json: only a folder in Hugging Face layout can be converted")
-    content = {
-        "model": digest(model, cache_dir),
-        "kind": kind,
-        "parameters": dict(parameters),
-        "format": CHECKPOINT_FORMAT,
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    made_of = {"model": digest(model, cache_dir), "kind": kind, "parameters": dict(parameters)}
+    content = {**made_of, "format": CHECKPOINT_FORMAT}
+    key = _sha256(json.dumps(content, sort_keys=True).encode())[:16]
     folder = cache_dir.expanduser().absolute() / "converted" / f"{kind}-{key}"
 
     def convert(partial: Path) -> None:
@@ -105,9 +102,7 @@ def run(
     `path` has what it can import besides. Raises ConversionFailed with the last line of its output.
     """
     root = Path(__file__).resolve().parents[2]
-    command = [python, "-m", f"backends.prepare.conversions.{program}"]
-    for name, value in arguments.items():
-        command += [f"--{name}", str(value)]
+    command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
 
 
@@ -116,9 +111,8 @@ def execute(
 ) -> None:
     """Run a converting program at low priority, its output in `log`. Raises ConversionFailed with its last line."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Unbuffered, so that progress is reported as it is made and the error is the last line. Another interpreter must
-    # not import the distributions of this one's PYTHONPATH.
-    settings = {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
+    # Unbuffered, so that progress is reported as it is made and the error is the last line.
+    settings = task.clean_environment(PYTHONUNBUFFERED="1", **offline, **(environ or {}))
 
     def report(line: str) -> None:
         if line.startswith(PROGRESS):
@@ -129,16 +123,6 @@ def execute(
     except programs.ToolFailed as failure:
         message = (failure.lines or ["no output"])[-1][:500]
         raise ConversionFailed(f"{title} failed (exit status {failure.status}): {message}; log: {log}") from None
-
-
-def environment_key(name: str) -> str:
-    """Return the fingerprint of a converter's environment; nothing is built."""
-    return environments.fingerprint(environments.resolve(EnvironmentChoice(cpu=name), "cpu"))
-
-
-def environment_python(name: str, cache_dir: Path, progress: Progress) -> str:
-    """Return the interpreter of a converter's environment, which is built if it is not there yet."""
-    return environments.prepare(environments.resolve(EnvironmentChoice(cpu=name), "cpu"), cache_dir, progress).python
 
 
 def versions(python: str, *distributions: str) -> str:
