@@ -87,8 +87,7 @@ class VLLM(Backend):
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
         facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
-        made = checkpoints.note(launch.model).get("method")
-        return {**facts, "quantization_method": made} if made else facts
+        return facts | checkpoints.method(launch.model)
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()

@@ -24,7 +24,6 @@ from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import best, estimate, planned_trials
-from analysis.tails import tails
 from analysis.warnings import concerning, grouped, scope
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
@@ -39,7 +38,7 @@ TEMPLATES = Environment(
 
 
 class Card(NamedTuple):
-    """One figure to see first."""
+    """A figure to see first."""
 
     label: str
     value: str
@@ -64,17 +63,17 @@ def write_all(results: RunResults) -> None:
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
     return TEMPLATES.get_template("report.html").render(
-        **_shown(results),
-        **_reading(results),
+        **_findings(results),
         **_provenance(results.run),
         figures=[(_inline(figure), figure.caption) for figure in figures],
     )
 
 
-def _shown(results: RunResults) -> dict[str, Any]:
-    """The parts of the report that say what was found."""
-    run, layout = results.run, results.layout
-    intervals = tails(run, layout)
+def _findings(results: RunResults) -> dict[str, Any]:
+    """The parts of the report that say what was found, and the variables of the notes below them."""
+    run, layout, counts = results.run, results.layout, results.points["n"]
+    replicates = len(layout.visible(run.ok))
+    reasons = run.ok["steady_method"].dropna().mode()
     return {
         "run": run,
         "layout": layout,
@@ -82,19 +81,9 @@ def _shown(results: RunResults) -> dict[str, Any]:
         "lead": _lead(results),
         "cards": list(_cards(results)),
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
-        "tables": results_tables(results, intervals),
-        "interval_of_requests": bool(intervals),
+        "tables": results_tables(results),
         "ladder": ladder_table(layout),
         "steady": steady_table(layout),
-    }
-
-
-def _reading(results: RunResults) -> dict[str, Any]:
-    """The variables of the notes below figures and tables and of the definitions."""
-    run, counts = results.run, results.points["n"]
-    replicates = len(results.layout.visible(run.ok))
-    reasons = run.ok["steady_method"].dropna().mode()
-    return {
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
@@ -110,21 +99,15 @@ def _reading(results: RunResults) -> dict[str, Any]:
 def _lead(results: RunResults) -> str:
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
+    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
     points = max(len(counts), trials // int(run.experiment.get("replicates") or trials or 1))
     parts = [
         f"{len(run.ok)} of {trials} trials and {counts.gt(0).sum()} of {points} points have a result",
         ", ".join(sorted(run.trials["model"].dropna().unique())),
         ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
-        _when(run),
+        f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2) if len(begin) and len(end) else "",
     ]
     return " · ".join(part for part in parts if part)
-
-
-def _when(run: Run) -> str:
-    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
-    if begin.empty or end.empty:
-        return ""
-    return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
 
 
 def _inline(figure: SavedFigure) -> Markup:

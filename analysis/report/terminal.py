@@ -47,17 +47,15 @@ class Summary:
             yield Text("no trial has a result", style="bold red")
         yield from _fits(results.fits)
         if results.losses.trials:
-            yield ""
             yield from _failures(results.losses)
         yield from _warnings(results)
 
 
-def _warnings(results: RunResults) -> Iterator[Text | str | Padding]:
+def _warnings(results: RunResults) -> Iterator[Text | Padding]:
     """Each warning: its code, what happened, where, and below that the remedy."""
     warnings = grouped(results.warnings)
     if warnings:
-        yield ""
-        yield Text(f"{count(len(warnings), 'warning')}:", style="bold")
+        yield Text(f"\n{count(len(warnings), 'warning')}:", style="bold")
     for warning in warnings:
         place = scope(warning, results.layout)
         title = Text(warning.code, style=STYLES[warning.kind.severity]).append(f": {warning.message}", style="default")
@@ -204,10 +202,9 @@ def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:
         yield Text("  ").append(name, style="green").append(f": {listed(lines)}")
 
 
-def _fits(fits: list[Fit]) -> Iterator[Text | str]:
+def _fits(fits: list[Fit]) -> Iterator[Text]:
     if fits:
-        yield ""
-        yield Text("largest that fitted in memory:", style="bold")
+        yield Text("\nlargest that fitted in memory:", style="bold")
     for fit in fits[:MOST_POINTS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
@@ -217,7 +214,7 @@ def _fits(fits: list[Fit]) -> Iterator[Text | str]:
 
 
 def _failures(lost: Losses) -> Iterator[Text]:
-    yield Text(f"{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
+    yield Text(f"\n{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
     for loss in lost.shown:
         style = "yellow" if loss.outcome in ("unavailable", "censored", "cancelled") else "red"
         line = Text("  ").append(loss.outcome, style=style).append(f" x{loss.trials} {loss.line}: {loss.reason}")
