@@ -101,6 +101,29 @@ def test_latencies_of_each_request(name: str, expected: list[float]) -> None:
     np.testing.assert_allclose(function(name)(ALL), expected, rtol=1e-12)
 
 
+def test_without_a_schedule_latencies_count_from_the_send() -> None:
+    """In a closed loop and in lockstep a late send delays the load, not the answer."""
+    records = gather(
+        record(0.25, [(1.0, 1), (3.0, 1)], scheduled=NAN, released=0.2),
+        record(4.0, [(0.5, 1)], scheduled=NAN, released=3.3),
+        record(9.0, [], scheduled=NAN, released=4.0, error="reset: by peer"),
+    )
+    for name, expected in [
+        ("ttft", [1.0, 0.5, NAN]),
+        ("e2el", [3.0, 0.5, NAN]),
+        ("turnaround", [0.05, 0.7, 5.0]),
+        ("slot_wait", [NAN] * 3),
+        ("lag", [NAN] * 3),
+    ]:
+        np.testing.assert_allclose(function(name)(records), expected, rtol=1e-12, err_msg=name)
+    row = summarise(records)
+    assert row["turnaround_share"] == pytest.approx(0.75 / (0.75 + 3.5)), "of those that succeeded"
+    assert row["offered_rate"] is row["lag_p99"] is row["slot_wait_mean"] is None
+    assert records[0].scheduled is None
+    row = summarise(gather(A, B))
+    assert row["turnaround_share"] is row["turnaround_p50"] is None
+
+
 def test_an_answer_in_one_chunk_has_no_time_per_token() -> None:
     """Not 0, which would be infinitely fast."""
     at_once = record(0.0, [(0.2, 0), (0.5, 8), (0.6, 0)])
