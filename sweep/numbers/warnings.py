@@ -17,6 +17,7 @@ REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
 SHARED_READS = 0.01  # of the output tokens: from there on they affect the p99 of the gaps
+CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 SHORT_ANSWERS = 0.01  # of the users' time for the client, which is as quick as it can be, or limited the trial
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
@@ -192,6 +193,40 @@ def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | No
     """Requests were sent at less than 95 % of the requested rate."""
     share = _share(realised_rate, offered_rate)
     return Evidence(share, f"requests were sent at {share:.0%} of the requested rate") if share < LOW_RATE else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The engine's log says why. Headers that it had not seen kept most of it from mattering, unless"
+    " workload.unique_header=false; for a clean measurement set relaunch=per_replicate.",
+    lowest_is_worst=True,
+)
+def caches_not_reset(caches_reset: bool) -> Evidence | None:
+    """The engine was asked to forget earlier prompts before the trial, and did not."""
+    return None if caches_reset else Evidence(0, "the engine's caches were not reset before the trial")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "TTFT and throughput hold for this share of repeated input only; workload.unique_header=true makes all of it new.",
+)
+def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
+    """The prompts have no unique headers, so the engine's prompt cache may answer for it."""
+    share = expected_prefix_hit_rate
+    return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The engine did not compute this input: TTFT and throughput are those of repeated prompts.",
+)
+def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
+    """The engine's prompt cache answered more than 5 % of the input."""
+    share = prefix_hit_rate
+    return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
 
 
 @register(
