@@ -95,7 +95,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "winners": winners_table(results),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),
-        "steady": steady_table(layout),
+        "steady": steady_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
