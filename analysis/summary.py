@@ -20,6 +20,7 @@ from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import Estimate
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
+from sweep.numbers.warnings import AS_OFFERED
 from sweep.records import LOAD_COLUMNS
 
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
@@ -94,8 +95,9 @@ def summarise(run: Run) -> pd.DataFrame:
 
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
     answered in ok trials; for each measured column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if some ok trials
-    lack it; `steady_share`, the share of ok trials with a steady-state window, if there is one; for HEADLINE columns
-    `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the ladder's step below) with intervals of their own.
+    lack it; `as_offered`, whether its throughput is what an open loop asked for, if there is one; `steady_share`, the
+    share of ok trials with a steady-state window, if there is one; for HEADLINE columns `*_vs_baseline` (times the
+    baseline) and `*_vs_parent` (times the ladder's step below) with intervals of their own.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)
@@ -117,6 +119,9 @@ def summarise(run: Run) -> pd.DataFrame:
         columns |= {name: means[name], f"{name}_ci_low": means[name] - half, f"{name}_ci_high": means[name] + half}
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
+    if run.ok["below_saturation"].notna().any():
+        as_offered = run.ok["below_saturation"].eq(True).fillna(False).reindex(trials.index, fill_value=False)
+        columns["as_offered"] = as_offered.groupby(point).any()
     if run.ok["steady_begin"].notna().any():
         columns["steady_share"] = run.ok["steady_begin"].notna().reindex(trials.index).groupby(point).mean()
     compared = [compare(run, points, measured, point) for compare in (_against_baseline, _against_parent)]
@@ -248,12 +253,19 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
         shown = labelled_column(column)
         if shown is None or shown.better is None or column not in points:
             continue
-        measured = points[points[column].notna()]
+        measured = points[merits(points, column).notna()]
         for _, of_model in measured.groupby("model", sort=False, dropna=False):
             place = int(of_model[column].argmax() if shown.better == "higher" else of_model[column].argmin())
             point = of_model.iloc[place]
             results.append(Best(shown, estimate(point, column), point))
     return results
+
+
+def merits(points: pd.DataFrame, column: str) -> "pd.Series[Any]":
+    """A column where it is the engine's merit, and not what an open loop below saturation asked for."""
+    if "as_offered" not in points or column not in AS_OFFERED:
+        return points[column]
+    return points[column].mask(points["as_offered"].eq(True))
 
 
 def _planned(run: Run, keys: list[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
 from analysis.report.terminal import label, shown_columns, times, with_interval
 from analysis.results import RunResults
-from analysis.summary import HEADLINE, STEADY, estimate
+from analysis.summary import HEADLINE, STEADY, estimate, merits
 from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 
@@ -61,7 +61,7 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
 
     tables = []
     for panel, group in points.head(LARGEST_TABLE).groupby("panel", sort=False):
-        best = {name: _best(group[name]) for name in quantities}
+        best = {name: _best(merits(group, name)) for name in quantities}
         tables.append(Table(columns, [row(point, best) for _, point in group.iterrows()], title=str(panel)))
     return tables
 

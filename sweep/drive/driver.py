@@ -23,7 +23,7 @@ from sweep.drive.progress import Display
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, read_status_file
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
-from sweep.node.deployment import Completed, End, Event, Files, Finished, Lost, NotStarted, Placed, State
+from sweep.node.deployment import Completed, End, Event, Files, Finished, Lost, Note, NotStarted, Placed, State
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
@@ -208,6 +208,8 @@ class Driver:
                 self.ledger.place_attempt(work.deployment.deployment_id, work.attempt, event.address)
             case State(text):
                 self.display.update(work.deployment.deployment_id, work.deployment.describe(), text)
+            case Note(text):
+                self.display.log(f"{work.deployment.describe()}: {text}")
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():

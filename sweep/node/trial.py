@@ -21,7 +21,7 @@ from sweep.disk.row import Observation, TrialRow, Verdict
 from sweep.node import engine_timed
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
-from sweep.node.verdict import judge
+from sweep.node.verdict import judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
@@ -30,11 +30,17 @@ from sweep.records import Outcome, Request
 
 
 def run_trial(
-    work: Work, running: RunningEngine, trial: Trial, stop: threading.Event, caches_reset: bool | None
+    work: Work,
+    running: RunningEngine,
+    trial: Trial,
+    stop: threading.Event,
+    caches_reset: bool | None,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
     `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to.
+    `notify` is called with what should be known before the trial is over.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -61,7 +67,7 @@ def run_trial(
     deadline = time.monotonic() + work.settings.trial_timeout
     logged = engine.log_position()
     began = time.monotonic()
-    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline))
+    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline), notify)
     del prompts  # of a long trial, hundreds of megabytes
     if stop.is_set():
         return row.flat()
@@ -90,13 +96,21 @@ def _measure(
     prompts: tuple[list[Request], list[Request]],
     sampler: Sampler,
     should_stop: Callable[[], str | None],
+    notify: Callable[[str], None],
 ) -> measurement.Measurement:
     """Send the warm-up and the measured requests, the sampler beside them; the job's folder lasts as long."""
     warmup, requests = prompts
+    target = _target(trial, running.engine)
+
+    def on_warm(warm_up: measurement.WarmUp) -> None:
+        reason = not_honoured(warm_up.answers, warm_up.output_tokens, warm_up.asked_output_tokens)
+        if target.ignore_eos and reason:
+            notify(f"warm-up: {reason}")
+
     measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         return measure(
-            _target(trial, running.engine),
+            target,
             warmup,
             requests,
             trial.load.mode(len(requests), trial.seed),
@@ -105,7 +119,9 @@ def _measure(
             processes=work.settings.client.processes,
             timeouts=work.settings.client.timeouts,
             on_start=sampler.begin,
+            on_warm=on_warm,
             should_stop=should_stop,
+            count_tokens=_count_tokens(work),
         )
 
 
@@ -117,6 +133,14 @@ def _build_requests(work: Work, trial: Trial) -> tuple[list[Request], list[Reque
     warm = trial.load.count(workload.warmup_requests) if workload.warmup_requests else 0
     warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup")
     return warmup, requests
+
+
+def _count_tokens(work: Work) -> measurement.CountTokens | None:
+    """The model's own tokenizer as a counter of answers' tokens; None where it is not known."""
+    tokenizer = work.deployment.model.load_tokenizer(work.cache)
+    if tokenizer is None:
+        return None
+    return lambda texts: [len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _target(trial: Trial, engine: Engine) -> wire.Target:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sweep.config import PERCENTILES
 from sweep.numbers.chunks import Block, Mask, blocks
 from sweep.numbers.quantile import statistics
-from sweep.numbers.quantity import Quantity, Value, declared
+from sweep.numbers.quantity import BUFFERED, Quantity, Value, declared
 from sweep.numbers.selection import Window, first_send, measured, observed_within, succeeded
 from sweep.records import Records
 
@@ -36,8 +36,14 @@ def summarise(
     row = figures(inputs)
     for quantity in declared():
         if quantity.per is not None:
-            row |= _series(quantity, records, mask, window, percentiles)
+            series = _series(quantity, records, mask, window, percentiles)
+            row |= dict.fromkeys(series) if quantity.spaced and is_buffered(row["buffered_share"]) else series
     return row
+
+
+def is_buffered(buffered_share: Any) -> bool:
+    """Return whether the time between events is that of a buffer on their way, and not the engine's."""
+    return buffered_share is not None and buffered_share > BUFFERED
 
 
 def figures(inputs: Mapping[str, Any]) -> dict[str, Value]:

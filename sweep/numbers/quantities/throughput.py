@@ -10,7 +10,7 @@ import numpy as np
 
 from sweep.numbers.chunks import Mask, as_floats, tokens_per_bin
 from sweep.numbers.quantities.latency import e2el, service_e2el, tpot, ttft
-from sweep.numbers.quantity import quantity
+from sweep.numbers.quantity import BUFFERED, quantity
 from sweep.numbers.selection import first_send, per_second, spans, succeeded, total_tokens
 from sweep.records import Records
 
@@ -83,6 +83,8 @@ def peak_output_throughput(records: Records, mask: Mask) -> float | None:
     if length is None:
         return None
     answered, begin = mask & succeeded(records), first_send(records, mask)
+    if total_tokens(records.streamed_tokens, answered) is None:
+        return None
     return float(tokens_per_bin(records, answered, begin, 1.0, math.floor(length) + 1).max()) or None
 
 
@@ -100,8 +102,11 @@ def concurrency_max(records: Records, mask: Mask) -> int | None:
 
 
 @quantity(unit="requests/s", kind="latency", better="higher")
-def goodput(records: Records, mask: Mask, slo: Mapping[str, float] | None) -> float | None:
-    """successful requests within every bound of `slo` / duration of all; null if `slo` has no bound.
+def goodput(
+    records: Records, mask: Mask, slo: Mapping[str, float] | None, buffered_share: float | None = None
+) -> float | None:
+    """successful requests within every bound of `slo` / duration of all; null if `slo` has no bound, or one on a TPOT
+    that is null.
 
     `slo` bounds ttft, tpot, e2el in s, inclusive. A one-token answer has no tpot and meets any bound on it; one of more
     tokens in a single chunk has none that is known and meets no bound on it. None, rather than 0, if no request
@@ -115,11 +120,13 @@ def goodput(records: Records, mask: Mask, slo: Mapping[str, float] | None) -> fl
     length = duration(records, mask)
     if not slo or not good.any() or length is None:
         return None
+    if "tpot" in slo and ((buffered_share or 0.0) > BUFFERED or total_tokens(records.streamed_tokens, good) is None):
+        return None
     for name, bound in slo.items():
         if name not in functions:
             raise ValueError(f"slo.{name}={bound}: unknown; allowed: {', '.join(functions)}")
         met = functions[name](records) <= bound
-        good &= met | (np.asarray(records.output_tokens) == 1) if name == "tpot" else met
+        good &= met | (np.asarray(records.streamed_tokens) == 1) if name == "tpot" else met
     return int(good.sum()) / length
 
 
