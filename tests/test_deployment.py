@@ -182,7 +182,7 @@ def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets)
         happened.append("reset")
         return next(answers)
 
-    def run_trial(*arguments):
+    def run_trial(*arguments, notify):
         happened.append("trial")
         if happened.count("trial") < 3:
             raise deployment.ClientDied("killed by SIGKILL")
