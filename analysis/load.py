@@ -22,7 +22,6 @@ from sweep.disk.run_files import DamagedFile, RunPaths
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
 _BULKY = ("config", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")  # texts of kilobytes
-Damaged = Literal["raise", "skip"]
 
 
 class RunNotFound(Exception):
@@ -39,8 +38,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        named = self.experiment.get("name")
-        return str(named) if named else self.paths.out.name
+        return str(self.experiment.get("name") or self.paths.out.name)
 
     @property
     def baseline(self) -> dict[str, Any]:
@@ -80,8 +78,7 @@ def open_run(folder: str | Path) -> Run:
     """The run in a folder.
 
     Raises:
-        RunNotFound: if there is no trials.parquet.
-        DamagedFile: if trials.parquet or the plan's account of the experiment is not whole.
+        RunNotFound, DamagedFile: if trials.parquet does not exist, or it or the plan's experiment is not whole.
     """
     paths = _paths(folder)
     try:
@@ -96,8 +93,7 @@ def load(folder: str | Path) -> pd.DataFrame:
     """The trials of a run, one row each: seconds, bytes, tokens per second, USD; missing where unknown.
 
     Raises:
-        RunNotFound: if there is no trials.parquet.
-        DamagedFile: if it is not whole.
+        RunNotFound, DamagedFile: if trials.parquet does not exist, or is not whole.
     """
     return _frame(run_files.read_table(_paths(folder).trials))
 
@@ -136,28 +132,21 @@ def _experiment(plan: Path) -> dict[str, Any]:
             raise DamagedFile(plan, str(error)) from error
 
 
-def requests(
-    folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Damaged = "raise"
-) -> pd.DataFrame:
+def requests(folder: str | Path, trial_id: str | Iterable[str] | None = None) -> pd.DataFrame:
     """The requests of a run, or of the trials named, warm-up included (`phase`), with their `trial_id`.
 
     Raises:
         RunNotFound, KeyError: if there is no such run or trial.
-        DamagedFile: naming the first file that cannot be read, unless `damaged` is "skip".
+        DamagedFile: naming the first file that cannot be read.
     """
-    return _read(open_run(folder), "requests.parquet", trial_id, damaged)
+    return _read(open_run(folder), "requests.parquet", trial_id)
 
 
 def telemetry(
-    folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Damaged = "raise"
+    folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
-    """The telemetry of a run, or of the trials named: time (s from the trial's start), series, device, value, trial_id.
-
-    Raises:
-        RunNotFound, KeyError: if there is no such run or trial.
-        DamagedFile: naming the first file that cannot be read, unless `damaged` is "skip".
-    """
-    return _read(open_run(folder), "telemetry.parquet", trial_id, damaged)
+    """As `requests`, the telemetry: time (s from the trial's start), series, device, value, trial_id."""
+    return _read(open_run(folder), "telemetry.parquet", trial_id, damaged == "skip")
 
 
 def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
@@ -165,7 +154,7 @@ def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
     return run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder
 
 
-def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, damaged: Damaged) -> pd.DataFrame:
+def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False) -> pd.DataFrame:
     trials = run.trials[run.trials["attempt"].notna()]
     if trial_id is not None:
         trial_ids = [trial_id] if isinstance(trial_id, str) else list(trial_id)
@@ -175,7 +164,7 @@ def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, damaged: Da
         trials = trials[trials["trial_id"].isin(trial_ids)]
     tables = []
     for _, row in trials.iterrows():
-        with suppress(FileNotFoundError, *([DamagedFile] if damaged == "skip" else [])):
+        with suppress(FileNotFoundError, *([DamagedFile] if skip_damaged else [])):
             table = run_files.read_table(trial_folder(run, row) / name)
             tables.append(table.append_column("trial_id", pa.repeat(row["trial_id"], len(table))))
     frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas() if tables else pd.DataFrame()

@@ -63,10 +63,5 @@ class RunResults:
 
 
 def open_results(folder: str | Path) -> RunResults:
-    """The results of the run in a folder.
-
-    Raises:
-        RunNotFound: if there is no trials.parquet.
-        DamagedFile: if it is not whole.
-    """
+    """The results of the run in a folder; raises as `load` does."""
     return RunResults(open_run(folder))

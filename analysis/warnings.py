@@ -6,6 +6,7 @@ A check is a function in CHECKS, by `sweep.numbers.warnings.register`: its name 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -30,9 +31,8 @@ WIDE = 0.10  # half an interval over its mean
 UNEQUAL = 1.1  # most over fewest tokens in an answer
 UNEQUAL_INPUTS = 1.05  # likewise, in a prompt: a chat template may add a few
 MOST_NAMED = 3  # points in a sentence
-AGREEMENT = ("agreement",)
-MEMORY_COLUMNS = ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes")
 CHECKS: list[Check] = []
+_warning = partial(register, CHECKS, Severity.WARNING)
 
 
 def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
@@ -99,7 +99,7 @@ def scope(warning: ResultWarning, layout: Layout) -> str:
 # Points --------------------------------------------------------------------------------------------------------------
 
 
-@register(CHECKS, Severity.WARNING, "Set replicates=3 or more: the spread between repetitions is unknown.")
+@_warning("Set replicates=3 or more: the spread between repetitions is unknown.")
 def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The point was measured once, as planned, so it has no interval."""
     planned = _planned_replicates(run, layout)
@@ -107,9 +107,7 @@ def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(1, "one replicate, no interval", points=(point,))
 
 
-@register(
-    CHECKS,
-    Severity.WARNING,
+@_warning(
     "The mean is over those that succeeded, which may be the faster ones: run the same command again to measure the"
     " rest.",
     lowest_is_worst=True,
@@ -129,12 +127,7 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     return planned
 
 
-@register(
-    CHECKS,
-    Severity.WARNING,
-    "More replicates narrow it, above all a third: set replicates=3 or more.",
-    ("output_throughput",),
-)
+@_warning("More replicates narrow it, above all a third: set replicates=3 or more.", ("output_throughput",))
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The interval of output throughput is wider than ±10 %."""
     points = layout.points
@@ -145,9 +138,7 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(width, f"throughput known to ±{width:.0%} only", points=(int(str(point)),))
 
 
-@register(
-    CHECKS,
-    Severity.WARNING,
+@_warning(
     "Compare tokens/s and TPOT, not durations, requests/s or end-to-end latencies; workload.ignore_eos=true makes the"
     " answers equally long.",
     ("duration", "request_throughput", *E2EL),
@@ -207,11 +198,7 @@ def _asked(run: Run, layout: Layout) -> pd.DataFrame:
 # Trials beside each other --------------------------------------------------------------------------------------------
 
 
-@register(
-    CHECKS,
-    Severity.WARNING,
-    "These trials have no result: set client.processes higher, give the client its own cores, or lower the load.",
-)
+@_warning("These trials have no result: set client.processes higher, give the client its own cores, or lower the load.")
 def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
     """In some trials the client was the bottleneck."""
     limited = run.trials.loc[run.trials["outcome"] == "client_limited", "trial_id"]
@@ -219,12 +206,7 @@ def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(limited), f"the client was the bottleneck in {count(len(limited), 'trial')}", tuple(limited))
 
 
-@register(
-    CHECKS,
-    Severity.WARNING,
-    "Compare their speeds with the others' only if you know that their answers are right.",
-    AGREEMENT,
-)
+@_warning("Compare their speeds with the others' only if you know that their answers are right.", ("agreement",))
 def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Some engines' answers were compared with the reference's, others' could not be."""
     ok = _asked(run, layout)
@@ -237,7 +219,10 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
 
 
-@register(CHECKS, Severity.WARNING, "Compare memory only between engines with the same kind of figure.", MEMORY_COLUMNS)
+@_warning(
+    "Compare memory only between engines with the same kind of figure.",
+    ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes"),
+)
 def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The memory figures of the engines are of different kinds."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])
@@ -251,7 +236,7 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
 # The run -------------------------------------------------------------------------------------------------------------
 
 
-@register(CHECKS, Severity.WARNING, "Compare engines within this run; do not compare its figures with the study's.")
+@_warning("Compare engines within this run; do not compare its figures with the study's.")
 def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The study's model, hardware or settings were replaced by what this machine can run."""
     replaced = run.experiment.get("replaced") or []
@@ -259,7 +244,7 @@ def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(replaced), f"settings replaced for this machine: {'; '.join(replaced)}")
 
 
-@register(CHECKS, Severity.WARNING, "Run the same command again: it continues where it stopped.")
+@_warning("Run the same command again: it continues where it stopped.")
 def trials_not_run(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The sweep stopped before all planned trials had run."""
     planned = planned_trials(run)
@@ -268,11 +253,9 @@ def trials_not_run(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(missing, f"{missing:,} of {planned:,} planned trials have not run")
 
 
-@register(
-    CHECKS,
-    Severity.WARNING,
+@_warning(
     "The baseline needs a result at the same workload and load and on the same kind of GPU: see which of its trials"
-    " failed.",
+    " failed."
 )
 def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
     """No point could be compared with the baseline."""
@@ -282,7 +265,7 @@ def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(0, f"nothing could be compared with the baseline ({named})")
 
 
-@register(CHECKS, Severity.WARNING, "If the difference may matter, measure again with one version of the code.")
+@_warning("If the difference may matter, measure again with one version of the code.")
 def mixed_code(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials were measured by several versions of this project's code."""
     commits = sorted(run.ok["commit"].dropna().unique())
@@ -290,7 +273,7 @@ def mixed_code(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(commits), f"measured by {len(commits)} versions of this code ({', '.join(commits)})")
 
 
-@register(CHECKS, Severity.WARNING, "Compare engines on the same kind of machine only.")
+@_warning("Compare engines on the same kind of machine only.")
 def mixed_machines(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials ran on several kinds of machine."""
     machines = {_machine(text) for text in run.ok["hardware"].dropna().unique()}
@@ -298,14 +281,14 @@ def mixed_machines(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(machines), f"measured on {len(machines)} kinds of machine ({'; '.join(sorted(machines))})")
 
 
-@register(CHECKS, Severity.WARNING, "If the difference may matter, measure again with one version of the engine.")
+@_warning("If the difference may matter, measure again with one version of the engine.")
 def mixed_engine_versions(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials of one backend were measured with several versions of the engine."""
-    versions = run.ok.groupby("backend")["engine_version"].unique().map(lambda names: sorted(pd.Series(names).dropna()))
-    mixed = {backend: names for backend, names in versions.items() if len(names) > 1}
-    if mixed:
-        each = [f"{backend} in {len(names)} versions ({', '.join(names)})" for backend, names in mixed.items()]
-        yield Evidence(len(mixed), f"measured {'; '.join(each)}")
+    versions = run.ok.dropna(subset="engine_version").groupby("backend")["engine_version"].unique()
+    mixed = versions[versions.map(len) > 1].map(sorted)
+    each = [f"{backend} in {len(names)} versions ({', '.join(names)})" for backend, names in mixed.items()]
+    if each:
+        yield Evidence(len(each), f"measured {'; '.join(each)}")
 
 
 def _machine(text: str) -> str:

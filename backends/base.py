@@ -1,7 +1,6 @@
-"""A backend: how one kind of engine is installed, launched, health-checked and read. Data and a few sentences.
+"""A backend: how one kind of engine is installed, launched, health-checked and read.
 
-A concrete backend is one file here and one YAML under conf/backend, whose `_target_` names the class and whose other
-keys are its fields. Parsing has no effects; what runs the process is `server`.
+A concrete backend is one file here and one YAML under conf/backend.
 """
 
 import hashlib
@@ -18,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from sweep.records import Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
+QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
+TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
 
 Platform = Literal["cpu", "cuda"]
 
@@ -32,10 +33,7 @@ ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
 class SourceBuild(BaseModel):
-    """Programs that are compiled with CMake, from a source distribution of the package index.
-
-    Nothing of that distribution is installed or imported: its archive is only where the source comes from.
-    """
+    """Programs that are compiled with CMake; a source distribution's archive is only where their source comes from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,10 +46,7 @@ class SourceBuild(BaseModel):
 
 
 class EnvironmentSpec(BaseModel):
-    """A named set of requirements (conf/environment/<name>.yaml), or something the user already has.
-
-    Never the orchestrator's own environment: no engine's pins shall fight ours.
-    """
+    """A named set of requirements (conf/environment/<name>.yaml), or something the user already has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,10 +61,7 @@ class EnvironmentSpec(BaseModel):
 
 
 class EnvironmentChoice(BaseModel):
-    """Which environment an engine runs in: one named for each platform, unless the user gives an own one.
-
-    `backends.prepare.environments.resolve` makes the EnvironmentSpec of it.
-    """
+    """The environment that an engine runs in: one named for each platform, unless the user gives an own one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -118,10 +110,7 @@ class Backend(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # What the engine is, whatever its configuration; the table of docs/backends.md is made of it.
-    continuous_batching: ClassVar[bool] = True  # a request joins and leaves the running batch at any step
-    beam_search: ClassVar[bool] = False
-    quantizations: ClassVar[tuple[str, ...]] = ()  # of weights and KV cache, as the field calls them
+    # What the engine is, whatever its configuration.
     needs_gpu: ClassVar[bool] = False  # there is no build of it for a CPU
     reserves_memory: ClassVar[bool] = False  # takes a pool at launch: what it holds says nothing about what it needs
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
@@ -284,42 +273,19 @@ class Backend(BaseModel):
         return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
 
 
-def _host_sources(library: str) -> list[Path]:
-    """Our sources that run in the engine's process: the host, the library's file, and what they import of ours."""
-    sources: set[Path] = set()
-    pending = ["backends.host.__main__", library]
-    while pending:
-        path = HOST / f"{pending.pop().removeprefix('backends.host.').replace('.', '/')}.py"
-        if path not in sources and path.is_file():  # a library of the user's own is elsewhere
-            sources.add(path)
-            imports = re.findall(r"^from (backends\.host[\w.]*) import (\w+)", path.read_text(), re.MULTILINE)
-            pending += [name for module, member in imports for name in (module, f"{module}.{member}")]
-    return sorted(sources)
-
-
 class Hosted(Backend):
-    """A library served by `python -m backends.host`. A subclass names the file that loads it, and what differs.
-
-    `flags` go to that library's own loading function, as keyword arguments.
-    """
+    """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    metric_names: dict[str, str] = metrics(
-        "host_",
-        "requests_running",
-        "requests_waiting",
-        "kv_cache_bytes",
-        "allocated_memory_bytes",
-        "reserved_memory_bytes",
-    )
+    metric_names: dict[str, str] = metrics("host_", "kv_cache_bytes", *QUEUE, *TORCH_MEMORY)
 
     def digest(self) -> str:
         """The digest of the host's source, which is part of the measured system."""
-        content = "".join(path.read_text() for path in _host_sources(self.library))
+        content = "".join(path.read_text() for path in sorted(HOST.rglob("*.py")))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def command(self, launch: Launch) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from backends.base import Hosted, Launch, metrics
+from backends.base import QUEUE, Hosted, Launch, cli, metrics
 from backends.prepare import checkpoints
 
 Quantization = Literal[
@@ -20,10 +20,6 @@ class CTranslate2(Hosted):
     launch fails with CTranslate2's own words. On a CPU, for instance, bfloat16 weights compute in float32.
     """
 
-    continuous_batching = False
-    beam_search = True
-    quantizations = ("int8, int16, float16, bfloat16",)
-
     quantization: Quantization = "float32"
     compute_type: Quantization | None = None  # None: that of the weights
 
@@ -34,7 +30,7 @@ class CTranslate2(Hosted):
         r"CUDA failed with error out of memory",
         r"mkl_malloc: failed to allocate memory",
     )
-    metric_names: dict[str, str] = metrics("host_", "requests_running", "requests_waiting")
+    metric_names: dict[str, str] = metrics("host_", *QUEUE)
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         ours = {"compute_type": self.compute_type or self.quantization, "intra_threads": launch.threads}
@@ -44,15 +40,8 @@ class CTranslate2(Hosted):
         """The model's folder without its weights, and in it a folder with those of CTranslate2."""
 
         def convert(folder: Path) -> None:
-            converter = [
-                python,
-                "-m",
-                "ctranslate2.converters.transformers",
-                "--low_cpu_mem_usage",
-                "--model",
-                str(model),
-            ]
-            command = [*converter, "--output_dir", str(folder / FOLDER), "--quantization", self.quantization]
+            output = {"output_dir": folder / FOLDER, "quantization": self.quantization, "low_cpu_mem_usage": True}
+            command = [python, "-m", "ctranslate2.converters.transformers", *cli({"model": model, **output})]
             checkpoints.execute(command, "ctranslate2's converter", folder / "conversion.log", progress)
 
         parameters = {

@@ -6,33 +6,23 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from backends.base import Host, Hosted, Launch, metrics
+from backends.base import QUEUE, TORCH_MEMORY, Host, Hosted, Launch, metrics
 from backends.prepare import checkpoints
 
 
 class ExLlama(Hosted):
     """`flags` are arguments of the dynamic generator (max_batch_size, max_chunk_size). Which of the two it is, is up
     to the environment: V2 with `checkpoint: gptq`, as in the study that V1 was used in; V3 with a folder in EXL3.
-
-    Both compile their CUDA extension when they are imported for the first time, unless a prebuilt wheel has it.
     """
 
     needs_gpu = True
     reserves_memory = True
-    quantizations = ("V2: GPTQ, EXL2", "V3: EXL3")
 
     library = "backends.host.libraries.exllama_library"
     checkpoint: Literal["gptq"] | None = "gptq"  # made of the model's weights unless they are quantised; V2 only
     group_size: PositiveInt = 128
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
-    metric_names: dict[str, str] = metrics(
-        "host_",
-        "kv_cache_usage",
-        "requests_running",
-        "requests_waiting",
-        "allocated_memory_bytes",
-        "reserved_memory_bytes",
-    )
+    metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
     def unavailable(self, host: Host) -> str | None:
         reason = super().unavailable(host)
@@ -50,7 +40,6 @@ class ExLlama(Hosted):
         return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        made = checkpoints.note(launch.model).get("method")
         # The study's ExLlama (V1) has no installable release any more.
         facts = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
-        return {**facts, "quantization_method": made} if made else facts
+        return facts | checkpoints.method(launch.model)

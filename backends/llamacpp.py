@@ -6,22 +6,24 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from backends.base import Backend, Host, Launch, cli, metrics
-from backends.prepare import checkpoints
+from backends.base import Backend, EnvironmentChoice, Host, Launch, cli, metrics
+from backends.prepare import checkpoints, environments
 from sweep.records import BatchForm
 
 GGUF = "model.gguf"
-CONVERTER = "gguf"  # the environment that llama.cpp's converter runs in
-CONVERTED = {"F32": ("f32", "float32"), "F16": ("f16", "float16"), "BF16": ("bf16", "bfloat16")}  # by the converter
-# By llama-quantize; those that need an importance matrix are left out.
-QUANTISED = (
-    *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"),
-    *("Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ4_NL", "IQ4_XS"),
-)
+CONVERTER = EnvironmentChoice(cpu="gguf")  # the environment that llama.cpp's converter runs in
+CONVERTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the converter; the others by llama-quantize
+# Those that need an importance matrix are left out.
+# fmt: off
+FileType = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ4_NL", "IQ4_XS",
+]
+# fmt: on
 # "0.00.123.456 E srv    load_model: failed to load …": seconds since its start, level, part.
 PREFIX = re.compile(r"^(\d+\.\d\d\.\d{3}\.\d{3} )?([DIWE] )?((srv|slot|que|res|cmn|common_\w+|llama_\w+|main) +)?")
 
@@ -32,9 +34,7 @@ class LlamaCpp(Backend):
     Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
     """
 
-    quantizations = ("GGUF: Q8_0, Q4_K_M, ...", "KV: q8_0, q4_0")
-
-    quantization: str = "F16"
+    quantization: FileType = "F16"
     slots: PositiveInt = 16
 
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
@@ -57,17 +57,9 @@ class LlamaCpp(Backend):
     )
     noise_patterns = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
 
-    @field_validator("quantization")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in CONVERTED and value not in QUANTISED:
-            allowed = ", ".join((*CONVERTED, *QUANTISED))
-            raise ValueError(f"quantization={value}: allowed are {allowed}")
-        return value
-
     def command(self, launch: Launch) -> list[str]:
         context = launch.max_model_len or _context(launch.model)
-        arguments: dict[str, Any] = {
+        arguments = {
             "model": str(launch.model / GGUF),
             "alias": launch.served_name,
             "host": launch.host,
@@ -89,7 +81,7 @@ class LlamaCpp(Backend):
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         """A folder with model.gguf of this quantization, and the model's config and tokenizer beside it."""
         if self.quantization in CONVERTED:
-            return _gguf(model, CONVERTED[self.quantization][0], cache_dir, progress)
+            return _gguf(model, self.quantization.lower(), cache_dir, progress)
         tool = Path(self.env.binary or python).with_name("llama-quantize")
         if not tool.exists():
             raise ValueError(f"backend.quantization={self.quantization}: needs {tool}; allowed without: F32, F16, BF16")
@@ -99,23 +91,22 @@ class LlamaCpp(Backend):
             command = [str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
             checkpoints.execute(command, "llama-quantize", folder / "conversion.log", progress)
 
-        made_by = {"converter": checkpoints.environment_key(CONVERTER), "tool": checkpoints.file_digest(tool)[:16]}
+        converter = environments.fingerprint(environments.resolve(CONVERTER, "cpu"))
+        made_by = {"converter": converter, "tool": checkpoints.file_digest(tool)[:16]}
         parameters = {"quantization": self.quantization, **made_by}
         return checkpoints.converted(model, "gguf", parameters, quantise, cache_dir, progress)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         version, commit = _version(launch.binary or "llama-server")
-        facts: dict[str, Any] = {
-            "dtype": CONVERTED[self.quantization][1] if self.quantization in CONVERTED else self.quantization,
+        facts = {
+            "dtype": CONVERTED.get(self.quantization, self.quantization),
             "quantization": self.quantization,
             "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
             "slots": self.slots,
             "max_model_len": launch.max_model_len or _context(launch.model),
             "engine_commit": commit,
         }
-        if version:
-            facts["engine_version"] = version
-        return facts
+        return {**facts, "engine_version": version} if version else facts
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()
@@ -123,15 +114,16 @@ class LlamaCpp(Backend):
 
 def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
     """A folder with model.gguf as llama.cpp's converter makes it; its environment is there when it is needed."""
+    spec = environments.resolve(CONVERTER, "cpu")
 
     def convert(folder: Path) -> None:
-        python = checkpoints.environment_python(CONVERTER, cache_dir, progress)
+        python = environments.prepare(spec, cache_dir, progress).python
         share = Path(python).parent.parent / "share"
         arguments = {"model": model, "output": folder / GGUF, "type": kind}
         path = (share, share / "gguf-py")
         checkpoints.run(python, "to_gguf", arguments, folder / "conversion.log", progress, path)
 
-    parameters = {"type": kind, "converter": checkpoints.environment_key(CONVERTER)}
+    parameters = {"type": kind, "converter": environments.fingerprint(spec)}
     return checkpoints.converted(model, "gguf", parameters, convert, cache_dir, progress)
 
 
@@ -145,7 +137,5 @@ def _context(model: Path) -> int:
 def _version(binary: str) -> tuple[str | None, str | None]:
     """("0.5.0", its commit or whatever the builder put there) of a llama-server; (None, None) if it does not say."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True)
-    match = re.search(r"^version: (\S+)(?: \(build (\d+), commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
-    if not match:
-        return None, None
-    return match[1], match[3]
+    match = re.search(r"^version: (\S+)(?: \(build \d+, commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
+    return (match[1], match[2]) if match else (None, None)

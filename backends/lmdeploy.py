@@ -13,7 +13,6 @@ class LMDeploy(Backend):
 
     needs_gpu = True
     reserves_memory = True
-    quantizations = ("AWQ, GPTQ, SmoothQuant W8A8, fp8", "KV: int8, int4")
 
     distribution = "lmdeploy"
     token_ids: bool = False

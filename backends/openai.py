@@ -1,13 +1,10 @@
 """A running endpoint that speaks OpenAI's protocol (or TGI's): nothing is launched, installed or stopped."""
 
 import os
-import re
 
 from pydantic import field_validator
 
 from backends.base import Backend, Host
-
-NAME = re.compile(r"[A-Z_][A-Z0-9_]*", re.IGNORECASE)
 
 
 class OpenAI(Backend):
@@ -24,7 +21,7 @@ class OpenAI(Backend):
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, name: str | None) -> str | None:
-        if name is not None and not NAME.fullmatch(name):
+        if name is not None and not name.isidentifier():
             raise ValueError("allowed is the NAME of an environment variable, never the key itself")
         return name
 

@@ -12,7 +12,6 @@ class SGLang(Backend):
     needs_gpu = True
     reserves_memory = True
     version_path = "/server_info"
-    quantizations = ("GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF", "KV: fp8")
 
     distribution = "sglang"
     batch_form: BatchForm = "list"

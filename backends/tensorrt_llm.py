@@ -18,9 +18,7 @@ class TensorRTLLM(Backend):
     """
 
     needs_gpu = True
-    beam_search = True
     reserves_memory = True
-    quantizations = ("ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8", "KV: fp8, NVFP4")
 
     options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
     distribution = "tensorrt-llm"

@@ -25,15 +25,12 @@ COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class TGI(Backend):
-    """Flags are those of text-generation-launcher. `api: tgi` asks /generate_stream, `completions` or `chat` its
-    OpenAI routes.
-    """
+    """Flags are those of text-generation-launcher."""
 
     attachable = True
     needs_gpu = True
     reserves_memory = True
     version_path = "/info"
-    quantizations = ("GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8", "KV: fp8")
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)  # nothing of it is Python here
     launcher: Literal["docker", "native"] = "docker"
@@ -100,6 +97,7 @@ class TGI(Backend):
         if cache:
             mounts.append(f"{Path(cache).expanduser().absolute()}:/data")
         arguments = {**self._arguments(launch), "hostname": "0.0.0.0", "port": 80}
+        passed = [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *self.environ]
         return [
             launch.python,
             str(CONTAINER),
@@ -108,7 +106,7 @@ class TGI(Backend):
             *cli(options),
             *(part for mount in mounts for part in ("--volume", mount)),
             # Names only: docker takes the values from its environment, and none stands in the list of processes.
-            *(part for variable in self._passed() for part in ("--env", variable)),
+            *(part for variable in passed for part in ("--env", variable)),
             f"{self.image}:{self.tag}",
             "/tgi-entrypoint.sh",
             *cli({**arguments, **self.flags_on(launch)}),
@@ -124,9 +122,6 @@ class TGI(Backend):
             "max-total-tokens": longest,
             "usage-stats": "off",
         }
-
-    def _passed(self) -> list[str]:
-        return [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *self.environ]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         # Secrets are not inherited by engines: this one is asked for, so that a gated model's files can be read.

@@ -12,10 +12,6 @@ class Transformers(Hosted):
     batching. `flags: {quantization_config: {load_in_8bit: true}}` quantises with bitsandbytes while loading.
     """
 
-    continuous_batching = False
-    beam_search = True
-    quantizations = ("bitsandbytes int8, nf4, fp4",)
-
     library = "backends.host.libraries.transformers_library"
     distribution = "transformers"
     # bitsandbytes says so of a faster kernel that it would like to have, and goes on.

@@ -4,17 +4,15 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat
 
-from backends.base import Launch, metrics
+from backends.base import QUEUE, TORCH_MEMORY, Launch, metrics
 from backends.transformers import Transformers
 
 
 class TransformersCB(Transformers):
-    """`scheduler` holds fields of transformers' ContinuousBatchingConfig; `num_blocks` is always set from the memory
-    stated here: left to itself, the manager takes what the machine has.
+    """`scheduler` holds fields of transformers' ContinuousBatchingConfig. `num_blocks` is set from the memory stated
+    here: left to itself, the manager takes what the machine has.
     """
 
-    continuous_batching = True
-    beam_search = False
     reserves_memory = True
 
     library = "backends.host.libraries.transformers_cb_library"
@@ -22,18 +20,10 @@ class TransformersCB(Transformers):
     cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded
     scheduler: dict[str, Any] = Field(default_factory=dict)
     cpu_scheduler: dict[str, Any] = Field(default_factory=dict)
-    cuda_scheduler: dict[str, Any] = Field(default_factory=dict)
-    metric_names: dict[str, str] = metrics(
-        "host_",
-        "kv_cache_usage",
-        "requests_running",
-        "requests_waiting",
-        "allocated_memory_bytes",
-        "reserved_memory_bytes",
-    )
+    metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
-        scheduler = {**(self.cuda_scheduler if launch.gpus else self.cpu_scheduler), **self.scheduler}
+        scheduler = {**({} if launch.gpus else self.cpu_scheduler), **self.scheduler}
         memory = {"memory_share": self.cuda_memory_share} if launch.gpus else {"kv_cache_gib": self.cpu_kv_cache_gib}
         return {**super().flags_on(launch), "kv_cache": memory, "scheduler": scheduler}
 

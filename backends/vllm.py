@@ -21,13 +21,8 @@ class VLLM(Backend):
     With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
     """
 
-    beam_search = True
     reserves_memory = True
     dtype_pattern = r"\bdtype=torch\.(\w+)"
-    quantizations = (
-        "GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU)",
-        "KV: fp8",
-    )
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
@@ -92,8 +87,7 @@ class VLLM(Backend):
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
         facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
-        made = checkpoints.note(launch.model).get("method")
-        return {**facts, "quantization_method": made} if made else facts
+        return facts | checkpoints.method(launch.model)
 
     def message(self, line: str) -> str:
         return PREFIX.sub("", line.strip()).strip()

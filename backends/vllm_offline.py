@@ -15,10 +15,8 @@ class VLLMOffline(Hosted):
     """
 
     timed_inside = True
-    beam_search = True
     reserves_memory = True
     dtype_pattern = VLLM.dtype_pattern
-    quantizations = VLLM.quantizations
 
     library = "backends.host.libraries.vllm_offline_library"
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU

@@ -29,17 +29,11 @@ def commit() -> str | None:
     """The commit of this code, with `+` when files differ from it; None outside a git checkout."""
     if not (ROOT / ".git").exists():
         return None
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # no git here, or no commit yet
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30
-    ).stdout.strip()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The table of docs/backends.md, read from the code: the features of each backend in conf/backend.
+"""The table of docs/backends.md: the features of each backend in conf/backend, most of them read from the code.
 
 `python -m tests.backends_table` makes the document's table anew.
 """
@@ -11,6 +11,22 @@ from sweep.config import ROOT
 
 DOCUMENT = ROOT / "docs" / "backends.md"
 BEGIN, END = "<!-- table: python -m tests.backends_table -->", "<!-- end of table -->"
+# By the backend's module: continuous batching, beam search, and the quantisations of weights and of the KV cache.
+VLLM = ("yes", "yes", "GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8")
+FEATURES = {
+    "ctranslate2": ("no", "yes", "int8, int16, float16, bfloat16"),
+    "exllama": ("yes", "no", "V2: GPTQ, EXL2; V3: EXL3"),
+    "llamacpp": ("yes", "no", "GGUF: Q8_0, Q4_K_M, ...; KV: q8_0, q4_0"),
+    "lmdeploy": ("yes", "no", "AWQ, GPTQ, SmoothQuant W8A8, fp8; KV: int8, int4"),
+    "sglang": ("yes", "no", "GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF; KV: fp8"),
+    "simulated": ("yes", "no", "none"),
+    "tensorrt_llm": ("yes", "yes", "ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8; KV: fp8, NVFP4"),
+    "tgi": ("yes", "no", "GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8; KV: fp8"),
+    "transformers": ("no", "yes", "bitsandbytes int8, nf4, fp4"),
+    "transformers_cb": ("yes", "no", "bitsandbytes int8, nf4, fp4"),
+    "vllm": VLLM,
+    "vllm_offline": VLLM,
+}
 HEADINGS = (
     "backend",
     "file",
@@ -29,33 +45,22 @@ def cells(name: str) -> tuple[str, ...]:
     backend = configured(name)
     if not backend.launches:
         return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"
-    if not backend.computes_model:
-        return (
-            name,
-            _file(backend),
-            "yes",
-            _yes(backend.batch_form == "list"),
-            "yes",
-            "no",
-            _metric(backend),
-            "none",
-            "no",
-        )
+    continuous, beam, quantisations = FEATURES[type(backend).__module__.removeprefix("backends.")]
     return (
         name,
         _file(backend),
         "engine's own stamps" if backend.timed_inside else "yes",
         "list of prompts" if backend.batch_form == "list" else "simultaneous streams",
-        _yes(backend.continuous_batching),
-        _yes(backend.beam_search),
+        continuous,
+        beam,
         _metric(backend),
-        "; ".join(backend.quantizations) or "none",
+        quantisations,
         _yes(backend.needs_gpu or not _runs_on_cpu(backend)),
     )
 
 
 def _runs_on_cpu(backend: Backend) -> bool:
-    return bool(backend.env.cpu or backend.env.python or backend.env.binary) and not backend.needs_gpu
+    return bool(backend.env.cpu or backend.env.python or backend.env.binary)
 
 
 def _file(backend: Backend) -> str:

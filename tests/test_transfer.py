@@ -79,7 +79,7 @@ with transfer._local_folder(Path({str(outbox)!r})) as folder:
         killed.wait()
         assert {path.name for path in outbox.iterdir() if path.is_dir()} == set(names)
         list(transfer.carried(work, stream))
-        assert {path.name for path in outbox.iterdir()} == {names[1], f"{names[1]}.lock"}
+        assert {path.name for path in outbox.iterdir()} == {names[1]}
         living.stdin.close()
     assert not list(outbox.iterdir())
 

@@ -31,8 +31,8 @@ def shipped(name: str, **changed: Any) -> Any:
     return build({**load_option("workload", name), **changed}, "workload")
 
 
-def output_lengths(workload: Workload, count: int = 20_000) -> list[int]:
-    return workload._output_lengths(Draw(1, "measured", count))
+def output_lengths(workload: Serving, count: int = 20_000) -> list[int]:
+    return [output for _, output in workload.lengths(Draw(1, "measured", count))]
 
 
 def lengths(tokenizer: Tokenizer, requests: list[Any]) -> list[int]:

@@ -35,13 +35,16 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     handles = [legend_entry(layout, line, **_STROKE) for line in layout.lines if line in set(trials["line"])]
     figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + has_kv)
     for title, column in zip(titles, axes, strict=True):
-        for _, trial in trials[trials["panel"] == title].iterrows():
+        in_panel = trials[trials["panel"] == title]
+        for _, trial in in_panel.iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]
             stroke = {**line_style(layout, trial["line"]), **_STROKE}
             if has_kv:
                 _plot_series(column[0], of_trial, "kv_cache_usage", 100.0, stroke)
-            _plot_series(column[-1], of_trial, _memory_series(of_trial), 1 / GIB, stroke)
-        column[0].set_title(", ".join([title, *_loads(trials[trials["panel"] == title], layout, title)]))
+            gpu = of_trial["series"].eq(_MEMORY_SERIES[0]).any()
+            _plot_series(column[-1], of_trial, _MEMORY_SERIES[0 if gpu else 1], 1 / GIB, stroke)
+        loads = " / ".join(dict.fromkeys(layout.load(trial) for _, trial in in_panel.iterrows()))
+        column[0].set_title(", ".join(filter(None, [title, loads])))
     _same_scales(axes)
     for index, column in enumerate(axes):
         column[-1].set_xlabel("Time from the trial's start (s)")
@@ -58,21 +61,7 @@ def _largest(run: Run, layout: Layout) -> pd.DataFrame:
     ok = ok.sort_values("replicate", kind="stable")
     if layout.x:
         ok = ok.sort_values(layout.x, ascending=False, kind="stable")
-    return ok.drop_duplicates(["line", "panel"])
-
-
-def _memory_series(samples: pd.DataFrame) -> str:
-    read = set(samples["series"])
-    return next((series for series in _MEMORY_SERIES if series in read), _MEMORY_SERIES[-1])
-
-
-def _loads(trials: pd.DataFrame, layout: Layout, panel: str) -> list[str]:
-    """The load of the trials: one value, or one for each line."""
-    if panel not in layout.x_labels:
-        return []
-    by_line = trials.set_index("line")[layout.x]
-    values = [f"{by_line[line]:g}" for line in layout.lines if line in by_line.index]
-    return [f"{layout.x_labels[panel].lower()} {' / '.join(values if len(set(values)) > 1 else values[:1])}"]
+    return ok.drop_duplicates(["line", "panel"]).sort_values("line", key=lambda lines: lines.map(layout.lines.index))
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:

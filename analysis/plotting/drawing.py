@@ -2,7 +2,7 @@
 
 Small dots are replicates and whiskers the 95 % interval of their mean. Axes are scaled to the data: a whisker over two
 replicates can be very long, and is clipped at the panel's edge. A cross on the axis is a point without a result.
-If there are too many lines to distinguish, the rest is grey and shows means only.
+If there are too many lines to distinguish, some are chosen.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -25,7 +24,6 @@ from sweep.numbers.quantity import columns
 
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
 BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
-GREY = "#b4bac2"
 _ALSO: dict[str, dict[str, Any]] = {  # the looks of the second quantity
     "dashed": {"linestyle": "--", "linewidth": 1, "marker": ""},
     "hollow": {"linestyle": "none", "markerfacecolor": "none"},
@@ -39,54 +37,49 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
     `also` is another column of the same unit, drawn dashed (hollow).
     """
     shown = labelled_column(column)
-    if shown is None or column not in layout.points or not layout.points[column].notna().any():
+    if shown is None or column not in layout.points:
+        return None
+    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # why others failed is said elsewhere
+    lines = [line for line in layout.coloured if line in present]
+    if not lines:
         return None
     also = also if also in layout.points else None
     replicates = layout.visible(run.ok)
     replicates = replicates.head(0 if len(replicates) > MOST_REPLICATES else len(replicates))
-    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # why others failed is said elsewhere
-    lines = sorted((line for line in layout.lines if line in present), key=lambda line: line not in layout.coloured)
-    coloured = [line for line in lines if line in layout.coloured]
-    size = PANEL if layout.x else (PANEL[0] * 1.3, 0.35 + 0.26 * len(coloured))
-    handles = [] if layout.x is None else [legend_entry(layout, line) for line in coloured]
-    handles += _explanations(layout, shown, also, lines, coloured)
-    figure, axes = panels(layout.visible_panels, _heading(layout, shown, lines, coloured), handles, size=size)
-    means = [_scaled(layout.points, name, shown) for name in (column, also) if name]
-    values = np.concatenate([*means, _scaled(run.ok, column, shown)])  # all except whiskers
+    size = PANEL if layout.x else (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
+    handles = [] if layout.x is None else [legend_entry(layout, line) for line in lines]
+    handles += _explanations(layout, shown, also, lines)
+    figure, axes = panels(layout.visible_panels, _heading(layout, shown), handles, size=size)
+    means = [_scaled(layout.points[layout.points["line"].isin(lines)], name, shown) for name in (column, also) if name]
+    values = np.concatenate([*means, _scaled(replicates, column, shown)])  # all except whiskers
     for index, (title, (ax,)) in enumerate(zip(layout.visible_panels, axes, strict=True)):
         points, dots = (_in_panel(layout, frame, title, lines) for frame in (layout.points, replicates))
-        if layout.x and len(coloured) < len(lines):
-            _grey_curves(ax, points[~points["line"].isin(coloured)], shown)
-        for line in coloured:
+        for line in lines:
             _line(ax, layout, points[points["line"] == line], dots[dots["line"] == line], shown, also)
         _value_axis(ax, "y" if layout.x else "x", values)
         if layout.x:
             _load_axis(ax, layout, title)
             ax.set_ylabel(shown.axis if index % PANELS_IN_A_ROW == 0 else "")
         else:
-            ax.set_yticks(range(len(coloured)), coloured)
-            ax.set(ylim=(len(coloured) - 0.5, -0.5), xlabel=shown.axis)
+            ax.set_yticks(range(len(lines)), lines)
+            ax.set(ylim=(len(lines) - 0.5, -0.5), xlabel=shown.axis)
             ax.grid(visible=False, axis="y")
     return figure
 
 
-def _heading(layout: Layout, shown: LabelledColumn, lines: list[str], coloured: list[str]) -> str:
+def _heading(layout: Layout, shown: LabelledColumn) -> str:
     heading = f"{shown.label} against {layout.x_label.lower()}" if layout.x else shown.label
-    if layout.x is None and len(coloured) < len(lines):
-        heading += f" ({len(coloured)} of {len(lines)} rows)"
+    if len(layout.coloured) < len(layout.lines):
+        heading += f" ({len(layout.coloured)} of {len(layout.lines)} lines)"
     if len(layout.visible_panels) < len(layout.panels):
         heading += f" (the first {len(layout.visible_panels)} of {len(layout.panels)} panels)"
     return heading
 
 
-def _explanations(
-    layout: Layout, shown: LabelledColumn, also: str | None, lines: list[str], coloured: list[str]
-) -> Iterator[Line2D]:
+def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines: list[str]) -> Iterator[Line2D]:
     """The entries of the legend that are no line's own."""
     if layout.x is None:
         yield Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")
-    elif len(coloured) < len(lines):
-        yield Line2D([], [], color=GREY, linewidth=1, label=f"{len(lines) - len(coloured)} others")
     if also:
         look = "dashed" if layout.x else "hollow"
         label = f"{look}: {columns()[also].name} (else {columns()[shown.column].name})"
@@ -110,45 +103,26 @@ def _line(
     """Draw a line's means, their intervals, its replicates and crosses for points without a result; or all in a row."""
     if points.empty:
         return
-    style = line_style(layout, points["line"].iloc[0])
+    style: dict[str, Any] = line_style(layout, points["line"].iloc[0])
 
     def along(frame: pd.DataFrame, column: str) -> tuple[FloatArray, FloatArray]:
         at, value = frame["_at"].to_numpy(np.float64), _scaled(frame, column, shown)
         return (at, value) if layout.x else (value, at)
 
-    ax.plot(*along(points, shown.column), **(style if layout.x else {**style, "linestyle": "none"}), zorder=3)
     half = _scaled(points, f"{shown.column}_ci_high", shown) - _scaled(points, shown.column, shown)
-    ends = {"yerr" if layout.x else "xerr": half}
-    faint: dict[str, Any] = {"color": style["color"], "alpha": 0.7, "zorder": 2, **ends}
-    ax.errorbar(*along(points, shown.column), **faint, linestyle="none", elinewidth=1, capsize=2.5)
+    look = {**style, "yerr": half} if layout.x else {**style, "xerr": half, "linestyle": "none"}
+    ax.errorbar(*along(points, shown.column), **look, elinewidth=1, capsize=2.5, zorder=3)
     ax.scatter(*along(replicates, shown.column), color=style["color"], s=9, alpha=0.45, linewidths=0, zorder=4)
     if also:
         ax.plot(*along(points, also), **{**style, **_ALSO["dashed" if layout.x else "hollow"], "zorder": 2})
     if layout.x:
-        _crosses(ax, points, style["color"])
-
-
-def _grey_curves(ax: Axes, points: pd.DataFrame, shown: LabelledColumn) -> None:
-    """Draw the lines without a colour of their own in grey."""
-    places = points.assign(_value=_scaled(points, shown.column, shown))
-    curves = [line[["_at", "_value"]].to_numpy(np.float64) for _, line in places.groupby("line", sort=False)]
-    ax.add_collection(LineCollection(curves, colors=GREY, linewidths=0.7, zorder=1))
-    gaps = places["_value"].isna()
-    before, after = (gaps.groupby(places["line"]).shift(step, fill_value=True) for step in (1, -1))
-    isolated = places[~gaps & before & after]  # a line through a single point would be invisible
-    ax.scatter(isolated["_at"], isolated["_value"], color=GREY, s=6, linewidths=0, zorder=1)
-    _crosses(ax, points, GREY)
-
-
-def _crosses(ax: Axes, points: pd.DataFrame, colour: Any) -> None:
-    missing = points.loc[points["n"] == 0, "_at"].to_numpy(np.float64)
-    at_bottom: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False, "zorder": 5}
-    ax.plot(missing, np.zeros_like(missing), "x", color=colour, **at_bottom)
+        missing = points.loc[points["n"] == 0, "_at"].to_numpy(np.float64)
+        at_bottom: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False, "zorder": 5}
+        ax.plot(missing, np.zeros_like(missing), "x", color=style["color"], **at_bottom)
 
 
 def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatArray:
-    scaled: FloatArray = points[column].to_numpy(np.float64) * shown.scale
-    return scaled
+    return points[column].to_numpy(np.float64) * shown.scale
 
 
 def _load_axis(ax: Axes, layout: Layout, panel: str) -> None:

@@ -9,8 +9,8 @@ import importlib
 import io
 import math
 import pkgutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -43,11 +43,9 @@ _STYLE = {
     "axes.labelcolor": INK,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.axisbelow": True,
     "grid.color": GRID,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -59,14 +57,11 @@ _STYLE = {
     "savefig.bbox": "tight",
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "svg.hashsalt": "sweep",  # the same run gives the same file
-    "figure.dpi": 96,
 }
 
 
 @dataclass(frozen=True)
 class SavedFigure:
-    """A figure that has been saved."""
-
     name: str
     caption: str
     svg: str
@@ -93,23 +88,18 @@ def _modules() -> list[tuple[str, ModuleType]]:
     return sorted(modules, key=lambda item: (item[1].POSITION, item[0]))
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Apply the style of all figures, independent of the user's matplotlibrc."""
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"}):
-        yield
+def style() -> AbstractContextManager[None]:
+    """The style of all figures, independent of the user's matplotlibrc."""
+    return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"})
 
 
 def _save(run: Run, name: str, figure: Figure) -> str:
     """Write NAME.svg and NAME.png; return the SVG's text."""
-    svg = io.StringIO()
+    svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=200, facecolor="white")
     run_files.write_whole(run.paths, run.paths.figures / f"{name}.svg", svg.getvalue())
-    run_files.write_whole(
-        run.paths,
-        run.paths.figures / f"{name}.png",
-        lambda staged: figure.savefig(staged, format="png", dpi=200, facecolor="white"),
-    )
+    run_files.write_whole(run.paths, run.paths.figures / f"{name}.png", png.getvalue())
     return svg.getvalue()
 
 
@@ -130,10 +120,8 @@ def panels(
     """
     across = min(len(titles), PANELS_IN_A_ROW)
     down = math.ceil(len(titles) / across) * rows
-    width, height = (
-        count * (inches + gap) - gap for count, inches, gap in zip((across, down), size, GAPS, strict=True)
-    )
-    width = max(width, NARROWEST)
+    width = max(across * (size[0] + GAPS[0]) - GAPS[0], NARROWEST)
+    height = down * (size[1] + GAPS[1]) - GAPS[1]
     figure = Figure(figsize=(width, height))
     entry_width = max([0.6 + LETTER * len(str(entry.get_label())) for entry in handles], default=1.0)
     figure.legend(

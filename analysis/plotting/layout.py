@@ -11,13 +11,14 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from analysis.load import Run
 from analysis.summary import ASKED, best, is_baseline, key_columns
 from sweep.records import LOAD_COLUMNS
 
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
-_SIZE = "load_size"  # the value of the one of LOAD_COLUMNS that a point has, if loads are of several kinds
+SIZE = "load_size"  # the value of the one of LOAD_COLUMNS that a point has, if loads are of several kinds
 MOST_LINES = 21  # distinguishable by colour, marker and dash
 MOST_PANELS = 24
 MOST_LISTED = 12  # lines in a sentence
@@ -32,8 +33,8 @@ class Layout:
     lines: list[str]  # in the plan's order: a line looks the same in every figure of a run
     x: str | None  # the column of points and placed trials that is the x axis; None if nothing numeric varies
     x_labels: dict[str, str]  # label of x by panel; a panel whose load has no size (a trace) has none
-    zipped: list[str]  # the columns that change exactly when x does: zipped axes
-    coloured: list[str]  # the lines with a colour of their own: at most MOST_LINES
+    zipped: list[str]  # the numeric columns whose value follows from x in each workload and load: zipped axes
+    coloured: list[str]  # the lines that are drawn, each in a colour of its own: at most MOST_LINES
 
     def load(self, point: "pd.Series[Any]") -> str:
         """The value of x at a point, e.g. `batch size 8`; empty if nothing numeric varies."""
@@ -45,10 +46,6 @@ class Layout:
         """The labels of x in all panels, e.g. `Batch size or concurrency`; empty if there is none."""
         first, *rest = dict.fromkeys(self.x_labels.values()) or [""]
         return " or ".join([first, *(label.lower() for label in rest)])
-
-    @property
-    def x_is_load(self) -> bool:
-        return self.x in (*LOAD_COLUMNS, _SIZE)
 
     def axis(self, panel: str) -> str:
         """The label of a panel's x axis."""
@@ -89,16 +86,19 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     if x in LOAD_COLUMNS:
         varying = [key for key in varying if key.removeprefix("load.") not in LOAD_COLUMNS]
         if points[x].isna().any():
-            points = points.assign(
-                **{_SIZE: points[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]}
-            )
-            x = _SIZE
-    zipped = [key for key in varying if x and key != x and _is_zipped(points, x, key)]
+            sizes = points[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns")
+            points, x = points.assign(**{SIZE: sizes.iloc[:, 0]}), SIZE
+    by_x = points.groupby(["workload", "load", x], dropna=False) if x else None
+    zipped = [
+        key
+        for key in varying
+        if by_x is not None and key != x and is_numeric_dtype(points[key]) and not _differs(by_x[key])
+    ]
     rest = [key for key in varying if key != x and key not in zipped]
     of_task = [key for key in rest if key.split(".")[0] in ASKED]
     of_engine = [key for key in rest if key not in of_task]
     points = points.assign(panel=_names(points, of_task, "workload"), line=_names(points, of_engine, "backend"))
-    placed = ["line", "panel", "point", *([_SIZE] if x == _SIZE else [])]
+    placed = ["line", "panel", "point", *([SIZE] if x == SIZE else [])]
     positions = points.assign(point=range(len(points)))[[*keys, *placed]]
     trials = run.trials[keys].astype(points.dtypes[keys].to_dict()).merge(positions, on=keys, how="left")[placed]
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
@@ -134,42 +134,25 @@ def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
     numeric = [
         key
         for key in varying
-        if pd.api.types.is_numeric_dtype(points[key])
+        if is_numeric_dtype(points[key])
         and points[key].nunique() > 1
-        and (key in LOAD_COLUMNS or not _differs(_by_load(points, points[key].isna())))
+        and (key in LOAD_COLUMNS or not _differs(points[key].isna().groupby([points["workload"], points["load"]])))
     ]
-    for preferred in (
-        [key for key in numeric if key in LOAD_COLUMNS],
-        [key for key in numeric if key.split(".")[0] in ("workload", "load")],
-        numeric,
-    ):
-        if preferred:
-            return max(preferred, key=lambda key: points[key].drop_duplicates().size)
-    return None
 
+    def preference(key: str) -> tuple[bool, bool, int]:
+        return key in LOAD_COLUMNS, key.startswith(("workload.", "load.")), points[key].nunique(dropna=False)
 
-def _is_zipped(points: pd.DataFrame, x: str, key: str) -> bool:
-    """Return whether `key` changes exactly when x does; in some workloads and loads it may be constant."""
-    if not pd.api.types.is_numeric_dtype(points[key]):
-        return False  # shown by its name instead
-    pairs = points[["workload", "load", x, key]].drop_duplicates()
-    count, values = _by_load(pairs, pairs[x]).size(), _by_load(pairs, pairs[key]).nunique(dropna=False)
-    one_to_one = (count == values) & (count == _by_load(pairs, pairs[x]).nunique(dropna=False))
-    return bool((one_to_one & (count > 1)).any() and (one_to_one | (values == 1)).all())
+    return max(numeric, key=preference, default=None)
 
 
 def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
     """The label of x by panel, for panels in which some point has x."""
     labels: dict[str, str] = {}
-    for column in LOAD_COLUMNS if x == _SIZE else [x]:
+    for column in LOAD_COLUMNS if x == SIZE else [x]:
         label = _LABELS.get(column, _spaced(column).capitalize())
         for panel in points.loc[points[column].notna(), "panel"].unique():
             labels[panel] = f"{labels[panel]} or {label.lower()}" if panel in labels else label
     return labels
-
-
-def _by_load(points: pd.DataFrame, values: "pd.Series[Any]") -> Any:
-    return values.groupby([points["workload"], points["load"]], dropna=False)
 
 
 def _differs(values: Any) -> bool:

@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -25,7 +24,6 @@ from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import best, estimate, merits, planned_trials
-from analysis.tails import tails
 from analysis.warnings import concerning, grouped, scope
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
@@ -40,12 +38,13 @@ TEMPLATES = Environment(
 
 
 class Card(NamedTuple):
-    """One figure to see first."""
+    """A figure to see first."""
 
     label: str
     value: str
     unit: str
-    lines: list[str]
+    where: str
+    interval: str
     warnings: list[ResultWarning]
 
 
@@ -64,37 +63,27 @@ def write_all(results: RunResults) -> None:
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
     return TEMPLATES.get_template("report.html").render(
-        **_shown(results),
-        **_reading(results),
+        **_findings(results),
         **_provenance(results.run),
         figures=[(_inline(figure), figure.caption) for figure in figures],
     )
 
 
-def _shown(results: RunResults) -> dict[str, Any]:
-    """The parts of the report that say what was found."""
-    run, layout = results.run, results.layout
-    intervals = tails(run, layout)
+def _findings(results: RunResults) -> dict[str, Any]:
+    """The parts of the report that say what was found, and the variables of the notes below them."""
+    run, layout, counts = results.run, results.layout, results.points["n"]
+    replicates = len(layout.visible(run.ok))
+    reasons = run.ok["steady_method"].dropna().mode()
     return {
         "run": run,
         "layout": layout,
         "results": results,
         "lead": _lead(results),
-        "cards": [*_best_cards(results), *_gain_cards(results)],
+        "cards": list(_cards(results)),
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
-        "tables": results_tables(results, intervals),
-        "interval_of_requests": bool(intervals),
+        "tables": results_tables(results),
         "ladder": ladder_table(layout),
         "steady": steady_table(layout),
-    }
-
-
-def _reading(results: RunResults) -> dict[str, Any]:
-    """The variables of the notes below figures and tables and of the definitions."""
-    run, counts = results.run, results.points["n"]
-    replicates = len(results.layout.visible(run.ok))
-    reasons = run.ok["steady_method"].dropna().mode()
-    return {
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
@@ -110,21 +99,15 @@ def _reading(results: RunResults) -> dict[str, Any]:
 def _lead(results: RunResults) -> str:
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
+    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
     points = max(len(counts), trials // int(run.experiment.get("replicates") or trials or 1))
     parts = [
         f"{len(run.ok)} of {trials} trials and {counts.gt(0).sum()} of {points} points have a result",
         ", ".join(sorted(run.trials["model"].dropna().unique())),
         ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
-        _when(run),
+        f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2) if len(begin) and len(end) else "",
     ]
     return " · ".join(part for part in parts if part)
-
-
-def _when(run: Run) -> str:
-    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
-    if begin.empty or end.empty:
-        return ""
-    return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
 
 
 def _inline(figure: SavedFigure) -> Markup:
@@ -141,23 +124,13 @@ def _inline(figure: SavedFigure) -> Markup:
 # Cards ---------------------------------------------------------------------------------------------------------------
 
 
-def _card(
-    results: RunResults, label: str, value: str, unit: str, lines: Iterable[str], point: "pd.Series[Any]", column: str
-) -> Card:
-    warnings = concerning(results.warnings_at(point), column)
-    messages = {warning.message for warning in warnings}
-    return Card(label, value, unit, [line for line in lines if line and line not in messages], warnings)
-
-
-def _best_cards(results: RunResults) -> Iterator[Card]:
-    for labelled, mean, point in best(results.points):
-        value, lines = labelled.shown(mean.value), [results.layout.describe(point), _interval(mean, labelled.scale)]
-        yield _card(results, f"Best {labelled.in_sentence}", value, labelled.unit, lines, point, labelled.column)
-
-
-def _gain_cards(results: RunResults) -> Iterator[Card]:
-    """By how much the baseline was beaten, if it was."""
-    points = results.points
+def _cards(results: RunResults) -> Iterator[Card]:
+    """The best of each quantity, and by how much the baseline was beaten, if it was."""
+    points, describe = results.points, results.layout.describe
+    for labelled, mean, point in best(points):
+        value, interval = labelled.shown(mean.value), _interval(mean, labelled.scale)
+        warnings = concerning(results.warnings_at(point), labelled.column)
+        yield Card(f"Best {labelled.in_sentence}", value, labelled.unit, describe(point), interval, warnings)
     for column, label, sign in (
         ("output_throughput", "Largest gain in throughput", 1),
         ("ttft_p50", "Largest cut of TTFT p50", -1),
@@ -167,12 +140,11 @@ def _gain_cards(results: RunResults) -> Iterator[Card]:
             continue
         point = points.iloc[int((sign * gains).argmax())]
         ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
-        value, unit = times(ratio.value), "of baseline"
-        lines = [results.layout.describe(point), _ratio_interval(ratio)]
+        value, unit, where = times(ratio.value), "of baseline", describe(point)
         if sign * ratio.value <= sign:
-            lines.insert(0, f"No engine beat the baseline. Closest, at {value}:")
-            value, unit = "none", ""
-        yield _card(results, label, value, unit, lines, point, column)
+            value, unit, where = "none", "", f"No engine beat the baseline. Closest, at {value}: {where}"
+        warnings = concerning(results.warnings_at(point), column)
+        yield Card(label, value, unit, where, _ratio_interval(ratio), warnings)
 
 
 def _interval(mean: Estimate, scale: float = 1.0) -> str:

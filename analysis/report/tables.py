@@ -1,6 +1,6 @@
 """The report's tables of figures as rows of cells: of points, of a ladder's steps, and of the steady state."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,7 +10,6 @@ from analysis.quantities import number, setting
 from analysis.report.terminal import label, shown_columns, times, with_interval
 from analysis.results import RunResults
 from analysis.summary import HEADLINE, STEADY, estimate, merits
-from sweep.numbers.quantile import Quantile
 from sweep.numbers.warnings import ResultWarning
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
@@ -36,11 +35,8 @@ class Table(NamedTuple):
     title: str = ""
 
 
-Cells = Callable[["pd.Series[Any]"], Iterable[Cell]]
-
-
-def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Table]:
-    """A table for each panel, of its points; `tails` are the intervals of TTFT p99 over requests."""
+def results_tables(results: RunResults) -> list[Table]:
+    """A table for each panel, of its points."""
     layout, points = results.layout, results.points
     if not points["n"].any():
         return []
@@ -55,7 +51,7 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
-            *(_measured(point, name, best[name], warnings, tails.get(int(str(point.name)))) for name in quantities),
+            *(_measured(point, name, best[name], warnings) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
 
@@ -66,15 +62,10 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
     return tables
 
 
-def _measured(
-    point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning], tail: Quantile | None
-) -> Cell:
-    """A mean with its interval, or that over requests where a TTFT p99 is of one replicate."""
+def _measured(point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning]) -> Cell:
+    """A mean with its interval."""
     text = label(name).shown(point[name])
     detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
-    if name == "ttft_p99" and tail is not None and tail.low is not None:
-        above = " or more" if tail.high is None else f"–{label(name).shown(tail.high)}"
-        detail = f"[{label(name).shown(tail.low)}{above}]"
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
     return Cell(text, detail, bool(point[name] == best), concerned)
 
@@ -87,19 +78,26 @@ def ladder_table(layout: Layout) -> Table | None:
     """Each step against the one that it is on top of; None without a ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
-    columns = [*_texts("step", "on top of", "task"), *_x_column(layout)]
+    columns = [*(Heading(name, kind="text") for name in ("step", "on top of", "task")), *_x_column(layout)]
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
+    steps = layout.points[layout.points["ladder_parent"].notna()]
+    rows = [
+        [
+            *(Cell(step[key]) for key in ("line", "ladder_parent", "panel")),
+            *_x_cell(layout, step),
+            _gain(step),
+            _ratio(step, "ttft_p50_vs_parent"),
+        ]
+        for _, step in steps.head(LARGEST_TABLE).iterrows()
+    ]
+    return Table(columns, rows, len(steps))
 
-    def cells(point: "pd.Series[Any]") -> Iterable[Cell]:
-        gain = _ratio(point, "output_throughput_vs_parent")
-        if point["n"] == 0:
-            gain = Cell("no result")
-        elif gain.text == "—":
-            gain = Cell("the parent has no result here")
-        yield from (Cell(point[key]) for key in ("line", "ladder_parent", "panel"))
-        yield from (*_x_cell(layout, point), gain, _ratio(point, "ttft_p50_vs_parent"))
 
-    return _table(columns, layout.points[layout.points["ladder_parent"].notna()], cells)
+def _gain(step: "pd.Series[Any]") -> Cell:
+    if step["n"] == 0:
+        return Cell("no result")
+    gain = _ratio(step, "output_throughput_vs_parent")
+    return gain if gain.text != "—" else Cell("the parent has no result here")
 
 
 def steady_table(layout: Layout) -> Table | None:
@@ -107,29 +105,15 @@ def steady_table(layout: Layout) -> Table | None:
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
-    columns = [
-        *_texts("engine", "task"),
-        *_x_column(layout),
-        Heading("trials", "with a window"),
-        *map(_column, quantities),
+    columns = [Heading("engine", kind="text"), Heading("task", kind="text"), *_x_column(layout)]
+    columns += [Heading("trials", "with a window"), *map(_column, quantities)]
+    steady = layout.points[layout.points["steady_share"] > 0]
+    rows = [
+        [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
+        + [Cell(with_interval(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
+        for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
-
-    def cells(point: "pd.Series[Any]") -> Iterable[Cell]:
-        yield from (Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point))
-        yield Cell(f"{point['steady_share']:.0%}")
-        for name in quantities:
-            yield Cell(with_interval(estimate(point, name), label(name).shown(point[name])))
-
-    return _table(columns, layout.points[layout.points["steady_share"] > 0], cells)
-
-
-def _table(columns: Sequence[Heading], points: pd.DataFrame, cells: Cells) -> Table:
-    rows = [list(cells(point)) for _, point in points.head(LARGEST_TABLE).iterrows()]
-    return Table(columns, rows, len(points))
-
-
-def _texts(*headings: str) -> list[Heading]:
-    return [Heading(heading, kind="text") for heading in headings]
+    return Table(columns, rows, len(steady))
 
 
 def _column(name: str) -> Heading:

@@ -27,7 +27,6 @@ BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "me
 RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
 GAP = 2  # characters between columns
-FEW_POINTS = 20  # up to which all metrics are shown, one table under the other
 MOST_POINTS = 40  # points: the rest is in summary.csv
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 
@@ -48,17 +47,15 @@ class Summary:
             yield Text("no trial has a result", style="bold red")
         yield from _fits(results.fits)
         if results.losses.trials:
-            yield ""
             yield from _failures(results.losses)
         yield from _warnings(results)
 
 
-def _warnings(results: RunResults) -> Iterator[Text | str | Padding]:
+def _warnings(results: RunResults) -> Iterator[Text | Padding]:
     """Each warning: its code, what happened, where, and below that the remedy."""
     warnings = grouped(results.warnings)
     if warnings:
-        yield ""
-        yield Text(f"{count(len(warnings), 'warning')}:", style="bold")
+        yield Text(f"\n{count(len(warnings), 'warning')}:", style="bold")
     for warning in warnings:
         place = scope(warning, results.layout)
         title = Text(warning.code, style=STYLES[warning.kind.severity]).append(f": {warning.message}", style="default")
@@ -87,35 +84,27 @@ def shown_columns(points: pd.DataFrame) -> list[str]:
 
 
 def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
-    """The points.
-
-    Metrics that the width has no room for follow in a table of their own, or if there are many points, by their name
-    alone; those of a batch are always shown.
-    """
+    """The points. Metrics that the width has no room for follow in a table of their own."""
     points = layout.points.head(MOST_POINTS)
     columns = shown_columns(points)
-    needed = sum(column in BATCH_COLUMNS for column in columns) if "batch_latency_mean" in columns else 1
     metrics = [_metric(points, column) for column in columns]
     versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
     if versus:
-        metrics.insert(needed, Column("vs\nbaseline", versus))
+        place = len({*BATCH_COLUMNS} & {*columns}) if "batch_latency_mean" in columns else 1
+        metrics.insert(place, Column("vs\nbaseline", versus))
     texts, numbers, title = _identity(layout, points)
     yield Text(title, style="bold")
     if _width(texts + numbers + metrics) > width:  # names are broken between words, never within one
         texts = [column._replace(narrow=True) for column in texts]
-    while metrics and (needed > 0 or len(points) <= FEW_POINTS):
+    while metrics:
         fitting = len(metrics)
         while fitting > 1 and _width(texts + numbers + metrics[:fitting]) > width:
             fitting -= 1
         yield _table(texts, numbers + metrics[:fitting], list(points["panel"]))
-        metrics, needed = metrics[fitting:], needed - fitting
+        metrics = metrics[fitting:]
     if any(cell.startswith(MAYBE) for cell in versus):
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
-    if metrics:
-        names = ", ".join(column.heading.replace("\n", " ") for column in metrics)
-        yield Text(f"in report.html, or a wider terminal: {names}", style="dim")
-    left_out = len(layout.points) - len(points)
-    if left_out:
+    if left_out := len(layout.points) - len(points):
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
 
@@ -125,8 +114,7 @@ def _width(columns: list[Column]) -> int:
 
 def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[Column], str]:
     """The columns that tell points apart, in words and in numbers, and the title: what all have in common."""
-    texts, numbers = [Column("engine", list(points["line"]))], []
-    common = []
+    texts, numbers, common = [Column("engine", list(points["line"]))], [], []
     if points["panel"].nunique() > 1:
         texts.append(Column("workload", list(points["panel"])))
     else:
@@ -214,10 +202,9 @@ def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:
         yield Text("  ").append(name, style="green").append(f": {listed(lines)}")
 
 
-def _fits(fits: list[Fit]) -> Iterator[Text | str]:
+def _fits(fits: list[Fit]) -> Iterator[Text]:
     if fits:
-        yield ""
-        yield Text("largest that fitted in memory:", style="bold")
+        yield Text("\nlargest that fitted in memory:", style="bold")
     for fit in fits[:MOST_POINTS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
@@ -227,7 +214,7 @@ def _fits(fits: list[Fit]) -> Iterator[Text | str]:
 
 
 def _failures(lost: Losses) -> Iterator[Text]:
-    yield Text(f"{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
+    yield Text(f"\n{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
     for loss in lost.shown:
         style = "yellow" if loss.outcome in ("unavailable", "censored", "cancelled") else "red"
         line = Text("  ").append(loss.outcome, style=style).append(f" x{loss.trials} {loss.line}: {loss.reason}")

@@ -5,29 +5,25 @@ the sweep offline. The key goes from the environment to wandb and nowhere else.
 """
 
 import json
-import netrc
 import os
 import secrets
 import sys
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
-SERVER = "https://api.wandb.ai"
+from requests.utils import get_netrc_auth
 
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
     """Track the trials of `messages`, the first of which is the settings; print each fault in one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
-    modes = deque(["online", "offline"] if has_login() else ["offline"])
-    if os.environ.get("WANDB_MODE"):
-        modes.appendleft(os.environ["WANDB_MODE"])
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
     for line in lines:
-        while not tracked(settings, modes[0], json.loads(line), faults) and len(modes) > 1:
-            modes.popleft()  # offline nothing is lost: `wandb sync` can send it later
+        if not tracked(settings, mode, json.loads(line), faults) and mode != "offline":
+            mode = "offline"  # there nothing is lost: `wandb sync` can send it later
+            tracked(settings, mode, json.loads(line), faults)
 
 
 def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], faults: IO[str]) -> bool:
@@ -42,16 +38,8 @@ def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], 
 
 def has_login() -> bool:
     """Return whether wandb has a key for its server, in the environment or in netrc. Only wandb reads the key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).hostname or ""
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            return netrc.netrc(path.expanduser()).authenticators(host) is not None
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
 def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: list[list[Any]]) -> None:

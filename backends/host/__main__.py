@@ -1,7 +1,6 @@
-"""`python -m backends.host`: serves a library in this process over the OpenAI completions protocol, with streaming.
+"""`python -m backends.host`: serves a library in this process over the OpenAI completions protocol, greedily.
 
-Runs in the engine's environment, so it needs only the standard library and what every such environment has. Greedy
-decoding, one event per token, list prompts as one batch, token-id prompts, exact lengths by ignore_eos.
+Runs in the engine's environment, so it needs only the standard library and what every such environment has.
 """
 
 import argparse
@@ -20,10 +19,12 @@ from backends.host import offline
 from backends.host.batches import BatchQueue, GenerationFailed, HostedCall, failure
 from backends.host.continuous import ContinuousQueue
 from backends.host.http import HostConnection, HTTPError, Query, error_body, serve_connections
-from backends.host.library import ContinuousLibrary, Library, LibrarySettings, PromptRow, Resettable
+from backends.host.library import ContinuousLibrary, Library, LibrarySettings, PromptRow
 from backends.host.text import Detokenizer, Tokenizer
 
-REFUSED = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None,)}
+# Values that keys of a request may have: greedy decoding, one answer.
+ALLOWED: dict[str, tuple[Any, ...]] = {"temperature": (None, 0), "use_beam_search": (None, False), "logprobs": (None,)}
+ALLOWED |= {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, "")}
 
 
 class LibraryServer:
@@ -60,9 +61,6 @@ class LibraryServer:
             case "GET", "/metrics":
                 lines = (f"host_{name} {float(value)!r}\n" for name, value in self.batches.readings().items())
                 await connection.answer("".join(lines))
-            case "POST", "/tokenize":
-                tokens = self.prompts(query.json())[0]
-                await connection.answer({"count": len(tokens), "max_model_len": self.context, "tokens": tokens})
             case "POST", "/v1/completions":
                 await self.complete(query.json(), connection)
             case "POST", "/measure":
@@ -102,12 +100,9 @@ class LibraryServer:
         batches = self.batches
         if not isinstance(batches, ContinuousQueue):
             raise HTTPError(404, "this library cannot be measured inside", "NotFoundError")
+        ignore = {"ignore_eos": body.get("ignore_eos")}
         warmup, rows = (
-            [
-                row
-                for request in body[phase]
-                for row in self.call({**request, "ignore_eos": body.get("ignore_eos")}).rows
-            ]
+            [row for request in body[phase] for row in self.call(request | ignore).rows]
             for phase in ("warmup", "requests")
         )
         order = offline.Order(**body["order"])
@@ -118,10 +113,10 @@ class LibraryServer:
 
     async def reset_caches(self, connection: HostConnection) -> None:
         """Have the library forget earlier prompts: {"success": bool}."""
-        batches, library = self.batches, self.batches.library
-        if not isinstance(batches, ContinuousQueue) or not isinstance(library, Resettable):
+        batches, reset = self.batches, getattr(self.batches.library, "reset_caches", None)
+        if not isinstance(batches, ContinuousQueue) or reset is None:
             raise HTTPError(404, "this library has no cache reset", "NotFoundError")
-        await self.exclusively(batches, connection, lambda: {"success": library.reset_caches()}, threading.Event())
+        await self.exclusively(batches, connection, lambda: {"success": reset()}, threading.Event())
 
     async def exclusively(
         self,
@@ -130,10 +125,7 @@ class LibraryServer:
         work: Callable[[], dict[str, Any]],
         stopped: threading.Event,
     ) -> None:
-        """Answer with the result of `work`, run in the library's thread while nothing else runs there.
-
-        Sets `stopped` once the client has gone.
-        """
+        """Answer with the result of `work`, run alone in the library's thread; `stopped` is set if the client goes."""
         result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
 
         def run() -> None:
@@ -165,11 +157,9 @@ class LibraryServer:
 
     def call(self, body: dict[str, Any]) -> HostedCall:
         """The call that a request asks for; raises HTTPError for options that this host does not support."""
-        if body.get("temperature") or body.get("use_beam_search"):
-            raise HTTPError(400, "this host decodes greedily: temperature must be 0")
-        for key, allowed in REFUSED.items():
+        for key, allowed in ALLOWED.items():
             if body.get(key) not in allowed:
-                raise HTTPError(400, f"{key}={body[key]!r} is not supported")
+                raise HTTPError(400, f"{key}={body[key]!r} is not supported: this host decodes greedily")
         if body.get("model") not in (None, self.name):
             raise HTTPError(404, f"The model `{body['model']}` does not exist; served: {self.name}", "NotFoundError")
         prompts = self.prompts(body)
@@ -178,11 +168,8 @@ class LibraryServer:
             raise HTTPError(400, f"max_tokens must be a positive whole number, not {max_tokens!r}")
         for prompt in prompts:
             if len(prompt) + max_tokens > self.context:
-                raise HTTPError(
-                    400,
-                    f"This model's maximum context length is {self.context} tokens. However, you requested "
-                    f"{max_tokens} output tokens and your prompt contains {len(prompt)} input tokens.",
-                )
+                limit = f"This model's maximum context length is {self.context} tokens."
+                raise HTTPError(400, f"{limit} Requested: {len(prompt)} input and {max_tokens} output tokens.")
         ends = frozenset() if body.get("ignore_eos") else self.tokenizer.ends
         return HostedCall([PromptRow(prompt, max_tokens, ends) for prompt in prompts])
 
@@ -212,12 +199,8 @@ class Completion:
         self.include_usage = bool(options.get("include_usage"))
         self.continuous_usage = self.include_usage and bool(options.get("continuous_usage_stats"))
         self.token_ids = bool(body.get("return_token_ids"))
-        self.head = {
-            "id": f"cmpl-{id(call):x}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
+        self.head: dict[str, Any] = {"id": f"cmpl-{id(call):x}", "object": "text_completion", "model": model}
+        self.head["created"] = int(time.time())
         self.detokenizers = [Detokenizer(tokenizer) for _ in call.rows]
         self.tokenizer = tokenizer
         self.counts = [0] * len(call.rows)

@@ -1,8 +1,5 @@
 """The lifetime of an engine as a `with` block: started, ready, watched, and gone afterwards however the block ends.
 
-    with running(backend, launch, marker="run/deployment/attempt") as engine:
-        ...                                             # engine.url answers; engine.alive() tells if it still runs
-
 The engine's processes belong to a supervisor (see `supervisor`), which kills them when this process closes its lease
 or dies. If the supervisor is killed together with this process, `clear_leftovers` identifies the remaining processes
 by the marker in their environment; `running` calls it before each launch.
@@ -41,7 +38,6 @@ GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an eng
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 65536
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
-NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP")
 # For every engine: models are local folders, so the hub is not needed; no telemetry; and process titles must not
 # overwrite the memory behind /proc/PID/environ, since stray processes are identified by their environment.
 ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
@@ -394,17 +390,14 @@ def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
 
 def _port_is_foreign(engine: Engine) -> bool:
     """Return whether the engine's port belongs to another attempt's process or to one that is older than the engine."""
-    try:
-        begin = psutil.Process(engine.pid).create_time()
-    except psutil.NoSuchProcess:
-        return False  # it has ended, as the next check will report
-    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid]
-    for connection in listening:
-        if connection.laddr and connection.laddr.port == engine.launch.port:
+    for connection in psutil.net_connections("tcp"):
+        listens = connection.pid and connection.status == psutil.CONN_LISTEN
+        if listens and connection.laddr and connection.laddr.port == engine.launch.port:
             marker = supervisor.process_environment(connection.pid or 0).get(supervisor.MARKER)
             if marker == engine.marker:
                 return False
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.NoSuchProcess):  # an engine that has ended is noticed by the next check
+                begin = psutil.Process(engine.pid).create_time()
                 if marker or psutil.Process(connection.pid).create_time() < begin:
                     return True
     return False
@@ -412,9 +405,7 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 def inherited_environment() -> dict[str, str]:
     """This process's environment without secrets and without variables that affect another Python interpreter."""
-    return {
-        name: value for name, value in os.environ.items() if name not in NOT_INHERITED and not SECRET_NAME.search(name)
-    }
+    return {name: value for name, value in task.clean_environment().items() if not SECRET_NAME.search(name)}
 
 
 def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:

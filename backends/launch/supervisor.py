@@ -28,20 +28,19 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver can hold one for seconds)
 
 
-def status_fields(pid: int) -> list[str] | None:
-    """Fields 4 and following of /proc/PID/stat; None if there is no such process or it is a zombie."""
+def status_field(pid: int, number: int) -> str | None:
+    """A field of /proc/PID/stat, by its number from 4 on; None if there is no such process or it is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state in "ZX" else fields
+    return None if state in "ZX" else fields[number - 4]
 
 
 def start_time(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot; None if there is no such process or it is a zombie."""
-    fields = status_fields(pid)
-    return fields[18] if fields else None
+    return status_field(pid, 22)
 
 
 def all_pids() -> list[int]:
@@ -66,21 +65,16 @@ def process_environment(pid: int) -> dict[str, str]:
 
 def marked(matches: Callable[[dict[str, str]], bool]) -> list[int]:
     """Other processes on this node that carry a marker and whose environment `matches`."""
-    pids = []
-    for pid in all_pids():
-        if pid != os.getpid():
-            environment = process_environment(pid)
-            if MARKER in environment and matches(environment):
-                pids.append(pid)
-    return pids
+    environments = ((pid, process_environment(pid)) for pid in all_pids() if pid != os.getpid())
+    return [pid for pid, environment in environments if MARKER in environment and matches(environment)]
 
 
 def descendants(ancestor: int) -> list[int]:
     """All living descendants of a process, by the parent pids in /proc."""
     children: dict[int, list[int]] = {}
     for pid in all_pids():
-        if fields := status_fields(pid):
-            children.setdefault(int(fields[0]), []).append(pid)
+        if parent := status_field(pid, 4):
+            children.setdefault(int(parent), []).append(pid)
     pids = [ancestor]
     for pid in pids:  # grows as it goes
         pids += children.get(pid, [])
@@ -90,10 +84,8 @@ def descendants(ancestor: int) -> list[int]:
 def send(pids: list[int], number: int) -> None:
     """Send a signal to each process that still exists."""
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            continue  # it has already ended
 
 
 def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list[int]:
@@ -108,14 +100,10 @@ def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list
 def reap() -> dict[int, int]:
     """Collect ended children: {pid: exit status, negative = the signal that killed it}."""
     ended: dict[int, int] = {}
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return ended
-        if pid == 0:
-            return ended
-        ended[pid] = os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(ChildProcessError):  # there is none any more
+        while (child := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[child[0]] = os.waitstatus_to_exitcode(child[1])
+    return ended
 
 
 def prctl(option: int, value: int) -> None:
@@ -210,8 +198,7 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
 def hold(lease: int, command: list[str]) -> int:
     """Supervise a program and return its exit status; if a signal killed it, 128 + signal, as a shell does."""
     os.set_inheritable(lease, False)
-    environ = dict(os.environ)
-    spec = {"argv": command, "env": environ, "cwd": os.getcwd(), "log": None, "cpus": [], "grace": 0.0}
+    spec = {"argv": command, "env": dict(os.environ), "cwd": os.getcwd(), "log": None, "cpus": [], "grace": 0.0}
     exited = supervise(spec, lease, None)
     return 128 + signal.SIGKILL if exited is None else exited if exited >= 0 else 128 - exited
 

@@ -1,8 +1,7 @@
 """Cancellation scope of a task on a node: the programs started within it end with it.
 
-A task marks the processes that it starts and can be cancelled. Programs that prepare something for it (environments,
-conversions, a reference) run under a supervisor, as engines do: none of their processes remains when they end, when
-the task is cancelled, or when its own process dies, for whatever reason.
+They run under a supervisor, as engines do: none of their processes remains when they end, when the task is cancelled,
+or when its own process dies.
 """
 
 import os
@@ -19,6 +18,7 @@ from typing import Any
 from backends.launch import supervisor
 
 STOP_POLL = 0.2  # s between two checks for cancellation
+NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP")
 
 
 class Stopped(Exception):
@@ -34,6 +34,11 @@ class Task:
 
 
 _task: ContextVar[Task] = ContextVar("task", default=Task())  # noqa: B039 - shared outside any task
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment without what affects another interpreter, plus `settings`."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | settings
 
 
 @contextmanager

@@ -1,20 +1,21 @@
 """The same weights for every engine: what an engine loads, made of a model folder in Hugging Face layout.
 
 A conversion is made once per node, in a folder that appears complete and is named by all that decides its content: the
-model's files, the converter's versions, the parameters. It is made by a program of backends/prepare/conversions in an
-environment that has the converter. `conversion.json` in the folder describes it.
+model's files, the converter's versions, the parameters.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from backends.base import EnvironmentChoice, Progress
+from backends.base import Progress, cli
+from backends.launch import task
 from backends.prepare import environments, programs
 from backends.prepare.build_once import build_once
 from sweep.whole_file import write_whole
@@ -25,7 +26,6 @@ NOTE = "conversion.json"
 # Suffixes of the files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
 DESCRIPTION = (".json", ".txt", ".model", ".jinja")
 PROGRESS = "progress: "  # begins a line of a conversion's output that is for the user
-BLOB_NAME_LENGTH = 64  # hex digits: the Hugging Face cache calls large files by their SHA-256
 
 
 class ConversionFailed(ValueError):
@@ -47,18 +47,15 @@ def converted(
     """
     if not (model / "config.json").is_file():
         raise ConversionFailed(f"{model} has no config.json: only a folder in Hugging Face layout can be converted")
-    content = {
-        "model": digest(model, cache_dir),
-        "kind": kind,
-        "parameters": dict(parameters),
-        "format": CHECKPOINT_FORMAT,
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    made_of = {"model": digest(model, cache_dir), "kind": kind, "parameters": dict(parameters)}
+    content = {**made_of, "format": CHECKPOINT_FORMAT}
+    key = _sha256(json.dumps(content, sort_keys=True).encode())[:16]
     folder = cache_dir.expanduser().absolute() / "converted" / f"{kind}-{key}"
 
     def convert(partial: Path) -> None:
         partial.mkdir()
-        progress(f"converting {model.name} to {kind}: {_listed(parameters)}")
+        listed = ", ".join(f"{name} {value}" for name, value in parameters.items() if isinstance(value, str | int))
+        progress(f"converting {model.name} to {kind}: {listed}")
         make(partial)
         description = {**content, **note(partial)}
         for path in model.iterdir():
@@ -97,17 +94,18 @@ def note(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
+def method(folder: Path) -> dict[str, str]:
+    """Return the fact by which method a checkpoint of ours was quantised, if it says so."""
+    made = note(folder).get("method")
+    return {"quantization_method": made} if made else {}
+
+
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment; `arguments` as `--name value`.
-
-    `path` has what it can import besides. Raises ConversionFailed with the last line of its output.
-    """
+    """Run conversions/<program>.py in an environment; `path`: what it can import besides. Raises ConversionFailed."""
     root = Path(__file__).resolve().parents[2]
-    command = [python, "-m", f"backends.prepare.conversions.{program}"]
-    for name, value in arguments.items():
-        command += [f"--{name}", str(value)]
+    command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
 
 
@@ -116,9 +114,8 @@ def execute(
 ) -> None:
     """Run a converting program at low priority, its output in `log`. Raises ConversionFailed with its last line."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Unbuffered, so that progress is reported as it is made and the error is the last line. Another interpreter must
-    # not import the distributions of this one's PYTHONPATH.
-    settings = {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1", **offline, **(environ or {})}
+    # Unbuffered, so that progress is reported as it is made and the error is the last line.
+    settings = task.clean_environment(PYTHONUNBUFFERED="1", **offline, **(environ or {}))
 
     def report(line: str) -> None:
         if line.startswith(PROGRESS):
@@ -129,16 +126,6 @@ def execute(
     except programs.ToolFailed as failure:
         message = (failure.lines or ["no output"])[-1][:500]
         raise ConversionFailed(f"{title} failed (exit status {failure.status}): {message}; log: {log}") from None
-
-
-def environment_key(name: str) -> str:
-    """Return the fingerprint of a converter's environment; nothing is built."""
-    return environments.fingerprint(environments.resolve(EnvironmentChoice(cpu=name), "cpu"))
-
-
-def environment_python(name: str, cache_dir: Path, progress: Progress) -> str:
-    """Return the interpreter of a converter's environment, which is built if it is not there yet."""
-    return environments.prepare(environments.resolve(EnvironmentChoice(cpu=name), "cpu"), cache_dir, progress).python
 
 
 def versions(python: str, *distributions: str) -> str:
@@ -154,7 +141,8 @@ def digest(folder: Path, cache_dir: Path) -> str:
     """
     cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
     cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
-    fresh = {name: _entry(path, cached.get(name)) for name, path in _files(folder)}
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    fresh = {name: _entry(path, cached.get(name)) for name, path in files.items() if not name.startswith(".")}
     if fresh != cached:
         with contextlib.suppress(OSError):  # a cache that this node may not write to: the files are read again
             write_whole(cache, json.dumps(fresh))
@@ -167,25 +155,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_file() and not name.startswith("."):
-            yield name, path
-
-
 def _entry(path: Path, cached: list[Any] | None) -> list[Any]:
     """[size, time of change in ns, SHA-256] of a file."""
     target = path.resolve()
     facts = target.stat()
     if cached and cached[:2] == [facts.st_size, facts.st_mtime_ns]:
         return cached
-    is_blob = len(target.name) == BLOB_NAME_LENGTH and set(target.name) <= set("0123456789abcdef")
+    is_blob = re.fullmatch("[0-9a-f]{64}", target.name)  # the Hugging Face cache calls large files by their SHA-256
     return [facts.st_size, facts.st_mtime_ns, target.name if is_blob else file_digest(target)]
-
-
-def _listed(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in parameters.items() if isinstance(value, str | int))
 
 
 def _sha256(data: bytes) -> str:

@@ -1,8 +1,5 @@
 """Environments of engines: built once per node on first use, by uv, content-addressed, never the orchestrator's own.
 
-    spec = resolve(backend.env, "cpu")
-    environment = prepare(spec, cache_dir, print)      # minutes the first time, milliseconds afterwards
-
 uv is fast and can omit a distribution that others depend on, which pip cannot. It reads no pip.conf, so the user's
 settings of pip (indexes, find-links, certificate, time-out) are handed over, in uv's environment and not on its command
 line: an index URL may hold a password.
@@ -25,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from uv import find_uv_bin
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Platform, Progress
+from backends.launch import task
 from backends.prepare import programs, sources
 from backends.prepare.build_once import build_once
 from sweep.config import did_you_mean, validate
@@ -137,7 +135,7 @@ def installed(python: str) -> dict[str, str]:
         "print(json.dumps({'python': platform.python_version(), **dict(sorted(found.items()))}))"
     )
     # -P: the current folder is not part of that environment.
-    answer = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, env=_environ({}))
+    answer = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, env=task.clean_environment())
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
         raise EnvironmentFailed(f"{python} does not work as a Python interpreter: {last}")
@@ -187,7 +185,11 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     versions = installed(str(folder / "bin" / "python"))
     if spec.source:
         sources.build_program(
-            spec.source, folder, _environ({}), log, lambda text: progress(f"environment {spec.name}: {text}")
+            spec.source,
+            folder,
+            task.clean_environment(),
+            log,
+            lambda text: progress(f"environment {spec.name}: {text}"),
         )
         versions["source"] = spec.source.sdist
     progress(f"environment {spec.name}: ready, {len(versions)} distributions")
@@ -213,16 +215,10 @@ def _run_uv(name: str, arguments: tuple[str, ...], settings: Mapping[str, str], 
             progress(f"environment {name}: {line.strip()}")
 
     try:
-        programs.run([find_uv_bin(), *arguments], _environ(settings), log, report)
+        programs.run([find_uv_bin(), *arguments], task.clean_environment(**settings), log, report)
     except programs.ToolFailed as failure:
         message = " ".join(line.lstrip("×├─▶╰│ ") for line in failure.lines)[-300:]
         raise EnvironmentFailed(f"environment {name} cannot be built: {message or 'no output'}; log: {log}") from None
-
-
-def _environ(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without what would bend another interpreter, plus `settings`."""
-    bends = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE")
-    return {name: value for name, value in os.environ.items() if name not in bends} | dict(settings)
 
 
 def pip_settings() -> dict[str, str]:

@@ -9,11 +9,9 @@ import json
 import os
 import re
 import shutil
-import tarfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -46,8 +44,7 @@ def build_program(source: SourceBuild, folder: Path, environ: Mapping[str, str],
 
 def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict[str, str | bool]:
     """CMake's options on a CPU with these features; None: on this one."""
-    chosen = dict(source.options)
-    present = cpu_features() if features is None else features
+    chosen, present = dict(source.options), cpu_features() if features is None else features
     for feature, more in source.cpu_options.items():
         if feature in present:
             chosen |= more
@@ -76,10 +73,7 @@ def _fetch(
     pip = [str(folder / "bin" / "python"), "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
     _run([*pip, "--no-binary", ":all:", "--dest", str(archives), source.sdist], environ, log, progress)
     (archive,) = archives.iterdir()
-    # Python 3.11 has the filter since 3.11.4 only; without it the archive is trusted, as pip trusts what it installs.
-    harmless: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(archive) as packed:
-        packed.extractall(archives / "unpacked", **harmless)
+    shutil.unpack_archive(archive, archives / "unpacked")  # trusted, as pip trusts what it installs
     (top,) = (archives / "unpacked").iterdir()
     top.rename(tree)
     shutil.rmtree(archives)

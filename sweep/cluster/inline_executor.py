@@ -50,11 +50,7 @@ class InlineExecutor:
         self.submitted.append(work)
 
     def events(self) -> Iterator[tuple[Work, Event | End]]:
-        """Yield the next event.
-
-        Raises:
-            Halted: when the disk is full.
-        """
+        """Yield the next event. Raises Halted when the disk is full."""
         if self.running is None and self.submitted:
             work = self.submitted.popleft()
             gpus = self.gpus[: work.deployment.gpu_count]

@@ -43,11 +43,9 @@ class NodeHealth:
     def review(self, has_nodes_besides: Callable[[set[str]], bool]) -> Review:
         """Quarantine suspects while another node remains, and restore nodes that are no longer suspect."""
         suspects = self.suspects()
-        restored = self.quarantined - suspects
-        self.quarantined &= suspects
-        quarantined = set()
-        for node_id in suspects - self.quarantined:
+        before = self.quarantined
+        self.quarantined = before & suspects
+        for node_id in suspects - before:
             if has_nodes_besides(self.quarantined | {node_id}):
                 self.quarantined.add(node_id)
-                quarantined.add(node_id)
-        return Review(restored, quarantined)
+        return Review(before - suspects, self.quarantined - before)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -58,30 +59,25 @@ NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, wh
 NOT_CODE += ["deployments", "trials.parquet", "ledger.jsonl", "plan.jsonl"]  # the large files of a results folder
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
+TRIALS_TAGS = ("experiment", "backend", "model", "outcome")
+THROUGHPUT_TAGS = ("experiment", "backend", "model", "workload", "load")
 
 
 def _refuse_dead_address(cluster: Cluster) -> None:
     """Refuse an address where nothing listens: Ray itself would try for minutes."""
-    address = cluster.address if cluster.kind == "ray" else None
-    if address in (None, "auto"):
-        address = os.environ.get("RAY_ADDRESS") if cluster.kind == "ray" else None
+    address = cluster.address if cluster.address not in (None, "auto") else os.environ.get("RAY_ADDRESS")
     host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdigit():
+    if cluster.kind != "ray" or not host or not port.isdigit():
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise ConfigError(
-            f"cluster.address={address}: nothing listens there ({error}); allowed: HOST:PORT of a Ray head, or auto"
-        ) from None
+        problem = f"nothing listens there ({error}); allowed: HOST:PORT of a Ray head, or auto"
+        raise ConfigError(f"cluster.address={address}: {problem}") from None
 
 
 def connect(cluster: Cluster) -> None:
-    """Start a Ray in place, or join the one that is there.
-
-    Raises:
-        ConfigError: if there is none at cluster.address.
-    """
+    """Start a Ray in place, or join the one that is there. Raises ConfigError if there is none."""
     if ray.is_initialized():
         return
     _refuse_dead_address(cluster)
@@ -101,13 +97,7 @@ def connect(cluster: Cluster) -> None:
 def nodes(cluster: Cluster) -> list[Node]:
     """Return the living nodes of the cluster with its labels."""
     return [
-        Node(
-            node["NodeManagerAddress"],
-            int(node["Resources"].get("GPU", 0)),
-            int(node["Resources"].get("CPU", 0)),
-            _accelerators(node["Resources"]),
-            node["NodeID"],
-        )
+        _node(node["NodeManagerAddress"], node["Resources"], node["NodeID"])
         for node in ray.nodes()
         if node["Alive"]
         and node["Resources"].get("CPU")
@@ -135,15 +125,13 @@ def startable_nodes(cluster: Cluster) -> list[Node]:
     except FileNotFoundError:
         return []
     resources = {name: kind["resources"] for name, kind in types.items() if kind.get("max_workers", 1)}
-    return [
-        Node(f"autoscaler: {name}", int(each.get("GPU", 0)), int(each.get("CPU", 0)), _accelerators(each))
-        for name, each in resources.items()
-    ]
+    return [_node(f"autoscaler: {name}", each) for name, each in resources.items()]
 
 
-def _accelerators(resources: Mapping[str, float]) -> tuple[str, ...]:
+def _node(address: str, resources: Mapping[str, float], node_id: str = "") -> Node:
     prefix = "accelerator_type:"
-    return tuple(name.removeprefix(prefix) for name in resources if name.startswith(prefix))
+    accelerators = tuple(name.removeprefix(prefix) for name in resources if name.startswith(prefix))
+    return Node(address, int(resources.get("GPU", 0)), int(resources.get("CPU", 0)), accelerators, node_id)
 
 
 # In a task -----------------------------------------------------------------------------------------------------------
@@ -189,11 +177,7 @@ def _follow(session: str, draining: threading.Event) -> None:
 _clean_up: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)
 
 
-def _do_nothing() -> None:
-    """Placeholder task; scheduling it makes the autoscaler add a node."""
-
-
-_hold_place: Any = ray.remote(max_calls=1, max_retries=0)(_do_nothing)
+_hold_place: Any = ray.remote(max_calls=1, max_retries=0)(lambda: None)  # an autoscaler adds a node to schedule it
 
 
 @functools.cache
@@ -208,21 +192,18 @@ def _deploy_task(gpus: int) -> Any:
 
 @functools.cache
 def _gauges() -> tuple[metrics.Counter, metrics.Gauge]:
-    names = ("experiment", "backend", "model")
-    trials = metrics.Counter("sweep_trials", "Trials that have ended", tag_keys=(*names, "outcome"))
+    trials = metrics.Counter("sweep_trials", "Trials that have ended", TRIALS_TAGS)
     description = "Output tokens per second of the last trial"
-    return trials, metrics.Gauge("sweep_output_throughput", description, tag_keys=(*names, "workload", "load"))
+    return trials, metrics.Gauge("sweep_output_throughput", description, THROUGHPUT_TAGS)
 
 
 def _has_room(folder: str) -> bool:
     """Return whether FREE_PROBE_BYTES can be written there; the free space alone would not show a quota."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(FREE_PROBE_BYTES))
-            os.fsync(file.fileno())
-    except OSError:
-        return False
-    return True
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(FREE_PROBE_BYTES))
+        os.fsync(file.fileno())
+        return True
+    return False
 
 
 class _RunningTask(NamedTuple):
@@ -266,8 +247,7 @@ class RayExecutor:
 
     def __exit__(self, *exception: object) -> None:
         self.closed.set()
-        for stream in self.tasks:
-            ray.cancel(stream, force=True)
+        self.cancel()
         ray.shutdown()
 
     def _refresh_nodes(self) -> None:
@@ -284,11 +264,9 @@ class RayExecutor:
         while not self.closed.is_set():
             count += 1
             order = "drain" if self.draining.is_set() else "run"
-            try:
+            with suppress(RayError, RuntimeError, OSError, AttributeError):  # `events` halts when `head_seen` is old
                 internal_kv._internal_kv_put(self.session, f"{order} {count}", namespace=NAMESPACE)
                 self._refresh_nodes()
-            except (RayError, RuntimeError, OSError, AttributeError):
-                pass  # `head_seen` grows old, and `events` halts the sweep
             self.draining.wait(HEARTBEAT) if order == "run" else self.closed.wait(HEARTBEAT)
 
     @property
@@ -321,18 +299,17 @@ class RayExecutor:
 
     def _placeholder(self, gpus: int, accelerator: str | None) -> Any:
         existing = ",".join(sorted(node.node_id for node in self.nodes))
-        options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 1, "name": "request a node"}
-        options |= {"accelerator_type": accelerator} if accelerator else {}
-        options["label_selector"] = {**self.cluster.labels, **({NODE_ID: f"!in({existing})"} if existing else {})}
-        return _hold_place.options(**options).remote()
+        labels = self.cluster.labels | ({NODE_ID: f"!in({existing})"} if existing else {})
+        return _hold_place.options(
+            num_gpus=gpus, num_cpus=1, name="request a node", accelerator_type=accelerator, label_selector=labels
+        ).remote()
 
     def export_metrics(self, row: Mapping[str, Any]) -> None:
         """Export a trial to Ray's dashboard and Prometheus endpoint: sweep_trials, and the last throughput."""
         trials, throughput = _gauges()
-        trials.inc(tags={name: str(row[name]) for name in ("experiment", "backend", "model", "outcome")})
+        trials.inc(tags={name: str(row[name]) for name in TRIALS_TAGS})
         if row.get("output_throughput") is not None:
-            tags = {name: str(row[name]) for name in ("experiment", "backend", "model", "workload", "load")}
-            throughput.set(row["output_throughput"], tags=tags)
+            throughput.set(row["output_throughput"], tags={name: str(row[name]) for name in THROUGHPUT_TAGS})
 
     def clean_up(self, marker: str) -> None:
         """Kill what earlier drivers may have left on any node: engines of this marker, and the tasks that own them."""
@@ -367,19 +344,14 @@ class RayExecutor:
         self.tasks[stream] = _RunningTask(work, None, time.monotonic(), node)
 
     def events(self) -> Iterator[tuple[Work, Event | End]]:
-        """Yield the events since the last call; the last one of each deployment is its End.
-
-        Raises:
-            Halted: when Ray is gone, or a disk is full.
-        """
+        """Yield the events since the last call, Ends last. Raises Halted if Ray is gone or a disk is full."""
         self._check()
         if not self.tasks:
             time.sleep(RESULT_POLL)
             return
         streams = list(self.tasks)
-        ready, _ = ray.wait(streams, num_returns=1, timeout=RESULT_POLL, fetch_local=False)
-        if ready:
-            ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
+        ray.wait(streams, num_returns=1, timeout=RESULT_POLL, fetch_local=False)
+        ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
         polled = time.monotonic()  # handling an event may take the driver long: that is no node's silence
         for stream in ready:
             yield from self._next(stream)
@@ -402,11 +374,10 @@ class RayExecutor:
 
     def _is_reachable(self, node: Node) -> bool:
         """Return whether its raylet accepts a connection: Ray takes more than a minute to notice that it does not."""
-        try:
+        with suppress(OSError):
             socket.create_connection((node.address, self.ports[node.node_id]), timeout=CONNECT_TIMEOUT).close()
-        except OSError:
-            return False
-        return True
+            return True
+        return False
 
     def _next(self, stream: Any) -> Iterator[tuple[Work, Event | End]]:
         """Yield the next event of a stream, if it is one for the driver."""
@@ -430,11 +401,7 @@ class RayExecutor:
                 yield task.work, event
 
     def _disk_full(self, task: _RunningTask, error: DiskFull) -> Lost:
-        """Exclude a node whose own disk is full.
-
-        Raises:
-            Halted: if it is the results' disk, or no other node is left.
-        """
+        """Exclude a node whose own disk is full. Raises Halted if it is the results' disk, or no other node is left."""
         self.full.add(task.node.node_id)
         problem = f"{error} (on node {task.node.address})"
         if not _has_room(task.work.out) or not self.has_nodes_besides(set()):
@@ -453,11 +420,7 @@ class RayExecutor:
         return task.work, end
 
     def _check(self) -> None:
-        """Check that there is a Ray to run on.
-
-        Raises:
-            Halted: if there is none.
-        """
+        """Raise Halted if there is no Ray to run on."""
         now = time.monotonic()
         remedy = "run the same command again when it is back to continue"
         if now - self.head_seen > HEARTBEAT_TIMEOUT:

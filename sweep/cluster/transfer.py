@@ -4,11 +4,9 @@ Whether a node shares the folder is detected, not configured: the driver leaves 
 the attempt starts, and a node that does not find it writes to a local folder and sends the files.
 """
 
-import fcntl
 import shutil
-import uuid
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,25 +55,15 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
 
 @contextmanager
 def _local_folder(outbox: Path) -> Iterator[Path]:
-    """Create a folder for this attempt and remove it afterwards, with those whose owners were killed.
-
-    Each has a lock beside it, which the kernel releases when its owner is killed.
-    """
+    """Create a folder for this attempt and remove it afterwards, with those whose owners were killed."""
     outbox.mkdir(parents=True, exist_ok=True)
-    for path in outbox.glob("*.lock"):
-        with suppress(OSError), path.open("r+") as lock:  # its owner lives, or another process has removed it
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-            path.unlink(missing_ok=True)
-    folder = outbox / uuid.uuid4().hex
-    lock_path = folder.with_suffix(".lock")
-    with lock_path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
+    paths = RunPaths(outbox)
+    paths.clear_staging()
+    folder = paths.staging()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _take_files(out: Path, folder: Path) -> Files:
@@ -88,11 +76,7 @@ def _take_files(out: Path, folder: Path) -> Files:
 
 
 def receive(paths: RunPaths, work: Work, event: Files) -> None:
-    """Write the files from a node, each whole, and only into its attempt's folder.
-
-    Raises:
-        ValueError: if a name leads out of it.
-    """
+    """Write the files from a node, each whole. Raises ValueError if a name leads out of its attempt's folder."""
     attempt = paths.attempt(work.deployment.deployment_id, work.attempt).resolve()
     for name, content in event.files.items():
         target = (paths.out / name).resolve()

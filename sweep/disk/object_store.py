@@ -6,8 +6,6 @@ a driver on another machine can resume from it. Objects cannot be appended to, s
 
 The lock against a second driver is an object that its holder rewrites every HEARTBEAT seconds, also during uploads; a
 lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver.
-
-`sweep copy s3://bucket/run FOLDER` copies a run from a store.
 """
 
 import json
@@ -20,8 +18,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -30,6 +28,7 @@ from pyarrow import fs
 
 from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk import run_files
+from sweep.disk.ledger import entries
 from sweep.disk.run_files import RunPaths
 
 SCHEMES = ("s3", "gs", "gcs")
@@ -59,18 +58,13 @@ class ObjectStore:
     """The objects under one URL."""
 
     def __init__(self, url: str) -> None:
-        """Open it; endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
-
-        Raises:
-            ConfigError: if it is not the URL of a store, or holds a secret.
-        """
+        """Open it with the environment's credentials. Raises ConfigError if it is no store, or holds a secret."""
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise ConfigError(f"out={url}: allowed are a folder, s3://bucket/path and gs://bucket/path")
         if parts.password or set(parse_qs(parts.query)) & set(SECRETS):
-            raise ConfigError(
-                f"out={parts.scheme}://{parts.hostname}{parts.path}: the URL holds a secret; set it in the environment"
-            )
+            shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
+            raise ConfigError(f"out={shown}: the URL holds a secret; set it in the environment")
         self.url = url
         try:
             store, root = fs.FileSystem.from_uri(url)
@@ -93,8 +87,8 @@ class ObjectStore:
 
     def list(self, folder: str = "") -> dict[str, int]:
         """Sizes of all objects under a folder, by name."""
-        infos = self.fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return {info.path: info.size for info in infos if info.is_file}
+        selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
+        return {info.path: info.size for info in self.fs.get_file_info(selector) if info.is_file}
 
     def read_ledger(self) -> tuple[Sequence[str], bytes]:
         """The names of the ledger's pieces, and its content."""
@@ -119,15 +113,11 @@ class ObjectStore:
         paths = RunPaths(folder)
 
         def one(name: str) -> None:
-            content = self.read(name)
-            if content is not None:
+            if (content := self.read(name)) is not None:
                 run_files.write_whole(paths, folder / name, content)
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(one, names))
-
-
-# The lock ------------------------------------------------------------------------------------------------------------
 
 
 class Lock:
@@ -142,11 +132,7 @@ class Lock:
         self.thread: threading.Thread | None = None
 
     def acquire(self, notify: Callable[[str], None]) -> None:
-        """Take the lock; that of a dead driver expires after LOCK_TIMEOUT seconds.
-
-        Raises:
-            ConfigError: if another driver, still alive, holds it.
-        """
+        """Take the lock; a dead driver's expires. Raises ConfigError if a driver that is alive holds it."""
         lock = self._read()
         if lock:
             notify(f"{self.store.url} is locked by {lock['who']}: waiting {LOCK_TIMEOUT:.0f} s for its heartbeat")
@@ -168,22 +154,17 @@ class Lock:
 
     def _keep(self, taken: Callable[[], None]) -> None:
         while not self.ended.wait(LOCK_HEARTBEAT):
-            try:
+            with suppress(OSError):  # the mirror meets the same error and reports it
                 if not self.ours():
-                    taken()
-                    return
+                    return taken()
                 self.beat()
-            except OSError:
-                continue  # the mirror meets the same error and reports it
 
     def ours(self) -> bool:
-        lock = self._read()
-        return lock is not None and lock["owner"] == self.owner
+        return (self._read() or {}).get("owner") == self.owner
 
     def beat(self) -> None:
         who = f"process {os.getpid()} on {socket.gethostname()}"
-        lock = {"owner": self.owner, "who": who, "beat": time.time()}
-        self.store.write(self.NAME, json.dumps(lock).encode())
+        self.store.write(self.NAME, json.dumps({"owner": self.owner, "who": who, "beat": time.time()}).encode())
 
     def end(self) -> None:
         """Stop the heartbeats."""
@@ -199,9 +180,6 @@ class Lock:
     def _read(self) -> dict[str, Any] | None:
         content = self.store.read(self.NAME)
         return json.loads(content) if content else None
-
-
-# The mirror ----------------------------------------------------------------------------------------------------------
 
 
 class Mirror:
@@ -228,14 +206,8 @@ class Mirror:
         self.thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Complete the store.
-
-        Raises:
-            Halted: if it is not complete after PATIENCE seconds.
-        """
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Complete the store. Raises Halted if it is not complete after PATIENCE seconds."""
         self.closed.set()
         self.thread.join()
         problem = self._complete()
@@ -270,25 +242,23 @@ class Mirror:
     def _upload_all(self) -> None:
         """Upload the ledger's new entries with their files, and the report; trials.parquet last."""
         self.sync()
-        self._upload_changed(
-            path for path in self.paths.out.rglob("*") if not path.is_relative_to(self.paths.deployments)
-        )
+        run = self.paths.out.rglob("*")
+        self._upload_changed(path for path in run if not path.is_relative_to(self.paths.deployments))
         self._upload_changed([self.paths.trials])
 
     def fetch_trials(self) -> None:
         """Download what other machines have measured, for the report; continue with what is available on errors."""
         try:
             sizes = self.store.list("deployments")
-            self.store.download(
-                self.paths.out, [name for name, n in sizes.items() if not _has(self.paths.out / name, n)]
-            )
+            missing = [name for name, size in sizes.items() if not _has(self.paths.out / name, size)]
+            self.store.download(self.paths.out, missing)
         except OSError as error:
             self.notify(f"{self.store.url}: {first_line(error)}; the report covers only the results on this machine")
 
     def _fetch_ledger(self) -> None:
         """Bring the local ledger up to the store's, which is authoritative; the local one may only be ahead of it."""
         pieces, content = self.store.read_ledger()
-        local = self.paths.ledger.read_bytes() if self.paths.ledger.exists() else b""
+        local = self._ledger(0)
         if not local.startswith(content) and not content.startswith(local):
             aside = self.paths.out.with_name(f"{self.paths.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             shutil.move(self.paths.out, aside)
@@ -316,11 +286,7 @@ class Mirror:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def sync(self) -> None:
-        """Upload the files of the ledger's new entries, then these entries, then trials.parquet.
-
-        Raises:
-            OSError: if an upload failed; the next call retries it.
-        """
+        """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError."""
         ledger = self._new_entries()
         self._upload_changed(self._files(ledger))
         self._upload_changed([self.paths.plan, self.paths.status])
@@ -332,20 +298,19 @@ class Mirror:
 
     def _new_entries(self) -> bytes:
         """The complete lines of the ledger that are not uploaded yet."""
-        if not self.paths.ledger.exists():
-            return b""
-        with self.paths.ledger.open("rb") as file:
-            file.seek(self.end)
-            content = file.read()
+        content = self._ledger(self.end)
         return content[: content.rfind(b"\n") + 1]
+
+    def _ledger(self, begin: int, size: int = -1) -> bytes:
+        """Bytes of the local ledger."""
+        with suppress(FileNotFoundError), self.paths.ledger.open("rb") as file:
+            file.seek(begin)
+            return file.read(size)
+        return b""
 
     def _files(self, ledger: bytes) -> Iterator[Path]:
         """The files that these entries refer to: a trial's, and an attempt's when it has ended."""
-        for line in ledger.splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a crash
+        for entry in entries(ledger.splitlines()):
             if entry["event"] == "trial":
                 row = entry["row"]
                 yield from self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder.glob("*")
@@ -356,9 +321,7 @@ class Mirror:
         """Rewrite the last piece with the new entries, until it is large enough: objects cannot be appended to."""
         if self.end - self.begin > PIECE:
             self.begin = self.end
-        with self.paths.ledger.open("rb") as file:
-            file.seek(self.begin)
-            before = file.read(self.end - self.begin)
+        before = self._ledger(self.begin, self.end - self.begin)
         self.store.write(f"ledger/{self.begin:015d}.jsonl", before + new)
         self.end += len(new)
 

@@ -102,10 +102,6 @@ class TrialRow:
         return row | warnings | dict(self.axes)
 
 
-KNOWN_AT_LAUNCH = (Identity, EngineFacts)
-"""The parts that say what was run; the others, and what was measured, are what came of it."""
-
-
 def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
     """The columns of every trials row and the types of their values, in order; axes follow."""
     measured = {name: statistic.type for name, statistic in columns(percentiles).items()}
@@ -114,8 +110,8 @@ def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
 
 
 def asked_columns() -> set[str]:
-    """The columns that say what was run."""
-    return {name for part in KNOWN_AT_LAUNCH for name in _fields(part)}
+    """The columns that say what was run; the others, and what was measured, are what came of it."""
+    return {*_fields(Identity), *_fields(EngineFacts)}
 
 
 def performance_columns(percentiles: Iterable[float]) -> set[str]:
@@ -134,8 +130,7 @@ def percentiles_text(percentiles: Sequence[float]) -> str:
 
 def percentiles_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
     """The percentiles that any of the rows has, ascending."""
-    texts = {row.get("percentiles") for row in rows} or {percentiles_text(PERCENTILES)}
-    return merged_percentiles(texts)
+    return merged_percentiles({row.get("percentiles") for row in rows} or {percentiles_text(PERCENTILES)})
 
 
 def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:

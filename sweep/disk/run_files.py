@@ -3,6 +3,7 @@
 A file is written in a hidden staging folder of OUT, under a name that does not end in .parquet, and renamed into place:
 whoever globs the data folders sees it complete or not at all. Seconds and bytes throughout; null where a value is
 unknown or undefined. What the numbers mean is in `sweep.numbers`; what is made of them is in the analysis package.
+Every function that reads a file raises FileNotFoundError if there is none, and DamagedFile if it is not whole.
 """
 
 import json
@@ -114,7 +115,7 @@ class RunPaths:
         for folder in self.out.glob(f".tmp-{socket.gethostname()}-*-*"):
             process = folder.name.split("-")[-2]
             if process.isdigit() and not psutil.pid_exists(int(process)):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
@@ -129,19 +130,12 @@ def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Seq
     """
     rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
 
-    def write(staged: Path) -> None:
-        pq.write_table(table, staged, compression="zstd", use_dictionary=list(dictionary), row_group_size=rows)
-
-    write_whole(paths, target, write)
+    options = {"compression": "zstd", "use_dictionary": list(dictionary), "row_group_size": rows}
+    write_whole(paths, target, lambda staged: pq.write_table(table, staged, **options))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        DamagedFile: if it is not whole.
-    """
+    """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has."""
     with _opened(path) as file:
         return file.read(columns)
 
@@ -222,12 +216,7 @@ def write_requests(paths: TrialPaths, records: Records) -> None:
 
 
 def read_requests(path: Path) -> Records:
-    """The Records of a requests.parquet, as they were measured: derived columns are computed anew.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        DamagedFile: if it is not whole.
-    """
+    """The Records of a requests.parquet, as they were measured: derived columns are computed anew."""
     records = Records()
     with _opened(path) as file:
         for group in range(file.num_row_groups):
@@ -278,27 +267,13 @@ def _extend(values: "array[Any]", more: Any, dtype: type[np.generic]) -> None:
 
 
 def write_telemetry(paths: TrialPaths, samples: Sequence[Sample]) -> None:
-    table = pa.table(
-        {
-            "time": [sample.time for sample in samples],
-            "series": [sample.series for sample in samples],
-            "device": [sample.device for sample in samples],
-            "value": [sample.value for sample in samples],
-        },
-        schema=TELEMETRY_SCHEMA,
-    )
+    table = pa.Table.from_pylist([sample._asdict() for sample in samples], TELEMETRY_SCHEMA)
     _write_table(paths.run, paths.telemetry, table, ["series", "device"])
 
 
 def read_telemetry(path: Path) -> list[Sample]:
-    """The Samples of a telemetry.parquet, in the order they were taken.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        DamagedFile: if it is not whole.
-    """
-    columns = read_table(path).select(["time", "series", "value", "device"]).to_pydict().values()
-    return [Sample(*values) for values in zip(*columns, strict=True)]
+    """The Samples of a telemetry.parquet, in the order they were taken."""
+    return [Sample(**row) for row in read_table(path, TELEMETRY_SCHEMA.names).to_pylist()]
 
 
 # Trials --------------------------------------------------------------------------------------------------------------
@@ -310,11 +285,7 @@ def trial_schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, pa.Dat
 
 
 def trials_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows as the schema says, missing values null, other columns (the axes) at the end in order of appearance.
-
-    Raises:
-        ValueError: naming the column and the value that does not fit its type.
-    """
+    """Rows as the schema says, the axes last. Raises ValueError, naming the column, for a value of another type."""
     schema = trial_schema(trial_row.percentiles_of(rows))
     axes = dict.fromkeys(name for row in rows for name in row if name not in schema)
     columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in schema.items()}
@@ -371,14 +342,8 @@ def write_trials(paths: RunPaths, rows: Sequence[Row]) -> bool:
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
-    """The rows of a trials.parquet, or the one of a trial.parquet, with whatever columns they have.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        DamagedFile: if it is not whole.
-    """
-    rows: list[dict[str, Any]] = read_table(path).to_pylist()
-    return rows
+    """The rows of a trials.parquet, or the one of a trial.parquet, with whatever columns they have."""
+    return list(read_table(path).to_pylist())
 
 
 # Plan ----------------------------------------------------------------------------------------------------------------
@@ -390,12 +355,7 @@ def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:
-    """The entries of a plan.jsonl.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        DamagedFile: if a line is not JSON.
-    """
+    """The entries of a plan.jsonl."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except ValueError as error:

@@ -93,12 +93,6 @@ def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath 
             return None, f"none: {error}"
         return spec, fingerprint(spec)
 
-    def environment(backend: Any, platform: str) -> EnvironmentSpec | None:
-        return spec_of(backend.env, platform)[0] if backend.launches else None
-
-    def locked_environment(backend: Any, platform: str) -> str:
-        return spec_of(backend.env, platform)[1] if backend.launches else ""
-
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
@@ -110,7 +104,7 @@ def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath 
         if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
         if reason is None and backend.launches and local:
-            check_own_programs(backend.env)
+            _check_own_programs(backend.env)
             check_cache()
         return reason
 
@@ -118,20 +112,19 @@ def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath 
     def check_cache() -> None:
         check_writable("cache_dir", cache_directory(settings.cache_dir))
 
-    return Surroundings(locked_environment, unavailable, environment)
+    return Surroundings(
+        lambda backend, platform: spec_of(backend.env, platform)[1] if backend.launches else "",
+        unavailable,
+        lambda backend, platform: spec_of(backend.env, platform)[0] if backend.launches else None,
+    )
 
 
-def check_own_programs(choice: EnvironmentChoice) -> None:
-    """Check that the interpreter and the binary that the user names exist.
-
-    Raises:
-        ConfigError: naming the first that is not.
-    """
+def _check_own_programs(choice: EnvironmentChoice) -> None:
+    """Check that the interpreter and the binary that the user names exist."""
     for key, program in (("python", choice.python), ("binary", choice.binary)):
         if program and shutil.which(program) is None:
-            raise ConfigError(
-                f"backend.env.{key}={program}: not an executable file; allowed: the path of one, or its name on PATH"
-            )
+            allowed = "the path of one, or its name on PATH"
+            raise ConfigError(f"backend.env.{key}={program}: not an executable file; allowed: {allowed}")
 
 
 def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
@@ -141,16 +134,11 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
     # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
-    executables = frozenset(provenance.EXECUTABLES)
-    return Host(gpus=gpus, executables=executables)
+    return Host(gpus=gpus, executables=frozenset(provenance.EXECUTABLES))
 
 
 def check_ports(plan: Plan) -> None:
-    """Check that every fixed port is free.
-
-    Raises:
-        ConfigError: naming the first that is taken.
-    """
+    """Raise ConfigError, naming the first fixed port that is taken, if any is."""
     for deployment in plan.deployments:
         port = deployment.backend.port
         needed = deployment.backend.launches and not deployment.unavailable

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from sweep.disk import run_files
@@ -50,10 +51,9 @@ class RowWriter:
 
     def _telemetry(self, row: LedgerRow) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry
-        try:
+        with suppress(FileNotFoundError, run_files.DamagedFile):  # the analysis reports a damaged one
             return run_files.read_telemetry(path)
-        except (FileNotFoundError, run_files.DamagedFile):
-            return []  # an unmeasured trial has none; the analysis reports a damaged one
+        return []
 
     def write_table_if_due(self) -> None:
         """Rewrite trials.parquet from time to time."""
@@ -83,8 +83,7 @@ class RowWriter:
         settings = self.plan.settings
         if row["outcome"] != Outcome.OK or is_current(row, settings):
             return row
-        recomputed = recomputed_row(row, trial, settings, self.paths) if recompute else None
-        if recomputed is not None:
+        if recompute and (recomputed := recomputed_row(row, trial, settings, self.paths)):
             self.ledger.commit(recomputed)
             return recomputed
         slo = slo_text(settings)

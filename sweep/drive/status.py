@@ -45,7 +45,7 @@ class StatusWriter:
             return
         self.write_after = now + INTERVAL
         running = [
-            {"deployment": key, "what": label, "state": state, "node": nodes.get(key), "since": now - since}
+            {"what": label, "state": state, "node": nodes.get(key), "since": now - since}
             for key, (label, state, since) in self.display.running.items()
         ]
         content = {
@@ -82,20 +82,16 @@ class Status(NamedTuple):
 
 
 def read(out: Path) -> Status:
-    """Read the status of a run from its files.
-
-    Raises:
-        ConfigError: if there is no run.
-    """
+    """Read the status of a run from its files. Raises ConfigError if there is none."""
     paths = RunPaths(out)
     try:
         plan = run_files.read_plan(paths.plan)
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"{out}: no run there; allowed: a results folder, or the name of one under results/"
-        ) from None
+        allowed = "a results folder, or the name of one under results/"
+        raise ConfigError(f"{out}: no run there; allowed: {allowed}") from None
     ledger = Ledger(paths.ledger, write=False)
-    labels = {entry[f"{entry['kind']}_id"]: _label(entry) for entry in plan if entry["kind"] != "experiment"}
+    ids = [(entry[f"{entry['kind']}_id"], entry) for entry in plan if entry["kind"] != "experiment"]
+    labels = {key: entry.get("label", key) for key, entry in ids}  # older plans have no labels
     trials = [entry for entry in plan if entry["kind"] == "trial"]
     rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
     failures = [
@@ -110,23 +106,15 @@ def read(out: Path) -> Status:
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
     """Return the last content of status.json; None if no driver ran here."""
     try:
-        content: dict[str, Any] = json.loads(paths.status.read_text())
-        return content
+        return dict(json.loads(paths.status.read_text()))
     except FileNotFoundError:
         return None
 
 
-def _label(entry: Mapping[str, Any]) -> str:
-    """Return the label of a deployment or trial; its id in a plan that was written before there were labels."""
-    return str(entry.get("label", entry[f"{entry['kind']}_id"]))
-
-
 def _failure(row: Mapping[str, Any]) -> str:
     """Return the reason and the path of the log; an unavailable trial has none."""
-    reason = row.get("reason") or "no reason given"
-    if row["outcome"] == Outcome.UNAVAILABLE:
-        return reason
-    return f"{reason} [{row['deployment_id']}/{row['attempt']}/engine.log]"
+    log = "" if row["outcome"] == Outcome.UNAVAILABLE else f" [{row['deployment_id']}/{row['attempt']}/engine.log]"
+    return f"{row.get('reason') or 'no reason given'}{log}"
 
 
 def render(status: Status) -> list[str]:
@@ -162,11 +150,7 @@ def _driver(status: Status) -> str:
 
 
 def find(run: str) -> Status:
-    """The status of a run given by its folder, its name under results/, or the URL of an object store.
-
-    Raises:
-        ConfigError: if there is no such run.
-    """
+    """The status of a run given by its folder, its name under results/, or the URL of an object store."""
     if not object_store.is_url(run):
         out = Path(run)
         return read(out if out.exists() else Path("results") / run)

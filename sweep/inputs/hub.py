@@ -59,8 +59,7 @@ def fetch(
         files = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
         safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
         patterns = ("config.json",) if peek else names or (*CONFIGURATION, SAFE_WEIGHTS if safe else PICKLED_WEIGHTS)
-        bar = _bar(repo, progress)
-        online = {"endpoint": api.endpoint, "token": api.token, "tqdm_class": bar}
+        online = {"endpoint": api.endpoint, "token": api.token, "tqdm_class": _bar(repo, progress)}
         return Path(snapshot_download(repo, allow_patterns=list(patterns), **online, **options))
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         if _is_answer(error):
@@ -71,10 +70,8 @@ def fetch(
                 folder = Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=True, **options))
                 if names or any(folder.glob(weights_pattern)):
                     return folder
-        reason = first_line(error)
-        raise ValueError(
-            f"model.repo={repo}@{revision}: not on this machine, and the hub cannot be reached ({reason})"
-        ) from None
+        problem = f"not on this machine, and the hub cannot be reached ({first_line(error)})"
+        raise ValueError(f"model.repo={repo}@{revision}: {problem}") from None
 
 
 def _hub_cache(cache_dir: Path) -> Path:
@@ -148,13 +145,12 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path) -> str:
 
 def _ask_commit(repo: str, revision: str, patient: bool) -> str:
     """Return the hub's answer, with retries if `patient`: where nothing else has the commit, ids depend on it."""
+    pauses = _pauses(os.environ.get("HF_ENDPOINT", "")) if patient else iter(())
     while True:
         try:
             return str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
         except (HfHubHTTPError, httpx.TransportError) as error:
-            patient = patient and not _is_answer(error)
-            pause = next(_pauses(os.environ.get("HF_ENDPOINT", "")), None) if patient else None
-            if pause is None:
+            if _is_answer(error) or (pause := next(pauses, None)) is None:
                 raise
             time.sleep(pause)
 
@@ -167,6 +163,5 @@ def _pauses(hub: str) -> Iterator[float]:
 
 def _fetched_commit(repo: str, revision: str, cache_dir: Path) -> str | None:
     """Return the commit of a revision in the hub's own cache on this machine."""
-    name = repo_folder_name(repo_id=repo, repo_type="model")
-    reference = _hub_cache(cache_dir) / name / "refs" / revision
+    reference = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None

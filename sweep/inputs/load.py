@@ -5,8 +5,6 @@ from a stream of its own (arrivals, think times), named after its purpose and se
 changing one dimension leaves the others alone. Only `random.random()`, which Python promises to keep stable, is drawn;
 all else is arithmetic on it, so that a mode can be reproduced anywhere. A drawn process is never clipped, nor rescaled
 to make its total come out right: both change the process.
-
-Prompts are made in `workload`; requests are sent in `sweep.client`.
 """
 
 import csv
@@ -15,6 +13,7 @@ import json
 import random
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -217,11 +216,7 @@ class Trace(_ArrivalProcess):
         return path
 
     def check(self) -> None:
-        """Refuse a trace that cannot be replayed.
-
-        Raises:
-            ConfigError: naming the file and what is wrong with it.
-        """
+        """Raise ConfigError, naming the file and what is wrong with it, for a trace that cannot be replayed."""
         self._times()
 
     def digest(self) -> str:
@@ -229,16 +224,11 @@ class Trace(_ArrivalProcess):
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     def count(self, num_requests: int) -> int:
-        """The number asked for.
-
-        Raises:
-            ConfigError: if the trace holds fewer arrivals: it is neither repeated nor stretched.
-        """
+        """The same number. Raises ConfigError if the trace has fewer arrivals: it is neither repeated nor stretched."""
         arrivals = len(self._times())
         if num_requests > arrivals:
-            raise ConfigError(
-                f"load.path={self.path}: holds {arrivals} arrivals; workload.num_requests may be at most {arrivals}"
-            )
+            limit = f"workload.num_requests may be at most {arrivals}"
+            raise ConfigError(f"load.path={self.path}: holds {arrivals} arrivals; {limit}")
         return num_requests
 
     def arrivals(self, count: int, seed: int) -> Floats:
@@ -261,15 +251,14 @@ class Trace(_ArrivalProcess):
         scale = {"s": 0, "ms": -3, "us": -6, "ns": -9}[self.unit]
         for number, text in self._cells():
             try:
-                yield Decimal(text).scaleb(scale)
-            except InvalidOperation:
-                try:
-                    moment = datetime.fromisoformat(text)
-                    yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-                except ValueError:
-                    raise ConfigError(
-                        f"load.path={self.path}: line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
-                    ) from None
+                with suppress(InvalidOperation):
+                    yield Decimal(text).scaleb(scale)
+                    continue
+                moment = datetime.fromisoformat(text)
+                yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+            except ValueError:
+                problem = f"line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
+                raise ConfigError(f"load.path={self.path}: {problem}") from None
 
     def _cells(self) -> Iterator[tuple[int, str]]:
         """Line numbers and the text of the time in each line."""
@@ -285,12 +274,10 @@ class Trace(_ArrivalProcess):
                     for number, line in enumerate(file, 1):
                         if text := line.partition("#")[0].strip():
                             yield number, text
-        except OSError as error:
-            raise ConfigError(f"load.path={self.path}: cannot be read ({error.strerror})") from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"load.path={self.path}: not JSON lines ({error})") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"load.path={self.path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"load.path={self.path}: cannot be read ({error})") from None
         except TypeError:
             raise ConfigError(f"load.path={self.path}: line {number} is not an object") from None
         except KeyError:

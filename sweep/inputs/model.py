@@ -5,7 +5,6 @@ on the node that needs it before anything is built there (`reach`), and becomes 
 (`prepare`). Code of a repository is never run.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -50,13 +49,17 @@ class Model(Strict):
 
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what is allowed, for errors that show without a node."""
-        tokenizer = self.tokenizer
-        if tokenizer and not Path(tokenizer).expanduser().is_dir() and not REPOSITORY.fullmatch(tokenizer):
-            raise ValueError(
-                f"model.tokenizer={tokenizer}: no such folder; allowed is one, or a Hugging Face repository"
-            )
-        if tokenizer and Path(tokenizer).expanduser().is_dir():
-            load_tokenizer(Path(tokenizer).expanduser())
+        if self._tokenizer_path is not None:
+            load_tokenizer(self._tokenizer_path)
+        elif self.tokenizer and not REPOSITORY.fullmatch(self.tokenizer):
+            problem = "no such folder; allowed is one, or a Hugging Face repository"
+            raise ValueError(f"model.tokenizer={self.tokenizer}: {problem}")
+
+    @property
+    def _tokenizer_path(self) -> Path | None:
+        """The folder that `tokenizer` names, if it names one that exists."""
+        path = Path(self.tokenizer or "").expanduser()
+        return path if self.tokenizer and path.is_dir() else None
 
     @property
     def context(self) -> int | None:
@@ -64,12 +67,12 @@ class Model(Strict):
         return self.max_model_len
 
     def digest(self, cache_dir: Path) -> str:
-        """Return what identifies the content of this model and of its tokenizer, as far as that needs no loading.
-
-        Raises ValueError, in one line, if there is no such content.
-        """
-        weights = self._digest(cache_dir)
-        return weights if self.tokenizer is None else f"{weights} with tokenizer {self._tokenizer_digest(cache_dir)}"
+        """Return what identifies the content of the model and its tokenizer. Raises ValueError if there is none."""
+        weights, path = self._digest(cache_dir), self._tokenizer_path
+        if self.tokenizer is None:
+            return weights
+        commit = "" if path else self._commits(cache_dir)["tokenizer_revision"]
+        return f"{weights} with tokenizer {_files_digest(path) if path else f'{self.tokenizer}@{commit}'}"
 
     def pinned(self, cache_dir: Path) -> Self:
         """Return this model at the commits that its revisions point to now, so that a node loads what was planned."""
@@ -80,20 +83,14 @@ class Model(Strict):
         self._tokenizer_folder(cache_dir)
 
     def prepare(self, cache_dir: Path, progress: Progress) -> Path:
-        """The folder in Hugging Face layout, made on first use under `cache_dir` by one process of the node at a time.
-
-        Raises ValueError or OSError, in one line, if it cannot be made.
-        """
+        """The folder in Hugging Face layout, made on first use by one process of the node at a time."""
         folder = self._folder(cache_dir, progress)
         if self.tokenizer is None or isinstance(self, RandomModel):
             return folder
         return _with_tokenizer(folder, self._tokenizer_folder(cache_dir), cache_dir, progress)
 
     def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
-        """Return the tokenizer, which needs no weights; None where it is not known.
-
-        Raises ValueError if there is a tokenizer that cannot be read without the model's own code.
-        """
+        """Return the tokenizer, which needs no weights; None where it is not known. Raises ValueError if unreadable."""
         folder = self._tokenizer_folder(cache_dir)
         return None if folder is None else load_tokenizer(folder)
 
@@ -102,19 +99,9 @@ class Model(Strict):
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
         """The fields that name a revision of a repository, with the commit instead."""
-        commit = self._tokenizer_commit(cache_dir)
-        return {} if commit is None else {"tokenizer_revision": commit}
-
-    def _tokenizer_commit(self, cache_dir: Path) -> str | None:
-        if self.tokenizer is None or Path(self.tokenizer).expanduser().is_dir():
-            return None
-        return resolve_commit(self.tokenizer, self.tokenizer_revision, cache_dir)
-
-    def _tokenizer_digest(self, cache_dir: Path) -> str:
-        commit = self._tokenizer_commit(cache_dir)
-        if commit is not None:
-            return f"{self.tokenizer}@{commit}"
-        return _files_digest(tokenizer_files(Path(str(self.tokenizer)).expanduser()))
+        if self.tokenizer is None or self._tokenizer_path:
+            return {}
+        return {"tokenizer_revision": resolve_commit(self.tokenizer, self.tokenizer_revision, cache_dir)}
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
         raise NotImplementedError
@@ -122,10 +109,9 @@ class Model(Strict):
     def _tokenizer_folder(self, cache_dir: Path) -> Path | None:
         if self.tokenizer is None:
             return self._own_tokenizer(cache_dir)
-        folder = Path(self.tokenizer).expanduser()
-        if folder.is_dir():
-            return folder
-        return fetch(self.tokenizer, self.tokenizer_revision, cache_dir, ignore, TOKENIZER_FILES)
+        return self._tokenizer_path or fetch(
+            self.tokenizer, self.tokenizer_revision, cache_dir, ignore, TOKENIZER_FILES
+        )
 
     def _own_tokenizer(self, cache_dir: Path) -> Path | None:
         raise NotImplementedError
@@ -144,14 +130,12 @@ class RandomModel(Model):
 
     def check(self) -> None:
         super().check()
-        if self.tokenizer and not Path(self.tokenizer).expanduser().is_dir():
+        if self.tokenizer and not self._tokenizer_path:
             raise ValueError(f"model.tokenizer={self.tokenizer}: allowed for random weights is a folder that exists")
         size = load_tokenizer(self._own_tokenizer(Path())).get_vocab_size()
-        if self.architecture.vocab_size < size:
-            raise ValueError(
-                f"model.architecture.vocab_size={self.architecture.vocab_size}: allowed is at least the {size} tokens "
-                "of its tokenizer"
-            )
+        if (vocabulary := self.architecture.vocab_size) < size:
+            allowed = f"at least the {size} tokens of its tokenizer"
+            raise ValueError(f"model.architecture.vocab_size={vocabulary}: allowed is {allowed}")
 
     @property
     def context(self) -> int:
@@ -163,9 +147,9 @@ class RandomModel(Model):
             "architecture": self.architecture.model_dump(),
             "seed": self.seed,
             "dtype": self._stored,
-            "tokenizer": {path.name: file_digest(path) for path in tokenizer_files(self._own_tokenizer(Path()))},
+            "tokenizer": _files_digest(self._own_tokenizer(Path())),
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return content_hash(content, 16)
 
     @property
     def _stored(self) -> random_weights.Dtype:
@@ -198,8 +182,7 @@ class RandomModel(Model):
             **special,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        generation = {"do_sample": False, **special}
-        (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+        (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **special}, indent=1) + "\n")
         make = partial(random_weights.tensor, seed=self.seed, ordinary=ordinary_tokens(tokenizer))
         report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
         random_weights.write_weights(folder, self.architecture, make, self._stored, report)
@@ -242,29 +225,27 @@ class PathModel(Model):
 
     def check(self) -> None:
         super().check()
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"model.path={self.path}: no such folder; allowed is a folder in Hugging Face layout")
+        folder = self._own_tokenizer(Path())
+        problem = "has no config.json" if folder.is_dir() else "no such folder"
         if not (folder / "config.json").is_file():
-            raise ValueError(f"model.path={self.path}: has no config.json; allowed is a folder in Hugging Face layout")
+            raise ValueError(f"model.path={self.path}: {problem}; allowed is a folder in Hugging Face layout")
         if self.tokenizer is None:  # its prompts are counted by its own
             load_tokenizer(folder)
 
     def _digest(self, cache_dir: Path) -> str:
         """Hash of all its files; a file that was read once is read again only when its size or time has changed."""
-        self.check()  # it may be there where the plan was made, and not on this node
-        return folder_digest(Path(self.path).expanduser().resolve(), cache_dir)
+        return folder_digest(self._folder(cache_dir, ignore), cache_dir)
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
         return Path(self.path).expanduser()
 
     def reach(self, cache_dir: Path) -> None:
-        self.check()  # it may be there where the plan was made, and not on this node
+        self.check()
         super().reach(cache_dir)
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        self.check()
-        return Path(self.path).expanduser().resolve()
+        self.check()  # it may be there where the plan was made, and not on this node
+        return self._own_tokenizer(cache_dir).resolve()
 
 
 class ServedModel(Model):
@@ -285,15 +266,14 @@ class ServedModel(Model):
 def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:
     """Return a folder of links: the same weights under another tokenizer."""
     assert tokenizer is not None
-    files = tokenizer_files(tokenizer)
-    stamp = content_hash([str(folder), *(file_digest(path) for path in files)], 16)
+    stamp = content_hash([str(folder), _files_digest(tokenizer)], 16)
 
     def link(partial: Path) -> None:
         partial.mkdir()
         for path in folder.iterdir():
             if path.name not in TOKENIZER_FILES:
                 (partial / path.name).symlink_to(path.resolve())
-        for path in files:
+        for path in tokenizer_files(tokenizer):
             shutil.copyfile(path, partial / path.name)
 
     target = cache_dir / "models" / f"{_safe(folder.name)}-tokenizer-{stamp}"
@@ -313,10 +293,9 @@ class _Percent:
             self.progress(f"{self.title}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
 
 
-def _files_digest(files: list[Path]) -> str:
-    """Return 16 hex digits of these files' names and content."""
-    content = {path.name: file_digest(path) for path in files}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def _files_digest(tokenizer: Path) -> str:
+    """Return a hash of the names and content of a folder's tokenizer files."""
+    return content_hash({path.name: file_digest(path) for path in tokenizer_files(tokenizer)}, 16)
 
 
 def _safe(name: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
@@ -114,8 +115,7 @@ def stream_of(seed: int, name: str) -> np.random.PCG64:
 
 def draw(stream: np.random.PCG64, count: int) -> Array:
     """16 random bits each. (`random_raw` is what NumPy promises to keep; the methods of Generator are not.)"""
-    bits: Array = stream.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
-    return bits
+    return np.asarray(stream.random_raw(-(-count // 4)), "<u8").view("<u2")[:count]
 
 
 def encode(weights: Array, dtype: Dtype) -> Array:
@@ -125,8 +125,7 @@ def encode(weights: Array, dtype: Dtype) -> Array:
     if dtype == "float16":
         return weights.astype("<f2")
     bits = np.ascontiguousarray(weights, "<f4").view("<u4")
-    rounded: Array = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    return rounded.astype("<u2")
+    return np.asarray((bits + (0x7FFF + (bits >> 16 & 1))) >> 16, "<u2")
 
 
 def write_weights(
@@ -142,42 +141,33 @@ def write_weights(
     `make` gives a tensor by its name and shape; `progress` is called with the number of weights written so far.
     """
     size = 4 if dtype == "float32" else 2
-    files = _shards(list(shapes(architecture)), shard_bytes // size)
-    places: dict[str, str] = {}
+    tensors: dict[str, Any] = dict(shapes(architecture))
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda shape: size * math.prod(shape),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
     done = 0
-    for number, tensors in enumerate(files, 1):
-        file = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+    for file, names in split.filename_to_tensors.items():
         with (folder / file).open("wb") as out:
-            out.write(_header(tensors, dtype, size))
-            for name, shape in tensors:
-                weights = make(name, shape).reshape(-1)
+            out.write(_header({name: tensors[name] for name in names}, dtype, size))
+            for name in names:
+                weights = make(name, tensors[name]).reshape(-1)
                 for begin in range(0, len(weights), CHUNK):
                     out.write(encode(weights[begin : begin + CHUNK], dtype).data)
                 done += len(weights)
-                places[name] = file
                 progress(done)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": done * size}, "weight_map": places}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _shards(tensors: list[tuple[str, Shape]], limit: int) -> list[list[tuple[str, Shape]]]:
-    """Tensors in files of at most `limit` weights each."""
-    files, room = [[tensors[0]]], limit - math.prod(tensors[0][1])
-    for name, shape in tensors[1:]:
-        room -= math.prod(shape)
-        if room < 0:
-            files.append([])
-            room = limit - math.prod(shape)
-        files[-1].append((name, shape))
-    return files
-
-
-def _header(tensors: list[tuple[str, Shape]], dtype: Dtype, size: int) -> bytes:
+def _header(tensors: dict[str, Shape], dtype: Dtype, size: int) -> bytes:
     """The beginning of a safetensors file, written here because the library wants all tensors in memory at once."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, shape in tensors:
+    for name, shape in tensors.items():
         end = offset + size * math.prod(shape)
         code = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[dtype]
         entries[name] = {"dtype": code, "shape": shape, "data_offsets": [offset, end]}

@@ -11,7 +11,7 @@ as a token, and only the engine's own count is recorded.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -53,8 +53,7 @@ class Draw:
 
     def bits(self, purpose: str, count: int) -> NDArray[np.uint64]:
         name = hashlib.sha256(f"{self.seed}/{self.phase}/{purpose}".encode()).digest()[:16]
-        raw: NDArray[np.uint64] = np.random.PCG64(int.from_bytes(name, "little")).random_raw(count)
-        return raw
+        return np.asarray(np.random.PCG64(int.from_bytes(name, "little")).random_raw(count), np.uint64)
 
     def below(self, limit: int, purpose: str, count: int) -> Indices:
         """`count` integers of [0, limit)."""
@@ -66,8 +65,7 @@ class Draw:
 
     def fractions(self, purpose: str) -> list[float]:
         """One number of (0, 1) per request."""
-        values: list[float] = ((self.bits(purpose, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist()
-        return values
+        return list(((self.bits(purpose, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist())
 
     def cycle(self, limit: int, purpose: str) -> Indices:
         """An index of [0, limit) for each request: all indices in random order, then again in a new order."""
@@ -100,24 +98,17 @@ class Workload(Strict):
         return _digest()
 
     def requests(self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured") -> list[Request]:
-        """`count` requests, determined by the arguments.
-
-        Raises ValueError if the tokenizer cannot produce prompts of the requested length.
-        """
+        """`count` requests, determined by the arguments. Raises ValueError if the tokenizer cannot make them."""
         if count == 0:
             return []
-        draw = Draw(seed, phase, count)
-        outputs = self._output_lengths(draw)
-        requests = []
-        for number, (text, ids) in enumerate(self._prompts(draw, tokenizer)):
-            length = UNKNOWN if ids is None else len(ids)
-            requests.append(Request(f"{phase}-{seed:x}-{number}", text, outputs[number], length, phase))
-        return requests
+        prompts, outputs = self._draw(Draw(seed, phase, count), tokenizer)
+        return [
+            Request(f"{phase}-{seed:x}-{number}", text, output, UNKNOWN if ids is None else len(ids), phase)
+            for number, ((text, ids), output) in enumerate(zip(prompts, outputs, strict=True))
+        ]
 
-    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:
-        raise NotImplementedError
-
-    def _output_lengths(self, draw: Draw) -> list[int]:
+    def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
+        """The prompts of a phase, and the lengths of their answers in tokens."""
         raise NotImplementedError
 
 
@@ -141,38 +132,41 @@ class Prompts(Workload):
     def _texts(self) -> list[str]:
         shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
         rows = _read_rows(self._path, f"workload.file={self.file}", f", or one of {shipped}")
-        texts = [row.get("prompt") for row in rows]
+        texts: list[Any] = [row.get("prompt") for row in rows]
         if not all(isinstance(text, str) and text for text in texts):
             raise ValueError(f'workload.file={self.file}: allowed is {{"prompt": text}} in each line')
-        return [str(text) for text in texts]
+        return texts
 
-    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:
+    def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         texts = self._texts()
         chosen = [texts[i] for i in draw.cycle(len(texts), "prompts")]
         if self.unique_header:
             vocabulary = _word_list()
             headers = [" ".join(vocabulary[i] for i in header) for header in draw.headers(len(vocabulary)).tolist()]
             chosen = [f"{header}\n\n{text}" for header, text in zip(headers, chosen, strict=True)]
-        return _encode(chosen, tokenizer)
-
-    def _output_lengths(self, draw: Draw) -> list[int]:
-        return [self.output_tokens] * draw.count
+        return _encode(chosen, tokenizer), [self.output_tokens] * draw.count
 
 
-class Synthetic(Workload):
+class _ExactLengths(Workload):
+    """Random plain words, exactly so many tokens of them."""
+
+    def lengths(self, draw: Draw) -> list[tuple[int, int]]:
+        """Tokens of each request's input and output."""
+        raise NotImplementedError
+
+    def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
+        inputs, outputs = map(list, zip(*self.lengths(draw), strict=True))
+        return exact_prompts(inputs, draw, tokenizer, self.unique_header), outputs
+
+
+class Synthetic(_ExactLengths):
     """Random plain words, exactly `input_tokens` tokens of them."""
 
     input_tokens: PositiveInt
     output_tokens: PositiveInt
 
-    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:
-        return exact_prompts(self._input_lengths(draw), draw, tokenizer, self.unique_header)
-
-    def _input_lengths(self, draw: Draw) -> list[int]:
-        return [self.input_tokens] * draw.count
-
-    def _output_lengths(self, draw: Draw) -> list[int]:
-        return [self.output_tokens] * draw.count
+    def lengths(self, draw: Draw) -> list[tuple[int, int]]:
+        return [(self.input_tokens, self.output_tokens)] * draw.count
 
 
 class Serving(Synthetic):
@@ -186,13 +180,11 @@ class Serving(Synthetic):
     spread: Annotated[float, Field(ge=0, le=1)] = 0.4
     longest: PositiveInt | None = None  # tokens of an input or an output; keeps a long tail within the context
 
-    def _input_lengths(self, draw: Draw) -> list[int]:
-        return self._lengths(self.input_tokens, draw.fractions("input_tokens"))
+    def lengths(self, draw: Draw) -> list[tuple[int, int]]:
+        inputs = self._around(self.input_tokens, draw.fractions("input_tokens"))
+        return list(zip(inputs, self._around(self.output_tokens, draw.fractions("output_tokens")), strict=True))
 
-    def _output_lengths(self, draw: Draw) -> list[int]:
-        return self._lengths(self.output_tokens, draw.fractions("output_tokens"))
-
-    def _lengths(self, mean: int, fractions: Sequence[float]) -> list[int]:
+    def _around(self, mean: int, fractions: Sequence[float]) -> list[int]:
         if self.spread == 0:
             return [mean] * len(fractions)
         if self.distribution == "uniform":
@@ -200,16 +192,14 @@ class Serving(Synthetic):
             low, high = max(mean - reach, 1), mean + reach
             high = min(high, self.longest or high)
             return [low + int(fraction * (high - low + 1)) for fraction in fractions]
-        scale: Callable[[float], float] = float
-        back: Callable[[float], float] = float
-        normal = NormalDist(mean, mean * self.spread)
-        if self.distribution == "lognormal":
+        log, normal = self.distribution == "lognormal", NormalDist(mean, mean * self.spread)
+        if log:
             variance = math.log1p(self.spread**2)
-            scale, back, normal = math.log, math.exp, NormalDist(math.log(mean) - variance / 2, math.sqrt(variance))
-        lowest = normal.cdf(scale(0.5))
-        highest = normal.cdf(scale(self.longest + 0.5)) if self.longest else 1.0
+            normal = NormalDist(math.log(mean) - variance / 2, math.sqrt(variance))
+        ends = (0.5, (self.longest or math.inf) + 0.5)
+        lowest, highest = (normal.cdf(math.log(end) if log else end) for end in ends)
         values = [normal.inv_cdf(lowest + fraction * (highest - lowest)) for fraction in fractions]
-        return [max(round(back(value)), 1) for value in values]
+        return [max(round(math.exp(value) if log else value), 1) for value in values]
 
     def check(self) -> None:
         for key in ("input_tokens", "output_tokens"):
@@ -217,7 +207,7 @@ class Serving(Synthetic):
                 raise ValueError(f"workload.longest={self.longest}: allowed is at least {key}, {getattr(self, key)}")
 
 
-class Recorded(Workload):
+class Recorded(_ExactLengths):
     """Like Synthetic, with the lengths of recorded requests, in random order."""
 
     file: str  # path of a JSONL file with {"input_tokens": n, "output_tokens": n} in each line
@@ -230,22 +220,15 @@ class Recorded(Workload):
 
     def _pairs(self) -> list[tuple[int, int]]:
         rows = _read_rows(Path(self.file).expanduser(), f"workload.file={self.file}")
-        pairs = [(row.get("input_tokens"), row.get("output_tokens")) for row in rows]
+        pairs: list[Any] = [(row.get("input_tokens"), row.get("output_tokens")) for row in rows]
         if not all(type(n) is int and n > 0 for pair in pairs for n in pair):
-            raise ValueError(
-                f'workload.file={self.file}: allowed is {{"input_tokens": n, "output_tokens": n}} in each line, n > 0'
-            )
-        return [(int(str(i)), int(str(o))) for i, o in pairs]
+            allowed = '{"input_tokens": n, "output_tokens": n} in each line, n > 0'
+            raise ValueError(f"workload.file={self.file}: allowed is {allowed}")
+        return pairs
 
-    def _chosen(self, draw: Draw) -> list[tuple[int, int]]:
+    def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         pairs = self._pairs()
         return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
-
-    def _prompts(self, draw: Draw, tokenizer: Tokenizer | None) -> list[Encoded]:
-        return exact_prompts([i for i, _ in self._chosen(draw)], draw, tokenizer, self.unique_header)
-
-    def _output_lengths(self, draw: Draw) -> list[int]:
-        return [o for _, o in self._chosen(draw)]
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
@@ -257,9 +240,8 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
     """
     lead, vocabulary, special = ("", _word_list(), 0) if tokenizer is None else _plain_words(tokenizer)
     if min(lengths) <= special:
-        raise ValueError(
-            f"workload.input_tokens={min(lengths)}: allowed is at least {special + 1}, as the tokenizer adds {special}"
-        )
+        allowed = f"at least {special + 1}, as the tokenizer adds {special}"
+        raise ValueError(f"workload.input_tokens={min(lengths)}: allowed is {allowed}")
     sizes = [length - special for length in lengths]
     texts = _word_lists(vocabulary, [size + SPARE_WORDS for size in sizes], draw, unique)
     for _ in range(ROUNDS):
@@ -270,9 +252,7 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
         sizes = [size - over for size, over in zip(sizes, excess, strict=True)]
         if not all(0 < size <= len(text) for text, size in zip(texts, sizes, strict=True)):
             break
-    raise ValueError(
-        f"workload.input_tokens={max(lengths)}: this tokenizer cannot produce a prompt of exactly that length"
-    )
+    raise ValueError(f"workload.input_tokens={max(lengths)}: this tokenizer cannot make prompts of that exact length")
 
 
 def _word_lists(vocabulary: list[str], sizes: Sequence[int], draw: Draw, unique: bool) -> list[list[str]]:
@@ -304,10 +284,8 @@ def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
         single_tokens = [word for word, e in zip(_word_list(), encodings, strict=True) if len(e.ids) == special + 1]
         best = max(best, (lead, single_tokens), key=lambda pair: len(pair[1]))
     if len(best[1]) < FEWEST_WORDS:
-        raise ValueError(
-            f"model.tokenizer: only {len(best[1])} of {len(_word_list())} plain words are single tokens; prompts of "
-            f"exact length need {FEWEST_WORDS}"
-        )
+        problem = f"only {len(best[1])} of {len(_word_list())} plain words are single tokens"
+        raise ValueError(f"model.tokenizer: {problem}; prompts of exact length need {FEWEST_WORDS}")
     return (*best, special)
 
 
@@ -317,10 +295,7 @@ def _word_list() -> list[str]:
 
 
 def _read_rows(path: Path, key: str, or_else: str = "") -> list[dict[str, Any]]:
-    """The mappings of a JSONL file; `or_else` lists other allowed values for the error message.
-
-    Raises ValueError if there is no such file, or a line of it is not a mapping, or it is empty.
-    """
+    """The mappings of a JSONL file. Raises ValueError, with `or_else` as other allowed values, if it holds none."""
     if not path.is_file():
         raise ValueError(f"{key}: no such file; allowed is the path of a JSONL file{or_else}")
     return _parse_rows(path, key, path.stat().st_mtime_ns)

@@ -9,6 +9,7 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,8 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
         return "none: on random weights agreement says nothing"
     try:
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
-        content = [
-            AGREEMENT_VERSION,
-            model.digest(work.cache),
-            model.tokenizer,
-            PROMPTS,
-            TOKENS,
-            environments.fingerprint(spec),
-        ]
+        fingerprint = environments.fingerprint(spec)
+        content = [AGREEMENT_VERSION, model.digest(work.cache), model.tokenizer, PROMPTS, TOKENS, fingerprint]
         path = work.cache / "agreement" / f"{content_hash(content, 16)}.json"
 
         def compute(partial: Path) -> None:
@@ -86,16 +81,11 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
     # An engine that needs no Python at all (llama.cpp) is compared with it too: report what the time is spent on.
     why = "for transformers, which engines are compared with; agreement=false leaves it out"
     python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
-    folder = model.prepare(cache, progress)
-    tokenizer = model.load_tokenizer(cache)
+    folder, tokenizer = model.prepare(cache, progress), model.load_tokenizer(cache)
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
     progress(f"computing the reference answers of {model.name}")
-    job = {
-        "model": str(folder),
-        "device": "cuda" if launch.gpus else "cpu",
-        "prompts": prompts,
-        "tokens": TOKENS,
-    }
+    device = "cuda" if launch.gpus else "cpu"
+    job = {"model": str(folder), "device": device, "prompts": prompts, "tokens": TOKENS}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with task.program([python, "-m", "backends.host.reference_tokens"], _reference_environ(launch), **pipes) as process:
         answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
@@ -107,12 +97,8 @@ def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, pro
 
 def _reference_environ(launch: Launch) -> dict[str, str]:
     """Return the environment that an engine would have: without secrets, with the launch's own GPUs and threads."""
-    variables = {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": str(launch.threads),
-        "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
-    }
-    return {**inherited_environment(), **ENGINE_ENVIRON, **variables}
+    own = {"OMP_NUM_THREADS": str(launch.threads), "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}
+    return {**inherited_environment(), **ENGINE_ENVIRON, "PYTHONPATH": str(ROOT), **own}
 
 
 def compare(work: Work, engine: Engine, expected: Reference | str) -> dict[str, Any]:
@@ -141,8 +127,7 @@ def _share(
     """
     backend = engine.backend
     if not backend.ignores_eos:
-        stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
-        tokens = tokens[:stop]
+        tokens = list(takewhile(lambda token: token not in ends, tokens))
         if not tokens:
             return None
     answer = ask(engine, prompt if backend.token_ids and backend.api == "completions" else text, len(tokens))
@@ -159,10 +144,7 @@ def matching_prefix(tokens: Sequence[int], expected: Sequence[int]) -> int:
 
 
 def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str:
-    """Return the engine's greedy continuation through its ordinary API: token ids if it gives them, else text.
-
-    Raises httpx.HTTPError, ValueError or KeyError for an answer that has neither.
-    """
+    """Return the engine's greedy continuation through its ordinary API: token ids if it gives them, else text."""
     backend, model = engine.backend, engine.launch.served_name
     with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
         if backend.api == "tgi":
@@ -172,8 +154,7 @@ def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str
         if backend.api != "completions":
             raise ValueError(f"api={backend.api} gives no plain continuation")
         body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, **backend.extra_body}
-        if backend.ignores_eos:
-            body["ignore_eos"] = True
+        body |= {"ignore_eos": True} if backend.ignores_eos else {}
         response = http.post("/v1/completions", json={**body, "return_token_ids": True})
         if response.status_code in (400, 422):  # an engine that has no such key
             response = http.post("/v1/completions", json=body)
@@ -183,5 +164,4 @@ def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)

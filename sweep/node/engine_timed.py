@@ -8,6 +8,7 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -33,9 +34,9 @@ def measure(
 ) -> Measurement:
     """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests when the mode says.
 
-    `on_start` is called when the engine is asked: when its warm-up is over, only it knows.
-    The measuring client's own arguments (`client`) have no meaning here. Every request
-    ends with an error when `should_stop` gives a reason, when the engine fails, and in a mode that needs a client.
+    `on_start` is called when the engine is asked: when its warm-up is over, only it knows. The measuring client's own
+    arguments (`client`) have no meaning here. Every request ends with an error when `should_stop` gives a reason, when
+    the engine fails, and in a mode that needs a client.
     """
     body: dict[str, Any] = {
         "warmup": [_request(request) for request in warmup],
@@ -129,19 +130,7 @@ def _record(request: Request, row: dict[str, Any], batch: int | None) -> Record:
 
 def _report(offered: int, sent: int, problem: str | None) -> ClientReport:
     """The report of a client, where there is none."""
-    return ClientReport(
-        processes=0,
-        cpu=0.0,
-        cpu_seconds=0.0,
-        loop_lag_p50=0.0,
-        loop_lag_p99=0.0,
-        offered=offered,
-        sent=sent,
-        reads=0,
-        multi_event_reads=0,
-        stamp_source="engine",
-        clock_steps=0,
-        peak_memory_bytes=0,
-        batch_form="list",
-        stopped=problem.removeprefix("cancelled: ") if problem and problem.startswith("cancelled") else None,
-    )
+    stopped = problem.removeprefix("cancelled: ") if problem and problem.startswith("cancelled") else None
+    zeros: dict[str, Any] = dict.fromkeys((field.name for field in fields(ClientReport)), 0)
+    figures = {"offered": offered, "sent": sent, "stamp_source": "engine", "batch_form": "list", "stopped": stopped}
+    return ClientReport(**zeros | figures)

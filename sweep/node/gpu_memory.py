@@ -16,9 +16,7 @@ FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # a driver and a display hold some: up t
 def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float = 1.0) -> None:
     """Wait until the memory of these GPUs (indices or UUIDs) is free.
 
-    Raises:
-        LaunchError: if it is not after `timeout` s, with the processes that use it.
-        Stopped: if the task is cancelled before that.
+    Raises LaunchError, with the processes that use it, if not after `timeout` s; Stopped if the task is cancelled.
     """
     handles = gpus.handles(devices)
     deadline = time.monotonic() + timeout

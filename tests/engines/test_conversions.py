@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from backends.base import Launch
-from backends.prepare import checkpoints
+from backends.llamacpp import CONVERTER
+from backends.prepare import checkpoints, environments
 from tests.engines.conftest import CACHE, configured
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -164,7 +165,7 @@ print(json.dumps({"fields": fields, "tensors": wanted, "types": {n: t.tensor_typ
 
 
 def read_gguf(folder: Path, *tensors: str) -> dict:
-    python = checkpoints.environment_python("gguf", CACHE, print)
+    python = environments.prepare(environments.resolve(CONVERTER, "cpu"), CACHE, print).python
     share = Path(python).parent.parent / "share" / "gguf-py"
     command = [python, "-c", READ_GGUF, str(folder / "model.gguf"), *tensors]
     answer = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(share)}, check=True)
