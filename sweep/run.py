@@ -101,7 +101,7 @@ def _run_locked(
 def _drive(
     plan: Plan, pending: PendingWork, paths: RunPaths, ledger: Ledger, nodes: Sequence[Node], console: Console
 ) -> RunResult:
-    tracker = _tracker(plan.settings, paths) if pending.deployments else None
+    tracker = _tracker(plan.settings, paths) if pending.launches else None
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,

@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
 from analysis.report.terminal import label, shown_columns, times, with_interval
 from analysis.results import RunResults
-from analysis.summary import HEADLINE, STEADY, estimate, merits
+from analysis.standings import Standing
+from analysis.summary import estimate
+from analysis.winners import best, tied_text
 from sweep.numbers.warnings import ResultWarning
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
@@ -45,33 +48,47 @@ def results_tables(results: RunResults) -> list[Table]:
     columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
     columns += [*map(_column, quantities), *(Heading(label(name).short, "× baseline") for name in compared)]
 
-    def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
+    def row(point: "pd.Series[Any]") -> list[Cell]:
         warnings = results.warnings_at(point)
         general = [warning for warning in warnings if not warning.kind.quantities]
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
-            *(_measured(point, name, best[name], warnings) for name in quantities),
+            *(_measured(point, name, warnings) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
 
     tables = []
     for panel, group in points.head(LARGEST_TABLE).groupby("panel", sort=False):
-        best = {name: _best(merits(group, name)) for name in quantities}
-        tables.append(Table(columns, [row(point, best) for _, point in group.iterrows()], title=str(panel)))
+        tables.append(Table(columns, [row(point) for _, point in group.iterrows()], title=str(panel)))
     return tables
 
 
-def _measured(point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning]) -> Cell:
+def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning]) -> Cell:
     """A mean with its interval."""
     text = label(name).shown(point[name])
     detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
-    return Cell(text, detail, bool(point[name] == best), concerned)
+    return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
 
-def _best(values: "pd.Series[Any]") -> Any:
-    return {"higher": values.max(), "lower": values.min()}.get(str(label(str(values.name)).better))
+def winners_table(results: RunResults) -> Table | None:
+    """A row for each comparison: the best of each quantity, with those not told apart from it."""
+    winners = best(results.points)
+    if not winners:
+        return None
+    quantities = list(dict.fromkeys(winner.quantity.column for winner in winners))
+    rows: dict[tuple[str, str], dict[str, Cell]] = {}
+    for winner in winners:
+        task = str(winner.point["panel"]), results.layout.load(winner.point)
+        detail = f"{tied_text(winner)} ({winner.compared} compared)" if len(winner.tied) else ""
+        rows.setdefault(task, {})[winner.quantity.column] = Cell(winner.point["line"], detail, best=not detail)
+    columns = [Heading(text, kind="text") for text in ("task", "load", *(label(name).short for name in quantities))]
+    cells = [
+        [Cell(panel), Cell(load), *(row.get(name, Cell("—")) for name in quantities)]
+        for (panel, load), row in rows.items()
+    ]
+    return Table(columns, cells[:LARGEST_TABLE], len(cells))
 
 
 def ladder_table(layout: Layout) -> Table | None:

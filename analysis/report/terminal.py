@@ -12,13 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.failures import Losses
+from analysis.headline import HEADLINE
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
 from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
 from analysis.stats import Estimate
-from analysis.summary import HEADLINE, best, estimate
+from analysis.summary import estimate
 from analysis.warnings import concerning, grouped, scope
+from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.numbers.warnings import Severity
 from sweep.wording import count
 
@@ -186,12 +188,21 @@ def _best(results: RunResults) -> Table:
     for _ in range(2):
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # where: may break between words
-    for labelled, mean, point in best(results.points):
-        value = f"{with_interval(mean, labelled.shown(mean.value))} {labelled.unit}"
+    winners = best(results.points)
+    many = [tally for tally in tallies(winners) if tally.comparisons > MOST_COMPARISONS]
+    for tally in many:
+        value = Text(f"in {count(tally.comparisons, 'comparison')}", style="green")
+        table.add_row(Text(f"best {tally.quantity.in_sentence}", style="bold"), value, Text(tally_text(tally)))
+    counted = {tally.quantity.column for tally in many}
+    for winner in (winner for winner in winners if winner.quantity.column not in counted):
+        labelled, mean, point = winner.quantity, winner.estimate, winner.point
+        value = Text(f"{with_interval(mean, labelled.shown(mean.value))} {labelled.unit}", style="green")
         where = Text(results.layout.describe(point))
+        if not winner.tied.empty:
+            where.append(f", {tied_text(winner)}", style="yellow")
         for warning in concerning(results.warnings_at(point), labelled.column):
             where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
-        table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), Text(value, style="green"), where)
+        table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), value, where)
     return table
 
 

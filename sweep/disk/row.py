@@ -49,6 +49,7 @@ class Identity:
 class EngineFacts:
     """Facts that a launched engine reports, and where it ran."""
 
+    launch: str | None  # of this start of the engine: replicates with one launch have its luck in common
     engine_version: str | None
     dtype: str | None
     agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing

@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from sweep.config import Strict
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]
@@ -29,10 +31,8 @@ SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22  # weights drawn at a time
 
 
-class Architecture(BaseModel):
+class Architecture(Strict):
     """The numbers of a Llama, under the names they have in its config.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     hidden_size: PositiveInt
     intermediate_size: PositiveInt

@@ -13,7 +13,7 @@ KEPT_UP = 0.9  # of the rate that was offered: an engine that answers at more of
 
 @quantity(unit="requests/s", kind="validity")
 def offered_rate(records: Records, mask: Mask) -> float | None:
-    """(n − 1) / (last scheduled − first scheduled)."""
+    """(n − 1) / (last scheduled − first scheduled); null without a schedule."""
     return _rate(as_floats(records.scheduled)[mask])
 
 
