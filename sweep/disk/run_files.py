@@ -27,9 +27,8 @@ from sweep import whole_file
 from sweep.config import PERCENTILES
 from sweep.disk import row as trial_row
 from sweep.numbers.quantities.tokens import buffered_share
-from sweep.numbers.quantity import declared
+from sweep.numbers.quantity import declared, is_buffered
 from sweep.numbers.selection import measured
-from sweep.numbers.summarise import is_buffered
 from sweep.records import UNKNOWN, Records, Sample
 
 Row = Mapping[str, Any]

@@ -70,6 +70,11 @@ class Statistic:
 _DECLARED: dict[str, Quantity] = {}
 
 
+def is_buffered(buffered_share: Value) -> bool:
+    """Return whether the time between events is that of a buffer on their way, and not the engine's."""
+    return isinstance(buffered_share, float) and buffered_share > BUFFERED
+
+
 def declare(quantity: Quantity) -> None:
     """Add a quantity.
 
