@@ -21,7 +21,14 @@ from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.plotting.layout import listed
 from analysis.quantities import LabelledColumn, definitions, labelled_column, number
-from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table, winners_table
+from analysis.report.tables import (
+    LARGEST_TABLE,
+    ladder_table,
+    results_tables,
+    spread_table,
+    steady_table,
+    winners_table,
+)
 from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
@@ -86,6 +93,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
         "tables": results_tables(results),
         "winners": winners_table(results),
+        "spread": spread_table(results),
         "ladder": ladder_table(layout),
         "steady": steady_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
