@@ -29,11 +29,14 @@ from sweep.config import ConfigError, Strict
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+WARMUP = 4  # requests, where nothing says how many will be in flight
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Load(Strict):
     """A name for the trials row, and a time after which nothing new is sent."""
+
+    open_loop: ClassVar[bool] = False  # requests are due at times that do not depend on the answers
 
     name: str
     duration: Positive | None = None  # s; null: only the number of requests ends the trial
@@ -46,6 +49,11 @@ class Load(Strict):
     def count(self, num_requests: int) -> int:
         """The requests that a trial must have ready where the workload asks for `num_requests` measured ones."""
         return num_requests
+
+    def warmup(self, requests: int | None) -> int:
+        """The requests of the warm-up; None: enough that the engine has met the largest batch that it will have."""
+        count = WARMUP if requests is None else requests
+        return self.count(count) if count else 0
 
     def describe(self) -> str:
         """The load in a short phrase, for people."""
@@ -88,6 +96,9 @@ class Closed(Load):
     think_distribution: Literal["constant", "exponential"] = "constant"
     stagger: NotNegative = 0.0  # s over which the users begin, evenly spaced; 0: all at once
 
+    def warmup(self, requests: int | None) -> int:
+        return max(WARMUP, self.concurrency) if requests is None else requests
+
     def describe(self) -> str:
         thinking = f", thinking {self.think_time:g} s" if self.think_time else ""
         return f"{self.concurrency} users{thinking}"
@@ -103,6 +114,7 @@ class Closed(Load):
 class _ArrivalProcess(Load):
     """An open loop: requests are due at times that do not depend on the answers."""
 
+    open_loop = True
     process: ClassVar[str]  # in a short phrase with its fields
     max_concurrency: Count | None = None  # requests in flight; those due beyond it wait, and their wait is measured
 

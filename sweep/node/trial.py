@@ -18,10 +18,11 @@ from sweep import provenance
 from sweep.client import measurement, wire
 from sweep.disk import run_files
 from sweep.disk.row import Observation, TrialRow, Verdict
+from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
-from sweep.node.verdict import judge
+from sweep.node.verdict import judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
@@ -30,11 +31,20 @@ from sweep.records import Outcome, Request
 
 
 def run_trial(
-    work: Work, running: RunningEngine, trial: Trial, stop: threading.Event, caches_reset: bool | None
+    work: Work,
+    running: RunningEngine,
+    trial: Trial,
+    stop: threading.Event,
+    *,
+    caches_reset: bool | None = None,
+    salt: str | None = None,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
-    `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to.
+    `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to. `salt`
+    makes the prompts' headers new to it where it may remember some. `notify` is called with what should be known before
+    the trial is over.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -42,8 +52,10 @@ def run_trial(
         client.ClientDied: if the measuring process ended without its results.
     """
     engine = running.engine
+    salt = salt if trial.workload.unique_header else None
     inputs = {"startup_seconds": engine.startup_seconds, "agreement": running.facts.get("agreement")}
-    facts = engine_facts(running, caches_reset)
+    inputs["cold_ttft"] = running.facts.get("cold_ttft")
+    facts = engine_facts(running, caches_reset, salt)
     row = TrialRow(
         identity=identity(work, trial, gpu_name(running.node)),
         verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
@@ -52,16 +64,18 @@ def run_trial(
         measured=figures(inputs),
     )
     try:
-        prompts = _build_requests(work, trial)
+        prompts = _build_requests(work, trial, salt or "")
     except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
         verdict = Verdict(outcome=Outcome.INVALID, reason=str(error), ended_at=provenance.now())
         return replace(row, verdict=verdict).flat()
+    if not trial.workload.unique_header:
+        inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     sampler = Sampler(_sources(engine), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     deadline = time.monotonic() + work.settings.trial_timeout
     logged = engine.log_position()
     began = time.monotonic()
-    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline))
+    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline), notify)
     del prompts  # of a long trial, hundreds of megabytes
     if stop.is_set():
         return row.flat()
@@ -90,13 +104,20 @@ def _measure(
     prompts: tuple[list[Request], list[Request]],
     sampler: Sampler,
     should_stop: Callable[[], str | None],
+    notify: Callable[[str], None],
 ) -> measurement.Measurement:
     """Send the warm-up and the measured requests, the sampler beside them; the job's folder lasts as long."""
     warmup, requests = prompts
+
+    def on_warm(warm_up: measurement.WarmUp) -> None:
+        reason = not_honoured(warm_up.answers, warm_up.output_tokens, warm_up.asked_output_tokens)
+        if trial.workload.ignore_eos and running.engine.backend.ignores_eos and reason:
+            notify(f"warm-up: {reason}")
+
     measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         return measure(
-            _target(trial, running.engine),
+            target(running.engine, trial.workload.ignore_eos),
             warmup,
             requests,
             trial.load.mode(len(requests), trial.seed),
@@ -105,28 +126,38 @@ def _measure(
             processes=work.settings.client.processes,
             timeouts=work.settings.client.timeouts,
             on_start=sampler.begin,
+            on_warm=on_warm,
             should_stop=should_stop,
+            count_tokens=_count_tokens(work),
         )
 
 
-def _build_requests(work: Work, trial: Trial) -> tuple[list[Request], list[Request]]:
+def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request], list[Request]]:
     """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     workload, count = trial.workload, trial.num_requests
-    requests = workload.requests(tokenizer, count, trial.seed)
-    warm = trial.load.count(workload.warmup_requests) if workload.warmup_requests else 0
-    warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup")
+    requests = workload.requests(tokenizer, count, trial.seed, salt=salt)
+    warm = trial.load.warmup(workload.warmup_requests)
+    warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup", salt=salt)
     return warmup, requests
 
 
-def _target(trial: Trial, engine: Engine) -> wire.Target:
+def _count_tokens(work: Work) -> measurement.CountTokens | None:
+    """The model's own tokenizer as a counter of answers' tokens; None where it is not known."""
+    tokenizer = work.deployment.model.load_tokenizer(work.cache)
+    if tokenizer is None:
+        return None
+    return lambda texts: [len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def target(engine: Engine, ignore_eos: bool) -> wire.Target:
     """Return what the client must know of the engine: what its backend says under the same names, and three more."""
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url"}
     return wire.Target(
         url=engine.url,
         model=engine.launch.served_name,
-        ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,
+        ignore_eos=ignore_eos and backend.ignores_eos,
         **{name: getattr(backend, name) for name in shared},
     )
 

@@ -11,20 +11,31 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
-from sweep.numbers.quantity import columns
+from sweep.numbers.quantity import BUFFERED, columns
 
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
-SHARED_READS = 0.01  # of the output tokens: from there on they affect the p99 of the gaps
+SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
+MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
+HIDDEN = 0.1  # of the output tokens
+LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
+CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 SHORT_ANSWERS = 0.01  # of the users' time for the client, which is as quick as it can be, or limited the trial
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
 LATENCIES = tuple(_LATENCIES)
+STEADY_COLUMNS = tuple(name for name, column in columns().items() if column.steady)
+STEADY_LATENCIES = tuple(name for name in STEADY_COLUMNS if columns()[name].quantity.kind == "latency")
+STEADY_P99 = tuple(name for name in STEADY_LATENCIES if columns()[name].name == "p99")
 P99 = tuple(name for name, column in _LATENCIES.items() if column.name == "p99")
+TTFT_COLUMNS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "ttft")
 E2EL = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "e2el")
+STREAMED = tuple(name for name, column in _LATENCIES.items() if column.quantity.spaced)
+TOKEN_COLUMNS = ("output_tokens", "output_throughput", "total_throughput", "cost_per_million_tokens", "tpot_e2e_mean")
+AS_OFFERED = ("output_throughput", "total_throughput", "request_throughput", "cost_per_million_tokens")
 ARRIVALS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name in ("ttft", "itl"))
 
 
@@ -154,7 +165,8 @@ def inexact_agreement(agreement: float) -> Evidence | None:
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
-    "No latency includes them; the errors are in the trial's requests.parquet.",
+    "In the percentiles of a latency they are slower than any other; means and maxima leave them out. The errors are in"
+    " the trial's requests.parquet.",
     LATENCIES,
 )
 def failed_requests(num_failed: int, num_requests: int) -> Evidence | None:
@@ -193,6 +205,40 @@ def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | No
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
+    "The engine's log says why. Headers that it had not seen kept most of it from mattering, unless"
+    " workload.unique_header=false; for a clean measurement set relaunch=per_replicate.",
+    lowest_is_worst=True,
+)
+def caches_not_reset(caches_reset: bool) -> Evidence | None:
+    """The engine was asked to forget earlier prompts before the trial, and did not."""
+    return None if caches_reset else Evidence(0, "the engine's caches were not reset before the trial")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "TTFT and throughput hold for this share of repeated input only; workload.unique_header=true makes all of it new.",
+)
+def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
+    """The prompts have no unique headers, so the engine's prompt cache may answer for it."""
+    share = expected_prefix_hit_rate
+    return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The engine did not compute this input: TTFT and throughput are those of repeated prompts.",
+)
+def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
+    """The engine's prompt cache answered more than 5 % of the input."""
+    share = prefix_hit_rate
+    return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
     "Use the steady_* columns, or set workload.num_requests higher.",
 )
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
@@ -207,10 +253,45 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
     P99,
     lowest_is_worst=True,
 )
-def few_requests(num_requests: int, num_failed: int) -> Evidence | None:
+def few_requests(num_requests: int) -> Evidence | None:
     """The p99 is over fewer than 100 requests."""
-    answered = num_requests - num_failed
-    return Evidence(answered, f"p99 over only {answered:,} requests") if answered < REQUESTS_FOR_P99 else None
+    few = num_requests < REQUESTS_FOR_P99
+    return Evidence(num_requests, f"p99 over only {num_requests:,} requests") if few else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Its p99 is nearly the slowest of them: set workload.num_requests higher.",
+    STEADY_P99,
+    lowest_is_worst=True,
+)
+def few_steady_requests(steady_num_requests: int) -> Evidence | None:
+    """Fewer than 100 requests were sent in the steady state."""
+    few = steady_num_requests < REQUESTS_FOR_P99
+    return Evidence(steady_num_requests, f"only {steady_num_requests:,} requests in the steady state") if few else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The steady_* latencies are a mean of the two: find out what changes during a trial, or measure for longer.",
+    STEADY_LATENCIES,
+)
+def drift_within_steady_state(steady_drift: float) -> Evidence | None:
+    """Within the steady state the latency differs from half to half."""
+    return Evidence(steady_drift, f"latency changed {steady_drift:.2f}-fold within the steady state")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The steady_* figures are of the better part of the trial: compare those of the whole run, or measure for longer.",
+    STEADY_COLUMNS,
+)
+def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
+    """Requests sent after the steady state were slower than those in it."""
+    return Evidence(steady_drift_after, f"latency grew {steady_drift_after:.2f}-fold after the steady state")
 
 
 @register(
@@ -232,12 +313,116 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
     " late. To find out, give the client its own core, or set client.processes higher.",
     ("itl_p99",),
 )
-def shared_timestamps(client_multi_event_reads: int, output_tokens: int) -> Evidence | None:
-    """The client often read several tokens at once."""
-    share = _share(client_multi_event_reads, output_tokens)
+def shared_timestamps(buffered_share: float) -> Evidence | None:
+    """Between 1 and 10 % of the events came together with another event of the same answer."""
+    shared = SHARED_EVENTS < buffered_share <= BUFFERED
+    return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another one") if shared else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.SEVERE,
+    "Something between the engine and the client holds its events back: TPOT, ITL and goodput with a bound on TPOT are"
+    " left out, and TTFT is that of the buffer. Switch off response buffering (nginx: proxy_buffering off), or ask the"
+    " engine directly.",
+    (*STREAMED, *ARRIVALS, "goodput"),
+)
+def buffered_stream(buffered_share: float) -> Evidence | None:
+    """More than 10 % of the events came together with another event of the same answer."""
+    buffered = buffered_share > BUFFERED
+    return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.SEVERE,
+    "An event is not a token, so figures of tokens are left out: set model.tokenizer to the model's own tokenizer, or"
+    " have the server send usage (stream_options.include_usage).",
+    (*TOKEN_COLUMNS, *STREAMED),
+)
+def uncounted_tokens(token_source: str) -> Evidence | None:
+    """The server did not count its output tokens, and neither could the model's tokenizer."""
+    return Evidence(1, "nobody counted the output tokens") if "events" in token_source.split(", ") else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The count is right if model.tokenizer is that of the served model; hidden tokens are not in it. Have the server"
+    " send usage (stream_options.include_usage).",
+    TOKEN_COLUMNS,
+)
+def own_token_count(token_source: str) -> Evidence | None:
+    """The server did not count its output tokens: the model's tokenizer counted them in the text."""
+    own = "text" in token_source.split(", ")
+    return Evidence(1, "output tokens counted in the text by the model's tokenizer") if own else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Either model.tokenizer is not that of the served model, or the server counts tokens that are not in its answers:"
+    " compare requests/s and end-to-end latencies instead.",
+    (*TOKEN_COLUMNS, *STREAMED),
+)
+def token_counts_differ(recounted_share: float, token_source: str) -> Evidence | None:
+    """The server's count of the output tokens differs by more than 10 % from that of the model's tokenizer."""
+    if token_source == "ids" or abs(recounted_share - 1) <= MISCOUNT:
+        return None
+    share = f"{recounted_share:.0%} of the tokens that the server counted are in the text"
+    return Evidence(abs(math.log(recounted_share)) if recounted_share > 0 else math.inf, share)
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Output tokens, throughput and cost include them; TPOT, the peak and the steady state are of those that came.",
+    TOKEN_COLUMNS,
+)
+def hidden_tokens(hidden_share: float) -> Evidence | None:
+    """More than 10 % of the output tokens never came: hidden reasoning, counted by the server."""
+    hidden = hidden_share > HIDDEN
+    return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens never came") if hidden else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Compare tokens/s and TPOT, not durations, requests/s or end-to-end latencies. finish_stop_share says how many"
+    " answers ended by themselves.",
+    ("duration", "request_throughput", *E2EL),
+)
+def other_lengths(output_length_ratio: float) -> Evidence | None:
+    """Answers are shorter or longer than was asked for: the engine ignores ignore_eos, or does not have it."""
+    other = abs(output_length_ratio - 1)
     return (
-        Evidence(share, f"{100 * share:.1f} reads with several tokens per 100 tokens") if share > SHARED_READS else None
+        Evidence(other, f"answers have {output_length_ratio:.1%} of the tokens asked for")
+        if other > LEAST_DEVIATION
+        else None
     )
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Their length is the filter's, and their end comes early: use other prompts, or another endpoint.",
+)
+def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
+    """A content filter ended some answers."""
+    share = finish_content_filter_share
+    return Evidence(share, f"a content filter ended {share:.1%} of the answers") if share > 0 else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.INFO,
+    "They are never called best. To find what the engine can do, raise load.rate until requests come faster than they"
+    " are answered, or use a closed loop.",
+    AS_OFFERED,
+)
+def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Evidence | None:
+    """An open loop below saturation: its throughput and its cost are what the load asked for."""
+    return Evidence(offered_rate, f"as offered, {offered_rate:.3g} requests/s") if below_saturation else None
 
 
 @register(
