@@ -83,6 +83,8 @@ def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
 
 def _batch_window(records: Records, mask: Mask) -> Window:
     complete = batches(records, mask)
+    if np.isnan(complete.output_tokens).any():
+        return _none("the server counted no tokens")
     if complete.latency.size < FEWEST_MEANS:
         return _none(f"{complete.latency.size} whole batches are fewer than {FEWEST_MEANS}")
     span = settled([complete.output_tokens / complete.latency], means_of=1, typical=1)
