@@ -73,9 +73,7 @@ def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
     """
     latencies = with_failures(e2el(records), ~succeeded(records))
     inside = sent_within(records, mask, window)
-    begun = turned_over(records, mask) or 0.0
-    loaded = mask & (as_floats(records.sent) >= begun)
-    within, whole, cut = (statistics(latencies[part], (50, 99)) for part in (inside, loaded, loaded & ~inside))
+    within, whole, cut = (statistics(latencies[part], (50, 99)) for part in (inside, mask, mask & ~inside))
     if within["p50"] is None or cut["p50"] is None or cut["p50"] > SAME_MEDIAN * within["p50"]:
         return None
     if within["p99"] is not None and (whole["p99"] is None or whole["p99"] > LIGHTER_TAIL * within["p99"]):
