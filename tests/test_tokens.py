@@ -12,10 +12,11 @@ import analysis
 from sweep.__main__ import main
 from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop
+from sweep.client.token_counts import settle
 from sweep.client.wire import Target
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER
 from sweep.numbers.summarise import summarise
-from sweep.records import Request
+from sweep.records import Record, Request
 from tests.token_server import Script, token_server
 
 ASKED = 32
@@ -267,3 +268,12 @@ def test_an_open_loop_above_capacity_is_the_engines_own_throughput(
     assert not row.below_saturation
     assert "throughput-as-offered" not in row.warnings
     assert "best throughput" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("fixed_length", "streamed"), [(True, 32), (False, 20)])
+def test_end_tokens_that_were_forced_are_tokens(fixed_length, streamed):
+    """With ignore_eos a trained model goes on behind its end tokens, which are not in the text."""
+    record = Record("r", "measured", 0.0, 0.0, 0.0, output_tokens=32, asked_output_tokens=32)
+    record.token_source, record.recounted_tokens = "final usage", 20
+    settle(record, fixed_length)
+    assert record.streamed_tokens == streamed

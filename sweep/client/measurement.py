@@ -116,7 +116,8 @@ def measure(
     supervisor = _Supervisor(should_stop, on_start, on_warm)
     with _clients(folder, parts) as clients:
         finals = supervisor.until_done(clients)
-    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), supervisor.start, count_tokens)
+    texts = count_tokens, target.ignore_eos
+    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), supervisor.start, *texts)
     cores = len(cpus or os.sched_getaffinity(0))
     return Measurement(records, _report(folder, finals, target, supervisor.stopped, cores), supervisor.start / 1e9)
 
@@ -303,7 +304,13 @@ class _Place(NamedTuple):
 
 
 def _read_records(
-    folder: Path, parts: int, requests: list[Request], warmup: int, start: int, count_tokens: CountTokens | None
+    folder: Path,
+    parts: int,
+    requests: list[Request],
+    warmup: int,
+    start: int,
+    count_tokens: CountTokens | None,
+    fixed_length: bool,
 ) -> Records:
     """The rows of all processes as Records in the order of the requests; those that were never due have none."""
     # Of each request: which process sent it (-1: none), where its row is, and its first chunk and text there. As
@@ -338,7 +345,7 @@ def _read_records(
             ]
             _recount(some, count_tokens)
             for record, _ in some:
-                settle(record)
+                settle(record, fixed_length)
                 records.append(record)
     return records
 

@@ -9,8 +9,11 @@ from sweep.records import UNKNOWN, Record
 TOLERANCE = 0.1  # by which a server's count may differ from that of the text
 
 
-def settle(record: Record) -> None:
+def settle(record: Record, fixed_length: bool) -> None:
     """Set a record's token counts by what its stream, its server and our tokenizer counted.
+
+    `fixed_length`: ignore_eos was sent. An answer that then has exactly the tokens asked for is believed to: the end
+    tokens among them are not in the text.
 
     On entry `output_tokens` is the count of `token_source`, UNKNOWN of mere events; `hidden_tokens` what the server
     says that it reasoned and did not send; `recounted_tokens` our count of the text.
@@ -20,16 +23,18 @@ def settle(record: Record) -> None:
             record.token_source, record.output_tokens = "text", record.recounted_tokens
         record.streamed_tokens = record.output_tokens
     elif record.token_source == "final usage":
-        record.streamed_tokens = _visible(record)
+        record.streamed_tokens = _visible(record, fixed_length)
     else:
         _take_hidden_from_first_chunk(record)
         record.streamed_tokens = min(record.output_tokens, sum(record.chunk_tokens))
 
 
-def _visible(record: Record) -> int:
+def _visible(record: Record, fixed_length: bool) -> int:
     """Tokens of the visible text, where no event tells how many it holds: never more than were asked for."""
     visible = min(max(1, record.output_tokens - record.hidden_tokens), max(1, record.asked_output_tokens))
     recounted = record.recounted_tokens
+    if fixed_length and record.output_tokens - record.hidden_tokens == record.asked_output_tokens:
+        return visible
     return recounted if UNKNOWN < recounted < (1 - TOLERANCE) * visible else visible
 
 
