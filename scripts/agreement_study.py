@@ -33,12 +33,12 @@ HEAD = f"""\
 
 SmolLM2-135M-Instruct (`model=smollm2`) on engines that are right, on weights in a coarser format, and on the
 transformers backend with a fault planted into its copy of the weights or of the configuration. Each engine continues
-{agreement.PROMPTS} story openings and {agreement.SAMPLED_REQUESTS} requests of `workload=qa` by {agreement.TOKENS} tokens, and
-all but llama.cpp, which gives none, are asked for the log-probabilities of at least {agreement.TEXT_TOKENS} tokens of
-shipped text. The reference is transformers in float32. In brackets: 95 % intervals. Alarm: the whole interval of a
-figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality {GATE["quality"]}). Where a case was
-run several times, each run had other openings and passages, drawn from the shipped ones; its figures are the means, its
-interval is that of the first run.
+{agreement.PROMPTS} story openings and {agreement.SAMPLED_REQUESTS} requests of `workload=qa` by {agreement.TOKENS}
+tokens, and all but llama.cpp, which gives none, are asked for the log-probabilities of at least
+{agreement.TEXT_TOKENS} tokens of shipped text. The reference is transformers in float32. In brackets: 95 % intervals.
+Alarm: the whole interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality
+{GATE["quality"]}). Where a case was run several times, each run had other openings and passages, drawn from the shipped
+ones; its figures are the means, its interval is that of the first run.
 
 Made by `scripts/agreement_study.py`, one core for the engine.
 

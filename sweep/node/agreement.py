@@ -173,7 +173,7 @@ def _agreement(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     ends, pairs = frozenset(expected.ends), zip(expected.prompts, expected.tokens, strict=True)
     comparisons = [answers.Comparison(prompt, tokens, ends) for prompt, tokens in pairs]
-    finished = [each for each in answers.settle(engine, tokenizer, comparisons, COMPARISON_LIMIT) if each.judged]
+    finished = [each for each in answers.finish(engine, tokenizer, comparisons, COMPARISON_LIMIT) if each.judged]
     if not finished:
         raise ValueError("the engine ends every answer at once")
     judged = [each.judged for each in finished]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from backends.launch.server import Engine
 
 ANSWER_TIMEOUT = 300.0  # s, of one call
-TOGETHER = 8  # prompts in flight at once
+IN_FLIGHT = 8  # prompts in flight at once
 LEAST_AHEAD = 2  # tokens asked for after a difference
 Reply = list[int] | str  # token ids where the engine returns them, else text
 
@@ -65,13 +65,13 @@ class Comparison:
         self.ahead = max(LEAST_AHEAD, 2 * run)
 
 
-def settle(engine: Engine, tokenizer: Tokenizer, comparisons: Sequence[Comparison], limit: float) -> list[Comparison]:
+def finish(engine: Engine, tokenizer: Tokenizer, comparisons: Sequence[Comparison], limit: float) -> list[Comparison]:
     """Ask the engine until every comparison is done; those that were begun within `limit` s. Raises as httpx does."""
     finished: list[Comparison] = []
     begin = time.monotonic()
     with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
-        for first in range(0, len(comparisons), TOGETHER):
-            part = comparisons[first : first + TOGETHER]
+        for first in range(0, len(comparisons), IN_FLIGHT):
+            part = comparisons[first : first + IN_FLIGHT]
             while (pending := [each for each in part if not each.done]) and time.monotonic() - begin < limit:
                 for each, answer in zip(pending, _ask(http, engine, tokenizer, pending), strict=True):
                     if answer is None:
@@ -97,9 +97,9 @@ def _ask(
         each, text = item
         if text is None:
             return None
-        return _tgi(http, text, each.tokens) if backend.api == "tgi" else _text(http, engine, text, each.tokens)
+        return _tgi(http, text, each.tokens) if backend.api == "tgi" else _completion(http, engine, text, each.tokens)
 
-    with ThreadPoolExecutor(TOGETHER) as pool:
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return list(pool.map(one, zip(pending, texts, strict=True)))
 
 
@@ -134,7 +134,7 @@ def _answer(choice: dict[str, Any]) -> Reply:
     return [token["id"] for token in content] if content and "id" in content[0] else str(choice["text"])
 
 
-def _text(http: httpx.Client, engine: Engine, prompt: str, tokens: int) -> Reply:
+def _completion(http: httpx.Client, engine: Engine, prompt: str, tokens: int) -> Reply:
     if engine.backend.api != "completions":
         raise ValueError(f"api={engine.backend.api} gives no plain continuation")
     return completions(http, engine, prompt, tokens)[0]
