@@ -69,7 +69,7 @@ def bounds_text(point: "pd.Series[Any]", percentiles: Iterable[float]) -> str:
 
 
 def left_out(column: str, points: pd.DataFrame) -> str:
-    """What a mean or a maximum is of where some requests failed, and it leaves them out; empty where none did."""
+    """The addition to the name of a mean or a maximum that leaves failed requests out; empty where none failed."""
     statistic = columns().get(column)
     if statistic is None or statistic.name not in ("mean", "max") or not points["failed"].gt(0).any():
         return ""
