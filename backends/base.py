@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from sweep.config import Strict
 from sweep.records import Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
@@ -32,10 +33,8 @@ ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
-class SourceBuild(BaseModel):
+class SourceBuild(Strict):
     """Programs that are compiled with CMake; a source distribution's archive is only where their source comes from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sdist: str  # pinned requirement, e.g. "llama-cpp-python==0.3.36"
     folder: str = "."  # of the archive, the one with CMakeLists.txt
@@ -45,19 +44,15 @@ class SourceBuild(BaseModel):
     keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt that stay, under share/
 
 
-class Lock(BaseModel):
+class Lock(Strict):
     """The exact distributions of an environment on one platform."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     target: str  # the platform, e.g. "linux-x86_64-cuda13-python3.12"
     pins: tuple[str, ...]  # e.g. "torch==2.13.0"
 
 
-class EnvironmentSpec(BaseModel):
+class EnvironmentSpec(Strict):
     """A named set of requirements (conf/environment/<name>.yaml), or something the user already has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     python: str | None = None  # an interpreter of the user's own: nothing is installed
@@ -69,9 +64,7 @@ class EnvironmentSpec(BaseModel):
     cuda: Literal[12, 13] | None = None  # the CUDA major of its builds; None = none, or whatever the index gives
     glibc: str = "2.28"  # the oldest that its wheels run with
     index: tuple[str, ...] = ()  # package indexes that it needs besides the user's own
-    optional: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict
-    )  # more requirements, by the feature that needs them
+    optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements, by feature of an engine
     compiled: tuple[str, ...] = ()  # distributions that are compiled against the others, after these are installed
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
@@ -86,10 +79,8 @@ class EnvironmentSpec(BaseModel):
         return index
 
 
-class EnvironmentChoice(BaseModel):
+class EnvironmentChoice(Strict):
     """The environment that an engine runs in: one named for each platform, unless the user gives an own one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cpu: str | None = None  # name of a conf/environment/*.yaml
     cuda: str | None = None
@@ -131,10 +122,8 @@ class Launch:
     max_model_len: int | None = None
 
 
-class Backend(BaseModel):
+class Backend(Strict):
     """The adapter for one kind of engine. Subclasses add fields and override what differs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     # What the engine is, whatever its configuration.
     needs_gpu: ClassVar[bool] = False  # there is no build of it for a CPU

@@ -147,7 +147,7 @@ class Settings(Strict):
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     trial_timeout: PositiveFloat = 3600.0  # s
     deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
-    relaunch: Literal["once", "per_replicate"] = "once"  # one launch for all replicates, or one for each
+    relaunch: Literal["auto", "once", "per_replicate"] = "auto"  # launches of a deployment: one, or one per replicate
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows

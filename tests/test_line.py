@@ -92,6 +92,12 @@ def test_every_file_of_the_design_is_there(finished):
             assert (folder / trial.trial_id / f"{name}.parquet").exists()
 
 
+def test_the_row_says_what_a_cold_start_costs(finished):
+    trials = analysis.load(finished)
+    assert trials["cold_ttft"].between(0.9 * TTFT, 10 * TTFT).all()
+    assert trials["startup_seconds"].gt(0).all()
+
+
 def test_the_row_holds_the_designs_columns_and_the_axes(finished):
     trials = analysis.load(finished)
     assert not set(DESIGN_COLUMNS) - set(trials.columns)
@@ -199,3 +205,18 @@ def test_the_main_job_on_real_engines(tmp_path):
     measured = analysis.load(tmp_path / "out").set_index("trial_id").started_at
     assert (measured[trials.trial_id].to_numpy() == trials.started_at.to_numpy()).all(), "nothing was measured again"
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(("relaunch", "launches"), [("auto", 4), ("once", 2)])
+def test_where_engines_are_compared_each_replicate_is_measured_on_a_launch_of_its_own(tmp_path, relaunch, launches):
+    command = [*SIMULATED, "backend.itl.mean=0.005,0.01", "load.batch_size=1,2", "replicates=2", "fresh=true"]
+    assert 0 in (main([*command, f"relaunch={relaunch}", f"out={tmp_path / 'out'}"]) for _ in range(4))
+    trials = analysis.load(tmp_path / "out").sort_values("started_at")
+    assert trials["launch"].notna().all()
+    assert trials["launch"].nunique() == launches
+    replicates = trials.groupby(["deployment_id", "launch"])["replicate"].nunique()
+    assert set(replicates) == {2 if relaunch == "once" else 1}
+    changes = (trials["launch"] != trials["launch"].shift()).sum()
+    assert changes == launches, "one after the other"
+    if relaunch == "auto":
+        assert list(trials["replicate"]) == [0] * 4 + [1] * 4, "a block after the other"

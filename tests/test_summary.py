@@ -10,8 +10,10 @@ import pytest
 
 import analysis
 from analysis.load import open_run
+from analysis.ratios import baseline_points
 from analysis.results import open_results
-from analysis.summary import baseline_points, best, estimate, summarise
+from analysis.summary import estimate, summarise
+from analysis.winners import best
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from tests.results import printed, run_of, trial, warnings_of
@@ -92,6 +94,7 @@ def test_best_knows_which_way_is_better(tmp_path: Path) -> None:
 def test_latencies_by_the_engines_own_stamps_do_not_compete(tmp_path: Path) -> None:
     inside = {"client_stamp_source": "engine"}
     rows = [trial("a", 1, 0, 10.0, ttft_p50=0.2), trial("b", 1, 0, 30.0, ttft_p50=0.1, **inside)]
+    rows.append(trial("c", 1, 0, 5.0, ttft_p50=0.3))
     found = {one.quantity.column: one for one in best(summarise(run_of(tmp_path, rows)))}
     assert found["output_throughput"].point["backend"] == "b"
     assert found["ttft_p50"].point["backend"] == "a"

@@ -13,8 +13,11 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from analysis.headline import ASKED
 from analysis.load import Run
-from analysis.summary import ASKED, best, is_baseline, key_columns
+from analysis.ratios import is_baseline
+from analysis.summary import key_columns
+from analysis.winners import best
 from sweep.records import LOAD_COLUMNS
 
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}

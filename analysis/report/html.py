@@ -11,20 +11,23 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.plotting.layout import listed
-from analysis.quantities import definitions, number
-from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table
+from analysis.quantities import LabelledColumn, definitions, labelled_column, number
+from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table, winners_table
 from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
-from analysis.summary import best, estimate, planned_trials
+from analysis.summary import estimate, planned_trials
 from analysis.warnings import concerning, grouped, scope
+from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 
@@ -82,8 +85,9 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "cards": list(_cards(results)),
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
         "tables": results_tables(results),
+        "winners": winners_table(results),
         "ladder": ladder_table(layout),
-        "steady": steady_table(layout),
+        "steady": steady_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
@@ -126,11 +130,35 @@ def _inline(figure: SavedFigure) -> Markup:
 
 def _cards(results: RunResults) -> Iterator[Card]:
     """The best of each quantity, and by how much the baseline was beaten, if it was."""
+    winners = best(results.points)
+    many = [tally for tally in tallies(winners) if tally.comparisons > MOST_COMPARISONS]
+    for tally in many:
+        (line, wins), *_ = [*tally.wins.most_common(1), ("undecided", tally.undecided)]
+        unit = f"in {wins} of {tally.comparisons} comparisons"
+        yield Card(f"Best {tally.quantity.in_sentence}", line, unit, tally_text(tally), "", [])
+    counted = {tally.quantity.column for tally in many}
+    for winner in (winner for winner in winners if winner.quantity.column not in counted):
+        label = f"Best {winner.quantity.in_sentence}"
+        yield _figure_card(results, label, winner.point, winner.quantity, tied_text(winner))
+    measured = results.points[results.points["n"] > 0]
+    if len(measured) == 1:  # the best of nothing
+        for labelled in filter(None, map(labelled_column, HEADLINE)):
+            if labelled.better is not None and not math.isnan(estimate(measured.iloc[0], labelled.column).value):
+                yield _figure_card(results, labelled.label, measured.iloc[0], labelled)
+    yield from _gain_cards(results)
+
+
+def _figure_card(
+    results: RunResults, label: str, point: "pd.Series[Any]", labelled: LabelledColumn, tied: str = ""
+) -> Card:
+    mean = estimate(point, labelled.column)
+    warnings = concerning(results.warnings_at(point), labelled.column)
+    where = "; ".join(filter(None, [results.layout.describe(point), tied]))
+    return Card(label, labelled.shown(mean.value), labelled.unit, where, _interval(mean, labelled.scale), warnings)
+
+
+def _gain_cards(results: RunResults) -> Iterator[Card]:
     points, describe = results.points, results.layout.describe
-    for labelled, mean, point in best(points):
-        value, interval = labelled.shown(mean.value), _interval(mean, labelled.scale)
-        warnings = concerning(results.warnings_at(point), labelled.column)
-        yield Card(f"Best {labelled.in_sentence}", value, labelled.unit, describe(point), interval, warnings)
     for column, label, sign in (
         ("output_throughput", "Largest gain in throughput", 1),
         ("ttft_p50", "Largest cut of TTFT p50", -1),

@@ -5,13 +5,18 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
-from analysis.report.terminal import label, shown_columns, times, with_interval
+from analysis.report.terminal import heading, label, shown_columns, times, with_interval
 from analysis.results import RunResults
-from analysis.summary import HEADLINE, STEADY, estimate
+from analysis.standings import Standing
+from analysis.summary import estimate
+from analysis.survivors import bound
+from analysis.winners import best, tied_text
 from sweep.numbers.warnings import ResultWarning
 
+WITH_INTERVAL = {*HEADLINE, *STEADY} - {"steady_num_requests", "steady_num_failed"}  # shown with an interval
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
 
@@ -42,36 +47,55 @@ def results_tables(results: RunResults) -> list[Table]:
         return []
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
-    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
-    columns += [*map(_column, quantities), *(Heading(label(name).short, "× baseline") for name in compared)]
+    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests"), Heading("failed")]
+    columns += [_column(name, points) for name in quantities]
+    columns += [Heading(label(name).short, "× baseline") for name in compared]
 
-    def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
+    def row(point: "pd.Series[Any]") -> list[Cell]:
         warnings = results.warnings_at(point)
         general = [warning for warning in warnings if not warning.kind.quantities]
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
-            *(_measured(point, name, best[name], warnings) for name in quantities),
+            _failed(point),
+            *(_measured(point, name, warnings) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
 
     tables = []
     for panel, group in points.head(LARGEST_TABLE).groupby("panel", sort=False):
-        best = {name: _best(group[name]) for name in quantities}
-        tables.append(Table(columns, [row(point, best) for _, point in group.iterrows()], title=str(panel)))
+        tables.append(Table(columns, [row(point) for _, point in group.iterrows()], title=str(panel)))
     return tables
 
 
-def _measured(point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning]) -> Cell:
-    """A mean with its interval."""
-    text = label(name).shown(point[name])
-    detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
+def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning]) -> Cell:
+    """A mean with its interval; of a quantile that falls on failed requests, what is known of it."""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
-    return Cell(text, detail, bool(point[name] == best), concerned)
+    known = bound(point, name, label(name).scale)
+    if known is not None:
+        return Cell(*known, warnings=concerned)
+    text = label(name).shown(point[name])
+    detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in WITH_INTERVAL else ""
+    return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
 
-def _best(values: "pd.Series[Any]") -> Any:
-    return {"higher": values.max(), "lower": values.min()}.get(str(label(str(values.name)).better))
+def winners_table(results: RunResults) -> Table | None:
+    """A row for each comparison: the best of each quantity, with those not told apart from it."""
+    winners = best(results.points)
+    if not winners:
+        return None
+    quantities = list(dict.fromkeys(winner.quantity.column for winner in winners))
+    rows: dict[tuple[str, str], dict[str, Cell]] = {}
+    for winner in winners:
+        task = str(winner.point["panel"]), results.layout.load(winner.point)
+        detail = f"{tied_text(winner)} ({winner.compared} compared)" if len(winner.tied) else ""
+        rows.setdefault(task, {})[winner.quantity.column] = Cell(winner.point["line"], detail, best=not detail)
+    columns = [Heading(text, kind="text") for text in ("task", "load", *(label(name).short for name in quantities))]
+    cells = [
+        [Cell(panel), Cell(load), *(row.get(name, Cell("—")) for name in quantities)]
+        for (panel, load), row in rows.items()
+    ]
+    return Table(columns, cells[:LARGEST_TABLE], len(cells))
 
 
 def ladder_table(layout: Layout) -> Table | None:
@@ -79,12 +103,14 @@ def ladder_table(layout: Layout) -> Table | None:
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
     columns = [*(Heading(name, kind="text") for name in ("step", "on top of", "task")), *_x_column(layout)]
+    columns.append(Heading("failed"))
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
     steps = layout.points[layout.points["ladder_parent"].notna()]
     rows = [
         [
             *(Cell(step[key]) for key in ("line", "ladder_parent", "panel")),
             *_x_cell(layout, step),
+            _failed(step),
             _gain(step),
             _ratio(step, "ttft_p50_vs_parent"),
         ]
@@ -100,24 +126,30 @@ def _gain(step: "pd.Series[Any]") -> Cell:
     return gain if gain.text != "—" else Cell("the parent has no result here")
 
 
-def steady_table(layout: Layout) -> Table | None:
+def steady_table(results: RunResults) -> Table | None:
     """The figures without start and drain, of the points with a window; None if there is none."""
+    layout = results.layout
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
     columns = [Heading("engine", kind="text"), Heading("task", kind="text"), *_x_column(layout)]
-    columns += [Heading("trials", "with a window"), *map(_column, quantities)]
+    columns += [Heading("trials", "with a window"), *(_column(name, layout.points) for name in quantities)]
     steady = layout.points[layout.points["steady_share"] > 0]
     rows = [
         [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
-        + [Cell(with_interval(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
+        + [_measured(point, name, results.warnings_at(point)) for name in quantities]
         for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
     return Table(columns, rows, len(steady))
 
 
-def _column(name: str) -> Heading:
-    return Heading(label(name).short, label(name).unit)
+def _column(name: str, points: pd.DataFrame) -> Heading:
+    return Heading(heading(points, name), label(name).unit)
+
+
+def _failed(point: "pd.Series[Any]") -> Cell:
+    """The number of requests that failed in trials with a result."""
+    return Cell(f"{point['failed']:,.0f}" if point["n"] else "—")
 
 
 def _ratio(point: "pd.Series[Any]", column: str) -> Cell:

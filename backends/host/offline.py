@@ -36,7 +36,7 @@ class Order:
 class RowStamps:
     """The raw stamps of one row, s from the start of the clock; chunks in µs since the release."""
 
-    scheduled: float
+    scheduled: float | None  # None without arrivals: there is no schedule
     released: float
     chunk_us: list[int] = field(default_factory=list)
     chunk_tokens: list[int] = field(default_factory=list)
@@ -75,7 +75,7 @@ def step_rows(
         while (index := len(traces)) < len(rows) and not over():
             if not order.releases(index, (now - begin) / 1e9, len(flying)):
                 return
-            traces.append(RowStamps(order.arrivals[index] if order.arrivals is not None else since, since))
+            traces.append(RowStamps(order.arrivals[index] if order.arrivals is not None else None, since))
             flying[id(rows[index])] = index
             library.add(rows[index])
 
@@ -112,8 +112,7 @@ def measure_rows(
     origin = time.monotonic_ns()
     warm = step_rows(library, warmup, Order(order.batch_size or 1), origin, stopped)
     start = time.monotonic_ns()
-    for trace in warm:  # their times are negative: before the clock
-        trace.scheduled -= (start - origin) / 1e9
+    for trace in warm:  # their times are negative: before the clock; they have no schedule
         trace.released -= (start - origin) / 1e9
     traces = step_rows(library, rows, order, start, stopped)
     return {"start_ns": start, "warmup": _records(warm, warmup), "records": _records(traces, rows)}

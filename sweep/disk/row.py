@@ -49,6 +49,7 @@ class Identity:
 class EngineFacts:
     """Facts that a launched engine reports, and where it ran."""
 
+    launch: str | None  # of this start of the engine: replicates with one launch have its luck in common
     engine_version: str | None
     dtype: str | None
     agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing
@@ -57,6 +58,7 @@ class EngineFacts:
     driver: str | None
     engine_facts: str  # JSON
     caches_reset: bool | None  # before the trial; None: not asked for
+    prompt_salt: str | None  # made the headers of its prompts new to any cache; None where caches were reset or empty
     batch_form: str | None  # in which lockstep batches were really sent; None before any was
 
 

@@ -39,7 +39,7 @@ class StatusWriter:
     def write(
         self, nodes: Mapping[str, str], stopping: bool, ended: bool = False, deadline: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the present state, at most every INTERVAL seconds; `nodes` are addresses by deployment."""
+        """Write the present state, at most every INTERVAL seconds; `nodes` are addresses by launch."""
         now = time.monotonic()
         if now < self.write_after and not ended:
             return
@@ -146,7 +146,7 @@ def _driver(status: Status) -> str:
         end = "ended" if driver["ended"] else "died; run the same command again to continue"
         return f"not running: {process} {end} ({age} ago)"
     stopping = ", stopping" if driver["stopping"] else ""
-    return f"running{stopping}: {process}, {count(len(driver['running']), 'deployment')}, {time_left(driver['left'])}"
+    return f"running{stopping}: {process}, {count(len(driver['running']), 'launch')}, {time_left(driver['left'])}"
 
 
 def find(run: str) -> Status:

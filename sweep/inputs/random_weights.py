@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from sweep.config import Strict
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]
@@ -29,10 +31,8 @@ SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22  # weights drawn at a time
 
 
-class Architecture(BaseModel):
+class Architecture(Strict):
     """The numbers of a Llama, under the names they have in its config.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
@@ -151,7 +151,7 @@ def write_weights(
     done = 0
     for file, names in split.filename_to_tensors.items():
         with (folder / file).open("wb") as out:
-            out.write(_header({name: tensors[name] for name in names}, dtype, size))
+            out.write(header({name: tensors[name] for name in names}, dtype, size))
             for name in names:
                 weights = make(name, tensors[name]).reshape(-1)
                 for begin in range(0, len(weights), CHUNK):
@@ -163,7 +163,7 @@ def write_weights(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _header(tensors: dict[str, Shape], dtype: Dtype, size: int) -> bytes:
+def header(tensors: dict[str, Shape], dtype: Dtype, size: int) -> bytes:
     """The beginning of a safetensors file, written here because the library wants all tensors in memory at once."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

@@ -2,21 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sweep.numbers.quantity import percentile_name
 
-
-class Quantile(NamedTuple):
-    """A quantile with what is behind it. A bound is None if there are too few samples for it."""
-
-    value: float | None
-    n: int
-    low: float | None
-    high: float | None
+ROUNDING = 1e-9  # of an order statistic's number: 0.99 × 100 may be a little above 99
 
 
 def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
@@ -25,30 +18,28 @@ def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
 
 
 def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float = 1.0) -> dict[str, float | None]:
-    """mean, percentiles and max of the values / unit, NaN left out; None if there are none. Reorders `values`."""
-    values = values[~np.isnan(values)] if values.dtype.kind == "f" else values
-    names = [*map(percentile_name, percentiles)]
-    if not values.size:
-        return dict.fromkeys(["mean", *names, "max"])
-    mean, largest = float(values.mean(dtype=np.float64)) / unit, float(values.max()) / unit
-    shares = np.asarray(percentiles, np.float64) / 100
-    quantiles = np.quantile(values, shares, overwrite_input=True) / unit
-    return {"mean": mean, **dict(zip(names, map(float, quantiles), strict=True)), "max": largest}
+    """mean, percentiles and max of the values / unit, NaN left out; None if there are none. Reorders `values`.
 
-
-def quantile_with_interval(values: NDArray[Any], q: float, confidence: float = 0.95) -> Quantile:
-    """The q-quantile with its number of samples and a confidence interval that assumes no distribution.
-
-    The bounds are the order statistics x(l) and x(u) with P(l ≤ Binomial(n, q) < u) ≥ confidence (David & Nagaraja,
-    Order Statistics, 3rd ed., §7.1). NaN values are left out. Samples are taken as independent.
+    An infinite value is a request that failed (`selection.with_failures`): it counts in the percentiles, and one that
+    reaches it is None; mean and max are of the finite values.
     """
-    from scipy.stats import binom  # half a second to import, and only reports need it
+    values = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    names = [*map(percentile_name, percentiles)]
+    if not finite.size:
+        return dict.fromkeys(["mean", *names, "max"])
+    mean, largest = float(finite.mean(dtype=np.float64)) / unit, float(finite.max()) / unit
+    quantiles = _quantiles(finite, values.size, np.asarray(percentiles, np.float64) / 100)
+    each = [None if math.isinf(value) else value / unit for value in quantiles]
+    return {"mean": mean, **dict(zip(names, each, strict=True)), "max": largest}
 
-    ordered = np.sort(np.asarray(values, np.float64))
-    ordered = ordered[~np.isnan(ordered)]
-    n = ordered.size
-    tail = (1 - confidence) / 2
-    lower, upper = (int(binom.ppf(tail, n, q)), int(binom.ppf(1 - tail, n, q)) + 1) if n else (0, 1)
-    low = float(ordered[lower - 1]) if lower >= 1 else None
-    high = float(ordered[upper - 1]) if upper <= n else None
-    return Quantile(quantile(ordered, q) if n else None, n, low, high)
+
+def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) -> list[float]:
+    """Quantiles of `count` values, of which those that are not among the finite ones are +∞. Reorders `finite`."""
+    if finite.size == count:
+        return [float(value) for value in np.quantile(finite, shares, overwrite_input=True)]
+    at = shares * (count - 1)  # between which order statistics: with one that is infinite, so is what is between
+    known = np.ceil(at - ROUNDING) <= finite.size - 1
+    among = np.clip(at / max(finite.size - 1, 1), 0, 1)
+    values = np.quantile(finite, among, overwrite_input=True)
+    return [float(value) for value in np.where(known, values, np.inf)]

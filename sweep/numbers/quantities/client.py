@@ -7,6 +7,8 @@ from sweep.numbers.quantity import Quantity, declare, quantity
 
 REPORT: dict[str, tuple[str, type, str]] = {
     "cpu": ("cores", float, "CPU time / elapsed time of the client's busiest process."),
+    "cpu_seconds": ("s", float, "CPU time of all client processes in the measured part."),
+    "peak_memory_bytes": ("bytes", int, "largest resident memory of a client process."),
     "loop_lag_p50": ("s", float, "median delay of the client's event loop."),
     "loop_lag_p99": ("s", float, "p99 of the delays of the client's event loop."),
     "reads": ("", int, "number of reads from sockets."),
@@ -41,6 +43,12 @@ for _name, (_unit, _type, _formula) in REPORT.items():
 def startup_seconds(startup_seconds: float | None) -> float | None:
     """from the engine's launch to its first successful answer."""
     return startup_seconds
+
+
+@quantity(unit="s", kind="count", better="lower", label="Cold TTFT")
+def cold_ttft(cold_ttft: float | None) -> float | None:
+    """time to first token of the first request after the engine's launch, of a prompt of some 16 tokens."""
+    return cold_ttft
 
 
 @quantity(unit="s", kind="count", better="lower")
