@@ -44,7 +44,7 @@ class SourceBuild(Strict):
     keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt that stay, under share/
 
 
-class Lock(Strict):
+class EnvironmentLock(Strict):
     """The exact distributions of an environment on one platform."""
 
     target: str  # the platform, e.g. "linux-x86_64-cuda13-python3.12"
@@ -68,7 +68,7 @@ class EnvironmentSpec(Strict):
     compiled: tuple[str, ...] = ()  # distributions that are compiled against the others, after these are installed
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
-    lock: Lock | None = None  # what is installed, exactly; None: not resolved yet
+    lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
 
     @field_validator("index")
     @classmethod

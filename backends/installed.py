@@ -32,7 +32,7 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
         return "nothing to install", reason or ""
     try:
         spec = environments.resolve(backend.env, _platform(host), features=backend.features())
-        spec = locks.find(spec, *locks.committed(), locks.remembered(cache))
+        spec = locks.with_lock(spec, *locks.committed(), locks.remembered(cache))
         environment = environments.built(spec, cache)
     except ValueError as error:
         return "", reason or str(error)

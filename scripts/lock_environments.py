@@ -34,10 +34,10 @@ def main() -> int:
     folder.mkdir(exist_ok=True)
     for name in options.names or ConfigPath().choices("environment"):
         for spec in variants(name):
-            if not options.renew and not locks.needed(locks.find(spec, folder)):
+            if not options.renew and not locks.needed(locks.with_lock(spec, folder)):
                 continue
             try:
-                text = locks.text(locks.resolve(spec, cache_directory(None), print))
+                text = locks.text(locks.resolve_lock(spec, cache_directory(None), print))
             except EnvironmentFailed as error:
                 print(f"not locked: {error}", file=sys.stderr)
                 status = 1

@@ -71,7 +71,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
         mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
     )
     if spec.lock is None:
-        content |= {"spec": spec.model_dump(mode="json"), "target": locks.target(spec)}
+        content |= {"spec": spec.model_dump(mode="json"), "target": locks.node_target(spec)}
     content["format"] = ENVIRONMENT_FORMAT
     for name in filter(None, (spec.python, spec.binary)):  # the user may replace it under the same name
         path = shutil.which(name)
@@ -81,9 +81,9 @@ def fingerprint(spec: EnvironmentSpec) -> str:
 
 def other_platform(spec: EnvironmentSpec) -> str | None:
     """Return how this node differs from the one that an environment is locked for; None if it does not."""
-    if spec.lock is None or spec.lock.target == locks.target(spec):
+    if spec.lock is None or spec.lock.target == locks.node_target(spec):
         return None
-    return f"environment {spec.name} is locked for {spec.lock.target}, this node is {locks.target(spec)}"
+    return f"environment {spec.name} is locked for {spec.lock.target}, this node is {locks.node_target(spec)}"
 
 
 def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:

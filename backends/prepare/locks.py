@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from backends.base import EnvironmentSpec, Lock, Progress
+from backends.base import EnvironmentLock, EnvironmentSpec, Progress
 from backends.prepare.uv import EnvironmentFailed, Uv
 from sweep.options import ConfigPath
 from sweep.whole_file import write_whole
@@ -25,7 +25,7 @@ TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # PyTorch's 
 DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
 
 
-def target(spec: EnvironmentSpec) -> str:
+def node_target(spec: EnvironmentSpec) -> str:
     """The platform that an environment is resolved for, e.g. "linux-x86_64-cuda13-python3.12": that of the nodes.
 
     Engines run on Linux: for a driver on another system the nodes are taken to be ordinary ones.
@@ -41,7 +41,7 @@ def python_version(spec: EnvironmentSpec) -> str:
 
 
 def file_name(spec: EnvironmentSpec) -> str:
-    return f"{spec.name}.{target(spec)}.txt"
+    return f"{spec.name}.{node_target(spec)}.txt"
 
 
 def needed(spec: EnvironmentSpec) -> bool:
@@ -56,7 +56,7 @@ def text(spec: EnvironmentSpec) -> str:
     return "\n".join([header, *spec.lock.pins]) + "\n"
 
 
-def find(spec: EnvironmentSpec, *places: Path | Mapping[str, str]) -> EnvironmentSpec:
+def with_lock(spec: EnvironmentSpec, *places: Path | Mapping[str, str]) -> EnvironmentSpec:
     """Return the environment with the first lock of it in folders, or in texts by file name; else as it is.
 
     A lock of other requirements under the same name does not count.
@@ -71,8 +71,8 @@ def find(spec: EnvironmentSpec, *places: Path | Mapping[str, str]) -> Environmen
             content = place.get(name, "")
         header, *pins = content.splitlines() or [""]
         match = HEADER.match(header)
-        if match and (match["target"], match["requirements"]) == (target(spec), _requirements(spec)):
-            return spec.model_copy(update={"lock": Lock(target=match["target"], pins=tuple(pins))})
+        if match and (match["target"], match["requirements"]) == (node_target(spec), _requirements(spec)):
+            return spec.model_copy(update={"lock": EnvironmentLock(target=match["target"], pins=tuple(pins))})
     return spec
 
 
@@ -91,24 +91,24 @@ def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Enviro
 
     Raises EnvironmentFailed.
     """
-    spec = find(spec, *committed(), remembered(cache_dir))
-    return resolve(spec, cache_dir, progress) if needed(spec) else spec
+    spec = with_lock(spec, *committed(), remembered(cache_dir))
+    return resolve_lock(spec, cache_dir, progress) if needed(spec) else spec
 
 
-def resolve(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
+def resolve_lock(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
     """Return the environment with a new lock, of what its indexes have today; the machine remembers it.
 
     Raises EnvironmentFailed, in one line.
     """
     folder = remembered(cache_dir)
     log = folder / f"{file_name(spec)}.log"
-    progress(f"environment {spec.name}: resolving {', '.join(spec.requirements)} for {target(spec)}")
+    progress(f"environment {spec.name}: resolving {', '.join(spec.requirements)} for {node_target(spec)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         log.write_text("")
         with tempfile.TemporaryDirectory() as work:
             pins = _resolved(spec, Uv(spec.name, cache_dir, log, progress, spec.index), Path(work))
-        spec = spec.model_copy(update={"lock": Lock(target=target(spec), pins=pins)})
+        spec = spec.model_copy(update={"lock": EnvironmentLock(target=node_target(spec), pins=pins)})
         write_whole(folder / file_name(spec), text(spec))
     except OSError as error:
         raise EnvironmentFailed(f"environment {spec.name} cannot be resolved: {error}") from error
@@ -119,7 +119,7 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path) -> tuple[str, ...]:
     requirements, excluded, result = (work / name for name in ("requirements.in", "left-out.txt", "lock.txt"))
     requirements.write_text("\n".join(spec.requirements) + "\n")
     excluded.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in spec.exclude))
-    machine = target(spec).split("-")[1]
+    machine = node_target(spec).split("-")[1]
     nodes = ("--python-platform", f"{machine}-manylinux_{spec.glibc.replace('.', '_')}")
     version = ("--python", sys.executable, "--python-version", python_version(spec))
     plain = ("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links")

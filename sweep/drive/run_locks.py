@@ -1,6 +1,5 @@
 """The locks of a run's environments: read from its results, found beside the environments, or resolved once."""
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from sweep.disk.run_files import RunPaths, write_whole
 from sweep.options import ConfigPath
 from sweep.plan.plan import Plan
 
-Key = tuple[EnvironmentChoice, str, tuple[str, ...]]
+EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...]]
 
 
 class RunEnvironments:
@@ -21,9 +20,9 @@ class RunEnvironments:
     def __init__(self, settings: Settings, options: ConfigPath, kept_locks: Mapping[str, str]) -> None:
         self.settings, self.options, self.kept_locks = settings, options, kept_locks
         self.cache = cache_directory(settings.cache_dir)
-        self.composed: dict[Key, EnvironmentSpec | str] = {}
-        self.locked: dict[Key, EnvironmentSpec | str] = {}
-        self.fingerprints: dict[tuple[Key, bool], str] = {}  # of thousands of points, which share a few environments
+        self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
+        self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
+        self.fingerprints: dict[tuple[EnvironmentKey, bool], str] = {}  # of thousands of points
 
     def compose(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
         """Return the environment of an engine, with the lock that there is, if any; or why it has none."""
@@ -66,16 +65,16 @@ class RunEnvironments:
 
     def _resolve(self, spec: EnvironmentSpec) -> EnvironmentSpec | str:
         try:
-            return locks.resolve(spec, self.cache, lambda text: print(text, file=sys.stderr))
+            return locks.resolve_lock(spec, self.cache, print)
         except environments.EnvironmentFailed as error:
             if self.settings.relock:
                 raise ConfigError(f"relock=true: {error}") from None
-            return f"not locked for {locks.target(spec)}: {error}"
+            return f"not locked for {locks.node_target(spec)}: {error}"
 
     def _found(self, spec: EnvironmentSpec) -> EnvironmentSpec:
-        return locks.find(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))
+        return locks.with_lock(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))
 
-    def _key(self, backend: Backend, platform: str) -> Key:
+    def _key(self, backend: Backend, platform: str) -> EnvironmentKey:
         return backend.env, platform, backend.features()
 
 

@@ -136,7 +136,7 @@ def not_locked(plan: Plan) -> list[str]:
     """Name the environments whose distributions no run has resolved yet: the ids shown are not yet those of the run."""
     specs = {d.environment.name: d.environment for d in plan.deployments if d.environment and not d.unavailable}
     return [
-        f"not locked yet: environment {name} for {locks.target(spec)}: the run resolves it, and its trials get new ids"
+        f"not locked yet: environment {name} for {locks.node_target(spec)}: a run resolves it; ids will differ"
         for name, spec in specs.items()
         if locks.needed(spec)
     ]
