@@ -120,6 +120,23 @@ def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))
 
 
+@register(
+    CHECKS,
+    Severity.WARNING,
+    "Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.",
+)
+def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Replicates that are compared with other engines' were measured on one launch."""
+    standings = [name for name in layout.points if str(name).endswith("_standing")]
+    compared = layout.points.index[layout.points[standings].notna().any(axis="columns")]
+    launched = layout.placed(run.ok[run.ok["launch"].notna()])
+    counts = launched.groupby("point")[["launch", "replicate"]].nunique()
+    for point in counts.index[(counts["launch"] < counts["replicate"]) & counts.index.isin(compared)]:
+        launches, replicates = counts.loc[point]
+        message = f"{replicates} replicates on {count(int(launches), 'launch')}: not told apart from the others"
+        yield Evidence(launches / replicates, message, points=(int(point),))
+
+
 def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     planned = layout.points["planned"]
     if "accelerator" in layout.points:  # replicates were spread over different GPUs: the run's number was planned
