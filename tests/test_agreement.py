@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from backends.base import Backend, Launch
 from backends.launch.server import running
 from backends.openai import OpenAI
-from backends.prepare import environments
+from backends.prepare import environments, locks
 from backends.simulated import Simulated
 from sweep.inputs.model import PathModel
 from sweep.node import agreement
@@ -248,7 +248,9 @@ def test_secrets_do_not_go_to_the_process_that_makes_it(monkeypatch, tmp_path):
 def test_a_real_engine_against_a_real_reference(tmp_path):
     """bfloat16 in the host against float32; and one wrong token is seen."""
     backend = configured("backend", "transformers")
-    environment = environments.prepare(environments.resolve(backend.env, "cpu"), CACHE, print)
+    environment = environments.prepare(
+        locks.locked(environments.resolve(backend.env, "cpu"), CACHE, print), CACHE, print
+    )
     folder = circuit.prepared(configured("model", "tiny-llama"), CACHE)
     its_model = PathModel(name="circuit", path=str(folder))
     run = run_of(backend, cache_dir=str(CACHE))

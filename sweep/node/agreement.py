@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
 from backends.launch import task
 from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
-from backends.prepare import environments
+from backends.prepare import environments, locks
 from backends.prepare.build_once import build_once
 from sweep.config import ROOT, content_hash, first_line
 from sweep.node.work import Work
@@ -62,7 +62,7 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     if not model.comparable:
         return "none: on random weights agreement says nothing"
     try:
-        spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
+        spec = locks.locked(environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu"), work.cache, progress)
         fingerprint = environments.fingerprint(spec)
         content = [AGREEMENT_VERSION, model.digest(work.cache), model.tokenizer, PROMPTS, TOKENS, fingerprint]
         path = work.cache / "agreement" / f"{content_hash(content, 16)}.json"
