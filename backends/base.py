@@ -47,6 +47,13 @@ class SourceBuild(Strict):
     keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt that stay, under share/
 
 
+class EnvironmentLock(Strict):
+    """The exact distributions of an environment on one platform."""
+
+    target: str  # the platform, e.g. "linux-x86_64-cuda13-python3.12"
+    pins: tuple[str, ...]  # e.g. "torch==2.13.0"
+
+
 class EnvironmentSpec(Strict):
     """A named set of requirements (conf/environment/<name>.yaml), or something the user already has."""
 
@@ -57,7 +64,22 @@ class EnvironmentSpec(Strict):
     requirements: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # distributions that must not be there, whoever depends on them
     torch: Platform | None = None  # which builds of torch: None = whatever the index gives
+    cuda: Literal[12, 13] | None = None  # the CUDA major of its builds; None = none, or whatever the index gives
+    glibc: str = "2.28"  # the oldest that its wheels run with
+    index: tuple[str, ...] = ()  # package indexes that it needs besides the user's own
+    optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements, by feature of an engine
+    compiled: tuple[str, ...] = ()  # distributions that are compiled against the others, after these are installed
+    imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
+    lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
+
+    @field_validator("index")
+    @classmethod
+    def _without_password(cls, index: tuple[str, ...]) -> tuple[str, ...]:
+        for url in index:
+            if urlsplit(url).password:
+                raise ValueError("holds a password: name that index in pip's settings instead")
+        return index
 
 
 class EnvironmentChoice(Strict):
@@ -205,6 +227,10 @@ class Backend(Strict):
     def launches(self) -> bool:
         """True if the engine is launched here, False if a running endpoint is attached."""
         return self.url is None
+
+    def features(self) -> tuple[str, ...]:
+        """The features of this configuration for which an environment may have optional distributions."""
+        return ()
 
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what is allowed, for fields that do not go together."""

@@ -142,6 +142,7 @@ class Settings(Strict):
     dry_run: bool = False
     details: bool = False
     fresh: bool = False
+    relock: bool = False  # resolve the environments of all engines anew
     retry: Literal["once", "none"] = "once"
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     trial_timeout: PositiveFloat = 3600.0  # s

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from backends.base import Backend, Launch
 from backends.launch.server import running
 from backends.openai import OpenAI
-from backends.prepare import environments
+from backends.prepare import environments, locks
 from backends.simulated import Simulated
 from sweep.inputs.model import PathModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
@@ -382,7 +382,9 @@ def test_the_shipped_text_has_tokens_enough():
 def test_a_real_engine_against_a_real_reference(tmp_path):
     """bfloat16 in the host against float32; and one wrong token is seen."""
     backend = configured("backend", "transformers")
-    environment = environments.prepare(environments.resolve(backend.env, "cpu"), CACHE, print)
+    environment = environments.prepare(
+        locks.locked(environments.resolve(backend.env, "cpu"), CACHE, print), CACHE, print
+    )
     folder = circuit.prepared(configured("model", "tiny-llama"), CACHE)
     its_model = PathModel(name="circuit", path=str(folder))
     run = run_of(backend, cache_dir=str(CACHE))

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
 from backends.launch import task
 from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
-from backends.prepare import environments
+from backends.prepare import environments, locks
 from backends.prepare.build_once import build_once
 from sweep.config import ROOT, content_hash, first_line
 from sweep.inputs.workload import DATA
@@ -70,7 +70,7 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     if not model.comparable:
         return "none: on random weights agreement says nothing"
     try:
-        spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu")
+        spec = locks.locked(environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu"), work.cache, progress)
         fingerprint = environments.fingerprint(spec)
         tokenizer = model.load_tokenizer(work.cache)
         job = {"prompts": prompts(work, tokenizer), "texts": texts(tokenizer), "tokens": TOKENS}

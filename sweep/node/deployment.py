@@ -290,6 +290,8 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
             raise Contradiction(other)
         spec = work.deployment.environment
         assert spec is not None, "planned for an engine that is launched"
+        if other := environments.other_platform(spec):
+            raise Contradiction(other)
         environment = environments.prepare(spec, work.cache, progress)
         folder = backend.weights(model.prepare(work.cache, progress), environment.python, work.cache, progress)
     engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
