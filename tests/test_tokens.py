@@ -122,7 +122,7 @@ def test_hidden_tokens_do_not_make_the_visible_ones_fast(tmp_path: Path) -> None
     assert row.goodput == 0
     assert (row.output_tokens, row.streamed_tokens) == (6 * (ASKED + 200), 6 * ASKED)
     assert row.hidden_share == pytest.approx(200 / (ASKED + 200))
-    assert row.peak_output_throughput <= 6 * ASKED
+    assert row.peak_output_throughput == pytest.approx(6 * ASKED / row.duration)
     assert "hidden-tokens" in row.warnings
 
 
@@ -214,6 +214,12 @@ def test_answers_that_ignore_ignore_eos_are_invalid_and_it_is_said_early(
     assert printed.index("warm-up: answers have 8.0 output tokens") < printed.index("[1/1")
 
 
+def test_answers_that_are_too_long_are_invalid(tmp_path: Path) -> None:
+    row = sweep(tmp_path, Script(tokens=2 * ASKED), status=1)
+    assert row.outcome == "invalid"
+    assert "64.0 output tokens on average, not the 32.0" in row.reason
+
+
 def test_answers_that_may_be_short_are_no_fault(tmp_path: Path) -> None:
     row = sweep(tmp_path, Script(tokens=8, finish="stop"), overrides=["workload.ignore_eos=false"])
     assert (row.outcome, row.output_length_mean, row.asked_output_tokens) == ("ok", 8, 6 * ASKED)
@@ -256,6 +262,7 @@ def test_throughput_at_an_offered_rate_is_never_best(tmp_path: Path, capsys: pyt
     assert "best TTFT" in printed
     assert "best throughput" not in printed
     assert "Best throughput" not in report(tmp_path)
+    assert "as offered, 10 requests/s" in report(tmp_path)
     assert pd.read_csv(tmp_path / "out" / "summary.csv").as_offered.all()
 
 

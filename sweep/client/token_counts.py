@@ -30,12 +30,17 @@ def settle(record: Record, fixed_length: bool) -> None:
 
 
 def _visible(record: Record, fixed_length: bool) -> int:
-    """Tokens of the visible text, where no event tells how many it holds: never more than were asked for."""
-    visible = min(max(1, record.output_tokens - record.hidden_tokens), max(1, record.asked_output_tokens))
-    recounted = record.recounted_tokens
-    if fixed_length and record.output_tokens - record.hidden_tokens == record.asked_output_tokens:
+    """Tokens of the visible text, where no event tells how many it holds.
+
+    By the text, if that was counted and has fewer; else a count above max_tokens is taken for hidden tokens, as far as
+    there are not as many events.
+    """
+    visible = max(1, record.output_tokens - record.hidden_tokens)
+    if fixed_length and visible == record.asked_output_tokens:
         return visible
-    return recounted if UNKNOWN < recounted < (1 - TOLERANCE) * visible else visible
+    if record.recounted_tokens != UNKNOWN:
+        return record.recounted_tokens if record.recounted_tokens < (1 - TOLERANCE) * visible else visible
+    return min(visible, max(record.asked_output_tokens, len(record.chunk_us)))
 
 
 def _take_hidden_from_first_chunk(record: Record) -> None:
