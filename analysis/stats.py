@@ -8,11 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
-FloatArray = NDArray[np.float64]
-
-CONFIDENCE = 0.95
+from analysis.intervals import FloatArray, t
 
 
 class Estimate(NamedTuple):
@@ -30,19 +27,6 @@ class Estimate(NamedTuple):
 
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
-
-
-def half_width(deviation: FloatArray, n: FloatArray) -> FloatArray:
-    """Half of Student's t interval of a mean: t(0.975, n - 1) · s / √n, with `deviation` s taken over n - 1."""
-    samples = np.where(n > 1, n, np.float64("nan"))
-    half: FloatArray = _t(samples - 1) * deviation / np.sqrt(samples)
-    return half
-
-
-def _t(freedom: FloatArray) -> FloatArray:
-    """Student's t quantile at 0.975, from scipy.special: importing scipy.stats takes as long as all the rest."""
-    quantile: FloatArray = np.asarray(special.stdtrit(freedom, (1 + CONFIDENCE) / 2), np.float64)
-    return quantile
 
 
 class LogMoments(NamedTuple):
@@ -78,6 +62,6 @@ def ratio(above: LogMoments, below: LogMoments) -> tuple[FloatArray, FloatArray,
     error = error_above + error_below
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = error**2 / (error_above**2 / (above.n - 1) + error_below**2 / (below.n - 1))
-        half = np.where(error == 0, 0.0, _t(freedom) * np.sqrt(error))
+        half = np.where(error == 0, 0.0, t(freedom) * np.sqrt(error))
     difference = above.mean - below.mean
     return np.exp(difference), np.exp(difference - half), np.exp(difference + half)

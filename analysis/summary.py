@@ -15,7 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import stats
+from analysis.intervals import Interval
 from analysis.load import Run
+from analysis.pooled import point_figures, pooled_columns
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.stats import Estimate
 from sweep.disk import run_files
@@ -93,9 +95,11 @@ def summarise(run: Run) -> pd.DataFrame:
     """The points of a run, sorted.
 
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
-    answered in ok trials; for each measured column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if some ok trials
-    lack it; `steady_share`, the share of ok trials with a steady-state window, if there is one; for HEADLINE columns
-    `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the ladder's step below) with intervals of their own.
+    answered in ok trials; for each measured column the figure of all of them, its interval of these launches `*_ci_low`
+    and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n` where it is of
+    requests, and `*_n` if some ok trials lack it; `steady_share`, the share of ok trials with a steady-state window, if
+    there is one; for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the ladder's step
+    below) with intervals of their own.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)
@@ -109,18 +113,30 @@ def summarise(run: Run) -> pd.DataFrame:
     answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(trials.index)
     points["requests"] = answered.groupby(point).sum()
     measured = run.ok[measured_columns(run)].astype("float64").reindex(trials.index)
-    by_point = measured.groupby(point)
-    means, deviations, counts = by_point.mean(), by_point.std(ddof=1), by_point.count()
+    counts = measured.groupby(point).count()
     columns: dict[str, Any] = {}
-    for name in map(str, measured):
-        half = stats.half_width(deviations[name].to_numpy(), counts[name].to_numpy(np.float64))
-        columns |= {name: means[name], f"{name}_ci_low": means[name] - half, f"{name}_ci_high": means[name] + half}
+    pooled = pooled_columns(run)
+    for name, figure in point_figures(run, measured, point).items():
+        columns |= _columns(name, figure, name in pooled)
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
     if run.ok["steady_begin"].notna().any():
         columns["steady_share"] = run.ok["steady_begin"].notna().reindex(trials.index).groupby(point).mean()
     compared = [compare(run, points, measured, point) for compare in (_against_baseline, _against_parent)]
     return _sorted(pd.concat([points, pd.DataFrame(columns), *compared], axis="columns"), run)
+
+
+def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
+    """The columns of a figure."""
+    ends = {
+        "ci_low": figure.low,
+        "ci_high": figure.high,
+        "new_launch_low": figure.new_low,
+        "new_launch_high": figure.new_high,
+    }
+    if of_requests:
+        ends["effective_n"] = figure.effective_n
+    return {name: figure.value} | {f"{name}_{end}": values for end, values in ends.items()}
 
 
 def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.intervals import CONFIDENCE
 from analysis.load import Run
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
@@ -22,7 +23,7 @@ from analysis.quantities import definitions, number
 from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table
 from analysis.report.terminal import times
 from analysis.results import RunResults
-from analysis.stats import CONFIDENCE, Estimate
+from analysis.stats import Estimate
 from analysis.summary import best, estimate, planned_trials
 from analysis.tails import tails
 from analysis.warnings import concerning, grouped, scope
