@@ -6,21 +6,19 @@
 table that the terminal shows, and `results.warnings` are the warnings.
 """
 
-from analysis.load import RunNotFound, load, open_run, requests, telemetry
+from analysis.load import RunNotFound, load, requests, telemetry
 from analysis.report.html import write_all
 from analysis.report.terminal import Summary
 from analysis.report.vllm_flavour import render_vllm_flavour
-from analysis.results import RunResults, open_results
+from analysis.results import open_results
 from sweep.disk.run_files import DamagedFile
 
 __all__ = [
     "DamagedFile",
     "RunNotFound",
-    "RunResults",
     "Summary",
     "load",
     "open_results",
-    "open_run",
     "render_vllm_flavour",
     "requests",
     "telemetry",

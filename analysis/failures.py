@@ -12,8 +12,6 @@ MOST_LOSSES = 40  # ways to fail
 
 
 class Loss(NamedTuple):
-    """Trials of one engine that failed in the same way."""
-
     line: str
     outcome: str
     reason: str
@@ -24,22 +22,11 @@ class Loss(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The trials without a result, grouped by kind of failure; only the most frequent kinds are shown."""
+    """The trials without a result, grouped by kind of failure."""
 
-    shown: list[Loss]
-    other_kinds: int
-    other_trials: int
-
-    @property
-    def trials(self) -> int:
-        return sum(loss.trials for loss in self.shown) + self.other_trials
-
-    @property
-    def left_out(self) -> str:
-        """A sentence on the failures that are not shown; empty if all are."""
-        if not self.other_kinds:
-            return ""
-        return f"and {self.other_trials:,} more trials with {self.other_kinds:,} other failures: see trials.parquet"
+    shown: list[Loss]  # the most frequent kinds
+    trials: int
+    left_out: str  # a sentence on the other kinds; empty if all are shown
 
 
 def losses(run: Run, layout: Layout) -> Losses:
@@ -63,7 +50,9 @@ def losses(run: Run, layout: Layout) -> Losses:
         )
         for (line, outcome, reason), group in lost.groupby(kind, sort=False)
     ]
-    return Losses(shown, len(sizes) - len(most), int(sizes.sum() - most.sum()))
+    kinds, others = len(sizes) - len(most), sizes.sum() - most.sum()
+    left_out = f"and {others:,} more trials with {kinds:,} other failures: see trials.parquet" if kinds else ""
+    return Losses(shown, len(run.not_ok), left_out)
 
 
 def _log(run: Run, trials: pd.DataFrame) -> str | None:

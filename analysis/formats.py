@@ -6,8 +6,6 @@ from typing import Any
 from analysis.load import Run
 from analysis.plotting.layout import Layout
 
-UNKNOWN_FORMAT = "unknown"
-
 
 def number_formats(run: Run, layout: Layout) -> dict[str, list[str]]:
     """The lines measured in each format, e.g. `bfloat16, bitsandbytes nf4`."""
@@ -22,9 +20,8 @@ def number_formats(run: Run, layout: Layout) -> dict[str, list[str]]:
 
 def _format(dtype: Any, facts: dict[str, Any]) -> str:
     """The data type of the computation, the quantisation of the weights, and its method if known."""
-    quantisation = facts.get("quantization")
-    method = facts.get("quantization_method")
+    quantisation, method = facts.get("quantization"), facts.get("quantization_method")
     if quantisation and method:
         quantisation = f"{quantisation} (made by {method})"
-    parts = [str(part) for part in (dtype, quantisation) if isinstance(part, str) and part]
-    return ", ".join(dict.fromkeys(parts)) or UNKNOWN_FORMAT
+    parts = [part for part in (dtype, quantisation) if isinstance(part, str) and part]
+    return ", ".join(dict.fromkeys(parts)) or "unknown"

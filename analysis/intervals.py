@@ -9,6 +9,7 @@ Every function works along the last axes and may have any in front of them, so t
 functions that summarise a run. NaN where there is no figure.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -50,6 +51,30 @@ def t(freedom: FloatArray | float) -> FloatArray:
     return np.asarray(special.stdtrit(freedom, (1 + CONFIDENCE) / 2), np.float64)
 
 
+class Estimate(NamedTuple):
+    """A figure of a point with the ends of its two 95 % intervals, and the number of replicates behind it."""
+
+    value: float
+    low: float  # of these launches
+    high: float
+    n: int
+    new_low: float = math.nan  # of a new launch
+    new_high: float = math.nan
+
+    @property
+    def relative_half_width(self) -> float:
+        """Half the interval of these launches over the value: 0.05 reads as ±5 %. NaN without one."""
+        return (self.high - self.low) / 2 / abs(self.value) if self.value else math.nan
+
+    @property
+    def new_relative_half_width(self) -> float:
+        """Half the interval of a new launch over the value. NaN without one."""
+        return (self.new_high - self.new_low) / 2 / abs(self.value) if self.value else math.nan
+
+
+NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
+
+
 class PooledRequests:
     """The values of the requests of a point's replicates, pooled.
 
@@ -73,21 +98,20 @@ class PooledRequests:
     @cached_property
     def dependence(self) -> FloatArray:
         """Requests for each independent one, by the requests' ranks: of no quantile in particular. Shape (...)."""
-        return self._dependences(self._ranks, BATCHES[:1])
-
-    @cached_property
-    def _ranks(self) -> FloatArray:
-        ranks = np.empty_like(self.sorted)
-        np.put_along_axis(ranks, self.order, _middle_ranks(self.sorted), -1)
-        return np.where(self.present, ranks.reshape(self.values.shape), np.nan)
+        parts, variance = self._rank_parts
+        return self._factor(parts, variance, BATCHES[:1])
 
     @cached_property
     def dependence_within(self) -> FloatArray:
         """The dependence without differences between replicates, as launches have. Shape (...)."""
-        ranks = self._ranks
-        with np.errstate(invalid="ignore", divide="ignore"):
-            each = np.nansum(ranks, -1, keepdims=True) / self.lengths[..., None]
-        return self._dependences(ranks - each, BATCHES[:1])
+        parts, variance = self._rank_parts
+        return self._factor(parts - parts.mean(-1, keepdims=True), variance, BATCHES[:1])
+
+    @cached_property
+    def _rank_parts(self) -> tuple[FloatArray, FloatArray]:
+        ranks = np.empty_like(self.sorted)
+        np.put_along_axis(ranks, self.order, _middle_ranks(self.sorted), -1)
+        return self._parts(np.where(self.present, ranks.reshape(self.values.shape), 0.0))
 
     @property
     def effective_n(self) -> FloatArray:
@@ -99,7 +123,7 @@ class PooledRequests:
         value = _between(self.sorted, q * (self.n - 1.0), self.n)
         beyond = self.n * min(q, 1 - q)
         value = np.where((q <= 0.5) | (beyond >= FEWEST_BEYOND), value, np.nan)
-        below = np.where(self.present, self.values <= value[..., None, None], np.nan)
+        below = (self.values <= value[..., None, None]).astype(np.float64)
         enough = beyond >= BEYOND * self._hidden_variance() * max(1, 3 / self.replicates)
         half, new = (np.where(enough, each, np.nan) for each in self._halves(below, q * (1 - q)))
         ends = (
@@ -109,22 +133,22 @@ class PooledRequests:
 
     def mean(self) -> Interval:
         """The mean of the requests; its interval is of the logarithm, since means of latencies are skewed."""
-        value = np.nansum(self.values, (-2, -1)) / self.n
-        variance = np.nansum((self.values - value[..., None, None]) ** 2, (-2, -1)) / self.n
-        halves = (np.where(self.n >= FEWEST_FOR_MEAN, half, np.nan) for half in self._halves(self.values, variance))
+        values = np.where(self.present, self.values, 0.0)
+        value = values.sum((-2, -1)) / self.n
+        halves = (np.where(self.n >= FEWEST_FOR_MEAN, half, np.nan) for half in self._halves(values))
         return _relative(value, (half / value for half in halves), self.effective_n)
 
-    def _halves(self, values: FloatArray, variance: FloatArray | float) -> tuple[FloatArray, FloatArray]:
-        """Half of the intervals of the mean of the values, one of which has this variance; NaN where there is none."""
-        factor = np.maximum(self._dependences(values, BATCHES), 1.0) * self._hidden_variance()
-        half = t(BATCHES[0] * self.replicates - 1) * np.sqrt(factor * variance / self.n)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            each = np.nansum(values, -1) / self.lengths
-        weights = self.lengths / self.n[..., None]
-        parts = weights * (each - (weights * each).sum(-1, keepdims=True))
+    def _halves(self, values: FloatArray, variance: float | None = None) -> tuple[FloatArray, FloatArray]:
+        """Half of the intervals of the mean of the values (0 after the last); NaN where there is none.
+
+        `variance` is that of one of them where it is known.
+        """
+        parts, seen = self._parts(values)
+        factor = np.maximum(self._factor(parts, seen, BATCHES), 1.0) * self._hidden_variance()
+        half = t(BATCHES[0] * self.replicates - 1) * np.sqrt(factor * (seen if variance is None else variance) / self.n)
         enough = self.lengths.min(-1) >= BATCHES[0]
         hidden = 1 + HIDDEN_DEPENDENCE / self.length
-        half, new = _at_least(half, parts, self.launches, self.dependence * hidden > DOUBTFUL)
+        half, new = _at_least(half, parts.sum(-1), self.launches, self.dependence * hidden > DOUBTFUL)
         sound = enough & (self.dependence * hidden < min(MOST_DEPENDENCE, self.replicates))
         sound_new = enough & (self.dependence_within * hidden < MOST_DEPENDENCE)
         return np.where(sound, half, np.nan), np.where(sound_new, new, np.nan)
@@ -133,25 +157,41 @@ class PooledRequests:
         """What short replicates multiply a variance by: dependence that lasts as long as they do does not show."""
         return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(self.length, SHORTEST), np.float64)
 
-    def _dependences(self, values: FloatArray, batches: Sequence[int]) -> FloatArray:
+    def _parts(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What each batch adds to the mean's deviation, about the mean of all, and the variance of one value.
+
+        Shapes (..., R, B) and (...). The values are 0 after the last.
+        """
+        centre = values.sum((-2, -1)) / self.n
+        deviations = values - centre[..., None, None]
+        if not self.present.all():
+            deviations[~self.present] = 0.0
+        variance = np.einsum("...ij,...ij->...", deviations, deviations) / self.n
+        return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
+
+    def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
         """Variance of the pooled mean over that of as many independent values, the largest over numbers of batches.
 
-        The means of successive batches, about the mean of all, correlate as ρ, ρ², ρ³, …: an autoregression of order 1,
-        as in ASAP3 (Steiger, Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
+        The means of successive batches correlate as ρ, ρ², ρ³, …: an autoregression of order 1, as in ASAP3 (Steiger,
+        Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
         """
-        centre = np.nansum(values, (-2, -1)) / self.n
-        deviations = np.where(self.present, values - centre[..., None, None], 0.0)
-        single = (deviations**2).sum((-2, -1)) / self.n
-        sums = np.zeros((*deviations.shape[:-1], deviations.shape[-1] + 1))
-        np.cumsum(deviations, -1, out=sums[..., 1:])
-        shape, largest = self.lengths[..., None], np.zeros_like(single)
+        largest = np.zeros_like(variance)
         for count in batches:
-            edges = shape * np.arange(count + 1) // count
-            parts = np.diff(np.take_along_axis(sums, edges, -1), axis=-1) / self.n[..., None, None]
-            variance = _correlated(parts)
+            joined = parts.reshape(*parts.shape[:-1], count, -1).sum(-1)
             with np.errstate(invalid="ignore", divide="ignore"):
-                largest = np.fmax(largest, variance * self.n / single)
-        return np.where(single > 0, largest, 1.0)
+                largest = np.fmax(largest, _correlated(joined) * self.n / variance)
+        return np.where(variance > 0, largest, 1.0)
+
+
+def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
+    """Sums over BATCHES[0] parts of each replicate, 0 after its last value. Shape (..., R, B)."""
+    parts = np.arange(BATCHES[0] + 1)
+    longest = values.shape[-1]
+    if longest >= BATCHES[0] and (lengths == longest).all():
+        return np.asarray(np.add.reduceat(values, longest * parts[:-1] // BATCHES[0], axis=-1), np.float64)
+    sums = np.zeros((*values.shape[:-1], longest + 1))
+    np.cumsum(values, -1, out=sums[..., 1:])
+    return np.diff(np.take_along_axis(sums, lengths[..., None] * parts // BATCHES[0], -1), axis=-1)
 
 
 def _correlated(parts: FloatArray) -> FloatArray:
@@ -346,10 +386,11 @@ def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> Fl
 def _middle_ranks(ordered: FloatArray) -> FloatArray:
     """The rank of each sorted value; equal ones share the middle of theirs, or their order would look like a trend."""
     places = np.broadcast_to(np.arange(ordered.shape[-1], dtype=np.float64), ordered.shape)
-    begins = np.ones(ordered.shape, np.bool_)
-    begins[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    ends = np.ones(ordered.shape, np.bool_)
-    ends[..., :-1] = begins[..., 1:]
+    equal = ordered[..., 1:] == ordered[..., :-1]
+    if not equal.any():
+        return places
+    begins, ends = np.ones(ordered.shape, np.bool_), np.ones(ordered.shape, np.bool_)
+    begins[..., 1:] = ends[..., :-1] = ~equal
     first = np.maximum.accumulate(np.where(begins, places, 0), -1)
     last = np.minimum.accumulate(np.where(ends, places, np.inf)[..., ::-1], -1)[..., ::-1]
     return (first + last) / 2

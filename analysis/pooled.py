@@ -31,7 +31,7 @@ THROUGHPUTS: Mapping[str, Sequence[str]] = {
 
 Values = dict[str, FloatArray]  # of a trial's measured requests in the order of the sends, by column
 Codes = NDArray[np.int64]
-Sample = list[tuple[FloatArray, ...]]  # arrays of each replicate of a point
+Replicates = list[tuple[FloatArray, ...]]  # arrays of each replicate of a point
 
 
 class _Point(NamedTuple):
@@ -172,7 +172,7 @@ def _figures(
     for statistic in pooled.values():
         groups[statistic.quantity.name, statistic.steady].append(statistic)
     for (_, steady), statistics in groups.items():
-        samples: list[Sample] = [
+        samples: list[Replicates] = [
             [(values,) for values in _replicates(point, statistics[0], steady)] for point in points
         ]
         for chosen, (values,), launch in _batches(points, samples):
@@ -234,13 +234,13 @@ def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
 
 
 def _batches(
-    points: list[_Point], samples: Sequence[Sample]
+    points: list[_Point], samples: Sequence[Replicates]
 ) -> Iterator[tuple[list[_Point], list[FloatArray], list[int]]]:
     """Points with as many replicates and launches together: their samples in arrays of shape (points, R, n).
 
     A replicate without a value is left out.
     """
-    alike: dict[tuple[int, ...], list[tuple[_Point, Sample]]] = defaultdict(list)
+    alike: dict[tuple[int, ...], list[tuple[_Point, Replicates]]] = defaultdict(list)
     for point, replicates in zip(points, samples, strict=True):
         present = [index for index, arrays in enumerate(replicates) if arrays[0].size]
         codes = pd.factorize(np.array([point.launches[index] for index in present], np.int64))[0]

@@ -1,7 +1,6 @@
-"""A backend: how one kind of engine is installed, launched, health-checked and read. Data and a few sentences.
+"""A backend: how one kind of engine is installed, launched, health-checked and read.
 
-A concrete backend is one file here and one YAML under conf/backend, whose `_target_` names the class and whose other
-keys are its fields. Parsing has no effects; what runs the process is `server`.
+A concrete backend is one file here and one YAML under conf/backend.
 """
 
 import hashlib
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from sweep.config import Strict
 from sweep.records import Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
@@ -33,13 +33,8 @@ ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
-class SourceBuild(BaseModel):
-    """Programs that are compiled with CMake, from a source distribution of the package index.
-
-    Nothing of that distribution is installed or imported: its archive is only where the source comes from.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class SourceBuild(Strict):
+    """Programs that are compiled with CMake; a source distribution's archive is only where their source comes from."""
 
     sdist: str  # pinned requirement, e.g. "llama-cpp-python==0.3.36"
     folder: str = "."  # of the archive, the one with CMakeLists.txt
@@ -49,13 +44,8 @@ class SourceBuild(BaseModel):
     keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt that stay, under share/
 
 
-class EnvironmentSpec(BaseModel):
-    """A named set of requirements (conf/environment/<name>.yaml), or something the user already has.
-
-    Never the orchestrator's own environment: no engine's pins shall fight ours.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class EnvironmentSpec(Strict):
+    """A named set of requirements (conf/environment/<name>.yaml), or something the user already has."""
 
     name: str
     python: str | None = None  # an interpreter of the user's own: nothing is installed
@@ -67,13 +57,8 @@ class EnvironmentSpec(BaseModel):
     source: SourceBuild | None = None  # what is built there besides
 
 
-class EnvironmentChoice(BaseModel):
-    """Which environment an engine runs in: one named for each platform, unless the user gives an own one.
-
-    `backends.prepare.environments.resolve` makes the EnvironmentSpec of it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class EnvironmentChoice(Strict):
+    """The environment that an engine runs in: one named for each platform, unless the user gives an own one."""
 
     cpu: str | None = None  # name of a conf/environment/*.yaml
     cuda: str | None = None
@@ -115,10 +100,8 @@ class Launch:
     max_model_len: int | None = None
 
 
-class Backend(BaseModel):
+class Backend(Strict):
     """The adapter for one kind of engine. Subclasses add fields and override what differs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     # What the engine is, whatever its configuration.
     needs_gpu: ClassVar[bool] = False  # there is no build of it for a CPU
@@ -284,10 +267,7 @@ class Backend(BaseModel):
 
 
 class Hosted(Backend):
-    """A library served by `python -m backends.host`. A subclass names the file that loads it, and what differs.
-
-    `flags` go to that library's own loading function, as keyword arguments.
-    """
+    """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one

@@ -13,8 +13,6 @@ from backends.prepare import checkpoints
 class ExLlama(Hosted):
     """`flags` are arguments of the dynamic generator (max_batch_size, max_chunk_size). Which of the two it is, is up
     to the environment: V2 with `checkpoint: gptq`, as in the study that V1 was used in; V3 with a folder in EXL3.
-
-    Both compile their CUDA extension when they are imported for the first time, unless a prebuilt wheel has it.
     """
 
     needs_gpu = True

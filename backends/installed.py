@@ -75,11 +75,7 @@ def show(host: Host, cache: Path, console: Console) -> None:
 
 
 def install(chosen: Sequence[str], host: Host, cache: Path, console: Console) -> int:
-    """Build the environments of some backends, printing the progress; 1 if one of them cannot be built, else 0.
-
-    Raises:
-        ConfigError: if there is no such backend; then nothing is built.
-    """
+    """Build the environments of some backends; 1 if one of them cannot be built, else 0. Raises ConfigError."""
     for name in chosen:
         if name not in names():
             raise one_of("backend", name, names())

@@ -59,7 +59,7 @@ class LlamaCpp(Backend):
 
     def command(self, launch: Launch) -> list[str]:
         context = launch.max_model_len or _context(launch.model)
-        arguments: dict[str, Any] = {
+        arguments = {
             "model": str(launch.model / GGUF),
             "alias": launch.served_name,
             "host": launch.host,

@@ -1,8 +1,4 @@
-"""The simulated engine: answers by the clock, with the faults and limits it is told, and knows what it truly did.
-
-For trying the whole line without a model, for tests of every failure, and as the reference that the measuring client
-is held against. It needs no environment of its own: it runs in the orchestrator's.
-"""
+"""The simulated engine, for trying sweep without a model, testing every failure and checking the measuring client."""
 
 import sys
 from pathlib import Path

@@ -25,9 +25,7 @@ COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class TGI(Backend):
-    """Flags are those of text-generation-launcher. `api: tgi` asks /generate_stream, `completions` or `chat` its
-    OpenAI routes.
-    """
+    """Flags are those of text-generation-launcher."""
 
     attachable = True
     needs_gpu = True

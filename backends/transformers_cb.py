@@ -20,11 +20,10 @@ class TransformersCB(Transformers):
     cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded
     scheduler: dict[str, Any] = Field(default_factory=dict)
     cpu_scheduler: dict[str, Any] = Field(default_factory=dict)
-    cuda_scheduler: dict[str, Any] = Field(default_factory=dict)
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
-        scheduler = {**(self.cuda_scheduler if launch.gpus else self.cpu_scheduler), **self.scheduler}
+        scheduler = {**({} if launch.gpus else self.cpu_scheduler), **self.scheduler}
         memory = {"memory_share": self.cuda_memory_share} if launch.gpus else {"kv_cache_gib": self.cpu_kv_cache_gib}
         return {**super().flags_on(launch), "kv_cache": memory, "scheduler": scheduler}
 

@@ -2,14 +2,17 @@
 
     python -m benchmarks.client [--vllm-python PYTHON] [--rows closed-256,…] [--repeats 3]
 
-The server (backends/simulated_server) is bound to one core and the client to another. Each row gives, request by
-request and matched by x-request-id, |what the client reports − what the server did| as p50 / p99: TTFT from the
-request's arrival in the server's kernel to the first token's write, every ITL, TPOT, E2E. CPU is that of the client
-process between the first request and the last token, per 1,000 tokens. "Load kept" is the duration that an ideal client
-would have had with the server's true times, over the actual duration. With --vllm-python (an interpreter that has vLLM)
-the rows are also run with `vllm bench serve`, in the same run. The speed of a shared machine varies, so each row is run
-several times, alternating between the clients: the table has each client's run of median CPU per token, and the ratio
-is the median over the pairs. Nothing else should run: the last line reports other load.
+The server (backends/simulated_server) is bound to one core and the client to another. Ours is the whole command
+(`sweep run backend=openai …`), and what is compared are the columns that it publishes: those of requests.parquet,
+request by request and matched by x-request-id, as |reported − what the server did|, p50 / p99: `ttft` (of an open loop
+`service_ttft`, since the server does not know the schedule) from the request's arrival in the server's kernel to the
+first token's write, every gap, `tpot`, `e2el`; beside them the trial's own `ttft_p50` and `ttft_p99`, its outcome and
+`turnaround_share`. CPU is that of the client process between the first request and the last token, per 1,000 tokens.
+"Load kept" is the duration that an ideal client would have had with the server's true times, over the actual duration.
+With --vllm-python (an interpreter that has vLLM) the rows are also run with `vllm bench serve`, in the same run. The
+speed of a shared machine varies, so each row is run several times, alternating between the clients: the table has each
+client's run of median CPU per token, and the ratio is the median over the pairs. Nothing else should run: the last line
+reports other load.
 """
 
 import argparse
@@ -17,14 +20,13 @@ import contextlib
 import heapq
 import json
 import os
-import random
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -32,14 +34,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import pyarrow.parquet as pq
 
 from backends.simulated_server.truth import Truth, read_log
-from sweep.client.measurement import measure
-from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.process import PRIORITY
-from sweep.client.wire import Target
+from sweep.disk.run_files import RunPaths, read_trials
 from sweep.numbers.quantile import quantile
-from sweep.records import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "sweep" / "inputs" / "data" / "tokenizer"
@@ -65,26 +65,18 @@ class Row:
     ttft: float = TTFT
     rate: float | None = None  # requests per second, Poisson; None: closed loop
     flat_out: bool = False  # the server answers at once, coalesces events and keeps no log
+    plain: bool = False  # likewise, without parsing: benchmarks/flat_out.py
     alone: bool = False  # shows the server's limit, so it is run with our client only
 
-    def due(self) -> list[float]:
-        """Due time of each request, s; all zero in a closed loop."""
-        if self.rate is None:
-            return [0.0] * self.requests
-        rng = random.Random(0)
-        times, now = [], 0.0
-        for _ in range(self.requests):
-            now += rng.expovariate(self.rate)
-            times.append(now)
-        return times
-
-    def ideal_duration(self, services: Sequence[float]) -> float:
+    def ideal_duration(self, due: Sequence[float], services: Sequence[float]) -> float:
         """Time from the first send to the last token, s, with an ideal client.
 
-        `services`: the server's true times of all requests in order, each from its arrival to its last token.
+        Args:
+            due: when the load said to send each request, s, ascending.
+            services: the server's true times of all requests in order, each from its arrival to its last token.
         """
         slots = [0.0] * self.concurrency
-        end, due = 0.0, self.due()
+        end = 0.0
         for when, service in zip(due, services, strict=True):
             begin = max(when, heapq.heappop(slots))
             heapq.heappush(slots, begin + service)
@@ -100,22 +92,35 @@ ROWS = [
     Row("closed-1000-50k", 3000, 1000, alone=True),  # demands 50,000 tokens/s of the server
     Row("poisson-50", 500, 250, tokens=365, rate=50.0),
     Row("flat-tokens", 1500, 64, tokens=1024, itl=0.0, ttft=0.0, flat_out=True),
-    Row("flat-requests", 20_000, 64, tokens=1, itl=0.0, ttft=0.0, flat_out=True),
+    Row("flat-requests", 40_000, 64, tokens=1, itl=0.0, ttft=0.0, flat_out=True, plain=True),
 ]
+
+
+class Answer(NamedTuple):
+    """One client's figures of one request, s."""
+
+    ttft: float
+    tpot: float
+    e2el: float
+    gaps: Sequence[float]  # between chunks
 
 
 @dataclass
 class Result:
     """One client's report of a row, and its cost."""
 
-    # x-request-id -> (ttft, gaps between chunks), s
-    answers: dict[str, tuple[float, Sequence[float]]]
+    answers: dict[str, Answer]  # by x-request-id
     failed: int
     tokens: int
     cpu_seconds: float
     peak_memory_bytes: int
     duration: float  # s; of flat-out rows, by the client's clock
+    due: list[float]  # s, of each request
+    outcome: str = "–"
+    turnaround_share: float | None = None
+    published: tuple[float | None, float | None] = (None, None)  # p50 and p99 of TTFT over the trial, s
     errors: dict[str, list[float]] = field(default_factory=dict)  # s, absolute
+    true: tuple[float | None, float | None] = (None, None)  # p50 and p99 of TTFT by the server's log, s
 
     @property
     def cpu_per_token(self) -> float:
@@ -127,27 +132,38 @@ class Run(NamedTuple):
     """One client on one row, once."""
 
     result: Result
-    line: str  # of the table
+    load_kept: float | None
+    limit: float | None = None  # requests/s of the server alone
 
 
 # -- the server
 
 
 @contextlib.contextmanager
-def serving(row: Row, log: Path, core: int) -> Iterator[tuple[str, int]]:
-    """Run the server; yields its URL and process id. Its log is complete afterwards."""
+def serving(row: Row, log: Path, core: int) -> Iterator[str]:
+    """Run the server; yields its URL. Its log is complete afterwards."""
     config: dict[str, Any] = {"ttft": {"mean": row.ttft}, "itl": {"mean": row.itl}, "log": str(log)}
     if row.flat_out:
         config |= {"log": None, "events_per_write": 64}
     command = [sys.executable, "-m", "backends.simulated_server", "--config", json.dumps(config)]
+    if row.plain:
+        command = [sys.executable, "-m", "benchmarks.flat_out"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     _alone_on(process.pid, core)
     try:
-        yield f"http://127.0.0.1:{process.stdout.readline().rsplit(':', 1)[1].strip()}", process.pid
+        yield f"http://127.0.0.1:{process.stdout.readline().rsplit(':', 1)[1].strip()}"
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
+
+
+def plain_limit(url: str, core: int) -> float:
+    """Requests per second of the server to a plain load generator on the client's core."""
+    command = [sys.executable, "-m", "benchmarks.flat_out", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        _alone_on(process.pid, core)
+        return float(process.communicate()[0])
 
 
 def _alone_on(pid: int, core: int) -> None:
@@ -160,28 +176,49 @@ def _alone_on(pid: int, core: int) -> None:
 # -- the clients
 
 
-def ours(row: Row, url: str, folder: Path, core: int) -> Result:
-    mode: Mode = ClosedLoop(row.concurrency)
+def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
+    """The whole command on the row, and what it published."""
+    load = ["load=closed", f"load.concurrency={row.concurrency}"]
     if row.rate is not None:
-        mode = OpenLoop(array("d", row.due()), row.concurrency)
-    prompt = " ".join(["word"] * PROMPT_TOKENS)
-    requests = [Request(f"sweep-{i}", prompt, row.tokens) for i in range(row.requests)]
-    measurement = measure(Target(url, "simulated", ignore_eos=True), [], requests, mode, folder=folder, cpus={core})
-    answers: dict[str, tuple[float, Sequence[float]]] = {}
-    ends = []
-    for record in measurement.records:
-        if record.error is None:
-            gaps = [(b - a) / 1e6 for a, b in pairwise(record.chunk_us)]
-            answers[record.request_id] = (record.chunk_us[0] / 1e6, gaps)
-            ends.append(record.sent + record.chunk_us[-1] / 1e6)
-    report = measurement.report
+        load = ["load=poisson", f"load.rate={row.rate}", f"load.max_concurrency={row.concurrency}"]
+    command = [
+        *(sys.executable, "-m", "sweep", "backend=openai", f"backend.url={url}", "model=served", *load),
+        *("workload=synthetic", f"workload.input_tokens={PROMPT_TOKENS}", f"workload.output_tokens={row.tokens}"),
+        *(f"workload.num_requests={row.requests}", "workload.warmup_requests=0", "backend.continuous_usage=false"),
+        *("cluster=inline", "tracking=none", f"out={folder}"),
+    ]
+    output = folder.with_suffix(".output")
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        os.sched_setaffinity(process.pid, set(cores))  # of which the client takes the last
+        if process.wait() not in (0, 1):  # 1: the trial failed, as its outcome says
+            raise RuntimeError(f"the command failed: {output.read_text()[-2000:]}")
+    paths = RunPaths(folder)
+    (trial,) = read_trials(paths.trials)
+    files = paths.trial(trial["deployment_id"], trial["attempt"], trial["trial_id"])
+    rows = pq.read_table(files.requests).to_pylist()
+    prefix = "" if row.rate is None else "service_"
+    answers = {
+        each["request_id"]: Answer(
+            each[f"{prefix}ttft"],
+            each["tpot"] or 0.0,
+            each[f"{prefix}e2el"],
+            [(b - a) / 1e6 for a, b in pairwise(each["chunk_us"])],
+        )
+        for each in rows
+        if each["error"] is None
+    }
     return Result(
         answers=answers,
-        failed=len(measurement.records) - len(answers),
-        tokens=sum(measurement.records.output_tokens),
-        cpu_seconds=report.cpu_seconds,
-        peak_memory_bytes=report.peak_memory_bytes,
-        duration=max(ends) - min(measurement.records.sent),
+        failed=trial["num_failed"],
+        tokens=trial["output_tokens"],
+        cpu_seconds=trial["client_cpu_seconds"],
+        peak_memory_bytes=trial["client_peak_memory_bytes"],
+        duration=trial["duration"],
+        due=[each["scheduled"] or 0.0 for each in rows],
+        outcome=trial["outcome"],
+        turnaround_share=trial["turnaround_share"],
+        published=(trial[f"{prefix}ttft_p50"], trial[f"{prefix}ttft_p99"]),
     )
 
 
@@ -224,11 +261,11 @@ def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
         raise RuntimeError(f"vllm bench serve failed: {(folder / 'output').read_text()[-2000:]}")
     content = json.loads((folder / "result.json").read_text())
     answers = {
-        f"vllm-{i}": (ttft, gaps)
+        f"vllm-{i}": Answer(ttft, sum(gaps) / max(1, len(gaps)), ttft + sum(gaps), gaps)
         for i, (ttft, gaps, error) in enumerate(zip(content["ttfts"], content["itls"], content["errors"], strict=True))
         if not error
     }
-    begin = min(content["start_times"])
+    begin, ttfts = min(content["start_times"]), [answer.ttft for answer in answers.values()]
     used = _at(cpu, begin + content["duration"]) - _at(cpu, begin)
     return Result(
         answers=answers,
@@ -237,6 +274,8 @@ def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
         cpu_seconds=used,
         peak_memory_bytes=memory,
         duration=content["duration"],
+        due=[0.0] * row.requests if row.rate is None else sorted(when - begin for when in content["start_times"]),
+        published=(quantile(ttfts, 0.5), quantile(ttfts, 0.99)),
     )
 
 
@@ -252,44 +291,58 @@ def _at(readings: list[tuple[float, float]], when: float) -> float:
 
 
 def compare(row: Row, result: Result, truths: dict[tuple[str, int], Truth]) -> float:
-    """Fill in the absolute errors, request by request; returns the share of the load that was kept."""
+    """Fill in the truth and the absolute errors, request by request; returns the share of the load that was kept."""
     errors: dict[str, list[float]] = {name: [] for name in ("ttft", "itl", "tpot", "e2e")}
-    matched = []
-    for request_id, (ttft, gaps) in result.answers.items():
+    matched, true_ttft = [], []
+    for request_id, answer in result.answers.items():
         truth = truths[request_id, 0]
         matched.append(truth)
         writes = truth.writes
-        errors["ttft"].append(abs(ttft - (writes[0] - truth.arrival) / 1e9))
-        errors["e2e"].append(abs(ttft + sum(gaps) - (writes[-1] - truth.arrival) / 1e9))
+        true_ttft.append((writes[0] - truth.arrival) / 1e9)
+        errors["ttft"].append(abs(answer.ttft - true_ttft[-1]))
+        errors["e2e"].append(abs(answer.e2el - (writes[-1] - truth.arrival) / 1e9))
         if len(writes) > 1:
-            true_tpot = (writes[-1] - writes[0]) / 1e9 / (len(writes) - 1)
-            errors["tpot"].append(abs(sum(gaps) / (len(writes) - 1) - true_tpot))
-        if len(gaps) == len(writes) - 1:
-            errors["itl"] += [abs(gap - (b - a) / 1e9) for gap, (a, b) in zip(gaps, pairwise(writes), strict=True)]
-    result.errors = errors
+            errors["tpot"].append(abs(answer.tpot - (writes[-1] - writes[0]) / 1e9 / (len(writes) - 1)))
+        if len(answer.gaps) == len(writes) - 1:
+            pairs = zip(answer.gaps, pairwise(writes), strict=True)
+            errors["itl"] += [abs(gap - (b - a) / 1e9) for gap, (a, b) in pairs]
+    result.errors, result.true = errors, (quantile(true_ttft, 0.5), quantile(true_ttft, 0.99))
     matched.sort()
     true_duration = (max(truth.last_write for truth in matched) - matched[0].arrival) / 1e9
     services = [(truth.last_write - truth.arrival) / 1e9 for truth in matched]
-    return min(1.0, row.ideal_duration(services) / true_duration) if len(services) == row.requests else 0.0
+    if len(services) != row.requests:
+        return 0.0
+    return min(1.0, row.ideal_duration(sorted(result.due), services) / true_duration)
 
 
 def quantiles(values: list[float]) -> str:
     """p50 / p99 in ms."""
-    if len(values) < 2:
-        return "–"
-    p50, p99 = quantile(values, 0.5), quantile(values, 0.99)
-    return f"{p50 * 1e3:.3f} / {p99 * 1e3:.3f}"
+    return milliseconds((quantile(values, 0.5), quantile(values, 0.99))) if len(values) > 1 else "–"
 
 
-def line(row: Row, client: str, result: Result, share: float | None) -> str:
+def milliseconds(times: tuple[float | None, float | None]) -> str:
+    return " / ".join("–" if time is None else f"{time * 1e3:.3f}" for time in times)
+
+
+def outcomes(runs: Sequence[Run]) -> str:
+    """The verdict of every run: one word where all agree."""
+    counts = Counter(run.result.outcome for run in runs)
+    return ", ".join(word if count == len(runs) else f"{word} {count}" for word, count in counts.items())
+
+
+def line(row: Row, client: str, runs: Sequence[Run]) -> str:
+    """The run of median CPU per token, as a line of the table."""
+    result, load_kept, _ = middle(runs)
     errors = [quantiles(result.errors.get(name, [])) for name in ("ttft", "itl", "tpot", "e2e")]
-    kept_share = "–" if share is None else f"{share:.1%}"
     cells = [
         row.name,
         client,
+        outcomes(runs),
+        "–" if row.flat_out else f"{milliseconds(result.published)} ({milliseconds(result.true)})",
         *errors,
         f"{result.cpu_per_token * 1000:.4f}" if result.tokens else "–",
-        kept_share,
+        "–" if load_kept is None else f"{load_kept:.2%}",
+        "–" if result.turnaround_share is None else f"{result.turnaround_share:.2%}",
         f"{result.peak_memory_bytes / 1e6:.0f}",
         f"{result.tokens / result.duration:,.0f}",
         f"{len(result.answers) / result.duration:,.0f}",
@@ -302,12 +355,15 @@ MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 HEADER = [
     "row",
     "client",
+    "outcome",
+    "TTFT p50 / p99 published (true), ms",
     "TTFT error p50 / p99, ms",
     "ITL error p50 / p99, ms",
     "TPOT error p50 / p99, ms",
     "E2E error p50 / p99, ms",
     "CPU s / 1,000 tokens",
     "load kept",
+    "turnaround share",
     "peak MB",
     "tokens/s",
     "requests/s",
@@ -319,11 +375,14 @@ def run_row(row: Row, python: str | None, cores: tuple[int, int]) -> Run:
     """Run one row with one client: ours, unless `python` has vLLM."""
     with tempfile.TemporaryDirectory(prefix="sweep-client-") as name:
         folder = Path(name)
-        with serving(row, folder / "log", cores[0]) as (url, _):
+        limit = None
+        with serving(row, folder / "log", cores[0]) as url:
             run = folder / "run"
-            result = ours(row, url, run, cores[1]) if python is None else vllm(row, url, run, cores[1], python)
+            if row.plain:
+                limit = plain_limit(url, cores[1])
+            result = ours(row, url, run, cores) if python is None else vllm(row, url, run, cores[1], python)
         share = None if row.flat_out else compare(row, result, read_log(folder / "log"))
-        return Run(result, line(row, "sweep" if python is None else "vllm", result, share))
+        return Run(result, share, limit)
 
 
 def middle(runs: Sequence[Run]) -> Run:
@@ -344,6 +403,13 @@ def ratios(row: Row, mine: Sequence[Run], theirs: Sequence[Run]) -> str:
     return text
 
 
+def limits(row: Row, runs: Sequence[Run]) -> list[str]:
+    """The limit of the server alone, where it was sought."""
+    rates = [run.limit for run in runs if run.limit is not None]
+    text = f"{row.name}: the server alone answers {{:,.0f}} requests/s to a plain load generator (median of {{}} runs)"
+    return [text.format(statistics.median(rates), len(rates))] if rates else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-python", help="interpreter with vLLM; without it only our client runs")
@@ -355,6 +421,8 @@ def main() -> None:
     selected = options.rows.split(",") if options.rows else [row.name for row in ROWS]
     server_core, client_core = map(int, options.cores.split(","))
     cores = server_core, client_core
+    if server_core >= client_core:
+        parser.error("--cores: the client's must be the higher one")
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     compared: list[str] = []
     load: list[float] = []
@@ -368,11 +436,12 @@ def main() -> None:
             mine.append(run_row(row, None, cores))
             if options.vllm_python and not row.alone:
                 theirs.append(run_row(row, options.vllm_python, cores))
-        chosen = [middle(runs).line for runs in (mine, theirs) if runs]
+        chosen = [line(row, client, runs) for client, runs in (("sweep", mine), ("vllm", theirs)) if runs]
         print("\n".join(chosen), flush=True)
         lines += chosen
         if theirs:
             compared.append(ratios(row, mine, theirs))
+        compared += limits(row, mine)
     compared.append(f"other load before each run: at most {max(load):.0f} % of the machine's cores")
     lines += ["", *(f"* {comparison}" for comparison in compared)]
     print("\n".join(lines[-len(compared) - 1 :]))

@@ -318,7 +318,10 @@ def main() -> None:
         print(document(list(study(["lognormal", "load 0.7"], [100], [3], 300))))
         return
     with multiprocessing.Pool(arguments.processes) as pool:
-        write([cell for cells in pool.map(_scenario, SCENARIOS, chunksize=1) for cell in cells])
+        results: list[Cell] = []
+        for part in pool.imap(_scenario, SCENARIOS):
+            results += part
+            write(results)
 
 
 def _scenario(scenario: str) -> list[Cell]:

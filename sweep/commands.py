@@ -82,21 +82,12 @@ def status(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary."""
-    import analysis
+    from sweep.run import print_report
 
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     folder = Path(parser.parse_args(arguments).run)
-    if not folder.exists() and (Path("results") / folder).exists():
-        folder = Path("results") / folder
-    try:
-        results = analysis.open_results(folder)
-        analysis.write_all(results)
-    except (analysis.RunNotFound, analysis.DamagedFile) as error:
-        raise ConfigError(str(error)) from None
-    console = Console(highlight=False)
-    console.print(analysis.Summary(results))
-    console.print(f"report: {results.run.paths.report}", markup=False, soft_wrap=True)
+    print_report(folder if folder.exists() else Path("results") / folder, Console(highlight=False))
     return 0
 
 

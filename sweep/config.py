@@ -146,7 +146,7 @@ class Settings(Strict):
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     trial_timeout: PositiveFloat = 3600.0  # s
     deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
-    relaunch: Literal["once", "per_replicate"] = "once"  # one launch for all replicates, or one for each
+    relaunch: Literal["auto", "once", "per_replicate"] = "auto"  # launches of a deployment: one, or one per replicate
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
@@ -168,11 +168,7 @@ class Settings(Strict):
 
 
 def next_time(text: str, now: datetime) -> datetime:
-    """The next time, after `now`, that it is "08:00"; or the instant that an ISO date and time names. Local time.
-
-    Raises:
-        ValueError: if it is neither.
-    """
+    """The next "08:00" after `now`, or the instant of an ISO date and time; local. Raises ValueError for others."""
     try:
         if len(text) <= len("08:00:00"):
             at = datetime.combine(now.date(), time.fromisoformat(text))
@@ -201,11 +197,7 @@ def content_hash(value: Any, length: int = 12) -> str:
 
 
 def locate(target: str, key: str) -> type[BaseModel]:
-    """The class that a `_target_` names.
-
-    Raises:
-        ConfigError: if there is no such module or class.
-    """
+    """The class that a `_target_` names. Raises ConfigError if there is no such module or class."""
     module, _, name = target.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name)
@@ -217,11 +209,7 @@ def locate(target: str, key: str) -> type[BaseModel]:
 
 
 def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
-    """The object that a `_target_` mapping describes; `key` is where it stands, for messages.
-
-    Raises:
-        ConfigError: if the class does not exist or refuses a value.
-    """
+    """The object that the `_target_` mapping at `key` describes. Raises ConfigError if its class refuses a value."""
     fields = dict(mapping)
     target = fields.pop("_target_", None)
     if not isinstance(target, str):
@@ -230,11 +218,7 @@ def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
 
 
 def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Configured:
-    """`kind(**fields)`, with pydantic's complaint told in one line.
-
-    Raises:
-        ConfigError: naming the dotted key, its value and what is allowed.
-    """
+    """`kind(**fields)`. Raises ConfigError, naming the dotted key, its value and what is allowed."""
     try:
         built = kind.model_validate(dict(fields))
     except ValidationError as error:

@@ -18,24 +18,28 @@ def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
 
     A ladder's step stands for the settings that it changes.
     """
-    siblings: dict[str, list[int]] = defaultdict(list)
-    for index, name in enumerate(names):
-        siblings[name].append(index)
-    texts = [""] * len(names)
-    for name, indices in siblings.items():
-        group = [settings[index] for index in indices]
-        keys = varying(group)
-        if LADDER in keys:
-            keys = [LADDER, *(key for key in keys if key != LADDER and _varies_within_a_step(group, key))]
-        for index in indices:
-            texts[index] = " ".join([name, *described(settings[index], keys)])
-    return texts
+    siblings: dict[str, list[Coordinates]] = defaultdict(list)
+    for name, mapping in zip(names, settings, strict=True):
+        siblings[name].append(mapping)
+    keys = {name: _telling(group) for name, group in siblings.items()}
+    return [" ".join([name, *described(mapping, keys[name])]) for name, mapping in zip(names, settings, strict=True)]
 
 
-def varying(settings: Sequence[Coordinates]) -> list[str]:
-    """The keys whose values differ, in the order in which they appear; a key that only some have differs too."""
+def _telling(settings: Sequence[Coordinates]) -> list[str]:
+    """The keys whose values differ, in the order in which they appear; of ladders, those that differ within a step."""
     keys = dict.fromkeys(key for mapping in settings for key in mapping if key != PARENT)
-    return [key for key in keys if len({repr(mapping.get(key)) for mapping in settings}) > 1]
+    varying = [key for key in keys if _differs(settings, key)]
+    if LADDER not in varying:
+        return varying
+    steps: dict[Any, list[Coordinates]] = defaultdict(list)
+    for mapping in settings:
+        steps[mapping.get(LADDER)].append(mapping)
+    within = [key for key in varying if any(_differs(step, key) for step in steps.values())]
+    return [LADDER, *within]
+
+
+def _differs(settings: Sequence[Coordinates], key: str) -> bool:
+    return len({repr(mapping.get(key)) for mapping in settings}) > 1
 
 
 def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
@@ -51,10 +55,3 @@ def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
 def short(key: str) -> str:
     """The last part of a dotted key."""
     return key.rpartition(".")[2]
-
-
-def _varies_within_a_step(settings: Sequence[Coordinates], key: str) -> bool:
-    values: dict[Any, set[str]] = defaultdict(set)
-    for mapping in settings:
-        values[mapping.get(LADDER)].add(repr(mapping.get(key)))
-    return any(len(distinct) > 1 for distinct in values.values())

@@ -95,8 +95,8 @@ class Record:
 
     request_id: str
     phase: Phase
-    scheduled: float  # when the load said to send it
-    released: float  # when a slot was free for it
+    scheduled: float | None  # when the load said to send it; None where it has no schedule (closed loop, lockstep)
+    released: float  # when a slot was free for it; without a schedule, when its user or batch could send it
     sent: float  # when its first byte was written to the socket
     chunk_us: array[int] = field(default_factory=lambda: array("I"))  # arrival of each chunk, µs since the send
     chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # tokens in each chunk: a chunk is not a token
@@ -119,7 +119,7 @@ class Records:
         self.request_id: list[str] = []
         self.phase: list[Phase] = []
         self.batch = array("i")
-        self.scheduled = array("d")
+        self.scheduled = array("d")  # NaN where there is no schedule
         self.released = array("d")
         self.sent = array("d")
         self.ended = array("d")  # NaN where it is not known
@@ -138,7 +138,7 @@ class Records:
         self.request_id.append(record.request_id)
         self.phase.append(record.phase)
         self.batch.append(record.batch)
-        self.scheduled.append(record.scheduled)
+        self.scheduled.append(math.nan if record.scheduled is None else record.scheduled)
         self.released.append(record.released)
         self.sent.append(record.sent)
         self.ended.append(math.nan if record.ended is None else record.ended)
@@ -155,7 +155,7 @@ class Records:
         return Record(
             self.request_id[index],
             self.phase[index],
-            self.scheduled[index],
+            _or_none(self.scheduled[index]),
             self.released[index],
             self.sent[index],
             self.chunk_us[begin:end],
@@ -165,11 +165,15 @@ class Records:
             self.batch[index],
             self.finish_reason[index],
             self.error[index],
-            None if math.isnan(self.ended[index]) else self.ended[index],
+            _or_none(self.ended[index]),
         )
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
+
+
+def _or_none(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else seconds
 
 
 class Sample(NamedTuple):

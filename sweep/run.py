@@ -3,6 +3,7 @@
 import functools
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -30,9 +31,7 @@ from sweep.wording import count
 
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
-    """Run the command line, from its arguments to the report; return the exit status.
-
-    `config_dirs` are folders with options of the user's own.
+    """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
 
     Raises:
         ConfigError: for bad input, before anything is launched.
@@ -86,7 +85,9 @@ def _run_locked(
     if mirror is not None:
         mirror.fetch_trials()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
-    _print_report(plan.settings, paths, console, rebuild=changed or _is_stale(paths))
+    # Older than the trials, or missing, if a run was killed between its last trial and its report.
+    stale = not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
+    print_report(paths.out, console, plan.settings.metrics, rebuild=changed or stale)
     remedy = "run the same command again to continue"
     if result.interrupted:
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
@@ -100,7 +101,7 @@ def _run_locked(
 def _drive(
     plan: Plan, pending: PendingWork, paths: RunPaths, ledger: Ledger, nodes: Sequence[Node], console: Console
 ) -> RunResult:
-    tracker = _tracker(plan.settings, paths) if pending.deployments else None
+    tracker = _tracker(plan.settings, paths) if pending.launches else None
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
@@ -120,23 +121,24 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
     return 1 if unfinished or any(Outcome(outcome).failed for outcome in outcomes) else 0
 
 
-def _is_stale(paths: RunPaths) -> bool:
-    """Return whether a run was killed between its last trial and its report."""
-    return not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
+def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True) -> None:
+    """Print the summary of the results in a folder; rebuild tables, figures and report before.
 
-
-def _print_report(settings: Settings, paths: RunPaths, console: Console, rebuild: bool) -> None:
-    """Print the summary of the results on disk; rebuild tables, figures and report if they changed."""
+    Raises:
+        ConfigError: if there is no run, or its files are damaged.
+    """
     import analysis
 
-    results = analysis.open_results(paths.out)
-    if rebuild:
-        analysis.write_all(results)
+    try:
+        results = analysis.open_results(folder)
+        if rebuild:
+            analysis.write_all(results)
+    except (analysis.RunNotFound, analysis.DamagedFile) as error:
+        raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
-    if settings.metrics == "vllm":
-        for table in analysis.render_vllm_flavour(results):
-            console.print(table)
-    console.print(f"report: {paths.report}", markup=False, soft_wrap=True)
+    for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
+        console.print(table)
+    console.print(f"report: {results.run.paths.report}", markup=False, soft_wrap=True)
 
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:

@@ -17,5 +17,5 @@ def time_left(seconds: float | None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 trial`, `2 trials`, `2 launches`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('ch') else 's'}"

@@ -4,11 +4,9 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import analysis
-from analysis import stats
 from analysis.figures import memory_timeline
 from analysis.load import open_run
 from analysis.plotting import drawing, figure_files
@@ -88,48 +86,6 @@ def test_a_damaged_file_is_named_or_skipped(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "no run here" in capsys.readouterr().err
-
-
-def test_interval_of_two_values_by_hand() -> None:
-    # s of {9, 11} is √2, s/√2 = 1, t(0.975, 1) = tan(0.475 π) = 12.7062
-    half = stats.half_width(np.array([math.sqrt(2)]), np.array([2.0]))
-    assert half[0] == pytest.approx(math.tan(0.475 * math.pi))
-    assert math.isnan(stats.half_width(np.array([0.0]), np.array([1.0]))[0])
-
-
-def ratio(above: list[float], below: list[float]) -> tuple[float, float, float]:
-    """Of two samples, beside others that have nothing to do with them."""
-    values = np.array([*above, 7.0, *below, math.nan, 5.0])
-    sample = np.array([0] * len(above) + [1] + [2] * len(below) + [2, 3])
-    every = stats.log_moments(values, sample, 4)
-    value, low, high = stats.ratio(every.select(np.array([0])), every.select(np.array([2])))
-    return float(value[0]), float(low[0]), float(high[0])
-
-
-def test_ratio_by_hand() -> None:
-    # equal spreads of ±d on the log scale, two each: s² = 2d², standard error √(2 · d²) = d√2, 2 degrees of freedom,
-    # t(0.975, 2) = 4.30265
-    d = 0.01
-    value, low, high = ratio([2 * math.exp(d), 2 * math.exp(-d)], [math.exp(d), math.exp(-d)])
-    assert value == pytest.approx(2.0)
-    assert high == pytest.approx(2.0 * math.exp(4.302653 * d * math.sqrt(2)), rel=1e-6)
-    assert low * high == pytest.approx(4.0)
-    assert ratio([3.0], [2.0])[0] == pytest.approx(1.5)
-    assert ratio([3.0, 3.0], [2.0])[0] == pytest.approx(1.5)
-    assert math.isnan(ratio([3.0], [2.0])[1])
-    assert math.isnan(ratio([3.0, 3.1], [2.0])[1])
-    assert math.isnan(ratio([1.0, 2.0], [0.0, 1.0])[0])
-    assert math.isnan(ratio([1.0, 2.0], [])[0])
-    assert ratio([2.0, 2.0], [1.0, 1.0]) == pytest.approx((2.0, 2.0, 2.0))
-
-
-def test_welch_agrees_with_scipy() -> None:
-    from scipy.stats import ttest_ind
-
-    above, below = [3.1, 2.9, 3.3], [1.0, 1.4]
-    expected = ttest_ind(np.log(above), np.log(below), equal_var=False).confidence_interval(0.95)
-    _, low, high = ratio(above, below)
-    assert (math.log(low), math.log(high)) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from sweep.config import Halted, Settings
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import row_writer
-from sweep.drive.deployment_state import Stage
 from sweep.drive.driver import Driver
+from sweep.drive.launch_state import Stage
 from sweep.drive.progress import Display
 from sweep.node.deployment import Completed, Finished, Lost, NotStarted, Placed
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
-from sweep.plan.pending import find_pending, pending_deployments
+from sweep.plan.pending import find_pending, pending_launches
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.run import exit_status
 
@@ -167,8 +167,86 @@ def test_an_error_of_ours_is_tried_a_few_times_and_leaves_its_traceback(tmp_path
 def test_the_next_run_tries_failures_again_unless_forbidden(tmp_path, retry, again):
     plan = make_plan(deployment("a", ["1", "2", "3"]), retry=retry)
     drive(plan, tmp_path, Scripted({"a": [["ok", "engine_crashed", "oom_run"]]}))
-    pending = pending_deployments(plan, Ledger(tmp_path / "ledger.jsonl"))
+    pending = pending_launches(plan, Ledger(tmp_path / "ledger.jsonl"))
     assert [[t.trial_id for t in d.trials] for d in pending] == ([again] if again else [])
+
+
+def replicated(name, sizes, replicates=3):
+    """A deployment with a trial for each batch size and replicate: `a8r0`."""
+    trials = [
+        replace(trial(f"{name}{size}r{index}"), replicate=index, load=Load(name="batch", batch_size=size, size=size))
+        for index in range(replicates)
+        for size in sizes
+    ]
+    return replace(deployment(name, []), trials=trials)
+
+
+def test_each_replicate_is_a_launch_and_blocks_hold_each_deployment_once(tmp_path):
+    plan = make_plan(replicated("a", [1, 2]), replicated("b", [1, 2]), replicated("c", [1, 2]))
+    executor = ByNode(lambda deployment, node: "ok", nodes=1)
+    _, ledger = drive(plan, tmp_path, executor)
+    started = [name for name, _ in executor.placed]
+    assert [sorted(started[i : i + 3]) for i in (0, 3, 6)] == [["a", "b", "c"]] * 3
+    assert {ledger.rows[f"a2r{index}"]["attempt"] for index in range(3)} == {"1", "2", "3"}, "each its own attempt"
+    assert len(outcomes(ledger)) == 18
+
+
+def test_a_launch_that_is_lost_runs_again_and_no_other(tmp_path):
+    executor = Scripted({"a": [["ok"], [Lost("node died")], ["ok"], ["ok"]]})
+    plan = make_plan(replicated("a", [1]), relaunch="per_replicate")
+    _, ledger = drive(plan, tmp_path, executor)
+    (lost,) = {trials[0] for _, trials in executor.submitted if sum(trials == t for _, t in executor.submitted) == 2}
+    assert len(executor.submitted) == 4
+    assert outcomes(ledger) == dict.fromkeys(("a1r0", "a1r1", "a1r2"), "ok")
+    assert ledger.rows[lost]["attempt"] == "3"
+
+
+@pytest.mark.parametrize("outcome", ["launch_failed", "launch_timeout", "oom_load"])
+def test_a_deployment_that_cannot_be_launched_is_not_launched_for_each_replicate(tmp_path, outcome):
+    executor = ByNode(lambda deployment, node: outcome if deployment == "a" else "ok", nodes=1)
+    _, ledger = drive(make_plan(replicated("a", [1, 2]), replicated("b", [1])), tmp_path, executor)
+    assert [name for name, _ in executor.placed].count("a") == 1
+    assert {t: o for t, o in outcomes(ledger).items() if t[0] == "a"} == dict.fromkeys(
+        [f"a{size}r{index}" for index in range(3) for size in (1, 2)], outcome
+    )
+    assert {row["attempt"] for t, row in ledger.rows.items() if t[0] == "a"} == {"1"}, "whose log says why"
+    assert outcomes(ledger)["b1r2"] == "ok"
+    assert executor.result.unfinished == 0
+    assert executor.driver.display.done == 9
+
+
+def test_engines_that_keep_dying_are_given_up_over_all_launches(tmp_path):
+    executor = Scripted({"a": [["engine_crashed"]] * 9})
+    _, ledger = drive(make_plan(replicated("a", [1], 7), relaunch="per_replicate"), tmp_path, executor)
+    assert len(executor.submitted) == 3, "settings.attempts"
+    assert list(outcomes(ledger).values()) == ["engine_crashed"] * 7
+
+
+def test_a_launch_that_fails_counts_for_its_own_trials_if_another_was_good(tmp_path):
+    executor = Scripted({"a": [["ok"], ["launch_failed"], ["ok"]]})
+    _, ledger = drive(make_plan(replicated("a", [1]), relaunch="per_replicate"), tmp_path, executor)
+    assert len(executor.submitted) == 3
+    assert sorted(outcomes(ledger).values()) == ["launch_failed", "ok", "ok"]
+
+
+def test_launches_given_up_for_a_bad_node_are_retried_elsewhere(tmp_path):
+    """Two deployments fail at launch on the first node: what was not even tried runs on the other."""
+    executor = ByNode(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
+    _, ledger = drive(make_plan(*(replicated(name, [1]) for name in "abcdef")), tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"ok"}
+    assert executor.driver.display.done == 18
+
+
+def test_larger_batches_are_not_tried_in_later_launches_either(tmp_path):
+    plan = make_plan(replicated("a", [8, 4, 16], 2), relaunch="per_replicate")
+    executor = Scripted({"a": [["oom_run", "ok", "censored"], ["oom_run", "ok"]]})
+    _, ledger = drive(plan, tmp_path, executor)
+    first, second = executor.submitted
+    assert (len(first[1]), len(second[1])) == (3, 2)
+    (censored,) = {trial.trial_id for trial in plan.trials} - set(first[1]) - set(second[1])
+    assert censored.startswith("a16")
+    assert ledger.rows[censored]["outcome"] == "censored"
+    assert "batches of 8 already ran out of memory" in ledger.rows[censored]["reason"]
 
 
 def test_what_cannot_run_here_has_rows_without_being_submitted(tmp_path):

@@ -76,6 +76,18 @@ def test_known_answer():
     assert "critical path: long m [long] (15 min); more GPUs would not shorten it" in result
 
 
+def test_each_launch_counts_with_its_own_start():
+    """Three replicates of 60 s: one launch of 100 s for all, or one for each; two GPUs share those."""
+    one = deployment("a", *(replace(trial(str(index), 8), replicate=index) for index in range(3)))
+    the_plan, history = plan(one), History([row(one, each, 60) for each in one.trials])
+    together = estimate_run(the_plan, one.launches(per_replicate=False), history, ONE_NODE)
+    apart = estimate_run(the_plan, one.launches(per_replicate=True), history, ONE_NODE)
+    assert (together.seconds, apart.seconds) == (100 + 180, 2 * 160)
+    assert apart.simulated.gpu_seconds == 3 * 160
+    assert "3 launches, 1.33 times the shortest possible" in "\n".join(apart.messages)
+    assert "a m replicate 2 [a-2]" in apart.messages[-1]
+
+
 def test_the_median_of_the_same_trial_before_that_of_its_kind():
     one, another = deployment("a", trial("1", 8)), deployment("a", trial("another replicate", 8))
     rows = [row(one, another.trials[0], seconds) for seconds in (10.0, 30.0, 20.0)]

@@ -176,7 +176,8 @@ def test_a_trial_in_one_call(client, library):
     found = measure(client, [[10], [20, 30], [40]], {"batch_size": 2})
     assert before < found["start_ns"] < time.monotonic_ns()
     (warm,), records = found["warmup"], found["records"]
-    assert warm["scheduled"] < 0
+    assert warm["released"] < 0
+    assert warm["scheduled"] is records[0]["scheduled"] is None, "without arrivals there is no schedule"
     assert [record["input_tokens"] for record in records] == [1, 2, 1]
     assert all(record["chunk_tokens"] == [1, 1, 1] and record["output_tokens"] == 3 for record in records)
     assert all(record["finish_reason"] == "length" and record["error"] is None for record in records)

@@ -199,3 +199,18 @@ def test_the_main_job_on_real_engines(tmp_path):
     measured = analysis.load(tmp_path / "out").set_index("trial_id").started_at
     assert (measured[trials.trial_id].to_numpy() == trials.started_at.to_numpy()).all(), "nothing was measured again"
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(("relaunch", "launches"), [("auto", 4), ("once", 2)])
+def test_where_engines_are_compared_each_replicate_is_measured_on_a_launch_of_its_own(tmp_path, relaunch, launches):
+    command = [*SIMULATED, "backend.itl.mean=0.005,0.01", "load.batch_size=1,2", "replicates=2", "fresh=true"]
+    assert 0 in (main([*command, f"relaunch={relaunch}", f"out={tmp_path / 'out'}"]) for _ in range(4))
+    trials = analysis.load(tmp_path / "out").sort_values("started_at")
+    assert trials["launch"].notna().all()
+    assert trials["launch"].nunique() == launches
+    replicates = trials.groupby(["deployment_id", "launch"])["replicate"].nunique()
+    assert set(replicates) == {2 if relaunch == "once" else 1}
+    changes = (trials["launch"] != trials["launch"].shift()).sum()
+    assert changes == launches, "one after the other"
+    if relaunch == "auto":
+        assert list(trials["replicate"]) == [0] * 4 + [1] * 4, "a block after the other"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sweep.node.verdict import outcome_of
 from sweep.numbers import chunks
 from sweep.numbers.chunks import tokens_per_bin, tokens_within
-from sweep.numbers.quantile import quantile_with_interval, statistics
+from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.batches import batch_latency, batch_throughput
 from sweep.numbers.quantities.latency import itl, itl_token, service_e2el, service_ttft, tpot
 from sweep.numbers.quantities.throughput import (
@@ -99,6 +99,29 @@ def function(name: str) -> Callable[..., Any]:
 )
 def test_latencies_of_each_request(name: str, expected: list[float]) -> None:
     np.testing.assert_allclose(function(name)(ALL), expected, rtol=1e-12)
+
+
+def test_without_a_schedule_latencies_count_from_the_send() -> None:
+    """In a closed loop and in lockstep a late send delays the load, not the answer."""
+    records = gather(
+        record(0.25, [(1.0, 1), (3.0, 1)], scheduled=NAN, released=0.2),
+        record(4.0, [(0.5, 1)], scheduled=NAN, released=3.3),
+        record(9.0, [], scheduled=NAN, released=4.0, error="reset: by peer"),
+    )
+    for name, expected in [
+        ("ttft", [1.0, 0.5, NAN]),
+        ("e2el", [3.0, 0.5, NAN]),
+        ("turnaround", [0.05, 0.7, 5.0]),
+        ("slot_wait", [NAN] * 3),
+        ("lag", [NAN] * 3),
+    ]:
+        np.testing.assert_allclose(function(name)(records), expected, rtol=1e-12, err_msg=name)
+    row = summarise(records)
+    assert row["turnaround_share"] == pytest.approx(0.75 / (0.75 + 3.5)), "of those that succeeded"
+    assert row["offered_rate"] is row["lag_p99"] is row["slot_wait_mean"] is None
+    assert records[0].scheduled is None
+    row = summarise(gather(A, B))
+    assert row["turnaround_share"] is row["turnaround_p50"] is None
 
 
 def test_an_answer_in_one_chunk_has_no_time_per_token() -> None:
@@ -386,33 +409,6 @@ def test_quantiles_are_linear_between_order_statistics() -> None:
     assert statistics(np.array([NAN]), (50, 90, 99)) == dict.fromkeys(["mean", "p50", "p90", "p99", "max"])
     micro = statistics(np.array([1_000_000, 4_000_000_000], np.uint32), (50,), 1e6)
     assert (micro["mean"], micro["p50"]) == (2000.5, 2000.5)  # no overflow of the small integers
-
-
-def test_interval_of_a_median_is_the_textbook_one() -> None:
-    """For n = 100 the 95 % interval of the median is from the 40th to the 61st value (David & Nagaraja)."""
-    found = quantile_with_interval(np.arange(100, 0, -1.0), 0.5)
-    assert found == (50.5, 100, 40.0, 61.0)
-
-
-def test_interval_says_when_there_are_too_few_samples() -> None:
-    found = quantile_with_interval(np.arange(1.0, 101.0), 0.99)
-    assert (found.n, found.high) == (100, None)  # nobody knows an upper bound of p99 from 100 values
-    assert found.low == 97.0
-    assert quantile_with_interval(np.array([5.0]), 0.5) == (5.0, 1, None, None)
-    assert quantile_with_interval(np.array([NAN]), 0.5) == (None, 0, None, None)
-
-
-@pytest.mark.parametrize("q", [0.5, 0.9])
-def test_interval_holds_the_truth_as_often_as_it_says(q: float) -> None:
-    draws = np.random.default_rng(1).exponential(size=(1000, 200))
-    truth = -math.log(1 - q)
-    held = 0
-    for values in draws:
-        found = quantile_with_interval(values, q)
-        assert found.low is not None
-        assert found.high is not None
-        held += found.low <= truth <= found.high
-    assert held / 1000 == pytest.approx(0.96, abs=0.02)  # the order statistics are discrete: a little over 95 %
 
 
 def test_the_servers_count_of_tokens_is_used_where_chunks_do_not_say_theirs() -> None:

@@ -70,11 +70,11 @@ def test_a_new_mode_is_one_class_and_a_load(tmp_path: Path) -> None:
     assert measurement.report.processes == 1
     records = list(measurement.records)[len(warmup) :]
     assert [record.error for record in measurement.records] == [None] * 4 * TURNS
-    assert [records[session * TURNS].scheduled for session in range(2)] == pytest.approx([0, 0.02], abs=1e-6)
+    assert [records[session * TURNS].released for session in range(2)] == pytest.approx([0, 0.02], abs=1e-6)
     for before, after in [pair for session in (records[:TURNS], records[TURNS:]) for pair in pairwise(session)]:
         end = before.sent + before.chunk_us[-1] / 1e6
-        assert after.scheduled - end == pytest.approx(0.1, abs=0.01)  # from the end mark, behind the last token
-        assert 0 <= after.sent - after.scheduled < 0.05
+        assert after.released - end == pytest.approx(0.1, abs=0.01)  # from the end mark, behind the last token
+        assert 0 <= after.sent - after.released < 0.05
 
 
 # Each mode with a sender that takes notes ----------------------------------------------------------------------------

@@ -23,6 +23,19 @@ def test_most_gpu_seconds_first_and_more_gpus_where_nothing_tells_them_apart():
     assert order == ["widest", "wide", "long", "short"]
 
 
+def test_blocks_are_a_priority_and_the_last_one_starts_with_the_longest():
+    """Each block holds each deployment once, in an order of its own; a free GPU takes the next block's."""
+    needs = [
+        Need(f"{name}{block}", gpus, None, seconds, block, place)
+        for block, places in enumerate([(0.5, 0.1, 0.9), (0.2, 0.3, 0.1), (0.1, 0.2, 0.3)])
+        for (name, gpus, seconds), place in zip([("a", 1, 5), ("b", 1, 9), ("c", 2, 7)], places, strict=True)
+    ]
+    order = [start.key for start in Packer(needs).start([node("n", 99)])]
+    assert order == ["b0", "a0", "c0", "c1", "a1", "b1", "c2", "b2", "a2"]
+    packer = Packer(needs)
+    assert [start.key for start in packer.start([node("n", 3)])] == ["b0", "a0", "a1"], "c0 does not fit, a1 does"
+
+
 def test_what_does_not_fit_lets_smaller_ones_pass():
     packer = Packer([need("a", 3, 10), need("b", 3, 9), need("c", 1, 1)])
     assert packer.start([node("n", 4)]) == [Start("a", "n"), Start("c", "n")]

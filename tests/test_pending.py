@@ -13,7 +13,7 @@ from sweep.disk.ledger import Ledger
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
-from sweep.plan.pending import content_digests, find_pending, pending_deployments, reasons, unresolved
+from sweep.plan.pending import content_digests, find_pending, pending_launches, reasons, unresolved
 from sweep.plan.planning import Surroundings, make_plan
 
 
@@ -69,7 +69,7 @@ def ledger(planned, tmp_path):
 
 
 def why(plan, ledger):
-    return Counter(reasons(plan, pending_deployments(plan, ledger), ledger).values())
+    return Counter(reasons(plan, pending_launches(plan, ledger), ledger).values())
 
 
 def test_pending_work_is_found_with_its_reasons_and_its_estimate(planned, ledger):
@@ -78,7 +78,7 @@ def test_pending_work_is_found_with_its_reasons_and_its_estimate(planned, ledger
     plan = replace(plan, deployments=[replace(first, unavailable="no GPU here"), *rest])
     pending = find_pending(plan, ledger, History([]), [Node("n", 0, 8, (), "n")])
     assert pending.finished_trials == 4
-    assert [len(deployment.trials) for deployment in pending.deployments] == [1, 1]
+    assert [len(deployment.trials) for deployment in pending.launches] == [1, 1]
     (runnable,) = pending.runnable
     assert pending.reasons == {runnable.trials[0].trial_id: "new"}, "unavailable trials are not run"
     assert [need.key for need in pending.estimate.expected.needs] == [runnable.deployment_id]
@@ -86,7 +86,7 @@ def test_pending_work_is_found_with_its_reasons_and_its_estimate(planned, ledger
 
 
 def test_the_same_command_has_nothing_to_do(planned, ledger):
-    assert not pending_deployments(planned(), ledger)
+    assert not pending_launches(planned(), ledger)
 
 
 def test_one_engine_flag(planned, ledger):
@@ -111,7 +111,7 @@ def test_the_host_of_a_library(planned, ledger, monkeypatch, tmp_path):
     host = shutil.copytree(base.HOST, tmp_path / "host")
     monkeypatch.setattr(base, "HOST", host)
     (host / "libraries" / "exllama_library.py").write_text("# another library's\n")
-    assert not pending_deployments(planned(), ledger)
+    assert not pending_launches(planned(), ledger)
     (host / "batches.py").write_text((host / "batches.py").read_text() + "# slower\n")
     assert why(planned(), ledger) == {"changed: the content of its backend": 2}
 
@@ -131,11 +131,11 @@ def test_a_commit_that_no_hub_tells_is_not_taken_for_another_model(planned, ledg
 
     for done in ledger.rows.values():
         done["digests"] = json.dumps({"model": f"org/model@{'a' * 40}"})
-    assert pending_deployments(unresolved("org/other"), ledger) == []
+    assert pending_launches(unresolved("org/other"), ledger) == []
     with pytest.raises(
         ConfigError, match=r"^model: the hub cannot be reached to resolve org/model@main to a commit, and the results"
     ):
-        pending_deployments(unresolved("org/model"), ledger)
+        pending_launches(unresolved("org/model"), ledger)
 
 
 def test_a_value_more_on_an_axis_is_new(planned, ledger):
@@ -164,16 +164,28 @@ def test_a_revision_that_stayed_a_name_is_no_commit():
     assert unresolved(f"org/model@{commit}") == unresolved("3f9a") == []
 
 
+def test_a_launch_for_each_replicate_reruns_what_shared_one(planned, tmp_path):
+    """The first replicate is measured on a new engine either way, so its results stand."""
+    ledger = Ledger(tmp_path / "shared" / "ledger.jsonl")
+    for deployment in planned("replicates=3", "relaunch=once").deployments:
+        for trial in deployment.trials:
+            ledger.commit(row(deployment, trial))
+    assert not pending_launches(planned("replicates=3", "relaunch=once"), ledger)
+    again = pending_launches(planned("replicates=3"), ledger)
+    assert [launch.replicate for launch in again] == [1, 2, 1, 2]
+    assert all(trial.replicate == launch.replicate for launch in again for trial in launch.trials)
+
+
 @pytest.mark.parametrize(
     ("changed", "again"),
     [
         ("max_failed=0.5", 4),
         ("client.timeouts.between_tokens=7", 4),
-        ("relaunch=per_replicate", 4),
+        ("relaunch=once", 0),
         ("slo={ttft: 0.5}", 0),
         ("out=elsewhere", 0),
     ],
 )
 def test_what_judges_a_trial_reruns_it_and_a_slo_does_not(planned, ledger, changed, again):
     assert len(ledger.rows) == 4
-    assert sum(len(deployment.trials) for deployment in pending_deployments(planned(changed), ledger)) == again
+    assert sum(len(deployment.trials) for deployment in pending_launches(planned(changed), ledger)) == again

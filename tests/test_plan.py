@@ -82,6 +82,26 @@ def test_an_engine_is_launched_once_per_distinct_deployment():
     assert [len(deployment.trials) for deployment in plan.deployments] == [8, 8]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "launches"),
+    [
+        ((), [None]),
+        (("backend=transformers,vllm",), [0, 1, 0, 1]),
+        (("backend=transformers,vllm", "relaunch=once"), [None, None]),
+        (("relaunch=per_replicate",), [0, 1]),
+        (("backend=transformers,vllm", "replicates=1"), [None, None]),
+        (("backend=transformers,openai", "backend.url=http://h:1"), [0, 1, None]),
+    ],
+)
+def test_where_deployments_are_compared_a_replicate_is_a_launch(arguments, launches):
+    """An engine that others run is never launched."""
+    condition = ["when={backend.url: {backend: openai}}"] if "backend.url=http://h:1" in arguments else []
+    plan = planned(*arguments, *condition)
+    assert [launch.replicate for launch in plan.launches] == launches
+    assert sorted(t.trial_id for launch in plan.launches for t in launch.trials) == sorted(ids(plan))
+    assert len({launch.launch_key for launch in plan.launches}) == len(launches)
+
+
 def test_replicates_are_blocks_of_random_order():
     trials = planned("load.batch_size=range(1,9)").deployments[0].trials
     assert [trial.replicate for trial in trials] == [0] * 8 + [1] * 8

@@ -28,8 +28,8 @@ def toys(monkeypatch):
 
     @quantity.quantity(unit="s", kind="latency", better="lower", per="request", event="sent")
     def queueing(records):
-        """released − scheduled, for the second time. Shape (requests,), s."""
-        return next(one for one in declared() if one.name == "slot_wait").function(records)
+        """sent − released, for the second time. Shape (requests,), s."""
+        return next(one for one in declared() if one.name == "turnaround").function(records)
 
     @quantity.quantity(unit="tokens/J", kind="energy", better="higher")
     def tokens_per_joule(output_tokens):
@@ -62,7 +62,7 @@ def test_a_toy_quantity_is_everywhere(toys, monkeypatch, tmp_path, caplog):
     assert {name: schema.field(name).type for name in TOYS} == dict.fromkeys(TOYS, pa.float64())
     (trial,) = run_files.read_trials(paths.trials)
     assert trial["tokens_per_joule"] == trial["output_tokens"] / 2
-    assert trial["queueing_p95"] == trial["slot_wait_p95"] is not None
+    assert trial["queueing_p95"] == trial["turnaround_p95"] is not None
     summary = pd.read_csv(paths.summary)
     assert summary["tokens_per_joule"].tolist() == [trial["tokens_per_joule"]]
     assert set(summary.columns) >= TOYS

@@ -1,6 +1,7 @@
 """The plan in words: it fits the terminal, and is whole where there is none."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -47,7 +48,7 @@ def rows(text):
 
 def test_on_a_terminal_each_trial_is_one_line_with_its_state(ledger):
     head, done, failed, pending = rows(shown(ledger))
-    assert head == "0123456789ab  0123456789ab tiny: 3 trials, 2 to run"
+    assert head == "0123456789ab  0123456789ab tiny: 1 launch, 3 trials, 2 to run"
     assert done.split() == ["aaaaaaaaaaaa", "qa", "batches", "of", "1", "replicate", "0", "done"]
     assert failed.startswith("  bbbbbbbbbbbb  qa batches of 1 replicate 0  was hung: the engine")
     assert failed.endswith("…")
@@ -72,9 +73,28 @@ def test_seeds_are_shown_where_they_fit(tmp_path):
     assert narrow[1].endswith("to run")
 
 
+def test_launches_are_listed_in_the_order_in_which_they_start(tmp_path):
+    """By blocks: each deployment once in each, at random but in the last."""
+    trials = [f"{name}{replicate}" for name in "abc" for replicate in range(3)]
+    engines = [deployment(name, [t for t in trials if t[0] == name]) for name in "abc"]
+    engines = [
+        replace(each, trials=[replace(t, replicate=index) for index, t in enumerate(each.trials)]) for each in engines
+    ]
+    file = io.StringIO()
+    plan, nodes = make_plan(*engines), [Node("this machine", 0, 8, ())]
+    pending = find_pending(plan, Ledger(tmp_path / "ledger.jsonl"), History([]), nodes)
+    show.print_plan(Console(file=file, width=200), plan, pending, nodes, details=True)
+    text = file.getvalue()
+    assert "3 deployments, 9 launches, 9 trials" in text
+    assert "a tiny: 3 launches, 3 trials, 3 to run" in text
+    starts = [line.split(": ", 2)[2] for line in text.splitlines() if line.startswith("start: replicate")]
+    assert [sorted(line.split(" (")[0].split(", then ")) for line in starts] == [["a tiny", "b tiny", "c tiny"]] * 3
+    assert [line.partition(" (")[2] for line in starts] == ["random order)", "random order)", "longest first)"]
+
+
 def test_a_large_plan_is_shown_by_deployment(ledger):
     text = shown(ledger, deployment("ffffffffffff", [str(i) for i in range(show.MOST_TRIALS_LISTED)], "no GPU"))
-    assert "ffffffffffff  ffffffffffff tiny: 200 trials, unavailable" in text
+    assert "ffffffffffff  ffffffffffff tiny: 1 launch, 200 trials, unavailable" in text
     assert "replicate" not in text
 
 
@@ -151,7 +171,7 @@ def test_what_is_beyond_a_context_is_told_once_for_a_model(context, backend, war
 )
 def test_the_hardware_of_an_endpoint_is_not_this_machines(launches, assumed, expected):
     hardware = (FoundHardware if assumed else Hardware)(name="cpu", platform="cpu", price_per_hour=0.5)
-    engines = [SimpleNamespace(backend=SimpleNamespace(launches=launched), trials=[]) for launched in launches]
+    engines = [replace(deployment("e", []), backend=SimpleNamespace(launches=launched)) for launched in launches]
     plan = make_plan(*engines, hardware=hardware)
     assert expected in show._headline(plan, [])
 

@@ -29,6 +29,19 @@ def test_the_critical_path_leads_from_the_first_to_the_last():
     assert simulated.makespan == 11
 
 
+def test_a_long_deployment_is_spread_over_the_gpus():
+    """Three deployments on four GPUs: as a launch each the longest decides, as three launches each they share them."""
+    seconds = {"long": 9.0, "middle": 6.0, "short": 3.0}
+    nodes = [Node(name, 1, 8, (), name) for name in "wxyz"]
+    launches = [
+        Need(f"{name}{block}", 1, None, took / 3, block) for name, took in seconds.items() for block in range(3)
+    ]
+    whole = simulate([need(name, 1, took) for name, took in seconds.items()], nodes)
+    spread = simulate(launches, nodes)
+    assert (whole.makespan, whole.bound) == (9.0, 9.0)
+    assert (spread.makespan, spread.bound) == (6.0, 4.5)
+
+
 def test_what_fits_nowhere_is_left_out():
     simulated = simulate([need("huge", 16, 9), need("a", 1, 2)], [Node("n", 2, 8, ())])
     assert [span.key for span in simulated.spans] == ["a"]

@@ -78,7 +78,7 @@ def test_what_runs_where_and_how_long_it_takes(run):
     writer.write({"d1": "10.0.0.7"}, stopping=False)
     text = lines(run)
     assert f"running: process {os.getpid()} on" in text
-    assert "1 deployment, 10 min left" in text
+    assert "1 launch, 10 min left" in text
     assert "vllm tiny on 10.0.0.7: trial 3 of 4" in text
     writer.write({}, stopping=True)
     assert "10.0.0.7" in lines(run), "not more often than every two seconds"

@@ -10,8 +10,10 @@ import pytest
 
 import analysis
 from analysis.load import open_run
+from analysis.ratios import baseline_points
 from analysis.results import open_results
-from analysis.summary import baseline_points, best, estimate, summarise
+from analysis.summary import estimate, summarise
+from analysis.winners import best
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from tests.results import printed, run_of, trial, warnings_of
@@ -23,8 +25,10 @@ def test_summary_has_means_intervals_and_the_ratio_to_the_baseline(tmp_path: Pat
     points = summarise(run_of(tmp_path, rows, baseline={"backend": "plain"})).set_index("backend")
     plain, fast = points.loc["plain"], points.loc["fast"]
     assert (plain["n"], plain["output_throughput"]) == (2, 10.0)
-    assert plain["output_throughput_ci_high"] == pytest.approx(10 + 12.7062, abs=1e-4)
-    assert plain["output_throughput_ci_low"] == pytest.approx(10 - 12.7062, abs=1e-4)
+    # s of {9, 11} is √2, s/√2 = 1, t(0.975, 1) = tan(0.475 π) = 12.7062; of the logarithm: 1.27062
+    assert plain["output_throughput_ci_high"] == pytest.approx(10 * math.exp(1.27062), rel=1e-5)
+    assert plain["output_throughput_ci_low"] == pytest.approx(10 * math.exp(-1.27062), rel=1e-5)
+    assert math.isnan(plain["output_throughput_new_launch_low"])  # both replicates are of one launch
     assert fast["output_throughput_vs_baseline"] == pytest.approx(20 / math.sqrt(99))
     assert math.isnan(plain["output_throughput_vs_baseline"])
     assert "ttft_p50" not in points  # never measured here
@@ -92,6 +96,7 @@ def test_best_knows_which_way_is_better(tmp_path: Path) -> None:
 def test_latencies_by_the_engines_own_stamps_do_not_compete(tmp_path: Path) -> None:
     inside = {"client_stamp_source": "engine"}
     rows = [trial("a", 1, 0, 10.0, ttft_p50=0.2), trial("b", 1, 0, 30.0, ttft_p50=0.1, **inside)]
+    rows.append(trial("c", 1, 0, 5.0, ttft_p50=0.3))
     found = {one.quantity.column: one for one in best(summarise(run_of(tmp_path, rows)))}
     assert found["output_throughput"].point["backend"] == "b"
     assert found["ttft_p50"].point["backend"] == "a"

@@ -1,4 +1,4 @@
-"""Time to first token, from the scheduled send: the median of a trial, averaged over replicates."""
+"""Time to first token: the median of a trial, averaged over replicates."""
 
 from functools import partial
 

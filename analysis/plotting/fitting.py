@@ -1,7 +1,7 @@
-"""The largest batch that fitted in memory, for each engine and task that ran out of memory.
+"""The largest batch that fitted in memory, for each engine and task that ran out of memory, and those that did not.
 
 A batch fitted if at least one replicate has a result, none ran out of memory and none was skipped because a smaller
-batch had run out. The batches that did not fit are listed as well.
+batch had run out.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.load import Run
-from analysis.plotting.layout import Layout
+from analysis.plotting.layout import SIZE, Layout
+from sweep.records import LOAD_COLUMNS
 
 OOM_OUTCOMES = ("oom_load", "oom_run")
 NOT_TRIED = "censored"  # because a smaller batch ran out
@@ -17,8 +18,6 @@ _SIZES = {"batch_size": "batch", "concurrency": "concurrency"}
 
 
 class Fit(NamedTuple):
-    """The largest batch of one engine and task that fitted."""
-
     line: str
     task: str
     size: str  # `batch` or `concurrency`
@@ -45,7 +44,7 @@ def fits(run: Run, layout: Layout) -> list[Fit]:
 
 def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
     """The task of each trial: its panel, with the value of x unless x is a load."""
-    if layout.x is None or layout.x_is_load:
+    if layout.x in (None, SIZE, *LOAD_COLUMNS):
         return list(trials["panel"])
     return [
         f"{panel}, {layout.x_label.lower()} {value:g}" if pd.notna(value) else panel

@@ -13,12 +13,15 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from analysis.headline import ASKED
 from analysis.load import Run
-from analysis.summary import ASKED, best, is_baseline, key_columns
+from analysis.ratios import is_baseline
+from analysis.summary import key_columns
+from analysis.winners import best
 from sweep.records import LOAD_COLUMNS
 
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
-_SIZE = "load_size"  # the value of the one of LOAD_COLUMNS that a point has, if loads are of several kinds
+SIZE = "load_size"  # the value of the one of LOAD_COLUMNS that a point has, if loads are of several kinds
 MOST_LINES = 21  # distinguishable by colour, marker and dash
 MOST_PANELS = 24
 MOST_LISTED = 12  # lines in a sentence
@@ -46,10 +49,6 @@ class Layout:
         """The labels of x in all panels, e.g. `Batch size or concurrency`; empty if there is none."""
         first, *rest = dict.fromkeys(self.x_labels.values()) or [""]
         return " or ".join([first, *(label.lower() for label in rest)])
-
-    @property
-    def x_is_load(self) -> bool:
-        return self.x in (*LOAD_COLUMNS, _SIZE)
 
     def axis(self, panel: str) -> str:
         """The label of a panel's x axis."""
@@ -90,10 +89,8 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     if x in LOAD_COLUMNS:
         varying = [key for key in varying if key.removeprefix("load.") not in LOAD_COLUMNS]
         if points[x].isna().any():
-            points = points.assign(
-                **{_SIZE: points[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]}
-            )
-            x = _SIZE
+            sizes = points[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns")
+            points, x = points.assign(**{SIZE: sizes.iloc[:, 0]}), SIZE
     by_x = points.groupby(["workload", "load", x], dropna=False) if x else None
     zipped = [
         key
@@ -104,7 +101,7 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     of_task = [key for key in rest if key.split(".")[0] in ASKED]
     of_engine = [key for key in rest if key not in of_task]
     points = points.assign(panel=_names(points, of_task, "workload"), line=_names(points, of_engine, "backend"))
-    placed = ["line", "panel", "point", *([_SIZE] if x == _SIZE else [])]
+    placed = ["line", "panel", "point", *([SIZE] if x == SIZE else [])]
     positions = points.assign(point=range(len(points)))[[*keys, *placed]]
     trials = run.trials[keys].astype(points.dtypes[keys].to_dict()).merge(positions, on=keys, how="left")[placed]
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
@@ -154,7 +151,7 @@ def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
 def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
     """The label of x by panel, for panels in which some point has x."""
     labels: dict[str, str] = {}
-    for column in LOAD_COLUMNS if x == _SIZE else [x]:
+    for column in LOAD_COLUMNS if x == SIZE else [x]:
         label = _LABELS.get(column, _spaced(column).capitalize())
         for panel in points.loc[points[column].notna(), "panel"].unique():
             labels[panel] = f"{labels[panel]} or {label.lower()}" if panel in labels else label

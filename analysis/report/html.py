@@ -11,22 +11,23 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.intervals import CONFIDENCE
+from analysis.headline import HEADLINE
+from analysis.intervals import CONFIDENCE, Estimate
 from analysis.load import Run
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.plotting.layout import listed
-from analysis.quantities import definitions, number
-from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table
+from analysis.quantities import LabelledColumn, definitions, labelled_column, number
+from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table, winners_table
 from analysis.report.terminal import times
 from analysis.results import RunResults
-from analysis.stats import Estimate
-from analysis.summary import best, estimate, planned_trials
-from analysis.tails import tails
+from analysis.summary import estimate, planned_trials
 from analysis.warnings import concerning, grouped, scope
+from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 
@@ -40,7 +41,7 @@ TEMPLATES = Environment(
 
 
 class Card(NamedTuple):
-    """One figure to see first."""
+    """A figure to see first."""
 
     label: str
     value: str
@@ -65,17 +66,17 @@ def write_all(results: RunResults) -> None:
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
     return TEMPLATES.get_template("report.html").render(
-        **_shown(results),
-        **_reading(results),
+        **_findings(results),
         **_provenance(results.run),
         figures=[(_inline(figure), figure.caption) for figure in figures],
     )
 
 
-def _shown(results: RunResults) -> dict[str, Any]:
-    """The parts of the report that say what was found."""
-    run, layout = results.run, results.layout
-    intervals = tails(run, layout)
+def _findings(results: RunResults) -> dict[str, Any]:
+    """The parts of the report that say what was found, and the variables of the notes below them."""
+    run, layout, counts = results.run, results.layout, results.points["n"]
+    replicates = len(layout.visible(run.ok))
+    reasons = run.ok["steady_method"].dropna().mode()
     return {
         "run": run,
         "layout": layout,
@@ -83,19 +84,10 @@ def _shown(results: RunResults) -> dict[str, Any]:
         "lead": _lead(results),
         "cards": list(_cards(results)),
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
-        "tables": results_tables(results, intervals),
-        "interval_of_requests": bool(intervals),
+        "tables": results_tables(results),
+        "winners": winners_table(results),
         "ladder": ladder_table(layout),
         "steady": steady_table(layout),
-    }
-
-
-def _reading(results: RunResults) -> dict[str, Any]:
-    """The variables of the notes below figures and tables and of the definitions."""
-    run, counts = results.run, results.points["n"]
-    replicates = len(results.layout.visible(run.ok))
-    reasons = run.ok["steady_method"].dropna().mode()
-    return {
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
@@ -111,21 +103,15 @@ def _reading(results: RunResults) -> dict[str, Any]:
 def _lead(results: RunResults) -> str:
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
+    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
     points = max(len(counts), trials // int(run.experiment.get("replicates") or trials or 1))
     parts = [
         f"{len(run.ok)} of {trials} trials and {counts.gt(0).sum()} of {points} points have a result",
         ", ".join(sorted(run.trials["model"].dropna().unique())),
         ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
-        _when(run),
+        f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2) if len(begin) and len(end) else "",
     ]
     return " · ".join(part for part in parts if part)
-
-
-def _when(run: Run) -> str:
-    begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
-    if begin.empty or end.empty:
-        return ""
-    return f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2)
 
 
 def _inline(figure: SavedFigure) -> Markup:
@@ -144,11 +130,35 @@ def _inline(figure: SavedFigure) -> Markup:
 
 def _cards(results: RunResults) -> Iterator[Card]:
     """The best of each quantity, and by how much the baseline was beaten, if it was."""
+    winners = best(results.points)
+    many = [tally for tally in tallies(winners) if tally.comparisons > MOST_COMPARISONS]
+    for tally in many:
+        (line, wins), *_ = [*tally.wins.most_common(1), ("undecided", tally.undecided)]
+        unit = f"in {wins} of {tally.comparisons} comparisons"
+        yield Card(f"Best {tally.quantity.in_sentence}", line, unit, tally_text(tally), "", [])
+    counted = {tally.quantity.column for tally in many}
+    for winner in (winner for winner in winners if winner.quantity.column not in counted):
+        label = f"Best {winner.quantity.in_sentence}"
+        yield _figure_card(results, label, winner.point, winner.quantity, tied_text(winner))
+    measured = results.points[results.points["n"] > 0]
+    if len(measured) == 1:  # the best of nothing
+        for labelled in filter(None, map(labelled_column, HEADLINE)):
+            if labelled.better is not None and not math.isnan(estimate(measured.iloc[0], labelled.column).value):
+                yield _figure_card(results, labelled.label, measured.iloc[0], labelled)
+    yield from _gain_cards(results)
+
+
+def _figure_card(
+    results: RunResults, label: str, point: "pd.Series[Any]", labelled: LabelledColumn, tied: str = ""
+) -> Card:
+    mean = estimate(point, labelled.column)
+    warnings = concerning(results.warnings_at(point), labelled.column)
+    where = "; ".join(filter(None, [results.layout.describe(point), tied]))
+    return Card(label, labelled.shown(mean.value), labelled.unit, where, _interval(mean, labelled.scale), warnings)
+
+
+def _gain_cards(results: RunResults) -> Iterator[Card]:
     points, describe = results.points, results.layout.describe
-    for labelled, mean, point in best(points):
-        value, interval = labelled.shown(mean.value), _interval(mean, labelled.scale)
-        warnings = concerning(results.warnings_at(point), labelled.column)
-        yield Card(f"Best {labelled.in_sentence}", value, labelled.unit, describe(point), interval, warnings)
     for column, label, sign in (
         ("output_throughput", "Largest gain in throughput", 1),
         ("ttft_p50", "Largest cut of TTFT p50", -1),
@@ -166,17 +176,26 @@ def _cards(results: RunResults) -> Iterator[Card]:
 
 
 def _interval(mean: Estimate, scale: float = 1.0) -> str:
-    if math.isnan(mean.low):
-        return "one replicate, no interval"
-    low, high = number(max(mean.low, 0) * scale), number(mean.high * scale)
-    return f"{CONFIDENCE:.0%} interval {low} to {high}, n\u00a0=\u00a0{mean.n}"
+    """The intervals of a figure by name, or why there is none."""
+    intervals = {"these launches": (mean.low, mean.high), "a new launch": (mean.new_low, mean.new_high)}
+    texts = [
+        f"{number(low * scale)} to {number(high * scale)} for {name}"
+        for name, (low, high) in intervals.items()
+        if not math.isnan(low)
+    ]
+    if not texts:
+        return "one replicate, no interval" if mean.n == 1 else "requests too few or too dependent for an interval"
+    return f"{CONFIDENCE:.0%} interval {', '.join(texts)}, n\u00a0=\u00a0{mean.n}"
 
 
 def _ratio_interval(ratio: Estimate) -> str:
     """The interval of a ratio, and whether it leaves room for no difference; its n is the point's."""
     if math.isnan(ratio.low) and ratio.n > 1:
         return "one replicate of the baseline, no interval"
-    return _interval(ratio) + (": may be no difference" if ratio.low <= 1 <= ratio.high else "")
+    if math.isnan(ratio.low):
+        return "one replicate, no interval"
+    text = f"{CONFIDENCE:.0%} interval {number(ratio.low)} to {number(ratio.high)}, n\u00a0=\u00a0{ratio.n}"
+    return text + (": may be no difference" if ratio.low <= 1 <= ratio.high else "")
 
 
 # What was run --------------------------------------------------------------------------------------------------------

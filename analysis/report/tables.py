@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
-from analysis.report.terminal import label, shown_columns, times, with_interval
+from analysis.report.terminal import label, shown_columns, times, with_both_intervals
 from analysis.results import RunResults
-from analysis.summary import HEADLINE, STEADY, estimate
-from sweep.numbers.quantile import Quantile
+from analysis.standings import Standing
+from analysis.summary import estimate
+from analysis.winners import best, tied_text
 from sweep.numbers.warnings import ResultWarning
 
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
@@ -36,8 +38,8 @@ class Table(NamedTuple):
     title: str = ""
 
 
-def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Table]:
-    """A table for each panel, of its points; `tails` are the intervals of TTFT p99 over requests."""
+def results_tables(results: RunResults) -> list[Table]:
+    """A table for each panel, of its points."""
     layout, points = results.layout, results.points
     if not points["n"].any():
         return []
@@ -46,45 +48,54 @@ def results_tables(results: RunResults, tails: dict[int, Quantile]) -> list[Tabl
     columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
     columns += [*map(_column, quantities), *(Heading(label(name).short, "× baseline") for name in compared)]
 
-    def row(point: "pd.Series[Any]", best: dict[str, Any]) -> list[Cell]:
+    def row(point: "pd.Series[Any]") -> list[Cell]:
         warnings = results.warnings_at(point)
         general = [warning for warning in warnings if not warning.kind.quantities]
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
-            *(_measured(point, name, best[name], warnings, tails.get(int(str(point.name)))) for name in quantities),
+            *(_measured(point, name, warnings) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
 
     tables = []
     for panel, group in points.head(LARGEST_TABLE).groupby("panel", sort=False):
-        best = {name: _best(group[name]) for name in quantities}
-        tables.append(Table(columns, [row(point, best) for _, point in group.iterrows()], title=str(panel)))
+        tables.append(Table(columns, [row(point) for _, point in group.iterrows()], title=str(panel)))
     return tables
 
 
-def _measured(
-    point: "pd.Series[Any]", name: str, best: Any, warnings: Iterable[ResultWarning], tail: Quantile | None
-) -> Cell:
-    """A mean with its interval, or that over requests where a TTFT p99 is of one replicate."""
+def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning]) -> Cell:
+    """A figure with its intervals."""
     text = label(name).shown(point[name])
-    detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
-    if name == "ttft_p99" and tail is not None and tail.low is not None:
-        above = " or more" if tail.high is None else f"–{label(name).shown(tail.high)}"
-        detail = f"[{label(name).shown(tail.low)}{above}]"
+    detail = with_both_intervals(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
-    return Cell(text, detail, bool(point[name] == best), concerned)
+    return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
 
-def _best(values: "pd.Series[Any]") -> Any:
-    return {"higher": values.max(), "lower": values.min()}.get(str(label(str(values.name)).better))
+def winners_table(results: RunResults) -> Table | None:
+    """A row for each comparison: the best of each quantity, with those not told apart from it."""
+    winners = best(results.points)
+    if not winners:
+        return None
+    quantities = list(dict.fromkeys(winner.quantity.column for winner in winners))
+    rows: dict[tuple[str, str], dict[str, Cell]] = {}
+    for winner in winners:
+        task = str(winner.point["panel"]), results.layout.load(winner.point)
+        detail = f"{tied_text(winner)} ({winner.compared} compared)" if len(winner.tied) else ""
+        rows.setdefault(task, {})[winner.quantity.column] = Cell(winner.point["line"], detail, best=not detail)
+    columns = [Heading(text, kind="text") for text in ("task", "load", *(label(name).short for name in quantities))]
+    cells = [
+        [Cell(panel), Cell(load), *(row.get(name, Cell("—")) for name in quantities)]
+        for (panel, load), row in rows.items()
+    ]
+    return Table(columns, cells[:LARGEST_TABLE], len(cells))
 
 
 def ladder_table(layout: Layout) -> Table | None:
     """Each step against the one that it is on top of; None without a ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
-    columns = [*_texts("step", "on top of", "task"), *_x_column(layout)]
+    columns = [*(Heading(name, kind="text") for name in ("step", "on top of", "task")), *_x_column(layout)]
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
     steps = layout.points[layout.points["ladder_parent"].notna()]
     rows = [
@@ -111,18 +122,15 @@ def steady_table(layout: Layout) -> Table | None:
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
-    columns = [*_texts("engine", "task"), *_x_column(layout), Heading("trials", "with a window")]
+    columns = [Heading("engine", kind="text"), Heading("task", kind="text"), *_x_column(layout)]
+    columns += [Heading("trials", "with a window"), *map(_column, quantities)]
     steady = layout.points[layout.points["steady_share"] > 0]
     rows = [
         [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
-        + [Cell(with_interval(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
+        + [Cell(with_both_intervals(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
         for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
-    return Table([*columns, *map(_column, quantities)], rows, len(steady))
-
-
-def _texts(*headings: str) -> list[Heading]:
-    return [Heading(heading, kind="text") for heading in headings]
+    return Table(columns, rows, len(steady))
 
 
 def _column(name: str) -> Heading:

@@ -12,13 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.failures import Losses
+from analysis.headline import HEADLINE
+from analysis.intervals import Estimate
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
 from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
-from analysis.stats import Estimate
-from analysis.summary import HEADLINE, best, estimate
+from analysis.summary import estimate
 from analysis.warnings import concerning, grouped, scope
+from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.numbers.warnings import Severity
 from sweep.wording import count
 
@@ -47,17 +49,15 @@ class Summary:
             yield Text("no trial has a result", style="bold red")
         yield from _fits(results.fits)
         if results.losses.trials:
-            yield ""
             yield from _failures(results.losses)
         yield from _warnings(results)
 
 
-def _warnings(results: RunResults) -> Iterator[Text | str | Padding]:
+def _warnings(results: RunResults) -> Iterator[Text | Padding]:
     """Each warning: its code, what happened, where, and below that the remedy."""
     warnings = grouped(results.warnings)
     if warnings:
-        yield ""
-        yield Text(f"{count(len(warnings), 'warning')}:", style="bold")
+        yield Text(f"\n{count(len(warnings), 'warning')}:", style="bold")
     for warning in warnings:
         place = scope(warning, results.layout)
         title = Text(warning.code, style=STYLES[warning.kind.severity]).append(f": {warning.message}", style="default")
@@ -165,11 +165,20 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
 
 
 def with_interval(mean: Estimate, shown: str) -> str:
-    """`538 ±3 %`; without the interval where there is none."""
-    half = mean.relative_half_width
+    """`538 ±3%`, of these launches; without the interval where there is none."""
+    return f"{shown} {_half_width(mean.relative_half_width)}".rstrip()
+
+
+def with_both_intervals(mean: Estimate, shown: str) -> str:
+    """`538 ±3% (new launch ±8%)`; without an interval that there is not."""
+    new = _half_width(mean.new_relative_half_width)
+    return with_interval(mean, shown) + (f" (new launch {new})" if new else "")
+
+
+def _half_width(half: float) -> str:
     if math.isnan(half):
-        return shown
-    return f"{shown} ±{half:.0%}" if half >= 0.01 else f"{shown} ±<1%"
+        return ""
+    return f"±{half:.0%}" if half >= 0.01 else "±<1%"
 
 
 def times(ratio: float) -> str:
@@ -188,12 +197,21 @@ def _best(results: RunResults) -> Table:
     for _ in range(2):
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # where: may break between words
-    for labelled, mean, point in best(results.points):
-        value = f"{with_interval(mean, labelled.shown(mean.value))} {labelled.unit}"
+    winners = best(results.points)
+    many = [tally for tally in tallies(winners) if tally.comparisons > MOST_COMPARISONS]
+    for tally in many:
+        value = Text(f"in {count(tally.comparisons, 'comparison')}", style="green")
+        table.add_row(Text(f"best {tally.quantity.in_sentence}", style="bold"), value, Text(tally_text(tally)))
+    counted = {tally.quantity.column for tally in many}
+    for winner in (winner for winner in winners if winner.quantity.column not in counted):
+        labelled, mean, point = winner.quantity, winner.estimate, winner.point
+        value = Text(f"{with_both_intervals(mean, labelled.shown(mean.value))} {labelled.unit}", style="green")
         where = Text(results.layout.describe(point))
+        if not winner.tied.empty:
+            where.append(f", {tied_text(winner)}", style="yellow")
         for warning in concerning(results.warnings_at(point), labelled.column):
             where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
-        table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), Text(value, style="green"), where)
+        table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), value, where)
     return table
 
 
@@ -204,10 +222,9 @@ def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:
         yield Text("  ").append(name, style="green").append(f": {listed(lines)}")
 
 
-def _fits(fits: list[Fit]) -> Iterator[Text | str]:
+def _fits(fits: list[Fit]) -> Iterator[Text]:
     if fits:
-        yield ""
-        yield Text("largest that fitted in memory:", style="bold")
+        yield Text("\nlargest that fitted in memory:", style="bold")
     for fit in fits[:MOST_POINTS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
@@ -217,7 +234,7 @@ def _fits(fits: list[Fit]) -> Iterator[Text | str]:
 
 
 def _failures(lost: Losses) -> Iterator[Text]:
-    yield Text(f"{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
+    yield Text(f"\n{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
     for loss in lost.shown:
         style = "yellow" if loss.outcome in ("unavailable", "censored", "cancelled") else "red"
         line = Text("  ").append(loss.outcome, style=style).append(f" x{loss.trials} {loss.line}: {loss.reason}")

@@ -8,26 +8,22 @@ import json
 import os
 import secrets
 import sys
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from requests.utils import get_netrc_auth
 
-SERVER = "https://api.wandb.ai"
-
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
     """Track the trials of `messages`, the first of which is the settings; print each fault in one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
-    modes = deque(["online", "offline"] if has_login() else ["offline"])
-    if os.environ.get("WANDB_MODE"):
-        modes.appendleft(os.environ["WANDB_MODE"])
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
     for line in lines:
-        while not tracked(settings, modes[0], json.loads(line), faults) and len(modes) > 1:
-            modes.popleft()  # offline nothing is lost: `wandb sync` can send it later
+        if not tracked(settings, mode, json.loads(line), faults) and mode != "offline":
+            mode = "offline"  # there nothing is lost: `wandb sync` can send it later
+            tracked(settings, mode, json.loads(line), faults)
 
 
 def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], faults: IO[str]) -> bool:
@@ -42,7 +38,7 @@ def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], 
 
 def has_login() -> bool:
     """Return whether wandb has a key for its server, in the environment or in netrc. Only wandb reads the key."""
-    server = os.environ.get("WANDB_BASE_URL") or SERVER
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 

@@ -1,7 +1,7 @@
 """Weights & Biases: a run per trial in a group per sweep, from a process of its own that no trial waits for.
 
 A tracking fault never fails a sweep: whatever goes wrong there, a hang or a crash of wandb included, is one warning.
-What wandb is told of a trial is described here; the process (`tracking_process.py`) passes it on.
+What wandb is told of a trial is described here; `analysis.tracking.process` passes it on.
 """
 
 import contextlib
@@ -16,14 +16,12 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.tracking import process
+from sweep.config import Tracking
 from sweep.disk import row as trial_row
-
-if TYPE_CHECKING:
-    from sweep.config import Tracking
-    from sweep.records import Sample
+from sweep.records import Sample
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ LONGEST_NAME = 128  # characters that W&B takes
 class Tracker:
     """Sends finished trials to the tracking process, without ever waiting for it."""
 
-    def __init__(self, config: "Tracking", group: str, folder: Path, init_timeout: float = INIT_TIMEOUT) -> None:
+    def __init__(self, config: Tracking, group: str, folder: Path, init_timeout: float = INIT_TIMEOUT) -> None:
         """`group` is the sweep's name; runs and the log of the process go to `folder`."""
         self._settings = {
             "project": config.project,
@@ -47,10 +45,9 @@ class Tracker:
         self._folder = folder
         self._messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
-        self._threads: list[threading.Thread] = []
         self._warned = False
 
-    def log_trial(self, row: Mapping[str, Any], telemetry: Sequence["Sample"]) -> None:
+    def log_trial(self, row: Mapping[str, Any], telemetry: Sequence[Sample]) -> None:
         """Track a trial: its row, and its telemetry as history. Returns at once."""
         try:
             if self._process is None:
@@ -70,8 +67,7 @@ class Tracker:
             self._warn(f"not finished {timeout:g} s after the last trial")
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        for thread in self._threads:
-            thread.join(timeout=5)
+        self._reader.join(timeout=5)
         self._process = None
 
     def _start(self) -> None:
@@ -86,19 +82,18 @@ class Tracker:
                 start_new_session=True,  # an interrupt of the sweep lets it finish
             )
         self._messages.put(json.dumps(self._settings))
-        for target in (self._write, self._read):
-            thread = threading.Thread(target=target, args=(self._process,), name="tracking", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        threading.Thread(target=self._write, args=(self._process,), name="tracking", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process,), name="tracking", daemon=True)
+        self._reader.start()
 
-    def _write(self, process: "subprocess.Popen[str]") -> None:
+    def _write(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # why it broke is told by _read
             while (message := self._messages.get()) is not None:
                 pipe.write(message + "\n")
                 pipe.flush()
 
-    def _read(self, process: "subprocess.Popen[str]") -> None:
+    def _read(self, process: subprocess.Popen[str]) -> None:
         """Each line that the process says is a fault."""
         assert process.stdout is not None
         with process.stdout as pipe:

@@ -1,7 +1,6 @@
-"""`python -m backends.host`: serves a library in this process over the OpenAI completions protocol, with streaming.
+"""`python -m backends.host`: serves a library in this process over the OpenAI completions protocol, greedily.
 
-Runs in the engine's environment, so it needs only the standard library and what every such environment has. Greedy
-decoding, one event per token, list prompts as one batch, token-id prompts, exact lengths by ignore_eos.
+Runs in the engine's environment, so it needs only the standard library and what every such environment has.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from backends.host import offline
 from backends.host.batches import BatchQueue, GenerationFailed, HostedCall, failure
 from backends.host.continuous import ContinuousQueue
 from backends.host.http import HostConnection, HTTPError, Query, error_body, serve_connections
-from backends.host.library import ContinuousLibrary, Library, LibrarySettings, PromptRow, Resettable
+from backends.host.library import ContinuousLibrary, Library, LibrarySettings, PromptRow
 from backends.host.text import Detokenizer, Tokenizer
 
 # Values that keys of a request may have: greedy decoding, one answer.
@@ -114,10 +113,10 @@ class LibraryServer:
 
     async def reset_caches(self, connection: HostConnection) -> None:
         """Have the library forget earlier prompts: {"success": bool}."""
-        batches, library = self.batches, self.batches.library
-        if not isinstance(batches, ContinuousQueue) or not isinstance(library, Resettable):
+        batches, reset = self.batches, getattr(self.batches.library, "reset_caches", None)
+        if not isinstance(batches, ContinuousQueue) or reset is None:
             raise HTTPError(404, "this library has no cache reset", "NotFoundError")
-        await self.exclusively(batches, connection, lambda: {"success": library.reset_caches()}, threading.Event())
+        await self.exclusively(batches, connection, lambda: {"success": reset()}, threading.Event())
 
     async def exclusively(
         self,
@@ -126,10 +125,7 @@ class LibraryServer:
         work: Callable[[], dict[str, Any]],
         stopped: threading.Event,
     ) -> None:
-        """Answer with the result of `work`, run in the library's thread while nothing else runs there.
-
-        Sets `stopped` once the client has gone.
-        """
+        """Answer with the result of `work`, run alone in the library's thread; `stopped` is set if the client goes."""
         result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
 
         def run() -> None:

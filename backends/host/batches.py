@@ -1,7 +1,4 @@
-"""The queue of the host: calls wait, are joined into batches, and receive their tokens as they are generated.
-
-One thread runs the library, one batch at a time; the event loop's thread does everything else.
-"""
+"""The queue of the host: one thread runs the library, batch by batch; the event loop's thread does everything else."""
 
 import asyncio
 import os

@@ -1,7 +1,6 @@
 """Calls served by a library with its own scheduler: rows join and leave at any step.
 
-One thread steps the library; the event loop's thread does everything else, and
-adds rows directly where the library allows it, so that a request does not wait for the current step.
+The event loop's thread adds rows directly where the library allows it: a request does not wait for the current step.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """The part of HTTP/1.1 that the host needs, on asyncio streams: engines' environments have no framework in common."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -111,28 +112,16 @@ def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asynci
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = HostConnection(reader, writer)
-        try:
-            while await _answer_next(connection, handle):
-                pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            return  # the client has disconnected
-        finally:
-            writer.close()
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            try:
+                while query := await read_query(reader):
+                    try:
+                        await handle(query, connection)
+                    except HTTPError as error:
+                        await connection.answer(error.body, error.status)
+                    if query.headers.get("connection", "").lower() == "close":
+                        return
+            except HTTPError as error:  # the start of the next request is unknown, so the connection ends
+                await connection.answer(error.body, error.status)
 
     return serve
-
-
-async def _answer_next(connection: HostConnection, handle: Handler) -> bool:
-    """Answer one request; return whether another may follow."""
-    try:
-        query = await read_query(connection.reader)
-    except HTTPError as error:  # the start of the next request is unknown, so the connection ends
-        await connection.answer(error.body, error.status)
-        return False
-    if query is None:
-        return False
-    try:
-        await handle(query, connection)
-    except HTTPError as error:
-        await connection.answer(error.body, error.status)
-    return query.headers.get("connection", "").lower() != "close"

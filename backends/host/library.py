@@ -1,7 +1,6 @@
 """The interface between the host and a library: `load`, then `generate` batch after batch, or `add` and `step`.
 
-A file libraries/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`; everything else
-(HTTP, queue, text, counting, ends of sequences) is the host's. Runs in the engine's environment: standard library only.
+A file libraries/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,24 +53,12 @@ class Library(Protocol):
 
     def generate(self, batch: Sequence[PromptRow], emit: EmitTokens) -> None:
         """Decode greedily until every row is done, calling `emit` after each step with the tokens it brought."""
-        ...
 
     def memory(self) -> Mapping[str, float]:
         """Readings in bytes by name (allocated_memory_bytes, kv_cache_bytes, …), also while `generate` runs."""
-        ...
 
     def clear(self) -> None:
         """Free the memory that a failed batch still holds."""
-        ...
-
-
-@runtime_checkable
-class Resettable(Protocol):
-    """A stepped library that caches earlier prompts and can clear that cache."""
-
-    def reset_caches(self) -> bool:
-        """Clear the cache while no row runs; return whether it succeeded."""
-        ...
 
 
 class Step(NamedTuple):
@@ -84,8 +71,9 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class ContinuousLibrary(Protocol):
-    """A loaded model whose rows join and leave at any step: the engine's own scheduler decides what runs together.
+    """A loaded model with its own scheduler: rows join and leave at any step.
 
+    It may have `reset_caches() -> bool`, which clears its cache of earlier prompts while no row runs.
     One thread calls all of it but `memory`, and, where `adds_any_time` says so, `add` and `drop`.
     """
 
@@ -94,23 +82,18 @@ class ContinuousLibrary(Protocol):
 
     def add(self, row: PromptRow) -> None:
         """Take a row in; it ends by itself at `row.max_tokens` or one of `row.ends`."""
-        ...
 
     def step(self) -> Sequence[Step]:
         """Decode greedily until any row has new tokens; called only while there are unfinished rows.
 
         An empty answer means none yet. A token that ends its row is among the tokens. Raises if nothing can go on.
         """
-        ...
 
     def drop(self, row: PromptRow) -> None:
         """Stop generating for this row. Does nothing if it has ended."""
-        ...
 
     def memory(self) -> Mapping[str, float]:
         """Readings by name (kv_cache_usage, kv_cache_bytes, allocated_memory_bytes, …), also while `step` runs."""
-        ...
 
     def clear(self) -> None:
         """Drop every row and free its memory, after a `step` that raised."""
-        ...

@@ -1,7 +1,6 @@
 """A trial measured inside the engine's process: all requests are here before the clock starts, no HTTP while it runs.
 
-The library's own loop is stepped as fast as it goes and each step's tokens get one stamp, taken when `step` returns.
-What comes out are the raw stamps of a Record (sweep/records.py), on CLOCK_MONOTONIC, which a node's processes share.
+Each step's tokens get one stamp, taken when `step` returns, on CLOCK_MONOTONIC, which a node's processes share.
 """
 
 import threading
@@ -37,11 +36,21 @@ class Order:
 class RowStamps:
     """The raw stamps of one row, s from the start of the clock; chunks in µs since the release."""
 
-    scheduled: float
+    scheduled: float | None  # None without arrivals: there is no schedule
     released: float
     chunk_us: list[int] = field(default_factory=list)
     chunk_tokens: list[int] = field(default_factory=list)
     error: str | None = None
+
+    def add(self, row: PromptRow, tokens: Sequence[int], error: str | None, now: float) -> None:
+        before = len(row.tokens)
+        for token in tokens:
+            if not row.done:
+                row.take(token)
+        if taken := len(row.tokens) - before:
+            self.chunk_us.append(round((now - self.released) * 1e6))
+            self.chunk_tokens.append(taken)
+        self.error = error and f"engine: {error}"
 
 
 def step_rows(
@@ -55,10 +64,25 @@ def step_rows(
     traces: list[RowStamps] = []
     flying: dict[int, int] = {}  # identity of a row -> its index
     begin = time.monotonic_ns()
+
+    def over() -> bool:
+        return order.duration is not None and (time.monotonic_ns() - begin) / 1e9 >= order.duration
+
+    def release() -> None:
+        # Rows released together share one stamp: adding them is the engine's own time.
+        now = time.monotonic_ns()
+        since = (now - start) / 1e9
+        while (index := len(traces)) < len(rows) and not over():
+            if not order.releases(index, (now - begin) / 1e9, len(flying)):
+                return
+            traces.append(RowStamps(order.arrivals[index] if order.arrivals is not None else None, since))
+            flying[id(rows[index])] = index
+            library.add(rows[index])
+
     while not stopped.is_set():
-        _release(library, rows, order, traces, flying, start, begin)
+        release()
         if not flying:
-            if len(traces) == len(rows) or _over(order, begin):
+            if len(traces) == len(rows) or over():
                 return traces
             time.sleep(SHORTEST_SLEEP)
             continue
@@ -68,50 +92,13 @@ def step_rows(
             index = flying.get(id(row))
             if index is None:
                 continue
-            _note(traces[index], row, tokens, error, (now - start) / 1e9)
+            traces[index].add(row, tokens, error, (now - start) / 1e9)
             if row.done or error is not None:
                 del flying[id(row)]
     for index in flying.values():
         library.drop(rows[index])
         traces[index].error = "cancelled: the trial was stopped"
     return traces
-
-
-def _release(
-    library: ContinuousLibrary,
-    rows: Sequence[PromptRow],
-    order: Order,
-    traces: list[RowStamps],
-    flying: dict[int, int],
-    start: int,
-    begin: int,
-) -> None:
-    """Hand over every row that is due. Rows released together share one stamp: adding them is the engine's own time."""
-    now = time.monotonic_ns()
-    while len(traces) < len(rows) and not _over(order, begin):
-        index = len(traces)
-        if not order.releases(index, (now - begin) / 1e9, len(flying)):
-            return
-        since = (now - start) / 1e9
-        traces.append(RowStamps(order.arrivals[index] if order.arrivals is not None else since, since))
-        flying[id(rows[index])] = index
-        library.add(rows[index])
-
-
-def _over(order: Order, begin: int) -> bool:
-    return order.duration is not None and (time.monotonic_ns() - begin) / 1e9 >= order.duration
-
-
-def _note(trace: RowStamps, row: PromptRow, tokens: Sequence[int], error: str | None, now: float) -> None:
-    before = len(row.tokens)
-    for token in tokens:
-        if not row.done:
-            row.take(token)
-    taken = len(row.tokens) - before
-    if taken:
-        trace.chunk_us.append(round((now - trace.released) * 1e6))
-        trace.chunk_tokens.append(taken)
-    trace.error = error and f"engine: {error}"
 
 
 def measure_rows(
@@ -125,8 +112,7 @@ def measure_rows(
     origin = time.monotonic_ns()
     warm = step_rows(library, warmup, Order(order.batch_size or 1), origin, stopped)
     start = time.monotonic_ns()
-    for trace in warm:  # their times are negative: before the clock
-        trace.scheduled -= (start - origin) / 1e9
+    for trace in warm:  # their times are negative: before the clock; they have no schedule
         trace.released -= (start - origin) / 1e9
     traces = step_rows(library, rows, order, start, stopped)
     return {"start_ns": start, "warmup": _records(warm, warmup), "records": _records(traces, rows)}

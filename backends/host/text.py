@@ -31,15 +31,12 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Decodes one sequence token by token, withholding an incomplete character.
-
-    Only the tokens since the last complete character but one are decoded again (a token's text can depend on the token
-    before), so the cost of a token does not grow with the sequence.
-    """
+    """Decodes one sequence token by token, withholding an incomplete character, at a cost that does not grow."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.window: list[int] = []  # tokens already emitted, as context, then tokens withheld
+        # Tokens already emitted, as context (a token's text can depend on the one before), then tokens withheld.
+        self.window: list[int] = []
         self.emitted = 0  # number of tokens of the window that have been emitted
         self.emitted_text = ""
 

@@ -1,9 +1,7 @@
 """A container that ends with the process that started it: `container.py NAME docker OPTION... IMAGE COMMAND...`.
 
 `docker run` is only a client: when it is killed, the container keeps running. So the first process in the container
-reads its standard input and ends the engine at end of file, which arrives when this process is gone, however it ended:
-docker closes the input of `run --interactive` when its client's input closes or the client dies. In addition, the
-container is removed by name before and after. Standard library only.
+ends the engine at the end of its standard input, which docker closes when the client's input closes or the client dies.
 """
 
 import os

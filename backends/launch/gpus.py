@@ -1,7 +1,6 @@
 """The GPUs of this node through NVML, named as CUDA_VISIBLE_DEVICES names them: by index or by UUID.
 
-Not every GPU supports every reading: one that shares its memory with the CPU reports no memory of its own, and a
-virtual GPU may hide power and clocks. Unsupported readings are left out; every other NVML error is raised.
+Readings that a GPU does not support are left out (a virtual one may hide power); every other NVML error is raised.
 """
 
 from collections.abc import Callable, Iterator, Sequence

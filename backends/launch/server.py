@@ -1,8 +1,5 @@
 """The lifetime of an engine as a `with` block: started, ready, watched, and gone afterwards however the block ends.
 
-    with running(backend, launch, marker="run/deployment/attempt") as engine:
-        ...                                             # engine.url answers; engine.alive() tells if it still runs
-
 The engine's processes belong to a supervisor (see `supervisor`), which kills them when this process closes its lease
 or dies. If the supervisor is killed together with this process, `clear_leftovers` identifies the remaining processes
 by the marker in their environment; `running` calls it before each launch.

@@ -1,8 +1,7 @@
 """Cancellation scope of a task on a node: the programs started within it end with it.
 
-A task marks the processes that it starts and can be cancelled. Programs that prepare something for it (environments,
-conversions, a reference) run under a supervisor, as engines do: none of their processes remains when they end, when
-the task is cancelled, or when its own process dies, for whatever reason.
+They run under a supervisor, as engines do: none of their processes remains when they end, when the task is cancelled,
+or when its own process dies.
 """
 
 import os

@@ -1,16 +1,16 @@
 """The same weights for every engine: what an engine loads, made of a model folder in Hugging Face layout.
 
 A conversion is made once per node, in a folder that appears complete and is named by all that decides its content: the
-model's files, the converter's versions, the parameters. It is made by a program of backends/prepare/conversions in an
-environment that has the converter. `conversion.json` in the folder describes it.
+model's files, the converter's versions, the parameters.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ NOTE = "conversion.json"
 # Suffixes of the files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
 DESCRIPTION = (".json", ".txt", ".model", ".jinja")
 PROGRESS = "progress: "  # begins a line of a conversion's output that is for the user
-BLOB_NAME_LENGTH = 64  # hex digits: the Hugging Face cache calls large files by their SHA-256
 
 
 class ConversionFailed(ValueError):
@@ -55,7 +54,8 @@ def converted(
 
     def convert(partial: Path) -> None:
         partial.mkdir()
-        progress(f"converting {model.name} to {kind}: {_listed(parameters)}")
+        listed = ", ".join(f"{name} {value}" for name, value in parameters.items() if isinstance(value, str | int))
+        progress(f"converting {model.name} to {kind}: {listed}")
         make(partial)
         description = {**content, **note(partial)}
         for path in model.iterdir():
@@ -103,10 +103,7 @@ def method(folder: Path) -> dict[str, str]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment; `arguments` as `--name value`.
-
-    `path` has what it can import besides. Raises ConversionFailed with the last line of its output.
-    """
+    """Run conversions/<program>.py in an environment; `path`: what it can import besides. Raises ConversionFailed."""
     root = Path(__file__).resolve().parents[2]
     command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
@@ -144,7 +141,8 @@ def digest(folder: Path, cache_dir: Path) -> str:
     """
     cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
     cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
-    fresh = {name: _entry(path, cached.get(name)) for name, path in _files(folder)}
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    fresh = {name: _entry(path, cached.get(name)) for name, path in files.items() if not name.startswith(".")}
     if fresh != cached:
         with contextlib.suppress(OSError):  # a cache that this node may not write to: the files are read again
             write_whole(cache, json.dumps(fresh))
@@ -157,25 +155,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_file() and not name.startswith("."):
-            yield name, path
-
-
 def _entry(path: Path, cached: list[Any] | None) -> list[Any]:
     """[size, time of change in ns, SHA-256] of a file."""
     target = path.resolve()
     facts = target.stat()
     if cached and cached[:2] == [facts.st_size, facts.st_mtime_ns]:
         return cached
-    is_blob = len(target.name) == BLOB_NAME_LENGTH and set(target.name) <= set("0123456789abcdef")
+    is_blob = re.fullmatch("[0-9a-f]{64}", target.name)  # the Hugging Face cache calls large files by their SHA-256
     return [facts.st_size, facts.st_mtime_ns, target.name if is_blob else file_digest(target)]
-
-
-def _listed(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in parameters.items() if isinstance(value, str | int))
 
 
 def _sha256(data: bytes) -> str:

@@ -1,8 +1,5 @@
 """Environments of engines: built once per node on first use, by uv, content-addressed, never the orchestrator's own.
 
-    spec = resolve(backend.env, "cpu")
-    environment = prepare(spec, cache_dir, print)      # minutes the first time, milliseconds afterwards
-
 uv is fast and can omit a distribution that others depend on, which pip cannot. It reads no pip.conf, so the user's
 settings of pip (indexes, find-links, certificate, time-out) are handed over, in uv's environment and not on its command
 line: an index URL may hold a password.

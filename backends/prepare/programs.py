@@ -21,10 +21,7 @@ class ToolFailed(Exception):
 def run(
     command: list[str], environ: Mapping[str, str], log: Path, on_line: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Run a program and append its output to `log`; `on_line` gets each line of it, e.g. to report progress.
-
-    Raises ToolFailed, or task.Stopped.
-    """
+    """Run a program, its output appended to `log` and each line given to `on_line`. Raises ToolFailed, task.Stopped."""
     lines: deque[str] = deque(maxlen=LINES_KEPT)
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with log.open("a") as file, task.program(command, environ, **streams, errors="replace") as process:

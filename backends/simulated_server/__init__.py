@@ -4,6 +4,4 @@ It speaks OpenAI completions and chat and TGI's /generate_stream, in one process
 framework, so that a measuring client can be checked against it: with `log` it writes, for every prompt, the kernel's
 arrival stamp of the request and the time of each token's write, by x-request-id (`truth.read_log`). Tokens are due at
 arrival + ttft + k × itl, so that delays do not accumulate. Its text is meaningless.
-
-    python -m backends.simulated_server --port 8000 --config '{"ttft": {"mean": 0.05}, "itl": {"mean": 0.02}}'
 """

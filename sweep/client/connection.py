@@ -63,6 +63,7 @@ class ServerAddress:
     hostname: str
     tls: ssl.SSLContext | None
     connect_timeout: float  # s
+    keep_alive: bool = True  # False where the requests ask the server to close: each has a connection of its own
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +94,7 @@ class StampedConnection:
     _sized: bool = False  # the answer says where it ends
     _answered: bool = False
     _keep_alive: bool = False
+    _answers: int = 0  # on this socket
     _part: bytes = b""  # what the parser last gave out of the body
     _between_chunks: bool = False  # the next byte begins a chunk
 
@@ -129,7 +131,7 @@ class StampedConnection:
             self._opening = None
         self._sock = sock
         self._parser = httptools.HttpResponseParser(self)
-        self._between_chunks = False
+        self._between_chunks, self._answers = False, 0
         self.idle_since = time.monotonic_ns()
         self._poller.add(sock.fileno(), self._readable)
 
@@ -194,7 +196,7 @@ class StampedConnection:
             sent = 0
         except OSError as error:
             # Not at once: `on_done` must not be called before `begin` has returned.
-            self._loop.call_soon(self._abandon, self.answer, f"reset: {_in_one_line(error)}")
+            self._loop.call_soon(self._abandon, self.answer, self._explain(f"reset: {_in_one_line(error)}"))
             return
         if sent < len(data):
             self._unsent = memoryview(data)[sent:]
@@ -213,7 +215,7 @@ class StampedConnection:
         except BlockingIOError:
             return
         except OSError as error:
-            self.abandon(f"reset: {_in_one_line(error)}")
+            self.abandon(self._explain(f"reset: {_in_one_line(error)}"))
             return
         if not self._unsent:
             self._loop.remove_writer(self._sock.fileno())
@@ -243,7 +245,7 @@ class StampedConnection:
         except BlockingIOError:
             return
         except OSError as error:
-            self._lost(f"reset: {_in_one_line(error)}")
+            self._lost(self._explain(f"reset: {_in_one_line(error)}"))
             return
         if len(data) == size:  # there may be more
             self._be_patient(False)
@@ -315,7 +317,18 @@ class StampedConnection:
             answer.complete(arrived)
             self._finish(answer)
         else:
-            self._lost("closed: by the server" + (" before its answer began" if answer and not answer.status else ""))
+            early = answer is not None and not answer.status
+            self._lost(self._explain("closed: by the server" + (" before its answer began" if early else "")))
+
+    def _explain(self, error: str) -> str:
+        """An error of the connection with its likely cause, if it came instead of a further answer."""
+        if not self._answers or self.answer is None or self.answer.status:
+            return error
+        times = "once" if self._answers == 1 else f"{self._answers} times"
+        return (
+            f"{error}, after it had answered {times} on this connection: if the server closes connections without "
+            "saying so, set backend.headers={Connection: close}, which gives each request its own"
+        )
 
     def _lost(self, error: str) -> None:
         """The connection has gone: an error if a request is in flight, else it is opened again for the next one."""
@@ -355,7 +368,8 @@ class StampedConnection:
         if self.answer is not None and self.answer.status >= 200 and not self._answered:
             self.answer.complete(self._arrived)
             self._answered = True
-            self._keep_alive = self._parser.should_keep_alive()  # known here only
+            self._answers += 1
+            self._keep_alive = self._address.keep_alive and self._parser.should_keep_alive()  # known here only
 
 
 class _Tls:

@@ -18,21 +18,25 @@ from sweep.records import UNKNOWN, Timeouts
 
 ROW = struct.Struct("<IiqqqqIiiii")
 """record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, finish_reason, error
-(indices of the text table, -1: none). A row's chunks are the next ones of the chunk files."""
+(indices of the text table, -1: none). scheduled is -1 without a schedule. A row's chunks are the next ones of the chunk
+files."""
 
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 
 
 class Dispatch:
-    """One HTTP call on its way: when it should have left and when it was allowed to. Times in ns."""
+    """One HTTP call on its way: when it should have left and when it was allowed to. Times in ns.
+
+    `scheduled` is UNKNOWN where the mode has no schedule.
+    """
 
     __slots__ = ("batch", "given_up", "index", "number", "released", "scheduled")
 
-    def __init__(self, index: int, number: int, scheduled: int, batch: int = UNKNOWN) -> None:
+    def __init__(self, index: int, number: int, scheduled: int, released: int, batch: int = UNKNOWN) -> None:
         self.index, self.number = index, number  # in its phase, and in the job
-        self.scheduled = self.released = scheduled
+        self.scheduled, self.released = scheduled, released
         self.batch = batch
-        self.given_up = scheduled  # when nothing more was awaited; stands for `sent` where nothing was ever sent
+        self.given_up = released  # when nothing more was awaited; stands for `sent` where nothing was ever sent
 
 
 @dataclass

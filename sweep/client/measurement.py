@@ -26,7 +26,7 @@ from sweep.client.modes import Mode
 from sweep.client.wire import Target
 from sweep.config import import_path
 from sweep.numbers.quantile import quantile
-from sweep.records import BatchForm, Phase, Record, Records, Request, Timeouts
+from sweep.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts
 
 HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
@@ -303,7 +303,7 @@ def _record(part: _Part, offset: int, chunk: int, request: Request, phase: Phase
     return Record(
         request_id=request.request_id,
         phase=phase,
-        scheduled=(scheduled - start) / 1e9,
+        scheduled=None if scheduled == UNKNOWN else (scheduled - start) / 1e9,
         released=(released - start) / 1e9,
         sent=(sent - start) / 1e9,
         ended=(ended - start) / 1e9,

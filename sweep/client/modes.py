@@ -24,6 +24,7 @@ class Mode:
     """When requests are sent, and how several client processes share the work."""
 
     one_process: ClassVar[bool] = False  # its calls depend on each other, so that one client process sends all
+    has_schedule: ClassVar[bool] = False  # calls are due at times that depend on no answer: latencies count from them
 
     duration: float | None = None  # s after which nothing new is sent; those in flight are drained
 
@@ -142,6 +143,8 @@ class OpenLoop(Mode):
 
     A warm-up that is longer than the arrivals repeats them. Several client processes share out the cap.
     """
+
+    has_schedule = True
 
     arrivals: array[float]  # s from the start, one a request, ascending
     cap: int | None = None  # requests in flight

@@ -70,7 +70,8 @@ def _resolve(target: wire.Target, timeouts: Timeouts) -> ServerAddress:
         if not target.verify_tls:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-    return ServerAddress(chosen[0], tuple(chosen[4]), host, context, timeouts.connect)
+    closes = any(name.lower() == "connection" and "close" in value.lower() for name, value in target.headers.items())
+    return ServerAddress(chosen[0], tuple(chosen[4]), host, context, timeouts.connect, not closes)
 
 
 def _accepts(candidate: tuple[Any, ...]) -> bool:

@@ -78,12 +78,15 @@ class Sender:
             heapq.heappush(self._timeline, (instant, index))
 
     def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int:
-        """Send a call that is due at this instant, or let it wait for a slot; its prompts, 0 if the time is over."""
+        """Send a call that is due at this instant, or let it wait for a slot; its prompts, 0 if the time is over.
+
+        Without a schedule, the instant is when its user or batch could send it.
+        """
         if instant >= self._deadline:
             return 0
         self._unsent -= 1
         number = self._first + index
-        dispatch = Dispatch(index, number, instant, batch)
+        dispatch = Dispatch(index, number, instant if self.mode.has_schedule else UNKNOWN, instant, batch)
         prompts: int = self.job.prompts[number]
         self.offered += prompts
         if self._most_in_flight is None or len(self.in_flight) < self._most_in_flight:
@@ -159,7 +162,7 @@ class Sender:
         now = time.monotonic_ns()
         dispatch.given_up = now
         self._write(dispatch, answer)
-        # The end as the kernel saw it, so that our own delay until the next send is seen as lag.
+        # The end as the kernel saw it, so that our own delay until the next send is seen as turnaround.
         ended = answer.completed or now
         if self._backlog:
             self._release(ended)
@@ -172,7 +175,7 @@ class Sender:
             self._backlog.clear()  # offered, but not sent within the duration: the report has both numbers
         else:
             dispatch = self._backlog.popleft()
-            dispatch.released = max(dispatch.scheduled, instant)
+            dispatch.released = max(dispatch.released, instant)
             self._send(dispatch)
 
     def _cancel(self, dispatch: Dispatch) -> None:

@@ -8,7 +8,8 @@ A Record's error is "kind: detail". The kinds:
     connect              no connection: refused, not resolved, TLS failed, or none within the time-out
     reset                the connection was reset, or another socket error
     closed               the server ended the connection or the stream before its answer was complete
-    status               an HTTP status other than 200; a Retry-After is in the detail as retry_after=...
+    status               an HTTP status other than 200; a Retry-After is in the detail as retry_after=..., and of a
+                         redirect the address to set
     engine               an error event inside a stream that began with status 200
     protocol             the answer is not what the API promises: no event stream, no JSON, broken HTTP
     empty                the answer ended properly without one token
@@ -33,6 +34,7 @@ from sweep.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
+REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
@@ -40,6 +42,10 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NUMBER = re.compile(rb"\s*(\d+)")
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
+_COMPRESSED = (
+    "is not supported: a compressed stream has no times of its tokens; the requests accept identity only, so switch "
+    "compression of text/event-stream off in the server or in the proxy before it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,7 @@ def head(target: Target, key: str | None) -> bytes:
         f"Host: {urlsplit(target.url).netloc}",
         "User-Agent: llm-sweep",
         "Accept: text/event-stream",
+        "Accept-Encoding: identity",
         "Content-Type: application/json",
         *(f"{name}: {value}" for name, value in target.headers.items()),
     ]
@@ -232,6 +239,8 @@ class Answer:
     _most: int = 1  # tokens that came in one event
     _is_stream: bool = False
     _retry_after: str | None = None
+    _location: str | None = None
+    _encoding: str | None = None
     _carry: bytes = b""
     _shape: _Shape | None = None
 
@@ -252,6 +261,10 @@ class Answer:
             self._is_stream = value.lower().startswith(b"text/event-stream")
         elif name == b"retry-after":
             self._retry_after = value.decode("latin-1").strip()
+        elif name == b"location":
+            self._location = value.decode("latin-1").strip()
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            self._encoding = value.decode("latin-1").strip()
 
     def body(self, data: bytes, arrived: int) -> None:
         """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
@@ -259,8 +272,16 @@ class Answer:
             return
         if self._carry:
             data = self._carry + data
+            self._carry = b""
         if not self._is_stream or self.status != 200:
             self._carry = data[: 64 << 10]  # an error's message, read when it is complete
+            return
+        if self._encoding:
+            self.fail(f"protocol: content-encoding {self._encoding[:40]} {_COMPRESSED}")
+            return
+        # One whole event, as most servers write them.
+        if data.endswith(b"\n\n") and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data:
+            self._parse(data, arrived)
             return
         end_of_line = b""
         if b"\r" in data:  # lines may end in CR LF; a CR at the cut waits for what follows
@@ -354,21 +375,18 @@ class Answer:
 
     def _parse(self, event: bytes, arrived: int) -> None:
         """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-        name, lines = b"", []
-        for line in event.split(b"\n"):
-            key, _, value = line.partition(b":")
-            if key == b"data":
-                lines.append(value.removeprefix(b" "))
-            elif key == b"event":
-                name = value.strip()
-        data = b"\n".join(lines)
-        if not data.strip():  # a comment, a ping, a lone id or retry
+        if event == b"data: [DONE]\n\n":
+            self.ended = True
             return
-        if data.strip() == b"[DONE]":
+        name, data = _fields(event)
+        data = data.strip()
+        if not data:  # a comment, a ping, a lone id or retry
+            return
+        if data == b"[DONE]":
             self.ended = True
             return
         try:
-            content = json.loads(data)
+            content = json.loads(data.decode())  # of bytes, it looks for other encodings first
         except ValueError:
             self.fail(f"protocol: an event is not JSON: {_message(data)}")
             return
@@ -460,7 +478,32 @@ class Answer:
         error = f"status: {self.status}"
         if self._retry_after:
             error += f" retry_after={self._retry_after[:40]}"
+        if self.status in REDIRECTS and self._location:
+            return f"{error} redirects to {self._location[:200]}; {_direct_address(self._location, PATHS[self.api])}"
         return f"{error} {_message(self._carry)}".rstrip()
+
+
+def _fields(event: bytes) -> tuple[bytes, bytes]:
+    """The name and the data of an event, which is one line of data as a rule."""
+    if event.startswith(b"data:") and event.find(b"\n") >= len(event) - 2:
+        return b"", event[5:]
+    name, lines = b"", []
+    for line in event.split(b"\n"):
+        key, _, value = line.partition(b":")
+        if key == b"data":
+            lines.append(value.removeprefix(b" "))
+        elif key == b"event":
+            name = value.strip()
+    return name, b"\n".join(lines)
+
+
+def _direct_address(location: str, path: str) -> str:
+    """The setting by which requests reach the target of a redirect, which is not followed: it would be timed too."""
+    parts = urlsplit(location)
+    if not parts.path.endswith(path):
+        return "set backend.url to an address that answers without a redirect"
+    base = location[: location.rindex(path)]
+    return f"set backend.url={base}" if parts.netloc else f"set the path of backend.url to {base or '/'}"
 
 
 def _number(event: bytes, key: bytes) -> int:

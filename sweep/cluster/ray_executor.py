@@ -72,9 +72,8 @@ def _refuse_dead_address(cluster: Cluster) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise ConfigError(
-            f"cluster.address={address}: nothing listens there ({error}); allowed: HOST:PORT of a Ray head, or auto"
-        ) from None
+        problem = f"nothing listens there ({error}); allowed: HOST:PORT of a Ray head, or auto"
+        raise ConfigError(f"cluster.address={address}: {problem}") from None
 
 
 def connect(cluster: Cluster) -> None:
@@ -98,13 +97,7 @@ def connect(cluster: Cluster) -> None:
 def nodes(cluster: Cluster) -> list[Node]:
     """Return the living nodes of the cluster with its labels."""
     return [
-        Node(
-            node["NodeManagerAddress"],
-            int(node["Resources"].get("GPU", 0)),
-            int(node["Resources"].get("CPU", 0)),
-            _accelerators(node["Resources"]),
-            node["NodeID"],
-        )
+        _node(node["NodeManagerAddress"], node["Resources"], node["NodeID"])
         for node in ray.nodes()
         if node["Alive"]
         and node["Resources"].get("CPU")
@@ -132,15 +125,13 @@ def startable_nodes(cluster: Cluster) -> list[Node]:
     except FileNotFoundError:
         return []
     resources = {name: kind["resources"] for name, kind in types.items() if kind.get("max_workers", 1)}
-    return [
-        Node(f"autoscaler: {name}", int(each.get("GPU", 0)), int(each.get("CPU", 0)), _accelerators(each))
-        for name, each in resources.items()
-    ]
+    return [_node(f"autoscaler: {name}", each) for name, each in resources.items()]
 
 
-def _accelerators(resources: Mapping[str, float]) -> tuple[str, ...]:
+def _node(address: str, resources: Mapping[str, float], node_id: str = "") -> Node:
     prefix = "accelerator_type:"
-    return tuple(name.removeprefix(prefix) for name in resources if name.startswith(prefix))
+    accelerators = tuple(name.removeprefix(prefix) for name in resources if name.startswith(prefix))
+    return Node(address, int(resources.get("GPU", 0)), int(resources.get("CPU", 0)), accelerators, node_id)
 
 
 # In a task -----------------------------------------------------------------------------------------------------------
@@ -353,19 +344,14 @@ class RayExecutor:
         self.tasks[stream] = _RunningTask(work, None, time.monotonic(), node)
 
     def events(self) -> Iterator[tuple[Work, Event | End]]:
-        """Yield the events since the last call; the last one of each deployment is its End.
-
-        Raises:
-            Halted: when Ray is gone, or a disk is full.
-        """
+        """Yield the events since the last call, Ends last. Raises Halted if Ray is gone or a disk is full."""
         self._check()
         if not self.tasks:
             time.sleep(RESULT_POLL)
             return
         streams = list(self.tasks)
-        ready, _ = ray.wait(streams, num_returns=1, timeout=RESULT_POLL, fetch_local=False)
-        if ready:
-            ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
+        ray.wait(streams, num_returns=1, timeout=RESULT_POLL, fetch_local=False)
+        ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
         polled = time.monotonic()  # handling an event may take the driver long: that is no node's silence
         for stream in ready:
             yield from self._next(stream)
@@ -415,11 +401,7 @@ class RayExecutor:
                 yield task.work, event
 
     def _disk_full(self, task: _RunningTask, error: DiskFull) -> Lost:
-        """Exclude a node whose own disk is full.
-
-        Raises:
-            Halted: if it is the results' disk, or no other node is left.
-        """
+        """Exclude a node whose own disk is full. Raises Halted if it is the results' disk, or no other node is left."""
         self.full.add(task.node.node_id)
         problem = f"{error} (on node {task.node.address})"
         if not _has_room(task.work.out) or not self.has_nodes_besides(set()):

@@ -76,11 +76,7 @@ def _take_files(out: Path, folder: Path) -> Files:
 
 
 def receive(paths: RunPaths, work: Work, event: Files) -> None:
-    """Write the files from a node, each whole, and only into its attempt's folder.
-
-    Raises:
-        ValueError: if a name leads out of it.
-    """
+    """Write the files from a node, each whole. Raises ValueError if a name leads out of its attempt's folder."""
     attempt = paths.attempt(work.deployment.deployment_id, work.attempt).resolve()
     for name, content in event.files.items():
         target = (paths.out / name).resolve()

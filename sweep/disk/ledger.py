@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,7 @@ class Ledger:
         self.damaged.discard(row["trial_id"])
 
     def _append(self, entry: dict[str, Any]) -> None:
-        """Append one line, which is on disk when this returns.
-
-        Raises:
-            OSError: if it could not be written; a partial line is removed.
-        """
+        """Append one line, which is then on disk. Raises OSError, and removes a partial line, if it could not."""
         line = json.dumps(entry | {"at": round(time.time(), 3)}, default=str).encode() + b"\n"
         end = os.fstat(self.file.fileno()).st_size
         try:
@@ -120,8 +117,7 @@ def _damaged(paths: RunPaths, rows: Iterable[LedgerRow]) -> set[str]:
     with_data = [row for row in rows if Outcome(row["outcome"]).done]
     files = [paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests for row in with_data]
     with ThreadPoolExecutor(16) as pool:
-        cut = pool.map(_cut_short, files, chunksize=256)
-    return {row["trial_id"] for row, is_cut in zip(with_data, cut, strict=True) if is_cut}
+        return {row["trial_id"] for row in compress(with_data, pool.map(_cut_short, files))}
 
 
 def _cut_short(path: Path) -> bool:
@@ -147,11 +143,7 @@ def _end_cut_line(path: Path) -> None:
 
 @contextmanager
 def sole_driver(out: Path) -> Iterator[None]:
-    """Hold the lock of a results folder; the kernel releases it however this process ends.
-
-    Raises:
-        ConfigError: if another driver holds it, or the folder cannot be written.
-    """
+    """Hold the lock of a results folder; the kernel releases it. Raises ConfigError if another driver holds it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("a+")
@@ -162,9 +154,8 @@ def sole_driver(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise ConfigError(
-                f"out={out}: a sweep is running there (process {lock.read().strip() or 'unknown'})"
-            ) from None
+            holder = lock.read().strip() or "unknown"
+            raise ConfigError(f"out={out}: a sweep is running there (process {holder})") from None
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()

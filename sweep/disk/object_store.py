@@ -58,18 +58,13 @@ class ObjectStore:
     """The objects under one URL."""
 
     def __init__(self, url: str) -> None:
-        """Open it; endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
-
-        Raises:
-            ConfigError: if it is not the URL of a store, or holds a secret.
-        """
+        """Open it with the environment's credentials. Raises ConfigError if it is no store, or holds a secret."""
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise ConfigError(f"out={url}: allowed are a folder, s3://bucket/path and gs://bucket/path")
         if parts.password or set(parse_qs(parts.query)) & set(SECRETS):
-            raise ConfigError(
-                f"out={parts.scheme}://{parts.hostname}{parts.path}: the URL holds a secret; set it in the environment"
-            )
+            shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
+            raise ConfigError(f"out={shown}: the URL holds a secret; set it in the environment")
         self.url = url
         try:
             store, root = fs.FileSystem.from_uri(url)
@@ -118,15 +113,11 @@ class ObjectStore:
         paths = RunPaths(folder)
 
         def one(name: str) -> None:
-            content = self.read(name)
-            if content is not None:
+            if (content := self.read(name)) is not None:
                 run_files.write_whole(paths, folder / name, content)
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(one, names))
-
-
-# The lock ------------------------------------------------------------------------------------------------------------
 
 
 class Lock:
@@ -141,11 +132,7 @@ class Lock:
         self.thread: threading.Thread | None = None
 
     def acquire(self, notify: Callable[[str], None]) -> None:
-        """Take the lock; that of a dead driver expires after LOCK_TIMEOUT seconds.
-
-        Raises:
-            ConfigError: if another driver, still alive, holds it.
-        """
+        """Take the lock; a dead driver's expires. Raises ConfigError if a driver that is alive holds it."""
         lock = self._read()
         if lock:
             notify(f"{self.store.url} is locked by {lock['who']}: waiting {LOCK_TIMEOUT:.0f} s for its heartbeat")
@@ -167,22 +154,17 @@ class Lock:
 
     def _keep(self, taken: Callable[[], None]) -> None:
         while not self.ended.wait(LOCK_HEARTBEAT):
-            try:
+            with suppress(OSError):  # the mirror meets the same error and reports it
                 if not self.ours():
-                    taken()
-                    return
+                    return taken()
                 self.beat()
-            except OSError:
-                continue  # the mirror meets the same error and reports it
 
     def ours(self) -> bool:
-        lock = self._read()
-        return lock is not None and lock["owner"] == self.owner
+        return (self._read() or {}).get("owner") == self.owner
 
     def beat(self) -> None:
         who = f"process {os.getpid()} on {socket.gethostname()}"
-        lock = {"owner": self.owner, "who": who, "beat": time.time()}
-        self.store.write(self.NAME, json.dumps(lock).encode())
+        self.store.write(self.NAME, json.dumps({"owner": self.owner, "who": who, "beat": time.time()}).encode())
 
     def end(self) -> None:
         """Stop the heartbeats."""
@@ -198,9 +180,6 @@ class Lock:
     def _read(self) -> dict[str, Any] | None:
         content = self.store.read(self.NAME)
         return json.loads(content) if content else None
-
-
-# The mirror ----------------------------------------------------------------------------------------------------------
 
 
 class Mirror:
@@ -228,11 +207,7 @@ class Mirror:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Complete the store.
-
-        Raises:
-            Halted: if it is not complete after PATIENCE seconds.
-        """
+        """Complete the store. Raises Halted if it is not complete after PATIENCE seconds."""
         self.closed.set()
         self.thread.join()
         problem = self._complete()
@@ -311,11 +286,7 @@ class Mirror:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def sync(self) -> None:
-        """Upload the files of the ledger's new entries, then these entries, then trials.parquet.
-
-        Raises:
-            OSError: if an upload failed; the next call retries it.
-        """
+        """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError."""
         ledger = self._new_entries()
         self._upload_changed(self._files(ledger))
         self._upload_changed([self.paths.plan, self.paths.status])

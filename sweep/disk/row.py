@@ -49,6 +49,7 @@ class Identity:
 class EngineFacts:
     """Facts that a launched engine reports, and where it ran."""
 
+    launch: str | None  # of this start of the engine: replicates with one launch have its luck in common
     engine_version: str | None
     dtype: str | None
     agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing
@@ -130,8 +131,7 @@ def percentiles_text(percentiles: Sequence[float]) -> str:
 
 def percentiles_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
     """The percentiles that any of the rows has, ascending."""
-    texts = {row.get("percentiles") for row in rows} or {percentiles_text(PERCENTILES)}
-    return merged_percentiles(texts)
+    return merged_percentiles({row.get("percentiles") for row in rows} or {percentiles_text(PERCENTILES)})
 
 
 def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:

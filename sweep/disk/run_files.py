@@ -115,10 +115,8 @@ def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Seq
     """
     rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
 
-    def write(staged: Path) -> None:
-        pq.write_table(table, staged, compression="zstd", use_dictionary=list(dictionary), row_group_size=rows)
-
-    write_whole(paths, target, write)
+    options = {"compression": "zstd", "use_dictionary": list(dictionary), "row_group_size": rows}
+    write_whole(paths, target, lambda staged: pq.write_table(table, staged, **options))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -242,11 +240,7 @@ def trial_schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, pa.Dat
 
 
 def trials_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows as the schema says, missing values null, other columns (the axes) at the end in order of appearance.
-
-    Raises:
-        ValueError: naming the column and the value that does not fit its type.
-    """
+    """Rows as the schema says, the axes last. Raises ValueError, naming the column, for a value of another type."""
     schema = trial_schema(trial_row.percentiles_of(rows))
     axes = dict.fromkeys(name for row in rows for name in row if name not in schema)
     columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in schema.items()}
@@ -304,8 +298,7 @@ def write_trials(paths: RunPaths, rows: Sequence[Row]) -> bool:
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
     """The rows of a trials.parquet, or the one of a trial.parquet, with whatever columns they have."""
-    rows: list[dict[str, Any]] = read_table(path).to_pylist()
-    return rows
+    return list(read_table(path).to_pylist())
 
 
 # Plan ----------------------------------------------------------------------------------------------------------------

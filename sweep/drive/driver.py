@@ -1,11 +1,12 @@
-"""The driver: keeps every node busy with deployments, and makes each trial's row durable as it comes.
+"""The driver: keeps every node busy with launches, and makes each trial's row durable as it comes.
 
-`Driver.run` is the course of a run. Executors (Ray or inline) only run Work and report its events; each deployment's
-retries are decided by its `DeploymentState`, and the driver carries out what that decides.
+`Driver.run` is the course of a run. Executors (Ray or inline) only run Work and report its events; each launch's
+retries are decided by its `LaunchState`, and the driver carries out what that decides.
 """
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -18,20 +19,33 @@ from sweep.config import Halted
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
-from sweep.drive.deployment_state import Action, DeploymentState, Trigger
+from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.progress import Display
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, read_status_file
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
-from sweep.node.deployment import Completed, End, Event, Files, Finished, Lost, NotStarted, Placed, State
+from sweep.node.deployment import (
+    LAUNCH_FAULTS,
+    Completed,
+    End,
+    Event,
+    Files,
+    Finished,
+    Lost,
+    NotStarted,
+    Placed,
+    State,
+    engine_failed,
+    smaller_batches,
+)
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
-from sweep.plan.plan import Plan
+from sweep.plan.plan import Plan, Trial
 from sweep.records import Outcome
 from sweep.wording import count
 
-MAX_LOSSES = 20  # of nodes and workers, per deployment
+MAX_LOSSES = 20  # of nodes and workers, per launch
 QUARANTINE_WAIT = 240.0  # s until a quarantined node gets what no other can run; longer than any backoff
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
 
@@ -76,7 +90,10 @@ class Driver:
         self.executor, self.display = executor, display
         self.rows = RowWriter(plan, paths, ledger, display, tracker)
         self.expected = pending.estimate.expected
-        self.states = {deployment.deployment_id: DeploymentState(deployment) for deployment in pending.deployments}
+        self.states = {launch.launch_key: LaunchState(launch) for launch in pending.launches}
+        self.by_deployment: dict[str, list[LaunchState]] = defaultdict(list)
+        for state in self.states.values():
+            self.by_deployment[state.launch.deployment_id].append(state)
         self.packer = Packer(self.expected.needs)
         self.nodes = NodeHealth()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
@@ -91,8 +108,8 @@ class Driver:
         """
         try:
             for state in self.states.values():
-                if state.deployment.unavailable:
-                    self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), state.deployment.unavailable)
+                if state.launch.unavailable:
+                    self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), state.launch.unavailable)
             self.executor.clean_up(self.ledger.run)
             with self.stop.signals():
                 self._loop()
@@ -133,8 +150,9 @@ class Driver:
         if level is StopLevel.CANCEL:
             self.executor.cancel()
             for key in list(self.packer.running):
-                self.ledger.end_attempt(key, self.states[key].attempt, "stopped")
-                self.states[key].advance(Trigger.POSTPONE)
+                state = self.states[key]
+                self.ledger.end_attempt(state.launch.deployment_id, state.attempt, "stopped")
+                state.advance(Trigger.POSTPONE)
                 self.packer.release(key)
         return level
 
@@ -166,7 +184,9 @@ class Driver:
         quarantined = {node.node_id: node for node in nodes if node.node_id in self.nodes.quarantined}
         for key, node_id in self.packer.start(list(quarantined.values()), due):
             place = f"quarantined node {quarantined[node_id].address}"
-            self.display.log(f"{self.states[key].deployment.describe()}: starting on {place}: no other node can run it")
+            self.display.log(
+                f"{self.states[key].launch.describe_launch()}: starting on {place}: no other node can run it"
+            )
             self._submit(self.states[key], node_id)
         expired = [n for n in self.packer.unschedulable(nodes) if now - self.unschedulable_since[n.kind] > limit]
         self.packer.drop(expired)
@@ -175,39 +195,40 @@ class Driver:
             reason = f"waited {limit / 60:.0f} min: {infeasible(need, nodes)}"
             self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), reason)
 
-    def _submit(self, state: DeploymentState, node_id: str) -> None:
-        deployment = replace(state.deployment, trials=state.pending_trials)
-        if self.stop.deadline and time.time() + self.expected.first_result(deployment) > self.stop.deadline:
-            trials = count(len(deployment.trials), "trial")
-            self.display.log(f"{deployment.describe()}: {trials} not started: would end after the deadline")
-            self.packer.release(deployment.deployment_id)
+    def _submit(self, state: LaunchState, node_id: str) -> None:
+        launch = replace(state.launch, trials=state.pending_trials)
+        if self.stop.deadline and time.time() + self.expected.first_result(launch) > self.stop.deadline:
+            trials = count(len(launch.trials), "trial")
+            self.display.log(f"{launch.describe_launch()}: {trials} not started: would end after the deadline")
+            self.packer.release(launch.launch_key)
             state.advance(Trigger.POSTPONE)
             return
-        state.submitted(self.ledger.begin_attempt(deployment.deployment_id))
+        state.submitted(self.ledger.begin_attempt(launch.deployment_id))
         work = Work(
-            deployment,
+            launch,
             self.plan.settings,
             str(self.paths.out),
             state.attempt,
             tuple(self.plan.axes),
             self.ledger.run,
             self.stop.deadline,
-            self.expected.trials_of(deployment) if self.stop.deadline else {},
+            self.expected.trials_of(launch) if self.stop.deadline else {},
         )
-        self.display.update(deployment.deployment_id, deployment.describe(), "submitted")
+        self.display.update(launch.launch_key, launch.describe_launch(), "submitted")
         transfer.mark(work)
         self.executor.submit(work, node_id)
 
     # Events ----------------------------------------------------------------------------------------------------------
 
     def _handle(self, work: Work, event: Event | End) -> None:
-        state = self.states[work.deployment.deployment_id]
+        launch = work.deployment
+        state = self.states[launch.launch_key]
         match event:
             case Placed():
                 state.started(event)
-                self.ledger.place_attempt(work.deployment.deployment_id, work.attempt, event.address)
+                self.ledger.place_attempt(launch.deployment_id, work.attempt, event.address)
             case State(text):
-                self.display.update(work.deployment.deployment_id, work.deployment.describe(), text)
+                self.display.update(launch.launch_key, launch.describe_launch(), text)
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():
@@ -216,7 +237,7 @@ class Driver:
                 self._end_attempt(state, work, event)
                 self._review_nodes()
 
-    def _finish_trial(self, state: DeploymentState, work: Work, event: Finished) -> None:
+    def _finish_trial(self, state: LaunchState, work: Work, event: Finished) -> None:
         row = event.row
         self.rows.commit(work.deployment, event.trial, row)
         self.executor.export_metrics(row)
@@ -228,13 +249,15 @@ class Driver:
             self.nodes.record_success(state.node)
         self.rows.write_table_if_due()
 
-    def _end_attempt(self, state: DeploymentState, work: Work, end: End) -> None:
-        key, label = work.deployment.deployment_id, work.deployment.describe()
-        self.packer.release(key)
-        self.display.remove(key)
-        self.ledger.end_attempt(key, work.attempt, "done" if isinstance(end, Completed) else end.reason)
+    def _end_attempt(self, state: LaunchState, work: Work, end: End) -> None:
+        launch, label = work.deployment, work.deployment.describe_launch()
+        self.packer.release(launch.launch_key)
+        self.display.remove(launch.launch_key)
+        reason = "done" if isinstance(end, Completed) else end.reason
+        self.ledger.end_attempt(launch.deployment_id, work.attempt, reason)
         if isinstance(end, Completed):
             state.advance(Trigger.COMPLETE)
+            self._conclude(launch.deployment_id)
         elif self.stop.level is not StopLevel.NONE:
             state.advance(Trigger.POSTPONE)
         elif isinstance(end, NotStarted):
@@ -249,7 +272,7 @@ class Driver:
             self._carry_out(state, action, f"given up after {limit} failed attempts: {end.reason}")
 
     def _log_loss(self, work: Work, loss: Lost) -> None:
-        label = work.deployment.describe()
+        label = work.deployment.describe_launch()
         if loss.error is None:
             self.display.log(f"lost {label}: {loss.reason}")
             return
@@ -269,24 +292,55 @@ class Driver:
             failed = len(self.nodes.failed_only_on(node_id))
             self.display.log(f"node {addresses[node_id]} quarantined: {failed} deployments failed only there")
         for node_id in self.nodes.quarantined:
-            for key in self.nodes.failed_only_on(node_id):
-                reopened, action = self.states[key].reopen(NODE_FAULTS)
-                self.display.done -= reopened
-                self._carry_out(self.states[key], action)
+            for deployment_id in self.nodes.failed_only_on(node_id):
+                for state in self.by_deployment[deployment_id]:
+                    reopened, action = state.reopen(NODE_FAULTS)
+                    self.display.done -= reopened
+                    self._carry_out(state, action)
+
+    def _conclude(self, deployment_id: str) -> None:
+        """Give trials of a deployment's pending launches their row where an earlier launch has shown their outcome."""
+        states = self.by_deployment[deployment_id]
+        failed = self._hopeless(states)
+        for state in states:
+            if state.stage is not Stage.PENDING:
+                continue
+            for trial in state.pending_trials:
+                if failed is not None:
+                    outcome = Outcome(failed["outcome"])
+                    self._record_one(state, trial, failed["attempt"], outcome, failed.get("reason"))
+                elif smaller := _out_of_memory(trial, states):
+                    reason = f"{smaller.load.describe()} already ran out of memory"
+                    self._record_one(state, trial, "0", Outcome.CENSORED, reason)
+            if not state.pending_trials:
+                self.packer.drop([self.packer.needs[state.launch.launch_key]])
+                state.advance(Trigger.COMPLETE)
+
+    def _hopeless(self, states: Sequence[LaunchState]) -> LedgerRow | None:
+        """Return the row that shows that no launch of a deployment will do better; None if one might.
+
+        None of its trials is good, and an engine could not be launched, or `settings.attempts` of them failed.
+        """
+        rows = [self.ledger.rows[trial_id] for state in states for trial_id in state.outcomes.keys() - state.reopened]
+        if any(row["outcome"] == Outcome.OK for row in rows):
+            return None
+        failed = [row for row in rows if engine_failed(row)]
+        not_launched = (row for row in failed if row["outcome"] in LAUNCH_FAULTS)
+        return next(not_launched, failed[-1] if len(failed) >= self.plan.settings.attempts else None)
 
     # Actions ---------------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, state: DeploymentState, action: Action, reason: str | None = None) -> None:
+    def _carry_out(self, state: LaunchState, action: Action, reason: str | None = None) -> None:
         match action:
             case Action.REQUEUE:
-                self.packer.requeue(state.deployment.deployment_id)
+                self.packer.requeue(state.launch.launch_key)
             case Action.RECORD_INVALID:
                 self._record(state, state.attempt, Outcome.INVALID, reason)
             case Action.RECORD_UNAVAILABLE:
                 self._keep_failed_rows(state)
                 self._record(state, "0", Outcome.UNAVAILABLE, reason)
 
-    def _keep_failed_rows(self, state: DeploymentState) -> None:
+    def _keep_failed_rows(self, state: LaunchState) -> None:
         """A failure that a trial had before says more than `unavailable`, and has a log."""
         for trial in state.pending_trials:
             row = self.ledger.rows.get(trial.trial_id)
@@ -294,8 +348,17 @@ class Driver:
                 state.finish(trial.trial_id, Outcome(row["outcome"]))
                 self.display.done += 1
 
-    def _record(self, state: DeploymentState, attempt: str, outcome: Outcome, reason: str | None) -> None:
+    def _record(self, state: LaunchState, attempt: str, outcome: Outcome, reason: str | None) -> None:
         """Give the pending trials a row each, unmeasured."""
         for trial in state.pending_trials:
-            self.rows.commit_unmeasured(state.deployment, trial, attempt, outcome, reason)
-            state.finish(trial.trial_id, outcome)
+            self._record_one(state, trial, attempt, outcome, reason)
+
+    def _record_one(self, state: LaunchState, trial: Trial, attempt: str, outcome: Outcome, reason: str | None) -> None:
+        self.rows.commit_unmeasured(state.launch, trial, attempt, outcome, reason)
+        state.finish(trial.trial_id, outcome)
+
+
+def _out_of_memory(trial: Trial, states: Sequence[LaunchState]) -> Trial | None:
+    """Return a trial of the same workload in smaller batches that ran out of memory in one of these launches."""
+    trials = (trial for state in states for trial in state.launch.trials if state.ran_out_of_memory(trial))
+    return next((other for other in trials if smaller_batches(other, trial)), None)

@@ -19,43 +19,28 @@ INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a su
 
 
 def results_folder(settings: Settings) -> Path:
-    """Return the folder for results on this machine; for an object store, the local one that is copied there.
-
-    Raises:
-        ConfigError: if results would be lost, or cannot be stored there.
-    """
+    """Return the local folder for results. Raises ConfigError if they would be lost, or cannot be stored there."""
     if object_store.is_url(settings.out):
         object_store.ObjectStore(settings.out)
         if settings.fresh:
             raise ConfigError(f"fresh=true: does not work with an object store; choose another out than {settings.out}")
         return object_store.staging_folder(settings.out, cache_directory(settings.cache_dir))
     if INSIDE_A_JOB in os.environ and not Path(settings.out).is_absolute():
-        raise ConfigError(
-            f"out={settings.out}: a Ray job's folder is deleted with the job; allowed are an absolute path on a disk "
-            "that stays, s3://bucket/path and gs://bucket/path"
-        )
+        allowed = "an absolute path on a disk that stays, s3://bucket/path and gs://bucket/path"
+        raise ConfigError(f"out={settings.out}: a Ray job's folder is deleted with the job; allowed are {allowed}")
     return Path(settings.out).absolute()
 
 
 def check_out(out: Path) -> None:
-    """Check that results can be written there.
-
-    Raises:
-        ConfigError: if not, or if the disk is almost full.
-    """
-    existing = check_writable("out", out)
-    free = shutil.disk_usage(existing).free
+    """Check that results can be written there. Raises ConfigError if not, or if the disk is almost full."""
+    free = shutil.disk_usage(check_writable("out", out)).free
     if free < MIN_FREE_BYTES:
         needed = f"at least {MIN_FREE_BYTES >> 20} MiB are needed"
         raise ConfigError(f"out={out}: {free >> 20} MiB free on its disk; {needed}")
 
 
 def check_writable(key: str, folder: Path) -> Path:
-    """Check that a folder can be written or created, and return its nearest existing parent. Nothing is created.
-
-    Raises:
-        ConfigError: naming the key, if not.
-    """
+    """Return the nearest existing parent of a folder. Raises ConfigError, naming the key, if it cannot be written."""
     try:
         existing = next(path for path in [folder, *folder.parents] if path.exists())
         if not existing.is_dir():
@@ -64,8 +49,8 @@ def check_writable(key: str, folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        because = f"({error.strerror}); allowed is a folder that can be written"
-        raise ConfigError(f"{key}={folder}: cannot be written {because}") from None
+        problem = f"cannot be written ({error.strerror}); allowed is a folder that can be written"
+        raise ConfigError(f"{key}={folder}: {problem}") from None
     return existing
 
 

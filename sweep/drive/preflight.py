@@ -123,9 +123,8 @@ def _check_own_programs(choice: EnvironmentChoice) -> None:
     """Check that the interpreter and the binary that the user names exist."""
     for key, program in (("python", choice.python), ("binary", choice.binary)):
         if program and shutil.which(program) is None:
-            raise ConfigError(
-                f"backend.env.{key}={program}: not an executable file; allowed: the path of one, or its name on PATH"
-            )
+            allowed = "the path of one, or its name on PATH"
+            raise ConfigError(f"backend.env.{key}={program}: not an executable file; allowed: {allowed}")
 
 
 def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:

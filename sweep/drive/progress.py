@@ -26,7 +26,7 @@ class Display:
         self.at_start = done
         self.expected = expected  # s for all pending trials, from earlier runs
         self.began = time.monotonic()
-        self.running: dict[str, tuple[str, str, float]] = {}  # deployment id -> label, state, since
+        self.running: dict[str, tuple[str, str, float]] = {}  # key of a launch -> label, state, since
         self.bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         self.task = self.bar.add_task("", total=total, completed=done, left="")
         self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
@@ -44,16 +44,16 @@ class Display:
         """Print a line that stays."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def update(self, deployment_id: str, label: str, state: str) -> None:
-        """Show the present state of a deployment."""
-        before = self.running.get(deployment_id)
-        self.running[deployment_id] = (label, state, time.monotonic())
+    def update(self, launch: str, label: str, state: str) -> None:
+        """Show the present state of a launch."""
+        before = self.running.get(launch)
+        self.running[launch] = (label, state, time.monotonic())
         if not self.console.is_terminal and (before is None or before[1] != state):
             self.log(f"{_clock()} {label}: {state}")
 
-    def remove(self, deployment_id: str) -> None:
-        """Remove a deployment that has ended, for good or until its retry."""
-        self.running.pop(deployment_id, None)
+    def remove(self, launch: str) -> None:
+        """Remove a launch that has ended, for good or until its retry."""
+        self.running.pop(launch, None)
 
     def finished(self, row: Mapping[str, Any], label: str) -> None:
         """Show a trial's row."""

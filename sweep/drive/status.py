@@ -39,7 +39,7 @@ class StatusWriter:
     def write(
         self, nodes: Mapping[str, str], stopping: bool, ended: bool = False, deadline: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the present state, at most every INTERVAL seconds; `nodes` are addresses by deployment."""
+        """Write the present state, at most every INTERVAL seconds; `nodes` are addresses by launch."""
         now = time.monotonic()
         if now < self.write_after and not ended:
             return
@@ -87,9 +87,8 @@ def read(out: Path) -> Status:
     try:
         plan = run_files.read_plan(paths.plan)
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"{out}: no run there; allowed: a results folder, or the name of one under results/"
-        ) from None
+        allowed = "a results folder, or the name of one under results/"
+        raise ConfigError(f"{out}: no run there; allowed: {allowed}") from None
     ledger = Ledger(paths.ledger, write=False)
     ids = [(entry[f"{entry['kind']}_id"], entry) for entry in plan if entry["kind"] != "experiment"]
     labels = {key: entry.get("label", key) for key, entry in ids}  # older plans have no labels
@@ -147,7 +146,7 @@ def _driver(status: Status) -> str:
         end = "ended" if driver["ended"] else "died; run the same command again to continue"
         return f"not running: {process} {end} ({age} ago)"
     stopping = ", stopping" if driver["stopping"] else ""
-    return f"running{stopping}: {process}, {count(len(driver['running']), 'deployment')}, {time_left(driver['left'])}"
+    return f"running{stopping}: {process}, {count(len(driver['running']), 'launch')}, {time_left(driver['left'])}"
 
 
 def find(run: str) -> Status:

@@ -163,6 +163,5 @@ def _pauses(hub: str) -> Iterator[float]:
 
 def _fetched_commit(repo: str, revision: str, cache_dir: Path) -> str | None:
     """Return the commit of a revision in the hub's own cache on this machine."""
-    name = repo_folder_name(repo_id=repo, repo_type="model")
-    reference = _hub_cache(cache_dir) / name / "refs" / revision
+    reference = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None

@@ -5,8 +5,6 @@ from a stream of its own (arrivals, think times), named after its purpose and se
 changing one dimension leaves the others alone. Only `random.random()`, which Python promises to keep stable, is drawn;
 all else is arithmetic on it, so that a mode can be reproduced anywhere. A drawn process is never clipped, nor rescaled
 to make its total come out right: both change the process.
-
-Prompts are made in `workload`; requests are sent in `sweep.client`.
 """
 
 import csv
@@ -226,9 +224,8 @@ class Trace(_ArrivalProcess):
         """The same number. Raises ConfigError if the trace has fewer arrivals: it is neither repeated nor stretched."""
         arrivals = len(self._times())
         if num_requests > arrivals:
-            raise ConfigError(
-                f"load.path={self.path}: holds {arrivals} arrivals; workload.num_requests may be at most {arrivals}"
-            )
+            limit = f"workload.num_requests may be at most {arrivals}"
+            raise ConfigError(f"load.path={self.path}: holds {arrivals} arrivals; {limit}")
         return num_requests
 
     def arrivals(self, count: int, seed: int) -> Floats:
@@ -257,9 +254,8 @@ class Trace(_ArrivalProcess):
                 moment = datetime.fromisoformat(text)
                 yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
             except ValueError:
-                raise ConfigError(
-                    f"load.path={self.path}: line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
-                ) from None
+                problem = f"line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
+                raise ConfigError(f"load.path={self.path}: {problem}") from None
 
     def _cells(self) -> Iterator[tuple[int, str]]:
         """Line numbers and the text of the time in each line."""

@@ -52,9 +52,8 @@ class Model(Strict):
         if self._tokenizer_path is not None:
             load_tokenizer(self._tokenizer_path)
         elif self.tokenizer and not REPOSITORY.fullmatch(self.tokenizer):
-            raise ValueError(
-                f"model.tokenizer={self.tokenizer}: no such folder; allowed is one, or a Hugging Face repository"
-            )
+            problem = "no such folder; allowed is one, or a Hugging Face repository"
+            raise ValueError(f"model.tokenizer={self.tokenizer}: {problem}")
 
     @property
     def _tokenizer_path(self) -> Path | None:
@@ -68,10 +67,7 @@ class Model(Strict):
         return self.max_model_len
 
     def digest(self, cache_dir: Path) -> str:
-        """Return what identifies the content of this model and of its tokenizer, as far as that needs no loading.
-
-        Raises ValueError, in one line, if there is no such content.
-        """
+        """Return what identifies the content of the model and its tokenizer. Raises ValueError if there is none."""
         weights, path = self._digest(cache_dir), self._tokenizer_path
         if self.tokenizer is None:
             return weights
@@ -87,20 +83,14 @@ class Model(Strict):
         self._tokenizer_folder(cache_dir)
 
     def prepare(self, cache_dir: Path, progress: Progress) -> Path:
-        """The folder in Hugging Face layout, made on first use under `cache_dir` by one process of the node at a time.
-
-        Raises ValueError or OSError, in one line, if it cannot be made.
-        """
+        """The folder in Hugging Face layout, made on first use by one process of the node at a time."""
         folder = self._folder(cache_dir, progress)
         if self.tokenizer is None or isinstance(self, RandomModel):
             return folder
         return _with_tokenizer(folder, self._tokenizer_folder(cache_dir), cache_dir, progress)
 
     def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
-        """Return the tokenizer, which needs no weights; None where it is not known.
-
-        Raises ValueError if there is a tokenizer that cannot be read without the model's own code.
-        """
+        """Return the tokenizer, which needs no weights; None where it is not known. Raises ValueError if unreadable."""
         folder = self._tokenizer_folder(cache_dir)
         return None if folder is None else load_tokenizer(folder)
 
@@ -143,11 +133,9 @@ class RandomModel(Model):
         if self.tokenizer and not self._tokenizer_path:
             raise ValueError(f"model.tokenizer={self.tokenizer}: allowed for random weights is a folder that exists")
         size = load_tokenizer(self._own_tokenizer(Path())).get_vocab_size()
-        if self.architecture.vocab_size < size:
-            raise ValueError(
-                f"model.architecture.vocab_size={self.architecture.vocab_size}: allowed is at least the {size} tokens "
-                "of its tokenizer"
-            )
+        if (vocabulary := self.architecture.vocab_size) < size:
+            allowed = f"at least the {size} tokens of its tokenizer"
+            raise ValueError(f"model.architecture.vocab_size={vocabulary}: allowed is {allowed}")
 
     @property
     def context(self) -> int:
@@ -194,8 +182,7 @@ class RandomModel(Model):
             **special,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        generation = {"do_sample": False, **special}
-        (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+        (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **special}, indent=1) + "\n")
         make = partial(random_weights.tensor, seed=self.seed, ordinary=ordinary_tokens(tokenizer))
         report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
         random_weights.write_weights(folder, self.architecture, make, self._stored, report)

@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from sweep.config import Strict
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]
@@ -29,10 +31,8 @@ SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22  # weights drawn at a time
 
 
-class Architecture(BaseModel):
+class Architecture(Strict):
     """The numbers of a Llama, under the names they have in its config.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
@@ -115,8 +115,7 @@ def stream_of(seed: int, name: str) -> np.random.PCG64:
 
 def draw(stream: np.random.PCG64, count: int) -> Array:
     """16 random bits each. (`random_raw` is what NumPy promises to keep; the methods of Generator are not.)"""
-    bits: Array = stream.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
-    return bits
+    return np.asarray(stream.random_raw(-(-count // 4)), "<u8").view("<u2")[:count]
 
 
 def encode(weights: Array, dtype: Dtype) -> Array:
@@ -126,8 +125,7 @@ def encode(weights: Array, dtype: Dtype) -> Array:
     if dtype == "float16":
         return weights.astype("<f2")
     bits = np.ascontiguousarray(weights, "<f4").view("<u4")
-    rounded: Array = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    return rounded.astype("<u2")
+    return np.asarray((bits + (0x7FFF + (bits >> 16 & 1))) >> 16, "<u2")
 
 
 def write_weights(

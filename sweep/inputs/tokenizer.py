@@ -21,10 +21,7 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, special tokens added as engines add them.
-
-    Raises ValueError if there is neither a tokenizer.json nor the two files of a byte-level BPE, or it is no tokenizer.
-    """
+    """The tokenizer of a model folder, special tokens added as engines do. Raises ValueError if it has none."""
     stamp = tuple(path.stat().st_mtime_ns for path in tokenizer_files(folder))
     return _load_tokenizer(folder, stamp)
 
@@ -41,9 +38,8 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
         tokenizer.no_truncation()
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
-        raise ValueError(
-            f"model.tokenizer={folder}: has no tokenizer.json; allowed is a folder or repository that has one"
-        )
+        allowed = "a folder or repository that has one"
+        raise ValueError(f"model.tokenizer={folder}: has no tokenizer.json; allowed is {allowed}")
     # GPT-2 and OPT repositories have these two files and no tokenizer.json.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -53,8 +53,7 @@ class Draw:
 
     def bits(self, purpose: str, count: int) -> NDArray[np.uint64]:
         name = hashlib.sha256(f"{self.seed}/{self.phase}/{purpose}".encode()).digest()[:16]
-        raw: NDArray[np.uint64] = np.random.PCG64(int.from_bytes(name, "little")).random_raw(count)
-        return raw
+        return np.asarray(np.random.PCG64(int.from_bytes(name, "little")).random_raw(count), np.uint64)
 
     def below(self, limit: int, purpose: str, count: int) -> Indices:
         """`count` integers of [0, limit)."""
@@ -66,8 +65,7 @@ class Draw:
 
     def fractions(self, purpose: str) -> list[float]:
         """One number of (0, 1) per request."""
-        values: list[float] = ((self.bits(purpose, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist()
-        return values
+        return list(((self.bits(purpose, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist())
 
     def cycle(self, limit: int, purpose: str) -> Indices:
         """An index of [0, limit) for each request: all indices in random order, then again in a new order."""
@@ -100,10 +98,7 @@ class Workload(Strict):
         return _digest()
 
     def requests(self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured") -> list[Request]:
-        """`count` requests, determined by the arguments.
-
-        Raises ValueError if the tokenizer cannot produce prompts of the requested length.
-        """
+        """`count` requests, determined by the arguments. Raises ValueError if the tokenizer cannot make them."""
         if count == 0:
             return []
         prompts, outputs = self._draw(Draw(seed, phase, count), tokenizer)
@@ -227,9 +222,8 @@ class Recorded(_ExactLengths):
         rows = _read_rows(Path(self.file).expanduser(), f"workload.file={self.file}")
         pairs: list[Any] = [(row.get("input_tokens"), row.get("output_tokens")) for row in rows]
         if not all(type(n) is int and n > 0 for pair in pairs for n in pair):
-            raise ValueError(
-                f'workload.file={self.file}: allowed is {{"input_tokens": n, "output_tokens": n}} in each line, n > 0'
-            )
+            allowed = '{"input_tokens": n, "output_tokens": n} in each line, n > 0'
+            raise ValueError(f"workload.file={self.file}: allowed is {allowed}")
         return pairs
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
@@ -246,9 +240,8 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
     """
     lead, vocabulary, special = ("", _word_list(), 0) if tokenizer is None else _plain_words(tokenizer)
     if min(lengths) <= special:
-        raise ValueError(
-            f"workload.input_tokens={min(lengths)}: allowed is at least {special + 1}, as the tokenizer adds {special}"
-        )
+        allowed = f"at least {special + 1}, as the tokenizer adds {special}"
+        raise ValueError(f"workload.input_tokens={min(lengths)}: allowed is {allowed}")
     sizes = [length - special for length in lengths]
     texts = _word_lists(vocabulary, [size + SPARE_WORDS for size in sizes], draw, unique)
     for _ in range(ROUNDS):
@@ -259,9 +252,7 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
         sizes = [size - over for size, over in zip(sizes, excess, strict=True)]
         if not all(0 < size <= len(text) for text, size in zip(texts, sizes, strict=True)):
             break
-    raise ValueError(
-        f"workload.input_tokens={max(lengths)}: this tokenizer cannot produce a prompt of exactly that length"
-    )
+    raise ValueError(f"workload.input_tokens={max(lengths)}: this tokenizer cannot make prompts of that exact length")
 
 
 def _word_lists(vocabulary: list[str], sizes: Sequence[int], draw: Draw, unique: bool) -> list[list[str]]:
@@ -293,10 +284,8 @@ def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
         single_tokens = [word for word, e in zip(_word_list(), encodings, strict=True) if len(e.ids) == special + 1]
         best = max(best, (lead, single_tokens), key=lambda pair: len(pair[1]))
     if len(best[1]) < FEWEST_WORDS:
-        raise ValueError(
-            f"model.tokenizer: only {len(best[1])} of {len(_word_list())} plain words are single tokens; prompts of "
-            f"exact length need {FEWEST_WORDS}"
-        )
+        problem = f"only {len(best[1])} of {len(_word_list())} plain words are single tokens"
+        raise ValueError(f"model.tokenizer: {problem}; prompts of exact length need {FEWEST_WORDS}")
     return (*best, special)
 
 
@@ -306,10 +295,7 @@ def _word_list() -> list[str]:
 
 
 def _read_rows(path: Path, key: str, or_else: str = "") -> list[dict[str, Any]]:
-    """The mappings of a JSONL file; `or_else` lists other allowed values for the error message.
-
-    Raises ValueError if there is no such file, or a line of it is not a mapping, or it is empty.
-    """
+    """The mappings of a JSONL file. Raises ValueError, with `or_else` as other allowed values, if it holds none."""
     if not path.is_file():
         raise ValueError(f"{key}: no such file; allowed is the path of a JSONL file{or_else}")
     return _parse_rows(path, key, path.stat().st_mtime_ns)

@@ -9,6 +9,7 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,7 @@ def _share(
     """
     backend = engine.backend
     if not backend.ignores_eos:
-        stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
-        tokens = tokens[:stop]
+        tokens = list(takewhile(lambda token: token not in ends, tokens))
         if not tokens:
             return None
     answer = ask(engine, prompt if backend.token_ids and backend.api == "completions" else text, len(tokens))
@@ -154,8 +154,7 @@ def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str
         if backend.api != "completions":
             raise ValueError(f"api={backend.api} gives no plain continuation")
         body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, **backend.extra_body}
-        if backend.ignores_eos:
-            body["ignore_eos"] = True
+        body |= {"ignore_eos": True} if backend.ignores_eos else {}
         response = http.post("/v1/completions", json={**body, "return_token_ids": True})
         if response.status_code in (400, 422):  # an engine that has no such key
             response = http.post("/v1/completions", json=body)

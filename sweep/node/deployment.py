@@ -1,4 +1,4 @@
-"""One deployment on one node: prepare what it needs, launch its engine, run its trials in order, report events.
+"""One launch of a deployment on one node: prepare what it needs, launch its engine, run its trials, report events.
 
 It knows nothing of Ray, of other deployments or of retries across runs: it gets Work and emits events. An engine that
 dies under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -40,6 +41,9 @@ KILLED = "killed by signal"  # in an engine's exit_reason
 CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's
 RESET_ATTEMPTS = 5  # a finished request's memory may be freed a moment after its last token
 RESET_PAUSE = 0.2  # s between them
+LAUNCH_ID = 12  # characters
+LAUNCH_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.OOM_LOAD)
+ENGINE_FAULTS = (*LAUNCH_FAULTS, Outcome.ENGINE_CRASHED, Outcome.HUNG)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -236,7 +240,7 @@ class _Pending:
 
 
 def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -> Failure | None:
-    """Launch the engine and run trials on it: all that are pending, or one replicate's. None if it did not fail."""
+    """Launch the engine and run all pending trials on it. None if it did not fail."""
     backend, versions = work.deployment.backend, node.environment.versions
     try:
         if node.launch.gpus:
@@ -246,7 +250,8 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
             facts = {**engine.facts(), **agreement.compare(work, engine, expected)}
-            return _run_trials(work, RunningEngine(node, engine, facts), pending, emit)
+            launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
+            return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.log_tail, at_launch=True)
 
@@ -328,14 +333,11 @@ def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tupl
 
 def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emit) -> Failure | None:
     """Run trials in order until all have run, the engine has failed or the driver stops them."""
-    replicate: int | None = None
-    total, good = len(pending.trials), False
+    total, good, fresh = len(pending.trials), False, True
     while trial := pending.next():
-        if work.settings.relaunch == "per_replicate" and replicate not in (None, trial.replicate):
-            return None
         emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
-        row = _measure(work, running, trial, pending, emit, fresh=replicate is None)
-        replicate = trial.replicate
+        row = _measure(work, running, trial, pending, emit, fresh=fresh)
+        fresh = False
         if row["outcome"] == Outcome.CANCELLED:
             return None  # it was not measured: the trial is left for the next run
         pending.trials.remove(trial)
@@ -371,11 +373,14 @@ def _measure(
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
     """Return the engine's failure that a trial's row shows: it died, or it hung, or it answered no request."""
-    outcome, reason = Outcome(row["outcome"]), f"the engine failed repeatedly, most recently: {row['reason']}"
-    answered_none = outcome is Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
-    if outcome in (Outcome.ENGINE_CRASHED, Outcome.HUNG) or answered_none:
-        return Failure(outcome, reason, row.get("log_tail"), good=good)
-    return None
+    reason = f"the engine failed repeatedly, most recently: {row['reason']}"
+    return Failure(Outcome(row["outcome"]), reason, row.get("log_tail"), good=good) if engine_failed(row) else None
+
+
+def engine_failed(row: Mapping[str, Any]) -> bool:
+    """Return whether a trial's row shows that its engine failed, at launch or later, or that it answered nothing."""
+    answered_none = row["outcome"] == Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
+    return row["outcome"] in ENGINE_FAULTS or answered_none
 
 
 def _reset_caches(engine: server.Engine, emit: Emit) -> bool | None:
@@ -414,11 +419,16 @@ def _reset(url: str) -> str | None:
 
 def _censor_larger(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
     """End the larger batches of a workload after one ran out of memory: they would too."""
-    size = trial.load.size
-    for other in [t for t in pending if t.workload == trial.workload and t.load.size and size and t.load.size > size]:
+    for other in [other for other in pending if smaller_batches(trial, other)]:
         pending.remove(other)
         reason = f"{trial.load.describe()} already ran out of memory"
         emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
+
+
+def smaller_batches(trial: Trial, other: Trial) -> bool:
+    """Return whether a trial has smaller batches of the same workload than the other."""
+    size, other_size = trial.load.size, other.load.size
+    return bool(size and other_size and size < other_size and trial.workload == other.workload)
 
 
 def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:

@@ -96,7 +96,7 @@ def _records(
     records = Records()
     if problem is not None:
         for request in requests:
-            records.append(Record(request.request_id, request.phase, 0.0, 0.0, 0.0, error=problem))
+            records.append(Record(request.request_id, request.phase, None, 0.0, 0.0, error=problem))
         return records
     for phase, rows in ((requests[:warmup], answer["warmup"]), (requests[warmup:], answer["records"])):
         for request, row in zip(phase, rows, strict=False):  # requests that were never due have no row

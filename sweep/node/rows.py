@@ -121,6 +121,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFac
     """The row's columns on the engine besides its figures."""
     facts, node = running.facts, running.node
     return EngineFacts(
+        launch=running.launch,
         engine_version=facts.get("engine_version"),
         dtype=facts.get("dtype"),
         agreement_reference=facts.get("agreement_reference"),

@@ -10,7 +10,7 @@ from sweep.disk.row import Verdict
 from sweep.node.work import Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
-from sweep.numbers.quantities.latency import lag, service_ttft
+from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
 from sweep.numbers.selection import measured, succeeded
 from sweep.plan.plan import Trial
 from sweep.records import Outcome, Records
@@ -18,6 +18,8 @@ from sweep.records import Outcome, Records
 STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
 BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
 LATE = 0.005  # s that are no matter
+LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, where they wait for the client before they send
+QUICK = 0.0005  # s from an answer to the next send, on average: little more than waking up, reading and writing take
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
@@ -113,13 +115,11 @@ def only_timeouts(records: Records) -> bool:
 def limited(report: ClientReport, records: Records) -> str | None:
     """Why the client, not the engine, set this trial's figures, with the remedy; None where it kept up.
 
-    The client is the bottleneck when a process of it used more than 90 % of a core, or when its own delay of the sends
-    (`lag`, p99) exceeds a tenth of the median `service_ttft` and 5 ms, with 50 µs allowed for each request that was due
-    together with this one and left before it; or, where stamps are taken by the process instead of the kernel, when its
-    event loop was late by as much (p99). Where they are the kernel's, a late loop falsifies gaps between chunks only by
-    reading several at once: when the loop is later (p99) than chunks are apart (median over the requests) and than
-    5 ms, and that was seen of more than a hundredth of the chunks. (A server that writes in bursts is read so by a loop
-    that is in time.)
+    The client is the bottleneck when a process of it used more than 90 % of a core; when it sent late (`_late_sends`);
+    or, where stamps are taken by the process instead of the kernel, when its event loop was late (p99) by more than may
+    be. Where they are the kernel's, a late loop falsifies gaps between chunks only by reading several at once: when the
+    loop is later (p99) than chunks are apart (median over the requests) and than 5 ms, and that was seen of more than a
+    hundredth of the chunks. (A server that writes in bursts is read so by a loop that is in time.)
     """
     remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
     if report.cpu > LARGEST_CPU_SHARE:
@@ -128,15 +128,13 @@ def limited(report: ClientReport, records: Records) -> str | None:
     mask = measured(records) & succeeded(records) & ~np.isnan(first)
     if not mask.any():
         return None
-    lags = np.sort(lag(records)[mask] - BURST_COST * _left_before(records, mask))
-    # Of few requests the p99 is next to the largest lag. One late request is an accident of the machine; two are a
-    # pattern.
-    late = min(quantile(lags, 0.99), float(lags[-2:][0]))
     allowed = max(LATE, 0.1 * float(np.median(first[mask])))
-    if late > allowed:
+    if late := _late_sends(records, mask, allowed):
         if report.cpu < BUSY_ELSEWHERE:
             remedy = "another process kept the client's core busy: run again when the machine is idle"
-        return f"requests were sent {late * 1e3:.1f} ms late (p99; allowed: {allowed * 1e3:.1f} ms): {remedy}"
+            if turnaround_share(records, mask) is not None:
+                remedy += ", or ask for longer answers (workload.output_tokens)"
+        return f"{late}: {remedy}"
     loop = report.loop_lag_p99
     if loop > max(LATE, _chunks_apart(records, mask)) and report.multi_event_reads > SHARED_STAMPS * len(
         records.chunk_us
@@ -148,6 +146,32 @@ def limited(report: ClientReport, records: Records) -> str | None:
     if report.stamp_source not in ("kernel", "engine") and report.loop_lag_p99 > allowed:
         return f"the client took the timestamps, and its loop was {loop * 1e3:.1f} ms late (p99): {remedy}"
     return None
+
+
+def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
+    """By how much the client's own delay of the sends changed the load; None where it did not.
+
+    In an open loop, `lag` (p99) may be `allowed`, s: a tenth of the median `service_ttft` or 5 ms, with 50 µs more for
+    each request that was due together with this one and left before it. Without a schedule, `turnaround` delays the
+    whole load instead of one request: it may be 1 % of its users' time, or 0.5 ms (mean) where answers are so short
+    that any client takes more than 1 %.
+    """
+    share = turnaround_share(records, mask)
+    if share is not None:
+        mean = float(np.mean(turnaround(records)[mask]))
+        if share <= LARGEST_TURNAROUND_SHARE or mean <= QUICK:
+            return None
+        return (
+            f"the client took {mean * 1e3:.2f} ms (mean) from an answer to the next send, {share:.2%} of its users' "
+            f"time (allowed: {LARGEST_TURNAROUND_SHARE:.0%})"
+        )
+    lags = np.sort(lag(records)[mask] - BURST_COST * _left_before(records, mask))
+    # Of few requests the p99 is next to the largest lag. One late request is an accident of the machine; two are a
+    # pattern.
+    late = min(quantile(lags, 0.99), float(lags[-2:][0]))
+    if late <= allowed:
+        return None
+    return f"requests were sent {late * 1e3:.1f} ms late (p99; allowed: {allowed * 1e3:.1f} ms)"
 
 
 def _chunks_apart(records: Records, mask: Mask) -> float:

@@ -15,7 +15,7 @@ from sweep.plan.plan import Deployment
 
 @dataclass(frozen=True)
 class Work:
-    """The input of a task: a deployment with the trials still to run, and where its files go."""
+    """The input of a task: a launch of a deployment with the trials still to run, and where its files go."""
 
     deployment: Deployment
     settings: Settings
@@ -63,3 +63,4 @@ class RunningEngine:
     node: PreparedNode
     engine: Engine
     facts: Mapping[str, Any]  # as the engine reports them
+    launch: str | None = None  # the id of this start of the engine; None for one that others launched

@@ -2,21 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sweep.numbers.quantity import percentile_name
-
-
-class Quantile(NamedTuple):
-    """A quantile with what is behind it. A bound is None if there are too few samples for it."""
-
-    value: float | None
-    n: int
-    low: float | None
-    high: float | None
 
 
 def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
@@ -34,21 +25,3 @@ def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float =
     shares = np.asarray(percentiles, np.float64) / 100
     quantiles = np.quantile(values, shares, overwrite_input=True) / unit
     return {"mean": mean, **dict(zip(names, map(float, quantiles), strict=True)), "max": largest}
-
-
-def quantile_with_interval(values: NDArray[Any], q: float, confidence: float = 0.95) -> Quantile:
-    """The q-quantile with its number of samples and a confidence interval that assumes no distribution.
-
-    The bounds are the order statistics x(l) and x(u) with P(l ≤ Binomial(n, q) < u) ≥ confidence (David & Nagaraja,
-    Order Statistics, 3rd ed., §7.1). NaN values are left out. Samples are taken as independent.
-    """
-    from scipy.stats import binom  # half a second to import, and only reports need it
-
-    ordered = np.sort(np.asarray(values, np.float64))
-    ordered = ordered[~np.isnan(ordered)]
-    n = ordered.size
-    tail = (1 - confidence) / 2
-    lower, upper = (int(binom.ppf(tail, n, q)), int(binom.ppf(1 - tail, n, q)) + 1) if n else (0, 1)
-    low = float(ordered[lower - 1]) if lower >= 1 else None
-    high = float(ordered[upper - 1]) if upper <= n else None
-    return Quantile(quantile(ordered, q) if n else None, n, low, high)

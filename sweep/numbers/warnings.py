@@ -17,6 +17,7 @@ REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
 SHARED_READS = 0.01  # of the output tokens: from there on they affect the p99 of the gaps
+SHORT_ANSWERS = 0.01  # of the users' time for the client, which is as quick as it can be, or limited the trial
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
@@ -247,6 +248,18 @@ def shared_timestamps(client_multi_event_reads: int, output_tokens: int) -> Evid
 def busy_client(client_cpu: float) -> Evidence | None:
     """A process of the client used more than 70 % of a core."""
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.INFO,
+    "The answers are so short that any client takes a part of the time: throughput is lower by it, latencies are not"
+    " affected. To avoid it, ask for longer answers (workload.output_tokens).",
+)
+def client_turnaround(turnaround_share: float) -> Evidence | None:
+    """More than 1 % of the users' time went from an answer to the next send, in less than 0.5 ms each time."""
+    share = turnaround_share
+    return Evidence(share, f"the client took {share:.1%} of its users' time") if share > SHORT_ANSWERS else None
 
 
 @register(TRIAL_CHECKS, Severity.INFO, "To make a result reproducible, commit the changes before measuring.")

@@ -4,10 +4,12 @@ Earlier runs are the folders beside `out` (and those that `fresh` moved aside). 
 then trials of the same kind: every key of backend, model, workload and load alike (so the engine's flags, the number
 of requests and their lengths too), on the same accelerator; launches likewise. Only trials that ended `ok` count: a
 crash after two seconds does not tell how long the trial takes. (Running out of memory or hanging does, for the same
-trial only.) A stated assumption may stand in for missing history (cluster.simulate.seconds_per_trial).
+trial only.) A stated assumption may stand in for missing history (cluster.simulate.seconds_per_trial). Each launch of
+an engine counts with its own start-up.
 """
 
 import json
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -28,8 +30,8 @@ HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerato
 HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 BATCH = 4096  # rows
 REPEATABLE = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # likely to end so again
-UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the order in which deployments start
-NAMED = 4  # deployments of a critical path that are listed
+UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the order in which launches start
+NAMED = 4  # launches of a critical path that are listed
 
 
 HistoryKey = TypeVar("HistoryKey")
@@ -126,41 +128,43 @@ class Assumed(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """Expected durations of deployments, and the part that does not come from earlier runs."""
+    """Expected durations of launches, and the part that does not come from earlier runs."""
 
     needs: list[Need]
     trials: dict[str, float]  # s by trial id, from earlier runs; without the unknown ones
-    launches: dict[str, float]  # s by deployment id, likewise
+    launches: dict[str, float]  # s by the launch's key, until its engine is ready, likewise
     unknown_trials: int
     unknown_launches: int
 
-    def trials_of(self, deployment: Deployment) -> dict[str, float]:
+    def trials_of(self, launch: Deployment) -> dict[str, float]:
         """Return the seconds of its trials by id, as far as known."""
-        return {t.trial_id: self.trials[t.trial_id] for t in deployment.trials if t.trial_id in self.trials}
+        return {t.trial_id: self.trials[t.trial_id] for t in launch.trials if t.trial_id in self.trials}
 
-    def first_result(self, deployment: Deployment) -> float:
+    def first_result(self, launch: Deployment) -> float:
         """Return the seconds until its shortest trial ends, counting what is not known as 0."""
-        shortest = min((self.trials.get(trial.trial_id, 0.0) for trial in deployment.trials), default=0.0)
-        return self.launches.get(deployment.deployment_id, 0.0) + shortest
+        shortest = min((self.trials.get(trial.trial_id, 0.0) for trial in launch.trials), default=0.0)
+        return self.launches.get(launch.launch_key, 0.0) + shortest
 
 
 def expect(
-    deployments: Iterable[Deployment], history: History, hardware: Hardware, assumed: Assumed | None = None
+    launches: Iterable[Deployment], history: History, hardware: Hardware, assumed: Assumed | None = None, seed: int = 0
 ) -> Expected:
-    """Return each deployment's GPUs, and the seconds of its launch and its trials."""
+    """Return each launch's GPUs, its place in the order, and the seconds of its start and its trials."""
     default_trial, default_launch = assumed or (UNKNOWN_TRIAL, 0.0)
     expected = Expected([], {}, {}, 0, 0)
     number = 0
-    for deployment in deployments:
-        number += len(deployment.trials)
-        for trial in deployment.trials:
-            if (seconds := history.trial(kind_of(deployment, trial, hardware))) is not None:
+    for launch in launches:
+        number += len(launch.trials)
+        for trial in launch.trials:
+            if (seconds := history.trial(kind_of(launch, trial, hardware))) is not None:
                 expected.trials[trial.trial_id] = seconds
-        if (seconds := history.launch(deployment)) is not None:
-            expected.launches[deployment.deployment_id] = seconds
-        total = expected.launches.get(deployment.deployment_id, default_launch)
-        total += sum(expected.trials.get(trial.trial_id, default_trial) for trial in deployment.trials)
-        expected.needs.append(Need(deployment.deployment_id, deployment.gpu_count, deployment.accelerator, total))
+        if (seconds := history.launch(launch)) is not None:
+            expected.launches[launch.launch_key] = seconds
+        total = expected.launches.get(launch.launch_key, default_launch)
+        total += sum(expected.trials.get(trial.trial_id, default_trial) for trial in launch.trials)
+        place = random.Random(f"{seed}/{launch.launch_key}").random()
+        block = launch.replicate or 0
+        expected.needs.append(Need(launch.launch_key, launch.gpu_count, launch.accelerator, total, block, place))
     unknown_launches = len(expected.needs) - len(expected.launches)
     return expected._replace(unknown_trials=number - len(expected.trials), unknown_launches=unknown_launches)
 
@@ -176,15 +180,15 @@ class RunEstimate(NamedTuple):
 
 def estimate_run(
     plan: Plan,
-    deployments: Sequence[Deployment],
+    launches: Sequence[Deployment],
     history: History,
     nodes: Sequence[Node],
     assumed: Assumed | None = None,
 ) -> RunEstimate:
-    """Estimate the duration and cost of deployments on these nodes, by simulating the scheduler."""
-    expected = expect(deployments, history, plan.settings.hardware, assumed)
+    """Estimate the duration and cost of launches on these nodes, by simulating the scheduler."""
+    expected = expect(launches, history, plan.settings.hardware, assumed, plan.settings.seed)
     simulated = simulate(expected.needs, nodes)
-    if not deployments:
+    if not launches:
         return RunEstimate(expected, simulated, None, [])
     if expected.unknown_trials and not assumed:
         unknown = count(expected.unknown_trials, "trial")
@@ -192,12 +196,13 @@ def estimate_run(
         return RunEstimate(expected, simulated, None, [message])
     if not simulated.spans:
         return RunEstimate(expected, simulated, None, ["duration unknown: no node can run it now"])
-    names = {deployment.deployment_id: deployment.describe() for deployment in deployments}
+    names = {launch.launch_key: launch.describe_launch() for launch in launches}
     hardware = plan.settings.hardware
-    if all(elsewhere(deployment.backend, hardware) for deployment in deployments):
+    if all(elsewhere(launch.backend, hardware) for launch in launches):
         hardware = hardware.model_copy(update={"price_per_hour": None})  # an endpoint's price is not this machine's
     messages = [
         f"{duration_text(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
+        f"{_against_bound(simulated)}",
         f"durations: {_sources(expected, assumed)}",
         _critical_path(simulated, names),
     ]
@@ -220,6 +225,13 @@ def _cost(simulated: SimulatedRun, hardware: Hardware) -> str:
     return f"{hours:.2f} {unit}, ${hours * hardware.price_per_hour:.2f} (${rented:.2f} for the whole cluster)"
 
 
+def _against_bound(simulated: SimulatedRun) -> str:
+    return (
+        f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
+        "the shortest possible: all GPUs busy, or the longest launch"
+    )
+
+
 def _sources(expected: Expected, assumed: Assumed | None) -> str:
     parts = ["from earlier runs of the same kind"] if expected.trials else []
     if assumed and expected.unknown_trials:
@@ -230,7 +242,7 @@ def _sources(expected: Expected, assumed: Assumed | None) -> str:
 
 
 def _critical_path(simulated: SimulatedRun, names: Mapping[str, str]) -> str:
-    """Return the deployments that decide the end, each waiting for the one before it."""
+    """Return the launches that decide the end, each waiting for the one before it."""
     path = simulated.critical_path()
     steps = [f"{names[span.key]} [{span.key}] ({duration_text(span.end - span.begin)})" for span in path]
     if len(steps) > NAMED:

@@ -1,10 +1,13 @@
-"""The scheduling policy: the deployment to start next, and its node, without Ray and without clocks.
+"""The scheduling policy: the launch to start next, and its node, without Ray and without clocks.
 
-The driver and the simulation (`simulate`) run this same code. No GPU idles while a pending deployment fits it; of
-those that fit, the one that takes the most GPU-seconds goes first (list scheduling by longest processing time, R. L.
-Graham 1969, with the GPUs as width). Over mixes of 1 to 4 GPUs this ended 0 to 8 % after the lower bound where
-"most GPUs, then longest" took up to 80 % more: a long deployment of one GPU must not wait for every short one of four.
-No more deployments are in flight than there are slots, so that pending ones can still be reordered or dropped.
+The driver and the simulation (`simulate`) run this same code. Launches are in blocks, one for each replicate, which
+hold each deployment once: a drift over the night then falls on all of them alike. Earlier blocks go first, each in
+random order. A block is a priority and no barrier: no GPU idles while any pending launch fits it. In the last block
+(the only one, where a launch has all replicates) the launch that takes the most GPU-seconds goes first: list scheduling
+by longest processing time (R. L. Graham 1969), with the GPUs as width. Over mixes of 1 to 4 GPUs this ended 0 to 8 %
+after the lower bound where "most GPUs, then longest" took up to 80 % more: a long launch of one GPU must not wait for
+every short one of four. No more launches are in flight than there are slots, so that pending ones can still be
+reordered or dropped.
 """
 
 import heapq
@@ -14,7 +17,7 @@ from typing import NamedTuple
 
 SlotKind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
 
-LOOKAHEAD = 32  # pending deployments for which an autoscaler is asked to grow
+LOOKAHEAD = 32  # pending launches for which an autoscaler is asked to grow
 
 
 class Node(NamedTuple):
@@ -28,12 +31,14 @@ class Node(NamedTuple):
 
 
 class Need(NamedTuple):
-    """The resources of a deployment, all of them on one node."""
+    """The resources of a launch, all of them on one node."""
 
     key: str
     gpus: int  # 0: a whole node, since engines beside each other on a CPU would measure each other
     accelerator: str | None  # None: any
     seconds: float  # expected; decides only the order
+    block: int = 0  # earlier ones go first
+    place: float = 0.0  # within its block, unless that is the last
 
     @property
     def kind(self) -> SlotKind:
@@ -42,14 +47,14 @@ class Need(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Start this deployment on this node."""
+    """Start this launch on this node."""
 
     key: str
     node_id: str
 
 
 def can_run(node: Node, need: Need) -> bool:
-    """Return whether the deployment fits an idle node."""
+    """Return whether the launch fits an idle node."""
     return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
 
 
@@ -65,17 +70,27 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
     return f"needs {need.gpus}{kind} GPUs on one node and no node has more than {most}: add one, or lower backend.gpus"
 
 
+def start_order(needs: Iterable[Need]) -> list[Need]:
+    """Return the needs by priority: block by block, and in the last one most GPU-seconds first, then most GPUs."""
+    needs = list(needs)
+    last = max((need.block for need in needs), default=0)
+
+    def priority(need: Need) -> tuple[float, ...]:
+        return need.block, need.place if need.block < last else -max(1, need.gpus) * need.seconds, -need.gpus
+
+    return sorted(needs, key=lambda need: (*priority(need), need.key))
+
+
 class Packer:
-    """The pending and running deployments, and the choice of the next."""
+    """The pending and running launches, and the choice of the next."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
         self.pending: dict[SlotKind, list[tuple[int, Need]]] = {}  # a heap for each kind of slot
         self.running: dict[str, tuple[str, Need]] = {}  # key -> node id
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
-        self.tenants: Counter[str] = Counter()  # deployments running, by node id
+        self.tenants: Counter[str] = Counter()  # launches running, by node id
         self.front = 0
-        # The order to start them: most GPU-seconds first, then most GPUs.
-        ranked = sorted(needs, key=lambda need: (-max(1, need.gpus) * need.seconds, -need.gpus, need.key))
+        ranked = start_order(needs)
         self.needs = {need.key: need for need in ranked}
         for rank, need in enumerate(ranked, start=1):
             self._push(rank, need)
@@ -84,12 +99,12 @@ class Packer:
         heapq.heappush(self.pending.setdefault(need.kind, []), (rank, need))
 
     def requeue(self, key: str) -> None:
-        """Put a deployment in front of all others."""
+        """Put a launch in front of all others."""
         self.front -= 1
         self._push(self.front, self.needs[key])
 
     def start(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None = None) -> list[Start]:
-        """Choose the deployments of `kinds` (None: all) to start now on these nodes; they run until `release`."""
+        """Choose the launches of `kinds` (None: all) to start now on these nodes; they run until `release`."""
         starts: list[Start] = []
         while slot := self._next_slot(nodes, kinds):
             kind, node = slot
@@ -108,7 +123,7 @@ class Packer:
         return None
 
     def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
-        """Return the node with the least room to spare, so that room for large deployments stays together."""
+        """Return the node with the least room to spare, so that room for large launches stays together."""
         if need.gpus:
             candidates = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and can_run(n, need)]
             return min(candidates, key=lambda node: node.gpus - self.used[node.node_id], default=None)
@@ -116,7 +131,7 @@ class Packer:
         return next((node for node in cpu_nodes if not self.tenants[node.node_id] and can_run(node, need)), None)
 
     def release(self, key: str) -> None:
-        """Free the slot of a running deployment."""
+        """Free the slot of a running launch."""
         node_id, need = self.running.pop(key)
         self.used[node_id] -= need.gpus
         self.tenants[node_id] -= 1
@@ -140,7 +155,7 @@ class Packer:
         return [need for _, need in [*unschedulable, *rest][:LOOKAHEAD]]
 
     def drop(self, needs: Iterable[Need]) -> None:
-        """Remove pending deployments."""
+        """Remove pending launches."""
         keys = {need.key for need in needs}
         for kind, heap in self.pending.items():
             self.pending[kind] = [entry for entry in heap if entry[1].key not in keys]

@@ -27,15 +27,15 @@ REVISION = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository a
 class PendingWork:
     """The work of one run, found once before anything is printed or started."""
 
-    deployments: list[Deployment]  # with their pending trials only
+    launches: list[Deployment]  # the unit that is scheduled: each with its pending trials only
     finished_trials: int  # of the plan: those with a valid result
     reasons: dict[str, str]  # why each trial is run, by id; empty on the first run
     estimate: RunEstimate
 
     @property
     def runnable(self) -> list[Deployment]:
-        """The deployments that are not unavailable."""
-        return [deployment for deployment in self.deployments if not deployment.unavailable]
+        """The launches of deployments that are not unavailable."""
+        return [launch for launch in self.launches if not launch.unavailable]
 
 
 def find_pending(plan: Plan, ledger: Ledger, history: History, nodes: Sequence[Node]) -> PendingWork:
@@ -44,11 +44,11 @@ def find_pending(plan: Plan, ledger: Ledger, history: History, nodes: Sequence[N
     Raises:
         ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
     """
-    deployments = pending_deployments(plan, ledger)
-    runnable = [deployment for deployment in deployments if not deployment.unavailable]
+    launches = pending_launches(plan, ledger)
+    runnable = [launch for launch in launches if not launch.unavailable]
     return PendingWork(
-        deployments,
-        len(plan.trials) - sum(len(deployment.trials) for deployment in deployments),
+        launches,
+        len(plan.trials) - sum(len(launch.trials) for launch in launches),
         reasons(plan, runnable, ledger) if ledger.rows else {},
         estimate_run(plan, runnable, history, nodes, _assumed(plan.settings)),
     )
@@ -61,8 +61,8 @@ def _assumed(settings: Settings) -> Assumed | None:
     return Assumed(simulated.seconds_per_trial, simulated.seconds_per_launch)
 
 
-def pending_deployments(plan: Plan, ledger: Ledger) -> list[Deployment]:
-    """Return the deployments that have pending trials, with these trials only.
+def pending_launches(plan: Plan, ledger: Ledger) -> list[Deployment]:
+    """Return the launches that have pending trials, with these trials only.
 
     Raises:
         ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
@@ -70,10 +70,10 @@ def pending_deployments(plan: Plan, ledger: Ledger) -> list[Deployment]:
     _check_commits(plan, ledger)
     retry = plan.settings.retry == "once"
     pending = [
-        replace(deployment, trials=[trial for trial in deployment.trials if not ledger.done(trial.trial_id, retry)])
-        for deployment in plan.deployments
+        replace(launch, trials=[trial for trial in launch.trials if not ledger.done(trial.trial_id, retry)])
+        for launch in plan.launches
     ]
-    return [deployment for deployment in pending if deployment.trials]
+    return [launch for launch in pending if launch.trials]
 
 
 def _check_commits(plan: Plan, ledger: Ledger) -> None:

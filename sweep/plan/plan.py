@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backends.base import EnvironmentSpec
@@ -57,6 +57,7 @@ class Deployment:
     content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: weights, our own code
     environment: EnvironmentSpec | None = None  # what the engine runs in, composed here: a node has no user's conf/
     label: str = ""  # what sets it apart from the other deployments of the plan
+    replicate: int | None = None  # in one of several launches: the one that its trials are of
 
     def describe(self) -> str:
         """A short description: `vllm tiny-llama max-num-seqs=2`."""
@@ -66,6 +67,28 @@ class Deployment:
     def name(self) -> str:
         """Backend and model."""
         return f"{self.backend.name} {self.model.name}"
+
+    @property
+    def launch_key(self) -> str:
+        """The key of a launch: the deployment's id, with the replicate where each has a launch of its own."""
+        return self.deployment_id if self.replicate is None else f"{self.deployment_id}-{self.replicate}"
+
+    def describe_launch(self) -> str:
+        """A short description of a launch: `vllm tiny-llama max-num-seqs=2 replicate 1`."""
+        return self.describe() if self.replicate is None else f"{self.describe()} replicate {self.replicate}"
+
+    def launches(self, per_replicate: bool) -> "list[Deployment]":
+        """The deployment once for each launch, with the trials of that launch: the unit that is scheduled.
+
+        An engine that others run is not launched, and not asked by several clients at once.
+        """
+        replicates = sorted({trial.replicate for trial in self.trials})
+        if not (per_replicate and self.backend.launches and len(replicates) > 1):
+            return [self]
+        return [
+            replace(self, trials=[trial for trial in self.trials if trial.replicate == replicate], replicate=replicate)
+            for replicate in replicates
+        ]
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,12 @@ class Plan:
     def trials(self) -> list[Trial]:
         return [trial for deployment in self.deployments for trial in deployment.trials]
 
+    @property
+    def launches(self) -> list[Deployment]:
+        """The launches of every deployment."""
+        per_replicate = launched_per_replicate(self.settings, len(self.deployments))
+        return [launch for deployment in self.deployments for launch in deployment.launches(per_replicate)]
+
     def entries(self, command: str) -> Iterator[dict[str, Any]]:
         """The entries of plan.jsonl: the experiment, then every deployment, each followed by its trials."""
         yield {
@@ -91,6 +120,7 @@ class Plan:
             "axes": self.axes,
             "trials": len(self.trials),
             "replicates": self.settings.replicates,
+            "launches": len(self.launches),
             "replaced": self.replaced,
             "origins": self.origins,
             "command": command,
@@ -121,6 +151,15 @@ class Plan:
                     "coordinates": trial.coordinates,
                     "config": trial.config,
                 }
+
+
+def launched_per_replicate(settings: Settings, deployments: int) -> bool:
+    """Return whether each replicate has a launch of its own: what differs between launches is then in its spread.
+
+    By default where deployments are compared: the difference between two launches of one engine is easily taken for a
+    difference between two engines.
+    """
+    return settings.relaunch == "per_replicate" or (settings.relaunch == "auto" and deployments > 1)
 
 
 def config_text(config: Mapping[str, Any]) -> str:

@@ -12,12 +12,12 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from backends.base import EnvironmentSpec
-from sweep.config import POINT_GROUPS, ConfigError, Settings, build, cache_directory, content_hash, one_of
+from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.labels import labels
 from sweep.options import ConfigPath
 from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
-from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 from sweep.records import PROTOCOL_VERSION
 
 # Fields of a backend that say how it is run here and cannot change a result.
@@ -40,8 +40,9 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
     """
     settings = composition.settings
     builder = _Builder(settings, surroundings, composition.options)
-    for point, coordinates in zip(composition.points, composition.coordinates, strict=True):
-        builder.add(point, coordinates)
+    deployments_of = [builder.deploy(point) for point in composition.points]
+    for deployment, point, values in zip(deployments_of, composition.points, composition.coordinates, strict=True):
+        builder.add(deployment, point, values)
     deployments = _labelled(list(builder.deployments.values()))
     for deployment in deployments:
         deployment.trials[:] = _blocked_order(deployment.trials, settings.seed)
@@ -69,21 +70,29 @@ class _Builder:
         self.cache = cache_directory(settings.cache_dir)
         self.trial_ids: set[str] = set()
         # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
-        self.judged_by = settings.model_dump(mode="json", include={"max_failed", "relaunch"})
+        self.judged_by = settings.model_dump(mode="json", include={"max_failed"})
         self.judged_by["timeouts"] = asdict(settings.client.timeouts)
 
-    def add(self, point: Point, coordinates: Assignments) -> None:
-        backend, model, workload, load = (self._part(group, point[group]) for group in POINT_GROUPS)
+    def deploy(self, point: Point) -> Deployment:
+        """The deployment of a point; two points that differ in workload and load alone share one."""
+        backend, model = (self._part(group, point[group]) for group in ("backend", "model"))
         if backend.built.launches and not model.built.launchable:
             raise one_of("model", model.built.name, self.options.choices("model"))
+        return self._deployment(backend, model)
+
+    def add(self, deployment: Deployment, point: Point, coordinates: Assignments) -> None:
+        """Add the trials of a point, when all deployments are known."""
+        workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
         load.built.count(workload.built.num_requests)  # a trace that is too short says so here
-        deployment = self._deployment(backend, model)
+        anew = launched_per_replicate(self.settings, len(self.deployments)) and deployment.backend.launches
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)
         for replicate in range(self.settings.replicates):
             # Never of the backend: all get the same prompts. Of the load: no cache may answer for an earlier trial.
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
-            trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, self.judged_by])
+            # The first replicate is of a new engine either way.
+            launch = "its own" if anew and replicate else "shared"
+            trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:
                 self.trial_ids.add(trial_id)
                 trial = Trial(trial_id, workload.built, load.built, replicate, seed, coordinates, point, content)

@@ -9,12 +9,13 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from sweep.config import next_time
-from sweep.plan.packing import Node
+from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, elsewhere
 from sweep.wording import count
 
 MOST_TRIALS_LISTED = 200  # a larger plan is shown by deployment
+MOST_STARTS_LISTED = 8  # of a block
 FEW_REQUESTS = 0.5  # of the requested duration: random arrivals of a few dozen hardly ever all come before
 FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and the system
 PIPE_WIDTH = 160  # characters, where there is no terminal and no COLUMNS
@@ -36,6 +37,8 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in counts]
     lines += [f"unavailable: {d.describe()}: {d.unavailable}" for d in plan.deployments if d.unavailable]
     lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
+    if details:
+        lines += starts(pending)
     lines += [f"expected: {text}" for text in pending.estimate.messages]
     _print(console, lines)
 
@@ -59,9 +62,30 @@ def _headline(plan: Plan, runnable: Sequence[Deployment]) -> str:
     where = "at an endpoint" if only_endpoints else f"on {hardware.name} ({price})"
     to_run = sum(len(deployment.trials) for deployment in runnable)
     return (
-        f"plan {plan.settings.name}: {count(len(plan.deployments), 'deployment')}, {count(len(plan.trials), 'trial')}, "
-        f"{to_run} to run, {where}; results in {plan.settings.out}"
+        f"plan {plan.settings.name}: {count(len(plan.deployments), 'deployment')}, {_launches(len(plan.launches))}, "
+        f"{count(len(plan.trials), 'trial')}, {to_run} to run, {where}; results in {plan.settings.out}"
     )
+
+
+def _launches(number: int) -> str:
+    return count(number, "launch")
+
+
+def starts(pending: PendingWork) -> list[str]:
+    """A line for each block of launches: those of one replicate, in the order in which they start."""
+    names = {launch.launch_key: launch.describe() for launch in pending.runnable}
+    blocks: dict[int, list[str]] = {}
+    for need in start_order(pending.estimate.expected.needs):
+        blocks.setdefault(need.block, []).append(names[need.key])
+    if len(blocks) < 2:
+        return []
+    lines = [f"start: replicate {block}: {_first(labels)}" for block, labels in blocks.items()]
+    return [f"{line} (random order)" for line in lines[:-1]] + [f"{lines[-1]} (longest first)"]
+
+
+def _first(labels: Sequence[str]) -> str:
+    more = len(labels) - MOST_STARTS_LISTED
+    return ", then ".join(labels[:MOST_STARTS_LISTED]) + (f", then {more} more" if more > 0 else "")
 
 
 def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
@@ -71,11 +95,12 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
     state |= {trial_id: pending.reasons.get(trial_id, "to run") for trial_id in to_run}
     label_width = max((len(trial.describe()) for trial in plan.trials), default=0)
     state_width = max(map(len, state.values()), default=0)
+    number_of = Counter(launch.deployment_id for launch in plan.launches)
     for deployment in plan.deployments:
         number = sum(trial.trial_id in to_run for trial in deployment.trials)
         summary = "unavailable" if deployment.unavailable else f"{number} to run"
-        trials = count(len(deployment.trials), "trial")
-        yield f"{deployment.deployment_id}  {deployment.describe()}: {trials}, {summary}"
+        trials, launches = count(len(deployment.trials), "trial"), _launches(number_of[deployment.deployment_id])
+        yield f"{deployment.deployment_id}  {deployment.describe()}: {launches}, {trials}, {summary}"
         if len(plan.trials) > MOST_TRIALS_LISTED:
             continue
         for trial in deployment.trials:

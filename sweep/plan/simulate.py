@@ -8,13 +8,13 @@ from sweep.plan.packing import Need, Node, Packer
 
 
 class Span(NamedTuple):
-    """The time and node of one deployment, s from the start."""
+    """The time and node of one launch, s from the start."""
 
     key: str
     node_id: str
     begin: float
     end: float
-    after: str | None  # the deployment whose end made it start
+    after: str | None  # the launch whose end made it start
 
 
 class SimulatedRun(NamedTuple):
@@ -26,12 +26,18 @@ class SimulatedRun(NamedTuple):
     capacity: int  # GPUs, or nodes without one
 
     @property
+    def bound(self) -> float:
+        """The least time that any order could take, s: all GPUs busy until the end, or the longest launch."""
+        longest = max((span.end - span.begin for span in self.spans), default=0.0)
+        return max(self.gpu_seconds / max(1, self.capacity), longest)
+
+    @property
     def busy(self) -> float:
         """The share of the cluster's GPU time that is used, 0..1."""
         return self.gpu_seconds / (self.makespan * self.capacity) if self.makespan else 1.0
 
     def critical_path(self) -> list[Span]:
-        """Return the deployments that decide the end: the last to finish, the one it waited for, and so on."""
+        """Return the launches that decide the end: the last to finish, the one it waited for, and so on."""
         by_key = {span.key: span for span in self.spans}
         path: list[Span] = []
         last = max(self.spans, key=lambda span: span.end, default=None)
@@ -42,7 +48,7 @@ class SimulatedRun(NamedTuple):
 
 
 def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> SimulatedRun:
-    """Run the policy with every deployment taking exactly its expected seconds, without those that fit no node."""
+    """Run the policy with every launch taking exactly its expected seconds, without those that fit no node."""
     packer = Packer(needs)
     packer.drop(packer.unschedulable(nodes))
     seconds = {need.key: need.seconds for need in needs}

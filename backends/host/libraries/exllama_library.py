@@ -1,7 +1,4 @@
-"""ExLlamaV2 or ExLlamaV3: their dynamic generators schedule; a step is one `iterate`.
-
-Imports the version that the environment has; both need a CUDA GPU and compile their kernels at first import.
-"""
+"""ExLlamaV2 or ExLlamaV3, whichever the environment has: their dynamic generators schedule; a step is an `iterate`."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence

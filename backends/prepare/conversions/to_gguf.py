@@ -41,12 +41,7 @@ def main() -> None:
             raise
 
     TextModel.get_vocab_base_pre = name_of_split
-    sys.argv = [
-        "convert_hf_to_gguf",
-        str(arguments.model),
-        f"--outfile={arguments.output}",
-        f"--outtype={arguments.type}",
-    ]
+    sys.argv[1:] = [str(arguments.model), f"--outfile={arguments.output}", f"--outtype={arguments.type}"]
     converter.main()
 
 

@@ -124,11 +124,6 @@ def description(kind: str, group: int) -> dict[str, Any]:
     }
 
 
-def is_quantised(name: str, weight: Tensor) -> bool:
-    """Return whether a tensor is the weight of a linear layer of a decoder block."""
-    return weight.ndim == 2 and BLOCK_LINEAR.search(name) is not None
-
-
 def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
     """Write the checkpoint file by file. Raises ValueError for a layer that the format cannot hold."""
     shards, places = _shards(model), dict[str, str]()
@@ -141,8 +136,7 @@ def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
         save_file(tensors, output / shard.name, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, shard.name)
     if len(shards) > 1:
-        index = {"metadata": {}, "weight_map": places}
-        (output / INDEX).write_text(json.dumps(index))
+        (output / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
     config = json.loads((model / "config.json").read_text())
     config["quantization_config"] = description(kind, group)
     (output / "config.json").write_text(json.dumps(config, indent=1))
@@ -160,7 +154,7 @@ def _shards(model: Path) -> list[Path]:
 
 
 def _converted(name: str, tensor: Tensor, kind: str, group: int) -> Tensors:
-    if not is_quantised(name, tensor):
+    if tensor.ndim != 2 or not BLOCK_LINEAR.search(name):
         # GPTQ's and AWQ's kernels compute in float16, and so must the rest.
         return {name: tensor.half() if kind in ("gptq", "awq") and tensor.is_floating_point() else tensor}
     outputs, inputs = tensor.shape

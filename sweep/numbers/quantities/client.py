@@ -7,6 +7,8 @@ from sweep.numbers.quantity import Quantity, declare, quantity
 
 REPORT: dict[str, tuple[str, type, str]] = {
     "cpu": ("cores", float, "CPU time / elapsed time of the client's busiest process."),
+    "cpu_seconds": ("s", float, "CPU time of all client processes in the measured part."),
+    "peak_memory_bytes": ("bytes", int, "largest resident memory of a client process."),
     "loop_lag_p50": ("s", float, "median delay of the client's event loop."),
     "loop_lag_p99": ("s", float, "p99 of the delays of the client's event loop."),
     "reads": ("", int, "number of reads from sockets."),

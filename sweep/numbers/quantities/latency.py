@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.numbers.chunks import Block, Floats, as_floats, token_chunks, token_times
+from sweep.numbers.chunks import Block, Floats, Mask, as_floats, token_chunks, token_times
 from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import divided
+from sweep.numbers.selection import divided, succeeded
 from sweep.records import Records
 
 PER_REQUEST = {"unit": "s", "per": "request", "better": "lower"}
@@ -15,8 +15,12 @@ PER_REQUEST = {"unit": "s", "per": "request", "better": "lower"}
 
 @quantity(**PER_REQUEST, kind="latency", event="first", label="TTFT", headline={"p50": 2, "p99": 5})
 def ttft(records: Records) -> Floats:
-    """first token − scheduled: includes the wait for a slot and the client's lag. Shape (requests,), s."""
-    return service_ttft(records) + (as_floats(records.sent) - as_floats(records.scheduled))
+    """first token − scheduled: includes the wait for a slot and the client's lag. In a closed loop and in lockstep,
+    which have no schedule: first token − sent.
+
+    Shape (requests,), s.
+    """
+    return service_ttft(records) + _before_the_send(records)
 
 
 @quantity(**PER_REQUEST, kind="latency", event="last", label="TPOT", headline={"p50": 4})
@@ -48,8 +52,8 @@ def itl_token(block: Block) -> NDArray[Any]:
 
 @quantity(**PER_REQUEST, kind="latency", event="last", label="E2EL")
 def e2el(records: Records) -> Floats:
-    """last token − scheduled. Shape (requests,), s."""
-    return service_e2el(records) + (as_floats(records.sent) - as_floats(records.scheduled))
+    """last token − scheduled; without a schedule, last token − sent. Shape (requests,), s."""
+    return service_e2el(records) + _before_the_send(records)
 
 
 @quantity(**PER_REQUEST, kind="latency", event="first", label="service TTFT")
@@ -66,11 +70,37 @@ def service_e2el(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", event="sent", label="slot wait")
 def slot_wait(records: Records) -> Floats:
-    """released − scheduled: waiting at the cap on requests in flight. Shape (requests,), s."""
+    """released − scheduled: waiting at the cap on requests in flight; null without a schedule. Shape (requests,), s."""
     return as_floats(records.released) - as_floats(records.scheduled)
 
 
 @quantity(**PER_REQUEST, kind="validity", event="sent", label="client lag")
 def lag(records: Records) -> Floats:
-    """sent − max(scheduled, released): the client's own delay. Shape (requests,), s."""
+    """sent − max(scheduled, released): the client's own delay; null without a schedule. Shape (requests,), s."""
     return as_floats(records.sent) - np.maximum(as_floats(records.scheduled), as_floats(records.released))
+
+
+@quantity(**PER_REQUEST, kind="validity", event="sent", label="client turnaround")
+def turnaround(records: Records) -> Floats:
+    """sent − released without a schedule: the client's own delay, from the last byte of the user's answer before
+    (lockstep: of the batch before; at first: from the start) plus the think time, to the send; null in an open loop.
+
+    Shape (requests,), s.
+    """
+    delay = as_floats(records.sent) - as_floats(records.released)
+    return np.where(np.isnan(as_floats(records.scheduled)), delay, np.nan)
+
+
+@quantity(unit="share", kind="validity", better="lower", label="Client turnaround share")
+def turnaround_share(records: Records, mask: Mask) -> float | None:
+    """Σ turnaround / Σ (turnaround + e2el) of the successful requests; null in an open loop."""
+    delay, latency = turnaround(records), e2el(records)
+    mask = mask & succeeded(records) & ~np.isnan(delay + latency)
+    total = float((delay + latency)[mask].sum())
+    return float(delay[mask].sum()) / total if total > 0 else None
+
+
+def _before_the_send(records: Records) -> Floats:
+    """Time from the schedule to the send, s; 0 where there is no schedule. Shape (requests,)."""
+    waited = as_floats(records.sent) - as_floats(records.scheduled)
+    return np.where(np.isnan(as_floats(records.scheduled)), 0.0, waited)

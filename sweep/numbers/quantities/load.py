@@ -10,7 +10,7 @@ from sweep.records import Records
 
 @quantity(unit="requests/s", kind="validity")
 def offered_rate(records: Records, mask: Mask) -> float | None:
-    """(n − 1) / (last scheduled − first scheduled)."""
+    """(n − 1) / (last scheduled − first scheduled); null without a schedule."""
     return _rate(as_floats(records.scheduled)[mask])
 
 

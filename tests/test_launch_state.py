@@ -1,10 +1,10 @@
-"""A deployment's transitions, as a table and without an executor."""
+"""A launch's transitions, as a table and without an executor."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from sweep.drive.deployment_state import ENDED, TRANSITIONS, Action, DeploymentState, Stage, Trigger
+from sweep.drive.launch_state import ENDED, TRANSITIONS, Action, LaunchState, Stage, Trigger
 from sweep.node.deployment import Placed
 from sweep.plan.plan import Deployment, Trial
 from sweep.records import Outcome
@@ -15,7 +15,7 @@ OTHER = Placed("n1", "10.0.0.2")
 
 def state_of(*trial_ids):
     trials = [Trial(trial_id, SimpleNamespace(), SimpleNamespace(), 0, 1, {}, {}) for trial_id in trial_ids]
-    return DeploymentState(Deployment("a", SimpleNamespace(), SimpleNamespace(), 0, None, trials))
+    return LaunchState(Deployment("a", SimpleNamespace(), SimpleNamespace(), 0, None, trials))
 
 
 def running(state, node=NODE):
@@ -31,6 +31,7 @@ def pending(state):
 EXPECTED = """
 PENDING    SUBMIT         SUBMITTED    NOTHING
 PENDING    POSTPONE       POSTPONED    NOTHING
+PENDING    COMPLETE       DONE         NOTHING
 PENDING    UNSCHEDULABLE  UNAVAILABLE  RECORD_UNAVAILABLE
 PENDING    REOPEN         PENDING      NOTHING
 SUBMITTED  START          RUNNING      NOTHING

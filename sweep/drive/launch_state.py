@@ -1,4 +1,4 @@
-"""The state of one deployment in a run: its stage, its pending trials, and the transitions between stages.
+"""The state of one launch of a deployment in a run: its stage, its pending trials, and the transitions between stages.
 
 TRANSITIONS says it all: a stage and a trigger give the next stage and the action for the driver to carry out. Nothing
 here knows of executors, clocks or files: the driver supplies the time and the limits.
@@ -14,7 +14,7 @@ from sweep.records import Outcome
 
 
 class Stage(Enum):
-    """The stage of a deployment."""
+    """The stage of a launch."""
 
     PENDING = auto()  # waits for a free slot
     SUBMITTED = auto()  # assigned to a node that has not started it
@@ -55,6 +55,7 @@ class Action(Enum):
 ENDED = (Stage.DONE, Stage.POSTPONED, Stage.GIVEN_UP, Stage.UNAVAILABLE)
 TRANSITIONS: Mapping[tuple[Stage, Trigger], tuple[Stage, Action]] = {
     (Stage.PENDING, Trigger.SUBMIT): (Stage.SUBMITTED, Action.NOTHING),
+    (Stage.PENDING, Trigger.COMPLETE): (Stage.DONE, Action.NOTHING),  # other launches have shown its outcomes
     (Stage.PENDING, Trigger.POSTPONE): (Stage.POSTPONED, Action.NOTHING),
     (Stage.PENDING, Trigger.UNSCHEDULABLE): (Stage.UNAVAILABLE, Action.RECORD_UNAVAILABLE),
     (Stage.PENDING, Trigger.REOPEN): (Stage.PENDING, Action.NOTHING),
@@ -75,10 +76,10 @@ TRANSITIONS: Mapping[tuple[Stage, Trigger], tuple[Stage, Action]] = {
 
 
 @dataclass
-class DeploymentState:
-    """A deployment with its trials of this run, its attempts so far and the rows they brought."""
+class LaunchState:
+    """A launch with its trials of this run, its attempts so far and the rows they brought."""
 
-    deployment: Deployment
+    launch: Deployment  # with this launch's trials
     stage: Stage = Stage.PENDING
     attempt: str = "0"  # number of the last one
     node: Placed | None = None  # where that one started
@@ -91,7 +92,7 @@ class DeploymentState:
     order: list[Trial] = field(default_factory=list)  # of the next attempt
 
     def __post_init__(self) -> None:
-        self.order = list(self.deployment.trials)
+        self.order = list(self.launch.trials)
 
     def advance(self, trigger: Trigger) -> Action:
         """Enter the next stage; the action is the caller's to carry out.
@@ -100,7 +101,7 @@ class DeploymentState:
             ValueError: if the trigger cannot occur in this stage.
         """
         if (self.stage, trigger) not in TRANSITIONS:
-            raise ValueError(f"{self.deployment.deployment_id}: {trigger.name} in stage {self.stage.name}")
+            raise ValueError(f"{self.launch.launch_key}: {trigger.name} in stage {self.stage.name}")
         self.stage, action = TRANSITIONS[self.stage, trigger]
         return action
 
@@ -112,7 +113,11 @@ class DeploymentState:
     @property
     def trials_without_row(self) -> int:
         """The number of trials that got no row in this run."""
-        return len(self.deployment.trials) - len(self.outcomes)
+        return len(self.launch.trials) - len(self.outcomes)
+
+    def ran_out_of_memory(self, trial: Trial) -> bool:
+        """Return whether a trial of this launch did, under load."""
+        return self.outcomes.get(trial.trial_id) is Outcome.OOM_RUN
 
     def finish(self, trial_id: str, outcome: Outcome) -> None:
         """Note a trial's row."""
@@ -153,5 +158,5 @@ class DeploymentState:
         self.retried_elsewhere = True
         failed = {trial_id for trial_id, outcome in self.outcomes.items() if outcome in retryable} - self.reopened
         self.reopened |= failed
-        self.order = list(self.deployment.trials)
+        self.order = list(self.launch.trials)
         return len(failed), self.advance(Trigger.REOPEN) if self.pending_trials else Action.NOTHING

@@ -1,0 +1,162 @@
+"""Comparisons of points that were asked the same: paired by replicate, and corrected for their number.
+
+The logarithm of a figure is modelled as point + block + error (a randomised block design). A block is a replicate: in
+it all engines get the same prompts and arrivals, at about the same time, so what is peculiar to a replicate cancels.
+The error is the spread between launches, since each replicate is a launch of its own. Replicates that share a launch of
+any compared engine are one block: its luck at that launch is not averaged out by measuring it again. The variance of
+the error is pooled over the points that are compared, since with three launches an engine's own is hardly known; two
+points that differ from each other with a larger variance are compared by that one.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from analysis.intervals import CONFIDENCE, FloatArray
+
+PointIndices = NDArray[np.int64]
+
+
+class Trials(NamedTuple):
+    """The trials of a comparison, each with its point (an index from 0), replicate and launch."""
+
+    point: PointIndices
+    replicate: PointIndices
+    launch: NDArray[np.object_]  # None: of an engine that was not launched here
+
+    def select(self, chosen: NDArray[np.bool_] | PointIndices) -> "Trials":
+        """Some of the trials."""
+        return Trials(self.point[chosen], self.replicate[chosen], self.launch[chosen])
+
+
+def comparison_blocks(trials: Trials) -> PointIndices:
+    """The block of each trial: its replicate, joined with those that share one of the compared launches with it.
+
+    Points that were all measured in the same launches differ by nothing that a launch changes: nothing is joined.
+    """
+    replicates, block = np.unique(trials.replicate, return_inverse=True)
+    launched = np.array([launch is not None for launch in trials.launch], np.bool_)
+    pairs = set(zip(trials.launch[launched], block[launched], strict=True))
+    launches = {launch for launch, _ in pairs}
+    launches_in = np.bincount([index for _, index in pairs], minlength=len(replicates))
+    if len(pairs) == len(launches) or (launched.all() and (launches_in == 1).all()):
+        return block
+    label = np.arange(len(replicates))
+    for launch in launches:
+        joined = label[[index for other, index in pairs if other == launch]]
+        label[np.isin(label, joined)] = joined.min()
+    return label[block]
+
+
+class BlockModel(NamedTuple):
+    """Point + block + error, by least squares, of the logarithms of one figure."""
+
+    effects: FloatArray  # of the points; NaN without a value
+    variance: float  # of the error; NaN if there is nothing left to estimate it from
+    freedom: int  # of that estimate
+    residuals: FloatArray  # points x blocks; NaN without a value
+    shares: FloatArray  # points x blocks: the share of a point's values in each block
+    blocks_matrix: FloatArray  # the blocks' part of the normal equations
+    blocks_inverse: FloatArray  # its generalised inverse
+    n: FloatArray  # blocks in which each point has a value
+
+    def standard_errors(self, above: PointIndices, below: PointIndices) -> FloatArray:
+        """The standard errors of the differences between points."""
+        contrast = self.shares[above] - self.shares[below]
+        connected = np.abs(contrast @ self.blocks_inverse @ self.blocks_matrix - contrast).max(axis=1) < 1e-6
+        with np.errstate(invalid="ignore", divide="ignore"):
+            factor = 1 / self.n[above] + 1 / self.n[below]
+            factor += np.einsum("ij,jk,ik->i", contrast, self.blocks_inverse, contrast)
+            variance = np.fmax(self.variance, self._variance_of_pairs(above, below))
+            return np.where(connected, np.sqrt(variance * factor), np.nan)
+
+    def _variance_of_pairs(self, above: PointIndices, below: PointIndices) -> FloatArray:
+        """The variance of the error by the blocks that two points have in common; NaN with fewer than two."""
+        difference = self.residuals[above] - self.residuals[below]
+        common = np.isfinite(difference)
+        n = common.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(common, difference, 0).sum(axis=1) / n
+            squares = np.where(common, (difference - mean[:, None]) ** 2, 0).sum(axis=1)
+            return np.where(n > 1, squares / (n - 1) / 2, np.nan)
+
+
+def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
+    """Fit the model to a figure of some trials; those without a positive value are left out.
+
+    Several trials of a point in one block count as one: their mean.
+    """
+    usable = np.isfinite(values) & (values > 0)
+    trials = trials.select(usable)
+    block = np.unique(comparison_blocks(trials), return_inverse=True)[1] if usable.any() else np.zeros(0, np.int64)
+    size = int(block.max(initial=-1)) + 1
+    cell = trials.point * max(1, size) + block
+    counts = np.bincount(cell, minlength=points * size).reshape(points, size).astype(np.float64)
+    sums = np.bincount(cell, np.log(values[usable]), minlength=points * size).reshape(points, size)
+    present = (counts > 0).astype(np.float64)
+    logs = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+    n = present.sum(axis=1)
+    shares = np.divide(present, n[:, None], out=np.zeros_like(present), where=n[:, None] > 0)
+    matrix = np.diag(present.sum(axis=0)) - present.T @ shares
+    inverse = np.linalg.pinv(matrix, hermitian=True)
+    means = (logs * shares).sum(axis=1)
+    block_effects = inverse @ (logs - present * means[:, None]).sum(axis=0)
+    effects = np.where(n > 0, means - shares @ block_effects, np.nan)
+    residuals = np.where(counts > 0, logs - effects[:, None] - block_effects, np.nan)
+    freedom = int(present.sum() - (n > 0).sum() - np.linalg.matrix_rank(matrix, hermitian=True))
+    variance = float(np.nansum(residuals**2) / freedom) if freedom > 0 else math.nan
+    return BlockModel(effects, variance, freedom, residuals, shares, matrix, inverse, n)
+
+
+def differences(model: BlockModel, above: Sequence[int], below: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+    """The differences between these pairs of points and half of their intervals, which hold for all pairs at once.
+
+    By Sidak's inequality (1967): with m pairs each interval is Student's t at 0.95^(1/m). Points that have no block in
+    common, directly or through others, are not compared.
+    """
+    first, second = np.asarray(above, np.int64), np.asarray(below, np.int64)
+    half = _sidak(len(first), model.freedom) * model.standard_errors(first, second)
+    return model.effects[first] - model.effects[second], half
+
+
+def indistinguishable(model: BlockModel, best: int, better: Literal["higher", "lower"]) -> NDArray[np.bool_]:
+    """The points not told apart from the one with the best figure; none of them if it is the winner.
+
+    It is the winner if each difference from it, taken alone, has an interval without 0. That it was chosen for its
+    figure needs no further correction: of equal engines one is so far ahead of all others in at most 5 % of sweeps,
+    most often if there are two (Gutmann and Maymin 1987). Else the points are told apart from it by intervals that hold
+    for all pairs at once: Tukey's (1953) with Kramer's extension (1956).
+    """
+    points = np.arange(len(model.n))
+    lead = (model.effects[best] - model.effects) * (1 if better == "higher" else -1)
+    error = model.standard_errors(points, np.full_like(points, best))
+    others = (model.n > 0) & (points != best)
+    if (lead > _sidak(1, model.freedom) * error)[others].all():
+        return np.zeros(len(points), np.bool_)
+    apart = lead > _studentized_range(int((model.n > 0).sum()), model.freedom) / math.sqrt(2) * error
+    result: NDArray[np.bool_] = others & ~apart
+    return result
+
+
+@cache
+def _sidak(comparisons: int, freedom: int) -> float:
+    if freedom < 1:
+        return math.nan
+    return float(special.stdtrit(freedom, (1 + CONFIDENCE ** (1 / comparisons)) / 2))
+
+
+@cache
+def _studentized_range(points: int, freedom: int) -> float:
+    """The quantile of the range of so many means over their standard error."""
+    if freedom < 1 or points < 2:
+        return math.nan
+    if points == 2:
+        return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * float(np.sqrt(2))
+    from scipy import stats  # takes as long to import as all the rest
+
+    return float(stats.studentized_range.ppf(CONFIDENCE, points, freedom))

@@ -1,0 +1,138 @@
+"""How each point compares with the baseline's, and each step of a ladder with the step below it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.comparison import Trials, differences, fit
+from analysis.headline import ASKED, COUNTS, HEADLINE
+from analysis.load import Run
+
+Positions = NDArray[np.int64]  # of rows, or of points
+RATIO_COLUMNS = ("", "_ci_low", "_ci_high")  # of the columns of a ratio
+
+
+def against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:
+    """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
+    if not is_baseline(points, run.baseline).any():
+        return pd.DataFrame(index=points.index)
+    return _ratios(measured, trials, baseline_points(points, run.baseline), "vs_baseline")
+
+
+def against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:
+    """`ladder_parent` and `<headline>_vs_parent`, times the step that a ladder's step is on top of."""
+    if "ladder" not in points or "ladder_parent" not in run.trials:
+        return pd.DataFrame(index=points.index)
+    steps = run.trials.dropna(subset=["ladder", "ladder_parent"])
+    parents = points["ladder"].map(dict(zip(steps["ladder"], steps["ladder_parent"], strict=True)))
+    parent_points: list[int | None] = [None] * len(points)
+    for parent in parents.dropna().unique():
+        family = np.flatnonzero((parents == parent) | (points["ladder"] == parent))  # a plan may have many steps
+        partners = baseline_points(points.iloc[family].reset_index(drop=True), {"ladder": parent})
+        for index, partner in zip(family, partners, strict=True):
+            if partner is not None and parents[index] == parent:
+                parent_points[index] = int(family[partner])
+    return pd.concat(
+        [parents.rename("ladder_parent"), _ratios(measured, trials, parent_points, "vs_parent")], axis="columns"
+    )
+
+
+def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | None], name: str) -> pd.DataFrame:
+    """For each point how many times its partner it is, with the interval, in the HEADLINE columns.
+
+    The intervals of points that are compared with each other, directly or through others, hold together.
+    """
+    pairs = [(index, partner) for index, partner in enumerate(partners) if partner is not None and partner != index]
+    headlines = [headline for headline in HEADLINE if headline in measured]
+    columns = {
+        f"{headline}_{name}{end}": np.full(len(partners), np.nan) for headline in headlines for end in RATIO_COLUMNS
+    }
+    trials_at = positions(trials.point, len(partners))
+    for family in _families(pairs):
+        members = sorted({point for pair in family for point in pair})
+        rows = np.concatenate([trials_at[point] for point in members])
+        local = {point: index for index, point in enumerate(members)}
+        of_family = trials.select(rows)._replace(point=np.array([local[p] for p in trials.point[rows]], np.int64))
+        points = [point for point, _ in family]
+        above, below = ([local[point] for point in side] for side in zip(*family, strict=True))
+        for headline in headlines:
+            model = fit(measured[headline].to_numpy(np.float64)[rows], of_family, len(members))
+            difference, half = differences(model, above, below)
+            for end, values in zip(RATIO_COLUMNS, (difference, difference - half, difference + half), strict=True):
+                columns[f"{headline}_{name}{end}"][points] = np.exp(values)
+    return pd.DataFrame(columns, index=range(len(partners)))
+
+
+def positions(point: Positions, points: int) -> list[Positions]:
+    """The rows of each point's trials."""
+    order = np.argsort(point, kind="stable")
+    return list(np.split(order, np.searchsorted(point[order], np.arange(1, points))))
+
+
+def _families(pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """The pairs in groups that have no point in common."""
+    root: dict[int, int] = {}
+
+    def find(point: int) -> int:
+        while root.setdefault(point, point) != point:
+            root[point] = root[root[point]]
+            point = root[point]
+        return point
+
+    for above, below in pairs:
+        root[find(above)] = find(below)
+    families: dict[int, list[tuple[int, int]]] = {}
+    for pair in pairs:
+        families.setdefault(find(pair[0]), []).append(pair)
+    return list(families.values())
+
+
+def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
+    """For each point the position of the one it is compared with; None where there is none, or no single one.
+
+    It must have been asked the same (workload and load), and be as alike as can be in everything else that the baseline
+    does not name.
+    """
+    baseline = _in_columns(points, baseline)
+    keys = [str(column) for column in points.columns if column not in COUNTS]
+    of_task = [key for key in keys if key.split(".")[0] in ASKED and key not in baseline]
+    of_engine = [key for key in keys if key not in of_task and key not in baseline]
+    values: list[dict[str, Any]] = [
+        {str(key): None if pd.isna(value) else value for key, value in row.items()}
+        for row in points[keys].to_dict("records")
+    ]
+    candidates: dict[tuple[Any, ...], list[int]] = {}
+    for index in np.flatnonzero(is_baseline(points, baseline)):
+        candidates.setdefault(tuple(values[index][key] for key in of_task), []).append(int(index))
+
+    def partner(value: dict[str, Any]) -> int | None:
+        fitting = candidates.get(tuple(value[key] for key in of_task), [])
+        alike = {index: sum(values[index][key] == value[key] for key in of_engine) for index in fitting}
+        closest = [index for index in fitting if alike[index] == max(alike.values())]
+        return closest[0] if len(closest) == 1 else None
+
+    return [partner(value) for value in values]
+
+
+def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bool_]:
+    """Which points are of the baseline; none if there is no baseline or none of its points."""
+    baseline = _in_columns(points, baseline)
+    if not baseline or not set(baseline) <= set(points.columns):
+        return np.zeros(len(points), np.bool_)
+    named = points[list(baseline)].astype(object)
+    rows = named.where(named.notna(), None).itertuples(index=False, name=None)
+    expected = list(baseline.values())
+    return np.array([all(map(_same, row, expected)) for row in rows], np.bool_)
+
+
+def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
+    """The baseline with the columns that stand for its keys: batch_size for load.batch_size (see `_repeats`)."""
+    return {key if key in points else key.rpartition(".")[2]: value for key, value in baseline.items()}
+
+
+def _same(value: Any, expected: Any) -> bool:
+    """An axis of mixed values is text in the table."""
+    return bool(value == expected) or (isinstance(value, str) and value == str(expected))

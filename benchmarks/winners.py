@@ -1,0 +1,89 @@
+"""How often the analysis names a winner, rightly and wrongly, over simulated sweeps with a known truth.
+
+    python -m benchmarks.winners [--sweeps 1000]
+
+Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate have a drift of
+DRIFT in common. `false winners`: of equal engines one is named the best alone. `false ratios`: of equal engines some
+ratio to the first has an interval without 1. `named`: one that is FASTER is named, alone. The functions are those that
+the summary and the report use. The last line of the output is JSON.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.comparison import Trials, differences, fit, indistinguishable
+
+SPREAD = 0.02  # standard deviation between launches of one engine, of logarithms
+DRIFT = 0.02  # of all engines between replicates
+FASTER = 1.10
+CELLS = [(engines, replicates) for engines in (2, 7, 31) for replicates in (2, 3, 5)]
+
+
+class Cell(NamedTuple):
+    """The shares of simulated sweeps of one design."""
+
+    engines: int
+    replicates: int
+    false_winners: float
+    false_ratios: float
+    false_of_two: float  # two equal engines are far ahead of the others, and one of the two is named
+    named: float
+
+
+def study(engines: int, replicates: int, sweeps: int, seed: int, uneven: float = 1.0) -> Cell:
+    """Simulate sweeps; `uneven` times SPREAD is the spread of one of the engines."""
+    random = np.random.default_rng([seed, engines, replicates])
+    point, replicate = np.repeat(np.arange(engines), replicates), np.tile(np.arange(replicates), engines)
+    launch = np.array([f"{a}-{b}" for a, b in zip(point, replicate, strict=True)], object)
+    trials = Trials(point, replicate, launch)
+    spread = np.where(np.arange(engines) == 1, uneven * SPREAD, SPREAD)[:, None]
+    counts = np.zeros(4)
+    for _ in range(sweeps):
+        logs = random.normal(0, 1, (engines, replicates)) * spread + random.normal(0, DRIFT, replicates)
+        counts += [
+            _winner(logs, trials) is not None,
+            _ratio_without_one(logs, trials),
+            engines > 2 and _winner(logs + np.where(np.arange(engines) < 2, 1.0, 0.0)[:, None], trials) is not None,
+            _winner(logs + np.where(np.arange(engines) == 0, np.log(FASTER), 0.0)[:, None], trials) == 0,
+        ]
+    return Cell(engines, replicates, *(counts / sweeps))
+
+
+def _winner(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials) -> int | None:
+    """The engine that is named the best alone."""
+    best = int(np.argmax(logs.mean(axis=1)))
+    model = fit(np.exp(logs.ravel()), trials, len(logs))
+    return None if indistinguishable(model, best, "higher").any() else best
+
+
+def _ratio_without_one(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials) -> bool:
+    others = range(1, len(logs))
+    difference, half = differences(fit(np.exp(logs.ravel()), trials, len(logs)), others, [0] * len(others))
+    return bool((np.abs(difference) > half).any())
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweeps", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--uneven", type=float, default=1.0, help="one engine's spread, in units of the others'")
+    chosen = parser.parse_args(arguments)
+    began = time.perf_counter()
+    cells = [study(*cell, sweeps=chosen.sweeps, seed=chosen.seed, uneven=chosen.uneven) for cell in CELLS]
+    print("| engines | replicates | false winners | of two far ahead | false ratios | 10 % faster, named |")
+    print("|---|---|---|---|---|---|")
+    for cell in cells:
+        of_two = f"{cell.false_of_two:.1%}" if cell.engines > 2 else "the same"
+        rates = f"{cell.false_winners:.1%} | {of_two} | {cell.false_ratios:.1%} | {cell.named:.1%}"
+        print(f"| {cell.engines} | {cell.replicates} | {rates} |")
+    print(json.dumps([cell._asdict() for cell in cells] + [{"seconds": time.perf_counter() - began}]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
