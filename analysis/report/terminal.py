@@ -28,6 +28,7 @@ COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
 BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
 RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
+INTERVALS = "± half the 95% interval of these launches; that of a new launch, if known, is beside the best"
 GAP = 2  # characters between columns
 MOST_POINTS = 40  # points: the rest is in summary.csv
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
@@ -106,6 +107,8 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         metrics = metrics[fitting:]
     if any(cell.startswith(MAYBE) for cell in versus):
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
+    if points.get("output_throughput_ci_low", points["n"].astype("float64") * float("nan")).notna().any():
+        yield Text(INTERVALS, style="dim")
     if left_out := len(layout.points) - len(points):
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
