@@ -6,8 +6,8 @@ from sweep.records import LOAD_COLUMNS
 ASKED = ("model", "accelerator", "workload", "load", *LOAD_COLUMNS)
 """First parts of the columns that say what was asked, of what model on what GPU: equal for points to be compared."""
 
-COUNTS = ("n", "not_ok", "planned", "outcomes", "requests")
-"""The columns that say how a point's trials ended, and how many requests its figures are of."""
+COUNTS = ("n", "not_ok", "planned", "outcomes", "requests", "failed")
+"""The columns that say how a point's trials ended, how many requests were answered, and how many failed."""
 
 
 def _headline(steady: bool) -> tuple[str, ...]:

@@ -13,7 +13,12 @@ import pandas as pd
 from sweep.config import PERCENTILES
 from sweep.numbers.quantity import columns
 
-_SCALES = {"bytes": ("GiB", 2.0**-30), "share": ("%", 100.0), "tokens": ("per trial", 1.0)}
+_SCALES = {
+    "bytes": ("GiB", 2.0**-30),
+    "share": ("%", 100.0),
+    "tokens": ("per trial", 1.0),
+    "requests": ("per trial", 1.0),
+}
 
 
 @dataclass(frozen=True)

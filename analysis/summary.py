@@ -20,6 +20,7 @@ from analysis.pooled import point_figures, pooled_columns
 from analysis.quantities import labelled_column
 from analysis.ratios import Positions, against_baseline, against_parent
 from analysis.standings import standings
+from analysis.survivors import is_lost, without_lost
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
 from sweep.records import LOAD_COLUMNS
@@ -58,19 +59,25 @@ def measured_columns(run: Run) -> list[str]:
     """The measured columns that have a value in some trial: the headline first, then the whole runs' and STEADY."""
     whole_run = [name for name, statistic in columns(run.percentiles).items() if not statistic.steady]
     names = dict.fromkeys([*HEADLINE, *whole_run, *STEADY])
-    return [name for name in names if labelled_column(name, run.percentiles) and run.ok[name].notna().any()]
+    statistics = columns(run.percentiles)
+    return [
+        name
+        for name in names
+        if labelled_column(name, run.percentiles)
+        and (run.ok[name].notna().any() or is_lost(run.ok, name, statistics[name]).any())
+    ]
 
 
 def summarise(run: Run) -> pd.DataFrame:
     """The points of a run, sorted.
 
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
-    answered in ok trials; for each measured column the figure of all of them, its interval of these launches `*_ci_low`
-    and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n` where it is of
-    requests, and `*_n` if some ok trials lack it; `steady_share`, the share of ok trials with a steady-state window, if
-    there is one; for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the ladder's step
-    below) with intervals of their own, and `*_standing` among the points that were asked the same: best, not told apart
-    from the best, or behind.
+    answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
+    launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
+    where it is of requests, and `*_n` if some ok trials lack it; `steady_share`, the share of ok trials with a
+    steady-state window, if there is one; for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent`
+    (times the step below), with intervals, and `*_standing` among the points that were asked the same: best, not told
+    apart from the best, or behind.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)
@@ -83,7 +90,9 @@ def summarise(run: Run) -> pd.DataFrame:
     points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
     answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(trials.index)
     points["requests"] = answered.groupby(point).sum()
+    points["failed"] = run.ok["num_failed"].reindex(trials.index).groupby(point).sum()
     measured = run.ok[measured_columns(run)].astype("float64").reindex(trials.index)
+    measured = without_lost(run, measured, point)
     counts = measured.groupby(point).count()
     columns: dict[str, Any] = {}
     pooled = pooled_columns(run)

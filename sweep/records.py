@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]

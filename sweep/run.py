@@ -15,7 +15,7 @@ from sweep.disk.ledger import Ledger, sole_driver
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
-from sweep.drive.preflight import check_ports, find_hardware, find_nodes, ray_schedule, surroundings
+from sweep.drive.preflight import check_ports, find_hardware, find_nodes, model_obstacle, ray_schedule, surroundings
 from sweep.drive.progress import Display
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         ConfigError: for bad input, before anything is launched.
     """
     options = ConfigPath.of_user(config_dirs)
-    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options)
+    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options, model_obstacle)
     settings = composition.settings
     nodes = find_nodes(settings)
     plan = make_plan(composition, surroundings(settings, nodes, options))

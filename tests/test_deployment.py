@@ -176,24 +176,28 @@ def test_an_engine_that_is_gone_or_has_no_such_path_resets_nothing(tmp_path):
 @pytest.mark.parametrize(("fresh", "resets"), [(True, 2), (False, 3)])
 def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets):
     """A second try asks the prompts of the first: it must not find them in the cache."""
-    happened, answers = [], iter([True, True, False][-resets:])
+    happened, salts, answers = [], [], iter([True, True, False][-resets:])
 
     def reset(engine, emit):
         happened.append("reset")
         return next(answers)
 
-    def run_trial(*arguments):
+    def run_trial(*arguments, caches_reset, salt):
         happened.append("trial")
+        salts.append(salt)
         if happened.count("trial") < 3:
             raise deployment.ClientDied("killed by SIGKILL")
-        return {"outcome": "ok", "caches_reset": arguments[-1]}
+        return {"outcome": "ok", "caches_reset": caches_reset}
 
     monkeypatch.setattr(deployment, "_reset_caches", reset)
     monkeypatch.setattr(deployment, "run_trial", run_trial)
-    run, place = SimpleNamespace(settings=SimpleNamespace(attempts=3)), SimpleNamespace(engine=object())
+    run = SimpleNamespace(settings=SimpleNamespace(attempts=3))
+    place = SimpleNamespace(engine=SimpleNamespace(backend=SimpleNamespace(launches=True)))
     row = deployment._measure(run, place, None, SimpleNamespace(stop=None), lambda event: None, fresh=fresh)
     assert row == {"outcome": "ok", "caches_reset": False}, "the answer before the try that counts"
     assert happened == [*([] if fresh else ["reset"]), "trial", "reset", "trial", "reset", "trial"]
+    assert salts[:2] == [None, None], "empty or reset caches need no other headers"
+    assert salts[2], "caches that were not reset do"
 
 
 @pytest.mark.parametrize(

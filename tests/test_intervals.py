@@ -24,7 +24,9 @@ def records_of(latencies: np.ndarray, failures: int = 0) -> Records:
     """Requests a second apart, each answered with one token after its latency; the last ones fail."""
     records = Records()
     for index, latency in enumerate(latencies):
-        record = Record(f"r{index}", "measured", float(index), float(index), float(index), input_tokens=10, output_tokens=1)
+        record = Record(
+            f"r{index}", "measured", float(index), float(index), float(index), input_tokens=10, output_tokens=1
+        )
         if index < len(latencies) - failures:
             record.chunk_us.append(round(latency * 1e6))
             record.chunk_tokens.append(1)

@@ -92,6 +92,12 @@ def test_every_file_of_the_design_is_there(finished):
             assert (folder / trial.trial_id / f"{name}.parquet").exists()
 
 
+def test_the_row_says_what_a_cold_start_costs(finished):
+    trials = analysis.load(finished)
+    assert trials["cold_ttft"].between(0.9 * TTFT, 10 * TTFT).all()
+    assert trials["startup_seconds"].gt(0).all()
+
+
 def test_the_row_holds_the_designs_columns_and_the_axes(finished):
     trials = analysis.load(finished)
     assert not set(DESIGN_COLUMNS) - set(trials.columns)

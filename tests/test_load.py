@@ -271,3 +271,12 @@ def test_a_trace_with_a_hole_says_where(tmp_path: Path, name: str, text: str, sa
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=said):
         Trace(name="trace", path=str(tmp_path / name), column="timestamp").mode(2, 0)
+
+
+def test_the_warm_up_fills_the_load() -> None:
+    """So that the engine has met the batch sizes that are measured; a number of the workload's own is kept."""
+    closed, batches = Closed(concurrency=32), Batch(batch_size=24, discard_first=True)
+    assert (closed.warmup(None), closed.warmup(1), closed.warmup(0)) == (32, 1, 0)
+    assert Closed(concurrency=1).warmup(None) == 4
+    assert (batches.warmup(None), batches.warmup(0)) == (48, 0)
+    assert Poisson(rate=3.0, max_concurrency=500).warmup(None) == 4

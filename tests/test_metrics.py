@@ -15,16 +15,16 @@ from sweep.numbers import chunks
 from sweep.numbers.chunks import tokens_per_bin, tokens_within
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.batches import batch_latency, batch_throughput
+from sweep.numbers.quantities.goodput import goodput
 from sweep.numbers.quantities.latency import itl, itl_token, service_e2el, service_ttft, tpot
 from sweep.numbers.quantities.throughput import (
     concurrency_max,
     cost_per_million_tokens,
-    goodput,
     output_throughput,
     peak_output_throughput,
 )
 from sweep.numbers.quantity import declared
-from sweep.numbers.selection import Window, measured, succeeded
+from sweep.numbers.selection import Window, measured, succeeded, with_failures
 from sweep.numbers.summarise import gaps, summarise
 from sweep.numbers.vllm_flavour import vllm_flavour
 from sweep.records import UNKNOWN, Outcome, Phase, Record, Records
@@ -198,11 +198,13 @@ def test_the_row() -> None:
     row = summarise(ALL, slo={"ttft": 1.5})
     assert (row["num_requests"], row["num_failed"], row["input_tokens"], row["output_tokens"]) == (3, 1, 16, 5)
     assert row["goodput"] == pytest.approx(0.25)
-    assert (row["ttft_mean"], row["ttft_p50"]) == (pytest.approx(1.5), pytest.approx(1.5))
-    assert row["ttft_p90"] == pytest.approx(1.25 + 0.9 * 0.5)  # linear between the two order statistics
-    assert row["tpot_p99"] == pytest.approx(0.5)
+    assert (row["goodput_share"], row["timed_out_after"]) == (pytest.approx(1 / 3), None)
+    assert (row["ttft_mean"], row["ttft_max"]) == (pytest.approx(1.5), pytest.approx(1.75))  # of the successes
+    assert row["ttft_p50"] == pytest.approx(1.75)  # 1.25, 1.75 and the failed one
+    assert row["ttft_p90"] is None
+    assert (row["tpot_mean"], row["tpot_p99"]) == (pytest.approx(0.5), None)
     assert (row["itl_mean"], row["itl_p50"]) == (pytest.approx(0.75), pytest.approx(0.75))
-    assert row["slot_wait_p99"] == pytest.approx(0.99)
+    assert row["slot_wait_p99"] == pytest.approx(0.98)  # of all three: a failed request waited, too
     assert row["batch_latency_mean"] is None
     assert row["batch_throughput"] is None
     assert row["steady_method"] == "not sought"
@@ -361,13 +363,13 @@ def test_first_batch_is_left_out_of_everything_when_asked() -> None:
 
 
 def test_steady_figures_by_pencil() -> None:
-    """Window 2 to 6. Tokens after 2 and until 6: of P at 3, of Q at 4 and 6, of R at 5; S, T and U come later."""
+    """Window 2 to 6. Tokens after 2 and until 6: of P at 3, of Q at 4 and 6, of R at 5, of S and T at 5.5."""
     records = gather(
         record(1.0, [(0.5, 1), (2.0, 1)]),  # P: sent before, its last token at 3
         record(2.0, [(2.0, 1), (4.0, 2)]),  # Q: at 4 and 6, the very end
         record(3.0, [(2.0, 3)]),  # R: at 5
         record(4.0, [(1.5, 1), (3.0, 1)]),  # S: first token at 5.5, last at 7
-        record(5.0, [(0.5, 1)]),  # T: at 5.5, but sent after S, whose answer was not there at the end
+        record(5.0, [(0.5, 1)]),  # T: at 5.5
         record(5.5, [(1.0, 1), (2.0, 1)]),  # U: nothing inside
     )
     row = summarise(records, window=Window(2.0, 6.0, "by hand"))
@@ -375,10 +377,11 @@ def test_steady_figures_by_pencil() -> None:
     assert row["steady_output_throughput"] == pytest.approx((1 + 3 + 3 + 1 + 1) / 4)
     assert row["steady_request_throughput"] == pytest.approx(4 / 4)  # P, Q, R, T
     assert row["steady_total_throughput"] == pytest.approx((9 + 40) / 4)  # first tokens of Q, R, S, T
-    assert row["steady_ttft_mean"] == pytest.approx((2 + 2 + 1.5 + 0.5) / 4)  # Q, R, S, T; U's had not come
-    assert row["steady_e2el_mean"] == pytest.approx((4 + 2) / 2)  # Q, R: S had not ended, and T came after S
-    assert row["steady_tpot_mean"] == pytest.approx(2 / 2)  # Q's; R's tokens came at once
-    assert row["steady_itl_mean"] == pytest.approx(2.0)  # Q's; P's began before, S's ended after
+    assert row["steady_ttft_mean"] == pytest.approx((2 + 2 + 1.5 + 0.5 + 1) / 5)  # all that were sent in it: Q to U
+    assert row["steady_e2el_mean"] == pytest.approx((4 + 2 + 3 + 0.5 + 2) / 5)
+    assert row["steady_num_requests"] == 5
+    assert row["steady_tpot_mean"] == pytest.approx((2 / 2 + 1.5 + 1) / 3)  # Q, S, U; R's tokens came at once
+    assert row["steady_itl_mean"] == pytest.approx((2.0 + 1.5) / 2)  # Q's and S's begin in it; P's before, U's after
     assert row["steady_lag_mean"] == 0.0
     assert row["startup_share"] == pytest.approx(1 / 6.5)
     assert row["startup_transient"] is False
@@ -397,7 +400,9 @@ def test_a_failure_inside_the_window_does_not_end_it() -> None:
     )
     row = summarise(records, window=Window(1.0, 5.0, "by hand"))
     assert row["steady_request_throughput"] == pytest.approx(3 / 4)
-    assert row["steady_e2el_mean"] == pytest.approx(0.5)
+    assert (row["steady_num_requests"], row["steady_num_failed"]) == (4, 1)
+    assert (row["steady_e2el_mean"], row["steady_e2el_p50"]) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert row["steady_e2el_p90"] is None
 
 
 # Statistics -----------------------------------------------------------------------------------------------------------
@@ -411,11 +416,47 @@ def test_quantiles_are_linear_between_order_statistics() -> None:
     assert (micro["mean"], micro["p50"]) == (2000.5, 2000.5)  # no overflow of the small integers
 
 
+@pytest.mark.parametrize(
+    ("failed", "p50", "p99"), [(0, 50.0, 99.0), (1, 50.0, 99.0), (2, 50.0, None), (60, None, None)]
+)
+def test_a_percentile_that_falls_on_a_failure_does_not_exist(failed: int, p50: float | None, p99: float | None) -> None:
+    """Of 0, 1, …, 100 the slowest fail: the p99 is the 100th of 101, so one may fail and two may not."""
+    values = with_failures(np.arange(101.0), np.arange(101) > 100 - failed)
+    found = statistics(values, (50, 99))
+    assert (found["p50"], found["p99"]) == (pytest.approx(p50), pytest.approx(p99))
+    assert found["max"] == 100 - failed
+    assert found["mean"] == (100 - failed) / 2
+
+
+def test_what_is_known_at_the_send_is_known_of_a_failure() -> None:
+    late = record(2.0, [], scheduled=0.0, released=1.0, error="timeout_first_token: 3 s", ended=5.0)
+    row = summarise(gather(late, *(record(float(at), [(0.5, 1), (1.0, 1)]) for at in range(9))))
+    assert row["slot_wait_max"] == 1.0
+    assert row["ttft_max"] == 0.5
+    assert row["lag_max"] == 0.0, "the client's own delays are of the successes"
+    assert row["timed_out_after"] == 3.0
+    assert row["longest_gap_p50"] == 0.5
+    assert row["longest_gap_p99"] is None
+
+
+@pytest.mark.parametrize("length", [0.3, 1.0, 1.9, 7.3])
+def test_a_peak_is_never_below_the_mean(length: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        at = np.sort(rng.uniform(0, length, 40)) ** rng.uniform(0.5, 2)
+        records = gather(record(0.0, [(arrival, 1) for arrival in at]))
+        everything = np.ones(1, np.bool_)
+        peak, mean = peak_output_throughput(records, everything), output_throughput(records, everything)
+        assert peak is not None
+        assert mean is not None
+        assert peak >= mean * (1 - 1e-9)
+
+
 def test_the_servers_count_of_tokens_is_used_where_chunks_do_not_say_theirs() -> None:
     """Three chunks of which nothing is known but that the server counted 12 tokens in them."""
     records = gather(record(0.0, [(0.1, 1), (0.2, 1), (0.3, 1)], output_tokens=12))
     everything = np.ones(1, np.bool_)
-    assert peak_output_throughput(records, everything) == 12
+    assert peak_output_throughput(records, everything) == pytest.approx(12 / 0.3)
     assert tokens_within(records, everything, 0.0, 0.2) == 8
 
 

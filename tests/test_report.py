@@ -199,9 +199,9 @@ def test_a_warning_marks_the_cells_and_rows_that_it_concerns(tmp_path: Path) -> 
     }
     codes = {name[0]: found for name, found in marked.items()}
     assert codes == {
-        "a": [[], [], [], [], ["failed-requests"]],
-        "b": [["low-agreement"], [], [], [], []],
-        "c": [[], [], [], [], []],
+        "a": [[], [], [], [], [], ["failed-requests"]],
+        "b": [["low-agreement"], [], [], [], [], []],
+        "c": [[], [], [], [], [], []],
     }
     assert set(re.findall(r'href="#(warning-[a-z-]+)"', text)) <= set(re.findall(r'id="(warning-[a-z-]+)"', text))
 
@@ -242,7 +242,7 @@ def test_each_step_of_a_ladder_is_compared_with_its_parent(tmp_path: Path) -> No
     ratios = points["output_throughput_vs_parent"].dropna().to_dict()
     assert ratios == pytest.approx({(e, s): v for e in ("vllm", "tgi") for s, v in (("seqs", 1.5), ("fp8", 2.0))})
     text = report_of(run)
-    steps = {(row[0], row[1], row[3]) for row in rows_of(text) if row and row[2] == "qa"}
+    steps = {(row[0], row[1], row[4]) for row in rows_of(text) if row and row[2] == "qa"}
     assert {
         ("vllm, fp8", "seqs", "2.00× 2.00–2.00"),
         ("vllm, late", "other", "the parent has no result here"),

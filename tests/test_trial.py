@@ -13,7 +13,7 @@ from sweep.disk.run_files import RunPaths
 from sweep.drive.row_writer import RowWriter
 from sweep.inputs.load import Batch
 from sweep.node.rows import present_row, slo_text
-from sweep.node.trial import _target
+from sweep.node.trial import target
 from sweep.plan.plan import Deployment, Plan, Trial
 from tests.synthetic_run import make_records
 
@@ -55,9 +55,8 @@ def test_the_client_gets_what_the_backend_says_of_its_endpoint():
     }
     backend = Backend(name="x", url="http://elsewhere/v1", ignores_eos=False, **dialect)
     engine = SimpleNamespace(url="http://host:1", backend=backend, launch=SimpleNamespace(served_name="m"))
-    trial = SimpleNamespace(workload=SimpleNamespace(ignore_eos=True))
-    target = _target(trial, engine)
-    assert asdict(target) == {"url": "http://host:1", "model": "m", "ignore_eos": False, **dialect}
+    facts = {"url": "http://host:1", "model": "m", "ignore_eos": False}
+    assert asdict(target(engine, ignore_eos=True)) == {**facts, **dialect}
 
 
 def settings_with(slo):

@@ -87,7 +87,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "tables": results_tables(results),
         "winners": winners_table(results),
         "ladder": ladder_table(layout),
-        "steady": steady_table(layout),
+        "steady": steady_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),

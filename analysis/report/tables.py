@@ -8,13 +8,15 @@ import pandas as pd
 from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
-from analysis.report.terminal import label, shown_columns, times, with_both_intervals
+from analysis.report.terminal import heading, label, shown_columns, times, with_both_intervals
 from analysis.results import RunResults
 from analysis.standings import Standing
 from analysis.summary import estimate
+from analysis.survivors import bound
 from analysis.winners import best, tied_text
 from sweep.numbers.warnings import ResultWarning
 
+WITH_INTERVAL = {*HEADLINE, *STEADY} - {"steady_num_requests", "steady_num_failed"}  # shown with an interval
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
 
@@ -45,8 +47,9 @@ def results_tables(results: RunResults) -> list[Table]:
         return []
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
-    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests")]
-    columns += [*map(_column, quantities), *(Heading(label(name).short, "× baseline") for name in compared)]
+    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests"), Heading("failed")]
+    columns += [_column(name, points) for name in quantities]
+    columns += [Heading(label(name).short, "× baseline") for name in compared]
 
     def row(point: "pd.Series[Any]") -> list[Cell]:
         warnings = results.warnings_at(point)
@@ -54,6 +57,7 @@ def results_tables(results: RunResults) -> list[Table]:
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
+            _failed(point),
             *(_measured(point, name, warnings) for name in quantities),
             *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
@@ -65,10 +69,15 @@ def results_tables(results: RunResults) -> list[Table]:
 
 
 def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning]) -> Cell:
-    """A figure with its intervals."""
-    text = label(name).shown(point[name])
-    detail = with_both_intervals(estimate(point, name), text).removeprefix(text).strip() if name in HEADLINE else ""
+    """A figure with its intervals; of a quantile that falls on failed requests, what is known of it."""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
+    known = bound(point, name, label(name).scale)
+    if known is not None:
+        return Cell(*known, warnings=concerned)
+    text = label(name).shown(point[name])
+    detail = (
+        with_both_intervals(estimate(point, name), text).removeprefix(text).strip() if name in WITH_INTERVAL else ""
+    )
     return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
 
@@ -96,12 +105,14 @@ def ladder_table(layout: Layout) -> Table | None:
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
     columns = [*(Heading(name, kind="text") for name in ("step", "on top of", "task")), *_x_column(layout)]
+    columns.append(Heading("failed"))
     columns += [Heading(label(name).short, "× parent") for name in ("output_throughput", "ttft_p50")]
     steps = layout.points[layout.points["ladder_parent"].notna()]
     rows = [
         [
             *(Cell(step[key]) for key in ("line", "ladder_parent", "panel")),
             *_x_cell(layout, step),
+            _failed(step),
             _gain(step),
             _ratio(step, "ttft_p50_vs_parent"),
         ]
@@ -117,24 +128,30 @@ def _gain(step: "pd.Series[Any]") -> Cell:
     return gain if gain.text != "—" else Cell("the parent has no result here")
 
 
-def steady_table(layout: Layout) -> Table | None:
+def steady_table(results: RunResults) -> Table | None:
     """The figures without start and drain, of the points with a window; None if there is none."""
+    layout = results.layout
     if "steady_share" not in layout.points:
         return None
     quantities = [name for name in STEADY if name in layout.points]
     columns = [Heading("engine", kind="text"), Heading("task", kind="text"), *_x_column(layout)]
-    columns += [Heading("trials", "with a window"), *map(_column, quantities)]
+    columns += [Heading("trials", "with a window"), *(_column(name, layout.points) for name in quantities)]
     steady = layout.points[layout.points["steady_share"] > 0]
     rows = [
         [Cell(point["line"]), Cell(point["panel"]), *_x_cell(layout, point), Cell(f"{point['steady_share']:.0%}")]
-        + [Cell(with_both_intervals(estimate(point, name), label(name).shown(point[name]))) for name in quantities]
+        + [_measured(point, name, results.warnings_at(point)) for name in quantities]
         for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
     return Table(columns, rows, len(steady))
 
 
-def _column(name: str) -> Heading:
-    return Heading(label(name).short, label(name).unit)
+def _column(name: str, points: pd.DataFrame) -> Heading:
+    return Heading(heading(points, name), label(name).unit)
+
+
+def _failed(point: "pd.Series[Any]") -> Cell:
+    """The number of requests that failed in trials with a result."""
+    return Cell(f"{point['failed']:,.0f}" if point["n"] else "—")
 
 
 def _ratio(point: "pd.Series[Any]", column: str) -> Cell:

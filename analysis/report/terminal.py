@@ -19,12 +19,20 @@ from analysis.plotting.layout import Layout, listed
 from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
 from analysis.summary import estimate
+from analysis.survivors import bound, of_successes
 from analysis.warnings import concerning, grouped, scope
 from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.numbers.warnings import Severity
 from sweep.wording import count
 
-COLUMNS = (*HEADLINE, "kv_cache_usage_max", "memory_peak_bytes")
+COLUMNS = (
+    *HEADLINE,
+    "goodput_share",
+    "longest_gap_p50",
+    "longest_gap_max",
+    "kv_cache_usage_max",
+    "memory_peak_bytes",
+)
 BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
 RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
@@ -81,9 +89,9 @@ class Column(NamedTuple):
 
 def shown_columns(points: pd.DataFrame) -> list[str]:
     """The metrics that a table of some points shows, the most telling first: of lockstep batches those of a batch."""
-    measured = points.columns[points.notna().any()]
-    columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if "batch_latency_mean" in measured else COLUMNS)
-    return [column for column in columns if column in measured]
+    in_batches = "batch_latency_mean" in points and points["batch_latency_mean"].notna().any()
+    columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if in_batches else COLUMNS)
+    return [name for name in columns if name in points and (points[name].notna().any() or _is_bounded(points, name))]
 
 
 def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
@@ -132,7 +140,16 @@ def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[
         numbers.append(Column("n", [str(n) for n in points["n"]]))
     else:
         common.append(f"{counts.iloc[0]} replicates" if counts.iloc[0] > 1 else "one replicate")
+    if points["failed"].gt(0).any():
+        numbers.append(Column("requests\nfailed", [share_of_failures(point) for _, point in points.iterrows()]))
+    else:
+        common.append("no request failed")
     return texts, numbers, ", ".join(common)
+
+
+def share_of_failures(point: "pd.Series[Any]") -> str:
+    """`4 of 120`; an em dash without a result."""
+    return f"{point['failed']:,.0f} of {point['requests'] + point['failed']:,.0f}" if point["n"] else "—"
 
 
 def _table(texts: list[Column], numbers: list[Column], panels: list[str]) -> Table:
@@ -146,10 +163,21 @@ def _table(texts: list[Column], numbers: list[Column], panels: list[str]) -> Tab
     return table
 
 
+def _is_bounded(points: pd.DataFrame, column: str) -> bool:
+    """Return whether a quantile of some point falls on failed requests."""
+    with_failures = points[points["failed"] > 0]
+    return any(bound(point, column, 1.0) is not None for _, point in with_failures.iterrows())
+
+
+def heading(points: pd.DataFrame, column: str) -> str:
+    """The short name of a column; of a mean or maximum with failed requests also that it leaves them out."""
+    return label(column).short + (" of successes" if of_successes(column, points) else "")
+
+
 def _metric(points: pd.DataFrame, column: str) -> Column:
     labelled = label(column)
-    heading = "\n".join([*labelled.short.split(), labelled.unit])
-    return Column(heading, [_cell(point, column) for _, point in points.iterrows()])
+    lines = [*heading(points, column).split(), labelled.unit]
+    return Column("\n".join(lines), [_cell(point, column) for _, point in points.iterrows()])
 
 
 def label(column: str) -> LabelledColumn:
@@ -163,6 +191,9 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
     """Throughput with its interval, since that is what is compared, or why there is none; others by their mean."""
     if column == "output_throughput" and not point["n"]:
         return str(point["outcomes"]).split(",")[0].rpartition(" ")[0]
+    known = bound(point, column, label(column).scale)
+    if known is not None:
+        return known[0] if known[0] != "—" else f"— {known[1].replace('more than ', '>')}"
     shown = label(column).shown(point[column])
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
 

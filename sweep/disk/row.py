@@ -58,6 +58,7 @@ class EngineFacts:
     driver: str | None
     engine_facts: str  # JSON
     caches_reset: bool | None  # before the trial; None: not asked for
+    prompt_salt: str | None  # made the headers of its prompts new to any cache; None where caches were reset or empty
     batch_form: str | None  # in which lockstep batches were really sent; None before any was
 
 

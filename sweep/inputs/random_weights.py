@@ -151,7 +151,7 @@ def write_weights(
     done = 0
     for file, names in split.filename_to_tensors.items():
         with (folder / file).open("wb") as out:
-            out.write(_header({name: tensors[name] for name in names}, dtype, size))
+            out.write(header({name: tensors[name] for name in names}, dtype, size))
             for name in names:
                 weights = make(name, tensors[name]).reshape(-1)
                 for begin in range(0, len(weights), CHUNK):
@@ -163,7 +163,7 @@ def write_weights(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _header(tensors: dict[str, Shape], dtype: Dtype, size: int) -> bytes:
+def header(tensors: dict[str, Shape], dtype: Dtype, size: int) -> bytes:
     """The beginning of a safetensors file, written here because the library wants all tensors in memory at once."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

@@ -11,7 +11,8 @@ as a token, and only the engine's own count is recorded.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -28,10 +29,11 @@ from sweep.records import UNKNOWN, Phase, Request
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = DATA / "words.txt"
-WORKLOAD_VERSION = 1  # part of every digest: raise it when the same configuration gives different prompts
+WORKLOAD_VERSION = 2  # part of every digest: raise it when the same configuration gives different prompts
 HEADER_WORDS = 4
 FEWEST_WORDS = 64  # words that must be single tokens, for prompts of exact length
 SPARE_WORDS = 8  # beyond the length, in case a tokenizer merges some
+PREFIX_BLOCK = 64  # characters
 ROUNDS = 4  # of cutting and filling until every prompt has its length
 
 Distribution = Literal["uniform", "normal", "lognormal"]
@@ -46,10 +48,13 @@ class Encoded(NamedTuple):
 
 
 class Draw:
-    """Random numbers for the requests of one phase of one trial, with a stream for each purpose."""
+    """Random numbers for the requests of one phase of one trial, with a stream for each purpose.
 
-    def __init__(self, seed: int, phase: Phase, count: int) -> None:
-        self.seed, self.phase, self.count = seed, phase, count
+    `salt` changes the headers alone: prompts that were sent before are then new to a cache, and equally long.
+    """
+
+    def __init__(self, seed: int, phase: Phase, count: int, salt: str = "") -> None:
+        self.seed, self.phase, self.count, self.salt = seed, phase, count, salt
 
     def bits(self, purpose: str, count: int) -> NDArray[np.uint64]:
         name = hashlib.sha256(f"{self.seed}/{self.phase}/{purpose}".encode()).digest()[:16]
@@ -74,10 +79,10 @@ class Draw:
 
     def headers(self, limit: int) -> Indices:
         """(count, HEADER_WORDS) indices of [0, limit); no two rows begin with the same two."""
-        requests = np.arange(self.count)
-        first = self.order(limit, "header/0")[requests % limit]
-        second = self.order(limit, "header/1")[requests // limit % limit]
-        more = [self.below(limit, f"header/{i}", self.count) for i in range(2, HEADER_WORDS)]
+        requests, purpose = np.arange(self.count), f"header{self.salt}"
+        first = self.order(limit, f"{purpose}/0")[requests % limit]
+        second = self.order(limit, f"{purpose}/1")[requests // limit % limit]
+        more = [self.below(limit, f"{purpose}/{i}", self.count) for i in range(2, HEADER_WORDS)]
         return np.stack([first, second, *more], axis=1)
 
 
@@ -86,7 +91,7 @@ class Workload(Strict):
 
     name: str
     num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured requests
-    warmup_requests: NonNegativeInt = 4  # with different prompts, sent before the measured ones and never summarised
+    warmup_requests: NonNegativeInt | None = None  # sent before the measured ones, other prompts; null: Load.warmup
     ignore_eos: bool = True  # true: every answer has exactly the requested length; false: at most
     unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
 
@@ -97,11 +102,16 @@ class Workload(Strict):
         """Hash of the files that prompts are made from."""
         return _digest()
 
-    def requests(self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured") -> list[Request]:
-        """`count` requests, determined by the arguments. Raises ValueError if the tokenizer cannot make them."""
+    def requests(
+        self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured", salt: str = ""
+    ) -> list[Request]:
+        """`count` requests, determined by the arguments. Raises ValueError if the tokenizer cannot make them.
+
+        `salt` gives them other unique headers of the same length; all behind the headers stays the same.
+        """
         if count == 0:
             return []
-        prompts, outputs = self._draw(Draw(seed, phase, count), tokenizer)
+        prompts, outputs = self._draw(Draw(seed, phase, count, salt), tokenizer)
         return [
             Request(f"{phase}-{seed:x}-{number}", text, output, UNKNOWN if ids is None else len(ids), phase)
             for number, ((text, ids), output) in enumerate(zip(prompts, outputs, strict=True))
@@ -110,6 +120,22 @@ class Workload(Strict):
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         """The prompts of a phase, and the lengths of their answers in tokens."""
         raise NotImplementedError
+
+
+def shared_prefix_share(prompts: Iterable[str]) -> float | None:
+    """The share of the prompts' text that an earlier prompt began with as well, in whole blocks of PREFIX_BLOCK
+    characters; None without text. Engines keep whole blocks of tokens: vLLM's of 16 are about as long."""
+    starts: set[int] = set()
+    shared = total = 0
+    for prompt in prompts:
+        start, unbroken = 0, True
+        for end in range(PREFIX_BLOCK, len(prompt) + 1, PREFIX_BLOCK):
+            start = hash((start, prompt[end - PREFIX_BLOCK : end]))
+            unbroken = unbroken and start in starts
+            shared += unbroken * PREFIX_BLOCK
+            starts.add(start)
+        total += len(prompt)
+    return shared / total if total else None
 
 
 class Prompts(Workload):
@@ -141,9 +167,9 @@ class Prompts(Workload):
         texts = self._texts()
         chosen = [texts[i] for i in draw.cycle(len(texts), "prompts")]
         if self.unique_header:
-            vocabulary = _word_list()
+            lead, vocabulary = _header_words(tokenizer)
             headers = [" ".join(vocabulary[i] for i in header) for header in draw.headers(len(vocabulary)).tolist()]
-            chosen = [f"{header}\n\n{text}" for header, text in zip(headers, chosen, strict=True)]
+            chosen = [f"{lead}{header}\n\n{text}" for header, text in zip(headers, chosen, strict=True)]
         return _encode(chosen, tokenizer), [self.output_tokens] * draw.count
 
 
@@ -287,6 +313,15 @@ def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
         problem = f"only {len(best[1])} of {len(_word_list())} plain words are single tokens"
         raise ValueError(f"model.tokenizer: {problem}; prompts of exact length need {FEWEST_WORDS}")
     return (*best, special)
+
+
+def _header_words(tokenizer: Tokenizer | None) -> tuple[str, list[str]]:
+    """The start of a prompt and the words of its header: of one token each where the tokenizer has enough such words,
+    so that headers are equally long."""
+    if tokenizer is not None:
+        with suppress(ValueError):
+            return _plain_words(tokenizer)[:2]
+    return "", _word_list()
 
 
 @lru_cache(maxsize=1)

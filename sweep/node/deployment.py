@@ -10,6 +10,7 @@ import math
 import os
 import queue
 import re
+import secrets
 import signal
 import socket
 import threading
@@ -29,6 +30,7 @@ from backends.prepare import environments as environments
 from sweep.client.measurement import ClientDied
 from sweep.config import Hardware
 from sweep.node import agreement, gpu_memory
+from sweep.node.cold_start import measure_cold_start
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
@@ -249,7 +251,8 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         expected = agreement.reference(work, node.launch, lambda text: emit(State(text)))
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
-            facts = {**engine.facts(), **agreement.compare(work, engine, expected)}
+            cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus)}
+            facts = {**engine.facts(), **cold, **agreement.compare(work, engine, expected)}
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
     except server.LaunchError as error:
@@ -358,14 +361,16 @@ def _measure(
     """Return the trial's row. A measuring process that dies is no fault of the engine: the trial is measured again.
 
     Before each measurement the engine forgets what it was asked before, unless it is `fresh` from its launch: a second
-    try asks the prompts of the first, and would find them in the cache.
+    try asks the prompts of the first, and would find them in the cache. One that cannot forget gets other headers.
     """
     caches: bool | None = None  # what the row says: the last answer
+    empty = fresh and running.engine.backend.launches
     for attempt in range(work.settings.attempts):
         if attempt or not fresh:
             caches = _reset_caches(running.engine, emit)
+        salt = None if caches or (empty and not attempt) else secrets.token_hex(4)
         try:
-            return run_trial(work, running, trial, pending.stop, caches)
+            return run_trial(work, running, trial, pending.stop, caches_reset=caches, salt=salt)
         except ClientDied as error:
             reason = str(error)
     return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=engine_facts(running, caches))

@@ -117,7 +117,7 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
     return recomputed | {"warnings": warning_codes(recomputed)}  # which a row of an older version does not have
 
 
-def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFacts:
+def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt: str | None = None) -> EngineFacts:
     """The row's columns on the engine besides its figures."""
     facts, node = running.facts, running.node
     return EngineFacts(
@@ -130,6 +130,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None) -> EngineFac
         driver=provenance.driver(),
         engine_facts=json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
         caches_reset=caches_reset,
+        prompt_salt=prompt_salt,
         batch_form=None,  # the client chooses it for each trial
     )
 

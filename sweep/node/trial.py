@@ -18,6 +18,7 @@ from sweep import provenance
 from sweep.client import measurement, wire
 from sweep.disk import run_files
 from sweep.disk.row import Observation, TrialRow, Verdict
+from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
@@ -30,11 +31,18 @@ from sweep.records import Outcome, Request
 
 
 def run_trial(
-    work: Work, running: RunningEngine, trial: Trial, stop: threading.Event, caches_reset: bool | None
+    work: Work,
+    running: RunningEngine,
+    trial: Trial,
+    stop: threading.Event,
+    *,
+    caches_reset: bool | None = None,
+    salt: str | None = None,
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
-    `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to.
+    `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to. `salt`
+    makes the prompts' headers new to it where it may remember some.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -42,8 +50,10 @@ def run_trial(
         client.ClientDied: if the measuring process ended without its results.
     """
     engine = running.engine
+    salt = salt if trial.workload.unique_header else None
     inputs = {"startup_seconds": engine.startup_seconds, "agreement": running.facts.get("agreement")}
-    facts = engine_facts(running, caches_reset)
+    inputs["cold_ttft"] = running.facts.get("cold_ttft")
+    facts = engine_facts(running, caches_reset, salt)
     row = TrialRow(
         identity=identity(work, trial, gpu_name(running.node)),
         verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
@@ -52,10 +62,12 @@ def run_trial(
         measured=figures(inputs),
     )
     try:
-        prompts = _build_requests(work, trial)
+        prompts = _build_requests(work, trial, salt or "")
     except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
         verdict = Verdict(outcome=Outcome.INVALID, reason=str(error), ended_at=provenance.now())
         return replace(row, verdict=verdict).flat()
+    if not trial.workload.unique_header:
+        inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     sampler = Sampler(_sources(engine), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     deadline = time.monotonic() + work.settings.trial_timeout
@@ -96,7 +108,7 @@ def _measure(
     measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         return measure(
-            _target(trial, running.engine),
+            target(running.engine, trial.workload.ignore_eos),
             warmup,
             requests,
             trial.load.mode(len(requests), trial.seed),
@@ -109,24 +121,24 @@ def _measure(
         )
 
 
-def _build_requests(work: Work, trial: Trial) -> tuple[list[Request], list[Request]]:
+def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request], list[Request]]:
     """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     workload, count = trial.workload, trial.num_requests
-    requests = workload.requests(tokenizer, count, trial.seed)
-    warm = trial.load.count(workload.warmup_requests) if workload.warmup_requests else 0
-    warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup")
+    requests = workload.requests(tokenizer, count, trial.seed, salt=salt)
+    warm = trial.load.warmup(workload.warmup_requests)
+    warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup", salt=salt)
     return warmup, requests
 
 
-def _target(trial: Trial, engine: Engine) -> wire.Target:
+def target(engine: Engine, ignore_eos: bool) -> wire.Target:
     """Return what the client must know of the engine: what its backend says under the same names, and three more."""
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url"}
     return wire.Target(
         url=engine.url,
         model=engine.launch.served_name,
-        ignore_eos=trial.workload.ignore_eos and backend.ignores_eos,
+        ignore_eos=ignore_eos and backend.ignores_eos,
         **{name: getattr(backend, name) for name in shared},
     )
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from sweep.numbers.quantity import percentile_name
 
+ROUNDING = 1e-9  # of an order statistic's number: 0.99 × 100 may be a little above 99
+
 
 def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
     """The value below which this share of the values lies; NaN without values."""
@@ -16,12 +18,28 @@ def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
 
 
 def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float = 1.0) -> dict[str, float | None]:
-    """mean, percentiles and max of the values / unit, NaN left out; None if there are none. Reorders `values`."""
+    """mean, percentiles and max of the values / unit, NaN left out; None if there are none. Reorders `values`.
+
+    An infinite value is a request that failed (`selection.with_failures`): it counts in the percentiles, and one that
+    reaches it is None; mean and max are of the finite values.
+    """
     values = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     names = [*map(percentile_name, percentiles)]
-    if not values.size:
+    if not finite.size:
         return dict.fromkeys(["mean", *names, "max"])
-    mean, largest = float(values.mean(dtype=np.float64)) / unit, float(values.max()) / unit
-    shares = np.asarray(percentiles, np.float64) / 100
-    quantiles = np.quantile(values, shares, overwrite_input=True) / unit
-    return {"mean": mean, **dict(zip(names, map(float, quantiles), strict=True)), "max": largest}
+    mean, largest = float(finite.mean(dtype=np.float64)) / unit, float(finite.max()) / unit
+    quantiles = _quantiles(finite, values.size, np.asarray(percentiles, np.float64) / 100)
+    each = [None if math.isinf(value) else value / unit for value in quantiles]
+    return {"mean": mean, **dict(zip(names, each, strict=True)), "max": largest}
+
+
+def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) -> list[float]:
+    """Quantiles of `count` values, of which those that are not among the finite ones are +∞. Reorders `finite`."""
+    if finite.size == count:
+        return [float(value) for value in np.quantile(finite, shares, overwrite_input=True)]
+    at = shares * (count - 1)  # between which order statistics: with one that is infinite, so is what is between
+    known = np.ceil(at - ROUNDING) <= finite.size - 1
+    among = np.clip(at / max(finite.size - 1, 1), 0, 1)
+    values = np.quantile(finite, among, overwrite_input=True)
+    return [float(value) for value in np.where(known, values, np.inf)]

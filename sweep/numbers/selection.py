@@ -3,9 +3,8 @@
 A mask says it, of shape (requests,): `measured` leaves out the warm-up, `succeeded` what failed.
 """
 
-import math
 from array import array
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,19 +32,20 @@ def succeeded(records: Records) -> Mask:
     return np.fromiter((error is None for error in records.error), np.bool_, len(records))
 
 
-def observed_within(records: Records, mask: Mask, window: Window, event: Literal["sent", "first", "last"]) -> Mask:
-    """The requests in the mask sent in the window, up to the first whose event was not there at its end.
+def with_failures(values: Floats, failed: Mask) -> Floats:
+    """The values of a latency for each request, infinite for those that failed: they are slower than any other.
 
-    The event is the send, the first token or the last. Later requests would be counted only if they were short, which
-    flatters.
+    Without them a quantile would be of the survivors, and the slowest requests often do not survive. Shape of both.
     """
+    return np.where(failed, np.inf, values)
+
+
+def sent_within(records: Records, mask: Mask, window: Window) -> Mask:
+    """The requests in the mask sent in the window, whenever they ended: the drain after it was observed too."""
     if window.begin is None or window.end is None:
         return np.zeros_like(mask)
     sent = as_floats(records.sent)
-    happened = sent if event == "sent" else sent + token_times(records)[("first", "last").index(event)]
-    inside = mask & (sent >= window.begin) & (sent <= window.end)
-    missed = inside & (happened > window.end)
-    return inside & (sent < np.min(sent[missed], initial=math.inf))
+    return mask & (sent >= window.begin) & (sent <= window.end)
 
 
 def total_tokens(counts: "array[int]", mask: Mask) -> int | None:

@@ -8,6 +8,10 @@ The window
     truncation heuristics for simulation", Proc. Winter Simulation Conf. 2000) at its beginning, and, since cooling down
     is warming up in reverse, at its end, but there only if fewer requests are in flight than before: an engine that
     slows down under the same load has not cooled down, and trimming that part would flatter it;
+  * must be at least LIFETIMES × the p90 of e2el long, that of a failed request being infinite, and as long as the
+    slowest answer: a shorter one may hold no slow request at all. (MLPerf Endpoints asks for such a multiple too: the
+    "relaxation" in docs/steady-state-detection.md of mlcommons/endpoints);
+  * must not be the part of the run with the fewest slow requests (`quiet_part`);
   * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
     initial transient", Operations Research 31, 1983).
 Two series are examined: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
@@ -16,12 +20,16 @@ there is one, the tokens per second of each batch, and no drain. `quantities.ste
 
 import numpy as np
 
-from sweep.numbers.chunks import Floats, Mask, tokens_per_bin
+from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_per_bin
+from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.batches import batches
-from sweep.numbers.quantities.latency import service_e2el
-from sweep.numbers.selection import Window, measured, spans, succeeded
+from sweep.numbers.quantities.latency import e2el, service_e2el
+from sweep.numbers.selection import Window, measured, sent_within, succeeded, with_failures
 from sweep.records import UNKNOWN, Records
 
+LIFETIMES = 5  # of a slow request (p90) that a window holds at least
+LIGHTER_TAIL = 2.0  # p99 with what was cut off over that without it
+SAME_MEDIAN = 1.1  # of what was cut off over that of the rest
 BINS = 500  # at most
 TOKENS_PER_BIN = 10  # at least, so that fewer tokens give fewer bins
 FEWEST_MEANS = 10  # needed by MSER: 10 x 5 bins of time, or 10 batches
@@ -36,9 +44,43 @@ def steady_window(records: Records, discard_first_batch: bool = False) -> Window
     mask = measured(records, discard_first_batch)
     if not (mask & succeeded(records)).any():
         return _none("no request succeeded")
-    if np.any(np.asarray(records.batch)[mask] != UNKNOWN):
-        return _batch_window(records, mask)
-    return _time_window(records, mask)
+    lockstep = np.any(np.asarray(records.batch)[mask] != UNKNOWN)
+    window = _batch_window(records, mask) if lockstep else _time_window(records, mask)
+    if window.begin is None or window.end is None:
+        return window
+    reason = too_short(records, mask, window.end - window.begin) or quiet_part(records, mask, window)
+    return _none(reason) if reason else window
+
+
+def too_short(records: Records, mask: Mask, length: float) -> str | None:
+    """Why a window of that many seconds may hold no slow request; None if it is long enough."""
+    lasted = statistics(with_failures(e2el(records), ~succeeded(records))[mask], (90,))
+    p90, longest = lasted["p90"], lasted["max"]
+    if p90 is None or longest is None:
+        return "more than 10 % of the requests failed, so that e2el has no p90"
+    if length < LIFETIMES * p90:
+        return f"the settled part of {length:.3g} s is shorter than {LIFETIMES} times the p90 of e2el, {p90:.3g} s"
+    if length < longest:
+        return f"the settled part of {length:.3g} s is shorter than the slowest request of {longest:.3g} s"
+    return None
+
+
+def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
+    """Why a window is only the part of a run with the fewest slow requests; None if it is not.
+
+    What is cut off for being different should be slow as a whole, as at a start. If its median is the window's and yet
+    the p99 falls to less than half without it, the cut has selected by chance.
+    """
+    latencies = with_failures(e2el(records), ~succeeded(records))
+    inside = sent_within(records, mask, window)
+    begun = turned_over(records, mask) or 0.0
+    loaded = mask & (as_floats(records.sent) >= begun)
+    within, whole, cut = (statistics(latencies[part], (50, 99)) for part in (inside, loaded, loaded & ~inside))
+    if within["p50"] is None or cut["p50"] is None or cut["p50"] > SAME_MEDIAN * within["p50"]:
+        return None
+    if within["p99"] is not None and (whole["p99"] is None or whole["p99"] > LIGHTER_TAIL * within["p99"]):
+        return "the settled part leaves out the slow requests of the run, and is not faster otherwise"
+    return None
 
 
 def _batch_window(records: Records, mask: Mask) -> Window:
@@ -70,8 +112,6 @@ def _time_window(records: Records, mask: Mask) -> Window:
     span = settled(series, means_of=5, typical=round(request / width), load=load)
     if span is None:
         return _none("no steady state detected")
-    if (span.stop - span.start) * width < request:
-        return _none(f"the settled part is shorter than a typical request of {request:.3g} s")
     return Window(float(edges[span.start]), float(edges[span.stop]), "MSER-5 over tokens/s and requests in flight")
 
 
@@ -80,7 +120,7 @@ def turned_over(records: Records, mask: Mask) -> float | None:
 
     The typical number is the median over the time from the first send to the last.
     """
-    sent, ended = spans(records, mask)
+    sent, ended = lifetimes(records, mask)
     if not sent.size or sent.max() <= sent.min():
         return None
     typical = int(np.median(in_flight(records, mask, np.linspace(sent.min(), sent.max(), BINS + 1))).round())
@@ -88,9 +128,21 @@ def turned_over(records: Records, mask: Mask) -> float | None:
 
 
 def in_flight(records: Records, mask: Mask, edges: Floats) -> Floats:
-    """Mean number of requests in flight (from send to last token) between each two edges. Shape (edges - 1,)."""
-    sent, ended = spans(records, mask)
+    """Mean number of requests in flight between each two edges. Shape (edges - 1,)."""
+    sent, ended = lifetimes(records, mask)
     return np.diff(_time_since(sent, edges) - _time_since(ended, edges)) / np.diff(edges)
+
+
+def lifetimes(records: Records, mask: Mask) -> tuple[Floats, Floats]:
+    """Send of each request, and its last token, or when it was given up if it failed; s from the trial's start.
+
+    A request that hangs is load: without it, an engine that no longer answers would look like one whose load is over.
+    """
+    sent, last = as_floats(records.sent)[mask], token_times(records)[1][mask]
+    ended = np.where(succeeded(records)[mask], np.nan, as_floats(records.ended)[mask])
+    ended = np.where(np.isnan(ended), sent + last, ended)
+    happened = ~np.isnan(ended)
+    return sent[happened], ended[happened]
 
 
 def _time_since(events: Floats, at: Floats) -> Floats:

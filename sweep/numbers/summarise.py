@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.config import PERCENTILES
-from sweep.numbers.chunks import Block, Mask, blocks
+from sweep.numbers.chunks import Block, Floats, Mask, blocks
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantity import Quantity, Value, declared
-from sweep.numbers.selection import Window, first_send, measured, observed_within, succeeded
+from sweep.numbers.selection import Window, first_send, measured, sent_within, succeeded, with_failures
 from sweep.records import Records
 
 NO_WINDOW = Window(None, None, "not sought")
@@ -29,7 +29,7 @@ def summarise(
 ) -> dict[str, Value]:
     """The columns over the whole run, and `steady_*` within the window; further inputs by their name.
 
-    Figures are of the measured requests; series of those that succeeded. Undefined figures are None.
+    Figures are of the measured requests. Undefined figures are None.
     """
     mask, window = measured(records, discard_first_batch), window or NO_WINDOW
     inputs |= {"records": records, "mask": mask, "window": window, "slo": slo, "begin": first_send(records, mask)}
@@ -56,27 +56,38 @@ def _series(
     quantity: Quantity, records: Records, mask: Mask, window: Window, percentiles: Sequence[float]
 ) -> dict[str, Value]:
     """The statistics of one series, over the whole run and, where it has them, over the window."""
-    answered, row = mask & succeeded(records), dict[str, Value]()
+    row = dict[str, Value]()
     if quantity.per == "request":
-        values = quantity.function(records)
-        row |= _prefixed(quantity.name, statistics(values[answered], percentiles))
+        values = request_values(quantity, records)
+        row |= _prefixed(quantity.name, statistics(values[mask], percentiles))
         if quantity.event:
-            inside = values[observed_within(records, answered, window, quantity.event)]
+            inside = values[sent_within(records, mask, window)]
             row |= _prefixed(f"steady_{quantity.name}", statistics(inside, percentiles))
     elif quantity.per == "batch":
         row |= _prefixed(quantity.name, statistics(quantity.function(records, mask), percentiles))
     else:
-        row |= _prefixed(quantity.name, statistics(gaps(quantity.function, records, answered), percentiles, 1e6))
+        row |= _prefixed(quantity.name, statistics(gaps(quantity.function, records, mask), percentiles, 1e6))
         if quantity.event:
-            inside = gaps(quantity.function, records, answered, window)
+            inside = gaps(quantity.function, records, mask, window)
             row |= _prefixed(f"steady_{quantity.name}", statistics(inside, percentiles, 1e6))
     return row
+
+
+def request_values(quantity: Quantity, records: Records) -> Floats:
+    """A series of the requests: that of a failed one is infinite if it is a latency, else left out (NaN).
+
+    A failed request's wait for a slot is known: it had one. Shape (requests,).
+    """
+    values, failed = np.asarray(quantity.function(records), np.float64), ~succeeded(records)
+    if quantity.kind != "latency":
+        return np.where(failed, np.nan, values)
+    return with_failures(values, failed & np.isnan(values) if quantity.event == "sent" else failed)
 
 
 def gaps(
     function: Callable[[Block], NDArray[Any]], records: Records, mask: Mask, window: Window | None = None
 ) -> NDArray[Any]:
-    """A series of the gaps between chunks of the requests in the mask; with a window, of those that lie in it. µs.
+    """A series of the gaps between chunks of the requests in the mask; with a window, of those that begin in it. µs.
 
     In 4 bytes each: a long trial has a hundred million. Shape (gaps,).
     """
@@ -88,7 +99,7 @@ def gaps(
         part = function(block)
         if window is not None:
             times = block.times(records)
-            part = part[((times[:-1] >= begin) & (times[1:] <= end))[block.inside()]]
+            part = part[((times[:-1] >= begin) & (times[:-1] <= end))[block.inside()]]
         if not filled:  # more than enough; what is not written takes no memory
             values = np.empty(len(records.chunk_us), np.uint32 if part.dtype.kind in "iu" else np.float32)
         values[filled : filled + part.size] = part

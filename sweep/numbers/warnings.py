@@ -17,12 +17,16 @@ REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
 SHARED_READS = 0.01  # of the output tokens: from there on they affect the p99 of the gaps
+CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 SHORT_ANSWERS = 0.01  # of the users' time for the client, which is as quick as it can be, or limited the trial
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
 LATENCIES = tuple(_LATENCIES)
+STEADY_COLUMNS = tuple(name for name, column in columns().items() if column.steady)
+STEADY_LATENCIES = tuple(name for name in STEADY_COLUMNS if columns()[name].quantity.kind == "latency")
+STEADY_P99 = tuple(name for name in STEADY_LATENCIES if columns()[name].name == "p99")
 P99 = tuple(name for name, column in _LATENCIES.items() if column.name == "p99")
 E2EL = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "e2el")
 ARRIVALS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name in ("ttft", "itl"))
@@ -154,7 +158,8 @@ def inexact_agreement(agreement: float) -> Evidence | None:
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
-    "No latency includes them; the errors are in the trial's requests.parquet.",
+    "In the percentiles of a latency they are slower than any other; means and maxima leave them out. The errors are in"
+    " the trial's requests.parquet.",
     LATENCIES,
 )
 def failed_requests(num_failed: int, num_requests: int) -> Evidence | None:
@@ -193,6 +198,40 @@ def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | No
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
+    "The engine's log says why. Headers that it had not seen kept most of it from mattering, unless"
+    " workload.unique_header=false; for a clean measurement set relaunch=per_replicate.",
+    lowest_is_worst=True,
+)
+def caches_not_reset(caches_reset: bool) -> Evidence | None:
+    """The engine was asked to forget earlier prompts before the trial, and did not."""
+    return None if caches_reset else Evidence(0, "the engine's caches were not reset before the trial")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "TTFT and throughput hold for this share of repeated input only; workload.unique_header=true makes all of it new.",
+)
+def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
+    """The prompts have no unique headers, so the engine's prompt cache may answer for it."""
+    share = expected_prefix_hit_rate
+    return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The engine did not compute this input: TTFT and throughput are those of repeated prompts.",
+)
+def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
+    """The engine's prompt cache answered more than 5 % of the input."""
+    share = prefix_hit_rate
+    return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
     "Use the steady_* columns, or set workload.num_requests higher.",
 )
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
@@ -207,10 +246,45 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
     P99,
     lowest_is_worst=True,
 )
-def few_requests(num_requests: int, num_failed: int) -> Evidence | None:
+def few_requests(num_requests: int) -> Evidence | None:
     """The p99 is over fewer than 100 requests."""
-    answered = num_requests - num_failed
-    return Evidence(answered, f"p99 over only {answered:,} requests") if answered < REQUESTS_FOR_P99 else None
+    few = num_requests < REQUESTS_FOR_P99
+    return Evidence(num_requests, f"p99 over only {num_requests:,} requests") if few else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Its p99 is nearly the slowest of them: set workload.num_requests higher.",
+    STEADY_P99,
+    lowest_is_worst=True,
+)
+def few_steady_requests(steady_num_requests: int) -> Evidence | None:
+    """Fewer than 100 requests were sent in the steady state."""
+    few = steady_num_requests < REQUESTS_FOR_P99
+    return Evidence(steady_num_requests, f"only {steady_num_requests:,} requests in the steady state") if few else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The steady_* latencies are a mean of the two: find out what changes during a trial, or measure for longer.",
+    STEADY_LATENCIES,
+)
+def drift_within_steady_state(steady_drift: float) -> Evidence | None:
+    """Within the steady state the latency differs from half to half."""
+    return Evidence(steady_drift, f"latency changed {steady_drift:.2f}-fold within the steady state")
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The steady_* figures are of the better part of the trial: compare those of the whole run, or measure for longer.",
+    STEADY_COLUMNS,
+)
+def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
+    """Requests sent after the steady state were slower than those in it."""
+    return Evidence(steady_drift_after, f"latency grew {steady_drift_after:.2f}-fold after the steady state")
 
 
 @register(

@@ -44,6 +44,7 @@ TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
 SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
 
 Point = dict[str, Any]
+Obstacle = Callable[[Mapping[str, Any], str | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,14 @@ class _Request:
 
 
 def compose_run(
-    arguments: Sequence[str], find_hardware: Callable[[Cluster], str], options: ConfigPath | None = None
+    arguments: Sequence[str],
+    find_hardware: Callable[[Cluster], str],
+    options: ConfigPath | None = None,
+    obstacle: Obstacle = lambda model, cache_dir: None,
 ) -> Composition:
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
+
+    `obstacle` says why a model, as its file has it, cannot be fetched here with this `cache_dir`; None if it can.
 
     Raises:
         ConfigError: for anything that is not a valid request.
@@ -92,6 +98,7 @@ def compose_run(
     hardware = _hardware(request.settings, find_hardware, composer)
     if hardware.platform == "cpu":
         _without_gpu(request, line)
+        _without_model(request, line, composer.options, obstacle)
     settings = _settings(request.settings, line, hardware)
     plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
@@ -262,6 +269,17 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
         else:
             put(request.settings, key, value)
     request.plan = PlanSpec.parse({**parts, "grid": grid})
+
+
+def _without_model(request: _Request, line: CommandLine, options: ConfigPath, obstacle: Obstacle) -> None:
+    """Replace a model that cannot be fetched by the one that its file names, unless the user typed it."""
+    name = request.chosen["model"]
+    if "model" in line.typed or name not in options.choices("model"):
+        return
+    model = options.load("model", name)
+    if (instead := model.get("instead")) and (reason := obstacle(model, request.settings["cache_dir"])):
+        request.chosen["model"] = instead
+        request.replaced.append(f"model: {instead} (random weights) instead of {name}: {reason}")
 
 
 def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, options: ConfigPath) -> None:

@@ -57,7 +57,7 @@ def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> I
     """The questions of a point: how many, how long, and how long their answers may be."""
     first = trials[0]
     workload, number = first.workload, first.num_requests
-    yield f"{count(number, 'request')} after {first.load.count(workload.warmup_requests)} of warm-up"
+    yield f"{count(number, 'request')} after {first.load.warmup(workload.warmup_requests)} of warm-up"
     try:
         tokenizer = deployment.model.load_tokenizer(cache)
     except (OSError, ValueError):

@@ -45,6 +45,12 @@ def startup_seconds(startup_seconds: float | None) -> float | None:
     return startup_seconds
 
 
+@quantity(unit="s", kind="count", better="lower", label="Cold TTFT")
+def cold_ttft(cold_ttft: float | None) -> float | None:
+    """time to first token of the first request after the engine's launch, of a prompt of some 16 tokens."""
+    return cold_ttft
+
+
 @quantity(unit="s", kind="count", better="lower")
 def wall_seconds(wall_seconds: float) -> float:
     """elapsed time of the trial, warm-up included."""

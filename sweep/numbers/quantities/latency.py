@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.numbers.chunks import Block, Floats, Mask, as_floats, token_chunks, token_times
+from sweep.numbers.chunks import Block, Floats, Mask, as_floats, blocks, token_chunks, token_times
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import divided, succeeded
 from sweep.records import Records
@@ -48,6 +48,20 @@ def itl(block: Block) -> NDArray[np.int64]:
 def itl_token(block: Block) -> NDArray[Any]:
     """itl / number of tokens in the later chunk. Shape (gaps,), µs."""
     return block.gaps() / block.tokens[1:][block.inside()]
+
+
+@quantity(**PER_REQUEST, kind="latency", event="last")
+def longest_gap(records: Records) -> Floats:
+    """longest itl of the request: a stall that one gap in hundreds is does not show in the percentiles of itl.
+    Shape (requests,), s.
+    """
+    longest = np.full(len(records), np.nan)
+    for block in blocks(records, np.ones(len(records), np.bool_)):
+        request = block.request[1:][block.inside()]
+        if request.size:
+            begins = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
+            longest[request[begins]] = np.maximum.reduceat(block.gaps(), begins) / 1e6
+    return longest
 
 
 @quantity(**PER_REQUEST, kind="latency", event="last", label="E2EL")

@@ -7,8 +7,9 @@ arrived in it. All are null if there is no window.
 import numpy as np
 
 from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_within, within
+from sweep.numbers.drift import drift_after, drift_within
 from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import Window, first_send, observed_within, per_second, succeeded, total_tokens
+from sweep.numbers.selection import Window, first_send, per_second, sent_within, succeeded, total_tokens
 from sweep.records import Records
 
 STARTUP_SHARE = 0.2  # share of a run above which its start-up transient is flagged: the whole-run figures then hide it
@@ -55,10 +56,33 @@ def steady_request_throughput(records: Records, mask: Mask, window: Window) -> f
     return per_second(int(np.sum(completed)), _length(window))
 
 
-@quantity(unit="requests", kind="count", type=int, steady=True)
+@quantity(unit="requests", kind="count", type=int, steady=True, label="Requests", headline={"": -1})
 def steady_num_requests(records: Records, mask: Mask, window: Window) -> int | None:
-    """successful requests sent in the window, up to the first whose last token had not arrived at its end."""
-    return int(observed_within(records, mask & succeeded(records), window, "last").sum()) or None
+    """measured requests sent in the window, failed ones included: those that the `steady_*` latencies are of."""
+    return int(sent_within(records, mask, window).sum()) or None
+
+
+@quantity(unit="requests", kind="count", type=int, better="lower", steady=True, label="Failed", headline={"": 0})
+def steady_num_failed(records: Records, mask: Mask, window: Window) -> int | None:
+    """those of them that failed."""
+    inside = sent_within(records, mask, window)
+    return int((inside & ~succeeded(records)).sum()) if inside.any() else None
+
+
+@quantity(unit="", kind="validity", steady=True)
+def steady_drift(records: Records, mask: Mask, window: Window) -> float | None:
+    """e2el in the second half of the window / in the first, where every tenth of the one is above every tenth of the
+    other and their p50 or p90 differ by 10 %; null without drift.
+    """
+    return drift_within(records, mask, window)
+
+
+@quantity(unit="", kind="validity", better="lower", steady=True)
+def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | None:
+    """e2el of the requests sent after the window / of those in it, where their p50 or p90 is above that of every tenth
+    of the window and 25 % above its own; null without drift.
+    """
+    return drift_after(records, mask, window)
 
 
 @quantity(unit="share", kind="validity", better="lower")

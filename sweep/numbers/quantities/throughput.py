@@ -4,12 +4,11 @@ Undefined values are null, never zero: a trial in which nothing completed has no
 """
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
-from sweep.numbers.chunks import Mask, as_floats, tokens_per_bin
-from sweep.numbers.quantities.latency import e2el, service_e2el, tpot, ttft
+from sweep.numbers.chunks import Mask, as_floats, token_chunks, tokens_per_bin
+from sweep.numbers.quantities.latency import service_e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import first_send, per_second, spans, succeeded, total_tokens
 from sweep.records import Records
@@ -27,8 +26,24 @@ def num_requests(mask: Mask) -> int:
 
 @quantity(unit="requests", kind="count", type=int, better="lower")
 def num_failed(records: Records, mask: Mask) -> int:
-    """measured requests that failed."""
+    """measured requests that failed: in the percentiles of a latency they are slower than any other."""
     return int((mask & ~succeeded(records)).sum())
+
+
+@quantity(unit="s", kind="count")
+def timed_out_after(records: Records, mask: Mask) -> float | None:
+    """the shortest wait of the requests that timed out without a token, whose ttft and e2el are at least that; null if
+    none failed, or one for another reason.
+    """
+    failed = mask & ~succeeded(records)
+    chunks = token_chunks(records)
+    waited = [
+        records.ended[request] - records.sent[request]
+        if (records.error[request] or "").startswith("timeout_") and not chunks[request]
+        else math.nan
+        for request in np.flatnonzero(failed)
+    ]
+    return min(waited) if waited and not any(map(math.isnan, waited)) else None
 
 
 @quantity(unit="tokens", kind="count", type=int)
@@ -78,12 +93,17 @@ def request_throughput(records: Records, mask: Mask) -> float | None:
 
 @quantity(**TOKEN_RATE)
 def peak_output_throughput(records: Records, mask: Mask) -> float | None:
-    """most tokens that arrived in any one second, counting seconds from the first send."""
+    """most tokens that arrived in one of the ⌊duration⌋ equal parts of the run / a part's length, which is 1 to 2 s
+    (all of a run below 1 s); so it is never below output_throughput.
+    """
     length = duration(records, mask)
-    if length is None:
+    if not length:
         return None
+    parts = max(1, math.floor(length))
     answered, begin = mask & succeeded(records), first_send(records, mask)
-    return float(tokens_per_bin(records, answered, begin, 1.0, math.floor(length) + 1).max()) or None
+    tokens = tokens_per_bin(records, answered, begin, length / parts, parts + 1)
+    tokens[parts - 1] += tokens[parts]  # the last, which may arrive at the very end
+    return float(tokens[:parts].max()) / (length / parts) or None
 
 
 @quantity(unit="requests", kind="count", type=int)
@@ -97,30 +117,6 @@ def concurrency_max(records: Records, mask: Mask) -> int | None:
         return None
     ended = np.searchsorted(np.sort(last), sent, side="right")  # one that ends as another is sent has gone
     return int(np.max(np.arange(1, sent.size + 1) - ended))
-
-
-@quantity(unit="requests/s", kind="latency", better="higher")
-def goodput(records: Records, mask: Mask, slo: Mapping[str, float] | None) -> float | None:
-    """successful requests within every bound of `slo` / duration of all; null if `slo` has no bound.
-
-    `slo` bounds ttft, tpot, e2el in s, inclusive. A one-token answer has no tpot and meets any bound on it; one of more
-    tokens in a single chunk has none that is known and meets no bound on it. None, rather than 0, if no request
-    succeeded.
-
-    Raises:
-        ValueError: for a bound on anything else.
-    """
-    functions = {"ttft": ttft, "tpot": tpot, "e2el": e2el}
-    good = mask & succeeded(records)
-    length = duration(records, mask)
-    if not slo or not good.any() or length is None:
-        return None
-    for name, bound in slo.items():
-        if name not in functions:
-            raise ValueError(f"slo.{name}={bound}: unknown; allowed: {', '.join(functions)}")
-        met = functions[name](records) <= bound
-        good &= met | (np.asarray(records.output_tokens) == 1) if name == "tpot" else met
-    return int(good.sum()) / length
 
 
 @quantity(**COST, label="Cost per million output tokens", short="Cost", headline={"": 3})

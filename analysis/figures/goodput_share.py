@@ -1,0 +1,8 @@
+"""Goodput share: requests that met every bound of `slo`, of all that were measured, failed ones included."""
+
+from functools import partial
+
+from analysis.plotting.drawing import against_load
+
+POSITION = 26
+draw = partial(against_load, column="goodput_share")

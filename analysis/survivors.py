@@ -1,0 +1,84 @@
+"""Figures that a point does not have because of its failed requests, and what is known of them instead.
+
+A failed request is slower than any other, so a quantile that falls on one does not exist: means of the replicates that
+have it would be of the luckier ones.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.load import Run
+from analysis.quantities import number
+from sweep.numbers.quantity import Statistic, columns
+
+AT_LEAST_THE_WAIT = ("ttft", "e2el", "service_ttft", "service_e2el")
+"""The series that are at least as long as a request waited that timed out without a token."""
+
+
+def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Series[bool]":
+    """The trials of which a quantile falls on failed requests: it is null, and yet some request has a value."""
+    mean = column.removesuffix(statistic.name) + "mean"
+    if not _is_quantile(statistic) or column not in trials or mean not in trials:
+        return pd.Series(data=False, index=trials.index)
+    return trials[column].isna() & trials[mean].notna()
+
+
+def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> pd.DataFrame:
+    """The measured figures of each trial; no quantile in those of a point of which one trial has lost it.
+
+    `timed_out_after` is the shortest of the point, if all its trials with failures have one.
+    """
+    known, statistics = measured.copy(), columns(run.percentiles)
+    for column in map(str, measured):
+        lost = is_lost(run.ok, column, statistics[column]).reindex(measured.index, fill_value=False)
+        if lost.any():
+            known.loc[lost.groupby(point).transform("any"), column] = np.nan
+    if "timed_out_after" in known:
+        others = known["num_failed"].gt(0) & known["timed_out_after"].isna()
+        shortest = known["timed_out_after"].groupby(point).transform("min")
+        known["timed_out_after"] = shortest.mask(others.groupby(point).transform("any"))
+    return known
+
+
+def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str] | None:
+    """The lower bound of a quantile that falls on failed requests, and why it has no value; None if it has one."""
+    percentile = _percentile(column)
+    statistic = None if percentile is None else columns([percentile]).get(column)
+    if percentile is None or statistic is None or not _is_quantile(statistic):
+        return None
+    failed = "steady_num_failed" if statistic.steady else "failed"
+    if not point["n"] or pd.notna(point.get(column)) or pd.isna(point.get(failed)) or not point[failed]:
+        return None
+    if not statistic.steady and point["failed"] * 100 <= (100 - percentile) * (point["failed"] + point["requests"]):
+        return None  # few requests, not failed ones, are why it has no value
+    why = f"more than {100 - percentile:g}% failed"
+    waited = point.get("timed_out_after")
+    if statistic.quantity.name not in AT_LEAST_THE_WAIT or waited is None or pd.isna(waited):
+        return "—", why
+    return f"≥ {number(float(waited) * scale)}", why
+
+
+def of_successes(column: str, points: pd.DataFrame) -> bool:
+    """Return whether a column is a mean or a maximum over requests of which some failed: it leaves them out."""
+    statistic = columns().get(column)
+    of_requests = statistic is not None and statistic.quantity.per == "request" and statistic.name in ("mean", "max")
+    return bool(of_requests and points["failed"].gt(0).any())
+
+
+def _is_quantile(statistic: Statistic) -> bool:
+    quantity = statistic.quantity
+    return quantity.per == "request" and quantity.kind == "latency" and statistic.name not in ("mean", "max")
+
+
+def _percentile(column: str) -> float | None:
+    """99 of ttft_p99, 99.9 of ttft_p99_9; None of another column."""
+    digits = column.rpartition("_p")[2].replace("_", ".")
+    try:
+        percentile = float(digits)
+    except ValueError:
+        return None
+    return percentile if math.isfinite(percentile) else None

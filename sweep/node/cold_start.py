@@ -1,0 +1,39 @@
+"""The first answer of an engine after its launch, which compiles, allocates or loads what later answers find there."""
+
+import tempfile
+from pathlib import Path
+
+from backends.launch.server import Engine
+from sweep.client.measurement import ClientDied, measure
+from sweep.client.modes import Lockstep
+from sweep.node.trial import target
+from sweep.records import LONGEST_TIMEOUT, Request, Timeouts
+
+PROMPT = "The first question after a launch is asked by itself, and its answer is one word:"
+
+
+def measure_cold_start(engine: Engine, cpus: set[int]) -> float | None:
+    """Send one request to an engine that was just launched; return its time to first token in s.
+
+    None if others launched it, if it is timed inside, or if it gave no answer: the trials will say why.
+    """
+    if not engine.backend.launches or engine.backend.timed_inside:
+        return None
+    with tempfile.TemporaryDirectory(prefix="sweep-cold-") as folder:
+        first = Request("cold-start", PROMPT, 1)
+        patience = min(engine.backend.launch_timeout, LONGEST_TIMEOUT)
+        timeouts = Timeouts(first_token=patience, total=patience)
+        try:
+            records = measure(
+                target(engine, ignore_eos=True),
+                [],
+                [first],
+                Lockstep(1),
+                folder=Path(folder),
+                cpus=cpus,
+                timeouts=timeouts,
+            ).records
+        except ClientDied:
+            return None
+    chunks = records.chunk_us
+    return chunks[0] / 1e6 if chunks and records.error[0] is None else None

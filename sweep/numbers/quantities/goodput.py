@@ -1,0 +1,59 @@
+"""Requests that met every bound of `slo`, which bounds ttft, tpot and e2el in s, inclusive; null if it has no bound.
+
+A one-token answer has no tpot and meets any bound on it; one of more tokens in a single chunk has none that is known
+and meets no bound on it. A failed request meets none. None, rather than 0, if no request succeeded.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sweep.numbers.chunks import Mask
+from sweep.numbers.quantities.latency import e2el, tpot, ttft
+from sweep.numbers.quantities.throughput import duration
+from sweep.numbers.quantity import quantity
+from sweep.numbers.selection import Window, sent_within, succeeded
+from sweep.records import Records
+
+Bounds = Mapping[str, float] | None  # s
+BOUNDED = {"ttft": ttft, "tpot": tpot, "e2el": e2el}
+
+
+@quantity(unit="requests/s", kind="latency", better="higher", headline={"": 6})
+def goodput(records: Records, mask: Mask, slo: Bounds) -> float | None:
+    """requests that met every bound of `slo` / duration of all; null if `slo` has no bound."""
+    good, length = within_bounds(records, mask, slo), duration(records, mask)
+    return None if good is None or not length else int(good.sum()) / length
+
+
+@quantity(unit="share", kind="latency", better="higher")
+def goodput_share(records: Records, mask: Mask, slo: Bounds) -> float | None:
+    """requests that met every bound of `slo` / all measured requests, failed ones included."""
+    good = within_bounds(records, mask, slo)
+    return None if good is None or duration(records, mask) is None else int(good.sum()) / int(mask.sum())
+
+
+@quantity(unit="requests/s", kind="latency", better="higher", steady=True, label="Goodput", headline={"": 6})
+def steady_goodput(records: Records, mask: Mask, window: Window, slo: Bounds) -> float | None:
+    """requests sent in the window that met every bound of `slo`, whenever they ended / its length."""
+    good = within_bounds(records, sent_within(records, mask, window), slo)
+    if good is None or window.begin is None or window.end is None:
+        return None
+    return int(good.sum()) / (window.end - window.begin)
+
+
+def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
+    """The requests in the mask that met every bound; None without bounds, or if none of them succeeded.
+
+    Raises:
+        ValueError: for a bound on anything else.
+    """
+    good = mask & succeeded(records)
+    if not slo or not good.any():
+        return None
+    for name, bound in slo.items():
+        if name not in BOUNDED:
+            raise ValueError(f"slo.{name}={bound}: unknown; allowed: {', '.join(BOUNDED)}")
+        met = BOUNDED[name](records) <= bound
+        good &= met | (np.asarray(records.output_tokens) == 1) if name == "tpot" else met
+    return good

@@ -1,0 +1,32 @@
+"""The share of the input that the engine's prompt cache answered, as asked and as seen."""
+
+from collections.abc import Sequence
+
+from sweep.numbers.quantity import quantity
+from sweep.records import Sample
+
+HITS, QUERIES = "prefix_cache_hits_total", "prefix_cache_queries_total"
+
+
+@quantity(unit="share", kind="validity", label="Expected prefix hits")
+def expected_prefix_hit_rate(shared_prefix_share: float | None) -> float | None:
+    """share of the prompts' text that an earlier prompt of the trial began with as well, in blocks of 64 characters;
+    null where every prompt has a unique header."""
+    return shared_prefix_share
+
+
+@quantity(unit="share", kind="validity", label="Prefix hits")
+def prefix_hit_rate(samples: Sequence[Sample], begin: float, input_tokens: int | None) -> float | None:
+    """by the engine's counters: cached input tokens / input tokens that were looked up, or else all input tokens."""
+    hits, queries = _increase(samples, begin, HITS), _increase(samples, begin, QUERIES)
+    asked_for = input_tokens if queries is None else queries
+    return None if hits is None or not asked_for else hits / asked_for
+
+
+def _increase(samples: Sequence[Sample], begin: float, series: str) -> float | None:
+    """The increase of a counter over the measured part: from the last reading before it to the last of all."""
+    readings = [(sample.time, sample.value) for sample in samples if sample.series == series]
+    if len(readings) < 2:
+        return None
+    before = [value for time, value in readings if time <= begin] or [readings[0][1]]
+    return readings[-1][1] - before[-1]
