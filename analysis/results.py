@@ -13,6 +13,7 @@ from analysis.load import Run, open_run
 from analysis.plotting.fitting import Fit, fits
 from analysis.plotting.layout import Layout, arrange
 from analysis.summary import summarise
+from analysis.variance import Components, components
 from analysis.warnings import by_point, result_warnings
 from sweep.numbers.warnings import ResultWarning
 
@@ -48,6 +49,11 @@ class RunResults:
     def warnings_at(self, point: "pd.Series[Any]") -> list[ResultWarning]:
         """The warnings about a row of `points`, one for each code."""
         return self.point_warnings.get(int(str(point.name)), [])
+
+    @cached_property
+    def components(self) -> list[Components]:
+        """The components of variance of the main figures."""
+        return components(self.run, self.layout)
 
     @cached_property
     def losses(self) -> Losses:

@@ -23,6 +23,7 @@ from analysis.standings import standings
 from analysis.survivors import is_lost, without_lost
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
+from sweep.numbers.warnings import AS_OFFERED
 from sweep.records import LOAD_COLUMNS
 
 INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
@@ -74,10 +75,10 @@ def summarise(run: Run) -> pd.DataFrame:
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
     answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
     launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
-    where it is of requests, and `*_n` if some ok trials lack it; `steady_share`, the share of ok trials with a
-    steady-state window, if there is one; for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent`
-    (times the step below), with intervals, and `*_standing` among the points that were asked the same: best, not told
-    apart from the best, or behind.
+    where it is of requests, and `*_n` if some ok trials lack it; `as_offered`, whether its throughput is what an open
+    loop asked for, if there is one; `steady_share`, the share of ok trials with a steady-state window, if there is one;
+    for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
+    and `*_standing` among the points that were asked the same: best, not told apart from the best, or behind.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)
@@ -100,11 +101,14 @@ def summarise(run: Run) -> pd.DataFrame:
         columns |= _columns(name, figure, name in pooled)
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
+    if run.ok["below_saturation"].notna().any():
+        as_offered = run.ok["below_saturation"].eq(True).fillna(False).reindex(trials.index, fill_value=False)
+        columns["as_offered"] = as_offered.groupby(point).any()
     if run.ok["steady_begin"].notna().any():
         columns["steady_share"] = run.ok["steady_begin"].notna().reindex(trials.index).groupby(point).mean()
     figures, measured_trials = pd.DataFrame(columns), _compared_trials(run, trials, point)
     compared = [compare(run, points, measured, measured_trials) for compare in (against_baseline, against_parent)]
-    compared.append(standings(points, figures, measured, measured_trials))
+    compared.append(standings(points, merits(figures), measured, measured_trials))
     return _sorted(pd.concat([points, figures, *compared], axis="columns"), run)
 
 
@@ -147,6 +151,14 @@ def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
     n = int(point.get(f"{column}_n", point["n"]))
     low, high, new_low, new_high = (point[f"{column}_{end}"] for end in INTERVAL_COLUMNS)
     return Estimate(point[column], low, high, n, new_low, new_high)
+
+
+def merits(figures: pd.DataFrame) -> pd.DataFrame:
+    """Figures without those that are no engine's merit: what an open loop below saturation asked for."""
+    if "as_offered" not in figures:
+        return figures
+    as_offered = figures["as_offered"].eq(True)
+    return figures.assign(**{name: figures[name].mask(as_offered) for name in AS_OFFERED if name in figures})
 
 
 def _planned(run: Run, keys: list[str]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from analysis.summary import planned_trials
 from sweep.numbers.warnings import (
     E2EL,
     TRIAL_CHECKS,
+    TTFT_COLUMNS,
     Check,
     Evidence,
     ResultWarning,
@@ -28,6 +29,7 @@ from sweep.wording import count
 
 WIDE = 0.10  # half an interval over its mean
 UNEQUAL = 1.1  # most over fewest tokens in an answer
+UNEQUAL_INPUTS = 1.05  # likewise, in a prompt: a chat template may add a few
 MOST_NAMED = 3  # points in a sentence
 CHECKS: list[Check] = []
 _warning = partial(register, CHECKS, Severity.WARNING)
@@ -118,6 +120,23 @@ def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))
 
 
+@register(
+    CHECKS,
+    Severity.WARNING,
+    "Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.",
+)
+def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Replicates that are compared with other engines' were measured on one launch."""
+    standings = [name for name in layout.points if str(name).endswith("_standing")]
+    compared = layout.points.index[layout.points[standings].notna().any(axis="columns")]
+    launched = layout.placed(run.ok[run.ok["launch"].notna()])
+    counts = launched.groupby("point")[["launch", "replicate"]].nunique()
+    for point in counts.index[(counts["launch"] < counts["replicate"]) & counts.index.isin(compared)]:
+        launches, replicates = counts.loc[point]
+        message = f"{replicates} replicates on {count(int(launches), 'launch')}: not told apart from the others"
+        yield Evidence(launches / replicates, message, points=(int(point),))
+
+
 def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     planned = layout.points["planned"]
     if "accelerator" in layout.points:  # replicates were spread over different GPUs: the run's number was planned
@@ -151,6 +170,25 @@ def unequal_answers(run: Run, layout: Layout) -> Iterator[Evidence]:
     for question, ratio in ratios[ratios > UNEQUAL].items():
         points = tuple(ok.loc[ok["question"] == question, "point"].unique())
         yield Evidence(ratio, f"up to {ratio:.1f} times as many tokens as another engine's answers", points=points)
+
+
+@register(
+    CHECKS,
+    Severity.WARNING,
+    "A chat template adds tokens, and another tokenizer counts others: compare engines with the same backend.api, and"
+    " set model.tokenizer to the served model's.",
+    ("total_throughput", *TTFT_COLUMNS),
+)
+def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Engines counted different numbers of tokens in the same prompts."""
+    ok = _asked(run, layout)
+    tokens = (ok["input_tokens"] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
+    means = tokens.groupby([ok["question"], ok["line"]], dropna=False).mean().dropna()
+    by_question = means.groupby(level=0)
+    ratios = by_question.max() / by_question.min()
+    for question, ratio in ratios[ratios > UNEQUAL_INPUTS].items():
+        points = tuple(ok.loc[ok["question"] == question, "point"].unique())
+        yield Evidence(ratio, f"up to {ratio:.2f} times as many input tokens as another engine counts", points=points)
 
 
 @register(CHECKS, Severity.INFO, "To send every engine simultaneous requests, set backend.batch_form=streams.")

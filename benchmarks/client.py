@@ -100,7 +100,7 @@ class Answer(NamedTuple):
     """One client's figures of one request, s."""
 
     ttft: float
-    tpot: float
+    tpot: float | None  # None where the client gave none
     e2el: float
     gaps: Sequence[float]  # between chunks
 
@@ -201,7 +201,7 @@ def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
     answers = {
         each["request_id"]: Answer(
             each[f"{prefix}ttft"],
-            each["tpot"] or 0.0,
+            each["tpot"],
             each[f"{prefix}e2el"],
             [(b - a) / 1e6 for a, b in pairwise(each["chunk_us"])],
         )
@@ -301,7 +301,7 @@ def compare(row: Row, result: Result, truths: dict[tuple[str, int], Truth]) -> f
         true_ttft.append((writes[0] - truth.arrival) / 1e9)
         errors["ttft"].append(abs(answer.ttft - true_ttft[-1]))
         errors["e2e"].append(abs(answer.e2el - (writes[-1] - truth.arrival) / 1e9))
-        if len(writes) > 1:
+        if len(writes) > 1 and answer.tpot is not None:
             errors["tpot"].append(abs(answer.tpot - (writes[-1] - writes[0]) / 1e9 / (len(writes) - 1)))
         if len(answer.gaps) == len(writes) - 1:
             pairs = zip(answer.gaps, pairwise(writes), strict=True)

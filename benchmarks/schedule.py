@@ -1,6 +1,7 @@
 """Costs of scheduling, measured on fake GPUs with tasks that only sleep.
 
-    python -m benchmarks.schedule makespan [--mean 30]   200 deployments on 4 nodes x 4 GPUs, against the lower bound
+    python -m benchmarks.schedule makespan [--mean 30]   launches on 4 nodes x 4 GPUs, against the lower bound
+    python -m benchmarks.schedule blocks                 the policy alone: random plans of few and of many deployments
     python -m benchmarks.schedule scale                  20,000 trials: the driver's time per trial and its memory
     python -m benchmarks.schedule simulate               100,000 trials on 64 nodes x 8 GPUs, with no Ray
 
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -46,7 +48,7 @@ from sweep.plan.simulate import simulate
 from sweep.records import Outcome
 from tests.cluster.harness import ENVIRONMENT, RayCluster
 
-NODES, GPUS, DEPLOYMENTS = 4, 4, 200
+NODES, GPUS, DEPLOYMENTS, REPLICATES = 4, 4, 200, 3
 SIZES = (1, 1, 1, 2, 4)  # GPUs; most deployments are small
 BEAT = 5.0  # s between two signs of life, as a real task gives them
 LARGE = ("load.batch_size=range(1,11)", "replicates=10", "backend.startup_seconds=range(0,200)")
@@ -58,31 +60,27 @@ def plan_of(*arguments: str) -> Plan:
     return make_plan(composition, Surroundings(lambda backend, platform: "", lambda backend, platform: None))
 
 
-def seconds_of(deployment_id: str, mean: float) -> float:
+def seconds_of(deployment_id: str, mean_seconds: float) -> float:
     """Duration of a deployment, log-normal like measured ones: a few take several times the mean."""
     sigma = 0.7
-    return mean * random.Random(deployment_id).lognormvariate(-sigma * sigma / 2, sigma)
+    return mean_seconds * random.Random(deployment_id).lognormvariate(-sigma * sigma / 2, sigma)
 
 
 # Makespan ------------------------------------------------------------------------------------------------------------
 
 
-def makespan(mean: float, deployments: int) -> dict[str, Any]:
-    """200 deployments of mixed size and length, through the real driver and a real Ray of four nodes."""
-    plan = plan_of(f"backend.startup_seconds=range(0,{deployments})", "cluster=ray")
+def makespan(mean_seconds: float, deployments: int, replicates: int) -> dict[str, Any]:
+    """Deployments of mixed size and length, a launch for each replicate, through the real driver and a real Ray."""
+    plan = plan_of(f"backend.startup_seconds=range(0,{deployments})", f"replicates={replicates}", "cluster=ray")
     draw = random.Random(1)
     plan.deployments[:] = [replace(deployment, gpu_count=draw.choice(SIZES)) for deployment in plan.deployments]
-    seconds_by_id = {
-        deployment.deployment_id: seconds_of(deployment.deployment_id, mean) for deployment in plan.deployments
-    }
+    seconds_by_launch = {launch.launch_key: seconds_of(launch.deployment_id, mean_seconds) for launch in plan.launches}
     history = History([])
-    history.launch = lambda deployment: seconds_by_id[deployment.deployment_id]  # type: ignore[method-assign]
+    history.launch = lambda deployment: seconds_by_launch[deployment.launch_key]  # type: ignore[method-assign]
     history.trial = lambda row: 0.0  # type: ignore[method-assign]
-    gpu_seconds = sum(deployment.gpu_count * seconds_by_id[deployment.deployment_id] for deployment in plan.deployments)
-    bound = max(gpu_seconds / (NODES * GPUS), max(seconds_by_id.values()))
-    simulated = simulate(expect(plan.deployments, history, plan.settings.hardware).needs, _nodes(NODES, GPUS)).makespan
+    simulated = simulate(expect(plan.launches, history, plan.settings.hardware).needs, _nodes(NODES, GPUS))
     with _fake_cluster() as (ray_executor, cluster), tempfile.TemporaryDirectory() as folder:
-        ray_executor._deploy_task = _sleeping(seconds_by_id)
+        ray_executor._deploy_task = _sleeping(seconds_by_launch)
         executor = ray_executor.RayExecutor(cluster)
         began_cpu = time.process_time()
         with executor:
@@ -93,18 +91,47 @@ def makespan(mean: float, deployments: int) -> dict[str, Any]:
     assert result.unfinished == 0
     return {
         "deployments": deployments,
+        "launches": len(seconds_by_launch),
         "gpus": NODES * GPUS,
-        "mean_seconds": mean,
-        "lower_bound_seconds": bound,
-        "simulated_seconds": simulated,
+        "mean_seconds": mean_seconds,
+        "lower_bound_seconds": simulated.bound,
+        "simulated_seconds": simulated.makespan,
         "makespan_seconds": max(ends) - min(begins),
         "driver_seconds": seconds,
         "driver_cpu_seconds_per_trial": cpu / len(plan.trials),
-        "ratio": (max(ends) - min(begins)) / bound,
+        "ratio": (max(ends) - min(begins)) / simulated.bound,
     }
 
 
-def _sleeping(seconds_by_id: dict[str, float]) -> Callable[[int], Any]:
+def blocks_policy() -> dict[str, Any]:
+    """Simulated makespans of random plans: a launch for each replicate in blocks, and one launch for all replicates."""
+    print("| deployments | GPUs each | replicates | launch per replicate, worst (mean) | one launch, over that |")
+    print("|---|---|---|---|---|")
+    designs = [(count, sizes) for count in (200, 31, 7) for sizes in ((1,), (1, 2, 4))]
+    worst = {}
+    for count, sizes in designs:
+        ratios, against = [], []
+        for seed in range(20):
+            draw = random.Random(seed)
+            each = [(draw.choice(sizes), draw.lognormvariate(5, 1)) for _ in range(count)]
+            launches = [
+                Need(f"{index}-{block}", gpus, None, seconds, block, draw.random())
+                for index, (gpus, seconds) in enumerate(each)
+                for block in range(REPLICATES)
+            ]
+            whole = [Need(str(index), gpus, None, seconds * REPLICATES) for index, (gpus, seconds) in enumerate(each)]
+            spread = simulate(launches, _nodes(NODES, GPUS))
+            ratios.append(spread.makespan / spread.bound)
+            against.append(simulate(whole, _nodes(NODES, GPUS)).makespan / spread.makespan)
+        worst[f"{count} of {sizes}"] = max(ratios)
+        sizes_text = ", ".join(map(str, sizes))
+        print(
+            f"| {count} | {sizes_text} | {REPLICATES} | {max(ratios):.2f} ({mean(ratios):.2f}) | {mean(against):.2f} |"
+        )
+    return worst
+
+
+def _sleeping(seconds_by_launch: dict[str, float]) -> Callable[[int], Any]:
     """A task in place of a deployment: it occupies its GPUs, sleeps, and returns rows."""
     import ray
 
@@ -112,7 +139,7 @@ def _sleeping(seconds_by_id: dict[str, float]) -> Callable[[int], Any]:
         yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
         gpus = ray.get_gpu_ids()
         assert len(gpus) == work.deployment.gpu_count, gpus
-        ends = time.monotonic() + seconds_by_id[work.deployment.deployment_id]
+        ends = time.monotonic() + seconds_by_launch[work.deployment.launch_key]
         while (remaining := ends - time.monotonic()) > 0:
             time.sleep(min(remaining, BEAT))
             yield Beat()
@@ -237,12 +264,14 @@ def _ledger(folder: str) -> Iterator[dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["makespan", "scale", "simulate"])
-    parser.add_argument("--mean", type=float, default=30.0, help="mean length of a deployment, s")
+    parser.add_argument("what", choices=["makespan", "blocks", "scale", "simulate"])
+    parser.add_argument("--mean", type=float, default=30.0, help="mean length of a launch, s")
     parser.add_argument("--deployments", type=int, default=DEPLOYMENTS)
+    parser.add_argument("--replicates", type=int, default=REPLICATES)
     chosen = parser.parse_args(arguments)
     functions = {
-        "makespan": lambda: makespan(chosen.mean, chosen.deployments),
+        "makespan": lambda: makespan(chosen.mean, chosen.deployments, chosen.replicates),
+        "blocks": blocks_policy,
         "scale": scale,
         "simulate": simulation,
     }

@@ -19,6 +19,7 @@ PROTOCOL_VERSION = 4
 Phase = Literal["warmup", "measured"]
 Api = Literal["completions", "chat", "tgi"]
 BatchForm = Literal["list", "streams"]
+TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
 UNKNOWN = -1  # a count that was not reported
 LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
 MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
@@ -101,11 +102,22 @@ class Record:
     chunk_us: array[int] = field(default_factory=lambda: array("I"))  # arrival of each chunk, µs since the send
     chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # tokens in each chunk: a chunk is not a token
     input_tokens: int = UNKNOWN
-    output_tokens: int = UNKNOWN  # the server's usage where it says, else the sum of chunk_tokens
+    output_tokens: int = UNKNOWN  # as `token_source` says; hidden reasoning included
     batch: int = UNKNOWN  # index of the lockstep batch
     finish_reason: str | None = None
     error: str | None = None  # "kind: detail"; kinds are listed in sweep/client/wire.py
     ended: float | None = None  # when its answer was over, or it was given up; None where that is unknown
+    token_source: TokenSource | None = None  # who counted output_tokens: the server, or our tokenizer ("text")
+    asked_input_tokens: int = UNKNOWN  # of the prompt, as the model's own tokenizer counts them
+    asked_output_tokens: int = UNKNOWN  # max_tokens
+    streamed_tokens: int = UNKNOWN  # of the output_tokens, those that came in the chunks; by itself all of them
+    hidden_tokens: int = 0  # reasoning that the server says it made and did not send
+    recounted_tokens: int = UNKNOWN  # of the answer's text, by the model's own tokenizer
+    first_answer: float | None = None  # after visible reasoning: arrival of the first token of the answer, s
+
+    def __post_init__(self) -> None:
+        if self.streamed_tokens == UNKNOWN:
+            self.streamed_tokens = self.output_tokens
 
 
 class Records:
@@ -127,6 +139,13 @@ class Records:
         self.output_tokens = array("i")
         self.finish_reason: list[str | None] = []
         self.error: list[str | None] = []
+        self.token_source: list[TokenSource | None] = []
+        self.asked_input_tokens = array("i")
+        self.asked_output_tokens = array("i")
+        self.streamed_tokens = array("i")
+        self.hidden_tokens = array("i")
+        self.recounted_tokens = array("i")
+        self.first_answer = array("d")  # NaN where there was no reasoning, or no answer after it
         self.offsets = array("q", [0])
         self.chunk_us = array("I")
         self.chunk_tokens = array("H")
@@ -146,6 +165,13 @@ class Records:
         self.output_tokens.append(record.output_tokens)
         self.finish_reason.append(record.finish_reason)
         self.error.append(record.error)
+        self.token_source.append(record.token_source)
+        self.asked_input_tokens.append(record.asked_input_tokens)
+        self.asked_output_tokens.append(record.asked_output_tokens)
+        self.streamed_tokens.append(record.streamed_tokens)
+        self.hidden_tokens.append(record.hidden_tokens)
+        self.recounted_tokens.append(record.recounted_tokens)
+        self.first_answer.append(math.nan if record.first_answer is None else record.first_answer)
         self.chunk_us.extend(record.chunk_us)
         self.chunk_tokens.extend(record.chunk_tokens)
         self.offsets.append(len(self.chunk_us))
@@ -166,6 +192,13 @@ class Records:
             self.finish_reason[index],
             self.error[index],
             _or_none(self.ended[index]),
+            self.token_source[index],
+            self.asked_input_tokens[index],
+            self.asked_output_tokens[index],
+            self.streamed_tokens[index],
+            self.hidden_tokens[index],
+            self.recounted_tokens[index],
+            _or_none(self.first_answer[index]),
         )
 
     def __iter__(self) -> Iterator[Record]:

@@ -12,7 +12,7 @@ from analysis.comparison import Trials, comparison_blocks, differences, fit, ind
 from analysis.standings import Standing
 from analysis.summary import summarise
 from benchmarks import winners
-from tests.results import printed, report_of, run_of, trial
+from tests.results import printed, report_of, run_of, trial, warnings_of
 
 
 def trials_of(engines: int, replicates: int, shared: bool = False) -> Trials:
@@ -139,7 +139,10 @@ def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:
 
 def test_with_one_launch_each_nothing_is_told_apart(tmp_path: Path) -> None:
     rows = [{**row, "launch": row["backend"]} for row in rows_of_three()]
-    points = summarise(run_of(tmp_path, rows, baseline={"backend": "slow"})).set_index("backend")
+    run = run_of(tmp_path, rows, baseline={"backend": "slow"})
+    assert warnings_of(run)["shared-launches"].startswith("3 replicates on 1 launch: not told apart from the others")
+    assert "shared-launches" not in warnings_of(run_of(tmp_path / "apart", rows_of_three()))
+    points = summarise(run).set_index("backend")
     assert points.loc["slow", "output_throughput_standing"] == Standing.TIED
     assert math.isnan(points.loc["fast", "output_throughput_vs_baseline_ci_low"])
     assert points.loc["fast", "output_throughput_vs_baseline"] == pytest.approx(1.5, rel=0.01)

@@ -239,10 +239,12 @@ def test_the_row_has_the_columns_of_the_design() -> None:
 def test_no_completion_is_no_figure(records: Records) -> None:
     row = summarise(records, slo={"ttft": 1}, window=Window(0.5, 1.0, "by hand"))
     zeros = {key for key, value in row.items() if value == 0 and value is not False}
-    assert zeros <= {"num_requests", "num_failed", "input_tokens", "output_tokens", "startup_share"} | {
+    counts = {"num_requests", "num_failed", "input_tokens", "output_tokens", "streamed_tokens", "startup_share"}
+    finishes = {f"finish_{name}_share" for name in ("stop", "length", "content_filter", "other")}
+    assert zeros <= counts | finishes | {
         f"{prefix}{name}_{statistic}"  # of an empty answer even these are known
         for prefix in ("", "steady_")
-        for name in ("lag", "slot_wait")
+        for name in ("lag", "slot_wait", "output_length")
         for statistic in ("mean", "p50", "p90", "p95", "p99", "max")
     }
     assert vllm_flavour(records)["output_throughput"] is None
@@ -261,7 +263,7 @@ def test_usage_counts_where_it_differs_from_the_chunks() -> None:
     """The server's usage is the count of tokens; the chunks are when they came."""
     records = gather(record(0.0, [(1.0, 1), (3.0, 1)], output_tokens=5))
     assert output_throughput(records, measured(records)) == pytest.approx(5 / 3)
-    assert tpot(records)[0] == pytest.approx(2 / 4)
+    assert tpot(records)[0] == pytest.approx(2 / 2.5)  # two and a half came with the first chunk
 
 
 # Chunks ---------------------------------------------------------------------------------------------------------------

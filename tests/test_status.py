@@ -54,6 +54,17 @@ def test_done_failed_and_why(run):
     assert "never started" in text
 
 
+def test_requests_that_failed_in_results_are_counted(run):
+    assert "failed requests" not in lines(run)
+    row = {"deployment_id": "d1", "attempt": "1", "outcome": "ok", "num_requests": 120}
+    ledger = Ledger(run.ledger)
+    ledger.commit({**row, "trial_id": "t4", "num_failed": 4})
+    ledger.commit({**row, "trial_id": "t8", "num_failed": 0})
+    text = lines(run)
+    assert "failed requests: 4 of 240, in 1 of 2 results" in text
+    assert "  vllm tiny qa batches of 4 replicate 0: 4 of 120" in text
+
+
 def test_a_plan_from_before_there_were_labels_is_read_by_its_ids(run):
     entries = [json.loads(line) for line in run.plan.read_text().splitlines()]
     write_plan(run, [{key: entry[key] for key in entry if key != "label"} for entry in entries])

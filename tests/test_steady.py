@@ -1,15 +1,18 @@
 """The steady-state window: found where there is one, in the right place, and None where there is none."""
 
 import heapq
+import re
 from array import array
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sweep.numbers.chunks import Floats
-from sweep.numbers.selection import measured
+from sweep.numbers.selection import Window, measured
 from sweep.numbers.steady import SLACK, in_flight, mser, settled, stationary, steady_window, turned_over
 from sweep.numbers.summarise import summarise
+from sweep.numbers.warnings import warning_codes
 from sweep.records import UNKNOWN, Record, Records
 
 
@@ -127,6 +130,109 @@ def test_failed_requests_do_not_break_it() -> None:
         records.error[index] = "reset: by peer"
     records.append(record(5.0, np.array([]), error="connect: refused"))
     assert steady_window(records).begin is not None
+
+
+# The tail -------------------------------------------------------------------------------------------------------------
+
+
+def slow_tail(users: int, count: int, share: float, seed: int, factor: float = 20.0) -> Records:
+    """Requests of 0.25 s, of which a share takes `factor` times as long."""
+    rng = np.random.default_rng(seed)
+    records, free = Records(), [0.0] * users
+    for _ in range(count):
+        sent = heapq.heappop(free)
+        times = (0.1 + 0.01 * np.arange(16)) * rng.uniform(0.95, 1.05) * (factor if rng.random() < share else 1)
+        records.append(record(sent, sent + times))
+        heapq.heappush(free, sent + times[-1] + 1e-4)
+    return records
+
+
+@pytest.mark.parametrize(("users", "count"), [(32, 320), (64, 1000), (24, 600), (8, 600), (16, 800)])
+def test_a_window_does_not_leave_out_the_tail(users: int, count: int) -> None:
+    """2 % of answers take 20 times as long: the p99 is 5 s. A window without them would have one of 0.26 s."""
+    found = []
+    for seed in range(8):
+        records = slow_tail(users, count, 0.02, seed)
+        row = summarise(records, window=steady_window(records))
+        if row["steady_begin"] is None:
+            assert {value for name, value in row.items() if name.startswith("steady_") and name != "steady_method"} == {
+                None
+            }
+            continue
+        found.append((row["steady_e2el_p99"], row["e2el_p99"]))
+        assert row["steady_end"] - row["steady_begin"] >= max(5 * row["e2el_p90"], row["e2el_max"])  # type: ignore
+    # By chance a run may have fewer than 1 % of slow answers; then its own p99 does not know of them either.
+    assert all(steady > whole / 2 for steady, whole in found), found  # type: ignore[operator]
+    assert sum(steady > 2.5 for steady, _ in found) >= 0.75 * len(found) - 1  # type: ignore[operator, misc]
+    assert bool(found) is (users < 32), "a run shorter than its slowest requests has no steady state"
+
+
+def test_a_window_is_as_long_as_five_slow_requests() -> None:
+    """15 % of answers take 2 s, and the load turns over in 0.5 s: 7 s after that are too short, 30 are not."""
+    short, long = (slow_tail(8, count, 0.15, 0, factor=8.0) for count in (100, 700))
+    assert re.search(r"shorter than 5 times the p90 of e2el, 2\.\d+ s$", steady_window(short).method)
+    assert steady_window(long).begin is not None
+
+
+def test_a_window_with_too_many_failures_is_none() -> None:
+    records = closed_loop(users=16, count=320, tokens=50)
+    for index in range(0, 320, 9):
+        records.error[index] = "reset: by peer"
+    assert steady_window(records).method == "none: more than 10 % of the requests failed, so that e2el has no p90"
+
+
+def test_requests_that_hang_are_no_cooling_down() -> None:
+    """From 60 % of the run on, half of the users wait until they give up: the load is as high as before."""
+    records, hung = closed_loop(users=16, count=480, tokens=50), Records()
+    at = 0.6 * max(records.sent)
+    for index, one in enumerate(records):
+        stuck = one.sent > at and index % 2 == 0
+        lost = {"chunk_us": array("I"), "chunk_tokens": array("H"), "error": "timeout_first_token: 9 s"}
+        hung.append(replace(one, **lost, ended=one.sent + 9) if stuck and index < 460 else one)
+    window = steady_window(hung)
+    assert window.begin is None, window
+
+
+def window_of(begin: float, end: float) -> Window:
+    return Window(begin, end, "by hand")
+
+
+def sent_every(gap: float, latencies: Floats) -> Records:
+    records = Records()
+    for index, latency in enumerate(latencies):
+        records.append(record(index * gap, index * gap + np.linspace(latency / 2, latency, 4)))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [(np.linspace(1, 1.5, 200), 1.2), (np.repeat([1.0, 0.7], 100), 0.7), (np.ones(200), None)]
+)
+def test_drift_within_the_window_is_measured(change: Floats, expected: float | None) -> None:
+    records = sent_every(0.1, change * np.random.default_rng(0).uniform(0.9, 1.1, 200))
+    row = summarise(records, window=window_of(0.0, 20.0))
+    assert row["steady_drift"] == (expected and pytest.approx(expected, rel=0.05))
+    assert row["steady_drift_after"] is None
+
+
+def test_drift_after_the_window_is_measured() -> None:
+    """A tail of 20 % that begins after the window does not change the median."""
+    rng = np.random.default_rng(0)
+    latencies = rng.uniform(0.9, 1.1, 300)
+    even = summarise(sent_every(0.1, latencies), window=window_of(0.0, 20.0))
+    assert (even["steady_drift"], even["steady_drift_after"]) == (None, None)
+    latencies[200::5] *= 4
+    row = summarise(sent_every(0.1, latencies), window=window_of(0.0, 20.0))
+    assert row["steady_drift_after"] == pytest.approx(4 / 1.08, rel=0.1)
+    assert "drift-after-steady-state" in warning_codes({**row, "outcome": "ok", "trial_id": "t"})
+
+
+def test_an_even_trial_seldom_seems_to_drift() -> None:
+    rng, drifted = np.random.default_rng(0), 0
+    for _ in range(200):
+        records = sent_every(0.1, rng.lognormal(0, 0.5, 150))
+        row = summarise(records, window=window_of(0.0, 10.0))
+        drifted += (row["steady_drift"] is not None) or (row["steady_drift_after"] is not None)
+    assert drifted <= 10
 
 
 # Lockstep -------------------------------------------------------------------------------------------------------------

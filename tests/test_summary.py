@@ -16,7 +16,7 @@ from analysis.summary import estimate, summarise
 from analysis.winners import best
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from tests.results import printed, run_of, trial, warnings_of
+from tests.results import printed, report_of, rows_of, run_of, trial, warnings_of
 from tests.test_plan import planned
 
 
@@ -46,6 +46,29 @@ def test_a_failed_trial_is_in_no_mean_but_in_the_table(tmp_path: Path) -> None:
     assert math.isnan(points.loc[8, "output_throughput_ci_low"])
     assert (points.loc[16, "n"], points.loc[16, "outcomes"]) == (0, "hung 1")
     assert math.isnan(points.loc[16, "output_throughput"])
+
+
+def test_a_percentile_that_one_replicate_lost_to_failures_is_the_points_no_more(tmp_path: Path) -> None:
+    """Of two replicates, one had more than 1 % failed: the other one's p99 alone would be of the luckier one."""
+    known = {"ttft_mean": 0.1, "ttft_p50": 0.1, "ttft_p99": 0.2, "tpot_mean": 0.01, "tpot_p50": 0.01}
+    failed = {**known, "ttft_p99": None, "num_failed": 3, "timed_out_after": 5.0}
+    rows = [trial("a", 8, 0, 20.0, **known), trial("a", 8, 1, 20.0, **failed)]
+    rows += [trial(name, 8, index, 10.0, **{**known, "ttft_p99": 0.3}) for name in "bd" for index in range(2)]
+    rows += [trial("c", 8, 0, 10.0, **failed), trial("c", 8, 1, 10.0, **{**failed, "timed_out_after": None})]
+    run = run_of(tmp_path, rows)
+    points = summarise(run).set_index("backend")
+    assert points["ttft_p99"].notna().to_dict() == {"a": False, "b": True, "d": True, "c": False}
+    assert points["ttft_p50"].tolist() == [0.1] * 4
+    assert points["failed"].to_dict() == {"a": 3, "b": 0, "d": 0, "c": 6}
+    (winner,) = [one for one in best(open_results(tmp_path).points) if one.quantity.column == "ttft_p99"]
+    assert (winner.point["backend"], winner.compared) == ("b", 2)
+    cells = {row[0]: row for row in rows_of(report_of(run)) if len(row) > 4}
+    assert any("≥ 5,000 more than 1% failed" in cell for cell in cells["a"])
+    assert any(cell == "— more than 1% failed" for cell in cells["c"]), "not all of its failures timed out"
+    text = printed(open_run(tmp_path), 160)
+    assert "≥ 5,000" in text
+    assert "— >1% failed" in text
+    assert "3 of 200" in text
 
 
 def test_points_are_told_apart_by_the_axes_and_compared_with_their_own_kind(tmp_path: Path) -> None:

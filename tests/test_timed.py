@@ -65,7 +65,9 @@ def test_a_window_holds_the_slow_requests_sent_in_it(tmp_path: Path) -> None:
     assert shown["Failed steady"] == "0"
 
 
-def test_a_p99_that_falls_on_requests_without_an_answer_does_not_exist(tmp_path: Path) -> None:
+def test_a_p99_that_falls_on_requests_without_an_answer_does_not_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every 30th of 120 requests is never answered, 3.3 %: neither the p99 nor its best is of the survivors."""
     limits = ["client.timeouts.first_token=1.5", "slo={ttft: 1}"]
     row = measure(tmp_path, {"silent_every": 30}, *limits)
@@ -88,6 +90,9 @@ def test_a_p99_that_falls_on_requests_without_an_answer_does_not_exist(tmp_path:
     assert "Longest gap max of successes" in shown
     assert "Best TTFT p99" not in (tmp_path / "report.html").read_text()
     assert {path.stem for path in (tmp_path / "figures").iterdir()} >= {"goodput", "goodput_share"}
+    capsys.readouterr()
+    assert main(["status", str(tmp_path)]) == 0
+    assert "failed requests: 4 of 120, in 1 of 1 result\n" in capsys.readouterr().out
     text = printed(open_run(tmp_path), 200)
     assert "best TTFT p99" not in text
     assert "4 of 120" in text

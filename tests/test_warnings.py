@@ -1,6 +1,7 @@
 """Warnings about results: what raises each and what does not, and where they are found."""
 
 import html
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,16 @@ def test_the_document_lists_every_code() -> None:
         ({"client_offered": 100, "client_sent": 88}, "unsent-requests", 0.12),
         ({"startup_transient": True, "startup_share": 0.3}, "startup-transient", 0.3),
         ({"client_stamp_source": "user", "client_loop_lag_p99": 0.002}, "client-timestamps", 0.002),
-        ({"client_multi_event_reads": 320, "output_tokens": 10_000}, "shared-timestamps", 0.032),
+        ({"buffered_share": 0.032}, "shared-timestamps", 0.032),
+        ({"buffered_share": 0.11}, "buffered-stream", 0.11),
+        ({"token_source": "final usage, events"}, "uncounted-tokens", 1),
+        ({"token_source": "text"}, "own-token-count", 1),
+        ({"token_source": "final usage", "recounted_share": 0.5}, "token-counts-differ", math.log(2)),
+        ({"hidden_share": 0.76}, "hidden-tokens", 0.76),
+        ({"output_length_ratio": 0.98}, "other-lengths", 0.02),
+        ({"output_length_ratio": 1.5}, "other-lengths", 0.5),
+        ({"finish_content_filter_share": 0.25}, "filtered-answers", 0.25),
+        ({"below_saturation": True, "offered_rate": 10.0}, "throughput-as-offered", 10.0),
         ({"commit": "abc+"}, "uncommitted-code", 1),
     ],
 )
@@ -58,8 +68,9 @@ def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure
     [
         {"agreement": 1.0, "client_cpu": 0.1, "commit": "abc", "client_stamp_source": "kernel"},
         {"offered_rate": 0.0, "realised_rate": 0.0, "client_offered": 0, "client_sent": 0},
-        {"client_multi_event_reads": 100, "output_tokens": 10_000},
-        {"client_multi_event_reads": 1, "output_tokens": 0},
+        {"buffered_share": 0.01, "token_source": "ids", "recounted_share": 0.5, "hidden_share": 0.0},
+        {"token_source": "running usage, final usage", "recounted_share": 1.04, "output_length_ratio": 1.0},
+        {"below_saturation": False, "offered_rate": 10.0, "finish_content_filter_share": 0.0},
         {"client_offered": 100, "client_sent": 100},
         {"client_stamp_source": "kernel", "client_loop_lag_p99": 0.002},
     ],

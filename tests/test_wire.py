@@ -154,7 +154,7 @@ def read(api: Api, prompts: int, pieces: Sequence[bytes], status: int = 200, com
 def outcome(answer: Answer) -> list[tuple[Any, ...]]:
     """All that a Record gets from an answer, but for the times."""
     return [
-        (list(s.chunk_tokens), len(s.chunk_us), s.input_tokens, s.total, s.finish_reason, answer.error_of(s))
+        (list(s.chunk_tokens), len(s.chunk_us), s.input_tokens, s.total, s.source, s.finish_reason, answer.error_of(s))
         for s in answer.streams
     ]
 
@@ -165,25 +165,28 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 
 
 EXPECTED: dict[str, list[tuple[Any, ...]]] = {
-    "completions": [([1] * 9, 9, UNKNOWN, 9, "length", None)],
-    "final usage": [([1, 1], 2, 9, 3, "stop", None)],
-    "running usage": [([1, 1, 1, 4, 1, 2, 1, 1], 8, 5, 12, "stop", None)],
-    "usage beside the end": [([1] * 4, 4, 5, 4, "stop", None)],
-    "all in one event": [([4], 1, 5, 4, "stop", None)],
-    "token ids": [([1, 1, 3, 12], 4, UNKNOWN, 17, "stop", None)],
-    "list": [([1] * 4, 4, UNKNOWN, 4, "length", None)] * 3,
-    "list with usage": [([1] * 4, 4, 5, 4, "length", None), ([1] * 4, 4, 6, 4, "length", None)],
-    "chat": [([1] * 4, 4, 3, 4, "stop", None)],
-    "tgi": [([1] * 4, 4, 12, 4, "length", None)],
-    "comments": [([1, 1], 2, UNKNOWN, 2, None, None)],
-    "crlf": [([1] * 8, 8, UNKNOWN, 8, None, None)],
-    "two data lines": [([1], 1, UNKNOWN, 1, None, None)],
-    "no last blank line": [([1, 1], 2, UNKNOWN, 2, "stop", None)],
-    "no blanks in JSON": [([1, 1], 2, UNKNOWN, 2, None, None)],
-    "error event": [([1], 1, UNKNOWN, 1, None, "engine: 503 boom")],
-    "broken JSON": [([1, 1], 2, UNKNOWN, 2, None, 'protocol: an event is not JSON: {"choices')],
-    "cut short": [([1, 1], 2, UNKNOWN, 2, None, "closed: the stream ended without its end mark")],
-    "nothing": [([], 0, UNKNOWN, 0, None, "empty: the stream ended without a token")],
+    "completions": [([1] * 9, 9, UNKNOWN, UNKNOWN, "events", "length", None)],
+    "final usage": [([1, 1], 2, 9, 3, "final usage", "stop", None)],
+    "running usage": [([1, 1, 1, 4, 1, 2, 1, 1], 8, 5, 12, "running usage", "stop", None)],
+    "usage beside the end": [([1] * 4, 4, 5, 4, "final usage", "stop", None)],
+    "all in one event": [([4], 1, 5, 4, "running usage", "stop", None)],
+    "token ids": [([1, 1, 3, 12], 4, UNKNOWN, 17, "ids", "stop", None)],
+    "list": [([1] * 4, 4, UNKNOWN, 4, "final usage", "length", None)] * 3,
+    "list with usage": [
+        ([1] * 4, 4, 5, 4, "running usage", "length", None),
+        ([1] * 4, 4, 6, 4, "running usage", "length", None),
+    ],
+    "chat": [([1] * 4, 4, 3, 4, "final usage", "stop", None)],
+    "tgi": [([1] * 4, 4, 12, 4, "ids", "length", None)],
+    "comments": [([1, 1], 2, UNKNOWN, UNKNOWN, "events", None, None)],
+    "crlf": [([1] * 8, 8, UNKNOWN, UNKNOWN, "events", None, None)],
+    "two data lines": [([1], 1, UNKNOWN, UNKNOWN, "events", None, None)],
+    "no last blank line": [([1, 1], 2, UNKNOWN, UNKNOWN, "events", "stop", None)],
+    "no blanks in JSON": [([1, 1], 2, UNKNOWN, UNKNOWN, "events", None, None)],
+    "error event": [([1], 1, UNKNOWN, UNKNOWN, "events", None, "engine: 503 boom")],
+    "broken JSON": [([1, 1], 2, UNKNOWN, UNKNOWN, "events", None, 'protocol: an event is not JSON: {"choices')],
+    "cut short": [([1, 1], 2, UNKNOWN, UNKNOWN, "events", None, "closed: the stream ended without its end mark")],
+    "nothing": [([], 0, UNKNOWN, UNKNOWN, "events", None, "empty: the stream ended without a token")],
 }
 
 
@@ -219,12 +222,18 @@ def test_the_short_cut_agrees_with_json(
     tokens: list[tuple[str, int]], ascii_only: bool, counted: bool, data: st.DataObject
 ) -> None:
     """Whatever the texts hold, the counts are those that parsing every event gives."""
-    seen, events, expected = 0, [], []
+    seen, ahead, events, expected = 0, 0, [], []
     for text, count in tokens:
         seen += count
         event = completion(text, usage=usage(3, seen)) if counted else completion(text)
         events.append(json.dumps(event, separators=(",", ":"), ensure_ascii=ascii_only))
-        expected.append(count if counted else int(bool(text)))
+        if counted:  # text that comes before its count is a token, which the count includes later
+            owed = min(ahead, count)
+            early = int(count == owed and bool(text))
+            ahead += early - owed
+            expected.append(max(count - owed, early))
+        else:
+            expected.append(int(bool(text)))
     stream = sse(*events, "[DONE]")
     places = data.draw(st.lists(st.integers(1, len(stream) - 1), max_size=10))
     answer = read("completions", 1, cut(stream, places))
@@ -271,9 +280,11 @@ def test_an_answer_of_several_tokens_an_event_is_urgent_in_time() -> None:
     assert answer.tokens >= answer.patient_until, "the next event is the last"
 
 
-def test_usage_of_a_list_is_nobodys() -> None:
-    api, prompts, data = STREAMS["list"]
-    assert [stream.total for stream in read(api, prompts, [data]).streams] == [4, 4, 4]
+@pytest.mark.parametrize(("total", "shares"), [(12, [4, 4, 4]), (37, [12, 12, 13])])
+def test_usage_of_a_list_is_shared_out_by_its_events(total: int, shares: list[int]) -> None:
+    events = [completion(f" {n}", n % 3) for n in range(12)]
+    answer = read("completions", 3, [sse(*events, final(30, total), "[DONE]")])
+    assert [(stream.source, stream.total) for stream in answer.streams] == [("final usage", n) for n in shares]
 
 
 def test_a_failed_call_leaves_finished_streams_alone() -> None:

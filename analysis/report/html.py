@@ -22,10 +22,17 @@ from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.plotting.layout import listed
 from analysis.quantities import LabelledColumn, definitions, labelled_column, number
-from analysis.report.tables import LARGEST_TABLE, ladder_table, results_tables, steady_table, winners_table
+from analysis.report.tables import (
+    LARGEST_TABLE,
+    ladder_table,
+    results_tables,
+    spread_table,
+    steady_table,
+    winners_table,
+)
 from analysis.report.terminal import times
 from analysis.results import RunResults
-from analysis.summary import estimate, planned_trials
+from analysis.summary import estimate, merits, planned_trials
 from analysis.warnings import concerning, grouped, scope
 from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.disk import run_files
@@ -86,6 +93,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
         "tables": results_tables(results),
         "winners": winners_table(results),
+        "spread": spread_table(results),
         "ladder": ladder_table(layout),
         "steady": steady_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
@@ -164,9 +172,9 @@ def _gain_cards(results: RunResults) -> Iterator[Card]:
         ("ttft_p50", "Largest cut of TTFT p50", -1),
     ):
         name = f"{column}_vs_baseline"
-        if name not in points or not points[name].notna().any():
+        if name not in points or not (gains := points[name].where(merits(points)[column].notna())).notna().any():
             continue
-        point = points.iloc[int((sign * points[name]).argmax())]
+        point = points.iloc[int((sign * gains).argmax())]
         ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
         value, unit, where = times(ratio.value), "of baseline", describe(point)
         if sign * ratio.value <= sign:

@@ -13,6 +13,7 @@ from analysis.results import RunResults
 from analysis.standings import Standing
 from analysis.summary import estimate
 from analysis.survivors import bound
+from analysis.variance import shares_text
 from analysis.winners import best, tied_text
 from sweep.numbers.warnings import ResultWarning
 
@@ -98,6 +99,22 @@ def winners_table(results: RunResults) -> Table | None:
         for (panel, load), row in rows.items()
     ]
     return Table(columns, cells[:LARGEST_TABLE], len(cells))
+
+
+def spread_table(results: RunResults) -> Table | None:
+    """The components of variance of the main figures; None without replicates."""
+    spreads = results.components
+    columns = [Heading("figure", kind="text"), Heading("trials"), Heading("launches"), Heading("nodes")]
+    columns += [Heading("spread", "sd"), Heading("of which", kind="text"), Heading("notes", kind="wide")]
+    rows = [
+        [
+            *(Cell(text) for text in (spread.quantity.short, str(spread.trials), str(spread.launches))),
+            *(Cell(text) for text in (str(spread.nodes), f"{spread.deviation:.1%}", shares_text(spread))),
+            Cell("; ".join(spread.notes)),
+        ]
+        for spread in spreads
+    ]
+    return Table(columns, rows, len(rows)) if rows else None
 
 
 def ladder_table(layout: Layout) -> Table | None:

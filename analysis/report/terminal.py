@@ -20,6 +20,7 @@ from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
 from analysis.summary import estimate
 from analysis.survivors import bound, of_successes
+from analysis.variance import shares_text
 from analysis.warnings import concerning, grouped, scope
 from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.numbers.warnings import Severity
@@ -53,6 +54,7 @@ class Summary:
         if (results.points["n"] > 0).any():
             yield from _results(results.layout, options.max_width)
             yield _best(results)
+            yield from _spreads(results)
             yield from _formats(results.formats)
         else:
             yield Text("no trial has a result", style="bold red")
@@ -247,6 +249,16 @@ def _best(results: RunResults) -> Table:
             where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
         table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), value, where)
     return table
+
+
+def _spreads(results: RunResults) -> Iterator[Text]:
+    """A line for each figure: the spread between trials at a point, and what it is made of."""
+    if results.components:
+        yield Text("spread between trials of a point:", style="bold")
+    for spread in results.components:
+        line = Text("  ").append(spread.quantity.in_sentence, style="green")
+        line.append(f" {spread.deviation:.1%}: {shares_text(spread)}")
+        yield line.append(f" ({'; '.join(spread.notes)})" if spread.notes else "", style="dim")
 
 
 def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:

@@ -16,12 +16,15 @@ from sweep.client import wire
 from sweep.client.modes import Mode
 from sweep.records import UNKNOWN, Timeouts
 
-ROW = struct.Struct("<IiqqqqIiiii")
-"""record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, finish_reason, error
-(indices of the text table, -1: none). scheduled is -1 without a schedule. A row's chunks are the next ones of the chunk
-files."""
+ROW = struct.Struct("<IiqqqqIiiiqiiii")
+"""record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, reasoning_tokens,
+answer_us (or NO_REASONING; -1: no answer followed it), bytes of text (-1: not kept), token_source, finish_reason, error
+(indices of the text table, -1: none). scheduled is -1 without a schedule. A row's chunks and text are the next ones of
+their files."""
 
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
+NO_REASONING = -2
+TEXTS = 64  # answers of a trial whose text is kept where the server counts the tokens: to check its count
 
 
 class Dispatch:
@@ -48,12 +51,14 @@ class Job:
     mode: Mode
     parts: int
     cpus: set[int] | None
+    keeps_texts: bool = False  # of some answers, and of all where the server does not count their tokens
     warmup_calls: int = 0
     offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # of each call in the file of requests
     prompts: "array[int]" = field(default_factory=lambda: array("I"))  # of each call
     limits: "array[int]" = field(default_factory=lambda: array("I"))  # output tokens asked for, per prompt of each call
     folder: Path = field(init=False)
     part: int = field(init=False)
+    counted: bool = field(init=False, default=False)  # the latest answer's tokens were counted by the server
     first: "array[int]" = field(init=False)  # record of each call's first prompt
     _requests: int = field(init=False)
     _head: bytes = field(init=False)
@@ -85,7 +90,8 @@ class Job:
 
     def answer(self, call: int) -> wire.Answer:
         """An empty answer for one call."""
-        return wire.Answer(self.target.api, self.prompts[call], self.patient_until(call))
+        keeps_text = self.keeps_texts and (not self.counted or call % (1 + self.calls // TEXTS) == 0)
+        return wire.Answer(self.target.api, self.prompts[call], self.patient_until(call), keeps_text)
 
 
 class ResultFiles:
@@ -95,10 +101,20 @@ class ResultFiles:
         self._rows = (folder / f"rows.{part}").open("wb")
         self._us = (folder / f"chunk_us.{part}").open("wb")
         self._tokens = (folder / f"chunk_tokens.{part}").open("wb")
+        self._answers = (folder / f"answers.{part}").open("wb")
         self._row_bytes = bytearray()
         self._chunk_us, self._chunk_tokens = array("I"), array("H")
         self._texts: dict[str, int] = {}
+        self.warm_up = [0, 0, 0]  # the answers that the server counted, their tokens, and those asked for
         self._texts_path = folder / f"texts.{part}.json"
+
+    def count_warm_up(self, answer: wire.Answer, limit: int) -> None:
+        """Add a call of the warm-up, whose answers have `limit` tokens at most, to its counts."""
+        if answer.error is None and answer.counted:
+            for stream in answer.streams:
+                hidden = stream.reasoning_tokens if stream.answer_us is None else 0
+                more = (1, stream.total - hidden, limit)
+                self.warm_up = [total + number for total, number in zip(self.warm_up, more, strict=True)]
 
     def add(self, dispatch: Dispatch, answer: wire.Answer, first_record: int) -> None:
         """Write down a call that has ended."""
@@ -114,6 +130,10 @@ class ResultFiles:
                 len(stream.chunk_us),
                 stream.input_tokens,
                 stream.total,
+                stream.reasoning_tokens,
+                NO_REASONING if stream.answer_us is None else stream.answer_us,
+                UNKNOWN if stream.text is None else self._answers.write(stream.text),
+                self._text(stream.source),
                 self._text(stream.finish_reason),
                 self._text(error),
             )
@@ -134,6 +154,6 @@ class ResultFiles:
 
     def close(self) -> None:
         self._spill()
-        for file in (self._rows, self._us, self._tokens):
+        for file in (self._rows, self._us, self._tokens, self._answers):
             file.close()
         self._texts_path.write_text(json.dumps(list(self._texts)))

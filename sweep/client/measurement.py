@@ -18,18 +18,20 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal, NamedTuple
+from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 
 from sweep.client import wire
-from sweep.client.job import ROW, Job
+from sweep.client.job import NO_REASONING, ROW, Job
 from sweep.client.modes import Mode
+from sweep.client.token_counts import settle
 from sweep.client.wire import Target
 from sweep.config import import_path
 from sweep.numbers.quantile import quantile
-from sweep.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts
+from sweep.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource
 
 HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
+TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
 STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
 TOKENS_A_PROCESS = 40_000  # a second, likewise
 
@@ -58,6 +60,17 @@ class ClientReport:
     stopped: str | None = None  # why the trial was stopped early
 
 
+class WarmUp(NamedTuple):
+    """The warm-up's answers whose tokens the server counted, hidden reasoning left out."""
+
+    answers: int
+    output_tokens: int
+    asked_output_tokens: int
+
+
+CountTokens = Callable[[list[str]], list[int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """The result of one trial: Records in the order of the requests, warm-up first."""
@@ -79,25 +92,31 @@ def measure(
     timeouts: Timeouts | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
     on_start: Callable[[float], None] = lambda start: None,
+    on_warm: Callable[[WarmUp], None] = lambda warm_up: None,
+    count_tokens: CountTokens | None = None,
 ) -> Measurement:
     """Send the warm-up and then the requests when the mode says, and return a Record of each request that was due.
 
     The warm-up is sent in the same way before the clock starts; its Records have phase "warmup" and negative times.
     `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, some 20 ms before
     it; `should_stop` about ten times a second: when it gives a reason, requests on their way end with the error
-    "cancelled: <reason>" and nothing more is sent. `folder` is created for the job's files; the Records do not need it
-    afterwards. With several `processes` requests and users are dealt out in turn, and a cap on requests in flight is
-    shared out among them; lockstep needs one process. Raises ValueError for what cannot be sent, ClientDied.
+    "cancelled: <reason>" and nothing more is sent. `on_warm` is called before the clock starts. `count_tokens` counts
+    the tokens of texts, after the run: of all answers that the server did not count, and of some that it did.
+
+    `folder` is created for the job's files; the Records do not need it afterwards. With several `processes` requests
+    and users are dealt out in turn, and a cap on requests in flight is shared out among them; lockstep needs one
+    process. Raises ValueError for what cannot be sent, ClientDied.
     """
     if target.api_key_env and target.api_key_env not in os.environ:
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
     parts = _parts(processes, mode, requests, cpus)
-    _write_job(folder, Job(target, timeouts or Timeouts(), mode, parts, cpus), warmup, requests)
-    supervisor = _Supervisor(should_stop, on_start)
+    keeps_texts = count_tokens is not None
+    _write_job(folder, Job(target, timeouts or Timeouts(), mode, parts, cpus, keeps_texts), warmup, requests)
+    supervisor = _Supervisor(should_stop, on_start, on_warm)
     with _clients(folder, parts) as clients:
         finals = supervisor.until_done(clients)
-    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), supervisor.start)
+    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), supervisor.start, count_tokens)
     cores = len(cpus or os.sched_getaffinity(0))
     return Measurement(records, _report(folder, finals, target, supervisor.stopped, cores), supervisor.start / 1e9)
 
@@ -194,8 +213,14 @@ def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
 class _Supervisor:
     """Exchanges messages with the client processes, from their start to the last one's report."""
 
-    def __init__(self, should_stop: Callable[[], str | None], on_start: Callable[[float], None]) -> None:
-        self._should_stop, self._on_start = should_stop, on_start
+    def __init__(
+        self,
+        should_stop: Callable[[], str | None],
+        on_start: Callable[[float], None],
+        on_warm: Callable[[WarmUp], None],
+    ) -> None:
+        self._should_stop, self._on_start, self._on_warm = should_stop, on_start, on_warm
+        self._warm_ups: list[WarmUp] = []
         self.start = time.monotonic_ns()
         self.stopped: str | None = None
         self._stop_by = float("inf")  # time.monotonic()
@@ -225,7 +250,9 @@ class _Supervisor:
     def _take(self, part: int, message: dict[str, Any], clients: list[_Client]) -> None:
         if message["event"] == "ready":
             self._ready.add(part)
+            self._warm_ups.append(WarmUp(*message["warm_up"]))
             if len(self._ready) == len(clients):
+                self._on_warm(WarmUp(*map(sum, zip(*self._warm_ups, strict=True))))
                 self.start = time.monotonic_ns() + int(HEAD_START * 1e9)
                 _send(clients, go=self.start)
                 self._on_start(self.start / 1e9)
@@ -263,14 +290,25 @@ class _Part(NamedTuple):
     rows: bytes
     us: BinaryIO
     tokens: BinaryIO
+    answers: BinaryIO
     texts: list[str]
 
 
-def _read_records(folder: Path, parts: int, requests: list[Request], warmup: int, start: int) -> Records:
+class _Place(NamedTuple):
+    """The place of a request's results among those of its process."""
+
+    row: int
+    chunk: int
+    answer: int
+
+
+def _read_records(
+    folder: Path, parts: int, requests: list[Request], warmup: int, start: int, count_tokens: CountTokens | None
+) -> Records:
     """The rows of all processes as Records in the order of the requests; those that were never due have none."""
-    # Of each request: which process sent it (-1: none), where its row is, and its first chunk there. As arrays, since
-    # there may be a million.
-    parts_of, rows_of, chunks_of = (array(code, [-1]) * len(requests) for code in "hqq")
+    # Of each request: which process sent it (-1: none), where its row is, and its first chunk and text there. As
+    # arrays, since there may be a million.
+    parts_of, rows_of, chunks_of, answers_of = (array(code, [-1]) * len(requests) for code in "hqqq")
     files: list[_Part] = []
     records = Records()
     with contextlib.ExitStack() as stack:
@@ -278,29 +316,53 @@ def _read_records(folder: Path, parts: int, requests: list[Request], warmup: int
             rows = (folder / f"rows.{index}").read_bytes()
             us = stack.enter_context((folder / f"chunk_us.{index}").open("rb"))
             tokens = stack.enter_context((folder / f"chunk_tokens.{index}").open("rb"))
-            files.append(_Part(rows, us, tokens, json.loads((folder / f"texts.{index}.json").read_text())))
-            chunk = 0
+            answers = stack.enter_context((folder / f"answers.{index}").open("rb"))
+            files.append(_Part(rows, us, tokens, answers, json.loads((folder / f"texts.{index}.json").read_text())))
+            chunk = answer = 0
             for offset in range(0, len(rows), ROW.size):
                 row = ROW.unpack_from(rows, offset)
-                parts_of[row[0]], rows_of[row[0]], chunks_of[row[0]] = index, offset, chunk
+                parts_of[row[0]], rows_of[row[0]], chunks_of[row[0]], answers_of[row[0]] = index, offset, chunk, answer
                 chunk += row[6]
-        for number, request in enumerate(requests):
-            if parts_of[number] >= 0:
-                phase: Phase = "warmup" if number < warmup else "measured"
-                part = files[parts_of[number]]
-                records.append(_record(part, rows_of[number], chunks_of[number], request, phase, start))
+                answer += max(0, row[11])
+        for begin in range(0, len(requests), TEXTS_AT_ONCE):
+            some = [
+                _record(
+                    files[parts_of[number]],
+                    _Place(rows_of[number], chunks_of[number], answers_of[number]),
+                    requests[number],
+                    "warmup" if number < warmup else "measured",
+                    start,
+                )
+                for number in range(begin, min(begin + TEXTS_AT_ONCE, len(requests)))
+                if parts_of[number] >= 0
+            ]
+            _recount(some, count_tokens)
+            for record, _ in some:
+                settle(record)
+                records.append(record)
     return records
 
 
-def _record(part: _Part, offset: int, chunk: int, request: Request, phase: Phase, start: int) -> Record:
-    row = ROW.unpack_from(part.rows, offset)
-    _, batch, scheduled, released, sent, ended, chunks, input_tokens, output_tokens, finish, error = row
+def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens | None) -> None:
+    """Count the tokens of the answers whose text was kept."""
+    kept_texts = [(record, text) for record, text in records if text]
+    if count_tokens is not None and kept_texts:
+        counts = count_tokens([text for _, text in kept_texts])
+        for (record, _), count in zip(kept_texts, counts, strict=True):
+            record.recounted_tokens = count
+
+
+def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: int) -> tuple[Record, str | None]:
+    """A record as the client wrote it down, and the text of the answer where it was kept."""
+    row = ROW.unpack_from(part.rows, place.row)
+    _, batch, scheduled, released, sent, ended, chunks, input_tokens, output_tokens = row[:9]
+    reasoning_tokens, answer_us, size, source, finish, error = row[9:]
     us, tokens = array("I"), array("H")
-    part.us.seek(chunk * us.itemsize)
+    part.us.seek(place.chunk * us.itemsize)
     us.frombytes(part.us.read(chunks * us.itemsize))
-    part.tokens.seek(chunk * tokens.itemsize)
+    part.tokens.seek(place.chunk * tokens.itemsize)
     tokens.frombytes(part.tokens.read(chunks * tokens.itemsize))
-    return Record(
+    record = Record(
         request_id=request.request_id,
         phase=phase,
         scheduled=None if scheduled == UNKNOWN else (scheduled - start) / 1e9,
@@ -314,7 +376,20 @@ def _record(part: _Part, offset: int, chunk: int, request: Request, phase: Phase
         batch=batch,
         finish_reason=part.texts[finish] if finish >= 0 else None,
         error=part.texts[error] if error >= 0 else None,
+        token_source=cast("TokenSource", part.texts[source]),
+        asked_input_tokens=request.input_tokens,
+        asked_output_tokens=request.output_tokens,
+        hidden_tokens=reasoning_tokens if answer_us == NO_REASONING else 0,  # else they came as well
+        first_answer=answer_us / 1e6 if answer_us >= 0 else None,
     )
+    return record, _answer_text(part, place, size)
+
+
+def _answer_text(part: _Part, place: _Place, size: int) -> str | None:
+    if size <= 0:
+        return None
+    part.answers.seek(place.answer)
+    return str(json.loads(b'"%b"' % part.answers.read(size)))
 
 
 def _report(

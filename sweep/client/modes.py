@@ -5,6 +5,9 @@ The Sender calls `begin` once, `due` at each instant that the mode has put on th
 whenever an answer is over; in each of them the mode sends calls with `Sender.send` or `Sender.send_next`. A Sender
 follows a copy of its own, so a mode may keep state in fields that its constructor does not take.
 
+The instant that a call is sent for becomes the Record's `released`: when its slot, user or batch was free. Only a mode
+that `has_schedule` sets its `scheduled` too, from which latencies count, and may release it later, at its cap.
+
 Indices count the calls of a phase (warm-up or measured) over all client processes. Standard library only.
 """
 

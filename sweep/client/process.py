@@ -64,7 +64,7 @@ class MeasuringProcess:
             await self._send_phase(pool, 0, warmup, time.monotonic_ns())
         gc.collect()
         gc.freeze()  # what is there now stays: no need to look at it again during the measurement
-        _send_message(event="ready")
+        _send_message(event="ready", warm_up=self.results.warm_up)
         start = await self.go
         warm, steps = replace(self.counters), self.stamps.steps
         del self.lags[:]

@@ -187,6 +187,10 @@ class Sender:
 
     def _write(self, dispatch: Dispatch, answer: Answer) -> None:
         self.results.add(dispatch, answer, self.job.first[dispatch.number])
+        if dispatch.number < self.job.warmup_calls:
+            self.results.count_warm_up(answer, self.job.limits[dispatch.number])
+        if self.job.keeps_texts and answer.error is None:
+            self.job.counted = answer.counted
         self.sent += len(answer.streams) if answer.sent else 0
 
     def _settle(self) -> None:

@@ -26,16 +26,18 @@ import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request
+from sweep.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource
 
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
+REASONING = ("reasoning_content", "reasoning")  # keys of a delta for the text of a reasoning model before its answer
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -173,8 +175,13 @@ class Stream:
     chunk_us: "array[int]" = field(default_factory=lambda: array("I"))
     several: dict[int, int] = field(default_factory=dict)  # the chunks that held more than one token, and how many
     running_count: int = 0  # completion tokens by the stream's own running count
+    ahead: int = 0  # events of text that the running count has not counted yet
     input_tokens: int = UNKNOWN
-    output_tokens: int = UNKNOWN
+    output_tokens: int = UNKNOWN  # by the final usage
+    reasoning_tokens: int = 0  # of them, by the usage's details
+    answer_us: int | None = None  # first event of the answer after reasoning; UNKNOWN: only reasoning so far
+    by_ids: bool = False  # the chunks are counted by the token ids that came with them
+    text: bytearray | None = None  # the answer as it stands in the events' JSON, escapes and all; None: not kept
     finish_reason: str | None = None
 
     @property
@@ -186,9 +193,44 @@ class Stream:
         return tokens
 
     @property
+    def source(self) -> TokenSource:
+        """Who counted the tokens: a usage of 0 beside text has counted nothing, and an event is not a token."""
+        if self.by_ids:
+            return "ids"
+        if self.running_count > 0:
+            return "running usage"
+        return "final usage" if self.output_tokens > 0 else "events"
+
+    @property
     def total(self) -> int:
-        """Output tokens by the server's final usage, else what the chunks add up to."""
-        return self.output_tokens if self.output_tokens != UNKNOWN else sum(self.chunk_tokens)
+        """Output tokens as `source` counts them; UNKNOWN where only events are known."""
+        source = self.source
+        if source == "ids":
+            return sum(self.chunk_tokens)
+        if source == "events":
+            return UNKNOWN
+        return self.output_tokens if self.output_tokens > 0 else self.running_count
+
+    def reconciled(self, tokens: int, text: bool) -> int:
+        """Tokens of an event by which the running count rose by `tokens`, which may lag behind the text.
+
+        Text without a count is taken for one token, until the count includes it.
+        """
+        owed = min(self.ahead, max(tokens, 0))
+        self.ahead -= owed
+        tokens = max(tokens, 0) - owed
+        if tokens == 0 and text:
+            self.ahead += 1
+            return 1
+        return tokens
+
+    def note_kind(self, keys: list[str], arrived_us: int) -> None:
+        """Note the first event of the answer proper, where reasoning came before it."""
+        reasoning = any(key in REASONING for key in keys)
+        if reasoning and not self.chunk_us:
+            self.answer_us = UNKNOWN
+        if self.answer_us == UNKNOWN and any(key not in REASONING for key in keys):
+            self.answer_us = max(0, arrived_us)
 
 
 class _Shape:
@@ -196,10 +238,10 @@ class _Shape:
 
     __slots__ = ("bare_head", "bare_tail", "count_from", "head", "marker", "plain", "rest", "start", "tail")
 
-    def __init__(self, marker: bytes, count_from: bytes, head: bytes, tail: bytes, prompts: int) -> None:
+    def __init__(self, marker: bytes, count_from: bytes, head: bytes, tail: bytes, plain: bool) -> None:
         self.marker = marker  # b'"text":"' or the like: what the head ends with
         self.count_from = count_from  # where the event says how many tokens; b"": one if there is text
-        self.plain = prompts == 1 and count_from == b""  # only the text matters
+        self.plain = plain  # a token if there is text: nothing in the event is read
         self.head, self.tail = head, tail  # the tail begins with the quote that ends the text
         self.start, self.rest = len(head), len(tail)
         self.bare_head, self.bare_tail = head.translate(None, _DIGITS), tail.translate(None, _DIGITS)
@@ -227,6 +269,7 @@ class Answer:
     api: Api
     prompts: InitVar[int] = 1
     patient_until: int = 0  # tokens before which the answer cannot end with the next event
+    keeps_text: InitVar[bool] = False  # for its tokens to be counted afterwards
     streams: list[Stream] = field(init=False)
     sent: int = 0  # ns, when the first byte of the request was written
     completed: int = 0  # ns, arrival of the end of the body; 0: it never came
@@ -237,6 +280,7 @@ class Answer:
     ended: bool = False  # the end mark of the stream has come, or every stream has finished
     error: str | None = None
     _most: int = 1  # tokens that came in one event
+    _sum: int = UNKNOWN  # of several prompts: output tokens of all, by the final usage
     _is_stream: bool = False
     _retry_after: str | None = None
     _location: str | None = None
@@ -244,8 +288,13 @@ class Answer:
     _carry: bytes = b""
     _shape: _Shape | None = None
 
-    def __post_init__(self, prompts: int) -> None:
-        self.streams = [Stream() for _ in range(prompts)]
+    def __post_init__(self, prompts: int, keeps_text: bool) -> None:
+        self.streams = [Stream(text=bytearray() if keeps_text else None) for _ in range(prompts)]
+
+    @property
+    def counted(self) -> bool:
+        """True if the server counted the tokens of every stream."""
+        return all(stream.source != "events" for stream in self.streams)
 
     @property
     def last_token(self) -> int:
@@ -316,6 +365,8 @@ class Answer:
             self._parse(rest, arrived)
         if not self.ended and not all(stream.finish_reason for stream in self.streams):
             self.fail("closed: the stream ended without its end mark")
+        if len(self.streams) > 1:
+            self._share_sum()
 
     def fail(self, error: str) -> None:
         """Note what went wrong; the first error is the one that counts."""
@@ -355,6 +406,10 @@ class Answer:
             if shape.count_from == b'"completion_tokens":':
                 count = _number(event, shape.count_from)
                 tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
+                if tokens <= 0 or stream.ahead:
+                    tokens = stream.reconciled(tokens, end > start)
+            if stream.text is not None:
+                stream.text += event[start:end]
         if tokens > 0 and (end > start or shape.count_from):  # where nothing counts them, a token is one that has text
             self._token(stream, tokens, arrived)
         return True
@@ -414,6 +469,10 @@ class Answer:
             stream = self.streams[index]
             keys = _text_keys(choice, self.api)
             tokens, count_from = _count(choice, usage, stream, bool(keys))
+            if keys and self.api == "chat":
+                stream.note_kind(keys, (arrived - self.sent) // 1000)
+            if stream.text is not None:
+                stream.text += _text(choice, keys)
             if tokens > 0:
                 if len(self.streams) > 1:
                     self._look_for_shared(stream, arrived)
@@ -427,22 +486,38 @@ class Answer:
 
     def _usage(self, usage: dict[str, Any], choices: list[dict[str, Any]]) -> None:
         """Usage beside one choice is that prompt's; usage alone is the call's: a sum, if there are several prompts."""
+        number = usage.get("completion_tokens")
         if len(self.streams) == 1:
             stream = self.streams[0]
         elif len(choices) == 1 and 0 <= (choices[0].get("index") or 0) < len(self.streams):
             stream = self.streams[choices[0].get("index") or 0]
         else:
+            self._sum = number if not choices and isinstance(number, int) else self._sum
             return
         if isinstance(usage.get("prompt_tokens"), int):
             stream.input_tokens = usage["prompt_tokens"]
         final = not choices or stream.finish_reason is not None  # until then it is a running count
-        if final and isinstance(usage.get("completion_tokens"), int):
-            stream.output_tokens = usage["completion_tokens"]
+        if final and isinstance(number, int):
+            stream.output_tokens = number
+        details = usage.get("completion_tokens_details")
+        if isinstance(details, dict) and isinstance(details.get("reasoning_tokens"), int):
+            stream.reasoning_tokens = details["reasoning_tokens"]
+
+    def _share_sum(self) -> None:
+        """Give each prompt of a list its share of the call's count, by its events, where no count was its own."""
+        events = [len(stream.chunk_us) for stream in self.streams]
+        if self._sum > 0 and any(events) and not any(stream.source != "events" for stream in self.streams):
+            edges = [total * self._sum // sum(events) for total in accumulate(events, initial=0)]
+            for stream, (begin, end) in zip(self.streams, pairwise(edges), strict=True):
+                stream.output_tokens = end - begin
 
     def _tgi_event(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
         stream = self.streams[0]
         if content.get("token"):
+            stream.by_ids = True  # an event is one token and has its id
             self._token(stream, 1, arrived)
+            if stream.text is not None:
+                stream.text += _escaped(content["token"].get("text"))
         details = content.get("details") or {}
         if details or content.get("generated_text") is not None:
             stream.finish_reason = str(details.get("finish_reason") or "unknown")
@@ -463,6 +538,8 @@ class Answer:
         self._shape = None
         if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in event[:-2] or not event.endswith(b"\n\n"):
             return
+        if count_from == b"" and b'"completion_tokens":' in event:  # a count that has counted nothing so far may yet
+            return
         if count_from.startswith(b'"') and event.count(count_from) != 1:
             return
         if len(self.streams) > 1 and event.count(b'"index":') != 1:
@@ -472,7 +549,8 @@ class Answer:
                 start = event.find(marker) + len(marker)
                 end = event.find(b'"', start)
                 if event[end - 1] != _BACKSLASH:
-                    self._shape = _Shape(marker, count_from, event[:start], event[end:], len(self.streams))
+                    plain = len(self.streams) == 1 and count_from == b"" and self.streams[0].text is None
+                    self._shape = _Shape(marker, count_from, event[:start], event[end:], plain)
 
     def _status_error(self) -> str:
         error = f"status: {self.status}"
@@ -521,18 +599,34 @@ def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
 
 
 def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: bool) -> tuple[int, bytes]:
-    """Tokens that came with this choice, and what says so: the running usage, else token ids, else one for text.
+    """Tokens that came with this choice, and what says so: token ids, else the running usage, else one for text.
 
     A usage that comes only beside the last choice, as llama.cpp sends it, is the sum of what was counted by its text.
     """
-    count = usage.get("completion_tokens")
-    if isinstance(count, int) and (stream.running_count or not stream.chunk_us):
-        tokens, stream.running_count = max(0, count - stream.running_count), max(count, stream.running_count)
-        return tokens, b'"completion_tokens":'
     ids = choice.get("token_ids")
     if isinstance(ids, list):
+        stream.by_ids = True
         return len(ids), b'"token_ids":'
+    count = usage.get("completion_tokens")
+    if isinstance(count, int) and (stream.running_count or stream.ahead or not stream.chunk_us):
+        tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
+        return stream.reconciled(tokens, text), b'"completion_tokens":'
     return (1 if text else 0), b""
+
+
+def _text(choice: dict[str, Any], keys: list[str]) -> bytes:
+    """The text of a choice as JSON escapes it; of tool calls their names and arguments."""
+    if keys == ["text"]:
+        return _escaped(choice["text"])
+    delta, parts = choice.get("delta") or {}, list[Any]()
+    for key in keys:
+        calls = delta[key] if key == "tool_calls" else []
+        parts += [part for call in calls for part in (call.get("function") or {}).values()] or [delta[key]]
+    return b"".join(map(_escaped, parts))
+
+
+def _escaped(text: Any) -> bytes:
+    return json.dumps(text)[1:-1].encode("ascii") if isinstance(text, str) else b""
 
 
 def _message(data: bytes) -> str:

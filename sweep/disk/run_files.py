@@ -26,10 +26,24 @@ import pyarrow.parquet as pq
 from sweep import whole_file
 from sweep.config import PERCENTILES
 from sweep.disk import row as trial_row
-from sweep.numbers.quantity import declared
+from sweep.numbers.quantities.tokens import buffered_share
+from sweep.numbers.quantity import declared, is_buffered
+from sweep.numbers.selection import measured
 from sweep.records import UNKNOWN, Records, Sample
 
 Row = Mapping[str, Any]
+
+COUNT_COLUMNS = (
+    "batch",
+    "input_tokens",
+    "output_tokens",
+    "asked_input_tokens",
+    "asked_output_tokens",
+    "streamed_tokens",
+    "hidden_tokens",
+    "recounted_tokens",
+)
+"""The columns of requests.parquet that are whole numbers, null where unknown."""
 
 ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
 PARQUET: dict[type, pa.DataType] = {
@@ -154,15 +168,30 @@ def requests_table(records: Records) -> pa.Table:
         "released": _seconds(records.released),
         "sent": _seconds(records.sent),
         "ended": _seconds(records.ended),
-        **{series.name: _seconds(series.function(records)) for series in declared() if series.per == "request"},
+        **_derived(records),
+        "asked_input_tokens": _counts(records.asked_input_tokens),
         "input_tokens": _counts(records.input_tokens),
+        "asked_output_tokens": _counts(records.asked_output_tokens),
         "output_tokens": _counts(records.output_tokens),
+        "token_source": pa.array(records.token_source, pa.string()),
+        "streamed_tokens": _counts(records.streamed_tokens),
+        "hidden_tokens": _counts(records.hidden_tokens),
+        "recounted_tokens": _counts(records.recounted_tokens),
+        "first_answer": _seconds(records.first_answer),
         "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
         "chunk_tokens": _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16)),
         "finish_reason": pa.array(records.finish_reason, pa.string()),
         "error": pa.array(records.error, pa.string()),
     }
     return pa.table(columns)
+
+
+def _derived(records: Records) -> dict[str, pa.Array]:
+    """The times of each request, null where they are in the row."""
+    buffered = is_buffered(buffered_share(records, measured(records)))
+    series = [each for each in declared() if each.per == "request" and each.unit == "s"]
+    nothing = np.full(len(records), math.nan)
+    return {each.name: _seconds(nothing if each.spaced and buffered else each.function(records)) for each in series}
 
 
 def _lists(offsets: Any, values: Any) -> pa.Array:
@@ -180,7 +209,9 @@ def _counts(values: Any) -> pa.Array:
 
 
 def write_requests(paths: TrialPaths, records: Records) -> None:
-    _write_table(paths.run, paths.requests, requests_table(records), ["phase", "finish_reason", "error"])
+    _write_table(
+        paths.run, paths.requests, requests_table(records), ["phase", "finish_reason", "error", "token_source"]
+    )
 
 
 def read_requests(path: Path) -> Records:
@@ -193,18 +224,31 @@ def read_requests(path: Path) -> Records:
 
 
 def _append(records: Records, table: pa.Table) -> None:
+    if "token_source" not in table.column_names:
+        table = _of_older_version(table)
     records.request_id += table["request_id"].to_pylist()
-    for name in ("phase", "finish_reason", "error"):
+    for name in ("phase", "finish_reason", "error", "token_source"):
         getattr(records, name).extend(_repeated(table[name]))
-    for name in ("batch", "input_tokens", "output_tokens"):
+    for name in COUNT_COLUMNS:
         _extend(getattr(records, name), table[name].fill_null(UNKNOWN), np.int32)
-    for name in ("scheduled", "released", "sent", "ended"):
+    for name in ("scheduled", "released", "sent", "ended", "first_answer"):
         stamps = table[name].fill_null(math.nan) if name in table.column_names else np.full(table.num_rows, math.nan)
         _extend(getattr(records, name), stamps, np.float64)
     chunks = table["chunk_us"].combine_chunks()
     _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), np.int64)
     _extend(records.chunk_us, chunks.flatten(), np.uint32)
     _extend(records.chunk_tokens, table["chunk_tokens"].combine_chunks().flatten(), np.uint16)
+
+
+def _of_older_version(table: pa.Table) -> pa.Table:
+    """A table from before it said who counted the tokens, with what is known of that."""
+    unknown = pa.nulls(table.num_rows, pa.int32())
+    columns = {name: unknown for name in COUNT_COLUMNS if name not in table.column_names}
+    columns |= {"streamed_tokens": table["output_tokens"], "hidden_tokens": pa.array([0] * table.num_rows, pa.int32())}
+    columns |= {"token_source": pa.nulls(table.num_rows, pa.string())}
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table
 
 
 def _repeated(texts: pa.ChunkedArray) -> list[str | None]:

@@ -32,6 +32,7 @@ from sweep.node.deployment import (
     Files,
     Finished,
     Lost,
+    Note,
     NotStarted,
     Placed,
     State,
@@ -229,6 +230,8 @@ class Driver:
                 self.ledger.place_attempt(launch.deployment_id, work.attempt, event.address)
             case State(text):
                 self.display.update(launch.launch_key, launch.describe_launch(), text)
+            case Note(text):
+                self.display.log(f"{launch.describe_launch()}: {text}")
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():

@@ -83,9 +83,10 @@ def _key_figures(row: Mapping[str, Any]) -> str:
     figures = (
         ("output_throughput", 1, "{:.1f} tok/s"),
         ("ttft_p50", 1000, "TTFT p50 {:.1f} ms"),
+        ("num_failed", 1, "{:.0f} requests failed"),
         ("cost_per_million_tokens", 1, "${:.2f}/M tokens"),
     )
-    texts = [text.format(row[name] * scale) for name, scale, text in figures if row.get(name) is not None]
+    texts = [text.format(row[name] * scale) for name, scale, text in figures if row.get(name)]
     return ", ".join(texts) or "ok"
 
 

@@ -68,6 +68,7 @@ class Status(NamedTuple):
     total: int  # trials of the present plan
     outcomes: Counter[str]  # of those that have a row
     failures: list[tuple[str, str, str]]  # label, outcome, reason
+    num_failed: list[tuple[str, int, int]]  # label, failed requests, measured requests; of trials that are results
     driver: dict[str, Any] | None  # its last status.json
     log: str  # where the logs of failed engines are
 
@@ -99,8 +100,14 @@ def read(out: Path) -> Status:
         for entry, row in rows
         if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
     ]
+    num_failed = [
+        (f"{labels[entry['deployment_id']]} {labels[entry['trial_id']]}", row["num_failed"], row["num_requests"])
+        for entry, row in rows
+        if row["outcome"] == Outcome.OK and row.get("num_failed") is not None
+    ]
     outcomes = Counter(str(row["outcome"]) for _, row in rows)
-    return Status(plan[0]["name"], len(trials), outcomes, failures, read_status_file(paths), str(paths.deployments))
+    driver = read_status_file(paths)
+    return Status(plan[0]["name"], len(trials), outcomes, failures, num_failed, driver, str(paths.deployments))
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
@@ -122,7 +129,7 @@ def render(status: Status) -> list[str]:
     done = sum(count for outcome, count in status.outcomes.items() if Outcome(outcome).done)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in status.outcomes.most_common())
     lines = [f"{status.name}: {done} of {status.total} trials done" + (f" ({counts})" if counts else "")]
-    lines.append(_driver(status))
+    lines += [_driver(status), *_failed_requests(status)]
     if status.alive and status.driver:
         lines += [
             f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} ({duration_text(entry['since'])})"
@@ -134,6 +141,19 @@ def render(status: Status) -> list[str]:
         if len(status.failures) > MOST_FAILURES:
             lines.append(f"  and {len(status.failures) - MOST_FAILURES} more")
     return lines
+
+
+def _failed_requests(status: Status) -> list[str]:
+    """The requests that failed in trials with a result; nothing if none has one."""
+    if not status.num_failed:
+        return []
+    trials = [(label, failed, requests) for label, failed, requests in status.num_failed if failed]
+    failed, requests = (sum(counts) for counts in list(zip(*status.num_failed, strict=True))[1:])
+    lines = [
+        f"failed requests: {failed:,} of {requests:,}, in {len(trials)} of {count(len(status.num_failed), 'result')}"
+    ]
+    lines += [f"  {label}: {failed:,} of {requests:,}" for label, failed, requests in trials[:MOST_FAILURES]]
+    return lines + ([f"  and {len(trials) - MOST_FAILURES} more"] if len(trials) > MOST_FAILURES else [])
 
 
 def _driver(status: Status) -> str:

@@ -36,6 +36,8 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 class Load(Strict):
     """A name for the trials row, and a time after which nothing new is sent."""
 
+    open_loop: ClassVar[bool] = False  # requests are due at times that do not depend on the answers
+
     name: str
     duration: Positive | None = None  # s; null: only the number of requests ends the trial
 
@@ -112,6 +114,7 @@ class Closed(Load):
 class _ArrivalProcess(Load):
     """An open loop: requests are due at times that do not depend on the answers."""
 
+    open_loop = True
     process: ClassVar[str]  # in a short phrase with its fields
     max_concurrency: Count | None = None  # requests in flight; those due beyond it wait, and their wait is measured
 

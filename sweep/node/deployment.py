@@ -62,6 +62,12 @@ class State(NamedTuple):
     text: str
 
 
+class Note(NamedTuple):
+    """A message about the trial that runs, to be known before it is over."""
+
+    text: str
+
+
 class Finished(NamedTuple):
     """A trial has its row."""
 
@@ -96,7 +102,7 @@ class NotStarted(NamedTuple):
     reason: str  # one line
 
 
-Event = Placed | State | Finished | Files | Beat
+Event = Placed | State | Note | Finished | Files | Beat
 End = Completed | Lost | NotStarted
 Emit = Callable[[Event], None]
 
@@ -370,7 +376,8 @@ def _measure(
             caches = _reset_caches(running.engine, emit)
         salt = None if caches or (empty and not attempt) else secrets.token_hex(4)
         try:
-            return run_trial(work, running, trial, pending.stop, caches_reset=caches, salt=salt)
+            notify = functools.partial(_note, running.engine, emit)
+            return run_trial(work, running, trial, pending.stop, notify=notify, caches_reset=caches, salt=salt)
         except ClientDied as error:
             reason = str(error)
     return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=engine_facts(running, caches))
@@ -397,11 +404,16 @@ def _reset_caches(engine: server.Engine, emit: Emit) -> bool | None:
         return None
     problems = [f"{path}: {problem}" for path in engine.backend.reset_paths if (problem := _reset(engine.url + path))]
     if problems:
-        message = f"caches not reset before the trial: {'; '.join(problems)}"
-        emit(State(message))
+        _note(engine, emit, f"caches not reset before the trial: {'; '.join(problems)}")
+    return not problems if engine.backend.reset_paths else None
+
+
+def _note(engine: server.Engine, emit: Emit, message: str) -> None:
+    """Report a message now, and in the engine's log where it has one."""
+    emit(Note(message))
+    if engine.backend.launches:
         with engine.log.open("a") as log:
             log.write(f"sweep: {message}\n")
-    return not problems if engine.backend.reset_paths else None
 
 
 def _reset(url: str) -> str | None:

@@ -117,6 +117,9 @@ def _record(request: Request, row: dict[str, Any], batch: int | None) -> Record:
         row["output_tokens"],
         finish_reason=row["finish_reason"],
         error=row["error"],
+        token_source="ids",  # the engine's own
+        asked_input_tokens=request.input_tokens,
+        asked_output_tokens=request.output_tokens,
     )
     if record.error is None and record.output_tokens == 0:
         record.error = "empty: the engine ended it without a token"  # as on the wire: no answer is no success

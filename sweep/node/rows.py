@@ -149,6 +149,8 @@ def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping
         slo=work.settings.slo or {},
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
+        fixed_length=trial.workload.ignore_eos,
+        open_loop=trial.load.open_loop,
         percentiles=work.settings.percentiles,
         price_per_hour=_price(backend, work.settings.hardware),
         gpu_count=work.deployment.gpu_count,

@@ -22,7 +22,7 @@ from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
-from sweep.node.verdict import judge
+from sweep.node.verdict import judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
@@ -38,11 +38,13 @@ def run_trial(
     *,
     caches_reset: bool | None = None,
     salt: str | None = None,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
     `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to. `salt`
-    makes the prompts' headers new to it where it may remember some.
+    makes the prompts' headers new to it where it may remember some. `notify` is called with what should be known before
+    the trial is over.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -73,7 +75,7 @@ def run_trial(
     deadline = time.monotonic() + work.settings.trial_timeout
     logged = engine.log_position()
     began = time.monotonic()
-    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline))
+    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline), notify)
     del prompts  # of a long trial, hundreds of megabytes
     if stop.is_set():
         return row.flat()
@@ -102,9 +104,16 @@ def _measure(
     prompts: tuple[list[Request], list[Request]],
     sampler: Sampler,
     should_stop: Callable[[], str | None],
+    notify: Callable[[str], None],
 ) -> measurement.Measurement:
     """Send the warm-up and the measured requests, the sampler beside them; the job's folder lasts as long."""
     warmup, requests = prompts
+
+    def on_warm(warm_up: measurement.WarmUp) -> None:
+        reason = not_honoured(warm_up.answers, warm_up.output_tokens, warm_up.asked_output_tokens)
+        if trial.workload.ignore_eos and running.engine.backend.ignores_eos and reason:
+            notify(f"warm-up: {reason}")
+
     measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         return measure(
@@ -117,7 +126,9 @@ def _measure(
             processes=work.settings.client.processes,
             timeouts=work.settings.client.timeouts,
             on_start=sampler.begin,
+            on_warm=on_warm,
             should_stop=should_stop,
+            count_tokens=_count_tokens(work),
         )
 
 
@@ -129,6 +140,14 @@ def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request],
     warm = trial.load.warmup(workload.warmup_requests)
     warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup", salt=salt)
     return warmup, requests
+
+
+def _count_tokens(work: Work) -> measurement.CountTokens | None:
+    """The model's own tokenizer as a counter of answers' tokens; None where it is not known."""
+    tokenizer = work.deployment.model.load_tokenizer(work.cache)
+    if tokenizer is None:
+        return None
+    return lambda texts: [len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def target(engine: Engine, ignore_eos: bool) -> wire.Target:

@@ -11,7 +11,7 @@ from sweep.node.work import Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
-from sweep.numbers.selection import measured, succeeded
+from sweep.numbers.selection import measured, succeeded, total_tokens
 from sweep.plan.plan import Trial
 from sweep.records import Outcome, Records
 
@@ -22,6 +22,7 @@ LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, where they wait for the c
 QUICK = 0.0005  # s from an answer to the next send, on average: little more than waking up, reading and writing take
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
+LENGTH_TOLERANCE = 0.1  # by which the mean of the answers may differ from the tokens asked for with ignore_eos
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
 BURST = 0.01  # s within which requests count as due at the same time
 
@@ -55,6 +56,8 @@ def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, timed_o
         elif only_timeouts(result.records):
             outcome = Outcome.HUNG
         return Verdict(outcome=outcome, reason=reason, log_tail=log)
+    if work.deployment.backend.ignores_eos and trial.workload.ignore_eos and (reason := other_length(result.records)):
+        return Verdict(outcome=Outcome.INVALID, reason=reason)
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
         stepped = f"the host's clock was set ({steps} times): timestamps of the second before may be off by as much"
@@ -88,6 +91,27 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
     if step > STEP_BACK:
         return Outcome.INVALID, f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
     return Outcome.OK, None
+
+
+def other_length(records: Records) -> str | None:
+    """Why the answers are not as long as was asked for with ignore_eos, with the remedy; None where they are."""
+    answered = measured(records) & succeeded(records)
+    tokens, asked_tokens = (
+        total_tokens(counts, answered) for counts in (records.streamed_tokens, records.asked_output_tokens)
+    )
+    return None if tokens is None or asked_tokens is None else not_honoured(int(answered.sum()), tokens, asked_tokens)
+
+
+def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
+    """Why the tokens of some answers are not those asked for with ignore_eos, with the remedy; None where they are."""
+    if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
+        return None
+    return (
+        f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f} asked for "
+        "with ignore_eos: "
+        "set workload.ignore_eos=false to measure answers of any length, or backend.ignores_eos=false if the server "
+        "does not know it"
+    )
 
 
 def step_back(records: Records, mask: Mask) -> float:

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.records import Records
+from sweep.records import UNKNOWN, Records
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 BLOCK_CHUNKS = 1 << 20
+TOGETHER = 100  # µs: chunks of one answer no further apart came as one, since no engine makes token after token so fast
 
 
 class Block(NamedTuple):
@@ -35,13 +36,13 @@ class Block(NamedTuple):
         return np.maximum(np.diff(self.us)[self.inside()], 0)
 
     def counted(self, records: Records) -> Floats:
-        """Tokens of each chunk, scaled so that a request's sum is the server's own count. Shape (chunks,).
+        """Tokens of each chunk, scaled so that a request's sum is that of its streamed tokens. Shape (chunks,).
 
         The factor is 1 if the stream tells how many tokens each chunk holds. If it does not, each chunk was counted as
-        one token, and the server's count is spread over the chunks evenly.
+        one token, and the tokens are spread over the chunks evenly.
         """
         parsed = np.bincount(self.request - self.request[0], weights=self.tokens)
-        reported = np.asarray(records.output_tokens, np.float64)[self.request[0] : self.request[0] + parsed.size]
+        reported = np.asarray(records.streamed_tokens, np.float64)[self.request[0] : self.request[0] + parsed.size]
         factor = np.divide(reported, parsed, out=np.ones_like(parsed), where=(reported > 0) & (parsed > 0))
         return np.asarray(self.tokens * factor[self.request - self.request[0]], np.float64)
 
@@ -99,6 +100,28 @@ def token_times(records: Records) -> tuple[Floats, Floats]:
         first[block.request[np.r_[True, edges]]] = block.us[np.r_[True, edges]] / 1e6
         last[block.request[np.r_[edges, True]]] = block.us[np.r_[edges, True]] / 1e6
     return first, last
+
+
+def near(block: Block) -> Mask:
+    """True for each two neighbouring chunks of one request that came as one. Shape (chunks - 1,)."""
+    return block.inside() & (np.diff(block.us) <= TOGETHER)
+
+
+def later_tokens(records: Records) -> Floats:
+    """Streamed tokens of each request that came after its first arrival; NaN if that is not known. Shape (requests,).
+
+    The first arrival is the first chunk with those that came together with it.
+    """
+    first, parsed = np.zeros(len(records)), np.zeros(len(records))
+    for block in blocks(records, np.ones(len(records), np.bool_)):
+        starts = np.flatnonzero(np.r_[True, ~block.inside()])
+        request, sizes = block.request[starts], np.diff(np.r_[starts, block.us.size])
+        early = block.us <= np.repeat(block.us[starts], sizes) + TOGETHER
+        parsed[request] = np.add.reduceat(block.tokens, starts, dtype=np.int64)
+        first[request] = np.add.reduceat(block.tokens * early, starts, dtype=np.int64)
+    streamed = np.asarray(records.streamed_tokens, np.float64)
+    share = np.divide(parsed - first, parsed, out=np.zeros_like(parsed), where=parsed > 0)
+    return np.where(streamed == UNKNOWN, np.nan, streamed * share)
 
 
 def token_chunks(records: Records) -> NDArray[np.int64]:

@@ -19,6 +19,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 PERFORMANCE: frozenset[Kind] = frozenset({"latency", "throughput", "cost", "energy"})
 """The kinds that a trial without a result does not have: half a measurement must not look like a fast one."""
 
+BUFFERED = 0.1  # share of the events that came together with another, above which the time between them means nothing
+
 OLD_PERCENTILES = (50.0, 90.0, 99.0)  # of rows from before they were a setting
 
 
@@ -43,6 +45,7 @@ class Quantity:
     event: Literal["sent", "first", "last"] | None = None  # at which a request's value is known (send, first or last
     # token): a series with an event is summarised over the steady state too
     steady: bool = False  # a figure over the steady state
+    spaced: bool = False  # rests on the time between the events of an answer: null where they were buffered
     headline: Mapping[str, int] = field(default_factory=dict)  # statistic, "" of a figure -> rank among the headlines
 
     @property
@@ -65,6 +68,11 @@ class Statistic:
 
 
 _DECLARED: dict[str, Quantity] = {}
+
+
+def is_buffered(buffered_share: Value) -> bool:
+    """Return whether the time between events is that of a buffer on their way, and not the engine's."""
+    return isinstance(buffered_share, float) and buffered_share > BUFFERED
 
 
 def declare(quantity: Quantity) -> None:

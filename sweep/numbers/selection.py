@@ -73,7 +73,7 @@ def per_second(count: float | None, seconds: float | None) -> float | None:
     return count / seconds if count and seconds else None
 
 
-def divided(times: Floats, tokens: NDArray[np.integer[Any]]) -> Floats:
+def divided(times: Floats, tokens: NDArray[Any]) -> Floats:
     """times / tokens, NaN where there are none. Shape of both."""
     quotient: Floats = np.divide(times, tokens, out=np.full_like(times, np.nan), where=tokens > 0)
     return quotient

@@ -73,9 +73,7 @@ def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
     """
     latencies = with_failures(e2el(records), ~succeeded(records))
     inside = sent_within(records, mask, window)
-    begun = turned_over(records, mask) or 0.0
-    loaded = mask & (as_floats(records.sent) >= begun)
-    within, whole, cut = (statistics(latencies[part], (50, 99)) for part in (inside, loaded, loaded & ~inside))
+    within, whole, cut = (statistics(latencies[part], (50, 99)) for part in (inside, mask, mask & ~inside))
     if within["p50"] is None or cut["p50"] is None or cut["p50"] > SAME_MEDIAN * within["p50"]:
         return None
     if within["p99"] is not None and (whole["p99"] is None or whole["p99"] > LIGHTER_TAIL * within["p99"]):
@@ -85,6 +83,8 @@ def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
 
 def _batch_window(records: Records, mask: Mask) -> Window:
     complete = batches(records, mask)
+    if np.isnan(complete.output_tokens).any():
+        return _none("the server counted no tokens")
     if complete.latency.size < FEWEST_MEANS:
         return _none(f"{complete.latency.size} whole batches are fewer than {FEWEST_MEANS}")
     span = settled([complete.output_tokens / complete.latency], means_of=1, typical=1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sweep.config import PERCENTILES
 from sweep.numbers.chunks import Block, Floats, Mask, blocks
 from sweep.numbers.quantile import statistics
-from sweep.numbers.quantity import Quantity, Value, declared
+from sweep.numbers.quantity import Quantity, Value, declared, is_buffered
 from sweep.numbers.selection import Window, first_send, measured, sent_within, succeeded, with_failures
 from sweep.records import Records
 
@@ -36,7 +36,8 @@ def summarise(
     row = figures(inputs)
     for quantity in declared():
         if quantity.per is not None:
-            row |= _series(quantity, records, mask, window, percentiles)
+            series = _series(quantity, records, mask, window, percentiles)
+            row |= dict.fromkeys(series) if quantity.spaced and is_buffered(row["buffered_share"]) else series
     return row
 
 

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
-from sweep.numbers.quantity import columns
+from sweep.numbers.quantity import BUFFERED, columns
 
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
-SHARED_READS = 0.01  # of the output tokens: from there on they affect the p99 of the gaps
+SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
+MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
+HIDDEN = 0.1  # of the output tokens
+LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
 CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 SHORT_ANSWERS = 0.01  # of the users' time for the client, which is as quick as it can be, or limited the trial
 LOW_RATE = 0.95  # of the rate that was offered
@@ -28,7 +31,11 @@ STEADY_COLUMNS = tuple(name for name, column in columns().items() if column.stea
 STEADY_LATENCIES = tuple(name for name in STEADY_COLUMNS if columns()[name].quantity.kind == "latency")
 STEADY_P99 = tuple(name for name in STEADY_LATENCIES if columns()[name].name == "p99")
 P99 = tuple(name for name, column in _LATENCIES.items() if column.name == "p99")
+TTFT_COLUMNS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "ttft")
 E2EL = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "e2el")
+STREAMED = tuple(name for name, column in _LATENCIES.items() if column.quantity.spaced)
+TOKEN_COLUMNS = ("output_tokens", "output_throughput", "total_throughput", "cost_per_million_tokens", "tpot_e2e_mean")
+AS_OFFERED = ("output_throughput", "total_throughput", "request_throughput", "cost_per_million_tokens")
 ARRIVALS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name in ("ttft", "itl"))
 
 
@@ -306,12 +313,116 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
     " late. To find out, give the client its own core, or set client.processes higher.",
     ("itl_p99",),
 )
-def shared_timestamps(client_multi_event_reads: int, output_tokens: int) -> Evidence | None:
-    """The client often read several tokens at once."""
-    share = _share(client_multi_event_reads, output_tokens)
+def shared_timestamps(buffered_share: float) -> Evidence | None:
+    """Between 1 and 10 % of the events came together with another event of the same answer."""
+    shared = SHARED_EVENTS < buffered_share <= BUFFERED
+    return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another one") if shared else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.SEVERE,
+    "Something between the engine and the client holds its events back: TPOT, ITL and goodput with a bound on TPOT are"
+    " left out, and TTFT is that of the buffer. Switch off response buffering (nginx: proxy_buffering off), or ask the"
+    " engine directly.",
+    (*STREAMED, *ARRIVALS, "goodput"),
+)
+def buffered_stream(buffered_share: float) -> Evidence | None:
+    """More than 10 % of the events came together with another event of the same answer."""
+    buffered = buffered_share > BUFFERED
+    return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.SEVERE,
+    "An event is not a token, so figures of tokens are left out: set model.tokenizer to the model's own tokenizer, or"
+    " have the server send usage (stream_options.include_usage).",
+    (*TOKEN_COLUMNS, *STREAMED),
+)
+def uncounted_tokens(token_source: str) -> Evidence | None:
+    """The server did not count its output tokens, and neither could the model's tokenizer."""
+    return Evidence(1, "nobody counted the output tokens") if "events" in token_source.split(", ") else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The count is right if model.tokenizer is that of the served model; hidden tokens are not in it. Have the server"
+    " send usage (stream_options.include_usage).",
+    TOKEN_COLUMNS,
+)
+def own_token_count(token_source: str) -> Evidence | None:
+    """The server did not count its output tokens: the model's tokenizer counted them in the text."""
+    own = "text" in token_source.split(", ")
+    return Evidence(1, "output tokens counted in the text by the model's tokenizer") if own else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Either model.tokenizer is not that of the served model, or the server counts tokens that are not in its answers:"
+    " compare requests/s and end-to-end latencies instead.",
+    (*TOKEN_COLUMNS, *STREAMED),
+)
+def token_counts_differ(recounted_share: float, token_source: str) -> Evidence | None:
+    """The server's count of the output tokens differs by more than 10 % from that of the model's tokenizer."""
+    if token_source == "ids" or abs(recounted_share - 1) <= MISCOUNT:
+        return None
+    share = f"{recounted_share:.0%} of the tokens that the server counted are in the text"
+    return Evidence(abs(math.log(recounted_share)) if recounted_share > 0 else math.inf, share)
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Output tokens, throughput and cost include them; TPOT, the peak and the steady state are of those that came.",
+    TOKEN_COLUMNS,
+)
+def hidden_tokens(hidden_share: float) -> Evidence | None:
+    """More than 10 % of the output tokens never came: hidden reasoning, counted by the server."""
+    hidden = hidden_share > HIDDEN
+    return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens never came") if hidden else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Compare tokens/s and TPOT, not durations, requests/s or end-to-end latencies. finish_stop_share says how many"
+    " answers ended by themselves.",
+    ("duration", "request_throughput", *E2EL),
+)
+def other_lengths(output_length_ratio: float) -> Evidence | None:
+    """Answers are shorter or longer than was asked for: the engine ignores ignore_eos, or does not have it."""
+    other = abs(output_length_ratio - 1)
     return (
-        Evidence(share, f"{100 * share:.1f} reads with several tokens per 100 tokens") if share > SHARED_READS else None
+        Evidence(other, f"answers have {output_length_ratio:.1%} of the tokens asked for")
+        if other > LEAST_DEVIATION
+        else None
     )
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "Their length is the filter's, and their end comes early: use other prompts, or another endpoint.",
+)
+def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
+    """A content filter ended some answers."""
+    share = finish_content_filter_share
+    return Evidence(share, f"a content filter ended {share:.1%} of the answers") if share > 0 else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.INFO,
+    "They are never called best. To find what the engine can do, raise load.rate until requests come faster than they"
+    " are answered, or use a closed loop.",
+    AS_OFFERED,
+)
+def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Evidence | None:
+    """An open loop below saturation: its throughput and its cost are what the load asked for."""
+    return Evidence(offered_rate, f"as offered, {offered_rate:.3g} requests/s") if below_saturation else None
 
 
 @register(

@@ -16,7 +16,7 @@ from tests.cluster.harness import Network, RayCluster, kill, wait_until
 
 pytestmark = pytest.mark.ray
 
-# Three deployments of four trials; a trial takes about two seconds.
+# Three deployments of two launches of two trials each; a trial takes about two seconds.
 GRID = ("+backend.itl.mean=0.02,0.021,0.022", "load.batch_size=1,2", "replicates=2", "workload.output_tokens=24")
 TRIALS = 12
 LEFT_WITHIN = 30  # s after which no engine may be left on a living node
@@ -90,7 +90,7 @@ def test_kill_9_of_a_raylet(cluster, sweep_of):
     sweep.check_rows()
     nothing_left(sweep)
     ends = [e["end"] for e in sweep.ledger() if e["event"] == "attempt_end"]
-    assert len(ends) == 4, "three deployments, one of them twice"
+    assert len(ends) == 7, "six launches, one of them twice"
     assert sum(end != "done" for end in ends) == 1
     completes(sweep)
 

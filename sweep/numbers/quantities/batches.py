@@ -16,7 +16,7 @@ class Batches(NamedTuple):
 
     begin: Floats  # first send of the batch, s from the trial's start
     latency: Floats  # last token of the batch − its first send, s
-    output_tokens: Floats
+    output_tokens: Floats  # NaN where a count is unknown
 
 
 def batches(records: Records, mask: Mask) -> Batches:
@@ -26,10 +26,11 @@ def batches(records: Records, mask: Mask) -> Batches:
     sent, tokens = as_floats(records.sent)[mask], np.asarray(records.output_tokens, np.float64)[mask]
     end = sent + service_e2el(records)[mask]
     complete = np.ones(ids.size, np.bool_)
-    np.logical_and.at(complete, member, succeeded(records)[mask] & ~np.isnan(end) & (tokens != UNKNOWN))
+    np.logical_and.at(complete, member, succeeded(records)[mask] & ~np.isnan(end))
     begins, ends = np.full(ids.size, np.inf), np.full(ids.size, -np.inf)
     np.fmin.at(begins, member, sent)
     np.fmax.at(ends, member, end)
+    tokens = np.where(tokens == UNKNOWN, np.nan, tokens)
     output = np.bincount(member, weights=tokens, minlength=ids.size).astype(np.float64)
     return Batches(begins[complete], (ends - begins)[complete], output[complete])
 
@@ -45,4 +46,5 @@ def batch_latency(records: Records, mask: Mask) -> Floats:
 def batch_throughput(records: Records, mask: Mask) -> float | None:
     """Σ output tokens / Σ batch_latency."""
     complete = batches(records, mask)
-    return per_second(float(complete.output_tokens.sum()), float(complete.latency.sum()))
+    tokens = float(complete.output_tokens.sum())
+    return None if np.isnan(tokens) else per_second(tokens, float(complete.latency.sum()))

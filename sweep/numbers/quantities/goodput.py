@@ -1,7 +1,8 @@
 """Requests that met every bound of `slo`, which bounds ttft, tpot and e2el in s, inclusive; null if it has no bound.
 
 A one-token answer has no tpot and meets any bound on it; one of more tokens in a single chunk has none that is known
-and meets no bound on it. A failed request meets none. None, rather than 0, if no request succeeded.
+and meets no bound on it. Where no tpot is known (a buffered stream, tokens that nobody counted), nor is any figure with
+a bound on it. A failed request meets none. None, rather than 0, if no request succeeded.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ import numpy as np
 from sweep.numbers.chunks import Mask
 from sweep.numbers.quantities.latency import e2el, tpot, ttft
 from sweep.numbers.quantities.throughput import duration
-from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import Window, sent_within, succeeded
+from sweep.numbers.quantities.tokens import buffered_share
+from sweep.numbers.quantity import is_buffered, quantity
+from sweep.numbers.selection import Window, sent_within, succeeded, total_tokens
 from sweep.records import Records
 
 Bounds = Mapping[str, float] | None  # s
@@ -43,17 +45,24 @@ def steady_goodput(records: Records, mask: Mask, window: Window, slo: Bounds) ->
 
 
 def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
-    """The requests in the mask that met every bound; None without bounds, or if none of them succeeded.
+    """The requests in the mask that met every bound; None without bounds, with one on a tpot that is null, or if none
+    of them succeeded.
 
     Raises:
         ValueError: for a bound on anything else.
     """
     good = mask & succeeded(records)
-    if not slo or not good.any():
+    if not slo or not good.any() or ("tpot" in slo and not _has_tpot(records, good)):
         return None
     for name, bound in slo.items():
         if name not in BOUNDED:
             raise ValueError(f"slo.{name}={bound}: unknown; allowed: {', '.join(BOUNDED)}")
         met = BOUNDED[name](records) <= bound
-        good &= met | (np.asarray(records.output_tokens) == 1) if name == "tpot" else met
+        good &= met | (np.asarray(records.streamed_tokens) == 1) if name == "tpot" else met
     return good
+
+
+def _has_tpot(records: Records, answered: Mask) -> bool:
+    return total_tokens(records.streamed_tokens, answered) is not None and not is_buffered(
+        buffered_share(records, answered)
+    )

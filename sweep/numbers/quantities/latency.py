@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.numbers.chunks import Block, Floats, Mask, as_floats, blocks, token_chunks, token_times
+from sweep.numbers.chunks import Block, Floats, Mask, as_floats, blocks, later_tokens, token_times
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import divided, succeeded
 from sweep.records import Records
@@ -23,13 +23,23 @@ def ttft(records: Records) -> Floats:
     return service_ttft(records) + _before_the_send(records)
 
 
-@quantity(**PER_REQUEST, kind="latency", event="last", label="TPOT", headline={"p50": 4})
+@quantity(**PER_REQUEST, kind="latency", label="TTFT of the answer")
+def answer_ttft(records: Records) -> Floats:
+    """first token after visible reasoning, counted as ttft is; null where there is no such reasoning.
+
+    Shape (requests,), s.
+    """
+    return as_floats(records.first_answer) + _before_the_send(records)
+
+
+@quantity(**PER_REQUEST, kind="latency", event="last", label="TPOT", headline={"p50": 4}, spaced=True)
 def tpot(records: Records) -> Floats:
-    """(last token − first token) / (output_tokens − 1); undefined if all came in one chunk. Shape (requests,), s."""
+    """(last token − first token) / (streamed tokens − tokens of the first arrival).
+
+    Undefined if all came at once. Shape (requests,), s.
+    """
     first, last = token_times(records)
-    times = divided(last - first, np.asarray(records.output_tokens) - 1)
-    times[token_chunks(records) < 2] = np.nan
-    return times
+    return divided(last - first, later_tokens(records))
 
 
 @quantity(**PER_REQUEST, kind="latency", label="TPOT end to end")
@@ -38,19 +48,19 @@ def tpot_e2e(records: Records) -> Floats:
     return divided(e2el(records), np.asarray(records.output_tokens))
 
 
-@quantity(unit="s", per="gap", better="lower", kind="latency", event="last", label="ITL")
+@quantity(unit="s", per="gap", better="lower", kind="latency", event="last", label="ITL", spaced=True)
 def itl(block: Block) -> NDArray[np.int64]:
     """arrival of a chunk with a token − arrival of the previous one; every such gap. Shape (gaps,), µs."""
     return block.gaps()
 
 
-@quantity(unit="s", per="gap", better="lower", kind="latency", label="ITL per token")
+@quantity(unit="s", per="gap", better="lower", kind="latency", label="ITL per token", spaced=True)
 def itl_token(block: Block) -> NDArray[Any]:
     """itl / number of tokens in the later chunk. Shape (gaps,), µs."""
     return block.gaps() / block.tokens[1:][block.inside()]
 
 
-@quantity(**PER_REQUEST, kind="latency", event="last")
+@quantity(**PER_REQUEST, kind="latency", event="last", spaced=True)
 def longest_gap(records: Records) -> Floats:
     """longest itl of the request: a stall that one gap in hundreds is does not show in the percentiles of itl.
     Shape (requests,), s.

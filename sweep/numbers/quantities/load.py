@@ -3,9 +3,12 @@
 import numpy as np
 
 from sweep.numbers.chunks import Floats, Mask, as_floats
+from sweep.numbers.quantities.latency import service_e2el
 from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import per_second
+from sweep.numbers.selection import per_second, succeeded
 from sweep.records import Records
+
+KEPT_UP = 0.9  # of the rate that was offered: an engine that answers at more of it is not saturated
 
 
 @quantity(unit="requests/s", kind="validity")
@@ -26,6 +29,22 @@ def arrival_gap_cv(records: Records, mask: Mask) -> float | None:
     gaps = np.diff(np.sort(as_floats(records.sent)[mask]))
     gaps = gaps[~np.isnan(gaps)]
     return float(gaps.std() / gaps.mean()) if gaps.size > 1 and gaps.mean() > 0 else None
+
+
+@quantity(unit="", kind="validity", type=bool)
+def below_saturation(
+    records: Records, mask: Mask, open_loop: bool, offered_rate: float | None, realised_rate: float | None
+) -> bool | None:
+    """whether an open loop's requests were sent and answered at 90 % or more of the rate at which they were due.
+
+    Its throughput and its cost are then what the load asked for, and no merit of the engine's. Null in a closed loop
+    and in lockstep.
+    """
+    answered = mask & succeeded(records)
+    completions = _rate(as_floats(records.sent)[answered] + service_e2el(records)[answered])
+    if not open_loop or not offered_rate or realised_rate is None or completions is None:
+        return None
+    return min(realised_rate, completions) >= KEPT_UP * offered_rate
 
 
 def _rate(times: Floats) -> float | None:

@@ -100,9 +100,10 @@ def startup_transient(startup_share: float | None) -> bool | None:
 
 
 def _tokens(records: Records, mask: Mask, window: Window) -> int | None:
-    if window.begin is None or window.end is None:
+    answered = mask & succeeded(records)
+    if window.begin is None or window.end is None or total_tokens(records.streamed_tokens, answered) is None:
         return None
-    return tokens_within(records, mask & succeeded(records), window.begin, window.end)
+    return tokens_within(records, answered, window.begin, window.end)
 
 
 def _inside(records: Records, event: Floats, window: Window) -> Mask:

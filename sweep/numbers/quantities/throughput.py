@@ -101,6 +101,8 @@ def peak_output_throughput(records: Records, mask: Mask) -> float | None:
         return None
     parts = max(1, math.floor(length))
     answered, begin = mask & succeeded(records), first_send(records, mask)
+    if total_tokens(records.streamed_tokens, answered) is None:
+        return None
     tokens = tokens_per_bin(records, answered, begin, length / parts, parts + 1)
     tokens[parts - 1] += tokens[parts]  # the last, which may arrive at the very end
     return float(tokens[:parts].max()) / (length / parts) or None

@@ -1,0 +1,189 @@
+"""Components of variance: the shares of nodes, launches, trials and requests in the spread of a figure at a point.
+
+The logarithm of a figure is modelled as point + node + launch + trial. The variances of the last three are estimated by
+MIVQUE(0) (C. R. Rao 1971): the sums of squares of nodes, launches and trials about the points' means are equated with
+their expectations, which needs no iteration and no balanced design; estimates below 0 are 0. The requests' part of a
+trial's variance comes from within the trial: the figure's variance over consecutive groups of its requests, or over its
+lockstep batches, divided by their number. The rest is the trial's. Components that the design confounds are estimated
+together, and the text says so.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.intervals import FloatArray
+from analysis.load import Run, trial_folder
+from analysis.plotting.layout import Layout
+from analysis.quantities import LabelledColumn, labelled_column
+from sweep.disk import run_files
+
+SPREAD_OF = ("output_throughput", "ttft_p50", "tpot_p50")
+REQUEST_GROUPS = 8  # of the requests of a trial
+MIDDLE = (0.1, 0.9)  # of a trial: without start and drain
+MOST_TRIALS = 2000  # whose spread is looked at
+MOST_READ = 50  # trials whose requests are read
+NOT_ESTIMABLE = 1e-9  # of a sum of squares: the design does not tell this component
+
+
+class Components(NamedTuple):
+    """The spread of one figure between trials at one point."""
+
+    quantity: LabelledColumn
+    deviation: float  # of the logarithm: 0.02 is 2 %
+    shares: dict[str, float]  # component -> share of the variance; two that are confounded have one share
+    notes: list[str]  # why a component has no share of its own
+    trials: int
+    launches: int
+    nodes: int
+
+
+def components(run: Run, layout: Layout) -> list[Components]:
+    """The components of variance of SPREAD_OF, where points have replicates."""
+    placed = layout.placed(run.ok)
+    results: list[Components] = []
+    for column in SPREAD_OF:
+        labelled = labelled_column(column)
+        if labelled is None or column not in placed:
+            continue
+        trials = placed[placed[column] > 0]
+        trials = trials[trials.groupby("point")["point"].transform("size") > 1].head(MOST_TRIALS)
+        if len(trials) > trials["point"].nunique():
+            results.append(_components(run, labelled, trials))
+    return results
+
+
+def _components(run: Run, labelled: LabelledColumn, trials: pd.DataFrame) -> Components:
+    nodes = trials["hardware"].map(_node).astype(object)
+    factors = {
+        "trial": np.arange(len(trials)),
+        "launch": _codes(trials["launch"]),
+        "node": _codes(nodes),
+    }
+    logs = np.log(trials[labelled.column].to_numpy(np.float64))
+    variances, notes = _mivque(logs, _codes(trials["point"]), factors)
+    confounded = next((name for name in variances if "trial" in name), "trial")
+    request = min(_request_variance(run, trials, labelled.column), variances[confounded])
+    if math.isnan(request):
+        notes.append("request: in the trial's share (its requests are too few, or not there)")
+    else:
+        variances = {**variances, confounded: variances[confounded] - request, "request": request}
+    total = sum(variances.values())
+    return Components(
+        labelled,
+        math.sqrt(total),
+        {name: variance / total if total else 0.0 for name, variance in variances.items()},
+        notes,
+        len(trials),
+        int(trials["launch"].nunique()),
+        int(nodes.nunique()),
+    )
+
+
+def _node(hardware: Any) -> str | None:
+    node: str | None = json.loads(hardware).get("node") if isinstance(hardware, str) else None
+    return node
+
+
+def _codes(values: "pd.Series[Any]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The values by their index; those that are unknown count as one."""
+    return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], np.int64)
+
+
+def _mivque(logs: FloatArray, point: Any, factors: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """The variance of each factor that the design tells apart from those before it, and notes on the others."""
+    in_points = np.bincount(point)
+    residuals = logs - (np.bincount(point, logs) / in_points)[point]
+    kept_factors: dict[str, Any] = {}
+    notes: list[str] = []
+    names: list[str] = []
+    for name, codes in factors.items():
+        system = _expected_squares(point, in_points, [*kept_factors.values(), codes])
+        scale = np.sqrt(np.outer(np.diag(system), np.diag(system)))
+        if system[-1, -1] <= NOT_ESTIMABLE:
+            notes.append(f"{name}: not known (one {name} for all replicates of a point)")
+        elif len(system) > 1 and np.linalg.det(system / scale) < NOT_ESTIMABLE:
+            notes.append(f"{name}: not told apart from {names[-1]} (one {names[-1]} in each {name})")
+            names[-1] = f"{name} and {names[-1]}"
+        else:
+            kept_factors[name] = codes
+            names.append(name)
+    squares = [float((np.bincount(codes, residuals) ** 2).sum()) for codes in kept_factors.values()]
+    system = _expected_squares(point, in_points, list(kept_factors.values()))
+    estimates = np.maximum(np.linalg.solve(system, squares), 0.0)
+    return dict(zip(names, map(float, estimates), strict=True)), notes
+
+
+def _expected_squares(point: Any, in_points: Any, factors: list[Any]) -> FloatArray:
+    """The expectations of the factors' sums of squares of residuals, per unit of each factor's variance.
+
+    That is |Z' M Z|² for their incidences Z, where M takes off the means of the points. Each product of two incidences
+    is made from the counts of level x point, which are few.
+    """
+    tables = [pd.crosstab(codes, point).to_numpy(np.float64) for codes in factors]
+    system = np.zeros((len(factors), len(factors)))
+    for i, first in enumerate(factors):
+        for j, second in enumerate(factors[: i + 1]):
+            both = np.zeros((len(tables[i]), len(tables[j])))
+            np.add.at(both, (first, second), 1.0)
+            system[i, j] = system[j, i] = ((both - (tables[i] / in_points) @ tables[j].T) ** 2).sum()
+    return system
+
+
+def shares_text(spread: Components) -> str:
+    """`launch 60 %, trial 31 %, request 9 %`."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in spread.shares.items())
+
+
+# Within a trial ------------------------------------------------------------------------------------------------------
+
+
+def _request_variance(run: Run, trials: pd.DataFrame, column: str) -> float:
+    """The mean over trials of the variance that a figure has because its requests are finitely many; NaN if unknown."""
+    chosen = trials.iloc[:: max(1, math.ceil(len(trials) / MOST_READ))]
+    variances = [variance for variance in _variances(run, chosen, column) if math.isfinite(variance)]
+    return float(np.mean(variances)) if variances else math.nan
+
+
+def _variances(run: Run, trials: pd.DataFrame, column: str) -> Iterator[float]:
+    for _, row in trials[trials["attempt"].notna()].iterrows():
+        with suppress(FileNotFoundError, run_files.DamagedFile):
+            names = ["phase", "error", "batch", "sent", "e2el", "output_tokens", "ttft", "tpot"]
+            requests = run_files.read_table(trial_folder(run, row) / "requests.parquet", names).to_pandas()
+            yield variance_of_log(requests[(requests["phase"] == "measured") & requests["error"].isna()], column)
+
+
+def variance_of_log(requests: pd.DataFrame, column: str) -> float:
+    """The variance of the logarithm of a trial's figure, from the figures of parts of the trial."""
+    requests = requests.dropna(subset=["sent", "e2el"]).sort_values("sent")
+    if len(requests) < 2 * REQUEST_GROUPS:
+        return math.nan
+    if column == "output_throughput":
+        parts = _throughputs(requests)
+    else:
+        groups = np.array_split(requests[column.removesuffix("_p50")].dropna().to_numpy(np.float64), REQUEST_GROUPS)
+        parts = np.array([np.median(group) if len(group) else np.nan for group in groups])
+    parts = parts[np.isfinite(parts) & (parts > 0)]
+    return float(np.var(np.log(parts), ddof=1) / len(parts)) if len(parts) > 1 else math.nan
+
+
+def _throughputs(requests: pd.DataFrame) -> FloatArray:
+    """The output throughput in parts of a trial: its batches, else spans of equal length between start and drain."""
+    sent, tokens = requests["sent"].to_numpy(np.float64), requests["output_tokens"].to_numpy(np.float64)
+    ended = sent + requests["e2el"].to_numpy(np.float64)
+    batches = requests["batch"].to_numpy(np.float64)
+    if (batches >= 0).all() and len(np.unique(batches)) > 1:
+        groups = [batches == batch for batch in np.unique(batches)]
+        return np.array([tokens[group].sum() / (ended[group].max() - sent[group].min()) for group in groups])
+    begin, duration = sent.min(), ended.max() - sent.min()
+    edges = begin + duration * np.linspace(*MIDDLE, REQUEST_GROUPS + 1)
+    streaming = requests["e2el"] - requests["ttft"].fillna(0.0)
+    first = ended - streaming.clip(lower=1e-6).to_numpy(np.float64)
+    overlap = np.minimum.outer(ended, edges[1:]) - np.maximum.outer(first, edges[:-1])
+    rates: FloatArray = (np.maximum(overlap, 0.0) * (tokens / (ended - first))[:, None]).sum(axis=0) / np.diff(edges)
+    return rates

@@ -1,0 +1,45 @@
+"""The tokens of an answer: how many there were, how many of them came in its chunks, and who counted them.
+
+A server's usage may count tokens that were never sent (hidden reasoning), or nothing at all. What is timed are the
+tokens that came, so that nothing generated before the first visible token makes those after it look faster.
+"""
+
+from sweep.records import UNKNOWN, Record
+
+TOLERANCE = 0.1  # by which a server's count may differ from that of the text
+
+
+def settle(record: Record) -> None:
+    """Set a record's token counts by what its stream, its server and our tokenizer counted.
+
+    On entry `output_tokens` is the count of `token_source`, UNKNOWN of mere events; `hidden_tokens` what the server
+    says that it reasoned and did not send; `recounted_tokens` our count of the text.
+    """
+    if record.token_source == "events":
+        if record.recounted_tokens > 0:
+            record.token_source, record.output_tokens = "text", record.recounted_tokens
+        record.streamed_tokens = record.output_tokens
+    elif record.token_source == "final usage":
+        record.streamed_tokens = _visible(record)
+    else:
+        _take_hidden_from_first_chunk(record)
+        record.streamed_tokens = min(record.output_tokens, sum(record.chunk_tokens))
+
+
+def _visible(record: Record) -> int:
+    """Tokens of the visible text, where no event tells how many it holds.
+
+    By the text, if that was counted and has fewer; else a count above max_tokens is taken for hidden tokens, as far as
+    there are not as many events.
+    """
+    visible = max(1, record.output_tokens - record.hidden_tokens)
+    if record.recounted_tokens != UNKNOWN:
+        return record.recounted_tokens if record.recounted_tokens < (1 - TOLERANCE) * visible else visible
+    return min(visible, max(record.asked_output_tokens, len(record.chunk_us)))
+
+
+def _take_hidden_from_first_chunk(record: Record) -> None:
+    """Leave the hidden tokens out of the first chunk, which a running count adds to it."""
+    tokens = record.chunk_tokens
+    if tokens and tokens[0] > record.hidden_tokens:
+        tokens[0] -= record.hidden_tokens
