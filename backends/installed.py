@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backends.base import Backend, EnvironmentSpec, Host, Platform
-from backends.prepare import environments
+from backends.prepare import environments, locks
 from sweep.config import build, one_of
 from sweep.options import ConfigPath, load_option
 
@@ -31,7 +31,8 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
     if not backend.launches:
         return "nothing to install", reason or ""
     try:
-        spec = environments.resolve(backend.env, _platform(host))
+        spec = environments.resolve(backend.env, _platform(host), features=backend.features())
+        spec = locks.with_lock(spec, *locks.committed(), locks.remembered(cache))
         environment = environments.built(spec, cache)
     except ValueError as error:
         return "", reason or str(error)
@@ -85,8 +86,9 @@ def install(chosen: Sequence[str], host: Host, cache: Path, console: Console) ->
         try:
             if reason := backend.unavailable(host):
                 raise ValueError(reason)
-            spec = environments.resolve(backend.env, _platform(host))
-            environment = environments.prepare(spec, cache, partial(console.print, markup=False, soft_wrap=True))
+            progress = partial(console.print, markup=False, soft_wrap=True)
+            spec = environments.resolve(backend.env, _platform(host), features=backend.features())
+            environment = environments.prepare(locks.locked(spec, cache, progress), cache, progress)
         except (ValueError, environments.EnvironmentFailed) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             status = 1

@@ -6,12 +6,12 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from backends.base import Backend, EnvironmentChoice, Host, Launch, cli, metrics
-from backends.prepare import checkpoints, environments
+from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Launch, cli, metrics
+from backends.prepare import checkpoints, environments, locks
 from sweep.records import BatchForm
 
 GGUF = "model.gguf"
@@ -37,6 +37,7 @@ class LlamaCpp(Backend):
     quantization: FileType = "F16"
     slots: PositiveInt = 16
 
+    ids_asked_by: ClassVar[dict[str, Any]] = {"logprobs": 1}
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
     # After each stream it closes the connection, whose Keep-Alive header it has sent: the next request would be lost.
@@ -91,7 +92,7 @@ class LlamaCpp(Backend):
             command = [str(tool), str(unquantised), str(folder / GGUF), self.quantization, "1"]
             checkpoints.execute(command, "llama-quantize", folder / "conversion.log", progress)
 
-        converter = environments.fingerprint(environments.resolve(CONVERTER, "cpu"))
+        converter = environments.fingerprint(_converter(cache_dir, progress))
         made_by = {"converter": converter, "tool": checkpoints.file_digest(tool)[:16]}
         parameters = {"quantization": self.quantization, **made_by}
         return checkpoints.converted(model, "gguf", parameters, quantise, cache_dir, progress)
@@ -112,9 +113,13 @@ class LlamaCpp(Backend):
         return PREFIX.sub("", line.strip()).strip()
 
 
+def _converter(cache_dir: Path, progress: Callable[[str], None]) -> EnvironmentSpec:
+    return locks.locked(environments.resolve(CONVERTER, "cpu"), cache_dir, progress)
+
+
 def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
     """A folder with model.gguf as llama.cpp's converter makes it; its environment is there when it is needed."""
-    spec = environments.resolve(CONVERTER, "cpu")
+    spec = _converter(cache_dir, progress)
 
     def convert(folder: Path) -> None:
         python = environments.prepare(spec, cache_dir, progress).python

@@ -1,7 +1,7 @@
 """vLLM's own OpenAI server, on CUDA or, in its CPU build, on a CPU."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,12 @@ from sweep.records import BatchForm
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
 
 
+def speculation(flags: Mapping[str, Any]) -> tuple[str, ...]:
+    """The method of speculative decoding that flags ask for, as an environment's features name it."""
+    config = next((value for name, value in flags.items() if name.replace("_", "-") == "speculative-config"), None)
+    return (str(config["method"]),) if isinstance(config, Mapping) and "method" in config else ()
+
+
 class VLLM(Backend):
     """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`).
 
@@ -22,6 +28,7 @@ class VLLM(Backend):
     """
 
     reserves_memory = True
+    log_probabilities_by = "prompt_logprobs"
     dtype_pattern = r"\bdtype=torch\.(\w+)"
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
@@ -52,6 +59,9 @@ class VLLM(Backend):
         r"is less than desired GPU memory utilization",
     )
     noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
+
+    def features(self) -> tuple[str, ...]:
+        return speculation(self.flags | self.cpu_flags | self.cuda_flags)
 
     def command(self, launch: Launch) -> list[str]:
         # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.

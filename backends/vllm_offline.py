@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from backends.base import Hosted, Launch
-from backends.vllm import VLLM
+from backends.vllm import VLLM, speculation
 
 
 class VLLMOffline(Hosted):
@@ -31,6 +31,9 @@ class VLLMOffline(Hosted):
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("-", "_"): value for name, value in super().flags_on(launch).items()}
         return {"tensor_parallel_size": self.gpus if launch.gpus else 1, "max_model_len": launch.max_model_len, **flags}
+
+    def features(self) -> tuple[str, ...]:
+        return speculation(self.flags | self.cpu_flags | self.cuda_flags)
 
     def environment(self, launch: Launch) -> dict[str, str]:
         theirs = VLLM(name=self.name, cpu_kv_cache_gib=self.cpu_kv_cache_gib).environment(launch)

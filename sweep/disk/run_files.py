@@ -94,6 +94,7 @@ class RunPaths:
         self.figures = out / "figures"
         self.deployments = out / "deployments"
         self.tracking = out / "wandb"
+        self.locks = out / "locks"
 
     def staging(self) -> Path:
         """A new folder in which a file is written before it appears, named by host and process: nodes share `out`."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
-from backends.prepare.environments import fingerprint, resolve
 from sweep import provenance
 from sweep.cluster import ray_environment
 from sweep.config import Cluster, ConfigError, Settings, build, cache_directory
 from sweep.drive.output_folder import check_writable
+from sweep.drive.run_locks import RunEnvironments
 from sweep.options import ConfigPath
 from sweep.plan.packing import Need, Node, infeasible
 from sweep.plan.plan import Plan
@@ -81,8 +81,13 @@ def find_nodes(settings: Settings) -> list[Node]:
     return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*profile, *sorted(set(gpus))))]
 
 
-def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath = OURS) -> Surroundings:
+def surroundings(
+    settings: Settings, nodes: Sequence[Node], options: ConfigPath = OURS, kept_locks: Mapping[str, str] | None = None
+) -> Surroundings:
     """Return the planner's view of the machines: the environments of engines, and what is unavailable.
+
+    Environments have the locks that the results have (`kept_locks`, by file name), else those that are committed, else
+    those that this machine remembers; what has none is resolved, except in a dry run.
 
     A node that has not joined the cluster makes a deployment unavailable only in a dry run: the driver waits for it.
     Programs and the cache folder are checked only for engines that run on this machine.
@@ -90,40 +95,43 @@ def surroundings(settings: Settings, nodes: Sequence[Node], options: ConfigPath 
     local = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
-
-    @functools.cache  # thousands of deployments share a few
-    def spec_of(choice: EnvironmentChoice, platform: str) -> tuple[EnvironmentSpec | None, str]:
-        """Return the environment and its fingerprint, or None and the reason."""
-        try:
-            spec = resolve(choice, "cuda" if platform == "cuda" else "cpu", options)
-        except ValueError as error:
-            return None, f"none: {error}"
-        return spec, fingerprint(spec)
+    environments = RunEnvironments(settings, options, kept_locks or {})
 
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
         reason: str | None = backend.unavailable(host)  # the engine's own reason first: it has the remedy
-        if reason is None and backend.launches:
-            spec, fingerprint_or_problem = spec_of(backend.env, platform)
-            if spec is None:
-                return fingerprint_or_problem.removeprefix("none: ")
+        if reason is None and backend.launches and isinstance(problem := environments.compose(backend, platform), str):
+            return problem
         if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
         if reason is None and backend.launches and local:
             _check_own_programs(backend.env)
             check_cache()
+        if reason is None and backend.launches and isinstance(problem := environments.lock(backend, platform), str):
+            return problem
         return reason
 
     @functools.cache
     def check_cache() -> None:
         check_writable("cache_dir", cache_directory(settings.cache_dir))
 
-    return Surroundings(
-        lambda backend, platform: spec_of(backend.env, platform)[1] if backend.launches else "",
-        unavailable,
-        lambda backend, platform: spec_of(backend.env, platform)[0] if backend.launches else None,
-    )
+    def environment(backend: Any, platform: str) -> EnvironmentSpec | str:
+        if not environments.settled(backend, platform):
+            unavailable(backend, platform)  # which locks the environment of an engine that can run
+        return environments.compose(backend, platform)
+
+    def fingerprint(backend: Any, platform: str) -> str:
+        if not backend.launches:
+            return ""
+        environment(backend, platform)
+        return environments.fingerprint(backend, platform)
+
+    def spec(backend: Any, platform: str) -> EnvironmentSpec | None:
+        composed = environment(backend, platform) if backend.launches else ""
+        return None if isinstance(composed, str) else composed
+
+    return Surroundings(fingerprint, unavailable, spec)
 
 
 def _check_own_programs(choice: EnvironmentChoice) -> None:

@@ -16,7 +16,7 @@ from backends.launch import task
 from backends.prepare import programs
 from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import file_digest
-from backends.prepare.environments import EnvironmentFailed, pip_settings, uv_settings
+from backends.prepare.uv import EnvironmentFailed, pip_settings, uv_settings
 from sweep.config import content_hash
 from sweep.inputs import gguf_folder
 from sweep.inputs.hub import ignore

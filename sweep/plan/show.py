@@ -8,6 +8,7 @@ from datetime import datetime
 
 from rich.console import Console, OverflowMethod
 
+from backends.prepare import locks
 from sweep.config import next_time
 from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
@@ -35,6 +36,7 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
         _print_cut(console, _trials(plan, pending, console.width))
     counts = Counter(pending.reasons.values()).most_common()
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in counts]
+    lines += not_locked(plan)
     lines += [f"unavailable: {d.describe()}: {d.unavailable}" for d in plan.deployments if d.unavailable]
     lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
     if details:
@@ -128,6 +130,16 @@ def few_requests_note(plan: Plan) -> list[str]:
 def plan_warnings(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Return the warnings about a plan, one line each."""
     return [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
+
+
+def not_locked(plan: Plan) -> list[str]:
+    """Name the environments whose distributions no run has resolved yet: the ids shown are not yet those of the run."""
+    specs = {d.environment.name: d.environment for d in plan.deployments if d.environment and not d.unavailable}
+    return [
+        f"not locked yet: environment {name} for {locks.node_target(spec)}: a run resolves it; ids will differ"
+        for name, spec in specs.items()
+        if locks.needed(spec)
+    ]
 
 
 def past_deadline(plan: Plan) -> list[str]:

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from backends.base import Launch
 from backends.llamacpp import CONVERTER
-from backends.prepare import checkpoints, environments
+from backends.prepare import checkpoints, environments, locks
 from tests.engines.conftest import CACHE, configured
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -165,7 +165,9 @@ print(json.dumps({"fields": fields, "tensors": wanted, "types": {n: t.tensor_typ
 
 
 def read_gguf(folder: Path, *tensors: str) -> dict:
-    python = environments.prepare(environments.resolve(CONVERTER, "cpu"), CACHE, print).python
+    python = environments.prepare(
+        locks.locked(environments.resolve(CONVERTER, "cpu"), CACHE, print), CACHE, print
+    ).python
     share = Path(python).parent.parent / "share" / "gguf-py"
     command = [python, "-c", READ_GGUF, str(folder / "model.gguf"), *tensors]
     answer = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(share)}, check=True)

@@ -1,0 +1,164 @@
+"""Locks: the exact distributions of an environment on one platform, resolved once and then only read.
+
+Those of the project's own environments are committed in conf/environment/locks, one file for each operating system and
+machine, CUDA major and Python. Others are resolved by the first command that needs them and kept in its results folder;
+a machine also remembers what it has resolved, for `sweep backends`.
+"""
+
+import hashlib
+import json
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from backends.base import EnvironmentLock, EnvironmentSpec, Progress
+from backends.prepare.uv import EnvironmentFailed, Uv
+from sweep.options import ConfigPath
+from sweep.whole_file import write_whole
+
+HEADER = re.compile(r"# lock of (?P<environment>\S+) for (?P<target>\S+), requirements (?P<requirements>[0-9a-f]{16})$")
+TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # PyTorch's own indexes, as uv calls them
+# What decides which distributions an environment has; the rest says how they are installed.
+DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
+
+
+def node_target(spec: EnvironmentSpec) -> str:
+    """The platform that an environment is resolved for, e.g. "linux-x86_64-cuda13-python3.12": that of the nodes.
+
+    Engines run on Linux: for a driver on another system the nodes are taken to be ordinary ones.
+    """
+    system = f"linux-{platform.machine()}" if platform.system() == "Linux" else "linux-x86_64"
+    cuda = f"cuda{spec.cuda}" if spec.cuda else "cuda" if spec.torch == "cuda" else "cpu"
+    return f"{system}-{cuda}-python{python_version(spec)}"
+
+
+def python_version(spec: EnvironmentSpec) -> str:
+    """The Python of an environment, e.g. "3.12": its own, or the orchestrator's (Ray has the same on every node)."""
+    return spec.python_version or ".".join(map(str, sys.version_info[:2]))
+
+
+def file_name(spec: EnvironmentSpec) -> str:
+    return f"{spec.name}.{node_target(spec)}.txt"
+
+
+def needed(spec: EnvironmentSpec) -> bool:
+    """Return whether an environment is one that is installed, and is not locked yet."""
+    return bool(spec.requirements) and spec.lock is None
+
+
+def text(spec: EnvironmentSpec) -> str:
+    """The content of a lock's file."""
+    assert spec.lock is not None
+    header = f"# lock of {spec.name} for {spec.lock.target}, requirements {_requirements(spec)}"
+    return "\n".join([header, *spec.lock.pins]) + "\n"
+
+
+def with_lock(spec: EnvironmentSpec, *places: Path | Mapping[str, str]) -> EnvironmentSpec:
+    """Return the environment with the first lock of it in folders, or in texts by file name; else as it is.
+
+    A lock of other requirements under the same name does not count.
+    """
+    if not needed(spec):
+        return spec
+    name = file_name(spec)
+    for place in places:
+        if isinstance(place, Path):
+            content = (place / name).read_text() if (place / name).is_file() else ""
+        else:
+            content = place.get(name, "")
+        header, *pins = content.splitlines() or [""]
+        match = HEADER.match(header)
+        if match and (match["target"], match["requirements"]) == (node_target(spec), _requirements(spec)):
+            return spec.model_copy(update={"lock": EnvironmentLock(target=match["target"], pins=tuple(pins))})
+    return spec
+
+
+def committed(options: ConfigPath | None = None) -> list[Path]:
+    """The folders of the locks that lie beside the environments: the user's own before the project's."""
+    return [folder / "environment" / "locks" for folder in (options or ConfigPath()).folders]
+
+
+def remembered(cache_dir: Path) -> Path:
+    """The folder of the locks that this machine has resolved."""
+    return cache_dir.expanduser().absolute() / "locks"
+
+
+def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
+    """Return one of the project's own environments with its lock, resolved if none is committed or remembered.
+
+    Raises EnvironmentFailed.
+    """
+    spec = with_lock(spec, *committed(), remembered(cache_dir))
+    return resolve_lock(spec, cache_dir, progress) if needed(spec) else spec
+
+
+def resolve_lock(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
+    """Return the environment with a new lock, of what its indexes have today; the machine remembers it.
+
+    Raises EnvironmentFailed, in one line.
+    """
+    folder = remembered(cache_dir)
+    log = folder / f"{file_name(spec)}.log"
+    progress(f"environment {spec.name}: resolving {', '.join(spec.requirements)} for {node_target(spec)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.write_text("")
+        with tempfile.TemporaryDirectory() as work:
+            pins = _resolved(spec, Uv(spec.name, cache_dir, log, progress, spec.index), Path(work))
+        spec = spec.model_copy(update={"lock": EnvironmentLock(target=node_target(spec), pins=pins)})
+        write_whole(folder / file_name(spec), text(spec))
+    except OSError as error:
+        raise EnvironmentFailed(f"environment {spec.name} cannot be resolved: {error}") from error
+    return spec
+
+
+def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path) -> tuple[str, ...]:
+    requirements, excluded, result = (work / name for name in ("requirements.in", "left-out.txt", "lock.txt"))
+    requirements.write_text("\n".join(spec.requirements) + "\n")
+    excluded.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in spec.exclude))
+    machine = node_target(spec).split("-")[1]
+    nodes = ("--python-platform", f"{machine}-manylinux_{spec.glibc.replace('.', '_')}")
+    version = ("--python", sys.executable, "--python-version", python_version(spec))
+    plain = ("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links")
+    command = (*version, *nodes, *plain, "--override", str(excluded), str(requirements), "-o", str(result))
+    uv.pip("compile", *command)
+    if spec.torch and not _fits(torch_build(_pins(result)), spec):
+        # The user's own indexes have no such build: only now is PyTorch's asked.
+        result.unlink()
+        backend = "cpu" if spec.torch == "cpu" else TORCH_BACKENDS.get(spec.cuda, "auto")
+        uv.pip("compile", *command, UV_TORCH_BACKEND=backend)
+    return _pins(result)
+
+
+def _fits(build: str | int | None, spec: EnvironmentSpec) -> bool:
+    """Return whether a build of torch (None: there is none) is of the kind that the environment asks for."""
+    if build is None or spec.torch == "cpu":
+        return build in (None, "cpu")
+    return build == spec.cuda if spec.cuda else build != "cpu"
+
+
+def _pins(file: Path) -> tuple[str, ...]:
+    lines = (line.split(" ;")[0].strip() for line in file.read_text().splitlines())
+    return tuple(line for line in lines if line and not line.startswith(("#", "-")))
+
+
+def torch_build(pins: Iterable[str]) -> str | int | None:
+    """Return the build of torch in a resolution: "cpu", the CUDA major, or None if there is none."""
+    versions = dict(pin.split("==", 1) for pin in pins if "==" in pin)
+    if "torch" not in versions:
+        return None
+    label = versions["torch"].partition("+")[2]
+    if label.startswith("cu"):
+        return int(label[2:4])
+    if label:
+        return label
+    runtime = versions.get("nvidia-cuda-runtime")
+    return int(runtime.split(".")[0]) if runtime else 12
+
+
+def _requirements(spec: EnvironmentSpec) -> str:
+    content = spec.model_dump(mode="json", include=DECIDES)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,106 @@
+"""The locks of a run's environments: read from its results, found beside the environments, or resolved once."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Platform
+from backends.prepare import environments, locks
+from sweep.config import ConfigError, Settings, cache_directory, first_line
+from sweep.disk import object_store
+from sweep.disk.run_files import RunPaths, write_whole
+from sweep.options import ConfigPath
+from sweep.plan.plan import Plan
+
+EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...]]
+
+
+class RunEnvironments:
+    """The environments of a run's engines, each composed once and locked once."""
+
+    def __init__(self, settings: Settings, options: ConfigPath, kept_locks: Mapping[str, str]) -> None:
+        self.settings, self.options, self.kept_locks = settings, options, kept_locks
+        self.cache = cache_directory(settings.cache_dir)
+        self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
+        self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
+        self.fingerprints: dict[tuple[EnvironmentKey, bool], str] = {}  # of thousands of points
+
+    def compose(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
+        """Return the environment of an engine, with the lock that there is, if any; or why it has none."""
+        key = self._key(backend, platform)
+        if key not in self.composed:
+            on: Platform = "cuda" if platform == "cuda" else "cpu"
+            try:
+                spec = environments.resolve(backend.env, on, self.options, backend.features())
+                self.composed[key] = self._found(spec)
+            except ValueError as error:
+                self.composed[key] = str(error)
+        return self.locked.get(key, self.composed[key])
+
+    def lock(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
+        """Return the environment with its lock, resolved if it is not locked yet (never in a dry run); or why not.
+
+        Raises:
+            ConfigError: if relock=true cannot be done.
+        """
+        key, spec = self._key(backend, platform), self.compose(backend, platform)
+        if not isinstance(spec, str) and key not in self.locked:
+            anew = self.settings.relock and spec.lock is not None
+            unlocked = spec.model_copy(update={"lock": None}) if anew else spec
+            resolves = locks.needed(unlocked) and not self.settings.dry_run
+            self.locked[key] = self._resolve(unlocked) if resolves else spec
+        return self.compose(backend, platform)
+
+    def settled(self, backend: Backend, platform: str) -> bool:
+        """Return whether `lock` was asked for the environment before."""
+        return self._key(backend, platform) in self.locked
+
+    def fingerprint(self, backend: Backend, platform: str) -> str:
+        """Return the fingerprint of an environment, or why there is none."""
+        key = self._key(backend, platform)
+        state = key, key in self.locked
+        if state not in self.fingerprints:
+            spec = self.compose(backend, platform)
+            self.fingerprints[state] = f"none: {spec}" if isinstance(spec, str) else environments.fingerprint(spec)
+        return self.fingerprints[state]
+
+    def _resolve(self, spec: EnvironmentSpec) -> EnvironmentSpec | str:
+        try:
+            return locks.resolve_lock(spec, self.cache, print)
+        except environments.EnvironmentFailed as error:
+            if self.settings.relock:
+                raise ConfigError(f"relock=true: {error}") from None
+            return f"not locked for {locks.node_target(spec)}: {error}"
+
+    def _found(self, spec: EnvironmentSpec) -> EnvironmentSpec:
+        return locks.with_lock(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))
+
+    def _key(self, backend: Backend, platform: str) -> EnvironmentKey:
+        return backend.env, platform, backend.features()
+
+
+def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
+    """Return the locks that earlier commands have left in the results, by file name.
+
+    Raises:
+        ConfigError: if they cannot be read.
+    """
+    try:
+        if not object_store.is_url(settings.out):
+            return {path.name: path.read_text() for path in paths.locks.glob("*.txt")}
+        store = object_store.ObjectStore(settings.out)
+        return {Path(name).name: (store.read(name) or b"").decode() for name in store.list(paths.locks.name)}
+    except OSError as error:
+        raise ConfigError(f"out={settings.out}: {first_line(error)}") from None
+
+
+def keep_locks(plan: Plan, paths: RunPaths) -> None:
+    """Leave the locks of the plan's environments in the results: every later command there installs the same."""
+    for spec in _locked(plan):
+        file, content = paths.locks / locks.file_name(spec), locks.text(spec)
+        if not file.exists() or file.read_text() != content:
+            write_whole(paths, file, content)
+
+
+def _locked(plan: Plan) -> Iterable[EnvironmentSpec]:
+    specs = {locks.file_name(d.environment): d.environment for d in plan.deployments if d.environment is not None}
+    return [spec for spec in specs.values() if spec.lock is not None]

@@ -1,0 +1,258 @@
+"""Locks, through the whole command: a newer dependency in the index changes nothing until relock=true."""
+
+import io
+import json
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from backends.base import EnvironmentChoice, EnvironmentSpec
+from backends.prepare import environments, locks
+from sweep.__main__ import main
+from sweep.config import CONF
+from sweep.disk.run_files import RunPaths, read_trials
+from sweep.options import ConfigPath
+from tests.test_environments import make_wheel
+
+TRIAL = [
+    "model=tiny-llama",
+    "workload=synthetic",
+    "workload.input_tokens=8",
+    "workload.output_tokens=4",
+    "workload.num_requests=2",
+    "workload.warmup_requests=0",
+    "cluster=inline",
+    "tracking=none",
+]
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index of two wheels, and an engine in an environment of them that also sees this one's packages."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    make_wheel(folder, "demo", "1.0", ("helper>=2",))
+    make_wheel(folder, "helper", "2.0")
+    (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {folder}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    for group, name, text in (
+        ("environment", "tiny", "requirements: [demo==1.0]\n"),
+        (
+            "backend",
+            "tiny",
+            "_target_: backends.simulated.Simulated\nname: tiny\nenv: {cpu: tiny}\nttft: {kind: constant, mean: 1.0}\n",
+        ),
+    ):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
+    install, real = environments._install, sysconfig.get_path("purelib")
+
+    def install_with_this(spec, pins, target, uv):
+        install(spec, pins, target, uv)
+        (site,) = target.glob("lib/python*/site-packages")
+        (site / "this.pth").write_text(real)  # the simulated engine needs what the orchestrator has
+
+    monkeypatch.setattr(environments, "_install", install_with_this)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return folder
+
+
+def command(tmp_path: Path, *more: str) -> int:
+    where = (f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}")
+    return main(["run", "--config-dir", str(tmp_path / "conf"), "backend=tiny", *TRIAL, *where, *more])
+
+
+def measure(tmp_path: Path, *more: str) -> None:
+    """Run the command; a trial that a busy machine spoilt (client_limited) is tried again by the same one."""
+    status = command(tmp_path, *more)
+    for _ in range(5):
+        status = status and command(tmp_path)
+    assert status == 0
+
+
+def measured(tmp_path: Path) -> tuple[str, str]:
+    """The id of the run's one trial, and the version of the dependency that its engine ran with."""
+    (row,) = read_trials(RunPaths(tmp_path / "out").trials)
+    assert row["outcome"] == "ok", row["reason"]
+    return row["trial_id"], json.loads(row["versions"])["helper"]
+
+
+def test_a_newer_dependency_changes_nothing_until_relock(index, tmp_path, capsys):
+    assert command(tmp_path, "dry_run=true") == 0
+    assert f"not locked yet: environment tiny for {locks.node_target(TINY)}" in capsys.readouterr().out
+    measure(tmp_path)
+    first = measured(tmp_path)
+    assert first[1] == "2.0"
+    (lock,) = (tmp_path / "out" / "locks").iterdir()
+    assert lock.read_text().splitlines()[1:] == ["demo==1.0", "helper==2.0"]
+
+    make_wheel(index, "helper", "2.1")
+    (tmp_path / "cache" / "locks" / lock.name).unlink()  # what another machine does not have
+    capsys.readouterr()
+    assert command(tmp_path, "dry_run=true") == 0
+    assert "not locked yet" not in capsys.readouterr().out
+    assert command(tmp_path) == 0
+    assert ", 0 to run" in capsys.readouterr().out
+    assert measured(tmp_path) == first
+
+    measure(tmp_path, "relock=true")
+    assert ", 1 to run" in capsys.readouterr().out
+    second = measured(tmp_path)
+    assert second[1] == "2.1"
+    assert second[0] != first[0]
+    assert "helper==2.1" in lock.read_text()
+    measure(tmp_path, "fresh=true")
+    assert measured(tmp_path) == second, "started again, with the lock that it had"
+
+
+TINY = EnvironmentSpec(name="tiny", requirements=("demo==1.0",))
+
+
+def test_a_dry_run_needs_no_index_and_builds_nothing(index, tmp_path, capsys, monkeypatch):
+    def no_uv(*arguments, **more):
+        raise AssertionError("uv was run")
+
+    monkeypatch.setattr(environments.Uv, "run", no_uv)
+    assert command(tmp_path, "dry_run=true") == 0
+    assert "1 to run" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_relock_on_an_unreachable_index_is_one_line(index, tmp_path, capsys):
+    for wheel in index.iterdir():
+        wheel.unlink()
+    assert command(tmp_path, "relock=true") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: relock=true: environment tiny cannot be resolved: ")
+    assert not (tmp_path / "out").exists()
+    assert command(tmp_path, "relock=true", "dry_run=true") == 2
+    assert capsys.readouterr().err.startswith("error: relock=true: asks the package index, which a dry run does not; ")
+
+
+def test_what_cannot_be_locked_is_unavailable_and_says_why(index, tmp_path, capsys):
+    (index / "helper-2.0-py3-none-any.whl").unlink()
+    assert command(tmp_path) == 0
+    (row,) = read_trials(RunPaths(tmp_path / "out").trials)
+    assert row["outcome"] == "unavailable"
+    assert row["reason"].startswith(f"not locked for {locks.node_target(TINY)}: environment tiny cannot be resolved: ")
+
+
+def test_a_node_of_another_platform_does_not_measure_under_the_same_id(index, tmp_path, monkeypatch):
+    here = locks.node_target(TINY)
+    calls = []
+
+    def elsewhere(spec):
+        calls.append(spec)
+        return "linux-aarch64-cpu-python3.11" if spec.lock else here
+
+    monkeypatch.setattr(locks, "node_target", elsewhere)
+    assert command(tmp_path) == 1
+    (row,) = read_trials(RunPaths(tmp_path / "out").trials)
+    assert row["outcome"] == "invalid"
+    assert row["reason"] == f"environment tiny is locked for {here}, this node is linux-aarch64-cpu-python3.11"
+
+
+def test_what_is_installed_is_what_is_locked(index, tmp_path):
+    """`helper==2.0` matches a build `2.0+cpu` of the index too: it would be measured under the id of the other."""
+    spec = locks.locked(TINY, tmp_path / "cache", print)
+    (index / "helper-2.0-py3-none-any.whl").unlink()
+    make_wheel(index, "helper", "2.0+cpu")
+    message = r"cannot be built as it is locked: helper is 2\.0\+cpu, and 2\.0 in the lock"
+    with pytest.raises(environments.EnvironmentFailed, match=message):
+        environments.prepare(spec, tmp_path / "cache", print)
+
+
+def test_equal_locks_are_one_environment_and_others_are_not(index, tmp_path):
+    spec = locks.locked(TINY, tmp_path / "cache", print)
+    reworded = EnvironmentSpec(name="tiny", requirements=("demo>=1", "helper"))
+    reworded = locks.resolve_lock(reworded, tmp_path / "cache", print)
+    assert environments.fingerprint(reworded) == environments.fingerprint(spec)
+    assert not locks.needed(locks.with_lock(TINY, {locks.file_name(spec): locks.text(spec)}))
+    assert locks.needed(locks.with_lock(TINY, {locks.file_name(spec): locks.text(reworded)})), "of other requirements"
+    make_wheel(index, "helper", "2.1")
+    newer = locks.resolve_lock(TINY, tmp_path / "cache", print)
+    assert environments.fingerprint(newer) != environments.fingerprint(spec)
+
+
+BACKEND = """
+import base64, pathlib, zipfile
+import demo  # which is there only in the environment itself
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    name = "late-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(pathlib.Path(folder) / name, "w") as wheel:
+        wheel.writestr("late.py", f"against = {demo.version!r}")
+        wheel.writestr("late-1.0.dist-info/METADATA", "Metadata-Version: 2.2\\nName: late\\nVersion: 1.0\\n")
+        wheel.writestr("late-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("late-1.0.dist-info/RECORD", "")
+    return name
+"""
+
+
+def test_what_is_compiled_against_others_is_installed_after_them(index, tmp_path):
+    """As flash-attn, whose build imports the environment's torch; and a module that compiles itself does it now."""
+    files = {
+        "PKG-INFO": "Metadata-Version: 2.2\nName: late\nVersion: 1.0\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "made"\nbackend-path = ["."]\n'
+        '[project]\nname = "late"\nversion = "1.0"\n',
+        "made.py": BACKEND,
+    }
+    with tarfile.open(index / "late-1.0.tar.gz", "w:gz") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"late-1.0/{name}")
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    spec = EnvironmentSpec(name="tiny", requirements=("late", "demo"), compiled=("late",), imports=("late",))
+    python = environments.prepare(locks.locked(spec, tmp_path / "cache", print), tmp_path / "cache", print).python
+    (module,) = Path(python).parents[1].glob("lib/python*/site-packages/late.py")
+    assert module.read_text() == "against = '1.0'"
+    assert list((module.parent / "__pycache__").glob("late.*")), "was not imported"
+
+
+def test_a_feature_brings_its_distributions():
+    plain = environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu")
+    suffix = environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu", features=["suffix", "ngram"])
+    assert set(suffix.requirements) - set(plain.requirements) == {"arctic-inference==0.1.1"}
+    assert (plain.name, suffix.name) == ("cpu", "cpu+suffix")
+
+
+@pytest.mark.parametrize("backend", ["vllm", "vllm_offline"])
+def test_suffix_speculation_is_planned_with_its_distribution(backend, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    common = [f"backend={backend}", *TRIAL, f"out={tmp_path / 'out'}", "dry_run=true"]
+    texts = []
+    for flags in ("backend.flags={}", "backend.flags={speculative-config: {method: suffix}}"):
+        assert main([*common, flags]) == 0
+        texts.append(capsys.readouterr().out)
+    locked_here = sys.version_info[:2] == (3, 11)
+    assert ["cpu+suffix" in text for text in texts] == [False, not locked_here]
+
+
+COMMITTED = sorted((CONF / "environment" / "locks").glob("*.txt"))
+
+
+@pytest.mark.parametrize("name", [name for name in ConfigPath().choices("environment") if name != "tensorrt_llm"])
+def test_the_projects_environments_are_locked(name):
+    """tensorrt_llm's wheels are in no package index but its own."""
+    files = [file for file in COMMITTED if file.name.startswith(f"{name}.")]
+    assert files, f"python scripts/lock_environments.py {name}"
+    for file in files:
+        python = file.stem.rpartition("-python")[2]
+        spec = environments.resolve(EnvironmentChoice(cpu=name), "cpu").model_copy(update={"python_version": python})
+        content = {locks.file_name(spec): file.read_text()}
+        assert not locks.needed(locks.with_lock(spec, content)), f"of other requirements: {file.name}"
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_a_committed_lock_holds_exact_versions_and_nothing_of_a_machine(file):
+    header, *pins = file.read_text().splitlines()
+    assert locks.HEADER.match(header)
+    assert all("==" in pin and "/" not in pin and "://" not in pin and " " not in pin for pin in pins)
+    torch = locks.torch_build(pins)
+    expected = {"cpu": "cpu", "cuda12": "cpu", "cuda13": 13}[file.name.split("-")[-2]]
+    assert torch in (None, expected)
