@@ -21,7 +21,7 @@ from analysis.load import Run, trial_folder
 from sweep.disk import run_files
 from sweep.numbers.quantity import Statistic, columns
 
-AT_ONCE = 400_000  # requests held at once: ten series of them are 32 MB
+REQUESTS_AT_ONCE = 400_000  # requests held at once: ten series of them are 32 MB
 THROUGHPUTS: Mapping[str, Sequence[str]] = {
     "output_throughput": ("output_tokens",),
     "total_throughput": ("input_tokens", "output_tokens"),
@@ -133,7 +133,7 @@ def _parts(run: Run, point: "pd.Series[int]", series: Sequence[str]) -> Iterator
             windows = ok[["steady_begin", "steady_end"]].astype("float64").itertuples(index=False, name=None)
             part.append(_Point(int(str(index)), trials, list(windows), numbers[ok.index].to_list()))
             held += sum(values["sent"].size for values in trials)
-        if held > AT_ONCE:
+        if held > REQUESTS_AT_ONCE:
             yield part
             part, held = [], 0
     if part:
