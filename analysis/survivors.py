@@ -5,6 +5,7 @@ have it would be of the luckier ones.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,19 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
     return f"≥ {number(float(waited) * scale)}", why
 
 
-def of_successes(column: str, points: pd.DataFrame) -> bool:
-    """Return whether a column is a mean or a maximum over requests of which some failed: it leaves them out."""
+def bounds_text(point: "pd.Series[Any]", percentiles: Iterable[float]) -> str:
+    """The quantiles that a point has lost, with what is known of them in s: `tpot_p99; ttft_p99 ≥ 1.50`."""
+    names = [name for name in columns(percentiles) if name in point] if point["failed"] else []
+    bounds = {name: bound(point, name, 1.0) for name in names}
+    return "; ".join(f"{name} {known[0]}".removesuffix(" —") for name, known in bounds.items() if known is not None)
+
+
+def left_out(column: str, points: pd.DataFrame) -> str:
+    """The addition to the name of a mean or a maximum that leaves failed requests out; empty where none failed."""
     statistic = columns().get(column)
-    of_requests = statistic is not None and statistic.quantity.per == "request" and statistic.name in ("mean", "max")
-    return bool(of_requests and points["failed"].gt(0).any())
+    if statistic is None or statistic.name not in ("mean", "max") or not points["failed"].gt(0).any():
+        return ""
+    return {"request": " of successes", "batch": " of whole batches"}.get(statistic.quantity.per or "", "")
 
 
 def _is_quantile(statistic: Statistic) -> bool:

@@ -21,6 +21,7 @@ HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
 TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
 
+LogProbabilitiesBy = Literal["prompt_logprobs", "host"]  # a key of vLLM's requests; a path of our host
 Platform = Literal["cpu", "cuda"]
 
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now
@@ -30,6 +31,8 @@ SECRET_NAME = re.compile(
 )
 # What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
+COARSE_FLAG = re.compile(r"^(kv[-_]?cache[-_]dtype|cache[-_]type[-_][kv]|quant(ization|ize|_policy))$")
+WIDE_FORMATS = {"auto", "none", "f32", "f16", "bf16", "float", "float32", "float16", "bfloat16", "half"}
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
@@ -131,6 +134,10 @@ class Backend(Strict):
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
     dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
+    log_probabilities_by: ClassVar[Literal["prompt_logprobs", "host"] | None] = (
+        None  # of a text's tokens; None: by none
+    )
+    ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
@@ -266,6 +273,12 @@ class Backend(Strict):
     def facts(self, launch: Launch) -> dict[str, Any]:
         """Facts that a result must cite besides version and command line, e.g. whether the prefix cache is on."""
         return {}
+
+    def coarser(self, launch: Launch) -> str | None:
+        """Return a format of weights or KV cache that is declared coarser than the model's; None without one."""
+        formats = [self.facts(launch).get("quantization")]
+        formats += [value for name, value in self.flags_on(launch).items() if COARSE_FLAG.search(name)]
+        return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
 
     def ran_out_of_memory(self, log: str) -> bool:
         """Return whether the engine's log reports running out of memory."""

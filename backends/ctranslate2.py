@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from backends.base import QUEUE, Hosted, Launch, cli, metrics
+from backends.base import QUEUE, WIDE_FORMATS, Hosted, Launch, cli, metrics
 from backends.prepare import checkpoints
 
 Quantization = Literal[
@@ -25,6 +25,7 @@ class CTranslate2(Hosted):
 
     library = "backends.host.libraries.ctranslate2_library"
     distribution = "ctranslate2"
+    log_probabilities_by = "host"
     oom_patterns = (
         *Hosted.oom_patterns,
         r"CUDA failed with error out of memory",
@@ -49,6 +50,10 @@ class CTranslate2(Hosted):
             "converter": checkpoints.versions(python, "ctranslate2", "transformers"),
         }
         return checkpoints.converted(model, "ctranslate2", parameters, convert, cache_dir, progress)
+
+    def coarser(self, launch: Launch) -> str | None:
+        formats = (self.quantization, str(self.flags_on(launch)["compute_type"]))
+        return next((name for name in formats if name not in WIDE_FORMATS), None)
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         compute_type = str(self.flags_on(launch)["compute_type"])

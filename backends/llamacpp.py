@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -37,6 +37,7 @@ class LlamaCpp(Backend):
     quantization: FileType = "F16"
     slots: PositiveInt = 16
 
+    ids_asked_by: ClassVar[dict[str, Any]] = {"logprobs": 1}
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
     # After each stream it closes the connection, whose Keep-Alive header it has sent: the next request would be lost.

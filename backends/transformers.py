@@ -1,8 +1,8 @@
 """Hugging Face transformers as people first use it: `model.generate` on left-padded static batches. The baseline."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from backends.base import Hosted, Launch
+from backends.base import Hosted, Launch, LogProbabilitiesBy
 
 
 class Transformers(Hosted):
@@ -14,6 +14,7 @@ class Transformers(Hosted):
 
     library = "backends.host.libraries.transformers_library"
     distribution = "transformers"
+    log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = "host"
     # bitsandbytes says so of a faster kernel that it would like to have, and goes on.
     noise_patterns = (r"Failed to load CPU gemm_4bit_forward",)
 

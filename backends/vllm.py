@@ -28,6 +28,7 @@ class VLLM(Backend):
     """
 
     reserves_memory = True
+    log_probabilities_by = "prompt_logprobs"
     dtype_pattern = r"\bdtype=torch\.(\w+)"
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights

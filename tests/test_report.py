@@ -206,6 +206,15 @@ def test_a_warning_marks_the_cells_and_rows_that_it_concerns(tmp_path: Path) -> 
     assert set(re.findall(r'href="#(warning-[a-z-]+)"', text)) <= set(re.findall(r'id="(warning-[a-z-]+)"', text))
 
 
+def test_what_a_mean_leaves_out_is_named(tmp_path: Path) -> None:
+    rows = [trial("a", 8, 0, 10.0, batch_latency_mean=1.0, longest_gap_max=0.5)]
+    names = ("Batch latency mean", "Longest gap max")
+    assert not any(f"{name} of " in report_of(run_of(tmp_path, rows)) for name in names)
+    text = report_of(run_of(tmp_path, [{**rows[0], "num_failed": 2}]))
+    assert "atch latency mean of whole batches<" in text
+    assert "Longest gap max of successes<" in text
+
+
 def test_models_do_not_compete(tmp_path: Path) -> None:
     rows = [
         {**trial(name, 8, index, speed / size), "model": f"{size}b"}

@@ -50,8 +50,9 @@ def test_a_window_too_short_for_the_slow_requests_is_none(tmp_path: Path) -> Non
 
 
 def test_a_window_holds_the_slow_requests_sent_in_it(tmp_path: Path) -> None:
-    timing = {"ttft": 0.05, "itl": 0.002, "slow_every": 30, "slow": 1.0}
-    row = measure(tmp_path, timing, "workload.num_requests=600", "load.concurrency=8", "slo={ttft: 0.5}")
+    timing = {"ttft": 0.1, "itl": 0.02, "slow_every": 30, "slow": 1.0}
+    sizes = ["workload.num_requests=600", "workload.output_tokens=4", "load.concurrency=12"]
+    row = measure(tmp_path, timing, *sizes, "slo={ttft: 0.5}")
     assert row["steady_ttft_p99"] >= 1.0, row["steady_method"]
     assert row["steady_num_requests"] > 300
     length = row["steady_end"] - row["steady_begin"]
@@ -83,6 +84,7 @@ def test_a_p99_that_falls_on_requests_without_an_answer_does_not_exist(
     summary = pd.read_csv(tmp_path / "summary.csv").iloc[0]
     assert (summary["num_failed"], summary["failed"], summary["requests"]) == (4, 4, 116)
     assert pd.isna(summary["ttft_p99"])
+    assert f"ttft_p99 ≥ {row['timed_out_after']:.2f}; tpot_p99; " in summary["lost_to_failures"]
     shown, waited = report_row(tmp_path, "Results"), f"≥ {row['timed_out_after'] * 1e3:,.0f}"
     assert shown["failed"] == "4"
     assert shown["TTFT p99"] == f"{waited} more than 1% failed"
@@ -103,7 +105,7 @@ def test_a_stall_in_each_answer_is_seen(tmp_path: Path) -> None:
     """One gap of 2 s among 200 does not reach the p99 of the gaps."""
     row = measure(
         tmp_path,
-        {"itl": 0.002, "stall_at": 100, "stall": 2.0},
+        {"itl": 0.02, "stall_at": 100, "stall": 2.0},
         *("workload.output_tokens=201", "workload.num_requests=24"),
     )
     assert row["itl_p99"] < 1.0
@@ -115,6 +117,6 @@ def test_a_stall_in_each_answer_is_seen(tmp_path: Path) -> None:
 
 
 def test_the_peak_of_a_short_run_is_not_below_its_mean(tmp_path: Path) -> None:
-    row = measure(tmp_path, {"ttft": 0.05, "itl": 0.01}, "workload.num_requests=24")
+    row = measure(tmp_path, {"ttft": 0.1, "itl": 0.01}, "workload.num_requests=24")
     assert row["duration"] < 1
     assert row["peak_output_throughput"] == pytest.approx(row["output_throughput"])

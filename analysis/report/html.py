@@ -33,6 +33,7 @@ from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import estimate, merits, planned_trials
+from analysis.survivors import bounds_text
 from analysis.warnings import concerning, grouped, scope
 from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.disk import run_files
@@ -65,7 +66,9 @@ def write_all(results: RunResults) -> None:
         ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
         for index in results.summary.index
     ]
-    run_files.write_whole(run.paths, run.paths.summary, results.summary.assign(warnings=codes).to_csv(index=False))
+    lost = [bounds_text(point, run.percentiles) for _, point in results.summary.iterrows()]
+    table = results.summary.assign(lost_to_failures=lost, warnings=codes)
+    run_files.write_whole(run.paths, run.paths.summary, table.to_csv(index=False))
     figures = draw_all(run, results.layout)
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 

@@ -19,7 +19,7 @@ from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
 from analysis.stats import Estimate
 from analysis.summary import estimate
-from analysis.survivors import bound, of_successes
+from analysis.survivors import bound, left_out
 from analysis.variance import shares_text
 from analysis.warnings import concerning, grouped, scope
 from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
@@ -170,7 +170,7 @@ def _is_bounded(points: pd.DataFrame, column: str) -> bool:
 
 def heading(points: pd.DataFrame, column: str) -> str:
     """The short name of a column; of a mean or maximum with failed requests also that it leaves them out."""
-    return label(column).short + (" of successes" if of_successes(column, points) else "")
+    return label(column).short + left_out(column, points)
 
 
 def _metric(points: pd.DataFrame, column: str) -> Column:

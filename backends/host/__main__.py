@@ -65,6 +65,8 @@ class LibraryServer:
                 await self.complete(query.json(), connection)
             case "POST", "/measure":
                 await self.measure(query.json(), connection)
+            case "POST", "/log_probabilities":
+                await self.log_probabilities(query.json(), connection)
             case "POST", "/reset_caches":
                 await self.reset_caches(connection)
             case _:
@@ -110,6 +112,14 @@ class LibraryServer:
         await self.exclusively(
             batches, connection, lambda: offline.measure_rows(batches.library, warmup, rows, order, stopped), stopped
         )
+
+    async def log_probabilities(self, body: dict[str, Any], connection: HostConnection) -> None:
+        """{"texts": token ids} -> {"log_probabilities": of each text's tokens after its first}; asked for when idle."""
+        compute = getattr(self.batches.library, "log_probabilities", None)
+        if compute is None:
+            raise HTTPError(404, "this library gives no log-probabilities of a text", "NotFoundError")
+        texts = self.prompts({"prompt": body.get("texts")})
+        await connection.answer({"log_probabilities": await asyncio.to_thread(compute, texts)})
 
     async def reset_caches(self, connection: HostConnection) -> None:
         """Have the library forget earlier prompts: {"success": bool}."""

@@ -1,7 +1,9 @@
-"""`python -m backends.host.reference_tokens`: a model's greedy tokens by transformers, prompt by prompt.
+"""`python -m backends.host.reference_tokens`: a model's greedy tokens, and its log-probabilities of texts, by
+transformers.
 
-Reads {"model", "device", "prompts": token ids, "tokens"} from stdin and prints one JSON line: the tokens of each prompt
-(EOS or not), what ends a sequence, and the dtype: float32, or the model's own where that does not fit into memory.
+Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line: the
+tokens of each prompt (never one that ends a sequence), the log-probabilities of each text's tokens after its first,
+what ends a sequence, and the dtype: float32, or the model's own where that does not fit into memory.
 """
 
 import json
@@ -16,6 +18,7 @@ from backends.host.library import LibrarySettings, PromptRow
 from backends.host.text import Tokenizer
 
 SPARE = 2 * 2**30  # bytes for everything but the weights: libraries, activations and a short KV cache
+AT_ONCE = 8  # prompts at once: in float32 that changes no answer
 
 
 def dtype_that_fits(model: Path, device: str) -> str:
@@ -33,20 +36,21 @@ def dtype_that_fits(model: Path, device: str) -> str:
 
 
 def continuations(
-    settings: LibrarySettings, prompts: Sequence[Sequence[int]], tokens: int
-) -> tuple[str, list[list[int]]]:
-    """The dtype of the computation, and `tokens` greedy tokens after each prompt."""
-    library = transformers_library.load(settings)
+    library: transformers_library.Transformers, prompts: Sequence[Sequence[int]], tokens: int
+) -> list[list[int]]:
+    """`tokens` greedy tokens after each prompt."""
     rows = [PromptRow(prompt, tokens, frozenset()) for prompt in prompts]
-    for row in rows:
+    by_length = sorted(rows, key=lambda row: len(row.prompt))  # less to pad
+    for first in range(0, len(rows), AT_ONCE):
+        batch = by_length[first : first + AT_ONCE]
 
-        def emit(step: Sequence[tuple[int, int]], row: PromptRow = row) -> None:
-            for _, token in step:
-                if not row.done:
-                    row.take(token)
+        def emit(step: Sequence[tuple[int, int]], batch: Sequence[PromptRow] = batch) -> None:
+            for place, token in step:
+                if not batch[place].done:
+                    batch[place].take(token)
 
-        library.generate([row], emit)
-    return str(library.model.dtype).removeprefix("torch."), [row.tokens for row in rows]
+        library.generate(batch, emit)
+    return [row.tokens for row in rows]
 
 
 def main() -> None:
@@ -56,10 +60,17 @@ def main() -> None:
     # On GPUs: spread over as many as needed.
     placement = {"device_map": "auto"} if job["device"] == "cuda" else {}
     settings = LibrarySettings(model, job["device"], dtype, 0, {"attn_implementation": "eager", **placement})
-    computed, tokens = continuations(settings, job["prompts"], job["tokens"])
+    library = transformers_library.load(settings)
     ends = sorted(Tokenizer(model).ends)
-    version = transformers_library.Transformers.version
-    print(json.dumps({"reference": f"transformers {version} {computed}", "tokens": tokens, "ends": ends}))
+    library.model.generation_config.suppress_tokens = ends or None
+    computed = str(library.model.dtype).removeprefix("torch.")
+    answer = {
+        "made_by": f"transformers {library.version} {computed}",
+        "tokens": continuations(library, job["prompts"], job["tokens"]),
+        "log_probabilities": library.log_probabilities(job["texts"]),
+        "ends": ends,
+    }
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class EngineFacts:
     engine_version: str | None
     dtype: str | None
     agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing
+    quality_reference: str | None  # likewise of its log-probabilities
     versions: str  # JSON
     hardware: str  # JSON
     driver: str | None

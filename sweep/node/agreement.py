@@ -1,15 +1,17 @@
-"""Greedy-output agreement of an engine with transformers, measured once per launch.
+"""Are an engine's answers right? Its greedy tokens and its log-probabilities beside those of transformers, at a launch.
 
-agreement = mean over fixed prompts of (length of the matching prefix / length of the reference), so that "fast because
-wrong" is visible. The reference is computed in float32, or in the model's own dtype where that does not fit: once per
-model and node, before an engine takes the memory. No failure here fails a trial: agreement_reference has its reason.
+agreement: the share of positions at which the engine's greedy token is the reference's, after the reference's own
+tokens (`answers.Comparison`). quality: exp of the mean log-probability of a token of shipped text under the engine,
+over the reference's. The reference is computed in float32, or in the model's own dtype where that does not fit: once
+per model and node, before an engine takes the memory. No failure here fails a trial; a figure whose whole interval lies
+below `gate` makes it invalid.
 """
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +24,33 @@ from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
 from backends.prepare import environments, locks
 from backends.prepare.build_once import build_once
 from sweep.config import ROOT, content_hash, first_line
+from sweep.inputs.workload import DATA
+from sweep.node import answers
 from sweep.node.work import Work
+from sweep.numbers import clustered
+from sweep.numbers.clustered import Bounded
 
-AGREEMENT_VERSION = 1  # part of the cache's key: raise it when the reference is made in another way
-PROMPTS = (
-    "The river rose in the night, and by morning",
-    "List three reasons why a measurement may be repeated:",
-    "def mean(values):\n    ",
-    "She opened the letter slowly, because the last one had brought nothing but bad news, and read",
-)
-TOKENS = 32  # after each prompt
+AGREEMENT_VERSION = 2  # part of the cache's key: raise it when the reference is made in another way
+PROMPTS = 22  # story openings that every engine continues, besides its own trials' requests
+SAMPLED_REQUESTS = 8  # of the trials' workloads
+LONGEST_REQUEST = 1024  # tokens; longer ones are not among them
+TOKENS = 48  # after each prompt: with the above 1,440 positions
+TEXT_TOKENS = 2048  # of shipped text, at least
 ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers")  # one of conf/environment that has transformers
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
-ANSWER_TIMEOUT = 300.0  # s, of one prompt
+COMPARISON_LIMIT = 300.0  # s after which no further prompt is begun: an engine that differs everywhere is asked often
+SALT = "agreement"  # in the headers of requests: no cache of the engine's is to have those that are measured
+FAILURES = (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The tokens that transformers generates after each prompt."""
+    """The tokens that transformers generates after each prompt, and its log-probabilities of texts."""
 
     prompts: list[list[int]]  # token ids, special tokens included
     tokens: list[list[int]]
+    texts: list[list[int]]
+    log_probabilities: list[list[float]]  # of each text's tokens after its first
     ends: list[int]  # the model's EOS tokens
     made_by: str  # "transformers 5.19.0 float32"
 
@@ -64,11 +72,13 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     try:
         spec = locks.locked(environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu"), work.cache, progress)
         fingerprint = environments.fingerprint(spec)
-        content = [AGREEMENT_VERSION, model.digest(work.cache), model.tokenizer, PROMPTS, TOKENS, fingerprint]
+        tokenizer = model.load_tokenizer(work.cache)
+        job = {"prompts": prompts(work, tokenizer), "texts": texts(tokenizer), "tokens": TOKENS}
+        content = [AGREEMENT_VERSION, model.digest(work.cache), model.tokenizer, job, fingerprint]
         path = work.cache / "agreement" / f"{content_hash(content, 16)}.json"
 
         def compute(partial: Path) -> None:
-            partial.write_text(json.dumps(_compute(spec, model, launch, work.cache, progress)))
+            partial.write_text(json.dumps(_compute(spec, model, job, launch, work.cache, progress)))
 
         build_once(path, compute, f"answers of {model.name} by transformers", progress)
         return Reference(**json.loads(path.read_text()))
@@ -76,23 +86,54 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
         return f"none: {type(error).__name__}: {first_line(error)}"
 
 
-def _compute(spec: EnvironmentSpec, model: Any, launch: Launch, cache: Path, progress: Progress) -> dict[str, Any]:
+def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
+    """The openings that every engine continues, and a sample of requests as the trials' workloads make them."""
+    samples = [[tokenizer.encode(text).ids for text in shipped("stories")[:PROMPTS]]]
+    workloads = {content_hash(each.model_dump(mode="json")): each for each in _workloads(work)}
+    for _, workload in sorted(workloads.items()):
+        requests = workload.requests(tokenizer, SAMPLED_REQUESTS, work.settings.seed, salt=SALT)
+        ids = [tokenizer.encode(request.prompt).ids for request in requests]
+        samples.append([each for each in ids if len(each) <= LONGEST_REQUEST][: -(-SAMPLED_REQUESTS // len(workloads))])
+    return [prompt for sample in samples for prompt in sample]
+
+
+def _workloads(work: Work) -> Iterator[Any]:
+    """Those of the deployment's trials whose requests can be made anew: behind a header they are not the measured."""
+    return (trial.workload for trial in work.deployment.trials if trial.workload.unique_header)
+
+
+def texts(tokenizer: Tokenizer) -> list[list[int]]:
+    """Passages of the shipped text, together at least TEXT_TOKENS tokens."""
+    chosen: list[list[int]] = []
+    for text in shipped("summarization"):
+        if sum(len(ids) - 1 for ids in chosen) < TEXT_TOKENS:
+            chosen.append(tokenizer.encode(text).ids)
+    return chosen
+
+
+def shipped(name: str) -> list[str]:
+    """The prompts of one of the project's own files: text written for it."""
+    lines = (DATA / "prompts" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line)["prompt"] for line in lines]
+
+
+def _compute(
+    spec: EnvironmentSpec, model: Any, job: dict[str, Any], launch: Launch, cache: Path, progress: Progress
+) -> dict[str, Any]:
     """Return the fields of a Reference, from a process of its own in an environment with transformers."""
     # An engine that needs no Python at all (llama.cpp) is compared with it too: report what the time is spent on.
     why = "for transformers, which engines are compared with; agreement=false leaves it out"
     python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
-    folder, tokenizer = model.prepare(cache, progress), model.load_tokenizer(cache)
-    prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    folder = model.prepare(cache, progress)
     progress(f"computing the reference answers of {model.name}")
     device = "cuda" if launch.gpus else "cpu"
-    job = {"model": str(folder), "device": device, "prompts": prompts, "tokens": TOKENS}
+    job = {**job, "model": str(folder), "device": device}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with task.program([python, "-m", "backends.host.reference_tokens"], _reference_environ(launch), **pipes) as process:
         answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
     if process.returncode != 0:
         raise ValueError((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
-    reply = json.loads(answer.strip().splitlines()[-1])
-    return {"prompts": prompts, "tokens": reply["tokens"], "ends": reply["ends"], "made_by": reply["reference"]}
+    return {"prompts": job["prompts"], "texts": job["texts"], **json.loads(answer.strip().splitlines()[-1])}
 
 
 def _reference_environ(launch: Launch) -> dict[str, str]:
@@ -101,67 +142,59 @@ def _reference_environ(launch: Launch) -> dict[str, str]:
     return {**inherited_environment(), **ENGINE_ENVIRON, "PYTHONPATH": str(ROOT), **own}
 
 
-def compare(work: Work, engine: Engine, expected: Reference | str) -> dict[str, Any]:
-    """The columns agreement (0..1, or null) and agreement_reference of a running engine."""
+def compare(
+    work: Work, engine: Engine, expected: Reference | str, progress: Progress = lambda text: None
+) -> dict[str, Any]:
+    """The columns of agreement and quality of a running engine, null without them; and what keeps it from the gate."""
     if isinstance(expected, str):
-        return {"agreement": None, "agreement_reference": expected}
+        return {"agreement": None, "agreement_reference": expected, "quality": None, "quality_reference": expected}
+    progress("comparing the engine's answers with the reference")
+    columns = _judged("agreement", "positions", expected.made_by, partial(_agreement, work, engine, expected))
+    if engine.backend.log_probabilities_by is None:
+        reason = f"none: {engine.backend.name} gives no log-probabilities of a text"
+        columns |= {"quality": None, "quality_reference": reason}
+    else:
+        columns |= _judged("quality", "tokens", expected.made_by, partial(_quality, engine, expected))
+    return {**columns, "below_gate": below_gate(work, engine, columns)}
+
+
+def _judged(name: str, unit: str, made_by: str, measure: Callable[[], tuple[Bounded, int]]) -> dict[str, Any]:
+    """The columns of one figure: itself, the ends of its interval, its sample and its reference."""
     try:
-        tokenizer = work.deployment.model.load_tokenizer(work.cache)
-        references = zip(PROMPTS, expected.prompts, expected.tokens, strict=True)
-        answers = [_share(engine, tokenizer, expected.ends, *reference) for reference in references]
-    except (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        estimate, sample = measure()
+    except FAILURES as error:
         problem = f"none: the engine's answer: {type(error).__name__}: {first_line(error)}"
-        return {"agreement": None, "agreement_reference": problem}
-    shares = [share for share in answers if share is not None]
-    if not shares:
-        return {"agreement": None, "agreement_reference": "none: the model ends every answer at once"}
-    return {"agreement": sum(shares) / len(shares), "agreement_reference": expected.made_by}
+        return {name: None, f"{name}_reference": problem}
+    figures = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {**figures, f"{name}_{unit}": sample, f"{name}_reference": made_by}
 
 
-def _share(
-    engine: Engine, tokenizer: Tokenizer, ends: list[int], text: str, prompt: list[int], tokens: list[int]
-) -> float | None:
-    """Return the share of one reference that an engine repeats: by token ids if it returns them, else by its text.
+def _agreement(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded, int]:
+    tokenizer = work.deployment.model.load_tokenizer(work.cache)
+    ends, pairs = frozenset(expected.ends), zip(expected.prompts, expected.tokens, strict=True)
+    comparisons = [answers.Comparison(prompt, tokens, ends) for prompt, tokens in pairs]
+    finished = [each for each in answers.finish(engine, tokenizer, comparisons, COMPARISON_LIMIT) if each.judged]
+    if not finished:
+        raise ValueError("the engine ends every answer at once")
+    judged = [each.judged for each in finished]
+    return clustered.share([each.matched for each in finished], judged), sum(judged)
 
-    None if the reference is empty: it ends at once, and so would this engine; or its tokens have no text.
+
+def _quality(engine: Engine, expected: Reference) -> tuple[Bounded, int]:
+    values = answers.log_probabilities(engine, expected.texts)
+    return clustered.ratio_of_likelihoods(values, expected.log_probabilities), sum(map(len, values))
+
+
+def below_gate(work: Work, engine: Engine, columns: Mapping[str, Any]) -> str | None:
+    """Return which figure lies below `gate` with its whole interval; None if none does.
+
+    Formats declared coarser than the model's are measured, not gated: their loss is known, and part of the comparison.
     """
-    backend = engine.backend
-    if not backend.ignores_eos:
-        tokens = list(takewhile(lambda token: token not in ends, tokens))
-        if not tokens:
-            return None
-    answer = ask(engine, prompt if backend.token_ids and backend.api == "completions" else text, len(tokens))
-    if isinstance(answer, str):
-        tokens = _ids(tokenizer, tokenizer.decode(tokens))
-        answer = _ids(tokenizer, answer)
-    return matching_prefix(answer, tokens) / len(tokens) if tokens else None
-
-
-def matching_prefix(tokens: Sequence[int], expected: Sequence[int]) -> int:
-    """Return the number of tokens that are the same from the beginning."""
-    equal = [a == b for a, b in zip(tokens, expected, strict=False)]
-    return equal.index(False) if False in equal else len(equal)
-
-
-def ask(engine: Engine, prompt: str | list[int], tokens: int) -> list[int] | str:
-    """Return the engine's greedy continuation through its ordinary API: token ids if it gives them, else text."""
-    backend, model = engine.backend, engine.launch.served_name
-    with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
-        if backend.api == "tgi":
-            parameters = {"max_new_tokens": tokens, "do_sample": False, "details": True}
-            answer = http.post("/generate", json={"inputs": prompt, "parameters": parameters}).raise_for_status().json()
-            return [token["id"] for token in answer["details"]["tokens"]]
-        if backend.api != "completions":
-            raise ValueError(f"api={backend.api} gives no plain continuation")
-        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, **backend.extra_body}
-        body |= {"ignore_eos": True} if backend.ignores_eos else {}
-        response = http.post("/v1/completions", json={**body, "return_token_ids": True})
-        if response.status_code in (400, 422):  # an engine that has no such key
-            response = http.post("/v1/completions", json=body)
-        choice: Mapping[str, Any] = response.raise_for_status().json()["choices"][0]
-        ids = choice.get("token_ids")
-        return list(ids) if ids else str(choice["text"])
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    if not work.settings.gate or engine.backend.coarser(engine.launch):
+        return None
+    for name, least in sorted(work.settings.gate.items()):
+        value, high = columns.get(name), columns.get(f"{name}_high")
+        if value is not None and high is not None and high < least:
+            interval = f"95% interval {columns[f'{name}_low']:.3f} to {high:.3f}"
+            return f"{name} {value:.3f} ({interval}) with {columns[f'{name}_reference']} is below gate.{name}={least:g}"
+    return None

@@ -258,7 +258,11 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
             cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus)}
-            facts = {**engine.facts(), **cold, **agreement.compare(work, engine, expected)}
+            facts = {
+                **engine.facts(),
+                **cold,
+                **agreement.compare(work, engine, expected, lambda text: emit(State(text))),
+            }
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
     except server.LaunchError as error:

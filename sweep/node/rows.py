@@ -125,6 +125,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
         engine_version=facts.get("engine_version"),
         dtype=facts.get("dtype"),
         agreement_reference=facts.get("agreement_reference"),
+        quality_reference=facts.get("quality_reference"),
         versions=json.dumps({**provenance.own_versions(), **node.environment.versions}),
         hardware=json.dumps({"node": node.name, **provenance.hardware()}),
         driver=provenance.driver(),

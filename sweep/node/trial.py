@@ -24,6 +24,7 @@ from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.node.verdict import judge, not_honoured
 from sweep.node.work import RunningEngine, Work
+from sweep.numbers.quantities.client import ANSWERS
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
 from sweep.plan.plan import Trial
@@ -53,8 +54,8 @@ def run_trial(
     """
     engine = running.engine
     salt = salt if trial.workload.unique_header else None
-    inputs = {"startup_seconds": engine.startup_seconds, "agreement": running.facts.get("agreement")}
-    inputs["cold_ttft"] = running.facts.get("cold_ttft")
+    inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
+    inputs["startup_seconds"] = engine.startup_seconds
     facts = engine_facts(running, caches_reset, salt)
     row = TrialRow(
         identity=identity(work, trial, gpu_name(running.node)),
@@ -63,6 +64,9 @@ def run_trial(
         engine=facts,
         measured=figures(inputs),
     )
+    if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
+        verdict = Verdict(outcome=Outcome.INVALID, reason=below, ended_at=provenance.now())
+        return replace(row, verdict=verdict).flat()
     try:
         prompts = _build_requests(work, trial, salt or "")
     except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's

@@ -71,6 +71,8 @@ class _Builder:
         self.trial_ids: set[str] = set()
         # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
         self.judged_by = settings.model_dump(mode="json", include={"max_failed"})
+        if settings.gate:
+            self.judged_by["gate"] = settings.gate
         self.judged_by["timeouts"] = asdict(settings.client.timeouts)
 
     def deploy(self, point: Point) -> Deployment:

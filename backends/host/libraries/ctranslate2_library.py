@@ -64,6 +64,11 @@ class CTranslate2:
                 raise MemoryError(str(error)) from error
             raise
 
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each text, that of each token after the first, given those before it."""
+        scored = [self.generator.score_batch([[self.vocabulary[token] for token in text]]) for text in texts]
+        return [list(one[0].log_probs) for one in scored]
+
     def memory(self) -> Mapping[str, float]:
         """Empty: the engine does not report its allocations."""
         return {}

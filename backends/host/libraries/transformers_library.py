@@ -87,6 +87,17 @@ class Transformers:
         finally:
             self.cache = None
 
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each text, that of each token after the first, given those before it."""
+        values = []
+        with torch.inference_mode():
+            for text in texts:
+                ids = torch.tensor([text], device=self.model.device)
+                logits = self.model(ids, use_cache=False).logits[0, :-1].float()
+                chosen = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])
+                values.append(chosen[:, 0].tolist())
+        return values
+
     def memory(self) -> Mapping[str, float]:
         layers = self.cache.layers if self.cache is not None else []
         tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]

@@ -57,7 +57,55 @@ def wall_seconds(wall_seconds: float) -> float:
     return wall_seconds
 
 
-@quantity(unit="share", kind="validity")
+@quantity(unit="share", kind="validity", better="higher")
 def agreement(agreement: float | None) -> float | None:
-    """share of the reference's greedy tokens that the engine produces too, from the beginning of each answer."""
+    """share of positions at which the engine's greedy token is the reference's, after the reference's own tokens."""
     return agreement
+
+
+@quantity(unit="share", kind="validity")
+def agreement_low(agreement_low: float | None) -> float | None:
+    """lower end of the agreement's 95 % interval, by Wilson over the prompts' effective number of positions."""
+    return agreement_low
+
+
+@quantity(unit="share", kind="validity")
+def agreement_high(agreement_high: float | None) -> float | None:
+    """upper end of the agreement's 95 % interval."""
+    return agreement_high
+
+
+@quantity(unit="", kind="validity", type=int)
+def agreement_positions(agreement_positions: int | None) -> int | None:
+    """positions that the agreement is of; those at which the engine would end its answer are left out."""
+    return agreement_positions
+
+
+@quantity(unit="share", kind="validity", better="higher")
+def quality(quality: float | None) -> float | None:
+    """exp of the mean log-probability of a token of shipped text under the engine, over that under the reference."""
+    return quality
+
+
+@quantity(unit="share", kind="validity")
+def quality_low(quality_low: float | None) -> float | None:
+    """lower end of the quality's 95 % interval, of the differences paired by token, by Student's t over the texts."""
+    return quality_low
+
+
+@quantity(unit="share", kind="validity")
+def quality_high(quality_high: float | None) -> float | None:
+    """upper end of the quality's 95 % interval."""
+    return quality_high
+
+
+@quantity(unit="", kind="validity", type=int)
+def quality_tokens(quality_tokens: int | None) -> int | None:
+    """tokens of the text that the quality is of."""
+    return quality_tokens
+
+
+AGREEMENT = (agreement, agreement_low, agreement_high, agreement_positions)
+QUALITY = (quality, quality_low, quality_high, quality_tokens)
+ANSWERS = tuple(function.__name__ for function in (*AGREEMENT, *QUALITY))
+"""Measured at a launch, and the same in the rows of all its trials."""

@@ -1,0 +1,131 @@
+"""Agreement and quality of engines that are right, of a coarser format, and of planted faults, as a table:
+
+    python scripts/agreement_study.py [RUNS] [CASE...] > docs/measurements/agreement.md
+
+Each case is launched once, and compared RUNS times (default 1) with the reference on other texts each time.
+"""
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from backends.launch import server
+from scripts import faults
+from sweep.config import Settings
+from sweep.drive.preflight import surroundings
+from sweep.node import agreement
+from sweep.node.deployment import _prepare
+from sweep.node.work import Work
+from sweep.plan.compose import compose_run
+from sweep.plan.plan import Deployment
+from sweep.plan.planning import make_plan
+
+GATE = {"agreement": 0.95, "quality": 0.98}
+HEAD = f"""\
+# Agreement and quality
+
+SmolLM2-135M-Instruct (`model=smollm2`) on engines that are right, on weights in a coarser format, and on the
+transformers backend with a fault planted into its copy of the weights or of the configuration. Each engine continues
+{agreement.PROMPTS} story openings and {agreement.SAMPLED_REQUESTS} requests of `workload=qa` by {agreement.TOKENS}
+tokens, and all but llama.cpp, which gives none, are asked for the log-probabilities of at least
+{agreement.TEXT_TOKENS} tokens of shipped text. The reference is transformers in float32. In brackets: 95 % intervals.
+Alarm: the whole interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality
+{GATE["quality"]}). Where a case was run several times, each run had other openings and passages, drawn from the shipped
+ones; its figures are the means, its interval is that of the first run.
+
+Made by `scripts/agreement_study.py`, one core for the engine.
+
+| case | runs | alarms | agreement | positions | quality | tokens | time of one comparison |
+|---|---|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine, and what is done to its weights."""
+
+    name: str
+    overrides: tuple[str, ...]
+    fault: faults.Fault | None = None
+
+
+BF16 = ("backend=transformers", "backend.dtype=bfloat16")
+CASES = (
+    Case("transformers, float32", ("backend=transformers", "backend.dtype=float32")),
+    Case("transformers, bfloat16", BF16),
+    Case("CTranslate2, float32", ("backend=ctranslate2",)),
+    Case("llama.cpp, F16", ("backend=llamacpp",)),
+    Case("vLLM, bfloat16", ("backend=vllm", "backend.dtype=bfloat16")),
+    Case("coarser: 4 bits, round to nearest, groups of 64", BF16, faults.coarse_weights),
+    Case("fault: rope base 10,000", BF16, faults.rope_base),
+    Case("fault: two heads swapped", BF16, faults.swapped_heads),
+    Case(f"fault: cache truncated to {faults.WINDOW} tokens", BF16, faults.truncated_cache),
+    Case("fault: one broken layer", BF16, faults.broken_layer),
+)
+
+
+def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """The columns of each run, on one launch."""
+    command = [*case.overrides, "model=smollm2", "workload=qa", "load=batch", "hardware=cpu", "cluster=inline"]
+    plan = make_plan(composition := compose_run(command, lambda cluster: "cpu"), surroundings(composition.settings, []))
+    deployment: Deployment = plan.deployments[0]
+    settings: Settings = plan.settings.model_copy(update={"gate": GATE})
+    work = Work(deployment, settings, str(folder), case.name, ())
+    node = _prepare(work, (), lambda event: None)
+    model = faults.planted(node.launch.model, folder / "faulty", case.fault) if case.fault else node.launch.model
+    launch = replace(node.launch, model=model)
+    expected = {run: _reference(work, launch, run) for run in range(runs)}
+    with server.running(deployment.backend, launch, marker=f"study/{folder.name}") as engine:
+        for reference in expected.values():
+            begin = time.monotonic()
+            columns = agreement.compare(work, engine, reference)
+            yield columns | {"seconds": time.monotonic() - begin}
+
+
+def _reference(work: Work, launch: Any, run: int) -> agreement.Reference:
+    """The reference on this run's own openings and passages."""
+    shipped = agreement.shipped
+
+    def other(name: str) -> list[str]:
+        lines = shipped(name)
+        return random.Random(f"{run}/{name}").sample(lines, len(lines)) if run else lines
+
+    agreement.shipped = other
+    try:
+        reference = agreement.reference(work, launch, lambda text: None)
+    finally:
+        agreement.shipped = shipped
+    if isinstance(reference, str):
+        raise SystemExit(reference)
+    return reference
+
+
+def line(case: Case, rows: list[dict[str, Any]]) -> str:
+    alarms = sum(row["below_gate"] is not None for row in rows)
+    cells = [case.name, str(len(rows)), str(alarms)]
+    for name, unit in (("agreement", "positions"), ("quality", "tokens")):
+        if rows[0][name] is None:
+            cells += ["–", "–"]
+            continue
+        mean = sum(row[name] for row in rows) / len(rows)
+        cells += [f"{mean:.3f} ({rows[0][f'{name}_low']:.3f} to {rows[0][f'{name}_high']:.3f})"]
+        cells += [f"{rows[0][f'{name}_{unit}']:,}"]
+    return f"| {' | '.join(cells)} | {sum(row['seconds'] for row in rows) / len(rows):.0f} s |"
+
+
+def main(runs: int, names: list[str]) -> None:
+    print(HEAD, flush=True)
+    for case in CASES:
+        if not names or any(name in case.name for name in names):
+            with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
+                print(line(case, list(compared(case, runs, Path(folder)))), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1, sys.argv[2:])

@@ -1,0 +1,161 @@
+"""The answers of a running engine outside any measurement: greedy continuations, and log-probabilities of a text."""
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from tokenizers import Tokenizer
+
+from backends.launch.server import Engine
+
+ANSWER_TIMEOUT = 300.0  # s, of one call
+IN_FLIGHT = 8  # prompts in flight at once
+LEAST_AHEAD = 2  # tokens asked for after a difference
+Reply = list[int] | str  # token ids where the engine returns them, else text
+
+
+@dataclass
+class Comparison:
+    """One prompt's continuation against the reference's, position by position.
+
+    At every position the engine has the reference's own tokens before it: where it answers otherwise, it is asked again
+    from there on. So it decodes with its cache, as in a measurement, and one difference does not count for all that
+    follows it. A position at which it ends is left out: in a measurement the end is ignored.
+    """
+
+    prompt: list[int]
+    expected: list[int]
+    ends: frozenset[int]
+    position: int = 0
+    judged: int = 0
+    matched: int = 0
+    ahead: int = 0  # tokens to ask for: all that are left, fewer after a difference
+
+    @property
+    def done(self) -> bool:
+        return self.position >= len(self.expected)
+
+    @property
+    def prefix(self) -> list[int]:
+        return self.prompt + self.expected[: self.position]
+
+    @property
+    def tokens(self) -> int:
+        return min(self.ahead or len(self.expected), len(self.expected) - self.position)
+
+    def take(self, answer: Sequence[int]) -> None:
+        """Judge an answer to `prefix`, up to its first difference."""
+        run = 0
+        for token in answer[: len(self.expected) - self.position]:
+            correct = token == self.expected[self.position]
+            self.position += 1
+            if token in self.ends and not correct:
+                break
+            self.judged += 1
+            self.matched += correct
+            if not correct:
+                break
+            run += 1
+        else:
+            if not answer or len(answer) < self.tokens:
+                self.position += 1  # it ended here
+        self.ahead = max(LEAST_AHEAD, 2 * run)
+
+
+def finish(engine: Engine, tokenizer: Tokenizer, comparisons: Sequence[Comparison], limit: float) -> list[Comparison]:
+    """Ask the engine until every comparison is done; those that were begun within `limit` s. Raises as httpx does."""
+    finished: list[Comparison] = []
+    begin = time.monotonic()
+    with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
+        for first in range(0, len(comparisons), IN_FLIGHT):
+            part = comparisons[first : first + IN_FLIGHT]
+            while (pending := [each for each in part if not each.done]) and time.monotonic() - begin < limit:
+                for each, answer in zip(pending, _ask(http, engine, tokenizer, pending), strict=True):
+                    if answer is None:
+                        each.position += 1  # the engine takes text only, and this prefix has none of its own
+                    else:
+                        each.take(_ids(tokenizer, answer))
+            finished += part
+            if time.monotonic() - begin >= limit:
+                break
+    return finished
+
+
+def _ask(
+    http: httpx.Client, engine: Engine, tokenizer: Tokenizer, pending: Sequence[Comparison]
+) -> Iterable[Reply | None]:
+    backend = engine.backend
+    if backend.api == "completions" and backend.token_ids:
+        most = max(each.tokens for each in pending)
+        return completions(http, engine, [each.prefix for each in pending], most)
+    texts = [_round_trip(tokenizer, each.prefix) for each in pending]
+
+    def one(item: tuple[Comparison, str | None]) -> Reply | None:
+        each, text = item
+        if text is None:
+            return None
+        return _tgi(http, text, each.tokens) if backend.api == "tgi" else _completion(http, engine, text, each.tokens)
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return list(pool.map(one, zip(pending, texts, strict=True)))
+
+
+def _round_trip(tokenizer: Tokenizer, ids: list[int]) -> str | None:
+    """The text that an engine would read as these tokens; None if there is none."""
+    text = str(tokenizer.decode(ids))
+    return text if tokenizer.encode(text).ids == ids else None
+
+
+def _ids(tokenizer: Tokenizer, answer: Reply) -> list[int]:
+    return list(tokenizer.encode(answer, add_special_tokens=False).ids) if isinstance(answer, str) else answer
+
+
+def completions(http: httpx.Client, engine: Engine, prompts: Any, tokens: int) -> list[Reply]:
+    """Greedy continuations of a list of prompts, in their order: a batch, as far as the engine makes one of it."""
+    backend = engine.backend
+    body = {"model": engine.launch.served_name, "prompt": prompts, "max_tokens": tokens, "temperature": 0}
+    body |= backend.extra_body | ({"ignore_eos": True} if backend.ignores_eos else {})
+    response = http.post("/v1/completions", json=body | backend.ids_asked_by)
+    if response.status_code in (400, 422):  # an engine that has no such key
+        response = http.post("/v1/completions", json=body)
+    choices = sorted(response.raise_for_status().json()["choices"], key=lambda choice: choice.get("index", 0))
+    if len(choices) != (1 if isinstance(prompts, str) else len(prompts)):
+        raise ValueError(f"{len(choices)} answers to {len(prompts)} prompts")
+    return [_answer(choice) for choice in choices]
+
+
+def _answer(choice: dict[str, Any]) -> Reply:
+    if ids := choice.get("token_ids"):
+        return list(ids)
+    content = (choice.get("logprobs") or {}).get("content")
+    return [token["id"] for token in content] if content and "id" in content[0] else str(choice["text"])
+
+
+def _completion(http: httpx.Client, engine: Engine, prompt: str, tokens: int) -> Reply:
+    if engine.backend.api != "completions":
+        raise ValueError(f"api={engine.backend.api} gives no plain continuation")
+    return completions(http, engine, prompt, tokens)[0]
+
+
+def _tgi(http: httpx.Client, prompt: str, tokens: int) -> Reply:
+    parameters = {"max_new_tokens": tokens, "do_sample": False, "details": True}
+    answer = http.post("/generate", json={"inputs": prompt, "parameters": parameters}).raise_for_status().json()
+    return [token["id"] for token in answer["details"]["tokens"]]
+
+
+def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The log-probability of each token of each text but the first, given those before it. Raises as httpx does."""
+    with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
+        if engine.backend.log_probabilities_by == "host":
+            answer = http.post("/log_probabilities", json={"texts": texts}).raise_for_status().json()
+            return [list(map(float, values)) for values in answer["log_probabilities"]]
+        body = {"model": engine.launch.served_name, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        values = []
+        for text in texts:
+            answer = http.post("/v1/completions", json={**body, "prompt": list(text)}).raise_for_status().json()
+            entries = answer["choices"][0]["prompt_logprobs"][1:]
+            values.append([entry[str(token)]["logprob"] for entry, token in zip(entries, text[1:], strict=True)])
+        return values

@@ -1,0 +1,60 @@
+"""Intervals of shares and means over tokens of some texts. Tokens of one text are alike: the texts are the sample."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from sweep.numbers.chunks import Floats
+
+COVERAGE = 0.95
+
+
+class Bounded(NamedTuple):
+    """A figure with the ends of its 95 % interval; they are infinite where one text says nothing of others."""
+
+    value: float
+    low: float
+    high: float
+
+
+def share(hits: Sequence[int], sizes: Sequence[int]) -> Bounded:
+    """The share of hits, `hits[i]` of `sizes[i]` in text i: Wilson's interval of the effective number of tokens.
+
+    That number is smaller than theirs by the ratio of the variance between texts to that of independent tokens.
+    """
+    counts, totals = np.asarray(hits, float), np.asarray(sizes, float)
+    total = totals.sum()
+    value = float(counts.sum() / total)
+    independent = value * (1 - value) / total
+    between = _variance(counts - totals * value) / total**2
+    effective = total / max(1.0, between / independent) if independent > 0 else total
+    z = _quantile(len(counts)) if len(counts) > 1 else math.inf
+    if math.isinf(z):
+        return Bounded(value, 0.0, 1.0)
+    scale = 1 + z**2 / effective
+    centre = (value + z**2 / (2 * effective)) / scale
+    half = z * math.sqrt(value * (1 - value) / effective + z**2 / (4 * effective**2)) / scale
+    return Bounded(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+
+
+def ratio_of_likelihoods(texts: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Bounded:
+    """exp of the mean difference in log-probability of a token, paired by token; Student's t over the texts."""
+    pairs = zip(texts, baseline, strict=True)
+    differences = [np.asarray(a, float) - np.asarray(b, float) for a, b in pairs]
+    total = sum(map(len, differences))
+    mean = float(sum(each.sum() for each in differences) / total)
+    deviations = np.array([each.sum() - len(each) * mean for each in differences])
+    half = _quantile(len(texts)) * math.sqrt(_variance(deviations)) / total if len(texts) > 1 else math.inf
+    return Bounded(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def _variance(deviations: Floats) -> float:
+    """Variance of the sum over texts from each text's deviation."""
+    return float((deviations**2).sum() * len(deviations) / max(1, len(deviations) - 1))
+
+
+def _quantile(texts: int) -> float:
+    return float(stats.t.ppf(0.5 + COVERAGE / 2, texts - 1))
