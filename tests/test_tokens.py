@@ -1,5 +1,6 @@
 """Tokens as the row has them, through the whole command: against an endpoint of known timing that flatters itself."""
 
+from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -276,10 +277,12 @@ def test_an_open_loop_above_capacity_is_the_engines_own_throughput(
     assert "best throughput" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("source", ["final usage", "running usage"])
 @pytest.mark.parametrize(("fixed_length", "streamed"), [(True, 32), (False, 20)])
-def test_end_tokens_that_were_forced_are_tokens(fixed_length, streamed):
+def test_end_tokens_that_were_forced_are_tokens(fixed_length, streamed, source):
     """With ignore_eos a trained model goes on behind its end tokens, which are not in the text."""
-    record = Record("r", "measured", 0.0, 0.0, 0.0, output_tokens=32, asked_output_tokens=32)
-    record.token_source, record.recounted_tokens = "final usage", 20
+    record = Record("r", "measured", 0.0, 0.0, 0.0, array("I", [1, 2]), array("H", [16, 16]))
+    record.output_tokens = record.asked_output_tokens = 32
+    record.token_source, record.recounted_tokens = source, 20
     settle(record, fixed_length)
     assert record.streamed_tokens == streamed

@@ -26,7 +26,7 @@ def settle(record: Record, fixed_length: bool) -> None:
         record.streamed_tokens = _visible(record, fixed_length)
     else:
         if record.token_source == "running usage":
-            _take_hidden_from_first_chunk(record)
+            _take_hidden_from_first_chunk(record, fixed_length)
         record.streamed_tokens = min(record.output_tokens, sum(record.chunk_tokens))
 
 
@@ -44,9 +44,9 @@ def _visible(record: Record, fixed_length: bool) -> int:
     return min(visible, max(record.asked_output_tokens, len(record.chunk_us)))
 
 
-def _take_hidden_from_first_chunk(record: Record) -> None:
+def _take_hidden_from_first_chunk(record: Record, fixed_length: bool) -> None:
     """Leave the hidden tokens out of the first chunk, to which a running count adds them."""
     tokens = record.chunk_tokens
-    hidden = sum(tokens) - _visible(record)
+    hidden = sum(tokens) - _visible(record, fixed_length)
     if hidden > 0 and tokens[0] > hidden:
         tokens[0] -= hidden
