@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -17,6 +18,7 @@ from backends.launch.server import running
 from backends.openai import OpenAI
 from backends.prepare import environments, locks
 from backends.simulated import Simulated
+from sweep.__main__ import main
 from sweep.inputs.model import PathModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.node import agreement
@@ -354,6 +356,20 @@ def test_a_reference_is_made_once(monkeypatch, tmp_path, tokenizer):
 def test_secrets_do_not_go_to_the_process_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
     assert "hf_secret_value" not in agreement._reference_environ(launch(tmp_path)).values()
+
+
+def test_an_engine_below_the_gate_is_invalid_and_not_measured(monkeypatch, tmp_path):
+    """Through the whole command."""
+    columns = {"agreement": 0.4, "agreement_low": 0.3, "agreement_high": 0.5, "agreement_positions": 1400}
+    reason = "agreement 0.400 (95% interval 0.300 to 0.500) with transformers is below gate.agreement=0.95"
+    monkeypatch.setattr(agreement, "compare", lambda *arguments: {**columns, "below_gate": reason})
+    command = ["backend=simulated", "model=tiny-llama", "workload=qa", "workload.num_requests=4", "load=closed"]
+    command += ["load.concurrency=2", "gate={agreement: 0.95}", "cluster=inline", "tracking=none", f"out={tmp_path}"]
+    assert main(command) == 1
+    (row,) = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert (row["outcome"], row["reason"]) == ("invalid", reason)
+    assert (row["agreement"], row["agreement_high"], row["agreement_positions"]) == (0.4, 0.5, 1400)
+    assert row.get("output_throughput") is None
 
 
 def test_requests_of_the_trials_workloads_are_among_the_prompts_but_none_that_is_measured():
