@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis.stats import CONFIDENCE, FloatArray
+from analysis.intervals import CONFIDENCE, FloatArray
 
 PointIndices = NDArray[np.int64]
 

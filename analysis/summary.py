@@ -12,19 +12,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import stats
 from analysis.comparison import Trials
 from analysis.headline import ASKED, HEADLINE, STEADY
+from analysis.intervals import NO_ESTIMATE, Estimate, Interval
 from analysis.load import Run
+from analysis.pooled import point_figures, pooled_columns
 from analysis.quantities import labelled_column
 from analysis.ratios import Positions, against_baseline, against_parent
 from analysis.standings import standings
-from analysis.stats import Estimate
 from analysis.survivors import is_lost, without_lost
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
 from sweep.numbers.warnings import AS_OFFERED
 from sweep.records import LOAD_COLUMNS
+
+INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
+"""Ends of the columns of a figure's intervals: of these launches, and of a new launch."""
 
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
 
@@ -70,11 +73,12 @@ def summarise(run: Run) -> pd.DataFrame:
     """The points of a run, sorted.
 
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
-    answered in ok trials and `failed` ones; for each measured column its mean, `*_ci_low` and `*_ci_high`, and `*_n` if
-    some ok trials lack it; `as_offered`, whether its throughput is what an open loop asked for, if there is one;
-    `steady_share`, the share of ok trials with a steady-state window, if there is one; for HEADLINE columns
-    `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals, and `*_standing`
-    among the points that were asked the same: best, not told apart from the best, or behind.
+    answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
+    launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
+    where it is of requests, and `*_n` if some ok trials lack it; `as_offered`, whether its throughput is what an open
+    loop asked for, if there is one; `steady_share`, the share of ok trials with a steady-state window, if there is one;
+    for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
+    and `*_standing` among the points that were asked the same: best, not told apart from the best, or behind.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)
@@ -90,12 +94,11 @@ def summarise(run: Run) -> pd.DataFrame:
     points["failed"] = run.ok["num_failed"].reindex(trials.index).groupby(point).sum()
     measured = run.ok[measured_columns(run)].astype("float64").reindex(trials.index)
     measured = without_lost(run, measured, point)
-    by_point = measured.groupby(point)
-    means, deviations, counts = by_point.mean(), by_point.std(ddof=1), by_point.count()
+    counts = measured.groupby(point).count()
     columns: dict[str, Any] = {}
-    for name in map(str, measured):
-        half = stats.half_width(deviations[name].to_numpy(), counts[name].to_numpy(np.float64))
-        columns |= {name: means[name], f"{name}_ci_low": means[name] - half, f"{name}_ci_high": means[name] + half}
+    pooled = pooled_columns(run)
+    for name, figure in point_figures(run, measured, point).items():
+        columns |= _columns(name, figure, name in pooled)
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
     if run.ok["below_saturation"].notna().any():
@@ -116,6 +119,15 @@ def _compared_trials(run: Run, trials: pd.DataFrame, point: Positions) -> Trials
     return Trials(point, replicate, launch.where(launch.notna(), None).to_numpy(object))
 
 
+def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
+    """The columns of a figure."""
+    ends = (figure.low, figure.high, figure.new_low, figure.new_high)
+    columns = {name: figure.value} | {
+        f"{name}_{end}": values for end, values in zip(INTERVAL_COLUMNS, ends, strict=True)
+    }
+    return columns | ({f"{name}_effective_n": figure.effective_n} if of_requests else {})
+
+
 def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]]:
     """The number of trials of each point by how they ended."""
     counts = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
@@ -133,11 +145,12 @@ def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
 
 
 def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
-    """A mean of the summary with its interval."""
+    """A figure of the summary with its intervals."""
     if column not in point:
-        return stats.NO_ESTIMATE
+        return NO_ESTIMATE
     n = int(point.get(f"{column}_n", point["n"]))
-    return Estimate(point[column], point[f"{column}_ci_low"], point[f"{column}_ci_high"], n)
+    low, high, new_low, new_high = (point[f"{column}_{end}"] for end in INTERVAL_COLUMNS)
+    return Estimate(point[column], low, high, n, new_low, new_high)
 
 
 def merits(figures: pd.DataFrame) -> pd.DataFrame:

@@ -54,6 +54,8 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
     failed = "steady_num_failed" if statistic.steady else "failed"
     if not point["n"] or pd.notna(point.get(column)) or pd.isna(point.get(failed)) or not point[failed]:
         return None
+    if not statistic.steady and point["failed"] * 100 <= (100 - percentile) * (point["failed"] + point["requests"]):
+        return None  # few requests, not failed ones, are why it has no value
     why = f"more than {100 - percentile:g}% failed"
     waited = point.get("timed_out_after")
     if statistic.quantity.name not in AT_LEAST_THE_WAIT or waited is None or pd.isna(waited):

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.intervals import FloatArray
 from analysis.load import Run, trial_folder
 from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, labelled_column
-from analysis.stats import FloatArray
 from sweep.disk import run_files
 
 SPREAD_OF = ("output_throughput", "ttft_p50", "tpot_p50")

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.headline import HEADLINE
+from analysis.intervals import Estimate
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.standings import Standing, question_columns
-from analysis.stats import Estimate
 from analysis.summary import estimate
 
 MOST_LINES_NAMED = 3  # points in a sentence

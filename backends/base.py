@@ -143,7 +143,7 @@ class Backend(Strict):
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
     ready_path: ClassVar[str] = "/health"  # answers with status 200 once it is ready
     oom_patterns: ClassVar[tuple[str, ...]] = (  # in its log, where it ran out of memory
-        r"CUDA out of memory",
+        r"\b(CUDA|HIP|Triton)\b.*\bout of memory\b",  # torch's, ggml's, Triton's, NCCL's
         r"OutOfMemoryError",
         r"CUBLAS_STATUS_ALLOC_FAILED",
         r"not enough memory",

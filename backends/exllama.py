@@ -24,6 +24,8 @@ class ExLlama(Hosted):
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
+    oom_patterns = (*Hosted.oom_patterns, r"Insufficient VRAM (in split )?for model and cache")
+
     def unavailable(self, host: Host) -> str | None:
         reason = super().unavailable(host)
         if reason is None and not self.env.python and "nvcc" not in host.executables:

@@ -27,7 +27,7 @@ class LMDeploy(Backend):
     )
     oom_patterns = (
         *Backend.oom_patterns,
-        r"CUDA runtime error: out of memory",
+        r"\bout of memory at \S+/\S+",  # TurboMind's
         r"No enough gpu memory",
     )
 

@@ -29,6 +29,8 @@ class SGLang(Backend):
     oom_patterns = (
         *Backend.oom_patterns,
         r"Not enough memory\. Please try to increase --mem-fraction-static",
+        r"\b(Prefill|Decode) out of memory",
+        r"alloc_req_slots runs out of memory",
     )
     noise_patterns = (r"Received sigquit from a child process",)
 

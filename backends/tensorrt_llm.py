@@ -33,6 +33,8 @@ class TensorRTLLM(Backend):
         requests_waiting="num_requests_waiting",
     )
 
+    oom_patterns = (*Backend.oom_patterns, r"Executor creation failed due to insufficient GPU memory")
+
     def command(self, launch: Launch) -> list[str]:
         options = launch.workdir / OPTIONS
         options.parent.mkdir(parents=True, exist_ok=True)

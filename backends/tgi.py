@@ -50,6 +50,7 @@ class TGI(Backend):
     )
     oom_patterns = (
         *Backend.oom_patterns,
+        r"NotEnoughMemory\(",
         r"You need to decrease `?--max-batch-prefill-tokens",
     )
     noise_patterns = (

@@ -57,6 +57,7 @@ class VLLM(Backend):
         r"No available memory for the cache blocks",
         r"larger than the available KV cache memory",
         r"is less than desired GPU memory utilization",
+        r"is less than the engine's budget",
     )
     noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 

@@ -4,11 +4,9 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import analysis
-from analysis import stats
 from analysis.figures import memory_timeline
 from analysis.load import open_run
 from analysis.plotting import drawing, figure_files
@@ -88,13 +86,6 @@ def test_a_damaged_file_is_named_or_skipped(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "no run here" in capsys.readouterr().err
-
-
-def test_interval_of_two_values_by_hand() -> None:
-    # s of {9, 11} is √2, s/√2 = 1, t(0.975, 1) = tan(0.475 π) = 12.7062
-    half = stats.half_width(np.array([math.sqrt(2)]), np.array([2.0]))
-    assert half[0] == pytest.approx(math.tan(0.475 * math.pi))
-    assert math.isnan(stats.half_width(np.array([0.0]), np.array([1.0]))[0])
 
 
 @pytest.mark.parametrize(

@@ -207,20 +207,6 @@ def httpserver_once():
         server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("sglang", "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static."),
-        ("sglang", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
-        ("lmdeploy", "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:231"),
-        ("tensorrt_llm", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
-        ("exllama", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
-    ],
-)
-def test_out_of_memory_is_recognised(name, line):
-    assert configured(name).ran_out_of_memory(f"loading\n{line}\n")
-
-
 # -- ExLlama's packages, as far as the host uses them: result dictionaries as their `iterate` documents them
 
 

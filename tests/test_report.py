@@ -101,7 +101,7 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
     trials = analysis.load(run_folder)
     vllm = trials[(trials["backend"] == "vllm") & (trials["workload"] == "qa") & (trials["batch_size"] == 8)]
     row = summary[(summary["backend"] == "vllm") & (summary["workload"] == "qa") & (summary["batch_size"] == 8)]
-    assert row["output_throughput"].item() == pytest.approx(vllm["output_throughput"].mean())
+    assert row["output_throughput"].item() == pytest.approx(vllm["output_throughput"].mean(), rel=1e-3)  # pooled
 
 
 def test_markup_in_a_log_is_text(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_steady_state_is_in_the_summary_and_the_report(tmp_path: Path) -> No
     assert points["steady_share"].tolist() == [pytest.approx(2 / 3), 0.0]
     text = report_of(run)
     assert "<h2>Steady state</h2>" in text
-    assert ["a", "qa", "67%", "42.0 ±61%"] in [row[:4] for row in rows_of(text)]
+    assert ["a", "qa", "67%", "42.0 ±64%"] in [row[:4] for row in rows_of(text)]
     text = report_of(run_of(tmp_path, rows[3:]))
     assert "No trial has a steady-state window: all figures are of whole runs. Most common reason: too short." in text
 
@@ -259,12 +259,12 @@ def test_each_step_of_a_ladder_is_compared_with_its_parent(tmp_path: Path) -> No
     } <= steps
 
 
-def test_a_p99_says_of_how_many_requests_it_is_and_of_several_replicates_how_sure(tmp_path: Path) -> None:
+def test_a_p99_says_of_how_many_requests_it_is_and_has_no_interval_without_them(tmp_path: Path) -> None:
     rows = [trial("one", 8, 0, 10.0, ttft_p99=0.2)]
     rows += [trial("two", 8, index, 10.0, ttft_p99=0.2) for index in (0, 1)]
     results = report_of(run_of(tmp_path, rows)).partition("Who is best")[0]
     figures = {row[0]: row[2:] for row in rows_of(results) if len(row) > 4}
     assert {name: (row[0], row[-1]) for name, row in figures.items()} == {
         "one": ("100", "200"),
-        "two": ("200", "200 ±<1%"),
+        "two": ("200", "200"),
     }

@@ -1,6 +1,7 @@
 """The lifetime of an engine, with a fake one whose helper detaches itself and ignores SIGTERM: nothing may be left."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -348,3 +349,26 @@ def test_memory_that_a_gpu_does_not_give_back_is_said_in_the_log(launch, marker,
 def test_flags_that_would_open_a_machine_are_refused(flag, said):
     with pytest.raises(ValueError, match=said):
         Fake(name="fake", flags={flag: "0.0.0.0"})
+
+
+def test_an_engine_runs_as_in_its_activated_environment(tmp_path, marker, monkeypatch):
+    """Without ninja on PATH vLLM switches FlashInfer off without an error; its environment has one."""
+    environment = tmp_path / "environment"
+    compiler = environment / "lib" / "python3.11" / "site-packages" / "nvidia" / "cu13" / "bin" / "nvcc"
+    for program in (environment / "bin" / "ninja", compiler):
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    (environment / "pyvenv.cfg").write_text("")
+    python = environment / "bin" / "python"
+    python.symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(tmp_path / "a-system-without-ninja"))
+    monkeypatch.setenv("VIRTUAL_ENV", "/of/the/orchestrator")
+    launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path / "attempt", python=str(python))
+    with server.running(fake(), launch, marker=marker) as engine:
+        environ = psutil.Process(engine.pid).environ()
+    assert shutil.which("ninja", path=environ["PATH"]) == str(environment / "bin" / "ninja")
+    assert shutil.which("nvcc", path=environ["PATH"]) == str(compiler)
+    assert environ["VIRTUAL_ENV"] == str(environment)
+    assert environ["CUDA_HOME"] == str(compiler.parents[1])
+    assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

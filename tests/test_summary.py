@@ -25,8 +25,10 @@ def test_summary_has_means_intervals_and_the_ratio_to_the_baseline(tmp_path: Pat
     points = summarise(run_of(tmp_path, rows, baseline={"backend": "plain"})).set_index("backend")
     plain, fast = points.loc["plain"], points.loc["fast"]
     assert (plain["n"], plain["output_throughput"]) == (2, 10.0)
-    assert plain["output_throughput_ci_high"] == pytest.approx(10 + 12.7062, abs=1e-4)
-    assert plain["output_throughput_ci_low"] == pytest.approx(10 - 12.7062, abs=1e-4)
+    # s of {9, 11} is √2, s/√2 = 1, t(0.975, 1) = tan(0.475 π) = 12.7062; of the logarithm: 1.27062
+    assert plain["output_throughput_ci_high"] == pytest.approx(10 * math.exp(1.27062), rel=1e-5)
+    assert plain["output_throughput_ci_low"] == pytest.approx(10 * math.exp(-1.27062), rel=1e-5)
+    assert math.isnan(plain["output_throughput_new_launch_low"])  # both replicates are of one launch
     assert fast["output_throughput_vs_baseline"] == pytest.approx(20 / math.sqrt(99))
     assert math.isnan(plain["output_throughput_vs_baseline"])
     assert "ttft_p50" not in points  # never measured here

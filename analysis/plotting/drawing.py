@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from analysis.intervals import FloatArray
 from analysis.load import Run
 from analysis.plotting.figure_files import MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, labelled_column
-from analysis.stats import FloatArray
 from sweep.numbers.quantity import columns
 
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
@@ -109,8 +109,9 @@ def _line(
         at, value = frame["_at"].to_numpy(np.float64), _scaled(frame, column, shown)
         return (at, value) if layout.x else (value, at)
 
-    half = _scaled(points, f"{shown.column}_ci_high", shown) - _scaled(points, shown.column, shown)
-    look = {**style, "yerr": half} if layout.x else {**style, "xerr": half, "linestyle": "none"}
+    value, low, high = (_scaled(points, f"{shown.column}{end}", shown) for end in ("", "_ci_low", "_ci_high"))
+    whiskers = np.abs([value - low, high - value])
+    look = {**style, "yerr": whiskers} if layout.x else {**style, "xerr": whiskers, "linestyle": "none"}
     ax.errorbar(*along(points, shown.column), **look, elinewidth=1, capsize=2.5, zorder=3)
     ax.scatter(*along(replicates, shown.column), color=style["color"], s=9, alpha=0.45, linewidths=0, zorder=4)
     if also:

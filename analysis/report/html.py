@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.headline import HEADLINE
+from analysis.intervals import CONFIDENCE, Estimate
 from analysis.load import Run
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
@@ -31,7 +32,6 @@ from analysis.report.tables import (
 )
 from analysis.report.terminal import times
 from analysis.results import RunResults
-from analysis.stats import CONFIDENCE, Estimate
 from analysis.summary import estimate, merits, planned_trials
 from analysis.survivors import bounds_text
 from analysis.warnings import concerning, grouped, scope
@@ -187,17 +187,26 @@ def _gain_cards(results: RunResults) -> Iterator[Card]:
 
 
 def _interval(mean: Estimate, scale: float = 1.0) -> str:
-    if math.isnan(mean.low):
-        return "one replicate, no interval"
-    low, high = number(max(mean.low, 0) * scale), number(mean.high * scale)
-    return f"{CONFIDENCE:.0%} interval {low} to {high}, n\u00a0=\u00a0{mean.n}"
+    """The intervals of a figure by name, or why there is none."""
+    intervals = {"these launches": (mean.low, mean.high), "a new launch": (mean.new_low, mean.new_high)}
+    texts = [
+        f"{number(low * scale)} to {number(high * scale)} for {name}"
+        for name, (low, high) in intervals.items()
+        if not math.isnan(low)
+    ]
+    if not texts:
+        return "one replicate, no interval" if mean.n == 1 else "requests too few or too dependent for an interval"
+    return f"{CONFIDENCE:.0%} interval {', '.join(texts)}, n\u00a0=\u00a0{mean.n}"
 
 
 def _ratio_interval(ratio: Estimate) -> str:
     """The interval of a ratio, and whether it leaves room for no difference; its n is the point's."""
     if math.isnan(ratio.low) and ratio.n > 1:
         return "one replicate of the baseline, no interval"
-    return _interval(ratio) + (": may be no difference" if ratio.low <= 1 <= ratio.high else "")
+    if math.isnan(ratio.low):
+        return "one replicate, no interval"
+    text = f"{CONFIDENCE:.0%} interval {number(ratio.low)} to {number(ratio.high)}, n\u00a0=\u00a0{ratio.n}"
+    return text + (": may be no difference" if ratio.low <= 1 <= ratio.high else "")
 
 
 # What was run --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
-from analysis.report.terminal import heading, label, shown_columns, times, with_interval
+from analysis.report.terminal import heading, label, shown_columns, times, with_both_intervals
 from analysis.results import RunResults
 from analysis.standings import Standing
 from analysis.summary import estimate
@@ -70,13 +70,15 @@ def results_tables(results: RunResults) -> list[Table]:
 
 
 def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarning]) -> Cell:
-    """A mean with its interval; of a quantile that falls on failed requests, what is known of it."""
+    """A figure with its intervals; of a quantile that falls on failed requests, what is known of it."""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
     known = bound(point, name, label(name).scale)
     if known is not None:
         return Cell(*known, warnings=concerned)
     text = label(name).shown(point[name])
-    detail = with_interval(estimate(point, name), text).removeprefix(text).strip() if name in WITH_INTERVAL else ""
+    detail = (
+        with_both_intervals(estimate(point, name), text).removeprefix(text).strip() if name in WITH_INTERVAL else ""
+    )
     return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
 

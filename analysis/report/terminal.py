@@ -13,11 +13,11 @@ from rich.text import Text
 
 from analysis.failures import Losses
 from analysis.headline import HEADLINE
+from analysis.intervals import Estimate
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
 from analysis.quantities import LabelledColumn, labelled_column, number, setting
 from analysis.results import RunResults
-from analysis.stats import Estimate
 from analysis.summary import estimate
 from analysis.survivors import bound, left_out
 from analysis.variance import shares_text
@@ -37,6 +37,7 @@ COLUMNS = (
 BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
 RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
+INTERVALS = "± half the 95% interval of these launches; summary.csv and the report also have that of a new launch"
 GAP = 2  # characters between columns
 MOST_POINTS = 40  # points: the rest is in summary.csv
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
@@ -116,6 +117,8 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         metrics = metrics[fitting:]
     if any(cell.startswith(MAYBE) for cell in versus):
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
+    if points.get("output_throughput_ci_low", points["n"].astype("float64") * float("nan")).notna().any():
+        yield Text(INTERVALS, style="dim")
     if left_out := len(layout.points) - len(points):
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
@@ -198,11 +201,20 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
 
 
 def with_interval(mean: Estimate, shown: str) -> str:
-    """`538 ±3 %`; without the interval where there is none."""
-    half = mean.relative_half_width
+    """`538 ±3%`, of these launches; without the interval where there is none."""
+    return f"{shown} {_half_width(mean.relative_half_width)}".rstrip()
+
+
+def with_both_intervals(mean: Estimate, shown: str) -> str:
+    """`538 ±3% (new launch ±8%)`; without an interval that there is not."""
+    new = _half_width(mean.new_relative_half_width)
+    return with_interval(mean, shown) + (f" (new launch {new})" if new else "")
+
+
+def _half_width(half: float) -> str:
     if math.isnan(half):
-        return shown
-    return f"{shown} ±{half:.0%}" if half >= 0.01 else f"{shown} ±<1%"
+        return ""
+    return f"±{half:.0%}" if half >= 0.01 else "±<1%"
 
 
 def times(ratio: float) -> str:
@@ -229,7 +241,7 @@ def _best(results: RunResults) -> Table:
     counted = {tally.quantity.column for tally in many}
     for winner in (winner for winner in winners if winner.quantity.column not in counted):
         labelled, mean, point = winner.quantity, winner.estimate, winner.point
-        value = Text(f"{with_interval(mean, labelled.shown(mean.value))} {labelled.unit}", style="green")
+        value = Text(f"{with_both_intervals(mean, labelled.shown(mean.value))} {labelled.unit}", style="green")
         where = Text(results.layout.describe(point))
         if not winner.tied.empty:
             where.append(f", {tied_text(winner)}", style="yellow")

@@ -1,0 +1,396 @@
+"""Intervals of a point's figures, over its replicates: of these launches, and of a new launch.
+
+The requests of a replicate are not independent: they share a queue. So the variance of a figure is estimated from
+batches of successive requests, with the correlation between the batches ("batch means"), and there is no interval where
+that correlation is too strong for the length of the replicates. docs/metrics.md has the formulas and their sources,
+docs/measurements/coverage.md how often the intervals hold.
+
+Every function works along the last axes and may have any in front of them, so that the coverage study is of the very
+functions that summarise a run. NaN where there is no figure.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+FloatArray = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+BATCHES = (20, 10, 5)  # in a replicate: the variance is the largest of those that they give
+FEWEST_REPLICATES = 2  # for an interval: a single one does not show how much they differ
+FEWEST_BEYOND = 5  # requests beyond a quantile, of all replicates, for a figure
+BEYOND = 40  # requests beyond a quantile for an interval, with three replicates
+FEWEST_FOR_MEAN = 300  # requests for the interval of a mean: fewer may miss what is rare and slow
+MOST_DEPENDENCE = 3.0  # requests for each independent one, beyond which there is no interval
+SHORTEST = 100  # requests of a replicate: what fewer hide of the variance is limited
+HIDDEN_VARIANCE, HIDDEN_DEPENDENCE = 30.0, 100.0  # requests of a replicate that hides as much of them as it shows
+NEW_LAUNCH_MARGIN = 1.1  # of an interval of a new launch: few launches, whose figures are not quite normal
+DOUBTFUL = 2.2  # dependence from which replicates are trusted more than batches, if there are ENOUGH of them
+ENOUGH = 5
+LONGEST_DRAIN = 0.15  # of a replicate's duration, as a standard deviation, for the interval of a throughput
+
+
+class Interval(NamedTuple):
+    """A figure with the ends of its two 95 % intervals; NaN where there is none."""
+
+    value: FloatArray
+    low: FloatArray  # of these launches
+    high: FloatArray
+    new_low: FloatArray  # of a new launch
+    new_high: FloatArray
+    effective_n: FloatArray  # independent requests, or replicates of a figure that is not of requests
+
+
+def t(freedom: FloatArray | float) -> FloatArray:
+    """Student's t quantile at 0.975, from scipy.special: importing scipy.stats takes as long as all the rest."""
+    return np.asarray(special.stdtrit(freedom, (1 + CONFIDENCE) / 2), np.float64)
+
+
+class Estimate(NamedTuple):
+    """A figure of a point with the ends of its two 95 % intervals, and the number of replicates behind it."""
+
+    value: float
+    low: float  # of these launches
+    high: float
+    n: int
+    new_low: float = math.nan  # of a new launch
+    new_high: float = math.nan
+
+    @property
+    def relative_half_width(self) -> float:
+        """Half the interval of these launches over the value: 0.05 reads as ±5 %. NaN without one."""
+        return (self.high - self.low) / 2 / abs(self.value) if self.value else math.nan
+
+    @property
+    def new_relative_half_width(self) -> float:
+        """Half the interval of a new launch over the value. NaN without one."""
+        return (self.new_high - self.new_low) / 2 / abs(self.value) if self.value else math.nan
+
+
+NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+class PooledRequests:
+    """The values of the requests of a point's replicates, pooled.
+
+    Args:
+        values: in the order of the sends, +∞ for a request that failed, NaN after the last. Shape (..., R, n).
+        launches: of each replicate, the number of its launch from 0; None: each is a launch of its own.
+    """
+
+    def __init__(self, values: FloatArray, launches: Sequence[int] | None = None) -> None:
+        self.launches = launches
+        self.present = ~np.isnan(values)
+        self.values = values
+        self.lengths = self.present.sum(-1)  # (..., R)
+        self.replicates = values.shape[-2]
+        self.n = self.lengths.sum(-1)  # (...)
+        self.length = self.n / self.replicates  # mean
+        flat = values.reshape(*values.shape[:-2], -1)
+        self.order = np.argsort(flat, axis=-1)
+        self.sorted = np.take_along_axis(flat, self.order, -1)
+
+    @cached_property
+    def dependence(self) -> FloatArray:
+        """Requests for each independent one, by the requests' ranks: of no quantile in particular. Shape (...)."""
+        parts, variance = self._rank_parts
+        return self._factor(parts, variance, BATCHES[:1])
+
+    @cached_property
+    def dependence_within(self) -> FloatArray:
+        """The dependence without differences between replicates, as launches have. Shape (...)."""
+        parts, variance = self._rank_parts
+        return self._factor(parts - parts.mean(-1, keepdims=True), variance, BATCHES[:1])
+
+    @cached_property
+    def _rank_parts(self) -> tuple[FloatArray, FloatArray]:
+        ranks = np.empty_like(self.sorted)
+        np.put_along_axis(ranks, self.order, _middle_ranks(self.sorted), -1)
+        return self._parts(np.where(self.present, ranks.reshape(self.values.shape), 0.0))
+
+    @property
+    def effective_n(self) -> FloatArray:
+        """The number of independent requests that say as much. Shape (...)."""
+        return np.asarray(self.n / np.maximum(self.dependence, 1.0))
+
+    def quantile(self, q: float) -> Interval:
+        """The q-quantile of the pooled requests; its ends are order statistics."""
+        value = _between(self.sorted, q * (self.n - 1.0), self.n)
+        beyond = self.n * min(q, 1 - q)
+        value = np.where((q <= 0.5) | (beyond >= FEWEST_BEYOND), value, np.nan)
+        below = (self.values <= value[..., None, None]).astype(np.float64)
+        enough = beyond >= BEYOND * self._hidden_variance() * max(1, 3 / self.replicates)
+        half, new = (np.where(enough, each, np.nan) for each in self._halves(below, q * (1 - q)))
+        ends = (
+            _between(self.sorted, (q + sign * each) * self.n - 0.5, self.n) for each in (half, new) for sign in (-1, 1)
+        )
+        return _whole(value, ends, self.effective_n)
+
+    def mean(self) -> Interval:
+        """The mean of the requests; its interval is of the logarithm, since means of latencies are skewed."""
+        values = np.where(self.present, self.values, 0.0)
+        value = values.sum((-2, -1)) / self.n
+        halves = (np.where(self.n >= FEWEST_FOR_MEAN, half, np.nan) for half in self._halves(values))
+        return _relative(value, (half / value for half in halves), self.effective_n)
+
+    def _halves(self, values: FloatArray, variance: float | None = None) -> tuple[FloatArray, FloatArray]:
+        """Half of the intervals of the mean of the values (0 after the last); NaN where there is none.
+
+        `variance` is that of one of them where it is known.
+        """
+        parts, seen = self._parts(values)
+        factor = np.maximum(self._factor(parts, seen, BATCHES), 1.0) * self._hidden_variance()
+        half = t(BATCHES[0] * self.replicates - 1) * np.sqrt(factor * (seen if variance is None else variance) / self.n)
+        enough = self.lengths.min(-1) >= BATCHES[0]
+        hidden = 1 + HIDDEN_DEPENDENCE / self.length
+        half, new = _at_least(half, parts.sum(-1), self.launches, self.dependence * hidden > DOUBTFUL)
+        sound = enough & (self.dependence * hidden < min(MOST_DEPENDENCE, self.replicates))
+        sound_new = enough & (self.dependence_within * hidden < MOST_DEPENDENCE)
+        return np.where(sound, half, np.nan), np.where(sound_new, new, np.nan)
+
+    def _hidden_variance(self) -> FloatArray:
+        """What short replicates multiply a variance by: dependence that lasts as long as they do does not show."""
+        return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(self.length, SHORTEST), np.float64)
+
+    def _parts(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What each batch adds to the mean's deviation, about the mean of all, and the variance of one value.
+
+        Shapes (..., R, B) and (...). The values are 0 after the last.
+        """
+        centre = values.sum((-2, -1)) / self.n
+        deviations = values - centre[..., None, None]
+        if not self.present.all():
+            deviations[~self.present] = 0.0
+        variance = np.einsum("...ij,...ij->...", deviations, deviations) / self.n
+        return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
+
+    def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
+        """Variance of the pooled mean over that of as many independent values, the largest over numbers of batches.
+
+        The means of successive batches correlate as ρ, ρ², ρ³, …: an autoregression of order 1, as in ASAP3 (Steiger,
+        Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
+        """
+        largest = np.zeros_like(variance)
+        for count in batches:
+            joined = parts.reshape(*parts.shape[:-1], count, -1).sum(-1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                largest = np.fmax(largest, _correlated(joined) * self.n / variance)
+        return np.where(variance > 0, largest, 1.0)
+
+
+def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
+    """Sums over BATCHES[0] parts of each replicate, 0 after its last value. Shape (..., R, B)."""
+    parts = np.arange(BATCHES[0] + 1)
+    longest = values.shape[-1]
+    if longest >= BATCHES[0] and (lengths == longest).all():
+        return np.asarray(np.add.reduceat(values, longest * parts[:-1] // BATCHES[0], axis=-1), np.float64)
+    sums = np.zeros((*values.shape[:-1], longest + 1))
+    np.cumsum(values, -1, out=sums[..., 1:])
+    return np.diff(np.take_along_axis(sums, lengths[..., None] * parts // BATCHES[0], -1), axis=-1)
+
+
+def _correlated(parts: FloatArray) -> FloatArray:
+    """Variance of the sum of the batches' parts of a mean, shape (..., R, B), which correlate from one to the next."""
+    replicates, count = parts.shape[-2:]
+    total = replicates * count
+    variance = (parts**2).sum((-2, -1)) / (total - 1)  # of one
+    product = (parts[..., 1:] * parts[..., :-1]).sum((-2, -1)) / (replicates * (count - 1))
+    rho = np.clip(product / np.maximum(variance, np.finfo(float).tiny), 0, 0.95)[..., None]
+    lags = np.arange(1, count)
+    factor = 1 + 2 * ((1 - lags / count) * rho**lags).sum(-1)
+    return np.asarray(variance * total * factor, np.float64)
+
+
+def _at_least(
+    half: FloatArray, parts: FloatArray, launches: Sequence[int] | None, doubtful: NDArray[np.bool_] | bool
+) -> tuple[FloatArray, FloatArray]:
+    """Half of the intervals of these launches and of a new one: no less than the replicates and launches differ.
+
+    Args:
+        half: from the batches. Shape (...).
+        parts: what each replicate adds to the deviation of the figure: their sum is 0. Shape (..., R).
+        launches: of each replicate; None: each its own.
+        doubtful: where the replicates are trusted more than the batches.
+    """
+    nothing = np.full_like(half, np.nan)
+    count = parts.shape[-1]
+    if count < FEWEST_REPLICATES:
+        return nothing, nothing
+    half = np.maximum(half, special.ndtri((1 + CONFIDENCE) / 2) * _error(parts))
+    if count >= ENOUGH:
+        half = np.where(doubtful, np.maximum(half, t(count - 1.0) * _error(parts)), half)
+    members = np.eye(count) if launches is None else np.eye(max(launches) + 1)[list(launches)]
+    if members.shape[-1] < 2:
+        return half, nothing
+    new = t(members.shape[-1] - 1.0) * _error(parts @ members) * NEW_LAUNCH_MARGIN
+    return half, np.maximum(half, new)
+
+
+def _error(parts: FloatArray) -> FloatArray:
+    """Standard error of a sum from the independent parts of its deviation."""
+    count = parts.shape[-1]
+    return np.asarray(np.sqrt((parts**2).sum(-1) * count / (count - 1)))
+
+
+def throughput(
+    counts: FloatArray, sent: FloatArray, latency: FloatArray, launches: Sequence[int] | None = None
+) -> Interval:
+    """Σ counts / Σ durations of the replicates, with an interval from batches of successive completions.
+
+    The residual of a batch is its count − throughput × the time that it took (a ratio estimator: Cochran, Sampling
+    Techniques, 3rd ed., §6.4), about the mean of the batches at the same place in the replicates, since all of them
+    start and drain. The interval is of the logarithm.
+
+    Args:
+        counts: of each request in the order of the sends, tokens or 1, NaN after the last. Shape (..., R, n).
+        sent: when, s. Same shape.
+        latency: from then to its end, s. Same shape.
+        launches: as of a PooledRequests.
+    """
+    replicates, lengths = counts.shape[-2], (~np.isnan(counts)).sum(-1)
+    order = np.argsort(sent + latency, axis=-1)
+    ends, done = (np.take_along_axis(each, order, -1) for each in (sent + latency, counts))
+    sums = np.zeros((*counts.shape[:-1], counts.shape[-1] + 1))
+    np.nancumsum(done, -1, out=sums[..., 1:])
+    start = sent[..., :1]
+    times = np.concatenate([start, ends], -1)
+    duration = np.take_along_axis(times, lengths[..., None], -1)[..., 0] - start[..., 0]
+    total, seconds = sums[..., -1].sum(-1), duration.sum(-1)
+    value, drain = total / seconds, _drain(sent, latency, lengths) * (replicates / seconds) ** 2
+    variance = np.zeros_like(value)
+    for count in BATCHES[:2] if replicates >= FEWEST_REPLICATES else ():
+        edges = lengths[..., None] * np.arange(count + 1) // count
+        took, output = (np.diff(np.take_along_axis(each, edges, -1), axis=-1) for each in (times, sums))
+        residual = (output - value[..., None, None] * took) / total[..., None, None]
+        residual = residual - residual.mean(-2, keepdims=True)
+        freedom = (replicates - 1) * count
+        variance = np.fmax(variance, _correlated(residual) * (replicates * count - 1) / freedom)
+    variance = variance * (1 + HIDDEN_VARIANCE / np.maximum(lengths.mean(-1), SHORTEST))
+    half = t(max(replicates - 1.0, 1) * BATCHES[0]) * np.sqrt(np.fmax(variance, drain / replicates))
+    parts = (sums[..., -1] - duration * value[..., None]) / total[..., None]
+    halves = _at_least(half, parts, launches, False)
+    enough = (lengths.min(-1) >= BATCHES[0]) & (drain < LONGEST_DRAIN**2)
+    return _relative(value, (np.where(enough, half, np.nan) for half in halves), lengths.sum(-1) * 1.0)
+
+
+def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
+    """Variance of the time from a replicate's last send to its end, s².
+
+    That is when the last of c requests in flight ends, and where the slow ones fall is chance, which few replicates do
+    not show. The rest of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), F being that of
+    all latencies; c is the mean number in flight at the last send. Shape (...).
+    """
+    last = np.take_along_axis(sent, lengths[..., None] - 1, -1)
+    flying = (sent + latency > last).sum((-2, -1)) / sent.shape[-2]
+    flat = np.sort(latency.reshape(*latency.shape[:-2], -1), -1)
+    n = lengths.sum(-1)[..., None]
+    places = np.arange(flat.shape[-1])
+    ends = np.where(places < n, flat, np.take_along_axis(flat, n - 1, -1))
+    steps = np.diff(ends, axis=-1, prepend=0.0)
+    remaining = np.clip(1 - places / n, 0, 1) * steps
+    finished = np.clip(np.cumsum(remaining, -1) / remaining.sum(-1, keepdims=True), 0, 1)
+    unfinished = 1 - finished ** np.maximum(flying, 1.0)[..., None]  # of the slowest of c, at the end of each step
+    mean = (unfinished * steps).sum(-1)
+    return np.asarray(np.maximum(2 * (unfinished * steps * ends).sum(-1) - mean**2, 0))
+
+
+def over_replicates(values: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int) -> Interval:
+    """The mean of a figure of which each replicate has one, with Student's t over replicates, and over launches.
+
+    Where all of a point are positive the intervals are of the logarithm; in no case do they go below zero.
+
+    Args:
+        values: of all replicates of all points; NaN is left out. Shape (replicates,).
+        point: of each replicate, the number of its point, of which there are `count`.
+        launch: of each replicate, the number of its launch.
+    """
+    there = ~np.isnan(values)
+    values, point, launch = values[there], point[there], launch[there]
+    n = np.bincount(point, minlength=count).astype(np.float64)
+    smallest = np.full(count, np.inf)
+    np.minimum.at(smallest, point, values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.bincount(point, values, count) / n
+        parts = (values - value[point]) / n[point]
+        half = t(np.where(n > 1, n - 1, np.nan)) * _errors(parts, point, count)[0]
+        pairs, member = np.unique(np.stack([point, launch]), axis=1, return_inverse=True)
+        of_launches = np.asarray(np.bincount(member.ravel(), parts, pairs.shape[1]), np.float64)
+        errors, launches = _errors(of_launches, pairs[0], count)
+        new = np.fmax(half, t(np.where(launches > 1, launches - 1, np.nan)) * errors)
+        new = np.where(launches > 1, new, np.nan)
+        scale = np.where(smallest > 0, value, 1.0)
+        relative = _relative(value, (half / scale, new / scale), n)
+    ends = (end for each in (half, new) for end in (np.maximum(value - each, 0), value + each))
+    plain = _whole(value, ends, n)
+    return Interval(*(np.where(smallest > 0, *pair) for pair in zip(relative, plain, strict=True)))
+
+
+def _errors(parts: FloatArray, point: NDArray[Any], count: int) -> tuple[FloatArray, FloatArray]:
+    """`_error` of each point's parts, and their number."""
+    n = np.bincount(point, minlength=count).astype(np.float64)
+    return np.asarray(np.sqrt(np.bincount(point, parts**2, count) * n / (n - 1)), np.float64), n
+
+
+def quotient(above: Interval, below: Interval) -> Interval:
+    """The ratio of two figures of different launches, from their intervals.
+
+    On logarithms, each end's distances add as squares (MOVER: Donner & Zou, Statistical Methods in Medical Research 21,
+    2012), so that neither has to be symmetric. Effective requests are the fewer.
+    """
+    ends = []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = above.value / below.value
+        for ours, theirs in ((above[1:3], below[1:3]), (above[3:5], below[3:5])):
+            low = np.hypot(np.log(above.value / ours[0]), np.log(theirs[1] / below.value))
+            high = np.hypot(np.log(ours[1] / above.value), np.log(below.value / theirs[0]))
+            ends += [value * np.exp(-low), value * np.exp(high)]
+    return _whole(value, ends, np.minimum(above.effective_n, below.effective_n))
+
+
+def _relative(value: FloatArray, halves: Iterable[FloatArray], effective_n: FloatArray) -> Interval:
+    """A figure with intervals of its logarithm, of these halves."""
+    return _whole(value, (value * np.exp(sign * half) for half in halves for sign in (-1, 1)), effective_n)
+
+
+def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArray) -> Interval:
+    """Intervals with both of their ends or none; `ends` are those of these launches, then those of a new one."""
+    low, high, new_low, new_high = ends
+    shown = np.isfinite(value)
+    these, new = (shown & np.isfinite(begin) & np.isfinite(end) for begin, end in ((low, high), (new_low, new_high)))
+    low, high = np.where(these, low, np.nan), np.where(these, high, np.nan)
+    new_low, new_high = np.where(new, new_low, np.nan), np.where(new, new_high, np.nan)
+    return Interval(np.where(shown, value, np.nan), low, high, new_low, new_high, effective_n)
+
+
+def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> FloatArray:
+    """What lies at a place (from 0) between two of n order statistics, linearly; NaN outside them. Shape (...).
+
+    It is infinite if the upper one is.
+    """
+    exists = (place >= 0) & (place <= n - 1)
+    place = np.where(exists, place, 0.0)
+    lower = np.floor(place + 1e-9)
+    share = np.clip(place - lower, 0, 1)
+    low, high = (
+        np.take_along_axis(ordered, at.astype(np.int64)[..., None], -1)[..., 0] for at in (lower, lower + (share > 0))
+    )
+    with np.errstate(invalid="ignore"):
+        return np.where(exists, np.where(np.isfinite(high), low + share * (high - low), high), np.nan)
+
+
+def _middle_ranks(ordered: FloatArray) -> FloatArray:
+    """The rank of each sorted value; equal ones share the middle of theirs, or their order would look like a trend."""
+    places = np.broadcast_to(np.arange(ordered.shape[-1], dtype=np.float64), ordered.shape)
+    equal = ordered[..., 1:] == ordered[..., :-1]
+    if not equal.any():
+        return places
+    begins, ends = np.ones(ordered.shape, np.bool_), np.ones(ordered.shape, np.bool_)
+    begins[..., 1:] = ends[..., :-1] = ~equal
+    first = np.maximum.accumulate(np.where(begins, places, 0), -1)
+    last = np.minimum.accumulate(np.where(ends, places, np.inf)[..., ::-1], -1)[..., ::-1]
+    return (first + last) / 2
