@@ -22,12 +22,13 @@ def settle(record: Record) -> None:
     elif record.token_source == "final usage":
         record.streamed_tokens = _visible(record)
     else:
-        _take_hidden_from_first_chunk(record)
+        if record.token_source == "running usage":
+            _take_hidden_from_first_chunk(record)
         record.streamed_tokens = min(record.output_tokens, sum(record.chunk_tokens))
 
 
 def _visible(record: Record) -> int:
-    """Tokens of the visible text, where no event tells how many it holds.
+    """Tokens of the visible text, as far as the server's count and the text tell.
 
     By the text, if that was counted and has fewer; else a count above max_tokens is taken for hidden tokens, as far as
     there are not as many events.
@@ -39,7 +40,8 @@ def _visible(record: Record) -> int:
 
 
 def _take_hidden_from_first_chunk(record: Record) -> None:
-    """Leave the hidden tokens out of the first chunk, which a running count adds to it."""
+    """Leave the hidden tokens out of the first chunk, to which a running count adds them."""
     tokens = record.chunk_tokens
-    if tokens and tokens[0] > record.hidden_tokens:
-        tokens[0] -= record.hidden_tokens
+    hidden = sum(tokens) - _visible(record)
+    if hidden > 0 and tokens[0] > hidden:
+        tokens[0] -= hidden
