@@ -37,6 +37,12 @@ def _answer() -> bytes:
     return headers.encode() + b"".join(map(_event, events)) + LAST_CHUNK
 
 
+def _complete(request: bytes) -> bool:
+    body = request.find(b"\r\n\r\n") + 4
+    length = request.find(b"Content-Length:", 0, body) + 15
+    return body > 3 and len(request) - body >= int(request[length : request.index(b"\r", length)])
+
+
 def serve() -> None:
     answer, refusal = _answer(), b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -52,17 +58,19 @@ def serve() -> None:
                 connections[connection.fileno()] = connection
                 poller.register(connection.fileno(), select.EPOLLIN)
                 continue
-            data = connection.recv(16384)
+            try:
+                data = connection.recv(16384)
+            except ConnectionResetError:
+                data = b""
             if not data:
                 poller.unregister(fd)
                 connections.pop(fd).close()
+                partial.pop(fd, None)
                 continue
             data = partial.pop(fd, b"") + data
-            if data.startswith(b"POST"):
-                body = data.find(b"\r\n\r\n") + 4
-                if body < 4 or len(data) - body < int(data[data.rfind(b"Content-Length:", 0, body) + 15 : body]):
-                    partial[fd] = data
-                    continue
+            if data.startswith(b"POST") and not _complete(data):
+                partial[fd] = data
+                continue
             connection.sendall(answer if data.startswith(b"POST") else refusal)
 
 

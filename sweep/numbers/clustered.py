@@ -30,7 +30,7 @@ def share(hits: Sequence[int], sizes: Sequence[int]) -> Bounded:
     value = float(counts.sum() / total)
     independent = value * (1 - value) / total
     between = _variance(counts - totals * value) / total**2
-    effective = total / max(1.0, between / independent) if independent > 0 else total
+    effective = float(total / max(1.0, between / independent) if independent > 0 else total)
     z = _quantile(len(counts)) if len(counts) > 1 else math.inf
     if math.isinf(z):
         return Bounded(value, 0.0, 1.0)
