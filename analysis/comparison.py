@@ -103,12 +103,13 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     n = present.sum(axis=1)
     shares = np.divide(present, n[:, None], out=np.zeros_like(present), where=n[:, None] > 0)
     matrix = np.diag(present.sum(axis=0)) - present.T @ shares
-    inverse = np.linalg.pinv(matrix, hermitian=True)
+    # One block leaves nothing to estimate: most points of a plan without replicates.
+    inverse = np.linalg.pinv(matrix, hermitian=True) if size > 1 else np.zeros_like(matrix)
     means = (logs * shares).sum(axis=1)
     block_effects = inverse @ (logs - present * means[:, None]).sum(axis=0)
     effects = np.where(n > 0, means - shares @ block_effects, np.nan)
     residuals = np.where(counts > 0, logs - effects[:, None] - block_effects, np.nan)
-    freedom = int(present.sum() - (n > 0).sum() - np.linalg.matrix_rank(matrix, hermitian=True))
+    freedom = int(present.sum() - (n > 0).sum() - (np.linalg.matrix_rank(matrix, hermitian=True) if size > 1 else 0))
     variance = float(np.nansum(residuals**2) / freedom) if freedom > 0 else math.nan
     return BlockModel(effects, variance, freedom, residuals, shares, matrix, inverse, n)
 
