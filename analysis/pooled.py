@@ -22,6 +22,8 @@ from sweep.disk import run_files
 from sweep.numbers.quantity import Statistic, columns
 
 REQUESTS_AT_ONCE = 400_000  # requests held at once: ten series of them are 32 MB
+OF_A_TRIAL = ("trial_id", "deployment_id", "attempt", "num_requests", "client_stamp_source", "steady_begin", "steady_end")
+"""The columns by which the requests of a trial are read."""
 THROUGHPUTS: Mapping[str, Sequence[str]] = {
     "output_throughput": ("output_tokens",),
     "total_throughput": ("input_tokens", "output_tokens"),
@@ -122,7 +124,8 @@ def _parts(run: Run, point: "pd.Series[int]", series: Sequence[str]) -> Iterator
     """The points of which all requests can be read, some at a time."""
     part, held = list[_Point](), 0
     numbers = launches(run)
-    for index, ok in run.ok.groupby(point, sort=False):
+    ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
+    for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
         for _, row in ok.iterrows():
             values = None if pd.isna(row["attempt"]) else _read(run, row, series)
