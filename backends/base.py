@@ -305,6 +305,19 @@ class Backend(Strict):
         return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
 
 
+def _host_sources(library: str) -> list[Path]:
+    """Our sources that run in the engine's process: the host, the library's file, and what they import of ours."""
+    sources: set[Path] = set()
+    pending = ["backends.host.__main__", library]
+    while pending:
+        path = HOST / f"{pending.pop().removeprefix('backends.host.').replace('.', '/')}.py"
+        if path not in sources and path.is_file():  # a library of the user's own is elsewhere
+            sources.add(path)
+            imports = re.findall(r"^from (backends\.host[\w.]*) import (\w+)", path.read_text(), re.MULTILINE)
+            pending += [name for module, member in imports for name in (module, f"{module}.{member}")]
+    return sorted(sources)
+
+
 class Hosted(Backend):
     """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
@@ -317,7 +330,7 @@ class Hosted(Backend):
 
     def digest(self) -> str:
         """The digest of the host's source, which is part of the measured system."""
-        content = "".join(path.read_text() for path in sorted(HOST.rglob("*.py")))
+        content = "".join(path.read_text() for path in _host_sources(self.library))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def command(self, launch: Launch) -> list[str]:

@@ -47,7 +47,7 @@ def test_no_two_points_of_a_plan_print_alike(arguments, lines, capsys, tmp_path)
     assert main([*arguments, "dry_run=true", f"out={tmp_path}", "hardware=cpu"]) == 0
     deployment, points = "", []
     for line in capsys.readouterr().out.splitlines():
-        if match := re.match(r"[0-9a-f]{12}  (.*): \d+ trials?, ", line):
+        if match := re.match(r"[0-9a-f]{12}  (.*?): (?:\d+ launch\w*, )?\d+ trials?, ", line):
             deployment = match[1]
         elif match := re.match(r"  [0-9a-f]{12}  (.*?)  +to run", line):
             points.append(f"{deployment} {match[1]}")
