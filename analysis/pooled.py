@@ -22,7 +22,15 @@ from sweep.disk import run_files
 from sweep.numbers.quantity import Statistic, columns
 
 REQUESTS_AT_ONCE = 400_000  # requests held at once: ten series of them are 32 MB
-OF_A_TRIAL = ("trial_id", "deployment_id", "attempt", "num_requests", "client_stamp_source", "steady_begin", "steady_end")
+OF_A_TRIAL = (
+    "trial_id",
+    "deployment_id",
+    "attempt",
+    "num_requests",
+    "client_stamp_source",
+    "steady_begin",
+    "steady_end",
+)
 """The columns by which the requests of a trial are read."""
 THROUGHPUTS: Mapping[str, Sequence[str]] = {
     "output_throughput": ("output_tokens",),
