@@ -16,6 +16,7 @@ from sweep.inputs import package_model
 from sweep.inputs.gguf_folder import LAYER, halves
 from sweep.inputs.package_model import PackageModel
 from sweep.inputs.random_weights import encode
+from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
 
 HIDDEN, FFN, HEADS, KV_HEADS = 64, 96, 2, 1
@@ -172,18 +173,23 @@ def test_a_digest_needs_no_download_but_a_package_that_is_there(index, tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def line(*arguments: str, reason: str | None) -> tuple[set[str], list[str]]:
-    command = ["+experiment=throughput_bound", "cluster=inline", "tracking=none", *arguments]
-    composition = compose_run(command, lambda cluster: "cpu", None, lambda model, cache_dir: reason)
+def line(folder: Path, *arguments: str, reason: str | None) -> tuple[set[str], list[str]]:
+    (folder / "experiment").mkdir(exist_ok=True)
+    trained = "defaults:\n  - override /model: llama-2-7b-chat\n  - override /load: batch\nname: trained\n"
+    trained += "load: {batch_size: 1}\nwithout_gpu: {model: smollm2}\n"
+    (folder / "experiment" / "trained.yaml").write_text(f"# @package _global_\n{trained}")
+    command = ["+experiment=trained", "cluster=inline", "tracking=none", *arguments]
+    options = ConfigPath.of_user([str(folder)])
+    composition = compose_run(command, lambda cluster: "cpu", options, lambda model, cache_dir: reason)
     return {point["model"]["name"] for point in composition.points}, composition.replaced
 
 
-def test_without_the_package_an_experiment_has_random_weights_and_says_so():
-    assert line(reason=None)[0] == {"smollm2"}
-    names, replaced = line(reason="cannot be fetched: no route")
+def test_without_the_package_an_experiment_has_random_weights_and_says_so(tmp_path):
+    assert line(tmp_path, reason=None)[0] == {"smollm2"}
+    names, replaced = line(tmp_path, reason="cannot be fetched: no route")
     assert names == {"small-llama"}
     assert "model: small-llama (random weights) instead of smollm2: cannot be fetched: no route" in replaced
 
 
-def test_a_model_that_was_asked_for_is_not_replaced():
-    assert line("model=smollm2", reason="cannot be fetched: no route")[0] == {"smollm2"}
+def test_a_model_that_was_asked_for_is_not_replaced(tmp_path):
+    assert line(tmp_path, "model=smollm2", reason="cannot be fetched: no route")[0] == {"smollm2"}
