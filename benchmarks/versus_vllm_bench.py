@@ -50,7 +50,9 @@ Run = Mapping[str, Any]
 def engine(folder: Path) -> Iterator[tuple[str, str, str]]:
     """A vLLM server: its URL, the interpreter of its environment, its version."""
     cache = cache_directory(None)
-    built = environments.prepare(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print)
+    built = environments.prepare(
+        locks.locked(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print), cache, print
+    )
     backend: Any = build(load_option("backend", "vllm"), "backend")
     backend = backend.model_copy(update={"flags": {**backend.flags, "no-enable-prefix-caching": True}})
     model: Any = build(load_option("model", "tiny-llama"), "model")

@@ -114,7 +114,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--runs", type=int, default=2, help="of each point")
     chosen = parser.parse_args(arguments)
     cache = cache_directory(None)
-    environment = environments.prepare(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print)
+    environment = environments.prepare(
+        locks.locked(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print), cache, print
+    )
     model: Any = build(load_option("model", "tiny-llama"), "model")
     folder_of_model = model.prepare(cache, print)
     with tempfile.TemporaryDirectory() as name:

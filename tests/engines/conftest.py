@@ -15,6 +15,7 @@ import pytest
 from backends.base import Backend, Host, Launch
 from backends.launch import server, supervisor
 from backends.prepare import environments as prepared
+from backends.prepare import locks
 from sweep.config import CONF, build, cache_directory
 from sweep.options import load_option
 from tests.engines import circuit
@@ -50,7 +51,8 @@ def environments() -> Any:
     """environment(backend), built on first use."""
 
     def environment(backend: Backend) -> prepared.Environment:
-        return prepared.prepare(prepared.resolve(backend.env, "cpu"), CACHE, print)
+        spec = locks.locked(prepared.resolve(backend.env, "cpu"), CACHE, print)
+        return prepared.prepare(spec, CACHE, print)
 
     return environment
 
