@@ -25,6 +25,7 @@ from typing import Any
 from backends.base import EnvironmentChoice, Launch
 from backends.launch import server
 from backends.prepare import environments as environments
+from backends.prepare import locks
 from benchmarks.client import MARKS, VLLM_BENCH
 from sweep.config import ROOT, build, cache_directory
 from sweep.disk import run_files

@@ -22,6 +22,7 @@ from typing import Any
 
 from backends.base import EnvironmentChoice
 from backends.prepare import environments as environments
+from backends.prepare import locks
 from sweep.config import ROOT, build, cache_directory
 from sweep.disk.run_files import read_trials
 from sweep.options import load_option
