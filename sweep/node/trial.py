@@ -28,7 +28,7 @@ from sweep.numbers.quantities.client import ANSWERS
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
 from sweep.plan.plan import Trial
-from sweep.records import Outcome, Request
+from sweep.records import Outcome, Request, Sample
 
 
 def run_trial(
@@ -65,13 +65,11 @@ def run_trial(
         measured=figures(inputs),
     )
     if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
-        verdict = Verdict(outcome=Outcome.INVALID, reason=below, ended_at=provenance.now())
-        return replace(row, verdict=verdict).flat()
+        return _invalid(row, below)
     try:
         prompts = _build_requests(work, trial, salt or "")
     except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
-        verdict = Verdict(outcome=Outcome.INVALID, reason=str(error), ended_at=provenance.now())
-        return replace(row, verdict=verdict).flat()
+        return _invalid(row, str(error))
     if not trial.workload.unique_header:
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     sampler = Sampler(_sources(engine), work.settings.telemetry_interval)
@@ -94,11 +92,23 @@ def run_trial(
         observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.described),
         measured=trial_quantities(work, trial, result.records, inputs),
     ).flat()
+    _write(work, trial, columns, result, samples)
+    return columns
+
+
+def _invalid(row: TrialRow, reason: str) -> dict[str, Any]:
+    """The row of a trial that is not measured, for this reason."""
+    return replace(row, verdict=Verdict(outcome=Outcome.INVALID, reason=reason, ended_at=provenance.now())).flat()
+
+
+def _write(
+    work: Work, trial: Trial, columns: dict[str, Any], result: measurement.Measurement, samples: list[Sample]
+) -> None:
+    """Write the trial's files, the one that makes its folder complete last."""
     files = work.paths.trial(work.deployment.deployment_id, work.attempt, trial.trial_id)
     run_files.write_requests(files, result.records)
     run_files.write_telemetry(files, samples)
     run_files.write_trial(files, columns)
-    return columns
 
 
 def _measure(
