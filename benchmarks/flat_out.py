@@ -50,7 +50,7 @@ def serve() -> None:
     poller, connections, partial = select.epoll(), dict[int, socket.socket](), dict[int, bytes]()
     poller.register(listener.fileno(), select.EPOLLIN)
     while True:
-        # It never sleeps: waking a sleeping process costs whoever sends to it, on a virtual machine more than the request.
+        # It never sleeps: waking a sleeping process costs whoever sends to it, here more than the request itself.
         for fd, _ in poller.poll(0):
             connection = connections.get(fd)
             if connection is None:
