@@ -21,7 +21,7 @@ IMBALANCE = 4  # requests by which an engine may be busier than the least busy o
 NOT_BEGUN = (502, 503)  # statuses of an engine that did not take the request: another may
 HEALTH_TIMEOUT = 5.0  # s
 MOST_IN_FLIGHT = 4096  # requests that the engines work on at once; others wait here
-CONNECT_TIMEOUT = 30.0  # s
+REACH_TIMEOUT = 30.0  # s
 
 
 @dataclass(eq=False)
@@ -114,7 +114,7 @@ class Engines:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=MOST_IN_FLIGHT),
                 timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=CONNECT_TIMEOUT, sock_read=self.settings.answer_timeout
+                    total=None, sock_connect=REACH_TIMEOUT, sock_read=self.settings.answer_timeout
                 ),
                 auto_decompress=False,  # bytes pass as they are
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
