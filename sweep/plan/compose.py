@@ -280,7 +280,7 @@ def _without_model(request: _Request, line: CommandLine, options: ConfigPath, ob
         return
     model = options.load("model", name)
     if (instead := model.get("instead")) and (reason := obstacle(model, request.settings["cache_dir"])):
-        request.chosen["model"] = instead
+        request.chosen["model"], request.settings["durations"] = instead, None
         request.replaced.append(f"model: {instead} (random weights) instead of {name}: {reason}")
 
 

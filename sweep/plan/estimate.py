@@ -130,7 +130,9 @@ class Assumed(NamedTuple):
 
     def launch_of(self, deployment: Deployment) -> float:
         """The time to launch such a deployment."""
-        return self.launch if self.measured is None else self.measured.launches.get(deployment.backend.name, self.launch)
+        return (
+            self.launch if self.measured is None else self.measured.launches.get(deployment.backend.name, self.launch)
+        )
 
 
 class Expected(NamedTuple):
@@ -217,9 +219,7 @@ def estimate_run(
     return RunEstimate(expected, simulated, simulated.makespan, messages)
 
 
-def _from_nothing(
-    launches: Sequence[Deployment], expected: Expected, assumed: Assumed, measured: Durations
-) -> str:
+def _from_nothing(launches: Sequence[Deployment], expected: Expected, assumed: Assumed, measured: Durations) -> str:
     """Return the sum of everything from an empty machine to the last trial: set-up, preparation, launches, trials."""
     deployments = {launch.deployment_id for launch in launches}
     trials = [trial.trial_id for launch in launches for trial in launch.trials]
