@@ -208,11 +208,12 @@ def estimate_run(
     hardware = plan.settings.hardware
     if all(elsewhere(launch.backend, hardware) for launch in launches):
         hardware = hardware.model_copy(update={"price_per_hour": None})  # an endpoint's price is not this machine's
+    units = "GPUs" if hardware.platform == "cuda" else "nodes"
     messages = [
         f"{duration_text(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
-        f"{_against_bound(simulated)}",
+        _against_bound(simulated, units),
         f"durations: {_sources(expected, assumed)}",
-        _critical_path(simulated, names),
+        _critical_path(simulated, names, units),
     ]
     if assumed and assumed.measured:
         messages.insert(0, _from_nothing(launches, expected, assumed, assumed.measured))
@@ -254,10 +255,10 @@ def _cost(simulated: SimulatedRun, hardware: Hardware) -> str:
     return f"{hours:.2f} {unit}, ${hours * hardware.price_per_hour:.2f} (${rented:.2f} for the whole cluster)"
 
 
-def _against_bound(simulated: SimulatedRun) -> str:
+def _against_bound(simulated: SimulatedRun, units: str) -> str:
     return (
         f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
-        "the shortest possible: all GPUs busy, or the longest launch"
+        f"the shortest possible: all {units} busy, or the longest launch"
     )
 
 
@@ -271,11 +272,11 @@ def _sources(expected: Expected, assumed: Assumed | None) -> str:
     return "; ".join(parts)
 
 
-def _critical_path(simulated: SimulatedRun, names: Mapping[str, str]) -> str:
+def _critical_path(simulated: SimulatedRun, names: Mapping[str, str], units: str) -> str:
     """Return the launches that decide the end, each waiting for the one before it."""
     path = simulated.critical_path()
     steps = [f"{names[span.key]} [{span.key}] ({duration_text(span.end - span.begin)})" for span in path]
     if len(steps) > NAMED:
         steps = [*steps[: NAMED - 1], f"{len(steps) - NAMED} more", steps[-1]]
-    hint = "more GPUs would not shorten it" if len(path) == 1 else "more GPUs would shorten it"
+    hint = f"more {units} would not shorten it" if len(path) == 1 else f"more {units} would shorten it"
     return f"critical path: {', then '.join(steps)}; {hint}"
