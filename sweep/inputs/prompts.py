@@ -32,7 +32,7 @@ ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # the spea
 ASKING = ("user", "human", "system", "developer")
 
 
-class Question(NamedTuple):
+class RecordedPrompt(NamedTuple):
     """A prompt as it was recorded, with the length or the text of its answer where the file has them."""
 
     text: str
@@ -68,12 +68,12 @@ class Prompts(Workload):
     def _path(self) -> Path:
         return _shipped(self.file) or Path(self.file).expanduser()
 
-    def _questions(self) -> list[Question]:
+    def _questions(self) -> list[RecordedPrompt]:
         shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
         key = f"workload.file={self.file}"
         return self._checked(read_rows(self._path, key, f", or one of {shipped}", self.first), key)
 
-    def _checked(self, rows: list[FileRow], key: str) -> list[Question]:
+    def _checked(self, rows: list[FileRow], key: str) -> list[RecordedPrompt]:
         questions = questions_of(rows, self.column, key)
         if self.output_tokens is None and any(each.output_tokens is None and not each.answer for each in questions):
             raise ValueError(f"{key}: has prompts without output_tokens or an answer; set workload.output_tokens")
@@ -153,7 +153,7 @@ class HubPrompts(Prompts):
             raise ValueError(f"workload.split={self.split}: none in {self.dataset}, which has {there}")
         return sorted(file.as_posix() for file in chosen)
 
-    def _questions(self) -> list[Question]:
+    def _questions(self) -> list[RecordedPrompt]:
         key, rows = f"workload.dataset={self.dataset}", list[FileRow]()
         for file in self._files():
             rows += read_rows(file, key, first=None if self.first is None else self.first - len(rows))
@@ -203,7 +203,7 @@ def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
     return encode_prompts([text[: offsets[min(length, len(offsets)) - 1][1]]], tokenizer)[0]
 
 
-def questions_of(rows: list[FileRow], column: str | None, key: str) -> list[Question]:
+def questions_of(rows: list[FileRow], column: str | None, key: str) -> list[RecordedPrompt]:
     """Return the questions of a file's rows. A conversation in which nobody asks anything is left out.
 
     Raises ValueError, naming the row, for one without a prompt, and where none is left.
@@ -217,7 +217,7 @@ def questions_of(rows: list[FileRow], column: str | None, key: str) -> list[Ques
     return complete
 
 
-def _question(row: FileRow, column: str | None, where: str) -> Question | None:
+def _question(row: FileRow, column: str | None, where: str) -> RecordedPrompt | None:
     name = column or next((name for name in PROMPT_COLUMNS if name in row), None)
     value = row.get(name or "")
     tokens = row.get("output_tokens")
@@ -230,10 +230,10 @@ def _question(row: FileRow, column: str | None, where: str) -> Question | None:
     if not isinstance(value, str) or not value:
         allowed = f"text in the column {column}" if column else f"text in a column {', '.join(PROMPT_COLUMNS)}"
         raise ValueError(f"{where} has no prompt; allowed is {allowed} (or workload.column=NAME)")
-    return Question(value, tokens, None)
+    return RecordedPrompt(value, tokens, None)
 
 
-def _of_turns(turns: list[Any], tokens: int | None, where: str) -> Question | None:
+def _of_turns(turns: list[Any], tokens: int | None, where: str) -> RecordedPrompt | None:
     """Return the turns before the first answer as a question, and that answer; None if nothing comes before it."""
     question: list[str] = []
     for turn in turns:
@@ -242,12 +242,12 @@ def _of_turns(turns: list[Any], tokens: int | None, where: str) -> Question | No
         speaker = str(turn.get("role") or turn.get("from") or "").lower()
         text = _text_of(turn.get("content", turn.get("value")))
         if speaker in ANSWERING:
-            return Question("\n\n".join(question), tokens, text or None) if question else None
+            return RecordedPrompt("\n\n".join(question), tokens, text or None) if question else None
         if speaker not in ASKING:
             allowed = ", ".join((*ASKING, *ANSWERING))
             raise ValueError(f"{where}: a turn of {speaker or 'nobody'}; allowed are {allowed}")
         question += [text] if text else []
-    return Question("\n\n".join(question), tokens, None) if question else None
+    return RecordedPrompt("\n\n".join(question), tokens, None) if question else None
 
 
 def _text_of(content: Any) -> str:
