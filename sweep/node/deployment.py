@@ -261,7 +261,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             facts = {
                 **engine.facts(),
                 **cold,
-                **agreement.compare(work, engine, expected, lambda text: emit(State(text))),
+                **agreement.compare_once(work, engine, expected, lambda text: emit(State(text))),
             }
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
@@ -459,7 +459,7 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
 
     @functools.cache  # a file may be large, and trials share a few
     def problem(group: str, identity: int) -> str | None:
-        return other_content({group: planned[identity]}, {group: parts[identity].digest})
+        return other_content({group: planned[identity]}, {group: lambda: parts[identity].digest(work.cache)})
 
     parts = {id(part): part for trial in pending for part in (trial.workload, trial.load)}
     planned = {id(getattr(trial, group)): digest for trial in pending for group, digest in trial.content.items()}
