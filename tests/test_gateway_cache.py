@@ -1,13 +1,14 @@
 """The gateway's cache: whose answer is served to whom, how it streams, and what is kept of it."""
 
+import contextlib
 import json
+import re
 import resource
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -16,11 +17,11 @@ import pytest
 from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import load_embedder
-from sweep.gateway.caching.keys import Key, is_deterministic
+from sweep.gateway.caching.keys import AnswerKey, is_deterministic
 from sweep.gateway.settings import Cache
 from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain
 from tests.simulated_engine import ROOT
-from tests.test_gateway import CHAT, COMPLETIONS, decisions, metric, post, wait_for
+from tests.test_gateway import CHAT, COMPLETIONS, connection_to, decisions, metric, post, read_answer, wait_for
 
 PRIME, NEAR, OTHER = "Is 7 prime?", "Is 8 prime?", "Who wrote Hamlet?"
 ASK = {"model": "m", "prompt": PRIME, "max_tokens": 3, "temperature": 0, "stream": True}
@@ -186,38 +187,39 @@ def test_token_ids_are_compared_exactly():
 # -- single flight
 
 
+def send(stack, url, content=ASK):
+    """A connection on which a request has been sent."""
+    body = json.dumps(content).encode()
+    connection = stack.enter_context(connection_to(url))
+    connection.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
 def test_equal_prompts_under_way_share_one_answer():
-    with talkative(pause=0.1) as behind, gateway(behind.url, cache={}) as url, ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: post(url, ASK), range(4)))
-        assert sorted(map(result, answers)) == ["miss", "shared", "shared", "shared"]
-        assert {text_of(each) for each in answers} == {" answer 0"}
-        assert len(behind.received) == 1
-    with (
-        talkative(pause=0.1) as behind,
-        gateway(behind.url, cache={"single_flight": False}) as url,
-        ThreadPoolExecutor(4) as pool,
-    ):
-        assert {result(each) for each in pool.map(lambda _: post(url, ASK), range(4))} == {"miss"}
-        assert len(behind.received) == 4
+    for single_flight, results in ((True, ["miss"] + ["shared"] * 3), (False, ["miss"] * 4)):
+        with contextlib.ExitStack() as stack:
+            behind = stack.enter_context(talkative(pause=0.1))
+            url = stack.enter_context(gateway(behind.url, cache={"single_flight": single_flight}))
+            answers = [read_answer(each).decode() for each in [send(stack, url) for _ in range(4)]]
+            assert sorted(re.findall("x-gateway-cache: (.*)\r", "".join(answers))) == results
+            assert len(behind.received) == results.count("miss")
+            if single_flight:
+                assert len({each.partition("\r\n\r\n")[2] for each in answers}) == 1
 
 
 def test_a_flight_outlives_the_client_that_began_it_and_ends_with_the_last():
-    with talkative(pause=0.3) as behind, gateway(behind.url, cache={}) as url, ThreadPoolExecutor(2) as pool:
-
-        def leave():
-            with pytest.raises(httpx.ReadTimeout):
-                httpx.post(url + COMPLETIONS, json=ASK, timeout=httpx.Timeout(5, read=0.2))
-
-        leaver = pool.submit(leave)
+    with contextlib.ExitStack() as stack:
+        behind = stack.enter_context(talkative(pause=0.3))
+        url = stack.enter_context(gateway(behind.url, cache={}))
+        first = send(stack, url)
         wait_for(lambda: behind.received)
-        stayer = pool.submit(post, url, ASK)
-        leaver.result()
-        assert text_of(stayer.result()) == " answer 0"
-        leave_alone = ASK | {"prompt": OTHER}
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url + COMPLETIONS, json=leave_alone, timeout=httpx.Timeout(5, read=0.2))
-        time.sleep(0.3)
-        assert result(post(url, leave_alone)) == "miss", "what nobody waited for was not finished"
+        second = send(stack, url)
+        time.sleep(0.1)
+        first.close()
+        assert b'" 0"' in read_answer(second)
+        send(stack, url, ASK | {"prompt": OTHER}).close()
+        time.sleep(0.1)
+        assert result(post(url, ASK | {"prompt": OTHER})) == "miss", "what nobody waited for was not finished"
 
 
 # -- what is kept
@@ -255,7 +257,7 @@ def test_a_complete_stream_is_kept_whatever_its_chunks():
 def entry(number, vector=None):
     answer = complete_answer(200, STREAM, [b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'], "r")
     assert answer is not None
-    return Entry(Key(b"context", b"%d" % number), vector, answer, stored_at=float(number))
+    return Entry(AnswerKey(b"context", b"%d" % number), vector, answer, stored_at=float(number))
 
 
 def test_the_least_recently_served_or_the_oldest_makes_room():
@@ -263,7 +265,7 @@ def test_the_least_recently_served_or_the_oldest_makes_room():
         cache = AnswerCache(Cache(capacity=3, eviction=eviction, ttl=None), 4)
         for number in range(3):
             cache.add(entry(number))
-        assert cache.same(Key(b"context", b"0"))
+        assert cache.same(AnswerKey(b"context", b"0"))
         assert [each.key.question for each in cache.add(entry(3))] == [gone]
         assert len(cache) == 3
 
@@ -274,11 +276,11 @@ def test_an_answer_is_stale_after_its_time():
     vector = np.array([1, 0], np.float32)
     cache.add(entry(0, vector))
     now[0] = 9.0
-    assert cache.same(Key(b"context", b"0"))
-    assert cache.similar(Key(b"context", b"x"), vector)
+    assert cache.same(AnswerKey(b"context", b"0"))
+    assert cache.similar(AnswerKey(b"context", b"x"), vector)
     now[0] = 11.0
-    assert cache.similar(Key(b"context", b"x"), vector) is None
-    assert cache.same(Key(b"context", b"0")) is None
+    assert cache.similar(AnswerKey(b"context", b"x"), vector) is None
+    assert cache.same(AnswerKey(b"context", b"0")) is None
     assert len(cache) == 0
 
 

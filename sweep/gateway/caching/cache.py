@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sweep.gateway.caching.answer import Answer
+from sweep.gateway.caching.answer import KeptAnswer
 from sweep.gateway.caching.embedding import Vector
-from sweep.gateway.caching.keys import Key
+from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.settings import Cache
 
 FIRST_ROWS = 64  # of a matrix that grows
@@ -20,9 +20,9 @@ FIRST_ROWS = 64  # of a matrix that grows
 class Entry:
     """An answer in the cache."""
 
-    key: Key
+    key: AnswerKey
     vector: Vector | None  # of its question; None where only the same question may have it
-    answer: Answer
+    answer: KeptAnswer
     stored_at: float  # s since the epoch
     row: int = -1  # of its vector in the context's matrix
 
@@ -74,13 +74,13 @@ class AnswerCache:
 
     def __init__(self, settings: Cache, dimensions: int, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.dimensions, self.clock = settings, dimensions, clock
-        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # the next to go first
+        self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()  # the next to go first
         self._contexts: dict[bytes, NearestVectors] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def same(self, key: Key) -> Hit | None:
+    def same(self, key: AnswerKey) -> Hit | None:
         """The answer to the same question."""
         entry = self._entries.get(key)
         if entry is None:
@@ -90,7 +90,7 @@ class AnswerCache:
             return None
         return self._hit(entry, 1.0, exact=True)
 
-    def similar(self, key: Key, vector: Vector) -> Hit | None:
+    def similar(self, key: AnswerKey, vector: Vector) -> Hit | None:
         """The answer to the most similar question of the same context, if it is similar enough."""
         while vectors := self._contexts.get(key.context):
             entry, similarity = vectors.nearest(vector)

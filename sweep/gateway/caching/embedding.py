@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
-PIECE = 200  # characters that are tokenized at once: the time that the tokenizer takes grows faster than the text
+PIECE_LENGTH = (
+    200  # characters that are tokenized at once: the time that the tokenizer takes grows faster than the text
+)
 SHIPPED = "wordllama"
 
 
@@ -73,9 +75,9 @@ def load_embedder(name: str) -> Embedder:
 def _pieces(text: str) -> list[str]:
     """The text in pieces of whole words."""
     pieces, begin = [], 0
-    while len(text) - begin > PIECE:
-        end = text.rfind(" ", begin, begin + PIECE)
-        end = begin + PIECE if end <= begin else end
+    while len(text) - begin > PIECE_LENGTH:
+        end = text.rfind(" ", begin, begin + PIECE_LENGTH)
+        end = begin + PIECE_LENGTH if end <= begin else end
         pieces.append(text[begin:end])
         begin = end + (text[end] == " ")
     return [*pieces, text[begin:]]

@@ -16,7 +16,7 @@ SECRET_BYTES = 32
 DIGEST_BYTES = 20
 
 
-class Key(NamedTuple):
+class AnswerKey(NamedTuple):
     """Digests of a request: of all but its question, and of the question. Neither can be turned back."""
 
     context: bytes
@@ -29,7 +29,7 @@ class Keys:
     def __init__(self, secret: bytes | None = None) -> None:
         self.secret = secret or secrets.token_bytes(SECRET_BYTES)
 
-    def of(self, call: Call) -> Key | None:
+    def of(self, call: Call) -> AnswerKey | None:
         """The key of a request; None if no answer to it may be kept: it is not deterministic, or asks for none."""
         question = call.question
         if question is None or not is_deterministic(call.content) or b"no-" in call.header(b"cache-control"):
@@ -37,7 +37,7 @@ class Keys:
         credentials = sorted((name, value) for name, value in call.headers if name in CREDENTIALS)
         context = [call.path, call.context(), [[name.hex(), value.hex()] for name, value in credentials]]
         text = json.dumps([context, question.is_text], sort_keys=True, separators=(",", ":"))
-        return Key(self._digest(text), self._digest(question.text))
+        return AnswerKey(self._digest(text), self._digest(question.text))
 
     def _digest(self, text: str) -> bytes:
         data = text.encode("utf-8", "surrogatepass")

@@ -8,7 +8,7 @@ from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, Hit
 from sweep.gateway.caching.embedding import Vector, load_embedder
 from sweep.gateway.caching.flight import Ask, Flight
-from sweep.gateway.caching.keys import Key, Keys
+from sweep.gateway.caching.keys import AnswerKey, Keys
 from sweep.gateway.caching.store import AnswerStore
 from sweep.gateway.call import Call, Headers
 from sweep.gateway.metrics import Metrics
@@ -27,12 +27,12 @@ class AnswerSource:
         embedder = settings.embedder if self._embedder else settings.mode
         self._store = None if settings.path is None else AnswerStore(settings.path, embedder, metrics)
         self.keys = Keys() if self._store is None else self._store.keys
-        self._flights: dict[Key, Flight] = {}
+        self._flights: dict[AnswerKey, Flight] = {}
         for entry in () if self._store is None else self._store.load(settings.capacity):
             self._cache.add(entry)
         metrics.entries.set(len(self._cache))
 
-    async def find(self, call: Call, key: Key) -> tuple[Hit | None, Vector | None]:
+    async def find(self, call: Call, key: AnswerKey) -> tuple[Hit | None, Vector | None]:
         """The answer to this question or to one that is similar enough; and this question's vector, if it was made."""
         if hit := self._cache.same(key):
             return hit, None
@@ -45,7 +45,7 @@ class AnswerSource:
             vector = self._embedder.embed(question.text)
         return self._cache.similar(key, vector), vector
 
-    def board(self, call: Call, key: Key, vector: Vector | None, ask: Ask) -> tuple[Flight, bool]:
+    def board(self, call: Call, key: AnswerKey, vector: Vector | None, ask: Ask) -> tuple[Flight, bool]:
         """The flight that brings the answer, and whether it is that of an earlier request."""
         flight = self._flights.get(key) if self.settings.single_flight else None
         if flight is not None and flight.is_open:

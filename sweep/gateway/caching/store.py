@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sweep.gateway.caching.answer import Answer
+from sweep.gateway.caching.answer import KeptAnswer
 from sweep.gateway.caching.cache import Entry
-from sweep.gateway.caching.keys import Key, Keys
+from sweep.gateway.caching.keys import AnswerKey, Keys
 from sweep.gateway.metrics import Metrics
 
 TABLES = """
@@ -44,7 +44,7 @@ class AnswerStore:
         rows = self._connection.execute("select * from answers order by stored_at desc limit ?", (capacity,)).fetchall()
         for context, question, vector, answer, stored_at in reversed(rows):
             numbers = None if vector is None else np.frombuffer(vector, np.float32)
-            yield Entry(Key(context, question), numbers, Answer.parse(answer), stored_at)
+            yield Entry(AnswerKey(context, question), numbers, KeptAnswer.parse(answer), stored_at)
 
     def add(self, entry: Entry, removed: Iterable[Entry]) -> None:
         """Write an answer, and remove those that went for it; later."""
@@ -52,7 +52,7 @@ class AnswerStore:
         row = (*entry.key, vector, entry.answer.dump(), entry.stored_at)
         self._writer.submit(self._write, row, [each.key for each in removed])
 
-    def _write(self, row: tuple[object, ...], removed: list[Key]) -> None:
+    def _write(self, row: tuple[object, ...], removed: list[AnswerKey]) -> None:
         try:
             with self._connection:
                 self._connection.executemany("delete from answers where context = ? and question = ?", removed)
