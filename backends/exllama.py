@@ -57,6 +57,9 @@ class ExLlama(Hosted):
         parameters = {"bits": self.bits, "converter": checkpoints.versions(python, "exllamav3", "torch")}
         return checkpoints.converted(model, "exl3", parameters, convert, cache_dir, progress)
 
+    def reserved_tokens(self, context: int) -> int:
+        return self.cache_tokens
+
     def facts(self, launch: Launch) -> dict[str, Any]:
         # The study's ExLlama (V1) has no installable release any more.
         format_ = f"exl3 {self.bits:g} bits" if self.checkpoint == "exl3" else self.checkpoint
