@@ -87,7 +87,9 @@ def test_thresholds_are_an_axis_and_clipping_an_option(tmp_path):
 
 
 def test_an_engine_that_speaks_no_completions_gets_no_gateway(tmp_path, capsys):
-    assert main([*QUICK, "backend.api=tgi", "backend.batch_form=streams", "gateway=cache", f"out={tmp_path / 'out'}"]) == 2
+    assert (
+        main([*QUICK, "backend.api=tgi", "backend.batch_form=streams", "gateway=cache", f"out={tmp_path / 'out'}"]) == 2
+    )
     assert "gateway=cache: passes completions and chat, and simulated speaks tgi" in capsys.readouterr().err
 
 
