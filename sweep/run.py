@@ -9,13 +9,21 @@ from typing import Any
 from rich.console import Console
 
 from sweep.cluster.inline_executor import InlineExecutor
-from sweep.config import ConfigError, Settings
+from sweep.config import ISSUE_AGAIN, ConfigError, Settings
 from sweep.disk import object_store
 from sweep.disk.ledger import Ledger, sole_driver
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
-from sweep.drive.preflight import check_ports, find_hardware, find_nodes, model_obstacle, ray_schedule, surroundings
+from sweep.drive.preflight import (
+    check_ports,
+    find_drivers,
+    find_hardware,
+    find_nodes,
+    model_obstacle,
+    ray_schedule,
+    surroundings,
+)
 from sweep.drive.progress import Display
 from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.options import ConfigPath
@@ -48,7 +56,9 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     console = make_console()
     check_out(paths.out)
     if settings.dry_run:
-        pending = find_pending(plan, ledger_to_read(settings, paths), History.beside(paths.out), nodes)
+        ledger = ledger_to_read(settings, paths)
+        drivers = functools.partial(find_drivers, settings)
+        pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers)
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
             for line in point_details(plan):
@@ -79,7 +89,8 @@ def _run_locked(
     mirror: object_store.Mirror | None = None,
 ) -> int:
     ledger = Ledger(paths.ledger)
-    pending = find_pending(plan, ledger, History.beside(paths.out), nodes)
+    drivers = functools.partial(find_drivers, plan.settings)
+    pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers)
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
@@ -118,11 +129,13 @@ def _drive(
 
 
 def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int = 0) -> int:
-    """Return 0; 1 when a trial of the plan failed, or the deadline left some; 130 when interrupted."""
+    """Return 0; 1 when a trial of the plan failed; ISSUE_AGAIN when the deadline left some; 130 when interrupted."""
     if interrupted:
         return 130
+    if unfinished:
+        return ISSUE_AGAIN
     outcomes = [ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows]
-    return 1 if unfinished or any(Outcome(outcome).failed for outcome in outcomes) else 0
+    return 1 if any(Outcome(outcome).failed for outcome in outcomes) else 0
 
 
 def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True) -> None:

@@ -44,6 +44,7 @@ from sweep.node.deployment import (
 )
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, SlotKind
+from sweep.provenance import driver as gpu_driver
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = 5.0  # s
@@ -53,6 +54,7 @@ CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
 FREE_PROBE_BYTES = 16 << 20  # on the disk of the results
 SILENT_NODE_BACKOFF = 180.0  # s without new deployments on a node that fell silent
 LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
+DRIVER_TIMEOUT = 60.0  # s for the nodes to tell the versions of their GPU drivers
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
@@ -110,6 +112,23 @@ def _matches_label(value: str | None, selector: str) -> bool:
     positive = selector.removeprefix("!")
     values = positive[3:-1].split(",") if positive.startswith("in(") else [positive]
     return (value in [name.strip() for name in values]) == (positive == selector)
+
+
+def gpu_drivers(cluster: Cluster) -> set[str]:
+    """Return the versions of the GPU drivers on the nodes that answer within DRIVER_TIMEOUT s."""
+    tasks = [
+        _gpu_driver.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote()
+        for node in nodes(cluster)
+        if node.gpus
+    ]
+    done, late = ray.wait(tasks, num_returns=len(tasks), timeout=DRIVER_TIMEOUT) if tasks else ([], [])
+    for task in late:
+        ray.cancel(task, force=True)
+    versions = set()
+    for task in done:
+        with suppress(RayError):
+            versions.add(ray.get(task))
+    return versions - {None}
 
 
 def startable_nodes(cluster: Cluster) -> list[Node]:
@@ -175,6 +194,9 @@ def _follow(session: str, draining: threading.Event) -> None:
 
 
 _clean_up: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)
+
+
+_gpu_driver: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda: gpu_driver())
 
 
 _hold_place: Any = ray.remote(max_calls=1, max_retries=0)(lambda: None)  # an autoscaler adds a node to schedule it

@@ -9,11 +9,12 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import compress
@@ -22,7 +23,7 @@ from typing import Any
 
 from sweep.config import ConfigError
 from sweep.disk.run_files import RunPaths
-from sweep.records import Outcome
+from sweep.records import Fault, Outcome
 
 LedgerRow = dict[str, Any]
 
@@ -35,6 +36,7 @@ class Ledger:
         self.rows: dict[str, LedgerRow] = {}  # without nulls
         self._shared: dict[str, str] = {}  # strings that many rows have in common, stored once
         self.attempts: dict[str, int] = {}
+        self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
         self.run = ""  # this folder's unique name, used in the markers of its engines
         if path.exists():
             with path.open("rb") as file:
@@ -51,6 +53,7 @@ class Ledger:
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
             row = entry["row"]
+            self._count_answer(row)
             self.rows[row["trial_id"]] = {
                 sys.intern(key): self._shared.setdefault(value, value) if isinstance(value, str) else value
                 for key, value in row.items()
@@ -60,6 +63,14 @@ class Ledger:
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
         elif entry["event"] == "run":
             self.run = entry["run"]
+
+    def _count_answer(self, row: LedgerRow) -> None:
+        answer = engine_answer(row)
+        if answer is None:
+            self.answers.pop(row["trial_id"], None)
+            return
+        last, count = self.answers.get(row["trial_id"], ("", 0))
+        self.answers[row["trial_id"]] = answer, (count + 1 if answer == last else 1)
 
     def begin_attempt(self, deployment_id: str) -> str:
         """Record and return the number of a new attempt at a deployment, counted over all runs of the command."""
@@ -96,13 +107,28 @@ class Ledger:
     def close(self) -> None:
         self.file.close()
 
-    def done(self, trial_id: str, retry: bool) -> bool:
-        """Return whether the trial needs no run: it is done, or it failed and `retry` is False."""
+    def final(self, trial_id: str) -> bool:
+        """Return whether its engine has failed twice in the same words: it would again."""
+        return self.answers.get(trial_id, ("", 0))[1] >= 2
+
+    def done(self, trial_id: str, retry: bool, drivers: Container[str] | None = None) -> bool:
+        """Return whether the trial needs no run: it is done, or it failed and `retry` is False or the failure is final.
+
+        `drivers` are those of the nodes that there are now, where known: a final failure under another one is not.
+        """
         row = self.rows.get(trial_id)
         if row is None or trial_id in self.damaged:
             return False
         outcome = Outcome(row["outcome"])
-        return outcome.done or (not retry and outcome.failed)
+        same_driver = drivers is None or row.get("driver") is None or row["driver"] in drivers
+        return outcome.done or (outcome.failed and (not retry or (self.final(trial_id) and same_driver)))
+
+
+def engine_answer(row: LedgerRow) -> str | None:
+    """Return the failure that a row's engine answered with, numbers left out; None if it is no answer of the engine."""
+    if row.get("fault") != Fault.ENGINE or not Outcome(row["outcome"]).failed:
+        return None
+    return f"{row['outcome']} under driver {row.get('driver')}: {re.sub(r'[0-9]+', '', row.get('reason') or '')}"
 
 
 def entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

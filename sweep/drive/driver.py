@@ -7,11 +7,11 @@ retries are decided by its `LaunchState`, and the driver carries out what that d
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sweep.cluster import transfer
 from sweep.cluster.node_health import NodeHealth
@@ -43,12 +43,13 @@ from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan, Trial
-from sweep.records import Outcome
+from sweep.records import Fault, Outcome
 from sweep.wording import count
 
 MAX_LOSSES = 20  # of nodes and workers, per launch
 QUARANTINE_WAIT = 240.0  # s until a quarantined node gets what no other can run; longer than any backoff
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
+FAILURES = tuple(outcome for outcome in Outcome if outcome.failed)
 
 
 class Executor(AbstractContextManager["Executor", None], Protocol):
@@ -137,6 +138,7 @@ class Driver:
                 self._start_pending()
             for work, event in self.executor.events():
                 self._handle(work, event)
+            self._retry_at_the_tail()
             self._write_status()
             level = self._apply_stop(level)
 
@@ -301,6 +303,23 @@ class Driver:
                     self.display.done -= reopened
                     self._carry_out(state, action)
 
+    def _retry_at_the_tail(self) -> None:
+        """When nothing else is left to start, give failed trials another try; elsewhere, where there is a node."""
+        in_run = self.plan.settings.retry == "in_run"
+        if len(self.packer) or not in_run or self.stop.level is not StopLevel.NONE:
+            return
+        final = {trial_id for trial_id in self.ledger.answers if self.ledger.final(trial_id)}
+        for state in self.states.values():
+            if state.stage is not Stage.DONE:
+                continue
+            reopened, action = state.reopen(FAILURES, final)
+            self.display.done -= reopened
+            if reopened:
+                trials = count(reopened, "failed trial")
+                self.display.log(f"{state.launch.describe_launch()}: another try of {trials}")
+            launches = self.by_deployment[state.launch.deployment_id]
+            self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
+
     def _conclude(self, deployment_id: str) -> None:
         """Give trials of a deployment's pending launches their row where an earlier launch has shown their outcome."""
         states = self.by_deployment[deployment_id]
@@ -310,11 +329,10 @@ class Driver:
                 continue
             for trial in state.pending_trials:
                 if failed is not None:
-                    outcome = Outcome(failed["outcome"])
-                    self._record_one(state, trial, failed["attempt"], outcome, failed.get("reason"))
+                    self._record_one(state, trial, failed["attempt"], failed)
                 elif smaller := _out_of_memory(trial, states):
                     reason = f"{smaller.load.describe()} already ran out of memory"
-                    self._record_one(state, trial, "0", Outcome.CENSORED, reason)
+                    self._record_one(state, trial, "0", {"outcome": Outcome.CENSORED, "reason": reason})
             if not state.pending_trials:
                 self.packer.drop([self.packer.needs[state.launch.launch_key]])
                 state.advance(Trigger.COMPLETE)
@@ -333,10 +351,12 @@ class Driver:
 
     # Actions ---------------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, state: LaunchState, action: Action, reason: str | None = None) -> None:
+    def _carry_out(
+        self, state: LaunchState, action: Action, reason: str | None = None, avoid: frozenset[str] = frozenset()
+    ) -> None:
         match action:
             case Action.REQUEUE:
-                self.packer.requeue(state.launch.launch_key)
+                self.packer.requeue(state.launch.launch_key, avoid)
             case Action.RECORD_INVALID:
                 self._record(state, state.attempt, Outcome.INVALID, reason)
             case Action.RECORD_UNAVAILABLE:
@@ -352,13 +372,15 @@ class Driver:
                 self.display.done += 1
 
     def _record(self, state: LaunchState, attempt: str, outcome: Outcome, reason: str | None) -> None:
-        """Give the pending trials a row each, unmeasured."""
+        """Give the pending trials a row each, unmeasured: no engine has answered anything."""
+        verdict = {"outcome": outcome, "reason": reason, "fault": Fault.SURROUNDINGS}
         for trial in state.pending_trials:
-            self._record_one(state, trial, attempt, outcome, reason)
+            self._record_one(state, trial, attempt, verdict)
 
-    def _record_one(self, state: LaunchState, trial: Trial, attempt: str, outcome: Outcome, reason: str | None) -> None:
-        self.rows.commit_unmeasured(state.launch, trial, attempt, outcome, reason)
-        state.finish(trial.trial_id, outcome)
+    def _record_one(self, state: LaunchState, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
+        """Give a trial its row, unmeasured; `verdict` has the outcome and what is known of it."""
+        self.rows.commit_unmeasured(state.launch, trial, attempt, verdict)
+        state.finish(trial.trial_id, Outcome(verdict["outcome"]))
 
 
 def _out_of_memory(trial: Trial, states: Sequence[LaunchState]) -> Trial | None:

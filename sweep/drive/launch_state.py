@@ -40,7 +40,7 @@ class Trigger(Enum):
     GIVE_UP = auto()  # it was lost once too often
     UNSCHEDULABLE = auto()  # no node could run it within the waiting time
     POSTPONE = auto()  # the deadline is too near, or the user stops the run
-    REOPEN = auto()  # its node was quarantined: failed trials are retried elsewhere
+    REOPEN = auto()  # failed trials are retried: elsewhere once their node is quarantined, else at the run's tail
 
 
 class Action(Enum):
@@ -86,7 +86,8 @@ class LaunchState:
     not_started_since: float | None = None  # monotonic
     losses: int = 0  # of nodes and workers
     errors: int = 0  # in our own code
-    retried_elsewhere: bool = False  # since its node was quarantined; once is enough
+    retried: set[str] = field(default_factory=set)  # failed trials that had another try; one is enough
+    failed_on: set[str] = field(default_factory=set)  # ids of the nodes on which trials failed
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # of trials that have a row in this run, by id
     reopened: set[str] = field(default_factory=set)  # trials to retry although they have a row
     order: list[Trial] = field(default_factory=list)  # of the next attempt
@@ -122,6 +123,8 @@ class LaunchState:
     def finish(self, trial_id: str, outcome: Outcome) -> None:
         """Note a trial's row."""
         self.outcomes[trial_id] = outcome
+        if outcome.failed and self.node is not None:
+            self.failed_on.add(self.node.node_id)
         self.reopened.discard(trial_id)
 
     def submitted(self, attempt: str) -> None:
@@ -151,12 +154,15 @@ class LaunchState:
             self.not_started_since = now
         return self.advance(Trigger.RETRY if now - self.not_started_since <= patience else Trigger.UNSCHEDULABLE)
 
-    def reopen(self, retryable: Container[Outcome]) -> tuple[int, Action]:
-        """Retry trials with these outcomes on another node, once; return their number and the action."""
-        if self.retried_elsewhere or self.stage.active:
+    def reopen(self, retryable: Container[Outcome], final: Container[str] = ()) -> tuple[int, Action]:
+        """Retry trials with these outcomes, each once, without the `final`; return their number and the action."""
+        if self.stage.active:
             return 0, Action.NOTHING
-        self.retried_elsewhere = True
-        failed = {trial_id for trial_id, outcome in self.outcomes.items() if outcome in retryable} - self.reopened
+        failed = {trial_id for trial_id, outcome in self.outcomes.items() if outcome in retryable} - self.retried
+        failed -= {trial_id for trial_id in failed if trial_id in final}
+        if not failed:
+            return 0, Action.NOTHING
         self.reopened |= failed
+        self.retried |= failed
         self.order = list(self.launch.trials)
-        return len(failed), self.advance(Trigger.REOPEN) if self.pending_trials else Action.NOTHING
+        return len(failed), self.advance(Trigger.REOPEN)

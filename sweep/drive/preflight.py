@@ -81,6 +81,17 @@ def find_nodes(settings: Settings) -> list[Node]:
     return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*profile, *sorted(set(gpus))))]
 
 
+def find_drivers(settings: Settings) -> set[str] | None:
+    """Return the versions of the nodes' GPU drivers; None for a simulated cluster, or where no node answers."""
+    if settings.cluster.simulate is not None:
+        return None
+    if settings.cluster.kind == "ray":
+        versions: set[str] = ray_schedule(settings.cluster).gpu_drivers(settings.cluster)
+        return versions or None
+    version = provenance.driver()
+    return {version} if version else None
+
+
 def surroundings(
     settings: Settings, nodes: Sequence[Node], options: ConfigPath = OURS, kept_locks: Mapping[str, str] | None = None
 ) -> Surroundings:

@@ -34,10 +34,11 @@ from sweep.node.cold_start import measure_cold_start
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
+from sweep.outage import is_outage
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 from sweep.provenance import gpu_names
-from sweep.records import Outcome
+from sweep.records import Fault, Outcome
 
 KILLED = "killed by signal"  # in an engine's exit_reason
 CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's
@@ -177,7 +178,9 @@ def run_deployment(
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
-        _end_all(work, pending.trials, Failure(outcome, str(error)), emit)
+        foreign = isinstance(error, Contradiction) or is_outage(error)
+        fault = Fault.SURROUNDINGS if foreign else Fault.ENGINE
+        _end_all(work, pending.trials, Failure(outcome, str(error), fault=fault), emit)
         return
     _end_contradicted(work, pending.trials, emit)
     failures: list[Failure] = []
@@ -224,6 +227,7 @@ class Failure(NamedTuple):
     log_tail: str | None = None
     at_launch: bool = False
     good: bool = False  # trials succeeded before
+    fault: Fault | None = None  # None: as the reason's words say
 
 
 def _same_launch_failure(failures: list[Failure]) -> bool:
@@ -266,7 +270,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
     except server.LaunchError as error:
-        return Failure(error.outcome, error.reason, error.log_tail, at_launch=True)
+        return Failure(error.outcome, error.reason, error.log_tail, at_launch=True, fault=error.fault)
 
 
 def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
@@ -386,13 +390,19 @@ def _measure(
             return run_trial(work, running, trial, pending.stop, notify=notify, caches_reset=caches, salt=salt)
         except ClientDied as error:
             reason = str(error)
-    return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=engine_facts(running, caches))
+    facts = engine_facts(running, caches)
+    return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=facts, fault=Fault.SURROUNDINGS)
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
     """Return the engine's failure that a trial's row shows: it died, or it hung, or it answered no request."""
     reason = f"the engine failed repeatedly, most recently: {row['reason']}"
-    return Failure(Outcome(row["outcome"]), reason, row.get("log_tail"), good=good) if engine_failed(row) else None
+    fault = Fault(row["fault"]) if row.get("fault") else None
+    return (
+        Failure(Outcome(row["outcome"]), reason, row.get("log_tail"), False, good, fault)
+        if engine_failed(row)
+        else None
+    )
 
 
 def engine_failed(row: Mapping[str, Any]) -> bool:
@@ -467,11 +477,13 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
         problems = (problem(group, id(getattr(trial, group))) for group in trial.content)
         if reason := next(filter(None, problems), None):
             pending.remove(trial)
-            emit(Finished(trial, unmeasured_row(work, trial, Outcome.INVALID, reason)))
+            row = unmeasured_row(work, trial, Outcome.INVALID, reason, fault=Fault.SURROUNDINGS)
+            emit(Finished(trial, row))
 
 
 def _end_all(work: Work, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
     """Give all these trials the same row: the engine's failure is data."""
     while trials:
         trial = trials.popleft()
-        emit(Finished(trial, unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail)))
+        row = unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail, fault=failure.fault)
+        emit(Finished(trial, row))
