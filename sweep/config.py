@@ -146,6 +146,7 @@ class Settings(Strict):
     relock: bool = False  # resolve the environments of all engines anew
     retry: Literal["in_run", "next_run", "none"] = "in_run"  # where a failed trial has its next try
     retry_failed: bool = False  # try again also what failed twice in the same words
+    patience: NonNegativeFloat = 1800.0  # s with a network, hub or disk that fails while a node is prepared
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     trial_timeout: PositiveFloat = 3600.0  # s
     deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then

@@ -19,6 +19,7 @@ from sweep.config import Halted
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
+from sweep.drive.breaker import Breaker
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.progress import Display
 from sweep.drive.row_writer import RowWriter, TrialTracker
@@ -35,7 +36,10 @@ from sweep.node.deployment import (
     Note,
     NotStarted,
     Placed,
+    Prepared,
+    Stalled,
     State,
+    Unprepared,
     engine_failed,
     smaller_batches,
 )
@@ -44,9 +48,10 @@ from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan, Trial
 from sweep.records import Fault, Outcome
-from sweep.wording import count
+from sweep.wording import count, duration_text
 
 MAX_LOSSES = 20  # of nodes and workers, per launch
+FIRST_PATIENCE = 120.0  # s with outages, at most, until a preparation has worked in this run
 QUARANTINE_WAIT = 240.0  # s until a quarantined node gets what no other can run; longer than any backoff
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
 FAILURES = tuple(outcome for outcome in Outcome if outcome.failed)
@@ -98,6 +103,7 @@ class Driver:
             self.by_deployment[state.launch.deployment_id].append(state)
         self.packer = Packer(self.expected.needs)
         self.nodes = NodeHealth()
+        self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
         self.stop = StopControl(deadline_at(plan.settings.deadline, read_status_file(paths)))
         self.status = StatusWriter(paths, display)
@@ -162,15 +168,17 @@ class Driver:
     def _write_status(self, ended: bool = False) -> None:
         deadline = {"text": self.plan.settings.deadline, "at": self.stop.deadline} if self.stop.deadline else None
         nodes = {key: node.address for key in self.packer.running if (node := self.states[key].node)}
-        self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline)
+        self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline, self.breaker.pause)
 
     # Starting --------------------------------------------------------------------------------------------------------
 
     def _start_pending(self) -> None:
         nodes = self.executor.schedulable_nodes
         healthy = [node for node in nodes if node.node_id not in self.nodes.quarantined]
-        for key, node_id in self.packer.start(healthy):
+        for key, node_id in self.packer.start(healthy, most=self.breaker.most_starts):
             self._submit(self.states[key], node_id)
+        if self.breaker.opened is not None:
+            return
         self.executor.request_capacity(self.packer.next_needs(healthy))
         if nodes:
             self._place_unschedulable(nodes, healthy)
@@ -198,6 +206,11 @@ class Driver:
             reason = f"waited {limit / 60:.0f} min: {infeasible(need, nodes)}"
             self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), reason)
 
+    @property
+    def _patience(self) -> float:
+        patience = self.plan.settings.patience
+        return patience if self.breaker.worked else min(patience, FIRST_PATIENCE)
+
     def _submit(self, state: LaunchState, node_id: str) -> None:
         launch = replace(state.launch, trials=state.pending_trials)
         if self.stop.deadline and time.time() + self.expected.first_result(launch) > self.stop.deadline:
@@ -216,9 +229,11 @@ class Driver:
             self.ledger.run,
             self.stop.deadline,
             self.expected.trials_of(launch) if self.stop.deadline else {},
+            self._patience,
         )
         self.display.update(launch.launch_key, launch.describe_launch(), "submitted")
         transfer.mark(work)
+        self.breaker.begin(launch.launch_key)
         self.executor.submit(work, node_id)
 
     # Events ----------------------------------------------------------------------------------------------------------
@@ -234,6 +249,14 @@ class Driver:
                 self.display.update(launch.launch_key, launch.describe_launch(), text)
             case Note(text):
                 self.display.log(f"{launch.describe_launch()}: {text}")
+            case Stalled(text):
+                if self.breaker.stall(launch.launch_key, launch.deployment_id, text):
+                    self.display.log(f"{self.breaker.pause}; nothing else is started until one succeeds")
+            case Prepared():
+                if (pause := self.breaker.prepared(launch.launch_key)) is not None:
+                    self.display.log(f"resumed after {duration_text(pause)}: preparation works again")
+            case Unprepared(text):
+                state.unprepared = text
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():
@@ -257,12 +280,15 @@ class Driver:
     def _end_attempt(self, state: LaunchState, work: Work, end: End) -> None:
         launch, label = work.deployment, work.deployment.describe_launch()
         self.packer.release(launch.launch_key)
+        self.breaker.end(launch.launch_key)
         self.display.remove(launch.launch_key)
         reason = "done" if isinstance(end, Completed) else end.reason
         self.ledger.end_attempt(launch.deployment_id, work.attempt, reason)
         if isinstance(end, Completed):
-            state.advance(Trigger.COMPLETE)
+            self._carry_out(state, state.ended(self.breaker.opened is not None), state.unprepared)
             self._conclude(launch.deployment_id)
+            if state.unprepared:
+                self.breaker.check(self.plan.settings.patience)
         elif self.stop.level is not StopLevel.NONE:
             state.advance(Trigger.POSTPONE)
         elif isinstance(end, NotStarted):
@@ -359,6 +385,8 @@ class Driver:
                 self.packer.requeue(state.launch.launch_key, avoid)
             case Action.RECORD_INVALID:
                 self._record(state, state.attempt, Outcome.INVALID, reason)
+            case Action.RECORD_LAUNCH_FAILED:
+                self._record(state, state.attempt, Outcome.LAUNCH_FAILED, reason)
             case Action.RECORD_UNAVAILABLE:
                 self._keep_failed_rows(state)
                 self._record(state, "0", Outcome.UNAVAILABLE, reason)

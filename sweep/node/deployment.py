@@ -4,7 +4,6 @@ It knows nothing of Ray, of other deployments or of retries across runs: it gets
 dies under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
 """
 
-import errno
 import functools
 import math
 import os
@@ -28,13 +27,14 @@ from backends.launch import server, supervisor, task
 from backends.launch.task import Stopped
 from backends.prepare import environments as environments
 from sweep.client.measurement import ClientDied
-from sweep.config import Hardware
+from sweep.config import Hardware, first_line
 from sweep.node import agreement, gpu_memory
 from sweep.node.cold_start import measure_cold_start
+from sweep.node.patience import DISK_FULL, patiently
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
-from sweep.outage import is_outage
+from sweep.outage import Outage
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 from sweep.provenance import gpu_names
@@ -47,7 +47,6 @@ RESET_PAUSE = 0.2  # s between them
 LAUNCH_ID = 12  # characters
 LAUNCH_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.OOM_LOAD)
 ENGINE_FAULTS = (*LAUNCH_FAULTS, Outcome.ENGINE_CRASHED, Outcome.HUNG)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Placed(NamedTuple):
@@ -67,6 +66,22 @@ class Note(NamedTuple):
     """A message about the trial that runs, to be known before it is over."""
 
     text: str
+
+
+class Stalled(NamedTuple):
+    """The node cannot be prepared for an outage; it is tried again."""
+
+    reason: str
+
+
+class Prepared(NamedTuple):
+    """The node has all that the engine needs."""
+
+
+class Unprepared(NamedTuple):
+    """The outage has outlasted the patience: the trials have no row."""
+
+    reason: str
 
 
 class Finished(NamedTuple):
@@ -103,7 +118,7 @@ class NotStarted(NamedTuple):
     reason: str  # one line
 
 
-Event = Placed | State | Note | Finished | Files | Beat
+Event = Placed | State | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat
 End = Completed | Lost | NotStarted
 Emit = Callable[[Event], None]
 
@@ -173,15 +188,18 @@ def run_deployment(
     """
     pending = _Pending(work, stop, draining)
     try:
-        node = _prepare(work, gpus, emit)
+        node = patiently(lambda: _prepare(work, gpus, emit), work.patience, _outage_reporter(emit))
+    except Outage as error:
+        emit(Unprepared(str(error)))
+        return
     except (Contradiction, environments.EnvironmentFailed, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
-        foreign = isinstance(error, Contradiction) or is_outage(error)
-        fault = Fault.SURROUNDINGS if foreign else Fault.ENGINE
+        fault = Fault.SURROUNDINGS if isinstance(error, Contradiction) else Fault.ENGINE
         _end_all(work, pending.trials, Failure(outcome, str(error), fault=fault), emit)
         return
+    emit(Prepared())
     _end_contradicted(work, pending.trials, emit)
     failures: list[Failure] = []
     while pending.next():
@@ -193,6 +211,21 @@ def run_deployment(
             exhausted = len(failures) >= work.settings.attempts
             if failure.outcome is Outcome.OOM_LOAD or exhausted or _same_launch_failure(failures):
                 _end_all(work, pending.trials, failure, emit)
+
+
+def _outage_reporter(emit: Emit) -> Callable[[str], None]:
+    """Return a function that reports outages: the first at once, later ones as the present state."""
+    first = True
+
+    def report(reason: str) -> None:
+        nonlocal first
+        if first:
+            emit(Note(f"{reason}; it is tried again"))
+        first = False
+        emit(Stalled(reason))
+        emit(State(f"waiting to prepare the node again: {reason}"))
+
+    return report
 
 
 def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
@@ -212,6 +245,8 @@ def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], s
         if group in planned:
             try:
                 content = digest()
+            except Outage:
+                raise
             except (FileNotFoundError, PermissionError, ValueError) as error:
                 content = str(error)
             if content != planned[group]:
@@ -258,7 +293,8 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         if node.launch.gpus:
             emit(State("waiting for GPU memory"))
             gpu_memory.wait_until_free(node.launch.gpus)
-        expected = agreement.reference(work, node.launch, lambda text: emit(State(text)))
+        expected = _reference(work, node, emit)
+        emit(Prepared())
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
             cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus, work.settings.trial_timeout)}
@@ -271,6 +307,18 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.log_tail, at_launch=True, fault=error.fault)
+
+
+def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Reference | str:
+    """Return the reference answers, or why there are none; an outage is waited for."""
+
+    def reference() -> agreement.Reference | str:
+        return agreement.reference(work, node.launch, lambda text: emit(State(text)))
+
+    try:
+        return patiently(reference, work.patience, _outage_reporter(emit))
+    except Outage as error:
+        return f"none: {first_line(error)}"
 
 
 def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:

@@ -117,10 +117,12 @@ class Packer:
         self.needs[key] = self.needs[key]._replace(avoid=avoid)
         self._push(self.front, self.needs[key])
 
-    def start(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None = None) -> list[Start]:
+    def start(
+        self, nodes: Sequence[Node], kinds: Container[SlotKind] | None = None, most: int | None = None
+    ) -> list[Start]:
         """Choose the launches of `kinds` (None: all) to start now on these nodes; they run until `release`."""
         starts: list[Start] = []
-        while slot := self._next_slot(nodes, kinds):
+        while (most is None or len(starts) < most) and (slot := self._next_slot(nodes, kinds)):
             queue, node = slot
             _, need = heapq.heappop(self.pending[queue])
             self.running[need.key] = (node.node_id, need)
