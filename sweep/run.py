@@ -11,7 +11,8 @@ from rich.console import Console
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.config import ISSUE_AGAIN, ConfigError, Settings
 from sweep.disk import object_store
-from sweep.disk.ledger import Ledger, sole_driver
+from sweep.disk.folder_lock import sole_driver
+from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder

@@ -1,4 +1,4 @@
-"""The ledger: attempts and trial results, appended line by line; and the lock on a results folder.
+"""The ledger: attempts and trial results, appended line by line.
 
 `ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
@@ -6,26 +6,28 @@ crash is ignored.
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
-import socket
 import sys
 import time
 import uuid
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from sweep.config import ConfigError
+from sweep.config import Halted
 from sweep.disk.run_files import RunPaths
 from sweep.records import Fault, Outcome
 
 LedgerRow = dict[str, Any]
+
+
+class Misplaced(Halted):
+    """The results folder is no longer where it was: nothing may be written there by this run."""
 
 
 class Ledger:
@@ -104,6 +106,15 @@ class Ledger:
             raise
         self._replay(entry)
 
+    def check_in_place(self) -> None:
+        """Raise Misplaced if the file is no longer the one under its name: what is appended would be lost."""
+        try:
+            in_place = os.path.samestat(os.stat(self.file.name), os.fstat(self.file.fileno()))
+        except FileNotFoundError:
+            in_place = False
+        if not in_place:
+            raise Misplaced(f"{self.file.name} was deleted or replaced: nothing more is written")
+
     def close(self) -> None:
         self.file.close()
 
@@ -165,24 +176,3 @@ def _end_cut_line(path: Path) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-
-
-@contextmanager
-def sole_driver(out: Path) -> Iterator[None]:
-    """Hold the lock of a results folder; the kernel releases it. Raises ConfigError if another driver holds it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a+")
-    except OSError as error:
-        raise ConfigError(f"out={out}: cannot be written ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise ConfigError(f"out={out}: a sweep is running there (process {holder})") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield

@@ -17,7 +17,7 @@ from sweep.cluster import transfer
 from sweep.cluster.node_health import NodeHealth
 from sweep.config import Halted
 from sweep.disk import run_files
-from sweep.disk.ledger import Ledger, LedgerRow
+from sweep.disk.ledger import Ledger, LedgerRow, Misplaced
 from sweep.disk.run_files import RunPaths
 from sweep.drive.breaker import Breaker
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
@@ -121,8 +121,11 @@ class Driver:
             self.executor.clean_up(self.ledger.run)
             with self.stop.signals():
                 self._loop()
+            self.ledger.check_in_place()
             self.rows.write_table()
             self._write_status(ended=True)
+        except Misplaced:
+            raise
         except Halted:
             with suppress(OSError):  # the error raised below tells the cause; the rows are in the ledger
                 self.rows.write_table()
@@ -140,6 +143,7 @@ class Driver:
             text = f"deadline={self.plan.settings.deadline} passed at {passed}"
             self.display.log(f"{text}: nothing is started; set a later one, or add a date")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
+            self.ledger.check_in_place()
             if level is StopLevel.NONE:
                 self._start_pending()
             for work, event in self.executor.events():
