@@ -297,7 +297,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         emit(Prepared())
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
-            cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus, work.settings.trial_timeout)}
+            cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout)}
             facts = {
                 **engine.facts(),
                 **cold,

@@ -20,8 +20,8 @@ from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 from sweep.records import PROTOCOL_VERSION
 
-# Fields of a backend that say how it is run here and cannot change a result.
-NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names"}
+# Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
+NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
 
 
 class Surroundings(NamedTuple):
