@@ -34,6 +34,40 @@ class _Folder:
 
     def read(self, name: str) -> bytes | None:
         try:
+            return (self.out / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        staged = self.out / f"{name}.{uuid.uuid4().hex}"
+        staged.write_bytes(content)
+        staged.replace(self.out / name)
+
+    def delete(self, name: str) -> None:
+        (self.out / name).unlink(missing_ok=True)
+
+
+class Heartbeat(Lock):
+    """The file that its driver rewrites as long as it lives."""
+
+    NAME = ".heartbeat"
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(_Folder(out))
+
+    def ours(self) -> bool:
+        """Return whether no other driver holds it: one that was deleted is written again, with its folder it is not."""
+        return (self._read() or {"owner": self.owner})["owner"] == self.owner
+
+    def describe_holder(self) -> dict[str, Any]:
+        own = psutil.Process()
+        return {**super().describe_holder(), "host": socket.gethostname(), "pid": own.pid, "began": own.create_time()}
+
+    def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
+        """Return whether the holder is dead: on this host a look is enough."""
+        if lock.get("host") != socket.gethostname():
+            return super().expired(lock, notify)
+        try:
             began: float = psutil.Process(int(lock["pid"])).create_time()
             return began != float(lock["began"])
         except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
