@@ -69,7 +69,7 @@ class Heartbeat(Lock):
             return super().expired(lock, notify)
         try:
             began: float = psutil.Process(int(lock["pid"])).create_time()
-            return began != float(lock["began"])
+            return bool(began != lock["began"])
         except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
             return True
 
