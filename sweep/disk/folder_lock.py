@@ -57,7 +57,8 @@ class Heartbeat(Lock):
 
     def ours(self) -> bool:
         """Return whether no other driver holds it: one that was deleted is written again, with its folder it is not."""
-        return (self._read() or {"owner": self.owner})["owner"] == self.owner
+        lock = self._read()
+        return lock is None or bool(lock["owner"] == self.owner)
 
     def describe_holder(self) -> dict[str, Any]:
         own = psutil.Process()
