@@ -135,6 +135,19 @@ class Client(Strict):
     timeouts: Timeouts = Timeouts()
 
 
+class Durations(Strict):
+    """Durations of an experiment as it is written, s, for the estimate before any run of it."""
+
+    machine: str = Field(min_length=1)  # on which they were measured
+    set_up: NonNegativeFloat = 0.0  # of sweep itself
+    environments: NonNegativeFloat = 0.0  # of all engines
+    model: NonNegativeFloat = 0.0  # its weights fetched and converted
+    reference: NonNegativeFloat = 0.0  # the answers that engines are compared with
+    comparison: NonNegativeFloat = 0.0  # of one deployment's answers with them
+    launches: dict[str, NonNegativeFloat]  # of an engine, by the backend's name
+    trial: PositiveFloat  # the mean
+
+
 class Settings(Strict):
     """Everything about a run that is not part of a point: none of it can change a trial's result, save where said."""
 
@@ -153,6 +166,7 @@ class Settings(Strict):
     retry: Literal["in_run", "next_run", "none"] = "in_run"  # where a failed trial has its next try
     retry_failed: bool = False  # try again also what failed twice in the same words
     patience: NonNegativeFloat = 1800.0  # s with a network, hub or disk that fails while a node is prepared
+    durations: dict[str, Durations] | None = None  # by the name of the hardware's profile
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     stall_timeout: PositiveFloat = 600.0  # s without a token of any request, after which a trial is stopped as `hung`
     trial_timeout: PositiveFloat | None = None  # s after which a trial is stopped; null: only `stall_timeout` does

@@ -17,7 +17,7 @@ OUTAGE_ERRORS = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-WORDS = re.compile(
+OUTAGE_WORDS = re.compile(
     r"connection (was )?(re(set|fused)|aborted|closed|broken|timed out)|broken pipe|error sending request|dns error"
     r"|(temporary failure in|failed to resolve|error in) name resolution|name or service not known|no route to host"
     r"|(network|host|hub) (is unreachable|cannot be reached)|(operation|read|request|connect) timed out"
@@ -39,4 +39,4 @@ def is_outage(error: BaseException | str) -> bool:
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in OUTAGE_ERRORS
-    return WORDS.search(str(error)) is not None
+    return OUTAGE_WORDS.search(str(error)) is not None

@@ -20,7 +20,7 @@ from sweep.wording import duration_text
 
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  # s before the command is issued again; doubled each time
 WORKED = 900.0  # s that a command ran for, after which the next pause is the first again
-PATIENCE = 8 * 3600.0  # s of commands that all stopped early, after which it is given up
+GIVEN_UP_AFTER = 8 * 3600.0  # s of commands that all stopped early, after which it is given up
 BAD_INPUT = 2
 
 
@@ -56,8 +56,8 @@ class Reissuer:
                 return 130 if status < 0 else status
             if deadline is not None and time.time() >= deadline:
                 return ISSUE_AGAIN
-            if time.monotonic() - failing_since > PATIENCE:
-                print(f"given up after {duration_text(PATIENCE)} of commands that stopped early", file=sys.stderr)
+            if time.monotonic() - failing_since > GIVEN_UP_AFTER:
+                print(f"given up after {duration_text(GIVEN_UP_AFTER)} of commands that stopped early", file=sys.stderr)
                 return ISSUE_AGAIN
             print(f"exit status {status}: issuing the command again in {duration_text(pause)}", file=sys.stderr)
             if self._interrupted_within(pause):

@@ -90,9 +90,10 @@ def test_the_published_form_is_kept_where_there_is_a_gpu():
 
 def test_without_a_gpu_the_same_line_is_shorter_and_says_so():
     composition = composed("+experiment=throughput_bound")
-    assert len(composition.points) == 3 * 2 * 3
-    assert any("small-llama instead of llama-2-7b-chat" in text for text in composition.replaced)
-    assert {point["model"]["name"] for point in composition.points} == {"small-llama"}
+    assert len(composition.points) == 3 * 3
+    assert any("smollm2 instead of llama-2-7b-chat" in text for text in composition.replaced)
+    assert any("ctranslate2 instead of transformers, vllm, tgi" in text for text in composition.replaced)
+    assert {point["model"]["name"] for point in composition.points} == {"smollm2"}
 
 
 def test_the_command_line_goes_before_the_experiment_and_its_form_without_gpu():

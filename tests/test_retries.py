@@ -273,7 +273,7 @@ def test_the_command_is_issued_again_on_75_alone(statuses, end, issued, capsys):
 
 def test_it_ends_at_the_deadline_and_when_nothing_works_for_hours(monkeypatch):
     assert Issued(75, 0, deadline=time.time() - 1).run() == 75
-    monkeypatch.setattr(reissue, "PATIENCE", -1.0)
+    monkeypatch.setattr(reissue, "GIVEN_UP_AFTER", -1.0)
     assert Issued(75, 0).run() == 75
 
 

@@ -48,14 +48,14 @@ from sweep.provenance import driver as gpu_driver
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = 5.0  # s
-TICK = 1.0  # s
+CLOCK_POLL = 1.0  # s
 HEARTBEAT_TIMEOUT = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
 START_TIMEOUT = 120.0  # s for a node to start a deployment
 CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
 FREE_PROBE_BYTES = 16 << 20  # on the disk of the results
 SILENT_NODE_BACKOFF = 180.0  # s without new deployments on a node that fell silent
 LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
-DRIVER_TIMEOUT = 60.0  # s for the nodes to tell the versions of their GPU drivers
+GPU_DRIVER_TIMEOUT = 60.0  # s for the nodes to tell the versions of their GPU drivers
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
@@ -116,13 +116,13 @@ def _matches_label(value: str | None, selector: str) -> bool:
 
 
 def gpu_drivers(cluster: Cluster) -> set[str]:
-    """Return the versions of the GPU drivers on the nodes that answer within DRIVER_TIMEOUT s."""
+    """Return the versions of the GPU drivers on the nodes that answer within GPU_DRIVER_TIMEOUT s."""
     tasks = [
         _gpu_driver.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote()
         for node in nodes(cluster)
         if node.gpus
     ]
-    done, late = ray.wait(tasks, num_returns=len(tasks), timeout=DRIVER_TIMEOUT) if tasks else ([], [])
+    done, late = ray.wait(tasks, num_returns=len(tasks), timeout=GPU_DRIVER_TIMEOUT) if tasks else ([], [])
     for task in late:
         ray.cancel(task, force=True)
     versions = set()
@@ -295,7 +295,7 @@ class RayExecutor:
             self.draining.wait(HEARTBEAT) if order == "run" else self.closed.wait(HEARTBEAT)
 
     def _watch_clock(self) -> None:
-        while not self.closed.wait(TICK):
+        while not self.closed.wait(CLOCK_POLL):
             self._tick()
 
     def _tick(self) -> None:

@@ -54,7 +54,7 @@ MAX_LOSSES = 20  # of nodes and workers, per launch
 FIRST_PATIENCE = 120.0  # s with outages, at most, until a preparation has worked in this run
 QUARANTINE_WAIT = 240.0  # s until a quarantined node gets what no other can run; longer than any backoff
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
-FAILURES = tuple(outcome for outcome in Outcome if outcome.failed)
+RETRYABLE = tuple(outcome for outcome in Outcome if outcome.failed)
 
 
 class Executor(AbstractContextManager["Executor", None], Protocol):
@@ -342,7 +342,7 @@ class Driver:
         for state in self.states.values():
             if state.stage is not Stage.DONE:
                 continue
-            reopened, action = state.reopen(FAILURES, final)
+            reopened, action = state.reopen(RETRYABLE, final)
             self.display.done -= reopened
             if reopened:
                 trials = count(reopened, "failed trial")

@@ -301,7 +301,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             facts = {
                 **engine.facts(),
                 **cold,
-                **agreement.compare(work, engine, expected, lambda text: emit(State(text))),
+                **agreement.compare_once(work, engine, expected, lambda text: emit(State(text))),
             }
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)

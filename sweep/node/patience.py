@@ -10,13 +10,13 @@ from backends.prepare.environments import EnvironmentFailed
 from sweep.outage import Outage, is_outage
 from sweep.wording import duration_text
 
-Prepared = TypeVar("Prepared")
+Provided = TypeVar("Provided")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s before the next try; doubled each time
 FAULTS = (EnvironmentFailed, OSError, ValueError)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no outage: nothing more is started on that node
 
 
-def patiently(prepare: Callable[[], Prepared], patience: float, on_outage: Callable[[str], None]) -> Prepared:
+def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Callable[[str], None]) -> Provided:
     """Return what `prepare` does, tried again for `patience` s after its first outage, each of which is reported.
 
     Raises:

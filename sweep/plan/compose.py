@@ -102,6 +102,8 @@ def compose_run(
     if hardware.platform == "cpu":
         _without_gpu(request, line)
         _without_model(request, line, composer.options, obstacle)
+    if any(map(is_point_key, line.typed)):
+        request.settings["durations"] = None  # those of the experiment as it is written
     settings = _settings(request.settings, line, hardware)
     plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
@@ -301,7 +303,7 @@ def _without_model(request: _Request, line: CommandLine, options: ConfigPath, ob
         return
     model = options.load("model", name)
     if (instead := model.get("instead")) and (reason := obstacle(model, request.settings["cache_dir"])):
-        request.chosen["model"] = instead
+        request.chosen["model"], request.settings["durations"] = instead, None
         request.replaced.append(f"model: {instead} (random weights) instead of {name}: {reason}")
 
 
