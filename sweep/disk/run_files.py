@@ -408,8 +408,8 @@ def _plan_entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]
         number += 1
         expected = expected or entry.pop("lines", None)
         yield entry
-    if expected is not None and number != expected:
-        raise DamagedFile(path, f"{number} lines, not {expected}")
+    if number == 0 or number != (expected or number):
+        raise DamagedFile(path, f"{number} lines, not {expected or 'at least one'}")
 
 
 def _is_of_plan(entry: dict[str, Any]) -> bool:
