@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from backends.launch import gpus
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.config import ISSUE_AGAIN, ConfigError, Settings
 from sweep.disk import object_store
@@ -20,7 +21,7 @@ from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, res
 from sweep.drive.preflight import (
     assume_machine,
     check_ports,
-    find_drivers,
+    drivers_of,
     find_hardware,
     find_nodes,
     model_obstacle,
@@ -65,8 +66,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         console.print(f"{here}: planned for one machine with {machine}, as conf/hardware has it")
     if settings.dry_run:
         ledger = ledger_to_read(settings, paths)
-        drivers = functools.partial(find_drivers, settings)
-        pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers)
+        pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
             for line in point_details(plan):
@@ -97,8 +97,7 @@ def _run_locked(
     mirror: object_store.Mirror | None = None,
 ) -> int:
     ledger = Ledger(paths.ledger)
-    drivers = functools.partial(find_drivers, plan.settings)
-    pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers)
+    pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
@@ -168,7 +167,7 @@ def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
     if settings.cluster.kind == "inline":
-        return InlineExecutor([str(index) for index in range(nodes[0].gpus)], nodes[0].accelerators)
+        return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor
 
