@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -19,6 +19,12 @@ class ExLlama(Hosted):
     reserves_memory = True
 
     library = "backends.host.libraries.exllama_library"
+    tables = ("exllamav2", "exllamav3")
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "cache": "backend.cache_tokens",
+        "cache-tokens": "backend.cache_tokens",
+    }
     checkpoint: Literal["gptq"] | None = "gptq"  # made of the model's weights unless they are quantised; V2 only
     group_size: PositiveInt = 128
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together

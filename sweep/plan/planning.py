@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from backends.base import EnvironmentSpec
+from backends.tables import check
 from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.labels import labels
 from sweep.options import ConfigPath
@@ -123,6 +124,9 @@ class _Builder:
         on = [hardware.platform, hardware.accelerator, gpu_count]
         deployment_id = content_hash([PROTOCOL_VERSION, backend.identity, model.identity, environment, *on])
         if deployment_id not in self.deployments:
+            spec = surroundings.environment(engine, hardware.platform)
+            if problem := check.refused(engine, spec):
+                raise ConfigError(problem)
             self.deployments[deployment_id] = Deployment(
                 deployment_id,
                 engine,
@@ -131,7 +135,8 @@ class _Builder:
                 hardware.accelerator,
                 unavailable=surroundings.unavailable(engine, hardware.platform),
                 content=_content(backend=backend, model=model),
-                environment=surroundings.environment(engine, hardware.platform),
+                environment=spec,
+                warnings=tuple(check.warnings(engine, spec)),
             )
         return self.deployments[deployment_id]
 

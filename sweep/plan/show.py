@@ -129,7 +129,8 @@ def few_requests_note(plan: Plan) -> list[str]:
 
 def plan_warnings(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Return the warnings about a plan, one line each."""
-    return [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
+    flags = dict.fromkeys(text for deployment in plan.deployments for text in deployment.warnings)
+    return [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan), *flags]
 
 
 def not_locked(plan: Plan) -> list[str]:
