@@ -90,9 +90,7 @@ def _refused(flag: Flag, value: Any) -> str | None:
         case "float":
             return None if _is_number(value) else "a number"
         case "size":
-            return (
-                None if value is not True and SIZE_VALUE.fullmatch(str(value)) else "a whole number, also as 4k or 1M"
-            )
+            return None if value is not True and SIZE_VALUE.fullmatch(str(value)) else "a number such as 4096 or 4k"
         case "json":
             return None if isinstance(value, dict | list | str) else "a mapping"
         case "str":
