@@ -123,14 +123,15 @@ def compare(arguments: list[str]) -> int:
         sides = [room.side(text) for text in options.runs]
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
-    comparisons, margin = room.compare(sides, columns, options.margin / 100), options.margin / 100
+    margin = options.margin / 100
+    compared = room.comparisons(sides, columns, margin)
     if options.format == "text":
         console = Console(highlight=False)
-        for part in room.text(comparisons, margin, conditions):
+        for part in room.terminal_parts(compared, margin, conditions):
             console.print(part, soft_wrap=not isinstance(part, Table))
     else:
-        print(room.FORMATS[options.format](comparisons, margin, conditions), end="")
-    return 1 if room.failures(conditions, comparisons) else 0
+        print(room.FORMATS[options.format](compared, margin, conditions), end="")
+    return 1 if room.failures(conditions, compared) else 0
 
 
 def backends(arguments: list[str]) -> int:
@@ -190,6 +191,30 @@ def selfcheck(arguments: list[str]) -> int:
     return 1 if finding.limited else 0
 
 
+def gateway(arguments: list[str]) -> int:
+    """Serve one URL in front of engines that run already: clipping, a semantic cache, and a choice between engines.
+
+    sweep gateway --to http://127.0.0.1:8000
+    sweep gateway --to URL --to URL gateway.routing=prefix
+    sweep gateway --to URL --tokenizer FOLDER gateway.clip.input_tokens=2048 gateway.clip.keep=both
+    sweep gateway --to URL gateway=cache gateway.cache.threshold=0.9
+
+    It listens on loopback unless --host says otherwise; sweep run gateway=cache --help lists the keys.
+    """
+    parser = Parser(gateway)
+    parser.add_argument("--to", metavar="URL", action="append", required=True, help="an engine; may be repeated")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=_checked(Annotated[int, Field(ge=0, le=65535)], "0 to 65535"), default=8080)
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the served model, to clip its input")
+    parser.add_argument("--log", metavar="FILE", help="file for a line a request, without prompts")
+    parser.add_argument("overrides", nargs="*", help="gateway=NAME and gateway.KEY=VALUE")
+    folders, arguments = _config_dirs(arguments)
+    from sweep.gateway.command import service
+
+    service(parser.parse_args(arguments), ConfigPath.of_user(folders)).serve_forever()
+    return 0
+
+
 def copy(arguments: list[str]) -> int:
     """Copy a run from an object store to a folder."""
     from sweep.disk import object_store
@@ -227,7 +252,8 @@ def completion(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    command.__name__: command for command in (run, status, report, compare, backends, selfcheck, copy, completion)
+    command.__name__: command
+    for command in (run, status, report, compare, backends, selfcheck, gateway, copy, completion)
 }
 
 

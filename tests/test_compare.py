@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from analysis.compare import Verdict, compare, side
+from analysis.compare import Finding, comparisons, side
 from analysis.compare.verdicts import Ratio, _welch, smallest_change, verdict
 from sweep.__main__ import main
 from tests.results import run_of, trial
@@ -40,14 +40,14 @@ def launches(folder: Path, speed: float, spread: float, launched: int = 5, confi
 
 
 def verdicts(first: str, second: str, **options):
-    compared = compare([side(first), side(second)], ["output_throughput"], **options)
+    compared = comparisons([side(first), side(second)], ["output_throughput"], **options)
     return {each.label: (str(each.verdict), each.reason) for each in compared}
 
 
 def test_a_slow_down_is_found_and_its_size_is_right(tmp_path):
     reference, slower = launches(tmp_path / "a", 100, 0.01), launches(tmp_path / "b", 90, 0.01)
-    compared = compare([side(reference), side(slower)], ["output_throughput"])
-    assert [each.verdict for each in compared] == [Verdict.SLOWER] * 2
+    compared = comparisons([side(reference), side(slower)], ["output_throughput"])
+    assert [each.verdict for each in compared] == [Finding.SLOWER] * 2
     for each in compared:
         assert each.ratio == pytest.approx(0.9)
         assert each.low < 0.9 < each.high < 1
@@ -89,14 +89,14 @@ def test_longer_answers_forbid_durations_but_not_tokens_a_second(tmp_path):
     figures = {"e2el_p50": 1.0, "output_tokens": 1600, "input_tokens": 100}
     reference = launches(tmp_path / "a", 100, 0.01, **figures)
     other = launches(tmp_path / "b", 90, 0.01, **{**figures, "output_tokens": 3200})
-    compared = compare([side(reference), side(other)], ["output_throughput", "e2el_p50"])
+    compared = comparisons([side(reference), side(other)], ["output_throughput", "e2el_p50"])
     assert [each.reason for each in compared] == ["", ""] + ["tokens: 16 and 32 output tokens a request"] * 2
 
 
 def test_two_engines_and_changed_flags_are_compared_and_what_differs_is_named(tmp_path):
     reference = launches(tmp_path / "a", 100, 0.01)
     flags = {**CONFIG, "backend": {"name": "vllm", "flags": {"max-num-seqs": 16}}}
-    (first, _) = compare(
+    (first, _) = comparisons(
         [side(reference), side(launches(tmp_path / "b", 90, 0.01, config=flags))], ["output_throughput"]
     )
     assert first.differences == ("backend.flags.max-num-seqs 8 → 16",)
@@ -125,9 +125,9 @@ def test_the_smallest_change_is_found_nine_times_in_ten():
 
 
 def test_the_verdict_knows_the_direction():
-    assert verdict(0.1, 0.2, 0.03, "higher") is Verdict.FASTER
-    assert verdict(0.1, 0.2, 0.03, "lower") is Verdict.SLOWER
-    assert verdict(-0.01, 0.02, 0.03, "lower") is Verdict.EQUAL
+    assert verdict(0.1, 0.2, 0.03, "higher") is Finding.FASTER
+    assert verdict(0.1, 0.2, 0.03, "lower") is Finding.SLOWER
+    assert verdict(-0.01, 0.02, 0.03, "lower") is Finding.EQUAL
 
 
 def test_the_command_fails_only_for_a_loss_beyond_the_noise(tmp_path, capsys):

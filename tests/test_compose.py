@@ -90,9 +90,10 @@ def test_the_published_form_is_kept_where_there_is_a_gpu():
 
 def test_without_a_gpu_the_same_line_is_shorter_and_says_so():
     composition = composed("+experiment=throughput_bound")
-    assert len(composition.points) == 3 * 2 * 3
-    assert any("small-llama instead of llama-2-7b-chat" in text for text in composition.replaced)
-    assert {point["model"]["name"] for point in composition.points} == {"small-llama"}
+    assert len(composition.points) == 3 * 3
+    assert any("smollm2 instead of llama-2-7b-chat" in text for text in composition.replaced)
+    assert any("ctranslate2 instead of transformers, vllm, tgi" in text for text in composition.replaced)
+    assert {point["model"]["name"] for point in composition.points} == {"smollm2"}
 
 
 def test_the_command_line_goes_before_the_experiment_and_its_form_without_gpu():
@@ -242,7 +243,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("replicates=1000000", "replicates=1000000: input should be less than or equal to 10000"),
         ("name=../x", "name='../x': string should match"),
         ("out=", "out='': string should have at least 1 character"),
-        ("hardware=foo", "hardware=foo: unknown; allowed: auto, cpu, gpu, l4"),
+        ("hardware=foo", "hardware=foo: unknown; allowed: a100-80g, auto, cpu, gpu, h100, h200, l4, t4"),
         ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: one experiment a command"),
         ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
         (

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.compare.verdicts import Comparison
+from analysis.compare.verdicts import PointComparison
 from sweep.config import ConfigError
 
 FORM = re.compile(r"\s*([\w.]+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
@@ -21,7 +21,7 @@ class Condition:
     sign: Literal["<", ">"]
     change: float  # relative: -0.03 is 3 % less
 
-    def met(self, comparison: Comparison) -> bool:
+    def met(self, comparison: PointComparison) -> bool:
         """Return whether the figure changed by more than that, and its interval leaves out no change at all."""
         if comparison.quantity.column != self.column or math.isnan(comparison.low):
             return False
@@ -46,7 +46,9 @@ def condition(text: str) -> Condition:
     return Condition(text, column, "<" if sign == "<" else ">", percentage)
 
 
-def failures(conditions: Iterable[Condition], comparisons: Iterable[Comparison]) -> list[tuple[Condition, Comparison]]:
+def failures(
+    conditions: Iterable[Condition], comparisons: Iterable[PointComparison]
+) -> list[tuple[Condition, PointComparison]]:
     """Every condition that is met, with the comparison that meets it."""
     every = list(comparisons)
     return [(each, comparison) for each in conditions for comparison in every if each.met(comparison)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.compare.sides import Settings, Side
+from analysis.compare.sides import Side, TrialSettings
 from sweep.labels import labels
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
 
@@ -73,7 +73,7 @@ def _engines(side: Side) -> int:
     return side.trials["deployment_id"].nunique()
 
 
-def _labels(settings: Sequence[Settings]) -> list[str]:
+def _labels(settings: Sequence[TrialSettings]) -> list[str]:
     """What tells each configuration from the others; of a single one its names."""
     varying = [key for key in NAMES[:3] if len({each.get(key) for each in settings}) > 1]
     rest = [{key: value for key, value in each.items() if key not in NAMES[:3]} for each in settings]
@@ -106,7 +106,9 @@ def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str
                 yield column, values[0], values[1]
 
 
-def _obstacle(asked: Sequence[str], settings: Sequence[Settings], first: pd.DataFrame, second: pd.DataFrame) -> str:
+def _obstacle(
+    asked: Sequence[str], settings: Sequence[TrialSettings], first: pd.DataFrame, second: pd.DataFrame
+) -> str:
     """The first of: another protocol, hardware, model, workload or load."""
     for name, values in (
         ("protocol", [_values(trials, "protocol") for trials in (first, second)]),

@@ -13,18 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.compare.conditions import Condition, failures
-from analysis.compare.verdicts import MINUTES, Comparison, Verdict
+from analysis.compare.verdicts import MINUTES, Finding, PointComparison
 from analysis.plotting.layout import listed
 from sweep.wording import count
 
 HEADINGS = ("configuration", "reference", "other", "ratio", "95 % interval", "n", "verdict")
-STYLES = {Verdict.FASTER: "green", Verdict.SLOWER: "red", Verdict.UNDECIDED: "yellow", Verdict.INCOMPARABLE: "dim"}
-WORDS = {Verdict.FASTER: ("faster", "cheaper"), Verdict.SLOWER: ("slower", "more expensive")}
+STYLES = {Finding.FASTER: "green", Finding.SLOWER: "red", Finding.UNDECIDED: "yellow", Finding.INCOMPARABLE: "dim"}
+DIRECTIONS = {Finding.FASTER: ("faster", "cheaper"), Finding.SLOWER: ("slower", "more expensive")}
 
 
-def headline(comparisons: Sequence[Comparison], margin: float) -> list[str]:
+def headline(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
     """One sentence for each side and quantity: in how many configurations it is faster, slower, equal, undecided."""
-    groups: dict[tuple[str, str, str], list[Comparison]] = {}
+    groups: dict[tuple[str, str, str], list[PointComparison]] = {}
     for each in comparisons:
         groups.setdefault((each.other, each.reference, each.quantity.in_sentence), []).append(each)
     return [
@@ -33,21 +33,21 @@ def headline(comparisons: Sequence[Comparison], margin: float) -> list[str]:
     ]
 
 
-def _tally(group: Sequence[Comparison], margin: float) -> str:
+def _tally(group: Sequence[PointComparison], margin: float) -> str:
     counts = Counter(verdict_text(each, margin) for each in group)
     return ", ".join(f"{verdict} in {number}" for verdict, number in counts.most_common()) + f" of {len(group)}"
 
 
-def verdict_text(comparison: Comparison, margin: float) -> str:
+def verdict_text(comparison: PointComparison, margin: float) -> str:
     """`faster`, `equal within 3%`, … in the words of the quantity."""
-    if comparison.verdict is Verdict.EQUAL:
+    if comparison.verdict is Finding.EQUAL:
         return f"equal within {margin:.0%}"
-    if comparison.verdict in WORDS:
-        return WORDS[comparison.verdict][comparison.quantity.column.startswith("cost")]
+    if comparison.verdict in DIRECTIONS:
+        return DIRECTIONS[comparison.verdict][comparison.quantity.column.startswith("cost")]
     return str(comparison.verdict)
 
 
-def reach(comparisons: Sequence[Comparison]) -> list[str]:
+def reach(comparisons: Sequence[PointComparison]) -> list[str]:
     """The smallest change that these launches find, and that 10, 30 and 120 minutes of launches would, by quantity."""
     lines = []
     for name in dict.fromkeys(each.quantity.in_sentence for each in comparisons):
@@ -65,7 +65,7 @@ def reach(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def cells(comparison: Comparison, margin: float) -> tuple[str, ...]:
+def cells(comparison: PointComparison, margin: float) -> tuple[str, ...]:
     """The cells of a comparison, as HEADINGS."""
     each = comparison
     return (
@@ -79,17 +79,17 @@ def cells(comparison: Comparison, margin: float) -> tuple[str, ...]:
     )
 
 
-def _tables(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+def _tables(comparisons: Sequence[PointComparison]) -> dict[str, list[PointComparison]]:
     """The comparisons under the title of their table: a quantity of one side."""
     several = len({each.other for each in comparisons}) > 1
-    tables: dict[str, list[Comparison]] = {}
+    tables: dict[str, list[PointComparison]] = {}
     for each in comparisons:
         title = f"{each.quantity.label}, {each.quantity.unit}" + (f": {each.other}" if several else "")
         tables.setdefault(title, []).append(each)
     return tables
 
 
-def _reasons(comparisons: Sequence[Comparison], margin: float) -> list[str]:
+def _reasons(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
     """Why a verdict is not one of the figures: each reason once, with the configurations."""
     reasons: dict[str, list[str]] = {}
     for each in comparisons:
@@ -98,7 +98,7 @@ def _reasons(comparisons: Sequence[Comparison], margin: float) -> list[str]:
     return [f"{reason} ({listed(list(dict.fromkeys(labels)))})" for reason, labels in reasons.items()]
 
 
-def _table(title: str, comparisons: Sequence[Comparison], margin: float) -> Table:
+def _table(title: str, comparisons: Sequence[PointComparison], margin: float) -> Table:
     """The comparisons of one quantity as a table for the terminal."""
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, heading in enumerate(HEADINGS):
@@ -110,16 +110,16 @@ def _table(title: str, comparisons: Sequence[Comparison], margin: float) -> Tabl
     return result
 
 
-def differences(comparisons: Sequence[Comparison]) -> list[str]:
+def changes(comparisons: Sequence[PointComparison]) -> list[str]:
     """The settings and versions in which the engines of the sides differ, once."""
     return list(dict.fromkeys(difference for each in comparisons for difference in each.differences))
 
 
-def markdown(comparisons: Sequence[Comparison], margin: float, conditions: Sequence[Condition]) -> str:
+def markdown(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
     """For a pull request: the failures, the tally, and the table."""
     lines = [f"**{line}**" for line in _failed(conditions, comparisons)]
     lines += [f"- {line}" for line in headline(comparisons, margin)]
-    if changed := differences(comparisons):
+    if changed := changes(comparisons):
         lines.append(f"- differs: {'; '.join(changed)}")
     lines += [f"- {reason}" for reason in _reasons(comparisons, margin)]
     for title, group in _tables(comparisons).items():
@@ -132,7 +132,7 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|")
 
 
-def _failed(conditions: Sequence[Condition], comparisons: Sequence[Comparison]) -> list[str]:
+def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
     return [
         f"failed: {condition.text}: {comparison.label} {comparison.ratio - 1:+.1%}"
         f" ({comparison.low - 1:+.1%} to {comparison.high - 1:+.1%})"
@@ -140,9 +140,9 @@ def _failed(conditions: Sequence[Condition], comparisons: Sequence[Comparison]) 
     ]
 
 
-def text(comparisons: Sequence[Comparison], margin: float, conditions: Sequence[Condition]) -> list[Any]:
+def terminal_parts(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> list[Any]:
     """The lines and tables that the terminal prints, the tally first."""
-    changed = differences(comparisons)
+    changed = changes(comparisons)
     return [
         *(Text(line, style="bold") for line in headline(comparisons, margin)),
         *([Text(f"differs: {'; '.join(changed)}", style="dim")] if changed else []),
@@ -153,7 +153,7 @@ def text(comparisons: Sequence[Comparison], margin: float, conditions: Sequence[
     ]
 
 
-def records(comparisons: Sequence[Comparison], margin: float) -> list[dict[str, Any]]:
+def records(comparisons: Sequence[PointComparison], margin: float) -> list[dict[str, Any]]:
     """One record a comparison: data units, null where there is no figure."""
     return [
         {
@@ -177,7 +177,7 @@ def records(comparisons: Sequence[Comparison], margin: float) -> list[dict[str, 
     ]
 
 
-def _csv(comparisons: Sequence[Comparison], margin: float, conditions: Sequence[Condition]) -> str:
+def _csv(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
     output = io.StringIO()
     every = records(comparisons, margin)
     writer = csv.DictWriter(output, list(every[0]) if every else [], lineterminator="\n")
@@ -186,7 +186,7 @@ def _csv(comparisons: Sequence[Comparison], margin: float, conditions: Sequence[
     return output.getvalue()
 
 
-def _json(comparisons: Sequence[Comparison], margin: float, conditions: Sequence[Condition]) -> str:
+def _json(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
     failed = _failed(conditions, comparisons)
     return json.dumps({"failed": failed, "comparisons": records(comparisons, margin)}, indent=2) + "\n"
 
@@ -199,7 +199,7 @@ def _percent(change: float) -> str:
     return f"{change:.1%}" if change < 0.1 else f"{change:.0%}"
 
 
-FORMATS: dict[str, Callable[[Sequence[Comparison], float, Sequence[Condition]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[PointComparison], float, Sequence[Condition]], str]] = {
     "markdown": markdown,
     "csv": _csv,
     "json": _json,

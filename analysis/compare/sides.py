@@ -14,7 +14,7 @@ from sweep.disk import object_store
 
 SELECT = "@"  # between a run and the settings that select some of its points
 NEEDED = ("trials.parquet", "plan.jsonl")
-Settings = dict[str, Any]  # dotted key -> value
+TrialSettings = dict[str, Any]  # dotted key -> value
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Side:
     text: str  # as it was written
     run: Run
     trials: pd.DataFrame  # the results among them
-    settings: list[Settings]  # of each trial
+    settings: list[TrialSettings]  # of each trial
     selected: frozenset[str] = frozenset()
 
 
@@ -38,7 +38,7 @@ def side(text: str) -> Side:
     place, _, selection = text.partition(SELECT)
     run = _open(place)
     trials = run.ok
-    settings = [_settings(row) for row in trials.to_dict("records")]
+    settings = [_trial_settings(row) for row in trials.to_dict("records")]
     wanted_values = _selection(text, selection)
     for key in wanted_values:
         if settings and not any(key in each for each in settings):
@@ -76,7 +76,7 @@ def _selection(text: str, selection: str) -> dict[str, str]:
     return {{"backend": "backend.name", "model": "model.name"}.get(key, key): value for key, _, value in pairs}
 
 
-def _settings(row: dict[Any, Any]) -> Settings:
+def _trial_settings(row: dict[Any, Any]) -> TrialSettings:
     """What a trial was asked: its whole configuration, or without one (rows made elsewhere) its columns."""
     config = json.loads(row.get("config") or "{}")
     settings = dict(_flat("", config)) if config else {}

@@ -28,7 +28,7 @@ POWER = 0.9  # with which the smallest change is found
 MINUTES = (10, 30, 120)  # of measuring, for which it is given
 
 
-class Verdict(StrEnum):
+class Finding(StrEnum):
     """The result of comparing one configuration by one quantity."""
 
     FASTER = "better"
@@ -49,14 +49,14 @@ class Ratio(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PointComparison:
     """One configuration by one quantity. `ratio` is the second side's figure over the reference's."""
 
     reference: str
     other: str
     label: str
     quantity: LabelledColumn
-    verdict: Verdict
+    verdict: Finding
     reason: str = ""  # of a verdict that is not one of the figures
     first: float = math.nan
     second: float = math.nan
@@ -70,9 +70,9 @@ class Comparison:
     differences: tuple[str, ...] = ()
 
 
-def compare(
+def comparisons(
     sides: Sequence[Side], columns: Sequence[str] | None = None, margin: float = MARGIN, confidence: float = CONFIDENCE
-) -> list[Comparison]:
+) -> list[PointComparison]:
     """Every configuration of each later side with the first side's, by each column.
 
     Raises:
@@ -98,7 +98,7 @@ def _quantity(column: str) -> LabelledColumn:
 
 def _by_column(
     reference: Side, other: Side, quantity: LabelledColumn, margin: float, confidence: float
-) -> list[Comparison]:
+) -> list[PointComparison]:
     matches = match(reference, other)
     measured = [each for each in matches if _has(each.first, quantity) or _has(each.second, quantity)]
     usable = [each for each in measured if not each.obstacle_of(quantity.column)]
@@ -112,18 +112,18 @@ def _has(trials: pd.DataFrame, quantity: LabelledColumn) -> bool:
 
 def _compared(
     reference: str, other: str, each: Match, quantity: LabelledColumn, margin: float, level: float
-) -> Comparison:
+) -> PointComparison:
     obstacle = each.obstacle_of(quantity.column)
     figures = _figure(each.first, quantity.column), _figure(each.second, quantity.column)
     if not obstacle and not all(value > 0 for value in figures):
         obstacle = "one side has no figure"
     if obstacle:
-        return Comparison(reference, other, each.label, quantity, Verdict.INCOMPARABLE, obstacle, *figures)
+        return PointComparison(reference, other, each.label, quantity, Finding.INCOMPARABLE, obstacle, *figures)
     ratio = log_ratio(each.first, each.second, quantity.column)
     half = float(special.stdtrit(ratio.freedom, (1 + level) / 2)) * ratio.error if ratio.freedom > 0 else math.nan
     low, high = ratio.log - half, ratio.log + half
     smallest, cost = smallest_change(ratio, ratio.units, level), _minutes_a_unit(each)
-    return Comparison(
+    return PointComparison(
         reference,
         other,
         each.label,
@@ -142,15 +142,15 @@ def _compared(
     )
 
 
-def verdict(low: float, high: float, margin: float, better: Literal["higher", "lower"]) -> Verdict:
+def verdict(low: float, high: float, margin: float, better: Literal["higher", "lower"]) -> Finding:
     """The verdict on an interval of a log ratio. Within the margin it is equal, also if the sides do differ."""
     if math.isnan(low):
-        return Verdict.UNDECIDED
+        return Finding.UNDECIDED
     if low > math.log1p(-margin) and high < math.log1p(margin):
-        return Verdict.EQUAL
+        return Finding.EQUAL
     if low <= 0 <= high:
-        return Verdict.UNDECIDED
-    return Verdict.FASTER if (low > 0) == (better == "higher") else Verdict.SLOWER
+        return Finding.UNDECIDED
+    return Finding.FASTER if (low > 0) == (better == "higher") else Finding.SLOWER
 
 
 def log_ratio(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Ratio:
