@@ -140,6 +140,9 @@ def backends(arguments: list[str]) -> int:
     sweep backends                  list all backends
     sweep backends NAME             list the keys of one backend, and what they mean
     sweep backends install NAME...  build their environments now, rather than on first use
+    sweep backends --on driver=550,capability=8.9
+                                    what would be installed on a machine with such GPUs, or why not; further facts of
+                                    it are glibc=2.31 and nvcc=12.4
     """
     from backends import installed
     from sweep import provenance
@@ -153,6 +156,8 @@ def backends(arguments: list[str]) -> int:
             installed.show(provenance.host(), cache, console)
             where = f"environments are in {cache / 'environments'}; to move them, set cache_dir=DIR or XDG_CACHE_HOME"
             console.print(where, markup=False, soft_wrap=True)
+        case ["--on", facts]:
+            installed.show_plan(installed.host_like(facts), cache, console)
         case ["install", *names] if names and plain == arguments:
             return installed.install(names, provenance.host(), cache, console)
         case [name] if name in ConfigPath.of_user().choices("backend"):

@@ -254,7 +254,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
         (
             "cluster.simulate={nods: 2}",
-            "cluster.simulate.nods=2: unknown key; did you mean nodes? allowed: accelerator, cpus, gpus, nodes,",
+            "cluster.simulate.nods=2: unknown key; did you mean nodes? allowed: accelerator, capability, cpus, driver,",
         ),
         ("--dry-run", "--dry-run: no such option; allowed are --help and key=value (dry_run=true)"),
     ],
