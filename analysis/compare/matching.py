@@ -12,9 +12,9 @@ from sweep.labels import labels
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
-ASKED = ("model.", "workload.", "load.")  # first parts of the settings that make a question
-MOST_NAMED = 3  # settings in a reason
-UNEQUAL_OUTPUTS, UNEQUAL_INPUTS = 1.1, 1.05  # most over fewest tokens a request
+QUESTION_KEYS = ("model.", "workload.", "load.")  # first parts of the settings that make a question
+MOST_SETTINGS = 3  # settings in a reason
+OUTPUT_RATIO, INPUT_RATIO = 1.1, 1.05  # most over fewest tokens a request
 BY_OUTPUT = ("duration", "request_throughput", "goodput", *E2EL)  # what longer answers change
 BY_INPUT = ("total_throughput", *TTFT_COLUMNS)
 
@@ -32,8 +32,8 @@ class Match:
     def obstacle_of(self, column: str) -> str:
         """The reason for not comparing the sides by this column; empty if there is none."""
         for counted, affected, most in (
-            ("output", BY_OUTPUT, UNEQUAL_OUTPUTS),
-            ("input", BY_INPUT, UNEQUAL_INPUTS),
+            ("output", BY_OUTPUT, OUTPUT_RATIO),
+            ("input", BY_INPUT, INPUT_RATIO),
         ):
             means = [_tokens_a_request(trials, f"{counted}_tokens") for trials in (self.first, self.second)]
             if column in affected and all(means) and max(means) / min(means) > most:
@@ -89,7 +89,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         return Match(label, *trials, obstacle=f"no result in {missing[0]}")
     settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
     differing = [key for key in sorted({*settings[0], *settings[1]}) if settings[0].get(key) != settings[1].get(key)]
-    asked = [key for key in differing if key.startswith(ASKED)]
+    asked = [key for key in differing if key.startswith(QUESTION_KEYS)]
     engine = [
         f"{key} {settings[0].get(key)} → {settings[1].get(key)}" for key in differing if key not in {*asked, NAMES[0]}
     ]
@@ -117,7 +117,7 @@ def _obstacle(
         if all(values) and values[0] != values[1]:
             return f"{name}: {_some(values[0])} and {_some(values[1])}"
     if asked:
-        named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in asked[:MOST_NAMED]]
+        named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in asked[:MOST_SETTINGS]]
         return f"{asked[0].partition('.')[0]}: " + "; ".join(named)
     digests = [_digests(trials) for trials in (first, second)]
     for part in ("model", "workload"):
@@ -148,7 +148,7 @@ def _digests(trials: pd.DataFrame) -> dict[str, str]:
 
 
 def _some(values: set[str]) -> str:
-    return ", ".join(sorted(values)[:MOST_NAMED])
+    return ", ".join(sorted(values)[:MOST_SETTINGS])
 
 
 def _tokens_a_request(trials: pd.DataFrame, column: str) -> float:

@@ -18,7 +18,12 @@ from analysis.plotting.layout import listed
 from sweep.wording import count
 
 HEADINGS = ("configuration", "reference", "other", "ratio", "95 % interval", "n", "verdict")
-STYLES = {Finding.FASTER: "green", Finding.SLOWER: "red", Finding.UNDECIDED: "yellow", Finding.INCOMPARABLE: "dim"}
+VERDICT_STYLES = {
+    Finding.FASTER: "green",
+    Finding.SLOWER: "red",
+    Finding.UNDECIDED: "yellow",
+    Finding.INCOMPARABLE: "dim",
+}
 DIRECTIONS = {Finding.FASTER: ("faster", "cheaper"), Finding.SLOWER: ("slower", "more expensive")}
 
 
@@ -106,7 +111,7 @@ def _table(title: str, comparisons: Sequence[PointComparison], margin: float) ->
         result.add_column(heading, justify="right" if number else "left", no_wrap=index > 0, overflow="fold")
     for each in comparisons:
         *rest, verdict = cells(each, margin)
-        result.add_row(*map(Text, rest), Text(verdict, style=STYLES.get(each.verdict, "")))
+        result.add_row(*map(Text, rest), Text(verdict, style=VERDICT_STYLES.get(each.verdict, "")))
     return result
 
 
@@ -177,7 +182,7 @@ def records(comparisons: Sequence[PointComparison], margin: float) -> list[dict[
     ]
 
 
-def _csv(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
+def _as_csv(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
     output = io.StringIO()
     every = records(comparisons, margin)
     writer = csv.DictWriter(output, list(every[0]) if every else [], lineterminator="\n")
@@ -186,7 +191,7 @@ def _csv(comparisons: Sequence[PointComparison], margin: float, conditions: Sequ
     return output.getvalue()
 
 
-def _json(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
+def _as_json(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
     failed = _failed(conditions, comparisons)
     return json.dumps({"failed": failed, "comparisons": records(comparisons, margin)}, indent=2) + "\n"
 
@@ -201,7 +206,7 @@ def _percent(change: float) -> str:
 
 FORMATS: dict[str, Callable[[Sequence[PointComparison], float, Sequence[Condition]], str]] = {
     "markdown": markdown,
-    "csv": _csv,
-    "json": _json,
+    "csv": _as_csv,
+    "json": _as_json,
 }
 """The formats besides the terminal's."""
