@@ -12,7 +12,7 @@ from sweep.labels import labels
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
-QUESTION_KEYS = ("model.", "workload.", "load.")  # first parts of the settings that make a question
+QUESTION_PARTS = ("model.", "workload.", "load.")  # first parts of the settings that make a question
 MOST_SETTINGS = 3  # settings in a reason
 OUTPUT_RATIO, INPUT_RATIO = 1.1, 1.05  # most over fewest tokens a request
 BY_OUTPUT = ("duration", "request_throughput", "goodput", *E2EL)  # what longer answers change
@@ -89,7 +89,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         return Match(label, *trials, obstacle=f"no result in {missing[0]}")
     settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
     differing = [key for key in sorted({*settings[0], *settings[1]}) if settings[0].get(key) != settings[1].get(key)]
-    asked = [key for key in differing if key.startswith(QUESTION_KEYS)]
+    asked = [key for key in differing if key.startswith(QUESTION_PARTS)]
     engine = [
         f"{key} {settings[0].get(key)} → {settings[1].get(key)}" for key in differing if key not in {*asked, NAMES[0]}
     ]
