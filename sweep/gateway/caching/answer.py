@@ -10,7 +10,7 @@ from typing import Any
 
 from sweep.gateway.call import Headers
 
-LAST_EVENT = b"data: [LAST_EVENT]"
+LAST_EVENT = b"data: [DONE]"
 FINISHED_BY = ("stop", "length", "tool_calls", "function_call")  # finish reasons of answers that are no error
 LARGEST = 4 << 20  # bytes of an answer that is kept
 LAST = 4  # events at the end of a stream, among which are the finish reason and the usage
