@@ -19,7 +19,7 @@ from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
-from sweep.records import Outcome, Records
+from sweep.records import PROTOCOL_VERSION, Outcome, Records
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
@@ -48,6 +48,7 @@ def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identi
         config=config_text(trial.config),
         digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
         commit=provenance.commit(),
+        protocol=PROTOCOL_VERSION,
         started_at=provenance.now(),
     )
 
