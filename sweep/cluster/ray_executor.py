@@ -56,7 +56,7 @@ CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
 FREE_PROBE_BYTES = 16 << 20  # on the disk of the results
 SILENT_NODE_BACKOFF = 180.0  # s without new deployments on a node that fell silent
 LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
-ANSWER_TIMEOUT = 30.0  # s for a node to say something of itself
+STATEMENT_TIMEOUT = 30.0  # s for a node to say something of itself
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
@@ -128,7 +128,7 @@ def ask_nodes(function: Callable[..., Any], living: Sequence[Node], *arguments: 
         for node in living
         if node.node_id
     }
-    finished, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_TIMEOUT) if tasks else ([], [])
+    finished, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=STATEMENT_TIMEOUT) if tasks else ([], [])
     answers = {}
     for task in finished:
         with suppress(RayError):
