@@ -81,6 +81,7 @@ class EnvironmentSpec(Strict):
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
     lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
+    content: dict[str, str] = Field(default_factory=dict)  # digests of the user's own python and binary, when planned
 
     @field_validator("index")
     @classmethod
