@@ -72,6 +72,9 @@ class EnvironmentSpec(Strict):
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
     lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
+    plain: "EnvironmentSpec | None" = (
+        None  # used where this one's optional parts, which the engine can do without, fail
+    )
 
     @field_validator("index")
     @classmethod
@@ -89,6 +92,7 @@ class EnvironmentChoice(Strict):
     cuda: str | None = None
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
+    extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:
