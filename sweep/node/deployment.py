@@ -461,7 +461,7 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
 
     @functools.cache  # a file may be large, and trials share a few
     def problem(group: str, identity: int) -> str | None:
-        return other_content({group: planned[identity]}, {group: parts[identity].digest})
+        return other_content({group: planned[identity]}, {group: lambda: parts[identity].digest(work.cache)})
 
     parts = {id(part): part for trial in pending for part in (trial.workload, trial.load)}
     planned = {id(getattr(trial, group)): digest for trial in pending for group, digest in trial.content.items()}

@@ -151,7 +151,7 @@ def _measure(
 def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request], list[Request]]:
     """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
-    workload, count = trial.workload, trial.num_requests
+    workload, count = trial.workload.fetched(work.cache), trial.num_requests
     requests = workload.requests(tokenizer, count, trial.seed, salt=salt)
     warm = trial.load.warmup(workload.warmup_requests)
     warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup", salt=salt)

@@ -51,7 +51,7 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
 def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> Iterator[str]:
     """The questions of a point: how many, how long, and how long their answers may be."""
     first = trials[0]
-    workload, number = first.workload, first.num_requests
+    workload, number = first.workload.fetched(cache), first.num_requests
     yield f"{count(number, 'request')} after {first.load.warmup(workload.warmup_requests)} of warm-up"
     try:
         tokenizer = deployment.model.load_tokenizer(cache)

@@ -160,7 +160,7 @@ def beyond_context(plan: Plan) -> list[str]:
         if deployment.unavailable or context is None or not (backend.launches and backend.computes_model):
             continue
         for workload in {id(trial.workload): trial.workload for trial in deployment.trials}.values():
-            inputs, outputs = getattr(workload, "input_tokens", 0), getattr(workload, "output_tokens", 0)
+            inputs, outputs = workload.longest_request()
             if inputs + outputs > max(context, longest.get(model.name, (0, ""))[0]):
                 longest[model.name] = (
                     inputs + outputs,
