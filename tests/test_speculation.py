@@ -31,7 +31,11 @@ COUNTS = {  # at the start of the measured part, and at the end
 def samples(**more: dict[str, tuple[float, float]]) -> list[Sample]:
     readings = [(series, "", counts) for series, counts in COUNTS.items()]
     readings += [(series, device, counts) for series, devices in more.items() for device, counts in devices.items()]
-    return [Sample(t, series, value, device) for series, device, two in readings for t, value in zip((0, 9), two)]
+    return [
+        Sample(t, series, value, device)
+        for series, device, two in readings
+        for t, value in zip((0, 9), two, strict=True)
+    ]
 
 
 def test_acceptance_of_the_measured_part() -> None:
