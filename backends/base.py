@@ -72,9 +72,7 @@ class EnvironmentSpec(Strict):
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
     lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
-    plain: "EnvironmentSpec | None" = (
-        None  # used where this one's optional parts, which the engine can do without, fail
-    )
+    plain: "EnvironmentSpec | None" = None  # used where optional parts that the engine can do without fail
 
     @field_validator("index")
     @classmethod

@@ -73,7 +73,7 @@ def flavour_of(run: Run, row: "pd.Series[Any]") -> dict[str, Any]:
     Raises:
         DamagedFile: if its requests are truncated.
     """
-    load = json.loads(row["config"] or "{}").get("load", {})
+    load = json.loads(row["config"] if isinstance(row["config"], str) else "{}").get("load", {})
     limits = {
         "max_concurrency": load.get("max_concurrency") or load.get("concurrency"),
         "request_rate": load.get("rate"),

@@ -22,7 +22,7 @@ ENGINE_COLUMNS = (
     "kv_cache_usage_max",
     "kv_cache_full_share",
 )
-MOST_POINTS = 12  # columns of one table
+MOST_COLUMNS = 12  # columns of one table
 
 
 def wide(results: RunResults) -> dict[str, pd.DataFrame]:
@@ -75,8 +75,8 @@ def _setting(value: Any) -> str:
 def render_wide(results: RunResults) -> Iterator[Table | Text]:
     """The wide tables, a few points each."""
     for panel, frame in wide(results).items():
-        for first in range(0, frame.shape[1], MOST_POINTS):
-            part = frame.iloc[:, first : first + MOST_POINTS]
+        for first in range(0, frame.shape[1], MOST_COLUMNS):
+            part = frame.iloc[:, first : first + MOST_COLUMNS]
             table = Table(title=Text(panel), box=box.SIMPLE_HEAD)
             table.add_column("")
             for heading in part.columns:
