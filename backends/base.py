@@ -23,6 +23,7 @@ TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of tho
 
 LogProbabilitiesBy = Literal["prompt_logprobs", "host"]  # a key of vLLM's requests; a path of our host
 Platform = Literal["cpu", "cuda"]
+AMPERE = "8.0"  # the first compute capability with bfloat16
 
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now
 
@@ -44,6 +45,7 @@ class SourceBuild(Strict):
     targets: tuple[str, ...] = ()  # executables to build; the first one is the engine. None: nothing is compiled
     options: dict[str, str | bool] = Field(default_factory=dict)  # CMake's -D
     cpu_options: dict[str, dict[str, str | bool]] = Field(default_factory=dict)  # by feature, as /proc/cpuinfo has it
+    architectures: str | None = None  # CMake's option for the GPUs that it is compiled for; None: for no GPU
     keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt that stay, under share/
 
 
@@ -66,6 +68,11 @@ class EnvironmentSpec(Strict):
     torch: Platform | None = None  # which builds of torch: None = whatever the index gives
     cuda: Literal[12, 13] | None = None  # the CUDA major of its builds; None = none, or whatever the index gives
     glibc: str = "2.28"  # the oldest that its wheels run with
+    capability: str | None = None  # the oldest GPUs that its kernels run on, e.g. "8.0"; None = any that its CUDA has
+    note: str | None = None  # what an installation needs besides, where a program cannot check it
+    needs: dict[str, str] = Field(default_factory=dict)  # programs that must be on PATH, and how to install them
+    driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None = that of its CUDA major
+    substitutes: str | None = None  # why it is taken in place of the one named for any GPU; set when it is chosen
     index: tuple[str, ...] = ()  # package indexes that it needs besides the user's own
     optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements, by feature of an engine
     compiled: tuple[str, ...] = ()  # distributions that are compiled against the others, after these are installed
@@ -88,6 +95,7 @@ class EnvironmentChoice(Strict):
 
     cpu: str | None = None  # name of a conf/environment/*.yaml
     cuda: str | None = None
+    cuda12: str | None = None  # the same engine built for CUDA 12, for nodes whose driver or GPU is too old for `cuda`
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
     extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
@@ -101,11 +109,16 @@ def metrics(prefix: str, *names: str, **renamed: str) -> Any:
 
 @dataclass(frozen=True)
 class Host:
-    """The facts of a node by which a backend decides that it cannot run there."""
+    """The facts of a node by which a backend decides that it cannot run there. What is None is not known."""
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
     executables: frozenset[str] = frozenset()  # those of EXECUTABLES found on PATH, e.g. "docker"
+    driver: str | None = None  # NVIDIA's, e.g. "550.54.15"
+    capability: str | None = None  # the least compute capability of its GPUs, e.g. "8.9"
+    nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
+    glibc: str | None = None  # e.g. "2.36"
+    python: str | None = None  # e.g. "3.11"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +153,7 @@ class Backend(Strict):
         None  # of a text's tokens; None: by none
     )
     ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
+    before_ampere: ClassVar[Literal["emulates", "refuses", "float16"]] = "emulates"  # bfloat16, on GPUs without it
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
@@ -263,6 +277,10 @@ class Backend(Strict):
                 "elsewhere with backend=openai backend.url=http://HOST:PORT"
             )
         return None
+
+    def in_bfloat16(self, dtype: str) -> bool:
+        """Return whether the engine computes in bfloat16 when the model is to be computed in this format."""
+        return (dtype if self.dtype == "auto" else self.dtype) == "bfloat16"
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         """The weights to load for a model folder in Hugging Face layout: the folder itself, or a conversion.

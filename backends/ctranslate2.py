@@ -24,6 +24,7 @@ class CTranslate2(Hosted):
     compute_type: Quantization | None = None  # None: that of the weights
 
     library = "backends.host.libraries.ctranslate2_library"
+    before_ampere = "refuses"
     distribution = "ctranslate2"
     log_probabilities_by = "host"
     oom_patterns = (
@@ -32,6 +33,9 @@ class CTranslate2(Hosted):
         r"mkl_malloc: failed to allocate memory",
     )
     metric_names: dict[str, str] = metrics("host_", *QUEUE)
+
+    def in_bfloat16(self, dtype: str) -> bool:
+        return "bfloat16" in (self.compute_type or self.quantization)
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         ours = {"compute_type": self.compute_type or self.quantization, "intra_threads": launch.threads}

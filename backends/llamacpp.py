@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Launch, cli, metrics
+from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Launch, cli, metrics
 from backends.prepare import checkpoints, environments, locks
 from sweep.records import BatchForm
 
@@ -73,11 +73,6 @@ class LlamaCpp(Backend):
             "metrics": True,
         }
         return [launch.binary or "llama-server", *cli({**arguments, **self.flags_on(launch)})]
-
-    def unavailable(self, host: Host) -> str | None:
-        if host.gpus and not (self.env.binary or "nvcc" in host.executables):
-            return "no CUDA compiler to build it with: put nvcc on PATH, or give backend.env.binary=/path/llama-server"
-        return super().unavailable(host)
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         """A folder with model.gguf of this quantization, and the model's config and tokenizer beside it."""

@@ -13,6 +13,7 @@ class LMDeploy(Backend):
 
     needs_gpu = True
     reserves_memory = True
+    before_ampere = "float16"
 
     distribution = "lmdeploy"
     token_ids: bool = False

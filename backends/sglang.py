@@ -11,6 +11,7 @@ class SGLang(Backend):
 
     needs_gpu = True
     reserves_memory = True
+    before_ampere = "float16"
     version_path = "/server_info"
 
     distribution = "sglang"

@@ -35,6 +35,7 @@ class VLLM(Backend):
     """
 
     reserves_memory = True
+    before_ampere = "refuses"
     log_probabilities_by = "prompt_logprobs"
     dtype_pattern = r"\bdtype=torch\.(\w+)"
 

@@ -16,6 +16,7 @@ class VLLMOffline(Hosted):
 
     timed_inside = True
     reserves_memory = True
+    before_ampere = VLLM.before_ampere
     dtype_pattern = VLLM.dtype_pattern
 
     library = "backends.host.libraries.vllm_offline_library"

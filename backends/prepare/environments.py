@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backends.base import EnvironmentChoice, EnvironmentSpec, Platform, Progress
+from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform, Progress
 from backends.launch import task
-from backends.prepare import locks, programs, sources
+from backends.prepare import cuda_toolkit, fit, locks, programs, sources
 from backends.prepare.build_once import build_once
 from backends.prepare.uv import EnvironmentFailed as EnvironmentFailed
 from backends.prepare.uv import Uv
@@ -40,28 +40,39 @@ class Environment:
 
 
 def resolve(
-    choice: EnvironmentChoice, on: Platform, options: ConfigPath | None = None, features: Iterable[str] = ()
+    choice: EnvironmentChoice,
+    on: Platform,
+    options: ConfigPath | None = None,
+    features: Iterable[str] = (),
+    host: Host | None = None,
 ) -> EnvironmentSpec:
     """Return the environment chosen for a platform, without a lock; an interpreter or binary of the user's goes first.
 
-    It has the optional distributions of `features` and of the choice's extras too.
+    It has the optional distributions of `features` and of the choice's extras too. Of several builds it is the first
+    that runs on `host`.
 
     Raises ValueError, naming the key, when none is named or the named one does not exist.
     """
     if choice.python or choice.binary:
         return EnvironmentSpec(name="own", python=choice.python, binary=choice.binary)
-    name = choice.cuda if on == "cuda" else choice.cpu
-    if name is None:
+    builds = {"cuda": choice.cuda, "cuda12": choice.cuda12} if on == "cuda" else {"cpu": choice.cpu}
+    chosen = {key: name for key, name in builds.items() if name}
+    if not chosen:
         raise ValueError(
             f"backend.env.{on} names no environment: name one, or set backend.env.python to the interpreter of your own"
         )
     options = options or ConfigPath()
+    specs = [_composed(key, name, options, {*features, *choice.extras}) for key, name in chosen.items()]
+    return fit.for_driver(fit.choose(specs, host), host)
+
+
+def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> EnvironmentSpec:
     names = options.choices("environment")
     if name not in names:
-        raise ValueError(f"backend.env.{on}={name}: no such environment; {did_you_mean(name, names)}")
+        raise ValueError(f"backend.env.{key}={name}: no such environment; {did_you_mean(name, names)}")
     spec = validate(EnvironmentSpec, {"name": name, **options.load("environment", name)}, f"environment={name}")
     assert isinstance(spec, EnvironmentSpec)
-    chosen = sorted({*features, *choice.extras} & set(spec.optional))
+    chosen = sorted(features & set(spec.optional))
     requirements = (*spec.requirements, *(line for feature in chosen for line in spec.optional[feature]))
     return spec.model_copy(update={"name": "+".join([name, *chosen]), "requirements": requirements, "optional": {}})
 
@@ -151,7 +162,14 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
 
 
 def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
-    machine = f"-{sources.machine(spec.source)}" if spec.source and spec.source.targets else ""
+    machine = ""
+    try:
+        if spec.source and spec.source.targets:
+            machine = f"-{sources.machine(spec.source)}"
+        elif spec.cuda and (spec.imports or spec.compiled):  # kernels for the GPUs of the node that compiles them
+            machine = f"-sm{sources.architectures().replace(';', '-')}"
+    except sources.BuildFailed as error:
+        raise EnvironmentFailed(f"environment {spec.name}: {error}") from None
     return cache_dir.expanduser().absolute() / "environments" / f"{spec.name}-{fingerprint(spec)}{machine}"
 
 
@@ -194,19 +212,32 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     versions = installed(python)
     if wrong := _not_as_locked(spec.lock.pins, versions):
         raise EnvironmentFailed(f"environment {spec.name} cannot be built as it is locked: {wrong}; log: {log}")
-    if spec.imports:
-        (folder / task.EXTENSIONS).mkdir()
-    for module in spec.imports:  # what compiles itself when it is imported does it now, not within a launch
-        progress(f"environment {spec.name}: importing {module}, which compiles it")
-        _run(spec.name, [python, "-P", "-c", f"import {module}"], task.activated(python), log)
+    cuda_toolkit.complete(folder)
+    _import(spec, folder, python, log, progress)
     if spec.source:
-        environ = task.clean_environment()
+        environ = task.clean_environment(**task.activated(python))
         sources.build_program(
             spec.source, folder, environ, log, lambda text: progress(f"environment {spec.name}: {text}")
         )
         versions["source"] = spec.source.sdist
     progress(f"environment {spec.name}: ready, {len(versions)} distributions")
     return versions
+
+
+def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progress: Progress) -> None:
+    """Import what compiles itself when it is imported: now, not within a launch.
+
+    What is compiled lies beside the environment until it is complete, so a build that was killed goes on.
+    """
+    if not spec.imports:
+        return
+    extensions = folder.with_suffix(".extensions")
+    extensions.mkdir(exist_ok=True)
+    environ = task.clean_environment(**task.activated(python), TORCH_EXTENSIONS_DIR=str(extensions))
+    for module in spec.imports:
+        progress(f"environment {spec.name}: importing {module}, which compiles it")
+        _run(spec.name, [python, "-P", "-c", f"import {module}"], environ, log)
+    extensions.rename(folder / task.EXTENSIONS)
 
 
 def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -> None:

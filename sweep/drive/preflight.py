@@ -10,6 +10,7 @@ from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
+from backends.prepare import fit
 from sweep import provenance
 from sweep.cluster import ray_environment
 from sweep.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
@@ -85,12 +86,15 @@ def find_nodes(settings: Settings) -> list[Node]:
     if simulated is not None:
         accelerators = tuple(name for name in (simulated.accelerator or hardware.accelerator,) if name)
         names = [f"simulated-{index}" for index in range(simulated.nodes)]
-        return [Node(name, simulated.gpus, simulated.cpus, accelerators, name) for name in names]
+        facts = Host(driver=simulated.driver, capability=simulated.capability)
+        return [Node(name, simulated.gpus, simulated.cpus, accelerators, name, facts) for name in names]
     if settings.cluster.kind == "ray":
-        return _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
+        nodes = _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
+        return ray_schedule(settings.cluster).state_facts(nodes) if hardware.platform == "cuda" else nodes
     gpus = provenance.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
-    return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*profile, *sorted(set(gpus))))]
+    accelerators, cores = (*profile, *sorted(set(gpus))), len(os.sched_getaffinity(0))
+    return [Node("this machine", len(gpus), cores, accelerators, facts=provenance.host())]
 
 
 def surroundings(
@@ -107,14 +111,19 @@ def surroundings(
     local = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
-    environments = RunEnvironments(settings, options, kept_locks or {})
+    environments = RunEnvironments(settings, options, kept_locks or {}, host)
+
+    forms = options.choices("environment")
 
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
         reason: str | None = backend.unavailable(host)  # the engine's own reason first: it has the remedy
-        if reason is None and backend.launches and isinstance(problem := environments.compose(backend, platform), str):
-            return problem
+        if reason is None and backend.launches:
+            composed = environments.compose(backend, platform)
+            reason = composed if isinstance(composed, str) else fit.refusal(composed, host, forms)
+            if reason is not None:
+                return reason
         if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
         if reason is None and backend.launches and local:
@@ -143,7 +152,7 @@ def surroundings(
         composed = environment(backend, platform) if backend.launches else ""
         return None if isinstance(composed, str) else composed
 
-    return Surroundings(fingerprint, unavailable, spec)
+    return Surroundings(fingerprint, unavailable, spec, host.capability)
 
 
 def _check_own_programs(choice: EnvironmentChoice) -> None:
@@ -160,8 +169,17 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
+    facts = [node.facts for node in nodes if node.facts and (node.gpus or settings.hardware.platform == "cpu")]
     # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
-    return Host(gpus=gpus, executables=frozenset(provenance.EXECUTABLES))
+    return Host(
+        gpus=gpus,
+        executables=frozenset(provenance.EXECUTABLES),
+        # An engine is planned for all nodes alike, so the oldest counts.
+        driver=fit.oldest(each.driver for each in facts),
+        capability=fit.oldest(each.capability for each in facts),
+        nvcc=fit.oldest(each.nvcc for each in facts),
+        glibc=fit.oldest(each.glibc for each in facts),
+    )
 
 
 def check_ports(plan: Plan) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Platform
+from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.prepare import environments, locks
 from sweep.config import ConfigError, Settings, cache_directory, first_line
 from sweep.disk import object_store
@@ -17,8 +17,10 @@ EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...]]
 class RunEnvironments:
     """The environments of a run's engines, each composed once and locked once."""
 
-    def __init__(self, settings: Settings, options: ConfigPath, kept_locks: Mapping[str, str]) -> None:
-        self.settings, self.options, self.kept_locks = settings, options, kept_locks
+    def __init__(
+        self, settings: Settings, options: ConfigPath, kept_locks: Mapping[str, str], host: Host | None = None
+    ) -> None:
+        self.settings, self.options, self.kept_locks, self.host = settings, options, kept_locks, host
         self.cache = cache_directory(settings.cache_dir)
         self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
         self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
@@ -30,7 +32,7 @@ class RunEnvironments:
         if key not in self.composed:
             on: Platform = "cuda" if platform == "cuda" else "cpu"
             try:
-                spec = environments.resolve(backend.env, on, self.options, backend.features())
+                spec = environments.resolve(backend.env, on, self.options, backend.features(), self.host)
                 self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, on)})
             except ValueError as error:
                 self.composed[key] = str(error)
@@ -77,7 +79,7 @@ class RunEnvironments:
         if not extras or extras & set(backend.features()):
             return None
         choice = backend.env.model_copy(update={"extras": ()})
-        spec = self._found(environments.resolve(choice, on, self.options, backend.features()))
+        spec = self._found(environments.resolve(choice, on, self.options, backend.features(), self.host))
         return None if locks.needed(spec) and not self.settings.dry_run else spec
 
     def _found(self, spec: EnvironmentSpec) -> EnvironmentSpec:

@@ -81,7 +81,7 @@ def compose_run(
 ) -> Composition:
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
 
-    `obstacle` says why a model or workload, as its file has it, cannot be fetched with this `cache_dir`; None if it can.
+    `obstacle` says why a model or workload, as its file has it, cannot be fetched; None if it can.
 
     Raises:
         ConfigError: for anything that is not a valid request.
@@ -103,6 +103,8 @@ def compose_run(
         _without_gpu(request, line)
         _replace_unreachable("model", request, line, composer.options, obstacle)
     _replace_unreachable("workload", request, line, composer.options, obstacle)
+    if any(map(is_point_key, line.typed)):
+        request.settings["durations"] = None  # those of the experiment as it is written
     settings = _settings(request.settings, line, hardware)
     plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
@@ -304,7 +306,7 @@ def _replace_unreachable(
         return
     part = options.load(group, name)
     if (instead := part.get("instead")) and (reason := obstacle(part, request.settings["cache_dir"])):
-        request.chosen[group] = instead
+        request.chosen[group], request.settings["durations"] = instead, None
         what = " (random weights)" if group == "model" else ""
         request.replaced.append(f"{group}: {instead}{what} instead of {name}: {reason}")
 

@@ -38,6 +38,6 @@ def acceptance_by_position(samples: Sequence[Sample], begin: float) -> str | Non
 
 @quantity(unit="preemptions", kind="throughput", type=int, better="lower", label="Preemptions")
 def preemptions(samples: Sequence[Sample], begin: float) -> int | None:
-    """running sequences that the engine put back when the KV cache was full, to be computed again; null where not counted."""
+    """sequences that the engine put back when the KV cache was full, to be computed again; null where not counted."""
     count = increase(samples, begin, PREEMPTIONS)
     return None if count is None else round(count)
