@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform, Progress
 from backends.launch import task
@@ -83,19 +82,42 @@ def fingerprint(spec: EnvironmentSpec) -> str:
     That of an environment without a lock is provisional.
     """
     content = spec.model_dump(
-        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
+        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary", "content"}
     )
     if spec.lock is None:
         content |= {"spec": spec.model_dump(mode="json"), "target": locks.node_target(spec)}
     content["format"] = ENVIRONMENT_FORMAT
-    for name in filter(None, (spec.python, spec.binary)):  # the user may replace it under the same name
-        path = shutil.which(name)
-        content[f"content of {name}"] = _content_of(Path(path)) if path else None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def own_content(spec: EnvironmentSpec) -> dict[str, str]:
+    """Return digests of the user's own interpreter and binary on this machine; of those that are there.
+
+    They do not depend on the machine: of an interpreter its size and distributions count, of a binary its bytes. This
+    process's own interpreter is left out.
+    """
+    digests = {}
+    python, binary = (shutil.which(name) if name else None for name in (spec.python, spec.binary))
+    if python and python != sys.executable:
+        site = Path(python).parent.parent / "lib"
+        distributions = sorted(
+            f"{path.parts[-3]}/{path.name}" for path in site.glob("python*/site-packages/*.dist-info")
+        )
+        text = json.dumps([Path(python).stat().st_size, distributions])
+        digests["python"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if binary:
+        with Path(binary).open("rb") as file:
+            digests["binary"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return digests
+
+
 def other_platform(spec: EnvironmentSpec) -> str | None:
-    """Return how this node differs from the one that an environment is locked for; None if it does not."""
+    """Return how this node differs from the one that an environment was planned for; None if it does not."""
+    if spec.content:
+        here = own_content(spec)
+        for key, digest in spec.content.items():
+            if here.get(key, digest) != digest:
+                return f"backend.env.{key}={getattr(spec, key)} on this node differs from the one that was planned"
     if spec.lock is None or spec.lock.target == locks.node_target(spec):
         return None
     return f"environment {spec.name} is locked for {spec.lock.target}, this node is {locks.node_target(spec)}"
@@ -187,14 +209,6 @@ def installed(python: str) -> dict[str, str]:
         raise EnvironmentFailed(f"{python} does not work as a Python interpreter: {last}")
     versions: dict[str, str] = json.loads(answer.stdout)
     return versions
-
-
-def _content_of(executable: Path) -> list[Any]:
-    """Return what changes when a user's executable, or the distributions of an interpreter, are replaced."""
-    status = executable.stat()
-    site = executable.parent.parent / "lib"
-    distributions = sorted(path.name for path in site.glob("python*/site-packages/*.dist-info"))
-    return [status.st_size, status.st_mtime_ns, distributions]
 
 
 def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:

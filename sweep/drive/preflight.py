@@ -11,6 +11,7 @@ from typing import Any
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
 from backends.prepare import fit
+from backends.prepare.environments import own_content
 from sweep import provenance
 from sweep.cluster import ray_environment
 from sweep.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
@@ -111,7 +112,8 @@ def surroundings(
     local = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
-    environments = RunEnvironments(settings, options, kept_locks or {}, host)
+    state_own = functools.partial(_own_on_nodes, settings.cluster, nodes)
+    environments = RunEnvironments(settings, options, kept_locks or {}, host, state_own)
 
     forms = options.choices("environment")
 
@@ -153,6 +155,26 @@ def surroundings(
         return None if isinstance(composed, str) else composed
 
     return Surroundings(fingerprint, unavailable, spec, host.capability)
+
+
+def _own_on_nodes(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
+    """Return the digests of a user's own programs: this machine's, or those that all nodes of a cluster agree on.
+
+    Raises ValueError, in one line, if they do not.
+    """
+    if cluster.kind != "ray" or cluster.simulate is not None or spec.python == sys.executable:
+        return own_content(spec)
+    answers: dict[str, dict[str, str]] = ray_schedule(cluster).ask_nodes(own_content, nodes, spec)
+    stated = {node: digests for node, digests in answers.items() if digests}
+    if not stated:
+        return own_content(spec)
+    first, digests = next(iter(stated.items()))
+    for node, others in stated.items():
+        for key in digests:
+            if others.get(key) != digests[key]:
+                program = f"backend.env.{key}={getattr(spec, key)}"
+                raise ValueError(f"{program} differs between nodes {first} and {node}: install the same on both")
+    return digests
 
 
 def _check_own_programs(choice: EnvironmentChoice) -> None:

@@ -219,6 +219,8 @@ def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
             raise ConfigError(f"{dotted}={value!r}: {'.'.join(parents[: depth + 1])} is a value and has no keys")
         mapping[name] = dict(child or {})
         mapping = mapping[name]
+    if parents[-1:] and parents[-1].endswith("flags"):  # of an engine, which may be spelt either way: a file's first
+        last = next((name for name in mapping if name.replace("_", "-") == last.replace("_", "-")), last)
     mapping[last] = copy.deepcopy(value)
 
 
