@@ -155,7 +155,7 @@ def test_a_key_of_some_backends_is_refused_with_the_words_that_set_it_for_those(
         where = said.split("'")[1]
         points = composed(*line, where).points
         assert {point["backend"]["name"] for point in points if "cpu_kv_cache_gib" in point["backend"]} == {"vllm"}
-        assert {point["backend"].get("slots") for point in points} == {None, 1, 64}
+        assert {point["backend"].get("slots") for point in points} == {None, 1, 16}
 
 
 WHERE_LLAMACPP = "when={backend.slots: {backend: llamacpp}}"
