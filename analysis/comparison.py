@@ -130,14 +130,17 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     return BlockModel(effects, variance, freedom, residuals, shares, matrix, inverse, n)
 
 
-def differences(model: BlockModel, above: Sequence[int], below: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+def differences(
+    model: BlockModel, above: Sequence[int], below: Sequence[int], comparisons: int = 0
+) -> tuple[FloatArray, FloatArray]:
     """The differences between these pairs of points and half of their intervals, which hold for all pairs at once.
 
-    By Sidak's inequality (1967): with m pairs each interval is Student's t at 0.95^(1/m). Points that have no block in
-    common, directly or through others, are not compared.
+    They hold for further ones, too, where `comparisons` is more. By Sidak's inequality (1967): with m pairs each
+    interval is Student's t at 0.95^(1/m). Points that have no block in common, directly or through others, are not
+    compared.
     """
     first, second = np.asarray(above, np.int64), np.asarray(below, np.int64)
-    half = model.half_widths(first, second, _sidak(len(first), model.freedom))
+    half = model.half_widths(first, second, _sidak(max(comparisons, len(first)), model.freedom))
     return model.effects[first] - model.effects[second], half
 
 
