@@ -159,7 +159,8 @@ def indistinguishable(model: BlockModel, best: int, better: Literal["higher", "l
 
     if leads(_sidak(max(1, count - 1), model.freedom))[others].all():
         return np.zeros(len(points), np.bool_)
-    return others & ~leads(_studentized_range(count, model.freedom) / math.sqrt(2))
+    apart = leads(_studentized_range(count, model.freedom) / math.sqrt(2))
+    return np.asarray(others & ~apart, np.bool_)
 
 
 @cache

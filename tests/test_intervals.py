@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.intervals import Interval, PooledRequests, over_replicates, quotient, throughput
+from analysis.intervals import PooledRequests, over_replicates, throughput
 from analysis.results import open_results
 from analysis.summary import estimate, summarise
-from benchmarks.coverage import QUANTILES, Cell, simulate, study
+from benchmarks.coverage import QUANTILES, Cell, study
+from benchmarks.simulated_runs import simulate
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.records import Record, Records
@@ -159,25 +160,16 @@ def test_replicates_may_differ_in_length() -> None:
 
 def test_a_throughput_that_rests_on_where_a_slow_answer_fell_has_no_interval() -> None:
     even, slow = (simulate(scenario, 3, 100, seed=1) for scenario in ("lognormal", "2 % slow"))
-    steady, chance = (throughput(np.ones((3, 100)), *runs) for runs in (even, slow))
+    steady, chance = (throughput(np.ones((3, 100)), runs.sent, runs.latency) for runs in (even, slow))
     assert float(steady.value) == pytest.approx(300 / (even.sent + even.latency).max(-1).sum())
     assert steady.low < steady.value < steady.high
     assert np.isnan(chance.low)
 
 
-def test_the_ratio_of_two_figures_by_hand() -> None:
-    above, below = (
-        Interval(*map(np.asarray, (value, value / 1.1, value * 1.1, *[np.nan] * 3))) for value in (6.0, 3.0)
-    )
-    ratio = quotient(above, below)
-    assert float(ratio.value) == pytest.approx(2.0)
-    assert float(ratio.high) == pytest.approx(2 * math.exp(math.sqrt(2) * math.log(1.1)))
-
-
 @pytest.fixture(scope="module")
 def cells() -> list[Cell]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return list(study(["lognormal", "load 0.7"], [100, 1500], [3], 300, seed=2))
+        return [cell for name in ("lognormal", "load 0.7") for cell in study(name, [100, 1500], [3], 300, seed=2)]
 
 
 def test_intervals_hold_the_truth(cells: list[Cell]) -> None:

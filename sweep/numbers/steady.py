@@ -187,8 +187,11 @@ def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
     """
     n = values.size // means_of
     means = values[: n * means_of].reshape(n, means_of).mean(axis=1)
-    errors = np.array([np.var(means[d:]) / (n - d) for d in range(n // 2 + 1)])
-    levels = np.array([means[d:].mean() for d in range(n // 2 + 1)])
+    rest = n - np.arange(n // 2 + 1)
+    centred = means - means.mean()  # else the difference of squares below would cancel
+    mean_of_rest, square_of_rest = (np.cumsum(part[::-1])[::-1][: rest.size] / rest for part in (centred, centred**2))
+    errors = np.maximum(square_of_rest - mean_of_rest**2, 0) / rest
+    levels = means.mean() + mean_of_rest
     good = errors <= slack * errors.min()
     if slack > 1:
         good |= errors <= (NEGLIGIBLE * levels) ** 2
