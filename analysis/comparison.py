@@ -67,8 +67,8 @@ class BlockModel(NamedTuple):
     blocks_inverse: FloatArray  # its generalised inverse
     n: FloatArray  # blocks in which each point has a value
 
-    def half_widths(self, above: PointIndices, below: PointIndices, critical: float) -> FloatArray:
-        """Half of the intervals of the differences between points; `critical` is for the pooled variance.
+    def half_widths(self, above: PointIndices, below: PointIndices, *criticals: float) -> list[FloatArray]:
+        """Half of the intervals of the differences between points, for each critical value of the pooled variance.
 
         NaN where points have no block in common, directly or through others.
         """
@@ -82,8 +82,8 @@ class BlockModel(NamedTuple):
             # Welch and Satterthwaite's freedom of the sum of two variances
             of_both = both**2 / (own[above] ** 2 / freedom[above] + own[below] ** 2 / freedom[below])
             of_both = np.where(both > 0, of_both, freedom[above])
-            half = np.maximum(critical * np.sqrt(self.variance * factor), t(of_both) * np.sqrt(both / 2 * factor))
-        return np.where(connected, half, np.nan)
+            pooled, own = np.sqrt(self.variance * factor), t(of_both) * np.sqrt(both / 2 * factor)
+            return [np.where(connected, np.maximum(critical * pooled, own), np.nan) for critical in criticals]
 
     @property
     def own_variances(self) -> tuple[FloatArray, FloatArray]:
@@ -131,17 +131,16 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
 
 
 def differences(
-    model: BlockModel, above: Sequence[int], below: Sequence[int], comparisons: int = 0
-) -> tuple[FloatArray, FloatArray]:
-    """The differences between these pairs of points and half of their intervals, which hold for all pairs at once.
+    model: BlockModel, above: Sequence[int], below: Sequence[int], *comparisons: int
+) -> tuple[FloatArray, ...]:
+    """The differences between these pairs of points, and half of their intervals, which hold for all pairs at once.
 
-    They hold for further ones, too, where `comparisons` is more. By Sidak's inequality (1967): with m pairs each
-    interval is Student's t at 0.95^(1/m). Points that have no block in common, directly or through others, are not
-    compared.
+    Also half of those that hold for as many `comparisons`. By Sidak's inequality (1967): with m pairs each interval is
+    Student's t at 0.95^(1/m). Points that have no block in common, directly or through others, are not compared.
     """
     first, second = np.asarray(above, np.int64), np.asarray(below, np.int64)
-    half = model.half_widths(first, second, _sidak(max(comparisons, len(first)), model.freedom))
-    return model.effects[first] - model.effects[second], half
+    criticals = (_sidak(count, model.freedom) for count in (len(first), *comparisons))
+    return model.effects[first] - model.effects[second], *model.half_widths(first, second, *criticals)
 
 
 def indistinguishable(model: BlockModel, best: int, better: Literal["higher", "lower"]) -> NDArray[np.bool_]:
@@ -155,7 +154,7 @@ def indistinguishable(model: BlockModel, best: int, better: Literal["higher", "l
     others, count = (model.n > 0) & (points != best), int((model.n > 0).sum())
 
     def leads(critical: float) -> NDArray[np.bool_]:
-        return np.asarray(lead > model.half_widths(points, np.full_like(points, best), critical), np.bool_)
+        return np.asarray(lead > model.half_widths(points, np.full_like(points, best), critical)[0], np.bool_)
 
     if leads(_sidak(max(1, count - 1), model.freedom))[others].all():
         return np.zeros(len(points), np.bool_)

@@ -62,8 +62,7 @@ def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | Non
         above, below = ([local[point] for point in side] for side in zip(*family, strict=True))
         for headline in headlines:
             model = fit(measured[headline].to_numpy(np.float64)[rows], of_family, len(members))
-            difference, half = differences(model, above, below)
-            of_all = differences(model, above, below, comparisons=len(pairs))[1]
+            difference, half, of_all = differences(model, above, below, len(pairs))
             ends = (difference, difference - half, difference + half, difference - of_all, difference + of_all)
             for end, values in zip(RATIO_COLUMNS, ends, strict=True):
                 columns[f"{headline}_{name}{end}"][points] = np.exp(values)
