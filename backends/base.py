@@ -280,6 +280,19 @@ class Backend(Strict):
         formats += [value for name, value in self.flags_on(launch).items() if COARSE_FLAG.search(name)]
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
 
+    def weight_format(self, launch: Launch) -> str | None:
+        """Return the format in which weights are stored, as the engine calls it; None: the one it computes in."""
+        stored = self.facts(launch).get("quantization")
+        return None if stored is None else str(stored)
+
+    def reserved_tokens(self, context: int) -> int | None:
+        """Return the tokens that its KV cache has room for from the launch on; None: as many as memory allows."""
+        return None
+
+    def memory_share(self, launch: Launch) -> float | None:
+        """Return the share of a GPU's memory that it takes at the launch; None: what it needs as it needs it."""
+        return None
+
     def ran_out_of_memory(self, log: str) -> bool:
         """Return whether the engine's log reports running out of memory."""
         return any(re.search(pattern, log, re.IGNORECASE) for pattern in self.oom_patterns)

@@ -41,6 +41,9 @@ class ExLlama(Hosted):
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
 
+    def reserved_tokens(self, context: int) -> int:
+        return self.cache_tokens
+
     def facts(self, launch: Launch) -> dict[str, Any]:
         # The study's ExLlama (V1) has no installable release any more.
         facts = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}

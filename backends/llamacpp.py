@@ -97,6 +97,12 @@ class LlamaCpp(Backend):
         parameters = {"quantization": self.quantization, **made_by}
         return checkpoints.converted(model, "gguf", parameters, quantise, cache_dir, progress)
 
+    def weight_format(self, launch: Launch) -> str:
+        return self.quantization
+
+    def reserved_tokens(self, context: int) -> int:
+        return self.slots * context
+
     def facts(self, launch: Launch) -> dict[str, Any]:
         version, commit = _version(launch.binary or "llama-server")
         facts = {

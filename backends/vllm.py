@@ -21,6 +21,11 @@ def speculation(flags: Mapping[str, Any]) -> tuple[str, ...]:
     return (str(config["method"]),) if isinstance(config, Mapping) and "method" in config else ()
 
 
+def utilisation(flags: Mapping[str, Any]) -> float:
+    """The share of a GPU's memory that flags let it take."""
+    return float({name.replace("_", "-"): value for name, value in flags.items()}.get("gpu-memory-utilization", 0.92))
+
+
 class VLLM(Backend):
     """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`).
 
@@ -93,6 +98,9 @@ class VLLM(Backend):
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
+
+    def memory_share(self, launch: Launch) -> float:
+        return utilisation(self.flags_on(launch))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}

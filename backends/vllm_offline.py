@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from backends.base import Hosted, Launch
-from backends.vllm import VLLM, speculation
+from backends.vllm import VLLM, speculation, utilisation
 
 
 class VLLMOffline(Hosted):
@@ -39,6 +39,9 @@ class VLLMOffline(Hosted):
         theirs = VLLM(name=self.name, cpu_kv_cache_gib=self.cpu_kv_cache_gib).environment(launch)
         del theirs["VLLM_SERVER_DEV_MODE"]  # there is no server
         return {**theirs, **super().environment(launch)}
+
+    def memory_share(self, launch: Launch) -> float:
+        return utilisation(self.flags_on(launch))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         return VLLM(name=self.name, flags=self.flags_on(launch)).facts(launch)

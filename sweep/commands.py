@@ -148,6 +148,30 @@ def selfcheck(arguments: list[str]) -> int:
     return 1 if finding.limited else 0
 
 
+def gateway(arguments: list[str]) -> int:
+    """Serve one URL in front of engines that run already: clipping, a semantic cache, and a choice between engines.
+
+    sweep gateway --to http://127.0.0.1:8000
+    sweep gateway --to URL --to URL gateway.routing=prefix
+    sweep gateway --to URL --tokenizer FOLDER gateway.clip.input_tokens=2048 gateway.clip.keep=both
+    sweep gateway --to URL gateway=cache gateway.cache.threshold=0.9
+
+    It listens on loopback unless --host says otherwise; sweep run gateway=cache --help lists the keys.
+    """
+    parser = Parser(gateway)
+    parser.add_argument("--to", metavar="URL", action="append", required=True, help="an engine; may be repeated")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=_checked(Annotated[int, Field(ge=0, le=65535)], "0 to 65535"), default=8080)
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the served model, to clip its input")
+    parser.add_argument("--log", metavar="FILE", help="file for a line a request, without prompts")
+    parser.add_argument("overrides", nargs="*", help="gateway=NAME and gateway.KEY=VALUE")
+    folders, arguments = _config_dirs(arguments)
+    from sweep.gateway.command import service
+
+    service(parser.parse_args(arguments), ConfigPath.of_user(folders)).serve_forever()
+    return 0
+
+
 def copy(arguments: list[str]) -> int:
     """Copy a run from an object store to a folder."""
     from sweep.disk import object_store
@@ -185,7 +209,7 @@ def completion(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    command.__name__: command for command in (run, status, report, backends, selfcheck, copy, completion)
+    command.__name__: command for command in (run, status, report, backends, selfcheck, gateway, copy, completion)
 }
 
 

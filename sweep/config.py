@@ -71,6 +71,12 @@ class Hardware(Strict):
     matches: tuple[str, ...] = ()  # NVML's names of this GPU, for hardware=auto
     price_per_hour: PositiveFloat | None = None  # USD per accelerator (per machine on a CPU); null: no cost is reported
     price_source: str | None = None
+    gpu_memory: PositiveFloat | None = None  # GiB of one accelerator, as NVML reports it
+    bandwidth: PositiveFloat | None = None  # GB/s of that memory
+    flops: dict[str, PositiveFloat] = {}  # TFLOP/s of dense matrix products of one accelerator, by number format
+    figures_source: str | None = None  # of memory, bandwidth and FLOP/s
+    cpus: PositiveInt | None = None  # of the machine that the price is for, as are the next
+    memory: PositiveFloat | None = None  # GiB
 
     assumed: ClassVar[bool] = False  # picked by hardware=auto (FoundHardware)
 
@@ -145,7 +151,8 @@ class Settings(Strict):
     relock: bool = False  # resolve the environments of all engines anew
     retry: Literal["once", "none"] = "once"
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
-    trial_timeout: PositiveFloat = 3600.0  # s
+    stall_timeout: PositiveFloat = 600.0  # s without a token of any request, after which a trial is stopped as `hung`
+    trial_timeout: PositiveFloat | None = None  # s after which a trial is stopped; null: only `stall_timeout` does
     deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
     relaunch: Literal["auto", "once", "per_replicate"] = "auto"  # launches of a deployment: one, or one per replicate
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid

@@ -79,7 +79,7 @@ class Timeouts:
     __pydantic_config__ = {"extra": "forbid"}  # for the settings, of which it is a part  # noqa: RUF012
 
     connect: float = 10.0
-    first_token: float = 600.0  # from the send
+    first_token: float = 3600.0  # from the send
     between_tokens: float = 120.0
     total: float = 3600.0  # from the send
 

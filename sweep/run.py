@@ -3,6 +3,7 @@
 import functools
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from sweep.disk.ledger import Ledger, sole_driver
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
-from sweep.drive.preflight import check_ports, find_hardware, find_nodes, model_obstacle, ray_schedule, surroundings
+from sweep.drive.preflight import (
+    assume_machine,
+    check_ports,
+    find_hardware,
+    find_nodes,
+    model_obstacle,
+    ray_schedule,
+    surroundings,
+)
 from sweep.drive.progress import Display
 from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.options import ConfigPath
@@ -39,7 +48,8 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """
     options = ConfigPath.of_user(config_dirs)
     composition = compose_run(arguments, functools.partial(find_hardware, options=options), options, model_obstacle)
-    settings = composition.settings
+    before, settings = composition.settings, assume_machine(composition.settings)
+    hardware, composition = settings.hardware, replace(composition, settings=settings)
     nodes = find_nodes(settings)
     if settings.relock and settings.dry_run:
         raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
@@ -47,6 +57,10 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     plan = make_plan(composition, surroundings(settings, nodes, options, kept_locks(settings, paths)))
     console = make_console()
     check_out(paths.out)
+    if settings is not before:
+        machine = f"1 {hardware.accelerator or 'GPU'}" + (f" and {hardware.cpus} cores" if hardware.cpus else "")
+        here = f"no {hardware.accelerator or 'GPU'} here"
+        console.print(f"{here}: planned for one machine with {machine}, as conf/hardware has it")
     if settings.dry_run:
         pending = find_pending(plan, ledger_to_read(settings, paths), History.beside(paths.out), nodes)
         print_plan(console, plan, pending, nodes, details=True)

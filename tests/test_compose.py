@@ -242,7 +242,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("replicates=1000000", "replicates=1000000: input should be less than or equal to 10000"),
         ("name=../x", "name='../x': string should match"),
         ("out=", "out='': string should have at least 1 character"),
-        ("hardware=foo", "hardware=foo: unknown; allowed: auto, cpu, gpu, l4"),
+        ("hardware=foo", "hardware=foo: unknown; allowed: a100-80g, auto, cpu, gpu, h100, h200, l4, t4"),
         ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: one experiment a command"),
         ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
         (

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,8 @@ from backends.prepare.build_once import exclusive
 from sweep.config import Hardware
 from sweep.inputs.load import Batch
 from sweep.inputs.model import ServedModel
-from sweep.inputs.workload import Prompts, Workload
+from sweep.inputs.prompts import Prompts
+from sweep.inputs.workload import Workload
 from sweep.node import deployment
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Trial
@@ -77,19 +79,21 @@ def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_pat
     path.write_text('{"prompt": "one"}')
     its = Prompts(name="its", file=str(path), output_tokens=1)
     trials = deque(
-        Trial(name, workload, Batch(name="batch", batch_size=1), 0, 1, {}, {}, {"workload": workload.digest()})
+        Trial(name, workload, Batch(name="batch", batch_size=1), 0, 1, {}, {}, {"workload": workload.digest(Path())})
         for name, workload in (("t1", its), ("t2", Workload(name="fixed")), ("t3", its))
     )
     path.write_text('{"prompt": "two"}')
     ended = []
-    settings = SimpleNamespace(hardware=L4, name="experiment", client=None, percentiles=(50, 99), slo=None)
+    settings = SimpleNamespace(
+        hardware=L4, cache_dir=None, name="experiment", client=None, percentiles=(50, 99), slo=None
+    )
     work = Work(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, "", "1", ())
     deployment._end_contradicted(work, trials, ended.append)
     assert [trial.trial_id for trial in trials] == ["t2"]
     assert [(event.row["trial_id"], event.row["outcome"]) for event in ended] == [("t1", "invalid"), ("t3", "invalid")]
     assert ended[0].row["reason"].startswith("the content of the workload differs from the plan: ")
     path.unlink()
-    assert "No such file" in deployment.other_content({"workload": "abc"}, {"workload": its.digest})
+    assert "No such file" in deployment.other_content({"workload": "abc"}, {"workload": lambda: its.digest(tmp_path)})
     assert deployment.other_content({"workload": "abc"}, {"workload": lambda: "abc"}) is None
 
 

@@ -4,6 +4,7 @@ from array import array
 
 import pytest
 
+from sweep.client.measurement import STALLED
 from sweep.client.modes import ClosedLoop
 from sweep.client.wire import Target
 from sweep.inputs.load import Batch, Closed
@@ -80,6 +81,20 @@ def test_stopping_ends_the_engines_work_too(target, library):
     library.step_seconds = 0
     again = engine_timed.measure(target, [], asked(1), Batch(batch_size=1).mode(1, 1))
     assert again.records[0].error is None
+
+
+def test_a_stall_inside_an_engine(target, library):
+    library.step_seconds = 1.5
+    found = engine_timed.measure(target, [], asked(1), Batch(batch_size=1).mode(1, 1), stall_timeout=0.4)
+    assert found.report.stopped == STALLED
+    assert list(found.records.error) == [f"cancelled: {STALLED}"]
+
+
+@pytest.mark.parametrize("step", [0.0, 0.1])
+def test_steps_within_the_stall_timeout(target, library, step):
+    library.step_seconds = step
+    found = engine_timed.measure(target, [], asked(1, tokens=12), Batch(batch_size=1).mode(1, 1), stall_timeout=0.4)
+    assert found.records.error[0] is None
 
 
 @pytest.mark.parametrize(("tokens", "kind"), [(1, None), (0, "empty")])

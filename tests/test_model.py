@@ -347,7 +347,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.path.split("?")[0]
+        path = self.path.split("?")[0].replace("/api/datasets/", "/api/models/")
         self.requests.append((path, self.headers.get("Authorization")))
         if Hub.hiccups:
             Hub.hiccups -= 1

@@ -130,7 +130,8 @@ def test_requests_that_end_before_the_duration_are_told(requests, duration, expe
 
 
 def workload(name, **tokens):
-    return SimpleNamespace(workload=SimpleNamespace(name=name, **tokens), replicate=0)
+    longest = (tokens.get("input_tokens", 0), tokens.get("output_tokens", 0))
+    return SimpleNamespace(workload=SimpleNamespace(name=name, longest_request=lambda: longest), replicate=0)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from scipy import stats
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from sweep.config import CONF, ConfigError, build
+from sweep.inputs.prompts import Prompts
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from sweep.inputs.workload import DATA, Draw, Prompts, Recorded, Serving, Synthetic, Workload, exact_prompts
+from sweep.inputs.workload import DATA, Draw, Recorded, Serving, Synthetic, Workload, exact_prompts
 from sweep.options import load_option
 from sweep.records import UNKNOWN
 
@@ -50,7 +51,8 @@ def test_tasks_have_prompts_enough_and_none_twice(task: str) -> None:
     assert all(len(a & b) < 0.7 * len(a | b) for i, a in enumerate(own) for b in own[:i])
 
 
-COMPLETE = sorted({path.stem for path in (CONF / "workload").glob("*.yaml")} - {"recorded"})  # which wants a file
+NEEDS_DATA = {"recorded", "prompts", "dataset", "tinystories"}
+COMPLETE = sorted({path.stem for path in (CONF / "workload").glob("*.yaml")} - NEEDS_DATA)
 
 
 @pytest.mark.parametrize("name", COMPLETE)
@@ -229,38 +231,44 @@ def test_recorded_lengths_are_replayed(tokenizer: Tokenizer, tmp_path: Path) -> 
     workload = shipped("recorded", file=str(file))
     workload.check()
     requests = workload.requests(tokenizer, 6, seed=1)
-    assert sorted((r.input_tokens, r.output_tokens) for r in requests) == sorted(pairs * 2)
+    assert [(r.input_tokens, r.output_tokens) for r in requests] == pairs * 2
     assert lengths(tokenizer, requests) == [r.input_tokens for r in requests]
+    shuffled = shipped("recorded", file=str(file), order="random").requests(tokenizer, 30, seed=1)
+    assert sorted((r.input_tokens, r.output_tokens) for r in shuffled) == sorted(pairs * 10)
+    assert [(r.input_tokens, r.output_tokens) for r in shuffled] != pairs * 10
 
 
 def test_a_digest_covers_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"prompt": "one"}\n')
     workload = Prompts(name="p", file=str(file), output_tokens=3)
-    before = workload.digest()
-    assert workload.digest() == before
+    before = workload.digest(Path())
+    assert workload.digest(Path()) == before
     file.write_text('{"prompt": "two"}\n')
-    assert workload.digest() != before
-    assert shipped("qa").digest() != shipped("reasoning").digest()
-    assert shipped("synthetic").digest() == shipped("serving").digest()
+    assert workload.digest(Path()) != before
+    assert shipped("qa").digest(Path()) != shipped("reasoning").digest(Path())
+    assert shipped("synthetic").digest(Path()) == shipped("serving").digest(Path())
 
 
 def test_a_prompt_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     file = tmp_path / "latin.jsonl"
     file.write_bytes('{"prompt": "caf\u00e9"}\n'.encode("latin-1"))
     with pytest.raises(ValueError, match=rf"^workload\.file={file}: .* at byte 15; allowed is UTF-8$"):
-        shipped("qa", file=str(file)).check()
+        shipped("prompts", file=str(file)).check()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file; allowed is the path of a JSONL file, or one of qa, reasoning"),
+        (
+            None,
+            "no such file; allowed is a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet, or one of qa, rea",
+        ),
         ("", "is empty"),
         ("\n", "is empty"),
         ('{"prompt": "a"}\nnonsense\n', "line 2 is not a JSON mapping"),
         ("[1]\n", "line 1 is not a JSON mapping"),
-        ('{"text": "a"}\n', 'allowed is {"prompt": text} in each line'),
+        ('{"prompt": "a"}\n{"prompt": ""}\n', "row 2 has no prompt; allowed is text in a column prompt, text, que"),
     ],
 )
 def test_a_bad_prompt_file_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
@@ -282,7 +290,9 @@ def test_bad_recorded_lengths_are_refused(tmp_path: Path) -> None:
         {"input_tokens": 1.5, "output_tokens": 1},
     ):
         file.write_text(json.dumps(bad))
-        with pytest.raises(ValueError, match=r"^workload.file=.*n > 0$"):
+        with pytest.raises(
+            ValueError, match=r"^workload.file=.*(no columns of lengths|row 1; allowed are whole numbers from 1)"
+        ):
             Recorded(name="r", file=str(file)).check()
 
 

@@ -42,6 +42,7 @@ class LibraryServer:
         self.tokenizer = tokenizer
         self.name = name
         self.context = context or tokenizer.context or sys.maxsize
+        self.progress = offline.TokenClock()  # of `measure`
         loop = asyncio.get_running_loop()
         self.batches: BatchQueue | ContinuousQueue = (
             ContinuousQueue(library, loop)
@@ -65,6 +66,8 @@ class LibraryServer:
                 await self.complete(query.json(), connection)
             case "POST", "/measure":
                 await self.measure(query.json(), connection)
+            case "GET", "/progress":
+                await connection.answer({"seconds_since_token": time.monotonic() - self.progress.at})
             case "POST", "/log_probabilities":
                 await self.log_probabilities(query.json(), connection)
             case "POST", "/reset_caches":
@@ -108,9 +111,12 @@ class LibraryServer:
             for phase in ("warmup", "requests")
         )
         order = offline.Order(**body["order"])
-        stopped = threading.Event()
+        stopped, progress = threading.Event(), self.progress
         await self.exclusively(
-            batches, connection, lambda: offline.measure_rows(batches.library, warmup, rows, order, stopped), stopped
+            batches,
+            connection,
+            lambda: offline.measure_rows(batches.library, warmup, rows, order, stopped, progress),
+            stopped,
         )
 
     async def log_probabilities(self, body: dict[str, Any], connection: HostConnection) -> None:

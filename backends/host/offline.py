@@ -32,6 +32,16 @@ class Order:
         )
 
 
+@dataclass
+class TokenClock:
+    """The instant of the latest token; while no row is in flight, the latest look."""
+
+    at: float = field(default_factory=time.monotonic)  # s of CLOCK_MONOTONIC
+
+    def note(self) -> None:
+        self.at = time.monotonic()
+
+
 @dataclass(slots=True)
 class RowStamps:
     """The raw stamps of one row, s from the start of the clock; chunks in µs since the release."""
@@ -54,7 +64,12 @@ class RowStamps:
 
 
 def step_rows(
-    library: ContinuousLibrary, rows: Sequence[PromptRow], order: Order, start: int, stopped: threading.Event
+    library: ContinuousLibrary,
+    rows: Sequence[PromptRow],
+    order: Order,
+    start: int,
+    stopped: threading.Event,
+    progress: TokenClock,
 ) -> list[RowStamps]:
     """Release the rows in order and step until all have ended; a RowStamps of each row that was released.
 
@@ -82,6 +97,7 @@ def step_rows(
     while not stopped.is_set():
         release()
         if not flying:
+            progress.note()
             if len(traces) == len(rows) or over():
                 return traces
             time.sleep(SHORTEST_SLEEP)
@@ -93,6 +109,8 @@ def step_rows(
             if index is None:
                 continue
             traces[index].add(row, tokens, error, (now - start) / 1e9)
+            if tokens:
+                progress.note()
             if row.done or error is not None:
                 del flying[id(row)]
     for index in flying.values():
@@ -107,14 +125,16 @@ def measure_rows(
     rows: Sequence[PromptRow],
     order: Order,
     stopped: threading.Event,
+    progress: TokenClock,
 ) -> dict[str, Any]:
     """Run the warm-up rows in batches, then the rows as the order says; return the host's answer."""
     origin = time.monotonic_ns()
-    warm = step_rows(library, warmup, Order(order.batch_size or 1), origin, stopped)
+    progress.note()
+    warm = step_rows(library, warmup, Order(order.batch_size or 1), origin, stopped, progress)
     start = time.monotonic_ns()
     for trace in warm:  # their times are negative: before the clock; they have no schedule
         trace.released -= (start - origin) / 1e9
-    traces = step_rows(library, rows, order, start, stopped)
+    traces = step_rows(library, rows, order, start, stopped, progress)
     return {"start_ns": start, "warmup": _records(warm, warmup), "records": _records(traces, rows)}
 
 

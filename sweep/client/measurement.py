@@ -7,6 +7,7 @@ in `process`, `sender`, `connection` and `wire`.
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import selectors
@@ -31,6 +32,8 @@ from sweep.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, T
 
 HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
+STALLED = "stall_timeout"  # the reason to stop when no token of any request comes
+PROGRESS_REPORTS = 5  # of each process within the stall timeout, unless that is more than one a second
 TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
 STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
 TOKENS_A_PROCESS = 40_000  # a second, likewise
@@ -90,6 +93,7 @@ def measure(
     cpus: set[int] | None = None,
     processes: int | Literal["auto"] = 1,
     timeouts: Timeouts | None = None,
+    stall_timeout: float | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
     on_start: Callable[[float], None] = lambda start: None,
     on_warm: Callable[[WarmUp], None] = lambda warm_up: None,
@@ -100,8 +104,10 @@ def measure(
     The warm-up is sent in the same way before the clock starts; its Records have phase "warmup" and negative times.
     `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, some 20 ms before
     it; `should_stop` about ten times a second: when it gives a reason, requests on their way end with the error
-    "cancelled: <reason>" and nothing more is sent. `on_warm` is called before the clock starts. `count_tokens` counts
-    the tokens of texts, after the run: of all answers that the server did not count, and of some that it did.
+    "cancelled: <reason>" and nothing more is sent. The same happens, for the reason STALLED, when no token of any
+    request has come for `stall_timeout` s while some were on their way. `on_warm` is called before the clock starts.
+    `count_tokens` counts the tokens of texts, after the run: of all answers that the server did not count, and of some
+    that it did.
 
     `folder` is created for the job's files; the Records do not need it afterwards. With several `processes` requests
     and users are dealt out in turn, and a cap on requests in flight is shared out among them; lockstep needs one
@@ -112,8 +118,10 @@ def measure(
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
     parts = _parts(processes, mode, requests, cpus)
     keeps_texts = count_tokens is not None
-    _write_job(folder, Job(target, timeouts or Timeouts(), mode, parts, cpus, keeps_texts), warmup, requests)
-    supervisor = _Supervisor(should_stop, on_start, on_warm)
+    every = None if stall_timeout is None else min(1.0, stall_timeout / PROGRESS_REPORTS)
+    job = Job(target, timeouts or Timeouts(), mode, parts, cpus, keeps_texts, every)
+    _write_job(folder, job, warmup, requests)
+    supervisor = _Supervisor(should_stop, on_start, on_warm, stall_timeout)
     with _clients(folder, parts) as clients:
         finals = supervisor.until_done(clients)
     texts = count_tokens, target.ignore_eos
@@ -219,8 +227,11 @@ class _Supervisor:
         should_stop: Callable[[], str | None],
         on_start: Callable[[float], None],
         on_warm: Callable[[WarmUp], None],
+        stall_timeout: float | None,
     ) -> None:
         self._should_stop, self._on_start, self._on_warm = should_stop, on_start, on_warm
+        self._stall_timeout = math.inf if stall_timeout is None else stall_timeout
+        self._progress = time.monotonic_ns()  # the latest token, as far as the processes have reported
         self._warm_ups: list[WarmUp] = []
         self.start = time.monotonic_ns()
         self.stopped: str | None = None
@@ -257,12 +268,15 @@ class _Supervisor:
                 self.start = time.monotonic_ns() + int(HEAD_START * 1e9)
                 _send(clients, go=self.start)
                 self._on_start(self.start / 1e9)
+        elif message["event"] == "progress":
+            self._progress = max(self._progress, message["at"])
         else:
             self._finals[part] = message
 
     def _poll(self, clients: list[_Client]) -> None:
         if self.stopped is None:
-            self.stopped = self._should_stop()
+            stalled = time.monotonic_ns() - self._progress > self._stall_timeout * 1e9
+            self.stopped = self._should_stop() or (STALLED if stalled else None)
             if self.stopped is not None:
                 _send(clients, stop=self.stopped)
                 self._stop_by = time.monotonic() + STOP_WITHIN

@@ -5,6 +5,7 @@ reports "ready", and begins at the instant that it gets in return (see `sender`)
 library, uvloop and httptools. It talks to the parent in lines of JSON on stdout and stdin:
 
     -> {"event": "ready"}            <- {"go": start}  (ns of CLOCK_MONOTONIC)
+    -> {"event": "progress", "at": instant of the latest token}
                                      <- {"stop": reason}; end of stdin: the parent is gone, stop
     -> {"event": "done", ...}
 """
@@ -51,7 +52,7 @@ class MeasuringProcess:
         self._line = b""
         self._lag_due = 0
         self._lag_alarm = Alarm(loop, self._lag_tick)
-        self._next_check = 0
+        self._next_check = self._next_report = 0
 
     async def measure(self) -> None:
         os.set_blocking(0, False)
@@ -133,6 +134,9 @@ class MeasuringProcess:
         poller.adjust(now / 1e9, self.counters.kernel_stamps)
         if self.sender is not None:
             self.sender.check_timeouts(now)
+        if self.job.progress_every is not None and now >= self._next_report:
+            self._next_report = now + int(self.job.progress_every * 1e9)
+            _send_message(event="progress", at=now if self.sender is None else self.sender.progress(now))
         if now >= self._next_check:
             self._next_check = now + 1_000_000_000
             self.stamps.refresh()

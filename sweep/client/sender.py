@@ -45,6 +45,7 @@ class Sender:
         self._alarm = Alarm(loop, self._expired)
         self._alarm_at = 0  # ns, the instant that it is set for
         self._next_look = 0  # ns, at the time-outs
+        self._progressed = time.monotonic_ns()  # the latest token of a finished call, or when nothing was on its way
         pool.on_done = self._ended
 
     def begin(self, start: int) -> None:
@@ -126,6 +127,13 @@ class Sender:
         elif now - last_token > limits.between_tokens * 1e9:
             connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
 
+    def progress(self, now: int) -> int:
+        """The instant (ns) of the latest token of any call; now, while none is on its way."""
+        if not self.in_flight:
+            self._progressed = now
+        latest = (c.answer.last_token for c in self.in_flight if c.answer is not None)
+        return max(self._progressed, *latest, 0)
+
     def shortest_gap(self) -> float:
         """The shortest time between the latest two token events of a stream, over the requests on their way, s."""
         gaps = [
@@ -149,6 +157,8 @@ class Sender:
         self._settle()
 
     def _send(self, dispatch: Dispatch) -> None:
+        if not self.in_flight:
+            self._progressed = time.monotonic_ns()
         connection = self.pool.take()
         self.in_flight.add(connection)
         connection.context = dispatch
@@ -160,6 +170,7 @@ class Sender:
         self.in_flight.discard(connection)
         self.pool.give(connection)
         now = time.monotonic_ns()
+        self._progressed = max(self._progressed, answer.last_token)
         dispatch.given_up = now
         self._write(dispatch, answer)
         # The end as the kernel saw it, so that our own delay until the next send is seen as turnaround.

@@ -12,7 +12,7 @@ from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
 from sweep import provenance
 from sweep.cluster import ray_environment
-from sweep.config import Cluster, ConfigError, Settings, build, cache_directory
+from sweep.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
 from sweep.drive.output_folder import check_writable
 from sweep.drive.run_locks import RunEnvironments
 from sweep.options import ConfigPath
@@ -65,6 +65,18 @@ def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
         reported = True
         time.sleep(NODE_POLL)
     return nodes
+
+
+def assume_machine(settings: Settings) -> Settings:
+    """Return the settings of a dry run for a GPU that is not here with one machine that has it, as its profile says."""
+    cluster, hardware = settings.cluster, settings.hardware
+    if not settings.dry_run or cluster.kind == "ray" or cluster.simulate is not None or hardware.platform != "cuda":
+        return settings
+    names = provenance.gpu_names()
+    if set(names) & set(hardware.matches) or (names and not hardware.accelerator):
+        return settings
+    machine = SimulatedNodes(nodes=1, gpus=1, cpus=hardware.cpus or 64)
+    return settings.model_copy(update={"cluster": cluster.model_copy(update={"simulate": machine})})
 
 
 def find_nodes(settings: Settings) -> list[Node]:

@@ -9,10 +9,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -29,9 +29,15 @@ from backends.base import Progress
 from sweep.config import first_line
 from sweep.whole_file import write_whole
 
+RepoType = Literal["model", "dataset"]
+KEYS: dict[RepoType, tuple[str, str]] = {
+    "model": ("model", "repo"),
+    "dataset": ("workload", "dataset"),
+}  # group and key
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # of a repository: what engines load besides weights
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
 NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights
+ROWS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")  # endings of a data set's files
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
@@ -63,7 +69,7 @@ def fetch(
         return Path(snapshot_download(repo, allow_patterns=list(patterns), **online, **options))
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         if _is_answer(error):
-            raise _refused(repo, revision, error) from None
+            raise _refused(repo, revision, error, "model") from None
         for weights_pattern in (SAFE_WEIGHTS, PICKLED_WEIGHTS):
             patterns = names or (*CONFIGURATION, weights_pattern)
             with contextlib.suppress(LocalEntryNotFoundError):  # no complete snapshot of an earlier run
@@ -72,6 +78,34 @@ def fetch(
                     return folder
         problem = f"not on this machine, and the hub cannot be reached ({first_line(error)})"
         raise ValueError(f"model.repo={repo}@{revision}: {problem}") from None
+
+
+def fetch_dataset(
+    repo: str, revision: str, cache_dir: Path, choose: Callable[[Iterable[str]], list[str]], pattern: str
+) -> Path:
+    """Return a snapshot with the chosen files of a data set; from the cache if the hub cannot be reached.
+
+    `pattern` matches the names of all that may be chosen: an earlier download counts only if nothing of it is missing.
+
+    Raises ValueError in one line if the hub refuses it, or if it is neither there nor here.
+    """
+    api = _hub()
+    options: Any = {"repo_type": "dataset", "revision": revision, "cache_dir": _hub_cache(cache_dir)}
+    try:
+        names = choose(file.rfilename for file in api.dataset_info(repo, revision=revision).siblings or [])
+        online = {"endpoint": api.endpoint, "token": api.token, "tqdm_class": _bar(repo, ignore)}
+        return Path(snapshot_download(repo, allow_patterns=names, **online, **options))
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        if _is_answer(error):
+            raise _refused(repo, revision, error, "dataset") from None
+        for suffix in ROWS:
+            with contextlib.suppress(LocalEntryNotFoundError, ValueError):  # not complete, or none of that format
+                patterns = [pattern + suffix]
+                folder = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True, **options))
+                choose(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}"))
+                return folder
+        problem = f"not on this machine, and the hub cannot be reached ({first_line(error)})"
+        raise ValueError(f"workload.dataset={repo}@{revision}: {problem}") from None
 
 
 def _hub_cache(cache_dir: Path) -> Path:
@@ -86,10 +120,11 @@ def _is_answer(error: Exception) -> bool:
     return status < SERVER_ERROR and status not in TRY_LATER
 
 
-def _refused(repo: str, revision: str, error: Exception) -> ValueError:
+def _refused(repo: str, revision: str, error: Exception, kind: RepoType) -> ValueError:
+    group, key = KEYS[kind]
     if isinstance(error, RevisionNotFoundError):
-        return ValueError(f"model.revision={revision}: not in {repo}; allowed is a branch, tag or commit of it")
-    return ValueError(f"model.repo={repo}@{revision}: {first_line(error)} (a gated model needs HF_TOKEN)")
+        return ValueError(f"{group}.revision={revision}: not in {repo}; allowed is a branch, tag or commit of it")
+    return ValueError(f"{group}.{key}={repo}@{revision}: {first_line(error)} (a gated {kind} needs HF_TOKEN)")
 
 
 def _bar(repo: str, progress: Progress) -> type[Any]:
@@ -117,7 +152,7 @@ def _hub() -> HfApi:
 
 
 @lru_cache
-def resolve_commit(repo: str, revision: str, cache_dir: Path) -> str:
+def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "model") -> str:
     """Return the commit of a revision: from the hub; else as it was last time; else the revision itself.
 
     Raises ValueError if the hub has no such repository or revision and never had: one that was renamed or closed since
@@ -127,13 +162,13 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path) -> str:
         return revision
     remembered = cache_dir / "digests" / "hub.json"
     commits: dict[str, str] = json.loads(remembered.read_text()) if remembered.is_file() else {}
-    key = f"{os.environ.get('HF_ENDPOINT', '')} {repo}@{revision}"
-    last = commits.get(key) or _fetched_commit(repo, revision, cache_dir)
+    key = f"{os.environ.get('HF_ENDPOINT', '')} {'' if kind == 'model' else f'{kind}s/'}{repo}@{revision}"
+    last = commits.get(key) or _fetched_commit(repo, revision, cache_dir, kind)
     try:
-        commit = _ask_commit(repo, revision, patient=last is None)
+        commit = _ask_commit(repo, revision, kind, patient=last is None)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         if key not in commits:
-            raise _refused(repo, revision, error) from None
+            raise _refused(repo, revision, error, kind) from None
         return commits[key]
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled):
         return last or revision
@@ -143,12 +178,12 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path) -> str:
     return commit
 
 
-def _ask_commit(repo: str, revision: str, patient: bool) -> str:
+def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> str:
     """Return the hub's answer, with retries if `patient`: where nothing else has the commit, ids depend on it."""
     pauses = _pauses(os.environ.get("HF_ENDPOINT", "")) if patient else iter(())
     while True:
         try:
-            return str(_hub().model_info(repo, revision=revision, timeout=RESOLVE_TIMEOUT).sha)
+            return str(_hub().repo_info(repo, revision=revision, repo_type=kind, timeout=RESOLVE_TIMEOUT).sha)
         except (HfHubHTTPError, httpx.TransportError) as error:
             if _is_answer(error) or (pause := next(pauses, None)) is None:
                 raise
@@ -161,7 +196,7 @@ def _pauses(hub: str) -> Iterator[float]:
     return iter(RESOLVE_PAUSES)
 
 
-def _fetched_commit(repo: str, revision: str, cache_dir: Path) -> str | None:
+def _fetched_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType) -> str | None:
     """Return the commit of a revision in the hub's own cache on this machine."""
-    reference = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / revision
+    reference = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None

@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,12 @@ from pydantic import Field, field_validator
 
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.config import ConfigError, Strict
+from sweep.inputs.rows import trace_columns
 
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # of a unit: its power of ten
 WARMUP = 4  # requests, where nothing says how many will be in flight
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -54,6 +56,9 @@ class Load(Strict):
         """The requests of the warm-up; None: enough that the engine has met the largest batch that it will have."""
         count = WARMUP if requests is None else requests
         return self.count(count) if count else 0
+
+    def check_pairing(self, workload: Any) -> None:
+        """Raise ConfigError if the load cannot send this workload."""
 
     def describe(self) -> str:
         """The load in a short phrase, for people."""
@@ -204,14 +209,15 @@ class Trace(_ArrivalProcess):
     """Recorded arrivals, moved so that the first is at once and otherwise unchanged.
 
     `path` is a text file with one time a line (# begins a comment), or .csv with a header or .jsonl, whose `column`
-    holds the time: a number in `unit`, or a date and time in ISO 8601.
+    holds the time: a number in `unit`, or a date and time in ISO 8601. Without them: those of a trace that is known by
+    its columns, or `timestamp` in seconds.
     """
 
     name: str = "trace"
     process = "trace {self.file.name}"
     path: str
-    column: str = "timestamp"
-    unit: Literal["s", "ms", "us", "ns"] = "s"
+    column: str | None = None
+    unit: Literal["s", "ms", "us", "ns"] | None = None
 
     @property
     def file(self) -> Path:
@@ -228,7 +234,13 @@ class Trace(_ArrivalProcess):
         """Raise ConfigError, naming the file and what is wrong with it, for a trace that cannot be replayed."""
         self._times()
 
-    def digest(self) -> str:
+    def check_pairing(self, workload: Any) -> None:
+        """Raise ConfigError if times are of this file and lengths, in another order, too."""
+        if getattr(workload, "file", None) == self.path and getattr(workload, "order", "file") != "file":
+            problem = f"each length of {self.path} belongs to its time"
+            raise ConfigError(f"workload.order={workload.order}: {problem}; allowed with this load is file")
+
+    def digest(self, cache_dir: Path) -> str:
         """Hash of the file, so that another trace under the same name is another trial."""
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
@@ -257,11 +269,10 @@ class Trace(_ArrivalProcess):
 
     def _values(self) -> Iterator[Decimal]:
         """Times in s as the file has them: a float does not hold a time of day in ns."""
-        scale = {"s": 0, "ms": -3, "us": -6, "ns": -9}[self.unit]
-        for number, text in self._cells():
+        for number, text, unit in self._cells():
             try:
                 with suppress(InvalidOperation):
-                    yield Decimal(text).scaleb(scale)
+                    yield Decimal(text).scaleb(DIGITS[self.unit or unit])
                     continue
                 moment = datetime.fromisoformat(text)
                 yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
@@ -269,28 +280,35 @@ class Trace(_ArrivalProcess):
                 problem = f"line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
                 raise ConfigError(f"load.path={self.path}: {problem}") from None
 
-    def _cells(self) -> Iterator[tuple[int, str]]:
-        """Line numbers and the text of the time in each line."""
+    def _cells(self) -> Iterator[tuple[int, str, str]]:
+        """Line numbers, the text of the time in each line, and its unit if none is set."""
         try:
             with self.file.open(encoding="utf-8-sig", newline="") as file:
                 if self.file.suffix == ".csv":
                     for row in (reader := csv.DictReader(file)):
-                        yield reader.line_num, (row[self.column] or "").strip()
+                        column, unit = self._column(row)
+                        yield reader.line_num, (row[column] or "").strip(), unit
                 elif self.file.suffix == ".jsonl":
                     for number, line in enumerate(file, 1):
-                        yield number, str(json.loads(line)[self.column])
+                        column, unit = self._column(row := json.loads(line))
+                        yield number, str(row[column]), unit
                 else:
                     for number, line in enumerate(file, 1):
                         if text := line.partition("#")[0].strip():
-                            yield number, text
+                            yield number, text, "s"
         except json.JSONDecodeError as error:
             raise ConfigError(f"load.path={self.path}: not JSON lines ({error})") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"load.path={self.path}: cannot be read ({error})") from None
         except TypeError:
             raise ConfigError(f"load.path={self.path}: line {number} is not an object") from None
-        except KeyError:
-            raise ConfigError(f"load.column={self.column}: no such column in {self.path}") from None
+        except KeyError as error:
+            raise ConfigError(f"load.column={error.args[0]}: no such column in {self.path}") from None
+
+    def _column(self, row: dict[str, str]) -> tuple[str, str]:
+        """The column of a row that holds its time, and its unit."""
+        trace = None if self.column else trace_columns(row)
+        return (trace.time, trace.unit) if trace else (self.column or "timestamp", "s")
 
 
 def uniforms(count: int, seed: int, stream: str) -> Floats:

@@ -26,6 +26,7 @@ from sweep.config import Strict, content_hash
 from sweep.inputs import random_weights
 from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, ignore, resolve_commit
 from sweep.inputs.random_weights import Architecture
+from sweep.inputs.shape import ModelShape
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
     TOKENIZER_FILES,
@@ -48,6 +49,7 @@ class Model(Strict):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # number format in which engines compute
     max_model_len: PositiveInt | None = None  # context length, in tokens, given to the engine; null: the model's
     served_name: str | None = None  # name under which engines serve the model; null: `name`
+    shape: ModelShape | None = None  # for the plan's estimates of memory and time; null: read from the weights, if here
 
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what is allowed, for errors that show without a node."""
@@ -66,7 +68,11 @@ class Model(Strict):
     @property
     def context(self) -> int | None:
         """Tokens that a prompt and its answer may have together, where that is known without reading the model."""
-        return self.max_model_len
+        return self.max_model_len or (self.shape.positions if self.shape else None)
+
+    def dimensions(self, cache_dir: Path) -> ModelShape | None:
+        """Return the numbers of the model that memory and time depend on; None where nothing here tells them."""
+        return self.shape
 
     def digest(self, cache_dir: Path) -> str:
         """Return what identifies the content of the model and its tokenizer. Raises ValueError if there is none."""
@@ -146,6 +152,9 @@ class RandomModel(Model):
     @property
     def context(self) -> int:
         return self.max_model_len or self.architecture.max_position_embeddings
+
+    def dimensions(self, cache_dir: Path) -> ModelShape:
+        return self.shape or ModelShape.of_architecture(self.architecture)
 
     def digest(self, cache_dir: Path) -> str:
         content = {
@@ -238,6 +247,10 @@ class PathModel(Model):
             raise ValueError(f"model.path={self.path}: {problem}; allowed is a folder in Hugging Face layout")
         if self.tokenizer is None:  # its prompts are counted by its own
             load_tokenizer(folder)
+
+    def dimensions(self, cache_dir: Path) -> ModelShape | None:
+        folder = self._own_tokenizer(cache_dir)
+        return self.shape or ModelShape.of_config(json.loads((folder / "config.json").read_text()))
 
     def _digest(self, cache_dir: Path) -> str:
         """Hash of all its files; a file that was read once is read again only when its size or time has changed."""

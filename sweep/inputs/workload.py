@@ -1,4 +1,4 @@
-"""Workloads: prompts from a file or of an exact length, as a seeded stream of Requests. Their timing is the Load's.
+"""Workloads: prompts as a seeded stream of Requests; here those of drawn, exact lengths. Their timing is the Load's.
 
 Every prompt begins with a unique header, so that no cache can answer for the engine; two requests of a trial differ
 from their first words on. Prompts depend on the seed, never on the backend. Each random dimension has its own stream of
@@ -9,7 +9,6 @@ as a token, and only the engine's own count is recorded.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from sweep.config import Strict
+from sweep.inputs.rows import TRACES, read_rows, trace_columns
 from sweep.records import UNKNOWN, Phase, Request
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -98,9 +98,21 @@ class Workload(Strict):
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what is allowed, if a file is invalid."""
 
-    def digest(self) -> str:
-        """Hash of the files that prompts are made from."""
-        return _digest()
+    def digest(self, cache_dir: Path) -> str:
+        """Return what identifies the content of the prompts. Raises ValueError if it cannot be read."""
+        return content_digest()
+
+    def pinned(self, cache_dir: Path) -> Self:
+        """Return this workload at the commit that its revision points to now, so that a node sends what was planned."""
+        return self
+
+    def fetched(self, cache_dir: Path) -> Self:
+        """Return this workload with all that its requests are made from on this machine."""
+        return self
+
+    def longest_request(self) -> tuple[int, int]:
+        """Tokens of the input and the output of the longest request, as far as they are known without a tokenizer."""
+        return getattr(self, "input_tokens", 0), getattr(self, "output_tokens", None) or 0
 
     def requests(
         self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured", salt: str = ""
@@ -136,41 +148,6 @@ def shared_prefix_share(prompts: Iterable[str]) -> float | None:
             starts.add(start)
         total += len(prompt)
     return shared / total if total else None
-
-
-class Prompts(Workload):
-    """Prompts of a file in random order, repeated in a new order if there are more requests than prompts."""
-
-    file: str  # name of a shipped task, or path of a JSONL file with {"prompt": text} in each line
-    output_tokens: PositiveInt
-
-    def check(self) -> None:
-        self._texts()
-
-    def digest(self) -> str:
-        return _digest(self._path)
-
-    @property
-    def _path(self) -> Path:
-        shipped = DATA / "prompts" / f"{self.file}.jsonl"
-        return shipped if shipped.is_file() else Path(self.file).expanduser()
-
-    def _texts(self) -> list[str]:
-        shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
-        rows = _read_rows(self._path, f"workload.file={self.file}", f", or one of {shipped}")
-        texts: list[Any] = [row.get("prompt") for row in rows]
-        if not all(isinstance(text, str) and text for text in texts):
-            raise ValueError(f'workload.file={self.file}: allowed is {{"prompt": text}} in each line')
-        return texts
-
-    def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
-        texts = self._texts()
-        chosen = [texts[i] for i in draw.cycle(len(texts), "prompts")]
-        if self.unique_header:
-            lead, vocabulary = _header_words(tokenizer)
-            headers = [" ".join(vocabulary[i] for i in header) for header in draw.headers(len(vocabulary)).tolist()]
-            chosen = [f"{lead}{header}\n\n{text}" for header, text in zip(headers, chosen, strict=True)]
-        return _encode(chosen, tokenizer), [self.output_tokens] * draw.count
 
 
 class _ExactLengths(Workload):
@@ -234,27 +211,49 @@ class Serving(Synthetic):
 
 
 class Recorded(_ExactLengths):
-    """Like Synthetic, with the lengths of recorded requests, in random order."""
+    """Like Synthetic, with the lengths of recorded requests, of which a trace's columns are recognised by their names.
 
-    file: str  # path of a JSONL file with {"input_tokens": n, "output_tokens": n} in each line
+    In the file's order, request i has the lengths of line i, which load=recorded sends at the time of line i.
+    """
+
+    file: str  # path of a file with input_tokens and output_tokens in each row, or of a trace: docs/experiments.md
+    order: Literal["file", "random"] = "file"
 
     def check(self) -> None:
         self._pairs()
 
-    def digest(self) -> str:
-        return _digest(Path(self.file).expanduser())
+    def digest(self, cache_dir: Path) -> str:
+        return content_digest(Path(self.file).expanduser())
+
+    def longest_request(self) -> tuple[int, int]:
+        return max(self._pairs()[: None if self.order == "random" else self.num_requests], key=sum)
 
     def _pairs(self) -> list[tuple[int, int]]:
-        rows = _read_rows(Path(self.file).expanduser(), f"workload.file={self.file}")
-        pairs: list[Any] = [(row.get("input_tokens"), row.get("output_tokens")) for row in rows]
-        if not all(type(n) is int and n > 0 for pair in pairs for n in pair):
-            allowed = '{"input_tokens": n, "output_tokens": n} in each line, n > 0'
-            raise ValueError(f"workload.file={self.file}: allowed is {allowed}")
+        key = f"workload.file={self.file}"
+        rows = read_rows(Path(self.file).expanduser(), key)
+        columns = trace_columns(rows[0])
+        if columns is None:
+            allowed = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
+            raise ValueError(f"{key}: has no columns of lengths; allowed: {allowed}")
+        pairs = [(_length(row[columns.input_tokens]), _length(row[columns.output_tokens])) for row in rows]
+        for number, pair in enumerate(pairs, 1):
+            if 0 in pair:
+                names = f"{columns.input_tokens}, {columns.output_tokens}"
+                raise ValueError(f"{key}: row {number}; allowed are whole numbers from 1 in {names}")
         return pairs
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         pairs = self._pairs()
-        return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
+        if self.order == "random":
+            return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
+        return [pairs[i % len(pairs)] for i in range(draw.count)]
+
+
+def _length(value: Any) -> int:
+    """Return a length in tokens as a file has it; 0 if it is none."""
+    if isinstance(value, str):
+        return int(value) if value.isdigit() else 0
+    return value if type(value) is int and value > 0 else 0
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
@@ -271,7 +270,9 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
     sizes = [length - special for length in lengths]
     texts = _word_lists(vocabulary, [size + SPARE_WORDS for size in sizes], draw, unique)
     for _ in range(ROUNDS):
-        prompts = _encode([lead + " ".join(text[:size]) for text, size in zip(texts, sizes, strict=True)], tokenizer)
+        prompts = encode_prompts(
+            [lead + " ".join(text[:size]) for text, size in zip(texts, sizes, strict=True)], tokenizer
+        )
         excess = [0 if p.ids is None else len(p.ids) - length for p, length in zip(prompts, lengths, strict=True)]
         if not any(excess):
             return prompts
@@ -291,7 +292,7 @@ def _word_lists(vocabulary: list[str], sizes: Sequence[int], draw: Draw, unique:
     return lists
 
 
-def _encode(texts: list[str], tokenizer: Tokenizer | None) -> list[Encoded]:
+def encode_prompts(texts: list[str], tokenizer: Tokenizer | None) -> list[Encoded]:
     if tokenizer is None:
         return [Encoded(text, None) for text in texts]
     encodings = tokenizer.encode_batch_fast(texts)
@@ -315,7 +316,14 @@ def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
     return (*best, special)
 
 
-def _header_words(tokenizer: Tokenizer | None) -> tuple[str, list[str]]:
+def with_headers(texts: Sequence[str], draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
+    """The texts, each behind a header of its own."""
+    lead, vocabulary = header_words(tokenizer)
+    headers = [" ".join(vocabulary[i] for i in header) for header in draw.headers(len(vocabulary)).tolist()]
+    return [f"{lead}{header}\n\n{text}" for header, text in zip(headers, texts, strict=True)]
+
+
+def header_words(tokenizer: Tokenizer | None) -> tuple[str, list[str]]:
     """The start of a prompt and the words of its header: of one token each where the tokenizer has enough such words,
     so that headers are equally long."""
     if tokenizer is not None:
@@ -329,33 +337,7 @@ def _word_list() -> list[str]:
     return WORDS.read_text().split()
 
 
-def _read_rows(path: Path, key: str, or_else: str = "") -> list[dict[str, Any]]:
-    """The mappings of a JSONL file. Raises ValueError, with `or_else` as other allowed values, if it holds none."""
-    if not path.is_file():
-        raise ValueError(f"{key}: no such file; allowed is the path of a JSONL file{or_else}")
-    return _parse_rows(path, key, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=16)
-def _parse_rows(path: Path, key: str, changed: int) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{key}: {error.reason} at byte {error.start}; allowed is UTF-8") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"{key}: line {number} is not a JSON mapping")
-        rows += [row] if row else []
-    if not rows:
-        raise ValueError(f"{key}: is empty; allowed is at least one line")
-    return rows
-
-
-def _digest(*files: Path) -> str:
+def content_digest(*files: Path) -> str:
+    """Return a hash of these files, and of what all prompts are made with."""
     content = [str(WORKLOAD_VERSION), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (WORDS, *files))]
     return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]

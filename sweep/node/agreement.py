@@ -91,7 +91,7 @@ def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
     samples = [[tokenizer.encode(text).ids for text in shipped("stories")[:PROMPTS]]]
     workloads = {content_hash(each.model_dump(mode="json")): each for each in _workloads(work)}
     for _, workload in sorted(workloads.items()):
-        requests = workload.requests(tokenizer, SAMPLED_REQUESTS, work.settings.seed, salt=SALT)
+        requests = workload.fetched(work.cache).requests(tokenizer, SAMPLED_REQUESTS, work.settings.seed, salt=SALT)
         ids = [tokenizer.encode(request.prompt).ids for request in requests]
         samples.append([each for each in ids if len(each) <= LONGEST_REQUEST][: -(-SAMPLED_REQUESTS // len(workloads))])
     return [prompt for sample in samples for prompt in sample]

@@ -12,7 +12,7 @@ from sweep.records import LONGEST_TIMEOUT, Request, Timeouts
 PROMPT = "The first question after a launch is asked by itself, and its answer is one word:"
 
 
-def measure_cold_start(engine: Engine, cpus: set[int], trial_timeout: float = LONGEST_TIMEOUT) -> float | None:
+def measure_cold_start(engine: Engine, cpus: set[int], stall_timeout: float = LONGEST_TIMEOUT) -> float | None:
     """Send one request to an engine that was just launched; return its time to first token in s.
 
     None if others launched it, if it is timed inside, or if it gave no answer: the trials will say why.
@@ -21,7 +21,7 @@ def measure_cold_start(engine: Engine, cpus: set[int], trial_timeout: float = LO
         return None
     with tempfile.TemporaryDirectory(prefix="sweep-cold-") as folder:
         first = Request("cold-start", PROMPT, 1)
-        patience = min(engine.backend.launch_timeout, trial_timeout, LONGEST_TIMEOUT)
+        patience = min(engine.backend.launch_timeout, stall_timeout, LONGEST_TIMEOUT)
         timeouts = Timeouts(first_token=patience, total=patience)
         try:
             records = measure(

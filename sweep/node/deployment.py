@@ -257,7 +257,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         expected = agreement.reference(work, node.launch, lambda text: emit(State(text)))
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
-            cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus, work.settings.trial_timeout)}
+            cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout)}
             facts = {
                 **engine.facts(),
                 **cold,
@@ -459,7 +459,7 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
 
     @functools.cache  # a file may be large, and trials share a few
     def problem(group: str, identity: int) -> str | None:
-        return other_content({group: planned[identity]}, {group: parts[identity].digest})
+        return other_content({group: planned[identity]}, {group: lambda: parts[identity].digest(work.cache)})
 
     parts = {id(part): part for trial in pending for part in (trial.workload, trial.load)}
     planned = {id(getattr(trial, group)): digest for trial in pending for group, digest in trial.content.items()}

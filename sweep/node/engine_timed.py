@@ -13,12 +13,13 @@ from typing import Any
 
 import httpx
 
-from sweep.client.measurement import ClientReport, Measurement
+from sweep.client.measurement import STALLED, ClientReport, Measurement
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
 from sweep.records import MOST_TOKENS, Record, Records, Request
 
 ANSWER_POLL = 0.1  # s between two checks whether to stop
+PROGRESS_POLL = 10.0  # s between two questions for the latest token
 EXIT_DELAY = 1.0  # s after a broken connection within which the engine's exit is noticed
 
 
@@ -30,13 +31,14 @@ def measure(
     *,
     on_start: Callable[[float], None] = lambda start: None,
     should_stop: Callable[[], str | None] = lambda: None,
+    stall_timeout: float | None = None,
     **client: object,
 ) -> Measurement:
     """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests when the mode says.
 
     `on_start` is called when the engine is asked: when its warm-up is over, only it knows. The measuring client's own
     arguments (`client`) have no meaning here. Every request ends with an error when `should_stop` gives a reason, when
-    the engine fails, and in a mode that needs a client.
+    no token has come for `stall_timeout` s, when the engine fails, and in a mode that needs a client.
     """
     body: dict[str, Any] = {
         "warmup": [_request(request) for request in warmup],
@@ -51,7 +53,7 @@ def measure(
         problem = f"protocol: {error}"
     else:
         on_start(time.monotonic())
-        answer, problem = asyncio.run(_ask(f"{target.url.rstrip('/')}/measure", body, should_stop))
+        answer, problem = asyncio.run(_ask(target.url.rstrip("/"), body, should_stop, stall_timeout))
     records = _records(answer, [*warmup, *requests], len(warmup), mode.batch(), problem)
     sent = sum(record.phase == "measured" for record in records) if problem is None else 0
     return Measurement(records, _report(len(requests), sent, problem), answer.get("start_ns", 0) / 1e9)
@@ -62,13 +64,17 @@ def _request(request: Request) -> dict[str, Any]:
 
 
 async def _ask(
-    url: str, body: dict[str, Any], should_stop: Callable[[], str | None]
+    url: str, body: dict[str, Any], should_stop: Callable[[], str | None], stall_timeout: float | None
 ) -> tuple[dict[str, Any], str | None]:
     """Return the host's answer, or the reason why there is none. Closing the connection stops the host."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
-        call = asyncio.create_task(http.post(url, json=body))
+        call = asyncio.create_task(http.post(f"{url}/measure", json=body))
+        looked = time.monotonic()
         while not (await asyncio.wait([call], timeout=ANSWER_POLL))[0]:
             reason = should_stop()
+            if reason is None and stall_timeout and time.monotonic() - looked > min(PROGRESS_POLL, stall_timeout / 2):
+                looked = time.monotonic()
+                reason = STALLED if await _seconds_since_token(http, url) > stall_timeout else None
             if reason is not None:
                 call.cancel()
                 await asyncio.wait([call])
@@ -88,6 +94,15 @@ async def _ask(
     except (ValueError, KeyError, TypeError):
         message = answer.text[:300]
     return {}, f"engine: {message}" if answer.status_code == 500 else f"status: {answer.status_code} {message}"
+
+
+async def _seconds_since_token(http: httpx.AsyncClient, url: str) -> float:
+    """The time since the latest token; 0.0 where the host gives no answer, which the call itself will report."""
+    try:
+        answer = await http.get(f"{url}/progress", timeout=PROGRESS_POLL)
+        return float(answer.json()["seconds_since_token"]) if answer.status_code == 200 else 0.0
+    except httpx.HTTPError:
+        return 0.0
 
 
 def _records(

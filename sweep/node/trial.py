@@ -4,6 +4,7 @@ The measuring itself is the client process's (`client`); here is what surrounds 
 starts, telemetry beside it, and the files. A trial's folder is complete when its trial.parquet is there.
 """
 
+import math
 import tempfile
 import threading
 import time
@@ -22,7 +23,7 @@ from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
-from sweep.node.verdict import judge, not_honoured
+from sweep.node.verdict import TIMED_OUT, judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.client import ANSWERS
 from sweep.numbers.quantities.memory import memory_of
@@ -74,7 +75,7 @@ def run_trial(
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     sampler = Sampler(_sources(engine), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
-    deadline = time.monotonic() + work.settings.trial_timeout
+    deadline = time.monotonic() + (work.settings.trial_timeout or math.inf)
     logged = engine.log_position()
     began = time.monotonic()
     result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline), notify)
@@ -84,7 +85,7 @@ def run_trial(
     samples = sampler.samples(result.start_monotonic)
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
     inputs |= {"wall_seconds": time.monotonic() - began}
-    verdict = judge(work, trial, engine, result, time.monotonic() > deadline, logged)
+    verdict = judge(work, trial, engine, result, logged)
     columns = replace(
         row,
         verdict=replace(verdict, ended_at=provenance.now()),
@@ -139,6 +140,7 @@ def _measure(
             cpus=running.node.client_cpus,
             processes=work.settings.client.processes,
             timeouts=work.settings.client.timeouts,
+            stall_timeout=work.settings.stall_timeout,
             on_start=sampler.begin,
             on_warm=on_warm,
             should_stop=should_stop,
@@ -149,7 +151,7 @@ def _measure(
 def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request], list[Request]]:
     """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
-    workload, count = trial.workload, trial.num_requests
+    workload, count = trial.workload.fetched(work.cache), trial.num_requests
     requests = workload.requests(tokenizer, count, trial.seed, salt=salt)
     warm = trial.load.warmup(workload.warmup_requests)
     warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup", salt=salt)
@@ -194,7 +196,7 @@ def _reason_to_stop(engine: Engine, stop: threading.Event, deadline: float) -> C
         if not engine.alive():
             return "the engine died"
         if time.monotonic() > deadline:
-            return "trial_timeout"
+            return TIMED_OUT
         return "stopped by the user" if stop.is_set() else None
 
     return reason

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 
 from backends.launch.server import Engine
-from sweep.client.measurement import ClientReport, Measurement
+from sweep.client.measurement import STALLED, ClientReport, Measurement
+from sweep.config import Settings
 from sweep.disk.row import Verdict
 from sweep.node.work import Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
@@ -15,6 +16,7 @@ from sweep.numbers.selection import measured, succeeded, total_tokens
 from sweep.plan.plan import Trial
 from sweep.records import Outcome, Records
 
+TIMED_OUT = "trial_timeout"  # the reason to stop when a trial has reached its limit
 STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
 BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
 LATE = 0.005  # s that are no matter
@@ -27,8 +29,8 @@ SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loo
 BURST = 0.01  # s within which requests count as due at the same time
 
 
-def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, timed_out: bool, logged: int) -> Verdict:
-    """The outcome: the engine's death first, then time, then the requests, then the client.
+def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, logged: int) -> Verdict:
+    """The outcome: the engine's death first, then its stall or the trial's limit, then the requests, then the client.
 
     `logged` is how far the engine's log went before the trial: what it said of memory earlier is no part of this one.
     """
@@ -36,12 +38,8 @@ def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, timed_o
     if not engine.alive():
         outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
         return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
-    if timed_out:
-        return Verdict(
-            outcome=Outcome.HUNG,
-            reason=f"not finished within trial_timeout={work.settings.trial_timeout:g} s",
-            log_tail=log,
-        )
+    if reason := _over_time(result.report.stopped, work.settings):
+        return Verdict(outcome=Outcome.HUNG, reason=reason, log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
@@ -65,6 +63,13 @@ def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, timed_o
     if reason := limited(result.report, result.records):
         return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
     return Verdict(outcome=Outcome.OK)
+
+
+def _over_time(stopped: str | None, settings: Settings) -> str | None:
+    """Why a trial that was stopped is hung; None if it was not stopped for the time it took."""
+    if stopped == STALLED:
+        return f"no token of any request for stall_timeout={settings.stall_timeout:g} s"
+    return f"not finished within trial_timeout={settings.trial_timeout:g} s" if stopped == TIMED_OUT else None
 
 
 def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, str | None]:

@@ -29,6 +29,8 @@ from sweep.config import (
     one_of,
     validate,
 )
+from sweep.inputs.hub import REPOSITORY
+from sweep.inputs.rows import READERS
 from sweep.options import PRIMARY, ConfigPath
 from sweep.plan.axes import FORMS, PlanSpec, flow, in_words
 from sweep.plan.command_line import (
@@ -41,6 +43,7 @@ from sweep.plan.command_line import (
 )
 
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
+PROMPTS_WORKLOAD = "prompts"  # conf/workload/prompts.yaml: prompts of the file that the command line names
 SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
 
 Point = dict[str, Any]
@@ -120,6 +123,7 @@ class _Composer:
 
     def __init__(self, line: CommandLine, options: ConfigPath) -> None:
         self.line, self.options = line, options
+        self.served = options.load("model", SERVED_MODEL)["_target_"]
         self.origins: dict[str, str] = {}
         experiments = options.choices("experiment")
         if line.experiment is not None and line.experiment not in experiments:
@@ -144,6 +148,8 @@ class _Composer:
         for key, value in {**request.scalars, **assignments}.items():
             if "." in key:
                 _assign(point, key, value)
+        if point["model"]["_target_"] == self.served and point["backend"].get("url") is None:
+            point["model"] = _by_address(point["model"], self.options)
         return _resolved(point) if interpolated else point
 
     def note_origin(self, group: str, name: object) -> None:
@@ -160,11 +166,13 @@ class _Composer:
     def _compose(self, choices: Mapping[str, Any]) -> tuple[dict[str, Any], Assignments]:
         """Hydra's composition as plain data, and the option chosen of each group."""
         overrides = [f"+experiment='{self.line.experiment}'"] if self.line.experiment else []
-        served = None
+        served = file = None
         for group, choice in choices.items():
             names = self.options.choices(group)
             if group == "model" and isinstance(choice, str) and choice not in names:
                 served, choice = choice, SERVED_MODEL
+            elif group == "workload" and choice not in names and Path(str(choice)).suffix in READERS:
+                file, choice = str(choice), PROMPTS_WORKLOAD
             elif choice not in names:
                 raise one_of(group, choice, names)
             overrides.append(f"{group}='{choice}'")
@@ -180,7 +188,22 @@ class _Composer:
                     raise ConfigError(f"{group}={chosen[group]}: {key}={config[group].get(key)!r}: allowed is {meant}")
         if served is not None:
             config["model"]["name"] = chosen["model"] = served
+        if file is not None:
+            config["workload"] |= {"name": Path(file).stem, "file": file}
+            chosen["workload"] = file
         return config, chosen
+
+
+def _by_address(model: Mapping[str, Any], options: ConfigPath) -> dict[str, Any]:
+    """The model that an engine loads by this name: a folder, or a repository of the hub; else the name as it is."""
+    name = str(model["name"])
+    settings = {key: value for key, value in model.items() if key not in ("_target_", "name")}
+    if name.startswith(("/", "./", "../", "~/")) or Path(name).is_dir():
+        folder = Path(name).expanduser()
+        return {**options.load("model", "path"), "name": folder.resolve().name, "path": name, **settings}
+    if REPOSITORY.fullmatch(name):
+        return {**options.load("model", "hub"), "name": name, "repo": name, **settings}
+    return dict(model)
 
 
 def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:

@@ -20,8 +20,8 @@ from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 from sweep.records import PROTOCOL_VERSION
 
-# Fields of a backend that say how it is run here and cannot change a result.
-NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names"}
+# Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
+NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
 
 
 class Surroundings(NamedTuple):
@@ -86,9 +86,11 @@ class _Builder:
         """Add the trials of a point, when all deployments are known."""
         workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
         load.built.count(workload.built.num_requests)  # a trace that is too short says so here
+        load.built.check_pairing(workload.built)
         anew = launched_per_replicate(self.settings, len(self.deployments)) and deployment.backend.launches
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)
+        pinned = workload.built.pinned(self.cache)
         for replicate in range(self.settings.replicates):
             # Never of the backend: all get the same prompts. Of the load: no cache may answer for an earlier trial.
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
@@ -97,7 +99,7 @@ class _Builder:
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:
                 self.trial_ids.add(trial_id)
-                trial = Trial(trial_id, workload.built, load.built, replicate, seed, coordinates, point, content)
+                trial = Trial(trial_id, pinned, load.built, replicate, seed, coordinates, point, content)
                 deployment.trials.append(trial)
 
     def _part(self, group: str, mapping: Mapping[str, Any]) -> _Part:
@@ -107,7 +109,7 @@ class _Builder:
             try:
                 if hasattr(built, "check"):
                     built.check()
-                folders = [self.cache] if group == "model" else []
+                folders = [] if group == "backend" else [self.cache]
                 digest = built.digest(*folders) if hasattr(built, "digest") else None
             except ValueError as error:
                 message = str(error)

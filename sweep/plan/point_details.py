@@ -4,18 +4,20 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from backends.base import Launch
 from sweep.config import cache_directory
+from sweep.plan.capacity.footprint import planned_launch
+from sweep.plan.capacity.plan_points import plan_points
+from sweep.plan.capacity.point import CHARACTERS, SAMPLE
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.wording import count
 
-SAMPLE = 200  # requests whose lengths are looked at
 OUR_VARIABLE = "PYTHONPATH"  # how the engine's process finds our own code: it differs from machine to machine
 
 
 def point_details(plan: Plan) -> Iterator[str]:
     """Lines about each deployment, and below it about each of its points, replicates together."""
     cache = cache_directory(plan.settings.cache_dir)
+    demands = {(point.deployment.deployment_id, point.label): point.demand.describe() for point in plan_points(plan)}
     for deployment in plan.deployments:
         yield f"{deployment.deployment_id}  {deployment.describe()}"
         yield from (f"  {line}" for line in _engine(deployment, plan.settings.hardware.platform))
@@ -23,20 +25,13 @@ def point_details(plan: Plan) -> Iterator[str]:
         for trial in deployment.trials:
             replicates.setdefault(trial.label or trial.name, []).append(trial)
         for label, trials in replicates.items():
-            yield f"  {label}: {'; '.join(_requests(deployment, trials, cache))}"
+            demand = demands.get((deployment.deployment_id, label), "memory and time cannot be estimated")
+            yield f"  {label}: {'; '.join([*_requests(deployment, trials, cache), demand])}"
 
 
 def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
     backend, model = deployment.backend, deployment.model
-    launch = Launch(
-        model=Path("MODEL"),
-        served_name=model.served_name or model.name,
-        workdir=Path("ATTEMPT"),
-        binary=backend.env.binary,
-        gpus=tuple(str(index) for index in range(deployment.gpu_count)),
-        dtype=model.dtype if backend.dtype == "auto" else backend.dtype,
-        max_model_len=model.max_model_len,
-    )
+    launch = planned_launch(deployment)
     if not backend.launches:
         yield f"endpoint: {backend.url}"
     else:
@@ -56,23 +51,24 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
 def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> Iterator[str]:
     """The questions of a point: how many, how long, and how long their answers may be."""
     first = trials[0]
-    workload, number = first.workload, first.num_requests
+    workload, number = first.workload.fetched(cache), first.num_requests
     yield f"{count(number, 'request')} after {first.load.warmup(workload.warmup_requests)} of warm-up"
     try:
         tokenizer = deployment.model.load_tokenizer(cache)
     except (OSError, ValueError):
         tokenizer = None  # a model that is not on this machine; its prompts cannot be counted here
     requests = workload.requests(tokenizer, min(number, SAMPLE), first.seed)
-    lengths = [getattr(workload, "input_tokens", request.input_tokens) for request in requests]
-    yield f"input {_lengths([request.input_tokens for request in requests] if tokenizer else lengths)}"
+    lengths = [request.input_tokens for request in requests]
+    estimated = min(lengths) < 0 and not hasattr(workload, "input_tokens")
+    if min(lengths) < 0:  # the tokenizer is not on this machine
+        lengths = [getattr(workload, "input_tokens", round(len(str(r.prompt)) / CHARACTERS)) for r in requests]
+    yield f"input {'by its characters about ' if estimated else ''}{_lengths(lengths)}"
     most = "" if workload.ignore_eos and deployment.backend.ignores_eos else "at most "
     yield f"output {most}{_lengths([request.output_tokens for request in requests])}"
     yield f"{count(len(trials), 'replicate')}, seeds {', '.join(str(trial.seed) for trial in trials)}"
 
 
 def _lengths(tokens: Sequence[int]) -> str:
-    if min(tokens) < 0:
-        return "of unknown length: the model's tokenizer is not on this machine"
     if min(tokens) == max(tokens):
         return f"{tokens[0]} tokens"
     of_sample = f", first {SAMPLE} requests" if len(tokens) == SAMPLE else ""

@@ -10,6 +10,7 @@ from rich.console import Console, OverflowMethod
 
 from backends.prepare import locks
 from sweep.config import next_time
+from sweep.plan.capacity.plan_points import capacity_warnings, least_time
 from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, elsewhere
@@ -41,7 +42,7 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
     if details:
         lines += starts(pending)
-    lines += [f"expected: {text}" for text in pending.estimate.messages]
+    lines += [f"expected: {text}" for text in [*pending.estimate.messages, *least_time(plan)]]
     _print(console, lines)
 
 
@@ -129,7 +130,8 @@ def few_requests_note(plan: Plan) -> list[str]:
 
 def plan_warnings(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Return the warnings about a plan, one line each."""
-    return [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
+    before = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
+    return [*before, *capacity_warnings(plan)]
 
 
 def not_locked(plan: Plan) -> list[str]:
@@ -158,7 +160,7 @@ def beyond_context(plan: Plan) -> list[str]:
         if deployment.unavailable or context is None or not (backend.launches and backend.computes_model):
             continue
         for workload in {id(trial.workload): trial.workload for trial in deployment.trials}.values():
-            inputs, outputs = getattr(workload, "input_tokens", 0), getattr(workload, "output_tokens", 0)
+            inputs, outputs = workload.longest_request()
             if inputs + outputs > max(context, longest.get(model.name, (0, ""))[0]):
                 longest[model.name] = (
                     inputs + outputs,

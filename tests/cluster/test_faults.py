@@ -261,7 +261,7 @@ def test_disk_full(sweep_of, tmp_path):
 
 def test_an_engine_that_hangs(sweep_of):
     """Accepts and never answers: the trial ends, and an engine that does so again and again is not tried for ever."""
-    hangs = ("+backend.faults={hang: 1.0}", "trial_timeout=3", "load.batch_size=1,2", "replicates=4")
+    hangs = ("+backend.faults={hang: 1.0}", "stall_timeout=3", "load.batch_size=1,2", "replicates=4")
     sweep = sweep_of("cluster=inline", *hangs)
     assert sweep.run() == 1, sweep.said()
     assert sweep.outcomes() == {"hung": 8}

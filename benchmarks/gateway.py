@@ -1,0 +1,194 @@
+"""The delay that the gateway adds, against a simulated engine that logs its true times.
+
+    python -m benchmarks.gateway [--write docs/measurements/gateway.md] [--streams 1,16,64,256] [--repeats 3]
+
+The measuring client asks the engine directly, through a gateway that only passes, and through one whose semantic cache
+holds 10,000 answers (every request is a miss: another prompt, embedded and compared with all). The engine and the
+gateway share the engine's cores, the client has its own, as in a trial. TTFT and E2E are compared request by request
+with the engine's log, matched by x-request-id: what is more through the gateway than directly is its own. The first row
+spreads its arrivals evenly in an open loop; the others are closed loops, in which all streams begin at once.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from array import array
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.simulated_server.truth import read_log
+from sweep.client.measurement import Measurement, measure
+from sweep.client.modes import ClosedLoop, Mode, OpenLoop
+from sweep.client.wire import Target
+from sweep.config import ROOT
+from sweep.inputs.workload import WORDS
+from sweep.records import Request
+
+TTFT, ITL, TOKENS = 0.05, 0.02, 64
+CACHED = 10_000  # answers
+FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10,000": {"cache": {}}}
+MARK = ("<!-- overhead: begin -->\n", "<!-- overhead: end -->")
+
+
+class Load(NamedTuple):
+    """How many streams, and how they begin."""
+
+    streams: int
+    spread: bool = False
+
+    def mode(self, count: int) -> Mode:
+        """Closed, or evenly spread arrivals with so many in flight on average."""
+        if not self.spread:
+            return ClosedLoop(self.streams)
+        gap = (TTFT + TOKENS * ITL) / self.streams
+        return OpenLoop(array("d", [gap * number for number in range(count)]))
+
+    @property
+    def name(self) -> str:
+        return f"{self.streams}, spread arrivals" if self.spread else f"{self.streams}, at once"
+
+
+class Figures(NamedTuple):
+    """Errors of one run against the engine's log, s, and the gateway's own lag."""
+
+    ttft: NDArray[np.float64]
+    e2el: NDArray[np.float64]
+    gaps: NDArray[np.float64]
+    loop_lag_p99: float | None
+
+
+@contextlib.contextmanager
+def process(*arguments: str, cores: set[int]) -> Iterator[str]:
+    """A server for the length of the block; yields its URL, which is the last word but one or the last of its line."""
+    child = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    os.sched_setaffinity(child.pid, cores)
+    try:
+        line = child.stdout.readline().partition(",")[0].split()[-1]
+        yield line if line.startswith("http") else f"http://{line}"
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def prompt(number: int) -> str:
+    """A prompt of 50 plain words that no other number has."""
+    words = WORDS.read_text().split()
+    drawn = np.random.default_rng(number).integers(0, len(words), 50)
+    return " ".join(words[index] for index in drawn)
+
+
+def fill(url: str) -> None:
+    """Have the gateway cache so many answers."""
+    limits = httpx.Limits(max_connections=1)
+    with httpx.Client(limits=limits, timeout=60) as client:
+        body = {"model": "simulated", "max_tokens": 1, "temperature": 0, "stream": True}
+        body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
+        for number in range(CACHED):
+            client.post(f"{url}/v1/completions", json=body | {"prompt": prompt(-number - 1)}).raise_for_status()
+
+
+def run(load: Load, settings: Mapping[str, Any] | None, seconds: float) -> Figures:
+    """Measure one load through one form of the gateway; without settings directly."""
+    cores = sorted(os.sched_getaffinity(0))
+    server_cores, client_cores = set(cores[:-1]) or set(cores), {cores[-1]}
+    count = load.streams * max(3, round(seconds / (TTFT + TOKENS * ITL)))
+    requests = [Request(uuid.uuid4().hex, prompt(number), TOKENS) for number in range(count)]
+    with tempfile.TemporaryDirectory(prefix="sweep-gateway-") as name:
+        log = Path(name) / "log"
+        config = {"ttft": {"mean": TTFT}, "itl": {"mean": ITL}, "log": str(log)}
+        with contextlib.ExitStack() as servers:
+            engine = ["backends.simulated_server", "--config", json.dumps(config)]
+            url = servers.enter_context(process(*engine, cores=server_cores))
+            if settings is not None:
+                filler = process(*engine[:-1], '{"ttft": {"mean": 0}}', cores=server_cores)
+                to = ["--to", url]
+                if settings:
+                    path = str(Path(name) / "cache")
+                    settings = {"cache": {**settings["cache"], "path": path}}
+                    with filler as quick:
+                        arguments = ["--to", quick, "--settings", json.dumps(settings)]
+                        with process("sweep.gateway.server", *arguments, cores=server_cores) as gateway:
+                            fill(gateway)
+                arguments = [*to, "--settings", json.dumps(settings)]
+                url = servers.enter_context(process("sweep.gateway.server", *arguments, cores=server_cores))
+                httpx.post(f"{url}/gateway/reset")
+            target = Target(url, "simulated", ignore_eos=True)
+            result = measure(target, [], requests, load.mode(count), folder=Path(name) / "job", cpus=client_cores)
+            lag = None if settings is None else httpx.get(f"{url}/gateway/state").json()["loop_lag_p99"]
+        return figures(result, log, lag)
+
+
+def figures(result: Measurement, log: Path, lag: float | None) -> Figures:
+    """The differences between what the client saw and what the engine did."""
+    truths = read_log(log)
+    ttft, e2el, gaps = [], [], []
+    for record in result.records:
+        assert record.error is None, record.error
+        truth = truths[record.request_id, 0]
+        true = [(write - truth.arrival) / 1e9 for write in truth.writes]
+        seen = [us / 1e6 for us in record.chunk_us]
+        ttft.append(seen[0] - true[0])
+        e2el.append(seen[-1] - true[-1])
+        gaps += [abs((b - a) - (d - c)) for (a, b), (c, d) in zip(pairwise(seen), pairwise(true), strict=False)]
+    return Figures(np.array(ttft), np.array(e2el), np.array(gaps), lag)
+
+
+def table(loads: list[Load], repeats: int, seconds: float) -> list[str]:
+    """The lines of the table: medians of the runs' figures."""
+    lines = [
+        "| streams | form | added TTFT p50 / p99, ms | added E2E p50 / p99, ms | ITL error p99, ms | loop lag p99, ms |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for load in loads:
+        runs = {form: [run(load, settings, seconds) for _ in range(repeats)] for form, settings in FORMS.items()}
+        for form, results in runs.items():
+            added = [
+                _added(results, runs["direct"], series, share) for series in ("ttft", "e2el") for share in (50, 99)
+            ]
+            gaps = 1e3 * float(np.median([np.percentile(each.gaps, 99) for each in results]))
+            lags = [each.loop_lag_p99 for each in results if each.loop_lag_p99 is not None]
+            lag = f"{1e3 * float(np.median(lags)):.1f}" if lags else "–"
+            pairs = "– | –" if form == "direct" else "{:.2f} / {:.2f} | {:.2f} / {:.2f}".format(*added)
+            lines.append(f"| {load.name} | {form} | {pairs} | {gaps:.2f} | {lag} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def _added(results: list[Figures], direct: list[Figures], series: str, share: float) -> float:
+    """The percentile of the errors through the gateway less the direct median, ms."""
+    through = np.median([np.percentile(getattr(each, series), share) for each in results])
+    return 1e3 * float(through - np.median([np.percentile(getattr(each, series), 50) for each in direct]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", default="1,16,64,256")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--write", type=Path, help="document whose table is replaced")
+    options = parser.parse_args()
+    for form in set(FORMS) - set(options.forms.split(",")):
+        del FORMS[form]
+    loads = [Load(16, spread=True), *(Load(int(streams)) for streams in options.streams.split(",") if streams)]
+    lines = table(loads, options.repeats, options.seconds)
+    if options.write:
+        before, _, rest = options.write.read_text().partition(MARK[0])
+        after = rest.partition(MARK[1])[2]
+        options.write.write_text(before + MARK[0] + "\n".join(lines) + "\n" + MARK[1] + after)
+
+
+if __name__ == "__main__":
+    main()

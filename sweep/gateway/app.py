@@ -1,0 +1,186 @@
+"""The gateway's ASGI application: the story of a request."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+
+import aiohttp
+
+from sweep.gateway.call import QUESTION_KEYS, Call, Headers, Receive, Refused, Scope, Send, read_call
+from sweep.gateway.clipping import Clipper
+from sweep.gateway.engines import EngineAnswer, Engines
+from sweep.gateway.metrics import Decision, Metrics
+from sweep.gateway.settings import Gateway
+
+JSON = [(b"content-type", b"application/json")]
+TEXT = [(b"content-type", b"text/plain; version=0.0.4")]
+STALL_CHECK = 1.0  # s
+
+
+class BrokenAnswer(Exception):
+    """An answer that ended in the middle: the connection is closed, so that the client knows."""
+
+
+class Exchange:
+    """One request and its answer on the client's connection."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.receive, self._send = receive, send
+        self._abort = (scope.get("extensions") or {}).get("gateway.abort")
+        self.task = asyncio.current_task()
+        self.status = 0  # of the answer; 0 before it has begun
+        self.gone = False  # the client left, or left the answer unread for too long
+        self.blocked_since: float | None = None
+        self.ends_event = True  # the last part sent was the end of an event
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, chunk: bytes, more: bool = True) -> None:
+        self.blocked_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+        self.blocked_since = None
+        self.ends_event = chunk.endswith((b"\n\n", b"\r\n\r\n"))
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a complete answer."""
+        await self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.write(body, more=False)
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Cancel the block when the client leaves: nobody waits for its answer."""
+        watcher = asyncio.ensure_future(self._wait_for_leaving())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    async def _wait_for_leaving(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.drop()
+
+    def drop(self) -> None:
+        """End the exchange without an answer."""
+        self.gone = True
+        if self._abort is not None:
+            self._abort()  # a close would wait until the client has read what is buffered
+        if self.task is not None:
+            self.task.cancel()
+
+
+class GatewayApp:
+    """The application: one for the life of the server."""
+
+    def __init__(self, settings: Gateway, engines: Engines, clipper: Clipper, metrics: Metrics) -> None:
+        self.settings, self.engines, self.clipper, self.metrics = settings, engines, clipper, metrics
+        self._exchanges: set[Exchange] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(scope, receive, send)
+        self._exchanges.add(exchange)
+        try:
+            if scope["method"] == "POST" and scope["path"] in QUESTION_KEYS:
+                await self._tell(scope, exchange)
+            else:
+                await self._control(scope, exchange)
+        except asyncio.CancelledError:
+            if not exchange.gone:
+                raise
+            raise BrokenAnswer from None  # the server closes the connection
+        finally:
+            self._exchanges.discard(exchange)
+
+    async def _tell(self, scope: Scope, exchange: Exchange) -> None:
+        """Tell a request's story, whatever becomes of it, and note it down."""
+        decision = Decision("")
+        try:
+            await self._answer(scope, exchange, decision)
+        except Refused as refusal:
+            decision.error = refusal.message
+            if exchange.status:
+                raise BrokenAnswer from refusal
+            await exchange.answer(refusal.status, [*JSON, *refusal.headers], refusal.body)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            decision.error = type(error).__name__
+            raise BrokenAnswer from error
+        finally:
+            decision.status = 499 if exchange.gone or not exchange.status else exchange.status
+            self.metrics.decided(decision)
+
+    async def _answer(self, scope: Scope, exchange: Exchange, decision: Decision) -> None:
+        """Read, clip, look up, ask an engine, remember."""
+        call = await read_call(scope, exchange.receive, self.settings.largest_body, self.settings.request_timeout)
+        decision.request_id = call.request_id
+        call, clipped = self.clipper.clip(call)
+        decision.input_before, decision.input_after, decision.output_before, decision.output_after = clipped
+        notes = [(b"x-gateway-clipped", clipped.header)] if clipped.header else []
+        async with exchange.watched():
+            await self._pass_through(call, notes, exchange)
+
+    async def _pass_through(self, call: Call, notes: Headers, exchange: Exchange) -> None:
+        """Send an engine's answer on, byte for byte, as it comes."""
+        async with self.engines.answer(call) as answer:
+            await exchange.begin(answer.status, [*answer.headers, *notes])
+            try:
+                async for chunk in answer.chunks():
+                    await exchange.write(chunk)
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                await self._report_break(answer, exchange)
+                raise
+        await exchange.write(b"", more=False)
+
+    async def _report_break(self, answer: EngineAnswer, exchange: Exchange) -> None:
+        """Tell a stream's client that the engine failed: the status has been sent long ago."""
+        if any(name.lower() == b"content-type" and b"event-stream" in value for name, value in answer.headers):
+            refusal = Refused(502, "the engine failed before its answer was complete")
+            await exchange.write((b"" if exchange.ends_event else b"\n\n") + b"data: " + refusal.body + b"\n\n")
+
+    # -- all that is not a request for tokens
+
+    async def _control(self, scope: Scope, exchange: Exchange) -> None:
+        method, path = scope["method"], scope["path"]
+        try:
+            if path == "/metrics":
+                await exchange.answer(200, TEXT, self.metrics.text())
+            elif path == "/health":
+                healthy = any(engine.healthy for engine in self.engines.states)
+                await exchange.answer(200 if healthy else 503, JSON, json.dumps({"healthy": healthy}).encode())
+            elif path == "/gateway/state":
+                await exchange.answer(200, JSON, json.dumps(self.metrics.state()).encode())
+            elif path == "/gateway/reset" and method == "POST":
+                await self._reset(scope, exchange)
+            elif path in ("/v1/models", "/version") and method == "GET":
+                status, headers, body = await self.engines.get(path, scope["headers"])
+                kept = [pair for pair in headers if pair[0].lower() != b"content-length"]
+                await exchange.answer(status, kept, body)
+            elif path in QUESTION_KEYS:
+                raise Refused(405, f"{method}: allowed is POST", [(b"allow", b"POST")])
+            else:
+                raise Refused(404, f"no such path; the gateway serves {', '.join(QUESTION_KEYS)} and /v1/models")
+        except Refused as refusal:
+            await exchange.answer(refusal.status, [*JSON, *refusal.headers], refusal.body)
+
+    async def _reset(self, scope: Scope, exchange: Exchange) -> None:
+        """Start anew: for the trials of a benchmark, from this machine only."""
+        if (scope.get("client") or ("",))[0] not in ("127.0.0.1", "::1"):
+            raise Refused(403, "allowed from the gateway's own machine only")
+        self.metrics.reset()
+        await exchange.answer(200, JSON, b"{}")
+
+    # -- beside the requests
+
+    async def watch_clients(self) -> None:
+        """Drop clients that leave an answer unread: its engine could make others meanwhile."""
+        while True:
+            await asyncio.sleep(STALL_CHECK)
+            latest = time.monotonic() - self.settings.stall_timeout
+            for exchange in list(self._exchanges):
+                if exchange.blocked_since is not None and exchange.blocked_since < latest:
+                    exchange.drop()

@@ -1,0 +1,158 @@
+"""A client's call: its body read within limits and parsed, and the question that it asks."""
+
+import asyncio
+import copy
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+# Of one connection only (RFC 9110, 7.6.1), or set anew for the engine's.
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"expect",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
+
+
+class Refused(Exception):
+    """A request that gets no engine's answer, with the status that says so."""
+
+    def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers or []
+
+    @property
+    def body(self) -> bytes:
+        """The error as OpenAI's API words it."""
+        kind = "invalid_request_error" if self.status < 500 else "gateway_error"
+        return json.dumps({"error": {"message": self.message, "type": kind, "code": self.status}}).encode()
+
+
+class Question(NamedTuple):
+    """The part of a request that its answer is about; token ids stand as their numbers."""
+
+    text: str
+    is_text: bool = True
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request for tokens: its bytes as they came, and what they say."""
+
+    path: str
+    headers: Headers  # without those of the client's connection
+    body: bytes
+    content: dict[str, Any] = field(repr=False)
+
+    @property
+    def request_id(self) -> str:
+        """The client's own name of the request; empty if it gave none."""
+        return self.header(b"x-request-id").decode("latin-1")
+
+    def header(self, name: bytes) -> bytes:
+        return next((value for key, value in self.headers if key.lower() == name), b"")
+
+    @property
+    def question(self) -> Question | None:
+        """The prompt, or the last message where it is a text of the user's; None where it is neither."""
+        if self.path == "/v1/chat/completions":
+            last = self.content["messages"][-1]
+            text = last.get("content") if last.get("role") == "user" else None
+            return Question(text) if isinstance(text, str) else None
+        prompt = self.content["prompt"]
+        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            return Question(prompt)
+        if prompt and all(isinstance(token, int) for token in prompt):
+            return Question(" ".join(map(str, prompt)), is_text=False)
+        return None
+
+    def context(self) -> dict[str, Any]:
+        """All of the request but the question: model, sampling parameters, system prompt, earlier messages."""
+        key = QUESTION_KEYS[self.path]
+        rest = {name: value for name, value in self.content.items() if name != key}
+        if key == "messages":
+            *earlier, last = self.content["messages"]
+            rest["messages"] = [*earlier, {name: value for name, value in last.items() if name != "content"}]
+        return rest
+
+    def with_content(self, content: dict[str, Any]) -> "Call":
+        """The call with another body."""
+        return replace(self, content=content, body=json.dumps(content, separators=(",", ":")).encode())
+
+    def copy_content(self) -> dict[str, Any]:
+        return copy.deepcopy(self.content)
+
+
+async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float) -> Call:
+    """Read a request for tokens.
+
+    Raises:
+        Refused: for a body that is too large, too slow or no request.
+        ConnectionError: if the client left before it was complete.
+    """
+    headers: Headers = scope["headers"]
+    try:
+        async with asyncio.timeout(timeout):
+            body = await _read_body(receive, largest)
+    except TimeoutError:
+        raise Refused(408, f"the request's body was not complete within {timeout:g} s") from None
+    if body is None:
+        raise Refused(413, f"the request's body is larger than {largest} bytes", [(b"connection", b"close")])
+    plain = [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in (b"host", b"content-length")]
+    return Call(scope["path"], plain, body, parse_body(scope["path"], body))
+
+
+async def _read_body(receive: Receive, largest: int) -> bytes | None:
+    """A request's body; None if it is larger. That is read all the same: the client reads no answer before its end."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("the client left before its request was complete")
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= largest:
+            parts.append(part)
+        if not message.get("more_body"):
+            break
+    if size > largest:
+        return None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def parse_body(path: str, body: bytes) -> dict[str, Any]:
+    """The content of a request's body. Raises Refused if it is none of this API's."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the request's body is not JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise Refused(400, "the request's body is not a JSON object")
+    key = QUESTION_KEYS[path]
+    if key not in content:
+        raise Refused(400, f"{key}: required, but not given")
+    if key == "messages":
+        messages = content["messages"]
+        if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+            raise Refused(400, "messages: allowed is a list of at least one object with role and content")
+    elif not isinstance(content["prompt"], str | list):
+        raise Refused(400, "prompt: allowed are a text, a list of token ids and a list of these")
+    return content

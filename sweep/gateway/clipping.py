@@ -1,0 +1,151 @@
+"""Clipping: a prompt cut to so many tokens of the model's tokenizer, and a bound on the answer's tokens."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from tokenizers import Tokenizer
+
+from sweep.gateway.call import Call
+from sweep.gateway.settings import Clip
+
+CUTS = 8  # of cutting: the ends of a cut text may be tokenized otherwise than within the whole
+DEFAULT_ANSWER = 16  # tokens of an answer to completions without max_tokens, by OpenAI's API
+LIMIT_KEYS = ("max_completion_tokens", "max_tokens")
+
+
+class Clipped(NamedTuple):
+    """The tokens of a request before and after clipping; equal where nothing was cut, 0 where nothing was counted."""
+
+    input_before: int = 0
+    input_after: int = 0
+    output_before: int = 0
+    output_after: int = 0
+
+    @property
+    def input_saved(self) -> int:
+        return self.input_before - self.input_after
+
+    @property
+    def output_saved(self) -> int:
+        """Tokens of the answer that the client asked for and may not have."""
+        return self.output_before - self.output_after
+
+    @property
+    def header(self) -> bytes:
+        """The message to the client: `input=900->512, output=256->64`; empty if nothing was cut."""
+        parts = [f"input={self.input_before}->{self.input_after}"] if self.input_saved else []
+        if self.output_saved:
+            parts.append(f"output={self.output_before}->{self.output_after}")
+        return ", ".join(parts).encode()
+
+
+UNCLIPPED = Clipped()
+
+
+@dataclass(frozen=True)
+class Clipper:
+    """Applies the bounds with the tokenizer of the served model."""
+
+    bounds: Clip
+    tokenizer: Tokenizer | None = None  # needed for a bound on the input
+
+    def clip(self, call: Call) -> tuple[Call, Clipped]:
+        """The call within the bounds, and what was cut. A call that is within them is returned as it is."""
+        content = call.copy_content() if self._may_cut() else call.content
+        before, after = self._clip_input(content)
+        asked, allowed = self._clip_output(call.path, content)
+        clipped = Clipped(before, after, asked, allowed)
+        changed = clipped.input_saved or content != call.content
+        return (call.with_content(content) if changed else call), clipped
+
+    def _may_cut(self) -> bool:
+        return self.bounds.input_tokens is not None or self.bounds.output_tokens is not None
+
+    def _clip_input(self, content: dict[str, Any]) -> tuple[int, int]:
+        """Cut the prompts of a request's content in place; their tokens before and after."""
+        if self.bounds.input_tokens is None or self.tokenizer is None:
+            return 0, 0
+        if "messages" in content:
+            return self._clip_messages(content["messages"], self.bounds.input_tokens)
+        prompt = content["prompt"]
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            content["prompt"], before, after = self._clip_prompt(prompt, self.bounds.input_tokens)
+            return before, after
+        cuts = [self._clip_prompt(each, self.bounds.input_tokens) for each in prompt]
+        content["prompt"] = [cut[0] for cut in cuts]
+        return sum(cut[1] for cut in cuts), sum(cut[2] for cut in cuts)
+
+    def _clip_prompt(self, prompt: Any, limit: int) -> tuple[Any, int, int]:
+        """A prompt of at most `limit` tokens, with its tokens before and after."""
+        if isinstance(prompt, str):
+            assert self.tokenizer is not None
+            return clip_text(prompt, limit, self.bounds.keep, self.tokenizer)
+        if not isinstance(prompt, list) or len(prompt) <= limit:
+            return prompt, len(prompt), len(prompt)
+        head, tail = parts(limit, self.bounds.keep)
+        return prompt[:head] + prompt[len(prompt) - tail :], len(prompt), limit
+
+    def _clip_messages(self, messages: list[dict[str, Any]], limit: int) -> tuple[int, int]:
+        """Cut the longest messages that are not the system's until all contents have `limit` tokens at most.
+
+        Counted are the contents alone: the tokens that a chat template adds are the engine's.
+        """
+        assert self.tokenizer is not None
+        texts = [message.get("content") if isinstance(message.get("content"), str) else "" for message in messages]
+        counts = [len(e.ids) for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        before = sum(counts)
+        system = [message.get("role") in ("system", "developer") for message in messages]
+        for index in sorted(range(len(messages)), key=lambda i: (system[i], -counts[i])):
+            excess = sum(counts) - limit
+            if excess <= 0 or system[index]:
+                break
+            room = max(counts[index] - excess, 1)
+            text, _, counts[index] = clip_text(texts[index] or "", room, self.bounds.keep, self.tokenizer, bare=True)
+            messages[index]["content"] = text
+        return before, sum(counts)
+
+    def _clip_output(self, path: str, content: dict[str, Any]) -> tuple[int, int]:
+        """Bound the answer in place; the tokens that were asked for and that are allowed. A request without a bound of
+        its own gets one; nothing is known to be saved by that."""
+        limit = self.bounds.output_tokens
+        if limit is None:
+            return 0, 0
+        named = [key for key in (*LIMIT_KEYS, "min_tokens") if isinstance(content.get(key), int)]
+        asked = max((content[key] for key in named), default=0)
+        for key in named:
+            content[key] = min(content[key], limit)
+        if not set(LIMIT_KEYS) & set(named) and (path != "/v1/completions" or limit < DEFAULT_ANSWER):
+            content["max_tokens"] = limit
+        return asked, min(asked, limit)
+
+
+def parts(limit: int, keep: Literal["head", "tail", "both"]) -> tuple[int, int]:
+    """The tokens of the head and of the tail that make up `limit`."""
+    if keep == "both":
+        return limit - limit // 2, limit // 2
+    return (limit, 0) if keep == "head" else (0, limit)
+
+
+def clip_text(
+    text: str, limit: int, keep: Literal["head", "tail", "both"], tokenizer: Tokenizer, bare: bool = False
+) -> tuple[str, int, int]:
+    """The head, tail or both of a text that are at most `limit` tokens, with its tokens before and after.
+
+    The text is cut between tokens, so what remains of it is unchanged. Special tokens that the engine will add count,
+    unless the text is `bare`.
+    """
+    special = 0 if bare else len(tokenizer.encode("").ids)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    before = after = len(encoding.ids) + special
+    room = max(limit - special, 1)
+    cut = text
+    for _ in range(CUTS):
+        if after <= limit:
+            break
+        head, tail = parts(room, keep)
+        first = encoding.offsets[head - 1][1] if head else 0
+        last = encoding.offsets[-tail][0] if tail else len(text)
+        cut = text[:first] + text[last:]
+        after = len(tokenizer.encode(cut, add_special_tokens=False).ids) + special
+        room = max(room - max(after - limit, 0), 1)
+    return cut, before, after

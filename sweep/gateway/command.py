@@ -1,0 +1,62 @@
+"""`sweep gateway`: its arguments read and checked."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from sweep.config import ConfigError, validate
+from sweep.gateway.server import Service
+from sweep.gateway.settings import Gateway
+from sweep.inputs.tokenizer import load_tokenizer
+from sweep.options import ConfigPath
+
+GROUP = "gateway"
+
+
+def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
+    """The service that a command line describes.
+
+    Raises:
+        ConfigError: for an argument that is not allowed.
+    """
+    settings = _settings(arguments.overrides, options)
+    for url in arguments.to:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise ConfigError(f"--to {url}: allowed is http(s)://host[:port]")
+    if settings.clip.input_tokens is not None and arguments.tokenizer is None:
+        limit = settings.clip.input_tokens
+        raise ConfigError(f"gateway.clip.input_tokens={limit}: needs the model's tokenizer; add --tokenizer FOLDER")
+    if arguments.tokenizer is not None:
+        try:
+            load_tokenizer(arguments.tokenizer)
+        except ValueError as error:
+            raise ConfigError(f"--tokenizer {arguments.tokenizer}: {error}") from None
+    return Service(settings, tuple(arguments.to), arguments.host, arguments.port, arguments.tokenizer, arguments.log)
+
+
+def _settings(overrides: Sequence[str], options: ConfigPath) -> Gateway:
+    """The settings of an option of conf/gateway, with the keys that were typed."""
+    typed: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or key.split(".")[0] != GROUP:
+            raise ConfigError(f"{override}: allowed are gateway=NAME and gateway.KEY=VALUE")
+        try:
+            typed[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{override}: its value is not YAML") from None
+    fields = options.load(GROUP, str(typed.pop(GROUP, "clip")))
+    if fields.pop("_target_", None) != f"{Gateway.__module__}.{Gateway.__qualname__}":
+        raise ConfigError("gateway=none: is no gateway; allowed are the others of sweep run --help")
+    for key, value in typed.items():
+        *parents, last = key.split(".")[1:]
+        mapping = fields
+        for name in parents:
+            mapping[name] = dict(mapping.get(name) or {})
+            mapping = mapping[name]
+        mapping[last] = value
+    return validate(Gateway, fields, GROUP)

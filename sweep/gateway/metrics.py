@@ -1,0 +1,106 @@
+"""What the gateway tells of itself: Prometheus metrics, one line a request in a log without prompts, its loop's lag."""
+
+import asyncio
+import json
+import os
+from collections import Counter as Tally
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LAG_INTERVAL = 0.01  # s between two looks at the clock
+LAG_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+LAG_RESOLUTION = 1e-4  # s
+
+
+@dataclass
+class Decision:
+    """What the gateway did with one request: a line of its log. It holds neither prompt nor answer nor key."""
+
+    request_id: str
+    status: int = 0
+    cache: str = "off"  # off, uncacheable, miss, exact, semantic, shared
+    similarity: float | None = None  # of the prompt to the one whose answer was served
+    origin: str | None = None  # the request_id of that one
+    input_before: int = 0  # tokens, 0 where none were counted
+    input_after: int = 0
+    output_before: int = 0
+    output_after: int = 0
+    cached_input_tokens: int = 0  # that no engine had to read, and
+    cached_output_tokens: int = 0  # to make, because the cache answered
+    error: str | None = None
+
+
+class Metrics:
+    """Counters of a gateway, and its log of decisions."""
+
+    def __init__(self, log: str | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter("gateway_requests", "Requests by status", ["status"], registry=self.registry)
+        self._lookups = Counter("gateway_cache_lookups", "Requests by result", ["result"], registry=self.registry)
+        self._saved = Counter("gateway_tokens_saved", "Tokens no engine processed", ["by"], registry=self.registry)
+        self._clipped = Counter("gateway_clipped_requests", "Requests that were clipped", registry=self.registry)
+        self.tries = Counter("gateway_retries", "Further tries of requests", registry=self.registry)
+        self.entries = Gauge("gateway_cache_entries", "Answers in the cache", registry=self.registry)
+        self.failed_writes = Counter("gateway_failed_writes", "Lines and answers not written", registry=self.registry)
+        self._up = Gauge("gateway_engine_up", "1 if the engine is healthy", ["engine"], registry=self.registry)
+        self._busy = Gauge("gateway_engine_requests", "Requests under way", ["engine"], registry=self.registry)
+        self._lag = Histogram(
+            "gateway_loop_lag_seconds", "Delay of the loop", buckets=LAG_BUCKETS, registry=self.registry
+        )
+        self._lags: Tally[int] = Tally()
+        self._log = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def text(self) -> bytes:
+        """The metrics in Prometheus' format."""
+        return bytes(generate_latest(self.registry))
+
+    def engine(self, url: str, healthy: bool, in_flight: int) -> None:
+        """Report an engine's state."""
+        self._up.labels(url).set(healthy)
+        self._busy.labels(url).set(in_flight)
+
+    def decided(self, decision: Decision) -> None:
+        """Count a request that is over, and write its line; a disk that is full loses the line, not the request."""
+        self._requests.labels(decision.status).inc()
+        self._lookups.labels(decision.cache).inc()
+        saved_input = decision.input_before - decision.input_after
+        saved_output = decision.output_before - decision.output_after
+        if saved_input or saved_output:
+            self._clipped.inc()
+            self._saved.labels("clipping").inc(saved_input + saved_output)
+        if cached := decision.cached_input_tokens + decision.cached_output_tokens:
+            self._saved.labels("cache").inc(cached)
+        if self._log is not None:
+            line = json.dumps(asdict(decision), separators=(",", ":")) + "\n"
+            try:
+                os.write(self._log, line.encode())
+            except OSError:
+                self.failed_writes.inc()
+
+    async def watch_loop(self) -> None:
+        """Measure how late the loop wakes up, again and again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_INTERVAL
+            await asyncio.sleep(LAG_INTERVAL)
+            lag = max(loop.time() - due, 0.0)
+            self._lag.observe(lag)
+            self._lags[round(lag / LAG_RESOLUTION)] += 1
+
+    def state(self) -> dict[str, Any]:
+        """The lag of the loop since the last reset, s, and the number of looks at it."""
+        return {"loop_lag_p50": self._quantile(0.5), "loop_lag_p99": self._quantile(0.99), "looks": self._lags.total()}
+
+    def reset(self) -> None:
+        """Forget the lags: a trial begins."""
+        self._lags.clear()
+
+    def _quantile(self, share: float) -> float | None:
+        rank, total = share * self._lags.total(), 0
+        for lag in sorted(self._lags):
+            total += self._lags[lag]
+            if total >= rank:
+                return lag * LAG_RESOLUTION
+        return None

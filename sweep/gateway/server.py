@@ -1,0 +1,145 @@
+"""The gateway as a process: uvicorn on uvloop and httptools, on loopback unless told otherwise."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from sweep.config import ConfigError
+from sweep.gateway.app import GatewayApp
+from sweep.gateway.clipping import Clipper
+from sweep.gateway.engines import Engines, raise_file_limit
+from sweep.gateway.metrics import Metrics
+from sweep.gateway.settings import Gateway
+from sweep.inputs.tokenizer import load_tokenizer
+
+BACKLOG = 16384  # connections that wait to be accepted
+HEADER_TIMEOUT = 30.0  # s within which the head of a request must have come in
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """uvicorn's, with a limit on the time that a request's head may take."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._has_begun = False
+        self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self._close_without_head)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        extensions: dict[str, Any] = {"gateway.abort": self.transport.abort}
+        self.scope["extensions"] = extensions
+
+    def on_headers_complete(self) -> None:
+        self._has_begun = True
+        super().on_headers_complete()
+
+    def _close_without_head(self) -> None:
+        if not self._has_begun:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_timer.cancel()
+        super().connection_lost(exc)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a gateway's process is started with."""
+
+    settings: Gateway
+    to: tuple[str, ...]  # URLs of the engines
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: any free one
+    tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
+    log: str | None = None  # file for a line a request
+
+    def serve_forever(self) -> None:
+        """Serve until a signal ends it.
+
+        Raises:
+            ConfigError: if the address cannot be listened on.
+        """
+        with contextlib.suppress(KeyboardInterrupt):
+            uvloop.run(self.serve())
+
+    def listen(self) -> socket.socket:
+        """The listening socket."""
+        try:
+            return socket.create_server((self.host, self.port), family=self._family, backlog=BACKLOG)
+        except OSError as error:
+            raise ConfigError(f"--host {self.host} --port {self.port}: {error.strerror or error}") from None
+
+    @property
+    def _family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @contextlib.asynccontextmanager
+    async def _application(self) -> AsyncIterator[GatewayApp]:
+        """The application with what runs beside it."""
+        metrics = Metrics(self.log)
+        engines = Engines(self.to, self.settings, metrics)
+        clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))
+        app = GatewayApp(self.settings, engines, clipper, metrics)
+        tasks = [asyncio.create_task(work) for work in (engines.watch(), metrics.watch_loop(), app.watch_clients())]
+        try:
+            yield app
+        finally:
+            for task in tasks:
+                task.cancel()
+            await engines.close()
+
+    async def serve(self, on_ready: Callable[[str, uvicorn.Server], None] | None = None) -> None:
+        """Serve; `on_ready` gets the URL, and the server to stop."""
+        raise_file_limit()
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote what passes through
+        with self.listen() as listener:
+            async with self._application() as app:
+                config = uvicorn.Config(
+                    app,
+                    http=PatientProtocol,
+                    ws="none",
+                    lifespan="off",
+                    access_log=False,
+                    log_level="critical",
+                    server_header=False,
+                    date_header=False,
+                    timeout_keep_alive=75,
+                    timeout_graceful_shutdown=5,
+                )
+                server = uvicorn.Server(config)
+                host, port = listener.getsockname()[:2]
+                url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+                print(f"listening on {url}, in front of {', '.join(self.to)}", flush=True)
+                if on_ready is not None:
+                    on_ready(url, server)
+                await server.serve(sockets=[listener])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve with settings as JSON, as a deployment starts it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", action="append", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--log")
+    parser.add_argument("--settings", default="{}")
+    options = parser.parse_args(arguments)
+    settings = Gateway.model_validate_json(options.settings)
+    service = Service(settings, tuple(options.to), options.host, options.port, options.tokenizer, options.log)
+    service.serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

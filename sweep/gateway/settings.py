@@ -1,0 +1,53 @@
+"""The gateway's settings: what `gateway:` in an experiment, and `sweep gateway`, can say."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from sweep.config import Strict
+
+
+class Clip(Strict):
+    """Upper bounds on the tokens of a request."""
+
+    input_tokens: PositiveInt | None = None  # most tokens of a prompt, special ones included; null: any number
+    keep: Literal["head", "tail", "both"] = "tail"  # the part of a longer prompt that is kept; both: half of each
+    output_tokens: PositiveInt | None = None  # most tokens of an answer; null: as many as the client asks for
+
+
+class Cache(Strict):
+    """The cache of answers to deterministic requests."""
+
+    mode: Literal["semantic", "exact"] = "semantic"  # exact: answers to the same prompt only
+    threshold: float = Field(default=0.95, ge=0, le=1)  # cosine similarity above which another prompt's answer serves
+    embedder: str = "wordllama"  # or the name or folder of a sentence-transformers model
+    capacity: PositiveInt = 10_000  # answers
+    eviction: Literal["lru", "fifo"] = "lru"  # which answer goes when it is full: least recently served, or oldest
+    ttl: PositiveFloat | None = 3600.0  # s after which an answer is stale; null: never
+    single_flight: bool = True  # equal prompts under way share one answer
+    event_interval: NonNegativeFloat = 0.0  # s between the events of a cached stream; 0: as fast as the client reads
+    path: str | None = None  # file that keeps the answers when the gateway stops; null: memory only
+
+
+class NoGateway(Strict):
+    """No gateway: the client asks the engine itself."""
+
+    name: str
+
+    def digest(self) -> None:
+        """No content that it points to."""
+
+
+class Gateway(Strict):
+    """A gateway in front of the engine."""
+
+    name: str = "gateway"
+    clip: Clip = Clip()  # upper bounds on the tokens of a request: {input_tokens, keep, output_tokens}
+    cache: Cache | None = None  # of answers: {mode, threshold, embedder, capacity, …}; null: none
+    routing: Literal["round_robin", "least_busy", "prefix"] = "least_busy"  # how one of several engines is chosen
+    retries: int = Field(default=2, ge=0)  # further tries of a request that no engine has begun to answer
+    health_interval: PositiveFloat = 2.0  # s between the checks of each engine
+    largest_body: PositiveInt = 16 << 20  # bytes of a request; more is refused
+    request_timeout: PositiveFloat = 30.0  # s within which a request must have come in completely
+    stall_timeout: PositiveFloat = 60.0  # s that a client may leave an answer unread
+    answer_timeout: PositiveFloat = 3600.0  # s between two parts of an engine's answer

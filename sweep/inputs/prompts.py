@@ -1,0 +1,264 @@
+"""Workloads of text that people wrote: prompts from a file or a data set of a hub, and story text of drawn lengths."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from pydantic import PositiveInt
+from tokenizers import Tokenizer
+
+from sweep.inputs import hub
+from sweep.inputs.rows import FileRow, read_rows
+from sweep.inputs.workload import (
+    DATA,
+    Draw,
+    Encoded,
+    Serving,
+    Workload,
+    content_digest,
+    encode_prompts,
+    with_headers,
+)
+
+PROMPT_COLUMNS = (
+    "prompt",
+    "text",
+    "question",
+    "messages",
+    "conversations",
+)  # that hold a prompt, where no column is named
+ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # the speaker of an answer, by chat and ShareGPT
+ASKING = ("user", "human", "system", "developer")
+
+
+class RecordedPrompt(NamedTuple):
+    """A prompt as it was recorded, with the length or the text of its answer where the file has them."""
+
+    text: str
+    output_tokens: int | None
+    answer: str | None
+
+    def length(self, tokenizer: Tokenizer | None) -> int:
+        """The tokens of the answer; words without a tokenizer."""
+        if self.output_tokens is not None:
+            return self.output_tokens
+        text = self.answer or ""
+        return max(len(tokenizer.encode(text, add_special_tokens=False).ids if tokenizer else text.split()), 1)
+
+
+class Prompts(Workload):
+    """Prompts of a file in random order, repeated in a new order if there are more requests than prompts."""
+
+    file: str  # name of a shipped task, or path of a file: docs/experiments.md has the formats
+    column: str | None = None  # of the file that holds the prompts; null: prompt, text, question, messages, ...
+    first: PositiveInt | None = None  # only so many of the file's prompts, from its beginning
+    output_tokens: PositiveInt | None = None  # null: as the file says of each prompt, or as long as its answer there
+
+    def check(self) -> None:
+        if _shipped(self.name) not in (None, self._path):  # its rows would be taken for those of the task
+            problem = f"{self.name} is the name of a shipped task"
+            raise ValueError(f"workload.file={self.file}: {problem}; use workload=prompts workload.file={self.file}")
+        self._questions()
+
+    def digest(self, cache_dir: Path) -> str:
+        return content_digest(self._path)
+
+    @property
+    def _path(self) -> Path:
+        return _shipped(self.file) or Path(self.file).expanduser()
+
+    def _questions(self) -> list[RecordedPrompt]:
+        shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
+        key = f"workload.file={self.file}"
+        return self._checked(read_rows(self._path, key, f", or one of {shipped}", self.first), key)
+
+    def _checked(self, rows: list[FileRow], key: str) -> list[RecordedPrompt]:
+        questions = questions_of(rows, self.column, key)
+        if self.output_tokens is None and any(each.output_tokens is None and not each.answer for each in questions):
+            raise ValueError(f"{key}: has prompts without output_tokens or an answer; set workload.output_tokens")
+        return questions
+
+    def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
+        questions = self._questions()
+        chosen = [questions[i] for i in draw.cycle(len(questions), "prompts")]
+        texts = [question.text for question in chosen]
+        if self.unique_header:
+            texts = with_headers(texts, draw, tokenizer)
+        outputs = [self.output_tokens or question.length(tokenizer) for question in chosen]
+        return encode_prompts(texts, tokenizer), outputs
+
+
+class HubPrompts(Prompts):
+    """Prompts of a data set of the Hugging Face hub, or of a folder laid out like one."""
+
+    file: str = ""
+    dataset: str  # organisation/name, or the path of a folder
+    revision: str = "main"  # branch, tag or commit
+    config: str | None = None  # of a data set with several: a folder in it
+    split: str = "train"
+
+    def check(self) -> None:
+        if not (self._local or hub.REPOSITORY.fullmatch(self.dataset)):
+            allowed = "organisation/name of the Hugging Face hub, or the path of a folder"
+            raise ValueError(f"workload.dataset={self.dataset}: no such folder; allowed is {allowed}")
+
+    def digest(self, cache_dir: Path) -> str:
+        """Of a hub's data set the commit, of a folder the content; its rows are read, so that faults show at once."""
+        local = self.fetched(cache_dir)
+        local._questions()
+        if self._local:
+            return content_digest(*self._files())
+        return (
+            f"{content_digest()} {self.dataset}@{hub.resolve_commit(self.dataset, self.revision, cache_dir, 'dataset')}"
+        )
+
+    def pinned(self, cache_dir: Path) -> Self:
+        if self._local:
+            return self
+        commit = hub.resolve_commit(self.dataset, self.revision, cache_dir, "dataset")
+        return self.model_copy(update={"revision": commit})
+
+    def fetched(self, cache_dir: Path) -> Self:
+        if self._local:
+            return self
+        folder = hub.fetch_dataset(self.dataset, self.revision, cache_dir, self._of_split, f"*{self.split}*")
+        return self.model_copy(update={"dataset": str(folder)})
+
+    @property
+    def _local(self) -> bool:
+        return Path(self.dataset).expanduser().is_dir()
+
+    def _files(self) -> list[Path]:
+        folder = Path(self.dataset).expanduser()
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return [folder / name for name in self._of_split(names)]
+
+    def _of_split(self, names: Iterable[str]) -> list[str]:
+        """The files of the split, in order. Raises ValueError, naming what there is, if there are none."""
+        files = [Path(name) for name in names if Path(name).suffix in hub.ROWS]
+        pattern = re.compile(rf"(^|/)({re.escape(self.split)})([-_./]|$)")
+        chosen = [file for file in files if pattern.search(file.as_posix())]
+        if self.config is not None:
+            chosen = [file for file in chosen if self.config in file.parts]
+        if folders := sorted({file.parent.as_posix() for file in chosen})[1:]:
+            every = ", ".join(sorted({file.parent.name for file in chosen}))
+            raise ValueError(
+                f"workload.config={self.config}: {len(folders) + 1} parts have that split; allowed: {every}"
+            )
+        suffixes = [file.suffix for file in chosen]
+        chosen = [file for file in chosen if file.suffix == (".parquet" if ".parquet" in suffixes else suffixes[0])]
+        if not chosen:
+            there = ", ".join(file.as_posix() for file in files[:8]) or "no file of rows"
+            raise ValueError(f"workload.split={self.split}: none in {self.dataset}, which has {there}")
+        return sorted(file.as_posix() for file in chosen)
+
+    def _questions(self) -> list[RecordedPrompt]:
+        key, rows = f"workload.dataset={self.dataset}", list[FileRow]()
+        for file in self._files():
+            rows += read_rows(file, key, first=None if self.first is None else self.first - len(rows))
+            if len(rows) == self.first:
+                break
+        return self._checked(rows, key)
+
+
+class Stories(Serving):
+    """Shipped stories, one after another behind a header, cut at drawn lengths; answers of up to `output_tokens`."""
+
+    file: str = "stories"  # name of a shipped task
+
+    def check(self) -> None:
+        super().check()
+        if _shipped(self.file) is None:
+            raise ValueError(f"workload.file={self.file}: allowed is the name of a shipped task")
+
+    def lengths(self, draw: Draw) -> list[tuple[int, int]]:
+        return [(length, self.output_tokens) for length, _ in super().lengths(draw)]
+
+    def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
+        path = _shipped(self.file)
+        assert path is not None
+        stories = [question.text for question in questions_of(read_rows(path, "workload.file"), None, "workload.file")]
+        inputs, outputs = map(list, zip(*self.lengths(draw), strict=True))
+        shortest = min(encoded_lengths(stories, tokenizer))
+        texts = []
+        for number, length in enumerate(inputs):
+            each = Draw(draw.seed, draw.phase, -(-length // shortest), f"/{number}")
+            texts.append("\n\n".join(stories[i] for i in each.cycle(len(stories), f"stories/{number}")))
+        texts = with_headers(texts, draw, tokenizer) if self.unique_header else texts
+        return [cut(text, length, tokenizer) for text, length in zip(texts, inputs, strict=True)], outputs
+
+
+def encoded_lengths(texts: list[str], tokenizer: Tokenizer | None) -> list[int]:
+    """The tokens of each text; words without a tokenizer."""
+    return [len(text.split() if ids is None else ids) for text, ids in encode_prompts(texts, tokenizer)]
+
+
+def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
+    """Cut a text behind so many tokens (a word counts as one without a tokenizer), and count what it then has."""
+    if tokenizer is None:
+        ends = [match.end() for match in re.finditer(r"\S+", text)]
+        return Encoded(text[: ends[min(length, len(ends)) - 1]], None)
+    offsets = tokenizer.encode(text).offsets
+    return encode_prompts([text[: offsets[min(length, len(offsets)) - 1][1]]], tokenizer)[0]
+
+
+def questions_of(rows: list[FileRow], column: str | None, key: str) -> list[RecordedPrompt]:
+    """Return the questions of a file's rows. A conversation in which nobody asks anything is left out.
+
+    Raises ValueError, naming the row, for one without a prompt, and where none is left.
+    """
+    if column is not None and column not in rows[0]:
+        raise ValueError(f"workload.column={column}: {key} has none of that name; allowed: {', '.join(rows[0])}")
+    questions = [_question(row, column, f"{key}: row {number}") for number, row in enumerate(rows, 1)]
+    complete = [question for question in questions if question is not None]
+    if not complete:
+        raise ValueError(f"{key}: no conversation in it begins with a question")
+    return complete
+
+
+def _question(row: FileRow, column: str | None, where: str) -> RecordedPrompt | None:
+    name = column or next((name for name in PROMPT_COLUMNS if name in row), None)
+    value = row.get(name or "")
+    tokens = row.get("output_tokens")
+    if isinstance(tokens, str) and tokens.isdigit():  # of a CSV file
+        tokens = int(tokens)
+    if tokens is not None and (type(tokens) is not int or tokens < 1):
+        raise ValueError(f"{where}: output_tokens={tokens!r}; allowed is a whole number from 1")
+    if isinstance(value, list):
+        return _of_turns(value, tokens, where)
+    if not isinstance(value, str) or not value:
+        allowed = f"text in the column {column}" if column else f"text in a column {', '.join(PROMPT_COLUMNS)}"
+        raise ValueError(f"{where} has no prompt; allowed is {allowed} (or workload.column=NAME)")
+    return RecordedPrompt(value, tokens, None)
+
+
+def _of_turns(turns: list[Any], tokens: int | None, where: str) -> RecordedPrompt | None:
+    """Return the turns before the first answer as a question, and that answer; None if nothing comes before it."""
+    question: list[str] = []
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            raise ValueError(f"{where}: a turn is no mapping; allowed are {{role, content}} and {{from, value}}")
+        speaker = str(turn.get("role") or turn.get("from") or "").lower()
+        text = _text_of(turn.get("content", turn.get("value")))
+        if speaker in ANSWERING:
+            return RecordedPrompt("\n\n".join(question), tokens, text or None) if question else None
+        if speaker not in ASKING:
+            allowed = ", ".join((*ASKING, *ANSWERING))
+            raise ValueError(f"{where}: a turn of {speaker or 'nobody'}; allowed are {allowed}")
+        question += [text] if text else []
+    return RecordedPrompt("\n\n".join(question), tokens, None) if question else None
+
+
+def _text_of(content: Any) -> str:
+    """Return the text of a turn, which chat formats may split into parts."""
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, Mapping))
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _shipped(name: str) -> Path | None:
+    """Return the file of a shipped task; None if there is none of that name."""
+    path = DATA / "prompts" / f"{name}.jsonl"
+    return path if path.is_file() else None

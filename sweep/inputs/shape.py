@@ -1,0 +1,44 @@
+"""The numbers of a model that decide how much of a GPU it takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import PositiveInt
+
+from sweep.config import Strict
+from sweep.inputs.random_weights import Architecture
+
+
+class ModelShape(Strict):
+    """A dense decoder, as the plan's estimates of memory and time need it."""
+
+    parameters: PositiveInt
+    layers: PositiveInt
+    kv_heads: PositiveInt
+    head_size: PositiveInt
+    hidden: PositiveInt
+    intermediate: PositiveInt
+    positions: PositiveInt  # tokens that the model was made for
+
+    @classmethod
+    def of_architecture(cls, architecture: Architecture, tied: bool = False) -> "ModelShape":
+        """The shape of a Llama; `tied`: its output head is its embedding."""
+        head = architecture.vocab_size * architecture.hidden_size if tied else 0
+        return cls(
+            parameters=architecture.parameters - head,
+            layers=architecture.num_hidden_layers,
+            kv_heads=architecture.num_key_value_heads,
+            head_size=architecture.head_dim,
+            hidden=architecture.hidden_size,
+            intermediate=architecture.intermediate_size,
+            positions=architecture.max_position_embeddings,
+        )
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "ModelShape | None":
+        """The shape that a config.json describes; None for one that is no Llama by its keys."""
+        numbers = {key: config[key] for key in Architecture.model_fields if config.get(key) is not None}
+        try:
+            return cls.of_architecture(Architecture(**numbers), bool(config.get("tie_word_embeddings")))
+        except ValueError:
+            return None

@@ -1,0 +1,101 @@
+"""The memory that a point of a plan takes of its GPUs, by the numbers of its model: weights, KV cache, activations.
+
+What is counted is what must be there; an allocator's fragments come on top of it.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from backends.base import Launch
+from sweep.config import Hardware
+from sweep.inputs.shape import ModelShape
+from sweep.plan.plan import Deployment
+
+GIBIBYTE = 2**30
+RUNTIME = 0.6 * GIBIBYTE  # of every process: CUDA's context, kernels and their workspaces
+STEP_TOKENS = 2048  # tokens of a step of an engine that splits prompts into chunks
+FULL_WIDTH = 16.0  # bits, of a format that nothing here names
+CACHE_FLAG = re.compile(r"^kv[-_]?cache[-_]dtype$")
+# Bits of a weight, scales included, by what a format's name begins with; the longest that fits counts.
+BITS = {
+    "float32": 32.0,
+    "f32": 32.0,
+    "int16": 16.0,
+    "int8": 8.0,
+    "ct-int8": 8.0,
+    "fp8": 8.0,
+    "bitsandbytes int8": 8.0,
+    "bitsandbytes": 4.5,
+    "gptq": 4.25,
+    "awq": 4.25,
+    "ct-w4a16": 4.25,
+    "q8": 8.5,
+    "q6": 6.6,
+    "q5": 5.5,
+    "q4": 4.5,
+    "iq4": 4.5,
+    "q3": 3.9,
+    "q2": 3.2,
+}
+
+
+class Sizes(NamedTuple):
+    """A deployment's model on its engine: bytes, and tokens of its KV cache."""
+
+    parameters: float
+    weights: float  # bytes
+    per_token: float  # bytes of KV cache
+    activation: float  # bytes for each token of a step
+    computes_in: str  # number format of the products
+    room: float | None  # tokens that the cache has room for from the launch on; None: as many as memory allows
+    shared: bool  # the cache is what the weights leave of a share of the memory
+    context: int  # tokens of the longest sequence that it serves
+    memory: float  # bytes, of all GPUs of the deployment together
+
+    @property
+    def launches(self) -> bool:
+        """Whether there is memory for weights and cache before the first request: for one sequence, of a share."""
+        if self.shared:
+            return (self.room or 0.0) >= self.context
+        return self.weights + RUNTIME + (self.room or 0.0) * self.per_token <= self.memory
+
+
+def planned_launch(deployment: Deployment) -> Launch:
+    """The launch of a deployment as far as the plan knows it: folders and the port are a node's."""
+    backend, model = deployment.backend, deployment.model
+    return Launch(
+        model=Path("MODEL"),
+        served_name=model.served_name or model.name,
+        workdir=Path("ATTEMPT"),
+        binary=backend.env.binary,
+        gpus=tuple(str(index) for index in range(deployment.gpu_count)),
+        dtype=model.dtype if backend.dtype == "auto" else backend.dtype,
+        max_model_len=model.max_model_len,
+    )
+
+
+def sizes(deployment: Deployment, shape: ModelShape, hardware: Hardware) -> Sizes:
+    """The sizes of a deployment on GPUs of this profile, which has a memory."""
+    backend, launch = deployment.backend, planned_launch(deployment)
+    computes_in = "float16" if launch.dtype == "auto" else launch.dtype
+    stored = backend.weight_format(launch) or computes_in
+    weights = shape.parameters * bits(stored) / 8
+    memory = (hardware.gpu_memory or 0.0) * GIBIBYTE * max(1, deployment.gpu_count)
+    width = 4.0 if computes_in == "float32" else 2.0
+    cache_width = next((bits(str(v)) / 8 for k, v in backend.flags_on(launch).items() if CACHE_FLAG.match(k)), width)
+    per_token = 2 * shape.layers * shape.kv_heads * shape.head_size * cache_width
+    activation = (3 * shape.intermediate + 6 * shape.hidden) * width
+    context = deployment.model.context or shape.positions
+    room: float | None = backend.reserved_tokens(context)
+    share = backend.memory_share(launch)
+    shared = room is None and share is not None
+    if shared and share is not None:
+        room = max(0.0, (share * memory - weights - RUNTIME - STEP_TOKENS * activation) / per_token)
+    return Sizes(shape.parameters, weights, per_token, activation, computes_in, room, shared, context, memory)
+
+
+def bits(name: str) -> float:
+    """Bits of a number of a format, as an engine calls it."""
+    names = [known for known in BITS if name.lower().startswith(known)]
+    return BITS[max(names, key=len)] if names else FULL_WIDTH

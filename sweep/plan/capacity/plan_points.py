@@ -1,0 +1,135 @@
+"""Every point of a plan with its demand, and the warnings about those that cannot fit, or cannot end in time."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from sweep.config import Settings, cache_directory, next_time
+from sweep.plan.capacity.footprint import GIBIBYTE, planned_launch, sizes
+from sweep.plan.capacity.point import Demand, Lengths, lengths_of, measure
+from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.wording import count, duration_text
+
+MOST_LOADS = 4  # loads of a warning
+
+
+class PlanPoint(NamedTuple):
+    """A point of a plan, all its replicates together."""
+
+    deployment: Deployment
+    trials: list[Trial]
+    demand: Demand
+
+    @property
+    def label(self) -> str:
+        return self.trials[0].label or self.trials[0].name
+
+
+def plan_points(plan: Plan) -> list[PlanPoint]:
+    """The points whose demand can be computed: those of engines launched on a GPU of known memory and bandwidth, with
+    a model of known shape."""
+    hardware = plan.settings.hardware
+    if not (hardware.gpu_memory and hardware.bandwidth and hardware.flops):
+        return []
+    cache = cache_directory(plan.settings.cache_dir)
+    lengths: dict[tuple[int, str, int], Lengths] = {}
+    points: list[PlanPoint] = []
+    for deployment in plan.deployments:
+        shape = deployment.model.dimensions(cache) if hasattr(deployment.model, "dimensions") else None
+        if deployment.unavailable or not deployment.backend.launches or shape is None:
+            continue
+        size, flags = sizes(deployment, shape, hardware), deployment.backend.flags_on(planned_launch(deployment))
+        for trials in _by_point(deployment):
+            key = id(trials[0].workload), deployment.model.name, min(trials[0].num_requests, 200)
+            if key not in lengths:
+                lengths[key] = lengths_of(trials[0], _tokenizer(deployment, cache))
+            points.append(PlanPoint(deployment, trials, measure(trials[0], lengths[key], size, hardware, flags)))
+    return points
+
+
+def _by_point(deployment: Deployment) -> list[list[Trial]]:
+    replicates: dict[str, list[Trial]] = {}
+    for trial in deployment.trials:
+        replicates.setdefault(trial.label or trial.name, []).append(trial)
+    return list(replicates.values())
+
+
+def _tokenizer(deployment: Deployment, cache: Path) -> object:
+    try:
+        return deployment.model.load_tokenizer(cache)
+    except (OSError, ValueError):
+        return None  # a model that is not on this machine
+
+
+def capacity_warnings(plan: Plan) -> list[str]:
+    """Warn, one line each, of what memory cannot hold and of what cannot end within its limits."""
+    points = plan_points(plan)
+    return [*_without_room(points), *_too_slow(points, plan.settings), *_too_few(plan)]
+
+
+def least_time(plan: Plan) -> list[str]:
+    """The least time of all trials, where their demand can be computed: what no engine on this hardware can beat."""
+    seconds = sum(point.demand.seconds * len(point.trials) for point in plan_points(plan) if point.demand.fits)
+    if not seconds:
+        return []
+    return [f"at least {duration_text(seconds)} of measuring on one {plan.settings.hardware.name}, by its roofline"]
+
+
+def _without_room(points: list[PlanPoint]) -> Iterator[str]:
+    """One line for a deployment that cannot be launched, or for each of its workloads whose loads do not fit."""
+    by_line: dict[tuple[str, str], list[PlanPoint]] = {}
+    for point in points:
+        if not point.demand.fits:
+            workload = point.trials[0].workload.name if point.demand.sizes.launches else ""
+            by_line.setdefault((point.deployment.describe(), workload), []).append(point)
+    for (name, workload), misfits in by_line.items():
+        memory = misfits[0].demand.sizes.memory / GIBIBYTE
+        if not workload:
+            yield f"{name}: {_at_launch(misfits[0].demand)} of {memory:.1f} GiB: it is expected to fail at the launch"
+            continue
+        loads = dict.fromkeys(f"{p.trials[0].load.describe()} ({p.demand.total / GIBIBYTE:.1f} GiB)" for p in misfits)
+        more = f" and {len(loads) - MOST_LOADS} more" if len(loads) > MOST_LOADS else ""
+        named = ", ".join(list(loads)[:MOST_LOADS]) + more
+        yield f"{name}: {workload} {named} do not fit {memory:.1f} GiB: expected to end oom_run"
+
+
+def _at_launch(demand: Demand) -> str:
+    sizes = demand.sizes
+    weights = f"weights of {sizes.weights / GIBIBYTE:.1f} GiB"
+    if sizes.shared:
+        return f"{weights} leave a KV cache of {sizes.room:,.0f} tokens, less than the context of {sizes.context:,},"
+    if sizes.room is None:
+        return f"{weights} do not fit the memory"
+    cache = f"{sizes.room:,.0f} tokens of KV cache ({sizes.room * sizes.per_token / GIBIBYTE:.1f} GiB)"
+    return f"{weights} and {cache} do not fit the memory"
+
+
+def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
+    """Points whose least time is beyond the limit of a trial or of a request, and a plan's beyond its deadline."""
+    limits = ("trial_timeout", settings.trial_timeout), ("client.timeouts.total", settings.client.timeouts.total)
+    for point in points:
+        least = (point.demand.seconds, point.demand.request_seconds)
+        for seconds, (key, limit) in zip(least, limits, strict=True):
+            if limit is not None and seconds > limit:
+                name = f"{point.deployment.describe()}: {point.label}"
+                yield f"{name}: takes at least {duration_text(seconds)}, and {key}={limit:g} s ends it: raise {key}"
+    if settings.deadline is not None:
+        now = datetime.now()
+        left = (next_time(settings.deadline, now) - now).total_seconds()
+        total = sum(point.demand.seconds * len(point.trials) for point in points)
+        if total > left > 0:
+            yield f"deadline={settings.deadline}: the trials take at least {duration_text(total)} of one GPU"
+
+
+def _too_few(plan: Plan) -> list[str]:
+    """Warn of more users than requests: those without one make the load another than its name."""
+    lines: dict[str, None] = {}
+    for trial in plan.trials:
+        users = getattr(trial.load, "concurrency", None)
+        if users and users > trial.num_requests:
+            lines[
+                f"load.concurrency={users}: {count(trial.num_requests, 'request')} for {users} users, of which "
+                "the rest have none: raise workload.num_requests"
+            ] = None
+    return list(lines)

@@ -1,0 +1,111 @@
+"""One point of a plan against its hardware: the bytes at its fullest, and the least seconds by the roofline.
+
+The roofline is that of S. Williams et al. (2009): a step reads the weights and the running sequences' KV cache once, at
+the memory's bandwidth, and computes two operations a weight and token, at the peak of its format. Nothing is faster
+than that, except where speculation brings several tokens in a step, which is allowed for.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sweep.config import Hardware
+from sweep.plan.capacity.footprint import GIBIBYTE, RUNTIME, STEP_TOKENS, Sizes
+from sweep.plan.plan import Trial
+from sweep.wording import duration_text
+
+CHARACTERS = 3.9  # of English text for a token of a vocabulary of 32,000
+SAMPLE = 200  # requests whose lengths are looked at
+
+
+class Lengths(NamedTuple):
+    """Tokens of a trial's requests."""
+
+    mean_input: float
+    longest_input: float
+    mean_output: float
+    longest: float  # input and output together
+
+
+class Demand(NamedTuple):
+    """The demand of a point, in bytes and seconds."""
+
+    sizes: Sizes
+    sequences: int  # in flight at once
+    cache: float  # bytes at the fullest, or reserved
+    activations: float  # bytes
+    seconds: float  # at the least, of the whole trial
+    request_seconds: float  # at the least, of one request among the others
+
+    @property
+    def total(self) -> float:
+        """Bytes at the fullest."""
+        return self.sizes.weights + RUNTIME + self.cache + self.activations
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory suffices; requests beyond a cache of fixed size wait."""
+        return self.sizes.launches and self.total <= self.sizes.memory
+
+    def describe(self) -> str:
+        """Weights, cache and activations of the memory, and the least time."""
+        sizes = self.sizes
+        parts = f"{sizes.weights / GIBIBYTE:.1f} GiB weights + {self.cache / GIBIBYTE:.1f} KV cache"
+        if sizes.room is not None:
+            parts += f" (reserved: {sizes.room:,.0f} tokens)"
+        parts += f" + {(self.activations + RUNTIME) / GIBIBYTE:.1f} activations and runtime"
+        verdict = "" if self.fits else ": does not fit"
+        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {duration_text(self.seconds)}"
+
+
+def lengths_of(trial: Trial, tokenizer: Any) -> Lengths:
+    """The lengths of a trial's first requests; by their characters where there is no tokenizer of the model here."""
+    requests = trial.workload.requests(tokenizer, min(trial.num_requests, SAMPLE), trial.seed)
+    exact = getattr(trial.workload, "input_tokens", None)
+    inputs = [r.input_tokens if r.input_tokens > 0 else exact or len(str(r.prompt)) / CHARACTERS for r in requests]
+    outputs = [request.output_tokens for request in requests]
+    longest = max(a + b for a, b in zip(inputs, outputs, strict=True))
+    return Lengths(sum(inputs) / len(inputs), max(inputs), sum(outputs) / len(outputs), longest)
+
+
+def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, flags: Mapping[str, Any]) -> Demand:
+    """The demand of a trial of a deployment with these sizes on this hardware, which has bandwidth and FLOP/s."""
+    load = trial.load
+    in_flight = load.size or getattr(load, "concurrency", None) or getattr(load, "max_concurrency", None)
+    sequences = min(in_flight or trial.num_requests, trial.num_requests)
+    prompt_tokens = sequences * lengths.longest_input
+    step_tokens = prompt_tokens if sizes.room is None else min(prompt_tokens, STEP_TOKENS)
+    cache = (sizes.room if sizes.room is not None else sequences * lengths.longest) * sizes.per_token
+    activations = step_tokens * sizes.activation
+    if sizes.room is None:  # while the prompts are computed their answers have no cache yet
+        full = sequences * (lengths.longest - lengths.longest_input) * sizes.per_token
+        activations = max(0.0, activations - full)
+    mean_tokens = lengths.mean_input + lengths.mean_output
+    running = sequences if sizes.room is None else max(1.0, min(sequences, sizes.room / max(1.0, mean_tokens)))
+    request = _seconds_of_batch(running, lengths, sizes, hardware, _tokens_per_step(flags))
+    seconds = max(request * trial.num_requests / running, _last_arrival(trial))
+    return Demand(sizes, sequences, cache, activations, seconds, request)
+
+
+def _seconds_of_batch(
+    running: float, lengths: Lengths, sizes: Sizes, hardware: Hardware, tokens_per_step: float
+) -> float:
+    gpus = sizes.memory / ((hardware.gpu_memory or 1.0) * GIBIBYTE)
+    bandwidth = (hardware.bandwidth or 0.0) * 1e9 * gpus
+    peak = max(hardware.flops.get(sizes.computes_in, 0.0), *hardware.flops.values(), 0.0)
+    if sizes.computes_in == "float32":
+        peak = hardware.flops.get("float32", peak)
+    operations = 2 * sizes.parameters / (peak * 1e12 * gpus)
+    prefill = max(sizes.weights / bandwidth, running * lengths.mean_input * operations)
+    context = lengths.mean_input + lengths.mean_output / 2
+    step = max((sizes.weights + running * context * sizes.per_token) / bandwidth, running * operations)
+    return prefill + max(0.0, lengths.mean_output - 1) / tokens_per_step * step
+
+
+def _tokens_per_step(flags: Mapping[str, Any]) -> float:
+    config = next((value for name, value in flags.items() if name.replace("_", "-") == "speculative-config"), None)
+    return 1.0 + (config.get("num_speculative_tokens", 0) if isinstance(config, Mapping) else 0)
+
+
+def _last_arrival(trial: Trial) -> float:
+    rate = getattr(trial.load, "rate", None)
+    return trial.num_requests / rate if rate else 0.0

@@ -1,0 +1,65 @@
+"""What a plan says beforehand of memory and time: against arithmetic by hand, and through the whole command."""
+
+import pytest
+
+from sweep.__main__ import main
+
+QUIET = ["cluster=inline", "tracking=none", "dry_run=true", "agreement=false"]
+
+
+@pytest.fixture
+def plan(capsys, tmp_path, monkeypatch):
+    """The output of a dry run; no hub, and no GPU."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("sweep.provenance.gpu_names", lambda: ())
+
+    def dry_run(*arguments: str) -> str:
+        assert main([*arguments, *QUIET, f"out={tmp_path / 'run'}"]) == 0
+        return capsys.readouterr().out
+
+    return dry_run
+
+
+SYNTHETIC = ["model=random-llama-2-7b", "workload=synthetic", "workload.input_tokens=200", "workload.output_tokens=56"]
+
+
+def test_the_baselines_largest_batch(plan):
+    """256 tokens of 0.5 MiB: 8 GiB of cache at 64 sequences beside 12.55 GiB of weights fit 22.5 GiB, 16 do not."""
+    said = plan("backend=transformers", *SYNTHETIC, "load.batch_size=64,128", "hardware=l4", "details=true")
+    assert "12.6 GiB weights + 8.0 KV cache" in said
+    (warning,) = (line for line in said.splitlines() if line.startswith("warning: transformers"))
+    assert "batches of 128 (" in warning
+    assert "batches of 64" not in warning
+    assert "do not fit 22.5 GiB: expected to end oom_run" in warning
+
+
+def test_an_engine_that_cannot_be_launched(plan):
+    assert "fail at the launch" not in plan("backend=vllm", *SYNTHETIC, "hardware=l4")
+    said = plan("backend=vllm", *SYNTHETIC, "hardware=t4")
+    assert "weights of 12.6 GiB leave a KV cache of" in said
+    assert "less than the context of 4,096, of 15.0 GiB: it is expected to fail at the launch" in said
+    slots = plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, "hardware=a100-80g")
+    assert "262,144 tokens of KV cache (128.0 GiB) do not fit the memory of 80.0 GiB" in slots
+    bounded = ("model.max_model_len=512", "backend.quantization=Q4_0", "hardware=a100-80g")
+    assert "fail at the launch" not in plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, *bounded)
+
+
+def test_the_roofline_against_the_limits(plan):
+    """600 requests of 56 tokens, one by one: 600 * 56 * 13.48 GB / 300 GB/s = 25 min."""
+    slow = ["backend=transformers", *SYNTHETIC, "workload.num_requests=600", "load.batch_size=1", "hardware=l4"]
+    said = plan(*slow, "trial_timeout=1200")
+    assert "takes at least 25 min, and trial_timeout=1200 s ends it: raise trial_timeout" in said
+    assert "expected: at least 25 min of measuring on one l4, by its roofline" in said
+    assert "ends it" not in plan(*slow)
+
+
+@pytest.mark.parametrize("name", ["l4", "t4", "a100-80g", "h100", "h200"])
+def test_a_profile_has_its_figures_and_their_sources(plan, name):
+    said = plan("backend=vllm_offline", "model=opt-125m", "workload=synthetic", f"hardware={name}", "details=true")
+    assert "GiB weights" in said
+    assert "at least" in said
+
+
+def test_more_users_than_requests(plan):
+    said = plan("backend=vllm", "workload=qa", "load=closed", "load.concurrency=128", "hardware=cpu")
+    assert "load.concurrency=128: 64 requests for 128 users" in said
