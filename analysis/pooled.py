@@ -38,6 +38,7 @@ OF_A_TRIAL = (
     "steady_end",
 )
 """The columns by which the requests of a trial are read."""
+OF_A_REQUEST = ("service_e2el", "scheduled", "sent", "ended", "input_tokens", "output_tokens")
 THROUGHPUTS: Mapping[str, Sequence[str]] = {
     "output_throughput": ("output_tokens",),
     "total_throughput": ("input_tokens", "output_tokens"),
@@ -173,7 +174,7 @@ def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str], of_gaps: Mappi
 
     The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last.
     """
-    names = list(dict.fromkeys([*series, "service_e2el", "sent", "ended", "input_tokens", "output_tokens"]))
+    names = list(dict.fromkeys([*series, *OF_A_REQUEST]))
     chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(row["itl_mean"]) else []
     table = None
     with suppress(FileNotFoundError, run_files.DamagedFile):
@@ -277,7 +278,8 @@ def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[F
         else:
             values = np.where(failed, np.nan, values)
         if steady:
-            values = values[(trial["sent"] >= begin) & (trial["sent"] <= end)]
+            sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # if only due: then
+            values = values[(sent >= begin) & (sent <= end)]
         yield values[~np.isnan(values)]
 
 
