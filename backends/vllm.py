@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -33,14 +33,25 @@ class VLLM(Backend):
     """
 
     reserves_memory = True
+    before_ampere = "refuses"
     log_probabilities_by = "prompt_logprobs"
-    dtype_pattern = r"\bdtype=torch\.(\w+)"
+    dtype_pattern = r"\bdtype=torch\.(\w+), max_seq_len="
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
 
     distribution = "vllm"
+    tables = ("vllm",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "served-model-name": "model.served_name",
+        "port": "backend.port",
+        "dtype": "backend.dtype",
+        "max-model-len": "model.max_model_len",
+        "tensor-parallel-size": "backend.gpus",
+        "config": "backend.flags",
+    }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # served in vLLM's development mode only: see `environment`
@@ -82,7 +93,7 @@ class VLLM(Backend):
             "max-model-len": launch.max_model_len,
             "tensor-parallel-size": self.gpus if launch.gpus else 1,
         }
-        return [launch.python, "-m", *module, *cli({**arguments, **self.flags_on(launch)})]
+        return [launch.python, "-m", *module, *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         # Without development mode there is no /reset_prefix_cache. That mode also serves /collective_rpc (methods of

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from backends.launch import gpus
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.config import ConfigError, Settings
 from sweep.disk import object_store
@@ -161,7 +162,7 @@ def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
     if settings.cluster.kind == "inline":
-        return InlineExecutor([str(index) for index in range(nodes[0].gpus)], nodes[0].accelerators)
+        return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor
 

@@ -90,9 +90,10 @@ def test_the_published_form_is_kept_where_there_is_a_gpu():
 
 def test_without_a_gpu_the_same_line_is_shorter_and_says_so():
     composition = composed("+experiment=throughput_bound")
-    assert len(composition.points) == 3 * 2 * 3
-    assert any("small-llama instead of llama-2-7b-chat" in text for text in composition.replaced)
-    assert {point["model"]["name"] for point in composition.points} == {"small-llama"}
+    assert len(composition.points) == 3 * 3
+    assert any("smollm2 instead of llama-2-7b-chat" in text for text in composition.replaced)
+    assert any("ctranslate2 instead of transformers, vllm, tgi" in text for text in composition.replaced)
+    assert {point["model"]["name"] for point in composition.points} == {"smollm2"}
 
 
 def test_the_command_line_goes_before_the_experiment_and_its_form_without_gpu():
@@ -253,7 +254,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
         (
             "cluster.simulate={nods: 2}",
-            "cluster.simulate.nods=2: unknown key; did you mean nodes? allowed: accelerator, cpus, gpus, nodes,",
+            "cluster.simulate.nods=2: unknown key; did you mean nodes? allowed: accelerator, capability, cpus, driver,",
         ),
         ("--dry-run", "--dry-run: no such option; allowed are --help and key=value (dry_run=true)"),
     ],

@@ -1,7 +1,7 @@
 """Timed samples beside the Records: the engine's gauges, its GPUs through NVML, its processes where there is no GPU.
 
 One thread reads every source once an interval, and more often at first, off the measured path. A source that cannot be
-read is skipped and reported in `described`; it never fails a trial.
+read is skipped and reported in `find_gpu`; it never fails a trial.
 """
 
 import statistics
@@ -168,7 +168,7 @@ class Sampler:
         return [sample._replace(time=sample.time - start) for sample in self._raw]
 
     @property
-    def described(self) -> str:
+    def find_gpu(self) -> str:
         """The sources that were read, each with its last problem if it had one."""
         problems = {name: f" ({problem})" for name, problem in self.problems.items()}
         return "; ".join(source.name + problems.get(source.name, "") for source in self.sources)

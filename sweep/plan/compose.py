@@ -102,6 +102,8 @@ def compose_run(
     if hardware.platform == "cpu":
         _without_gpu(request, line)
         _without_model(request, line, composer.options, obstacle)
+    if any(map(is_point_key, line.typed)):
+        request.settings["durations"] = None  # those of the experiment as it is written
     settings = _settings(request.settings, line, hardware)
     plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
@@ -216,6 +218,8 @@ def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
             raise ConfigError(f"{dotted}={value!r}: {'.'.join(parents[: depth + 1])} is a value and has no keys")
         mapping[name] = dict(child or {})
         mapping = mapping[name]
+    if parents[-1:] and parents[-1].endswith("flags"):  # of an engine, which may be spelt either way: a file's first
+        last = next((name for name in mapping if name.replace("_", "-") == last.replace("_", "-")), last)
     mapping[last] = copy.deepcopy(value)
 
 
@@ -301,7 +305,7 @@ def _without_model(request: _Request, line: CommandLine, options: ConfigPath, ob
         return
     model = options.load("model", name)
     if (instead := model.get("instead")) and (reason := obstacle(model, request.settings["cache_dir"])):
-        request.chosen["model"] = instead
+        request.chosen["model"], request.settings["durations"] = instead, None
         request.replaced.append(f"model: {instead} (random weights) instead of {name}: {reason}")
 
 

@@ -130,8 +130,8 @@ def few_requests_note(plan: Plan) -> list[str]:
 
 def plan_warnings(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Return the warnings about a plan, one line each."""
-    before = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
-    return [*before, *capacity_warnings(plan)]
+    of_loads = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
+    return [*substituted(plan), *of_loads, *capacity_warnings(plan)]
 
 
 def not_locked(plan: Plan) -> list[str]:
@@ -142,6 +142,12 @@ def not_locked(plan: Plan) -> list[str]:
         for name, spec in specs.items()
         if locks.needed(spec)
     ]
+
+
+def substituted(plan: Plan) -> list[str]:
+    """Name the engines that run in another build than on the newest nodes, or compute in another format, and why."""
+    notes = [note for deployment in plan.deployments if not deployment.unavailable for note in deployment.notes]
+    return list(dict.fromkeys(notes))
 
 
 def past_deadline(plan: Plan) -> list[str]:
