@@ -254,10 +254,10 @@ def _figures_of_gaps(
             filled[0, index, : each.shape[0], : each.shape[1]] = each
         pool = PooledGaps(filled, list(pd.factorize(np.array(point.launches))[0]))
         for statistic in statistics:
-            yield statistic.column, pool.quantile(_share(statistic)), [point]
+            yield statistic.column, pool.quantile(_rank(statistic)), [point]
 
 
-def _share(statistic: Statistic) -> float:
+def _rank(statistic: Statistic) -> float:
     """0.99 of p99."""
     return float(statistic.name[1:].replace("_", ".")) / 100
 
@@ -298,7 +298,7 @@ def _of_requests(
     pool = PooledRequests(values, launch)
     for statistic in statistics:
         if statistic.name != "mean":
-            yield statistic, pool.quantile(_share(statistic))
+            yield statistic, pool.quantile(_rank(statistic))
         elif np.isinf(values).any():
             finite = np.where(np.isinf(values), np.nan, values)
             yield (
