@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from backends.launch import gpus
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.config import ISSUE_AGAIN, ConfigError, Settings
 from sweep.disk import object_store
@@ -20,7 +21,7 @@ from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, res
 from sweep.drive.preflight import (
     assume_machine,
     check_ports,
-    find_drivers,
+    drivers_of,
     find_hardware,
     find_nodes,
     model_obstacle,
@@ -67,8 +68,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         ledger = ledger_to_read(settings, paths)
         for message in ledger.describe_damage():
             console.print(message, markup=False, soft_wrap=True)
-        drivers = functools.partial(find_drivers, settings)
-        pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers)
+        pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
             for line in point_details(plan):
@@ -101,8 +101,7 @@ def _run_locked(
     ledger = Ledger(paths.ledger, compact=mirror is None)
     for message in ledger.describe_damage():
         console.print(message, markup=False, soft_wrap=True)
-    drivers = functools.partial(find_drivers, plan.settings)
-    pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers)
+    pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
@@ -165,14 +164,15 @@ def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
-    for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
-        console.print(table)
+    for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
+        for table in render(results):
+            console.print(table)
     console.print(f"report: {results.run.paths.report}", markup=False, soft_wrap=True)
 
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
     if settings.cluster.kind == "inline":
-        return InlineExecutor([str(index) for index in range(nodes[0].gpus)], nodes[0].accelerators)
+        return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor
 

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
     "sweep.labels": set(),
     "sweep.outage": set(),  # what prepares an engine, and what judges a trial, tell outages from answers
-    "sweep.provenance": {"sweep.config", "backends.base"},  # what a host is, is said there
+    "sweep.provenance": {"sweep.config", "backends"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
     "sweep.numbers": BASIS,
     "sweep.disk": BASIS | {"sweep.numbers"},

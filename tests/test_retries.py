@@ -120,7 +120,7 @@ def test_the_same_answer_twice_is_final_for_the_next_run_too(tmp_path):
 def test_another_driver_on_the_nodes_opens_a_final_failure(tmp_path, present, runs):
     plan = make_plan(deployment("a", ["1"]), retry="in_run")
     drive(plan, tmp_path, Answering(lambda name, node: engines_own(), nodes=1))
-    assert len(pending_launches(plan, Ledger(tmp_path / "ledger.jsonl"), lambda: present)) == runs
+    assert len(pending_launches(plan, Ledger(tmp_path / "ledger.jsonl"), present)) == runs
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ reasons are for people: they compare a trial with the earlier one at the same co
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,17 +44,17 @@ def find_pending(
     ledger: Ledger,
     history: History,
     nodes: Sequence[Node],
-    find_drivers: Callable[[], set[str] | None] = lambda: None,
+    drivers: set[str] | None = None,
 ) -> PendingWork:
     """Find the trials to run, the reasons, and their expected duration on these nodes.
 
-    `find_drivers` gives the GPU drivers of the nodes that there are, None where they are not known: a failure that was
-    final under another one is not.
+    `drivers` are the GPU drivers of the nodes that there are, None where they are not known: a failure that was final
+    under another one is not.
 
     Raises:
         ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
     """
-    launches = pending_launches(plan, ledger, find_drivers)
+    launches = pending_launches(plan, ledger, drivers)
     runnable = [launch for launch in launches if not launch.unavailable]
     return PendingWork(
         launches,
@@ -74,9 +74,7 @@ def _assumed(settings: Settings) -> Assumed | None:
     return None
 
 
-def pending_launches(
-    plan: Plan, ledger: Ledger, find_drivers: Callable[[], set[str] | None] = lambda: None
-) -> list[Deployment]:
+def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None) -> list[Deployment]:
     """Return the launches that have pending trials, with these trials only.
 
     Raises:
@@ -84,7 +82,6 @@ def pending_launches(
     """
     _check_commits(plan, ledger)
     settings, final = plan.settings, final_failures(plan, ledger)
-    drivers = find_drivers() if any(ledger.rows[trial_id].get("driver") for trial_id in final) else None
 
     def pending(trial: Trial) -> bool:
         if settings.retry_failed and trial.trial_id in final:
