@@ -19,7 +19,7 @@ COMMAND = [
     *("backend=simulated", "model=tiny-llama", "workload=synthetic", "workload.input_tokens=16"),
     *("workload.output_tokens=6", "workload.num_requests=2", "load.batch_size=1,2", "cluster=inline", "tracking=none"),
 ]
-REPEATS = 3
+REPEATS = 2
 HEADER = """# Damaged files
 
 Made by `python -m benchmarks.corruptions`: a run of two trials; each file corrupted in each of {ways} ways, {repeats}

@@ -26,8 +26,8 @@ from sweep.whole_file import write_whole
 
 LedgerRow = dict[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, from which it is written anew if more than half of it is superseded
-MOST_NAMED = 5  # damaged lines; more are only counted
-NEEDED = {  # keys of each kind of entry
+MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
+KEYS_OF_EVENT = {  # keys of each kind of entry
     "run": ("run",),
     "trial": ("row",),
     "attempt": ("deployment_id", "attempt"),
@@ -78,7 +78,7 @@ class Ledger:
             return 0
         superseded, sizes = 0, dict[str, int]()
         with self.path.open("rb") as file:
-            for entry in entries(_whole_lines(file), _fits, lambda *damage: self.set_aside.append(damage)):
+            for entry in entries(_whole_lines(file), _is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
                 if entry["event"] == "trial":
                     trial_id, size = entry["row"]["trial_id"], _size_of(entry["row"])
                     superseded += sizes.get(trial_id, 0)
@@ -90,10 +90,10 @@ class Ledger:
         """Return a line that names the lines which do not hold, if there are any."""
         if not self.set_aside:
             return []
-        numbers = ", ".join(str(number) for number, _, _ in self.set_aside[:MOST_NAMED])
-        more = f" and {len(self.set_aside) - MOST_NAMED} more" if len(self.set_aside) > MOST_NAMED else ""
+        numbers = ", ".join(str(number) for number, _, _ in self.set_aside[:MOST_DAMAGE_NAMED])
+        more = f" and {len(self.set_aside) - MOST_DAMAGE_NAMED} more" if len(self.set_aside) > MOST_DAMAGE_NAMED else ""
         trials = sorted({trial_id for _, line, _ in self.set_aside if (trial_id := _trial_of(line))})
-        named = f" (trials {', '.join(trials[:MOST_NAMED])})" if trials else ""
+        named = f" (trials {', '.join(trials[:MOST_DAMAGE_NAMED])})" if trials else ""
         problem = self.set_aside[0][2]
         return [f"{self.path}: damaged in line {numbers}{more}{named}: {problem}; what they held is measured again"]
 
@@ -216,9 +216,9 @@ def _size_of(row: LedgerRow) -> int:
     return sum(len(key) + len(str(value)) + 6 for key, value in row.items() if value is not None)
 
 
-def _fits(entry: dict[str, Any]) -> bool:
+def _is_ledger_entry(entry: dict[str, Any]) -> bool:
     """Return whether an entry has what its kind needs; a row also an outcome that exists."""
-    if not set(NEEDED.get(str(entry.get("event")), ("no such event",))) <= entry.keys():
+    if not set(KEYS_OF_EVENT.get(str(entry.get("event")), ("no such event",))) <= entry.keys():
         return False
     row = entry.get("row") if entry["event"] == "trial" else None
     if row is None:
