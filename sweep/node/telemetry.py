@@ -36,11 +36,15 @@ class Source(Protocol):
 
 
 class EngineMetrics:
-    """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics."""
+    """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics.
+
+    `a / b` is the quotient of two of them; there is none where `b` is 0.
+    """
 
     def __init__(self, url: str, names: dict[str, str], verify_tls: bool = True) -> None:
         self.name = "engine"
-        self.names = {theirs: ours for ours, theirs in names.items()}
+        self.parts = {ours: tuple(theirs.split(" / ")) for ours, theirs in names.items()}
+        self.names = {part for parts in self.parts.values() for part in parts}
         self.url = url
         self.client = httpx.Client(timeout=2.0, trust_env=False, verify=verify_tls)
 
@@ -51,9 +55,20 @@ class EngineMetrics:
         lines = [line for line in response.text.splitlines() if line.startswith(tuple(self.names))]
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
-                if series := self.names.get(sample.name):
-                    totals[series] += sample.value
-        return [(series, "", value) for series, value in totals.items()]
+                if sample.name in self.names:
+                    totals[sample.name] += sample.value
+        return [
+            (series, "", value)
+            for series, parts in self.parts.items()
+            if (value := _quotient(totals, parts)) is not None
+        ]
+
+
+def _quotient(totals: dict[str, float], parts: tuple[str, ...]) -> float | None:
+    """Return a metric's total, or that of the first over that of the second; None where one of them is missing."""
+    if any(part not in totals for part in parts) or (len(parts) > 1 and not totals[parts[1]]):
+        return None
+    return totals[parts[0]] / totals[parts[1]] if len(parts) > 1 else totals[parts[0]]
 
 
 class Processes:
