@@ -157,7 +157,7 @@ def test_forgets_prompts_between_trials(engine):
     def hits() -> float:
         """Tokens found in the cache by asking once more."""
         before = sum(value for _, _, value in source.read())
-        stream(engine, [200 + i % 1000 for i in range(256)], 4)
+        stream(engine, [200 + i % 1000 for i in range(300)], 4)
         return sum(value for _, _, value in source.read()) - before
 
     hits()
