@@ -81,6 +81,8 @@ class EnvironmentSpec(Strict):
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
     lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
+    plain: "EnvironmentSpec | None" = None  # used where optional parts that the engine can do without fail
+    content: dict[str, str] = Field(default_factory=dict)  # digests of the user's own python and binary, when planned
 
     @field_validator("index")
     @classmethod
@@ -99,6 +101,7 @@ class EnvironmentChoice(Strict):
     cuda12: str | None = None  # the same engine built for CUDA 12, for nodes whose driver or GPU is too old for `cuda`
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
+    extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:
