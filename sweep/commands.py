@@ -86,8 +86,10 @@ def report(arguments: list[str]) -> int:
 
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
-    folder = Path(parser.parse_args(arguments).run)
-    print_report(folder if folder.exists() else Path("results") / folder, Console(highlight=False))
+    parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
+    options = parser.parse_args(arguments)
+    folder = Path(options.run) if Path(options.run).exists() else Path("results") / options.run
+    print_report(folder, Console(highlight=False), all_rows=options.all)
     return 0
 
 
