@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -21,6 +21,12 @@ class ExLlama(Hosted):
     reserves_memory = True
 
     library = "backends.host.libraries.exllama_library"
+    tables = ("exllamav3", "exllamav2")
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "cache": "backend.cache_tokens",
+        "cache-tokens": "backend.cache_tokens",
+    }
     distribution = "exllamav3"
     checkpoint: Literal["exl3", "gptq"] | None = "exl3"  # made of the model's weights unless they are quantised
     bits: float = Field(default=4.0, ge=1, le=8)  # per weight in EXL3

@@ -14,6 +14,11 @@ class Transformers(Hosted):
 
     library = "backends.host.libraries.transformers_library"
     distribution = "transformers"
+    own_flags: ClassVar[dict[str, str]] = {
+        "dtype": "backend.dtype",
+        "torch-dtype": "backend.dtype",
+        "device-map": "hardware",
+    }
     log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = "host"
     # bitsandbytes says so of a faster kernel that it would like to have, and goes on.
     noise_patterns = (r"Failed to load CPU gemm_4bit_forward",)

@@ -31,12 +31,16 @@ def make_console() -> Console:
 
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:
     """Print what will be run, what was replaced for lack of a GPU, what is unavailable and why, and the estimate."""
-    lines = [f"no GPU here: {text}" for text in plan.replaced]
+    because = "no GPU here: " if plan.settings.hardware.platform == "cpu" else ""
+    lines = [f"{because}{text}" for text in plan.replaced]
     _print(console, [*lines, _headline(plan, pending.runnable)])
     if details:
         _print_cut(console, _trials(plan, pending, console.width))
     counts = Counter(pending.reasons.values()).most_common()
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in counts]
+    if pending.final_failures:
+        trials = count(pending.final_failures, "trial")
+        lines.append(f"failed for good: {trials}, twice in the same words; retry_failed=true tries them again")
     lines += not_locked(plan)
     lines += [f"unavailable: {d.describe()}: {d.unavailable}" for d in plan.deployments if d.unavailable]
     lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
