@@ -81,7 +81,8 @@ def test_a_ledger_is_written_anew_when_most_of_it_is_superseded(tmp_path, monkey
     row = {"trial_id": "a", "deployment_id": "d", "attempt": "1", "outcome": "hung", "fault": "engine", "reason": "x"}
     for _ in range(2):
         ledger.commit(row)
-    ledger.commit({**row, "trial_id": "b", "outcome": "ok", "goodput": None})
+    for attempt in "123":
+        ledger.commit({**row, "trial_id": "b", "outcome": "ok", "goodput": None, "attempt": attempt})
     for _ in range(50):
         ledger.commit({**row, "trial_id": "c", "outcome": "invalid"})
     before = (tmp_path / "ledger.jsonl").stat().st_size
@@ -89,6 +90,8 @@ def test_a_ledger_is_written_anew_when_most_of_it_is_superseded(tmp_path, monkey
     assert (tmp_path / "ledger.jsonl").stat().st_size < before / 5
     assert (again.run, again.rows, again.answers) == (ledger.run, ledger.rows, ledger.answers)
     assert again.final("a")
+    assert [row["attempt"] for row in again.superseded] == ["1", "2"], "results are kept"
+    assert Ledger(tmp_path / "ledger.jsonl", write=False).superseded == again.superseded
     reread = Ledger(tmp_path / "ledger.jsonl", write=False)
     assert (reread.rows, reread.answers) == (ledger.rows, ledger.answers)
 

@@ -74,17 +74,18 @@ class Ledger:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def _read(self) -> int:
-        """Replay the file; return the bytes of rows that later ones replace."""
+        """Replay the file; return the bytes of rows that later ones replace, results aside."""
         if not self.path.exists():
             return 0
         superseded, sizes = 0, dict[str, int]()
         with self.path.open("rb") as file:
             for entry in entries(_whole_lines(file), _is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
-                if entry["event"] == "trial":
-                    trial_id, size = entry["row"]["trial_id"], _size_of(entry["row"])
-                    superseded += sizes.get(trial_id, 0)
-                    sizes[trial_id] = size
+                results = len(self.superseded)
                 self._replay(entry)
+                if entry["event"] == "trial":
+                    trial_id = entry["row"]["trial_id"]
+                    superseded += sizes.get(trial_id, 0) if len(self.superseded) == results else 0
+                    sizes[trial_id] = _size_of(entry["row"])
         return superseded
 
     def describe_damage(self) -> list[str]:
@@ -109,8 +110,9 @@ class Ledger:
             {"event": "answers", "trial_id": trial_id, "answer": answer, "count": count - 1}
             for trial_id, (answer, count) in self.answers.items()
         ]  # the row counts too
+        before = [{"event": "trial", "row": row} for row in self.superseded]
         rows = [{"event": "trial", "row": row} for row in self.rows.values()]
-        write_whole(self.path, b"".join(sealed(entry) for entry in [*run, *attempts, *answers, *rows]))
+        write_whole(self.path, b"".join(sealed(entry) for entry in [*run, *attempts, *before, *answers, *rows]))
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
