@@ -219,7 +219,7 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 def _size_of(row: LedgerRow) -> int:
     """About the bytes of a row's line."""
-    return sum(len(key) + len(str(value)) + 6 for key, value in row.items() if value is not None)
+    return 72 + sum(len(key) + len(str(value)) + 8 for key, value in row.items() if value is not None)
 
 
 def _is_ledger_entry(entry: dict[str, Any]) -> bool:
