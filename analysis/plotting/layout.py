@@ -155,7 +155,7 @@ def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     for column in LOAD_COLUMNS if x == SIZE else [x]:
         label = _LABELS.get(column, _spaced(column).capitalize())
-        if column == "batch_size" and _one_batch(points):
+        if x == "batch_size" and _one_batch(points):
             label = "Request count"
         for panel in points.loc[points[column].notna(), "panel"].unique():
             labels[panel] = f"{labels[panel]} or {label.lower()}" if panel in labels else label
