@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.plotting.layout import Layout, listed
+from analysis.pooled import of_endpoints
 from analysis.summary import planned_trials
 from sweep.numbers.warnings import (
     E2EL,
@@ -252,6 +253,15 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
         names = {"gpu": "memory of the GPU", "process": "memory of the processes", "reserved": "memory reserved"}
         each = [f"{names.get(str(kind), kind)} ({listed(list(lines))})" for kind, lines in kinds.items()]
         yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
+
+
+@_warning("To compare launches too, let sweep launch the engines, or restart the endpoints and measure again.")
+def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Endpoints are compared, each as it was launched once: what differs from launch to launch is in no interval."""
+    ok = layout.placed(run.ok)
+    lines = sorted(ok.loc[of_endpoints(run).reindex(ok.index), "line"].unique())
+    if lines and ok["line"].nunique() > 1:
+        yield Evidence(len(lines), f"{listed(lines)}: endpoints, launched once by others; another launch may differ")
 
 
 # The run -------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ class Need(NamedTuple):
     seconds: float  # expected; decides only the order
     block: int = 0  # earlier ones go first
     place: float = 0.0  # within its block, unless that is the last
+    endpoint: str | None = None  # one that runs already: asked by one client at a time
 
     @property
     def kind(self) -> SlotKind:
@@ -107,19 +108,33 @@ class Packer:
         """Choose the launches of `kinds` (None: all) to start now on these nodes; they run until `release`."""
         starts: list[Start] = []
         while slot := self._next_slot(nodes, kinds):
-            kind, node = slot
-            _, need = heapq.heappop(self.pending[kind])
+            entry, node = slot
+            need = entry[1]
+            heap = self.pending[need.kind]
+            if heap[0] == entry:
+                heapq.heappop(heap)
+            else:  # those before it wait for an endpoint that is being asked
+                heap.remove(entry)
+                heapq.heapify(heap)
             self.running[need.key] = (node.node_id, need)
             self.used[node.node_id] += need.gpus
             self.tenants[node.node_id] += 1
             starts.append(Start(need.key, node.node_id))
         return starts
 
-    def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[SlotKind, Node] | None:
-        """Return the kind whose first need ranks highest among those for which a node is free, and the node."""
-        for kind, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
-            if heap and (kinds is None or kind in kinds) and (node := self._free_node(heap[0][1], nodes)):
-                return kind, node
+    def _next_slot(
+        self, nodes: Sequence[Node], kinds: Container[SlotKind] | None
+    ) -> tuple[tuple[int, Need], Node] | None:
+        """Return the need that ranks highest among the first of each kind for which a node is free, and the node."""
+        asked = {need.endpoint for _, need in self.running.values()} - {None}
+        heaps = [heap for kind, heap in self.pending.items() if heap and (kinds is None or kind in kinds)]
+        first = [
+            next((each for each in sorted(heap) if each[1].endpoint not in asked), None) if asked else heap[0]
+            for heap in heaps
+        ]
+        for entry in sorted(filter(None, first)):
+            if node := self._free_node(entry[1], nodes):
+                return entry, node
         return None
 
     def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
