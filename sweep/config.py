@@ -94,6 +94,8 @@ class SimulatedNodes(Strict):
     gpus: NonNegativeInt  # of each node
     accelerator: str | None = None  # None: what hardware asks for
     cpus: PositiveInt = 64  # of each node
+    driver: str | None = None  # NVIDIA's on each node, e.g. "550"; None: new enough for everything
+    capability: str | None = None  # of its GPUs, e.g. "8.9"; None: likewise
     seconds_per_trial: PositiveFloat | None = None  # assumed where earlier runs tell nothing; None: then it is unknown
     seconds_per_launch: NonNegativeFloat = 60.0  # likewise
 

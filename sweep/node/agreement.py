@@ -34,6 +34,7 @@ from sweep.node import answers
 from sweep.node.work import Work
 from sweep.numbers import clustered
 from sweep.numbers.clustered import Bounded
+from sweep.provenance import host
 from sweep.whole_file import write_whole
 
 AGREEMENT_VERSION = 3  # part of the cache's key: raise it when the reference is made in another way
@@ -42,7 +43,8 @@ SAMPLED_REQUESTS = 8  # of the trials' workloads
 LONGEST_REQUEST = 1024  # tokens; longer ones are not among them
 TOKENS = 48  # after each prompt: with the above 1,440 positions
 TEXT_TOKENS = 2048  # of shipped text, at least
-ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers")  # one of conf/environment that has transformers
+# Those of conf/environment that have transformers.
+ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers", cuda12="transformers_cuda12")
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
 COMPARISON_LIMIT = 300.0  # s after which no further prompt is begun: an engine that differs everywhere is asked often
 COMPARED = "answers.json"  # in an attempt's folder: the columns of its comparison
@@ -77,7 +79,8 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     if not model.comparable:
         return "none: on random weights agreement says nothing"
     try:
-        spec = locks.locked(environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu"), work.cache, progress)
+        spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu", host=host())
+        spec = locks.locked(spec, work.cache, progress)
         fingerprint = environments.fingerprint(spec)
         tokenizer = model.load_tokenizer(work.cache)
         job = {"prompts": prompts(work, tokenizer), "texts": texts(tokenizer), "tokens": TOKENS}
