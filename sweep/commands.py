@@ -25,8 +25,9 @@ usage: sweep COMMAND ...
 {choices}
 
 sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a backend; sweep --version.
-Exit status: 0 all is well; 1 a trial failed, the deadline left trials pending, or the run had to stop; 2 bad input;
-130 interrupted."""
+Exit status: 0 finished; 1 finished, and trials failed; 75 issue the same command again: the run had to stop, or the
+deadline left trials pending; 2 bad input; 130 interrupted.
+sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
 RUN = """\
 usage: sweep run [--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ...
 
@@ -61,6 +62,23 @@ def run(arguments: list[str]) -> int:
         _help_of_run(overrides, ConfigPath.of_user(folders))
         return 0
     return run(overrides, folders)
+
+
+def reissue(arguments: list[str]) -> int:
+    """Run an experiment, and issue the command again, with back-off, whenever it ends with exit status 75.
+
+    sweep reissue +experiment=NAME KEY=VALUE...     the arguments of sweep run
+
+    Exit status 75 is that of a run that had to stop (Ray gone, a full disk) before it was finished. Also a command that
+    was killed is issued again. It ends with the status of the last command, or after the command's deadline.
+    """
+    from sweep.reissue import Reissuer
+
+    folders, overrides = _config_dirs(arguments)
+    if not overrides or {"-h", "--help"} & set(arguments):
+        Parser(reissue).print_help()
+        return 0
+    return Reissuer(overrides, folders).run()
 
 
 def status(arguments: list[str]) -> int:
@@ -264,7 +282,7 @@ def completion(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
-    for command in (run, status, report, compare, backends, selfcheck, gateway, copy, completion)
+    for command in (run, reissue, status, report, compare, backends, selfcheck, gateway, copy, completion)
 }
 
 

@@ -173,7 +173,15 @@ def expect(
         place = random.Random(f"{seed}/{launch.launch_key}").random()
         block = launch.replicate or 0
         expected.needs.append(
-            Need(launch.launch_key, launch.gpu_count, launch.accelerator, total, block, place, launch.backend.url)
+            Need(
+                launch.launch_key,
+                launch.gpu_count,
+                launch.accelerator,
+                total,
+                block,
+                place,
+                endpoint=launch.backend.url,
+            )
         )
     unknown_launches = len(expected.needs) - len(expected.launches)
     return expected._replace(unknown_trials=number - len(expected.trials), unknown_launches=unknown_launches)
