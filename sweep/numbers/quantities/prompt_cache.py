@@ -42,7 +42,8 @@ def cached_share(cached_tokens: int | None, records: Records, mask: Mask) -> flo
 
 
 def _with_cached(records: Records, mask: Mask) -> Mask:
-    return mask & succeeded(records) & (np.asarray(records.cached_tokens) != UNKNOWN)
+    stated: Mask = np.asarray(records.cached_tokens) != UNKNOWN
+    return mask & succeeded(records) & stated
 
 
 def increase(samples: Sequence[Sample], begin: float, series: str, device: str = "") -> float | None:
