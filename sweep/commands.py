@@ -108,10 +108,10 @@ def report(arguments: list[str]) -> int:
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
+    parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
     options = parser.parse_args(arguments)
-    folder = Path(options.run)
-    console = Console(highlight=False)
-    print_report(folder if folder.exists() else Path("results") / folder, console, options.metrics)
+    folder = Path(options.run) if Path(options.run).exists() else Path("results") / options.run
+    print_report(folder, Console(highlight=False), options.metrics, all_rows=options.all)
     return 0
 
 

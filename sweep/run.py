@@ -145,8 +145,12 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
     return 1 if any(Outcome(outcome).failed for outcome in outcomes) else 0
 
 
-def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True) -> None:
+def print_report(
+    folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
+) -> None:
     """Print the summary of the results in a folder; rebuild tables, figures and report before.
+
+    `all_rows`: of everything that was measured there, not of the present plan alone.
 
     Raises:
         ConfigError: if there is no run, or its files are damaged.
@@ -154,7 +158,7 @@ def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild
     import analysis
 
     try:
-        results = analysis.open_results(folder)
+        results = analysis.open_results(folder, all_rows)
         if rebuild:
             analysis.write_all(results)
     except (analysis.RunNotFound, analysis.DamagedFile) as error:

@@ -36,6 +36,7 @@ class Ledger:
     def __init__(self, path: Path, write: bool = True) -> None:
         """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder."""
         self.rows: dict[str, LedgerRow] = {}  # without nulls
+        self.superseded: list[LedgerRow] = []  # results of trials that were measured again
         self._shared: dict[str, str] = {}  # strings that many rows have in common, stored once
         self.attempts: dict[str, int] = {}
         self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
@@ -55,6 +56,9 @@ class Ledger:
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
             row = entry["row"]
+            before = self.rows.get(row["trial_id"])
+            if before is not None and before["outcome"] == "ok" and before.get("attempt") != row.get("attempt"):
+                self.superseded.append(before)
             self._count_answer(row)
             self.rows[row["trial_id"]] = {
                 sys.intern(key): self._shared.setdefault(value, value) if isinstance(value, str) else value

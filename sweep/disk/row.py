@@ -123,7 +123,7 @@ def _fault(verdict: Verdict) -> str | None:
 def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
     """The columns of every trials row and the types of their values, in order; axes follow."""
     measured = {name: statistic.type for name, statistic in columns(percentiles).items()}
-    parts = {**_fields(EngineFacts), **_fields(Observation), "warnings": list}
+    parts = {**_fields(EngineFacts), **_fields(Observation), "warnings": list, "in_plan": bool}
     return {**_fields(Identity), **_fields(Verdict), **measured, **parts}
 
 

@@ -61,7 +61,7 @@ class RowWriter:
             self.write_table(recompute=False)
 
     def write_table(self, recompute: bool = True) -> None:
-        """Write trials.parquet: exactly the rows of the present plan, in its order.
+        """Write trials.parquet: the rows of the present plan, in its order, and after them all others ever measured.
 
         `recompute` brings rows up to the present settings from their stamps, which takes minutes for many: not while
         nodes wait for the driver, or a measurement beside it for a core.
@@ -69,14 +69,22 @@ class RowWriter:
         begin = time.monotonic()
         settings, axes = self.plan.settings, self.plan.axes
         rows = [
-            present_row(self._updated(row, trial, recompute), deployment, trial, settings, axes)
+            present_row(self._updated(row, trial, recompute), deployment, trial, settings, axes) | {"in_plan": True}
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
-        self.changed |= run_files.write_trials(self.paths, rows)
+        self.changed |= run_files.write_trials(self.paths, rows + self._other_rows())
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
+
+    def _other_rows(self) -> list[LedgerRow]:
+        """What was measured here for other plans, or again: by a command with other settings, or after a change."""
+        planned = {trial.trial_id for trial in self.plan.trials}
+        rows = [row for trial_id, row in self.ledger.rows.items() if trial_id not in planned]
+        unmeasured = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED)
+        measured = [row for row in rows if row["outcome"] not in unmeasured]
+        return [row | {"in_plan": False} for row in self.ledger.superseded + measured]
 
     def _updated(self, row: LedgerRow, trial: Trial, recompute: bool) -> LedgerRow:
         """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
