@@ -107,7 +107,7 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
 
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":
-    """Whether each ok trial was measured at an endpoint that others launched."""
+    """True for each ok trial that was measured at an endpoint, which others launched."""
     first = run.ok.drop_duplicates("deployment_id")
     configs = [json.loads(str(config)) if pd.notna(config) else {} for config in first["config"]]
     attached = [(config.get("backend") or {}).get("url") is not None for config in configs]
