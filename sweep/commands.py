@@ -91,6 +91,13 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def wandb(arguments: list[str]) -> int:
+    """Send a finished run to Weights & Biases: trials, the whole, a workspace that compares engines, and a report."""
+    from analysis.tracking import publish
+
+    return publish.main(arguments)
+
+
 def backends(arguments: list[str]) -> int:
     """Print which engines can run here, which are installed, and how to get the others.
 
@@ -209,7 +216,8 @@ def completion(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    command.__name__: command for command in (run, status, report, backends, selfcheck, gateway, copy, completion)
+    command.__name__: command
+    for command in (run, status, report, wandb, backends, selfcheck, gateway, copy, completion)
 }
 
 
