@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from backends.tables.table import EngineTable, load, spelling
 from sweep.config import Strict
 from sweep.records import Api, BatchForm
 
@@ -21,8 +22,10 @@ HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
 TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
 
+FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # of a backend
 LogProbabilitiesBy = Literal["prompt_logprobs", "host"]  # a key of vLLM's requests; a path of our host
 Platform = Literal["cpu", "cuda"]
+AMPERE = "8.0"  # the first compute capability with bfloat16
 
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now
 
@@ -44,6 +47,7 @@ class SourceBuild(Strict):
     targets: tuple[str, ...] = ()  # executables to build; the first one is the engine. None: nothing is compiled
     options: dict[str, str | bool] = Field(default_factory=dict)  # CMake's -D
     cpu_options: dict[str, dict[str, str | bool]] = Field(default_factory=dict)  # by feature, as /proc/cpuinfo has it
+    architectures: str | None = None  # CMake's option for the GPUs that it is compiled for; None: for no GPU
     keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt that stay, under share/
 
 
@@ -66,12 +70,19 @@ class EnvironmentSpec(Strict):
     torch: Platform | None = None  # which builds of torch: None = whatever the index gives
     cuda: Literal[12, 13] | None = None  # the CUDA major of its builds; None = none, or whatever the index gives
     glibc: str = "2.28"  # the oldest that its wheels run with
+    capability: str | None = None  # the oldest GPUs that its kernels run on, e.g. "8.0"; None = any that its CUDA has
+    note: str | None = None  # what an installation needs besides, where a program cannot check it
+    needs: dict[str, str] = Field(default_factory=dict)  # programs that must be on PATH, and how to install them
+    driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None = that of its CUDA major
+    substitutes: str | None = None  # why it is taken in place of the one named for any GPU; set when it is chosen
     index: tuple[str, ...] = ()  # package indexes that it needs besides the user's own
     optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements, by feature of an engine
     compiled: tuple[str, ...] = ()  # distributions that are compiled against the others, after these are installed
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
     lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
+    plain: "EnvironmentSpec | None" = None  # used where optional parts that the engine can do without fail
+    content: dict[str, str] = Field(default_factory=dict)  # digests of the user's own python and binary, when planned
 
     @field_validator("index")
     @classmethod
@@ -87,8 +98,10 @@ class EnvironmentChoice(Strict):
 
     cpu: str | None = None  # name of a conf/environment/*.yaml
     cuda: str | None = None
+    cuda12: str | None = None  # the same engine built for CUDA 12, for nodes whose driver or GPU is too old for `cuda`
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
+    extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:
@@ -99,11 +112,16 @@ def metrics(prefix: str, *names: str, **renamed: str) -> Any:
 
 @dataclass(frozen=True)
 class Host:
-    """The facts of a node by which a backend decides that it cannot run there."""
+    """The facts of a node by which a backend decides that it cannot run there. What is None is not known."""
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
     executables: frozenset[str] = frozenset()  # those of EXECUTABLES found on PATH, e.g. "docker"
+    driver: str | None = None  # NVIDIA's, e.g. "550.54.15"
+    capability: str | None = None  # the least compute capability of its GPUs, e.g. "8.9"
+    nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
+    glibc: str | None = None  # e.g. "2.36"
+    python: str | None = None  # e.g. "3.11"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +156,11 @@ class Backend(Strict):
         None  # of a text's tokens; None: by none
     )
     ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
+    before_ampere: ClassVar[Literal["emulates", "refuses", "float16"]] = "emulates"  # bfloat16, on GPUs without it
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
+    tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
+    own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
     ready_path: ClassVar[str] = "/health"  # answers with status 200 once it is ready
     oom_patterns: ClassVar[tuple[str, ...]] = (  # in its log, where it ran out of memory
@@ -212,16 +233,31 @@ class Backend(Strict):
                 )
         return named
 
-    @field_validator("flags", "cpu_flags", "cuda_flags")
+    @field_validator(*FLAG_KEYS)
     @classmethod
-    def _harmless(cls, flags: dict[str, Any]) -> dict[str, Any]:
-        for key in flags:
-            name = key.replace("_", "-").lstrip("-")
-            if name == "trust-remote-code":
-                raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
-            if name in ("host", "hostname"):  # what an engine lets its caller do is for this machine only
-                raise ValueError(f"flags.{key}: engines answer on loopback only")
-        return flags
+    def _in_one_spelling(cls, flags: dict[str, Any]) -> dict[str, Any]:
+        """The flags as the engine spells them: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
+        spelt: dict[str, Any] = {}
+        for key, value in flags.items():
+            name = cls.table().canonical(key) if cls.tables else key
+            for full in cls.table().meanings(key) if cls.tables else [spelling(key)]:
+                if full == "trust-remote-code" or spelling(key).startswith("trust-remote"):
+                    raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
+                if full in ("host", "hostname", "server-name"):  # what an engine lets its caller do is local
+                    raise ValueError(f"flags.{key}: engines answer on loopback only")
+            if name in spelt:
+                raise ValueError(f"flags.{key}: given twice, in two spellings")
+            spelt[name] = value
+        return spelt
+
+    @classmethod
+    def table(cls) -> EngineTable:
+        """The engine's flags, metrics, routes and messages; of two kinds of engine, the first's."""
+        return load(cls.tables[0])
+
+    def image_version(self) -> str | None:
+        """The version that a container image's tag names; None for an engine that runs in no image."""
+        return None
 
     @property
     def launches(self) -> bool:
@@ -242,6 +278,15 @@ class Backend(Strict):
             raise ValueError(
                 f"backend.api={self.api}: takes one prompt per call; allowed with backend.batch_form=streams"
             )
+        for group in FLAG_KEYS:
+            for name, value in getattr(self, group).items():
+                if setter := self._set_by(name):
+                    raise ValueError(f"backend.{group}.{name}={value}: only sweep sets it; set {setter} instead")
+
+    def _set_by(self, name: str) -> str | None:
+        """Return the key that sets what a flag, perhaps abbreviated, would set behind the row's back."""
+        names = self.table().meanings(name) if self.tables else [spelling(name)]
+        return next((self.own_flags[each] for each in names if each in self.own_flags), None)
 
     def command(self, launch: Launch) -> list[str]:
         """The command line that starts the engine in the foreground."""
@@ -261,6 +306,10 @@ class Backend(Strict):
                 "elsewhere with backend=openai backend.url=http://HOST:PORT"
             )
         return None
+
+    def in_bfloat16(self, dtype: str) -> bool:
+        """Return whether the engine computes in bfloat16 when the model is to be computed in this format."""
+        return (dtype if self.dtype == "auto" else self.dtype) == "bfloat16"
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         """The weights to load for a model folder in Hugging Face layout: the folder itself, or a conversion.
@@ -367,16 +416,21 @@ class Hosted(Backend):
         return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), **super().environment(launch)}
 
 
-def cli(flags: Mapping[str, Any]) -> list[str]:
+def cli(flags: Mapping[str, Any], table: EngineTable | None = None) -> list[str]:
     """`{max-num-seqs: 256, enforce-eager: true, x: false, y: null, s: {a: 1}}` as command-line arguments.
 
-    True is a bare flag, false and null leave it out, a mapping or list becomes JSON.
+    True is a bare flag, false and null leave it out, a mapping or list becomes JSON. With the engine's table, false is
+    `--no-x` where the engine has that, and a list becomes several values where it takes them.
     """
     arguments: list[str] = []
     for key, value in flags.items():
+        if value is False and table and f"no-{key}" in table.flags:
+            arguments.append(f"--no-{key}")
         if value is None or value is False:
             continue
         arguments.append(f"--{key}")
-        if value is not True:
+        if table and isinstance(value, list) and str(table.flags.get(key)).endswith("+"):
+            arguments += map(str, value)
+        elif value is not True:
             arguments.append(json.dumps(value) if isinstance(value, dict | list) else str(value))
     return arguments

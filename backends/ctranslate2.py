@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from backends.base import QUEUE, WIDE_FORMATS, Hosted, Launch, cli, metrics
 from backends.prepare import checkpoints
@@ -24,14 +24,23 @@ class CTranslate2(Hosted):
     compute_type: Quantization | None = None  # None: that of the weights
 
     library = "backends.host.libraries.ctranslate2_library"
+    before_ampere = "refuses"
     distribution = "ctranslate2"
+    tables = ("ctranslate2",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model-path": "model",
+        "device": "hardware",
+        "compute-type": "backend.compute_type",
+    }
     log_probabilities_by = "host"
     oom_patterns = (
         *Hosted.oom_patterns,
-        r"CUDA failed with error out of memory",
         r"mkl_malloc: failed to allocate memory",
     )
     metric_names: dict[str, str] = metrics("host_", *QUEUE)
+
+    def in_bfloat16(self, dtype: str) -> bool:
+        return "bfloat16" in (self.compute_type or self.quantization)
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         ours = {"compute_type": self.compute_type or self.quantization, "intra_threads": launch.threads}

@@ -1,50 +1,73 @@
-"""ExLlamaV2 (GPTQ, EXL2) or ExLlamaV3 (EXL3) in the host, by their dynamic generators. CUDA only."""
+"""ExLlamaV3 (EXL3) or ExLlamaV2 (GPTQ, EXL2) in the host, by their dynamic generators. CUDA only."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from backends.base import QUEUE, TORCH_MEMORY, Host, Hosted, Launch, metrics
+from backends.base import QUEUE, TORCH_MEMORY, Hosted, Launch, cli, metrics
+from backends.launch import task
 from backends.prepare import checkpoints
 
 
 class ExLlama(Hosted):
-    """`flags` are arguments of the dynamic generator (max_batch_size, max_chunk_size). Which of the two it is, is up
-    to the environment: V2 with `checkpoint: gptq`, as in the study that V1 was used in; V3 with a folder in EXL3.
+    """`flags` are arguments of the dynamic generator (max_batch_size, max_chunk_size). The environment decides which of
+    the two it is: V3 with `checkpoint: exl3`; V2 with `checkpoint: gptq`, as in the study that V1 was used in.
     """
 
     needs_gpu = True
     reserves_memory = True
 
     library = "backends.host.libraries.exllama_library"
-    checkpoint: Literal["gptq"] | None = "gptq"  # made of the model's weights unless they are quantised; V2 only
-    group_size: PositiveInt = 128
+    tables = ("exllamav3", "exllamav2")
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "cache": "backend.cache_tokens",
+        "cache-tokens": "backend.cache_tokens",
+    }
+    distribution = "exllamav3"
+    checkpoint: Literal["exl3", "gptq"] | None = "exl3"  # made of the model's weights unless they are quantised
+    bits: float = Field(default=4.0, ge=1, le=8)  # per weight in EXL3
+    group_size: PositiveInt = 128  # weights that share a scale in GPTQ
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
     oom_patterns = (*Hosted.oom_patterns, r"Insufficient VRAM (in split )?for model and cache")
 
-    def unavailable(self, host: Host) -> str | None:
-        reason = super().unavailable(host)
-        if reason is None and not self.env.python and "nvcc" not in host.executables:
-            return (
-                "exllama compiles its kernels when it is imported: install the CUDA toolkit (nvcc on PATH), or name an "
-                "environment that has a prebuilt wheel of it as backend.env.python"
-            )
-        return reason
-
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         return {"cache_tokens": self.cache_tokens, **super().flags_on(launch)}
 
+    def in_bfloat16(self, dtype: str) -> bool:
+        return False  # both compute in float16
+
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
+        if self.checkpoint != "exl3":
+            return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
+        if checkpoints.is_quantised(model):
+            return model
+
+        def convert(folder: Path) -> None:
+            """ExLlamaV3's own converter, on the first GPU that it sees; it ends with status 0 even if it fails."""
+            log, work = folder / "conversion.log", folder / "work"
+            arguments = {"in_dir": model, "out_dir": folder, "work_dir": work, "bits": self.bits}
+            command = [python, "-m", "exllamav3.conversion.convert_model", *cli(arguments)]
+            checkpoints.execute(command, "exllamav3's converter", log, progress, task.activated(python))
+            if not any(folder.glob("*.safetensors")):
+                raise checkpoints.ConversionFailed(
+                    f"exllamav3's converter failed: {' '.join(log.read_text().split())[-300:]}"
+                )
+            shutil.rmtree(work)
+
+        parameters = {"bits": self.bits, "converter": checkpoints.versions(python, "exllamav3", "torch")}
+        return checkpoints.converted(model, "exl3", parameters, convert, cache_dir, progress)
 
     def reserved_tokens(self, context: int) -> int:
         return self.cache_tokens
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         # The study's ExLlama (V1) has no installable release any more.
-        facts = {"quantization": self.checkpoint, "prefix_cache": True, "substitute_for": "ExLlama V1"}
+        format_ = f"exl3 {self.bits:g} bits" if self.checkpoint == "exl3" else self.checkpoint
+        facts = {"quantization": format_, "prefix_cache": True, "substitute_for": "ExLlama V1"}
         return facts | checkpoints.method(launch.model)

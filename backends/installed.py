@@ -1,17 +1,22 @@
 """Which engines can run here, what of them is installed, and what to do about the rest: `sweep backends`."""
 
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from backends.base import Backend, EnvironmentSpec, Host, Platform
-from backends.prepare import environments, locks
-from sweep.config import build, one_of
+from backends.prepare import environments, fit, locks
+from sweep.config import ConfigError, build, one_of
 from sweep.options import ConfigPath, load_option
+from sweep.provenance import EXECUTABLES
+
+EMULATED = ("driver", "capability", "glibc", "nvcc")  # facts of a host that `sweep backends --on` takes
 
 
 def names() -> list[str]:
@@ -27,22 +32,61 @@ def configured(name: str) -> Backend:
 
 def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
     """Return (the installed version, what is missing and the remedy) of one backend here; either may be empty."""
-    reason = backend.unavailable(host)
     if not backend.launches:
-        return "nothing to install", reason or ""
+        return "nothing to install", backend.unavailable(host) or ""
     try:
-        spec = environments.resolve(backend.env, _platform(host), features=backend.features())
-        spec = locks.with_lock(spec, *locks.committed(), locks.remembered(cache))
-        environment = environments.built(spec, cache)
+        spec = _environment(backend, host, cache)
+        reason = _obstacle(backend, spec, host)
     except ValueError as error:
-        return "", reason or str(error)
+        return "", backend.unavailable(host) or str(error)
+    try:
+        environment = None if reason and spec.name != "own" else environments.built(spec, cache)
     except environments.EnvironmentFailed as error:
-        return "", str(error)
+        if spec.name == "own":
+            return "", str(error)
+        environment = None  # it is for GPUs that are not here
     if environment is None:
-        return "", reason or f"not installed: sweep backends install {backend.name} (or its first use)"
+        remedy = f"sweep backends install {backend.name} (or its first use) installs {contents(backend, spec)}"
+        return "", reason or f"not installed: {remedy}"
     if reason and spec.name == "own":  # nothing is built for it, and it cannot run
         return "", reason
     return _installed(backend, spec, environment), reason or ""
+
+
+def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
+    """Return (what would be installed for a backend on such a host, why it cannot run there); one of them is empty."""
+    if not backend.launches:
+        return "nothing to install", ""
+    try:
+        spec = _environment(backend, host, cache)
+    except ValueError as error:
+        return "", backend.unavailable(host) or str(error)
+    reason = _obstacle(backend, spec, host)
+    return ("", reason) if reason else (contents(backend, spec), "")
+
+
+def contents(backend: Backend, spec: EnvironmentSpec) -> str:
+    """Return what an environment holds, in a few words: the engine, torch and its CUDA, and whether it is locked."""
+    if spec.name == "own":
+        return "your own"
+    pins = spec.lock.pins if spec.lock else ()
+    engines = [pin for pin in pins if backend.distribution and re.match(rf"{backend.distribution}(-cpu)?==", pin)]
+    engine = spec.source.sdist if spec.source else (engines or spec.requirements)[0]
+    torch = [pin for pin in pins if pin.startswith("torch==")]
+    python = [f"Python {spec.python_version}"] if spec.python_version else []
+    parts = [engine, *torch, *python, *([f"CUDA {spec.cuda}"] if spec.cuda else [])]
+    unlocked = f" (not locked yet{f': {spec.note}' if spec.note else ''})" if locks.needed(spec) else ""
+    text = f"environment {spec.name}: {', '.join(parts).replace('==', ' ')}{unlocked}"
+    return f"{text}, {spec.substitutes}" if spec.substitutes else text
+
+
+def _environment(backend: Backend, host: Host, cache: Path) -> EnvironmentSpec:
+    spec = environments.resolve(backend.env, _platform(host), features=backend.features(), host=host)
+    return locks.with_lock(spec, *locks.committed(), locks.remembered(cache))
+
+
+def _obstacle(backend: Backend, spec: EnvironmentSpec, host: Host) -> str | None:
+    return backend.unavailable(host) or fit.refusal(spec, host, ConfigPath().choices("environment"))
 
 
 def _installed(backend: Backend, spec: EnvironmentSpec, environment: environments.Environment) -> str:
@@ -75,6 +119,26 @@ def show(host: Host, cache: Path, console: Console) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
 
+def host_like(text: str) -> Host:
+    """Return a host with GPUs of which these facts are known: `driver=550,capability=8.9`. Raises ConfigError."""
+    facts: dict[str, Any] = {}
+    for entry in text.split(","):
+        name, _, value = entry.partition("=")
+        if name not in EMULATED:
+            raise one_of("--on", name, EMULATED)
+        if not re.fullmatch(r"\d+(\.\d+)*", value):
+            raise ConfigError(f"--on {name}={value}: allowed is a version, e.g. {name}=8.9")
+        facts[name] = value
+    return Host(gpus=("GPU",), executables=frozenset(EXECUTABLES), **facts)
+
+
+def show_plan(host: Host, cache: Path, console: Console) -> None:
+    """Print for each backend what would be installed on such a host, or why it cannot run there."""
+    for name in names():
+        contents, reason = planned(configured(name), host, cache)
+        console.print(f"{name}: {contents or f'no: {reason}'}", markup=False, soft_wrap=True)
+
+
 def install(chosen: Sequence[str], host: Host, cache: Path, console: Console) -> int:
     """Build the environments of some backends; 1 if one of them cannot be built, else 0. Raises ConfigError."""
     for name in chosen:
@@ -84,10 +148,12 @@ def install(chosen: Sequence[str], host: Host, cache: Path, console: Console) ->
     for name in chosen:
         backend = configured(name)
         try:
+            progress = partial(console.print, markup=False, soft_wrap=True)
             if reason := backend.unavailable(host):
                 raise ValueError(reason)
-            progress = partial(console.print, markup=False, soft_wrap=True)
-            spec = environments.resolve(backend.env, _platform(host), features=backend.features())
+            spec = environments.resolve(backend.env, _platform(host), features=backend.features(), host=host)
+            if reason := _obstacle(backend, spec, host):
+                raise ValueError(reason)
             environment = environments.prepare(locks.locked(spec, cache, progress), cache, progress)
         except (ValueError, environments.EnvironmentFailed) as error:
             print(f"error: {name}: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Launch, cli, metrics
+from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Launch, cli, metrics
 from backends.prepare import checkpoints, environments, locks
 from sweep.records import BatchForm
 
@@ -37,6 +37,15 @@ class LlamaCpp(Backend):
     quantization: FileType = "F16"
     slots: PositiveInt = 16
 
+    tables = ("llamacpp",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "alias": "model.served_name",
+        "port": "backend.port",
+        "parallel": "backend.slots",
+        "ctx-size": "model.max_model_len and backend.slots",
+        "metrics": "backend.metrics_path",
+    }
     ids_asked_by: ClassVar[dict[str, Any]] = {"logprobs": 1}
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
@@ -72,12 +81,7 @@ class LlamaCpp(Backend):
             "seed": launch.seed,
             "metrics": True,
         }
-        return [launch.binary or "llama-server", *cli({**arguments, **self.flags_on(launch)})]
-
-    def unavailable(self, host: Host) -> str | None:
-        if host.gpus and not (self.env.binary or "nvcc" in host.executables):
-            return "no CUDA compiler to build it with: put nvcc on PATH, or give backend.env.binary=/path/llama-server"
-        return super().unavailable(host)
+        return [launch.binary or "llama-server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         """A folder with model.gguf of this quantization, and the model's config and tokenizer beside it."""

@@ -1,6 +1,6 @@
 """SGLang's OpenAI server. Written from its source (0.5.23), which has no CPU build to run here."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from backends.base import Backend, Launch, cli, metrics
 from sweep.records import BatchForm
@@ -11,9 +11,20 @@ class SGLang(Backend):
 
     needs_gpu = True
     reserves_memory = True
+    before_ampere = "float16"
     version_path = "/server_info"
 
     distribution = "sglang"
+    tables = ("sglang",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model-path": "model",
+        "served-model-name": "model.served_name",
+        "port": "backend.port",
+        "dtype": "backend.dtype",
+        "context-length": "model.max_model_len",
+        "tp-size": "backend.gpus",
+        "config": "backend.flags",
+    }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     # It asks the engine for a token, and answers when one has come: ready means that it generates.
@@ -46,7 +57,7 @@ class SGLang(Backend):
             "tp-size": self.gpus,
             "enable-metrics": True,
         }
-        return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)})]
+        return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}

@@ -1,7 +1,7 @@
 """TensorRT-LLM's `trtllm-serve`. Written from its source (1.2), which has no CPU build to run here."""
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,15 @@ class TensorRTLLM(Backend):
 
     options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
     distribution = "tensorrt-llm"
+    tables = ("tensorrt_llm",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "port": "backend.port",
+        "served-model-name": "model.served_name",
+        "max-seq-len": "model.max_model_len",
+        "tp-size": "backend.gpus",
+        "config": "backend.options",
+        "extra-llm-api-options": "backend.options",
+    }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/prometheus/metrics"
@@ -48,7 +57,7 @@ class TensorRTLLM(Backend):
             "extra_llm_api_options": str(options),
         }
         serve = [launch.python, "-m", "tensorrt_llm.commands.serve", "serve", str(launch.model)]
-        return [*serve, *cli({**arguments, **self.flags_on(launch)})]
+        return [*serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         reuse = (self.options.get("kv_cache_config") or {}).get("enable_block_reuse", True)

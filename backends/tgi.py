@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,17 @@ class TGI(Backend):
     needs_gpu = True
     reserves_memory = True
     version_path = "/info"
+    tables = ("tgi",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model-id": "model",
+        "port": "backend.port",
+        "dtype": "backend.dtype",
+        "max-input-tokens": "model.max_model_len",
+        "max-input-length": "model.max_model_len",
+        "max-total-tokens": "model.max_model_len",
+        "num-shard": "backend.gpus",
+        "sharded": "backend.gpus",
+    }
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)  # nothing of it is Python here
     launcher: Literal["docker", "native"] = "docker"
@@ -71,6 +82,9 @@ class TGI(Backend):
             return f"no docker on PATH: install it with NVIDIA's toolkit, set backend.launcher=native, or {attach}"
         return None
 
+    def image_version(self) -> str | None:
+        return self.tag if self.launcher == "docker" else None
+
     def command(self, launch: Launch) -> list[str]:
         if self.launcher == "docker":
             return self._docker(launch)
@@ -82,7 +96,10 @@ class TGI(Backend):
             "master-port": free_port(),
             "shard-uds-path": f"/tmp/tgi-{launch.port}",
         }
-        return [launch.binary or LAUNCHER, *cli({**self._arguments(launch), **own_ports, **self.flags_on(launch)})]
+        return [
+            launch.binary or LAUNCHER,
+            *cli({**self._arguments(launch), **own_ports, **self.flags_on(launch)}, self.table()),
+        ]
 
     def _docker(self, launch: Launch) -> list[str]:
         """`docker run` in the hands of container.py, which sees to it that the container ends with it."""
@@ -110,7 +127,7 @@ class TGI(Backend):
             *(part for variable in passed for part in ("--env", variable)),
             f"{self.image}:{self.tag}",
             "/tgi-entrypoint.sh",
-            *cli({**arguments, **self.flags_on(launch)}),
+            *cli({**arguments, **self.flags_on(launch)}, self.table()),
         ]
 
     def _arguments(self, launch: Launch) -> dict[str, Any]:

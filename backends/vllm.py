@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -13,6 +13,8 @@ from sweep.records import BatchForm
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
+
+NO_KV_SCALES = "those of the checkpoint, else 1.0: --calculate-kv-scales is not in vLLM 0.32"
 
 
 def speculation(flags: Mapping[str, Any]) -> tuple[str, ...]:
@@ -33,14 +35,25 @@ class VLLM(Backend):
     """
 
     reserves_memory = True
+    before_ampere = "refuses"
     log_probabilities_by = "prompt_logprobs"
-    dtype_pattern = r"\bdtype=torch\.(\w+)"
+    dtype_pattern = r"\bdtype=torch\.(\w+), max_seq_len="
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
 
     distribution = "vllm"
+    tables = ("vllm",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "served-model-name": "model.served_name",
+        "port": "backend.port",
+        "dtype": "backend.dtype",
+        "max-model-len": "model.max_model_len",
+        "tensor-parallel-size": "backend.gpus",
+        "config": "backend.flags",
+    }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # served in vLLM's development mode only: see `environment`
@@ -55,6 +68,7 @@ class VLLM(Backend):
         spec_decode_drafts_total="spec_decode_num_drafts_total",
         spec_decode_draft_tokens_total="spec_decode_num_draft_tokens_total",
         spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
+        spec_decode_accepted_at_position_total="spec_decode_num_accepted_tokens_per_pos_total",
     )
     oom_patterns = (
         *Backend.oom_patterns,
@@ -82,7 +96,7 @@ class VLLM(Backend):
             "max-model-len": launch.max_model_len,
             "tensor-parallel-size": self.gpus if launch.gpus else 1,
         }
-        return [launch.python, "-m", *module, *cli({**arguments, **self.flags_on(launch)})]
+        return [launch.python, "-m", *module, *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         # Without development mode there is no /reset_prefix_cache. That mode also serves /collective_rpc (methods of
@@ -106,6 +120,8 @@ class VLLM(Backend):
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
         facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
+        if str(flags.get("kv-cache-dtype", "auto")).startswith("fp8"):
+            facts["kv_scales"] = NO_KV_SCALES
         return facts | checkpoints.method(launch.model)
 
     def message(self, line: str) -> str:

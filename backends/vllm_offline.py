@@ -1,6 +1,6 @@
 """vLLM's engine in the host's own process: prompts of exact length as token ids, no HTTP while the clock runs."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -16,11 +16,21 @@ class VLLMOffline(Hosted):
 
     timed_inside = True
     reserves_memory = True
+    before_ampere = VLLM.before_ampere
     dtype_pattern = VLLM.dtype_pattern
 
     library = "backends.host.libraries.vllm_offline_library"
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
     distribution = "vllm"
+    tables = ("vllm_offline",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "model-weights": "model",
+        "dtype": "backend.dtype",
+        "max-model-len": "model.max_model_len",
+        "tensor-parallel-size": "backend.gpus",
+        "disable-log-stats": "backend.metric_names",
+    }
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     oom_patterns = VLLM.oom_patterns
     noise_patterns = VLLM.noise_patterns

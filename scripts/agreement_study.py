@@ -75,8 +75,9 @@ def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
     command = [*case.overrides, "model=smollm2", "workload=qa", "load=batch", "hardware=cpu", "cluster=inline"]
     plan = make_plan(composition := compose_run(command, lambda cluster: "cpu"), surroundings(composition.settings, []))
     deployment: Deployment = plan.deployments[0]
-    settings: Settings = plan.settings.model_copy(update={"gate": GATE})
+    settings: Settings = plan.settings  # without a gate, above which an engine is not asked to the end
     work = Work(deployment, settings, str(folder), case.name, ())
+    gated = replace(work, settings=settings.model_copy(update={"gate": GATE}))
     node = _prepare(work, (), lambda event: None)
     model = faults.planted(node.launch.model, folder / "faulty", case.fault) if case.fault else node.launch.model
     launch = replace(node.launch, model=model)
@@ -85,7 +86,8 @@ def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
         for reference in expected.values():
             begin = time.monotonic()
             columns = agreement.compare(work, engine, reference)
-            yield columns | {"seconds": time.monotonic() - begin}
+            below = agreement.below_gate(gated, engine, columns)
+            yield columns | {"below_gate": below, "seconds": time.monotonic() - begin}
 
 
 def _reference(work: Work, launch: Any, run: int) -> agreement.Reference:

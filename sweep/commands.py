@@ -81,13 +81,19 @@ def status(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary."""
+    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary.
+
+    With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
+    """
     from sweep.run import print_report
 
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
-    folder = Path(parser.parse_args(arguments).run)
-    print_report(folder if folder.exists() else Path("results") / folder, Console(highlight=False))
+    parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
+    options = parser.parse_args(arguments)
+    folder = Path(options.run)
+    console = Console(highlight=False)
+    print_report(folder if folder.exists() else Path("results") / folder, console, options.metrics)
     return 0
 
 
@@ -98,12 +104,58 @@ def wandb(arguments: list[str]) -> int:
     return publish.main(arguments)
 
 
+def compare(arguments: list[str]) -> int:
+    """Compare runs, configuration by configuration, with the first: ratios with intervals, and a verdict for each.
+
+    sweep compare results/monday results/tuesday
+    sweep compare results/night@backend=transformers results/night@backend=vllm
+    sweep compare main branch --fail-if "output_throughput < -3%" --format markdown
+
+    RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... are the points with these
+    settings. A launch is the unit: measure with replicates=3 or more, and relaunch=per_replicate. Exit status 1 if a
+    --fail-if is met: the change is larger, and its interval leaves out no change at all.
+    """
+    from analysis import DamagedFile, RunNotFound
+    from analysis import compare as room
+
+    percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
+    parser = Parser(compare)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more; the first is the reference")
+    parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: the headline quantities")
+    parser.add_argument("--margin", type=percentage, default=100 * room.MARGIN, help="%% that is no difference (3)")
+    parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
+    parser.add_argument("--format", choices=["text", *room.FORMATS], default="text")
+    options = parser.parse_args(arguments)
+    if len(options.runs) < 2:
+        raise ConfigError("RUN: two or more are compared, e.g. sweep compare results/monday results/tuesday")
+    conditions = [room.condition(text) for text in options.fail_if]
+    columns = options.metric or None
+    if columns is None and conditions:
+        columns = list(dict.fromkeys(each.column for each in conditions))
+    try:
+        sides = [room.side(text) for text in options.runs]
+    except (RunNotFound, DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    margin = options.margin / 100
+    compared = room.comparisons(sides, columns, margin)
+    if options.format == "text":
+        console = Console(highlight=False)
+        for part in room.terminal_parts(compared, margin, conditions):
+            console.print(part, soft_wrap=not isinstance(part, Table))
+    else:
+        print(room.FORMATS[options.format](compared, margin, conditions), end="")
+    return 1 if room.failures(conditions, compared) else 0
+
+
 def backends(arguments: list[str]) -> int:
     """Print which engines can run here, which are installed, and how to get the others.
 
     sweep backends                  list all backends
     sweep backends NAME             list the keys of one backend, and what they mean
     sweep backends install NAME...  build their environments now, rather than on first use
+    sweep backends --on driver=550,capability=8.9
+                                    what would be installed on a machine with such GPUs, or why not; further facts of
+                                    it are glibc=2.31 and nvcc=12.4
     """
     from backends import installed
     from sweep import provenance
@@ -117,6 +169,8 @@ def backends(arguments: list[str]) -> int:
             installed.show(provenance.host(), cache, console)
             where = f"environments are in {cache / 'environments'}; to move them, set cache_dir=DIR or XDG_CACHE_HOME"
             console.print(where, markup=False, soft_wrap=True)
+        case ["--on", facts]:
+            installed.show_plan(installed.host_like(facts), cache, console)
         case ["install", *names] if names and plain == arguments:
             return installed.install(names, provenance.host(), cache, console)
         case [name] if name in ConfigPath.of_user().choices("backend"):
@@ -217,7 +271,7 @@ def completion(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
-    for command in (run, status, report, wandb, backends, selfcheck, gateway, copy, completion)
+    for command in (run, status, report, wandb, compare, backends, selfcheck, gateway, copy, completion)
 }
 
 

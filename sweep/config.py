@@ -94,6 +94,8 @@ class SimulatedNodes(Strict):
     gpus: NonNegativeInt  # of each node
     accelerator: str | None = None  # None: what hardware asks for
     cpus: PositiveInt = 64  # of each node
+    driver: str | None = None  # NVIDIA's on each node, e.g. "550"; None: new enough for everything
+    capability: str | None = None  # of its GPUs, e.g. "8.9"; None: likewise
     seconds_per_trial: PositiveFloat | None = None  # assumed where earlier runs tell nothing; None: then it is unknown
     seconds_per_launch: NonNegativeFloat = 60.0  # likewise
 
@@ -134,6 +136,19 @@ class Client(Strict):
     timeouts: Timeouts = Timeouts()
 
 
+class Durations(Strict):
+    """Durations of an experiment as it is written, s, for the estimate before any run of it."""
+
+    machine: str = Field(min_length=1)  # on which they were measured
+    set_up: NonNegativeFloat = 0.0  # of sweep itself
+    environments: NonNegativeFloat = 0.0  # of all engines
+    model: NonNegativeFloat = 0.0  # its weights fetched and converted
+    reference: NonNegativeFloat = 0.0  # the answers that engines are compared with
+    comparison: NonNegativeFloat = 0.0  # of one deployment's answers with them
+    launches: dict[str, NonNegativeFloat]  # of an engine, by the backend's name
+    trial: PositiveFloat  # the mean
+
+
 class Settings(Strict):
     """Everything about a run that is not part of a point: none of it can change a trial's result, save where said."""
 
@@ -150,6 +165,7 @@ class Settings(Strict):
     fresh: bool = False
     relock: bool = False  # resolve the environments of all engines anew
     retry: Literal["once", "none"] = "once"
+    durations: dict[str, Durations] | None = None  # by the name of the hardware's profile
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     stall_timeout: PositiveFloat = 600.0  # s without a token of any request, after which a trial is stopped as `hung`
     trial_timeout: PositiveFloat | None = None  # s after which a trial is stopped; null: only `stall_timeout` does

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -13,10 +14,12 @@ from typing import Any
 import psutil
 
 from backends.base import Host
+from backends.launch import gpus
+from backends.prepare.fit import oldest
 from sweep.config import ROOT
 
 CITED = ("ray", "hydra-core", "httptools", "uvloop", "numpy", "pyarrow")  # libraries that could distort a measurement
-EXECUTABLES = ("docker", "podman", "nvcc", "text-generation-launcher", "llama-server", "cmake", "cc")
+EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "mpirun", "text-generation-launcher")
 
 
 def now() -> str:
@@ -46,27 +49,20 @@ def own_versions() -> dict[str, str]:
     return versions
 
 
-@functools.cache
 def gpu_names() -> tuple[str, ...]:
-    """The GPUs of this node as NVML names them; empty without a driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    """The GPUs that this process may use, as NVML names them; empty without a driver."""
+    return tuple(gpu.name for gpu in gpus.visible())
 
 
 @functools.cache
-def driver() -> str | None:
-    """The version of the GPU driver."""
-    if not gpu_names():
+def nvcc() -> str | None:
+    """The CUDA release of the compiler on PATH, e.g. "13.0"."""
+    try:
+        text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, timeout=30).stdout
+    except OSError:
         return None
-    import pynvml
-
-    return str(pynvml.nvmlSystemGetDriverVersion())
+    match = re.search(r"release (\d+\.\d+)", text)
+    return match[1] if match else None
 
 
 def hardware() -> dict[str, Any]:
@@ -76,6 +72,8 @@ def hardware() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": list(gpu_names()),
+        "capability": oldest(gpu.capability for gpu in gpus.visible()),
+        "glibc": platform.libc_ver()[1] or None,
         "kernel": platform.release(),
         "load_average": round(os.getloadavg()[0], 2),
     }
@@ -94,4 +92,9 @@ def host() -> Host:
         platform=platform.system().lower(),
         gpus=gpu_names(),
         executables=frozenset(name for name in EXECUTABLES if shutil.which(name)),
+        driver=gpus.driver(),
+        capability=oldest(gpu.capability for gpu in gpus.visible()),
+        nvcc=nvcc() if gpu_names() else None,
+        glibc=platform.libc_ver()[1] or None,
+        python=".".join(platform.python_version_tuple()[:2]),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from backends.launch import gpus
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.config import ConfigError, Settings
 from sweep.disk import object_store
@@ -162,14 +163,15 @@ def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
-    for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
-        console.print(table)
+    for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
+        for table in render(results):
+            console.print(table)
     console.print(f"report: {results.run.paths.report}", markup=False, soft_wrap=True)
 
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
     if settings.cluster.kind == "inline":
-        return InlineExecutor([str(index) for index in range(nodes[0].gpus)], nodes[0].accelerators)
+        return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor
 

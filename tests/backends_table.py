@@ -15,7 +15,7 @@ BEGIN, END = "<!-- table: python -m tests.backends_table -->", "<!-- end of tabl
 VLLM = ("yes", "yes", "GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8")
 FEATURES = {
     "ctranslate2": ("no", "yes", "int8, int16, float16, bfloat16"),
-    "exllama": ("yes", "no", "V2: GPTQ, EXL2; V3: EXL3"),
+    "exllama": ("yes", "no", "V3: EXL3; V2: GPTQ, EXL2"),
     "llamacpp": ("yes", "no", "GGUF: Q8_0, Q4_K_M, ...; KV: q8_0, q4_0"),
     "lmdeploy": ("yes", "no", "AWQ, GPTQ, SmoothQuant W8A8, fp8; KV: int8, int4"),
     "sglang": ("yes", "no", "GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF; KV: fp8"),

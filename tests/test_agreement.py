@@ -4,6 +4,7 @@ import json
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -372,6 +373,39 @@ def test_an_engine_below_the_gate_is_invalid_and_not_measured(monkeypatch, tmp_p
     assert row.get("output_throughput") is None
 
 
+def test_an_engine_is_compared_once_and_not_again_at_its_next_launch_on_the_same_node(monkeypatch, tmp_path):
+    """Through the whole command: two engines, three launches of each."""
+    asked = []
+
+    def compare(work, engine, expected, progress):
+        asked.append(work.deployment.deployment_id)
+        return {"agreement": 0.99, "agreement_reference": "transformers", "quality": None, "below_gate": None}
+
+    monkeypatch.setattr(agreement, "reference", lambda *arguments: EXPECTED)
+    monkeypatch.setattr(agreement, "compare", compare)
+    command = ["backend=simulated", "model=tiny-llama", "workload=qa", "workload.num_requests=2", "load=batch"]
+    command += ["backend.itl.mean=0.001,0.002", "replicates=3", "cluster=inline", "tracking=none", f"out={tmp_path}"]
+    main(command)
+    rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert len({row["launch"] for row in rows}) == 6
+    assert len(asked) == len(set(asked)) == 2
+    assert {row["agreement"] for row in rows} == {0.99}
+    references = Counter(row["agreement_reference"] for row in rows)
+    assert references == {"transformers": 2, "transformers, compared at attempt 1": 4}
+
+
+def test_an_engine_surely_above_the_gate_is_not_asked_to_the_end(serve, tokenizer):
+    prompts = [[1, number] for number in range(16)]
+    expected = Reference(prompts, [[number + 20] * 48 for number in range(16)], TEXTS, LOGS, [13], "transformers")
+
+    def answer(path: str, body: dict) -> tuple[int, dict]:
+        return 200, {"choices": [{"token_ids": [number + 20] * 48} for _, number in body["prompt"]]}
+
+    assert compared(serve, tokenizer, answer, expected, {"agreement": 0.95})["agreement_positions"] == 8 * 48
+    assert compared(serve, tokenizer, answer, expected, {"agreement": 0.999})["agreement_positions"] == 16 * 48
+    assert compared(serve, tokenizer, answer, expected)["agreement_positions"] == 16 * 48
+
+
 def test_requests_of_the_trials_workloads_are_among_the_prompts_but_none_that_is_measured():
     shipped = load_tokenizer(SHIPPED_TOKENIZER)
     workload = configured("workload", "qa")
@@ -379,8 +413,11 @@ def test_requests_of_the_trials_workloads_are_among_the_prompts_but_none_that_is
     fixed = agreement.prompts(run, shipped)
     assert len(fixed) == agreement.PROMPTS
     run.deployment.trials = [SimpleNamespace(workload=workload)] * 3
-    sample = agreement.prompts(run, shipped)[agreement.PROMPTS :]
+    both = agreement.prompts(run, shipped)
+    sample = [prompt for prompt in both if prompt not in fixed]
     assert len(sample) == agreement.SAMPLED_REQUESTS
+    assert len(both) == agreement.PROMPTS + agreement.SAMPLED_REQUESTS
+    assert both[1] in sample, "in turns"
     texts = [shipped.decode(ids) for ids in sample]
     measured = [request.prompt for request in workload.requests(shipped, 8, run.settings.seed)]
     assert not set(texts) & set(measured)

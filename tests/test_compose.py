@@ -90,9 +90,10 @@ def test_the_published_form_is_kept_where_there_is_a_gpu():
 
 def test_without_a_gpu_the_same_line_is_shorter_and_says_so():
     composition = composed("+experiment=throughput_bound")
-    assert len(composition.points) == 3 * 2 * 3
-    assert any("small-llama instead of llama-2-7b-chat" in text for text in composition.replaced)
-    assert {point["model"]["name"] for point in composition.points} == {"small-llama"}
+    assert len(composition.points) == 3 * 3
+    assert any("smollm2 instead of llama-2-7b-chat" in text for text in composition.replaced)
+    assert any("ctranslate2 instead of transformers, vllm, tgi" in text for text in composition.replaced)
+    assert {point["model"]["name"] for point in composition.points} == {"smollm2"}
 
 
 def test_the_command_line_goes_before_the_experiment_and_its_form_without_gpu():
@@ -145,16 +146,16 @@ def test_a_value_for_an_axis_of_some_points_is_set_in_those_alone():
 
 def test_a_key_of_some_backends_is_refused_with_the_words_that_set_it_for_those():
     for value in ("8", "8,16"):
-        line = ["+experiment=completion_batches", "backend=vllm,llamacpp", f"backend.quantization={value}"]
-        with pytest.raises(ConfigError, match="unknown to vllm") as caught:
+        line = ["+experiment=completion_batches", "backend=vllm,llamacpp", f"backend.cpu_kv_cache_gib={value}"]
+        with pytest.raises(ConfigError, match="unknown to llamacpp") as caught:
             composed(*line)
         said = str(caught.value)
-        assert said.startswith(f"backend.quantization={value.replace(',', ', ')}: ")
+        assert said.startswith(f"backend.cpu_kv_cache_gib={value.replace(',', ', ')}: ")
         # What it says to add is what works, beside the experiment's own limits.
         where = said.split("'")[1]
         points = composed(*line, where).points
-        assert {point["backend"]["name"] for point in points if "quantization" in point["backend"]} == {"llamacpp"}
-        assert {point["backend"].get("slots") for point in points} == {None, 1, 64}
+        assert {point["backend"]["name"] for point in points if "cpu_kv_cache_gib" in point["backend"]} == {"vllm"}
+        assert {point["backend"].get("slots") for point in points} == {None, 1, 16}
 
 
 WHERE_LLAMACPP = "when={backend.slots: {backend: llamacpp}}"
@@ -253,7 +254,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
         (
             "cluster.simulate={nods: 2}",
-            "cluster.simulate.nods=2: unknown key; did you mean nodes? allowed: accelerator, cpus, gpus, nodes,",
+            "cluster.simulate.nods=2: unknown key; did you mean nodes? allowed: accelerator, capability, cpus, driver,",
         ),
         ("--dry-run", "--dry-run: no such option; allowed are --help and key=value (dry_run=true)"),
     ],

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from backends.base import Backend
+from backends.launch.gpus import Gpu
 from backends.prepare.build_once import exclusive
 from sweep.config import Hardware
 from sweep.inputs.load import Batch
@@ -35,7 +36,8 @@ ANY = Hardware(name="gpu", platform="cuda")
     ],
 )
 def test_a_node_with_other_gpus_than_asked_for_is_no_place_for_a_result(monkeypatch, hardware, gpus, said):
-    monkeypatch.setattr(deployment, "gpu_names", lambda: ("NVIDIA L4", "NVIDIA A100"))
+    present = {"0": Gpu("GPU-a", 0, "NVIDIA L4", "8.9"), "1": Gpu("GPU-b", 1, "NVIDIA A100", "8.0")}
+    monkeypatch.setattr(deployment, "find_gpu", present.get)
     assert deployment.other_gpus(gpus, hardware) == said
 
 

@@ -140,10 +140,35 @@ def test_unavailable_without_a_gpu_with_the_remedy_in_one_line(name):
     assert (CONF / "environment" / f"{backend.env.cuda}.yaml").exists()
 
 
-def test_exllama_without_the_toolkit():
-    assert "nvcc" in configured("exllama").unavailable(Host(gpus=("NVIDIA L4",)))
-    own = configured("exllama", env={"python": "/opt/exllama/bin/python"})
-    assert own.unavailable(Host(gpus=("NVIDIA L4",))) is None
+def test_exllama_makes_its_own_format_of_the_weights(tmp_path):
+    """The environment's interpreter is a stand-in for the converter, which needs a GPU."""
+    model, python = tmp_path / "model", tmp_path / "environment" / "bin" / "python"
+    model.mkdir()
+    python.parent.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    python.write_text(CONVERTER)
+    python.chmod(0o755)
+    converted = configured("exllama", bits=3.5).weights(model, str(python), tmp_path / "cache", print)
+    assert (converted / "model.safetensors").read_text().split() == [
+        *("-m", "exllamav3.conversion.convert_model", "--in_dir", str(model)),
+        *("--out_dir", str(converted.with_name(f".{converted.name}.partial"))),
+        *("--work_dir", str(converted.with_name(f".{converted.name}.partial") / "work"), "--bits", "3.5"),
+    ]
+    assert not (converted / "work").exists()
+    (model / "config.json").write_text('{"quantization_config": {"quant_method": "exl3"}}')
+    assert configured("exllama").weights(model, str(python), tmp_path / "cache", print) == model
+    (model / "config.json").write_text('{"fails": true}')
+    python.write_text(CONVERTER.replace('echo "$@"', "exit 0; echo"))
+    with pytest.raises(ValueError, match=r"^exllamav3's converter failed: .* !! Error: out of luck"):
+        configured("exllama").weights(model, str(python), tmp_path / "cache", print)
+
+
+CONVERTER = """#!/bin/sh
+[ "$1" = -m ] || { echo '{"exllamav3": "1.6.5"}'; exit 0; }
+mkdir "$8"
+echo " !! Error: out of luck"
+echo "$@" > "$6/model.safetensors"
+"""
 
 
 # What each serves there, cut from the code that makes it.
@@ -381,5 +406,5 @@ def test_exllama_drop_clear_and_memory(library):
 def test_exllama_says_what_it_stands_for(launch):
     facts = configured("exllama").facts(launch)
     assert facts["substitute_for"] == "ExLlama V1"
-    assert facts["quantization"] == "gptq"
+    assert facts["quantization"] == "exl3 4 bits"
     assert isinstance(configured("exllama"), ExLlama)

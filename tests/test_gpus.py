@@ -1,5 +1,6 @@
 """What GPUs say, and that one is used again only when its memory is back, by a fake NVML."""
 
+import json
 from types import SimpleNamespace
 
 import pynvml
@@ -7,7 +8,10 @@ import pytest
 
 from backends.launch import gpus
 from backends.launch.server import LaunchError
-from sweep.node import gpu_memory
+from sweep import provenance
+from sweep.__main__ import main
+from sweep.disk.run_files import RunPaths, read_trials
+from sweep.node import deployment, gpu_memory
 from sweep.node.telemetry import Gpus, Sampler
 
 GIB = 2**30
@@ -24,8 +28,40 @@ class FakeNvml:
     def __init__(self, **used):
         self.used = {name.strip("_"): list(values) for name, values in used.items()}
 
+    NVMLError = pynvml.NVMLError
+    names = ("NVIDIA L4", "NVIDIA A100", "NVIDIA A100 MIG 1g.5gb")
+    uuids = ("GPU-aa", "GPU-bb", "MIG-cc")
+    capabilities = ((8, 9), (8, 0), (8, 0))
+
     def nvmlInit(self):
         pass
+
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetName(self, handle):
+        return self.names[self.number(handle)]
+
+    def nvmlDeviceGetUUID(self, handle):
+        return self.uuids[self.number(handle)]
+
+    def nvmlDeviceGetIndex(self, handle):
+        return self.number(handle)
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle):
+        return self.capabilities[self.number(handle)]
+
+    def nvmlDeviceIsMigDeviceHandle(self, handle):
+        return handle.startswith("MIG")
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle):
+        return "1"
+
+    def nvmlSystemGetDriverVersion(self):
+        return "580.65.06"
+
+    def number(self, handle):
+        return int(handle) if handle.isdecimal() else self.uuids.index(handle)
 
     def nvmlDeviceGetHandleByIndex(self, index):
         return str(index)
@@ -34,7 +70,7 @@ class FakeNvml:
         return uuid
 
     def nvmlDeviceGetMemoryInfo(self, handle):
-        values = self.used[handle]
+        values = self.used.get(handle, [0])
         used = values.pop(0) if len(values) > 1 else values[0]
         if isinstance(used, Exception):
             raise used
@@ -63,7 +99,12 @@ def nvml(monkeypatch):
         monkeypatch.setattr(gpu_memory, "pynvml", fake)
         return fake
 
-    return install
+    cached = (gpus.present, gpus.visible)
+    for function in cached:
+        function.cache_clear()
+    yield install
+    for function in cached:
+        function.cache_clear()
 
 
 def test_it_waits_until_the_memory_is_back(nvml):
@@ -120,3 +161,55 @@ def test_a_gpu_that_hides_its_power_still_tells_its_memory(nvml, error):
         {"gpu_power_watts"} if hidden else {"gpu_power_watts", "gpu_clock_hz"}
     )
     assert ("nvml" in sampler.problems) is not hidden, "an error is told, what a GPU never tells is not"
+
+
+@pytest.mark.parametrize(
+    ("setting", "uuids"),
+    [
+        (None, ["GPU-aa", "GPU-bb"]),
+        ("1", ["GPU-bb"]),
+        ("1,0", ["GPU-bb", "GPU-aa"]),
+        ("GPU-b", ["GPU-bb"]),
+        ("MIG-cc", ["MIG-cc"]),
+        ("0,7,1", ["GPU-aa"]),  # as in CUDA, nothing counts after one that does not exist
+        ("", []),
+    ],
+)
+def test_the_users_choice_of_gpus_is_respected(setting, uuids, nvml, monkeypatch):
+    nvml()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
+    assert [gpu.uuid for gpu in gpus.visible()] == uuids
+    assert len(provenance.host().gpus) == len(uuids)
+
+
+def test_a_node_states_its_driver_gpus_and_system(nvml, monkeypatch):
+    nvml()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    host = provenance.host()
+    assert (host.driver, host.capability) == ("580.65.06", "8.0"), "the least of its GPUs"
+    assert host.glibc.startswith("2.")
+    assert host.python.startswith("3.")
+
+
+def test_cores_are_dealt_out_by_gpu(nvml, monkeypatch):
+    nvml()
+    monkeypatch.setattr(deployment.os, "sched_getaffinity", lambda pid: set(range(16)))
+    assert deployment.split_cores(("GPU-bb",), 1) == ([8, 9, 10, 11, 12, 13, 14], {15})
+    assert len(deployment.split_cores(("MIG-cc",), 1)[0]) == 7
+    assert len(deployment.split_cores(("GPU-of-another",), 1)[0]) == 15
+
+
+def test_a_trial_runs_on_the_gpu_that_the_user_chose(nvml, monkeypatch, tmp_path):
+    """Through the whole command: the second of two GPUs, by its UUID, whoever counts."""
+    nvml()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    words = "backend=simulated model=tiny-llama workload=qa workload.num_requests=2 workload.output_tokens=4"
+    common = "cluster=inline tracking=none backend.ttft.mean=0.5 hardware=gpu load.batch_size=2"
+    main([*words.split(), *common.split(), f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}"])
+    (row,) = read_trials(RunPaths(tmp_path / "out").trials)
+    assert (row["accelerator"], row["gpu_count"], row["driver"]) == ("NVIDIA A100", 1, "580.65.06")
+    assert json.loads(row["hardware"])["capability"] == "8.0"
+    (environment,) = (tmp_path / "out").glob("deployments/*/*/engine.log")
+    assert environment.exists()

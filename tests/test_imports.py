@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.wording": set(),
     "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
     "sweep.labels": set(),
-    "sweep.provenance": {"sweep.config", "backends.base"},  # what a host is, is said there
+    "sweep.provenance": {"sweep.config", "backends"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
     "sweep.numbers": BASIS,
     "sweep.disk": BASIS | {"sweep.numbers"},

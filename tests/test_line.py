@@ -184,10 +184,7 @@ def test_zero_completions_are_never_a_zero_throughput(tmp_path):
 @pytest.mark.engine
 @pytest.mark.ray
 def test_the_main_job_on_real_engines(tmp_path):
-    """Baseline and vLLM on a real Ray: ok trials with figures, KV use from vLLM, then a second run in seconds.
-
-    The study's third engine needs a GPU: where there is none it is unavailable, which is no failure.
-    """
+    """Three engines on a real Ray: ok trials with figures, KV use from vLLM, then a second run in seconds."""
     command = [sys.executable, "-m", "sweep", "+experiment=throughput_bound", "model=tiny-llama", "replicates=1"]
     command += ["load.batch_size=1,4", "workload=sentiment", "tracking=none", f"out={tmp_path / 'out'}"]
     root = Path(__file__).resolve().parents[1]
@@ -196,10 +193,8 @@ def test_the_main_job_on_real_engines(tmp_path):
             break
     else:
         pytest.fail("ended with a failure twice")
-    planned = analysis.load(tmp_path / "out")
-    assert set(planned.backend) == {"transformers", "vllm", "tgi"}
-    trials = planned[planned.outcome != "unavailable"]
-    assert set(trials.backend) >= {"transformers", "vllm"}
+    trials = analysis.load(tmp_path / "out")
+    assert set(trials.backend) == {"transformers", "vllm", "ctranslate2"}
     assert set(trials.outcome) == {"ok"}
     figures = ["output_throughput", "ttft_p50", "cost_per_million_tokens", "memory_peak_bytes"]
     assert trials[figures].notna().all(axis=None)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from backends import llamacpp
-from backends.base import EnvironmentChoice, Host, Launch
+from backends.base import EnvironmentChoice, Launch
 from backends.llamacpp import LlamaCpp
 
 NO_MEMORY = """
@@ -66,15 +66,6 @@ def test_flags_go_over_what_we_choose_and_follow_the_device(launch):
 def test_an_unknown_quantization_is_refused_with_those_that_are_not():
     with pytest.raises(ValidationError, match=r"quantization\n  Input should be 'F32', 'F16', 'BF16', 'Q8_0'"):
         LlamaCpp(name="l", quantization="Q9")
-
-
-def test_without_a_cuda_compiler_it_is_unavailable_on_a_gpu_unless_the_user_has_a_binary():
-    gpu = Host(gpus=("NVIDIA L4",))
-    assert "nvcc" in (LlamaCpp(name="l").unavailable(gpu) or "")
-    assert LlamaCpp(name="l").unavailable(Host()) is None
-    assert LlamaCpp(name="l").unavailable(Host(gpus=gpu.gpus, executables=frozenset({"nvcc"}))) is None
-    own = LlamaCpp(name="l", env=EnvironmentChoice(binary="/opt/llama-server"))
-    assert own.unavailable(gpu) is None
 
 
 def test_last_words_are_the_cause_and_not_what_follows_from_it():

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -107,10 +108,35 @@ def test_a_package_that_cannot_be_fetched_is_refused_where_it_was_asked_for(caps
 def test_dry_run_prints_the_plan_and_leaves_no_trace(capsys, out, no_index):
     assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}", no_index]) == 0
     said = capsys.readouterr().out
-    assert "no GPU here: model: small-llama instead of llama-2-7b-chat" in said
+    assert "no GPU here: model: small-llama (random weights) instead of smollm2" in said
     assert "unknown" in said
     assert said.count("to run") >= 24
     assert not out.exists()
+
+
+def test_the_plan_of_the_main_job_prints_how_long_it_takes_from_nothing_on_a_machine_without_a_gpu(
+    capsys, out, no_index, monkeypatch
+):
+    monkeypatch.setattr(package_model, "_not_in_index", lambda package: None)
+    command = ["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}", no_index]
+    assert main(command) == 0
+    (said,) = re.findall(
+        r"expected: (.*) min from an empty folder and cache: (.*) \(on two idle cores\)", capsys.readouterr().out
+    )
+    parts = [float(seconds) for seconds in re.findall(r" (\d+) s", said[1])]
+    assert re.findall(r"set-up|environments|model|reference|comparisons|launches|trials", said[1]) == [
+        "set-up",
+        "environments",
+        "model",
+        "reference",
+        "comparisons",
+        "launches",
+        "trials",
+    ]
+    assert float(said[0]) == pytest.approx(sum(parts) / 60, abs=0.06)
+    assert float(said[0]) <= 10
+    assert main([*command, "load.batch_size=1,64"]) == 0, "no longer the experiment as it is written"
+    assert "from an empty folder" not in capsys.readouterr().out
 
 
 def test_dry_run_of_the_published_form_needs_no_gpu(capsys, out, monkeypatch):

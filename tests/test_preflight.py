@@ -25,6 +25,9 @@ class Joining:
         self.looks += 1
         return [L4] if self.looks >= 3 else []
 
+    def state_facts(self, nodes):
+        return nodes
+
     def startable_nodes(self, cluster):
         return self.startable
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, SourceBuild
-from backends.prepare import environments, sources
+from backends.launch.gpus import Gpu
+from backends.prepare import cuda_toolkit, environments, sources
 
 SOURCE = SourceBuild(
     sdist="engine==1.0",
@@ -129,3 +130,45 @@ def test_the_source_is_part_of_an_environments_key():
     spec = EnvironmentSpec(name="x", requirements=("a==1",))
     built = spec.model_copy(update={"source": SOURCE})
     assert environments.fingerprint(spec) != environments.fingerprint(built)
+
+
+def test_kernels_are_for_the_nodes_gpus_and_so_is_the_key(monkeypatch, tmp_path):
+    """A cache shared by nodes with L4s and A100s: "native" would be one word for both."""
+    source = environments.resolve(EnvironmentChoice(cuda="llamacpp_cuda"), "cuda").source
+    extension = EnvironmentSpec(name="x", requirements=("a",), cuda=13, imports=("a",))
+    monkeypatch.delenv("CUDAARCHS", raising=False)
+    keys, folders = set(), set()
+    for capabilities, expected in ((["8.9"], "89"), (["8.0"], "80"), (["9.0", "8.9"], "89;90")):
+        present = [Gpu("GPU-a", number, "X", capability) for number, capability in enumerate(capabilities)]
+        monkeypatch.setattr(sources.gpus, "visible", lambda present=present: tuple(present))
+        assert sources.options(source, frozenset())["CMAKE_CUDA_ARCHITECTURES"] == expected
+        keys.add(sources.machine(source))
+        folders.add(environments._folder(extension, tmp_path))
+    assert len(keys) == len(folders) == 3
+    monkeypatch.setenv("CUDAARCHS", "75")
+    assert sources.options(source, frozenset())["CMAKE_CUDA_ARCHITECTURES"] == "75"
+    monkeypatch.delenv("CUDAARCHS")
+    monkeypatch.setattr(sources.gpus, "visible", lambda: ())
+    with pytest.raises(environments.EnvironmentFailed, match="no GPU to compile for: set CUDAARCHS"):
+        environments._folder(extension, tmp_path)
+
+
+def test_a_build_that_was_stopped_goes_on(folder, tmp_path):
+    with pytest.raises(sources.BuildFailed):
+        build(SOURCE, folder, FAIL="1")
+    (tmp_path / "engine-1.0.tar.gz").unlink()  # nothing is fetched again
+    built = folder.with_suffix(".source") / "build" / "bin"
+    (built / "object").write_text("")
+    build(SOURCE, folder)
+    assert os.access(folder / "bin" / "engine-server", os.X_OK)
+    assert not folder.with_suffix(".source").exists()
+
+
+def test_a_compiler_of_distributions_is_completed(tmp_path):
+    toolkit = tmp_path / "lib" / "python3.12" / "site-packages" / "nvidia" / "cu13"
+    for name in ("bin/nvcc", "lib/libcudart.so.13", "lib/libcublas.so.13"):
+        (toolkit / name).parent.mkdir(parents=True, exist_ok=True)
+        (toolkit / name).write_text("")
+    for _ in range(2):
+        cuda_toolkit.complete(tmp_path)
+        assert (toolkit / "lib64" / "libcudart.so").resolve() == toolkit / "lib" / "libcudart.so.13"

@@ -3,6 +3,8 @@
 Readings that a GPU does not support are left out (a virtual one may hide power); every other NVML error is raised.
 """
 
+import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +16,69 @@ class Memory(NamedTuple):
 
     used: int  # by any process
     total: int
+
+
+class Gpu(NamedTuple):
+    """A GPU, or a part of one (MIG), as the driver describes it."""
+
+    uuid: str  # "GPU-…" or "MIG-…": what it is handed out by, whoever counts
+    number: int  # by PCI bus, as NVML counts; that of the whole GPU for a part
+    name: str  # e.g. "NVIDIA L4"
+    capability: str  # compute capability, e.g. "8.9"
+
+
+@functools.cache
+def present() -> tuple[Gpu, ...]:
+    """The GPUs of this machine by PCI bus; empty without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    return tuple(_describe(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount()))
+
+
+@functools.cache
+def visible() -> tuple[Gpu, ...]:
+    """The GPUs that $CUDA_VISIBLE_DEVICES leaves to this process, in its order; all without it.
+
+    Its numbers are taken by PCI bus. As in CUDA, the first entry that is no GPU ends the list.
+    """
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is None or not present():
+        return present()
+    chosen: list[Gpu] = []
+    for entry in map(str.strip, setting.split(",")):
+        gpu = find_gpu(entry)
+        if gpu is None:
+            break
+        chosen.append(gpu)
+    return tuple(chosen)
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None without a GPU."""
+    return str(pynvml.nvmlSystemGetDriverVersion()) if present() else None
+
+
+def find_gpu(entry: str) -> Gpu | None:
+    """Return the GPU of an index, a UUID or the beginning of one; None if there is none."""
+    if entry.isdecimal():
+        return next((gpu for gpu in present() if gpu.number == int(entry)), None)
+    if entry.startswith("MIG-"):
+        try:
+            return _describe(pynvml.nvmlDeviceGetHandleByUUID(entry))
+        except pynvml.NVMLError:
+            return None
+    return next((gpu for gpu in present() if entry and gpu.uuid.startswith(entry)), None)
+
+
+def _describe(handle: Any) -> Gpu:
+    whole = handle
+    if _supported(lambda: pynvml.nvmlDeviceIsMigDeviceHandle(handle)):
+        whole = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(whole)
+    uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+    return Gpu(str(uuid), int(pynvml.nvmlDeviceGetIndex(whole)), str(name), f"{major}.{minor}")
 
 
 def handles(gpus: Sequence[str]) -> dict[str, Any]:

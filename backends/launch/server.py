@@ -26,9 +26,10 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from backends.base import SECRET_NAME, Backend, Launch
+from backends.base import AMPERE, SECRET_NAME, Backend, Launch
 from backends.launch import supervisor, task
-from backends.launch.gpus import used_memory
+from backends.launch.gpus import find_gpu, used_memory
+from backends.prepare.fit import older
 from sweep.records import Outcome
 
 LOG = "engine.log"
@@ -237,7 +238,14 @@ class Engine:
         except (OSError, ValueError):
             return None
         stored = config.get("dtype") or config.get("torch_dtype")
+        if stored == "bfloat16" and self.backend.before_ampere == "float16" and self._before_ampere():
+            return "float16"
         return str(stored) if stored else None
+
+    def _before_ampere(self) -> bool:
+        """Return whether a GPU of this launch has no bfloat16."""
+        capabilities = [gpu.capability for gpu in filter(None, map(find_gpu, self.launch.gpus))]
+        return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
         """The JSON object that the engine serves at `path`; empty if it serves none."""

@@ -74,7 +74,7 @@ def quantised(
 
     `python` is an interpreter with numpy and safetensors; where it has gptqmodel too, that calibrates.
     """
-    if checkpoint is None or "quantization_config" in json.loads((model / "config.json").read_text()):
+    if checkpoint is None or is_quantised(model):
         return model
 
     def quantise(folder: Path) -> None:
@@ -86,6 +86,11 @@ def quantised(
     if "gptqmodel" in made_by:
         parameters["calibration"] = digest(CALIBRATION, cache_dir)
     return converted(model, checkpoint, parameters, quantise, cache_dir, progress)
+
+
+def is_quantised(model: Path) -> bool:
+    """Return whether a model's weights are stored quantised already."""
+    return "quantization_config" in json.loads((model / "config.json").read_text())
 
 
 def note(folder: Path) -> dict[str, Any]:

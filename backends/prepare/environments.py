@@ -11,11 +11,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from backends.base import EnvironmentChoice, EnvironmentSpec, Platform, Progress
+from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform, Progress
 from backends.launch import task
-from backends.prepare import locks, programs, sources
+from backends.prepare import cuda_toolkit, fit, locks, programs, sources
 from backends.prepare.build_once import build_once
 from backends.prepare.uv import EnvironmentFailed as EnvironmentFailed
 from backends.prepare.uv import Uv
@@ -24,6 +23,10 @@ from sweep.options import ConfigPath
 
 ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
+
+
+class OptionalPartFailed(EnvironmentFailed):
+    """An optional distribution that the engine needs cannot be installed on this machine."""
 
 
 @dataclass(frozen=True)
@@ -36,28 +39,39 @@ class Environment:
 
 
 def resolve(
-    choice: EnvironmentChoice, on: Platform, options: ConfigPath | None = None, features: Iterable[str] = ()
+    choice: EnvironmentChoice,
+    on: Platform,
+    options: ConfigPath | None = None,
+    features: Iterable[str] = (),
+    host: Host | None = None,
 ) -> EnvironmentSpec:
     """Return the environment chosen for a platform, without a lock; an interpreter or binary of the user's goes first.
 
-    It has the optional distributions of `features` too.
+    It has the optional distributions of `features` and of the choice's extras too. Of several builds it is the first
+    that runs on `host`.
 
     Raises ValueError, naming the key, when none is named or the named one does not exist.
     """
     if choice.python or choice.binary:
         return EnvironmentSpec(name="own", python=choice.python, binary=choice.binary)
-    name = choice.cuda if on == "cuda" else choice.cpu
-    if name is None:
+    builds = {"cuda": choice.cuda, "cuda12": choice.cuda12} if on == "cuda" else {"cpu": choice.cpu}
+    chosen = {key: name for key, name in builds.items() if name}
+    if not chosen:
         raise ValueError(
             f"backend.env.{on} names no environment: name one, or set backend.env.python to the interpreter of your own"
         )
     options = options or ConfigPath()
+    specs = [_composed(key, name, options, {*features, *choice.extras}) for key, name in chosen.items()]
+    return fit.for_driver(fit.choose(specs, host), host)
+
+
+def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> EnvironmentSpec:
     names = options.choices("environment")
     if name not in names:
-        raise ValueError(f"backend.env.{on}={name}: no such environment; {did_you_mean(name, names)}")
+        raise ValueError(f"backend.env.{key}={name}: no such environment; {did_you_mean(name, names)}")
     spec = validate(EnvironmentSpec, {"name": name, **options.load("environment", name)}, f"environment={name}")
     assert isinstance(spec, EnvironmentSpec)
-    chosen = sorted(set(features) & set(spec.optional))
+    chosen = sorted(features & set(spec.optional))
     requirements = (*spec.requirements, *(line for feature in chosen for line in spec.optional[feature]))
     return spec.model_copy(update={"name": "+".join([name, *chosen]), "requirements": requirements, "optional": {}})
 
@@ -68,19 +82,42 @@ def fingerprint(spec: EnvironmentSpec) -> str:
     That of an environment without a lock is provisional.
     """
     content = spec.model_dump(
-        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
+        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary", "content"}
     )
     if spec.lock is None:
         content |= {"spec": spec.model_dump(mode="json"), "target": locks.node_target(spec)}
     content["format"] = ENVIRONMENT_FORMAT
-    for name in filter(None, (spec.python, spec.binary)):  # the user may replace it under the same name
-        path = shutil.which(name)
-        content[f"content of {name}"] = _content_of(Path(path)) if path else None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def own_content(spec: EnvironmentSpec) -> dict[str, str]:
+    """Return digests of the user's own interpreter and binary on this machine; of those that are there.
+
+    They do not depend on the machine: of an interpreter its size and distributions count, of a binary its bytes. This
+    process's own interpreter is left out.
+    """
+    digests = {}
+    python, binary = (shutil.which(name) if name else None for name in (spec.python, spec.binary))
+    if python and python != sys.executable:
+        site = Path(python).parent.parent / "lib"
+        distributions = sorted(
+            f"{path.parts[-3]}/{path.name}" for path in site.glob("python*/site-packages/*.dist-info")
+        )
+        text = json.dumps([Path(python).stat().st_size, distributions])
+        digests["python"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if binary:
+        with Path(binary).open("rb") as file:
+            digests["binary"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return digests
+
+
 def other_platform(spec: EnvironmentSpec) -> str | None:
-    """Return how this node differs from the one that an environment is locked for; None if it does not."""
+    """Return how this node differs from the one that an environment was planned for; None if it does not."""
+    if spec.content:
+        here = own_content(spec)
+        for key, digest in spec.content.items():
+            if here.get(key, digest) != digest:
+                return f"backend.env.{key}={getattr(spec, key)} on this node differs from the one that was planned"
     if spec.lock is None or spec.lock.target == locks.node_target(spec):
         return None
     return f"environment {spec.name} is locked for {spec.lock.target}, this node is {locks.node_target(spec)}"
@@ -108,6 +145,22 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
     return environment
 
 
+def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
+    """Return the environment; where its optional distributions cannot be installed, the plain one, if there is one.
+
+    Raises OptionalPartFailed where the engine needs them, EnvironmentFailed for any other failure.
+    """
+    try:
+        return prepare(spec, cache_dir, progress)
+    except EnvironmentFailed as error:
+        if spec.plain is not None:
+            progress(f"{error}; going on with environment {spec.plain.name}")
+            return prepare(spec.plain, cache_dir, progress)
+        if "+" in spec.name:
+            raise OptionalPartFailed(str(error)) from error
+        raise
+
+
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
     """Return the environment if nothing needs to be resolved or built for it, else None.
 
@@ -131,7 +184,14 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
 
 
 def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
-    machine = f"-{sources.machine(spec.source)}" if spec.source and spec.source.targets else ""
+    machine = ""
+    try:
+        if spec.source and spec.source.targets:
+            machine = f"-{sources.machine(spec.source)}"
+        elif spec.cuda and (spec.imports or spec.compiled):  # kernels for the GPUs of the node that compiles them
+            machine = f"-sm{sources.architectures().replace(';', '-')}"
+    except sources.BuildFailed as error:
+        raise EnvironmentFailed(f"environment {spec.name}: {error}") from None
     return cache_dir.expanduser().absolute() / "environments" / f"{spec.name}-{fingerprint(spec)}{machine}"
 
 
@@ -151,14 +211,6 @@ def installed(python: str) -> dict[str, str]:
     return versions
 
 
-def _content_of(executable: Path) -> list[Any]:
-    """Return what changes when a user's executable, or the distributions of an interpreter, are replaced."""
-    status = executable.stat()
-    site = executable.parent.parent / "lib"
-    distributions = sorted(path.name for path in site.glob("python*/site-packages/*.dist-info"))
-    return [status.st_size, status.st_mtime_ns, distributions]
-
-
 def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:
     """Install what is locked, compile what is compiled, verify. Return the exact versions of what is there."""
     assert spec.lock is not None, f"environment {spec.name} has no lock"
@@ -174,19 +226,32 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     versions = installed(python)
     if wrong := _not_as_locked(spec.lock.pins, versions):
         raise EnvironmentFailed(f"environment {spec.name} cannot be built as it is locked: {wrong}; log: {log}")
-    if spec.imports:
-        (folder / task.EXTENSIONS).mkdir()
-    for module in spec.imports:  # what compiles itself when it is imported does it now, not within a launch
-        progress(f"environment {spec.name}: importing {module}, which compiles it")
-        _run(spec.name, [python, "-P", "-c", f"import {module}"], task.activated(python), log)
+    cuda_toolkit.complete(folder)
+    _import(spec, folder, python, log, progress)
     if spec.source:
-        environ = task.clean_environment()
+        environ = task.clean_environment(**task.activated(python))
         sources.build_program(
             spec.source, folder, environ, log, lambda text: progress(f"environment {spec.name}: {text}")
         )
         versions["source"] = spec.source.sdist
     progress(f"environment {spec.name}: ready, {len(versions)} distributions")
     return versions
+
+
+def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progress: Progress) -> None:
+    """Import what compiles itself when it is imported: now, not within a launch.
+
+    What is compiled lies beside the environment until it is complete, so a build that was killed goes on.
+    """
+    if not spec.imports:
+        return
+    extensions = folder.with_suffix(".extensions")
+    extensions.mkdir(exist_ok=True)
+    environ = task.clean_environment(**task.activated(python), TORCH_EXTENSIONS_DIR=str(extensions))
+    for module in spec.imports:
+        progress(f"environment {spec.name}: importing {module}, which compiles it")
+        _run(spec.name, [python, "-P", "-c", f"import {module}"], environ, log)
+    extensions.rename(folder / task.EXTENSIONS)
 
 
 def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -> None:

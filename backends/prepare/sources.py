@@ -1,7 +1,8 @@
 """Engines that no package index has as a program: compiled once, into the environment that they belong to.
 
 The source comes out of a source distribution, fetched by the environment's own pip (so with the user's indexes); the
-tools (cmake, ninja) are requirements of that environment. It is for the CPU it is built on: `machine` tells CPUs apart.
+tools (cmake, ninja) are requirements of that environment. It is for the CPU and GPUs it is built on: `machine` tells
+those apart. A build that was killed goes on where it was: its files are beside the environment until it is complete.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from backends.base import Progress, SourceBuild
+from backends.launch import gpus
 from backends.prepare import programs
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
@@ -30,24 +32,40 @@ class BuildFailed(Exception):
 
 def build_program(source: SourceBuild, folder: Path, environ: Mapping[str, str], log: Path, progress: Progress) -> None:
     """Put the executables into `folder`/bin and `source.keep` into `folder`/share. Raises BuildFailed or OSError."""
-    tree = folder / "source"
+    work = folder.with_suffix(".source")
+    tree = work / "tree"
     environ = {**environ, "PATH": f"{folder / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}"}
-    _fetch(source, folder, tree, environ, log, progress)
+    if not tree.exists():
+        _fetch(source, folder, work, tree, environ, log, progress)
     root = tree / source.folder
     for name in source.keep:
         (folder / "share").mkdir(exist_ok=True)
-        shutil.move(root / name, folder / "share" / name)
+        (shutil.copytree if (root / name).is_dir() else shutil.copyfile)(root / name, folder / "share" / name)
     if source.targets:
-        _compile(source, root, folder, environ, log, progress)
-    shutil.rmtree(tree)
+        _compile(source, root, work / "build", folder, environ, log, progress)
+    shutil.rmtree(work)
 
 
 def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict[str, str | bool]:
-    """CMake's options on a CPU with these features; None: on this one."""
+    """CMake's options on a CPU with these features, None: on this one; and for this machine's GPUs."""
     chosen, present = dict(source.options), cpu_features() if features is None else features
     for feature, more in source.cpu_options.items():
         if feature in present:
             chosen |= more
+    if source.architectures:
+        chosen[source.architectures] = architectures()
+    return chosen
+
+
+def architectures() -> str:
+    """Return the GPUs to compile for as CMake has them, e.g. "89" or "80;89": $CUDAARCHS, else those of this machine.
+
+    Raises BuildFailed if there are none.
+    """
+    present = {gpu.capability.replace(".", "") for gpu in gpus.visible()}
+    chosen = os.environ.get("CUDAARCHS") or ";".join(sorted(present, key=int))
+    if not chosen:
+        raise BuildFailed("no GPU to compile for: set CUDAARCHS to its compute capability, e.g. 89")
     return chosen
 
 
@@ -64,11 +82,13 @@ def cpu_features() -> frozenset[str]:
 
 
 def _fetch(
-    source: SourceBuild, folder: Path, tree: Path, environ: Mapping[str, str], log: Path, progress: Progress
+    source: SourceBuild, folder: Path, work: Path, tree: Path, environ: Mapping[str, str], log: Path, progress: Progress
 ) -> None:
     """The archive's files in `tree`."""
     progress(f"fetching the source of {source.sdist}")
-    archives = folder / "archives"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    archives = work / "archives"
     # Its metadata is made by the environment's own build backend: no second environment for that.
     pip = [str(folder / "bin" / "python"), "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
     _run([*pip, "--no-binary", ":all:", "--dest", str(archives), source.sdist], environ, log, progress)
@@ -80,10 +100,15 @@ def _fetch(
 
 
 def _compile(
-    source: SourceBuild, root: Path, folder: Path, environ: Mapping[str, str], log: Path, progress: Progress
+    source: SourceBuild,
+    root: Path,
+    built: Path,
+    folder: Path,
+    environ: Mapping[str, str],
+    log: Path,
+    progress: Progress,
 ) -> None:
-    """Configure, build at low priority, strip, and move the executables to their place."""
-    built = folder / "build"
+    """Configure, build at low priority, and move the executables to their place."""
     defines = [f"-D{name}={_cmake(value)}" for name, value in options(source).items()]
     _run(["cmake", "-S", str(root), "-B", str(built), "-G", "Ninja", *defines], environ, log, progress)
     jobs = max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().total // JOB_BYTES))
@@ -94,7 +119,6 @@ def _compile(
     for target in source.targets:
         (program,) = [path for path in built.rglob(target) if path.is_file() and os.access(path, os.X_OK)]
         shutil.move(program, folder / "bin" / target)
-    shutil.rmtree(built)
 
 
 def _cmake(value: str | bool) -> str:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -28,6 +28,9 @@ from ray.experimental import internal_kv
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from backends.base import Host
+from backends.launch.gpus import find_gpu
+from sweep import provenance
 from sweep.cluster.transfer import carried
 from sweep.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
 from sweep.node.deployment import (
@@ -53,6 +56,7 @@ CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
 FREE_PROBE_BYTES = 16 << 20  # on the disk of the results
 SILENT_NODE_BACKOFF = 180.0  # s without new deployments on a node that fell silent
 LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
+STATEMENT_TIMEOUT = 30.0  # s for a node to say something of itself
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
@@ -61,6 +65,9 @@ NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
 TRIALS_TAGS = ("experiment", "backend", "model", "outcome")
 THROUGHPUT_TAGS = ("experiment", "backend", "model", "workload", "load")
+
+
+_facts: dict[str, Host] = {}  # of nodes, by id
 
 
 def _refuse_dead_address(cluster: Cluster) -> None:
@@ -105,6 +112,30 @@ def nodes(cluster: Cluster) -> list[Node]:
     ]
 
 
+def state_facts(living: Sequence[Node]) -> list[Node]:
+    """Return the nodes with what each says of itself: driver, GPUs, C library; nothing if it does not answer."""
+    asked_now = [node for node in living if node.node_id not in _facts]
+    _facts.update(ask_nodes(provenance.host, asked_now))
+    return [node._replace(facts=_facts.get(node.node_id)) for node in living]
+
+
+def ask_nodes(function: Callable[..., Any], living: Sequence[Node], *arguments: Any) -> dict[str, Any]:
+    """Return what a function returns on each node, by node id; without those that do not answer in time."""
+    tasks = {
+        _call.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
+            function, *arguments
+        ): node.node_id
+        for node in living
+        if node.node_id
+    }
+    finished, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=STATEMENT_TIMEOUT) if tasks else ([], [])
+    answers = {}
+    for task in finished:
+        with suppress(RayError):
+            answers[tasks[task]] = ray.get(task)
+    return answers
+
+
 def _matches_label(value: str | None, selector: str) -> bool:
     """Return whether a label's value matches a selector in Ray's syntax: x, !x, in(x,y), !in(x,y)."""
     positive = selector.removeprefix("!")
@@ -142,7 +173,7 @@ def _deploy(work: Work, session: str) -> Iterator[Event]:
     draining = threading.Event()
     _follow(session, draining)
     yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
-    gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
+    gpus = tuple(gpu.uuid if (gpu := find_gpu(str(each))) else str(each) for each in ray.get_gpu_ids())
     yield from carried(work, lambda work: stream_deployment(work, gpus, draining, HEARTBEAT))
 
 
@@ -172,6 +203,9 @@ def _follow(session: str, draining: threading.Event) -> None:
 
     for function in (listen, watch):
         threading.Thread(target=function, name=function.__name__, daemon=True).start()
+
+
+_call: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda function, *arguments: function(*arguments))
 
 
 _clean_up: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)

@@ -42,6 +42,7 @@ class Identity:
     config: str  # resolved, JSON
     digests: str | None  # of the files that the config points to, JSON
     commit: str | None
+    protocol: int  # version of how trials are measured: of another, figures are not comparable
     started_at: str
 
 

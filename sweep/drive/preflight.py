@@ -10,6 +10,8 @@ from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
+from backends.prepare import fit
+from backends.prepare.environments import own_content
 from sweep import provenance
 from sweep.cluster import ray_environment
 from sweep.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
@@ -44,9 +46,9 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
 
 
 def model_obstacle(model: Mapping[str, Any], cache_dir: str | None) -> str | None:
-    """Return why a model, as its file has it, cannot be fetched from here; None if it can, or nothing is known."""
+    """Return why a model or workload, as its file has it, cannot be fetched; None if it can, or nothing is known."""
     built: Any = build(model, "model")
-    reason: str | None = built.obstacle(cache_directory(cache_dir))
+    reason: str | None = built.obstacle(cache_directory(cache_dir)) if hasattr(built, "obstacle") else None
     return reason
 
 
@@ -85,12 +87,15 @@ def find_nodes(settings: Settings) -> list[Node]:
     if simulated is not None:
         accelerators = tuple(name for name in (simulated.accelerator or hardware.accelerator,) if name)
         names = [f"simulated-{index}" for index in range(simulated.nodes)]
-        return [Node(name, simulated.gpus, simulated.cpus, accelerators, name) for name in names]
+        facts = Host(driver=simulated.driver, capability=simulated.capability)
+        return [Node(name, simulated.gpus, simulated.cpus, accelerators, name, facts) for name in names]
     if settings.cluster.kind == "ray":
-        return _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
+        nodes = _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
+        return ray_schedule(settings.cluster).state_facts(nodes) if hardware.platform == "cuda" else nodes
     gpus = provenance.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
-    return [Node("this machine", len(gpus), len(os.sched_getaffinity(0)), (*profile, *sorted(set(gpus))))]
+    accelerators, cores = (*profile, *sorted(set(gpus))), len(os.sched_getaffinity(0))
+    return [Node("this machine", len(gpus), cores, accelerators, facts=provenance.host())]
 
 
 def surroundings(
@@ -107,14 +112,20 @@ def surroundings(
     local = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
-    environments = RunEnvironments(settings, options, kept_locks or {})
+    state_own = functools.partial(_own_on_nodes, settings.cluster, nodes)
+    environments = RunEnvironments(settings, options, kept_locks or {}, host, state_own)
+
+    forms = options.choices("environment")
 
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
         reason: str | None = backend.unavailable(host)  # the engine's own reason first: it has the remedy
-        if reason is None and backend.launches and isinstance(problem := environments.compose(backend, platform), str):
-            return problem
+        if reason is None and backend.launches:
+            composed = environments.compose(backend, platform)
+            reason = composed if isinstance(composed, str) else fit.refusal(composed, host, forms)
+            if reason is not None:
+                return reason
         if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
         if reason is None and backend.launches and local:
@@ -143,7 +154,27 @@ def surroundings(
         composed = environment(backend, platform) if backend.launches else ""
         return None if isinstance(composed, str) else composed
 
-    return Surroundings(fingerprint, unavailable, spec)
+    return Surroundings(fingerprint, unavailable, spec, host.capability)
+
+
+def _own_on_nodes(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
+    """Return the digests of a user's own programs: this machine's, or those that all nodes of a cluster agree on.
+
+    Raises ValueError, in one line, if they do not.
+    """
+    if cluster.kind != "ray" or cluster.simulate is not None or spec.python == sys.executable:
+        return own_content(spec)
+    answers: dict[str, dict[str, str]] = ray_schedule(cluster).ask_nodes(own_content, nodes, spec)
+    stated = {node: digests for node, digests in answers.items() if digests}
+    if not stated:
+        return own_content(spec)
+    first, digests = next(iter(stated.items()))
+    for node, others in stated.items():
+        for key in digests:
+            if others.get(key) != digests[key]:
+                program = f"backend.env.{key}={getattr(spec, key)}"
+                raise ValueError(f"{program} differs between nodes {first} and {node}: install the same on both")
+    return digests
 
 
 def _check_own_programs(choice: EnvironmentChoice) -> None:
@@ -160,8 +191,17 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
+    facts = [node.facts for node in nodes if node.facts and (node.gpus or settings.hardware.platform == "cpu")]
     # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
-    return Host(gpus=gpus, executables=frozenset(provenance.EXECUTABLES))
+    return Host(
+        gpus=gpus,
+        executables=frozenset(provenance.EXECUTABLES),
+        # An engine is planned for all nodes alike, so the oldest counts.
+        driver=fit.oldest(each.driver for each in facts),
+        capability=fit.oldest(each.capability for each in facts),
+        nvcc=fit.oldest(each.nvcc for each in facts),
+        glibc=fit.oldest(each.glibc for each in facts),
+    )
 
 
 def check_ports(plan: Plan) -> None:

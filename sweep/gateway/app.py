@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 
-from sweep.gateway.call import QUESTION_KEYS, Call, Headers, Receive, Refused, Scope, Send, read_call
+from sweep.gateway.caching.cache import Hit
+from sweep.gateway.caching.source import AnswerSource
+from sweep.gateway.call import QUESTION_KEYS, Headers, Receive, Refused, Scope, Send, read_call
 from sweep.gateway.clipping import Clipper
 from sweep.gateway.engines import EngineAnswer, Engines
 from sweep.gateway.metrics import Decision, Metrics
@@ -16,6 +18,7 @@ from sweep.gateway.settings import Gateway
 
 JSON = [(b"content-type", b"application/json")]
 TEXT = [(b"content-type", b"text/plain; version=0.0.4")]
+CACHE_HEADER = b"x-gateway-cache"
 STALL_CHECK = 1.0  # s
 
 
@@ -76,8 +79,12 @@ class Exchange:
 class GatewayApp:
     """The application: one for the life of the server."""
 
-    def __init__(self, settings: Gateway, engines: Engines, clipper: Clipper, metrics: Metrics) -> None:
-        self.settings, self.engines, self.clipper, self.metrics = settings, engines, clipper, metrics
+    def __init__(
+        self, settings: Gateway, engines: Engines, clipper: Clipper, source: AnswerSource | None, metrics: Metrics
+    ) -> None:
+        self.settings, self.engines, self.clipper, self.source = settings, engines, clipper, source
+        self.metrics = metrics
+        self.event_interval = settings.cache.event_interval if settings.cache else 0.0
         self._exchanges: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,12 +128,25 @@ class GatewayApp:
         call, clipped = self.clipper.clip(call)
         decision.input_before, decision.input_after, decision.output_before, decision.output_after = clipped
         notes = [(b"x-gateway-clipped", clipped.header)] if clipped.header else []
+        key = self.source.keys.of(call) if self.source is not None else None
         async with exchange.watched():
-            await self._pass_through(call, notes, exchange)
+            if self.source is None or key is None:
+                decision.cache = "off" if self.source is None else "uncacheable"
+                await self._pass_on(self.engines.answer(call), notes, exchange)
+                return
+            hit, vector = await self.source.find(call, key)
+            if hit is not None:
+                await self._replay(hit, notes, exchange, decision)
+                return
+            flight, shared = self.source.board(call, key, vector, lambda: self.engines.answer(call))
+            decision.cache = "shared" if shared else "miss"
+            await self._pass_on(flight.join(), [*notes, (CACHE_HEADER, decision.cache.encode())], exchange)
 
-    async def _pass_through(self, call: Call, notes: Headers, exchange: Exchange) -> None:
+    async def _pass_on(
+        self, begun: contextlib.AbstractAsyncContextManager[EngineAnswer], notes: Headers, exchange: Exchange
+    ) -> None:
         """Send an engine's answer on, byte for byte, as it comes."""
-        async with self.engines.answer(call) as answer:
+        async with begun as answer:
             await exchange.begin(answer.status, [*answer.headers, *notes])
             try:
                 async for chunk in answer.chunks():
@@ -134,6 +154,24 @@ class GatewayApp:
             except (aiohttp.ClientError, TimeoutError, OSError):
                 await self._report_break(answer, exchange)
                 raise
+        await exchange.write(b"", more=False)
+
+    async def _replay(self, hit: Hit, notes: Headers, exchange: Exchange, decision: Decision) -> None:
+        """Serve a kept answer as its engine did: a stream event by event."""
+        answer = hit.entry.answer
+        decision.cache = "exact" if hit.exact else "semantic"
+        decision.similarity, decision.origin = round(hit.similarity, 4), answer.origin
+        decision.cached_input_tokens, decision.cached_output_tokens = answer.input_tokens, answer.output_tokens
+        facts = [(CACHE_HEADER, decision.cache.encode()), (b"x-gateway-similarity", b"%.4f" % hit.similarity)]
+        kind = (b"content-type", answer.content_type.encode("latin-1"))
+        if not answer.is_stream:
+            await exchange.answer(200, [kind, *facts, *notes], b"".join(answer.replay()))
+            return
+        await exchange.begin(200, [kind, *facts, *notes])
+        for number, part in enumerate(answer.replay()):
+            if number:
+                await asyncio.sleep(self.event_interval)
+            await exchange.write(part)
         await exchange.write(b"", more=False)
 
     async def _report_break(self, answer: EngineAnswer, exchange: Exchange) -> None:
@@ -172,6 +210,8 @@ class GatewayApp:
         if (scope.get("client") or ("",))[0] not in ("127.0.0.1", "::1"):
             raise Refused(403, "allowed from the gateway's own machine only")
         self.metrics.reset()
+        if self.source is not None:
+            self.source.clear()
         await exchange.answer(200, JSON, b"{}")
 
     # -- beside the requests

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from sweep.config import ConfigError, validate
+from sweep.gateway.caching.embedding import load_embedder
 from sweep.gateway.server import Service
 from sweep.gateway.settings import Gateway
 from sweep.inputs.tokenizer import load_tokenizer
@@ -35,6 +36,11 @@ def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
             load_tokenizer(arguments.tokenizer)
         except ValueError as error:
             raise ConfigError(f"--tokenizer {arguments.tokenizer}: {error}") from None
+    if settings.cache is not None and settings.cache.mode == "semantic":
+        try:
+            load_embedder(settings.cache.embedder)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     return Service(settings, tuple(arguments.to), arguments.host, arguments.port, arguments.tokenizer, arguments.log)
 
 

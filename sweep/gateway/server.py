@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sweep.config import ConfigError
 from sweep.gateway.app import GatewayApp
+from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.clipping import Clipper
 from sweep.gateway.engines import Engines, raise_file_limit
 from sweep.gateway.metrics import Metrics
@@ -90,7 +91,8 @@ class Service:
         metrics = Metrics(self.log)
         engines = Engines(self.to, self.settings, metrics)
         clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))
-        app = GatewayApp(self.settings, engines, clipper, metrics)
+        source = None if self.settings.cache is None else AnswerSource(self.settings.cache, metrics)
+        app = GatewayApp(self.settings, engines, clipper, source, metrics)
         tasks = [asyncio.create_task(work) for work in (engines.watch(), metrics.watch_loop(), app.watch_clients())]
         try:
             yield app
@@ -98,6 +100,8 @@ class Service:
             for task in tasks:
                 task.cancel()
             await engines.close()
+            if source is not None:
+                source.close()
 
     async def serve(self, on_ready: Callable[[str, uvicorn.Server], None] | None = None) -> None:
         """Serve; `on_ready` gets the URL, and the server to stop."""

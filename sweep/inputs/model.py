@@ -42,6 +42,7 @@ class Model(Strict):
 
     comparable: ClassVar[bool] = True  # whether an engine's answers can be compared with those of transformers
     launchable: ClassVar[bool] = True  # whether an engine can load it
+    stored_dtype: ClassVar[str | None] = None  # format of the weights, where that is known without reading them
 
     name: str
     tokenizer: str | None = None  # folder or Hugging Face repository of the tokenizer; null: the model's own
@@ -136,6 +137,7 @@ class RandomModel(Model):
     """
 
     comparable: ClassVar[bool] = False  # the best logits lie closer together than rounding moves them
+    stored_dtype = "bfloat16"
 
     architecture: Architecture
     seed: NonNegativeInt = 0

@@ -3,15 +3,20 @@
 agreement: the share of positions at which the engine's greedy token is the reference's, after the reference's own
 tokens (`answers.Comparison`). quality: exp of the mean log-probability of a token of shipped text under the engine,
 over the reference's. The reference is computed in float32, or in the model's own dtype where that does not fit: once
-per model and node, before an engine takes the memory. No failure here fails a trial; a figure whose whole interval lies
-below `gate` makes it invalid.
+per model and node, before an engine takes the memory. The engine's answers are compared once for a deployment on a
+node: a second launch of the same weights, configuration and environment on the same GPUs is not asked again. No failure
+here fails a trial; a figure whose whole interval lies below `gate` makes it invalid.
 """
 
 import json
+import math
+import os
+import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +34,20 @@ from sweep.node import answers
 from sweep.node.work import Work
 from sweep.numbers import clustered
 from sweep.numbers.clustered import Bounded
+from sweep.provenance import host
+from sweep.whole_file import write_whole
 
-AGREEMENT_VERSION = 2  # part of the cache's key: raise it when the reference is made in another way
+AGREEMENT_VERSION = 3  # part of the cache's key: raise it when the reference is made in another way
 PROMPTS = 22  # story openings that every engine continues, besides its own trials' requests
 SAMPLED_REQUESTS = 8  # of the trials' workloads
 LONGEST_REQUEST = 1024  # tokens; longer ones are not among them
 TOKENS = 48  # after each prompt: with the above 1,440 positions
 TEXT_TOKENS = 2048  # of shipped text, at least
-ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers")  # one of conf/environment that has transformers
+# Those of conf/environment that have transformers.
+ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers", cuda12="transformers_cuda12")
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
 COMPARISON_LIMIT = 300.0  # s after which no further prompt is begun: an engine that differs everywhere is asked often
+COMPARED = "answers.json"  # in an attempt's folder: the columns of its comparison
 SALT = "agreement"  # in the headers of requests: no cache of the engine's is to have those that are measured
 FAILURES = (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError)
 
@@ -70,7 +79,8 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     if not model.comparable:
         return "none: on random weights agreement says nothing"
     try:
-        spec = locks.locked(environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu"), work.cache, progress)
+        spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu", host=host())
+        spec = locks.locked(spec, work.cache, progress)
         fingerprint = environments.fingerprint(spec)
         tokenizer = model.load_tokenizer(work.cache)
         job = {"prompts": prompts(work, tokenizer), "texts": texts(tokenizer), "tokens": TOKENS}
@@ -94,7 +104,8 @@ def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
         requests = workload.fetched(work.cache).requests(tokenizer, SAMPLED_REQUESTS, work.settings.seed, salt=SALT)
         ids = [tokenizer.encode(request.prompt).ids for request in requests]
         samples.append([each for each in ids if len(each) <= LONGEST_REQUEST][: -(-SAMPLED_REQUESTS // len(workloads))])
-    return [prompt for sample in samples for prompt in sample]
+    # In turns, so that every part of them that an engine is asked at once has some of each.
+    return [prompt for turn in zip_longest(*samples) for prompt in turn if prompt is not None]
 
 
 def _workloads(work: Work) -> Iterator[Any]:
@@ -137,9 +148,34 @@ def _compute(
 
 
 def _reference_environ(launch: Launch) -> dict[str, str]:
-    """Return the environment that an engine would have: without secrets, with the launch's own GPUs and threads."""
-    own = {"OMP_NUM_THREADS": str(launch.threads), "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}
+    """Return the environment that an engine would have: without secrets, with its GPUs; without any, on all cores."""
+    threads = launch.threads if launch.gpus else len(os.sched_getaffinity(0))
+    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}
     return {**inherited_environment(), **ENGINE_ENVIRON, "PYTHONPATH": str(ROOT), **own}
+
+
+def compare_once(work: Work, engine: Engine, expected: Reference | str, progress: Progress) -> dict[str, Any]:
+    """The columns of `compare`: those of an earlier attempt at this deployment, on the same hardware, if there is one.
+
+    The deployment's id stands for weights, configuration and environment. Where the results folder is not shared, an
+    attempt does not see the others and compares for itself.
+    """
+    if isinstance(expected, str):
+        return compare(work, engine, expected)
+    of = content_hash([AGREEMENT_VERSION, asdict(expected), socket.gethostname(), engine.launch.gpus], 16)
+    for path in sorted(work.folder.parent.glob(f"*/{COMPARED}")):
+        try:
+            earlier = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if earlier["of"] == of:
+            columns: dict[str, Any] = earlier["columns"]
+            columns["agreement_reference"] += f", compared at attempt {path.parent.name}"
+            return {**columns, "below_gate": below_gate(work, engine, columns)}
+    columns = compare(work, engine, expected, progress)
+    if columns["agreement"] is not None:
+        write_whole(work.folder / COMPARED, json.dumps({"of": of, "columns": columns}, indent=1))
+    return columns
 
 
 def compare(
@@ -173,11 +209,19 @@ def _agreement(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     ends, pairs = frozenset(expected.ends), zip(expected.prompts, expected.tokens, strict=True)
     comparisons = [answers.Comparison(prompt, tokens, ends) for prompt, tokens in pairs]
-    finished = [each for each in answers.finish(engine, tokenizer, comparisons, COMPARISON_LIMIT) if each.judged]
-    if not finished:
+    gate = (work.settings.gate or {}).get("agreement", math.inf)
+    finished = answers.finish(engine, tokenizer, comparisons, COMPARISON_LIMIT, lambda done: _share(done).low >= gate)
+    if not any(each.judged for each in finished):
         raise ValueError("the engine ends every answer at once")
-    judged = [each.judged for each in finished]
-    return clustered.share([each.matched for each in finished], judged), sum(judged)
+    return _share(finished), sum(each.judged for each in finished)
+
+
+def _share(finished: Sequence[answers.Comparison]) -> Bounded:
+    """The share of the judged positions that match; with as little as nothing known of it where none is judged."""
+    judged = [each for each in finished if each.judged]
+    if not judged:
+        return Bounded(math.nan, 0.0, 1.0)
+    return clustered.share([each.matched for each in judged], [each.judged for each in judged])
 
 
 def _quality(engine: Engine, expected: Reference) -> tuple[Bounded, int]:

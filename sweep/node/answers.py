@@ -1,7 +1,7 @@
 """The answers of a running engine outside any measurement: greedy continuations, and log-probabilities of a text."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +65,17 @@ class Comparison:
         self.ahead = max(LEAST_AHEAD, 2 * run)
 
 
-def finish(engine: Engine, tokenizer: Tokenizer, comparisons: Sequence[Comparison], limit: float) -> list[Comparison]:
-    """Ask the engine until every comparison is done; those that were begun within `limit` s. Raises as httpx does."""
+def finish(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    comparisons: Sequence[Comparison],
+    limit: float,
+    enough: Callable[[Sequence[Comparison]], bool],
+) -> list[Comparison]:
+    """Ask the engine until every comparison is done, or `enough` says that those done are, or `limit` s have passed.
+
+    Returns those done. Raises as httpx does.
+    """
     finished: list[Comparison] = []
     begin = time.monotonic()
     with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
@@ -79,7 +88,7 @@ def finish(engine: Engine, tokenizer: Tokenizer, comparisons: Sequence[Compariso
                     else:
                         each.take(_ids(tokenizer, answer))
             finished += part
-            if time.monotonic() - begin >= limit:
+            if time.monotonic() - begin >= limit or enough(finished):
                 break
     return finished
 

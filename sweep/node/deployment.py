@@ -25,8 +25,10 @@ import httpx
 
 from backends.base import Launch
 from backends.launch import server, supervisor, task
+from backends.launch.gpus import find_gpu, present
 from backends.launch.task import Stopped
 from backends.prepare import environments as environments
+from backends.prepare import fit
 from sweep.client.measurement import ClientDied
 from sweep.config import Hardware
 from sweep.node import agreement, gpu_memory
@@ -36,7 +38,7 @@ from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
-from sweep.provenance import gpu_names
+from sweep.provenance import host
 from sweep.records import Outcome
 
 KILLED = "killed by signal"  # in an engine's exit_reason
@@ -177,6 +179,8 @@ def run_deployment(
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
+        if isinstance(error, environments.OptionalPartFailed):
+            outcome = Outcome.UNAVAILABLE
         _end_all(work, pending.trials, Failure(outcome, str(error)), emit)
         return
     _end_contradicted(work, pending.trials, emit)
@@ -196,8 +200,7 @@ def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
     """Return why this node is not the one asked for: one GPU's price and id must not stand beside another's speed."""
     if not hardware.matches:
         return None
-    names = gpu_names()
-    unplanned = {names[int(gpu)] for gpu in gpus if gpu.isdigit() and int(gpu) < len(names)} - set(hardware.matches)
+    unplanned = {gpu.name for gpu in filter(None, map(find_gpu, gpus))} - set(hardware.matches)
     if not unplanned:
         return None
     return f"hardware={hardware.name} asked for {hardware.matches[0]}, this node has {min(unplanned)}"
@@ -261,7 +264,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             facts = {
                 **engine.facts(),
                 **cold,
-                **agreement.compare(work, engine, expected, lambda text: emit(State(text))),
+                **agreement.compare_once(work, engine, expected, lambda text: emit(State(text))),
             }
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
@@ -292,7 +295,9 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         assert spec is not None, "planned for an engine that is launched"
         if other := environments.other_platform(spec):
             raise Contradiction(other)
-        environment = environments.prepare(spec, work.cache, progress)
+        if unfit := fit.problem(spec, host()):  # before gigabytes are fetched
+            raise environments.EnvironmentFailed(f"environment {spec.name} does not run on this node: {unfit}")
+        environment = environments.prepare_or_plain(spec, work.cache, progress)
         folder = backend.weights(model.prepare(work.cache, progress), environment.python, work.cache, progress)
     engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
     work.folder.mkdir(parents=True, exist_ok=True)
@@ -335,11 +340,11 @@ def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tupl
     GPUs the node may hold other deployments beside this one: its cores are dealt out by GPU.
     """
     cores = sorted(os.sched_getaffinity(0))
-    if gpus and all(gpu.isdigit() for gpu in gpus):
-        total = max(len(gpu_names()), max(int(gpu) for gpu in gpus) + 1)
-        share = len(cores) // total
+    indexes = [gpu.number for gpu in filter(None, map(find_gpu, gpus))]
+    if indexes and len(set(indexes)) == len(gpus):  # parts of one GPU (MIG) have no cores of their own
+        share = len(cores) // max(len(present()), max(indexes) + 1)
         if share >= 2:
-            cores = [core for gpu in gpus for core in cores[int(gpu) * share : (int(gpu) + 1) * share]]
+            cores = [core for index in indexes for core in cores[index * share : (index + 1) * share]]
     if len(cores) < 2:
         return cores, set(cores)
     clients = max(1, len(cores) // CORES_PER_CLIENT_CORE if processes == "auto" else min(processes, len(cores) // 2))

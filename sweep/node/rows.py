@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backends.base import Backend
+from backends.launch.gpus import driver, find_gpu
 from sweep import provenance
 from sweep.config import POINT_GROUPS, Hardware, Settings
 from sweep.disk import run_files
@@ -18,7 +19,7 @@ from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
-from sweep.records import Outcome, Records
+from sweep.records import PROTOCOL_VERSION, Outcome, Records
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
@@ -47,6 +48,7 @@ def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identi
         config=config_text(trial.config),
         digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
         commit=provenance.commit(),
+        protocol=PROTOCOL_VERSION,
         started_at=provenance.now(),
     )
 
@@ -128,7 +130,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
         quality_reference=facts.get("quality_reference"),
         versions=json.dumps({**provenance.own_versions(), **node.environment.versions}),
         hardware=json.dumps({"node": node.name, **provenance.hardware()}),
-        driver=provenance.driver(),
+        driver=driver(),
         engine_facts=json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
         caches_reset=caches_reset,
         prompt_salt=prompt_salt,
@@ -138,8 +140,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
 
 def gpu_name(node: PreparedNode) -> str | None:
     """The GPU by the name that it gives itself."""
-    names = provenance.gpu_names()
-    return next((names[int(gpu)] for gpu in node.launch.gpus if gpu.isdigit() and int(gpu) < len(names)), None)
+    return next((gpu.name for gpu in filter(None, map(find_gpu, node.launch.gpus))), None)
 
 
 def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:

@@ -4,8 +4,8 @@ Earlier runs are the folders beside `out` (and those that `fresh` moved aside). 
 then trials of the same kind: every key of backend, model, workload and load alike (so the engine's flags, the number
 of requests and their lengths too), on the same accelerator; launches likewise. Only trials that ended `ok` count: a
 crash after two seconds does not tell how long the trial takes. (Running out of memory or hanging does, for the same
-trial only.) A stated assumption may stand in for missing history (cluster.simulate.seconds_per_trial). Each launch of
-an engine counts with its own start-up.
+trial only.) A stated assumption may stand in for missing history: cluster.simulate.seconds_per_trial, or the durations
+that an experiment's author measured. Each launch of an engine counts with its own start-up.
 """
 
 import json
@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from sweep import provenance
-from sweep.config import Hardware
+from sweep.config import Durations, Hardware
 from sweep.disk.run_files import DamagedFile, read_table
 from sweep.plan.packing import Need, Node
 from sweep.plan.plan import Deployment, Plan, Trial, config_text, elsewhere
@@ -30,6 +30,7 @@ HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerato
 HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 BATCH = 4096  # rows
 REPEATABLE = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # likely to end so again
+UNKNOWN_LAUNCH = 60.0  # s
 UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the order in which launches start
 NAMED = 4  # launches of a critical path that are listed
 
@@ -125,6 +126,13 @@ class Assumed(NamedTuple):
 
     trial: float
     launch: float
+    measured: Durations | None = None  # of launches by backend, and of all that comes before the first
+
+    def launch_of(self, deployment: Deployment) -> float:
+        """The time to launch such a deployment."""
+        return (
+            self.launch if self.measured is None else self.measured.launches.get(deployment.backend.name, self.launch)
+        )
 
 
 class Expected(NamedTuple):
@@ -150,7 +158,7 @@ def expect(
     launches: Iterable[Deployment], history: History, hardware: Hardware, assumed: Assumed | None = None, seed: int = 0
 ) -> Expected:
     """Return each launch's GPUs, its place in the order, and the seconds of its start and its trials."""
-    default_trial, default_launch = assumed or (UNKNOWN_TRIAL, 0.0)
+    assumed = assumed or Assumed(UNKNOWN_TRIAL, 0.0)
     expected = Expected([], {}, {}, 0, 0)
     number = 0
     for launch in launches:
@@ -160,8 +168,8 @@ def expect(
                 expected.trials[trial.trial_id] = seconds
         if (seconds := history.launch(launch)) is not None:
             expected.launches[launch.launch_key] = seconds
-        total = expected.launches.get(launch.launch_key, default_launch)
-        total += sum(expected.trials.get(trial.trial_id, default_trial) for trial in launch.trials)
+        total = expected.launches.get(launch.launch_key, assumed.launch_of(launch))
+        total += sum(expected.trials.get(trial.trial_id, assumed.trial) for trial in launch.trials)
         place = random.Random(f"{seed}/{launch.launch_key}").random()
         block = launch.replicate or 0
         expected.needs.append(Need(launch.launch_key, launch.gpu_count, launch.accelerator, total, block, place))
@@ -200,13 +208,35 @@ def estimate_run(
     hardware = plan.settings.hardware
     if all(elsewhere(launch.backend, hardware) for launch in launches):
         hardware = hardware.model_copy(update={"price_per_hour": None})  # an endpoint's price is not this machine's
+    units = "GPUs" if hardware.platform == "cuda" else "nodes"
     messages = [
         f"{duration_text(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
-        f"{_against_bound(simulated)}",
+        _against_bound(simulated, units),
         f"durations: {_sources(expected, assumed)}",
-        _critical_path(simulated, names),
+        _critical_path(simulated, names, units),
     ]
+    if assumed and assumed.measured:
+        messages.insert(0, _from_nothing(launches, expected, assumed, assumed.measured))
     return RunEstimate(expected, simulated, simulated.makespan, messages)
+
+
+def _from_nothing(launches: Sequence[Deployment], expected: Expected, assumed: Assumed, measured: Durations) -> str:
+    """Return the sum of everything from an empty machine to the last trial: set-up, preparation, launches, trials."""
+    deployments = {launch.deployment_id for launch in launches}
+    trials = [trial.trial_id for launch in launches for trial in launch.trials]
+    parts = {
+        "set-up": measured.set_up,
+        "environments": measured.environments,
+        "model": measured.model,
+        "reference answers": measured.reference,
+        f"{count(len(deployments), 'comparison')} with them": measured.comparison * len(deployments),
+        count(len(launches), "launch"): sum(
+            expected.launches.get(launch.launch_key, assumed.launch_of(launch)) for launch in launches
+        ),
+        count(len(trials), "trial"): sum(expected.trials.get(trial, assumed.trial) for trial in trials),
+    }
+    listed = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
+    return f"{sum(parts.values()) / 60:.1f} min from an empty folder and cache: {listed} (on {measured.machine})"
 
 
 def _cluster(nodes: Sequence[Node], simulated: SimulatedRun) -> str:
@@ -225,10 +255,10 @@ def _cost(simulated: SimulatedRun, hardware: Hardware) -> str:
     return f"{hours:.2f} {unit}, ${hours * hardware.price_per_hour:.2f} (${rented:.2f} for the whole cluster)"
 
 
-def _against_bound(simulated: SimulatedRun) -> str:
+def _against_bound(simulated: SimulatedRun, units: str) -> str:
     return (
         f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
-        "the shortest possible: all GPUs busy, or the longest launch"
+        f"the shortest possible: all {units} busy, or the longest launch"
     )
 
 
@@ -237,15 +267,16 @@ def _sources(expected: Expected, assumed: Assumed | None) -> str:
     if assumed and expected.unknown_trials:
         parts.append(f"{assumed.trial:g} s assumed for each of {count(expected.unknown_trials, 'trial')}")
     if assumed and expected.unknown_launches:
-        parts.append(f"{assumed.launch:g} s assumed for each of {expected.unknown_launches} launches")
+        each = "as the experiment states" if assumed.measured else f"{assumed.launch:g} s assumed"
+        parts.append(f"{each} for each of {expected.unknown_launches} launches")
     return "; ".join(parts)
 
 
-def _critical_path(simulated: SimulatedRun, names: Mapping[str, str]) -> str:
+def _critical_path(simulated: SimulatedRun, names: Mapping[str, str], units: str) -> str:
     """Return the launches that decide the end, each waiting for the one before it."""
     path = simulated.critical_path()
     steps = [f"{names[span.key]} [{span.key}] ({duration_text(span.end - span.begin)})" for span in path]
     if len(steps) > NAMED:
         steps = [*steps[: NAMED - 1], f"{len(steps) - NAMED} more", steps[-1]]
-    hint = "more GPUs would not shorten it" if len(path) == 1 else "more GPUs would shorten it"
+    hint = f"more {units} would not shorten it" if len(path) == 1 else f"more {units} would shorten it"
     return f"critical path: {', then '.join(steps)}; {hint}"

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
+from backends.base import Host
+
 SlotKind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
 
 LOOKAHEAD = 32  # pending launches for which an autoscaler is asked to grow
@@ -28,6 +30,7 @@ class Node(NamedTuple):
     cpus: int
     accelerators: tuple[str, ...]
     node_id: str = ""
+    facts: Host | None = None  # None: not known, as of a node that an autoscaler has yet to start
 
 
 class Need(NamedTuple):

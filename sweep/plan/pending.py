@@ -13,7 +13,7 @@ from typing import Any
 from sweep.config import ConfigError, Settings
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.inputs.hub import COMMIT
-from sweep.plan.estimate import Assumed, History, RunEstimate, estimate_run
+from sweep.plan.estimate import UNKNOWN_LAUNCH, Assumed, History, RunEstimate, estimate_run
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.records import LOAD_COLUMNS
@@ -55,10 +55,12 @@ def find_pending(plan: Plan, ledger: Ledger, history: History, nodes: Sequence[N
 
 
 def _assumed(settings: Settings) -> Assumed | None:
-    simulated = settings.cluster.simulate
-    if simulated is None or simulated.seconds_per_trial is None:
-        return None
-    return Assumed(simulated.seconds_per_trial, simulated.seconds_per_launch)
+    simulated, durations = settings.cluster.simulate, (settings.durations or {}).get(settings.hardware.name)
+    if simulated is not None and simulated.seconds_per_trial is not None:
+        return Assumed(simulated.seconds_per_trial, simulated.seconds_per_launch)
+    if simulated is None and durations is not None:
+        return Assumed(durations.trial, UNKNOWN_LAUNCH, durations)
+    return None
 
 
 def pending_launches(plan: Plan, ledger: Ledger) -> list[Deployment]:

@@ -54,6 +54,7 @@ class Deployment:
     accelerator: str | None
     trials: list[Trial] = field(default_factory=list)
     unavailable: str | None = None  # why it cannot run on this host, with the remedy
+    notes: tuple[str, ...] = ()  # what a reader of the plan must know of the form that the engine takes on the nodes
     content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: weights, our own code
     environment: EnvironmentSpec | None = None  # what the engine runs in, composed here: a node has no user's conf/
     label: str = ""  # what sets it apart from the other deployments of the plan

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from backends.base import EnvironmentSpec
+from backends.base import AMPERE, Backend, EnvironmentSpec
+from backends.prepare.fit import older
+from backends.tables import check
 from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.labels import labels
 from sweep.options import ConfigPath
@@ -30,6 +32,7 @@ class Surroundings(NamedTuple):
     fingerprint: Callable[[Any, str], str]  # (backend, platform) -> hash of the locked environment
     unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
     environment: Callable[[Any, str], EnvironmentSpec | None] = lambda backend, platform: None
+    capability: str | None = None  # the least compute capability of the nodes' GPUs, where it is known
 
 
 def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
@@ -125,17 +128,40 @@ class _Builder:
         on = [hardware.platform, hardware.accelerator, gpu_count]
         deployment_id = content_hash([PROTOCOL_VERSION, backend.identity, model.identity, environment, *on])
         if deployment_id not in self.deployments:
+            spec = surroundings.environment(engine, hardware.platform)
+            if problem := check.refused(engine, spec):
+                raise ConfigError(problem)
+            capability = surroundings.capability if gpu_count else None
+            refused, notes = bfloat16(engine, model.built, capability)
+            if spec is not None and spec.substitutes:
+                notes = (f"{engine.name}: environment {spec.name} {spec.substitutes}", *notes)
+            notes = (*notes, *check.warnings(engine, spec))
             self.deployments[deployment_id] = Deployment(
                 deployment_id,
                 engine,
                 model.built.pinned(self.cache),
                 gpu_count,
                 hardware.accelerator,
-                unavailable=surroundings.unavailable(engine, hardware.platform),
+                unavailable=surroundings.unavailable(engine, hardware.platform) or refused,
+                notes=notes,
                 content=_content(backend=backend, model=model),
-                environment=surroundings.environment(engine, hardware.platform),
+                environment=spec,
             )
         return self.deployments[deployment_id]
+
+
+def bfloat16(engine: Backend, model: Any, capability: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """Return (why the engine cannot compute in bfloat16 on such GPUs, what it does instead); either may be empty."""
+    asked_for = engine.in_bfloat16(model.dtype)
+    by_itself = engine.dtype == model.dtype == "auto" and engine.in_bfloat16(model.stored_dtype or "")
+    if not older(capability, AMPERE) or not (asked_for or by_itself):
+        return None, ()
+    problem = f"{engine.name} {model.name}: GPUs of compute capability {capability} have no bfloat16"
+    if asked_for and engine.before_ampere == "refuses":
+        return f"{problem}, which the engine refuses: set model.dtype=float16 (or the engine's own format)", ()
+    if engine.before_ampere == "emulates":
+        return None, (f"{problem}: the engine emulates it slowly; model.dtype=float16 avoids that",)
+    return None, (f"{problem}: the engine computes in float16",)
 
 
 def _content(**parts: _Part) -> dict[str, str]:

@@ -31,7 +31,8 @@ def make_console() -> Console:
 
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:
     """Print what will be run, what was replaced for lack of a GPU, what is unavailable and why, and the estimate."""
-    lines = [f"no GPU here: {text}" for text in plan.replaced]
+    because = "no GPU here: " if plan.settings.hardware.platform == "cpu" else ""
+    lines = [f"{because}{text}" for text in plan.replaced]
     _print(console, [*lines, _headline(plan, pending.runnable)])
     if details:
         _print_cut(console, _trials(plan, pending, console.width))
@@ -130,8 +131,8 @@ def few_requests_note(plan: Plan) -> list[str]:
 
 def plan_warnings(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Return the warnings about a plan, one line each."""
-    before = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
-    return [*before, *capacity_warnings(plan)]
+    of_loads = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
+    return [*substituted(plan), *of_loads, *capacity_warnings(plan)]
 
 
 def not_locked(plan: Plan) -> list[str]:
@@ -142,6 +143,12 @@ def not_locked(plan: Plan) -> list[str]:
         for name, spec in specs.items()
         if locks.needed(spec)
     ]
+
+
+def substituted(plan: Plan) -> list[str]:
+    """Name the engines that run in another build than on the newest nodes, or compute in another format, and why."""
+    notes = [note for deployment in plan.deployments if not deployment.unavailable for note in deployment.notes]
+    return list(dict.fromkeys(notes))
 
 
 def past_deadline(plan: Plan) -> list[str]:

@@ -17,7 +17,7 @@ from backends.launch import server
 from sweep.node.deployment import _reset_caches
 from sweep.node.telemetry import EngineMetrics
 from sweep.records import Outcome
-from tests.engines.conftest import CONTEXT, left_behind, stream
+from tests.engines.conftest import CONTEXT, DTYPE, left_behind, stream
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -32,7 +32,7 @@ def test_facts_say_what_was_measured(engine, backend):
     facts = engine.facts()
     assert re.match(r"\d+\.\d+", facts["engine_version"])
     # What its weights were converted to, where they are; else what it was told.
-    assert facts["dtype"] == backend.facts(engine.launch).get("dtype", "bfloat16")
+    assert facts["dtype"] == backend.facts(engine.launch).get("dtype", DTYPE)
     assert facts["max_model_len"] == CONTEXT
     assert facts["flags"].items() >= backend.flags.items()
     assert str(engine.launch.port) in facts["command"]

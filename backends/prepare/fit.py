@@ -1,0 +1,84 @@
+"""Judges whether an environment's builds run on a node: by its driver, GPUs, C library and programs.
+
+NVIDIA's drivers run all builds of the CUDA majors up to their own (minor version compatibility), so the major decides.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from backends.base import EnvironmentSpec, Host
+
+LEAST_DRIVER = {12: "525", 13: "580"}  # by CUDA major: NVIDIA's table of minor version compatibility
+LEAST_CAPABILITY = {12: "5.0", 13: "7.5"}  # of GPUs that the libraries of a CUDA major still have kernels for
+
+
+def older(version: str | None, least: str | None) -> bool:
+    """Return whether a version is older than the least one; False if either is not known."""
+    return version is not None and least is not None and numbers(version) < numbers(least)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def oldest(versions: Iterable[str | None]) -> str | None:
+    """Return the oldest of the versions that are known."""
+    return min(filter(None, versions), key=numbers, default=None)
+
+
+def problem(spec: EnvironmentSpec, host: Host) -> str | None:
+    """Return why what an environment holds does not run on a node, in a few words; None if nothing is against it."""
+    if not spec.requirements:  # the user's own
+        return None
+    if older(host.glibc, spec.glibc):
+        return f"its wheels need glibc {spec.glibc} or newer, the node has {host.glibc}"
+    for program, remedy in spec.needs.items():
+        if program not in host.executables:
+            return f"needs {program} on PATH: {remedy}"
+    if not host.gpus:
+        return None
+    compiled = "nvcc" in spec.needs
+    cuda = spec.cuda or (int(numbers(host.nvcc)[0]) if compiled and host.nvcc else None)
+    driver = spec.driver or (LEAST_DRIVER[cuda] if cuda else None)
+    if older(host.driver, driver):
+        return f"built for CUDA {cuda}, which needs NVIDIA driver {driver} or newer, the node has {host.driver}"
+    capability = spec.capability or (LEAST_CAPABILITY[cuda] if cuda else None)
+    if older(host.capability, capability):
+        return f"its kernels need GPUs of compute capability {capability} or newer, the node has {host.capability}"
+    if compiled and spec.cuda and host.nvcc and numbers(host.nvcc)[0] != spec.cuda:
+        return f"its kernels are compiled by nvcc {spec.cuda}, the node has {host.nvcc}"
+    return None
+
+
+def choose(specs: Sequence[EnvironmentSpec], host: Host | None) -> EnvironmentSpec:
+    """Return the first environment that runs on a node, which says what it is taken instead of; else the first."""
+    if host is None:
+        return specs[0]
+    problems = [problem(spec, host) for spec in specs]
+    index = problems.index(None) if None in problems else 0
+    if index == 0:
+        return specs[0]
+    return specs[index].model_copy(update={"substitutes": f"instead of environment {specs[0].name}: {problems[0]}"})
+
+
+def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
+    """Return the environment with the CUDA major for a node's driver, where it wants torch for any."""
+    if spec.torch != "cuda" or spec.cuda or host is None or host.driver is None:
+        return spec
+    return spec.model_copy(update={"cuda": 12 if older(host.driver, LEAST_DRIVER[13]) else 13})
+
+
+def refusal(spec: EnvironmentSpec, host: Host, names: Iterable[str]) -> str | None:
+    """Return the problem of an environment on a node with its remedy, in one line; None without one.
+
+    `names` are all environments: those of the same engine in another form are named.
+    """
+    reason = problem(spec, host)
+    if reason is None:
+        return None
+    if not any(word in reason for word in ("driver", "capability", "glibc")):
+        return f"environment {spec.name}: {reason}"
+    forms = [name for name in names if name in (f"{spec.name}_cuda12", f"{spec.name}_image")]
+    usable = " or ".join(f"backend.env.cuda={name}" for name in forms)
+    newer = "update the driver" if "driver" in reason else ""
+    remedy = ", or set ".join(filter(None, [newer, usable])).removeprefix(", or ")
+    return f"environment {spec.name}: {reason}" + (f"; {remedy}" if remedy else "")

@@ -1,0 +1,71 @@
+"""Compile what CUDA engines compile at installation, without a GPU: `python scripts/compile_cuda.py [NAME...]`.
+
+It installs each environment as a node of that compute capability would, so it checks locks, compilers, linking and
+sources; only the kernels are not run. What it compiled is kept: the same command goes on where it was stopped.
+docs/measurements/compile_cuda.md holds its output.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from ctypes.util import find_library
+from pathlib import Path
+
+from backends.base import EnvironmentChoice
+from backends.launch import task
+from backends.prepare import environments, locks
+from sweep.config import cache_directory
+
+COMPILED = ("llamacpp_cuda", "exllamav3")
+
+
+def compiled_files(folder: Path) -> list[Path]:
+    """The programs and extensions that were compiled for the GPU."""
+    programs = [path for path in (folder / "bin").glob("llama-*") if path.is_file()]
+    return [*programs, *(folder / task.EXTENSIONS).glob("**/*.so")]
+
+
+def architectures(file: Path) -> str:
+    """The GPU architectures that a program or library has code for, as cuobjdump lists them."""
+    answer = subprocess.run(["cuobjdump", "--list-elf", str(file)], capture_output=True, text=True, check=False)
+    return ", ".join(sorted({part for part in answer.stdout.replace(".", " ").split() if part.startswith("sm_")}))
+
+
+def build(name: str, cache: Path) -> None:
+    """Install one environment and print what was compiled."""
+    begin = time.monotonic()
+    spec = locks.locked(environments.resolve(EnvironmentChoice(cuda=name), "cuda"), cache, print)
+    if spec.source and find_library("cuda") is None:
+        print(f"{name}: no driver to link to, so built with GGML_CUDA_NO_VMM, which calls none of its functions")
+        options = spec.source.options | {"GGML_CUDA_NO_VMM": True}
+        spec = spec.model_copy(update={"source": spec.source.model_copy(update={"options": options})})
+    environment = environments.prepare(spec, cache, print)
+    folder = Path(environment.python).parents[1]
+    print(f"{name}: installed in {time.monotonic() - begin:.0f} s; {', '.join(spec.requirements)}")
+    for file in compiled_files(folder):
+        print(f"{name}: {file.name}: {file.stat().st_size / 1e6:.0f} MB, code for {architectures(file) or 'unknown'}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", metavar="NAME", nargs="*", default=COMPILED)
+    parser.add_argument("--capability", default="8.9", help="compute capability to compile for (default: 8.9)")
+    parser.add_argument("--jobs", default="2", help="compilers at once (default: 2)")
+    options = parser.parse_args()
+    os.environ.update(
+        CUDAARCHS=options.capability.replace(".", ""), TORCH_CUDA_ARCH_LIST=options.capability, MAX_JOBS=options.jobs
+    )
+    failures = 0
+    for name in options.names:
+        try:
+            build(name, cache_directory(None))
+        except environments.EnvironmentFailed as error:
+            failures += 1
+            print(f"{name}: {error}")
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""An answer that is kept: checked when it is complete, and served again as if it were new."""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweep.gateway.call import Headers
+
+LAST_EVENT = b"data: [DONE]"
+FINISHED_BY = ("stop", "length", "tool_calls", "function_call")  # finish reasons of answers that are no error
+LARGEST = 4 << 20  # bytes of an answer that is kept
+LAST = 4  # events at the end of a stream, among which are the finish reason and the usage
+_ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
+_CREATED = re.compile(rb'("created"\s*:\s*)\d+')
+
+
+@dataclass(frozen=True)
+class KeptAnswer:
+    """A complete answer, in the parts in which it is served."""
+
+    content_type: str
+    parts: tuple[bytes, ...]  # events of a stream, or one body
+    origin: str  # the x-request-id of the request that it was made for
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def is_stream(self) -> bool:
+        return "event-stream" in self.content_type
+
+    def replay(self) -> Iterator[bytes]:
+        """The parts with an id and a time of creation of their own."""
+        match = _ID.search(self.parts[0])
+        old = match[1] if match else b""
+        prefix, dash, _ = old.partition(b"-")
+        new = (prefix + dash if dash else b"") + uuid.uuid4().hex.encode()
+        now = b"%d" % time.time()
+        for part in self.parts:
+            renamed = part.replace(b'"%b"' % old, b'"%b"' % new, 1) if old else part
+            yield _CREATED.sub(rb"\g<1>" + now, renamed, count=1)
+
+    def dump(self) -> str:
+        """The answer as JSON."""
+        return json.dumps({**vars(self), "parts": [part.decode("latin-1") for part in self.parts]})
+
+    @staticmethod
+    def parse(text: str) -> "KeptAnswer":
+        fields = json.loads(text)
+        return KeptAnswer(**{**fields, "parts": tuple(part.encode("latin-1") for part in fields["parts"])})
+
+
+def complete_answer(status: int, headers: Headers, chunks: Sequence[bytes], origin: str) -> KeptAnswer | None:
+    """The answer of an engine, whose body has come to its end; None if it is not one to serve again.
+
+    That is an error, also one within a stream, or what ends without a finish reason.
+    """
+    names = {name.lower(): value for name, value in headers}
+    kind = names.get(b"content-type", b"").decode("latin-1")
+    if status != 200 or b"content-encoding" in names or sum(map(len, chunks)) > LARGEST:
+        return None
+    body = b"".join(chunks)
+    if "event-stream" not in kind:
+        content = _parsed(body)
+        return _checked(kind, (body,), [content], origin) if content is not None else None
+    end = b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n"
+    events = tuple(event + end for event in body.split(end) if event.strip())
+    if not events or events[-1].strip() != LAST_EVENT:
+        return None
+    last = [_parsed(event.partition(b"data:")[2]) for event in events[-LAST:-1]]
+    return _checked(kind, events, [content for content in last if content is not None], origin)
+
+
+def _checked(kind: str, parts: tuple[bytes, ...], contents: list[dict[str, Any]], origin: str) -> KeptAnswer | None:
+    choices = [choice for content in contents for choice in content.get("choices") or [] if isinstance(choice, dict)]
+    reasons = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+    if any("error" in content for content in contents) or not reasons or not set(reasons) <= set(FINISHED_BY):
+        return None
+    usage: dict[str, Any] = next((content["usage"] for content in reversed(contents) if content.get("usage")), {})
+    tokens = usage.get("completion_tokens")
+    events = max(len(parts) - 1, 1)  # without usage an event counts as a token
+    return KeptAnswer(
+        kind, parts, origin, int(usage.get("prompt_tokens") or 0), events if tokens is None else int(tokens)
+    )
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None

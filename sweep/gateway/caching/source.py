@@ -1,0 +1,82 @@
+"""The cache as the gateway's application uses it: find, join, remember."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from sweep.gateway.caching.answer import complete_answer
+from sweep.gateway.caching.cache import AnswerCache, Entry, Hit
+from sweep.gateway.caching.embedding import Vector, load_embedder
+from sweep.gateway.caching.flight import Ask, Flight
+from sweep.gateway.caching.keys import AnswerKey, Keys
+from sweep.gateway.caching.store import AnswerStore
+from sweep.gateway.call import Call, Headers
+from sweep.gateway.metrics import Metrics
+from sweep.gateway.settings import Cache
+
+LONG_QUESTION = 4000  # characters from which a text is embedded in a thread: it takes more than a millisecond
+
+
+class AnswerSource:
+    """All that answers a request in an engine's place."""
+
+    def __init__(self, settings: Cache, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
+        self.settings, self.metrics, self.clock = settings, metrics, clock
+        self._embedder = None if settings.mode == "exact" else load_embedder(settings.embedder)
+        self._cache = AnswerCache(settings, self._embedder.dimensions if self._embedder else 0, clock)
+        embedder = settings.embedder if self._embedder else settings.mode
+        self._store = None if settings.path is None else AnswerStore(settings.path, embedder, metrics)
+        self.keys = Keys() if self._store is None else self._store.keys
+        self._flights: dict[AnswerKey, Flight] = {}
+        for entry in () if self._store is None else self._store.load(settings.capacity):
+            self._cache.add(entry)
+        metrics.entries.set(len(self._cache))
+
+    async def find(self, call: Call, key: AnswerKey) -> tuple[Hit | None, Vector | None]:
+        """The answer to this question or to one that is similar enough; and this question's vector, if it was made."""
+        if hit := self._cache.same(key):
+            return hit, None
+        question = call.question
+        if self._embedder is None or question is None or not question.is_text:
+            return None, None
+        if len(question.text) > LONG_QUESTION:
+            vector = await asyncio.to_thread(self._embedder.embed, question.text)
+        else:
+            vector = self._embedder.embed(question.text)
+        return self._cache.similar(key, vector), vector
+
+    def board(self, call: Call, key: AnswerKey, vector: Vector | None, ask: Ask) -> tuple[Flight, bool]:
+        """The flight that brings the answer, and whether it is that of an earlier request."""
+        flight = self._flights.get(key) if self.settings.single_flight else None
+        if flight is not None and flight.is_open:
+            return flight, True
+
+        def land(status: int, headers: Headers, chunks: list[bytes]) -> None:
+            answer = complete_answer(status, headers, chunks, call.request_id)
+            if answer is not None:
+                self._remember(Entry(key, vector, answer, self.clock()))
+
+        def leave() -> None:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+        flight = Flight(ask, land, leave)
+        self._flights[key] = flight
+        return flight, False
+
+    def _remember(self, entry: Entry) -> None:
+        removed = self._cache.add(entry)
+        self.metrics.entries.set(len(self._cache))
+        if self._store is not None:
+            self._store.add(entry, removed)
+
+    def clear(self) -> None:
+        """Forget all answers."""
+        self._cache.clear()
+        self.metrics.entries.set(0)
+        if self._store is not None:
+            self._store.clear()
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
