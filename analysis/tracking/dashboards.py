@@ -21,7 +21,7 @@ from sweep.records import LOAD_COLUMNS
 from sweep.whole_file import write_whole
 
 WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # of a panel, in W&B's units; panels beside each other
-COMPARED = ("backend", "model")  # what tells engines apart: runs of one value are one line, their mean
+GROUPED_BY = ("backend", "model")  # what tells engines apart: runs of one value are one line, their mean
 
 
 def engines_workspace(results: RunResults, project: str, entity: str, group: str) -> workspaces.Workspace:
@@ -29,7 +29,7 @@ def engines_workspace(results: RunResults, project: str, entity: str, group: str
     sections = [
         workspaces.Section(name=task, panels=task_panels(results, task), is_open=True) for task in tasks_of(results)
     ]
-    runset = workspaces.RunsetSettings(filters=runs_of(group), groupby=[expr.Config(key) for key in COMPARED])
+    runset = workspaces.RunsetSettings(filters=runs_of(group), groupby=[expr.Config(key) for key in GROUPED_BY])
     return workspaces.Workspace(
         entity=entity,
         project=project,
@@ -75,13 +75,13 @@ def task_panels(results: RunResults, task: str) -> list[Any]:
 
 
 def _over_load(metric: str, title: str) -> reports.LinePlot:
-    engine = reports.Config(COMPARED[0])
+    engine = reports.Config(GROUPED_BY[0])
     options = {"groupby": engine, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
     return reports.LinePlot(title=title, x=process.LOAD, y=[metric], title_x="Load", **options)
 
 
 def _bars(metric: str, title: str) -> reports.BarPlot:
-    engine = reports.Config(COMPARED[0])
+    engine = reports.Config(GROUPED_BY[0])
     options = {"groupby": engine, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
     return reports.BarPlot(title=title, metrics=[metric], orientation="v", **options)
 
