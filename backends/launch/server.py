@@ -30,7 +30,7 @@ from backends.base import AMPERE, SECRET_NAME, Backend, Launch
 from backends.launch import supervisor, task
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
-from sweep.records import Outcome
+from sweep.records import Fault, Outcome
 
 LOG = "engine.log"
 READY_POLL = 0.05  # s between two checks of an engine that is starting
@@ -47,8 +47,9 @@ ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NO
 class LaunchError(Exception):
     """An engine did not become ready."""
 
-    def __init__(self, outcome: Outcome, reason: str, log_tail: str = "") -> None:
+    def __init__(self, outcome: Outcome, reason: str, log_tail: str = "", fault: Fault | None = None) -> None:
         super().__init__(f"{outcome}: {reason}")
+        self.fault = fault  # None: as the reason's words say
         self.outcome = outcome  # launch_failed, launch_timeout or oom_load
         self.reason = reason  # one line, with the engine's own error message
         self.log_tail = log_tail
@@ -311,13 +312,14 @@ def running(
     if not backend.launches:
         endpoint = AttachedEngine(backend, launch)
         if not endpoint.alive():
-            raise LaunchError(Outcome.LAUNCH_FAILED, f"backend.url={backend.url}: accepts no connections")
+            refused = f"backend.url={backend.url}: accepts no connections"
+            raise LaunchError(Outcome.LAUNCH_FAILED, refused, fault=Fault.SURROUNDINGS)
         yield endpoint
         return
     clear_leftovers()
     fixed = backend.port or launch.port
     if fixed and (problem := port_problem(fixed, launch.host)):
-        raise LaunchError(Outcome.LAUNCH_FAILED, problem)
+        raise LaunchError(Outcome.LAUNCH_FAILED, problem, fault=Fault.SURROUNDINGS)
     for attempt in range(1, PORT_ATTEMPTS + 1):
         engine = Engine(backend, replace(launch, port=fixed or free_port(launch.host)), marker, versions or {})
         try:
