@@ -24,6 +24,8 @@ PREFIX = re.compile(r"^(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|D
 MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, and would answer a trial from the one before
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
+POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
+
 
 class TGI(Backend):
     """Flags are those of text-generation-launcher."""
@@ -151,6 +153,9 @@ class TGI(Backend):
         # Secrets are not inherited by engines: this one is asked for, so that a gated model's files can be read.
         token = {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}
         return {**token, **MEMORYLESS, **super().environment(launch)}
+
+    def memory_share(self, launch: Launch) -> float:
+        return POOL_SHARE * float(self.flags_on(launch).get("cuda-memory-fraction", 1.0))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         image = {"image": f"{self.image}:{self.tag}"} if self.launches and self.launcher == "docker" else {}
