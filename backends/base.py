@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from backends.tables.table import EngineTable, load, spelling
 from sweep.config import Strict
 from sweep.records import Api, BatchForm
 
@@ -21,6 +22,7 @@ HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
 TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
 
+FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # of a backend
 LogProbabilitiesBy = Literal["prompt_logprobs", "host"]  # a key of vLLM's requests; a path of our host
 Platform = Literal["cpu", "cuda"]
 AMPERE = "8.0"  # the first compute capability with bfloat16
@@ -79,6 +81,8 @@ class EnvironmentSpec(Strict):
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
     lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
+    plain: "EnvironmentSpec | None" = None  # used where optional parts that the engine can do without fail
+    content: dict[str, str] = Field(default_factory=dict)  # digests of the user's own python and binary, when planned
 
     @field_validator("index")
     @classmethod
@@ -97,6 +101,7 @@ class EnvironmentChoice(Strict):
     cuda12: str | None = None  # the same engine built for CUDA 12, for nodes whose driver or GPU is too old for `cuda`
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
+    extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:
@@ -152,8 +157,11 @@ class Backend(Strict):
     )
     ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
     before_ampere: ClassVar[Literal["emulates", "refuses", "float16"]] = "emulates"  # bfloat16, on GPUs without it
+    special_shown_by: ClassVar[dict[str, Any]] = {}  # the keys that make answers have special tokens in their text
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
+    tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
+    own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
     ready_path: ClassVar[str] = "/health"  # answers with status 200 once it is ready
     oom_patterns: ClassVar[tuple[str, ...]] = (  # in its log, where it ran out of memory
@@ -166,6 +174,7 @@ class Backend(Strict):
         r"MemoryError",
         r"std::bad_alloc",
     )
+    choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str
@@ -226,16 +235,31 @@ class Backend(Strict):
                 )
         return named
 
-    @field_validator("flags", "cpu_flags", "cuda_flags")
+    @field_validator(*FLAG_KEYS)
     @classmethod
-    def _harmless(cls, flags: dict[str, Any]) -> dict[str, Any]:
-        for key in flags:
-            name = key.replace("_", "-").lstrip("-")
-            if name == "trust-remote-code":
-                raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
-            if name in ("host", "hostname"):  # what an engine lets its caller do is for this machine only
-                raise ValueError(f"flags.{key}: engines answer on loopback only")
-        return flags
+    def _in_one_spelling(cls, flags: dict[str, Any]) -> dict[str, Any]:
+        """The flags as the engine spells them: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
+        spelt: dict[str, Any] = {}
+        for key, value in flags.items():
+            name = cls.table().canonical(key) if cls.tables else key
+            for full in cls.table().meanings(key) if cls.tables else [spelling(key)]:
+                if full == "trust-remote-code" or spelling(key).startswith("trust-remote"):
+                    raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
+                if full in ("host", "hostname", "server-name"):  # what an engine lets its caller do is local
+                    raise ValueError(f"flags.{key}: engines answer on loopback only")
+            if name in spelt:
+                raise ValueError(f"flags.{key}: given twice, in two spellings")
+            spelt[name] = value
+        return spelt
+
+    @classmethod
+    def table(cls) -> EngineTable:
+        """The engine's flags, metrics, routes and messages; of two kinds of engine, the first's."""
+        return load(cls.tables[0])
+
+    def image_version(self) -> str | None:
+        """The version that a container image's tag names; None for an engine that runs in no image."""
+        return None
 
     @property
     def launches(self) -> bool:
@@ -256,6 +280,15 @@ class Backend(Strict):
             raise ValueError(
                 f"backend.api={self.api}: takes one prompt per call; allowed with backend.batch_form=streams"
             )
+        for group in FLAG_KEYS:
+            for name, value in getattr(self, group).items():
+                if setter := self._set_by(name):
+                    raise ValueError(f"backend.{group}.{name}={value}: only sweep sets it; set {setter} instead")
+
+    def _set_by(self, name: str) -> str | None:
+        """Return the key that sets what a flag, perhaps abbreviated, would set behind the row's back."""
+        names = self.table().meanings(name) if self.tables else [spelling(name)]
+        return next((self.own_flags[each] for each in names if each in self.own_flags), None)
 
     def command(self, launch: Launch) -> list[str]:
         """The command line that starts the engine in the foreground."""
@@ -307,6 +340,10 @@ class Backend(Strict):
         """Return the tokens that its KV cache has room for from the launch on; None: as many as memory allows."""
         return None
 
+    def streams_at_once(self) -> int | None:
+        """Return the most requests that it computes together where they come by themselves; None: no fixed number."""
+        return None
+
     def memory_share(self, launch: Launch) -> float | None:
         """Return the share of a GPU's memory that it takes at the launch; None: what it needs as it needs it."""
         return None
@@ -353,6 +390,7 @@ class Hosted(Backend):
     """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
+    special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False}
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"
@@ -385,16 +423,21 @@ class Hosted(Backend):
         return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), **super().environment(launch)}
 
 
-def cli(flags: Mapping[str, Any]) -> list[str]:
+def cli(flags: Mapping[str, Any], table: EngineTable | None = None) -> list[str]:
     """`{max-num-seqs: 256, enforce-eager: true, x: false, y: null, s: {a: 1}}` as command-line arguments.
 
-    True is a bare flag, false and null leave it out, a mapping or list becomes JSON.
+    True is a bare flag, false and null leave it out, a mapping or list becomes JSON. With the engine's table, false is
+    `--no-x` where the engine has that, and a list becomes several values where it takes them.
     """
     arguments: list[str] = []
     for key, value in flags.items():
+        if value is False and table and f"no-{key}" in table.flags:
+            arguments.append(f"--no-{key}")
         if value is None or value is False:
             continue
         arguments.append(f"--{key}")
-        if value is not True:
+        if table and isinstance(value, list) and str(table.flags.get(key)).endswith("+"):
+            arguments += map(str, value)
+        elif value is not True:
             arguments.append(json.dumps(value) if isinstance(value, dict | list) else str(value))
     return arguments

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from backends.base import QUEUE, WIDE_FORMATS, Hosted, Launch, cli, metrics
 from backends.prepare import checkpoints
@@ -26,10 +26,15 @@ class CTranslate2(Hosted):
     library = "backends.host.libraries.ctranslate2_library"
     before_ampere = "refuses"
     distribution = "ctranslate2"
+    tables = ("ctranslate2",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model-path": "model",
+        "device": "hardware",
+        "compute-type": "backend.compute_type",
+    }
     log_probabilities_by = "host"
     oom_patterns = (
         *Hosted.oom_patterns,
-        r"CUDA failed with error out of memory",
         r"mkl_malloc: failed to allocate memory",
     )
     metric_names: dict[str, str] = metrics("host_", *QUEUE)
@@ -58,6 +63,9 @@ class CTranslate2(Hosted):
     def coarser(self, launch: Launch) -> str | None:
         formats = (self.quantization, str(self.flags_on(launch)["compute_type"]))
         return next((name for name in formats if name not in WIDE_FORMATS), None)
+
+    def streams_at_once(self) -> int:
+        return self.max_batch
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         compute_type = str(self.flags_on(launch)["compute_type"])

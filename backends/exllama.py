@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -21,11 +21,18 @@ class ExLlama(Hosted):
     reserves_memory = True
 
     library = "backends.host.libraries.exllama_library"
+    tables = ("exllamav3", "exllamav2")
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "cache": "backend.cache_tokens",
+        "cache-tokens": "backend.cache_tokens",
+    }
     distribution = "exllamav3"
     checkpoint: Literal["exl3", "gptq"] | None = "exl3"  # made of the model's weights unless they are quantised
     bits: float = Field(default=4.0, ge=1, le=8)  # per weight in EXL3
     group_size: PositiveInt = 128  # weights that share a scale in GPTQ
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
+    reset_paths: tuple[str, ...] = ("/reset_caches",)
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
     oom_patterns = (*Hosted.oom_patterns, r"Insufficient VRAM (in split )?for model and cache")

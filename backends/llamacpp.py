@@ -37,6 +37,15 @@ class LlamaCpp(Backend):
     quantization: FileType = "F16"
     slots: PositiveInt = 16
 
+    tables = ("llamacpp",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "alias": "model.served_name",
+        "port": "backend.port",
+        "parallel": "backend.slots",
+        "ctx-size": "model.max_model_len and backend.slots",
+        "metrics": "backend.metrics_path",
+    }
     ids_asked_by: ClassVar[dict[str, Any]] = {"logprobs": 1}
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
@@ -56,6 +65,10 @@ class LlamaCpp(Backend):
         r"(failed|unable) to allocate .*buffer",
         r"cudaMalloc failed: out of memory",
     )
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "flash_attn": r"\bflash_attn += (\w+)",
+        "gpu_layers": r"offloaded (\d+/\d+) layers to GPU",
+    }
     noise_patterns = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
 
     def command(self, launch: Launch) -> list[str]:
@@ -72,7 +85,7 @@ class LlamaCpp(Backend):
             "seed": launch.seed,
             "metrics": True,
         }
-        return [launch.binary or "llama-server", *cli({**arguments, **self.flags_on(launch)})]
+        return [launch.binary or "llama-server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         """A folder with model.gguf of this quantization, and the model's config and tokenizer beside it."""

@@ -1,6 +1,6 @@
 """LMDeploy's OpenAI server. Written from its source (0.18.0), which has no CPU build to run here."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from backends.base import Backend, Launch, cli, metrics
 
@@ -16,6 +16,14 @@ class LMDeploy(Backend):
     before_ampere = "float16"
 
     distribution = "lmdeploy"
+    tables = ("lmdeploy",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "server-port": "backend.port",
+        "model-name": "model.served_name",
+        "dtype": "backend.dtype",
+        "session-len": "model.max_model_len",
+        "tp": "backend.gpus",
+    }
     token_ids: bool = False
     metric_names: dict[str, str] = metrics(
         "lmdeploy:",
@@ -42,7 +50,7 @@ class LMDeploy(Backend):
             "tp": self.gpus,
         }
         serve = [launch.python, "-m", "lmdeploy", "serve", "api_server", str(launch.model)]
-        return [*serve, *cli({**arguments, **self.flags_on(launch)})]
+        return [*serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}

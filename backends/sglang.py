@@ -1,6 +1,6 @@
 """SGLang's OpenAI server. Written from its source (0.5.23), which has no CPU build to run here."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from backends.base import Backend, Launch, cli, metrics
 from sweep.records import BatchForm
@@ -15,10 +15,20 @@ class SGLang(Backend):
     version_path = "/server_info"
 
     distribution = "sglang"
+    tables = ("sglang",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model-path": "model",
+        "served-model-name": "model.served_name",
+        "port": "backend.port",
+        "dtype": "backend.dtype",
+        "context-length": "model.max_model_len",
+        "tp-size": "backend.gpus",
+        "config": "backend.flags",
+    }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    # It asks the engine for a token, and answers when one has come: ready means that it generates.
-    ready_path = "/health_generate"
+    # True once the server's own warm-up request is answered; /health_generate would sleep a second before it answers.
+    ready_path = "/ready"
     reset_paths: tuple[str, ...] = ("/flush_cache",)  # its radix cache; 400 while requests run
     metric_names: dict[str, str] = metrics(
         "sglang:",
@@ -26,6 +36,9 @@ class SGLang(Backend):
         requests_running="num_running_reqs",
         requests_waiting="num_queue_reqs",
         preemptions_total="num_retracted_requests_total",
+        spec_decode_drafts_total="spec_verify_calls_total",
+        spec_decode_accept_length="spec_accept_length",
+        spec_decode_accept_rate="spec_accept_rate",
     )
     oom_patterns = (
         *Backend.oom_patterns,
@@ -47,7 +60,7 @@ class SGLang(Backend):
             "tp-size": self.gpus,
             "enable-metrics": True,
         }
-        return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)})]
+        return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}

@@ -1,7 +1,7 @@
 """TensorRT-LLM's `trtllm-serve`. Written from its source (1.2), which has no CPU build to run here."""
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,15 @@ class TensorRTLLM(Backend):
 
     options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
     distribution = "tensorrt-llm"
+    tables = ("tensorrt_llm",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "port": "backend.port",
+        "served-model-name": "model.served_name",
+        "max-seq-len": "model.max_model_len",
+        "tp-size": "backend.gpus",
+        "config": "backend.options",
+        "extra-llm-api-options": "backend.options",
+    }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/prometheus/metrics"
@@ -39,7 +48,7 @@ class TensorRTLLM(Backend):
         options = launch.workdir / OPTIONS
         options.parent.mkdir(parents=True, exist_ok=True)
         dtype = {} if launch.dtype == "auto" else {"dtype": launch.dtype}
-        options.write_text(json.dumps({**dtype, **self.options}))  # JSON is YAML
+        options.write_text(json.dumps({**dtype, **self._options()}))  # JSON is YAML
         arguments: dict[str, Any] = {
             "host": launch.host,
             "port": launch.port,
@@ -48,8 +57,13 @@ class TensorRTLLM(Backend):
             "extra_llm_api_options": str(options),
         }
         serve = [launch.python, "-m", "tensorrt_llm.commands.serve", "serve", str(launch.model)]
-        return [*serve, *cli({**arguments, **self.flags_on(launch)})]
+        return [*serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
+
+    def _options(self) -> dict[str, Any]:
+        """The options, without the reuse of earlier prompts' blocks unless it is asked for: nothing can reset it."""
+        cache = {"enable_block_reuse": False, **(self.options.get("kv_cache_config") or {})}
+        return {**self.options, "kv_cache_config": cache}
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        reuse = (self.options.get("kv_cache_config") or {}).get("enable_block_reuse", True)
-        return {"prefix_cache": bool(reuse), "options": dict(self.options)}
+        options = self._options()
+        return {"prefix_cache": bool(options["kv_cache_config"]["enable_block_reuse"]), "options": options}

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,10 @@ CONTAINER = Path(__file__).resolve().parent / "launch" / "container.py"
 LAUNCHER = "text-generation-launcher"
 # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed", with colours on a terminal.
 PREFIX = re.compile(r"^(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|DEBUG)\s+[\w:{}=\"]+:\s*")
+MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, and would answer a trial from the one before
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
 
 
 class TGI(Backend):
@@ -31,6 +34,17 @@ class TGI(Backend):
     needs_gpu = True
     reserves_memory = True
     version_path = "/info"
+    tables = ("tgi",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model-id": "model",
+        "port": "backend.port",
+        "dtype": "backend.dtype",
+        "max-input-tokens": "model.max_model_len",
+        "max-input-length": "model.max_model_len",
+        "max-total-tokens": "model.max_model_len",
+        "num-shard": "backend.gpus",
+        "sharded": "backend.gpus",
+    }
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)  # nothing of it is Python here
     launcher: Literal["docker", "native"] = "docker"
@@ -45,6 +59,7 @@ class TGI(Backend):
     stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 s in all
     metric_names: dict[str, str] = metrics(
         "tgi_",
+        kv_cache_usage="batch_current_max_tokens / tgi_batch_max_total_tokens",  # reserved, of its budget of tokens
         requests_running="batch_current_size",
         requests_waiting="queue_size",
     )
@@ -53,6 +68,10 @@ class TGI(Backend):
         r"NotEnoughMemory\(",
         r"You need to decrease `?--max-batch-prefill-tokens",
     )
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "attention": r"Using attention (\w+)",
+        "prefix_caching": r"Prefix caching (\w+)",
+    }
     noise_patterns = (
         r"^Error: (Shard|Webserver)",
         r"[Ss]hard \d+ (crashed|failed)",
@@ -71,6 +90,9 @@ class TGI(Backend):
             return f"no docker on PATH: install it with NVIDIA's toolkit, set backend.launcher=native, or {attach}"
         return None
 
+    def image_version(self) -> str | None:
+        return self.tag if self.launcher == "docker" else None
+
     def command(self, launch: Launch) -> list[str]:
         if self.launcher == "docker":
             return self._docker(launch)
@@ -82,7 +104,10 @@ class TGI(Backend):
             "master-port": free_port(),
             "shard-uds-path": f"/tmp/tgi-{launch.port}",
         }
-        return [launch.binary or LAUNCHER, *cli({**self._arguments(launch), **own_ports, **self.flags_on(launch)})]
+        return [
+            launch.binary or LAUNCHER,
+            *cli({**self._arguments(launch), **own_ports, **self.flags_on(launch)}, self.table()),
+        ]
 
     def _docker(self, launch: Launch) -> list[str]:
         """`docker run` in the hands of container.py, which sees to it that the container ends with it."""
@@ -98,7 +123,7 @@ class TGI(Backend):
         if cache:
             mounts.append(f"{Path(cache).expanduser().absolute()}:/data")
         arguments = {**self._arguments(launch), "hostname": "0.0.0.0", "port": 80}
-        passed = [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *self.environ]
+        passed = [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *(MEMORYLESS | self.environ)]
         return [
             launch.python,
             str(CONTAINER),
@@ -110,7 +135,7 @@ class TGI(Backend):
             *(part for variable in passed for part in ("--env", variable)),
             f"{self.image}:{self.tag}",
             "/tgi-entrypoint.sh",
-            *cli({**arguments, **self.flags_on(launch)}),
+            *cli({**arguments, **self.flags_on(launch)}, self.table()),
         ]
 
     def _arguments(self, launch: Launch) -> dict[str, Any]:
@@ -127,13 +152,17 @@ class TGI(Backend):
     def environment(self, launch: Launch) -> dict[str, str]:
         # Secrets are not inherited by engines: this one is asked for, so that a gated model's files can be read.
         token = {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}
-        return {**token, **super().environment(launch)}
+        return {**token, **MEMORYLESS, **super().environment(launch)}
+
+    def memory_share(self, launch: Launch) -> float:
+        return POOL_SHARE * float(self.flags_on(launch).get("cuda-memory-fraction", 1.0))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         image = {"image": f"{self.image}:{self.tag}"} if self.launches and self.launcher == "docker" else {}
         # Told nothing, it chooses by kind of model and says nowhere what.
         dtype = {"dtype": None} if launch.dtype == "auto" else {}
-        return {**image, **dtype, "quantization": self.flags_on(launch).get("quantize")}
+        cached = (MEMORYLESS | self.environ)["PREFIX_CACHING"].lower() in ("1", "true") if self.launches else None
+        return {**image, **dtype, "prefix_cache": cached, "quantization": self.flags_on(launch).get("quantize")}
 
     def message(self, line: str) -> str:
         return COLOUR.sub("", PREFIX.sub("", line.strip())).strip()

@@ -14,6 +14,11 @@ class Transformers(Hosted):
 
     library = "backends.host.libraries.transformers_library"
     distribution = "transformers"
+    own_flags: ClassVar[dict[str, str]] = {
+        "dtype": "backend.dtype",
+        "torch-dtype": "backend.dtype",
+        "device-map": "hardware",
+    }
     log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = "host"
     # bitsandbytes says so of a faster kernel that it would like to have, and goes on.
     noise_patterns = (r"Failed to load CPU gemm_4bit_forward",)
@@ -21,6 +26,9 @@ class Transformers(Hosted):
     def in_bfloat16(self, dtype: str) -> bool:
         config = self.flags.get("quantization_config") or {}
         return super().in_bfloat16(dtype) or config.get("bnb_4bit_compute_dtype") == "bfloat16"
+
+    def streams_at_once(self) -> int:
+        return self.max_batch
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         config = self.flags_on(launch).get("quantization_config") or {}

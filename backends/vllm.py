@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -13,6 +13,8 @@ from sweep.records import BatchForm
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
+
+NO_KV_SCALES = "those of the checkpoint, else 1.0: --calculate-kv-scales is not in vLLM 0.32"
 
 
 def speculation(flags: Mapping[str, Any]) -> tuple[str, ...]:
@@ -33,15 +35,26 @@ class VLLM(Backend):
     """
 
     reserves_memory = True
+    special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
     before_ampere = "refuses"
     log_probabilities_by = "prompt_logprobs"
-    dtype_pattern = r"\bdtype=torch\.(\w+)"
+    dtype_pattern = r"\bdtype=torch\.(\w+), max_seq_len="
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
 
     distribution = "vllm"
+    tables = ("vllm",)
+    own_flags: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "served-model-name": "model.served_name",
+        "port": "backend.port",
+        "dtype": "backend.dtype",
+        "max-model-len": "model.max_model_len",
+        "tensor-parallel-size": "backend.gpus",
+        "config": "backend.flags",
+    }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # served in vLLM's development mode only: see `environment`
@@ -56,6 +69,7 @@ class VLLM(Backend):
         spec_decode_drafts_total="spec_decode_num_drafts_total",
         spec_decode_draft_tokens_total="spec_decode_num_draft_tokens_total",
         spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
+        spec_decode_accepted_at_position_total="spec_decode_num_accepted_tokens_per_pos_total",
     )
     oom_patterns = (
         *Backend.oom_patterns,
@@ -65,6 +79,18 @@ class VLLM(Backend):
         r"is less than desired GPU memory utilization",
         r"is less than the engine's budget",
     )
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "attention_backend": r"Using (\w+) attention backend out of",
+        "model_runner": r"\b[Uu]sing (?:the )?(V\d) [Mm]odel [Rr]unner",
+        "kv_cache_layout": r"Using (\w+) KV cache layout",
+        "kv_cache_tokens": r"KV cache size: ([\d,]+) tokens",
+        "kv_cache_dtype": r"\bkv_cache_dtype=([\w.]+), device_config=",
+        "enforce_eager": r"\benforce_eager=(\w+), ",
+        "chunked_prefill": r"\benable_chunked_prefill=(\w+), ",
+        "graph_capture_seconds": r"Graph capturing finished in (\d+) secs",
+        "async_scheduling": r"Async scheduling is (disabled)",
+        "flashinfer": r"FlashInfer kernels are (disabled)",
+    }
     noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 
     def features(self) -> tuple[str, ...]:
@@ -72,9 +98,10 @@ class VLLM(Backend):
 
     def command(self, launch: Launch) -> list[str]:
         # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.
-        module = ["vllm.entrypoints.cli.main", "serve"] if launch.gpus else ["vllm.entrypoints.openai.api_server"]
+        # `vllm serve` takes the model as its first argument: its --model will be removed.
+        serve = ["vllm.entrypoints.cli.main", "serve"] if launch.gpus else ["vllm.entrypoints.openai.api_server"]
         arguments: dict[str, Any] = {
-            "model": str(launch.model),
+            **({} if launch.gpus else {"model": str(launch.model)}),
             "served-model-name": launch.served_name,
             "host": launch.host,
             "port": launch.port,
@@ -83,7 +110,8 @@ class VLLM(Backend):
             "max-model-len": launch.max_model_len,
             "tensor-parallel-size": self.gpus if launch.gpus else 1,
         }
-        return [launch.python, "-m", *module, *cli({**arguments, **self.flags_on(launch)})]
+        serve += [str(launch.model)] if launch.gpus else []
+        return [launch.python, "-m", *serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         # Without development mode there is no /reset_prefix_cache. That mode also serves /collective_rpc (methods of
@@ -107,6 +135,8 @@ class VLLM(Backend):
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
         facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
+        if str(flags.get("kv-cache-dtype", "auto")).startswith("fp8"):
+            facts["kv_scales"] = NO_KV_SCALES
         return facts | checkpoints.method(launch.model)
 
     def message(self, line: str) -> str:

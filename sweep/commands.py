@@ -25,8 +25,9 @@ usage: sweep COMMAND ...
 {choices}
 
 sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a backend; sweep --version.
-Exit status: 0 all is well; 1 a trial failed, the deadline left trials pending, or the run had to stop; 2 bad input;
-130 interrupted."""
+Exit status: 0 finished; 1 finished, and trials failed; 75 issue the same command again: the run had to stop, or the
+deadline left trials pending; 2 bad input; 130 interrupted.
+sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
 RUN = """\
 usage: sweep run [--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ...
 
@@ -63,6 +64,23 @@ def run(arguments: list[str]) -> int:
     return run(overrides, folders)
 
 
+def reissue(arguments: list[str]) -> int:
+    """Run an experiment, and issue the command again, with back-off, whenever it ends with exit status 75.
+
+    sweep reissue +experiment=NAME KEY=VALUE...     the arguments of sweep run
+
+    Exit status 75 is that of a run that had to stop (Ray gone, a full disk) before it was finished. Also a command that
+    was killed is issued again. It ends with the status of the last command, or after the command's deadline.
+    """
+    from sweep.reissue import Reissuer
+
+    folders, overrides = _config_dirs(arguments)
+    if not overrides or {"-h", "--help"} & set(arguments):
+        Parser(reissue).print_help()
+        return 0
+    return Reissuer(overrides, folders).run()
+
+
 def status(arguments: list[str]) -> int:
     """Print what is done, what runs where, what failed and why, and how long the rest will take."""
     from sweep.drive import status
@@ -81,14 +99,70 @@ def status(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary."""
+    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary.
+
+    With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
+    """
     from sweep.run import print_report
 
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
-    folder = Path(parser.parse_args(arguments).run)
-    print_report(folder if folder.exists() else Path("results") / folder, Console(highlight=False))
+    parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
+    parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
+    options = parser.parse_args(arguments)
+    folder = Path(options.run) if Path(options.run).exists() else Path("results") / options.run
+    print_report(folder, Console(highlight=False), options.metrics, all_rows=options.all)
     return 0
+
+
+def wandb(arguments: list[str]) -> int:
+    """Send a finished run to Weights & Biases: trials, the whole, a workspace that compares engines, and a report."""
+    from analysis.tracking import publish
+
+    return publish.main(arguments)
+
+
+def compare(arguments: list[str]) -> int:
+    """Compare runs, configuration by configuration, with the first: ratios with intervals, and a verdict for each.
+
+    sweep compare results/monday results/tuesday
+    sweep compare results/night@backend=transformers results/night@backend=vllm
+    sweep compare main branch --fail-if "output_throughput < -3%" --format markdown
+
+    RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... are the points with these
+    settings. A launch is the unit: measure with replicates=3 or more, and relaunch=per_replicate. Exit status 1 if a
+    --fail-if is met: the change is larger, and its interval leaves out no change at all.
+    """
+    from analysis import DamagedFile, RunNotFound
+    from analysis import compare as room
+
+    percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
+    parser = Parser(compare)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more; the first is the reference")
+    parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: the headline quantities")
+    parser.add_argument("--margin", type=percentage, default=100 * room.MARGIN, help="%% that is no difference (3)")
+    parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
+    parser.add_argument("--format", choices=["text", *room.FORMATS], default="text")
+    options = parser.parse_args(arguments)
+    if len(options.runs) < 2:
+        raise ConfigError("RUN: two or more are compared, e.g. sweep compare results/monday results/tuesday")
+    conditions = [room.condition(text) for text in options.fail_if]
+    columns = options.metric or None
+    if columns is None and conditions:
+        columns = list(dict.fromkeys(each.column for each in conditions))
+    try:
+        sides = [room.side(text) for text in options.runs]
+    except (RunNotFound, DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    margin = options.margin / 100
+    compared = room.comparisons(sides, columns, margin)
+    if options.format == "text":
+        console = Console(highlight=False)
+        for part in room.terminal_parts(compared, margin, conditions):
+            console.print(part, soft_wrap=not isinstance(part, Table))
+    else:
+        print(room.FORMATS[options.format](compared, margin, conditions), end="")
+    return 1 if room.failures(conditions, compared) else 0
 
 
 def backends(arguments: list[str]) -> int:
@@ -214,7 +288,8 @@ def completion(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    command.__name__: command for command in (run, status, report, backends, selfcheck, gateway, copy, completion)
+    command.__name__: command
+    for command in (run, reissue, status, report, wandb, compare, backends, selfcheck, gateway, copy, completion)
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]
@@ -61,6 +61,13 @@ class Outcome(StrEnum):
         )
 
 
+class Fault(StrEnum):
+    """The origin of a failure."""
+
+    ENGINE = "engine"  # its own answer, which it would give again
+    SURROUNDINGS = "surroundings"  # a signal, a network, a hub, a disk, the measuring client or another process
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt and the tokens wanted."""
@@ -98,7 +105,7 @@ class Record:
     phase: Phase
     scheduled: float | None  # when the load said to send it; None where it has no schedule (closed loop, lockstep)
     released: float  # when a slot was free for it; without a schedule, when its user or batch could send it
-    sent: float  # when its first byte was written to the socket
+    sent: float  # when its first byte was written to the socket; NaN, as released, if it was due and never sent
     chunk_us: array[int] = field(default_factory=lambda: array("I"))  # arrival of each chunk, µs since the send
     chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # tokens in each chunk: a chunk is not a token
     input_tokens: int = UNKNOWN
@@ -114,6 +121,7 @@ class Record:
     hidden_tokens: int = 0  # reasoning that the server says it made and did not send
     recounted_tokens: int = UNKNOWN  # of the answer's text, by the model's own tokenizer
     first_answer: float | None = None  # after visible reasoning: arrival of the first token of the answer, s
+    cached_tokens: int = UNKNOWN  # of the input, those that the server's usage says it had in its prompt cache
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
@@ -146,6 +154,7 @@ class Records:
         self.hidden_tokens = array("i")
         self.recounted_tokens = array("i")
         self.first_answer = array("d")  # NaN where there was no reasoning, or no answer after it
+        self.cached_tokens = array("i")
         self.offsets = array("q", [0])
         self.chunk_us = array("I")
         self.chunk_tokens = array("H")
@@ -172,6 +181,7 @@ class Records:
         self.hidden_tokens.append(record.hidden_tokens)
         self.recounted_tokens.append(record.recounted_tokens)
         self.first_answer.append(math.nan if record.first_answer is None else record.first_answer)
+        self.cached_tokens.append(record.cached_tokens)
         self.chunk_us.extend(record.chunk_us)
         self.chunk_tokens.extend(record.chunk_tokens)
         self.offsets.append(len(self.chunk_us))
@@ -199,6 +209,7 @@ class Records:
             self.hidden_tokens[index],
             self.recounted_tokens[index],
             _or_none(self.first_answer[index]),
+            self.cached_tokens[index],
         )
 
     def __iter__(self) -> Iterator[Record]:

@@ -41,6 +41,7 @@ SHARED = {
     "TransformersCB": "a backend, and its library on the host",
     "VLLMOffline": "a backend, and its library on the host",
     "startup_transient": "a quantity, and the warning about it",
+    "compare": "the command, and the comparison of answers with the reference",
     "summarise": "a trial's records, and a run's trials",
     "measure": "one interface: by the client, and inside the engine",
     "run": "a command, and the sweep that it runs",

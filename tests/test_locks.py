@@ -1,19 +1,23 @@
 """Locks, through the whole command: a newer dependency in the index changes nothing until relock=true."""
 
+import functools
 import io
 import json
+import os
 import sys
 import sysconfig
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments, locks
 from sweep.__main__ import main
-from sweep.config import CONF
+from sweep.config import CONF, Cluster
 from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive import preflight
 from sweep.options import ConfigPath
 from tests.test_environments import make_wheel
 
@@ -256,3 +260,45 @@ def test_a_committed_lock_holds_exact_versions_and_nothing_of_a_machine(file):
     torch = locks.torch_build(pins)
     expected = {"cpu": ("cpu",), "cuda12": ("cpu", 12), "cuda13": (13,)}[file.name.split("-")[-2]]
     assert torch in (None, *expected)
+
+
+def test_a_users_own_program_is_the_planned_one_on_every_node(tmp_path, monkeypatch):
+    """The nodes of a cluster must agree, and each compares its own again."""
+    binary = tmp_path / "llama-server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    spec = EnvironmentSpec(name="own", binary=str(binary))
+    planned = spec.model_copy(update={"content": environments.own_content(spec)})
+    os.utime(binary, (1, 1))  # installed at another time, the same bytes
+    assert environments.other_platform(planned) is None
+    fingerprint = environments.fingerprint(planned)
+    binary.write_text("#!/bin/sh\nexit 0\n")
+    assert environments.other_platform(planned) == (
+        f"backend.env.binary={binary} on this node differs from the one that was planned"
+    )
+    now = planned.model_copy(update={"content": environments.own_content(spec)})
+    assert environments.fingerprint(now) != fingerprint
+
+    answers = {"n0": {"binary": "aa"}, "n1": {"binary": "aa"}, "n2": {}}
+    cluster = SimpleNamespace(ask_nodes=lambda function, nodes, spec: answers)
+    monkeypatch.setattr(preflight, "ray_schedule", lambda _: cluster)
+    of_nodes = functools.partial(preflight._own_on_nodes, Cluster(name="ray", kind="ray"), [])
+    assert of_nodes(spec) == {"binary": "aa"}
+    answers["n2"] = {"binary": "bb"}
+    with pytest.raises(ValueError, match=r"^backend.env.binary=.* differs between nodes n0 and n2: install the same"):
+        of_nodes(spec)
+    answers.clear()
+    assert of_nodes(spec) == environments.own_content(spec), "no node yet: this machine's"
+
+
+def test_an_interpreter_is_known_by_its_distributions(tmp_path):
+    site = tmp_path / "lib" / "python3.12" / "site-packages"
+    (site / "torch-2.13.0.dist-info").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.symlink_to(sys.executable)
+    spec = EnvironmentSpec(name="own", python=str(python))
+    before = environments.own_content(spec)
+    (site / "torch-2.13.0.dist-info").rename(site / "torch-2.14.0.dist-info")
+    assert before != environments.own_content(spec)
+    assert environments.own_content(EnvironmentSpec(name="own", python=sys.executable)) == {}

@@ -1,33 +1,36 @@
 """What the command reports of an endpoint of known timing: no figure may look better than it was."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from analysis import load
+from analysis import load as load_trials
 from analysis.load import open_run
 from sweep.__main__ import main
+from sweep.inputs.load import Constant, Poisson
 from tests.results import printed, rows_of
 from tests.timed_server import timed_server
 
 LINE = [
     *("backend=openai", "model=tiny-llama", "workload=synthetic", "workload.input_tokens=16"),
     *("workload.output_tokens=16", "workload.num_requests=120", "workload.warmup_requests=0"),
-    *("load=closed", "load.concurrency=24", "cluster=inline", "tracking=none"),
+    *("cluster=inline", "tracking=none"),
 ]
+CLOSED = ("load=closed", "load.concurrency=24")
 
 
-def measure(out: Path, timing: dict[str, float], *overrides: str) -> dict[str, Any]:
+def measure(out: Path, timing: dict[str, float], *overrides: str, load: Sequence[str] = CLOSED) -> dict[str, Any]:
     """The row of one trial of the whole command; a trial that a busy machine spoilt is tried again."""
     for _ in range(4):
         with timed_server(**timing) as url:
-            status = main([*LINE, f"backend.url={url}", "fresh=true", *overrides, f"out={out}"])
+            status = main([*LINE, *load, f"backend.url={url}", "fresh=true", *overrides, f"out={out}"])
         if status == 0:
             break
-    (row,) = load(out).to_dict("records")
+    (row,) = load_trials(out).to_dict("records")
     assert row["outcome"] == "ok", row["reason"]
     return {str(name): value for name, value in row.items()}
 
@@ -37,6 +40,28 @@ def report_row(out: Path, heading: str) -> dict[str, str]:
     document = (out / "report.html").read_text().partition(f"<h2>{heading}</h2>")[2]
     names = re.findall(r"<th [^>]*>(.*?)(?:<br>|</th>)", document.partition("</thead>")[0])
     return dict(zip(names, rows_of(document)[1], strict=True))
+
+
+def test_what_was_due_and_never_sent_is_slower_than_any_answer(tmp_path: Path) -> None:
+    """At three times what the cap allows, two thirds of what was due within 2 s is never sent."""
+    load = ["load=constant", "load.rate=100", "load.max_concurrency=4", "load.duration=2"]
+    sizes = ["workload.num_requests=1000", "workload.output_tokens=2", "slo={ttft: 60}"]
+    row = measure(tmp_path, {}, *sizes, load=load)
+    unsent = row["client_offered"] - row["client_sent"]
+    assert (row["num_requests"], row["num_failed"]) == (200, unsent)
+    assert 100 < unsent < 160
+    assert pd.isna(row["ttft_p50"]), "more than half were never sent"
+    assert pd.isna(row["slot_wait_p90"])
+    assert pd.isna(row["e2el_p99"])
+    assert row["goodput_share"] == pytest.approx(1 - unsent / 200)
+    assert row["offered_rate"] == pytest.approx(100)
+    assert row["realised_rate"] == pytest.approx((200 - unsent) / 2, rel=0.1)
+    assert row["request_throughput"] == pytest.approx(row["realised_rate"], rel=0.1)
+    assert "unsent-requests" in row["warnings"]
+    assert "failed-requests" not in row["warnings"]
+    summary = pd.read_csv(tmp_path / "summary.csv").iloc[0]
+    assert pd.isna(summary["ttft_p50"])
+    assert summary["failed"] == unsent
 
 
 def test_a_window_too_short_for_the_slow_requests_is_none(tmp_path: Path) -> None:
@@ -120,3 +145,29 @@ def test_the_peak_of_a_short_run_is_not_below_its_mean(tmp_path: Path) -> None:
     row = measure(tmp_path, {"ttft": 0.1, "itl": 0.01}, "workload.num_requests=24")
     assert row["duration"] < 1
     assert row["peak_output_throughput"] == pytest.approx(row["output_throughput"])
+
+
+@pytest.mark.flaky(reruns=2)  # on a busy machine there may be no steady state
+@pytest.mark.parametrize(
+    ("arrivals", "later_from", "later", "column", "code"),
+    [
+        ([(240, 100)], 121, 1.6, "steady_drift", "drift-within-steady-state"),
+        ([(320, 100), (30, 20)], 321, 2.0, "steady_drift_after", "drift-after-steady-state"),
+    ],
+)
+def test_answers_that_become_slower_within_or_after_the_steady_state_are_a_warning(
+    arrivals: list[tuple[int, int]], later_from: int, later: float, column: str, code: str, tmp_path: Path
+) -> None:
+    """Requests come at random at 100/s, at last at 20/s: the load hides what happens to the latencies."""
+    times: list[float] = [0.0]
+    for number, rate in arrivals:
+        steps = Poisson(rate=rate).arrivals(number, 1) if rate == 100 else Constant(rate=rate).arrivals(number, 1)
+        times += [times[-1] + float(step) + (0 if rate == 100 else 1 / rate) for step in steps]
+    trace = tmp_path / "arrivals.txt"
+    trace.write_text("\n".join(f"{time:.6f}" for time in times[1:]))
+    load = ["load=trace", f"load.path={trace}"]
+    sizes = [f"workload.num_requests={len(times) - 1}", "workload.output_tokens=8"]
+    timing = {"ttft": 0.04, "itl": 0.005, "later_from": later_from, "later": later}
+    row = measure(tmp_path / "out", timing, *sizes, load=load)
+    assert row[column] == pytest.approx((0.04 * later + 0.035) / 0.075, rel=0.1)
+    assert code in row["warnings"]

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis.best_gains import BestGain, best_gains
 from analysis.failures import Losses
 from analysis.headline import HEADLINE
 from analysis.intervals import Estimate
@@ -31,10 +32,24 @@ COLUMNS = (
     "goodput_share",
     "longest_gap_p50",
     "longest_gap_max",
+    "acceptance_rate",
+    "acceptance_length",
+    "preemptions",
+    "prefix_hit_rate",
     "kv_cache_usage_max",
+    "kv_cache_full_share",
+    "memory_mean_bytes",
     "memory_peak_bytes",
 )
-BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
+BATCH_COLUMNS = (
+    "output_throughput",
+    "batch_latency_mean",
+    "output_length_mean",
+    "memory_mean_bytes",
+    "memory_peak_bytes",
+    "agreement",
+    "total_throughput",
+)
 RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
 INTERVALS = "± half the 95% interval of these launches; summary.csv and the report also have that of a new launch"
@@ -54,6 +69,7 @@ class Summary:
         if (results.points["n"] > 0).any():
             yield from _results(results.layout, options.max_width)
             yield _best(results)
+            yield from _best_gains(results)
             yield from _spreads(results)
             yield from _formats(results.formats)
         else:
@@ -249,6 +265,18 @@ def _best(results: RunResults) -> Table:
             where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
         table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), value, where)
     return table
+
+
+def _best_gains(results: RunResults) -> Iterator[Text]:
+    """A line for each workload: the largest gain of best against best, and the same engine's at equal load."""
+    gains: dict[str, BestGain] = {}
+    for gain in best_gains(results):
+        gains.setdefault(gain.panel, gain)
+    if gains:
+        yield Text("best against best, at different loads:", style="bold")
+    for gain in list(gains.values())[:MOST_POINTS]:
+        line = Text("  ").append(times(gain.ratio), style="green").append(f" {gain.where}")
+        yield line.append(f"; at equal load at most {times(gain.equal)}", style="dim")
 
 
 def _spreads(results: RunResults) -> Iterator[Text]:

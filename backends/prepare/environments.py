@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform, Progress
 from backends.launch import task
@@ -24,6 +23,10 @@ from sweep.options import ConfigPath
 
 ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
+
+
+class OptionalPartFailed(EnvironmentFailed):
+    """An optional distribution that the engine needs cannot be installed on this machine."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def resolve(
 ) -> EnvironmentSpec:
     """Return the environment chosen for a platform, without a lock; an interpreter or binary of the user's goes first.
 
-    It has the optional distributions of `features` too. Of several builds it is the first that runs on `host`.
+    It has the optional distributions of `features` and of the choice's extras too. Of several builds it is the first
+    that runs on `host`.
 
     Raises ValueError, naming the key, when none is named or the named one does not exist.
     """
@@ -57,7 +61,7 @@ def resolve(
             f"backend.env.{on} names no environment: name one, or set backend.env.python to the interpreter of your own"
         )
     options = options or ConfigPath()
-    specs = [_composed(key, name, options, set(features)) for key, name in chosen.items()]
+    specs = [_composed(key, name, options, {*features, *choice.extras}) for key, name in chosen.items()]
     return fit.for_driver(fit.choose(specs, host), host)
 
 
@@ -78,19 +82,42 @@ def fingerprint(spec: EnvironmentSpec) -> str:
     That of an environment without a lock is provisional.
     """
     content = spec.model_dump(
-        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
+        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary", "content"}
     )
     if spec.lock is None:
         content |= {"spec": spec.model_dump(mode="json"), "target": locks.node_target(spec)}
     content["format"] = ENVIRONMENT_FORMAT
-    for name in filter(None, (spec.python, spec.binary)):  # the user may replace it under the same name
-        path = shutil.which(name)
-        content[f"content of {name}"] = _content_of(Path(path)) if path else None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def own_content(spec: EnvironmentSpec) -> dict[str, str]:
+    """Return digests of the user's own interpreter and binary on this machine; of those that are there.
+
+    They do not depend on the machine: of an interpreter its size and distributions count, of a binary its bytes. This
+    process's own interpreter is left out.
+    """
+    digests = {}
+    python, binary = (shutil.which(name) if name else None for name in (spec.python, spec.binary))
+    if python and python != sys.executable:
+        site = Path(python).parent.parent / "lib"
+        distributions = sorted(
+            f"{path.parts[-3]}/{path.name}" for path in site.glob("python*/site-packages/*.dist-info")
+        )
+        text = json.dumps([Path(python).stat().st_size, distributions])
+        digests["python"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if binary:
+        with Path(binary).open("rb") as file:
+            digests["binary"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return digests
+
+
 def other_platform(spec: EnvironmentSpec) -> str | None:
-    """Return how this node differs from the one that an environment is locked for; None if it does not."""
+    """Return how this node differs from the one that an environment was planned for; None if it does not."""
+    if spec.content:
+        here = own_content(spec)
+        for key, digest in spec.content.items():
+            if here.get(key, digest) != digest:
+                return f"backend.env.{key}={getattr(spec, key)} on this node differs from the one that was planned"
     if spec.lock is None or spec.lock.target == locks.node_target(spec):
         return None
     return f"environment {spec.name} is locked for {spec.lock.target}, this node is {locks.node_target(spec)}"
@@ -116,6 +143,22 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
     environment = built(spec, cache_dir)
     assert environment is not None
     return environment
+
+
+def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
+    """Return the environment; where its optional distributions cannot be installed, the plain one, if there is one.
+
+    Raises OptionalPartFailed where the engine needs them, EnvironmentFailed for any other failure.
+    """
+    try:
+        return prepare(spec, cache_dir, progress)
+    except EnvironmentFailed as error:
+        if spec.plain is not None:
+            progress(f"{error}; going on with environment {spec.plain.name}")
+            return prepare(spec.plain, cache_dir, progress)
+        if "+" in spec.name:
+            raise OptionalPartFailed(str(error)) from error
+        raise
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
@@ -166,14 +209,6 @@ def installed(python: str) -> dict[str, str]:
         raise EnvironmentFailed(f"{python} does not work as a Python interpreter: {last}")
     versions: dict[str, str] = json.loads(answer.stdout)
     return versions
-
-
-def _content_of(executable: Path) -> list[Any]:
-    """Return what changes when a user's executable, or the distributions of an interpreter, are replaced."""
-    status = executable.stat()
-    site = executable.parent.parent / "lib"
-    distributions = sorted(path.name for path in site.glob("python*/site-packages/*.dist-info"))
-    return [status.st_size, status.st_mtime_ns, distributions]
 
 
 def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:

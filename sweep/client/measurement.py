@@ -377,7 +377,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
     """A record as the client wrote it down, and the text of the answer where it was kept."""
     row = ROW.unpack_from(part.rows, place.row)
     _, batch, scheduled, released, sent, ended, chunks, input_tokens, output_tokens = row[:9]
-    reasoning_tokens, answer_us, size, source, finish, error = row[9:]
+    reasoning_tokens, answer_us, size, source, finish, error, cached_tokens = row[9:]
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
     us.frombytes(part.us.read(chunks * us.itemsize))
@@ -386,10 +386,10 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
     record = Record(
         request_id=request.request_id,
         phase=phase,
-        scheduled=None if scheduled == UNKNOWN else (scheduled - start) / 1e9,
-        released=(released - start) / 1e9,
-        sent=(sent - start) / 1e9,
-        ended=(ended - start) / 1e9,
+        scheduled=_since(scheduled, start),
+        released=_or_nan(_since(released, start)),
+        sent=_or_nan(_since(sent, start)),
+        ended=_since(ended, start),
         chunk_us=us,
         chunk_tokens=tokens,
         input_tokens=input_tokens if input_tokens >= 0 else request.input_tokens,
@@ -402,8 +402,18 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         asked_output_tokens=request.output_tokens,
         hidden_tokens=reasoning_tokens if answer_us == NO_REASONING else 0,  # else they came as well
         first_answer=answer_us / 1e6 if answer_us >= 0 else None,
+        cached_tokens=cached_tokens,
     )
     return record, _answer_text(part, place, size)
+
+
+def _since(instant: int, start: int) -> float | None:
+    """Seconds from the start to an instant in ns; None where it is not known."""
+    return None if instant == UNKNOWN else (instant - start) / 1e9
+
+
+def _or_nan(seconds: float | None) -> float:
+    return math.nan if seconds is None else seconds
 
 
 def _answer_text(part: _Part, place: _Place, size: int) -> str | None:

@@ -17,6 +17,7 @@ A Record's error is "kind: detail". The kinds:
     timeout_between      no token within `Timeouts.between_tokens` of the last one
     timeout_total        the answer was not complete within `Timeouts.total` of the send
     cancelled            the trial was stopped; the detail says why
+    unsent               it was due, and never sent: it waited for a slot until the load's duration was over
 
 A request that has an error keeps the chunks that came before it.
 """
@@ -179,6 +180,7 @@ class Stream:
     input_tokens: int = UNKNOWN
     output_tokens: int = UNKNOWN  # by the final usage
     reasoning_tokens: int = 0  # of them, by the usage's details
+    cached_tokens: int = UNKNOWN  # of the input, by the usage's details
     answer_us: int | None = None  # first event of the answer after reasoning; UNKNOWN: only reasoning so far
     by_ids: bool = False  # the chunks are counted by the token ids that came with them
     text: bytearray | None = None  # the answer as it stands in the events' JSON, escapes and all; None: not kept
@@ -496,6 +498,9 @@ class Answer:
             return
         if isinstance(usage.get("prompt_tokens"), int):
             stream.input_tokens = usage["prompt_tokens"]
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
+            stream.cached_tokens = details["cached_tokens"]
         final = not choices or stream.finish_reason is not None  # until then it is a running count
         if final and isinstance(number, int):
             stream.output_tokens = number

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -50,13 +50,14 @@ from sweep.plan.packing import Need, Node, SlotKind
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = 5.0  # s
+CLOCK_POLL = 1.0  # s
 HEARTBEAT_TIMEOUT = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
 START_TIMEOUT = 120.0  # s for a node to start a deployment
 CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
 FREE_PROBE_BYTES = 16 << 20  # on the disk of the results
 SILENT_NODE_BACKOFF = 180.0  # s without new deployments on a node that fell silent
 LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
-FACTS_TIMEOUT = 30.0  # s for a node to state its driver and GPUs
+STATEMENT_TIMEOUT = 30.0  # s for a node to say something of itself
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
@@ -114,19 +115,26 @@ def nodes(cluster: Cluster) -> list[Node]:
 
 def state_facts(living: Sequence[Node]) -> list[Node]:
     """Return the nodes with what each says of itself: driver, GPUs, C library; nothing if it does not answer."""
-    tasks = {
-        node.node_id: _state_facts.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        ).remote()
-        for node in living
-        if node.node_id and node.node_id not in _facts
-    }
-    answered, _ = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=FACTS_TIMEOUT) if tasks else ([], [])
-    for node_id, task in tasks.items():
-        if task in answered:
-            with suppress(RayError):
-                _facts[node_id] = ray.get(task)
+    asked_now = [node for node in living if node.node_id not in _facts]
+    _facts.update(ask_nodes(provenance.host, asked_now))
     return [node._replace(facts=_facts.get(node.node_id)) for node in living]
+
+
+def ask_nodes(function: Callable[..., Any], living: Sequence[Node], *arguments: Any) -> dict[str, Any]:
+    """Return what a function returns on each node, by node id; without those that do not answer in time."""
+    tasks = {
+        _call.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
+            function, *arguments
+        ): node.node_id
+        for node in living
+        if node.node_id
+    }
+    finished, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=STATEMENT_TIMEOUT) if tasks else ([], [])
+    answers = {}
+    for task in finished:
+        with suppress(RayError):
+            answers[tasks[task]] = ray.get(task)
+    return answers
 
 
 def _matches_label(value: str | None, selector: str) -> bool:
@@ -198,7 +206,7 @@ def _follow(session: str, draining: threading.Event) -> None:
         threading.Thread(target=function, name=function.__name__, daemon=True).start()
 
 
-_state_facts: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(provenance.host)
+_call: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda function, *arguments: function(*arguments))
 
 
 _clean_up: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)
@@ -261,6 +269,7 @@ class RayExecutor:
         self.placeholders: dict[SlotKind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
         self.requested_at = 0.0  # when they were last updated, monotonic
         self.head_seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
+        self.ticked = time.monotonic()  # when this process last ran: it may be frozen, with its machine or alone
         self.home, self.home_alive = "", True  # the node of the driver itself
 
     def __enter__(self) -> Self:
@@ -270,6 +279,7 @@ class RayExecutor:
         self._refresh_nodes()
         self.autoscaling = bool(startable_nodes(self.cluster))
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        threading.Thread(target=self._watch_clock, name="clock", daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -295,6 +305,17 @@ class RayExecutor:
                 internal_kv._internal_kv_put(self.session, f"{order} {count}", namespace=NAMESPACE)
                 self._refresh_nodes()
             self.draining.wait(HEARTBEAT) if order == "run" else self.closed.wait(HEARTBEAT)
+
+    def _watch_clock(self) -> None:
+        while not self.closed.wait(CLOCK_POLL):
+            self._tick()
+
+    def _tick(self) -> None:
+        """Note that this process runs; after a time in which it did not, Ray's head is asked again before a verdict."""
+        now = time.monotonic()
+        if now - self.ticked > HEARTBEAT:
+            self.head_seen = min(now, self.head_seen + now - self.ticked)
+        self.ticked = now
 
     @property
     def schedulable_nodes(self) -> list[Node]:
@@ -450,7 +471,8 @@ class RayExecutor:
         """Raise Halted if there is no Ray to run on."""
         now = time.monotonic()
         remedy = "run the same command again when it is back to continue"
-        if now - self.head_seen > HEARTBEAT_TIMEOUT:
+        frozen = now - self.ticked > HEARTBEAT  # until now: nobody listened
+        if now - self.head_seen > HEARTBEAT_TIMEOUT and not frozen:
             raise Halted(f"Ray's head has not answered for {HEARTBEAT_TIMEOUT:.0f} s; {remedy}")
         if not self.home_alive:
             raise Halted(f"Ray on this host has died; {remedy}")

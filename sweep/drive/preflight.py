@@ -11,6 +11,7 @@ from typing import Any
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
 from backends.prepare import fit
+from backends.prepare.environments import own_content
 from sweep import provenance
 from sweep.cluster import ray_environment
 from sweep.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
@@ -45,9 +46,9 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
 
 
 def model_obstacle(model: Mapping[str, Any], cache_dir: str | None) -> str | None:
-    """Return why a model, as its file has it, cannot be fetched from here; None if it can, or nothing is known."""
+    """Return why a model or workload, as its file has it, cannot be fetched; None if it can, or nothing is known."""
     built: Any = build(model, "model")
-    reason: str | None = built.obstacle(cache_directory(cache_dir))
+    reason: str | None = built.obstacle(cache_directory(cache_dir)) if hasattr(built, "obstacle") else None
     return reason
 
 
@@ -97,6 +98,11 @@ def find_nodes(settings: Settings) -> list[Node]:
     return [Node("this machine", len(gpus), cores, accelerators, facts=provenance.host())]
 
 
+def drivers_of(nodes: Sequence[Node]) -> set[str] | None:
+    """Return the versions of the nodes' GPU drivers; None where none is known."""
+    return {node.facts.driver for node in nodes if node.facts and node.facts.driver} or None
+
+
 def surroundings(
     settings: Settings, nodes: Sequence[Node], options: ConfigPath = OURS, kept_locks: Mapping[str, str] | None = None
 ) -> Surroundings:
@@ -111,7 +117,8 @@ def surroundings(
     local = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
-    environments = RunEnvironments(settings, options, kept_locks or {}, host)
+    state_own = functools.partial(_own_on_nodes, settings.cluster, nodes)
+    environments = RunEnvironments(settings, options, kept_locks or {}, host, state_own)
 
     forms = options.choices("environment")
 
@@ -153,6 +160,26 @@ def surroundings(
         return None if isinstance(composed, str) else composed
 
     return Surroundings(fingerprint, unavailable, spec, host.capability)
+
+
+def _own_on_nodes(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
+    """Return the digests of a user's own programs: this machine's, or those that all nodes of a cluster agree on.
+
+    Raises ValueError, in one line, if they do not.
+    """
+    if cluster.kind != "ray" or cluster.simulate is not None or spec.python == sys.executable:
+        return own_content(spec)
+    answers: dict[str, dict[str, str]] = ray_schedule(cluster).ask_nodes(own_content, nodes, spec)
+    stated = {node: digests for node, digests in answers.items() if digests}
+    if not stated:
+        return own_content(spec)
+    first, digests = next(iter(stated.items()))
+    for node, others in stated.items():
+        for key in digests:
+            if others.get(key) != digests[key]:
+                program = f"backend.env.{key}={getattr(spec, key)}"
+                raise ValueError(f"{program} differs between nodes {first} and {node}: install the same on both")
+    return digests
 
 
 def _check_own_programs(choice: EnvironmentChoice) -> None:

@@ -1,6 +1,6 @@
 """The locks of a run's environments: read from its results, found beside the environments, or resolved once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Platform
@@ -11,6 +11,7 @@ from sweep.disk.run_files import RunPaths, write_whole
 from sweep.options import ConfigPath
 from sweep.plan.plan import Plan
 
+StateOwn = Callable[[EnvironmentSpec], dict[str, str]]  # digests of a user's own programs; ValueError: nodes differ
 EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...]]
 
 
@@ -18,9 +19,15 @@ class RunEnvironments:
     """The environments of a run's engines, each composed once and locked once."""
 
     def __init__(
-        self, settings: Settings, options: ConfigPath, kept_locks: Mapping[str, str], host: Host | None = None
+        self,
+        settings: Settings,
+        options: ConfigPath,
+        kept_locks: Mapping[str, str],
+        host: Host | None = None,
+        state_own: StateOwn = environments.own_content,
     ) -> None:
         self.settings, self.options, self.kept_locks, self.host = settings, options, kept_locks, host
+        self.state_own = state_own
         self.cache = cache_directory(settings.cache_dir)
         self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
         self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
@@ -33,7 +40,9 @@ class RunEnvironments:
             on: Platform = "cuda" if platform == "cuda" else "cpu"
             try:
                 spec = environments.resolve(backend.env, on, self.options, backend.features(), self.host)
-                self.composed[key] = self._found(spec)
+                if spec.python or spec.binary:
+                    spec = spec.model_copy(update={"content": self.state_own(spec)})
+                self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, on)})
             except ValueError as error:
                 self.composed[key] = str(error)
         return self.locked.get(key, self.composed[key])
@@ -72,6 +81,15 @@ class RunEnvironments:
             if self.settings.relock:
                 raise ConfigError(f"relock=true: {error}") from None
             return f"not locked for {locks.node_target(spec)}: {error}"
+
+    def _plain(self, backend: Backend, on: Platform) -> EnvironmentSpec | None:
+        """The environment without extras, where all of them are for other engines of the plan."""
+        extras = set(backend.env.extras)
+        if not extras or extras & set(backend.features()):
+            return None
+        choice = backend.env.model_copy(update={"extras": ()})
+        spec = self._found(environments.resolve(choice, on, self.options, backend.features(), self.host))
+        return None if locks.needed(spec) and not self.settings.dry_run else spec
 
     def _found(self, spec: EnvironmentSpec) -> EnvironmentSpec:
         return locks.with_lock(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))

@@ -11,9 +11,9 @@ from sweep.node.work import RunningEngine, Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
-from sweep.numbers.selection import measured, succeeded, total_tokens
+from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
-from sweep.records import Outcome, Records
+from sweep.records import Fault, Outcome, Records
 
 TIMED_OUT = "trial_timeout"  # the reason to stop when a trial has reached its limit
 STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
@@ -56,13 +56,14 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
             outcome = Outcome.OOM_RUN
         elif only_timeouts(result.records):
             outcome = Outcome.HUNG
-        return Verdict(outcome=outcome, reason=reason, log_tail=log)
+        fault = Fault.ENGINE if work.deployment.backend.launches else Fault.SURROUNDINGS  # an endpoint's network too
+        return Verdict(outcome=outcome, reason=reason, fault=fault, log_tail=log)
     if has_fixed_length(work, trial) and (reason := other_length(result.records)):
         return Verdict(outcome=Outcome.INVALID, reason=reason)
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
         stepped = f"the host's clock was set ({steps} times): timestamps of the second before may be off by as much"
-        return Verdict(outcome=Outcome.INVALID, reason=stepped)
+        return Verdict(outcome=Outcome.INVALID, reason=stepped, fault=Fault.SURROUNDINGS)
     if reason := limited(result.report, result.records):
         return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
     return Verdict(outcome=Outcome.OK)
@@ -88,7 +89,7 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
 
     `max_failed` is the largest share of the measured requests that may fail. The reason names the commonest error.
     """
-    mask = measured(records)
+    mask = measured(records) & was_sent(records)  # what never was is no fault of the engine's, and in the quantiles
     total = int(mask.sum())
     failed = Counter(error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     count = failed.total()
@@ -146,8 +147,9 @@ def _commonest(errors: Counter[str]) -> str:
 
 
 def only_timeouts(records: Records) -> bool:
-    """Return whether every measured request timed out: the engine accepts connections and does not answer."""
-    errors = [error for error, phase in zip(records.error, records.phase, strict=True) if phase == "measured"]
+    """Return whether every measured request that was sent timed out: the engine accepts connections and no more."""
+    mask = measured(records) & was_sent(records)
+    errors = [error for error, chosen in zip(records.error, mask, strict=True) if chosen]
     return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)
 
 

@@ -170,17 +170,17 @@ def inexact_agreement(agreement: float) -> Evidence | None:
     " the trial's requests.parquet.",
     LATENCIES,
 )
-def failed_requests(num_failed: int, num_requests: int) -> Evidence | None:
+def failed_requests(num_failed: int, num_requests: int, client_sent: int, client_offered: int) -> Evidence | None:
     """Some requests failed, too few to make the trial invalid."""
-    share = _share(num_failed, num_requests)
+    share = _share(num_failed - (client_offered - client_sent), num_requests)  # without those that were never sent
     return Evidence(share, f"{share:.1%} of requests failed") if share > 0 else None
 
 
 @register(
     TRIAL_CHECKS,
-    Severity.SEVERE,
-    "They were waiting at the concurrency cap when the time was up. Latencies are only of the requests that were sent;"
-    " users would have seen longer ones: raise the cap or lower the rate.",
+    Severity.WARNING,
+    "They were waiting at the concurrency cap when the time was up. In the percentiles of a latency they are slower"
+    " than any other; means and maxima leave them out: raise the cap or lower the rate.",
     LATENCIES,
 )
 def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
@@ -235,6 +235,17 @@ def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
     """The engine's prompt cache answered more than 5 % of the input."""
     share = prefix_hit_rate
     return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The server did not compute this input: TTFT and throughput are those of repeated prompts.",
+)
+def cached_input(cached_share: float) -> Evidence | None:
+    """By the usage of its answers the server had more than 5 % of the input in its prompt cache."""
+    share = cached_share
+    return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
 
 
 @register(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from backends.base import AMPERE, Backend, EnvironmentSpec
 from backends.prepare.fit import older
+from backends.tables import check
 from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.gateway.settings import Gateway
 from sweep.labels import labels
@@ -137,10 +138,13 @@ class _Builder:
         deployment_id = content_hash([PROTOCOL_VERSION, backend.identity, model.identity, environment, *on])
         if deployment_id not in self.deployments:
             spec = surroundings.environment(engine, hardware.platform)
+            if problem := check.refused(engine, spec):
+                raise ConfigError(problem)
             capability = surroundings.capability if gpu_count else None
             refused, notes = bfloat16(engine, model.built, capability)
             if spec is not None and spec.substitutes:
                 notes = (f"{engine.name}: environment {spec.name} {spec.substitutes}", *notes)
+            notes = (*notes, *check.warnings(engine, spec))
             self.deployments[deployment_id] = Deployment(
                 deployment_id,
                 engine,

@@ -12,16 +12,23 @@ from typing import Any
 import httpx
 import pytest
 
-from backends.base import Backend, Host, Launch
+from backends.base import AMPERE, Backend, Host, Launch, Platform
 from backends.launch import server, supervisor
+from backends.launch.gpus import visible
 from backends.prepare import environments as prepared
-from backends.prepare import locks
+from backends.prepare import fit, locks
+from backends.prepare.fit import older
+from sweep import provenance
 from sweep.config import CONF, build, cache_directory
 from sweep.options import load_option
 from tests.engines import circuit
 
 CONTEXT = 512  # tokens that engines are told to make room for
 CACHE = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
+PLATFORM: Platform = "cuda" if os.environ.get("SWEEP_TEST_ON") == "cuda" else "cpu"  # set by scripts/gpu-check
+HOST = provenance.host() if PLATFORM == "cuda" else Host()
+GPUS = tuple(gpu.uuid for gpu in visible()[:1]) if PLATFORM == "cuda" else ()
+DTYPE = "float16" if older(HOST.capability, AMPERE) else "bfloat16"
 
 
 def configured(group: str, name: str) -> Any:
@@ -29,15 +36,22 @@ def configured(group: str, name: str) -> Any:
 
 
 def here() -> list[str]:
-    """Names of the backends that this machine can launch without a GPU and that serve the model they are given."""
+    """Names of the backends that this machine can launch on this platform and that serve the model they are given."""
     names = []
     for path in sorted((CONF / "backend").glob("*.yaml")):
         backend = configured("backend", path.stem)
-        has_environment = backend.env.cpu or backend.env.python or backend.env.binary
+        has_environment = getattr(backend.env, PLATFORM) or backend.env.python or backend.env.binary
         real = backend.launches and backend.computes_model and has_environment
-        if real and not backend.unavailable(Host()):
+        if real and not backend.unavailable(HOST) and (PLATFORM == "cpu" or runs_here(backend)):
             names.append(path.stem)
     return names
+
+
+def runs_here(backend: Backend) -> bool:
+    """Return whether the GPUs, the driver and the programs of this machine are enough for its environment."""
+    spec = prepared.resolve(backend.env, PLATFORM, host=HOST)
+    spec = locks.with_lock(spec, *locks.committed(), locks.remembered(CACHE))
+    return not fit.problem(spec, HOST) and not locks.needed(spec)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +65,7 @@ def environments() -> Any:
     """environment(backend), built on first use."""
 
     def environment(backend: Backend) -> prepared.Environment:
-        spec = locks.locked(prepared.resolve(backend.env, "cpu"), CACHE, print)
+        spec = locks.locked(prepared.resolve(backend.env, PLATFORM, host=HOST), CACHE, print)
         return prepared.prepare(spec, CACHE, print)
 
     return environment
@@ -74,8 +88,9 @@ def make_launch(backend: Backend, model: Path, environment: prepared.Environment
         workdir=workdir,
         python=environment.python,
         binary=environment.binary,
-        cpus=(min(os.sched_getaffinity(0)),),
-        dtype="bfloat16",
+        cpus=() if GPUS else (min(os.sched_getaffinity(0)),),
+        gpus=GPUS,
+        dtype=DTYPE,
         max_model_len=CONTEXT,
     )
 

@@ -17,7 +17,7 @@ from backends.launch import server
 from sweep.node.deployment import _reset_caches
 from sweep.node.telemetry import EngineMetrics
 from sweep.records import Outcome
-from tests.engines.conftest import CONTEXT, left_behind, stream
+from tests.engines.conftest import CONTEXT, DTYPE, left_behind, stream
 from tests.gateway_stand import bodies, gateway, tee
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -33,7 +33,7 @@ def test_facts_say_what_was_measured(engine, backend):
     facts = engine.facts()
     assert re.match(r"\d+\.\d+", facts["engine_version"])
     # What its weights were converted to, where they are; else what it was told.
-    assert facts["dtype"] == backend.facts(engine.launch).get("dtype", "bfloat16")
+    assert facts["dtype"] == backend.facts(engine.launch).get("dtype", DTYPE)
     assert facts["max_model_len"] == CONTEXT
     assert facts["flags"].items() >= backend.flags.items()
     assert str(engine.launch.port) in facts["command"]
@@ -156,6 +156,15 @@ def test_metrics_move_under_load(engine):
             assert theirs in text, f"{ours}: no {theirs}"
 
 
+def test_says_what_the_engine_chose(engine):
+    """The engine's own choices that it logs on a CPU."""
+    on_cpu = {
+        "vllm": {"model_runner", "kv_cache_layout", "kv_cache_tokens", "enforce_eager", "chunked_prefill"},
+        "llamacpp": {"flash_attn"},
+    }
+    assert set(engine.facts()["chosen"]) >= on_cpu.get(engine.backend.name, set())
+
+
 def test_forgets_prompts_between_trials(engine):
     """A prompt that is asked again is answered from the prefix cache, and after the reset is not."""
     if not engine.backend.reset_paths:
@@ -166,7 +175,7 @@ def test_forgets_prompts_between_trials(engine):
     def hits() -> float:
         """Tokens found in the cache by asking once more."""
         before = sum(value for _, _, value in source.read())
-        stream(engine, [200 + i % 1000 for i in range(256)], 4)
+        stream(engine, [200 + i % 1000 for i in range(300)], 4)
         return sum(value for _, _, value in source.read()) - before
 
     hits()

@@ -5,12 +5,13 @@ the memory's bandwidth, and computes two operations a weight and token, at the p
 than that, except where speculation brings several tokens in a step, which is allowed for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sweep.config import Hardware
 from sweep.plan.capacity.footprint import GIBIBYTE, RUNTIME, STEP_TOKENS, Sizes
 from sweep.plan.plan import Trial
+from sweep.records import Request
 from sweep.wording import duration_text
 
 CHARACTERS = 3.9  # of English text for a token of a vocabulary of 32,000
@@ -54,17 +55,30 @@ class Demand(NamedTuple):
             parts += f" (reserved: {sizes.room:,.0f} tokens)"
         parts += f" + {(self.activations + RUNTIME) / GIBIBYTE:.1f} activations and runtime"
         verdict = "" if self.fits else ": does not fit"
-        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {duration_text(self.seconds)}"
+        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {_short(self.seconds)}"
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration_text(seconds)
 
 
 def lengths_of(trial: Trial, tokenizer: Any) -> Lengths:
-    """The lengths of a trial's first requests; by their characters where there is no tokenizer of the model here."""
+    """The lengths of a trial's first requests; estimated where there is no tokenizer of the model here."""
     requests = trial.workload.requests(tokenizer, min(trial.num_requests, SAMPLE), trial.seed)
-    exact = getattr(trial.workload, "input_tokens", None)
-    inputs = [r.input_tokens if r.input_tokens > 0 else exact or len(str(r.prompt)) / CHARACTERS for r in requests]
-    outputs = [request.output_tokens for request in requests]
+    inputs, outputs = input_lengths(trial.workload, requests), [request.output_tokens for request in requests]
     longest = max(a + b for a, b in zip(inputs, outputs, strict=True))
     return Lengths(sum(inputs) / len(inputs), max(inputs), sum(outputs) / len(outputs), longest)
+
+
+def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
+    """Input tokens of requests. Without a tokenizer: a word is a token of a workload of exact lengths, which has as
+    many words then; of other text tokens are estimated by its characters."""
+    if all(request.input_tokens >= 0 for request in requests):
+        return [request.input_tokens for request in requests]
+    texts = [str(request.prompt) for request in requests]
+    if hasattr(workload, "input_tokens"):
+        return [len(text.split()) for text in texts]
+    return [round(len(text) / CHARACTERS) for text in texts]
 
 
 def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, flags: Mapping[str, Any]) -> Demand:
@@ -72,6 +86,8 @@ def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, fl
     load = trial.load
     in_flight = load.size or getattr(load, "concurrency", None) or getattr(load, "max_concurrency", None)
     sequences = min(in_flight or trial.num_requests, trial.num_requests)
+    if load.size is None:  # no lockstep batch, which comes as one
+        sequences = min(sequences, sizes.streams_at_once or sequences)
     prompt_tokens = sequences * lengths.longest_input
     step_tokens = prompt_tokens if sizes.room is None else min(prompt_tokens, STEP_TOKENS)
     cache = (sizes.room if sizes.room is not None else sequences * lengths.longest) * sizes.per_token

@@ -1,0 +1,23 @@
+"""Compares configurations across runs: a ratio with its interval for each, and a verdict that a script can act on.
+
+`comparisons([side("results/a"), side("results/b")])` is what `sweep compare` prints: the first is the reference.
+"""
+
+from analysis.compare.conditions import Condition, condition, failures
+from analysis.compare.output import FORMATS, terminal_parts
+from analysis.compare.sides import Side, side
+from analysis.compare.verdicts import MARGIN, Finding, PointComparison, comparisons
+
+__all__ = [
+    "FORMATS",
+    "MARGIN",
+    "Condition",
+    "Finding",
+    "PointComparison",
+    "Side",
+    "comparisons",
+    "condition",
+    "failures",
+    "side",
+    "terminal_parts",
+]

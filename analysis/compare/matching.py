@@ -1,0 +1,160 @@
+"""Which configurations of two sides are compared with each other, and what speaks against it."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.compare.sides import Side, TrialSettings
+from sweep.labels import labels
+from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
+
+NAMES = ("backend.name", "model.name", "workload.name", "load.name")
+QUESTION_PARTS = ("model.", "workload.", "load.")  # first parts of the settings that make a question
+MOST_SETTINGS = 3  # settings in a reason
+OUTPUT_RATIO, INPUT_RATIO = 1.1, 1.05  # most over fewest tokens a request
+BY_OUTPUT = ("duration", "request_throughput", "goodput", *E2EL)  # what longer answers change
+BY_INPUT = ("total_throughput", *TTFT_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A configuration that both sides have, or one of them."""
+
+    label: str
+    first: pd.DataFrame  # its trials; empty where a side lacks it
+    second: pd.DataFrame
+    differences: tuple[str, ...] = ()  # settings of the engine in which the sides differ
+    obstacle: str = ""  # the reason for not comparing them at all
+
+    def obstacle_of(self, column: str) -> str:
+        """The reason for not comparing the sides by this column; empty if there is none."""
+        for counted, affected, most in (
+            ("output", BY_OUTPUT, OUTPUT_RATIO),
+            ("input", BY_INPUT, INPUT_RATIO),
+        ):
+            means = [_tokens_a_request(trials, f"{counted}_tokens") for trials in (self.first, self.second)]
+            if column in affected and all(means) and max(means) / min(means) > most:
+                return f"tokens: {means[0]:.0f} and {means[1]:.0f} {counted} tokens a request"
+        return self.obstacle
+
+
+def match(first: Side, second: Side) -> list[Match]:
+    """The configurations of both sides: equal in their names and in every axis of either, but for what was selected.
+
+    Where each side has one engine, and not the same, the engines are compared.
+    """
+    axes = {axis for side in (first, second) for axis in side.run.axes if "." in axis}
+    selected = first.selected | second.selected
+    keys = [key for key in dict.fromkeys([*NAMES, *sorted(axes)]) if key not in selected]
+    grouped = [_grouped(side, keys) for side in (first, second)]
+    if not grouped[0].keys() & grouped[1].keys() and all(_engines(side) == 1 for side in (first, second)):
+        keys = [key for key in keys if not key.startswith("backend.")]
+        grouped = [_grouped(side, keys) for side in (first, second)]
+    configurations = list(dict.fromkeys([*grouped[0], *grouped[1]]))
+    settings = [dict(zip(keys, values, strict=True)) for values in configurations]
+    return [
+        _match(label, grouped[0].get(values, []), grouped[1].get(values, []), (first, second))
+        for label, values in zip(_labels(settings), configurations, strict=True)
+    ]
+
+
+def _grouped(side: Side, keys: Sequence[str]) -> dict[tuple[Any, ...], list[int]]:
+    """The positions of the trials of each configuration."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, settings in enumerate(side.settings):
+        groups.setdefault(tuple(settings.get(key) for key in keys), []).append(index)
+    return groups
+
+
+def _engines(side: Side) -> int:
+    return side.trials["deployment_id"].nunique()
+
+
+def _labels(settings: Sequence[TrialSettings]) -> list[str]:
+    """What tells each configuration from the others; of a single one its names."""
+    varying = [key for key in NAMES[:3] if len({each.get(key) for each in settings}) > 1]
+    rest = [{key: value for key, value in each.items() if key not in NAMES[:3]} for each in settings]
+    names = [" ".join(str(each[key]) for key in varying if each.get(key)) for each in settings]
+    every = [label.strip() for label in labels(names, rest)]
+    return every if all(every) else [" ".join(str(each[key]) for key in NAMES if each.get(key)) for each in settings]
+
+
+def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, Side]) -> Match:
+    trials = sides[0].trials.iloc[first], sides[1].trials.iloc[second]
+    missing = [side.text for side, positions in zip(sides, (first, second), strict=True) if not positions]
+    if missing:
+        return Match(label, *trials, obstacle=f"no result in {missing[0]}")
+    settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
+    differing = [key for key in sorted({*settings[0], *settings[1]}) if settings[0].get(key) != settings[1].get(key)]
+    asked = [key for key in differing if key.startswith(QUESTION_PARTS)]
+    engine = [
+        f"{key} {settings[0].get(key)} → {settings[1].get(key)}" for key in differing if key not in {*asked, NAMES[0]}
+    ]
+    engine += [f"{name} {a} → {b}" for name, a, b in _facts(*trials)]
+    return Match(label, *trials, tuple(engine), _obstacle(asked, settings, *trials))
+
+
+def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
+    """What else differs between the sides, as the rows say."""
+    for column in ("engine_version", "dtype", "driver", "commit"):
+        if column in first and column in second:
+            values = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
+            if values[0] != values[1] and all(values):
+                yield column, values[0], values[1]
+
+
+def _obstacle(
+    asked: Sequence[str], settings: Sequence[TrialSettings], first: pd.DataFrame, second: pd.DataFrame
+) -> str:
+    """The first of: another protocol, hardware, model, workload or load."""
+    for name, values in (
+        ("protocol", [_values(trials, "protocol") for trials in (first, second)]),
+        ("hardware", [_machines(trials) for trials in (first, second)]),
+    ):
+        if all(values) and values[0] != values[1]:
+            return f"{name}: {_some(values[0])} and {_some(values[1])}"
+    if asked:
+        named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in asked[:MOST_SETTINGS]]
+        return f"{asked[0].partition('.')[0]}: " + "; ".join(named)
+    digests = [_digests(trials) for trials in (first, second)]
+    for part in ("model", "workload"):
+        if digests[0].get(part) != digests[1].get(part) and part in digests[0] and part in digests[1]:
+            return f"{part}: its files differ ({digests[0][part]} and {digests[1][part]})"
+    return ""
+
+
+def _values(trials: pd.DataFrame, column: str) -> set[str]:
+    return set(trials[column].dropna().astype(str)) if column in trials else set()
+
+
+def _machines(trials: pd.DataFrame) -> set[str]:
+    """The accelerators; on a machine without one, its processor and number of cores."""
+    accelerators = _values(trials, "accelerator")
+    hosts = [json.loads(text) for text in _values(trials, "hardware")]
+    return {
+        f"{name}, {host.get('cpu')}, {host.get('cores')} cores" if not host.get("gpus") else name
+        for name in accelerators or {""}
+        for host in hosts or [{"gpus": True}]
+    } - {""}
+
+
+def _digests(trials: pd.DataFrame) -> dict[str, str]:
+    texts = [json.loads(text) for text in _values(trials, "digests")]
+    parts = {part for each in texts for part in each}
+    return {part: ", ".join(sorted({str(each[part]) for each in texts if part in each})) for part in parts}
+
+
+def _some(values: set[str]) -> str:
+    return ", ".join(sorted(values)[:MOST_SETTINGS])
+
+
+def _tokens_a_request(trials: pd.DataFrame, column: str) -> float:
+    """The mean number of tokens in an answered request; 0 if it is unknown."""
+    if column not in trials:
+        return 0.0
+    answered = (trials["num_requests"] - trials["num_failed"]).astype("float64")
+    mean = float((trials[column].astype("float64") / answered).mean())
+    return mean if mean > 0 else 0.0

@@ -1,0 +1,212 @@
+"""A comparison as people and scripts read it: a table in the terminal, Markdown for a pull request, CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from analysis.compare.conditions import Condition, failures
+from analysis.compare.verdicts import MINUTES, Finding, PointComparison
+from analysis.plotting.layout import listed
+from sweep.wording import count
+
+HEADINGS = ("configuration", "reference", "other", "ratio", "95 % interval", "n", "verdict")
+VERDICT_STYLES = {
+    Finding.FASTER: "green",
+    Finding.SLOWER: "red",
+    Finding.UNDECIDED: "yellow",
+    Finding.INCOMPARABLE: "dim",
+}
+DIRECTIONS = {Finding.FASTER: ("faster", "cheaper"), Finding.SLOWER: ("slower", "more expensive")}
+
+
+def headline(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
+    """One sentence for each side and quantity: in how many configurations it is faster, slower, equal, undecided."""
+    groups: dict[tuple[str, str, str], list[PointComparison]] = {}
+    for each in comparisons:
+        groups.setdefault((each.other, each.reference, each.quantity.in_sentence), []).append(each)
+    return [
+        f"{name}: {other} against {reference}: {_tally(group, margin)}"
+        for (other, reference, name), group in groups.items()
+    ]
+
+
+def _tally(group: Sequence[PointComparison], margin: float) -> str:
+    counts = Counter(verdict_text(each, margin) for each in group)
+    return ", ".join(f"{verdict} in {number}" for verdict, number in counts.most_common()) + f" of {len(group)}"
+
+
+def verdict_text(comparison: PointComparison, margin: float) -> str:
+    """`faster`, `equal within 3%`, … in the words of the quantity."""
+    if comparison.verdict is Finding.EQUAL:
+        return f"equal within {margin:.0%}"
+    if comparison.verdict in DIRECTIONS:
+        return DIRECTIONS[comparison.verdict][comparison.quantity.column.startswith("cost")]
+    return str(comparison.verdict)
+
+
+def reach(comparisons: Sequence[PointComparison]) -> list[str]:
+    """The smallest change that these launches find, and that 10, 30 and 120 minutes of launches would, by quantity."""
+    lines = []
+    for name in dict.fromkeys(each.quantity.in_sentence for each in comparisons):
+        alike = [each for each in comparisons if each.quantity.in_sentence == name and math.isfinite(each.smallest)]
+        if not alike:
+            continue
+        widest = max(alike, key=lambda each: each.smallest)
+        line = f"{name}: these {count(widest.units, 'launch')} a side find a change of {_percent(widest.smallest)}"
+        later = [
+            f"{minutes} minutes {_percent(change)}"
+            for minutes, change in zip(MINUTES, widest.in_minutes, strict=False)
+            if math.isfinite(change)
+        ]
+        lines.append(line + (f"; {', '.join(later)}" if later else "") + " (9 times in 10, in any configuration)")
+    return lines
+
+
+def cells(comparison: PointComparison, margin: float) -> tuple[str, ...]:
+    """The cells of a comparison, as HEADINGS."""
+    each = comparison
+    return (
+        each.label,
+        each.quantity.shown(each.first),
+        each.quantity.shown(each.second),
+        "—" if math.isnan(each.ratio) else f"{each.ratio:.3f}×",
+        "—" if math.isnan(each.low) else f"{each.low:.3f} to {each.high:.3f}",
+        count(each.units, "pair" if each.paired else "launch") if each.units else "—",
+        verdict_text(each, margin),
+    )
+
+
+def _tables(comparisons: Sequence[PointComparison]) -> dict[str, list[PointComparison]]:
+    """The comparisons under the title of their table: a quantity of one side."""
+    several = len({each.other for each in comparisons}) > 1
+    tables: dict[str, list[PointComparison]] = {}
+    for each in comparisons:
+        title = f"{each.quantity.label}, {each.quantity.unit}" + (f": {each.other}" if several else "")
+        tables.setdefault(title, []).append(each)
+    return tables
+
+
+def _reasons(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
+    """Why a verdict is not one of the figures: each reason once, with the configurations."""
+    reasons: dict[str, list[str]] = {}
+    for each in comparisons:
+        if each.reason:
+            reasons.setdefault(f"{verdict_text(each, margin)}: {each.reason}", []).append(each.label)
+    return [f"{reason} ({listed(list(dict.fromkeys(labels)))})" for reason, labels in reasons.items()]
+
+
+def _table(title: str, comparisons: Sequence[PointComparison], margin: float) -> Table:
+    """The comparisons of one quantity as a table for the terminal."""
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(HEADINGS):
+        number = 1 <= index <= 5
+        result.add_column(heading, justify="right" if number else "left", no_wrap=index > 0, overflow="fold")
+    for each in comparisons:
+        *rest, verdict = cells(each, margin)
+        result.add_row(*map(Text, rest), Text(verdict, style=VERDICT_STYLES.get(each.verdict, "")))
+    return result
+
+
+def changes(comparisons: Sequence[PointComparison]) -> list[str]:
+    """The settings and versions in which the engines of the sides differ, once."""
+    return list(dict.fromkeys(difference for each in comparisons for difference in each.differences))
+
+
+def markdown(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
+    """For a pull request: the failures, the tally, and the table."""
+    lines = [f"**{line}**" for line in _failed(conditions, comparisons)]
+    lines += [f"- {line}" for line in headline(comparisons, margin)]
+    if changed := changes(comparisons):
+        lines.append(f"- differs: {'; '.join(changed)}")
+    lines += [f"- {reason}" for reason in _reasons(comparisons, margin)]
+    for title, group in _tables(comparisons).items():
+        lines += ["", f"{title}:", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+        lines += [f"| {' | '.join(_escaped(cell) for cell in cells(each, margin))} |" for each in group]
+    return "\n".join([*lines, "", *reach(comparisons)]).rstrip() + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
+    return [
+        f"failed: {condition.text}: {comparison.label} {comparison.ratio - 1:+.1%}"
+        f" ({comparison.low - 1:+.1%} to {comparison.high - 1:+.1%})"
+        for condition, comparison in failures(conditions, comparisons)
+    ]
+
+
+def terminal_parts(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> list[Any]:
+    """The lines and tables that the terminal prints, the tally first."""
+    changed = changes(comparisons)
+    return [
+        *(Text(line, style="bold") for line in headline(comparisons, margin)),
+        *([Text(f"differs: {'; '.join(changed)}", style="dim")] if changed else []),
+        *(_table(title, group, margin) for title, group in _tables(comparisons).items()),
+        *(Text(line, style="dim") for line in _reasons(comparisons, margin)),
+        *(Text(line, style="dim") for line in reach(comparisons)),
+        *(Text(line, style="bold red") for line in _failed(conditions, comparisons)),
+    ]
+
+
+def records(comparisons: Sequence[PointComparison], margin: float) -> list[dict[str, Any]]:
+    """One record a comparison: data units, null where there is no figure."""
+    return [
+        {
+            "reference": each.reference,
+            "other": each.other,
+            "configuration": each.label,
+            "column": each.quantity.column,
+            "reference_value": _number(each.first),
+            "other_value": _number(each.second),
+            "ratio": _number(each.ratio),
+            "ci_low": _number(each.low),
+            "ci_high": _number(each.high),
+            "units": each.units,
+            "paired": each.paired,
+            "verdict": verdict_text(each, margin),
+            "reason": each.reason or None,
+            "smallest_change": _number(each.smallest),
+            "differences": "; ".join(each.differences) or None,
+        }
+        for each in comparisons
+    ]
+
+
+def _as_csv(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
+    output = io.StringIO()
+    every = records(comparisons, margin)
+    writer = csv.DictWriter(output, list(every[0]) if every else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(every)
+    return output.getvalue()
+
+
+def _as_json(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
+    failed = _failed(conditions, comparisons)
+    return json.dumps({"failed": failed, "comparisons": records(comparisons, margin)}, indent=2) + "\n"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _percent(change: float) -> str:
+    return f"{change:.1%}" if change < 0.1 else f"{change:.0%}"
+
+
+FORMATS: dict[str, Callable[[Sequence[PointComparison], float, Sequence[Condition]], str]] = {
+    "markdown": markdown,
+    "csv": _as_csv,
+    "json": _as_json,
+}
+"""The formats besides the terminal's."""

@@ -1,0 +1,96 @@
+"""A side of a comparison: the trials of a run, or those of some of its points, with the settings of each."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.load import Run, open_run
+from sweep.config import ConfigError, did_you_mean
+from sweep.disk import object_store
+
+SELECT = "@"  # between a run and the settings that select some of its points
+NEEDED = ("trials.parquet", "plan.jsonl")
+TrialSettings = dict[str, Any]  # dotted key -> value
+
+
+@dataclass(frozen=True)
+class Side:
+    """The trials to be compared. `selected` are the keys by which they were chosen: the sides may differ in them."""
+
+    text: str  # as it was written
+    run: Run
+    trials: pd.DataFrame  # the results among them
+    settings: list[TrialSettings]  # of each trial
+    selected: frozenset[str] = frozenset()
+
+
+def side(text: str) -> Side:
+    """The side that `RUN` or `RUN@KEY=VALUE,...` names; RUN is a folder, its name under results/, or a URL.
+
+    A selection is from everything that was measured in the folder; without one it is of the present plan.
+
+    Raises:
+        ConfigError: if nothing is selected, or the selection is not KEY=VALUE.
+        RunNotFound, DamagedFile: as `analysis.load`.
+    """
+    place, _, selection = text.partition(SELECT)
+    run = _open(place, all_rows=bool(selection))
+    trials = run.ok
+    settings = [_trial_settings(row) for row in trials.to_dict("records")]
+    wanted_values = _selection(text, selection)
+    for key in wanted_values:
+        if settings and not any(key in each for each in settings):
+            keys = sorted({name for each in settings for name in each})
+            raise ConfigError(f"{text}: {key} is no setting of this run; {did_you_mean(key, keys)}")
+    chosen = [all(str(each.get(key)) == value for key, value in wanted_values.items()) for each in settings]
+    if not any(chosen):
+        reason = "no trial with a result" + (f" has {selection}" if selection else "")
+        raise ConfigError(f"{text}: {reason}")
+    return Side(
+        text,
+        run,
+        trials[chosen],
+        [each for each, is_chosen in zip(settings, chosen, strict=True) if is_chosen],
+        frozenset(wanted_values),
+    )
+
+
+def _open(place: str, all_rows: bool) -> Run:
+    if not object_store.is_url(place):
+        folder = Path(place)
+        return open_run(folder if folder.exists() else Path("results") / folder, all_rows)
+    folder = Path(tempfile.mkdtemp(prefix="sweep-compare-"))
+    try:
+        object_store.copy(place, folder, lambda name: name in NEEDED)
+    except OSError as error:
+        raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from None
+    return open_run(folder, all_rows)
+
+
+def _selection(text: str, selection: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in selection.split(",") if pair]
+    if any(not key or not equals for key, equals, _ in pairs):
+        raise ConfigError(f"{text}: after {SELECT} come KEY=VALUE pairs, e.g. results/a@backend=vllm")
+    return {{"backend": "backend.name", "model": "model.name"}.get(key, key): value for key, _, value in pairs}
+
+
+def _trial_settings(row: dict[Any, Any]) -> TrialSettings:
+    """What a trial was asked: its whole configuration, or without one (rows made elsewhere) its columns."""
+    config = json.loads(row.get("config") or "{}")
+    settings = dict(_flat("", config)) if config else {}
+    for part in ("backend", "model", "workload", "load"):
+        settings.setdefault(f"{part}.name", row.get(part))
+    for key, value in row.items():
+        if "." in str(key) and str(key) not in settings and not pd.isna(value):
+            settings[str(key)] = value
+    return settings
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [pair for key, each in value.items() if key != "_target_" for pair in _flat(f"{prefix}.{key}", each)]
+    return [(prefix[1:], json.dumps(value) if isinstance(value, list | dict) else value)]

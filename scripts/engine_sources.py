@@ -1,0 +1,450 @@
+"""What an engine's own sources say: its flags, metrics, routes and messages, read without importing the engine.
+
+A reader takes the unpacked wheel or source distribution; `engine_tables.py` makes the committed tables of it.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from backends.tables.table import Flag, spelling
+
+ROUTE_METHODS = {"get", "post", "put", "api_route", "add_api_route", "route", "mount", "Mount", "Route"}
+CALLED = {"int": "int", "float": "float", "str": "str", "nonnegative_int": "int", "positive_int": "int"}
+# Arguments of vLLM's parser that take 4k and 1M as well.
+SIZES = {"human_readable_int", "human_readable_int_or_auto"}
+SKIPPED = re.compile(r"(^|/)(tests?|benchmarks?|examples|models|layers|third_party)/")
+
+
+@dataclass
+class Reading:
+    """What was read: the content of a table."""
+
+    flags: dict[str, Flag] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)  # other spellings that are more than - for _
+    metrics: set[str] = field(default_factory=set)
+    routes: set[str] = field(default_factory=set)
+
+    def add(self, names: Iterable[str], flag: Flag, no: bool = False) -> None:
+        """Add a flag by its command-line names, the first long one being the one that we use."""
+        long = [name[2:] for name in names if name.startswith("--") and "{" not in name]
+        if not long:
+            return
+        self.flags[long[0]] = flag
+        self.aliases |= {spelling(name): long[0] for name in long[1:]}
+        if no:
+            self.flags["no-" + long[0]] = "bool"
+
+
+class PythonSource:
+    """The Python files of an unpacked wheel."""
+
+    def __init__(self, folder: Path, package: str) -> None:
+        self.folder, self.package = folder, package
+
+    def tree(self, path: str) -> ast.Module:
+        return ast.parse((self.folder / self.package / path).read_text())
+
+    def trees(self, *under: str) -> Iterator[ast.Module]:
+        for top in under or (".",):
+            folder = self.folder / self.package / top
+            paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]
+            for path in paths:
+                if under or not SKIPPED.search(str(path.relative_to(self.folder))):
+                    yield ast.parse(path.read_text())
+
+    def constants(self, *under: str) -> dict[str, ast.expr]:
+        """The module-level names of these files, for choices that are lists elsewhere."""
+        names: dict[str, ast.expr] = {}
+        for tree in self.trees(*under):
+            for node in tree.body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    names.setdefault(node.targets[0].id, node.value)
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+                    names.setdefault(node.target.id, node.value)
+        return names
+
+    def metrics(self, prefix: str, *under: str) -> set[str]:
+        """The names that begin with this; prometheus_client adds `_total` to a counter's."""
+        names = set()
+        for tree in self.trees(*under):
+            for node in ast.walk(tree):
+                values, maker = _metric_names(node)
+                for text in filter(re.compile(re.escape(prefix) + r"\w+").fullmatch, map(_text_or_empty, values)):
+                    names.add(text + "_total" * ("counter" in maker.lower() and not text.endswith("_total")))
+        return names
+
+    def routes(self, *under: str) -> set[str]:
+        """The paths that are served."""
+        paths = set()
+        for tree in self.trees(*under):
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
+                name = ast.unparse(call.func).rpartition(".")[2]
+                text = _text(call.args[0])
+                if name in ROUTE_METHODS and text and text.startswith("/"):
+                    paths.add(text)
+        return paths
+
+    @cached_property
+    def messages(self) -> list[str]:
+        """Every string in the sources, with {} for what is put into it."""
+        return [text for tree in self.trees() for node in ast.walk(tree) if (text := _text(node))]
+
+
+def _metric_names(node: ast.AST) -> tuple[list[ast.AST], str]:
+    """The nodes that may name a metric, and what makes it: a call, or a list of names for one (`counter_specs`)."""
+    if isinstance(node, ast.Call):
+        return [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")], ast.unparse(node.func)
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.List):
+        return list(ast.walk(node.value)), ast.unparse(node.targets[0])
+    return [], ""
+
+
+def _text_or_empty(node: ast.AST) -> str:
+    return _text(node) or ""
+
+
+def _text(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return None
+
+
+class Types:
+    """The kind of flag that an annotation or the arguments of `add_argument` make."""
+
+    def __init__(self, constants: Mapping[str, ast.expr]) -> None:
+        self.constants = constants
+
+    def of_annotation(self, node: ast.expr) -> Flag:
+        parts = [part for part in self._parts(node) if not _is_none(part)]
+        names = {ast.unparse(part) for part in parts}
+        if "bool" in names:
+            return "bool" if names == {"bool"} else "any"
+        literals = [part for part in parts if ast.unparse(part).startswith(("Literal[", "typing.Literal["))]
+        if literals and "str" not in names:
+            return list(dict.fromkeys(value for part in literals for value in self.choices(part) or []))
+        if len(parts) != 1:
+            return "any"
+        part = parts[0]
+        if isinstance(part, ast.Subscript):
+            container = ast.unparse(part.value).rpartition(".")[2]
+            if container.lower() in ("list", "tuple", "set", "sequence"):
+                item = part.slice.elts[0] if isinstance(part.slice, ast.Tuple) else part.slice
+                kind = self.of_annotation(item)
+                return f"{kind}+" if isinstance(kind, str) and kind in ("int", "float", "str") else "any+"
+            return "json" if container.lower() == "dict" else "any"
+        return CALLED.get(ast.unparse(part), "any")
+
+    def _parts(self, node: ast.expr) -> list[ast.expr]:
+        """The members of a union, however it is spelt; aliases and Annotated are looked through."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node = ast.parse(node.value, mode="eval").body
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            return [*self._parts(node.left), *self._parts(node.right)]
+        if isinstance(node, ast.Subscript):
+            name = ast.unparse(node.value).rpartition(".")[2]
+            inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            if name == "Optional":
+                return self._parts(inner[0])
+            if name == "Union":
+                return [part for each in inner for part in self._parts(each)]
+            if name in ("Annotated", "A", "SkipValidation", "ClassVar"):
+                return self._parts(inner[0])
+        if isinstance(node, ast.Name) and node.id in self.constants and node.id not in CALLED:
+            return self._parts(self.constants[node.id])
+        return [node]
+
+    def of_argument(self, words: Mapping[str, ast.expr]) -> Flag:
+        """The kind of `add_argument(**words)`."""
+        action = ast.unparse(words["action"]).strip("'\"").rpartition(".")[2] if "action" in words else ""
+        if action.startswith("store_") or "StoreTrue" in action or action == "BooleanOptionalAction":
+            return "bool"
+        if "choices" in words:
+            return self.choices(words["choices"]) or "any"
+        if "action" in words and action != "append":
+            return "any"
+        kind = ast.unparse(words["type"]).rpartition(".")[2] if "type" in words else "str"
+        flag = "json" if kind == "loads" else "size" if kind in SIZES else CALLED.get(kind, "any")
+        nargs = _text(words["nargs"]) if "nargs" in words else None
+        return f"{flag}+" if nargs in ("+", "*") else "any" if "nargs" in words else flag
+
+    def choices(self, node: ast.expr) -> list[str] | None:
+        """The values that are allowed; None where they are known only when the engine runs."""
+        try:
+            return list(dict.fromkeys(map(str, self._values(node))))
+        except ValueError:
+            return None
+
+    def _values(self, node: ast.expr) -> list[Any]:
+        if isinstance(node, ast.Constant):
+            return [node.value]
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
+            return [value for part in node.elts for value in self._values(part)]
+        if isinstance(node, ast.Starred):
+            return self._values(node.value)
+        if isinstance(node, ast.Subscript):
+            return self._values(node.slice)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return [*self._values(node.left), *self._values(node.right)]
+        if isinstance(node, ast.Name) and node.id in self.constants:
+            return self._values(self.constants[node.id])
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("list", "sorted", "get_args", "tuple"):
+            return self._values(node.args[0])
+        raise ValueError(f"not a constant: {ast.unparse(node)[:80]}")
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == name:
+            yield node
+
+
+def _names(call: ast.Call) -> list[str]:
+    return [text for argument in call.args if (text := _text(argument)) and text.startswith("-")]
+
+
+def _words(call: ast.Call) -> dict[str, ast.expr]:
+    return {word.arg: word.value for word in call.keywords if word.arg}
+
+
+def _add_call(reading: Reading, call: ast.Call, types: Types) -> None:
+    words = _words(call)
+    no = "action" in words and ast.unparse(words["action"]).endswith("BooleanOptionalAction")
+    reading.add(_names(call), types.of_argument(words), no=no)
+
+
+def _fields(tree: ast.AST, name: str) -> dict[str, ast.expr]:
+    """The annotated fields of a class."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return {
+                part.target.id: part.annotation
+                for part in node.body
+                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+            }
+    return {}
+
+
+VLLM_ARGUMENTS, VLLM_FRONTEND = "engine/arg_utils.py", "entrypoints/launchers/cli_args.py"
+
+
+def vllm(folder: Path) -> tuple[Reading, PythonSource]:
+    """`vllm serve`: `add_argument("--x", **kwargs["x"])`, where kwargs are made of the fields of a config class."""
+    source = PythonSource(folder, "vllm")
+    types = Types(source.constants("config", "engine", "entrypoints", "model_executor/layers/quantization", "v1"))
+    classes = {name: fields for tree in source.trees("config") for name, fields in _classes(tree).items()}
+    reading, tree, frontend = Reading(), source.tree(VLLM_ARGUMENTS), source.tree(VLLM_FRONTEND)
+    configs = dict(re.findall(r"^\s*(\w+) = get_kwargs\((\w+)\)", ast.unparse(tree), re.MULTILINE))
+    sizes = _size_fields(tree)
+    for call in _calls(tree, "add_argument"):
+        spread = " ".join(ast.unparse(word.value) for word in call.keywords if word.arg is None)
+        match = re.search(r"(\w+)\['(\w+)'\]", spread)
+        if not match:
+            _add_call(reading, call, types)
+            continue
+        name = match[2]
+        kind = types.of_annotation(classes.get(configs.get(match[1], ""), {}).get(name, ast.Constant(0)))
+        reading.add(_names(call), "size" if name in sizes else kind, no=kind == "bool")
+    for call in _calls(frontend, "add_argument"):
+        _add_call(reading, call, types)
+    customised = set(re.findall(r"frontend_kwargs\['(\w+)'\]", ast.unparse(frontend)))
+    for name in ("BaseFrontendArgs", "FrontendArgs"):
+        for key, annotation in _fields(frontend, name).items():
+            kind = "any" if key in customised else types.of_annotation(annotation)
+            reading.add([f"--{key.replace('_', '-')}"], kind, no=kind == "bool")
+    reading.metrics = source.metrics("vllm:", "v1")
+    reading.routes = source.routes("entrypoints")
+    return reading, source
+
+
+def _classes(tree: ast.AST) -> dict[str, dict[str, ast.expr]]:
+    return {node.name: _fields(tree, node.name) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def _size_fields(tree: ast.AST) -> set[str]:
+    """The fields that vLLM's `_compute_kwargs` names as taking sizes such as 4k."""
+    names = {"max_model_len"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "human_readable_int_args":
+            names |= set(ast.literal_eval(node.value))
+    return names
+
+
+def vllm_offline(folder: Path) -> tuple[Reading, PythonSource]:
+    """The fields of EngineArgs."""
+    source = PythonSource(folder, "vllm")
+    types = Types(source.constants("config", "engine", "model_executor/layers/quantization"))
+    fields = _fields(source.tree(VLLM_ARGUMENTS), "EngineArgs")
+    kinds = {name: types.of_annotation(annotation) for name, annotation in fields.items()}
+    metrics = {name.removeprefix("vllm:") for name in source.metrics("vllm:", "v1")}
+    return Reading(flags=kinds, metrics={f"host_{name}" for name in metrics}), source
+
+
+def sglang(folder: Path) -> tuple[Reading, PythonSource]:
+    """The fields that `add_cli_args_from_dataclass` makes arguments of, and those that are added by hand."""
+    source = PythonSource(folder, "sglang")
+    types = Types(source.constants("srt/arg_groups", "srt/server_args.py"))
+    reading = Reading()
+    for tree in source.trees("srt/arg_groups/fields"):
+        for fields in _classes(tree).values():
+            for name, annotation in fields.items():
+                _add_sglang_field(reading, name, annotation, types)
+    for call in _calls(source.tree("srt/server_args.py"), "add_argument"):
+        _add_call(reading, call, types)
+    reading.metrics = source.metrics("sglang:", "srt/observability")
+    reading.routes = source.routes("srt/entrypoints/http_server.py", "srt/utils")
+    return reading, source
+
+
+def _add_sglang_field(reading: Reading, name: str, annotation: ast.expr, types: Types) -> None:
+    if not (isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "A"):
+        return
+    assert isinstance(annotation.slice, ast.Tuple)
+    kind, marks = types.of_annotation(annotation), annotation.slice.elts[1:]
+    words = next((_words(mark) for mark in marks if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "Arg"), {})
+    if "no_cli" in words or not any(words or _text(mark) for mark in marks):
+        return
+    names = [_text(words["cli_name"]) if "cli_name" in words else f"--{name.replace('_', '-')}"]
+    names += [_text(alias) for alias in getattr(words.get("aliases"), "elts", [])]
+    if "choices" in words:
+        kind = types.choices(words["choices"]) or "any"
+    elif "type_parser" in words or "action" in words or "nargs" in words or kind == "json":
+        kind = "any" if "List" not in ast.unparse(annotation) or "type_parser" in words else kind
+    reading.add([name for name in names if name], kind)
+
+
+def lmdeploy(folder: Path) -> tuple[Reading, "CompiledSource"]:
+    """`lmdeploy serve api_server`: its parser's own arguments, and those of the helpers that it calls."""
+    source = PythonSource(folder, "lmdeploy")
+    types = Types(source.constants("cli"))
+    reading = Reading()
+    helpers = {node.name: node for node in ast.walk(source.tree("cli/utils.py")) if isinstance(node, ast.FunctionDef)}
+    for function in ast.walk(source.tree("cli/serve.py")):
+        if not (isinstance(function, ast.FunctionDef) and function.name == "add_parser_api_server"):
+            continue
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            owner, _, name = ast.unparse(call.func).rpartition(".")
+            inner = _calls(helpers[name], "add_argument") if owner == "ArgumentHelper" and name in helpers else ()
+            for each in [call] if name == "add_argument" else inner:
+                _add_call(reading, each, types)
+    reading.metrics = source.metrics("lmdeploy:", "metrics")
+    reading.routes = source.routes("serve/openai")
+    return reading, CompiledSource(folder, "lmdeploy")  # TurboMind is compiled
+
+
+def generator_arguments(package: str, path: str, name: str) -> Callable[[Path], tuple[Reading, PythonSource]]:
+    """A reader of ExLlama's: the arguments of its generator, which the host passes on."""
+
+    def read(folder: Path) -> tuple[Reading, PythonSource]:
+        source = PythonSource(folder, package)
+        reading, types = Reading(), Types({})
+        for node in ast.walk(source.tree(path)):
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                init = next(part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
+                arguments = [*init.args.args[1:], *init.args.kwonlyargs]
+                for each in arguments:
+                    reading.flags[each.arg] = types.of_annotation(each.annotation) if each.annotation else "any"
+        return reading, source
+
+    return read
+
+
+class CompiledSource:
+    """The printable strings of a wheel's libraries, beside its Python."""
+
+    def __init__(self, folder: Path, package: str) -> None:
+        self.folder, self.python = folder, PythonSource(folder, package)
+
+    @cached_property
+    def messages(self) -> list[str]:
+        texts = list(self.python.messages)
+        for path in sorted(self.folder.rglob("*.so*")):
+            texts += [text.decode() for text in re.findall(rb"[\x20-\x7e]{12,300}", path.read_bytes())]
+        return texts
+
+
+def ctranslate2(folder: Path) -> tuple[Reading, CompiledSource]:
+    """The arguments of `Generator`, whose signature its extension states when it is imported (on a CPU too)."""
+    code = "import ctranslate2; print(ctranslate2.Generator.__init__.__doc__.splitlines()[0])"
+    environ = {**os.environ, "PYTHONPATH": str(folder)}
+    answer = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    signature = ast.parse(re.sub(r"ctranslate2\._ext\.", "", f"def {answer.stdout.strip()}: ...")).body[0]
+    assert isinstance(signature, ast.FunctionDef)
+    types = Types({})
+    arguments = [*signature.args.args[1:], *signature.args.kwonlyargs]
+    flags = {each.arg: types.of_annotation(each.annotation) if each.annotation else "any" for each in arguments}
+    return Reading(flags=flags), CompiledSource(folder, "ctranslate2")
+
+
+class CppSource:
+    """The C++ files of an unpacked source distribution."""
+
+    def __init__(self, folder: Path, *under: str) -> None:
+        self.files = {
+            path.name: path.read_text(errors="replace")
+            for top in under
+            for path in sorted((folder / top).rglob("*"))
+            if path.suffix in (".cpp", ".h", ".c", ".cu", ".cuh")
+        }
+
+    @cached_property
+    def messages(self) -> list[str]:
+        texts = []
+        for content in self.files.values():
+            joined = re.sub(r'"\s*\n\s*"', "", content)
+            texts += [json_like.replace("\\n", " ") for json_like in re.findall(r'"((?:[^"\\\n]|\\.)*)"', joined)]
+        return texts
+
+
+OPTION = "add_opt(common_arg("
+LAMBDA = re.compile(r"\[[^\]]*\]\(common_params ?&\s*\w*\s*(?:,\s*(?:const )?([\w:]+)[^)]*)?\)")
+NAMES = re.compile(r'\{\s*"-[^{}]*\}')
+
+
+def llamacpp(folder: Path) -> tuple[Reading, CppSource]:
+    """`llama-server`: every option of common/arg.cpp that is the server's, and its routes and metrics."""
+    source = CppSource(folder / "vendor/llama.cpp", "common", "tools/server", "ggml/src", "src")
+    reading = Reading()
+    for option in source.files["arg.cpp"].split(OPTION)[1:]:
+        examples, excluded = (re.search(rf"set_{word}\(\{{([^}}]*)\}}", option) for word in ("examples", "excludes"))
+        if examples and not re.search(r"LLAMA_EXAMPLE_(COMMON|SERVER)\b", examples[1]):
+            continue
+        if excluded and "LLAMA_EXAMPLE_SERVER" in excluded[1]:
+            continue
+        signature = LAMBDA.search(re.sub(r"/\*.*?\*/", "", option))
+        type_name = (signature[1] if signature else None) or ""
+        kind: Flag = "bool" if type_name in ("", "bool") else "int" if type_name == "int" else "any"
+        names = [re.findall(r'"([^"]+)"', group) for group in NAMES.findall(option.split("](common_params")[0])]
+        for group in names:
+            reading.add(group, kind)
+    tasks, server = source.files["server-task.cpp"], source.files["server.cpp"]
+    reading.metrics = {f"llamacpp:{name}" for name in re.findall(r'\{\s*"([a-z_]+)",\s*"[A-Z]', tasks)}
+    reading.metrics |= set(re.findall(r"llamacpp:\w+", tasks))
+    reading.routes = set(re.findall(r'ctx_http\.(?:get|post) ?\(\s*"(/[^"]*)"', server))
+    return reading, source
+
+
+READERS: dict[str, Callable[[Path], tuple[Reading, Any]]] = {
+    "vllm": vllm,
+    "vllm_offline": vllm_offline,
+    "sglang": sglang,
+    "lmdeploy": lmdeploy,
+    "llamacpp": llamacpp,
+    "ctranslate2": ctranslate2,
+    "exllamav2": generator_arguments("exllamav2", "generator/dynamic.py", "ExLlamaV2DynamicGenerator"),
+    "exllamav3": generator_arguments("exllamav3", "generator/generator.py", "Generator"),
+}

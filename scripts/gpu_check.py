@@ -1,0 +1,271 @@
+"""Check on a machine with a GPU what no machine without one can: `scripts/gpu-check [SECTION...]`.
+
+Each section takes under ten minutes and leaves its result in a folder, so ten minutes on a machine at a time will do:
+the same command goes on with the sections that have none, and the report (report.md there) is made anew after each.
+Without a GPU the same sections run on the CPU's engines, which rehearses everything but the kernels.
+
+    scripts/gpu-check --list                        the sections and their commands
+    scripts/gpu-check                               all that have no result yet
+    scripts/gpu-check conformance:vllm memory       these, anew
+    scripts/gpu-check --wheels DIR --fetch vllm     put the wheels of an engine's environment into a folder
+    scripts/gpu-check --wheels DIR                  without network: install from that folder alone
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from backends import installed
+from backends.launch import gpus
+from backends.prepare import environments, locks
+from sweep import provenance
+from sweep.config import ROOT, cache_directory
+
+LIMIT = 600.0  # s of a section
+PYTHON = sys.executable
+TRIAL = ("cluster=inline", "tracking=none", "replicates=1", "workload.warmup_requests=1")
+# The first study's main experiment, cut to fit: two batch sizes of one workload.
+BOUND = ("workload=qa", "load.batch_size=1,16", "workload.num_requests=32", "workload.output_tokens=128", "gate=null")
+REHEARSAL = ("load.batch_size=1,4", "workload.num_requests=4", "workload.output_tokens=8", "agreement=false")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One check: the command that makes it, and the folder of the run whose rows it reports, if it is a sweep."""
+
+    name: str
+    command: tuple[str, ...]
+    out: str | None = None
+    skipped: str | None = None  # why this machine cannot make it
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a section."""
+
+    name: str
+    outcome: str  # ok | failed | timeout | skipped
+    seconds: float
+    detail: str
+
+
+def engines() -> list[str]:
+    """The backends that are launched here in an environment of their own."""
+    host = provenance.host()
+    names = []
+    for name in installed.names():
+        backend = installed.configured(name)
+        if backend.launches and backend.computes_model and _installable(name):
+            names.append(name)
+    return names if host.gpus else [name for name in names if installed.configured(name).env.cpu]
+
+
+def _installable(name: str) -> bool:
+    contents, _ = installed.planned(installed.configured(name), provenance.host(), cache_directory(None))
+    return contents.startswith("environment ")
+
+
+def sections(folder: Path) -> list[Section]:
+    """All sections for this machine, in order."""
+    on_gpu = bool(provenance.gpu_names())
+    names = engines()
+    pytest = (PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
+    listed = [Section(f"install:{name}", (PYTHON, "-m", "sweep", "backends", "install", name)) for name in names]
+    conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
+    listed += [Section(f"conformance:{name}", (*conformance, _only(name, names))) for name in names]
+    tests = "tests/engines/test_gpu_memory.py" if on_gpu else "tests/engines/test_memory.py"
+    listed.append(Section("memory", (*pytest, tests)))
+    listed.append(Section("reset", (*conformance, "forgets_prompts")))
+    listed.append(_power(folder, on_gpu))
+    listed.append(_two_gpus(folder))
+    model = "random-llama-2-7b" if on_gpu else "smollm2"
+    for name in ("transformers", "vllm"):
+        cut = (
+            BOUND if on_gpu else (*BOUND, "workload.num_requests=4", "workload.output_tokens=8", "load.batch_size=1,4")
+        )
+        out = str(folder / f"bound-{name}")
+        command = ("+experiment=throughput_bound", f"backend={name}", f"model={model}", *cut, *TRIAL, f"out={out}")
+        listed.append(Section(f"bound:{name}", (PYTHON, "-m", "sweep", *_last(command)), out))
+    return listed
+
+
+def _only(name: str, names: Sequence[str]) -> str:
+    """pytest's -k for one backend: names that contain it are other ones."""
+    longer = [other for other in names if name in other and other != name]
+    return " and ".join([name, *(f"not {other}" for other in longer)])
+
+
+def _last(words: Sequence[str]) -> tuple[str, ...]:
+    """The words of a command line, of each key the last."""
+    return tuple({word.partition("=")[0]: word for word in words}.values())
+
+
+def _power(folder: Path, on_gpu: bool) -> Section:
+    """Power and energy over a trial, as telemetry has them."""
+    out = str(folder / "power")
+    model = "random-llama-2-7b" if on_gpu else "tiny-llama"
+    load = ("load=closed", "load.concurrency=4", "workload=qa", "workload.num_requests=16", "workload.output_tokens=64")
+    words = ("backend=transformers", f"model={model}", *load, *TRIAL, "agreement=false", f"out={out}")
+    return Section("power", (PYTHON, "-m", "sweep", *words), out)
+
+
+def _two_gpus(folder: Path) -> Section:
+    """One deployment over two GPUs, or over a part of one (MIG) where CUDA_VISIBLE_DEVICES names it."""
+    out = str(folder / "two_gpus")
+    visible = gpus.visible()
+    parts = any(gpu.uuid.startswith("MIG-") for gpu in visible)
+    count = 1 if parts else 2
+    skipped = None if parts or len(visible) > 1 else f"{len(visible)} GPUs here, no part of one (MIG)"
+    words = ("backend=vllm", f"backend.gpus={count}", "model=tiny-llama", "workload=qa", "workload.num_requests=8")
+    command = (PYTHON, "-m", "sweep", *words, "load.batch_size=4", *TRIAL, f"out={out}")
+    return Section("two_gpus", command, out, skipped)
+
+
+def environ(wheels: Path | None) -> dict[str, str]:
+    """The environment of every section: on the GPU if there is one, and without network given a folder of wheels."""
+    settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if provenance.gpu_names() else "cpu"}
+    if wheels is not None:
+        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "HF_HUB_OFFLINE": "1", "UV_OFFLINE": "1"}
+        settings |= {**offline, "PIP_CONFIG_FILE": os.devnull}
+    return {**os.environ, **settings}
+
+
+def run(section: Section, folder: Path, wheels: Path | None, limit: float = LIMIT) -> Result:
+    """Run a section's command, its output in the folder."""
+    if section.skipped:
+        return Result(section.name, "skipped", 0.0, section.skipped)
+    begin = time.monotonic()
+    log = folder / f"{section.name.replace(':', '-')}.log"
+    with log.open("w") as file:
+        streams = {"stdout": file, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(section.command, cwd=ROOT, env=environ(wheels), **streams)
+        try:
+            outcome = "ok" if process.wait(limit) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            outcome = "timeout"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    measured = "; ".join(rows(Path(section.out))) if section.out else ""
+    return Result(section.name, outcome, time.monotonic() - begin, measured or (lines or ["no output"])[-1][:200])
+
+
+def rows(out: Path) -> Iterator[str]:
+    """What the trials of a run came to, one phrase each, with energy where telemetry has power."""
+    if not (out / "trials.parquet").exists():
+        return
+    for row in pq.read_table(out / "trials.parquet").to_pylist():
+        text = f"{row['backend']} {row['engine_version']} {row['load']} {row.get('batch_size') or ''}: {row['outcome']}"
+        if row["outcome"] == "ok":
+            text += f", {row['output_throughput']:.0f} tokens/s"
+        elif row.get("reason"):
+            text += f", {row['reason'][:120]}"
+        yield text + energy(out, row)
+
+
+def energy(out: Path, row: Mapping[str, Any]) -> str:
+    """Mean power and energy per output token of a trial, from its telemetry; empty without power."""
+    files = list((out / "deployments").glob(f"*/{row['attempt']}/{row['trial_id']}/telemetry.parquet"))
+    samples = pq.read_table(files[0]).to_pylist() if files else []
+    watts = [sample["value"] for sample in samples if sample["series"] == "gpu_power_watts"]
+    if not watts or not row.get("output_tokens"):
+        return ""
+    mean = sum(watts) / len(watts)
+    return f", {mean:.0f} W, {mean * row['duration'] / row['output_tokens']:.2f} J/token"
+
+
+def report(folder: Path, listed: Sequence[Section]) -> str:
+    """The report of all results so far: the machine, the versions, and a line for each section."""
+    host = provenance.host()
+    facts = {name: getattr(host, name) for name in ("driver", "capability", "nvcc", "glibc", "python")}
+    lines = ["# What runs on this machine", "", f"Made by `scripts/gpu-check` at commit {provenance.commit()}.", ""]
+    lines += [f"- GPUs: {', '.join(host.gpus) or 'none: a rehearsal on the CPU'}"]
+    lines += [f"- {', '.join(f'{name} {value}' for name, value in facts.items() if value)}"]
+    lines += [f"- {name}: {contents}" for name, contents in versions().items()]
+    lines += ["", "| section | outcome | time | detail |", "|---|---|---|---|"]
+    results = load_results(folder)
+    for section in listed:
+        result = results.get(section.name)
+        cells = (
+            (result.outcome, f"{result.seconds:.0f} s", result.detail.replace("|", "/")) if result else ("-", "", "")
+        )
+        lines.append(f"| {' | '.join([section.name, *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """What is in the environment of each engine."""
+    host, cache = provenance.host(), cache_directory(None)
+    return {name: installed.planned(installed.configured(name), host, cache)[0] for name in engines()}
+
+
+def load_results(folder: Path) -> dict[str, Result]:
+    results = [Result(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    return {result.name: result for result in results}
+
+
+def fetch(names: Sequence[str], wheels: Path) -> int:
+    """Put everything that the environments of these engines install into a folder, as their locks have it."""
+    wheels.mkdir(parents=True, exist_ok=True)
+    host = provenance.host()
+    for name in names:
+        backend = installed.configured(name)
+        spec = environments.resolve(backend.env, "cuda" if host.gpus or not backend.env.cpu else "cpu", host=host)
+        spec = locks.with_lock(spec, *locks.committed(), locks.remembered(cache_directory(None)))
+        if spec.lock is None:
+            print(f"error: environment {spec.name} has no lock for this machine", file=sys.stderr)
+            return 1
+        pins = wheels / f"{spec.name}.txt"
+        pins.write_text("\n".join(spec.lock.pins) + "\n")
+        pip = [PYTHON, "-m", "pip", "download", "--no-deps", "--dest", str(wheels)]
+        requests = [["-r", str(pins)], *([["--no-binary", ":all:", spec.source.sdist]] if spec.source else [])]
+        for request in requests:
+            if status := subprocess.run([*pip, *request], check=False).returncode:
+                return status
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("scripts/gpu-check", description=__doc__, formatter_class=layout)
+    parser.add_argument("sections", metavar="SECTION", nargs="*")
+    parser.add_argument("--folder", type=Path, default=Path("results/gpu-check"))
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels: nothing else is used")
+    parser.add_argument("--fetch", action="store_true", help="fill that folder for the engines named")
+    parser.add_argument("--list", action="store_true", help="print the sections and their commands")
+    options = parser.parse_args(arguments)
+    if options.fetch:
+        return fetch(options.sections, options.wheels)
+    folder = options.folder.absolute()
+    listed = sections(folder)
+    unknown = set(options.sections) - {section.name for section in listed}
+    if unknown:
+        parser.error(f"no section {min(unknown)}; allowed: {', '.join(section.name for section in listed)}")
+    if options.list:
+        for section in listed:
+            print(f"{section.name}: {section.skipped or ' '.join(section.command[1:])}")
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    done = set() if options.sections else set(load_results(folder))
+    for section in listed:
+        if section.name in done or (options.sections and section.name not in options.sections):
+            continue
+        result = run(section, folder, options.wheels.absolute() if options.wheels else None)
+        (folder / f"{section.name.replace(':', '-')}.json").write_text(json.dumps(asdict(result)))
+        print(f"{section.name}: {result.outcome} after {result.seconds:.0f} s: {result.detail}", flush=True)
+        (folder / "report.md").write_text(report(folder, listed))
+    results = load_results(folder)
+    return int(any(result.outcome not in ("ok", "skipped") for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

