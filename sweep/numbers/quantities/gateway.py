@@ -72,7 +72,7 @@ def served_agreement(served_equal: float | None) -> float | None:
 
 
 @quantity(unit="tokens", kind="count", type=int, label="Tokens from the cache")
-def cached_tokens(decisions: Decisions) -> int:
+def cache_tokens_saved(decisions: Decisions) -> int:
     """Σ tokens of prompts and answers that the engine did not process, since the cache answered."""
     return sum(int(hit["cached_input_tokens"] + hit["cached_output_tokens"]) for hit in _hits(decisions))
 
