@@ -280,7 +280,7 @@ def steady_study(
     seed: int = 1,
 ) -> Iterator[Cell]:
     """Every cell of a scenario's steady state."""
-    latency, rate = stationary(scenario, seed)
+    latency, rate = stationary(scenario, repetitions, seed)
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
     for n in requests:
         states = steady_states(runs.part(slice(None), n))
@@ -350,7 +350,7 @@ def _text(cells: Sequence[Cell]) -> str:
     shown = [cell for cell in cells if cell.counts]
     if not shown:
         return "–"
-    fewest = min(shown, key=lambda cell: (cell.replicates < 3, cell.requests, cell.replicates))
+    fewest = min(shown, key=lambda cell: (cell.replicates < 3, cell.replicates, cell.requests))
     coverage, width = min(cell.coverage for cell in shown), max(cell.width for cell in shown)
     return f"{fewest.replicates} × {fewest.requests:,}: {coverage:.1%}, {width:.2f}"
 
