@@ -47,8 +47,9 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LAUNCHES = (3, 5, 10)
 BETWEEN_LAUNCHES = (0.02, 0.05)
 STEADY_REQUESTS = (1500,)  # fewer often hold no steady state
-FEW_REPLICATES = (3, 5)  # of steady states, gaps and ratios, which take long
-FEWEST_OF_GAPS, RATIO_REQUESTS = 500, 100  # requests
+FEW_REPLICATES = (3, 5)  # of steady states and ratios, which take long
+FEWEST_OF_GAPS, GAP_REPLICATES = 500, 3  # requests and replicates
+RATIO_REQUESTS = 100
 TRUTH = 4_000_000  # latencies, for the true figure
 VALUES_AT_ONCE = 100_000  # so that a processor's cache holds the arrays
 SHOWN = 0.5  # share of the repetitions with an interval, from which a cell counts as shown
@@ -252,7 +253,7 @@ def study(
         for count in [each for each in (LAUNCHES if spread else REPLICATES) if each in replicates]:
             design = Design(scenario, n, count, repetitions, spread)
             yield from design.cells(_rule(spread), runs, ours, truth)
-            if count in FEW_REPLICATES and n >= FEWEST_OF_GAPS:
+            if count == GAP_REPLICATES and n >= FEWEST_OF_GAPS and spread < max(BETWEEN_LAUNCHES):
                 yield from design.cells(_rule(spread), runs, of_gaps, truth)
             if count in FEW_REPLICATES and n == RATIO_REQUESTS:
                 yield from design.cells(f"ratio, {spread:.0%}", runs, ratios, truth)
