@@ -276,6 +276,17 @@ def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(0, f"nothing could be compared with the baseline ({named})")
 
 
+@register(
+    CHECKS,
+    Severity.INFO,
+    "sweep report RUN --all shows them; in trials.parquet in_plan tells them apart, and sweep compare compares them.",
+)
+def other_rows(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """The folder holds results of other plans, or earlier ones of the same trials, which are not shown."""
+    if run.others:
+        yield Evidence(run.others, f"{count(run.others, 'row')} measured in this folder by other commands, or before")
+
+
 @_warning("If the difference may matter, measure again with one version of the code.")
 def mixed_code(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials were measured by several versions of this project's code."""

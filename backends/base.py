@@ -173,6 +173,7 @@ class Backend(Strict):
         r"MemoryError",
         r"std::bad_alloc",
     )
+    choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str

@@ -61,6 +61,13 @@ class Outcome(StrEnum):
         )
 
 
+class Fault(StrEnum):
+    """The origin of a failure."""
+
+    ENGINE = "engine"  # its own answer, which it would give again
+    SURROUNDINGS = "surroundings"  # a signal, a network, a hub, a disk, the measuring client or another process
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt and the tokens wanted."""

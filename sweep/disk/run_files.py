@@ -332,7 +332,7 @@ def write_trial(paths: TrialPaths, row: Row) -> None:
 
 
 def write_trials(paths: RunPaths, rows: Sequence[Row]) -> bool:
-    """Write trials.parquet: exactly these rows, of the present plan; False if it has them already."""
+    """Write trials.parquet: exactly these rows; False if it has them already."""
     table = trials_table(rows)
     with suppress(FileNotFoundError, DamagedFile):
         if read_table(paths.trials).equals(table):

@@ -90,7 +90,7 @@ def run_trial(
         row,
         verdict=replace(verdict, ended_at=provenance.now()),
         engine=replace(facts, batch_form=result.report.batch_form),
-        observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.find_gpu),
+        observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.described),
         measured=trial_quantities(work, trial, result.records, inputs),
     ).flat()
     _write(work, trial, columns, result, samples)

@@ -38,6 +38,9 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
         _print_cut(console, _trials(plan, pending, console.width))
     counts = Counter(pending.reasons.values()).most_common()
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in counts]
+    if pending.final_failures:
+        trials = count(pending.final_failures, "trial")
+        lines.append(f"failed for good: {trials}, twice in the same words; retry_failed=true tries them again")
     lines += not_locked(plan)
     lines += [f"unavailable: {d.describe()}: {d.unavailable}" for d in plan.deployments if d.unavailable]
     lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
