@@ -1,7 +1,7 @@
 """Coverage of the intervals of a summary, by simulation: how often the true figure lies in them, and how wide they are.
 
 `python -m benchmarks.coverage [SCENARIO ...]` gives simulated replicates (simulated_runs.py) to the functions that
-summarise a run (analysis/intervals.py, analysis/comparison.py), replaces these scenarios in
+summarise a run (analysis/intervals.py, analysis/comparison.py), replaces their cells in
 docs/measurements/coverage.csv, and writes the tables of docs/measurements/coverage.md from it, so that it can be done
 in parts. `--quick` prints a few cells and writes nothing.
 """
@@ -158,6 +158,10 @@ class Cell(NamedTuple):
     misleading: float  # share of all repetitions whose interval does not hold the truth
     effective: float  # median of the effective number of requests
     commit: str  # of the code that was studied
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int]:
+        return self[:5]
 
     @property
     def counts(self) -> bool:
@@ -358,13 +362,12 @@ def _text(cells: Sequence[Cell]) -> str:
 
 def write(results: Sequence[Cell]) -> None:
     """Replace the cells of these scenarios in coverage.csv, and the tables of coverage.md."""
-    path, measured = DOCUMENT.with_suffix(".csv"), {(cell.scenario, cell.rule, cell.figure) for cell in results}
+    path, measured = DOCUMENT.with_suffix(".csv"), {cell.key for cell in results}
     with path.open(newline="") as file:
-        earlier = [
-            _read(row) for row in csv.DictReader(file) if (row["scenario"], row["rule"], row["figure"]) not in measured
-        ]
+        earlier = [cell for cell in map(_read, csv.DictReader(file)) if cell.key not in measured]
     results = sorted(
-        [*earlier, *results], key=lambda cell: (list(GROUPS).index(cell.rule), SCENARIOS.index(cell.scenario))
+        [*earlier, *results],
+        key=lambda cell: (list(GROUPS).index(cell.rule), SCENARIOS.index(cell.scenario), cell.requests),
     )
     with path.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
@@ -388,6 +391,7 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="keep the cells of others' rules")
     parser.add_argument("--steady", action="store_true", help="the steady states only")
     parser.add_argument("--whole", action="store_true", help="the whole runs only")
+    parser.add_argument("--requests", nargs="*", type=int, default=REQUESTS, help="of a whole run")
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     np.seterr(invalid="ignore", divide="ignore")
@@ -395,16 +399,16 @@ def main() -> None:
         print(document(list(study("load 0.7", [100], [3], 300))))
         return
     parts = ([] if arguments.steady else ["whole"]) + ([] if arguments.whole else ["steady"])
-    jobs = list(itertools.product(arguments.scenarios, parts, [not arguments.ours]))
+    jobs = list(itertools.product(arguments.scenarios, parts, [arguments.requests], [not arguments.ours]))
     with multiprocessing.Pool(arguments.processes) as pool:
         for cells in pool.imap_unordered(_job, jobs):
             write(cells)
 
 
-def _job(job: tuple[str, str, bool]) -> list[Cell]:
-    scenario, part, others = job
+def _job(job: tuple[str, str, Sequence[int], bool]) -> list[Cell]:
+    scenario, part, requests, others = job
     np.seterr(invalid="ignore", divide="ignore")
-    return list(study(scenario, others=others) if part == "whole" else steady_study(scenario))
+    return list(study(scenario, requests, others=others) if part == "whole" else steady_study(scenario))
 
 
 if __name__ == "__main__":
