@@ -103,13 +103,16 @@ def _run_locked(
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
     print_plan(console, plan, pending, nodes, details=False)
     write_plan(paths, plan.entries(command))
-    result = _drive(plan, pending, paths, ledger, nodes, console)
+    tracker = _tracker(plan.settings, paths) if pending.launches else None
+    result = _drive(plan, pending, paths, ledger, nodes, console, tracker)
     if mirror is not None:
         mirror.fetch_trials()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     # Older than the trials, or missing, if a run was killed between its last trial and its report.
     stale = not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
     print_report(paths.out, console, plan.settings.metrics, rebuild=changed or stale)
+    for line in tracker.publish(paths.out) if tracker is not None else ():
+        console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
     if result.interrupted:
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
@@ -121,9 +124,14 @@ def _run_locked(
 
 
 def _drive(
-    plan: Plan, pending: PendingWork, paths: RunPaths, ledger: Ledger, nodes: Sequence[Node], console: Console
+    plan: Plan,
+    pending: PendingWork,
+    paths: RunPaths,
+    ledger: Ledger,
+    nodes: Sequence[Node],
+    console: Console,
+    tracker: Any,
 ) -> RunResult:
-    tracker = _tracker(plan.settings, paths) if pending.launches else None
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
