@@ -3,13 +3,15 @@
 `analysis.load("results/throughput_bound")` is the trials as a pandas frame, `analysis.requests(folder, trial_id)` and
 `analysis.telemetry(folder, trial_id)` what is behind them. Of `results = analysis.open_results(folder)`,
 `analysis.write_all(results)` rebuilds summary.csv, the figures and report.html, `analysis.Summary(results)` is the
-table that the terminal shows, and `results.warnings` are the warnings.
+table that the terminal shows, `analysis.wide(results)` has the points as columns, and `results.warnings` are the
+warnings.
 """
 
 from analysis.load import RunNotFound, load, requests, telemetry
 from analysis.report.html import write_all
 from analysis.report.terminal import Summary
 from analysis.report.vllm_flavour import render_vllm_flavour
+from analysis.report.wide import render_wide, wide
 from analysis.results import open_results
 from sweep.disk.run_files import DamagedFile
 
@@ -20,7 +22,9 @@ __all__ = [
     "load",
     "open_results",
     "render_vllm_flavour",
+    "render_wide",
     "requests",
     "telemetry",
+    "wide",
     "write_all",
 ]

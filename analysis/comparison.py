@@ -3,9 +3,9 @@
 The logarithm of a figure is modelled as point + block + error (a randomised block design). A block is a replicate: in
 it all engines get the same prompts and arrivals, at about the same time, so what is peculiar to a replicate cancels.
 The error is the spread between launches, since each replicate is a launch of its own. Replicates that share a launch of
-any compared engine are one block: its luck at that launch is not averaged out by measuring it again. The variance of
-the error is pooled over the points that are compared, since with three launches an engine's own is hardly known; two
-points that differ from each other with a larger variance are compared by that one.
+any compared engine are one block: its luck at that launch is not averaged out by measuring it again. A difference must
+hold twice: with the variance of the error that is pooled over the points, corrected for the number of comparisons, and
+with the two points' own variances (Welch 1938), since one engine may be less steady than the others.
 """
 
 import math
@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis.intervals import CONFIDENCE, FloatArray
+from analysis.intervals import CONFIDENCE, FloatArray, t
 
 PointIndices = NDArray[np.int64]
+
+PRIOR_FREEDOM = 0.3  # of the pooled variance in a point's own: as if each had so much of a launch more, of that spread
 
 
 class Trials(NamedTuple):
@@ -65,25 +67,39 @@ class BlockModel(NamedTuple):
     blocks_inverse: FloatArray  # its generalised inverse
     n: FloatArray  # blocks in which each point has a value
 
-    def standard_errors(self, above: PointIndices, below: PointIndices) -> FloatArray:
-        """The standard errors of the differences between points."""
+    def half_widths(self, above: PointIndices, below: PointIndices, *criticals: float) -> list[FloatArray]:
+        """Half of the intervals of the differences between points, for each critical value of the pooled variance.
+
+        NaN where points have no block in common, directly or through others.
+        """
         contrast = self.shares[above] - self.shares[below]
         connected = np.abs(contrast @ self.blocks_inverse @ self.blocks_matrix - contrast).max(axis=1) < 1e-6
+        own, freedom = self.own_variances
         with np.errstate(invalid="ignore", divide="ignore"):
             factor = 1 / self.n[above] + 1 / self.n[below]
             factor += np.einsum("ij,jk,ik->i", contrast, self.blocks_inverse, contrast)
-            variance = np.fmax(self.variance, self._variance_of_pairs(above, below))
-            return np.where(connected, np.sqrt(variance * factor), np.nan)
+            both = own[above] + own[below]
+            # Welch and Satterthwaite's freedom of the sum of two variances
+            of_both = both**2 / (own[above] ** 2 / freedom[above] + own[below] ** 2 / freedom[below])
+            of_both = np.where(both > 0, of_both, freedom[above])
+            pooled, own = np.sqrt(self.variance * factor), t(of_both) * np.sqrt(both / 2 * factor)
+            return [np.where(connected, np.maximum(critical * pooled, own), np.nan) for critical in criticals]
 
-    def _variance_of_pairs(self, above: PointIndices, below: PointIndices) -> FloatArray:
-        """The variance of the error by the blocks that two points have in common; NaN with fewer than two."""
-        difference = self.residuals[above] - self.residuals[below]
-        common = np.isfinite(difference)
-        n = common.sum(axis=1)
+    @property
+    def own_variances(self) -> tuple[FloatArray, FloatArray]:
+        """The variance of the error of each point, with a little of the pooled one, and its freedom.
+
+        Of two points the residuals are each other's, and only the variance of their difference can be known.
+        """
+        present = np.isfinite(self.residuals)
+        if (self.n > 0).sum() <= 2:
+            return np.full(len(self.n), self.variance), np.full(len(self.n), float(self.freedom))
+        in_block = present.sum(axis=0)
+        freedom = self.n - 1 + PRIOR_FREEDOM
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.where(common, difference, 0).sum(axis=1) / n
-            squares = np.where(common, (difference - mean[:, None]) ** 2, 0).sum(axis=1)
-            return np.where(n > 1, squares / (n - 1) / 2, np.nan)
+            # The blocks' effects take away 1 / points of each residual's variance
+            squares = np.where(present, self.residuals**2 * in_block / np.maximum(in_block - 1, 1), 0).sum(axis=1)
+            return (squares + PRIOR_FREEDOM * self.variance) / freedom, freedom
 
 
 def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
@@ -114,34 +130,36 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     return BlockModel(effects, variance, freedom, residuals, shares, matrix, inverse, n)
 
 
-def differences(model: BlockModel, above: Sequence[int], below: Sequence[int]) -> tuple[FloatArray, FloatArray]:
-    """The differences between these pairs of points and half of their intervals, which hold for all pairs at once.
+def differences(
+    model: BlockModel, above: Sequence[int], below: Sequence[int], *comparisons: int
+) -> tuple[FloatArray, ...]:
+    """The differences between these pairs of points, and half of their intervals, which hold for all pairs at once.
 
-    By Sidak's inequality (1967): with m pairs each interval is Student's t at 0.95^(1/m). Points that have no block in
-    common, directly or through others, are not compared.
+    Also half of those that hold for as many `comparisons`. By Sidak's inequality (1967): with m pairs each interval is
+    Student's t at 0.95^(1/m). Points that have no block in common, directly or through others, are not compared.
     """
     first, second = np.asarray(above, np.int64), np.asarray(below, np.int64)
-    half = _sidak(len(first), model.freedom) * model.standard_errors(first, second)
-    return model.effects[first] - model.effects[second], half
+    criticals = (_sidak(count, model.freedom) for count in (len(first), *comparisons))
+    return model.effects[first] - model.effects[second], *model.half_widths(first, second, *criticals)
 
 
 def indistinguishable(model: BlockModel, best: int, better: Literal["higher", "lower"]) -> NDArray[np.bool_]:
     """The points not told apart from the one with the best figure; none of them if it is the winner.
 
-    It is the winner if each difference from it, taken alone, has an interval without 0. That it was chosen for its
-    figure needs no further correction: of equal engines one is so far ahead of all others in at most 5 % of sweeps,
-    most often if there are two (Gutmann and Maymin 1987). Else the points are told apart from it by intervals that hold
-    for all pairs at once: Tukey's (1953) with Kramer's extension (1956).
+    It is the winner if the intervals of all differences from it leave out 0 (`differences`). Else the points are told
+    apart from it by intervals that hold for all pairs at once: Tukey's (1953) with Kramer's extension (1956).
     """
     points = np.arange(len(model.n))
     lead = (model.effects[best] - model.effects) * (1 if better == "higher" else -1)
-    error = model.standard_errors(points, np.full_like(points, best))
-    others = (model.n > 0) & (points != best)
-    if (lead > _sidak(1, model.freedom) * error)[others].all():
+    others, count = (model.n > 0) & (points != best), int((model.n > 0).sum())
+
+    def leads(critical: float) -> NDArray[np.bool_]:
+        return np.asarray(lead > model.half_widths(points, np.full_like(points, best), critical)[0], np.bool_)
+
+    if leads(_sidak(max(1, count - 1), model.freedom))[others].all():
         return np.zeros(len(points), np.bool_)
-    apart = lead > _studentized_range(int((model.n > 0).sum()), model.freedom) / math.sqrt(2) * error
-    result: NDArray[np.bool_] = others & ~apart
-    return result
+    apart = leads(_studentized_range(count, model.freedom) / math.sqrt(2))
+    return np.asarray(others & ~apart, np.bool_)
 
 
 @cache

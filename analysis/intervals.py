@@ -27,9 +27,11 @@ FEWEST_BEYOND = 5  # requests beyond a quantile, of all replicates, for a figure
 BEYOND = 40  # requests beyond a quantile for an interval, with three replicates
 FEWEST_FOR_MEAN = 300  # requests for the interval of a mean: fewer may miss what is rare and slow
 MOST_DEPENDENCE = 3.0  # requests for each independent one, beyond which there is no interval
-SHORTEST = 100  # requests of a replicate: what fewer hide of the variance is limited
-HIDDEN_VARIANCE, HIDDEN_DEPENDENCE = 30.0, 100.0  # requests of a replicate that hides as much of them as it shows
+FEWEST_IN_A_REPLICATE = 50  # requests for an interval of anything but a throughput
+HIDDEN_VARIANCE, HIDDEN_DEPENDENCE = 30.0, 115.0  # requests of a replicate that hides as much of them as it shows
+HIDE_MOST_VARIANCE, HIDE_MOST_DEPENDENCE = 100, 74  # requests of a replicate: fewer hide no more of them
 NEW_LAUNCH_MARGIN = 1.1  # of an interval of a new launch: few launches, whose figures are not quite normal
+FEWEST_FOR_STEADY_RATES = 5  # replicates for the interval of a steady state's throughput, by Student's t over them
 DOUBTFUL = 2.2  # dependence from which replicates are trusted more than batches, if there are ENOUGH of them
 ENOUGH = 5
 LONGEST_DRAIN = 0.15  # of a replicate's duration, as a standard deviation, for the interval of a throughput
@@ -124,12 +126,9 @@ class PooledRequests:
         beyond = self.n * min(q, 1 - q)
         value = np.where((q <= 0.5) | (beyond >= FEWEST_BEYOND), value, np.nan)
         below = (self.values <= value[..., None, None]).astype(np.float64)
-        enough = beyond >= BEYOND * self._hidden_variance() * max(1, 3 / self.replicates)
-        half, new = (np.where(enough, each, np.nan) for each in self._halves(below, q * (1 - q)))
-        ends = (
-            _between(self.sorted, (q + sign * each) * self.n - 0.5, self.n) for each in (half, new) for sign in (-1, 1)
-        )
-        return _whole(value, ends, self.effective_n)
+        enough = beyond >= BEYOND * _hidden_variance(self.length) * max(1, 3 / self.replicates)
+        halves = (np.where(enough, each, np.nan) for each in self._halves(below, q * (1 - q)))
+        return _whole(value, _ends(self.sorted, q, halves, self.n), self.effective_n)
 
     def mean(self) -> Interval:
         """The mean of the requests; its interval is of the logarithm, since means of latencies are skewed."""
@@ -144,18 +143,14 @@ class PooledRequests:
         `variance` is that of one of them where it is known.
         """
         parts, seen = self._parts(values)
-        factor = np.maximum(self._factor(parts, seen, BATCHES), 1.0) * self._hidden_variance()
+        factor = np.maximum(self._factor(parts, seen, BATCHES), 1.0) * _hidden_variance(self.length)
         half = t(BATCHES[0] * self.replicates - 1) * np.sqrt(factor * (seen if variance is None else variance) / self.n)
-        enough = self.lengths.min(-1) >= BATCHES[0]
-        hidden = 1 + HIDDEN_DEPENDENCE / self.length
+        enough = self.lengths.min(-1) >= FEWEST_IN_A_REPLICATE
+        hidden = 1 + HIDDEN_DEPENDENCE / np.maximum(self.length, HIDE_MOST_DEPENDENCE)
         half, new = _at_least(half, parts.sum(-1), self.launches, self.dependence * hidden > DOUBTFUL)
         sound = enough & (self.dependence * hidden < min(MOST_DEPENDENCE, self.replicates))
         sound_new = enough & (self.dependence_within * hidden < MOST_DEPENDENCE)
         return np.where(sound, half, np.nan), np.where(sound_new, new, np.nan)
-
-    def _hidden_variance(self) -> FloatArray:
-        """What short replicates multiply a variance by: dependence that lasts as long as they do does not show."""
-        return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(self.length, SHORTEST), np.float64)
 
     def _parts(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What each batch adds to the mean's deviation, about the mean of all, and the variance of one value.
@@ -181,6 +176,50 @@ class PooledRequests:
             with np.errstate(invalid="ignore", divide="ignore"):
                 largest = np.fmax(largest, _correlated(joined) * self.n / variance)
         return np.where(variance > 0, largest, 1.0)
+
+
+class PooledGaps(PooledRequests):
+    """The gaps of the requests of a point's replicates, pooled.
+
+    The unit is the request, since its gaps are alike: a gap's share of the information is estimated from the variance
+    between requests of the share of gaps that are not above a quantile.
+
+    Args:
+        gaps: of the requests that have any, in the order of the sends, NaN after a request's last and after the last
+            request. Shape (..., R, n, m).
+        launches: as of PooledRequests.
+    """
+
+    def __init__(self, gaps: FloatArray, launches: Sequence[int] | None = None) -> None:
+        self.gaps, self.sizes = gaps, (~np.isnan(gaps)).sum(-1)
+        with np.errstate(invalid="ignore"):
+            super().__init__(np.nansum(gaps, -1) / self.sizes, launches)
+        self.total = self.sizes.sum((-2, -1))
+        self.sorted_gaps = np.sort(gaps.reshape(*gaps.shape[:-3], -1), axis=-1)
+
+    def quantile(self, q: float) -> Interval:
+        """The q-quantile of the pooled gaps; its ends are order statistics."""
+        value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total)
+        below = (self.gaps <= value[..., None, None, None]).sum(-1)
+        excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is that of the gaps
+        variance = (excess**2).sum((-2, -1)) / self.n
+        with np.errstate(divide="ignore"):
+            independent = np.minimum(self.n * q * (1 - q) / variance, self.total)
+        beyond = independent * min(q, 1 - q)
+        value = np.where((q <= 0.5) | (beyond >= FEWEST_BEYOND), value, np.nan)
+        enough = beyond >= BEYOND * _hidden_variance(self.length) * max(1, 3 / self.replicates)
+        halves = (np.where(enough, each, np.nan) for each in self._halves(excess))
+        return _whole(value, _ends(self.sorted_gaps, q, halves, self.total), self.effective_n)
+
+
+def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArray[np.int64]) -> Iterable[FloatArray]:
+    """The ends of a quantile's intervals: the order statistics at half of an interval of its share from it."""
+    return (_between(ordered, (q + sign * half) * n - 0.5, n) for half in halves for sign in (-1, 1))
+
+
+def _hidden_variance(length: FloatArray) -> FloatArray:
+    """What short replicates multiply a variance by: dependence that lasts as long as they do does not show."""
+    return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(length, HIDE_MOST_VARIANCE), np.float64)
 
 
 def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
@@ -270,7 +309,7 @@ def throughput(
         residual = residual - residual.mean(-2, keepdims=True)
         freedom = (replicates - 1) * count
         variance = np.fmax(variance, _correlated(residual) * (replicates * count - 1) / freedom)
-    variance = variance * (1 + HIDDEN_VARIANCE / np.maximum(lengths.mean(-1), SHORTEST))
+    variance = variance * _hidden_variance(lengths.mean(-1))
     half = t(max(replicates - 1.0, 1) * BATCHES[0]) * np.sqrt(np.fmax(variance, drain / replicates))
     parts = (sums[..., -1] - duration * value[..., None]) / total[..., None]
     halves = _at_least(half, parts, launches, False)
@@ -299,7 +338,13 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
     return np.asarray(np.maximum(2 * (unfinished * steps * ends).sum(-1) - mean**2, 0))
 
 
-def over_replicates(values: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int) -> Interval:
+def over_replicates(
+    values: FloatArray,
+    point: NDArray[np.int64],
+    launch: NDArray[np.int64],
+    count: int,
+    fewest: int = FEWEST_REPLICATES,
+) -> Interval:
     """The mean of a figure of which each replicate has one, with Student's t over replicates, and over launches.
 
     Where all of a point are positive the intervals are of the logarithm; in no case do they go below zero.
@@ -308,6 +353,7 @@ def over_replicates(values: FloatArray, point: NDArray[np.int64], launch: NDArra
         values: of all replicates of all points; NaN is left out. Shape (replicates,).
         point: of each replicate, the number of its point, of which there are `count`.
         launch: of each replicate, the number of its launch.
+        fewest: replicates for an interval of these launches.
     """
     there = ~np.isnan(values)
     values, point, launch = values[there], point[there], launch[there]
@@ -317,12 +363,12 @@ def over_replicates(values: FloatArray, point: NDArray[np.int64], launch: NDArra
     with np.errstate(invalid="ignore", divide="ignore"):
         value = np.bincount(point, values, count) / n
         parts = (values - value[point]) / n[point]
-        half = t(np.where(n > 1, n - 1, np.nan)) * _errors(parts, point, count)[0]
+        half = t(np.where(n >= FEWEST_REPLICATES, n - 1, np.nan)) * _errors(parts, point, count)[0]
         pairs, member = np.unique(np.stack([point, launch]), axis=1, return_inverse=True)
         of_launches = np.asarray(np.bincount(member.ravel(), parts, pairs.shape[1]), np.float64)
         errors, launches = _errors(of_launches, pairs[0], count)
         new = np.fmax(half, t(np.where(launches > 1, launches - 1, np.nan)) * errors)
-        new = np.where(launches > 1, new, np.nan)
+        half, new = np.where(n >= fewest, half, np.nan), np.where(launches > 1, new, np.nan)
         scale = np.where(smallest > 0, value, 1.0)
         relative = _relative(value, (half / scale, new / scale), n)
     ends = (end for each in (half, new) for end in (np.maximum(value - each, 0), value + each))
@@ -330,26 +376,16 @@ def over_replicates(values: FloatArray, point: NDArray[np.int64], launch: NDArra
     return Interval(*(np.where(smallest > 0, *pair) for pair in zip(relative, plain, strict=True)))
 
 
+def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) -> Interval:
+    """A figure without its intervals, or without those of some points."""
+    low, high, new_low, new_high = (np.where(where, np.nan, end) for end in figure[1:5])
+    return Interval(figure.value, low, high, new_low, new_high, figure.effective_n)
+
+
 def _errors(parts: FloatArray, point: NDArray[Any], count: int) -> tuple[FloatArray, FloatArray]:
     """`_error` of each point's parts, and their number."""
     n = np.bincount(point, minlength=count).astype(np.float64)
     return np.asarray(np.sqrt(np.bincount(point, parts**2, count) * n / (n - 1)), np.float64), n
-
-
-def quotient(above: Interval, below: Interval) -> Interval:
-    """The ratio of two figures of different launches, from their intervals.
-
-    On logarithms, each end's distances add as squares (MOVER: Donner & Zou, Statistical Methods in Medical Research 21,
-    2012), so that neither has to be symmetric. Effective requests are the fewer.
-    """
-    ends = []
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = above.value / below.value
-        for ours, theirs in ((above[1:3], below[1:3]), (above[3:5], below[3:5])):
-            low = np.hypot(np.log(above.value / ours[0]), np.log(theirs[1] / below.value))
-            high = np.hypot(np.log(ours[1] / above.value), np.log(below.value / theirs[0]))
-            ends += [value * np.exp(-low), value * np.exp(high)]
-    return _whole(value, ends, np.minimum(above.effective_n, below.effective_n))
 
 
 def _relative(value: FloatArray, halves: Iterable[FloatArray], effective_n: FloatArray) -> Interval:

@@ -1,37 +1,44 @@
 """The figures of a run's points with their intervals, from the requests of all replicates of a point together.
 
 A quantile of few requests is too low on average, and so is the mean of such quantiles. So the requests of a point's
-trials are pooled. They are read for some points at a time; a point with a trial whose requests cannot be read falls
-back on the trials' own figures, and has no interval of a quantile.
+trials are pooled, and the gaps of these requests. They are read for some points at a time; a point with a trial whose
+requests cannot be read falls back on the trials' own figures, and has no interval of a quantile.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis import intervals
-from analysis.intervals import FloatArray, Interval, PooledRequests
+from analysis.intervals import FloatArray, Interval, PooledGaps, PooledRequests, without_intervals
 from analysis.load import Run, trial_folder
 from sweep.disk import run_files
+from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
+from sweep.records import UNKNOWN
 
 REQUESTS_AT_ONCE = 400_000  # requests held at once: ten series of them are 32 MB
+GAPS_OF_A_REQUEST = 20  # that take as much memory as a request's series
+MOST_GAPS = 8_000_000  # of a point, or its requests times the most gaps of one: beyond, they are not pooled
 OF_A_TRIAL = (
     "trial_id",
     "deployment_id",
     "attempt",
     "num_requests",
     "client_stamp_source",
+    "itl_mean",
     "steady_begin",
     "steady_end",
 )
 """The columns by which the requests of a trial are read."""
+OF_A_REQUEST = ("service_e2el", "scheduled", "sent", "ended", "input_tokens", "output_tokens")
 THROUGHPUTS: Mapping[str, Sequence[str]] = {
     "output_throughput": ("output_tokens",),
     "total_throughput": ("input_tokens", "output_tokens"),
@@ -63,18 +70,30 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
     """
     count = int(point.max(initial=-1)) + 1
     launch: Codes = np.asarray(launches(run).reindex(measured.index, fill_value=-1), np.int64)
+    pooled = pooled_columns(run)
+    rates = {name for name, statistic in columns(run.percentiles).items() if statistic.steady and name not in pooled}
     figures = {
-        str(name): intervals.over_replicates(measured[name].to_numpy(np.float64), point, launch, count)
+        str(name): intervals.over_replicates(
+            measured[name].to_numpy(np.float64),
+            point,
+            launch,
+            count,
+            intervals.FEWEST_FOR_STEADY_RATES if name in rates else intervals.FEWEST_REPLICATES,
+        )
         for name in measured
     }
-    pooled = {name: statistic for name, statistic in pooled_columns(run).items() if name in figures}
+    pooled = {name: statistic for name, statistic in pooled.items() if name in figures}
     for name, statistic in pooled.items():
         if statistic.name != "mean":  # of few requests such an interval does not hold (docs/measurements/coverage.md)
-            figures[name] = _without_intervals(figures[name])
-    for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], sorted(_series(pooled.values()))):
+            figures[name] = without_intervals(figures[name])
+    for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], pooled):
         for name, interval, chosen in _figures(points, pooled, figures.keys()):
             for column, values in zip(figures[name], interval, strict=True):
                 column[[one.number for one in chosen]] = values
+    unsettled = np.zeros(count, np.bool_)
+    unsettled[point[measured.index.get_indexer(run.ok.index[run.ok["steady_begin"].isna()])]] = True
+    for name in rates & figures.keys() | {name for name, statistic in pooled.items() if statistic.steady}:
+        figures[name] = without_intervals(figures[name], unsettled)  # those that have a steady state were selected
     if "cost_per_million_tokens" in figures and "output_throughput" in figures:
         hourly = (
             (measured["cost_per_million_tokens"] * measured["output_throughput"])
@@ -95,21 +114,14 @@ def launches(run: Run) -> "pd.Series[int]":
 
 
 def pooled_columns(run: Run) -> dict[str, Statistic]:
-    """The columns of statistics of requests, of the whole run and of the steady state."""
-    return {
-        name: statistic
-        for name, statistic in columns(run.percentiles).items()
-        if statistic.quantity.per == "request" and statistic.name != "max"
-    }
+    """The columns of statistics that are of all requests of a point, and quantiles of all its batches and gaps."""
+    return {name: statistic for name, statistic in columns(run.percentiles).items() if _is_pooled(statistic)}
 
 
-def _series(statistics: Iterable[Statistic]) -> set[str]:
-    return {statistic.quantity.name for statistic in statistics}
-
-
-def _without_intervals(figure: Interval) -> Interval:
-    nothing = np.full_like(figure.value, np.nan)
-    return Interval(figure.value, nothing, nothing.copy(), nothing.copy(), nothing.copy(), figure.effective_n)
+def _is_pooled(statistic: Statistic) -> bool:
+    if statistic.quantity.per in ("gap", "batch"):
+        return statistic.name not in ("mean", "max") and not statistic.steady
+    return statistic.quantity.per == "request" and statistic.name != "max"
 
 
 def _per(hourly: FloatArray, throughput: Interval) -> Interval:
@@ -128,15 +140,18 @@ def _per(hourly: FloatArray, throughput: Interval) -> Interval:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _parts(run: Run, point: "pd.Series[int]", series: Sequence[str]) -> Iterator[list[_Point]]:
+def _parts(run: Run, point: "pd.Series[int]", pooled: Mapping[str, Statistic]) -> Iterator[list[_Point]]:
     """The points of which all requests can be read, some at a time."""
+    quantities = {statistic.quantity.name: statistic.quantity for statistic in pooled.values()}
+    series = sorted(name for name, quantity in quantities.items() if quantity.per == "request")
+    of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
     part, held = list[_Point](), 0
     numbers = launches(run)
     ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
     for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
         for _, row in ok.iterrows():
-            values = None if pd.isna(row["attempt"]) else _read(run, row, series)
+            values = None if pd.isna(row["attempt"]) else _read(run, row, series, of_gaps)
             if values is None:
                 break
             trials.append(values)
@@ -144,6 +159,9 @@ def _parts(run: Run, point: "pd.Series[int]", series: Sequence[str]) -> Iterator
             windows = ok[["steady_begin", "steady_end"]].astype("float64").itertuples(index=False, name=None)
             part.append(_Point(int(str(index)), trials, list(windows), numbers[ok.index].to_list()))
             held += sum(values["sent"].size for values in trials)
+            held += (
+                sum(values[name].size for values in trials for name in of_gaps if name in values) // GAPS_OF_A_REQUEST
+            )
         if held > REQUESTS_AT_ONCE:
             yield part
             part, held = [], 0
@@ -151,25 +169,50 @@ def _parts(run: Run, point: "pd.Series[int]", series: Sequence[str]) -> Iterator
         yield part
 
 
-def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str]) -> Values | None:
-    """The measured requests of a trial; None if they are missing or damaged, or not those that its row is about."""
-    names = list(dict.fromkeys([*series, "service_e2el", "sent", "ended", "input_tokens", "output_tokens"]))
+def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str], of_gaps: Mapping[str, Any]) -> Values | None:
+    """The measured requests of a trial; None if they are missing or damaged, or not those that its row is about.
+
+    The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last.
+    """
+    names = list(dict.fromkeys([*series, *OF_A_REQUEST]))
+    chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(row["itl_mean"]) else []
     table = None
     with suppress(FileNotFoundError, run_files.DamagedFile):
-        table = run_files.read_table(trial_folder(run, row) / "requests.parquet", [*names, "phase", "batch", "error"])
-    if table is None or not set(names) <= set(table.column_names):
+        path = trial_folder(run, row) / "requests.parquet"
+        table = run_files.read_table(path, [*names, *chunks, "phase", "batch", "error"])
+    if table is None or not {*names, *chunks} <= set(table.column_names):
         return None
+    batch = table["batch"].fill_null(UNKNOWN).to_numpy()
     mask = pc.equal(table["phase"], "measured").to_numpy()
     if mask.sum() != row["num_requests"]:  # the first lockstep batch is not in the row
-        mask &= table["batch"].fill_null(-1).to_numpy() != 0
+        mask &= batch != 0
     if mask.sum() != row["num_requests"]:
         return None
     values = {name: table[name].to_numpy()[mask].astype(np.float64) for name in names}
+    values |= {"took": values["service_e2el"], "batch": batch[mask].astype(np.float64)}
     values["failed"] = table["error"].is_valid().to_numpy()[mask].astype(np.float64)
     if row["client_stamp_source"] == "engine":  # its latencies leave out the way to the client
         values |= {name: np.full_like(values[name], np.nan) for name in series}
     order = np.argsort(values["sent"], kind="stable")
-    return {name: column[order] for name, column in values.items()}
+    values = {name: column[order] for name, column in values.items()}
+    if chunks:
+        measured = table.filter(mask).take(order)
+        values |= {name: _gaps(measured, function) for name, function in of_gaps.items()}
+    return values
+
+
+def _gaps(requests: pa.Table, function: Callable[[Block], NDArray[Any]]) -> FloatArray:
+    """A series of gaps, s, in 4 bytes each. Shape (requests with a gap, most gaps of one)."""
+    us, tokens = (requests[name].combine_chunks() for name in ("chunk_us", "chunk_tokens"))
+    request = np.repeat(np.arange(len(us)), us.value_lengths().to_numpy())
+    tokens = tokens.flatten().to_numpy()
+    arrived = tokens > 0
+    block = Block(request[arrived], us.flatten().to_numpy()[arrived].astype(np.int64), tokens[arrived])
+    sizes = np.bincount(block.request[1:][block.inside()])
+    sizes = sizes[sizes > 0]
+    filled = np.full((sizes.size, sizes.max(initial=0)), np.nan, np.float32)
+    filled[np.arange(filled.shape[1]) < sizes[:, None]] = function(block) / 1e6
+    return filled
 
 
 # Figures -------------------------------------------------------------------------------------------------------------
@@ -182,17 +225,41 @@ def _figures(
     groups: dict[tuple[str, bool], list[Statistic]] = defaultdict(list)
     for statistic in pooled.values():
         groups[statistic.quantity.name, statistic.steady].append(statistic)
-    for (_, steady), statistics in groups.items():
+    for (name, steady), statistics in groups.items():
+        if statistics[0].quantity.per == "gap":
+            yield from _figures_of_gaps(points, name, statistics)
+            continue
         samples: list[Replicates] = [
             [(values,) for values in _replicates(point, statistics[0], steady)] for point in points
         ]
         for chosen, (values,), launch in _batches(points, samples):
-            for statistic, interval in _of_requests(values, launch, statistics):
+            for statistic, interval in _of_requests(values, launch, statistics):  # or of batches, as if they were
                 yield statistic.column, interval, chosen
     for name in THROUGHPUTS.keys() & set(names):
         samples = [[_work(trial, name) for trial in point.trials] for point in points]
         for chosen, (counts, sent, latency), launch in _batches(points, samples):
             yield name, intervals.throughput(counts, sent, latency, launch), chosen
+
+
+def _figures_of_gaps(
+    points: list[_Point], name: str, statistics: Sequence[Statistic]
+) -> Iterator[tuple[str, Interval, list[_Point]]]:
+    for point in points:
+        replicates = [trial.get(name, np.empty((0, 0))) for trial in point.trials]
+        shape = (1, len(replicates), *np.max([each.shape for each in replicates], axis=0))
+        if not all(each.size for each in replicates) or np.prod(shape) > MOST_GAPS:
+            continue
+        filled = np.full(shape, np.nan, np.float32)
+        for index, each in enumerate(replicates):
+            filled[0, index, : each.shape[0], : each.shape[1]] = each
+        pool = PooledGaps(filled, list(pd.factorize(np.array(point.launches))[0]))
+        for statistic in statistics:
+            yield statistic.column, pool.quantile(_rank(statistic)), [point]
+
+
+def _rank(statistic: Statistic) -> float:
+    """0.99 of p99."""
+    return float(statistic.name[1:].replace("_", ".")) / 100
 
 
 def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[FloatArray]:
@@ -202,14 +269,26 @@ def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[F
     """
     quantity = statistic.quantity
     for trial, (begin, end) in zip(point.trials, point.windows, strict=True):
+        if quantity.per == "batch":
+            yield _batch_latencies(trial)
+            continue
         values, failed = trial[quantity.name], trial["failed"] > 0
         if quantity.kind == "latency" and not np.isnan(values).all():
             values = np.where(failed & (np.isnan(values) if quantity.event == "sent" else True), np.inf, values)
         else:
             values = np.where(failed, np.nan, values)
         if steady:
-            values = values[(trial["sent"] >= begin) & (trial["sent"] <= end)]
+            sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # if only due: then
+            values = values[(sent >= begin) & (sent <= end)]
         yield values[~np.isnan(values)]
+
+
+def _batch_latencies(trial: Values) -> FloatArray:
+    """From the first send of each lockstep batch to its last token; +∞ where a request failed."""
+    ends = np.where(trial["failed"] > 0, np.inf, trial["sent"] + trial["took"])
+    frame = pd.DataFrame({"batch": trial["batch"], "sent": trial["sent"], "end": ends})
+    batches = frame[frame["batch"] != UNKNOWN].groupby("batch")
+    return np.asarray(batches["end"].max() - batches["sent"].min(), np.float64)
 
 
 def _of_requests(
@@ -219,7 +298,7 @@ def _of_requests(
     pool = PooledRequests(values, launch)
     for statistic in statistics:
         if statistic.name != "mean":
-            yield statistic, pool.quantile(float(statistic.name[1:].replace("_", ".")) / 100)
+            yield statistic, pool.quantile(_rank(statistic))
         elif np.isinf(values).any():
             finite = np.where(np.isinf(values), np.nan, values)
             yield (
@@ -237,7 +316,7 @@ def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
     done = np.where(trial["failed"] > 0, 0.0, 1.0)
     if THROUGHPUTS[name]:
         done = done * np.where(done > 0, sum(trial[column] for column in THROUGHPUTS[name]), 0.0)
-    latency = np.where(trial["failed"] > 0, trial["ended"] - trial["sent"], trial["service_e2el"])
+    latency = np.where(trial["failed"] > 0, trial["ended"] - trial["sent"], trial["took"])
     there = ~np.isnan(trial["sent"]) & ~np.isnan(latency)
     if np.isnan(done).any():  # the tokens of one are unknown, and so is their sum
         there &= False

@@ -12,7 +12,8 @@ from analysis.headline import ASKED, COUNTS, HEADLINE
 from analysis.load import Run
 
 Positions = NDArray[np.int64]  # of rows, or of points
-RATIO_COLUMNS = ("", "_ci_low", "_ci_high")  # of the columns of a ratio
+RATIO_COLUMNS = ("", "_ci_low", "_ci_high", "_all_low", "_all_high")
+"""Ends of a ratio's columns: its interval among those that are compared with each other, and among all of the run."""
 
 
 def against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:
@@ -43,7 +44,8 @@ def against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trial
 def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | None], name: str) -> pd.DataFrame:
     """For each point how many times its partner it is, with the interval, in the HEADLINE columns.
 
-    The intervals of points that are compared with each other, directly or through others, hold together.
+    The intervals of points that are compared with each other, directly or through others, hold together; those over
+    all loads and tasks (`_all_`) with every other one in the run, so that the largest ratio may be picked out.
     """
     pairs = [(index, partner) for index, partner in enumerate(partners) if partner is not None and partner != index]
     headlines = [headline for headline in HEADLINE if headline in measured]
@@ -60,8 +62,9 @@ def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | Non
         above, below = ([local[point] for point in side] for side in zip(*family, strict=True))
         for headline in headlines:
             model = fit(measured[headline].to_numpy(np.float64)[rows], of_family, len(members))
-            difference, half = differences(model, above, below)
-            for end, values in zip(RATIO_COLUMNS, (difference, difference - half, difference + half), strict=True):
+            difference, half, of_all = differences(model, above, below, len(pairs))
+            ends = (difference, difference - half, difference + half, difference - of_all, difference + of_all)
+            for end, values in zip(RATIO_COLUMNS, ends, strict=True):
                 columns[f"{headline}_{name}{end}"][points] = np.exp(values)
     return pd.DataFrame(columns, index=range(len(partners)))
 

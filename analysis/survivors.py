@@ -80,7 +80,8 @@ def left_out(column: str, points: pd.DataFrame) -> str:
 
 def _is_quantile(statistic: Statistic) -> bool:
     quantity = statistic.quantity
-    return quantity.per == "request" and quantity.kind == "latency" and statistic.name not in ("mean", "max")
+    of_failures = quantity.per == "batch" or (quantity.per == "request" and quantity.kind == "latency")
+    return of_failures and statistic.name not in ("mean", "max")
 
 
 def _percentile(column: str) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.headline import HEADLINE
-from analysis.intervals import Estimate
+from analysis.intervals import CONFIDENCE, Estimate
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.standings import Standing, question_columns
 from analysis.summary import estimate
@@ -67,10 +67,11 @@ def tallies(results: Sequence[Best]) -> list[Tally]:
 
 
 def tally_text(tally: Tally) -> str:
-    """`vllm in 5, tgi in 2; in 1 the best is not told apart from another`."""
+    """`vllm in 5, tgi in 2; in 1 the best is not told apart from another; of equal engines 1 in 20 is named`."""
     wins = ", ".join(f"{line} in {number}" for line, number in tally.wins.most_common(MOST_LINES_NAMED))
     undecided = f"in {tally.undecided} the best is not told apart from another" if tally.undecided else ""
-    return "; ".join(filter(None, [wins, undecided]))
+    chance = f"of equal engines 1 in {round(1 / (1 - CONFIDENCE))} is named" if tally.wins else ""
+    return "; ".join(filter(None, [wins, undecided, chance]))
 
 
 def tied_text(result: Best) -> str:

@@ -86,6 +86,7 @@ class EnvironmentSpec(Strict):
     imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
     source: SourceBuild | None = None  # what is built there besides
     lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
+    plain: "EnvironmentSpec | None" = None  # used where optional parts that the engine can do without fail
     content: dict[str, str] = Field(default_factory=dict)  # digests of the user's own python and binary, when planned
 
     @field_validator("index")
@@ -107,6 +108,7 @@ class EnvironmentChoice(Strict):
     runtime: Runtime | None = None  # for an image: docker, podman or apptainer; null: the first that a node has
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
+    extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:

@@ -14,6 +14,8 @@ from sweep.records import BatchForm
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
 
+NO_KV_SCALES = "those of the checkpoint, else 1.0: --calculate-kv-scales is not in vLLM 0.32"
+
 
 def speculation(flags: Mapping[str, Any]) -> tuple[str, ...]:
     """The method of speculative decoding that flags ask for, as an environment's features name it."""
@@ -66,6 +68,7 @@ class VLLM(Backend):
         spec_decode_drafts_total="spec_decode_num_drafts_total",
         spec_decode_draft_tokens_total="spec_decode_num_draft_tokens_total",
         spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
+        spec_decode_accepted_at_position_total="spec_decode_num_accepted_tokens_per_pos_total",
     )
     oom_patterns = (
         *Backend.oom_patterns,
@@ -117,6 +120,8 @@ class VLLM(Backend):
         flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
         facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
+        if str(flags.get("kv-cache-dtype", "auto")).startswith("fp8"):
+            facts["kv_scales"] = NO_KV_SCALES
         return facts | checkpoints.method(launch.model)
 
     def message(self, line: str) -> str:

@@ -1,96 +1,84 @@
 """Coverage of the intervals of a summary, by simulation: how often the true figure lies in them, and how wide they are.
 
-`python -m benchmarks.coverage` simulates replicates of known timing, gives them to the functions that summarise a run
-(analysis/intervals.py) and rewrites docs/measurements/coverage.csv and the tables of docs/measurements/coverage.md.
-`--quick` prints a few cells and writes nothing.
+`python -m benchmarks.coverage [SCENARIO ...]` gives simulated replicates (simulated_runs.py) to the functions that
+summarise a run (analysis/intervals.py, analysis/comparison.py), replaces these scenarios in
+docs/measurements/coverage.csv, and writes the tables of docs/measurements/coverage.md from it, so that it can be done
+in parts. `--quick` prints a few cells and writes nothing.
 """
 
 import argparse
 import csv
 import itertools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import binom
 
-from analysis.intervals import Interval, PooledRequests, quotient, t, throughput
-
-FloatArray = NDArray[np.float64]
+from analysis.comparison import Trials, differences, fit
+from analysis.intervals import (
+    FEWEST_FOR_STEADY_RATES,
+    Interval,
+    PooledGaps,
+    PooledRequests,
+    over_replicates,
+    t,
+    throughput,
+    without_intervals,
+)
+from benchmarks.simulated_runs import (
+    SCENARIOS,
+    FloatArray,
+    Runs,
+    gaps,
+    sent_within,
+    simulate,
+    stationary,
+    steady_states,
+)
+from sweep import provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "coverage.md"
-SLOTS = 16
-LOADS = {f"load {load}": load for load in (0.3, 0.5, 0.7, 0.85, 0.9)}
-SCENARIOS = ("lognormal", "2 % slow", *LOADS)
 REQUESTS = (64, 100, 500, 1500)
 REPLICATES = (1, 2, 3, 5, 10)
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LAUNCHES = (3, 5, 10)
 BETWEEN_LAUNCHES = (0.02, 0.05)
-CHUNK = 200  # repetitions at once: 200 × 10 × 1,500 values of 8 bytes are 24 MB, and a dozen such arrays are needed
+STEADY_REQUESTS = (500, 1500)  # fewer hold no steady state
+FEW_REPLICATES = (2, 3, 5)  # of steady states and gaps, which take long to simulate
+RATIO_REQUESTS = (100, 1500)
+TRUTH = 4_000_000  # latencies, for the true figure
+VALUES_AT_ONCE = 100_000  # so that a processor's cache holds the arrays
 SHOWN = 0.5  # share of the repetitions with an interval, from which a cell counts as shown
-
-
-class Runs(NamedTuple):
-    """Simulated replicates, each from an empty system. Shape (runs, n) each, in the order of the sends."""
-
-    sent: FloatArray
-    latency: FloatArray
-
-    def first(self, runs: slice, shape: tuple[int, ...], n: int) -> "Runs":
-        """The first n requests of some runs: what comes later does not change them."""
-        return Runs(*(part[runs, :n].reshape(*shape, -1, n) for part in self))
-
-
-def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
-    """A queue of SLOTS slots, first in, first out; without a load, a user in each slot whose answers are independent.
-
-    Service takes lognormal(0.5) times; in "2 % slow" lognormal(0.25), and 20 times as long in 2 of 100.
-    """
-    chance = np.random.default_rng([seed, SCENARIOS.index(scenario)])
-    free, clock, each = np.zeros((runs, SLOTS)), np.zeros(runs), np.arange(runs)
-    sent, latency = np.empty((n, runs), np.float32), np.empty((n, runs), np.float32)
-    for index in range(n):
-        slot = free.argmin(1)
-        begin = free[each, slot]
-        if scenario in LOADS:
-            clock += chance.exponential(1 / (LOADS[scenario] * SLOTS), runs)
-            sent[index], begin = clock, np.maximum(clock, begin)
-        else:
-            sent[index] = begin
-        end = begin + _service(scenario, runs, chance)
-        free[each, slot] = end
-        latency[index] = end - sent[index]
-    return Runs(*(part.T.astype(np.float64) for part in (sent, latency)))
-
-
-def _service(scenario: str, runs: int, chance: np.random.Generator) -> FloatArray:
-    if scenario == "2 % slow":
-        slow = np.where(chance.random(runs) < 0.02, 20.0, 1.0)
-        return np.asarray(slow * np.exp(0.25 * chance.standard_normal(runs)))
-    return np.exp(0.5 * chance.standard_normal(runs) - 0.125)
-
-
-# Rules ---------------------------------------------------------------------------------------------------------------
 
 Figures = dict[str, Interval]
 
 
+# Rules ---------------------------------------------------------------------------------------------------------------
+
+
 def ours(runs: Runs) -> Figures:
-    """The intervals of these launches, of shape (repetitions,), by figure."""
+    """Our intervals by figure, of shape (repetitions,)."""
     pool = PooledRequests(runs.latency)
     figures = {name: pool.quantile(q) for name, q in QUANTILES.items()}
     figures["mean"] = pool.mean()
-    figures["throughput"] = throughput(np.ones_like(runs.sent), *runs)
+    figures["throughput"] = throughput(np.ones_like(runs.sent), runs.sent, runs.latency)
     return figures
+
+
+def of_gaps(runs: Runs) -> Figures:
+    """Our intervals of the quantiles of gaps."""
+    pool = PooledGaps(gaps(runs, seed=1))
+    return {f"itl {name}": pool.quantile(q) for name, q in QUANTILES.items()}
 
 
 def over_runs(runs: Runs) -> Figures:
     """AIPerf's rule: Student's t over each run's own figure."""
-    return {name: _student(np.quantile(runs.latency, q, axis=-1)) for name, q in QUANTILES.items()} | {
+    quantiles = np.quantile(runs.latency, list(QUANTILES.values()), axis=-1)
+    return {name: _student(values) for name, values in zip(QUANTILES, quantiles, strict=True)} | {
         "mean": _student(runs.latency.mean(-1)),
         "throughput": _student(runs.sent.shape[-1] / (runs.sent + runs.latency).max(-1)),
     }
@@ -121,13 +109,36 @@ def _of_these(value: FloatArray, low: FloatArray, high: FloatArray) -> Interval:
     return Interval(value, low, high, nothing, nothing, nothing)
 
 
-def of_new_launches(runs: Runs, spread: float, chance: np.random.Generator) -> tuple[Figures, FloatArray]:
-    """The intervals of a new launch where each replicate is a launch, and the factors by which launches are slower."""
-    factors = np.exp(spread * chance.standard_normal(runs.sent.shape[:2]))
-    figures = ours(Runs(*(part * factors[..., None] for part in runs)))
-    return {
-        name: interval._replace(low=interval.new_low, high=interval.new_high) for name, interval in figures.items()
-    }, factors
+def steady(runs: Runs, states: FloatArray) -> Figures:
+    """Our intervals of the steady state, from the runs and their steady states."""
+    repetitions, replicates = states.shape[:2]
+    unsettled = np.asarray(np.isnan(states[..., 0]).any(-1), np.bool_)
+    pool = PooledRequests(sent_within(runs, states))
+    figures = {f"steady {name}": pool.quantile(QUANTILES[name]) for name in ("p50", "p99")}
+    repetition = np.repeat(np.arange(repetitions), replicates)
+    launch = np.arange(repetition.size)
+    figures["steady throughput"] = over_replicates(
+        states[..., 2].ravel(), repetition, launch, repetitions, FEWEST_FOR_STEADY_RATES
+    )
+    return {name: without_intervals(figure, unsettled) for name, figure in figures.items()}
+
+
+def ratios(runs: Runs) -> Figures:
+    """The ratios of the summary, each of a repetition over the one before, which is of an engine as fast."""
+    replicates = runs.sent.shape[1]
+    names = np.array([f"{side}{index}" for side in "ab" for index in range(replicates)], object)
+    trials = Trials(np.repeat([0, 1], replicates), np.tile(np.arange(replicates), 2), names)
+    values = {
+        "ratio of p50": np.quantile(runs.latency, 0.5, axis=-1),
+        "ratio of throughput": 1 / (runs.sent + runs.latency).max(-1),
+    }
+    figures = {}
+    for name, each in values.items():
+        pairs = np.concatenate([each, np.roll(each, 1, axis=0)], axis=1)
+        logs = [differences(fit(pair, trials, 2), [0], [1]) for pair in pairs]
+        ratio, half = (np.array([log[part][0] for log in logs]) for part in (0, 1))
+        figures[name] = _of_these(np.exp(ratio), np.exp(ratio - half), np.exp(ratio + half))
+    return figures
 
 
 # Study ---------------------------------------------------------------------------------------------------------------
@@ -146,89 +157,141 @@ class Cell(NamedTuple):
     width: float  # median of those, over the range of 95 % of the figure's values (the oracle)
     misleading: float  # share of all repetitions whose interval does not hold the truth
     effective: float  # median of the effective number of requests
+    commit: str  # of the code that was studied
 
     @property
     def counts(self) -> bool:
         return self.shown >= SHOWN
 
 
-def cells(runs: Runs, scenario: str, n: int, replicates: int, repetitions: int) -> Iterator[Cell]:
-    """The cells of one scenario, number of requests and number of replicates, under each rule."""
-    truth = _truth(runs, n)
-    rules = {"ours": ours, "AIPerf": over_runs} | ({"independent requests": over_requests} if replicates == 1 else {})
-    for rule, function in rules.items():
-        parts = [function(part) for part in _chunks(runs, n, replicates, repetitions)]
+class Design(NamedTuple):
+    """The number of requests and replicates, and the differences between launches."""
+
+    scenario: str
+    n: int
+    replicates: int
+    repetitions: int
+    spread: float = 0.0
+
+    def cells(
+        self,
+        rule: str,
+        runs: Runs,
+        function: Callable[..., Figures],
+        truth: Mapping[str, float],
+        states: FloatArray | None = None,
+    ) -> Iterator[Cell]:
+        """The cells of a rule: `function` of the runs, and of their steady states if there are any, in parts."""
+        parts = [function(*part) for part in self._parts(runs, states)]
         for figure in parts[0]:
-            interval = _joined([part[figure] for part in parts])
-            yield _cell(rule, figure, scenario, n, replicates, interval, truth[figure])
-            if rule == "ours" and figure in ("p50", "throughput"):
-                other = Interval(*(np.roll(part, 1) for part in interval))
-                yield _cell(rule, f"ratio of {figure}", scenario, n, replicates, quotient(interval, other), 1.0)
+            interval = Interval(
+                *(np.concatenate(values) for values in zip(*(each[figure] for each in parts), strict=True))
+            )
+            if self.spread and not rule.startswith("ratio"):
+                interval = interval._replace(low=interval.new_low, high=interval.new_high)
+            yield self._cell(rule, figure, interval, truth[figure])
+
+    def _parts(self, runs: Runs, states: FloatArray | None) -> Iterator[tuple[Runs] | tuple[Runs, FloatArray]]:
+        """The replicates of some repetitions, of shape (repetitions, replicates, n), with their steady states."""
+        share = len(runs.sent) // self.repetitions
+        chance = np.random.default_rng([self.n, self.replicates, round(1000 * self.spread)])
+        size = max(1, VALUES_AT_ONCE // (self.replicates * self.n))
+        for begin in range(0, self.repetitions, size):
+            chosen = slice(begin * share, min(begin + size, self.repetitions) * share)
+            shape = (-1, share, self.n)
+            part = Runs(*(values.reshape(shape)[:, : self.replicates] for values in runs.part(chosen, self.n)))
+            factors = np.exp(self.spread * chance.standard_normal(part.sent.shape[:2]))
+            if states is None:
+                yield (part.slower(factors),)
+            else:
+                own = states[chosen].reshape(-1, share, 3)[:, : self.replicates]
+                yield part.slower(factors), own * np.stack([factors, factors, 1 / factors], -1)
+
+    def _cell(self, rule: str, figure: str, interval: Interval, truth: float) -> Cell:
+        shown = np.isfinite(interval.low) & np.isfinite(interval.high)
+        held = (interval.low <= truth) & (truth <= interval.high)
+        values = interval.value[np.isfinite(interval.value)]
+        oracle = np.subtract(*np.quantile(values, [0.975, 0.025])) if values.size else np.nan
+        width = np.median((interval.high - interval.low)[shown]) / oracle if shown.any() else np.nan
+        coverage = float(held[shown].mean()) if shown.any() else np.nan
+        wrong, effective = float((shown & ~held).mean()), float(np.median(interval.effective_n))
+        return Cell(
+            rule, figure, self.scenario, self.n, self.replicates, float(shown.mean()), coverage, float(width), wrong,
+            effective, provenance.commit() or "",
+        )  # fmt: skip
 
 
-def launch_cells(runs: Runs, scenario: str, n: int, launches: int, repetitions: int, spread: float) -> Iterator[Cell]:
-    """The cells of the intervals of a new launch."""
-    chance = np.random.default_rng([n, launches, round(1000 * spread)])
-    parts, factors = zip(
-        *(of_new_launches(part, spread, chance) for part in _chunks(runs, n, launches, repetitions)), strict=True
-    )
-    truth = _truth(runs, n, np.concatenate([factor.ravel() for factor in factors]))
-    for figure in parts[0]:
-        interval = _joined([part[figure] for part in parts])
-        yield _cell(f"new launch, {spread:.0%}", figure, scenario, n, launches, interval, truth[figure])
-
-
-def _chunks(runs: Runs, n: int, replicates: int, repetitions: int) -> Iterator[Runs]:
-    """The replicates of each repetition, of shape (repetitions, replicates, n): those of its share of the runs."""
-    share = len(runs.sent) // repetitions
-    for begin in range(0, repetitions, CHUNK):
-        size = min(CHUNK, repetitions - begin)
-        part = runs.first(slice(begin * share, (begin + size) * share), (size,), n)
-        yield Runs(*(values[:, :replicates] for values in part))
-
-
-def _truth(runs: Runs, n: int, factors: FloatArray | None = None) -> dict[str, float]:
-    """The figures over all the runs of the same design: as many as all repetitions have together."""
-    sent, latency = (part[:, :n] for part in runs)
-    if factors is not None:
-        sent, latency = (part[: len(factors)] * factors[:, None] for part in (sent, latency))
+def _truth(latency: FloatArray, rate: float, spread: float) -> dict[str, float]:
+    """The figures over infinitely many launches, each slower by a factor: over many factors of each latency."""
+    chance = np.random.default_rng(1)
+    latency = latency.ravel()[:: max(1, latency.size // TRUTH)].astype(np.float64)
+    latency = latency * np.exp(spread * chance.standard_normal(latency.size))
+    quantiles = {name: float(np.quantile(latency, q)) for name, q in QUANTILES.items()}
+    noise = gaps(Runs(*[latency[::4]] * 3), seed=2)
     return {
-        **{name: float(np.quantile(latency, q)) for name, q in QUANTILES.items()},
+        **quantiles,
         "mean": float(latency.mean()),
-        "throughput": n / float((sent + latency).max(-1).mean()),
+        "throughput": rate,
+        **{f"itl {name}": float(np.quantile(noise, q)) for name, q in QUANTILES.items()},
+        "ratio of p50": 1.0,
+        "ratio of throughput": 1.0,
     }
 
 
-def _joined(parts: Sequence[Interval]) -> Interval:
-    return Interval(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-
-
-def _cell(rule: str, figure: str, scenario: str, n: int, replicates: int, interval: Interval, truth: float) -> Cell:
-    shown = np.isfinite(interval.low) & np.isfinite(interval.high)
-    held = (interval.low <= truth) & (truth <= interval.high)
-    values = interval.value[np.isfinite(interval.value)]
-    oracle = np.subtract(*np.quantile(values, [0.975, 0.025])) if values.size else np.nan
-    width = np.median((interval.high - interval.low)[shown]) / oracle if shown.any() else np.nan
-    coverage = float(held[shown].mean()) if shown.any() else np.nan
-    wrong, effective = float((shown & ~held).mean()), float(np.median(interval.effective_n))
-    return Cell(rule, figure, scenario, n, replicates, float(shown.mean()), coverage, width, wrong, effective)
-
-
 def study(
-    scenarios: Sequence[str] = SCENARIOS,
+    scenario: str,
     requests: Sequence[int] = REQUESTS,
     replicates: Sequence[int] = REPLICATES,
     repetitions: int = 2000,
     seed: int = 1,
+    others: bool = True,
 ) -> Iterator[Cell]:
-    """Every cell: of these launches under each rule, and of a new launch."""
-    for scenario in scenarios:
-        runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
-        for n, count in itertools.product(requests, replicates):
-            yield from cells(runs, scenario, n, count, repetitions)
-        for n, count, spread in itertools.product(requests, LAUNCHES, BETWEEN_LAUNCHES):
-            if count <= max(replicates):
-                yield from launch_cells(runs, scenario, n, count, repetitions, spread)
+    """Every cell of a scenario: of these launches and of a new launch, and under the rules of others."""
+    runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
+    for n, spread in itertools.product(requests, (0.0, *BETWEEN_LAUNCHES)):
+        truth = _truth(runs.latency[:, :n], _rate(runs, n, spread), spread)
+        for count in [each for each in (LAUNCHES if spread else REPLICATES) if each in replicates]:
+            design = Design(scenario, n, count, repetitions, spread)
+            yield from design.cells(_rule(spread), runs, ours, truth)
+            if count in FEW_REPLICATES and (count == FEW_REPLICATES[1] or not spread):
+                yield from design.cells(_rule(spread), runs, of_gaps, truth)
+            if count > 1 and n in RATIO_REQUESTS:
+                yield from design.cells(f"ratio, {spread:.0%}", runs, ratios, truth)
+            if others and not spread:
+                yield from design.cells("AIPerf", runs, over_runs, truth)
+            if others and count == 1:
+                yield from design.cells("independent requests", runs, over_requests, truth)
+    few = [n for n in requests if n in STEADY_REQUESTS]
+    yield from _steady_study(scenario, runs, few, replicates, repetitions, seed)
+
+
+def _rule(spread: float) -> str:
+    return f"new launch, {spread:.0%}" if spread else "ours"
+
+
+def _rate(runs: Runs, n: int, spread: float) -> float:
+    """The throughput over infinitely many launches: requests over the mean duration."""
+    duration = float((runs.sent[:, :n] + runs.latency[:, :n]).max(-1).mean(dtype=np.float64))
+    return n / (duration * float(np.exp(spread**2 / 2)))
+
+
+def _steady_study(
+    scenario: str, runs: Runs, requests: Sequence[int], replicates: Sequence[int], repetitions: int, seed: int
+) -> Iterator[Cell]:
+    counts = [count for count in replicates if count in FEW_REPLICATES]
+    if not requests or not counts:
+        return
+    latency, rate = stationary(scenario, seed)
+    few = runs.part(slice(0, repetitions * max(counts)), max(requests))
+    for n in requests:
+        states = steady_states(few.part(slice(None), n))
+        for count, spread in itertools.product(counts, (0.0, *BETWEEN_LAUNCHES)):
+            truth = _truth(latency, rate * np.exp(spread**2 / 2), spread)  # the mean of the launches' own
+            truth = {f"steady {name}": value for name, value in truth.items()}
+            if not spread or count in LAUNCHES:
+                yield from Design(scenario, n, count, repetitions, spread).cells(
+                    _rule(spread), few, steady, truth, states
+                )
 
 
 # Document ------------------------------------------------------------------------------------------------------------
@@ -238,18 +301,22 @@ GROUPS = {
     **{
         f"new launch, {spread:.0%}": f"## Of a new launch, {spread:.0%} between launches" for spread in BETWEEN_LAUNCHES
     },
+    **{
+        f"ratio, {spread:.0%}": f"## Ratios of two engines, {spread:.0%} between launches"
+        for spread in (0.0, *BETWEEN_LAUNCHES)
+    },
     "AIPerf": "## AIPerf's rule: Student's t over the runs' own figures",
     "independent requests": "## One run, its requests taken as independent",
 }
 
 
 def document(results: Sequence[Cell]) -> str:
-    """The tables, a section for each rule: coverage in %, width over the oracle's, and how often it is shown."""
+    """A section for each rule: an account of it, and a table with the least that is shown and the least coverage."""
     parts = []
     for rule, heading in GROUPS.items():
         chosen = [cell for cell in results if cell.rule == rule]
         if chosen:
-            parts += [heading, _account(chosen), *(_table(figure, chosen) for figure in _distinct(chosen, "figure"))]
+            parts += [heading, _account(chosen), _table(chosen)]
     return "\n\n".join(parts)
 
 
@@ -273,59 +340,67 @@ def _at(cell: Cell) -> str:
     return f"({cell.figure}, {cell.scenario}, {cell.replicates} × {cell.requests})"
 
 
-def _table(figure: str, chosen: Sequence[Cell]) -> str:
-    cells = {(cell.scenario, cell.requests, cell.replicates): cell for cell in chosen if cell.figure == figure}
-    counts = sorted({key[2] for key in cells})
-    lines = ["| " + " | ".join([figure, "requests", *(f"{count} ×" for count in counts)]) + " |"]
-    lines.append("|---" * (len(counts) + 2) + "|")
-    for scenario, n in dict.fromkeys(key[:2] for key in cells):
-        texts = (_text(cells.get((scenario, n, count))) for count in counts)
-        lines.append("| " + " | ".join([scenario, f"{n:,}", *texts]) + " |")
+def _table(chosen: Sequence[Cell]) -> str:
+    scenarios = [scenario for scenario in SCENARIOS if any(cell.scenario == scenario for cell in chosen)]
+    lines = ["| " + " | ".join(["", *scenarios]) + " |", "|---" * (len(scenarios) + 1) + "|"]
+    for figure in dict.fromkeys(cell.figure for cell in chosen):
+        cells = [[cell for cell in chosen if (cell.figure, cell.scenario) == (figure, each)] for each in scenarios]
+        lines.append("| " + " | ".join([figure, *map(_text, cells)]) + " |")
     return "\n".join(lines)
 
 
-def _text(cell: Cell | None) -> str:
-    if cell is None or not cell.shown:
+def _text(cells: Sequence[Cell]) -> str:
+    """`3 × 100: 97.3%, 1.12`: the fewest replicates (of three or more) and requests, least coverage, largest width."""
+    shown = [cell for cell in cells if cell.counts]
+    if not shown:
         return "–"
-    text = f"{cell.coverage:.1%}, {cell.width:.2f}"
-    if not cell.counts:
-        return f"({cell.shown:.0%})"
-    return text if cell.shown > 0.995 else f"{text} ({cell.shown:.0%})"
-
-
-def _distinct(chosen: Sequence[Cell], field: str) -> list[str]:
-    return list(dict.fromkeys(getattr(cell, field) for cell in chosen))
+    fewest = min(shown, key=lambda cell: (cell.replicates < 3, cell.requests, cell.replicates))
+    coverage, width = min(cell.coverage for cell in shown), max(cell.width for cell in shown)
+    return f"{fewest.replicates} × {fewest.requests:,}: {coverage:.1%}, {width:.2f}"
 
 
 def write(results: Sequence[Cell]) -> None:
-    """Write every cell to coverage.csv and replace the tables of coverage.md."""
-    with DOCUMENT.with_suffix(".csv").open("w", newline="") as file:
+    """Replace the cells of these scenarios in coverage.csv, and the tables of coverage.md."""
+    path, measured = DOCUMENT.with_suffix(".csv"), {(cell.scenario, cell.rule) for cell in results}
+    with path.open(newline="") as file:
+        earlier = [_read(row) for row in csv.DictReader(file) if (row["scenario"], row["rule"]) not in measured]
+    results = sorted(
+        [*earlier, *results], key=lambda cell: (list(GROUPS).index(cell.rule), SCENARIOS.index(cell.scenario))
+    )
+    with path.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(Cell._fields)
         rows.writerows([f"{value:.4g}" if isinstance(value, float) else value for value in cell] for cell in results)
+    commits = ", ".join(dict.fromkeys(cell.commit for cell in results))
     before, mark, _ = DOCUMENT.read_text().partition("<!-- tables: python -m benchmarks.coverage -->\n")
-    DOCUMENT.write_text(f"{before}{mark}\n{document(results)}\n")
+    DOCUMENT.write_text(f"{before}{mark}\nMeasured at commit {commits}.\n\n{document(results)}\n")
+
+
+def _read(row: Mapping[str, str]) -> Cell:
+    types = Cell.__annotations__
+    return Cell(**{name: types[name](value) for name, value in row.items()})
 
 
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenarios", nargs="*", default=SCENARIOS, metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument("--quick", action="store_true", help="a few cells of 300 repetitions, printed")
+    parser.add_argument("--ours", action="store_true", help="keep the cells of others' rules")
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     np.seterr(invalid="ignore", divide="ignore")
     if arguments.quick:
-        print(document(list(study(["lognormal", "load 0.7"], [100], [3], 300))))
+        print(document(list(study("load 0.7", [100], [3], 300))))
         return
     with multiprocessing.Pool(arguments.processes) as pool:
-        results: list[Cell] = []
-        for part in pool.imap(_scenario, SCENARIOS):
-            results += part
-            write(results)
+        for cells in pool.imap_unordered(partial(_scenario, others=not arguments.ours), arguments.scenarios):
+            write(cells)
 
 
-def _scenario(scenario: str) -> list[Cell]:
-    return list(study([scenario]))
+def _scenario(scenario: str, others: bool) -> list[Cell]:
+    np.seterr(invalid="ignore", divide="ignore")
+    return list(study(scenario, others=others))
 
 
 if __name__ == "__main__":

@@ -81,13 +81,19 @@ def status(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary."""
+    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary.
+
+    With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
+    """
     from sweep.run import print_report
 
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
-    folder = Path(parser.parse_args(arguments).run)
-    print_report(folder if folder.exists() else Path("results") / folder, Console(highlight=False))
+    parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
+    options = parser.parse_args(arguments)
+    folder = Path(options.run)
+    console = Console(highlight=False)
+    print_report(folder if folder.exists() else Path("results") / folder, console, options.metrics)
     return 0
 
 

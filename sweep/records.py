@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]
@@ -98,7 +98,7 @@ class Record:
     phase: Phase
     scheduled: float | None  # when the load said to send it; None where it has no schedule (closed loop, lockstep)
     released: float  # when a slot was free for it; without a schedule, when its user or batch could send it
-    sent: float  # when its first byte was written to the socket
+    sent: float  # when its first byte was written to the socket; NaN, as released, if it was due and never sent
     chunk_us: array[int] = field(default_factory=lambda: array("I"))  # arrival of each chunk, µs since the send
     chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # tokens in each chunk: a chunk is not a token
     input_tokens: int = UNKNOWN

@@ -155,8 +155,9 @@ def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
-    for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
-        console.print(table)
+    for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
+        for table in render(results):
+            console.print(table)
     console.print(f"report: {results.run.paths.report}", markup=False, soft_wrap=True)
 
 

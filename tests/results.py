@@ -33,6 +33,8 @@ def trial(backend: str, batch: int, replicate: int, throughput: float | None, **
         "output_throughput": throughput,
         "num_requests": 100,
         "num_failed": 0,
+        "client_offered": 100,
+        "client_sent": 100,
         **other,
     }
 

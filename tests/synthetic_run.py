@@ -107,6 +107,8 @@ def _completion(library: str, batch: int, replicate: int) -> dict[str, Any]:
         **row,
         "outcome": "ok",
         "output_tokens": 640 * 200,
+        "output_length_mean": 200.0,
+        "memory_mean_bytes": weights * 2**30,
         "duration": 640 * 200 / throughput,
         "output_throughput": throughput,
         **{f"batch_latency_{name}": batch * 200 / throughput for name in ("mean", "p50", "p90", "p99")},

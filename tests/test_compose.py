@@ -146,16 +146,16 @@ def test_a_value_for_an_axis_of_some_points_is_set_in_those_alone():
 
 def test_a_key_of_some_backends_is_refused_with_the_words_that_set_it_for_those():
     for value in ("8", "8,16"):
-        line = ["+experiment=completion_batches", "backend=vllm,llamacpp", f"backend.quantization={value}"]
-        with pytest.raises(ConfigError, match="unknown to vllm") as caught:
+        line = ["+experiment=completion_batches", "backend=vllm,llamacpp", f"backend.cpu_kv_cache_gib={value}"]
+        with pytest.raises(ConfigError, match="unknown to llamacpp") as caught:
             composed(*line)
         said = str(caught.value)
-        assert said.startswith(f"backend.quantization={value.replace(',', ', ')}: ")
+        assert said.startswith(f"backend.cpu_kv_cache_gib={value.replace(',', ', ')}: ")
         # What it says to add is what works, beside the experiment's own limits.
         where = said.split("'")[1]
         points = composed(*line, where).points
-        assert {point["backend"]["name"] for point in points if "quantization" in point["backend"]} == {"llamacpp"}
-        assert {point["backend"].get("slots") for point in points} == {None, 1, 64}
+        assert {point["backend"]["name"] for point in points if "cpu_kv_cache_gib" in point["backend"]} == {"vllm"}
+        assert {point["backend"].get("slots") for point in points} == {None, 1, 16}
 
 
 WHERE_LLAMACPP = "when={backend.slots: {backend: llamacpp}}"

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.intervals import Interval, PooledRequests, over_replicates, quotient, throughput
+from analysis.intervals import PooledRequests, over_replicates, throughput
 from analysis.results import open_results
 from analysis.summary import estimate, summarise
-from benchmarks.coverage import QUANTILES, Cell, simulate, study
+from benchmarks.coverage import QUANTILES, Cell, study
+from benchmarks.simulated_runs import simulate
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.records import Record, Records
@@ -159,25 +160,91 @@ def test_replicates_may_differ_in_length() -> None:
 
 def test_a_throughput_that_rests_on_where_a_slow_answer_fell_has_no_interval() -> None:
     even, slow = (simulate(scenario, 3, 100, seed=1) for scenario in ("lognormal", "2 % slow"))
-    steady, chance = (throughput(np.ones((3, 100)), *runs) for runs in (even, slow))
+    steady, chance = (throughput(np.ones((3, 100)), runs.sent, runs.latency) for runs in (even, slow))
     assert float(steady.value) == pytest.approx(300 / (even.sent + even.latency).max(-1).sum())
     assert steady.low < steady.value < steady.high
     assert np.isnan(chance.low)
 
 
-def test_the_ratio_of_two_figures_by_hand() -> None:
-    above, below = (
-        Interval(*map(np.asarray, (value, value / 1.1, value * 1.1, *[np.nan] * 3))) for value in (6.0, 3.0)
-    )
-    ratio = quotient(above, below)
-    assert float(ratio.value) == pytest.approx(2.0)
-    assert float(ratio.high) == pytest.approx(2 * math.exp(math.sqrt(2) * math.log(1.1)))
+def records_with_gaps(gaps: np.ndarray) -> Records:
+    """Requests a second apart, each with a first token after 0.1 s and then one after each gap."""
+    records = Records()
+    for index, row in enumerate(gaps):
+        stamps = np.rint(1e6 * (0.1 + np.concatenate([[0], np.cumsum(row)]))).astype(np.uint32)
+        record = Record(f"r{index}", "measured", float(index), float(index), float(index), output_tokens=len(stamps))
+        record.chunk_us.extend(stamps.tolist())
+        record.chunk_tokens.extend([1] * len(stamps))
+        records.append(record)
+    return records
+
+
+def run_with_gaps(folder: Path, replicates: np.ndarray, **columns: float) -> None:
+    rows = []
+    for index, gaps in enumerate(replicates):
+        row = trial("a", 8, index, 10.0, attempt=f"{index}", num_requests=len(gaps), **columns)
+        row |= {"itl_mean": float(gaps.mean()), "itl_p50": 0.01, "itl_p99": 0.01}
+        paths = RunPaths(folder).trial(row["deployment_id"], row["attempt"], row["trial_id"])
+        run_files.write_requests(paths, records_with_gaps(gaps))
+        rows.append(row)
+    run_of(folder, rows)
+
+
+def test_quantiles_of_gaps_are_pooled_and_their_unit_is_the_request(tmp_path: Path) -> None:
+    """Gaps of a request that are all alike say no more than one of them, however many there are."""
+    chance = np.random.default_rng(3)
+    of_requests = chance.lognormal(-4, 0.3, (3, 300, 1))
+    alike = np.repeat(of_requests, 20, axis=-1)
+    apart = np.exp(chance.normal(-4, 0.3, (3, 300, 20)))
+    widths = {}
+    for name, gaps in (("alike", alike), ("apart", apart)):
+        run_with_gaps(tmp_path / name, gaps)
+        point = point_of(tmp_path / name)
+        assert point["itl_p50"] == pytest.approx(np.quantile(gaps, 0.5), rel=1e-3)
+        assert point["itl_p50_ci_low"] < point["itl_p50"] < point["itl_p50_ci_high"]
+        assert point["itl_p50_new_launch_low"] <= point["itl_p50_ci_low"]
+        widths[name] = point["itl_p50_ci_high"] - point["itl_p50_ci_low"]
+        assert np.isnan(point["itl_p99_ci_low"]) == (name == "alike"), "nine requests are beyond it, or 180 gaps"
+    assert widths["alike"] > 3 * widths["apart"]
+
+
+def test_one_replicate_without_a_steady_state_leaves_its_figures_without_an_interval(tmp_path: Path) -> None:
+    """Those that have one were selected."""
+    for name, windows in (("all", 3), ("some", 2)):
+        rows = [
+            trial("a", 8, index, 10.0, steady_output_throughput=10.0 + index, launch=f"l{index}")
+            | ({"steady_begin": 1.0, "steady_end": 9.0} if index < windows else {"steady_output_throughput": None})
+            for index in range(3)
+        ]
+        point = summarise(run_of(tmp_path / name, rows)).iloc[0]
+        assert np.isnan(point["steady_output_throughput_new_launch_low"]) == (name == "some")
+        assert np.isnan(point["steady_output_throughput_ci_low"]), "fewer than five replicates"
+
+
+def test_a_lockstep_batch_with_a_failed_request_is_slower_than_any(tmp_path: Path) -> None:
+    """Batches of two, of which the second request of every eighth batch fails: the p90 does not exist, the p50 does."""
+    rows = []
+    for index in range(3):
+        records = records_of(np.full(160, 0.5))
+        for number in range(160):
+            records.batch[number] = number // 2
+            if number % 16 == 1:
+                records.error[number] = "reset: by peer"
+        row = trial("a", 2, index, 10.0, attempt="a", num_requests=160, num_failed=10, batch_latency_mean=1.5)
+        row |= {"batch_latency_p50": 1.5, "batch_latency_p90": None}
+        paths = RunPaths(tmp_path).trial(row["deployment_id"], row["attempt"], row["trial_id"])
+        run_files.write_requests(paths, records)
+        rows.append(row)
+    run = run_of(tmp_path, rows)
+    point = summarise(run).iloc[0]
+    assert point["batch_latency_p50"] == pytest.approx(1.5)
+    assert "batch_latency_p90" in point
+    assert not np.isfinite(point["batch_latency_p90"])
 
 
 @pytest.fixture(scope="module")
 def cells() -> list[Cell]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return list(study(["lognormal", "load 0.7"], [100, 1500], [3], 300, seed=2))
+        return [cell for name in ("lognormal", "load 0.7") for cell in study(name, [100, 1500], [3], 300, seed=2)]
 
 
 def test_intervals_hold_the_truth(cells: list[Cell]) -> None:

@@ -3,6 +3,7 @@
 import math
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -347,15 +348,20 @@ LOCKSTEP = gather(
 
 def test_batches() -> None:
     of = measured(LOCKSTEP)
-    np.testing.assert_allclose(batch_latency(LOCKSTEP, of), [10, 4, 2])
-    assert batch_throughput(LOCKSTEP, of) == pytest.approx(24 / 16)
+    np.testing.assert_allclose(batch_latency(LOCKSTEP, of), [10, 4, 2, np.inf])
+    assert batch_throughput(LOCKSTEP, of) == pytest.approx((24 + 1) / (16 + 1))
     row = summarise(LOCKSTEP)
-    assert (row["batch_latency_mean"], row["batch_latency_p50"]) == (pytest.approx(16 / 3), 4.0)
+    assert (row["batch_latency_mean"], row["batch_latency_p50"]) == (pytest.approx(16 / 3), 7.0)
+    assert row["batch_latency_p90"] is None, "the slowest of four never ended"
+    until = Records()
+    for each in LOCKSTEP:
+        until.append(replace(each, ended=46.0 if each.error else None))
+    assert batch_throughput(until, of) == pytest.approx(25 / 46), "until the failed request was given up"
 
 
 def test_first_batch_is_left_out_of_everything_when_asked() -> None:
     row = summarise(LOCKSTEP, discard_first_batch=True)
-    assert row["batch_throughput"] == pytest.approx(20 / 6)
+    assert row["batch_throughput"] == pytest.approx(21 / 7)
     assert row["batch_latency_mean"] == pytest.approx(3.0)
     assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (6, 1, 21)
     assert row["duration"] == pytest.approx(7.0)

@@ -1,13 +1,14 @@
 """What the command reports of an endpoint of known timing: no figure may look better than it was."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from analysis import load
+from analysis import load as load_trials
 from analysis.load import open_run
 from sweep.__main__ import main
 from tests.results import printed, rows_of
@@ -16,18 +17,19 @@ from tests.timed_server import timed_server
 LINE = [
     *("backend=openai", "model=tiny-llama", "workload=synthetic", "workload.input_tokens=16"),
     *("workload.output_tokens=16", "workload.num_requests=120", "workload.warmup_requests=0"),
-    *("load=closed", "load.concurrency=24", "cluster=inline", "tracking=none"),
+    *("cluster=inline", "tracking=none"),
 ]
+CLOSED = ("load=closed", "load.concurrency=24")
 
 
-def measure(out: Path, timing: dict[str, float], *overrides: str) -> dict[str, Any]:
+def measure(out: Path, timing: dict[str, float], *overrides: str, load: Sequence[str] = CLOSED) -> dict[str, Any]:
     """The row of one trial of the whole command; a trial that a busy machine spoilt is tried again."""
     for _ in range(4):
         with timed_server(**timing) as url:
-            status = main([*LINE, f"backend.url={url}", "fresh=true", *overrides, f"out={out}"])
+            status = main([*LINE, *load, f"backend.url={url}", "fresh=true", *overrides, f"out={out}"])
         if status == 0:
             break
-    (row,) = load(out).to_dict("records")
+    (row,) = load_trials(out).to_dict("records")
     assert row["outcome"] == "ok", row["reason"]
     return {str(name): value for name, value in row.items()}
 
@@ -37,6 +39,28 @@ def report_row(out: Path, heading: str) -> dict[str, str]:
     document = (out / "report.html").read_text().partition(f"<h2>{heading}</h2>")[2]
     names = re.findall(r"<th [^>]*>(.*?)(?:<br>|</th>)", document.partition("</thead>")[0])
     return dict(zip(names, rows_of(document)[1], strict=True))
+
+
+def test_what_was_due_and_never_sent_is_slower_than_any_answer(tmp_path: Path) -> None:
+    """At three times what the cap allows, two thirds of what was due within 2 s is never sent."""
+    load = ["load=constant", "load.rate=100", "load.max_concurrency=4", "load.duration=2"]
+    sizes = ["workload.num_requests=1000", "workload.output_tokens=2", "slo={ttft: 60}"]
+    row = measure(tmp_path, {}, *sizes, load=load)
+    unsent = row["client_offered"] - row["client_sent"]
+    assert (row["num_requests"], row["num_failed"]) == (200, unsent)
+    assert 100 < unsent < 160
+    assert pd.isna(row["ttft_p50"]), "more than half were never sent"
+    assert pd.isna(row["slot_wait_p90"])
+    assert pd.isna(row["e2el_p99"])
+    assert row["goodput_share"] == pytest.approx(1 - unsent / 200)
+    assert row["offered_rate"] == pytest.approx(100)
+    assert row["realised_rate"] == pytest.approx((200 - unsent) / 2, rel=0.1)
+    assert row["request_throughput"] == pytest.approx(row["realised_rate"], rel=0.1)
+    assert "unsent-requests" in row["warnings"]
+    assert "failed-requests" not in row["warnings"]
+    summary = pd.read_csv(tmp_path / "summary.csv").iloc[0]
+    assert pd.isna(summary["ttft_p50"])
+    assert summary["failed"] == unsent
 
 
 def test_a_window_too_short_for_the_slow_requests_is_none(tmp_path: Path) -> None:

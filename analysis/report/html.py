@@ -178,7 +178,7 @@ def _gain_cards(results: RunResults) -> Iterator[Card]:
         if name not in points or not (gains := points[name].where(merits(points)[column].notna())).notna().any():
             continue
         point = points.iloc[int((sign * gains).argmax())]
-        ratio = Estimate(point[name], point[f"{name}_ci_low"], point[f"{name}_ci_high"], estimate(point, column).n)
+        ratio = Estimate(point[name], point[f"{name}_all_low"], point[f"{name}_all_high"], estimate(point, column).n)
         value, unit, where = times(ratio.value), "of baseline", describe(point)
         if sign * ratio.value <= sign:
             value, unit, where = "none", "", f"No engine beat the baseline. Closest, at {value}: {where}"
@@ -200,7 +200,7 @@ def _interval(mean: Estimate, scale: float = 1.0) -> str:
 
 
 def _ratio_interval(ratio: Estimate) -> str:
-    """The interval of a ratio, and whether it leaves room for no difference; its n is the point's."""
+    """The interval of the largest ratio, and whether it leaves room for no difference; its n is the point's."""
     if math.isnan(ratio.low) and ratio.n > 1:
         return "one replicate of the baseline, no interval"
     if math.isnan(ratio.low):

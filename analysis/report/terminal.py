@@ -31,10 +31,24 @@ COLUMNS = (
     "goodput_share",
     "longest_gap_p50",
     "longest_gap_max",
+    "acceptance_rate",
+    "acceptance_length",
+    "preemptions",
+    "prefix_hit_rate",
     "kv_cache_usage_max",
+    "kv_cache_full_share",
+    "memory_mean_bytes",
     "memory_peak_bytes",
 )
-BATCH_COLUMNS = ("output_throughput", "batch_latency_mean", "output_tokens", "memory_peak_bytes", "agreement")
+BATCH_COLUMNS = (
+    "output_throughput",
+    "batch_latency_mean",
+    "output_length_mean",
+    "memory_mean_bytes",
+    "memory_peak_bytes",
+    "agreement",
+    "total_throughput",
+)
 RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
 INTERVALS = "± half the 95% interval of these launches; summary.csv and the report also have that of a new launch"

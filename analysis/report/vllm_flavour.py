@@ -1,13 +1,15 @@
 """Trials as `vllm bench serve` would print them, for comparison with published figures (`metrics=vllm`)."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from analysis.load import trial_folder
+from analysis.load import Run, trial_folder
 from analysis.results import RunResults
 from sweep.disk import run_files
 from sweep.numbers.vllm_flavour import vllm_flavour
@@ -15,6 +17,8 @@ from sweep.numbers.vllm_flavour import vllm_flavour
 FIGURES = {
     "completed": "Successful requests",
     "failed": "Failed requests",
+    "max_concurrency": "Maximum request concurrency",
+    "request_rate": "Request rate configured (RPS)",
     "duration": "Benchmark duration (s)",
     "total_input_tokens": "Total input tokens",
     "total_output_tokens": "Total generated tokens",
@@ -31,6 +35,9 @@ FIGURES = {
 }
 
 
+ASKED_FOR = ("max_concurrency", "request_rate")  # left out where the load has none
+
+
 def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
     """A table for each trial with a result, with vLLM's names and definitions; then the number of other trials.
 
@@ -39,7 +46,7 @@ def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
     """
     run, layout = results.run, results.layout
     for _, row in layout.placed(run.ok).iterrows():
-        figures = vllm_flavour(run_files.read_requests(trial_folder(run, row) / "requests.parquet"))
+        figures = flavour_of(run, row)
         label = f"{row['model']} {row['load']}: {layout.describe(row)}, replicate {row['replicate']}"
         yield _trial_table(label, figures, with_latencies=row["client_stamp_source"] != "engine")
     if missing := len(run.not_ok):
@@ -54,9 +61,26 @@ def _trial_table(heading: str, figures: Mapping[str, Any], with_latencies: bool)
     table.add_column(justify="left")
     table.add_column(justify="right")
     for name, label in FIGURES.items():
-        if name.endswith("_ms") and not with_latencies:
+        if (name.endswith("_ms") and not with_latencies) or (name in ASKED_FOR and figures[name] is None):
             continue
-        value = figures.get(name)
-        shown = "unknown" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
-        table.add_row(label, shown)
+        table.add_row(label, shown_figure(figures.get(name)))
     return table
+
+
+def flavour_of(run: Run, row: "pd.Series[Any]") -> dict[str, Any]:
+    """A trial's figures, and what vLLM's block says was asked for.
+
+    Raises:
+        DamagedFile: if its requests are truncated.
+    """
+    load = json.loads(row["config"] if isinstance(row["config"], str) else "{}").get("load", {})
+    limits = {
+        "max_concurrency": load.get("max_concurrency") or load.get("concurrency"),
+        "request_rate": load.get("rate"),
+    }
+    return limits | vllm_flavour(run_files.read_requests(trial_folder(run, row) / "requests.parquet"))
+
+
+def shown_figure(value: Any) -> str:
+    """A figure as vLLM prints it."""
+    return "unknown" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -25,6 +25,10 @@ ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be 
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
 
 
+class OptionalPartFailed(EnvironmentFailed):
+    """An optional distribution that the engine needs cannot be installed on this machine."""
+
+
 @dataclass(frozen=True)
 class Environment:
     """The interpreter or binary that an engine runs with, and the versions there."""
@@ -45,7 +49,8 @@ def resolve(
 ) -> EnvironmentSpec:
     """Return the environment chosen for a platform, without a lock; an interpreter or binary of the user's goes first.
 
-    It has the optional distributions of `features` too. Of several builds it is the first that runs on `host`.
+    It has the optional distributions of `features` and of the choice's extras too. Of several builds it is the first
+    that runs on `host`.
 
     Raises ValueError, naming the key, when none is named or the named one does not exist.
     """
@@ -63,7 +68,7 @@ def resolve(
             f"backend.env.{on} names no environment: name one, or set backend.env.python to the interpreter of your own"
         )
     options = options or ConfigPath()
-    specs = [_composed(key, name, options, set(features)) for key, name in chosen.items()]
+    specs = [_composed(key, name, options, {*features, *choice.extras}) for key, name in chosen.items()]
     spec = fit.for_driver(fit.choose(specs, host), host)
     return spec.model_copy(update={"runtime": choice.runtime}) if spec.image and choice.runtime else spec
 
@@ -152,6 +157,22 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
     environment = built(spec, cache_dir)
     assert environment is not None
     return environment
+
+
+def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
+    """Return the environment; where its optional distributions cannot be installed, the plain one, if there is one.
+
+    Raises OptionalPartFailed where the engine needs them, EnvironmentFailed for any other failure.
+    """
+    try:
+        return prepare(spec, cache_dir, progress)
+    except EnvironmentFailed as error:
+        if spec.plain is not None:
+            progress(f"{error}; going on with environment {spec.plain.name}")
+            return prepare(spec.plain, cache_dir, progress)
+        if "+" in spec.name:
+            raise OptionalPartFailed(str(error)) from error
+        raise
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:

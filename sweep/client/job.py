@@ -19,7 +19,8 @@ from sweep.records import UNKNOWN, Timeouts
 ROW = struct.Struct("<IiqqqqIiiiqiiii")
 """record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, reasoning_tokens,
 answer_us (or NO_REASONING; -1: no answer followed it), bytes of text (-1: not kept), token_source, finish_reason, error
-(indices of the text table, -1: none). scheduled is -1 without a schedule. A row's chunks and text are the next ones of
+(indices of the text table, -1: none). scheduled is -1 without a schedule; released, sent and ended are -1 of a request
+that was never sent. A row's chunks and text are the next ones of
 their files."""
 
 SPILL = 1 << 16  # chunks kept in memory before they go to the files

@@ -386,10 +386,10 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
     record = Record(
         request_id=request.request_id,
         phase=phase,
-        scheduled=None if scheduled == UNKNOWN else (scheduled - start) / 1e9,
-        released=(released - start) / 1e9,
-        sent=(sent - start) / 1e9,
-        ended=(ended - start) / 1e9,
+        scheduled=_since(scheduled, start),
+        released=_or_nan(_since(released, start)),
+        sent=_or_nan(_since(sent, start)),
+        ended=_since(ended, start),
         chunk_us=us,
         chunk_tokens=tokens,
         input_tokens=input_tokens if input_tokens >= 0 else request.input_tokens,
@@ -404,6 +404,15 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         first_answer=answer_us / 1e6 if answer_us >= 0 else None,
     )
     return record, _answer_text(part, place, size)
+
+
+def _since(instant: int, start: int) -> float | None:
+    """Seconds from the start to an instant in ns; None where it is not known."""
+    return None if instant == UNKNOWN else (instant - start) / 1e9
+
+
+def _or_nan(seconds: float | None) -> float:
+    return math.nan if seconds is None else seconds
 
 
 def _answer_text(part: _Part, place: _Place, size: int) -> str | None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sweep.client.job import Dispatch
     from sweep.client.sender import Sender
 
@@ -38,6 +40,10 @@ class Mode:
     def batch(self) -> int | None:
         """Requests that leave together and may go as one call with a list of prompts; None: each goes by itself."""
         return None
+
+    def due_in_time(self) -> Sequence[float]:
+        """The times at which requests are due within the duration, s from the start; none without a schedule."""
+        return ()
 
     def last_arrival(self) -> float | None:
         """When the last request is due, s from the start; None where that depends on the answers."""
@@ -154,6 +160,9 @@ class OpenLoop(Mode):
 
     def most_in_flight(self) -> int | None:
         return self.cap
+
+    def due_in_time(self) -> Sequence[float]:
+        return [due for due in self.arrivals if self.duration is None or due < self.duration]
 
     def last_arrival(self) -> float | None:
         return self.arrivals[-1] if self.arrivals else None

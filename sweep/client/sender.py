@@ -61,9 +61,7 @@ class Sender:
             return
         self.stopped, self._deadline = reason, 0
         self._timeline.clear()
-        for dispatch in self._backlog:  # first, so that no slot that becomes free is given to them
-            self._cancel(dispatch)
-        self._backlog.clear()
+        self._give_up_backlog(f"cancelled: {reason}")  # first, so that no slot that becomes free is given to it
         for connection in list(self.in_flight):
             connection.abandon(f"cancelled: {reason}")
         self._settle()
@@ -183,18 +181,20 @@ class Sender:
     def _release(self, instant: int) -> None:
         """Give a slot that has become free to the call that has waited longest."""
         if instant >= self._deadline:
-            self._backlog.clear()  # offered, but not sent within the duration: the report has both numbers
+            self._give_up_backlog("unsent: due, and still waiting for a slot when load.duration was over")
         else:
             dispatch = self._backlog.popleft()
             dispatch.released = max(dispatch.released, instant)
             self._send(dispatch)
 
-    def _cancel(self, dispatch: Dispatch) -> None:
-        """Write down a call that was still waiting for a slot when everything stopped."""
-        dispatch.released = dispatch.given_up = time.monotonic_ns()
-        answer = self.job.answer(dispatch.number)
-        answer.fail(f"cancelled: {self.stopped}")
-        self._write(dispatch, answer)
+    def _give_up_backlog(self, error: str) -> None:
+        """Write down the calls that are waiting for a slot, and that none will be given to."""
+        for dispatch in self._backlog:
+            dispatch.released = dispatch.given_up = UNKNOWN
+            answer = self.job.answer(dispatch.number)
+            answer.fail(error)
+            self._write(dispatch, answer)
+        self._backlog.clear()
 
     def _write(self, dispatch: Dispatch, answer: Answer) -> None:
         self.results.add(dispatch, answer, self.job.first[dispatch.number])

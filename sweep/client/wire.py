@@ -17,6 +17,7 @@ A Record's error is "kind: detail". The kinds:
     timeout_between      no token within `Timeouts.between_tokens` of the last one
     timeout_total        the answer was not complete within `Timeouts.total` of the send
     cancelled            the trial was stopped; the detail says why
+    unsent               it was due, and never sent: it waited for a slot until the load's duration was over
 
 A request that has an error keeps the chunks that came before it.
 """

@@ -46,9 +46,9 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
 
 
 def model_obstacle(model: Mapping[str, Any], cache_dir: str | None) -> str | None:
-    """Return why a model, as its file has it, cannot be fetched from here; None if it can, or nothing is known."""
+    """Return why a model or workload, as its file has it, cannot be fetched; None if it can, or nothing is known."""
     built: Any = build(model, "model")
-    reason: str | None = built.obstacle(cache_directory(cache_dir))
+    reason: str | None = built.obstacle(cache_directory(cache_dir)) if hasattr(built, "obstacle") else None
     return reason
 
 

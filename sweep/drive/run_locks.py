@@ -42,7 +42,7 @@ class RunEnvironments:
                 spec = environments.resolve(backend.env, on, self.options, backend.features(), self.host)
                 if spec.python or spec.binary:
                     spec = spec.model_copy(update={"content": self.state_own(spec)})
-                self.composed[key] = self._found(spec)
+                self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, on)})
             except ValueError as error:
                 self.composed[key] = str(error)
         return self.locked.get(key, self.composed[key])
@@ -81,6 +81,15 @@ class RunEnvironments:
             if self.settings.relock:
                 raise ConfigError(f"relock=true: {error}") from None
             return f"not locked for {locks.node_target(spec)}: {error}"
+
+    def _plain(self, backend: Backend, on: Platform) -> EnvironmentSpec | None:
+        """The environment without extras, where all of them are for other engines of the plan."""
+        extras = set(backend.env.extras)
+        if not extras or extras & set(backend.features()):
+            return None
+        choice = backend.env.model_copy(update={"extras": ()})
+        spec = self._found(environments.resolve(choice, on, self.options, backend.features(), self.host))
+        return None if locks.needed(spec) and not self.settings.dry_run else spec
 
     def _found(self, spec: EnvironmentSpec) -> EnvironmentSpec:
         return locks.with_lock(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))

@@ -97,6 +97,15 @@ class HubPrompts(Prompts):
     revision: str = "main"  # branch, tag or commit
     config: str | None = None  # of a data set with several: a folder in it
     split: str = "train"
+    instead: str | None = None  # workload used in its place where it cannot be fetched and was not asked for by name
+
+    def obstacle(self, cache_dir: Path) -> str | None:
+        """Return why the data set cannot be fetched; None if it is here."""
+        try:
+            self.fetched(cache_dir)
+        except (OSError, ValueError) as error:
+            return f"{self.dataset} is not on this machine, and no hub can be reached ({type(error).__name__})"
+        return None
 
     def check(self) -> None:
         if not (self._local or hub.REPOSITORY.fullmatch(self.dataset)):

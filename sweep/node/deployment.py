@@ -179,6 +179,8 @@ def run_deployment(
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
+        if isinstance(error, environments.OptionalPartFailed):
+            outcome = Outcome.UNAVAILABLE
         _end_all(work, pending.trials, Failure(outcome, str(error)), emit)
         return
     _end_contradicted(work, pending.trials, emit)
@@ -294,7 +296,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
             raise Contradiction(other)
         if unfit := fit.problem(spec, host()):  # before gigabytes are fetched
             raise environments.EnvironmentFailed(f"environment {spec.name} does not run on this node: {unfit}")
-        environment = environments.prepare(spec, work.cache, progress)
+        environment = environments.prepare_or_plain(spec, work.cache, progress)
         folder = backend.weights(model.prepare(work.cache, progress), environment.python, work.cache, progress)
     engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
     work.folder.mkdir(parents=True, exist_ok=True)

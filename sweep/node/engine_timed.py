@@ -5,6 +5,7 @@ is no client to be a bottleneck; the result is throughput and duration, not what
 """
 
 import asyncio
+import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import httpx
 from sweep.client.measurement import STALLED, ClientReport, Measurement
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
+from sweep.numbers.selection import measured, was_sent
 from sweep.records import MOST_TOKENS, Record, Records, Request
 
 ANSWER_POLL = 0.1  # s between two checks whether to stop
@@ -54,9 +56,10 @@ def measure(
     else:
         on_start(time.monotonic())
         answer, problem = asyncio.run(_ask(target.url.rstrip("/"), body, should_stop, stall_timeout))
-    records = _records(answer, [*warmup, *requests], len(warmup), mode.batch(), problem)
-    sent = sum(record.phase == "measured" for record in records) if problem is None else 0
-    return Measurement(records, _report(len(requests), sent, problem), answer.get("start_ns", 0) / 1e9)
+    records = _records(answer, [*warmup, *requests], len(warmup), mode, problem)
+    sent = int((measured(records) & was_sent(records)).sum()) if problem is None else 0
+    due = records.phase.count("measured")
+    return Measurement(records, _report(due, sent, problem), answer.get("start_ns", 0) / 1e9)
 
 
 def _request(request: Request) -> dict[str, Any]:
@@ -106,7 +109,7 @@ async def _seconds_since_token(http: httpx.AsyncClient, url: str) -> float:
 
 
 def _records(
-    answer: dict[str, Any], requests: Sequence[Request], warmup: int, batch: int | None, problem: str | None
+    answer: dict[str, Any], requests: Sequence[Request], warmup: int, mode: Mode, problem: str | None
 ) -> Records:
     records = Records()
     if problem is not None:
@@ -115,7 +118,11 @@ def _records(
         return records
     for phase, rows in ((requests[:warmup], answer["warmup"]), (requests[warmup:], answer["records"])):
         for request, row in zip(phase, rows, strict=False):  # requests that were never due have no row
-            records.append(_record(request, row, batch))
+            records.append(_record(request, row, mode.batch()))
+    rows = len(answer["records"])
+    for request, due in zip(requests[warmup + rows :], mode.due_in_time()[rows:], strict=False):
+        error = "unsent: due, and still waiting for a slot when load.duration was over"
+        records.append(Record(request.request_id, request.phase, due, math.nan, math.nan, error=error))
     return records
 
 

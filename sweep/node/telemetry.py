@@ -36,7 +36,10 @@ class Source(Protocol):
 
 
 class EngineMetrics:
-    """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics."""
+    """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics.
+
+    A counter for each position of a draft has the position in the place of a device.
+    """
 
     def __init__(self, url: str, names: dict[str, str], verify_tls: bool = True) -> None:
         self.name = "engine"
@@ -46,14 +49,14 @@ class EngineMetrics:
 
     def read(self) -> Iterable[Reading]:
         response = self.client.get(self.url).raise_for_status()
-        totals: dict[str, float] = defaultdict(float)
+        totals: dict[tuple[str, str], float] = defaultdict(float)
         # Parsing vLLM's page of 48 kB takes 10 ms of a core that may be the client's; only these lines of it, 1.5 ms.
         lines = [line for line in response.text.splitlines() if line.startswith(tuple(self.names))]
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
                 if series := self.names.get(sample.name):
-                    totals[series] += sample.value
-        return [(series, "", value) for series, value in totals.items()]
+                    totals[series, sample.labels.get("position", "")] += sample.value
+        return [(series, position, value) for (series, position), value in totals.items()]
 
 
 class Processes:

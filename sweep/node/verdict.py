@@ -12,7 +12,7 @@ from sweep.node.work import Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
-from sweep.numbers.selection import measured, succeeded, total_tokens
+from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
 from sweep.records import Outcome, Records
 
@@ -78,7 +78,7 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
 
     `max_failed` is the largest share of the measured requests that may fail. The reason names the commonest error.
     """
-    mask = measured(records)
+    mask = measured(records) & was_sent(records)  # what never was is no fault of the engine's, and in the quantiles
     total = int(mask.sum())
     failed = Counter(error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     count = failed.total()
@@ -136,8 +136,9 @@ def _commonest(errors: Counter[str]) -> str:
 
 
 def only_timeouts(records: Records) -> bool:
-    """Return whether every measured request timed out: the engine accepts connections and does not answer."""
-    errors = [error for error, phase in zip(records.error, records.phase, strict=True) if phase == "measured"]
+    """Return whether every measured request that was sent timed out: the engine accepts connections and no more."""
+    mask = measured(records) & was_sent(records)
+    errors = [error for error, chosen in zip(records.error, mask, strict=True) if chosen]
     return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)
 
 

@@ -32,6 +32,11 @@ def succeeded(records: Records) -> Mask:
     return np.fromiter((error is None for error in records.error), np.bool_, len(records))
 
 
+def was_sent(records: Records) -> Mask:
+    """The requests that were sent, and not only due while others held all slots. Shape (requests,)."""
+    return ~np.isnan(as_floats(records.sent))
+
+
 def with_failures(values: Floats, failed: Mask) -> Floats:
     """The values of a latency for each request, infinite for those that failed: they are slower than any other.
 
@@ -41,10 +46,13 @@ def with_failures(values: Floats, failed: Mask) -> Floats:
 
 
 def sent_within(records: Records, mask: Mask, window: Window) -> Mask:
-    """The requests in the mask sent in the window, whenever they ended: the drain after it was observed too."""
+    """The requests in the mask sent in the window, whenever they ended: the drain after it was observed too.
+
+    One that was due in it and never sent is among them, as one that never ended is.
+    """
     if window.begin is None or window.end is None:
         return np.zeros_like(mask)
-    sent = as_floats(records.sent)
+    sent = np.where(was_sent(records), as_floats(records.sent), as_floats(records.scheduled))
     return mask & (sent >= window.begin) & (sent <= window.end)
 
 

@@ -57,7 +57,7 @@ def too_short(records: Records, mask: Mask, length: float) -> str | None:
     lasted = statistics(with_failures(e2el(records), ~succeeded(records))[mask], (90,))
     p90, longest = lasted["p90"], lasted["max"]
     if p90 is None or longest is None:
-        return "more than 10 % of the requests failed, so that e2el has no p90"
+        return "more than 10 % of the requests failed or were never sent, so that e2el has no p90"
     if length < LIFETIMES * p90:
         return f"the settled part of {length:.3g} s is shorter than {LIFETIMES} times the p90 of e2el, {p90:.3g} s"
     if length < longest:
@@ -82,7 +82,7 @@ def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
 
 
 def _batch_window(records: Records, mask: Mask) -> Window:
-    complete = batches(records, mask)
+    complete = batches(records, mask).whole()
     if np.isnan(complete.output_tokens).any():
         return _none("the server counted no tokens")
     if complete.latency.size < FEWEST_MEANS:
@@ -187,8 +187,11 @@ def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
     """
     n = values.size // means_of
     means = values[: n * means_of].reshape(n, means_of).mean(axis=1)
-    errors = np.array([np.var(means[d:]) / (n - d) for d in range(n // 2 + 1)])
-    levels = np.array([means[d:].mean() for d in range(n // 2 + 1)])
+    rest = n - np.arange(n // 2 + 1)
+    centred = means - means.mean()  # else the difference of squares below would cancel
+    mean_of_rest, square_of_rest = (np.cumsum(part[::-1])[::-1][: rest.size] / rest for part in (centred, centred**2))
+    errors = np.maximum(square_of_rest - mean_of_rest**2, 0) / rest
+    levels = means.mean() + mean_of_rest
     good = errors <= slack * errors.min()
     if slack > 1:
         good |= errors <= (NEGLIGIBLE * levels) ** 2

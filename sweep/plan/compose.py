@@ -81,7 +81,7 @@ def compose_run(
 ) -> Composition:
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
 
-    `obstacle` says why a model, as its file has it, cannot be fetched here with this `cache_dir`; None if it can.
+    `obstacle` says why a model or workload, as its file has it, cannot be fetched; None if it can.
 
     Raises:
         ConfigError: for anything that is not a valid request.
@@ -101,7 +101,8 @@ def compose_run(
     hardware = _hardware(request.settings, find_hardware, composer)
     if hardware.platform == "cpu":
         _without_gpu(request, line)
-        _without_model(request, line, composer.options, obstacle)
+        _replace_unreachable("model", request, line, composer.options, obstacle)
+    _replace_unreachable("workload", request, line, composer.options, obstacle)
     if any(map(is_point_key, line.typed)):
         request.settings["durations"] = None  # those of the experiment as it is written
     settings = _settings(request.settings, line, hardware)
@@ -298,15 +299,18 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
     request.plan = PlanSpec.parse({**parts, "grid": grid})
 
 
-def _without_model(request: _Request, line: CommandLine, options: ConfigPath, obstacle: Obstacle) -> None:
-    """Replace a model that cannot be fetched by the one that its file names, unless the user typed it."""
-    name = request.chosen["model"]
-    if "model" in line.typed or name not in options.choices("model"):
+def _replace_unreachable(
+    group: str, request: _Request, line: CommandLine, options: ConfigPath, obstacle: Obstacle
+) -> None:
+    """Replace a model or data set that cannot be fetched by the one that its file names, unless the user typed it."""
+    name = request.chosen[group]
+    if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return
-    model = options.load("model", name)
-    if (instead := model.get("instead")) and (reason := obstacle(model, request.settings["cache_dir"])):
-        request.chosen["model"], request.settings["durations"] = instead, None
-        request.replaced.append(f"model: {instead} (random weights) instead of {name}: {reason}")
+    part = options.load(group, name)
+    if (instead := part.get("instead")) and (reason := obstacle(part, request.settings["cache_dir"])):
+        request.chosen[group], request.settings["durations"] = instead, None
+        what = " (random weights)" if group == "model" else ""
+        request.replaced.append(f"{group}: {instead}{what} instead of {name}: {reason}")
 
 
 def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, options: ConfigPath) -> None:

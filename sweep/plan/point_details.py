@@ -7,7 +7,7 @@ from pathlib import Path
 from sweep.config import cache_directory
 from sweep.plan.capacity.footprint import planned_launch
 from sweep.plan.capacity.plan_points import plan_points
-from sweep.plan.capacity.point import CHARACTERS, SAMPLE
+from sweep.plan.capacity.point import SAMPLE, input_lengths
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.wording import count
 
@@ -58,10 +58,8 @@ def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> I
     except (OSError, ValueError):
         tokenizer = None  # a model that is not on this machine; its prompts cannot be counted here
     requests = workload.requests(tokenizer, min(number, SAMPLE), first.seed)
-    lengths = [request.input_tokens for request in requests]
-    estimated = min(lengths) < 0 and not hasattr(workload, "input_tokens")
-    if min(lengths) < 0:  # the tokenizer is not on this machine
-        lengths = [getattr(workload, "input_tokens", round(len(str(r.prompt)) / CHARACTERS)) for r in requests]
+    estimated = not hasattr(workload, "input_tokens") and any(request.input_tokens < 0 for request in requests)
+    lengths = input_lengths(workload, requests)
     yield f"input {'by its characters about ' if estimated else ''}{_lengths(lengths)}"
     most = "" if workload.ignore_eos and deployment.backend.ignores_eos else "at most "
     yield f"output {most}{_lengths([request.output_tokens for request in requests])}"

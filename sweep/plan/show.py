@@ -31,7 +31,8 @@ def make_console() -> Console:
 
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:
     """Print what will be run, what was replaced for lack of a GPU, what is unavailable and why, and the estimate."""
-    lines = [f"no GPU here: {text}" for text in plan.replaced]
+    because = "no GPU here: " if plan.settings.hardware.platform == "cpu" else ""
+    lines = [f"{because}{text}" for text in plan.replaced]
     _print(console, [*lines, _headline(plan, pending.runnable)])
     if details:
         _print_cut(console, _trials(plan, pending, console.width))

@@ -67,6 +67,8 @@ class VLLMOffline:
         """The engine's own statistics, as its server shows them, without the prefix."""
         values: dict[str, float] = {}
         for metric in self.engine.get_metrics():
+            for position, count in enumerate(getattr(metric, "values", [])):  # of a counter for each position
+                values[f'{metric.name.removeprefix("vllm:")}_total{{position="{position}"}}'] = count
             value = getattr(metric, "value", None)
             if value is not None and metric.name.startswith("vllm:"):
                 # The Python interface leaves out the suffix that the server's counters have.

@@ -1,4 +1,4 @@
-"""Lockstep batches. A batch with a failed request did less work, so it counts in neither quantity."""
+"""Lockstep batches. One with a failed request never ended, and took until that request was given up."""
 
 from typing import NamedTuple
 
@@ -12,39 +12,49 @@ from sweep.records import UNKNOWN, Records
 
 
 class Batches(NamedTuple):
-    """Those lockstep batches of which every request succeeded, in order. Each of shape (batches,)."""
+    """The lockstep batches of a trial, in order. Each of shape (batches,)."""
 
     begin: Floats  # first send of the batch, s from the trial's start
-    latency: Floats  # last token of the batch − its first send, s
-    output_tokens: Floats  # NaN where a count is unknown
+    latency: Floats  # last token of the batch − its first send, s; infinite with a failed request
+    took: Floats  # the same, but until a failed request was given up
+    output_tokens: Floats  # of its successful requests; NaN where a count is unknown
+
+    def whole(self) -> "Batches":
+        """Those of which every request succeeded."""
+        chosen = np.isfinite(self.latency)
+        return Batches(*(values[chosen] for values in self))
 
 
 def batches(records: Records, mask: Mask) -> Batches:
-    """The lockstep batches of a trial. A batch with a failed request did less work and is left out."""
+    """The lockstep batches of a trial."""
     mask = mask & (np.asarray(records.batch) != UNKNOWN)
     ids, member = np.unique(np.asarray(records.batch)[mask], return_inverse=True)
     sent, tokens = as_floats(records.sent)[mask], np.asarray(records.output_tokens, np.float64)[mask]
-    end = sent + service_e2el(records)[mask]
-    complete = np.ones(ids.size, np.bool_)
-    np.logical_and.at(complete, member, succeeded(records)[mask] & ~np.isnan(end))
+    answered, end = succeeded(records)[mask], sent + service_e2el(records)[mask]
+    given_up = np.where(answered, np.nan, as_floats(records.ended)[mask])
+    failed = np.zeros(ids.size, np.bool_)
+    np.logical_or.at(failed, member, ~answered | np.isnan(end))
     begins, ends = np.full(ids.size, np.inf), np.full(ids.size, -np.inf)
     np.fmin.at(begins, member, sent)
-    np.fmax.at(ends, member, end)
-    tokens = np.where(tokens == UNKNOWN, np.nan, tokens)
+    np.fmax.at(ends, member, np.fmax(end, given_up))
+    tokens = np.where(answered, np.where(tokens == UNKNOWN, np.nan, tokens), 0.0)
     output = np.bincount(member, weights=tokens, minlength=ids.size).astype(np.float64)
-    return Batches(begins[complete], (ends - begins)[complete], output[complete])
+    took = np.where(np.isfinite(ends), ends - begins, 0.0)
+    return Batches(begins, np.where(failed, np.inf, took), took, output)
 
 
 # Not a latency by kind: the engine's own stamps tell how long a whole batch took as well as a client's.
 @quantity(unit="s", kind="throughput", per="batch", better="lower", label="batch latency")
 def batch_latency(records: Records, mask: Mask) -> Floats:
-    """last token of a batch − its first send. Shape (batches,), s."""
+    """last token of a batch − its first send; slower than any where a request failed. Shape (batches,), s."""
     return batches(records, mask).latency
 
 
 @quantity(unit="tokens/s", kind="throughput", better="higher")
 def batch_throughput(records: Records, mask: Mask) -> float | None:
-    """Σ output tokens / Σ batch_latency."""
-    complete = batches(records, mask)
-    tokens = float(complete.output_tokens.sum())
-    return None if np.isnan(tokens) else per_second(tokens, float(complete.latency.sum()))
+    """Σ output tokens of the successful requests / Σ batch_latency, that of a batch with a failed request until it was
+    given up.
+    """
+    every = batches(records, mask)
+    tokens = float(every.output_tokens.sum())
+    return None if np.isnan(tokens) else per_second(tokens, float(every.took.sum()))

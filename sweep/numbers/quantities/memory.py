@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from sweep.numbers.quantity import quantity
 from sweep.records import Sample
 
+NEARLY_FULL = 0.95  # of the KV cache
 AFTER = 1.0  # s after the last token in which memory is still what it was
 Series = list[tuple[float, float]]  # time (s) and value, in order
 KV_CACHE = {"unit": "share", "kind": "memory"}
@@ -27,6 +28,13 @@ def kv_cache_usage_mean(samples: Sequence[Sample], begin: float, duration: float
 def kv_cache_usage_max(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
     """largest reading during the trial; what was between two readings was not seen."""
     return max((value for _, value in _kv_cache_usage(samples, begin, duration)), default=None)
+
+
+@quantity(**KV_CACHE, label="KV cache nearly full", short="KV > 95 %")
+def kv_cache_full_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
+    """share of the trial's time with more than 95 % of the KV cache in use; null if no request ran at any reading."""
+    usage = _kv_cache_usage(samples, begin, duration)
+    return time_mean([(time, float(value > NEARLY_FULL)) for time, value in usage])
 
 
 @quantity(**MEMORY, label="Memory idle")

@@ -18,14 +18,14 @@ def expected_prefix_hit_rate(shared_prefix_share: float | None) -> float | None:
 @quantity(unit="share", kind="validity", label="Prefix hits")
 def prefix_hit_rate(samples: Sequence[Sample], begin: float, input_tokens: int | None) -> float | None:
     """by the engine's counters: cached input tokens / input tokens that were looked up, or else all input tokens."""
-    hits, queries = _increase(samples, begin, HITS), _increase(samples, begin, QUERIES)
+    hits, queries = increase(samples, begin, HITS), increase(samples, begin, QUERIES)
     asked_for = input_tokens if queries is None else queries
     return None if hits is None or not asked_for else hits / asked_for
 
 
-def _increase(samples: Sequence[Sample], begin: float, series: str) -> float | None:
+def increase(samples: Sequence[Sample], begin: float, series: str, device: str = "") -> float | None:
     """The increase of a counter over the measured part: from the last reading before it to the last of all."""
-    readings = [(sample.time, sample.value) for sample in samples if sample.series == series]
+    readings = [(sample.time, sample.value) for sample in samples if (sample.series, sample.device) == (series, device)]
     if len(readings) < 2:
         return None
     before = [value for time, value in readings if time <= begin] or [readings[0][1]]

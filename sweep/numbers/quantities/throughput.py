@@ -20,13 +20,15 @@ REQUESTS = {"unit": "requests/s", "kind": "throughput", "better": "higher"}
 
 @quantity(unit="requests", kind="count", type=int)
 def num_requests(mask: Mask) -> int:
-    """measured requests, failed ones included."""
+    """measured requests, with those that failed, and those that were due and never sent."""
     return int(mask.sum())
 
 
 @quantity(unit="requests", kind="count", type=int, better="lower")
 def num_failed(records: Records, mask: Mask) -> int:
-    """measured requests that failed: in the percentiles of a latency they are slower than any other."""
+    """measured requests that failed, or were due within `duration` and never sent: in the percentiles of a latency they
+    are slower than any other.
+    """
     return int((mask & ~succeeded(records)).sum())
 
 

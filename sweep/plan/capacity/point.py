@@ -5,12 +5,13 @@ the memory's bandwidth, and computes two operations a weight and token, at the p
 than that, except where speculation brings several tokens in a step, which is allowed for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sweep.config import Hardware
 from sweep.plan.capacity.footprint import GIBIBYTE, RUNTIME, STEP_TOKENS, Sizes
 from sweep.plan.plan import Trial
+from sweep.records import Request
 from sweep.wording import duration_text
 
 CHARACTERS = 3.9  # of English text for a token of a vocabulary of 32,000
@@ -58,13 +59,22 @@ class Demand(NamedTuple):
 
 
 def lengths_of(trial: Trial, tokenizer: Any) -> Lengths:
-    """The lengths of a trial's first requests; by their characters where there is no tokenizer of the model here."""
+    """The lengths of a trial's first requests; estimated where there is no tokenizer of the model here."""
     requests = trial.workload.requests(tokenizer, min(trial.num_requests, SAMPLE), trial.seed)
-    exact = getattr(trial.workload, "input_tokens", None)
-    inputs = [r.input_tokens if r.input_tokens > 0 else exact or len(str(r.prompt)) / CHARACTERS for r in requests]
-    outputs = [request.output_tokens for request in requests]
+    inputs, outputs = input_lengths(trial.workload, requests), [request.output_tokens for request in requests]
     longest = max(a + b for a, b in zip(inputs, outputs, strict=True))
     return Lengths(sum(inputs) / len(inputs), max(inputs), sum(outputs) / len(outputs), longest)
+
+
+def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
+    """Input tokens of requests. Without a tokenizer: a word is a token of a workload of exact lengths, which has as
+    many words then; of other text tokens are estimated by its characters."""
+    if all(request.input_tokens >= 0 for request in requests):
+        return [request.input_tokens for request in requests]
+    texts = [str(request.prompt) for request in requests]
+    if hasattr(workload, "input_tokens"):
+        return [len(text.split()) for text in texts]
+    return [round(len(text) / CHARACTERS) for text in texts]
 
 
 def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, flags: Mapping[str, Any]) -> Demand:

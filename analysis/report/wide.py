@@ -1,0 +1,86 @@
+"""The wide table: a column for each point, a row for each figure, as studies publish their experiments side by side."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from analysis.quantities import number, setting
+from analysis.report.terminal import label
+from analysis.report.vllm_flavour import FIGURES, flavour_of
+from analysis.results import RunResults
+
+ENGINE_COLUMNS = (
+    "acceptance_rate",
+    "acceptance_length",
+    "preemptions",
+    "prefix_hit_rate",
+    "kv_cache_usage_mean",
+    "kv_cache_usage_max",
+    "kv_cache_full_share",
+)
+MOST_COLUMNS = 12  # columns of one table
+
+
+def wide(results: RunResults) -> dict[str, pd.DataFrame]:
+    """For each panel a frame of texts: its rows are settings and figures, its columns the points, in the plan's order.
+
+    The figures have vLLM's definitions and are means over the replicates; below them are the engine's own counters.
+
+    Raises:
+        DamagedFile: if a trial's requests are truncated.
+    """
+    frames: dict[str, pd.DataFrame] = {}
+    for panel, points in results.points.groupby("panel", sort=False):
+        points = points[points["n"] > 0]
+        order = {line: place for place, line in enumerate(results.layout.lines)}
+        points = points.sort_values("line", key=lambda lines: lines.map(order), kind="stable")
+        columns = {_heading(results, point): _cells(results, point) for _, point in points.iterrows()}
+        frame = pd.DataFrame(columns)
+        frames[str(panel)] = frame.loc[(frame != "—").any(axis="columns")]
+    return frames
+
+
+def _heading(results: RunResults, point: "pd.Series[Any]") -> str:
+    load = results.layout.load(point)
+    return f"{point['line']}, {load}" if results.layout.x and load else str(point["line"])
+
+
+def _cells(results: RunResults, point: "pd.Series[Any]") -> dict[str, str]:
+    """The settings on axes, vLLM's figures as means over replicates, and the engine's counters."""
+    axes = [axis for axis in results.run.axes if axis.startswith("backend.") and axis in point]
+    cells = {axis.removeprefix("backend.").removeprefix("flags."): _setting(point[axis]) for axis in axes}
+    trials = results.layout.placed(results.run.ok)
+    of_point = trials[(trials["line"] == point["line"]) & (trials["panel"] == point["panel"])]
+    if results.layout.x:
+        of_point = of_point[of_point[results.layout.x] == point[results.layout.x]]
+    figures = pd.DataFrame([flavour_of(results.run, trial) for _, trial in of_point.iterrows()])
+    for name, title in FIGURES.items():
+        values = pd.to_numeric(figures[name], errors="coerce").dropna() if name in figures else pd.Series(dtype=float)
+        cells[title] = f"{values.mean():,.2f}" if len(values) else "—"
+    for name in ENGINE_COLUMNS:
+        labelled = label(name)
+        title = f"{labelled.label} ({labelled.unit})" if labelled.unit else labelled.label
+        cells[title] = number(point[name] * labelled.scale) if name in point and pd.notna(point[name]) else "—"
+    return cells
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else setting(value)
+
+
+def render_wide(results: RunResults) -> Iterator[Table | Text]:
+    """The wide tables, a few points each."""
+    for panel, frame in wide(results).items():
+        for first in range(0, frame.shape[1], MOST_COLUMNS):
+            part = frame.iloc[:, first : first + MOST_COLUMNS]
+            table = Table(title=Text(panel), box=box.SIMPLE_HEAD)
+            table.add_column("")
+            for heading in part.columns:
+                table.add_column(Text(str(heading)), justify="right", overflow="fold")
+            for name, cells in part.iterrows():
+                table.add_row(Text(str(name)), *(Text(str(cell)) for cell in cells))
+            yield table

@@ -1,0 +1,124 @@
+"""Simulated replicates of known timing, for the coverage study: queues and users, steady states, and gaps."""
+
+from array import array
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweep.numbers.steady import steady_window
+from sweep.records import UNKNOWN, Records
+
+FloatArray = NDArray[np.float64]
+
+SLOTS = 16
+LOADS = {f"load {load}": load for load in (0.3, 0.5, 0.7, 0.85, 0.9)}
+SCENARIOS = ("lognormal", "2 % slow", *LOADS)
+SLOW = 20.0
+SLOW_SHARE = 0.02
+TOKENS = 4  # of an answer, evenly over its service
+GAP_SPREAD = 0.25  # of the logarithm of a gap, beside its request's latency
+SETTLING = 2000  # requests after which the longest queue is stationary
+
+
+class Runs(NamedTuple):
+    """Simulated replicates, each from an empty system. Shape (runs, n) each, in the order of the sends."""
+
+    sent: NDArray[Any]
+    latency: NDArray[Any]
+    service: NDArray[Any]  # the end of the latency, without the wait for a slot
+
+    def part(self, runs: slice, n: int) -> "Runs":
+        """The first n requests of some runs: what comes later does not change them."""
+        return Runs(*(values[runs, :n].astype(np.float64) for values in self))
+
+    def slower(self, factors: FloatArray) -> "Runs":
+        """Each run with its times multiplied by a factor."""
+        return Runs(*(values * factors[..., None] for values in self))
+
+
+def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
+    """A queue of SLOTS slots, first in, first out; without a load, a user in each slot whose answers are independent.
+
+    Service takes lognormal(0.5) times of mean 1; in "2 % slow" lognormal(0.25), and SLOW times as long in 2 of 100.
+    """
+    chance = np.random.default_rng([seed, SCENARIOS.index(scenario)])
+    free, clock, each = np.zeros((runs, SLOTS)), np.zeros(runs), np.arange(runs)
+    sent, latency, service = (np.empty((n, runs), np.float32) for _ in range(3))
+    for index in range(n):
+        slot = free.argmin(1)
+        begin = free[each, slot]
+        if scenario in LOADS:
+            clock += chance.exponential(1 / (LOADS[scenario] * SLOTS), runs)
+            sent[index], begin = clock, np.maximum(clock, begin)
+        else:
+            sent[index] = begin
+        service[index] = _service(scenario, runs, chance)
+        free[each, slot] = begin + service[index]
+        latency[index] = free[each, slot] - sent[index]
+    return Runs(sent.T, latency.T, service.T)
+
+
+def _service(scenario: str, runs: int, chance: np.random.Generator) -> FloatArray:
+    if scenario == "2 % slow":
+        slow = np.where(chance.random(runs) < SLOW_SHARE, SLOW, 1.0)
+        return np.asarray(slow * np.exp(0.25 * chance.standard_normal(runs)))
+    return np.exp(0.5 * chance.standard_normal(runs) - 0.125)
+
+
+# The steady state ----------------------------------------------------------------------------------------------------
+
+
+def stationary(scenario: str, seed: int) -> tuple[FloatArray, float]:
+    """Latencies of the stationary system, and its throughput in requests."""
+    runs = simulate(scenario, 2000, 2 * SETTLING, seed + 1)
+    latency = np.asarray(runs.latency[:, SETTLING:], np.float64).ravel()
+    mean_service = float(runs.service.mean(dtype=np.float64))
+    return latency, LOADS[scenario] * SLOTS if scenario in LOADS else SLOTS / mean_service
+
+
+def steady_states(runs: Runs) -> FloatArray:
+    """Begin, end and throughput (requests) of each run's steady state, as a trial's is found; NaN without. (runs, 3)"""
+    states = np.full((len(runs.sent), 3), np.nan)
+    for state, sent, latency, service in zip(states, *runs, strict=True):
+        since = (latency - service)[:, None] + service[:, None] * (np.arange(TOKENS) + 1) / TOKENS
+        window = steady_window(_records(sent, since))
+        if window.begin is not None and window.end is not None:
+            arrived = sent[:, None] + since
+            tokens = ((arrived > window.begin) & (arrived <= window.end)).sum()
+            state[:] = window.begin, window.end, tokens / TOKENS / (window.end - window.begin)
+    return states
+
+
+def _records(sent: FloatArray, since: FloatArray) -> Records:
+    """Requests with a token at each time since their send."""
+    n = len(sent)
+    records = Records()
+    records.request_id, records.phase, records.error = [""] * n, ["measured"] * n, [None] * n
+    records.batch = array("i", [UNKNOWN]) * n
+    records.scheduled = array("d", [np.nan]) * n
+    records.sent = records.released = array("d", sent.tobytes())
+    records.ended = array("d", (sent + since[:, -1]).tobytes())
+    records.output_tokens = records.streamed_tokens = array("i", [TOKENS]) * n
+    records.offsets = array("q", range(0, (n + 1) * TOKENS, TOKENS))
+    records.chunk_us = array("I", (since * 1e6).astype(np.uint32).tobytes())
+    records.chunk_tokens = array("H", [1]) * (n * TOKENS)
+    return records
+
+
+def sent_within(runs: Runs, states: FloatArray) -> FloatArray:
+    """The latencies of the requests sent in the steady states, NaN after the last. Shape of the latencies."""
+    begin, end = states[..., :1], states[..., 1:2]
+    inside = (runs.sent >= begin) & (runs.sent <= end)
+    order = np.argsort(~inside, axis=-1, kind="stable")
+    return np.take_along_axis(np.where(inside, runs.latency, np.nan), order, -1)
+
+
+# Gaps ----------------------------------------------------------------------------------------------------------------
+
+
+def gaps(runs: Runs, seed: int) -> FloatArray:
+    """Gaps of each request that are as long as its latency makes them, give or take GAP_SPREAD. Shape (..., TOKENS)."""
+    chance = np.random.default_rng([seed, runs.latency.size])
+    noise = chance.standard_normal((*runs.latency.shape, TOKENS), np.float32)
+    return np.asarray(runs.latency[..., None] / TOKENS * np.exp(GAP_SPREAD * noise))

@@ -1,0 +1,48 @@
+"""Prompts as `vllm bench serve --dataset-name random` draws them: consecutive tokens of the vocabulary."""
+
+from itertools import count
+
+from tokenizers import Tokenizer
+
+from sweep.inputs.workload import Draw, Encoded, Serving
+
+TRIES = 10  # rounds of decoding and encoding, as many as vLLM's
+
+
+class RandomTokens(Serving):
+    """Each prompt is the vocabulary from a random token on, decoded and encoded until it has the length asked for.
+
+    Lengths are drawn as Serving's. Without a tokenizer of the model they are Serving's plain words.
+    """
+
+    unique_header: bool = False  # prompts begin at different tokens
+
+    def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
+        if tokenizer is None:
+            return super()._draw(draw, tokenizer)
+        special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        vocabulary = sorted(set(tokenizer.get_vocab().values()) - special)
+        lengths = self.lengths(draw)
+        offsets = draw.order(len(vocabulary), f"offset{draw.salt}").tolist()
+        extra = draw.below(len(vocabulary), "extra", TRIES * len(lengths)).tolist()
+        prompts = [
+            _of_length(tokenizer, vocabulary, offsets[number % len(offsets)] + number, length, extra[number])
+            for number, (length, _) in enumerate(lengths)
+        ]
+        return prompts, [output for _, output in lengths]
+
+
+def _of_length(tokenizer: Tokenizer, vocabulary: list[int], first: int, length: int, extra: int) -> Encoded:
+    """The prompt from a token on; the length is the encoded one, which for a few texts is a token off."""
+    following = (vocabulary[(extra + step) % len(vocabulary)] for step in count())
+    tokens = [vocabulary[(first + step) % len(vocabulary)] for step in range(length)]
+    text, encoded = "", tokens
+    for _ in range(TRIES):
+        text = tokenizer.decode(tokens, skip_special_tokens=False)
+        encoded = tokenizer.encode(text).ids
+        special = len(encoded) - len(tokenizer.encode(text, add_special_tokens=False).ids)
+        if len(encoded) == length:
+            break
+        tokens = encoded[special:][: length - special]
+        tokens += [next(following) for _ in range(length - special - len(tokens))]
+    return Encoded(text, encoded)

@@ -1,0 +1,43 @@
+"""Speculative decoding and preemption, by the engine's own counters over the measured part."""
+
+import json
+from collections.abc import Sequence
+
+from sweep.numbers.quantities.prompt_cache import increase
+from sweep.numbers.quantity import quantity
+from sweep.records import Sample
+
+DRAFTS, DRAFTED = "spec_decode_drafts_total", "spec_decode_draft_tokens_total"
+ACCEPTED, ACCEPTED_AT = "spec_decode_accepted_tokens_total", "spec_decode_accepted_at_position_total"
+PREEMPTIONS = "preemptions_total"
+
+
+@quantity(unit="share", kind="throughput", better="higher", label="Acceptance rate", short="Accepted")
+def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
+    """drafted tokens that the model accepted / drafted tokens; null without speculation."""
+    accepted, drafted = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTED)
+    return accepted / drafted if accepted is not None and drafted else None
+
+
+@quantity(unit="tokens/step", kind="throughput", better="higher", label="Acceptance length")
+def acceptance_length(samples: Sequence[Sample], begin: float) -> float | None:
+    """1 + accepted tokens / drafts: the tokens that a step with a draft brings a sequence; null without speculation."""
+    accepted, drafts = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTS)
+    return 1 + accepted / drafts if accepted is not None and drafts else None
+
+
+@quantity(unit="", kind="throughput", type=str, label="Acceptance by position")
+def acceptance_by_position(samples: Sequence[Sample], begin: float) -> str | None:
+    """for each position of a draft, the share of drafts whose token there was accepted, as a JSON list; null where the
+    engine does not count them."""
+    drafts = increase(samples, begin, DRAFTS)
+    positions = sorted({int(sample.device) for sample in samples if sample.series == ACCEPTED_AT and sample.device})
+    counts = [increase(samples, begin, ACCEPTED_AT, str(position)) or 0.0 for position in positions]
+    return json.dumps([round(count / drafts, 4) for count in counts]) if drafts and counts else None
+
+
+@quantity(unit="preemptions", kind="throughput", type=int, better="lower", label="Preemptions")
+def preemptions(samples: Sequence[Sample], begin: float) -> int | None:
+    """sequences that the engine put back when the KV cache was full, to be computed again; null where not counted."""
+    count = increase(samples, begin, PREEMPTIONS)
+    return None if count is None else round(count)
