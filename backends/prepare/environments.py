@@ -89,7 +89,9 @@ def fingerprint(spec: EnvironmentSpec) -> str:
 
     That of an environment without a lock is provisional.
     """
-    content = spec.model_dump(mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"})
+    content = spec.model_dump(
+        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
+    )
     # Only where they are, so that what was built without them is not built anew.
     content |= {key: value for key, value in (("content", spec.content), ("image", spec.image)) if value}
     if spec.source and spec.source.architectures is None:
