@@ -35,6 +35,7 @@ class Run:
     paths: RunPaths
     trials: pd.DataFrame  # one row a trial of the present plan; its bulky texts are categories
     experiment: dict[str, Any] = field(default_factory=dict)  # plan.jsonl's entry of that kind
+    others: int = 0  # rows of other plans, left out
 
     @property
     def name(self) -> str:
@@ -74,8 +75,8 @@ class Run:
         return [name for name in named if name in self.trials.columns and name not in schema]
 
 
-def open_run(folder: str | Path) -> Run:
-    """The run in a folder.
+def open_run(folder: str | Path, all_rows: bool = False) -> Run:
+    """The run in a folder: the trials of its present plan, or all that were ever measured there.
 
     Raises:
         RunNotFound, DamagedFile: if trials.parquet does not exist, or it or the plan's experiment is not whole.
@@ -86,16 +87,33 @@ def open_run(folder: str | Path) -> Run:
             table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise DamagedFile(paths.trials, str(error).splitlines()[0]) from error
-    return Run(paths, _frame(table), _experiment(paths.plan))
+    trials, experiment = _frame(table), _experiment(paths.plan)
+    if all_rows:  # those of other plans may have other axes
+        return Run(paths, trials, {key: value for key, value in experiment.items() if key not in ("axes", "trials")})
+    planned = _in_plan(trials)
+    return Run(paths, planned, experiment, len(trials) - len(planned))
 
 
-def load(folder: str | Path) -> pd.DataFrame:
+def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
     """The trials of a run, one row each: seconds, bytes, tokens per second, USD; missing where unknown.
+
+    `all_rows`: also those that other commands measured in this folder, whose `in_plan` is False.
 
     Raises:
         RunNotFound, DamagedFile: if trials.parquet does not exist, or is not whole.
     """
-    return _frame(run_files.read_table(_paths(folder).trials))
+    trials = _frame(run_files.read_table(_paths(folder).trials))
+    return trials if all_rows else _in_plan(trials)
+
+
+def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials of the present plan, without columns that only others have; rows of an older version are all of it."""
+    planned = trials[trials["in_plan"].fillna(True).astype(bool)]
+    return planned if len(planned) == len(trials) else planned.reset_index(drop=True).drop(columns=_empty_axes(planned))
+
+
+def _empty_axes(trials: pd.DataFrame) -> list[str]:
+    return [str(name) for name in trials if "." in str(name) and trials[name].isna().all()]
 
 
 def _paths(folder: str | Path) -> RunPaths:

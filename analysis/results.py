@@ -68,6 +68,6 @@ class RunResults:
         return number_formats(self.run, self.layout)
 
 
-def open_results(folder: str | Path) -> RunResults:
-    """The results of the run in a folder; raises as `load` does."""
-    return RunResults(open_run(folder))
+def open_results(folder: str | Path, all_rows: bool = False) -> RunResults:
+    """The results of the run in a folder, of its present plan or all; raises as `load` does."""
+    return RunResults(open_run(folder, all_rows))

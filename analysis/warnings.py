@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.plotting.layout import Layout, listed
+from analysis.pooled import of_endpoints
 from analysis.summary import planned_trials
 from sweep.numbers.warnings import (
     E2EL,
@@ -144,13 +145,17 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     return planned
 
 
-@_warning("More replicates narrow it, above all a third: set replicates=3 or more.", ("output_throughput",))
+@_warning(
+    "More replicates narrow it: the second and the third above all, later ones by the root of their number.",
+    ("output_throughput",),
+)
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The interval of output throughput is wider than ±10 %."""
     points = layout.points
     if "output_throughput" not in points:
         return
-    half = (points["output_throughput_ci_high"] - points["output_throughput"]) / points["output_throughput"]
+    width_of_all = points["output_throughput_ci_high"] - points["output_throughput_ci_low"]
+    half = width_of_all / 2 / points["output_throughput"]  # as the tables show it
     for point, width in half[half > WIDE].items():
         yield Evidence(width, f"throughput known to ±{width:.0%} only", points=(int(str(point)),))
 
@@ -250,6 +255,15 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
 
 
+@_warning("To compare launches too, let sweep launch the engines, or restart the endpoints and measure again.")
+def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Endpoints are compared, each as it was launched once: what differs from launch to launch is in no interval."""
+    ok = layout.placed(run.ok)
+    lines = sorted(ok.loc[of_endpoints(run).reindex(ok.index), "line"].unique())
+    if lines and ok["line"].nunique() > 1:
+        yield Evidence(len(lines), f"{listed(lines)}: endpoints, launched once by others; another launch may differ")
+
+
 # The run -------------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +294,17 @@ def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
     if run.baseline and not layout.points[ratios].notna().to_numpy().any():
         named = ", ".join(f"{key} = {value}" for key, value in run.baseline.items())
         yield Evidence(0, f"nothing could be compared with the baseline ({named})")
+
+
+@register(
+    CHECKS,
+    Severity.INFO,
+    "sweep report RUN --all shows them; in trials.parquet in_plan tells them apart, and sweep compare compares them.",
+)
+def other_rows(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """The folder holds results of other plans, or earlier ones of the same trials, which are not shown."""
+    if run.others:
+        yield Evidence(run.others, f"{count(run.others, 'row')} measured in this folder by other commands, or before")
 
 
 @_warning("If the difference may matter, measure again with one version of the code.")

@@ -30,7 +30,7 @@ def compiled_files(folder: Path) -> list[Path]:
 
 
 def architectures(file: Path) -> list[str]:
-    """The kinds of code in a program, library or object, e.g. "sm_89", read from the headers of its CUDA fat binaries."""
+    """The kinds of code in a program, library or object, e.g. "sm_89", from the headers of its CUDA fat binaries."""
     data, kinds = file.read_bytes(), set()
     at = data.find(FAT_BINARY)
     while at >= 0:

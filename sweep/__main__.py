@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from sweep.commands import dispatch
-from sweep.config import ConfigError, Halted
+from sweep.config import ISSUE_AGAIN, ConfigError, Halted
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     except Halted as error:
         print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return ISSUE_AGAIN
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ usage: sweep COMMAND ...
 {choices}
 
 sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a backend; sweep --version.
-Exit status: 0 all is well; 1 a trial failed, the deadline left trials pending, or the run had to stop; 2 bad input;
-130 interrupted."""
+Exit status: 0 finished; 1 finished, and trials failed; 75 issue the same command again: the run had to stop, or the
+deadline left trials pending; 2 bad input; 130 interrupted.
+sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
 RUN = """\
 usage: sweep run [--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ...
 
@@ -63,6 +64,23 @@ def run(arguments: list[str]) -> int:
     return run(overrides, folders)
 
 
+def reissue(arguments: list[str]) -> int:
+    """Run an experiment, and issue the command again, with back-off, whenever it ends with exit status 75.
+
+    sweep reissue +experiment=NAME KEY=VALUE...     the arguments of sweep run
+
+    Exit status 75 is that of a run that had to stop (Ray gone, a full disk) before it was finished. Also a command that
+    was killed is issued again. It ends with the status of the last command, or after the command's deadline.
+    """
+    from sweep.reissue import Reissuer
+
+    folders, overrides = _config_dirs(arguments)
+    if not overrides or {"-h", "--help"} & set(arguments):
+        Parser(reissue).print_help()
+        return 0
+    return Reissuer(overrides, folders).run()
+
+
 def status(arguments: list[str]) -> int:
     """Print what is done, what runs where, what failed and why, and how long the rest will take."""
     from sweep.drive import status
@@ -90,11 +108,18 @@ def report(arguments: list[str]) -> int:
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
+    parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
     options = parser.parse_args(arguments)
-    folder = Path(options.run)
-    console = Console(highlight=False)
-    print_report(folder if folder.exists() else Path("results") / folder, console, options.metrics)
+    folder = Path(options.run) if Path(options.run).exists() else Path("results") / options.run
+    print_report(folder, Console(highlight=False), options.metrics, all_rows=options.all)
     return 0
+
+
+def wandb(arguments: list[str]) -> int:
+    """Send a finished run to Weights & Biases: trials, the whole, a workspace that compares engines, and a report."""
+    from analysis.tracking import publish
+
+    return publish.main(arguments)
 
 
 def compare(arguments: list[str]) -> int:
@@ -264,7 +289,7 @@ def completion(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
-    for command in (run, status, report, compare, backends, selfcheck, gateway, copy, completion)
+    for command in (run, reissue, status, report, wandb, compare, backends, selfcheck, gateway, copy, completion)
 }
 
 

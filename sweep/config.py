@@ -35,6 +35,7 @@ Configured = TypeVar("Configured", bound=BaseModel)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command goes on with
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
 _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
@@ -164,7 +165,9 @@ class Settings(Strict):
     details: bool = False
     fresh: bool = False
     relock: bool = False  # resolve the environments of all engines anew
-    retry: Literal["once", "none"] = "once"
+    retry: Literal["in_run", "next_run", "none"] = "in_run"  # where a failed trial has its next try
+    retry_failed: bool = False  # try again also what failed twice in the same words
+    patience: NonNegativeFloat = 1800.0  # s with a network, hub or disk that fails while a node is prepared
     durations: dict[str, Durations] | None = None  # by the name of the hardware's profile
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     stall_timeout: PositiveFloat = 600.0  # s without a token of any request, after which a trial is stopped as `hung`

@@ -11,15 +11,17 @@ from rich.console import Console
 
 from backends.launch import gpus
 from sweep.cluster.inline_executor import InlineExecutor
-from sweep.config import ConfigError, Settings
+from sweep.config import ISSUE_AGAIN, ConfigError, Settings
 from sweep.disk import object_store
-from sweep.disk.ledger import Ledger, sole_driver
+from sweep.disk.folder_lock import sole_driver
+from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.preflight import (
     assume_machine,
     check_ports,
+    drivers_of,
     find_hardware,
     find_nodes,
     model_obstacle,
@@ -63,7 +65,8 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         here = f"no {hardware.accelerator or 'GPU'} here"
         console.print(f"{here}: planned for one machine with {machine}, as conf/hardware has it")
     if settings.dry_run:
-        pending = find_pending(plan, ledger_to_read(settings, paths), History.beside(paths.out), nodes)
+        ledger = ledger_to_read(settings, paths)
+        pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
             for line in point_details(plan):
@@ -94,19 +97,22 @@ def _run_locked(
     mirror: object_store.Mirror | None = None,
 ) -> int:
     ledger = Ledger(paths.ledger)
-    pending = find_pending(plan, ledger, History.beside(paths.out), nodes)
+    pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
     print_plan(console, plan, pending, nodes, details=False)
     write_plan(paths, plan.entries(command))
-    result = _drive(plan, pending, paths, ledger, nodes, console)
+    tracker = _tracker(plan.settings, paths) if pending.launches else None
+    result = _drive(plan, pending, paths, ledger, nodes, console, tracker)
     if mirror is not None:
         mirror.fetch_trials()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     # Older than the trials, or missing, if a run was killed between its last trial and its report.
     stale = not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
     print_report(paths.out, console, plan.settings.metrics, rebuild=changed or stale)
+    for line in tracker.publish(paths.out) if tracker is not None else ():
+        console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
     if result.interrupted:
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
@@ -118,9 +124,14 @@ def _run_locked(
 
 
 def _drive(
-    plan: Plan, pending: PendingWork, paths: RunPaths, ledger: Ledger, nodes: Sequence[Node], console: Console
+    plan: Plan,
+    pending: PendingWork,
+    paths: RunPaths,
+    ledger: Ledger,
+    nodes: Sequence[Node],
+    console: Console,
+    tracker: Any,
 ) -> RunResult:
-    tracker = _tracker(plan.settings, paths) if pending.launches else None
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
@@ -133,15 +144,21 @@ def _drive(
 
 
 def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int = 0) -> int:
-    """Return 0; 1 when a trial of the plan failed, or the deadline left some; 130 when interrupted."""
+    """Return 0; 1 when a trial of the plan failed; ISSUE_AGAIN when the deadline left some; 130 when interrupted."""
     if interrupted:
         return 130
+    if unfinished:
+        return ISSUE_AGAIN
     outcomes = [ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows]
-    return 1 if unfinished or any(Outcome(outcome).failed for outcome in outcomes) else 0
+    return 1 if any(Outcome(outcome).failed for outcome in outcomes) else 0
 
 
-def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True) -> None:
+def print_report(
+    folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
+) -> None:
     """Print the summary of the results in a folder; rebuild tables, figures and report before.
+
+    `all_rows`: of everything that was measured there, not of the present plan alone.
 
     Raises:
         ConfigError: if there is no run, or its files are damaged.
@@ -149,7 +166,7 @@ def print_report(folder: Path, console: Console, metrics: str = "sweep", rebuild
     import analysis
 
     try:
-        results = analysis.open_results(folder)
+        results = analysis.open_results(folder, all_rows)
         if rebuild:
             analysis.write_all(results)
     except (analysis.RunNotFound, analysis.DamagedFile) as error:

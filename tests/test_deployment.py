@@ -69,10 +69,10 @@ def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
     monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: "none")
     monkeypatch.setattr(deployment.server, "running", fail)
     place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=()))
-    run, events = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker"), []
+    run, events = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker", patience=0.0), []
     failure = deployment._one_launch(run, place, None, events.append)
     assert (failure.reason, failure.at_launch) == ("not there", True)
-    assert [event.text for event in events] == [said]
+    assert [event.text for event in events if isinstance(event, deployment.State)] == [said]
 
 
 def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_path):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweep.config import Halted, Settings
+from sweep.config import ISSUE_AGAIN, Halted, Settings
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import row_writer
@@ -47,7 +47,7 @@ def trial(trial_id):
 
 
 def deployment(name, trials, unavailable=None):
-    backend, model = SimpleNamespace(name=name, launches=True), SimpleNamespace(name="tiny")
+    backend, model = SimpleNamespace(name=name, launches=True, url=None), SimpleNamespace(name="tiny")
     return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)
 
 
@@ -58,6 +58,7 @@ def make_plan(*deployments, **settings):
         "hardware": {"name": "cpu", "platform": "cpu"},
         "cluster": {"name": "inline", "kind": "inline"},
         "tracking": {"name": "none", "kind": "none"},
+        "retry": "next_run",  # tests of the tail set it
         **settings,
     }
     return Plan(Settings.model_validate(config), list(deployments), [], [])
@@ -163,10 +164,10 @@ def test_an_error_of_ours_is_tried_a_few_times_and_leaves_its_traceback(tmp_path
     assert outcomes(ledger) == {"1": "invalid"}
 
 
-@pytest.mark.parametrize(("retry", "again"), [("once", ["2"]), ("none", None)])
+@pytest.mark.parametrize(("retry", "again"), [("in_run", ["2"]), ("next_run", ["2"]), ("none", None)])
 def test_the_next_run_tries_failures_again_unless_forbidden(tmp_path, retry, again):
     plan = make_plan(deployment("a", ["1", "2", "3"]), retry=retry)
-    drive(plan, tmp_path, Scripted({"a": [["ok", "engine_crashed", "oom_run"]]}))
+    drive(plan, tmp_path, Scripted({"a": [["ok", "engine_crashed", "oom_run"], ["engine_crashed"]]}))
     pending = pending_launches(plan, Ledger(tmp_path / "ledger.jsonl"))
     assert [[t.trial_id for t in d.trials] for d in pending] == ([again] if again else [])
 
@@ -270,7 +271,7 @@ def test_a_deadline_that_leaves_trials_is_no_interruption(tmp_path):
     assert outcomes(ledger) == {"1": "unavailable", "2": "ok"}
     result = executor.result
     assert (result.interrupted, result.unfinished) == (False, 1)
-    assert exit_status(plan, ledger, result.interrupted, result.unfinished) == 1
+    assert exit_status(plan, ledger, result.interrupted, result.unfinished) == ISSUE_AGAIN
 
 
 def test_a_time_of_day_that_has_come_is_not_the_next_days_for_a_while(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ BASIS = {
     "sweep.wording",
     "sweep.labels",
     "sweep.whole_file",
+    "sweep.outage",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     # Data types and settings: everybody's.
@@ -24,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.wording": set(),
     "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
     "sweep.labels": set(),
+    "sweep.outage": set(),  # what prepares an engine, and what judges a trial, tell outages from answers
     "sweep.provenance": {"sweep.config", "backends"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
     "sweep.numbers": BASIS,

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from sweep.config import ConfigError
-from sweep.disk.ledger import Ledger, sole_driver
+from sweep.disk.folder_lock import sole_driver
+from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
 
 
@@ -67,7 +68,7 @@ def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
         pass
     script = f"""
 import os, pathlib
-from sweep.disk.ledger import sole_driver
+from sweep.disk.folder_lock import sole_driver
 with sole_driver(pathlib.Path({str(tmp_path)!r})):
     os.kill(os.getpid(), 9)
 """

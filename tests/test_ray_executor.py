@@ -148,6 +148,21 @@ def test_full_results_or_no_other_node_end_the_sweep_and_name_the_node(executor,
         list(executor.events())
 
 
+def test_a_frozen_driver_asks_ray_again_before_it_judges(executor, clock):
+    """The machine was moved for a minute: nobody listened. A head that is really gone is noticed after that."""
+    clock.now += 60
+    executor._check()  # the clock's thread has not had its turn yet
+    executor._tick()
+    for _ in range(int(ray_executor.HEARTBEAT_TIMEOUT)):
+        executor._check()
+        clock.now += 1
+        executor._tick()
+    clock.now += 1
+    executor._tick()
+    with pytest.raises(Halted, match="Ray's head has not answered for 40 s"):
+        executor._check()
+
+
 def test_full_nodes_are_not_waited_for_for_ever(executor, clock):
     executor.full = {"n0", "n1"}
     clock.now = executor.head_seen = clock.now + executor.cluster.wait_for_nodes + 1

@@ -36,7 +36,7 @@ def test_a_key_has_the_value_and_the_meaning_of_its_yaml_else_of_its_class():
     assert keys["backend.batch_form"].allowed == ("list", "streams")
     assert keys["backend.verify_tls"].allowed == ("true", "false")
     runs = {key.name: key for key in keys_of(ConfigPath())}
-    assert runs["retry"].allowed == ("once", "none")
+    assert runs["retry"].allowed == ("in_run", "next_run", "none")
     assert runs["client.processes"].value == "auto"
 
 

@@ -31,12 +31,14 @@ class Side:
 def side(text: str) -> Side:
     """The side that `RUN` or `RUN@KEY=VALUE,...` names; RUN is a folder, its name under results/, or a URL.
 
+    A selection is from everything that was measured in the folder; without one it is of the present plan.
+
     Raises:
         ConfigError: if nothing is selected, or the selection is not KEY=VALUE.
         RunNotFound, DamagedFile: as `analysis.load`.
     """
     place, _, selection = text.partition(SELECT)
-    run = _open(place)
+    run = _open(place, all_rows=bool(selection))
     trials = run.ok
     settings = [_trial_settings(row) for row in trials.to_dict("records")]
     wanted_values = _selection(text, selection)
@@ -57,16 +59,16 @@ def side(text: str) -> Side:
     )
 
 
-def _open(place: str) -> Run:
+def _open(place: str, all_rows: bool) -> Run:
     if not object_store.is_url(place):
         folder = Path(place)
-        return open_run(folder if folder.exists() else Path("results") / folder)
+        return open_run(folder if folder.exists() else Path("results") / folder, all_rows)
     folder = Path(tempfile.mkdtemp(prefix="sweep-compare-"))
     try:
         object_store.copy(place, folder, lambda name: name in NEEDED)
     except OSError as error:
         raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from None
-    return open_run(folder)
+    return open_run(folder, all_rows)
 
 
 def _selection(text: str, selection: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ from backends.base import AMPERE, SECRET_NAME, Backend, Launch
 from backends.launch import container_options, supervisor, task
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
-from sweep.records import Outcome
+from sweep.records import Fault, Outcome
 
 LOG = "engine.log"
 READY_POLL = 0.05  # s between two checks of an engine that is starting
@@ -48,8 +48,9 @@ ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NO
 class LaunchError(Exception):
     """An engine did not become ready."""
 
-    def __init__(self, outcome: Outcome, reason: str, log_tail: str = "") -> None:
+    def __init__(self, outcome: Outcome, reason: str, log_tail: str = "", fault: Fault | None = None) -> None:
         super().__init__(f"{outcome}: {reason}")
+        self.fault = fault  # None: as the reason's words say
         self.outcome = outcome  # launch_failed, launch_timeout or oom_load
         self.reason = reason  # one line, with the engine's own error message
         self.log_tail = log_tail
@@ -143,6 +144,7 @@ class Engine:
             "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
+            "chosen": self._chosen(),
             "log": str(self.log),
             **self.backend.facts(self.launch),
         }
@@ -228,6 +230,16 @@ class Engine:
             message = json.loads(line)
             self.pid = message.get("pid", self.pid)
             self.exit_status = message.get("exit", self.exit_status)
+
+    def _chosen(self) -> dict[str, str]:
+        """What the engine chose by itself (attention backend, graphs, scheduler), as the log of this launch says."""
+        if not self.log.exists():
+            return {}
+        with self.log.open("rb") as file:
+            file.seek(self._log_begin)
+            text = file.read().decode(errors="replace")
+        patterns = self.backend.choice_patterns.items()
+        return {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
 
     def _dtype(self) -> str | None:
         """The data type of the computation; None for an attached endpoint without `dtype`."""
@@ -316,13 +328,14 @@ def running(
     if not backend.launches:
         endpoint = AttachedEngine(backend, launch)
         if not endpoint.alive():
-            raise LaunchError(Outcome.LAUNCH_FAILED, f"backend.url={backend.url}: accepts no connections")
+            refused = f"backend.url={backend.url}: accepts no connections"
+            raise LaunchError(Outcome.LAUNCH_FAILED, refused, fault=Fault.SURROUNDINGS)
         yield endpoint
         return
     clear_leftovers()
     fixed = backend.port or launch.port
     if fixed and (problem := port_problem(fixed, launch.host)):
-        raise LaunchError(Outcome.LAUNCH_FAILED, problem)
+        raise LaunchError(Outcome.LAUNCH_FAILED, problem, fault=Fault.SURROUNDINGS)
     for attempt in range(1, PORT_ATTEMPTS + 1):
         engine = Engine(backend, replace(launch, port=fixed or free_port(launch.host)), marker, versions or {})
         try:

@@ -50,6 +50,7 @@ from sweep.plan.packing import Need, Node, SlotKind
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = 5.0  # s
+CLOCK_POLL = 1.0  # s
 HEARTBEAT_TIMEOUT = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
 START_TIMEOUT = 120.0  # s for a node to start a deployment
 CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
@@ -268,6 +269,7 @@ class RayExecutor:
         self.placeholders: dict[SlotKind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
         self.requested_at = 0.0  # when they were last updated, monotonic
         self.head_seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
+        self.ticked = time.monotonic()  # when this process last ran: it may be frozen, with its machine or alone
         self.home, self.home_alive = "", True  # the node of the driver itself
 
     def __enter__(self) -> Self:
@@ -277,6 +279,7 @@ class RayExecutor:
         self._refresh_nodes()
         self.autoscaling = bool(startable_nodes(self.cluster))
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        threading.Thread(target=self._watch_clock, name="clock", daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -302,6 +305,17 @@ class RayExecutor:
                 internal_kv._internal_kv_put(self.session, f"{order} {count}", namespace=NAMESPACE)
                 self._refresh_nodes()
             self.draining.wait(HEARTBEAT) if order == "run" else self.closed.wait(HEARTBEAT)
+
+    def _watch_clock(self) -> None:
+        while not self.closed.wait(CLOCK_POLL):
+            self._tick()
+
+    def _tick(self) -> None:
+        """Note that this process runs; after a time in which it did not, Ray's head is asked again before a verdict."""
+        now = time.monotonic()
+        if now - self.ticked > HEARTBEAT:
+            self.head_seen = min(now, self.head_seen + now - self.ticked)
+        self.ticked = now
 
     @property
     def schedulable_nodes(self) -> list[Node]:
@@ -457,7 +471,8 @@ class RayExecutor:
         """Raise Halted if there is no Ray to run on."""
         now = time.monotonic()
         remedy = "run the same command again when it is back to continue"
-        if now - self.head_seen > HEARTBEAT_TIMEOUT:
+        frozen = now - self.ticked > HEARTBEAT  # until now: nobody listened
+        if now - self.head_seen > HEARTBEAT_TIMEOUT and not frozen:
             raise Halted(f"Ray's head has not answered for {HEARTBEAT_TIMEOUT:.0f} s; {remedy}")
         if not self.home_alive:
             raise Halted(f"Ray on this host has died; {remedy}")

@@ -1,4 +1,4 @@
-"""The ledger: attempts and trial results, appended line by line; and the lock on a results folder.
+"""The ledger: attempts and trial results, appended line by line.
 
 `ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
@@ -6,25 +6,28 @@ crash is ignored.
 """
 
 import errno
-import fcntl
 import json
 import os
-import socket
+import re
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from sweep.config import ConfigError
+from sweep.config import Halted
 from sweep.disk.run_files import RunPaths
-from sweep.records import Outcome
+from sweep.records import Fault, Outcome
 
 LedgerRow = dict[str, Any]
+
+
+class Misplaced(Halted):
+    """The results folder is no longer where it was: nothing may be written there by this run."""
 
 
 class Ledger:
@@ -33,8 +36,10 @@ class Ledger:
     def __init__(self, path: Path, write: bool = True) -> None:
         """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder."""
         self.rows: dict[str, LedgerRow] = {}  # without nulls
+        self.superseded: list[LedgerRow] = []  # results of trials that were measured again
         self._shared: dict[str, str] = {}  # strings that many rows have in common, stored once
         self.attempts: dict[str, int] = {}
+        self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
         self.run = ""  # this folder's unique name, used in the markers of its engines
         if path.exists():
             with path.open("rb") as file:
@@ -51,6 +56,10 @@ class Ledger:
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
             row = entry["row"]
+            before = self.rows.get(row["trial_id"])
+            if before is not None and before["outcome"] == "ok" and before.get("attempt") != row.get("attempt"):
+                self.superseded.append(before)
+            self._count_answer(row)
             self.rows[row["trial_id"]] = {
                 sys.intern(key): self._shared.setdefault(value, value) if isinstance(value, str) else value
                 for key, value in row.items()
@@ -60,6 +69,14 @@ class Ledger:
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
         elif entry["event"] == "run":
             self.run = entry["run"]
+
+    def _count_answer(self, row: LedgerRow) -> None:
+        answer = engine_answer(row)
+        if answer is None:
+            self.answers.pop(row["trial_id"], None)
+            return
+        last, count = self.answers.get(row["trial_id"], ("", 0))
+        self.answers[row["trial_id"]] = answer, (count + 1 if answer == last else 1)
 
     def begin_attempt(self, deployment_id: str) -> str:
         """Record and return the number of a new attempt at a deployment, counted over all runs of the command."""
@@ -93,16 +110,40 @@ class Ledger:
             raise
         self._replay(entry)
 
+    def check_in_place(self) -> None:
+        """Raise Misplaced if the file is no longer the one under its name: what is appended would be lost."""
+        try:
+            in_place = os.path.samestat(os.stat(self.file.name), os.fstat(self.file.fileno()))
+        except FileNotFoundError:
+            in_place = False
+        if not in_place:
+            raise Misplaced(f"{self.file.name} was deleted or replaced: nothing more is written")
+
     def close(self) -> None:
         self.file.close()
 
-    def done(self, trial_id: str, retry: bool) -> bool:
-        """Return whether the trial needs no run: it is done, or it failed and `retry` is False."""
+    def final(self, trial_id: str) -> bool:
+        """Return whether its engine has failed twice in the same words: it would again."""
+        return self.answers.get(trial_id, ("", 0))[1] >= 2
+
+    def done(self, trial_id: str, retry: bool, drivers: Container[str] | None = None) -> bool:
+        """Return whether the trial needs no run: it is done, or it failed and `retry` is False or the failure is final.
+
+        `drivers` are those of the nodes that there are now, where known: a final failure under another one is not.
+        """
         row = self.rows.get(trial_id)
         if row is None or trial_id in self.damaged:
             return False
         outcome = Outcome(row["outcome"])
-        return outcome.done or (not retry and outcome.failed)
+        same_driver = drivers is None or row.get("driver") is None or row["driver"] in drivers
+        return outcome.done or (outcome.failed and (not retry or (self.final(trial_id) and same_driver)))
+
+
+def engine_answer(row: LedgerRow) -> str | None:
+    """Return the failure that a row's engine answered with, numbers left out; None if it is no answer of the engine."""
+    if row.get("fault") != Fault.ENGINE or not Outcome(row["outcome"]).failed:
+        return None
+    return f"{row['outcome']} under driver {row.get('driver')}: {re.sub(r'[0-9]+', '', row.get('reason') or '')}"
 
 
 def entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -139,24 +180,3 @@ def _end_cut_line(path: Path) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-
-
-@contextmanager
-def sole_driver(out: Path) -> Iterator[None]:
-    """Hold the lock of a results folder; the kernel releases it. Raises ConfigError if another driver holds it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a+")
-    except OSError as error:
-        raise ConfigError(f"out={out}: cannot be written ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise ConfigError(f"out={out}: a sweep is running there (process {holder})") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
@@ -85,6 +85,10 @@ class ObjectStore:
         with self.fs.open_output_stream(name) as stream:
             stream.write(content)
 
+    def delete(self, name: str) -> None:
+        """Delete an object."""
+        self.fs.delete_file(name)
+
     def list(self, folder: str = "") -> dict[str, int]:
         """Sizes of all objects under a folder, by name."""
         selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
@@ -120,32 +124,56 @@ class ObjectStore:
             list(pool.map(one, names))
 
 
+class LockStore(Protocol):
+    """A place for small named contents."""
+
+    url: str
+
+    def read(self, name: str) -> bytes | None: ...
+    def write(self, name: str, content: bytes) -> None: ...
+    def delete(self, name: str) -> None: ...
+
+
 class Lock:
     """The object that marks a run in a store as one driver's."""
 
     NAME = ".lock"
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: "LockStore") -> None:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def acquire(self, notify: Callable[[str], None]) -> None:
-        """Take the lock; a dead driver's expires. Raises ConfigError if a driver that is alive holds it."""
+    def acquire(self, notify: Callable[[str], None], contested: bool = True) -> None:
+        """Take the lock; a dead driver's expires. Raises ConfigError if a driver that is alive holds it.
+
+        `contested`: two drivers may do so at the same time.
+        """
         lock = self._read()
-        if lock:
-            notify(f"{self.store.url} is locked by {lock['who']}: waiting {LOCK_TIMEOUT:.0f} s for its heartbeat")
-            until = time.monotonic() + LOCK_TIMEOUT
-            while time.monotonic() < until:
-                time.sleep(LOCK_POLL)
-                now = self._read()
-                if now and now != lock:
-                    raise ConfigError(f"out={self.store.url}: a sweep is running there ({now['who']})")
+        if lock and not self.expired(lock, notify):
+            raise self.refusal()
         self.beat()
-        time.sleep(LOCK_POLL)  # if two drivers wrote at the same time, the last one holds it
-        if not self.ours():
-            raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
+        if contested:
+            time.sleep(LOCK_POLL)  # if two drivers wrote at the same time, the last one holds it
+            if not self.ours():
+                raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
+
+    def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
+        """Return whether the holder is dead: its lock does not change for LOCK_TIMEOUT s."""
+        notify(f"{self.store.url} is locked by {lock['who']}: waiting {LOCK_TIMEOUT:.0f} s for its heartbeat")
+        until = time.monotonic() + LOCK_TIMEOUT
+        while time.monotonic() < until:
+            time.sleep(LOCK_POLL)
+            now = self._read()
+            if now and now != lock:
+                return False
+        return True
+
+    def refusal(self) -> ConfigError:
+        """Return the error of a second driver, which names the first."""
+        holder = (self._read() or {}).get("who", "process unknown")
+        return ConfigError(f"out={self.store.url}: a sweep is running there ({holder})")
 
     def keep(self, taken: Callable[[], None]) -> None:
         """Start a thread that sends heartbeats; it calls `taken` if another driver takes the lock."""
@@ -163,8 +191,12 @@ class Lock:
         return (self._read() or {}).get("owner") == self.owner
 
     def beat(self) -> None:
+        self.store.write(self.NAME, json.dumps(self.describe_holder()).encode())
+
+    def describe_holder(self) -> dict[str, Any]:
+        """Return the content of the lock."""
         who = f"process {os.getpid()} on {socket.gethostname()}"
-        self.store.write(self.NAME, json.dumps({"owner": self.owner, "who": who, "beat": time.time()}).encode())
+        return {"owner": self.owner, "who": who, "beat": time.time()}
 
     def end(self) -> None:
         """Stop the heartbeats."""
@@ -175,11 +207,15 @@ class Lock:
     def release(self) -> None:
         self.end()
         if self.ours():
-            self.store.fs.delete_file(self.NAME)
+            self.store.delete(self.NAME)
 
     def _read(self) -> dict[str, Any] | None:
         content = self.store.read(self.NAME)
-        return json.loads(content) if content else None
+        try:
+            lock = json.loads(content or b"null")
+        except ValueError:
+            lock = None
+        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # a damaged one is none
 
 
 class Mirror:

@@ -13,7 +13,8 @@ from typing import Any
 from sweep.config import PERCENTILES
 from sweep.numbers.quantity import OLD_PERCENTILES, PERFORMANCE, Value, columns
 from sweep.numbers.warnings import warning_codes
-from sweep.records import Outcome
+from sweep.outage import is_outage
+from sweep.records import Fault, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class Verdict:
 
     outcome: Outcome
     reason: str | None = None
+    fault: Fault | None = None  # of a failed trial: whether its engine would give the same answer again
     log_tail: str | None = None
     ended_at: str | None = None
 
@@ -97,7 +99,7 @@ class TrialRow:
         """The columns with a value or a place in every such row; without a result, no performance."""
         parts = (self.identity, self.verdict, self.engine, self.observation)
         row = {name: value for part in parts if part is not None for name, value in asdict(part).items()}
-        row["outcome"] = self.verdict.outcome.value
+        row |= {"outcome": self.verdict.outcome.value, "fault": _fault(self.verdict)}
         measured = dict(self.measured)
         if self.verdict.outcome is not Outcome.OK:
             measured |= dict.fromkeys(performance_columns(percentiles_of([row])) & measured.keys())
@@ -106,10 +108,22 @@ class TrialRow:
         return row | warnings | dict(self.axes)
 
 
+def _fault(verdict: Verdict) -> str | None:
+    """The origin of a failure: as its verdict has it, else by the outcome and the words of the reason."""
+    if not verdict.outcome.failed:
+        return None
+    if verdict.fault is not None:
+        return verdict.fault.value
+    if verdict.outcome is Outcome.CLIENT_LIMITED:
+        return Fault.SURROUNDINGS.value
+    foreign = verdict.outcome is not Outcome.INVALID and is_outage(verdict.reason or "")
+    return (Fault.SURROUNDINGS if foreign else Fault.ENGINE).value
+
+
 def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
     """The columns of every trials row and the types of their values, in order; axes follow."""
     measured = {name: statistic.type for name, statistic in columns(percentiles).items()}
-    parts = {**_fields(EngineFacts), **_fields(Observation), "warnings": list}
+    parts = {**_fields(EngineFacts), **_fields(Observation), "warnings": list, "in_plan": bool}
     return {**_fields(Identity), **_fields(Verdict), **measured, **parts}
 
 

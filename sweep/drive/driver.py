@@ -7,18 +7,19 @@ retries are decided by its `LaunchState`, and the driver carries out what that d
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sweep.cluster import transfer
 from sweep.cluster.node_health import NodeHealth
 from sweep.config import Halted
 from sweep.disk import run_files
-from sweep.disk.ledger import Ledger, LedgerRow
+from sweep.disk.ledger import Ledger, LedgerRow, Misplaced
 from sweep.disk.run_files import RunPaths
+from sweep.drive.breaker import Breaker
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.progress import Display
 from sweep.drive.row_writer import RowWriter, TrialTracker
@@ -35,7 +36,10 @@ from sweep.node.deployment import (
     Note,
     NotStarted,
     Placed,
+    Prepared,
+    Stalled,
     State,
+    Unprepared,
     engine_failed,
     smaller_batches,
 )
@@ -43,12 +47,14 @@ from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan, Trial
-from sweep.records import Outcome
-from sweep.wording import count
+from sweep.records import Fault, Outcome
+from sweep.wording import count, duration_text
 
 MAX_LOSSES = 20  # of nodes and workers, per launch
+FIRST_PATIENCE = 120.0  # s with outages, at most, until a preparation has worked in this run
 QUARANTINE_WAIT = 240.0  # s until a quarantined node gets what no other can run; longer than any backoff
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
+RETRYABLE = tuple(outcome for outcome in Outcome if outcome.failed)
 
 
 class Executor(AbstractContextManager["Executor", None], Protocol):
@@ -97,6 +103,7 @@ class Driver:
             self.by_deployment[state.launch.deployment_id].append(state)
         self.packer = Packer(self.expected.needs)
         self.nodes = NodeHealth()
+        self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
         self.stop = StopControl(deadline_at(plan.settings.deadline, read_status_file(paths)))
         self.status = StatusWriter(paths, display)
@@ -114,8 +121,11 @@ class Driver:
             self.executor.clean_up(self.ledger.run)
             with self.stop.signals():
                 self._loop()
+            self.ledger.check_in_place()
             self.rows.write_table()
             self._write_status(ended=True)
+        except Misplaced:
+            raise
         except Halted:
             with suppress(OSError):  # the error raised below tells the cause; the rows are in the ledger
                 self.rows.write_table()
@@ -133,10 +143,12 @@ class Driver:
             text = f"deadline={self.plan.settings.deadline} passed at {passed}"
             self.display.log(f"{text}: nothing is started; set a later one, or add a date")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
+            self.ledger.check_in_place()
             if level is StopLevel.NONE:
                 self._start_pending()
             for work, event in self.executor.events():
                 self._handle(work, event)
+            self._retry_at_the_tail()
             self._write_status()
             level = self._apply_stop(level)
 
@@ -160,15 +172,17 @@ class Driver:
     def _write_status(self, ended: bool = False) -> None:
         deadline = {"text": self.plan.settings.deadline, "at": self.stop.deadline} if self.stop.deadline else None
         nodes = {key: node.address for key in self.packer.running if (node := self.states[key].node)}
-        self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline)
+        self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline, self.breaker.pause)
 
     # Starting --------------------------------------------------------------------------------------------------------
 
     def _start_pending(self) -> None:
         nodes = self.executor.schedulable_nodes
         healthy = [node for node in nodes if node.node_id not in self.nodes.quarantined]
-        for key, node_id in self.packer.start(healthy):
+        for key, node_id in self.packer.start(healthy, most=self.breaker.most_starts):
             self._submit(self.states[key], node_id)
+        if self.breaker.opened is not None:
+            return
         self.executor.request_capacity(self.packer.next_needs(healthy))
         if nodes:
             self._place_unschedulable(nodes, healthy)
@@ -196,6 +210,11 @@ class Driver:
             reason = f"waited {limit / 60:.0f} min: {infeasible(need, nodes)}"
             self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), reason)
 
+    @property
+    def _patience(self) -> float:
+        patience = self.plan.settings.patience
+        return patience if self.breaker.worked else min(patience, FIRST_PATIENCE)
+
     def _submit(self, state: LaunchState, node_id: str) -> None:
         launch = replace(state.launch, trials=state.pending_trials)
         if self.stop.deadline and time.time() + self.expected.first_result(launch) > self.stop.deadline:
@@ -214,9 +233,11 @@ class Driver:
             self.ledger.run,
             self.stop.deadline,
             self.expected.trials_of(launch) if self.stop.deadline else {},
+            self._patience,
         )
         self.display.update(launch.launch_key, launch.describe_launch(), "submitted")
         transfer.mark(work)
+        self.breaker.begin(launch.launch_key)
         self.executor.submit(work, node_id)
 
     # Events ----------------------------------------------------------------------------------------------------------
@@ -232,6 +253,14 @@ class Driver:
                 self.display.update(launch.launch_key, launch.describe_launch(), text)
             case Note(text):
                 self.display.log(f"{launch.describe_launch()}: {text}")
+            case Stalled(text):
+                if self.breaker.stall(launch.launch_key, launch.deployment_id, text):
+                    self.display.log(f"{self.breaker.pause}; nothing else is started until one succeeds")
+            case Prepared():
+                if (pause := self.breaker.prepared(launch.launch_key)) is not None:
+                    self.display.log(f"resumed after {duration_text(pause)}: preparation works again")
+            case Unprepared(text):
+                state.unprepared = text
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():
@@ -255,12 +284,15 @@ class Driver:
     def _end_attempt(self, state: LaunchState, work: Work, end: End) -> None:
         launch, label = work.deployment, work.deployment.describe_launch()
         self.packer.release(launch.launch_key)
+        self.breaker.end(launch.launch_key)
         self.display.remove(launch.launch_key)
         reason = "done" if isinstance(end, Completed) else end.reason
         self.ledger.end_attempt(launch.deployment_id, work.attempt, reason)
         if isinstance(end, Completed):
-            state.advance(Trigger.COMPLETE)
+            self._carry_out(state, state.ended(self.breaker.opened is not None), state.unprepared)
             self._conclude(launch.deployment_id)
+            if state.unprepared:
+                self.breaker.check(self.plan.settings.patience)
         elif self.stop.level is not StopLevel.NONE:
             state.advance(Trigger.POSTPONE)
         elif isinstance(end, NotStarted):
@@ -301,6 +333,23 @@ class Driver:
                     self.display.done -= reopened
                     self._carry_out(state, action)
 
+    def _retry_at_the_tail(self) -> None:
+        """When nothing else is left to start, give failed trials another try; elsewhere, where there is a node."""
+        in_run = self.plan.settings.retry == "in_run"
+        if len(self.packer) or not in_run or self.stop.level is not StopLevel.NONE:
+            return
+        final = {trial_id for trial_id in self.ledger.answers if self.ledger.final(trial_id)}
+        for state in self.states.values():
+            if state.stage is not Stage.DONE:
+                continue
+            reopened, action = state.reopen(RETRYABLE, final)
+            self.display.done -= reopened
+            if reopened:
+                trials = count(reopened, "failed trial")
+                self.display.log(f"{state.launch.describe_launch()}: another try of {trials}")
+            launches = self.by_deployment[state.launch.deployment_id]
+            self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
+
     def _conclude(self, deployment_id: str) -> None:
         """Give trials of a deployment's pending launches their row where an earlier launch has shown their outcome."""
         states = self.by_deployment[deployment_id]
@@ -310,11 +359,10 @@ class Driver:
                 continue
             for trial in state.pending_trials:
                 if failed is not None:
-                    outcome = Outcome(failed["outcome"])
-                    self._record_one(state, trial, failed["attempt"], outcome, failed.get("reason"))
+                    self._record_one(state, trial, failed["attempt"], failed)
                 elif smaller := _out_of_memory(trial, states):
                     reason = f"{smaller.load.describe()} already ran out of memory"
-                    self._record_one(state, trial, "0", Outcome.CENSORED, reason)
+                    self._record_one(state, trial, "0", {"outcome": Outcome.CENSORED, "reason": reason})
             if not state.pending_trials:
                 self.packer.drop([self.packer.needs[state.launch.launch_key]])
                 state.advance(Trigger.COMPLETE)
@@ -333,12 +381,16 @@ class Driver:
 
     # Actions ---------------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, state: LaunchState, action: Action, reason: str | None = None) -> None:
+    def _carry_out(
+        self, state: LaunchState, action: Action, reason: str | None = None, avoid: frozenset[str] = frozenset()
+    ) -> None:
         match action:
             case Action.REQUEUE:
-                self.packer.requeue(state.launch.launch_key)
+                self.packer.requeue(state.launch.launch_key, avoid)
             case Action.RECORD_INVALID:
                 self._record(state, state.attempt, Outcome.INVALID, reason)
+            case Action.RECORD_LAUNCH_FAILED:
+                self._record(state, state.attempt, Outcome.LAUNCH_FAILED, reason)
             case Action.RECORD_UNAVAILABLE:
                 self._keep_failed_rows(state)
                 self._record(state, "0", Outcome.UNAVAILABLE, reason)
@@ -352,13 +404,15 @@ class Driver:
                 self.display.done += 1
 
     def _record(self, state: LaunchState, attempt: str, outcome: Outcome, reason: str | None) -> None:
-        """Give the pending trials a row each, unmeasured."""
+        """Give the pending trials a row each, unmeasured: no engine has answered anything."""
+        verdict = {"outcome": outcome, "reason": reason, "fault": Fault.SURROUNDINGS}
         for trial in state.pending_trials:
-            self._record_one(state, trial, attempt, outcome, reason)
+            self._record_one(state, trial, attempt, verdict)
 
-    def _record_one(self, state: LaunchState, trial: Trial, attempt: str, outcome: Outcome, reason: str | None) -> None:
-        self.rows.commit_unmeasured(state.launch, trial, attempt, outcome, reason)
-        state.finish(trial.trial_id, outcome)
+    def _record_one(self, state: LaunchState, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
+        """Give a trial its row, unmeasured; `verdict` has the outcome and what is known of it."""
+        self.rows.commit_unmeasured(state.launch, trial, attempt, verdict)
+        state.finish(trial.trial_id, Outcome(verdict["outcome"]))
 
 
 def _out_of_memory(trial: Trial, states: Sequence[LaunchState]) -> Trial | None:

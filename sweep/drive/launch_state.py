@@ -38,9 +38,10 @@ class Trigger(Enum):
     COMPLETE = auto()
     RETRY = auto()  # the attempt was lost or not started
     GIVE_UP = auto()  # it was lost once too often
+    UNPREPARED = auto()  # its node could not be prepared, for an outage that lasts
     UNSCHEDULABLE = auto()  # no node could run it within the waiting time
     POSTPONE = auto()  # the deadline is too near, or the user stops the run
-    REOPEN = auto()  # its node was quarantined: failed trials are retried elsewhere
+    REOPEN = auto()  # failed trials are retried: elsewhere once their node is quarantined, else at the run's tail
 
 
 class Action(Enum):
@@ -50,6 +51,7 @@ class Action(Enum):
     REQUEUE = auto()  # in front of all others
     RECORD_INVALID = auto()  # commit a row for each pending trial
     RECORD_UNAVAILABLE = auto()
+    RECORD_LAUNCH_FAILED = auto()
 
 
 ENDED = (Stage.DONE, Stage.POSTPONED, Stage.GIVEN_UP, Stage.UNAVAILABLE)
@@ -68,6 +70,7 @@ TRANSITIONS: Mapping[tuple[Stage, Trigger], tuple[Stage, Action]] = {
             Trigger.COMPLETE: (Stage.DONE, Action.NOTHING),
             Trigger.RETRY: (Stage.PENDING, Action.REQUEUE),
             Trigger.GIVE_UP: (Stage.GIVEN_UP, Action.RECORD_INVALID),
+            Trigger.UNPREPARED: (Stage.DONE, Action.RECORD_LAUNCH_FAILED),
             Trigger.POSTPONE: (Stage.POSTPONED, Action.NOTHING),
         }.items()
     },
@@ -86,8 +89,10 @@ class LaunchState:
     not_started_since: float | None = None  # monotonic
     losses: int = 0  # of nodes and workers
     errors: int = 0  # in our own code
-    retried_elsewhere: bool = False  # since its node was quarantined; once is enough
+    retried: set[str] = field(default_factory=set)  # failed trials that had another try; one is enough
+    failed_on: set[str] = field(default_factory=set)  # ids of the nodes on which trials failed
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # of trials that have a row in this run, by id
+    unprepared: str | None = None  # why its node could not be prepared in the last attempt, for all its patience
     reopened: set[str] = field(default_factory=set)  # trials to retry although they have a row
     order: list[Trial] = field(default_factory=list)  # of the next attempt
 
@@ -122,12 +127,14 @@ class LaunchState:
     def finish(self, trial_id: str, outcome: Outcome) -> None:
         """Note a trial's row."""
         self.outcomes[trial_id] = outcome
+        if outcome.failed and self.node is not None:
+            self.failed_on.add(self.node.node_id)
         self.reopened.discard(trial_id)
 
     def submitted(self, attempt: str) -> None:
         """Begin an attempt."""
         self.advance(Trigger.SUBMIT)
-        self.attempt, self.node = attempt, None
+        self.attempt, self.node, self.unprepared = attempt, None, None
 
     def started(self, node: Placed) -> None:
         """Note the node on which the attempt started."""
@@ -145,18 +152,27 @@ class LaunchState:
             return self.advance(Trigger.COMPLETE)
         return self.advance(Trigger.RETRY if (self.errors if in_our_code else self.losses) < limit else Trigger.GIVE_UP)
 
+    def ended(self, breaker_open: bool) -> Action:
+        """End an attempt that ended by itself; one that could not be prepared is retried while all others fail too."""
+        if self.unprepared is None or not self.pending_trials:
+            return self.advance(Trigger.COMPLETE)
+        return self.advance(Trigger.RETRY if breaker_open else Trigger.UNPREPARED)
+
     def not_started(self, now: float, patience: float) -> Action:
         """Retry an attempt that its node did not start, for `patience` s since the first such attempt."""
         if self.not_started_since is None:
             self.not_started_since = now
         return self.advance(Trigger.RETRY if now - self.not_started_since <= patience else Trigger.UNSCHEDULABLE)
 
-    def reopen(self, retryable: Container[Outcome]) -> tuple[int, Action]:
-        """Retry trials with these outcomes on another node, once; return their number and the action."""
-        if self.retried_elsewhere or self.stage.active:
+    def reopen(self, retryable: Container[Outcome], final: Container[str] = ()) -> tuple[int, Action]:
+        """Retry trials with these outcomes, each once, without the `final`; return their number and the action."""
+        if self.stage.active:
             return 0, Action.NOTHING
-        self.retried_elsewhere = True
-        failed = {trial_id for trial_id, outcome in self.outcomes.items() if outcome in retryable} - self.reopened
+        failed = {trial_id for trial_id, outcome in self.outcomes.items() if outcome in retryable} - self.retried
+        failed -= {trial_id for trial_id in failed if trial_id in final}
+        if not failed:
+            return 0, Action.NOTHING
         self.reopened |= failed
+        self.retried |= failed
         self.order = list(self.launch.trials)
-        return len(failed), self.advance(Trigger.REOPEN) if self.pending_trials else Action.NOTHING
+        return len(failed), self.advance(Trigger.REOPEN)

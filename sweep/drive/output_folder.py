@@ -11,7 +11,8 @@ from rich.console import Console
 
 from sweep.config import ConfigError, Settings, cache_directory
 from sweep.disk import object_store
-from sweep.disk.ledger import Ledger, sole_driver
+from sweep.disk.folder_lock import sole_driver
+from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
 
 MIN_FREE_BYTES = 1 << 30

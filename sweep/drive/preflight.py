@@ -98,6 +98,11 @@ def find_nodes(settings: Settings) -> list[Node]:
     return [Node("this machine", len(gpus), cores, accelerators, facts=provenance.host())]
 
 
+def drivers_of(nodes: Sequence[Node]) -> set[str] | None:
+    """Return the versions of the nodes' GPU drivers; None where none is known."""
+    return {node.facts.driver for node in nodes if node.facts and node.facts.driver} or None
+
+
 def surroundings(
     settings: Settings, nodes: Sequence[Node], options: ConfigPath = OURS, kept_locks: Mapping[str, str] | None = None
 ) -> Surroundings:

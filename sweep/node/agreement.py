@@ -34,6 +34,7 @@ from sweep.node import answers
 from sweep.node.work import Work
 from sweep.numbers import clustered
 from sweep.numbers.clustered import Bounded
+from sweep.outage import Outage, is_outage
 from sweep.provenance import host
 from sweep.whole_file import write_whole
 
@@ -67,7 +68,7 @@ class Reference:
 def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
     """Return the tokens that the model of a deployment should give, or in a few words why they are not known.
 
-    Called before an engine is launched: it uses its GPUs, cores and memory.
+    Called before an engine is launched: it uses its GPUs, cores and memory. Raises Outage.
     """
     backend, model = work.deployment.backend, work.deployment.model
     if not work.settings.agreement:
@@ -93,6 +94,8 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
         build_once(path, compute, f"answers of {model.name} by transformers", progress)
         return Reference(**json.loads(path.read_text()))
     except (environments.EnvironmentFailed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        if is_outage(error):
+            raise Outage(str(error)) from error
         return f"none: {type(error).__name__}: {first_line(error)}"
 
 

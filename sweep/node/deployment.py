@@ -4,7 +4,6 @@ It knows nothing of Ray, of other deployments or of retries across runs: it gets
 dies under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
 """
 
-import errno
 import functools
 import math
 import os
@@ -30,16 +29,18 @@ from backends.launch.task import Stopped
 from backends.prepare import environments as environments
 from backends.prepare import fit
 from sweep.client.measurement import ClientDied
-from sweep.config import Hardware
+from sweep.config import Hardware, first_line
 from sweep.node import agreement, gpu_memory
 from sweep.node.cold_start import measure_cold_start
+from sweep.node.patience import DISK_FULL, patiently
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
+from sweep.outage import Outage
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 from sweep.provenance import host
-from sweep.records import Outcome
+from sweep.records import Fault, Outcome
 
 KILLED = "killed by signal"  # in an engine's exit_reason
 CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's
@@ -48,7 +49,6 @@ RESET_PAUSE = 0.2  # s between them
 LAUNCH_ID = 12  # characters
 LAUNCH_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.OOM_LOAD)
 ENGINE_FAULTS = (*LAUNCH_FAULTS, Outcome.ENGINE_CRASHED, Outcome.HUNG)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Placed(NamedTuple):
@@ -68,6 +68,22 @@ class Note(NamedTuple):
     """A message about the trial that runs, to be known before it is over."""
 
     text: str
+
+
+class Stalled(NamedTuple):
+    """The node cannot be prepared for an outage; it is tried again."""
+
+    reason: str
+
+
+class Prepared(NamedTuple):
+    """The node has all that the engine needs."""
+
+
+class Unprepared(NamedTuple):
+    """The outage has outlasted the patience: the trials have no row."""
+
+    reason: str
 
 
 class Finished(NamedTuple):
@@ -104,7 +120,7 @@ class NotStarted(NamedTuple):
     reason: str  # one line
 
 
-Event = Placed | State | Note | Finished | Files | Beat
+Event = Placed | State | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat
 End = Completed | Lost | NotStarted
 Emit = Callable[[Event], None]
 
@@ -174,15 +190,20 @@ def run_deployment(
     """
     pending = _Pending(work, stop, draining)
     try:
-        node = _prepare(work, gpus, emit)
+        node = patiently(lambda: _prepare(work, gpus, emit), work.patience, _outage_reporter(emit))
+    except Outage as error:
+        emit(Unprepared(str(error)))
+        return
     except (Contradiction, environments.EnvironmentFailed, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
         if isinstance(error, environments.OptionalPartFailed):
             outcome = Outcome.UNAVAILABLE
-        _end_all(work, pending.trials, Failure(outcome, str(error)), emit)
+        fault = Fault.SURROUNDINGS if isinstance(error, Contradiction) else Fault.ENGINE
+        _end_all(work, pending.trials, Failure(outcome, str(error), fault=fault), emit)
         return
+    emit(Prepared())
     _end_contradicted(work, pending.trials, emit)
     failures: list[Failure] = []
     while pending.next():
@@ -194,6 +215,21 @@ def run_deployment(
             exhausted = len(failures) >= work.settings.attempts
             if failure.outcome is Outcome.OOM_LOAD or exhausted or _same_launch_failure(failures):
                 _end_all(work, pending.trials, failure, emit)
+
+
+def _outage_reporter(emit: Emit) -> Callable[[str], None]:
+    """Return a function that reports outages: the first at once, later ones as the present state."""
+    first = True
+
+    def report(reason: str) -> None:
+        nonlocal first
+        if first:
+            emit(Note(f"{reason}; it is tried again"))
+        first = False
+        emit(Stalled(reason))
+        emit(State(f"waiting to prepare the node again: {reason}"))
+
+    return report
 
 
 def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
@@ -212,6 +248,8 @@ def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], s
         if group in planned:
             try:
                 content = digest()
+            except Outage:
+                raise
             except (FileNotFoundError, PermissionError, ValueError) as error:
                 content = str(error)
             if content != planned[group]:
@@ -227,6 +265,7 @@ class Failure(NamedTuple):
     log_tail: str | None = None
     at_launch: bool = False
     good: bool = False  # trials succeeded before
+    fault: Fault | None = None  # None: as the reason's words say
 
 
 def _same_launch_failure(failures: list[Failure]) -> bool:
@@ -257,7 +296,8 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         if node.launch.gpus:
             emit(State("waiting for GPU memory"))
             gpu_memory.wait_until_free(node.launch.gpus)
-        expected = agreement.reference(work, node.launch, lambda text: emit(State(text)))
+        expected = _reference(work, node, emit)
+        emit(Prepared())
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
             cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout)}
@@ -269,7 +309,19 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
     except server.LaunchError as error:
-        return Failure(error.outcome, error.reason, error.log_tail, at_launch=True)
+        return Failure(error.outcome, error.reason, error.log_tail, at_launch=True, fault=error.fault)
+
+
+def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Reference | str:
+    """Return the reference answers, or why there are none; an outage is waited for."""
+
+    def reference() -> agreement.Reference | str:
+        return agreement.reference(work, node.launch, lambda text: emit(State(text)))
+
+    try:
+        return patiently(reference, work.patience, _outage_reporter(emit))
+    except Outage as error:
+        return f"none: {first_line(error)}"
 
 
 def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
@@ -395,13 +447,19 @@ def _measure(
             return run_trial(work, running, trial, pending.stop, notify=notify, caches_reset=caches, salt=salt)
         except ClientDied as error:
             reason = str(error)
-    return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=engine_facts(running, caches))
+    facts = engine_facts(running, caches)
+    return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=facts, fault=Fault.SURROUNDINGS)
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
     """Return the engine's failure that a trial's row shows: it died, or it hung, or it answered no request."""
     reason = f"the engine failed repeatedly, most recently: {row['reason']}"
-    return Failure(Outcome(row["outcome"]), reason, row.get("log_tail"), good=good) if engine_failed(row) else None
+    fault = Fault(row["fault"]) if row.get("fault") else None
+    return (
+        Failure(Outcome(row["outcome"]), reason, row.get("log_tail"), False, good, fault)
+        if engine_failed(row)
+        else None
+    )
 
 
 def engine_failed(row: Mapping[str, Any]) -> bool:
@@ -476,11 +534,13 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
         problems = (problem(group, id(getattr(trial, group))) for group in trial.content)
         if reason := next(filter(None, problems), None):
             pending.remove(trial)
-            emit(Finished(trial, unmeasured_row(work, trial, Outcome.INVALID, reason)))
+            row = unmeasured_row(work, trial, Outcome.INVALID, reason, fault=Fault.SURROUNDINGS)
+            emit(Finished(trial, row))
 
 
 def _end_all(work: Work, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
     """Give all these trials the same row: the engine's failure is data."""
     while trials:
         trial = trials.popleft()
-        emit(Finished(trial, unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail)))
+        row = unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail, fault=failure.fault)
+        emit(Finished(trial, row))

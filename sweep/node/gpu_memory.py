@@ -8,7 +8,7 @@ import pynvml
 
 from backends.launch import gpus, task
 from backends.launch.server import LaunchError
-from sweep.records import Outcome
+from sweep.records import Fault, Outcome
 
 FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # a driver and a display hold some: up to the larger of the two counts as free
 
@@ -23,7 +23,8 @@ def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float 
     while busy := [device for device, handle in handles.items() if not _is_free(gpus.memory(handle))]:
         if time.monotonic() >= deadline:
             users = "; ".join(_users(device, handles[device]) for device in busy)
-            raise LaunchError(Outcome.LAUNCH_FAILED, f"{users}, after {timeout:.0f} s")
+            problem = f"{users}, after {timeout:.0f} s"
+            raise LaunchError(Outcome.LAUNCH_FAILED, problem, fault=Fault.SURROUNDINGS)
         task.pause(poll)
 
 

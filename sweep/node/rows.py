@@ -19,7 +19,7 @@ from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
-from sweep.records import PROTOCOL_VERSION, Outcome, Records
+from sweep.records import PROTOCOL_VERSION, Fault, Outcome, Records
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
@@ -60,11 +60,13 @@ def unmeasured_row(
     reason: str | None,
     log_tail: str | None = None,
     engine: EngineFacts | None = None,
+    fault: Fault | None = None,
 ) -> dict[str, Any]:
     """The row of a trial that ended before it was measured."""
-    verdict = Verdict(outcome=outcome, reason=reason, log_tail=log_tail, ended_at=provenance.now())
+    verdict = Verdict(outcome=outcome, reason=reason, fault=fault, log_tail=log_tail, ended_at=provenance.now())
     axes = coordinates(trial, work.axes)
-    return TrialRow(identity=identity(work, trial), verdict=verdict, axes=axes, engine=engine).flat()
+    row = TrialRow(identity=identity(work, trial), verdict=verdict, axes=axes, engine=engine).flat()
+    return {"driver": driver()} | row
 
 
 def _label(deployment: Deployment, trial: Trial) -> str:

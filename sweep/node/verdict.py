@@ -14,7 +14,7 @@ from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
 from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
-from sweep.records import Outcome, Records
+from sweep.records import Fault, Outcome, Records
 
 TIMED_OUT = "trial_timeout"  # the reason to stop when a trial has reached its limit
 STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
@@ -53,13 +53,14 @@ def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, logged:
             outcome = Outcome.OOM_RUN
         elif only_timeouts(result.records):
             outcome = Outcome.HUNG
-        return Verdict(outcome=outcome, reason=reason, log_tail=log)
+        fault = Fault.ENGINE if work.deployment.backend.launches else Fault.SURROUNDINGS  # an endpoint's network too
+        return Verdict(outcome=outcome, reason=reason, fault=fault, log_tail=log)
     if work.deployment.backend.ignores_eos and trial.workload.ignore_eos and (reason := other_length(result.records)):
         return Verdict(outcome=Outcome.INVALID, reason=reason)
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
         stepped = f"the host's clock was set ({steps} times): timestamps of the second before may be off by as much"
-        return Verdict(outcome=Outcome.INVALID, reason=stepped)
+        return Verdict(outcome=Outcome.INVALID, reason=stepped, fault=Fault.SURROUNDINGS)
     if reason := limited(result.report, result.records):
         return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
     return Verdict(outcome=Outcome.OK)

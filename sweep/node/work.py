@@ -25,6 +25,7 @@ class Work:
     run: str = "run"  # the run's own name, in the markers of its engines
     deadline: float | None = None  # s since the epoch: no trial starts that is not expected to end by then
     expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs have measured it
+    patience: float = 0.0  # s with outages of what prepares the node
 
     @property
     def paths(self) -> RunPaths:

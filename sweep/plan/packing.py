@@ -18,6 +18,7 @@ from typing import NamedTuple
 from backends.base import Host
 
 SlotKind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
+Queue = tuple[SlotKind, frozenset[str], str | None]  # of launches alike: their slot, nodes to avoid, and endpoint
 
 LOOKAHEAD = 32  # pending launches for which an autoscaler is asked to grow
 
@@ -42,11 +43,18 @@ class Need(NamedTuple):
     seconds: float  # expected; decides only the order
     block: int = 0  # earlier ones go first
     place: float = 0.0  # within its block, unless that is the last
+    avoid: frozenset[str] = frozenset()  # ids of nodes on which it failed: it goes elsewhere where there is a node
+    endpoint: str | None = None  # one that runs already: asked by one client at a time
 
     @property
     def kind(self) -> SlotKind:
         """The part that decides which nodes fit."""
         return self.gpus, self.accelerator
+
+    @property
+    def queue(self) -> Queue:
+        """The part that decides on which nodes it may start."""
+        return self.kind, self.avoid, self.endpoint
 
 
 class Start(NamedTuple):
@@ -59,6 +67,13 @@ class Start(NamedTuple):
 def can_run(node: Node, need: Need) -> bool:
     """Return whether the launch fits an idle node."""
     return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
+
+
+def preferred(need: Need, nodes: Sequence[Node]) -> Sequence[Node]:
+    """Return the nodes that a launch may start on: not those on which it failed, where any other could run it."""
+    if not need.avoid:
+        return nodes
+    return [node for node in nodes if node.node_id not in need.avoid and can_run(node, need)] or nodes
 
 
 def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
@@ -88,7 +103,7 @@ class Packer:
     """The pending and running launches, and the choice of the next."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
-        self.pending: dict[SlotKind, list[tuple[int, Need]]] = {}  # a heap for each kind of slot
+        self.pending: dict[Queue, list[tuple[int, Need]]] = {}  # a heap for each queue
         self.running: dict[str, tuple[str, Need]] = {}  # key -> node id
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
         self.tenants: Counter[str] = Counter()  # launches running, by node id
@@ -99,30 +114,36 @@ class Packer:
             self._push(rank, need)
 
     def _push(self, rank: int, need: Need) -> None:
-        heapq.heappush(self.pending.setdefault(need.kind, []), (rank, need))
+        heapq.heappush(self.pending.setdefault(need.queue, []), (rank, need))
 
-    def requeue(self, key: str) -> None:
-        """Put a launch in front of all others."""
+    def requeue(self, key: str, avoid: frozenset[str] = frozenset()) -> None:
+        """Put a launch in front of all others; it goes to none of the nodes `avoid` where there is another."""
         self.front -= 1
+        self.needs[key] = self.needs[key]._replace(avoid=avoid)
         self._push(self.front, self.needs[key])
 
-    def start(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None = None) -> list[Start]:
+    def start(
+        self, nodes: Sequence[Node], kinds: Container[SlotKind] | None = None, most: int | None = None
+    ) -> list[Start]:
         """Choose the launches of `kinds` (None: all) to start now on these nodes; they run until `release`."""
         starts: list[Start] = []
-        while slot := self._next_slot(nodes, kinds):
-            kind, node = slot
-            _, need = heapq.heappop(self.pending[kind])
+        while (most is None or len(starts) < most) and (slot := self._next_slot(nodes, kinds)):
+            queue, node = slot
+            _, need = heapq.heappop(self.pending[queue])
             self.running[need.key] = (node.node_id, need)
             self.used[node.node_id] += need.gpus
             self.tenants[node.node_id] += 1
             starts.append(Start(need.key, node.node_id))
         return starts
 
-    def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[SlotKind, Node] | None:
-        """Return the kind whose first need ranks highest among those for which a node is free, and the node."""
-        for kind, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
-            if heap and (kinds is None or kind in kinds) and (node := self._free_node(heap[0][1], nodes)):
-                return kind, node
+    def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[Queue, Node] | None:
+        """Return the queue whose first need ranks highest among those for which a node is free, and the node."""
+        asked = {need.endpoint for _, need in self.running.values()} - {None}
+        for queue, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
+            if heap and (kinds is None or queue[0] in kinds) and queue[2] not in asked:
+                first = heap[0][1]
+                if node := self._free_node(first, preferred(first, nodes)):
+                    return queue, node
         return None
 
     def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
@@ -160,9 +181,9 @@ class Packer:
     def drop(self, needs: Iterable[Need]) -> None:
         """Remove pending launches."""
         keys = {need.key for need in needs}
-        for kind, heap in self.pending.items():
-            self.pending[kind] = [entry for entry in heap if entry[1].key not in keys]
-            heapq.heapify(self.pending[kind])
+        for queue, heap in self.pending.items():
+            self.pending[queue] = [entry for entry in heap if entry[1].key not in keys]
+            heapq.heapify(self.pending[queue])
 
     def __len__(self) -> int:
         return sum(len(heap) for heap in self.pending.values())

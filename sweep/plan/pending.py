@@ -31,6 +31,7 @@ class PendingWork:
     finished_trials: int  # of the plan: those with a valid result
     reasons: dict[str, str]  # why each trial is run, by id; empty on the first run
     estimate: RunEstimate
+    final_failures: int = 0  # trials that failed for good, which are not run
 
     @property
     def runnable(self) -> list[Deployment]:
@@ -38,19 +39,29 @@ class PendingWork:
         return [launch for launch in self.launches if not launch.unavailable]
 
 
-def find_pending(plan: Plan, ledger: Ledger, history: History, nodes: Sequence[Node]) -> PendingWork:
+def find_pending(
+    plan: Plan,
+    ledger: Ledger,
+    history: History,
+    nodes: Sequence[Node],
+    drivers: set[str] | None = None,
+) -> PendingWork:
     """Find the trials to run, the reasons, and their expected duration on these nodes.
+
+    `drivers` are the GPU drivers of the nodes that there are, None where they are not known: a failure that was final
+    under another one is not.
 
     Raises:
         ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
     """
-    launches = pending_launches(plan, ledger)
+    launches = pending_launches(plan, ledger, drivers)
     runnable = [launch for launch in launches if not launch.unavailable]
     return PendingWork(
         launches,
         len(plan.trials) - sum(len(launch.trials) for launch in launches),
         reasons(plan, runnable, ledger) if ledger.rows else {},
         estimate_run(plan, runnable, history, nodes, _assumed(plan.settings)),
+        len(final_failures(plan, ledger) - {trial.trial_id for launch in launches for trial in launch.trials}),
     )
 
 
@@ -63,19 +74,27 @@ def _assumed(settings: Settings) -> Assumed | None:
     return None
 
 
-def pending_launches(plan: Plan, ledger: Ledger) -> list[Deployment]:
+def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None) -> list[Deployment]:
     """Return the launches that have pending trials, with these trials only.
 
     Raises:
         ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
     """
     _check_commits(plan, ledger)
-    retry = plan.settings.retry == "once"
-    pending = [
-        replace(launch, trials=[trial for trial in launch.trials if not ledger.done(trial.trial_id, retry)])
-        for launch in plan.launches
-    ]
-    return [launch for launch in pending if launch.trials]
+    settings, final = plan.settings, final_failures(plan, ledger)
+
+    def pending(trial: Trial) -> bool:
+        if settings.retry_failed and trial.trial_id in final:
+            return True
+        return not ledger.done(trial.trial_id, settings.retry != "none", drivers)
+
+    launches = [replace(launch, trials=list(filter(pending, launch.trials))) for launch in plan.launches]
+    return [launch for launch in launches if launch.trials]
+
+
+def final_failures(plan: Plan, ledger: Ledger) -> set[str]:
+    """Return the trials of a plan whose engine failed twice in the same words."""
+    return {trial.trial_id for trial in plan.trials if ledger.final(trial.trial_id)}
 
 
 def _check_commits(plan: Plan, ledger: Ledger) -> None:

@@ -17,8 +17,15 @@ from tests.cluster.harness import Network, RayCluster, kill, wait_until
 pytestmark = pytest.mark.ray
 
 # Three deployments of two launches of two trials each; a trial takes about two seconds.
-GRID = ("+backend.itl.mean=0.02,0.021,0.022", "load.batch_size=1,2", "replicates=2", "workload.output_tokens=24")
+GRID = (
+    "+backend.itl.mean=0.02,0.021,0.022",
+    "load.batch_size=1,2",
+    "replicates=2",
+    "workload.output_tokens=24",
+    "retry=next_run",
+)
 TRIALS = 12
+EIGHT_TRIALS = ("load.batch_size=1,2", "replicates=4", "retry=next_run")
 LEFT_WITHIN = 30  # s after which no engine may be left on a living node
 SEES_LOSS = 60  # s
 
@@ -249,7 +256,7 @@ def test_disk_full(sweep_of, tmp_path):
                     filler.write(os.urandom(1 << 20))
             except OSError:
                 pass
-        assert sweep.wait(60) == 1
+        assert sweep.wait(60) == 75
         assert "stopped: No space left on device" in sweep.said()
         assert "Traceback" not in sweep.said(), sweep.said()
         nothing_left(sweep)
@@ -261,7 +268,7 @@ def test_disk_full(sweep_of, tmp_path):
 
 def test_an_engine_that_hangs(sweep_of):
     """Accepts and never answers: the trial ends, and an engine that does so again and again is not tried for ever."""
-    hangs = ("+backend.faults={hang: 1.0}", "stall_timeout=3", "load.batch_size=1,2", "replicates=4")
+    hangs = ("+backend.faults={hang: 1.0}", "stall_timeout=3", *EIGHT_TRIALS)
     sweep = sweep_of("cluster=inline", *hangs)
     assert sweep.run() == 1, sweep.said()
     assert sweep.outcomes() == {"hung": 8}
@@ -271,7 +278,9 @@ def test_an_engine_that_hangs(sweep_of):
 
 
 def test_an_engine_that_answers_500_to_everything(sweep_of):
-    sweep = sweep_of("cluster=inline", "backend.always_500=true", "load.batch_size=1,2", "replicates=4")
+    sweep = sweep_of(
+        "cluster=inline", "backend.always_500=true", "load.batch_size=1,2", "replicates=4", "retry=next_run"
+    )
     assert sweep.run() == 1, sweep.said()
     assert sweep.outcomes() == {"invalid": 8}
     assert sweep.said().count("launching the engine") == 3
@@ -279,7 +288,9 @@ def test_an_engine_that_answers_500_to_everything(sweep_of):
 
 
 def test_an_engine_that_cannot_be_launched_is_not_tried_on_and_on(sweep_of):
-    sweep = sweep_of("cluster=inline", "backend.die_at_launch=error", "load.batch_size=1,2", "replicates=4")
+    sweep = sweep_of(
+        "cluster=inline", "backend.die_at_launch=error", "load.batch_size=1,2", "replicates=4", "retry=next_run"
+    )
     assert sweep.run() == 1
     assert sweep.outcomes() == {"launch_failed": 8}
     assert "simulated failure at launch" in sweep.rows()[0]["reason"]
@@ -305,13 +316,13 @@ def test_a_deadline_starts_nothing_that_cannot_end_by_then(sweep_of):
     in_30_s = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 30))
     long = ("workload.output_tokens=50", "backend.itl.mean=0.02", "load.batch_size=1", "replicates=5")
     sweep = sweep_of("cluster=inline", *long)
-    assert sweep.run(f"deadline='{in_30_s}'") == 1, sweep.said()
+    assert sweep.run(f"deadline='{in_30_s}'") == 75, sweep.said()
     assert "not finished; run the same command again to continue" in sweep.said()
     done = sweep.committed()
     assert 0 < len(done) < 5
     begun = len(done)
     soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 3))
-    assert sweep.run(f"deadline='{soon}'") == 1
+    assert sweep.run(f"deadline='{soon}'") == 75
     assert "would end after the deadline" in sweep.said(), "now it is known how long these trials take"
     assert len(sweep.committed()) == begun
     assert sweep.run() in (0, 1)

@@ -1,0 +1,124 @@
+"""The lock of a results folder: one driver at a time, whatever its file system makes of locks.
+
+The kernel's lock on `.lock` is at once and is given back with its holder. But some file systems have none, on others
+it holds on one node only, and the file may be deleted. So the driver also rewrites `.heartbeat`, as it does a lock in
+an object store: on this host its process is looked for; of one on another host no heartbeat for LOCK_TIMEOUT s is the
+end.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sweep.config import ConfigError
+from sweep.disk.object_store import Lock
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
+
+
+class _Folder:
+    """A folder as a store of small files, each written whole; one that was deleted stays so."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.url = out, str(out)
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.out / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        staged = self.out / f"{name}.{uuid.uuid4().hex}"
+        staged.write_bytes(content)
+        staged.replace(self.out / name)
+
+    def delete(self, name: str) -> None:
+        (self.out / name).unlink(missing_ok=True)
+
+
+class Heartbeat(Lock):
+    """The file that its driver rewrites as long as it lives."""
+
+    NAME = ".heartbeat"
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(_Folder(out))
+
+    def ours(self) -> bool:
+        """Return whether no other driver holds it: one that was deleted is written again, with its folder it is not."""
+        lock = self._read()
+        return lock is None or bool(lock["owner"] == self.owner)
+
+    def describe_holder(self) -> dict[str, Any]:
+        own = psutil.Process()
+        return {**super().describe_holder(), "host": socket.gethostname(), "pid": own.pid, "began": own.create_time()}
+
+    def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
+        """Return whether the holder is dead: on this host a look is enough."""
+        if lock.get("host") != socket.gethostname():
+            return super().expired(lock, notify)
+        try:
+            began: float = psutil.Process(int(lock["pid"])).create_time()
+            return bool(began != lock["began"])
+        except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
+            return True
+
+
+@contextmanager
+def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[None]:
+    """Hold the lock of a results folder. Raises ConfigError if another driver holds it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"out={out}: cannot be written ({error.strerror})") from None
+    with file:
+        heartbeat = Heartbeat(out)
+        problem = _lock(file.fileno())
+        if problem is not None:
+            if problem not in NO_LOCKS:
+                raise heartbeat.refusal()
+            notify(f"out={out}: its file system has no locks ({os.strerror(problem)}): the heartbeat alone keeps it")
+        heartbeat.acquire(notify, contested=problem is not None or file_system(out) not in LOCAL)
+        heartbeat.keep(lambda: _taken_over(out, notify))
+        try:
+            yield
+        finally:
+            heartbeat.end()
+            with suppress(OSError):
+                heartbeat.release()
+
+
+def _lock(descriptor: int) -> int | None:
+    """Lock a file; return the error number if that cannot be done."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno or errno.EWOULDBLOCK
+    return None
+
+
+def file_system(folder: Path) -> str:
+    """Return the type of the file system that a folder is on, e.g. ext4 or nfs4; empty where it is not known."""
+    parents = {str(path) for path in (folder.absolute(), *folder.absolute().parents)}
+    with suppress(OSError):
+        partitions = [each for each in psutil.disk_partitions(all=True) if each.mountpoint in parents]
+        return max(partitions, key=lambda each: len(each.mountpoint)).fstype if partitions else ""
+    return ""
+
+
+def _taken_over(out: Path, notify: Callable[[str], None]) -> None:
+    notify(f"out={out}: another driver has taken over: stopping now")
+    for _ in range(2):  # the second signal stops immediately
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,93 @@
+"""The same command issued again as long as it asks for it, with exit status 75: a night's supervisor.
+
+A driver that had to stop (Ray gone, a full disk, a process killed) leaves a run that the same command goes on with.
+Failed trials, bad input and interrupts are ends; so is a deadline that has passed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from sweep.config import ISSUE_AGAIN, ConfigError, import_path
+from sweep.drive.stop_control import STOP_SIGNALS, deadline_at
+from sweep.options import ConfigPath
+from sweep.plan.compose import compose_run
+from sweep.wording import duration_text
+
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  # s before the command is issued again; doubled each time
+WORKED = 900.0  # s that a command ran for, after which the next pause is the first again
+GIVEN_UP_AFTER = 8 * 3600.0  # s of commands that all stopped early, after which it is given up
+BAD_INPUT = 2
+
+
+class Reissuer:
+    """Issues a command line until it has ended for good."""
+
+    def __init__(self, arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
+        self.arguments, self.config_dirs = list(arguments), list(config_dirs)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.signals = 0  # received so far
+
+    def run(self) -> int:
+        """Issue the command; return its last exit status."""
+        deadline = self._deadline()
+        previous = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
+        try:
+            return self._run(deadline)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _run(self, deadline: float | None) -> int:
+        pause, failing_since, issued = FIRST_PAUSE, time.monotonic(), 0
+        while True:
+            begin = time.monotonic()
+            status = self._issue()
+            issued += 1
+            if time.monotonic() - begin >= WORKED:
+                pause, failing_since = FIRST_PAUSE, time.monotonic()
+            # Arguments that were good before are good now: what is refused is the place, e.g. no Ray there yet.
+            temporary = status == ISSUE_AGAIN or status < 0 or (status == BAD_INPUT and issued > 1)
+            if self.signals or not temporary:
+                return 130 if status < 0 else status
+            if deadline is not None and time.time() >= deadline:
+                return ISSUE_AGAIN
+            if time.monotonic() - failing_since > GIVEN_UP_AFTER:
+                print(f"given up after {duration_text(GIVEN_UP_AFTER)} of commands that stopped early", file=sys.stderr)
+                return ISSUE_AGAIN
+            print(f"exit status {status}: issuing the command again in {duration_text(pause)}", file=sys.stderr)
+            if self._interrupted_within(pause):
+                return 130
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _issue(self) -> int:
+        folders = [part for folder in self.config_dirs for part in ("--config-dir", folder)]
+        command = [sys.executable, "-m", "sweep", "run", *folders, *self.arguments]
+        # A session of its own: a terminal's Ctrl-C reaches it through `_forward`, once.
+        environ = {**os.environ, "PYTHONPATH": import_path()}
+        with subprocess.Popen(command, env=environ, start_new_session=True) as self.process:
+            return self.process.wait()
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.signals += 1
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def _interrupted_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.signals:
+            time.sleep(min(0.5, seconds))
+        return self.signals > 0
+
+    def _deadline(self) -> float | None:
+        """Return the deadline that the command has, s since the epoch; None without one, or for bad input."""
+        try:
+            options = ConfigPath.of_user(self.config_dirs)
+            settings = compose_run(self.arguments, lambda cluster: "cpu", options).settings
+        except ConfigError:
+            return None  # the command itself explains it
+        return deadline_at(settings.deadline, None)

