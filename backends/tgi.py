@@ -92,38 +92,6 @@ class TGI(Backend):
             *cli({**self._arguments(launch), **own_ports, **self.flags_on(launch)}, self.table()),
         ]
 
-<<<<<<< HEAD
-=======
-    def _docker(self, launch: Launch) -> list[str]:
-        """`docker run` in the hands of container.py, which sees to it that the container ends with it."""
-        name = "sweep-tgi-" + hashlib.sha256(f"{launch.workdir}:{launch.port}".encode()).hexdigest()[:12]
-        options = {
-            "gpus": f'"device={",".join(launch.gpus)}"' if launch.gpus else None,  # docker reads a line of CSV
-            "shm-size": self.shm_size,
-            "publish": f"{launch.host}:{launch.port}:80",
-            "cpuset-cpus": ",".join(map(str, launch.cpus)) or None,
-        }
-        mounts = [f"{folder}:{folder}:ro" for folder in folders(launch.model)]
-        cache = self.cache or os.environ.get("HF_HUB_CACHE")
-        if cache:
-            mounts.append(f"{Path(cache).expanduser().absolute()}:/data")
-        arguments = {**self._arguments(launch), "hostname": "0.0.0.0", "port": 80}
-        passed = [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *(MEMORYLESS | self.environ)]
-        return [
-            launch.python,
-            str(CONTAINER),
-            name,
-            "docker",
-            *cli(options),
-            *(part for mount in mounts for part in ("--volume", mount)),
-            # Names only: docker takes the values from its environment, and none stands in the list of processes.
-            *(part for variable in passed for part in ("--env", variable)),
-            f"{self.image}:{self.tag}",
-            "/tgi-entrypoint.sh",
-            *cli({**arguments, **self.flags_on(launch)}, self.table()),
-        ]
-
->>>>>>> main
     def _arguments(self, launch: Launch) -> dict[str, Any]:
         longest = launch.max_model_len
         return {
@@ -135,23 +103,14 @@ class TGI(Backend):
             "usage-stats": "off",
         }
 
-<<<<<<< HEAD
-=======
     def environment(self, launch: Launch) -> dict[str, str]:
-        # Secrets are not inherited by engines: this one is asked for, so that a gated model's files can be read.
-        token = {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}
-        return {**token, **MEMORYLESS, **super().environment(launch)}
+        return {**MEMORYLESS, **super().environment(launch)}
 
->>>>>>> main
     def facts(self, launch: Launch) -> dict[str, Any]:
         # Told nothing, it chooses by kind of model and says nowhere what.
         dtype = {"dtype": None} if launch.dtype == "auto" else {}
-<<<<<<< HEAD
-        return {**dtype, "quantization": self.flags_on(launch).get("quantize")}
-=======
         cached = (MEMORYLESS | self.environ)["PREFIX_CACHING"].lower() in ("1", "true") if self.launches else None
-        return {**image, **dtype, "prefix_cache": cached, "quantization": self.flags_on(launch).get("quantize")}
->>>>>>> main
+        return {**dtype, "prefix_cache": cached, "quantization": self.flags_on(launch).get("quantize")}
 
     def message(self, line: str) -> str:
         return COLOUR.sub("", PREFIX.sub("", line.strip())).strip()
