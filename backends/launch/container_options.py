@@ -15,7 +15,7 @@ from backends.base import Launch
 from backends.launch.gpus import find_gpu
 
 WRAPPER = Path(__file__).resolve().with_name("container.py")
-ROOT = Path(__file__).resolve().parents[2]
+SOURCES = Path(__file__).resolve().parents[1]  # of the host, which runs in the engine's process
 # Of this machine's own environment, which means nothing in an image; GPUs are pinned by the runtime.
 NOT_PASSED = ("PATH", "VIRTUAL_ENV", "CUDA_HOME", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", "HF_TOKEN")
 
@@ -60,7 +60,7 @@ def _cdi(gpu: str) -> str:
 
 
 def _mounts(launch: Launch) -> list[tuple[str, str, str]]:
-    sources = [*folders(launch.model), launch.workdir.absolute(), ROOT / "backends"]
+    sources = [*folders(launch.model), launch.workdir.absolute(), SOURCES]
     mounts = [(str(source), str(source), "ro") for source in dict.fromkeys(sources)]
     if launch.image_cache and launch.cache:
         launch.cache.mkdir(parents=True, exist_ok=True)
@@ -74,6 +74,6 @@ def folders(model: Path) -> list[Path]:
     return [model.absolute(), *sorted(linked - {model.resolve()})]
 
 
-def token() -> dict[str, str]:
+def hub_token() -> dict[str, str]:
     """The variable with the user's token for the hub, which the wrapper hands on as a file; empty without one."""
     return {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}

@@ -146,7 +146,7 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
         return environment
     if spec.image:
         assert spec.lock is not None, f"environment {spec.name} has no lock"
-        images.fetch(spec, spec.lock.pins[0], cache_dir, progress)
+        images.pull_image(spec, spec.lock.pins[0], cache_dir, progress)
         return _in_image(spec, spec.lock.pins[0], cache_dir)
     folder = _folder(spec, cache_dir)
 
@@ -186,7 +186,7 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
     """
     if spec.image:
         image = spec.lock.pins[0] if spec.lock else ""
-        there = bool(image) and images.present(image, images.runtime(spec), cache_dir)
+        there = bool(image) and images.has_image(image, images.runtime(spec), cache_dir)
         return _in_image(spec, image, cache_dir) if there else None
     if spec.python or spec.binary:
         paths = {}

@@ -75,7 +75,7 @@ def sif(image: str, cache_dir: Path) -> Path:
     return cache_dir.expanduser().absolute() / "images" / f"{image.rpartition(':')[2][:32]}.sif"
 
 
-def present(image: str, program: str, cache_dir: Path) -> bool:
+def has_image(image: str, program: str, cache_dir: Path) -> bool:
     """Return whether an image is on this machine."""
     if program == "apptainer":
         return sif(image, cache_dir).exists()
@@ -83,7 +83,7 @@ def present(image: str, program: str, cache_dir: Path) -> bool:
     return answer.returncode == 0 and bool(json.loads(answer.stdout or "[]"))
 
 
-def fetch(spec: EnvironmentSpec, image: str, cache_dir: Path, progress: Progress) -> None:
+def pull_image(spec: EnvironmentSpec, image: str, cache_dir: Path, progress: Progress) -> None:
     """Pull an image by its digest. Raises EnvironmentFailed."""
     program = runtime(spec)
     folder = cache_dir.expanduser().absolute() / "images"

@@ -88,7 +88,7 @@ def test_an_engine_in_podman(podman, tmp_path, monkeypatch):
         shm_size="64m",
         max_model_len=4096,
     )
-    assert images.present(podman, "podman", tmp_path)
+    assert images.has_image(podman, "podman", tmp_path)
     with server.running(backend, launch, marker=f"podman/{os.getpid()}") as engine:
         assert list(measure(engine, asked(2), Batch(batch_size=2), tmp_path).records.output_tokens) == [16, 16]
         (pid,) = inside(tmp_path)
