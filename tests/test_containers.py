@@ -298,8 +298,9 @@ def test_a_trial_in_an_image_through_the_whole_command(runtime, nvml, tmp_path, 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     words = "backend=tgi model=tiny-llama model.max_model_len=512 workload=qa workload.num_requests=2 hardware=gpu"
     common = f"workload.output_tokens=64 load.batch_size=2 cluster=inline tracking=none out={tmp_path / 'out'}"
-    image = f"backend.env.image=mine/tgi@{DIGEST}"
-    main([*words.split(), *common.split(), image, f"cache_dir={tmp_path / 'cache'}"])
+    flags = "backend.flags.max-batch-total-tokens=null"  # which the stand-in does not have
+    more = (f"backend.env.image=mine/tgi@{DIGEST}", flags)
+    main([*words.split(), *common.split(), *more, f"cache_dir={tmp_path / 'cache'}"])
     (row,) = read_trials(RunPaths(tmp_path / "out").trials)
     assert row["outcome"] in ("ok", "client_limited"), row["reason"]
     if row["outcome"] == "ok":
