@@ -352,6 +352,10 @@ class Backend(Strict):
         """Return the tokens that its KV cache has room for from the launch on; None: as many as memory allows."""
         return None
 
+    def streams_at_once(self) -> int | None:
+        """Return the most requests that it computes together where they come by themselves; None: no fixed number."""
+        return None
+
     def memory_share(self, launch: Launch) -> float | None:
         """Return the share of a GPU's memory that it takes at the launch; None: what it needs as it needs it."""
         return None

@@ -20,6 +20,8 @@ PREFIX = re.compile(r"^(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|D
 MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, and would answer a trial from the one before
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
+POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
+
 
 class TGI(Backend):
     """Flags are those of text-generation-launcher."""
@@ -105,6 +107,9 @@ class TGI(Backend):
 
     def environment(self, launch: Launch) -> dict[str, str]:
         return {**MEMORYLESS, **super().environment(launch)}
+
+    def memory_share(self, launch: Launch) -> float:
+        return POOL_SHARE * float(self.flags_on(launch).get("cuda-memory-fraction", 1.0))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         # Told nothing, it chooses by kind of model and says nowhere what.
