@@ -34,7 +34,7 @@ def served_equal(
     with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False) as client:
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
-                texts = [_text(client, replace(target, url=url), request) for url in (gateway, target.url)]
+                texts = [_answer_text(client, replace(target, url=url), request) for url in (gateway, target.url)]
             except (httpx.HTTPError, ValueError):
                 continue
             served, own = (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
@@ -43,7 +43,7 @@ def served_equal(
     return equal / positions if positions else None
 
 
-def _text(client: httpx.Client, target: wire.Target, request: Request) -> str:
+def _answer_text(client: httpx.Client, target: wire.Target, request: Request) -> str:
     """The text of an answer to the very request that was measured."""
     body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
     headers = {"Content-Type": "application/json", **target.headers}
