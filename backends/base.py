@@ -157,6 +157,7 @@ class Backend(Strict):
     )
     ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
     before_ampere: ClassVar[Literal["emulates", "refuses", "float16"]] = "emulates"  # bfloat16, on GPUs without it
+    special_shown_by: ClassVar[dict[str, Any]] = {}  # the keys that make answers have special tokens in their text
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
@@ -173,6 +174,7 @@ class Backend(Strict):
         r"MemoryError",
         r"std::bad_alloc",
     )
+    choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str
@@ -384,6 +386,7 @@ class Hosted(Backend):
     """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
+    special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False}
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"

@@ -32,6 +32,7 @@ class ExLlama(Hosted):
     bits: float = Field(default=4.0, ge=1, le=8)  # per weight in EXL3
     group_size: PositiveInt = 128  # weights that share a scale in GPTQ
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
+    reset_paths: tuple[str, ...] = ("/reset_caches",)
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
     oom_patterns = (*Hosted.oom_patterns, r"Insufficient VRAM (in split )?for model and cache")

@@ -65,6 +65,10 @@ class LlamaCpp(Backend):
         r"(failed|unable) to allocate .*buffer",
         r"cudaMalloc failed: out of memory",
     )
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "flash_attn": r"\bflash_attn += (\w+)",
+        "gpu_layers": r"offloaded (\d+/\d+) layers to GPU",
+    }
     noise_patterns = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
 
     def command(self, launch: Launch) -> list[str]:

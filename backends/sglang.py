@@ -27,8 +27,8 @@ class SGLang(Backend):
     }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    # It asks the engine for a token, and answers when one has come: ready means that it generates.
-    ready_path = "/health_generate"
+    # True once the server's own warm-up request is answered; /health_generate would sleep a second before it answers.
+    ready_path = "/ready"
     reset_paths: tuple[str, ...] = ("/flush_cache",)  # its radix cache; 400 while requests run
     metric_names: dict[str, str] = metrics(
         "sglang:",
@@ -36,6 +36,9 @@ class SGLang(Backend):
         requests_running="num_running_reqs",
         requests_waiting="num_queue_reqs",
         preemptions_total="num_retracted_requests_total",
+        spec_decode_drafts_total="spec_verify_calls_total",
+        spec_decode_accept_length="spec_accept_length",
+        spec_decode_accept_rate="spec_accept_rate",
     )
     oom_patterns = (
         *Backend.oom_patterns,

@@ -48,7 +48,7 @@ class TensorRTLLM(Backend):
         options = launch.workdir / OPTIONS
         options.parent.mkdir(parents=True, exist_ok=True)
         dtype = {} if launch.dtype == "auto" else {"dtype": launch.dtype}
-        options.write_text(json.dumps({**dtype, **self.options}))  # JSON is YAML
+        options.write_text(json.dumps({**dtype, **self._options()}))  # JSON is YAML
         arguments: dict[str, Any] = {
             "host": launch.host,
             "port": launch.port,
@@ -59,6 +59,11 @@ class TensorRTLLM(Backend):
         serve = [launch.python, "-m", "tensorrt_llm.commands.serve", "serve", str(launch.model)]
         return [*serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
+    def _options(self) -> dict[str, Any]:
+        """The options, without the reuse of earlier prompts' blocks unless it is asked for: nothing can reset it."""
+        cache = {"enable_block_reuse": False, **(self.options.get("kv_cache_config") or {})}
+        return {**self.options, "kv_cache_config": cache}
+
     def facts(self, launch: Launch) -> dict[str, Any]:
-        reuse = (self.options.get("kv_cache_config") or {}).get("enable_block_reuse", True)
-        return {"prefix_cache": bool(reuse), "options": dict(self.options)}
+        options = self._options()
+        return {"prefix_cache": bool(options["kv_cache_config"]["enable_block_reuse"]), "options": options}

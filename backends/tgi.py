@@ -21,6 +21,7 @@ CONTAINER = Path(__file__).resolve().parent / "launch" / "container.py"
 LAUNCHER = "text-generation-launcher"
 # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed", with colours on a terminal.
 PREFIX = re.compile(r"^(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|DEBUG)\s+[\w:{}=\"]+:\s*")
+MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, and would answer a trial from the one before
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -56,6 +57,7 @@ class TGI(Backend):
     stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 s in all
     metric_names: dict[str, str] = metrics(
         "tgi_",
+        kv_cache_usage="batch_current_max_tokens / tgi_batch_max_total_tokens",  # reserved, of its budget of tokens
         requests_running="batch_current_size",
         requests_waiting="queue_size",
     )
@@ -64,6 +66,10 @@ class TGI(Backend):
         r"NotEnoughMemory\(",
         r"You need to decrease `?--max-batch-prefill-tokens",
     )
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "attention": r"Using attention (\w+)",
+        "prefix_caching": r"Prefix caching (\w+)",
+    }
     noise_patterns = (
         r"^Error: (Shard|Webserver)",
         r"[Ss]hard \d+ (crashed|failed)",
@@ -115,7 +121,7 @@ class TGI(Backend):
         if cache:
             mounts.append(f"{Path(cache).expanduser().absolute()}:/data")
         arguments = {**self._arguments(launch), "hostname": "0.0.0.0", "port": 80}
-        passed = [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *self.environ]
+        passed = [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *(MEMORYLESS | self.environ)]
         return [
             launch.python,
             str(CONTAINER),
@@ -144,13 +150,14 @@ class TGI(Backend):
     def environment(self, launch: Launch) -> dict[str, str]:
         # Secrets are not inherited by engines: this one is asked for, so that a gated model's files can be read.
         token = {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}
-        return {**token, **super().environment(launch)}
+        return {**token, **MEMORYLESS, **super().environment(launch)}
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         image = {"image": f"{self.image}:{self.tag}"} if self.launches and self.launcher == "docker" else {}
         # Told nothing, it chooses by kind of model and says nowhere what.
         dtype = {"dtype": None} if launch.dtype == "auto" else {}
-        return {**image, **dtype, "quantization": self.flags_on(launch).get("quantize")}
+        cached = (MEMORYLESS | self.environ)["PREFIX_CACHING"].lower() in ("1", "true") if self.launches else None
+        return {**image, **dtype, "prefix_cache": cached, "quantization": self.flags_on(launch).get("quantize")}
 
     def message(self, line: str) -> str:
         return COLOUR.sub("", PREFIX.sub("", line.strip())).strip()

@@ -21,7 +21,8 @@ class TransformersCB(Transformers):
     cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded
     scheduler: dict[str, Any] = Field(default_factory=dict)
     cpu_scheduler: dict[str, Any] = Field(default_factory=dict)
-    metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
+    reset_paths: tuple[str, ...] = ("/reset_caches",)
+    metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", "prefix_cache_hits_total", *QUEUE, *TORCH_MEMORY)
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         scheduler = {**({} if launch.gpus else self.cpu_scheduler), **self.scheduler}

@@ -35,6 +35,7 @@ class VLLM(Backend):
     """
 
     reserves_memory = True
+    special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
     before_ampere = "refuses"
     log_probabilities_by = "prompt_logprobs"
     dtype_pattern = r"\bdtype=torch\.(\w+), max_seq_len="
@@ -78,6 +79,18 @@ class VLLM(Backend):
         r"is less than desired GPU memory utilization",
         r"is less than the engine's budget",
     )
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "attention_backend": r"Using (\w+) attention backend out of",
+        "model_runner": r"\b[Uu]sing (?:the )?(V\d) [Mm]odel [Rr]unner",
+        "kv_cache_layout": r"Using (\w+) KV cache layout",
+        "kv_cache_tokens": r"KV cache size: ([\d,]+) tokens",
+        "kv_cache_dtype": r"\bkv_cache_dtype=([\w.]+), device_config=",
+        "enforce_eager": r"\benforce_eager=(\w+), ",
+        "chunked_prefill": r"\benable_chunked_prefill=(\w+), ",
+        "graph_capture_seconds": r"Graph capturing finished in (\d+) secs",
+        "async_scheduling": r"Async scheduling is (disabled)",
+        "flashinfer": r"FlashInfer kernels are (disabled)",
+    }
     noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 
     def features(self) -> tuple[str, ...]:
@@ -85,9 +98,10 @@ class VLLM(Backend):
 
     def command(self, launch: Launch) -> list[str]:
         # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.
-        module = ["vllm.entrypoints.cli.main", "serve"] if launch.gpus else ["vllm.entrypoints.openai.api_server"]
+        # `vllm serve` takes the model as its first argument: its --model will be removed.
+        serve = ["vllm.entrypoints.cli.main", "serve"] if launch.gpus else ["vllm.entrypoints.openai.api_server"]
         arguments: dict[str, Any] = {
-            "model": str(launch.model),
+            **({} if launch.gpus else {"model": str(launch.model)}),
             "served-model-name": launch.served_name,
             "host": launch.host,
             "port": launch.port,
@@ -96,7 +110,8 @@ class VLLM(Backend):
             "max-model-len": launch.max_model_len,
             "tensor-parallel-size": self.gpus if launch.gpus else 1,
         }
-        return [launch.python, "-m", *module, *cli({**arguments, **self.flags_on(launch)}, self.table())]
+        serve += [str(launch.model)] if launch.gpus else []
+        return [launch.python, "-m", *serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         # Without development mode there is no /reset_prefix_cache. That mode also serves /collective_rpc (methods of

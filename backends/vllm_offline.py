@@ -11,6 +11,7 @@ from backends.vllm import VLLM, speculation, utilisation
 class VLLMOffline(Hosted):
     """Flags are fields of vLLM's EngineArgs, spelt as `vllm serve` or as Python spells them.
 
+    `detokenize` and `multiprocessing` are on, as in vLLM's LLM class and `vllm bench throughput`.
     A trial is one control call with all its requests; the Records hold the engine's own stamps.
     """
 
@@ -20,6 +21,8 @@ class VLLMOffline(Hosted):
     dtype_pattern = VLLM.dtype_pattern
 
     library = "backends.host.libraries.vllm_offline_library"
+    detokenize: bool = True  # make the text of the answers too, which nothing here reads
+    multiprocessing: bool = True  # V1's engine core in a process of its own, beside the one that feeds it
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
     distribution = "vllm"
     tables = ("vllm_offline",)
@@ -33,6 +36,7 @@ class VLLMOffline(Hosted):
     }
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     oom_patterns = VLLM.oom_patterns
+    choice_patterns = VLLM.choice_patterns
     noise_patterns = VLLM.noise_patterns
     metric_names: dict[str, str] = Field(
         default={ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()}
@@ -40,7 +44,8 @@ class VLLMOffline(Hosted):
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         flags = {name.replace("-", "_"): value for name, value in super().flags_on(launch).items()}
-        return {"tensor_parallel_size": self.gpus if launch.gpus else 1, "max_model_len": launch.max_model_len, **flags}
+        ours = {"tensor_parallel_size": self.gpus if launch.gpus else 1, "max_model_len": launch.max_model_len}
+        return {**ours, "detokenize": self.detokenize, **flags}
 
     def features(self) -> tuple[str, ...]:
         return speculation(self.flags | self.cpu_flags | self.cuda_flags)
@@ -48,13 +53,15 @@ class VLLMOffline(Hosted):
     def environment(self, launch: Launch) -> dict[str, str]:
         theirs = VLLM(name=self.name, cpu_kv_cache_gib=self.cpu_kv_cache_gib).environment(launch)
         del theirs["VLLM_SERVER_DEV_MODE"]  # there is no server
-        return {**theirs, **super().environment(launch)}
+        multiprocessing = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(self.multiprocessing))}
+        return {**theirs, **multiprocessing, **super().environment(launch)}
 
     def memory_share(self, launch: Launch) -> float:
         return utilisation(self.flags_on(launch))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        return VLLM(name=self.name, flags=self.flags_on(launch)).facts(launch)
+        options = {"detokenize": self.detokenize, "multiprocessing": self.multiprocessing}
+        return {**VLLM(name=self.name, flags=self.flags_on(launch)).facts(launch), **options}
 
     def message(self, line: str) -> str:
         return VLLM(name=self.name).message(line)

@@ -65,6 +65,7 @@ def patterns(backend: Backend) -> Iterator[str]:
     yield from (each for each in backend.oom_patterns if each not in Backend.oom_patterns)
     yield from backend.noise_patterns
     yield from filter(None, [backend.dtype_pattern])
+    yield from backend.choice_patterns.values()
 
 
 def says(message: str, pattern: str) -> bool:
@@ -85,11 +86,18 @@ def adapters(name: str) -> list[Backend]:
 
 def messages(name: str, available: Iterable[str]) -> set[str]:
     """Return, for every pattern of the adapters, the shortest message that it recognises."""
-    texts, chosen = {" ".join(each.split())[:LONGEST] for each in available}, set()
+    texts, chosen = {part for each in available for part in _parts(" ".join(each.split()))}, set()
     for pattern in {each for backend in adapters(name) for each in patterns(backend)}:
         matches = [(fill, len(each), each) for each in texts if (fill := _fill(each, pattern)) is not None]
         chosen |= {message for _, _, message in sorted(matches)[:1]}
     return chosen
+
+
+def _parts(message: str) -> Iterator[str]:
+    """A message, or overlapping parts of a long one, such as vLLM's configuration in one line."""
+    yield from (
+        message[start : start + LONGEST] for start in range(0, max(1, len(message) - LONGEST // 2), LONGEST // 2)
+    )
 
 
 def read(name: str, version: str, folder: Path) -> EngineTable:

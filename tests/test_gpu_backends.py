@@ -109,7 +109,9 @@ def test_tensorrt_llm(launch):
     assert line[:5] == ["/env/bin/python", "-m", "tensorrt_llm.commands.serve", "serve", "/models/llama"]
     found = flags(line[5:])
     options = json.loads(Path(found.pop("--extra_llm_api_options")).read_text())
-    assert options == {"return_perf_metrics": True, "enable_iter_perf_stats": True, "dtype": "float16"}
+    assert options == {"return_perf_metrics": True, "enable_iter_perf_stats": True, "dtype": "float16"} | {
+        "kv_cache_config": {"enable_block_reuse": False}  # or a trial would be answered from the one before
+    }
     assert found == {
         "--host": "127.0.0.1",
         "--port": "8123",
@@ -173,6 +175,12 @@ echo "$@" > "$6/model.safetensors"
 
 # What each serves there, cut from the code that makes it.
 PAGES = {
+    "tgi": """
+tgi_batch_current_max_tokens 2800
+tgi_batch_max_total_tokens 10000
+tgi_batch_current_size 3
+tgi_queue_size 2
+""",
     "sglang": """
 sglang:token_usage{model_name="llama"} 0.28
 sglang:num_running_reqs{model_name="llama"} 3
@@ -262,6 +270,12 @@ class Generator:
         self.jobs: list[Job] = []
         self.cancelled: list[Job] = []
         self.referenced_pages = {b"a": 1, b"b": 2}
+        self.pagetable = self  # V3's, which has the method that is V2's generator's own
+        self.cpu_page_cache: object = None
+        self.resets = 0
+
+    def reset_page_table(self) -> None:
+        self.resets += 1
 
     def enqueue(self, job: Job) -> None:
         self.jobs.append(job)
@@ -401,6 +415,45 @@ def test_exllama_drop_clear_and_memory(library):
     library.clear()
     assert library.generator.jobs == []
     assert library.rows == {}
+
+
+def test_exllama_forgets_earlier_prompts(library, launch):
+    assert configured("exllama").reset_paths == ("/reset_caches",)
+    assert library.reset_caches() is True
+    assert library.generator.resets == 1
+    library.generator.cpu_page_cache = object()  # another tier that it was told to keep
+    assert library.reset_caches() is False
+
+
+def test_what_cannot_be_reset_is_off_unless_it_is_asked_for(launch):
+    tensorrt = configured("tensorrt_llm")
+    assert tensorrt.facts(launch)["prefix_cache"] is False
+    cache = {"free_gpu_memory_fraction": 0.8, "enable_block_reuse": True}
+    assert configured("tensorrt_llm", options={"kv_cache_config": cache}).facts(launch)["prefix_cache"] is True
+    tgi = configured("tgi")
+    assert tgi.environment(launch)["PREFIX_CACHING"] == "0"
+    assert "PREFIX_CACHING" in tgi.command(launch)  # goes into the container
+    assert tgi.facts(launch)["prefix_cache"] is False
+    asked = configured("tgi", environ={"PREFIX_CACHING": "1"})
+    assert asked.environment(launch)["PREFIX_CACHING"] == "1"
+    assert asked.facts(launch)["prefix_cache"] is True
+    assert configured("tgi", url="http://127.0.0.1:3000").facts(launch)["prefix_cache"] is None
+
+
+def test_vllm_serve_takes_the_model_as_its_first_argument(launch):
+    line = configured("vllm").command(launch)
+    assert line[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", "/models/llama"]
+    assert "--model" not in line
+
+
+def test_vllm_offline_is_the_engine_that_others_measure(launch):
+    backend = configured("vllm_offline")
+    facts = backend.facts(launch)
+    assert (facts["detokenize"], facts["multiprocessing"]) == (True, True)
+    assert backend.environment(launch)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
+    bare = configured("vllm_offline", detokenize=False, multiprocessing=False)
+    assert bare.environment(launch)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert '"detokenize": false' in " ".join(bare.command(launch))
 
 
 def test_exllama_says_what_it_stands_for(launch):

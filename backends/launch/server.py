@@ -139,6 +139,7 @@ class Engine:
             "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
+            "chosen": self._chosen(),
             "log": str(self.log),
             **self.backend.facts(self.launch),
         }
@@ -224,6 +225,16 @@ class Engine:
             message = json.loads(line)
             self.pid = message.get("pid", self.pid)
             self.exit_status = message.get("exit", self.exit_status)
+
+    def _chosen(self) -> dict[str, str]:
+        """What the engine chose by itself (attention backend, graphs, scheduler), as the log of this launch says."""
+        if not self.log.exists():
+            return {}
+        with self.log.open("rb") as file:
+            file.seek(self._log_begin)
+            text = file.read().decode(errors="replace")
+        patterns = self.backend.choice_patterns.items()
+        return {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
 
     def _dtype(self) -> str | None:
         """The data type of the computation; None for an attached endpoint without `dtype`."""

@@ -42,6 +42,7 @@ COUNT_COLUMNS = (
     "streamed_tokens",
     "hidden_tokens",
     "recounted_tokens",
+    "cached_tokens",
 )
 """The columns of requests.parquet that are whole numbers, null where unknown."""
 
@@ -172,6 +173,7 @@ def requests_table(records: Records) -> pa.Table:
         **_derived(records),
         "asked_input_tokens": _counts(records.asked_input_tokens),
         "input_tokens": _counts(records.input_tokens),
+        "cached_tokens": _counts(records.cached_tokens),
         "asked_output_tokens": _counts(records.asked_output_tokens),
         "output_tokens": _counts(records.output_tokens),
         "token_source": pa.array(records.token_source, pa.string()),
@@ -225,8 +227,7 @@ def read_requests(path: Path) -> Records:
 
 
 def _append(records: Records, table: pa.Table) -> None:
-    if "token_source" not in table.column_names:
-        table = _of_older_version(table)
+    table = _of_older_version(table)
     records.request_id += table["request_id"].to_pylist()
     for name in ("phase", "finish_reason", "error", "token_source"):
         getattr(records, name).extend(_repeated(table[name]))
@@ -242,13 +243,13 @@ def _append(records: Records, table: pa.Table) -> None:
 
 
 def _of_older_version(table: pa.Table) -> pa.Table:
-    """A table from before it said who counted the tokens, with what is known of that."""
-    unknown = pa.nulls(table.num_rows, pa.int32())
-    columns = {name: unknown for name in COUNT_COLUMNS if name not in table.column_names}
+    """The table with the columns that an older version did not write: unknown, or what follows from the others."""
+    columns = dict.fromkeys(COUNT_COLUMNS, pa.nulls(table.num_rows, pa.int32()))
     columns |= {"streamed_tokens": table["output_tokens"], "hidden_tokens": pa.array([0] * table.num_rows, pa.int32())}
     columns |= {"token_source": pa.nulls(table.num_rows, pa.string())}
     for name, column in columns.items():
-        table = table.append_column(name, column)
+        if name not in table.column_names:
+            table = table.append_column(name, column)
     return table
 
 

@@ -1,7 +1,7 @@
 """Timed samples beside the Records: the engine's gauges, its GPUs through NVML, its processes where there is no GPU.
 
 One thread reads every source once an interval, and more often at first, off the measured path. A source that cannot be
-read is skipped and reported in `find_gpu`; it never fails a trial.
+read is skipped and reported in `described`; it never fails a trial.
 """
 
 import statistics
@@ -38,25 +38,32 @@ class Source(Protocol):
 class EngineMetrics:
     """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics.
 
-    A counter for each position of a draft has the position in the place of a device.
+    A counter for each position of a draft has the position in the place of a device. `a / b` is the quotient of two
+    metrics; there is none where `b` is 0.
     """
 
     def __init__(self, url: str, names: dict[str, str], verify_tls: bool = True) -> None:
         self.name = "engine"
-        self.names = {theirs: ours for ours, theirs in names.items()}
+        self.parts = {ours: tuple(theirs.split(" / ")) for ours, theirs in names.items()}
+        self.names = {part for parts in self.parts.values() for part in parts}
         self.url = url
         self.client = httpx.Client(timeout=2.0, trust_env=False, verify=verify_tls)
 
     def read(self) -> Iterable[Reading]:
         response = self.client.get(self.url).raise_for_status()
-        totals: dict[tuple[str, str], float] = defaultdict(float)
+        totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         # Parsing vLLM's page of 48 kB takes 10 ms of a core that may be the client's; only these lines of it, 1.5 ms.
         lines = [line for line in response.text.splitlines() if line.startswith(tuple(self.names))]
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
-                if series := self.names.get(sample.name):
-                    totals[series, sample.labels.get("position", "")] += sample.value
-        return [(series, position, value) for (series, position), value in totals.items()]
+                if sample.name in self.names:
+                    totals[sample.name][sample.labels.get("position", "")] += sample.value
+        readings: list[Reading] = []
+        for series, (name, *divisor) in self.parts.items():
+            for position, value in totals[name].items():
+                below = totals[divisor[0]].get(position, 0.0) if divisor else 1.0
+                readings += [(series, position, value / below)] if below else []
+        return readings
 
 
 class Processes:
@@ -171,7 +178,7 @@ class Sampler:
         return [sample._replace(time=sample.time - start) for sample in self._raw]
 
     @property
-    def find_gpu(self) -> str:
+    def described(self) -> str:
         """The sources that were read, each with its last problem if it had one."""
         problems = {name: f" ({problem})" for name, problem in self.problems.items()}
         return "; ".join(source.name + problems.get(source.name, "") for source in self.sources)

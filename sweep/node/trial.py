@@ -90,7 +90,7 @@ def run_trial(
         row,
         verdict=replace(verdict, ended_at=provenance.now()),
         engine=replace(facts, batch_form=result.report.batch_form),
-        observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.find_gpu),
+        observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.described),
         measured=trial_quantities(work, trial, result.records, inputs),
     ).flat()
     _write(work, trial, columns, result, samples)
@@ -167,13 +167,17 @@ def _count_tokens(work: Work) -> measurement.CountTokens | None:
 
 
 def target(engine: Engine, ignore_eos: bool) -> wire.Target:
-    """Return what the client must know of the engine: what its backend says under the same names, and three more."""
+    """Return what the client must know of the engine: what its backend says under the same names, and four more.
+
+    Where the end of an answer is ignored, its text shows special tokens: so our count of it is that of its tokens.
+    """
     backend = engine.backend
-    shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url"}
+    shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url", "extra_body"}
     return wire.Target(
         url=engine.url,
         model=engine.launch.served_name,
         ignore_eos=ignore_eos and backend.ignores_eos,
+        extra_body={**(backend.special_shown_by if ignore_eos else {}), **backend.extra_body},
         **{name: getattr(backend, name) for name in shared},
     )
 

@@ -138,6 +138,15 @@ def test_metrics_move_under_load(engine):
             assert theirs in text, f"{ours}: no {theirs}"
 
 
+def test_says_what_the_engine_chose(engine):
+    """The engine's own choices that it logs on a CPU."""
+    on_cpu = {
+        "vllm": {"model_runner", "kv_cache_layout", "kv_cache_tokens", "enforce_eager", "chunked_prefill"},
+        "llamacpp": {"flash_attn"},
+    }
+    assert set(engine.facts()["chosen"]) >= on_cpu.get(engine.backend.name, set())
+
+
 def test_forgets_prompts_between_trials(engine):
     """A prompt that is asked again is answered from the prefix cache, and after the reset is not."""
     if not engine.backend.reset_paths:
@@ -148,7 +157,7 @@ def test_forgets_prompts_between_trials(engine):
     def hits() -> float:
         """Tokens found in the cache by asking once more."""
         before = sum(value for _, _, value in source.read())
-        stream(engine, [200 + i % 1000 for i in range(256)], 4)
+        stream(engine, [200 + i % 1000 for i in range(300)], 4)
         return sum(value for _, _, value in source.read()) - before
 
     hits()

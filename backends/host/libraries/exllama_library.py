@@ -40,7 +40,7 @@ def _load_v2(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, A
     def used() -> float:
         return float(len(generator.referenced_pages) / generator.max_pages)
 
-    return ExLlama(f"{exllamav2.__version__}", generator, job, used)
+    return ExLlama(f"{exllamav2.__version__}", generator, job, used, generator)
 
 
 def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, Any]) -> "ExLlama":
@@ -62,7 +62,7 @@ def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, A
         stats = generator.get_cache_stats()
         return float(stats["used_tokens"] / stats["max_tokens"])
 
-    return ExLlama(__version__, generator, job, used)
+    return ExLlama(__version__, generator, job, used, generator.pagetable)
 
 
 def _job_arguments(row: PromptRow) -> dict[str, Any]:
@@ -81,12 +81,13 @@ class ExLlama:
     adds_any_time = False
 
     def __init__(
-        self, version: str, generator: Any, job: Callable[[PromptRow], Any], used: Callable[[], float]
+        self, version: str, generator: Any, job: Callable[[PromptRow], Any], used: Callable[[], float], pages: Any
     ) -> None:
         self.version = version
         self.generator = generator
         self.job = job
         self.used = used  # returns the share of the cache in use
+        self.pages = pages  # what has the pages of earlier prompts: V2's generator, V3's page table
         self.rows: dict[Any, PromptRow] = {}  # by job
 
     def add(self, row: PromptRow) -> None:
@@ -123,6 +124,11 @@ class ExLlama:
             "allocated_memory_bytes": torch.cuda.memory_allocated(),
             "reserved_memory_bytes": torch.cuda.memory_reserved(),
         }
+
+    def reset_caches(self) -> bool:
+        """Forget the pages of earlier prompts; false where V3 keeps more of them elsewhere, as it was told to."""
+        self.pages.reset_page_table()
+        return not any(getattr(self.generator, name, None) for name in ("cpu_page_cache", "recurrent_cache"))
 
     def clear(self) -> None:
         self.generator.clear_queue()

@@ -55,6 +55,7 @@ class TransformersCB:
         self.model = model
         self.scheduler = scheduler
         self.rows: dict[str, PromptRow] = {}
+        self.hits = 0
         self.begin()
 
     def begin(self) -> None:
@@ -64,7 +65,19 @@ class TransformersCB:
             generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**self.scheduler)
         )
         self.manager.warmup()
+        self._count_hits(self.manager.batch_processor.cache)
         self.manager.start()
+
+    def _count_hits(self, cache: Any) -> None:
+        """Count the tokens of prompts that are found in the cache, which transformers only logs."""
+        search = cache.search_prefix_match
+
+        def counted(request_id: str, prompt_ids: list[int]) -> int:
+            length: int = search(request_id, prompt_ids)
+            self.hits += length
+            return length
+
+        cache.search_prefix_match = counted
 
     @property
     def _outputs(self) -> "queue.Queue[Any]":
@@ -110,13 +123,19 @@ class TransformersCB:
 
     def memory(self) -> Mapping[str, float]:
         processor = self.manager.batch_processor
-        readings = {}
+        readings = {"prefix_cache_hits_total": float(self.hits)}
         if processor is not None:
             readings["kv_cache_usage"] = 1.0 - float(processor.cache.compute_free_capacity(relative=True))
         if self.model.device.type == "cuda":
             readings["allocated_memory_bytes"] = torch.cuda.memory_allocated()
             readings["reserved_memory_bytes"] = torch.cuda.memory_reserved()
         return readings
+
+    def reset_caches(self) -> bool:
+        """Free the blocks that are kept of earlier prompts; true once the whole cache is free."""
+        cache = self.manager.batch_processor.cache
+        cache.evict_cached_blocks()
+        return bool(cache.compute_free_capacity(relative=True) == 1.0)
 
     def clear(self) -> None:
         """Replace the manager, which does not survive an error in its loop."""

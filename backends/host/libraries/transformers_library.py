@@ -49,13 +49,22 @@ class Steps(BaseStreamer):  # type: ignore[misc]
 
 
 class RowsDone(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row where the host decides, since rows of one batch may have different lengths."""
+    """Ends each row where the host decides, since rows of one batch may have different lengths.
 
-    def __init__(self, batch: Sequence[PromptRow]) -> None:
-        self.batch = batch
+    It is asked before the streamer has the tokens of the same step, so it looks at them itself: a batch whose rows have
+    all ended costs no further step.
+    """
+
+    def __init__(self, batch: Sequence[PromptRow], longest: int) -> None:
+        self.batch, self.longest = batch, longest
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return torch.tensor([row.done for row in self.batch], device=input_ids.device)
+        count, tokens = input_ids.shape[1] - self.longest, input_ids[:, -1].tolist()
+        over = [
+            row.done or count >= row.max_tokens or token in row.ends
+            for row, token in zip(self.batch, tokens, strict=True)
+        ]
+        return torch.tensor(over, device=input_ids.device)
 
 
 class Transformers:
@@ -82,7 +91,7 @@ class Transformers:
                     max_new_tokens=max(row.max_tokens for row in batch),
                     past_key_values=self.cache,
                     streamer=Steps(emit),
-                    stopping_criteria=StoppingCriteriaList([RowsDone(batch)]),
+                    stopping_criteria=StoppingCriteriaList([RowsDone(batch, longest)]),
                 )
         finally:
             self.cache = None

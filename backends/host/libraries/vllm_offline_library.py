@@ -20,9 +20,10 @@ def load(settings: LibrarySettings) -> "VLLMOffline":
         "disable_log_stats": False,
         **settings.flags,
     }
+    detokenize = bool(arguments.pop("detokenize"))
     arguments = {name: value for name, value in arguments.items() if value is not None}
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-    return VLLMOffline(engine)
+    return VLLMOffline(engine, detokenize)
 
 
 class VLLMOffline:
@@ -31,8 +32,9 @@ class VLLMOffline:
     version = vllm.__version__
     adds_any_time = False
 
-    def __init__(self, engine: LLMEngine) -> None:
+    def __init__(self, engine: LLMEngine, detokenize: bool) -> None:
         self.engine = engine
+        self.detokenize = detokenize
         self.rows: dict[str, PromptRow] = {}  # by the name of its request
 
     def add(self, row: PromptRow) -> None:
@@ -43,7 +45,7 @@ class VLLMOffline:
             # The host decides where rows end; `row.ends` includes the model's own EOS unless it is ignored.
             ignore_eos=True,
             stop_token_ids=sorted(row.ends) or None,
-            detokenize=False,
+            detokenize=self.detokenize,
             output_kind=RequestOutputKind.DELTA,
         )
         self.rows[name] = row
