@@ -16,8 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import pandas as pd  # noqa: E402
+
 import analysis  # noqa: E402
-from analysis.studies.printed import markdown_lines, own_table, run_conditions  # noqa: E402
+from analysis.studies.findings import published_rows  # noqa: E402
+from analysis.studies.printed import markdown_lines, own_table, run_conditions, table_lines  # noqa: E402
 from analysis.studies.tables import Study, all_studies  # noqa: E402
 
 EXPERIMENTS = (
@@ -76,6 +79,9 @@ def study_section(study: Study, runs: dict[str, Path]) -> Iterator[str]:
     for name in experiments:
         if name not in runs:
             yield from ("", f"### {name}", "", "Not run on the machine that wrote this page.")
+            if name in study.tables:
+                yield ""
+                yield from table_lines(published_rows(study.tables[name], pd.DataFrame()))
             continue
         results = analysis.open_results(runs[name])
         yield from ("", f"### {name}", "", f"{run_conditions(results)[0].upper()}{run_conditions(results)[1:]}.", "")

@@ -59,7 +59,7 @@ class BestCheck(FindingCheck):
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         ordered = _measured(matching_points(points, self.where), self.column)
         if ordered.empty:
-            return _lacking(self.column)
+            return _lacking(f"{_words({**self.where, **self.expected})} with {self.column}")
         ordered = ordered.sort_values(self.column, ascending=self.better == "lower")
         expected = matching_points(ordered, self.expected)
         others = ordered.drop(expected.index)

@@ -39,7 +39,7 @@ def judge_finding(study: Study, finding: PublishedFinding, experiment: str, poin
     published = study.tables.get(experiment)
     if published is not None and finding.rule.answer(published.frame).holds is False:
         beside = f"; this run: {measured.figures}" if measured.holds is not None else ""
-        return Judged(finding, "contradicted by its own table", f"{finding.note or ''}{beside}")
+        return Judged(finding, "contradicted by its own table", f"{(finding.note or '').rstrip('.')}{beside}")
     if measured.holds is None:
         return Judged(finding, "not testable here", measured.figures)
     return Judged(finding, "reproduced" if measured.holds else "not reproduced", measured.figures)
@@ -75,17 +75,18 @@ def beside(results: RunResults) -> list[Beside]:
     """Return the study's table beside the run's points."""
     study = study_of(results.run.name)
     table = study.tables.get(results.run.name) if study else None
-    return list(_beside(table, _points(results))) if table else []
+    return list(published_rows(table, _points(results))) if table else []
 
 
-def _beside(table: PublishedTable, points: pd.DataFrame) -> Iterator[Beside]:
+def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Beside]:
+    """Return the rows of a published table beside these points; there may be none."""
     published = table.frame
     for row in table.rows:
         where = {key: value for key, value in row.items() if key in KEY_COLUMNS}
         baseline = {**{key: row[key] for key in table.same if key in row}, **table.baseline}
         name = ", ".join(str(value) for value in where.values())
         for column, value in row.items():
-            if column in points and column not in (*KEY_COLUMNS, "outcomes"):
+            if column not in (*KEY_COLUMNS, "outcomes"):
                 reference = _figure(published, baseline, column)
                 figures = [_figure(points, place, column) for place in (where, baseline)]
                 yield Beside(name, column, value, _over(value, reference), figures[0], _over(figures[0], figures[1]))

@@ -1,6 +1,6 @@
 """The studies in words: the catalogue of their findings, and what a run says of them, for terminal and Markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -77,5 +77,11 @@ def markdown_lines(results: RunResults) -> Iterator[str]:
         yield from ("| published finding | judgement | figures |", "|---|---|---|")
         yield from (f"| {each.finding.claim} | {each.judgement} | {each.figures} |" for each in judgements)
     if rows := beside(results):
-        yield from ("", "| point | figure | published | × baseline | here | × baseline |", "|---|---|---|---|---|---|")
-        yield from (f"| {' | '.join(beside_cells(row))} |" for row in rows)
+        yield ""
+        yield from table_lines(rows)
+
+
+def table_lines(rows: Iterable[Beside]) -> Iterator[str]:
+    """A study's table beside a run's as Markdown, line by line."""
+    yield from ("| point | figure | published | × baseline | here | × baseline |", "|---|---|---|---|---|---|")
+    yield from (f"| {' | '.join(beside_cells(row))} |" for row in rows)
