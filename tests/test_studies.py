@@ -1,170 +1,140 @@
-"""The studies' tables and findings: against themselves, and against runs whose answer is known."""
+"""The published studies' plans, held against what the studies say; and what they need of workloads and engines."""
 
-import json
+import io
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
-import yaml
+from rich.console import Console
 
-from analysis.report.html import html
-from analysis.results import RunResults
-from analysis.studies.findings import beside, judge_finding, judge_run
-from analysis.studies.printed import own_table
-from analysis.studies.tables import STUDY_FILES, all_studies, study_of
+from analysis.best_gains import best_gains
+from analysis.report.wide import render_wide, wide
+from analysis.results import open_results
+from backends.base import EnvironmentChoice, EnvironmentSpec
+from backends.prepare import environments
 from sweep.__main__ import main
-from sweep.config import CONF
-from tests.results import run_of, trial
+from sweep.inputs.load import Batch
+from sweep.inputs.prompts import Prompts
+from sweep.inputs.random_tokens import RandomTokens
+from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from sweep.inputs.workload import Draw
+from tests.synthetic_run import make_run
 
-CONTRADICTED = {
-    "ttft-27-times",
-    "gain-2.3-times",
-    "almost-linear",
-    "vllm-fastest-at-batch-1",
-    "peak-above-mean",
-}
+QUIET = ["cluster=inline", "tracking=none", "dry_run=true"]
 
 
-def run(folder: Path, name: str, rows: list[dict[str, Any]]) -> RunResults:
-    return RunResults(run_of(folder, rows, name=name))
+@pytest.fixture
+def plan(capsys, tmp_path, monkeypatch):
+    """The output of a dry run; no hub, and no GPU."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("sweep.provenance.gpu_names", lambda: ())
+
+    def dry_run(*arguments: str) -> list[str]:
+        assert main([*arguments, *QUIET, f"out={tmp_path / 'run'}"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return dry_run
 
 
-def throughput_rows(vllm: float = 1143.0, replicates: int = 2) -> list[dict[str, Any]]:
-    """A run of the first study, in which each engine repeats its figures within 0.1 %."""
-    rows = []
-    for backend, workload, batch, speed, ttft in (
-        ("transformers", "qa", 128, 360.0, 0.92),
-        ("tgi", "qa", 128, 575.0, 0.153),
-        ("vllm", "qa", 128, 537.0, 0.593),
-        ("transformers", "reasoning", 64, 487.0, 1.1),
-        ("tgi", "reasoning", 128, 194.0, 0.167),
-        ("vllm", "reasoning", 128, vllm, 0.6),
-    ):
-        for replicate in range(replicates):
-            figures = {"ttft_mean": ttft, "launch": f"{backend}-{replicate}"}
-            row = trial(backend, batch, replicate, speed * (1 + 0.001 * replicate), workload=workload, **figures)
-            rows.append({**row, "trial_id": f"{backend}-{workload}-{batch}-{replicate}"})
-    lost = {**trial("transformers", 32, 0, None, workload="summarization"), "outcome": "oom_run"}
-    fitted = trial("transformers", 16, 0, 100.0, workload="summarization")
-    return [*rows, lost, {**fitted, "trial_id": "fitted"}]
+def test_the_baselines_largest_batches_are_the_published_ones(plan):
+    """QA fits at 128; reasoning ends at 64, sentiment at 32, summaries at 16."""
+    said = plan("+experiment=throughput_bound", "hardware=l4")
+    misfits = [line for line in said if line.startswith("warning: transformers")]
+    assert len(misfits) == 3
+    for task, without in {"reasoning": (128,), "sentiment": (64, 128), "summarization": (32, 64, 128)}.items():
+        (line,) = (line for line in misfits if f" {task} " in line)
+        assert {batch for batch in (16, 32, 64, 128) if f"batches of {batch} (" in line} == set(without)
 
 
-def test_every_file_names_its_source_and_experiments_that_exist() -> None:
-    experiments = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
-    for study in all_studies():
-        assert study.source
-        assert study.conditions
-        named = {*study.tables, *(name for finding in study.findings for name in finding.experiments)}
-        assert named <= experiments
-        assert len({finding.name for finding in study.findings}) == len(study.findings)
-    names = {finding.name for study in all_studies() for finding in study.findings}
-    assert names >= CONTRADICTED
+def test_eight_steps_with_the_published_flags(plan):
+    said = "\n".join(plan("+experiment=serving_ladder", "hardware=l4", "details=true"))
+    commands = [line for line in said.splitlines() if line.startswith("  command:")]
+    assert len(commands) == 8
+    assert all("--max-model-len 1024" in line and "--gpu-memory-utilization 0.9" in line for line in commands)
+    assert all('"max_new_tokens": 512' in line for line in commands)
+    flags = [(line.partition("--max-num-seqs ")[2].split()[0], "fp8" in line) for line in commands]
+    assert flags == [("256", False), ("128", False), ("128", True), *[("256", True)] * 3, ("512", True), ("256", True)]
+    drafts = [line.partition('"num_speculative_tokens": ')[2][:2].rstrip("}") for line in commands]
+    assert drafts == ["", "", "", "", "16", "12", "12", "8"]
+    assert "random_tokens Poisson 50/s, at most 250 in flight: 500 requests" in said
+    assert "natural_text Poisson 50/s, at most 250 in flight: 500 requests" in said
 
 
-def test_the_ladders_table_has_the_steps_of_the_experiment() -> None:
-    ladder = yaml.safe_load((CONF / "experiment" / "serving_ladder.yaml").read_text())["ladder"]
-    study = study_of("serving_ladder")
-    assert study is not None
-    assert [row["ladder"] for row in study.tables["serving_ladder"].rows] == [step["step"] for step in ladder]
+def test_completions_in_the_studys_formats_fit_but_for_the_baseline_at_64(plan):
+    said = plan("+experiment=completion_batches", "hardware=a100-80g", "details=true")
+    (warning,) = (line for line in said if line.startswith("warning:"))
+    assert warning.startswith("warning: transformers llama-2-7b: whole_stories batches of 64 (")
+    assert any(line.startswith("workload: whole_stories instead of tinystories: ") for line in said)
+    text = "\n".join(said)
+    assert "ctranslate2 llama-2-7b quantization=int8" in text
+    assert "llamacpp llama-2-7b quantization=Q4_0 slots=1:" in text
 
 
-def test_what_a_studys_own_table_contradicts_is_said() -> None:
-    contradicted = {
-        finding.name
-        for study in all_studies()
-        for finding in study.findings
-        if own_table(study, finding.name).startswith("contradicts")
-    }
-    assert contradicted == CONTRADICTED
-    assert all(finding.note for study in all_studies() for finding in study.findings if finding.name in CONTRADICTED)
+def test_one_untimed_request_of_warm_up(plan):
+    said = "\n".join(plan("+experiment=request_count", "hardware=t4", "details=true"))
+    assert "synthetic batches of 500: 500 requests after 1 of warm-up" in said
+    assert (Batch(batch_size=8).warmup(1), Batch(batch_size=8, whole_warmup=False).warmup(1)) == (8, 1)
 
 
-def test_published_rows_agree_with_themselves() -> None:
-    """Figures that follow from others in the same table do so within its rounding: no slip of the pen in copying."""
-    tables = {name: table.frame for study in all_studies() for name, table in study.tables.items()}
-    cost = tables["throughput_bound"].dropna()
-    assert ((2.93 / 3600 / cost["output_throughput"] * 1e6) / cost["cost_per_million_tokens"]).between(0.99, 1.01).all()
-    ladder = tables["serving_ladder"]
-    assert (183_806 / ladder["duration"] / ladder["output_throughput"]).between(0.999, 1.001).all()
-    assert (500 / ladder["duration"] / ladder["request_throughput"]).between(0.998, 1.002).all()
-    completions = tables["completion_batches"].dropna(subset="tokens")
-    speed = completions["tokens"] / completions["batch_latency_mean"]
-    assert (speed / completions["output_throughput"]).between(0.98, 1.02).all()
+def test_random_tokens_have_the_length_drawn():
+    """Consecutive in the vocabulary, decoded and encoded: of the shipped tokenizer all are exact, or a token off."""
+    tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
+    workload = RandomTokens(name="r", input_tokens=365, output_tokens=365, spread=0.4)
+    requests = workload.requests(tokenizer, 60, seed=3)
+    lengths = [length for length, _ in workload.lengths(Draw(3, "measured", 60))]
+    off = [abs(request.input_tokens - length) for request, length in zip(requests, lengths, strict=True)]
+    assert sum(off) <= 0.01 * sum(lengths)
+    assert all(request.input_tokens == len(tokenizer.encode(str(request.prompt)).ids) for request in requests)
+    assert len({str(request.prompt)[:12] for request in requests}) > 50
+    assert requests == workload.requests(tokenizer, 60, seed=3)
 
 
-def test_a_run_that_shows_the_same_reproduces_the_findings(tmp_path: Path) -> None:
-    judged = {each.finding.name: each for each in judge_run(run(tmp_path, "throughput_bound", throughput_rows()))}
-    assert judged["best-throughput-vllm"].judgement == "reproduced"
-    assert judged["best-ttft-tgi"].judgement == "reproduced"
-    assert judged["tgi-below-baseline-on-reasoning"].judgement == "reproduced"
-    assert judged["gain-best-against-best"].judgement == "reproduced"
-    assert judged["baseline-runs-out-at-16-summarization"].judgement == "reproduced"
-    assert judged["baseline-runs-out-at-32-sentiment"].judgement == "not testable here"
-    assert judged["ttft-27-times"].judgement == "contradicted by its own table"
-    assert "27x is in no table" in judged["ttft-27-times"].figures
-    assert "this run: 6.01x" in judged["ttft-27-times"].figures
-    assert "compares vLLM's batch 128 with the baseline's 64" in judged["gain-2.3-times"].figures
+def test_several_texts_in_a_prompt():
+    one, seven = (Prompts(name="p", file="sentiment", output_tokens=8, texts=texts) for texts in (1, 7))
+    single, joined = (workload.requests(None, 66, seed=1) for workload in (one, seven))
+    assert all(str(request.prompt).count("Review:") == 7 for request in joined)
+    assert str(joined[0].prompt).startswith(str(single[0].prompt))
 
 
-def test_a_run_that_shows_otherwise_does_not(tmp_path: Path) -> None:
-    judged = {each.finding.name: each for each in judge_run(run(tmp_path, "throughput_bound", throughput_rows(300.0)))}
-    assert judged["best-throughput-vllm"].judgement == "not reproduced"
-    assert judged["gain-best-against-best"].judgement == "not reproduced"
+def test_the_plain_environment_where_an_extra_cannot_be_installed(monkeypatch, tmp_path):
+    """An engine that can do without goes on; one that needs the extra is unavailable, in one line."""
+    resolved = environments.resolve(EnvironmentChoice(cpu="cpu", extras=("suffix",)), "cpu")
+    assert (resolved.name, "arctic-inference==0.1.1" in resolved.requirements) == ("cpu+suffix", True)
+    plain = EnvironmentSpec(name="cpu")
+
+    def prepare(spec, cache, progress):
+        if "+" in spec.name:
+            raise environments.EnvironmentFailed("environment cpu+suffix cannot be built: no wheel")
+        return environments.Environment("python")
+
+    monkeypatch.setattr(environments, "prepare", prepare)
+    found = environments.prepare_or_plain(resolved.model_copy(update={"plain": plain}), tmp_path, lambda text: None)
+    assert found.python == "python"
+    with pytest.raises(environments.OptionalPartFailed, match="no wheel"):
+        environments.prepare_or_plain(resolved, tmp_path, lambda text: None)
 
 
-def test_what_cannot_be_told_apart_is_not_reproduced(tmp_path: Path) -> None:
-    rows = [
-        trial(backend, 1, replicate, speed * factor, launch=f"{backend}-{replicate}")
-        for backend, speed in (("vllm", 105.0), ("vllm_gptq", 100.0), ("exllama", 104.0), ("ctranslate2", 100.0))
-        for replicate, factor in enumerate((0.7, 1.0, 1.3))
-    ]
-    judged = {each.finding.name: each for each in judge_run(run(tmp_path, "completion_batches", rows))}
-    assert judged["exllama-best-library"].judgement == "not reproduced"
-    assert " to " in judged["exllama-best-library"].figures  # with its interval
+def test_best_against_best_and_the_wide_table(tmp_path):
+    """The baseline ends at batch 16 in reasoning: its rival is best at 32, so best against best is another ratio."""
+    make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
+    results = open_results(tmp_path)
+    (gain,) = best_gains(results)
+    points = results.points.set_index(["line", "batch_size"])["output_throughput"]
+    assert (gain.load, gain.baseline_load) == ("batch size 32", "batch size 16")
+    assert gain.ratio == pytest.approx(points["vllm", 32] / points["transformers", 16])
+    assert gain.equal == pytest.approx(results.points["output_throughput_vs_baseline"].max())
+    console = Console(width=120, file=io.StringIO())
+    console.print(*render_wide(results))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    for name in ("Output token throughput (tok/s)", "Mean TTFT (ms)", "KV-cache use max (%)"):
+        assert name in printed
+    (frame,) = wide(results).values()
+    assert list(frame.columns)[-1] == "vllm, batch size 32"
 
 
-@pytest.mark.parametrize("experiment", sorted({name for study in all_studies() for name in study.tables}))
-def test_a_study_reproduces_its_own_table(experiment: str) -> None:
-    """Its table as if it were a run: nothing is `not reproduced`."""
-    study = study_of(experiment)
-    assert study is not None
-    points: pd.DataFrame = study.tables[experiment].frame
-    judged = [
-        judge_finding(study, finding, experiment, points)
-        for finding in study.findings
-        if experiment in finding.experiments
-    ]
-    assert judged
-    assert "not reproduced" not in {each.judgement for each in judged}
-
-
-def test_the_studys_table_stands_beside_ours_as_ratios(tmp_path: Path) -> None:
-    rows = {(each.point, each.column): each for each in beside(run(tmp_path, "throughput_bound", throughput_rows()))}
-    row = rows["vllm, qa, 128", "output_throughput"]
-    assert (row.published, row.published_ratio) == (537.6, pytest.approx(537.6 / 360.51))
-    assert row.measured == pytest.approx(537.0, rel=2e-3)
-    assert row.measured_ratio == pytest.approx(537 / 360, rel=2e-3)
-    assert rows["vllm, reasoning, 128", "output_throughput"].measured_ratio is None  # the baseline has no such batch
-
-
-def test_the_command_and_the_report_print_the_judgements(tmp_path: Path, capsys: Any) -> None:
-    results = run(tmp_path, "throughput_bound", throughput_rows())
-    assert main(["studies", str(tmp_path)]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "contradicted by its own table" in text
-    assert "537.6" in text
-    assert main(["studies", str(tmp_path), "--markdown"]) == 0
-    assert "| The highest throughput is vLLM's, on reasoning at batch 128. | reproduced |" in capsys.readouterr().out
-    page = html(results, [])
-    assert "Published findings" in page
-    assert "contradicted by its own table" in page
-    assert "Published findings" not in html(run(tmp_path / "other", "my_study", throughput_rows()), [])
-    assert main(["studies"]) == 0
-    assert "ttft-27-times" in capsys.readouterr().out
-    assert main(["studies", str(tmp_path / "none")]) == 2
-
-
-def test_data_is_in_the_wheel() -> None:
-    assert {path.stem for path in STUDY_FILES.glob("*.yaml")} == {study.name for study in all_studies()}
-    assert json.dumps([study.model_dump(mode="json") for study in all_studies()])
+def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
+    make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
+    assert main(["report", str(tmp_path), "--metrics", "vllm"]) == 0
+    said = capsys.readouterr().out
+    assert "Maximum request concurrency" not in said  # the load has none
+    assert said.count("Total generated tokens") == 3  # side by side, and in each trial's block
