@@ -27,6 +27,7 @@ LogProbabilitiesBy = Literal["prompt_logprobs", "host"]  # a key of vLLM's reque
 Platform = Literal["cpu", "cuda"]
 AMPERE = "8.0"  # the first compute capability with bfloat16
 
+Runtime = Literal["docker", "podman", "apptainer"]
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now
 
 SECRET_NAME = re.compile(
@@ -62,8 +63,12 @@ class EnvironmentSpec(Strict):
     """A named set of requirements (conf/environment/<name>.yaml), or something the user already has."""
 
     name: str
-    python: str | None = None  # an interpreter of the user's own: nothing is installed
-    binary: str | None = None  # an executable of the user's own
+    python: str | None = None  # an interpreter of the user's own: nothing is installed. Of an image: the one in it
+    binary: str | None = None  # an executable of the user's own, or in an image
+    image: str | None = None  # a container image, "name:tag" or "name@sha256:…": nothing is installed
+    runtime: Runtime | None = None  # that runs it; None: the first of docker, podman, apptainer on the node
+    cache: str = "/root/.cache"  # of an image: its folder for what an engine compiles, kept between launches
+    shm_size: str = "16g"  # of an image: shared memory, through which an engine's processes talk
     python_version: str | None = None  # e.g. "3.11"; None = the orchestrator's
     requirements: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # distributions that must not be there, whoever depends on them
@@ -99,6 +104,8 @@ class EnvironmentChoice(Strict):
     cpu: str | None = None  # name of a conf/environment/*.yaml
     cuda: str | None = None
     cuda12: str | None = None  # the same engine built for CUDA 12, for nodes whose driver or GPU is too old for `cuda`
+    image: str | None = None  # a container image with the engine, "name:tag" or "name@sha256:…"
+    runtime: Runtime | None = None  # for an image: docker, podman or apptainer; null: the first that a node has
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
     extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
@@ -134,6 +141,11 @@ class Launch:
     workdir: Path  # the attempt's folder: engine.log goes there
     python: str = "python"  # interpreter of the engine's environment
     binary: str | None = None
+    image: str | None = None  # by digest, or apptainer's file: the engine runs in a container of it
+    runtime: Runtime | None = None
+    cache: Path | None = None  # folder of this machine that is mounted as `image_cache`
+    image_cache: str | None = None
+    shm_size: str = "16g"
     host: str = "127.0.0.1"
     gpus: tuple[str, ...] = ()  # ids as CUDA_VISIBLE_DEVICES wants them; empty on a CPU
     threads: int = 1  # CPU threads the engine may use
@@ -338,6 +350,10 @@ class Backend(Strict):
 
     def reserved_tokens(self, context: int) -> int | None:
         """Return the tokens that its KV cache has room for from the launch on; None: as many as memory allows."""
+        return None
+
+    def streams_at_once(self) -> int | None:
+        """Return the most requests that it computes together where they come by themselves; None: no fixed number."""
         return None
 
     def memory_share(self, launch: Launch) -> float | None:

@@ -66,6 +66,8 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         console.print(f"{here}: planned for one machine with {machine}, as conf/hardware has it")
     if settings.dry_run:
         ledger = ledger_to_read(settings, paths)
+        for message in ledger.describe_damage():
+            console.print(message, markup=False, soft_wrap=True)
         pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
@@ -96,7 +98,9 @@ def _run_locked(
     command: str,
     mirror: object_store.Mirror | None = None,
 ) -> int:
-    ledger = Ledger(paths.ledger)
+    ledger = Ledger(paths.ledger, compact=mirror is None)
+    for message in ledger.describe_damage():
+        console.print(message, markup=False, soft_wrap=True)
     pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
     paths.clear_staging()
     keep_locks(plan, paths)
