@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from backends.launch import server
+from sweep.node import answers
 from sweep.node.deployment import _reset_caches
 from sweep.node.telemetry import EngineMetrics
 from sweep.records import Outcome
@@ -135,6 +136,19 @@ def test_a_prompt_over_the_context_is_an_error_and_the_engine_lives_on(engine):
     assert not engine.ran_out_of_memory()
     _, total = stream(engine, PROMPTS[0], 3)
     assert total["completion_tokens"] == 3
+
+
+def test_log_probabilities_of_a_text_are_those_of_its_tokens(engine, backend):
+    """Every token after the first has one, and the engine's own greedy answer is likelier than another text."""
+    if backend.log_probabilities_by is None:
+        pytest.skip("gives no log-probabilities of a text")
+    prompt = [5, 6, 7, 8]
+    answer = stream(engine, prompt, 6)[0][0].token_ids
+    other = [token + 1 for token in answer]
+    own, others = answers.log_probabilities(engine, [[*prompt, *answer], [*prompt, *other]])
+    assert [len(own), len(others)] == [len(prompt) + 5] * 2
+    assert all(value <= 0 for value in own)
+    assert sum(own[-6:]) > sum(others[-6:])
 
 
 def test_metrics_move_under_load(engine):
