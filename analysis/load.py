@@ -3,7 +3,6 @@
 Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
 """
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.config import PERCENTILES
+from sweep.config import PERCENTILES, first_line
 from sweep.disk import row as trial_row
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
@@ -83,10 +82,12 @@ def open_run(folder: str | Path, all_rows: bool = False) -> Run:
     """
     paths = _paths(folder)
     try:
-        with pq.ParquetFile(paths.trials, read_dictionary=_BULKY) as file:  # trials share them: 20,000 times 4 KB
+        run_files.check_footer(paths.trials)
+        # Trials share the bulky texts: 20,000 times 4 KB.
+        with pq.ParquetFile(paths.trials, read_dictionary=_BULKY, page_checksum_verification=True) as file:
             table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedFile(paths.trials, str(error).splitlines()[0]) from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFile(paths.trials, first_line(error)) from error
     trials, experiment = _frame(table), _experiment(paths.plan)
     if all_rows:  # those of other plans may have other axes
         return Run(paths, trials, {key: value for key, value in experiment.items() if key not in ("axes", "trials")})
@@ -140,14 +141,8 @@ def _percentiles(texts: Iterable[Any]) -> tuple[float, ...]:
 
 def _experiment(plan: Path) -> dict[str, Any]:
     """The plan's entry about the experiment as a whole; the trials' entries, one each, are passed over unread."""
-    if not plan.is_file():
-        return {}
-    with plan.open(encoding="utf-8") as lines:
-        try:
-            entries = (json.loads(line) for line in lines if '"experiment"' in line)
-            return next((entry for entry in entries if entry.get("kind") == "experiment"), {})
-        except ValueError as error:
-            raise DamagedFile(plan, str(error)) from error
+    entry = run_files.read_experiment(plan) if plan.is_file() else {}
+    return entry if entry.get("kind") == "experiment" else {}
 
 
 def requests(folder: str | Path, trial_id: str | Iterable[str] | None = None) -> pd.DataFrame:

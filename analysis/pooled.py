@@ -5,6 +5,7 @@ trials are pooled, and the gaps of these requests. They are read for some points
 requests cannot be read falls back on the trials' own figures, and has no interval of a quantile.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -105,9 +106,18 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
     return figures
 
 
+def of_endpoints(run: Run) -> "pd.Series[bool]":
+    """True for each ok trial that was measured at an endpoint, which others launched."""
+    first = run.ok.drop_duplicates("deployment_id")
+    configs = [json.loads(str(config)) if pd.notna(config) else {} for config in first["config"]]
+    attached = [(config.get("backend") or {}).get("url") is not None for config in configs]
+    return run.ok["deployment_id"].isin(first["deployment_id"][attached])
+
+
 def launches(run: Run) -> "pd.Series[int]":
-    """The launch of the engine that each ok trial ran on, as a number."""
-    launch = run.ok["deployment_id"].astype(str) + "/" + run.ok["attempt"].astype(str)
+    """The launch of the engine that each ok trial ran on, as a number. An endpoint's trials are all of one launch."""
+    deployment = run.ok["deployment_id"].astype(str)
+    launch = (deployment + "/" + run.ok["attempt"].astype(str)).where(~of_endpoints(run), deployment)
     if "launch" in run.ok:
         launch = run.ok["launch"].fillna(launch)
     return pd.Series(pd.factorize(launch)[0], run.ok.index)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.plotting.layout import Layout, listed
+from analysis.pooled import of_endpoints
 from analysis.summary import planned_trials
 from sweep.numbers.warnings import (
     E2EL,
@@ -144,13 +145,17 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     return planned
 
 
-@_warning("More replicates narrow it, above all a third: set replicates=3 or more.", ("output_throughput",))
+@_warning(
+    "More replicates narrow it: the second and the third above all, later ones by the root of their number.",
+    ("output_throughput",),
+)
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The interval of output throughput is wider than ±10 %."""
     points = layout.points
     if "output_throughput" not in points:
         return
-    half = (points["output_throughput_ci_high"] - points["output_throughput"]) / points["output_throughput"]
+    width_of_all = points["output_throughput_ci_high"] - points["output_throughput_ci_low"]
+    half = width_of_all / 2 / points["output_throughput"]  # as the tables show it
     for point, width in half[half > WIDE].items():
         yield Evidence(width, f"throughput known to ±{width:.0%} only", points=(int(str(point)),))
 
@@ -248,6 +253,15 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
         names = {"gpu": "memory of the GPU", "process": "memory of the processes", "reserved": "memory reserved"}
         each = [f"{names.get(str(kind), kind)} ({listed(list(lines))})" for kind, lines in kinds.items()]
         yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
+
+
+@_warning("To compare launches too, let sweep launch the engines, or restart the endpoints and measure again.")
+def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Endpoints are compared, each as it was launched once: what differs from launch to launch is in no interval."""
+    ok = layout.placed(run.ok)
+    lines = sorted(ok.loc[of_endpoints(run).reindex(ok.index), "line"].unique())
+    if lines and ok["line"].nunique() > 1:
+        yield Evidence(len(lines), f"{listed(lines)}: endpoints, launched once by others; another launch may differ")
 
 
 # The run -------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ LogProbabilitiesBy = Literal["prompt_logprobs", "host"]  # a key of vLLM's reque
 Platform = Literal["cpu", "cuda"]
 AMPERE = "8.0"  # the first compute capability with bfloat16
 
+Runtime = Literal["docker", "podman", "apptainer"]
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now
 
 # What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
@@ -60,8 +61,12 @@ class EnvironmentSpec(Strict):
     """A named set of requirements (conf/environment/<name>.yaml), or something the user already has."""
 
     name: str
-    python: str | None = None  # an interpreter of the user's own: nothing is installed
-    binary: str | None = None  # an executable of the user's own
+    python: str | None = None  # an interpreter of the user's own: nothing is installed. Of an image: the one in it
+    binary: str | None = None  # an executable of the user's own, or in an image
+    image: str | None = None  # a container image, "name:tag" or "name@sha256:…": nothing is installed
+    runtime: Runtime | None = None  # that runs it; None: the first of docker, podman, apptainer on the node
+    cache: str = "/root/.cache"  # of an image: its folder for what an engine compiles, kept between launches
+    shm_size: str = "16g"  # of an image: shared memory, through which an engine's processes talk
     python_version: str | None = None  # e.g. "3.11"; None = the orchestrator's
     requirements: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # distributions that must not be there, whoever depends on them
@@ -97,6 +102,8 @@ class EnvironmentChoice(Strict):
     cpu: str | None = None  # name of a conf/environment/*.yaml
     cuda: str | None = None
     cuda12: str | None = None  # the same engine built for CUDA 12, for nodes whose driver or GPU is too old for `cuda`
+    image: str | None = None  # a container image with the engine, "name:tag" or "name@sha256:…"
+    runtime: Runtime | None = None  # for an image: docker, podman or apptainer; null: the first that a node has
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
     extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
@@ -132,6 +139,11 @@ class Launch:
     workdir: Path  # the attempt's folder: engine.log goes there
     python: str = "python"  # interpreter of the engine's environment
     binary: str | None = None
+    image: str | None = None  # by digest, or apptainer's file: the engine runs in a container of it
+    runtime: Runtime | None = None
+    cache: Path | None = None  # folder of this machine that is mounted as `image_cache`
+    image_cache: str | None = None
+    shm_size: str = "16g"
     host: str = "127.0.0.1"
     gpus: tuple[str, ...] = ()  # ids as CUDA_VISIBLE_DEVICES wants them; empty on a CPU
     threads: int = 1  # CPU threads the engine may use
@@ -155,6 +167,7 @@ class Backend(Strict):
     )
     ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
     before_ampere: ClassVar[Literal["emulates", "refuses", "float16"]] = "emulates"  # bfloat16, on GPUs without it
+    special_shown_by: ClassVar[dict[str, Any]] = {}  # the keys that make answers have special tokens in their text
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
@@ -254,10 +267,6 @@ class Backend(Strict):
         """The engine's flags, metrics, routes and messages; of two kinds of engine, the first's."""
         return load(cls.tables[0])
 
-    def image_version(self) -> str | None:
-        """The version that a container image's tag names; None for an engine that runs in no image."""
-        return None
-
     @property
     def launches(self) -> bool:
         """True if the engine is launched here, False if a running endpoint is attached."""
@@ -337,6 +346,10 @@ class Backend(Strict):
         """Return the tokens that its KV cache has room for from the launch on; None: as many as memory allows."""
         return None
 
+    def streams_at_once(self) -> int | None:
+        """Return the most requests that it computes together where they come by themselves; None: no fixed number."""
+        return None
+
     def memory_share(self, launch: Launch) -> float | None:
         """Return the share of a GPU's memory that it takes at the launch; None: what it needs as it needs it."""
         return None
@@ -383,6 +396,7 @@ class Hosted(Backend):
     """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
+    special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False}
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"

@@ -64,6 +64,9 @@ class CTranslate2(Hosted):
         formats = (self.quantization, str(self.flags_on(launch)["compute_type"]))
         return next((name for name in formats if name not in WIDE_FORMATS), None)
 
+    def streams_at_once(self) -> int:
+        return self.max_batch
+
     def facts(self, launch: Launch) -> dict[str, Any]:
         compute_type = str(self.flags_on(launch)["compute_type"])
         return {"quantization": self.quantization, "dtype": compute_type, "prefix_cache": False}

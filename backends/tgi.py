@@ -1,28 +1,26 @@
-"""Text Generation Inference: in its Docker image, by its own launcher, or attached to where it runs already.
+"""Text Generation Inference: in its image, by its own launcher, or attached to where it runs already.
 
 It has no ignore_eos and takes no token ids, so an answer may be shorter than asked for: compare it by tokens per
 second, and read `finish_reason`. TGI itself cuts requests above 1,024 new tokens into chunks and queues each anew.
 """
 
-import hashlib
-import os
 import re
-import sys
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from backends.base import Backend, EnvironmentChoice, Host, Launch, cli, metrics
 from backends.launch.server import free_port
+from backends.prepare.fit import RUNTIMES
 from sweep.records import Api
 
-CONTAINER = Path(__file__).resolve().parent / "launch" / "container.py"
 LAUNCHER = "text-generation-launcher"
 # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed", with colours on a terminal.
 PREFIX = re.compile(r"^(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|DEBUG)\s+[\w:{}=\"]+:\s*")
 MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, and would answer a trial from the one before
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
 
 
 class TGI(Backend):
@@ -44,12 +42,7 @@ class TGI(Backend):
         "sharded": "backend.gpus",
     }
 
-    env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)  # nothing of it is Python here
-    launcher: Literal["docker", "native"] = "docker"
-    image: str = "ghcr.io/huggingface/text-generation-inference"
-    tag: str = "3.3.7"
-    shm_size: str = "1g"  # shared memory of the container, through which its shards talk
-    cache: str | None = None  # folder that is its Hugging Face cache; None: HF_HUB_CACHE, where that is set
+    env: EnvironmentChoice = EnvironmentChoice(cuda="tgi")
 
     api: Api = "tgi"
     token_ids: bool = False
@@ -82,18 +75,12 @@ class TGI(Backend):
             return super().unavailable(host)
         if not host.gpus:
             return f"TGI needs a CUDA GPU: run sweep on a machine that has one, or {attach}"
-        if self.launcher == "native" and not self.env.binary and LAUNCHER not in host.executables:
-            return f"no {LAUNCHER} on PATH: install TGI, name it as backend.env.binary, or {attach}"
-        if self.launcher == "docker" and "docker" not in host.executables:
-            return f"no docker on PATH: install it with NVIDIA's toolkit, set backend.launcher=native, or {attach}"
+        if not self.env.binary and not set(RUNTIMES) & host.executables:
+            install = f"install one for TGI's image, name {LAUNCHER} as backend.env.binary"
+            return f"no {', '.join(RUNTIMES)} on PATH: {install}, or {attach}"
         return None
 
-    def image_version(self) -> str | None:
-        return self.tag if self.launcher == "docker" else None
-
     def command(self, launch: Launch) -> list[str]:
-        if self.launcher == "docker":
-            return self._docker(launch)
         own_ports = {
             "hostname": launch.host,
             "port": launch.port,
@@ -105,35 +92,6 @@ class TGI(Backend):
         return [
             launch.binary or LAUNCHER,
             *cli({**self._arguments(launch), **own_ports, **self.flags_on(launch)}, self.table()),
-        ]
-
-    def _docker(self, launch: Launch) -> list[str]:
-        """`docker run` in the hands of container.py, which sees to it that the container ends with it."""
-        name = "sweep-tgi-" + hashlib.sha256(f"{launch.workdir}:{launch.port}".encode()).hexdigest()[:12]
-        options = {
-            "gpus": f'"device={",".join(launch.gpus)}"' if launch.gpus else None,  # docker reads a line of CSV
-            "shm-size": self.shm_size,
-            "publish": f"{launch.host}:{launch.port}:80",
-            "cpuset-cpus": ",".join(map(str, launch.cpus)) or None,
-        }
-        mounts = [f"{folder}:{folder}:ro" for folder in folders(launch.model)]
-        cache = self.cache or os.environ.get("HF_HUB_CACHE")
-        if cache:
-            mounts.append(f"{Path(cache).expanduser().absolute()}:/data")
-        arguments = {**self._arguments(launch), "hostname": "0.0.0.0", "port": 80}
-        passed = [*(["HF_TOKEN"] if "HF_TOKEN" in os.environ else []), "HF_HUB_OFFLINE", *(MEMORYLESS | self.environ)]
-        return [
-            launch.python,
-            str(CONTAINER),
-            name,
-            "docker",
-            *cli(options),
-            *(part for mount in mounts for part in ("--volume", mount)),
-            # Names only: docker takes the values from its environment, and none stands in the list of processes.
-            *(part for variable in passed for part in ("--env", variable)),
-            f"{self.image}:{self.tag}",
-            "/tgi-entrypoint.sh",
-            *cli({**arguments, **self.flags_on(launch)}, self.table()),
         ]
 
     def _arguments(self, launch: Launch) -> dict[str, Any]:
@@ -148,22 +106,16 @@ class TGI(Backend):
         }
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        # Secrets are not inherited by engines: this one is asked for, so that a gated model's files can be read.
-        token = {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}
-        return {**token, **MEMORYLESS, **super().environment(launch)}
+        return {**MEMORYLESS, **super().environment(launch)}
+
+    def memory_share(self, launch: Launch) -> float:
+        return POOL_SHARE * float(self.flags_on(launch).get("cuda-memory-fraction", 1.0))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        image = {"image": f"{self.image}:{self.tag}"} if self.launches and self.launcher == "docker" else {}
         # Told nothing, it chooses by kind of model and says nowhere what.
         dtype = {"dtype": None} if launch.dtype == "auto" else {}
         cached = (MEMORYLESS | self.environ)["PREFIX_CACHING"].lower() in ("1", "true") if self.launches else None
-        return {**image, **dtype, "prefix_cache": cached, "quantization": self.flags_on(launch).get("quantize")}
+        return {**dtype, "prefix_cache": cached, "quantization": self.flags_on(launch).get("quantize")}
 
     def message(self, line: str) -> str:
         return COLOUR.sub("", PREFIX.sub("", line.strip())).strip()
-
-
-def folders(model: Path) -> list[Path]:
-    """The folders to mount for a model folder: itself, and the targets of its links (the hub's cache has some)."""
-    linked = {path.resolve().parent for path in model.iterdir() if path.is_symlink()} if model.is_dir() else set()
-    return [model.absolute(), *sorted(linked - {model.resolve()})]

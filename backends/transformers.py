@@ -27,6 +27,9 @@ class Transformers(Hosted):
         config = self.flags.get("quantization_config") or {}
         return super().in_bfloat16(dtype) or config.get("bnb_4bit_compute_dtype") == "bfloat16"
 
+    def streams_at_once(self) -> int:
+        return self.max_batch
+
     def facts(self, launch: Launch) -> dict[str, Any]:
         config = self.flags_on(launch).get("quantization_config") or {}
         quantization = config.get("quant_method")

@@ -35,6 +35,7 @@ class VLLM(Backend):
     """
 
     reserves_memory = True
+    special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
     before_ampere = "refuses"
     log_probabilities_by = "prompt_logprobs"
     dtype_pattern = r"\bdtype=torch\.(\w+), max_seq_len="

@@ -7,7 +7,7 @@ docs/measurements/compile_cuda.md holds its output.
 
 import argparse
 import os
-import subprocess
+import struct
 import sys
 import time
 from ctypes.util import find_library
@@ -19,6 +19,8 @@ from backends.prepare import environments, locks
 from sweep.config import cache_directory
 
 COMPILED = ("llamacpp_cuda", "exllamav3")
+FAT_BINARY = b"\x50\xed\x55\xba"  # begins each of them
+ENTRY_BYTES = 32  # of an entry's header, as far as it is read
 
 
 def compiled_files(folder: Path) -> list[Path]:
@@ -27,10 +29,22 @@ def compiled_files(folder: Path) -> list[Path]:
     return [*programs, *(folder / task.EXTENSIONS).glob("**/*.so")]
 
 
-def architectures(file: Path) -> str:
-    """The GPU architectures that a program or library has code for, as cuobjdump lists them."""
-    answer = subprocess.run(["cuobjdump", "--list-elf", str(file)], capture_output=True, text=True, check=False)
-    return ", ".join(sorted({part for part in answer.stdout.replace(".", " ").split() if part.startswith("sm_")}))
+def architectures(file: Path) -> list[str]:
+    """The kinds of code in a program, library or object, e.g. "sm_89", from the headers of its CUDA fat binaries."""
+    data, kinds = file.read_bytes(), set()
+    at = data.find(FAT_BINARY)
+    while at >= 0:
+        _, _, header, size = struct.unpack_from("<IHHQ", data, at)
+        entry, end = at + header, min(at + header + size, len(data) - ENTRY_BYTES)
+        while entry < end:
+            kind, _, length, code = struct.unpack_from("<HHIQ", data, entry)
+            (version,) = struct.unpack_from("<I", data, entry + 28)
+            kinds.add(f"{'compute' if kind == 1 else 'sm'}_{version}")  # 1: PTX, 2: machine code
+            if length + code == 0:
+                break
+            entry += length + code
+        at = data.find(FAT_BINARY, at + 4)
+    return sorted(kinds)
 
 
 def build(name: str, cache: Path) -> None:
@@ -45,7 +59,7 @@ def build(name: str, cache: Path) -> None:
     folder = Path(environment.python).parents[1]
     print(f"{name}: installed in {time.monotonic() - begin:.0f} s; {', '.join(spec.requirements)}")
     for file in compiled_files(folder):
-        print(f"{name}: {file.name}: {file.stat().st_size / 1e6:.0f} MB, code for {architectures(file) or 'unknown'}")
+        print(f"{name}: {file.name}: {file.stat().st_size / 1e6:.0f} MB, code for {', '.join(architectures(file))}")
 
 
 def main() -> int:

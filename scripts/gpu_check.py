@@ -14,6 +14,7 @@ Without a GPU the same sections run on the CPU's engines, which rehearses everyt
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -151,9 +152,10 @@ def run(section: Section, folder: Path, wheels: Path | None, limit: float = LIMI
         try:
             outcome = "ok" if process.wait(limit) == 0 else "failed"
         except subprocess.TimeoutExpired:
+            outcome = "timeout"
+        finally:  # also when this process is told to end
             process.terminate()
             process.wait()
-            outcome = "timeout"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     measured = "; ".join(rows(Path(section.out))) if section.out else ""
     return Result(section.name, outcome, time.monotonic() - begin, measured or (lines or ["no output"])[-1][:200])
@@ -255,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{section.name}: {section.skipped or ' '.join(section.command[1:])}")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     done = set() if options.sections else set(load_results(folder))
     for section in listed:
         if section.name in done or (options.sections and section.name not in options.sections):

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from sweep.commands import dispatch
-from sweep.config import ISSUE_AGAIN, ConfigError, Halted
+from sweep.config import ISSUE_AGAIN, ConfigError, DamagedFile, Halted
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -13,6 +13,9 @@ def main(arguments: Sequence[str]) -> int:
         return dispatch(arguments)
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except DamagedFile as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped before anything was started; run the same command again to continue", file=sys.stderr)

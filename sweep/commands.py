@@ -115,6 +115,13 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def wandb(arguments: list[str]) -> int:
+    """Send a finished run to Weights & Biases: trials, the whole, a workspace that compares engines, and a report."""
+    from analysis.tracking import publish
+
+    return publish.main(arguments)
+
+
 def compare(arguments: list[str]) -> int:
     """Compare runs, configuration by configuration, with the first: ratios with intervals, and a verdict for each.
 
@@ -282,7 +289,7 @@ def completion(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
-    for command in (run, reissue, status, report, compare, backends, selfcheck, gateway, copy, completion)
+    for command in (run, reissue, status, report, wandb, compare, backends, selfcheck, gateway, copy, completion)
 }
 
 

@@ -52,6 +52,17 @@ class Halted(Exception):
     """The sweep cannot go on until somebody does what the message says; the same command goes on from here."""
 
 
+class DamagedFile(Exception):
+    """A file of a run that cannot be read, e.g. cut short. Names the file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # which Ray pickles
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: cannot be read ({self.reason})"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type if it has none, as some of Ray's do."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

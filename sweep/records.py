@@ -121,6 +121,7 @@ class Record:
     hidden_tokens: int = 0  # reasoning that the server says it made and did not send
     recounted_tokens: int = UNKNOWN  # of the answer's text, by the model's own tokenizer
     first_answer: float | None = None  # after visible reasoning: arrival of the first token of the answer, s
+    cached_tokens: int = UNKNOWN  # of the input, those that the server's usage says it had in its prompt cache
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
@@ -153,6 +154,7 @@ class Records:
         self.hidden_tokens = array("i")
         self.recounted_tokens = array("i")
         self.first_answer = array("d")  # NaN where there was no reasoning, or no answer after it
+        self.cached_tokens = array("i")
         self.offsets = array("q", [0])
         self.chunk_us = array("I")
         self.chunk_tokens = array("H")
@@ -179,6 +181,7 @@ class Records:
         self.hidden_tokens.append(record.hidden_tokens)
         self.recounted_tokens.append(record.recounted_tokens)
         self.first_answer.append(math.nan if record.first_answer is None else record.first_answer)
+        self.cached_tokens.append(record.cached_tokens)
         self.chunk_us.extend(record.chunk_us)
         self.chunk_tokens.extend(record.chunk_tokens)
         self.offsets.append(len(self.chunk_us))
@@ -206,6 +209,7 @@ class Records:
             self.hidden_tokens[index],
             self.recounted_tokens[index],
             _or_none(self.first_answer[index]),
+            self.cached_tokens[index],
         )
 
     def __iter__(self) -> Iterator[Record]:

@@ -66,6 +66,8 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         console.print(f"{here}: planned for one machine with {machine}, as conf/hardware has it")
     if settings.dry_run:
         ledger = ledger_to_read(settings, paths)
+        for message in ledger.describe_damage():
+            console.print(message, markup=False, soft_wrap=True)
         pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
@@ -96,20 +98,25 @@ def _run_locked(
     command: str,
     mirror: object_store.Mirror | None = None,
 ) -> int:
-    ledger = Ledger(paths.ledger)
+    ledger = Ledger(paths.ledger, compact=mirror is None)
+    for message in ledger.describe_damage():
+        console.print(message, markup=False, soft_wrap=True)
     pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
     print_plan(console, plan, pending, nodes, details=False)
     write_plan(paths, plan.entries(command))
-    result = _drive(plan, pending, paths, ledger, nodes, console)
+    tracker = _tracker(plan.settings, paths) if pending.launches else None
+    result = _drive(plan, pending, paths, ledger, nodes, console, tracker)
     if mirror is not None:
         mirror.fetch_trials()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     # Older than the trials, or missing, if a run was killed between its last trial and its report.
     stale = not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
     print_report(paths.out, console, plan.settings.metrics, rebuild=changed or stale)
+    for line in tracker.publish(paths.out) if tracker is not None else ():
+        console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
     if result.interrupted:
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
@@ -121,9 +128,14 @@ def _run_locked(
 
 
 def _drive(
-    plan: Plan, pending: PendingWork, paths: RunPaths, ledger: Ledger, nodes: Sequence[Node], console: Console
+    plan: Plan,
+    pending: PendingWork,
+    paths: RunPaths,
+    ledger: Ledger,
+    nodes: Sequence[Node],
+    console: Console,
+    tracker: Any,
 ) -> RunResult:
-    tracker = _tracker(plan.settings, paths) if pending.launches else None
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,

@@ -47,7 +47,7 @@ def trial(trial_id):
 
 
 def deployment(name, trials, unavailable=None):
-    backend, model = SimpleNamespace(name=name, launches=True), SimpleNamespace(name="tiny")
+    backend, model = SimpleNamespace(name=name, launches=True, url=None), SimpleNamespace(name="tiny")
     return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)
 
 
@@ -287,6 +287,7 @@ def test_a_time_of_day_that_has_come_is_not_the_next_days_for_a_while(tmp_path, 
     paths = RunPaths(tmp_path)
     words = json.loads(paths.status.read_text())
     words["deadline"]["at"] -= 13 * 3600
+    words.pop("crc")
     paths.status.write_text(json.dumps(words))
     _, ledger = drive(plan, tmp_path, Scripted({"b": [["ok"]]}))
     assert outcomes(ledger) == {"1": "ok", "2": "ok"}, "in the evening it is the next morning's"

@@ -1,5 +1,6 @@
 """Engines that need a GPU: command lines, metrics and facts by contract, and the ExLlama host on fake packages."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -11,6 +12,7 @@ import pytest
 from backends.base import Backend, Host, Launch
 from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, LibrarySettings, PromptRow
+from backends.launch import container_options
 from sweep.config import CONF, ConfigError, build
 from sweep.node.telemetry import EngineMetrics
 from sweep.options import load_option
@@ -432,7 +434,8 @@ def test_what_cannot_be_reset_is_off_unless_it_is_asked_for(launch):
     assert configured("tensorrt_llm", options={"kv_cache_config": cache}).facts(launch)["prefix_cache"] is True
     tgi = configured("tgi")
     assert tgi.environment(launch)["PREFIX_CACHING"] == "0"
-    assert "PREFIX_CACHING" in tgi.command(launch)  # goes into the container
+    contained = dataclasses.replace(launch, image="tgi@sha256:1", runtime="docker")
+    assert "--env=PREFIX_CACHING" in container_options.wrap(tgi.command(launch), contained, tgi.environment(launch))
     assert tgi.facts(launch)["prefix_cache"] is False
     asked = configured("tgi", environ={"PREFIX_CACHING": "1"})
     assert asked.environment(launch)["PREFIX_CACHING"] == "1"

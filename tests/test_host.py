@@ -309,6 +309,18 @@ def test_detokenised_text_is_told_as_soon_as_characters_are_complete(model, text
         assert not any("\ufffd" in part for part in told)
 
 
+def test_special_tokens_are_in_the_text_of_who_asks_for_them(model):
+    """So the tokens of an answer whose end is ignored can be counted by its text."""
+    tokenizer = Tokenizer(model)
+    tokens = [*sorted(tokenizer.ends), *tokenizer.encode("so")[1:]]
+    for special in (True, False):
+        detokenizer = Detokenizer(tokenizer, special)
+        text = "".join(map(detokenizer.add, tokens)) + detokenizer.flush()
+        assert text == tokenizer.decode(tokens, special)
+        counted = len(tokenizer.backend.encode(text, add_special_tokens=False).ids)
+        assert (counted == len(tokens)) == special
+
+
 @settings(max_examples=200, deadline=None)
 @given(tokens=st.lists(st.integers(2, VOCABULARY - 1), max_size=60))
 def test_any_tokens_can_be_told_at_bounded_cost(model, tokens):

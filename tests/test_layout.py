@@ -64,7 +64,7 @@ def test_axes_in_step_are_one_curve(tmp_path: Path) -> None:
     counts = [{"workload.num_requests": n, "load.batch_size": n, "batch_size": n} for n in (10, 50, 100)]
     layout = layout_of(run_of(tmp_path / "counts", counts))
     assert (layout.x, layout.lines, layout.panels) == ("batch_size", ["vllm"], ["qa"])
-    assert layout.axis("qa") == "Batch size (with num requests)"
+    assert layout.axis("qa") == "Request count"
 
     batches = [{"load.batch_size": n, "batch_size": n} for n in (1, 2, 4)]
     layout = layout_of(run_of(tmp_path / "batches", batches))

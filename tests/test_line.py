@@ -12,6 +12,7 @@ import pytest
 
 import analysis
 from sweep.__main__ import main
+from tests.timed_server import timed_server
 
 TTFT, ITL, TOKENS = 0.12, 0.02, 6  # long enough that a busy machine does not make the client the bottleneck
 SIMULATED = [
@@ -221,3 +222,19 @@ def test_where_engines_are_compared_each_replicate_is_measured_on_a_launch_of_it
     assert changes == launches, "one after the other"
     if relaunch == "auto":
         assert list(trials["replicate"]) == [0] * 4 + [1] * 4, "a block after the other"
+
+
+def test_endpoints_are_asked_in_turns_like_launches_and_a_warning_says_that_none_was_launched(tmp_path):
+    """Two endpoints, three replicates: each block has both, and a report does not speak of launches."""
+    command = ["backend=openai", "model=served", "workload=synthetic", "workload.input_tokens=16", "load=closed"]
+    command += ["load.concurrency=2", "workload.output_tokens=4", "workload.num_requests=4", "replicates=3"]
+    command += ["hardware=cpu", "cluster=inline", "tracking=none", f"out={tmp_path}"]
+    with timed_server(ttft=0.02, itl=0.01) as one, timed_server(ttft=0.02, itl=0.02) as other:
+        main([*command, f"backend.url={one},{other}"])
+    results = analysis.open_results(tmp_path)
+    trials = results.run.trials.sort_values("started_at")
+    blocks = [trials.iloc[begin : begin + 2] for begin in (0, 2, 4)]
+    assert [sorted(block["backend.url"]) for block in blocks] == [sorted([one, other])] * 3
+    assert [set(block["replicate"]) for block in blocks] == [{0}, {1}, {2}]
+    assert trials["launch"].isna().all()
+    assert "endpoints-not-launched" in {warning.code for warning in results.warnings}

@@ -141,3 +141,13 @@ def test_mixed_work_ends_within_a_tenth_of_the_lower_bound(seed):
     needs = [need(f"d{i}", draw.choice([1, 1, 1, 2, 4]), draw.lognormvariate(5, 1)) for i in range(200)]
     bound = max(sum(n.gpus * n.seconds for n in needs) / 16, max(n.seconds for n in needs))
     assert simulate(needs, [node(name, 4) for name in "wxyz"]).makespan < 1.1 * bound
+
+
+def test_an_endpoint_is_asked_by_one_client_at_a_time():
+    needs = [Need(f"{name}{block}", 0, None, 1.0, block, endpoint=name) for block in (0, 1, 2) for name in "ab"]
+    packer, nodes = Packer(needs), [node(name, 0) for name in "xyz"]
+    assert [start.key for start in packer.start(nodes)] == ["a0", "b0"]
+    packer.release("b0")
+    assert [start.key for start in packer.start(nodes)] == ["b1"], "a1 ranks higher, and its endpoint is being asked"
+    packer.release("a0")
+    assert [start.key for start in packer.start(nodes)] == ["a1"]

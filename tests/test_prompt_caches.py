@@ -51,7 +51,8 @@ class RememberingHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        time.sleep(HIT if asked["prompt"] in self.server.prompts else MISS)
+        cached = asked["prompt"] in self.server.prompts
+        time.sleep(HIT if cached else MISS)
         self.server.prompts.append(asked["prompt"])
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -61,6 +62,7 @@ class RememberingHandler(BaseHTTPRequestHandler):
             last = number == asked["max_tokens"] - 1
             self.event({"choices": [{"index": 0, "text": "a", "finish_reason": "length" if last else None}]})
         count = {"prompt_tokens": 8, "completion_tokens": asked["max_tokens"], "total_tokens": 8 + asked["max_tokens"]}
+        count |= {"prompt_tokens_details": {"cached_tokens": 6 if cached else 0}}
         self.event({"choices": [], "usage": count})
         self.event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
@@ -115,6 +117,18 @@ def test_a_workload_without_headers_warns_and_says_how_much_it_repeats(server, t
     assert pd.isna(row["prompt_salt"])
     assert row["expected_prefix_hit_rate"] == 0.0  # within the trial
     assert "shared-prefixes" in row["warnings"]
+
+
+def test_what_the_answers_usage_says_was_cached_is_a_column_of_requests_and_trials(server, tmp_path):
+    first = measured(server, tmp_path / "a", "workload.unique_header=false")
+    assert (first["cached_tokens"], first["cached_share"]) == (0, 0.0)
+    assert "cached-input" not in first["warnings"]
+    row = measured(server, tmp_path / "b", "workload.unique_header=false")
+    assert (row["cached_tokens"], row["cached_share"]) == (8 * 6, 6 / 8)
+    assert "cached-input" in row["warnings"]
+    (path,) = (tmp_path / "b").rglob("requests.parquet")
+    requests = pd.read_parquet(path)
+    assert list(requests[requests["phase"] == "measured"]["cached_tokens"]) == [6] * 8
 
 
 def test_the_salt_changes_the_headers_alone():

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sweep.__main__ import main
 from sweep.disk.ledger import Ledger
+from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive import status
 from sweep.drive.progress import Display
@@ -106,7 +107,7 @@ def test_an_end_is_reported_at_once(run):
 @pytest.mark.parametrize("words", [{"pid": 2**22 + 1}, {"host": "elsewhere", "at": time.time() - 100}])
 def test_a_driver_that_died_is_told_from_one_that_runs(run, words):
     writer_of(run).write({}, stopping=False)
-    run.status.write_text(json.dumps(json.loads(run.status.read_text()) | words))
+    run.status.write_bytes(sealed(unsealed(run.status.read_bytes())[0] | words))
     assert "died; run the same command again to continue" in lines(run)
     assert "trial 3 of 4" not in lines(run)
 

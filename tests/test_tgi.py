@@ -1,8 +1,6 @@
 """The TGI backend: its command lines, its launchers against stand-ins, and the client on a stand-in's wire."""
 
-import json
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -10,14 +8,12 @@ import time
 from pathlib import Path
 
 import httpx
-import psutil
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 
 from backends.base import EnvironmentChoice, Host, Launch
 from backends.launch import server
-from backends.tgi import TGI, folders
+from backends.tgi import TGI
 from sweep.client import measurement, wire
 from sweep.inputs.load import Batch, Closed
 from sweep.node import verdict
@@ -55,7 +51,7 @@ def native(tmp_path, model):
 
     def start(flags: dict | None = None, **environment: str) -> server.Engine:
         binary = executable(tmp_path / "launcher", *STAND_IN, PYTHONPATH=str(ROOT), **environment)
-        backend = TGI(name="tgi", launcher="native", flags=flags or {}, env=EnvironmentChoice(binary=str(binary)))
+        backend = TGI(name="tgi", flags=flags or {}, env=EnvironmentChoice(binary=str(binary)))
         context = server.running(backend, launch(tmp_path, model, binary=str(binary)), marker=f"tgi/{os.getpid()}")
         contexts.append(context)
         return context.__enter__()
@@ -85,7 +81,7 @@ def asked(count: int, tokens: int = 16, prompt: str = "one two three") -> list[R
 
 
 def test_the_launchers_command_line(tmp_path, model):
-    backend = TGI(name="tgi", launcher="native", flags={"quantize": "awq", "disable-custom-kernels": True})
+    backend = TGI(name="tgi", flags={"quantize": "awq", "disable-custom-kernels": True})
     line = backend.command(launch(tmp_path, model, port=8123, gpus=("0", "1"), dtype="float16"))
     assert line[0] == "text-generation-launcher"
     given = dict(zip(line[1::2], line[2::2], strict=False))
@@ -98,43 +94,13 @@ def test_the_launchers_command_line(tmp_path, model):
     assert given["--prometheus-port"] != given["--master-port"]
 
 
-def test_the_containers_command_line(tmp_path, model, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    backend = TGI(name="tgi", shm_size="2g", environ={"LOG_LEVEL": "info"})
-    its = launch(tmp_path, model, port=8123, gpus=("0", "1"))
-    line = backend.command(its)
-    text = " ".join(line)
-    assert '--gpus "device=0,1"' in text
-    assert "--shm-size 2g" in text
-    assert "--publish 127.0.0.1:8123:80" in text
-    assert f"--volume {model}:{model}:ro" in text
-    assert f"--volume {tmp_path}:/data" in text
-    assert "--env HF_TOKEN --env HF_HUB_OFFLINE --env LOG_LEVEL" in text
-    assert "ghcr.io/huggingface/text-generation-inference:3.3.7 /tgi-entrypoint.sh --model-id" in text
-    assert "--port 80" in text
-    assert "hf_secret_value" not in text
-    assert backend.environment(its)["HF_TOKEN"] == "hf_secret_value"
-    assert backend.facts(its)["image"] == "ghcr.io/huggingface/text-generation-inference:3.3.7"
-
-
-def test_links_of_the_hubs_cache_can_be_followed_in_the_container(tmp_path):
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
-    (blobs / "1234").write_text("x")
-    (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
-    assert folders(snapshot) == [snapshot, blobs]
-
-
 @pytest.mark.parametrize(
     ("fields", "host", "words"),
     [
         ({}, Host(executables=frozenset({"docker"})), "CUDA GPU"),
-        ({}, Host(gpus=("NVIDIA L4",)), "no docker on PATH"),
-        ({"launcher": "native"}, Host(gpus=("NVIDIA L4",)), "no text-generation-launcher"),
+        ({}, Host(gpus=("NVIDIA L4",)), "no docker, podman, apptainer on PATH"),
         ({}, Host(gpus=("NVIDIA L4",), executables=frozenset({"docker"})), None),
-        ({"launcher": "native", "env": {"binary": "/opt/tgi"}}, Host(gpus=("NVIDIA L4",)), None),
+        ({"env": {"binary": "/opt/tgi"}}, Host(gpus=("NVIDIA L4",)), None),
         ({"url": "http://127.0.0.1:3000"}, Host(), None),
     ],
 )
@@ -152,11 +118,6 @@ def test_a_url_attaches():
     backend = TGI(name="tgi", url="http://127.0.0.1:3000")
     assert not backend.launches
     assert TGI(name="tgi", url=None).launches
-
-
-def test_unknown_launcher():
-    with pytest.raises(ValidationError, match="launcher"):
-        TGI(name="tgi", launcher="podman")
 
 
 # -- the wire, on the stand-in
@@ -225,83 +186,6 @@ def test_the_shard_dies_of_an_out_of_memory(native, tmp_path):
     assert engine.exit_reason() == "RuntimeError: CUDA out of memory. (exit status 1)"
     with pytest.raises(httpx.ConnectError):
         httpx.get(engine.url + "/health", trust_env=False)
-
-
-# -- the container
-
-
-@pytest.fixture
-def docker(tmp_path, model, monkeypatch):
-    """A backend, its launch and the folder of a stand-in for docker that is first on PATH."""
-    state, bin_ = tmp_path / "docker", tmp_path / "bin"
-    state.mkdir()
-    bin_.mkdir()
-    executable(bin_ / "docker", sys.executable, str(ROOT / "tests" / "docker_stand_in.py"))
-    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
-    monkeypatch.setenv("DOCKER_STAND_IN", str(state))
-    monkeypatch.setenv("DOCKER_STAND_IN_COMMAND", json.dumps(STAND_IN))
-    monkeypatch.setenv("DOCKER_STAND_IN_PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
-    return TGI(name="tgi", stop_grace=2), launch(tmp_path, model), state
-
-
-def containers(state: Path) -> list[int]:
-    """Process ids of what runs in containers: the engine, and the shells around it."""
-    return [process.pid for process in psutil.process_iter(["cmdline"]) if _is_mine(process, state.parent)]
-
-
-def _is_mine(process: psutil.Process, folder: Path) -> bool:
-    line = process.info["cmdline"] or []
-    return any(part.endswith("tgi_stand_in.py") for part in line) and any(str(folder) in part for part in line)
-
-
-def gone(state: Path, within: float = 8.0) -> bool:
-    deadline = time.monotonic() + within
-    while containers(state):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def test_a_container_serves_and_is_removed(docker, tmp_path):
-    backend, its, state = docker
-    with server.running(backend, its, marker=f"tgi-docker/{os.getpid()}") as engine:
-        found = measure(engine, asked(2), Batch(batch_size=2), tmp_path).records
-        assert list(found.output_tokens) == [16, 16]
-        assert containers(state)
-    assert gone(state)
-    calls = [json.loads(line) for line in (state / "calls").read_text().splitlines()]
-    assert [call["argv"][0] for call in calls] == ["rm", "run", "rm"]
-    assert calls[1]["HF_TOKEN"] == "hf_secret_value"
-    assert "hf_secret_value" not in (state / "calls").read_text().replace('"HF_TOKEN": "hf_secret_value"', "")
-    assert "hf_secret_value" not in engine.log_tail(1000)
-
-
-def test_a_container_ends_with_its_owner_even_when_everything_is_killed(docker):
-    """SIGKILL of the wrapper and of docker's client: only the lease inside the container is left to end it."""
-    backend, its, state = docker
-    with server.running(backend, its, marker=f"tgi-docker/{os.getpid()}") as engine:
-        inside = containers(state)
-        assert inside
-        clients = [process.pid for process in engine.processes()]
-        assert not set(inside) & set(clients)
-        assert len(clients) >= 2
-        for pid in clients:
-            os.kill(pid, signal.SIGKILL)
-        assert gone(state)
-        assert not engine.alive()
-
-
-def test_what_the_engine_exits_with_is_told(docker, model):
-    backend, its, state = docker
-    (model / "config.json").unlink()
-    with (
-        pytest.raises(server.LaunchError, match="has no config.json"),
-        server.running(backend, its, marker=f"tgi-docker/{os.getpid()}"),
-    ):
-        pytest.fail("it must not become ready")
-    assert gone(state)
 
 
 def test_the_whole_line_attached_to_one_that_runs(native, tmp_path):

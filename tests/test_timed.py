@@ -11,6 +11,7 @@ import pytest
 from analysis import load as load_trials
 from analysis.load import open_run
 from sweep.__main__ import main
+from sweep.inputs.load import Constant, Poisson
 from tests.results import printed, rows_of
 from tests.timed_server import timed_server
 
@@ -144,3 +145,29 @@ def test_the_peak_of_a_short_run_is_not_below_its_mean(tmp_path: Path) -> None:
     row = measure(tmp_path, {"ttft": 0.1, "itl": 0.01}, "workload.num_requests=24")
     assert row["duration"] < 1
     assert row["peak_output_throughput"] == pytest.approx(row["output_throughput"])
+
+
+@pytest.mark.flaky(reruns=2)  # on a busy machine there may be no steady state
+@pytest.mark.parametrize(
+    ("arrivals", "later_from", "later", "column", "code"),
+    [
+        ([(240, 100)], 121, 1.6, "steady_drift", "drift-within-steady-state"),
+        ([(320, 100), (30, 20)], 321, 2.0, "steady_drift_after", "drift-after-steady-state"),
+    ],
+)
+def test_answers_that_become_slower_within_or_after_the_steady_state_are_a_warning(
+    arrivals: list[tuple[int, int]], later_from: int, later: float, column: str, code: str, tmp_path: Path
+) -> None:
+    """Requests come at random at 100/s, at last at 20/s: the load hides what happens to the latencies."""
+    times: list[float] = [0.0]
+    for number, rate in arrivals:
+        steps = Poisson(rate=rate).arrivals(number, 1) if rate == 100 else Constant(rate=rate).arrivals(number, 1)
+        times += [times[-1] + float(step) + (0 if rate == 100 else 1 / rate) for step in steps]
+    trace = tmp_path / "arrivals.txt"
+    trace.write_text("\n".join(f"{time:.6f}" for time in times[1:]))
+    load = ["load=trace", f"load.path={trace}"]
+    sizes = [f"workload.num_requests={len(times) - 1}", "workload.output_tokens=8"]
+    timing = {"ttft": 0.04, "itl": 0.005, "later_from": later_from, "later": later}
+    row = measure(tmp_path / "out", timing, *sizes, load=load)
+    assert row[column] == pytest.approx((0.04 * later + 0.035) / 0.075, rel=0.1)
+    assert code in row["warnings"]

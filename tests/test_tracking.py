@@ -72,8 +72,9 @@ def test_offline_runs_can_be_read_back(tmp_path: Path, caplog: pytest.LogCapture
     runs = {of_type(one, "run")[0]["config"]["update"]["trial_id"]: one for one in found}
     assert set(runs) == {"abc", "def"}
     run = of_type(runs["abc"], "run")[0]
+    token = (tmp_path / "wandb" / "run-ids").read_text()
     assert (run["run_group"], run["project"], run["display_name"]) == (
-        "throughput_bound",
+        f"throughput_bound {token}",  # another run of the experiment is another group
         "sweep",
         "vllm m qa batches of 8 replicate 0",
     )
@@ -81,8 +82,10 @@ def test_offline_runs_can_be_read_back(tmp_path: Path, caplog: pytest.LogCapture
     summary = {key: value for part in of_type(runs["abc"], "summary") for key, value in part["update"].items()}
     assert (summary["output_throughput"], summary["ttft_p50"], summary["outcome"]) == (123.5, 0.25, "ok")
     assert "tpot_p50" not in summary
-    steps = [step["item"] for step in of_type(runs["abc"], "history")]
+    assert "kv_cache_usage" not in summary  # a last reading says nothing
+    *steps, headline = [step["item"] for step in of_type(runs["abc"], "history")]
     assert [(step["time"], step["kv_cache_usage"]) for step in steps] == [(0, 0.125), (0.5, 0.5)]
+    assert (headline["load_size"], headline["qa/output_throughput"], headline["qa/ttft_p50"]) == (8, 123.5, 0.25)
     assert steps[0]["gpu_memory_bytes/0"] == 1e9
     assert of_type(runs["def"], "exit") == [{"exit_code": 1}]
 

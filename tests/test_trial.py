@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from backends.base import Backend
+from backends.vllm import VLLM
 from sweep.config import Cluster, FoundHardware, Hardware, Settings, Tracking
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
@@ -57,6 +58,14 @@ def test_the_client_gets_what_the_backend_says_of_its_endpoint():
     engine = SimpleNamespace(url="http://host:1", backend=backend, launch=SimpleNamespace(served_name="m"))
     facts = {"url": "http://host:1", "model": "m", "ignore_eos": False}
     assert asdict(target(engine, ignore_eos=True)) == {**facts, **dialect}
+
+
+def test_answers_whose_end_is_ignored_show_their_special_tokens_so_that_the_text_can_be_counted():
+    engine = SimpleNamespace(
+        url="http://host:1", backend=VLLM(name="vllm", extra_body={"top_k": 1}), launch=SimpleNamespace(served_name="m")
+    )
+    assert target(engine, ignore_eos=True).extra_body["skip_special_tokens"] is False
+    assert target(engine, ignore_eos=False).extra_body == {"top_k": 1}
 
 
 def settings_with(slo):

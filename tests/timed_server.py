@@ -3,7 +3,8 @@
     with timed_server(ttft=0.1, slow_every=30, slow=5.0) as url: ...
 
 Every `slow_every`-th request waits `slow` s for its first token, every `silent_every`-th never gets one, and every
-answer stalls for `stall` s before its token number `stall_at`. Requests are counted from the first that comes.
+answer stalls for `stall` s before its token number `stall_at`. From request `later_from` on, `ttft` is `later` times as
+long. Requests are counted from the first that comes.
 """
 
 import argparse
@@ -38,7 +39,8 @@ async def _answer(writer: asyncio.StreamWriter, number: int, asked: int, timing:
         await asyncio.sleep(3600)
     slow = timing.slow_every and number % timing.slow_every == 0
     loop = asyncio.get_running_loop()
-    due = loop.time() + (timing.slow if slow else timing.ttft)
+    later = timing.later if timing.later_from and number >= timing.later_from else 1.0
+    due = loop.time() + (timing.slow if slow else timing.ttft * later)
     writer.write(HEAD)
     for token in range(1, asked + 1):
         due += timing.stall if token == timing.stall_at else 0.0
@@ -76,8 +78,8 @@ async def _serve(timing: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for name, value in {"ttft": 0.1, "itl": 0.01, "slow": 5.0, "stall": 0.0}.items():
+    for name, value in {"ttft": 0.1, "itl": 0.01, "slow": 5.0, "stall": 0.0, "later": 1.0}.items():
         parser.add_argument(f"--{name}", type=float, default=value)
-    for name in ("slow-every", "silent-every", "stall-at"):
+    for name in ("slow-every", "silent-every", "stall-at", "later-from"):
         parser.add_argument(f"--{name}", type=int, default=0)
     asyncio.run(_serve(parser.parse_args()))

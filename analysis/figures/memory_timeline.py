@@ -1,4 +1,4 @@
-"""KV-cache use and memory over one trial of each engine, at the largest load that it completed.
+"""KV cache (share of a pool, or bytes) and memory over one trial of each engine, at the largest load it completed.
 
 Memory is that of the GPU, or of the engine's processes if there is no GPU. A pool that an engine reserves at launch
 shows as a flat line, independent of its use.
@@ -16,6 +16,8 @@ from analysis.plotting.layout import Layout
 
 POSITION = 50
 GIB = 2.0**30
+# Of engines that report a share of a pool, and of those that report bytes: series, scale and label.
+_CACHE_ROWS = (("kv_cache_usage", 100.0, "KV-cache use (%)"), ("kv_cache_bytes", 1 / GIB, "KV cache (GiB)"))
 SPARSE = 20  # readings; fewer than this are drawn as dots
 _MEMORY_SERIES = ("gpu_memory_bytes", "process_memory_bytes")  # in order of preference
 _STROKE = {"marker": "", "linewidth": 1.2}  # else as in the other figures
@@ -28,19 +30,20 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     if samples.empty:
         return None
     samples = samples[samples["time"] >= 0]
-    has_kv = bool((samples["series"] == "kv_cache_usage").any())
-    if not has_kv and not samples["series"].isin(_MEMORY_SERIES).any():
+    present = set(samples["series"])
+    rows = [row for row in _CACHE_ROWS if row[0] in present]
+    if not rows and not present.intersection(_MEMORY_SERIES):
         return None  # an attached endpoint reports no memory
     titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
     handles = [legend_entry(layout, line, **_STROKE) for line in layout.lines if line in set(trials["line"])]
-    figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + has_kv)
+    figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + len(rows))
     for title, column in zip(titles, axes, strict=True):
         in_panel = trials[trials["panel"] == title]
         for _, trial in in_panel.iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]
             stroke = {**line_style(layout, trial["line"]), **_STROKE}
-            if has_kv:
-                _plot_series(column[0], of_trial, "kv_cache_usage", 100.0, stroke)
+            for ax, (series, scale, _) in zip(column, rows, strict=False):
+                _plot_series(ax, of_trial, series, scale, stroke)
             gpu = of_trial["series"].eq(_MEMORY_SERIES[0]).any()
             _plot_series(column[-1], of_trial, _MEMORY_SERIES[0 if gpu else 1], 1 / GIB, stroke)
         loads = " / ".join(dict.fromkeys(layout.load(trial) for _, trial in in_panel.iterrows()))
@@ -49,7 +52,8 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     for index, column in enumerate(axes):
         column[-1].set_xlabel("Time from the trial's start (s)")
         if index % PANELS_IN_A_ROW == 0:
-            column[0].set_ylabel("KV-cache use (%)")
+            for ax, (_, _, title) in zip(column, rows, strict=False):
+                ax.set_ylabel(title)
             column[-1].set_ylabel(_axis_label(trials))
     figure.align_ylabels()
     return figure

@@ -53,7 +53,9 @@ class Layout:
     def axis(self, panel: str) -> str:
         """The label of a panel's x axis."""
         points = self.points[self.points["panel"] == panel]
-        zipped = [_spaced(key) for key in self.zipped if points[key].nunique() > 1]
+        label = self.x_labels.get(panel)
+        same = ("workload.num_requests",) if label == "Request count" else ()
+        zipped = [_spaced(key) for key in self.zipped if points[key].nunique() > 1 and key not in same]
         return self.x_labels.get(panel, "") + (f" (with {', '.join(zipped)})" if zipped else "")
 
     def describe(self, point: "pd.Series[Any]") -> str:
@@ -153,9 +155,17 @@ def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     for column in LOAD_COLUMNS if x == SIZE else [x]:
         label = _LABELS.get(column, _spaced(column).capitalize())
+        if x == "batch_size" and _one_batch(points):
+            label = "Request count"
         for panel in points.loc[points[column].notna(), "panel"].unique():
             labels[panel] = f"{labels[panel]} or {label.lower()}" if panel in labels else label
     return labels
+
+
+def _one_batch(points: pd.DataFrame) -> bool:
+    """Return whether every trial is one batch of all its requests: what varies is then how many there are."""
+    counts = points.get("workload.num_requests")
+    return counts is not None and bool((counts == points["batch_size"]).all())
 
 
 def _differs(values: Any) -> bool:

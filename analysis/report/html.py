@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.best_gains import best_gains
 from analysis.headline import HEADLINE
 from analysis.intervals import CONFIDENCE, Estimate
 from analysis.load import Run
@@ -157,6 +158,10 @@ def _cards(results: RunResults) -> Iterator[Card]:
             if labelled.better is not None and not math.isnan(estimate(measured.iloc[0], labelled.column).value):
                 yield _figure_card(results, labelled.label, measured.iloc[0], labelled)
     yield from _gain_cards(results)
+    for gain in best_gains(results)[:1]:
+        if gain.ratio > 1:
+            detail = f"at equal load at most {times(gain.equal)}"
+            yield Card("Largest gain, best against best", times(gain.ratio), "of baseline", gain.where, detail, [])
 
 
 def _figure_card(
@@ -171,8 +176,8 @@ def _figure_card(
 def _gain_cards(results: RunResults) -> Iterator[Card]:
     points, describe = results.points, results.layout.describe
     for column, label, sign in (
-        ("output_throughput", "Largest gain in throughput", 1),
-        ("ttft_p50", "Largest cut of TTFT p50", -1),
+        ("output_throughput", "Largest gain in throughput at equal load", 1),
+        ("ttft_p50", "Largest cut of TTFT p50 at equal load", -1),
     ):
         name = f"{column}_vs_baseline"
         if name not in points or not (gains := points[name].where(merits(points)[column].notna())).notna().any():

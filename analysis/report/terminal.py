@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis.best_gains import BestGain, best_gains
 from analysis.failures import Losses
 from analysis.headline import HEADLINE
 from analysis.intervals import Estimate
@@ -68,6 +69,7 @@ class Summary:
         if (results.points["n"] > 0).any():
             yield from _results(results.layout, options.max_width)
             yield _best(results)
+            yield from _best_gains(results)
             yield from _spreads(results)
             yield from _formats(results.formats)
         else:
@@ -263,6 +265,18 @@ def _best(results: RunResults) -> Table:
             where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
         table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), value, where)
     return table
+
+
+def _best_gains(results: RunResults) -> Iterator[Text]:
+    """A line for each workload: the largest gain of best against best, and the same engine's at equal load."""
+    gains: dict[str, BestGain] = {}
+    for gain in best_gains(results):
+        gains.setdefault(gain.panel, gain)
+    if gains:
+        yield Text("best against best, at different loads:", style="bold")
+    for gain in list(gains.values())[:MOST_POINTS]:
+        line = Text("  ").append(times(gain.ratio), style="green").append(f" {gain.where}")
+        yield line.append(f"; at equal load at most {times(gain.equal)}", style="dim")
 
 
 def _spreads(results: RunResults) -> Iterator[Text]:

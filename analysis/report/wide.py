@@ -78,7 +78,7 @@ def render_wide(results: RunResults) -> Iterator[Table | Text]:
         for first in range(0, frame.shape[1], MOST_COLUMNS):
             part = frame.iloc[:, first : first + MOST_COLUMNS]
             table = Table(title=Text(panel), box=box.SIMPLE_HEAD)
-            table.add_column("")
+            table.add_column("", no_wrap=True)
             for heading in part.columns:
                 table.add_column(Text(str(heading)), justify="right", overflow="fold")
             for name, cells in part.iterrows():

@@ -14,16 +14,30 @@ from typing import IO, Any
 
 from requests.utils import get_netrc_auth
 
+LOAD = "load_size"  # the step of headline figures: batch size, users or requests/s
+
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
     """Track the trials of `messages`, the first of which is the settings; print each fault in one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
-    mode = os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
+    mode = chosen_mode()
+    keep_destination(settings)
     for line in lines:
         if not tracked(settings, mode, json.loads(line), faults) and mode != "offline":
             mode = "offline"  # there nothing is lost: `wandb sync` can send it later
             tracked(settings, mode, json.loads(line), faults)
+
+
+def chosen_mode() -> str:
+    """Return WANDB_MODE; without it online where there is a login, else offline."""
+    return os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
+
+
+def keep_destination(settings: Mapping[str, Any]) -> None:
+    """Store where the runs of a folder go, for what is sent of it later."""
+    destination = {key: settings[key] for key in ("project", "entity")}
+    (Path(settings["folder"]) / "destination.json").write_text(json.dumps(destination), encoding="utf-8")
 
 
 def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], faults: IO[str]) -> bool:
@@ -45,16 +59,36 @@ def has_login() -> bool:
 def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: list[list[Any]]) -> None:
     """Log one trial as one run: config, telemetry as history over the trial's time, the row's figures as summary.
 
+    The headline figures are history too, over the load: a default panel is made of history alone.
+
     A trial that is retried in the same folder has the same id, and without `resume` replaces the earlier run, on the
     server and when offline runs are synced in order.
     """
-    import wandb  # slow to import, and only this process needs it
+    run = begin_run(settings, mode, described)
+    try:
+        run.define_metric("time", hidden=True)
+        run.define_metric(LOAD, hidden=True)
+        run.define_metric("*", step_metric="time", summary="none")  # the last reading says nothing about a trial
+        for name in described["headline"]:
+            run.define_metric(name, step_metric=LOAD, summary="last")
+        for point in history(telemetry):
+            run.log(point)
+        if described["headline"]:
+            run.log({LOAD: described["load"], **described["headline"]})
+        run.summary.update(described["summary"])
+    finally:
+        run.finish(exit_code=0 if described["ok"] else 1)
+
+
+def begin_run(settings: Mapping[str, Any], mode: Any, described: Mapping[str, Any]) -> Any:
+    """Begin a run of W&B; one of the same id replaces it."""
+    import wandb  # slow to import, and only who tracks needs it
 
     folder = Path(settings["folder"])
-    run = wandb.init(
+    return wandb.init(
         project=settings["project"],
         entity=settings["entity"],
-        group=settings["group"],
+        group=group(settings["group"], folder),
         id=f"{token(folder)}-{described['trial_id']}",
         name=described["name"],
         job_type=described["job_type"],
@@ -73,14 +107,11 @@ def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], tel
             x_save_requirements=False,  # the engine's versions are in the config
         ),
     )
-    try:
-        run.define_metric("time", hidden=True)
-        run.define_metric("*", step_metric="time")
-        for point in history(telemetry):
-            run.log(point)
-        run.summary.update(described["summary"])
-    finally:
-        run.finish(exit_code=0 if described["ok"] else 1)
+
+
+def group(name: str, folder: Path) -> str:
+    """Return the group of a run's trials: another run of the same experiment is another group."""
+    return f"{name} {token(folder)}"
 
 
 def token(folder: Path) -> str:

@@ -18,15 +18,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.headline import HEADLINE
 from analysis.tracking import process
-from sweep.config import Tracking
+from sweep.config import Tracking, import_path
 from sweep.disk import row as trial_row
-from sweep.records import Sample
+from sweep.records import LOAD_COLUMNS, Sample
 
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 20.0  # s to reach the server
 CLOSE_TIMEOUT = 120.0  # s for uploading what is left
+LONG_TEXTS = ("log_tail", "digests", "engine_facts", "telemetry_sources", "versions", "hardware")  # not in the summary
 LONGEST_NAME = 128  # characters that W&B takes
 
 
@@ -45,11 +47,12 @@ class Tracker:
         self._folder = folder
         self._messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
-        self._warned = False
+        self._warned = self._tracked = False
 
     def log_trial(self, row: Mapping[str, Any], telemetry: Sequence[Sample]) -> None:
         """Track a trial: its row, and its telemetry as history. Returns at once."""
         try:
+            self._tracked = True
             if self._process is None:
                 self._start()
             self._messages.put(json.dumps({"run": wandb_run(row), "telemetry": list(telemetry)}, default=str))
@@ -69,6 +72,21 @@ class Tracker:
             self._process.wait()
         self._reader.join(timeout=5)
         self._process = None
+
+    def publish(self, run: Path) -> list[str]:
+        """Send the whole run, with its report, after its trials; what became of it, line by line."""
+        if not self._tracked:
+            return []
+        command = [sys.executable, "-P", "-m", "analysis", "wandb", str(run), "--no-trials"]
+        try:
+            environ = {**os.environ, "PYTHONPATH": import_path()}
+            done = subprocess.run(command, capture_output=True, text=True, timeout=CLOSE_TIMEOUT, env=environ)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            self._warn(f"the run as a whole: {type(error).__name__}")
+            return []
+        if done.returncode:
+            self._warn((done.stderr.strip().splitlines() or ["the run as a whole was not sent"])[-1])
+        return done.stdout.splitlines()
 
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +145,9 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
         "job_type": row.get("backend"),
         "tags": [str(values[key]) for key in ("backend", "workload", "outcome") if key in values],
         "config": {**axes, **config},  # W&B groups and filters by names of letters, digits and underscores alone
-        "summary": {key: value for key, value in values.items() if key in schema and key not in asked},
+        "load": next((values[key] for key in LOAD_COLUMNS if key in values), 0),
+        "headline": {f"{row.get('workload')}/{key}": values[key] for key in HEADLINE if key in values},
+        "summary": {key: value for key, value in values.items() if key in schema and key not in (*asked, *LONG_TEXTS)},
         "ok": row.get("outcome") == "ok",
     }
 

@@ -217,7 +217,8 @@ class Completion:
         self.token_ids = bool(body.get("return_token_ids"))
         self.head: dict[str, Any] = {"id": f"cmpl-{id(call):x}", "object": "text_completion", "model": model}
         self.head["created"] = int(time.time())
-        self.detokenizers = [Detokenizer(tokenizer) for _ in call.rows]
+        self.special = body.get("skip_special_tokens") is False
+        self.detokenizers = [Detokenizer(tokenizer, self.special) for _ in call.rows]
         self.tokenizer = tokenizer
         self.counts = [0] * len(call.rows)
 
@@ -243,7 +244,7 @@ class Completion:
         """The answer to a request without streaming."""
         choices = []
         for index, row in enumerate(self.call.rows):
-            text = self.tokenizer.decode(row.tokens)
+            text = self.tokenizer.decode(row.tokens, self.special)
             choice = {"index": index, "text": text, "logprobs": None, "finish_reason": row.finish_reason}
             choices.append({**choice, "token_ids": row.tokens} if self.token_ids else choice)
         return {**self.head, "choices": choices, "usage": self._total()}

@@ -3,6 +3,7 @@ tokenizer.json."""
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,17 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text).ids
         return ids
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self.backend.decode(tokens, skip_special_tokens=True)
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """The text of tokens, without special ones or with them."""
+        text: str = self.backend.decode(tokens, skip_special_tokens=not special)
         return text
 
 
 class Detokenizer:
     """Decodes one sequence token by token, withholding an incomplete character, at a cost that does not grow."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, special: bool = False) -> None:
+        self.decode = partial(tokenizer.decode, special=special)
         # Tokens already emitted, as context (a token's text can depend on the one before), then tokens withheld.
         self.window: list[int] = []
         self.emitted = 0  # number of tokens of the window that have been emitted
@@ -42,20 +44,20 @@ class Detokenizer:
 
     def add(self, token: int) -> str:
         self.window.append(token)
-        text = self.tokenizer.decode(self.window)
+        text = self.decode(self.window)
         if text.endswith("\ufffd") and len(self.window) - self.emitted < LONGEST_CHARACTER:
             return ""
         return self._emit(text)
 
     def flush(self) -> str:
         """Return the text still withheld when the sequence ends."""
-        return self._emit(self.tokenizer.decode(self.window)) if len(self.window) > self.emitted else ""
+        return self._emit(self.decode(self.window)) if len(self.window) > self.emitted else ""
 
     def _emit(self, text: str) -> str:
         new = text[len(self.emitted_text) :]
         self.window = self.window[self.emitted :]
         self.emitted = len(self.window)
-        self.emitted_text = self.tokenizer.decode(self.window)
+        self.emitted_text = self.decode(self.window)
         return new
 
 

@@ -1,13 +1,21 @@
-"""A container that ends with the process that started it: `container.py NAME docker OPTION... IMAGE COMMAND...`.
+"""A container that ends with the process that started it: `container.py RUNTIME NAME OPTION... IMAGE COMMAND...`.
 
-`docker run` is only a client: when it is killed, the container keeps running. So the first process in the container
-ends the engine at the end of its standard input, which docker closes when the client's input closes or the client dies.
+`docker run` (podman's likewise) is only a client: when it is killed, the container keeps running. So the first process
+in the container ends the engine at the end of its standard input, which the runtime closes when the client's input
+closes or the client dies. A token of Hugging Face's in this process's environment is given to the container as a file,
+since a container's environment is open to all who may inspect it.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+
+TOKEN = "HF_TOKEN"
+TOKEN_FILE = "/run/sweep/token"  # in the container
 
 # Without job control the shell redirects the input of `&` from /dev/null, so the input is saved as descriptor 3.
 LEASE = """
@@ -26,30 +34,39 @@ exit "$status"
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Split arguments into the options of `docker run`, each with its value, and the image with its command."""
-    index = 0
-    while index < len(arguments) and arguments[index].startswith("--"):
-        index += 2
-    return arguments[:index], arguments[index:]
+    """Split arguments into the options of the runtime, each `--name=value` or bare, and the image with its command."""
+    count = next((index for index, argument in enumerate(arguments) if not argument.startswith("--")), len(arguments))
+    return arguments[:count], arguments[count:]
 
 
-def command(name: str, docker: str, arguments: list[str]) -> list[str]:
-    """The complete `docker run` command: interactive for the lease, removed at its end, the engine inside the lease."""
+def command(runtime: str, name: str, arguments: list[str], token: Path | None = None) -> list[str]:
+    """The complete command of a runtime: with an input for the lease, and removed at its end."""
     options, (image, *engine) = split(arguments)
-    run = [docker, "run", "--rm", "--interactive", "--init", "--name", name, "--entrypoint", "/bin/sh", *options]
-    return [*run, image, "-c", LEASE, "lease", *engine]
+    leased = ["-c", LEASE, "lease", *engine]
+    if runtime == "apptainer":  # no daemon: the container is a child of this process
+        bind = [f"--bind={token}:{TOKEN_FILE}:ro", f"--env=HF_TOKEN_PATH={TOKEN_FILE}"] if token else []
+        return [runtime, "exec", *options, *bind, image, "/bin/sh", *leased]
+    mount = [f"--volume={token}:{TOKEN_FILE}:ro", f"--env=HF_TOKEN_PATH={TOKEN_FILE}"] if token else []
+    run = [runtime, "run", "--rm", "--interactive", "--init", f"--name={name}", "--entrypoint=/bin/sh"]
+    return [*run, *options, *mount, image, *leased]
 
 
-def remove(docker: str, name: str) -> None:
+def remove(runtime: str, name: str) -> None:
     """Remove the container of this name, silently if there is none."""
-    subprocess.run([docker, "rm", "--force", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    if runtime != "apptainer":
+        silent = subprocess.DEVNULL
+        subprocess.run([runtime, "rm", "--force", name], stdout=silent, stderr=silent, check=False)
 
 
 def main() -> int:
-    name, docker, *arguments = sys.argv[1:]
-    remove(docker, name)
+    runtime, name, *arguments = sys.argv[1:]
+    secret, folder = os.environ.pop(TOKEN, None), None
+    remove(runtime, name)
+    if secret:
+        folder = Path(tempfile.mkdtemp(prefix="sweep-token-"))  # for this user alone
+        (folder / "token").write_text(secret)
     read, write = os.pipe()  # only this process holds the write end, so it closes when this process ends
-    process = subprocess.Popen(command(name, docker, arguments), stdin=read)
+    process = subprocess.Popen(command(runtime, name, arguments, folder and folder / "token"), stdin=read)
     os.close(read)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
@@ -57,7 +74,9 @@ def main() -> int:
         return process.wait()
     finally:
         os.close(write)
-        remove(docker, name)
+        remove(runtime, name)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import httpx
 import psutil
 
 from backends.base import AMPERE, Backend, Launch
-from backends.launch import supervisor, task
+from backends.launch import container_options, supervisor, task
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
 from sweep.masking import is_secret, masked, secret_values
@@ -36,6 +36,7 @@ from sweep.records import Fault, Outcome
 LOG = "engine.log"
 READY_POLL = 0.05  # s between two checks of an engine that is starting
 PORT_ATTEMPTS = 4
+KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended; in a container a shell tells
 GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an engine that has ended
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 65536
@@ -79,6 +80,10 @@ class Engine:
     def _start(self) -> None:
         self.command = self.backend.command(self.launch)
         environ = _environ(self.backend, self.launch, self.marker)
+        if self.launch.image:
+            own = {**ENGINE_ENVIRON, **self.backend.environment(self.launch)}
+            self.command = container_options.wrap(self.command, self.launch, own)
+            environ |= container_options.hub_token()
         self._secrets = secret_values(environ) | secret_values(os.environ)
         self._gpu_memory = used_memory(self.launch.gpus)
         self._lease, self._status = self._supervise(environ)
@@ -353,7 +358,7 @@ def _ready(engine: Engine, retry: bool) -> bool:
                 tail = engine.log_tail(1000)
                 if retry and PORT_TAKEN.search(tail):
                     return False
-                killed = engine.exit_status == -9 and _oom_kills() > oom_kills
+                killed = engine.exit_status in KILLED_STATUSES and _oom_kills() > oom_kills
                 memory = killed or engine.backend.ran_out_of_memory(tail)
                 outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
                 raise LaunchError(outcome, engine.exit_reason(), engine.log_tail())

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform, Progress
+from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform, Progress, Runtime
 from backends.launch import task
-from backends.prepare import cuda_toolkit, fit, locks, programs, sources
+from backends.prepare import cuda_toolkit, fit, images, locks, programs, sources
 from backends.prepare.build_once import build_once
 from backends.prepare.uv import EnvironmentFailed as EnvironmentFailed
 from backends.prepare.uv import Uv
@@ -35,6 +35,8 @@ class Environment:
 
     python: str  # interpreter; this process's if the engine is only a binary
     binary: str | None = None
+    image: str | None = None  # by digest, or apptainer's file: these are in it
+    runtime: Runtime | None = None
     versions: Mapping[str, str] = field(default_factory=dict)  # distribution -> exact version
 
 
@@ -52,6 +54,11 @@ def resolve(
 
     Raises ValueError, naming the key, when none is named or the named one does not exist.
     """
+    if choice.image:
+        python = choice.python or "python3"
+        return EnvironmentSpec(
+            name="own_image", image=choice.image, runtime=choice.runtime, python=python, binary=choice.binary
+        )
     if choice.python or choice.binary:
         return EnvironmentSpec(name="own", python=choice.python, binary=choice.binary)
     builds = {"cuda": choice.cuda, "cuda12": choice.cuda12} if on == "cuda" else {"cpu": choice.cpu}
@@ -62,7 +69,8 @@ def resolve(
         )
     options = options or ConfigPath()
     specs = [_composed(key, name, options, {*features, *choice.extras}) for key, name in chosen.items()]
-    return fit.for_driver(fit.choose(specs, host), host)
+    spec = fit.for_driver(fit.choose(specs, host), host)
+    return spec.model_copy(update={"runtime": choice.runtime}) if spec.image and choice.runtime else spec
 
 
 def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> EnvironmentSpec:
@@ -82,8 +90,12 @@ def fingerprint(spec: EnvironmentSpec) -> str:
     That of an environment without a lock is provisional.
     """
     content = spec.model_dump(
-        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary", "content"}
+        mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
     )
+    # Only where they are, so that what was built without them is not built anew.
+    content |= {key: value for key, value in (("content", spec.content), ("image", spec.image)) if value}
+    if spec.source and spec.source.architectures is None:
+        del content["source"]["architectures"]
     if spec.lock is None:
         content |= {"spec": spec.model_dump(mode="json"), "target": locks.node_target(spec)}
     content["format"] = ENVIRONMENT_FORMAT
@@ -96,7 +108,9 @@ def own_content(spec: EnvironmentSpec) -> dict[str, str]:
     They do not depend on the machine: of an interpreter its size and distributions count, of a binary its bytes. This
     process's own interpreter is left out.
     """
-    digests = {}
+    digests: dict[str, str] = {}
+    if spec.image:
+        return digests
     python, binary = (shutil.which(name) if name else None for name in (spec.python, spec.binary))
     if python and python != sys.executable:
         site = Path(python).parent.parent / "lib"
@@ -130,6 +144,10 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
     """
     if environment := built(spec, cache_dir):
         return environment
+    if spec.image:
+        assert spec.lock is not None, f"environment {spec.name} has no lock"
+        images.pull_image(spec, spec.lock.pins[0], cache_dir, progress)
+        return _in_image(spec, spec.lock.pins[0], cache_dir)
     folder = _folder(spec, cache_dir)
 
     def build(partial: Path) -> None:
@@ -166,6 +184,10 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
 
     Raises EnvironmentFailed if it is the user's own and does not work.
     """
+    if spec.image:
+        image = spec.lock.pins[0] if spec.lock else ""
+        there = bool(image) and images.has_image(image, images.runtime(spec), cache_dir)
+        return _in_image(spec, image, cache_dir) if there else None
     if spec.python or spec.binary:
         paths = {}
         for key, name in (("binary", spec.binary), ("python", spec.python)):
@@ -173,14 +195,21 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
             if name and not paths[key]:
                 raise EnvironmentFailed(f"backend.env.{key}={name}: not an executable file")
         versions = installed(paths["python"]) if paths["python"] else {}
-        return Environment(paths["python"] or sys.executable, paths["binary"], versions)
+        return Environment(paths["python"] or sys.executable, paths["binary"], versions=versions)
     if locks.needed(spec):
         return None
     folder = _folder(spec, cache_dir)
     if not (folder / COMPLETE).exists():
         return None
     binary = str(folder / "bin" / spec.source.targets[0]) if spec.source and spec.source.targets else None
-    return Environment(str(folder / "bin" / "python"), binary, json.loads((folder / COMPLETE).read_text()))
+    versions = json.loads((folder / COMPLETE).read_text())
+    return Environment(str(folder / "bin" / "python"), binary, versions=versions)
+
+
+def _in_image(spec: EnvironmentSpec, image: str, cache_dir: Path) -> Environment:
+    program = images.runtime(spec)
+    file = str(images.sif(image, cache_dir)) if program == "apptainer" else image
+    return Environment(spec.python or "python3", spec.binary, file, program, {"image": image})
 
 
 def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:

@@ -5,8 +5,9 @@ NVIDIA's drivers run all builds of the CUDA majors up to their own (minor versio
 
 from collections.abc import Iterable, Sequence
 
-from backends.base import EnvironmentSpec, Host
+from backends.base import EnvironmentSpec, Host, Runtime
 
+RUNTIMES: tuple[Runtime, ...] = ("docker", "podman", "apptainer")
 LEAST_DRIVER = {12: "525", 13: "580"}  # by CUDA major: NVIDIA's table of minor version compatibility
 LEAST_CAPABILITY = {12: "5.0", 13: "7.5"}  # of GPUs that the libraries of a CUDA major still have kernels for
 
@@ -27,9 +28,12 @@ def oldest(versions: Iterable[str | None]) -> str | None:
 
 def problem(spec: EnvironmentSpec, host: Host) -> str | None:
     """Return why what an environment holds does not run on a node, in a few words; None if nothing is against it."""
-    if not spec.requirements:  # the user's own
+    runtimes = {spec.runtime} if spec.runtime else set(RUNTIMES)
+    if spec.image and not runtimes & host.executables:
+        return f"no {' or '.join(sorted(runtimes))} on PATH: install it, with NVIDIA's container toolkit"
+    if not spec.requirements and not spec.image:  # the user's own
         return None
-    if older(host.glibc, spec.glibc):
+    if not spec.image and older(host.glibc, spec.glibc):
         return f"its wheels need glibc {spec.glibc} or newer, the node has {host.glibc}"
     for program, remedy in spec.needs.items():
         if program not in host.executables:

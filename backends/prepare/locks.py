@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from backends.base import EnvironmentLock, EnvironmentSpec, Progress
+from backends.prepare import images
 from backends.prepare.uv import EnvironmentFailed, Uv
 from sweep.options import ConfigPath
 from sweep.whole_file import write_whole
@@ -30,6 +31,8 @@ def node_target(spec: EnvironmentSpec) -> str:
 
     Engines run on Linux: for a driver on another system the nodes are taken to be ordinary ones.
     """
+    if spec.image:
+        return f"linux-{platform.machine()}-image"
     system = f"linux-{platform.machine()}" if platform.system() == "Linux" else "linux-x86_64"
     cuda = f"cuda{spec.cuda}" if spec.cuda else "cuda" if spec.torch == "cuda" else "cpu"
     return f"{system}-{cuda}-python{python_version(spec)}"
@@ -46,7 +49,7 @@ def file_name(spec: EnvironmentSpec) -> str:
 
 def needed(spec: EnvironmentSpec) -> bool:
     """Return whether an environment is one that is installed, and is not locked yet."""
-    return bool(spec.requirements) and spec.lock is None
+    return bool(spec.requirements or spec.image) and spec.lock is None
 
 
 def text(spec: EnvironmentSpec) -> str:
@@ -63,6 +66,8 @@ def with_lock(spec: EnvironmentSpec, *places: Path | Mapping[str, str]) -> Envir
     """
     if not needed(spec):
         return spec
+    if spec.image and images.DIGEST.match(spec.image):
+        return spec.model_copy(update={"lock": EnvironmentLock(target=node_target(spec), pins=(spec.image,))})
     name = file_name(spec)
     for place in places:
         if isinstance(place, Path):
@@ -102,12 +107,16 @@ def resolve_lock(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> 
     """
     folder = remembered(cache_dir)
     log = folder / f"{file_name(spec)}.log"
-    progress(f"environment {spec.name}: resolving {', '.join(spec.requirements)} for {node_target(spec)}")
+    what_for = ", ".join([*spec.requirements, *([spec.image] if spec.image else [])])
+    progress(f"environment {spec.name}: resolving {what_for} for {node_target(spec)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         log.write_text("")
-        with tempfile.TemporaryDirectory() as work:
-            pins = _resolved(spec, Uv(spec.name, cache_dir, log, progress, spec.index), Path(work))
+        if spec.image:
+            pins: tuple[str, ...] = (images.by_digest(spec.image),)
+        else:
+            with tempfile.TemporaryDirectory() as work:
+                pins = _resolved(spec, Uv(spec.name, cache_dir, log, progress, spec.index), Path(work))
         spec = spec.model_copy(update={"lock": EnvironmentLock(target=node_target(spec), pins=pins)})
         write_whole(folder / file_name(spec), text(spec))
     except OSError as error:
@@ -160,5 +169,5 @@ def torch_build(pins: Iterable[str]) -> str | int | None:
 
 
 def _requirements(spec: EnvironmentSpec) -> str:
-    content = spec.model_dump(mode="json", include=DECIDES)
+    content = spec.model_dump(mode="json", include=DECIDES | ({"image"} if spec.image else set()))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,12 +16,11 @@ from sweep.client import wire
 from sweep.client.modes import Mode
 from sweep.records import UNKNOWN, Timeouts
 
-ROW = struct.Struct("<IiqqqqIiiiqiiii")
+ROW = struct.Struct("<IiqqqqIiiiqiiiii")
 """record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, reasoning_tokens,
 answer_us (or NO_REASONING; -1: no answer followed it), bytes of text (-1: not kept), token_source, finish_reason, error
-(indices of the text table, -1: none). scheduled is -1 without a schedule; released, sent and ended are -1 of a request
-that was never sent. A row's chunks and text are the next ones of
-their files."""
+(indices of the text table, -1: none), cached_tokens. scheduled is -1 without a schedule; released, sent and ended are
+-1 of a request that was never sent. A row's chunks and text are the next ones of their files."""
 
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 NO_REASONING = -2
@@ -138,6 +137,7 @@ class ResultFiles:
                 self._text(stream.source),
                 self._text(stream.finish_reason),
                 self._text(error),
+                stream.cached_tokens,
             )
             self._chunk_us.extend(stream.chunk_us)
             self._chunk_tokens.extend(stream.chunk_tokens)

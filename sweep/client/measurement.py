@@ -377,7 +377,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
     """A record as the client wrote it down, and the text of the answer where it was kept."""
     row = ROW.unpack_from(part.rows, place.row)
     _, batch, scheduled, released, sent, ended, chunks, input_tokens, output_tokens = row[:9]
-    reasoning_tokens, answer_us, size, source, finish, error = row[9:]
+    reasoning_tokens, answer_us, size, source, finish, error, cached_tokens = row[9:]
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
     us.frombytes(part.us.read(chunks * us.itemsize))
@@ -402,6 +402,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         asked_output_tokens=request.output_tokens,
         hidden_tokens=reasoning_tokens if answer_us == NO_REASONING else 0,  # else they came as well
         first_answer=answer_us / 1e6 if answer_us >= 0 else None,
+        cached_tokens=cached_tokens,
     )
     return record, _answer_text(part, place, size)
 

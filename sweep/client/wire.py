@@ -180,6 +180,7 @@ class Stream:
     input_tokens: int = UNKNOWN
     output_tokens: int = UNKNOWN  # by the final usage
     reasoning_tokens: int = 0  # of them, by the usage's details
+    cached_tokens: int = UNKNOWN  # of the input, by the usage's details
     answer_us: int | None = None  # first event of the answer after reasoning; UNKNOWN: only reasoning so far
     by_ids: bool = False  # the chunks are counted by the token ids that came with them
     text: bytearray | None = None  # the answer as it stands in the events' JSON, escapes and all; None: not kept
@@ -497,6 +498,9 @@ class Answer:
             return
         if isinstance(usage.get("prompt_tokens"), int):
             stream.input_tokens = usage["prompt_tokens"]
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
+            stream.cached_tokens = details["cached_tokens"]
         final = not choices or stream.finish_reason is not None  # until then it is a running count
         if final and isinstance(number, int):
             stream.output_tokens = number

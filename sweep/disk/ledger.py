@@ -1,12 +1,12 @@
-"""The ledger: attempts and trial results, appended line by line.
+"""The ledger: attempts and trial results, appended line by line, each line with its checksum.
 
 `ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
-crash is ignored.
+crash is ignored; any other line that does not hold is set aside in `ledger.damaged.jsonl`, and its trial is measured
+again.
 """
 
 import errno
-import json
 import os
 import re
 import sys
@@ -14,16 +14,28 @@ import time
 import uuid
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from sweep.config import Halted
+from sweep.disk.lines import entries, sealed
 from sweep.disk.run_files import RunPaths
 from sweep.records import Fault, Outcome
+from sweep.whole_file import write_whole
 
 LedgerRow = dict[str, Any]
+COMPACT_BYTES = 1 << 20  # of a ledger, from which it is written anew if more than half of it is superseded
+MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
+KEYS_OF_EVENT = {  # keys of each kind of entry
+    "run": ("run",),
+    "trial": ("row",),
+    "attempt": ("deployment_id", "attempt"),
+    "attempt_placed": ("deployment_id", "attempt", "node"),
+    "attempt_end": ("deployment_id", "attempt", "end"),
+    "answers": ("trial_id", "answer", "count"),
+}
+ROW_NEEDS = ("trial_id", "deployment_id", "attempt", "outcome")
 
 
 class Misplaced(Halted):
@@ -33,25 +45,74 @@ class Misplaced(Halted):
 class Ledger:
     """The latest row of every trial ever finished in this folder, and the attempts at each deployment."""
 
-    def __init__(self, path: Path, write: bool = True) -> None:
-        """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder."""
+    def __init__(self, path: Path, write: bool = True, compact: bool = True) -> None:
+        """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder.
+
+        `compact` allows the file to be written anew: not where it is mirrored piece by piece.
+        """
+        self.path = path
         self.rows: dict[str, LedgerRow] = {}  # without nulls
         self.superseded: list[LedgerRow] = []  # results of trials that were measured again
         self._shared: dict[str, str] = {}  # strings that many rows have in common, stored once
         self.attempts: dict[str, int] = {}
         self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
         self.run = ""  # this folder's unique name, used in the markers of its engines
-        if path.exists():
-            with path.open("rb") as file:
-                for entry in entries(file):
-                    self._replay(entry)
+        self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
+        superseded = self._read()
         self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials with truncated raw data
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _end_cut_line(path)
+            if compact and (self.set_aside or superseded > max(COMPACT_BYTES, self._size) / 2):
+                self._compact()
+            _drop_cut_line(path)
             self.file = path.open("ab", buffering=0)
             if not self.run:
                 self._append({"event": "run", "run": uuid.uuid4().hex})
+
+    @property
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def _read(self) -> int:
+        """Replay the file; return the bytes of rows that later ones replace, results aside."""
+        if not self.path.exists():
+            return 0
+        superseded, sizes = 0, dict[str, int]()
+        with self.path.open("rb") as file:
+            for entry in entries(_whole_lines(file), _is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
+                results = len(self.superseded)
+                self._replay(entry)
+                if entry["event"] == "trial":
+                    trial_id = entry["row"]["trial_id"]
+                    superseded += sizes.get(trial_id, 0) if len(self.superseded) == results else 0
+                    sizes[trial_id] = _size_of(entry["row"])
+        return superseded
+
+    def describe_damage(self) -> list[str]:
+        """Return a line that names the lines which do not hold, if there are any."""
+        if not self.set_aside:
+            return []
+        numbers = ", ".join(str(number) for number, _, _ in self.set_aside[:MOST_DAMAGE_NAMED])
+        more = f" and {len(self.set_aside) - MOST_DAMAGE_NAMED} more" if len(self.set_aside) > MOST_DAMAGE_NAMED else ""
+        trials = sorted({trial_id for _, line, _ in self.set_aside if (trial_id := _trial_of(line))})
+        named = f" (trials {', '.join(trials[:MOST_DAMAGE_NAMED])})" if trials else ""
+        problem = self.set_aside[0][2]
+        return [f"{self.path}: damaged in line {numbers}{more}{named}: {problem}; what they held is measured again"]
+
+    def _compact(self) -> None:
+        """Write the file anew, without what later lines replace; lines that do not hold go to a file of their own."""
+        if self.set_aside:
+            with self.path.with_name("ledger.damaged.jsonl").open("ab") as file:
+                file.writelines(line.rstrip(b"\n") + b"\n" for _, line, _ in self.set_aside)
+        run: list[dict[str, Any]] = [{"event": "run", "run": self.run}] if self.run else []
+        attempts = [{"event": "attempt", "deployment_id": key, "attempt": str(n)} for key, n in self.attempts.items()]
+        answers = [
+            {"event": "answers", "trial_id": trial_id, "answer": answer, "count": count - 1}
+            for trial_id, (answer, count) in self.answers.items()
+        ]  # the row counts too
+        before = [{"event": "trial", "row": row} for row in self.superseded]
+        rows = [{"event": "trial", "row": row} for row in self.rows.values()]
+        write_whole(self.path, b"".join(sealed(entry) for entry in [*run, *attempts, *before, *answers, *rows]))
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
@@ -67,6 +128,8 @@ class Ledger:
             }
         elif entry["event"] == "attempt":
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
+        elif entry["event"] == "answers":
+            self.answers[entry["trial_id"]] = entry["answer"], int(entry["count"])
         elif entry["event"] == "run":
             self.run = entry["run"]
 
@@ -80,7 +143,10 @@ class Ledger:
 
     def begin_attempt(self, deployment_id: str) -> str:
         """Record and return the number of a new attempt at a deployment, counted over all runs of the command."""
-        attempt = str(self.attempts.get(deployment_id, 0) + 1)
+        number, paths = self.attempts.get(deployment_id, 0) + 1, RunPaths(self.path.parent)
+        while self.set_aside and paths.attempt(deployment_id, str(number)).exists():  # its line may be the damaged one
+            number += 1
+        attempt = str(number)
         self._append({"event": "attempt", "deployment_id": deployment_id, "attempt": attempt})
         return attempt
 
@@ -94,12 +160,12 @@ class Ledger:
 
     def commit(self, row: LedgerRow) -> None:
         """Make a trial's row durable: it is the trial's result from now on."""
-        self._append({"event": "trial", "row": row})
+        self._append({"event": "trial", "row": {key: value for key, value in row.items() if value is not None}})
         self.damaged.discard(row["trial_id"])
 
     def _append(self, entry: dict[str, Any]) -> None:
         """Append one line, which is then on disk. Raises OSError, and removes a partial line, if it could not."""
-        line = json.dumps(entry | {"at": round(time.time(), 3)}, default=str).encode() + b"\n"
+        line = sealed(entry | {"at": round(time.time(), 3)})
         end = os.fstat(self.file.fileno()).st_size
         try:
             if self.file.write(line) != len(line):
@@ -146,11 +212,30 @@ def engine_answer(row: LedgerRow) -> str | None:
     return f"{row['outcome']} under driver {row.get('driver')}: {re.sub(r'[0-9]+', '', row.get('reason') or '')}"
 
 
-def entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The entries of a ledger; a line that a crash has cut short is none."""
-    for line in lines:
-        with suppress(ValueError):
-            yield json.loads(line)
+def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines but for a last one that a crash has cut short."""
+    return (line for line in lines if line.endswith(b"\n"))
+
+
+def _size_of(row: LedgerRow) -> int:
+    """About the bytes of a row's line."""
+    return 72 + sum(len(key) + len(str(value)) + 8 for key, value in row.items() if value is not None)
+
+
+def _is_ledger_entry(entry: dict[str, Any]) -> bool:
+    """Return whether an entry has what its kind needs; a row also an outcome that exists."""
+    if not set(KEYS_OF_EVENT.get(str(entry.get("event")), ("no such event",))) <= entry.keys():
+        return False
+    row = entry.get("row") if entry["event"] == "trial" else None
+    if row is None:
+        return entry["event"] != "trial" and str(entry.get("attempt", "0")).isdecimal()
+    return isinstance(row, dict) and set(ROW_NEEDS) <= row.keys() and row["outcome"] in set(Outcome)
+
+
+def _trial_of(line: bytes) -> str | None:
+    """Return the trial that a damaged line names, if it still does."""
+    match = re.search(rb'"trial_id": "([0-9a-f]{6,32})"', line)
+    return match[1].decode() if match else None
 
 
 def _damaged(paths: RunPaths, rows: Iterable[LedgerRow]) -> set[str]:
@@ -173,10 +258,18 @@ def _cut_short(path: Path) -> bool:
     return magic != b"PAR1" or int.from_bytes(length, "little") + 12 > size
 
 
-def _end_cut_line(path: Path) -> None:
-    """End a line that a crash has cut short, so that the next entry does not join it."""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+def _drop_cut_line(path: Path) -> None:
+    """Remove a last line that a crash has cut short, so that the next entry does not join it."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content_end = file.seek(0, os.SEEK_END)
+        begin = content_end
+        while begin and not _ends_line(file, begin):
+            begin -= 1
+        file.truncate(begin)
+
+
+def _ends_line(file: Any, position: int) -> bool:
+    file.seek(position - 1)
+    return bool(file.read(1) == b"\n")

@@ -28,7 +28,7 @@ from pyarrow import fs
 
 from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk import run_files
-from sweep.disk.ledger import entries
+from sweep.disk.lines import entries
 from sweep.disk.run_files import RunPaths
 
 SCHEMES = ("s3", "gs", "gcs")

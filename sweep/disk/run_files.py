@@ -12,11 +12,12 @@ import os
 import shutil
 import socket
 import uuid
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import psutil
@@ -24,7 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep import whole_file
-from sweep.config import PERCENTILES
+from sweep.config import PERCENTILES, first_line
+from sweep.config import DamagedFile as DamagedFile
+from sweep.disk import lines as lines_of
 from sweep.disk import row as trial_row
 from sweep.numbers.quantities.tokens import buffered_share
 from sweep.numbers.quantity import declared, is_buffered
@@ -42,10 +45,12 @@ COUNT_COLUMNS = (
     "streamed_tokens",
     "hidden_tokens",
     "recounted_tokens",
+    "cached_tokens",
 )
 """The columns of requests.parquet that are whole numbers, null where unknown."""
 
 ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
+FOOTER_SEAL = b"SWCR"  # before a checksum of four bytes and the footer
 PARQUET: dict[type, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
@@ -57,17 +62,6 @@ PARQUET: dict[type, pa.DataType] = {
 TELEMETRY_SCHEMA = pa.schema(
     [("time", pa.float64()), ("series", pa.string()), ("device", pa.string()), ("value", pa.float64())]
 )
-
-
-class DamagedFile(Exception):
-    """A file of a run that cannot be read, e.g. cut short. Names the file."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # which Ray pickles
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: cannot be read ({self.reason})"
 
 
 class TrialPaths:
@@ -131,7 +125,42 @@ def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Seq
     rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
 
     options = {"compression": "zstd", "use_dictionary": list(dictionary), "row_group_size": rows}
-    write_whole(paths, target, lambda staged: pq.write_table(table, staged, **options))
+
+    def write(staged: Path) -> None:
+        pq.write_table(table, staged, write_page_checksum=True, **options)
+        _seal_footer(staged)
+
+    write_whole(paths, target, write)
+
+
+def _seal_footer(path: Path) -> None:
+    """Put a checksum of a Parquet file's footer before it: those of its pages leave it out, and no reader looks there.
+
+    A reader finds the footer from the file's end, and the pages from its start.
+    """
+    with path.open("r+b") as file:
+        begin = _footer_begin(file)
+        file.seek(begin)
+        footer = file.read()
+        file.seek(begin)
+        file.write(FOOTER_SEAL + zlib.crc32(footer).to_bytes(4, "little") + footer)
+
+
+def check_footer(path: Path) -> None:
+    """Raise DamagedFile if a Parquet file's footer is not as it was written; one of an older version has no seal."""
+    with path.open("rb") as file:
+        begin = _footer_begin(file)
+        file.seek(max(0, begin - 8))
+        seal, crc, footer = file.read(4), file.read(4), file.read()
+    if seal == FOOTER_SEAL and zlib.crc32(footer).to_bytes(4, "little") != crc:
+        raise DamagedFile(path, "the checksum of its footer does not hold")
+
+
+def _footer_begin(file: BinaryIO) -> int:
+    """The position of the footer, 0 where there can be none: its length and "PAR1" are a file's last bytes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    return max(0, size - 8 - int.from_bytes(file.read(4), "little"))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -143,12 +172,13 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path) as file:
+        check_footer(path)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedFile(path, str(error).splitlines()[0]) from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFile(path, first_line(error)) from error
 
 
 # Requests ------------------------------------------------------------------------------------------------------------
@@ -172,6 +202,7 @@ def requests_table(records: Records) -> pa.Table:
         **_derived(records),
         "asked_input_tokens": _counts(records.asked_input_tokens),
         "input_tokens": _counts(records.input_tokens),
+        "cached_tokens": _counts(records.cached_tokens),
         "asked_output_tokens": _counts(records.asked_output_tokens),
         "output_tokens": _counts(records.output_tokens),
         "token_source": pa.array(records.token_source, pa.string()),
@@ -225,8 +256,7 @@ def read_requests(path: Path) -> Records:
 
 
 def _append(records: Records, table: pa.Table) -> None:
-    if "token_source" not in table.column_names:
-        table = _of_older_version(table)
+    table = _of_older_version(table)
     records.request_id += table["request_id"].to_pylist()
     for name in ("phase", "finish_reason", "error", "token_source"):
         getattr(records, name).extend(_repeated(table[name]))
@@ -242,13 +272,13 @@ def _append(records: Records, table: pa.Table) -> None:
 
 
 def _of_older_version(table: pa.Table) -> pa.Table:
-    """A table from before it said who counted the tokens, with what is known of that."""
-    unknown = pa.nulls(table.num_rows, pa.int32())
-    columns = {name: unknown for name in COUNT_COLUMNS if name not in table.column_names}
+    """The table with the columns that an older version did not write: unknown, or what follows from the others."""
+    columns = dict.fromkeys(COUNT_COLUMNS, pa.nulls(table.num_rows, pa.int32()))
     columns |= {"streamed_tokens": table["output_tokens"], "hidden_tokens": pa.array([0] * table.num_rows, pa.int32())}
     columns |= {"token_source": pa.nulls(table.num_rows, pa.string())}
     for name, column in columns.items():
-        table = table.append_column(name, column)
+        if name not in table.column_names:
+            table = table.append_column(name, column)
     return table
 
 
@@ -351,12 +381,39 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
     """Write plan.jsonl, one JSON object a line; what it says is `Plan.entries`."""
-    write_whole(paths, paths.plan, "".join(json.dumps(entry, default=str) + "\n" for entry in entries))
+    first, *others = entries
+    lines = [lines_of.sealed({**first, "lines": 1 + len(others)}), *map(lines_of.sealed, others)]
+    write_whole(paths, paths.plan, b"".join(lines))
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:
     """The entries of a plan.jsonl."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except ValueError as error:
-        raise DamagedFile(path, str(error)) from error
+    with path.open("rb") as file:
+        return list(_plan_entries(path, file))
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """The first entry of a plan.jsonl, about the experiment as a whole; the others are not read."""
+    with path.open("rb") as file:
+        return next(_plan_entries(path, file), {})
+
+
+def _plan_entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The entries of a plan. Raises DamagedFile if a line does not hold, or is missing."""
+
+    def refuse(number: int, line: bytes, problem: str) -> None:
+        raise DamagedFile(path, f"line {number}: {problem}")
+
+    expected, number = None, 0
+    for entry in lines_of.entries(lines, _is_of_plan, refuse):
+        number += 1
+        expected = expected or entry.pop("lines", None)
+        yield entry
+    if number == 0 or number != (expected or number):
+        raise DamagedFile(path, f"{number} lines, not {expected or 'at least one'}")
+
+
+def _is_of_plan(entry: dict[str, Any]) -> bool:
+    """Return whether an entry has what every reader of a plan needs."""
+    kind = entry.get("kind", "trial")
+    return "name" in entry if kind == "experiment" else f"{kind}_id" in entry

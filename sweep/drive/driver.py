@@ -105,7 +105,7 @@ class Driver:
         self.nodes = NodeHealth()
         self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
-        self.stop = StopControl(deadline_at(plan.settings.deadline, read_status_file(paths)))
+        self.stop = StopControl(deadline_at(plan.settings.deadline, _last_status(paths)))
         self.status = StatusWriter(paths, display)
 
     def run(self) -> RunResult:
@@ -413,6 +413,14 @@ class Driver:
         """Give a trial its row, unmeasured; `verdict` has the outcome and what is known of it."""
         self.rows.commit_unmeasured(state.launch, trial, attempt, verdict)
         state.finish(trial.trial_id, Outcome(verdict["outcome"]))
+
+
+def _last_status(paths: RunPaths) -> Mapping[str, Any] | None:
+    """Return the status that the last driver left here, None without one or if it is damaged: it is written anew."""
+    try:
+        return read_status_file(paths)
+    except run_files.DamagedFile:
+        return None
 
 
 def _out_of_memory(trial: Trial, states: Sequence[LaunchState]) -> Trial | None:

@@ -4,7 +4,6 @@ RUN is a results folder, its name under results/, or the URL of an object store.
 disk, so it works from another terminal while the sweep runs, and in the morning when nothing runs any more.
 """
 
-import json
 import os
 import socket
 import tempfile
@@ -19,11 +18,13 @@ import psutil
 from sweep.config import ConfigError
 from sweep.disk import object_store, run_files
 from sweep.disk.ledger import Ledger
+from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
 from sweep.records import Outcome
 from sweep.wording import count, duration_text, time_left
 
+STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
 DRIVER_TIMEOUT = 30.0  # s after which a driver on another host counts as dead
 MOST_FAILURES = 20  # more are only counted
@@ -64,7 +65,7 @@ class StatusWriter:
             "pause": pause,
             "running": running,
         }
-        run_files.write_whole(self.paths, self.paths.status, json.dumps(content))
+        run_files.write_whole(self.paths, self.paths.status, sealed(content))
 
 
 class Status(NamedTuple):
@@ -77,6 +78,7 @@ class Status(NamedTuple):
     num_failed: list[tuple[str, int, int]]  # label, failed requests, measured requests; of trials that are results
     driver: dict[str, Any] | None  # its last status.json
     log: str  # where the logs of failed engines are
+    messages: list[str]  # about damaged files
 
     @property
     def alive(self) -> bool:
@@ -112,16 +114,31 @@ def read(out: Path) -> Status:
         if row["outcome"] == Outcome.OK and row.get("num_failed") is not None
     ]
     outcomes = Counter(str(row["outcome"]) for _, row in rows)
-    driver = read_status_file(paths)
-    return Status(plan[0]["name"], len(trials), outcomes, failures, num_failed, driver, str(paths.deployments))
+    messages, driver = ledger.describe_damage(), None
+    try:
+        driver = read_status_file(paths)
+    except run_files.DamagedFile as error:
+        messages.append(f"not known whether a driver runs: {error}")
+    return Status(
+        plan[0]["name"], len(trials), outcomes, failures, num_failed, driver, str(paths.deployments), messages
+    )
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
-    """Return the last content of status.json; None if no driver ran here."""
+    """Return the last content of status.json; None if no driver ran here.
+
+    Raises:
+        DamagedFile: if it is not as it was written.
+    """
     try:
-        return dict(json.loads(paths.status.read_text()))
+        content, _ = unsealed(paths.status.read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise run_files.DamagedFile(paths.status, str(error)) from None
+    if missing := sorted(STATUS_KEYS - content.keys()):
+        raise run_files.DamagedFile(paths.status, f"it lacks {', '.join(missing)}")
+    return content
 
 
 def _failure(row: Mapping[str, Any]) -> str:
@@ -135,7 +152,7 @@ def render(status: Status) -> list[str]:
     done = sum(count for outcome, count in status.outcomes.items() if Outcome(outcome).done)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in status.outcomes.most_common())
     lines = [f"{status.name}: {done} of {status.total} trials done" + (f" ({counts})" if counts else "")]
-    lines += [_driver(status), *_failed_requests(status)]
+    lines += [*status.messages, _driver(status), *_failed_requests(status)]
     if status.alive and status.driver:
         lines += [status.driver["pause"]] if status.driver.get("pause") else []
         lines += [
@@ -166,7 +183,7 @@ def _failed_requests(status: Status) -> list[str]:
 def _driver(status: Status) -> str:
     driver = status.driver
     if driver is None:
-        return "never started"
+        return "state of the driver unknown" if status.messages else "never started"
     process = f"process {driver['pid']} on {driver['host']}"
     if not status.alive:
         age = duration_text(time.time() - driver["at"])

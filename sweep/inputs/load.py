@@ -75,6 +75,10 @@ class Batch(Load):
     name: str = "batch"
     batch_size: Count
     discard_first: bool = False  # the first batch is sent, but not summarised
+    whole_warmup: bool = True  # the warm-up is of whole batches; false: of as many requests as were asked for
+
+    def warmup(self, requests: int | None) -> int:
+        return requests if requests is not None and not self.whole_warmup else super().warmup(requests)
 
     @property
     def size(self) -> int | None:

@@ -53,6 +53,7 @@ class Prompts(Workload):
     file: str  # name of a shipped task, or path of a file: docs/experiments.md has the formats
     column: str | None = None  # of the file that holds the prompts; null: prompt, text, question, messages, ...
     first: PositiveInt | None = None  # only so many of the file's prompts, from its beginning
+    texts: PositiveInt = 1  # of the file in one prompt, one after another
     output_tokens: PositiveInt | None = None  # null: as the file says of each prompt, or as long as its answer there
 
     def check(self) -> None:
@@ -82,11 +83,16 @@ class Prompts(Workload):
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         questions = self._questions()
         chosen = [questions[i] for i in draw.cycle(len(questions), "prompts")]
-        texts = [question.text for question in chosen]
+        texts = ["\n\n".join(parts) for parts in zip(*self._parts(draw, questions), strict=True)]
         if self.unique_header:
             texts = with_headers(texts, draw, tokenizer)
         outputs = [self.output_tokens or question.length(tokenizer) for question in chosen]
         return encode_prompts(texts, tokenizer), outputs
+
+    def _parts(self, draw: Draw, questions: list[RecordedPrompt]) -> list[list[str]]:
+        """The texts at each place of the prompts; those at the first are the prompts where they have one text."""
+        places = ["prompts", *(f"prompts/{place}" for place in range(1, self.texts))]
+        return [[questions[i].text for i in draw.cycle(len(questions), place)] for place in places]
 
 
 class HubPrompts(Prompts):

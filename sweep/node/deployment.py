@@ -333,7 +333,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
     def progress(text: str) -> None:
         emit(State(text))
 
-    environment = environments.Environment("")
+    environment, spec = environments.Environment(""), work.deployment.environment
     folder = Path()
     if backend.launches:
         model.reach(work.cache)  # before an environment is built for a model that cannot be fetched
@@ -343,7 +343,6 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         content = {"model": lambda: model.digest(work.cache), "backend": lambda: backend.digest()}
         if other := other_content(planned, content):
             raise Contradiction(other)
-        spec = work.deployment.environment
         assert spec is not None, "planned for an engine that is launched"
         if other := environments.other_platform(spec):
             raise Contradiction(other)
@@ -359,6 +358,11 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         workdir=work.folder,
         python=environment.python,
         binary=environment.binary,
+        image=environment.image,
+        runtime=environment.runtime,
+        cache=work.cache / "containers" / (spec.name if spec else "none"),
+        image_cache=spec.cache if spec else None,
+        shm_size=spec.shm_size if spec else "",
         gpus=gpus,
         threads=max(1, len(engine_cpus)),
         cpus=tuple(engine_cpus),

@@ -167,13 +167,17 @@ def _count_tokens(work: Work) -> measurement.CountTokens | None:
 
 
 def target(engine: Engine, ignore_eos: bool) -> wire.Target:
-    """Return what the client must know of the engine: what its backend says under the same names, and three more."""
+    """Return what the client must know of the engine: what its backend says under the same names, and four more.
+
+    Where the end of an answer is ignored, its text shows special tokens: so our count of it is that of its tokens.
+    """
     backend = engine.backend
-    shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url"}
+    shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url", "extra_body"}
     return wire.Target(
         url=engine.url,
         model=engine.launch.served_name,
         ignore_eos=ignore_eos and backend.ignores_eos,
+        extra_body={**(backend.special_shown_by if ignore_eos else {}), **backend.extra_body},
         **{name: getattr(backend, name) for name in shared},
     )
 

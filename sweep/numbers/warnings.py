@@ -239,6 +239,17 @@ def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
 @register(
     TRIAL_CHECKS,
     Severity.WARNING,
+    "The server did not compute this input: TTFT and throughput are those of repeated prompts.",
+)
+def cached_input(cached_share: float) -> Evidence | None:
+    """By the usage of its answers the server had more than 5 % of the input in its prompt cache."""
+    share = cached_share
+    return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
     "Use the steady_* columns, or set workload.num_requests higher.",
 )
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:

@@ -172,7 +172,17 @@ def expect(
         total += sum(expected.trials.get(trial.trial_id, assumed.trial) for trial in launch.trials)
         place = random.Random(f"{seed}/{launch.launch_key}").random()
         block = launch.replicate or 0
-        expected.needs.append(Need(launch.launch_key, launch.gpu_count, launch.accelerator, total, block, place))
+        expected.needs.append(
+            Need(
+                launch.launch_key,
+                launch.gpu_count,
+                launch.accelerator,
+                total,
+                block,
+                place,
+                endpoint=launch.backend.url,
+            )
+        )
     unknown_launches = len(expected.needs) - len(expected.launches)
     return expected._replace(unknown_trials=number - len(expected.trials), unknown_launches=unknown_launches)
 

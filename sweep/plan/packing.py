@@ -18,6 +18,7 @@ from typing import NamedTuple
 from backends.base import Host
 
 SlotKind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
+Queue = tuple[SlotKind, frozenset[str], str | None]  # of launches alike: their slot, nodes to avoid, and endpoint
 
 LOOKAHEAD = 32  # pending launches for which an autoscaler is asked to grow
 
@@ -43,6 +44,7 @@ class Need(NamedTuple):
     block: int = 0  # earlier ones go first
     place: float = 0.0  # within its block, unless that is the last
     avoid: frozenset[str] = frozenset()  # ids of nodes on which it failed: it goes elsewhere where there is a node
+    endpoint: str | None = None  # one that runs already: asked by one client at a time
 
     @property
     def kind(self) -> SlotKind:
@@ -50,9 +52,9 @@ class Need(NamedTuple):
         return self.gpus, self.accelerator
 
     @property
-    def queue(self) -> tuple[SlotKind, frozenset[str]]:
+    def queue(self) -> Queue:
         """The part that decides on which nodes it may start."""
-        return self.kind, self.avoid
+        return self.kind, self.avoid, self.endpoint
 
 
 class Start(NamedTuple):
@@ -101,7 +103,7 @@ class Packer:
     """The pending and running launches, and the choice of the next."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
-        self.pending: dict[tuple[SlotKind, frozenset[str]], list[tuple[int, Need]]] = {}  # a heap for each queue
+        self.pending: dict[Queue, list[tuple[int, Need]]] = {}  # a heap for each queue
         self.running: dict[str, tuple[str, Need]] = {}  # key -> node id
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
         self.tenants: Counter[str] = Counter()  # launches running, by node id
@@ -134,12 +136,11 @@ class Packer:
             starts.append(Start(need.key, node.node_id))
         return starts
 
-    def _next_slot(
-        self, nodes: Sequence[Node], kinds: Container[SlotKind] | None
-    ) -> tuple[tuple[SlotKind, frozenset[str]], Node] | None:
+    def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[Queue, Node] | None:
         """Return the queue whose first need ranks highest among those for which a node is free, and the node."""
+        asked = {need.endpoint for _, need in self.running.values()} - {None}
         for queue, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
-            if heap and (kinds is None or queue[0] in kinds):
+            if heap and (kinds is None or queue[0] in kinds) and queue[2] not in asked:
                 first = heap[0][1]
                 if node := self._free_node(first, preferred(first, nodes)):
                     return queue, node

@@ -81,10 +81,10 @@ class Deployment:
     def launches(self, per_replicate: bool) -> "list[Deployment]":
         """The deployment once for each launch, with the trials of that launch: the unit that is scheduled.
 
-        An engine that others run is not launched, and not asked by several clients at once.
+        An engine that others run is not launched, but asked in as many turns; never by several clients at once.
         """
         replicates = sorted({trial.replicate for trial in self.trials})
-        if not (per_replicate and self.backend.launches and len(replicates) > 1):
+        if not (per_replicate and len(replicates) > 1):
             return [self]
         return [
             replace(self, trials=[trial for trial in self.trials if trial.replicate == replicate], replicate=replicate)

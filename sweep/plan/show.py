@@ -68,8 +68,9 @@ def _headline(plan: Plan, runnable: Sequence[Deployment]) -> str:
     only_endpoints = plan.deployments and all(elsewhere(d.backend, hardware) for d in plan.deployments)
     where = "at an endpoint" if only_endpoints else f"on {hardware.name} ({price})"
     to_run = sum(len(deployment.trials) for deployment in runnable)
+    launches = _launches(sum(launch.backend.launches for launch in plan.launches))
     return (
-        f"plan {plan.settings.name}: {count(len(plan.deployments), 'deployment')}, {_launches(len(plan.launches))}, "
+        f"plan {plan.settings.name}: {count(len(plan.deployments), 'deployment')}, {launches}, "
         f"{count(len(plan.trials), 'trial')}, {to_run} to run, {where}; results in {plan.settings.out}"
     )
 
@@ -106,7 +107,9 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
     for deployment in plan.deployments:
         number = sum(trial.trial_id in to_run for trial in deployment.trials)
         summary = "unavailable" if deployment.unavailable else f"{number} to run"
-        trials, launches = count(len(deployment.trials), "trial"), _launches(number_of[deployment.deployment_id])
+        number_of_launches = number_of[deployment.deployment_id]
+        launches = _launches(number_of_launches) if deployment.backend.launches else count(number_of_launches, "turn")
+        trials = count(len(deployment.trials), "trial")
         yield f"{deployment.deployment_id}  {deployment.describe()}: {launches}, {trials}, {summary}"
         if len(plan.trials) > MOST_TRIALS_LISTED:
             continue

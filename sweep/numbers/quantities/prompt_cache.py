@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from sweep.numbers.chunks import Mask
 from sweep.numbers.quantity import quantity
-from sweep.records import Sample
+from sweep.numbers.selection import succeeded, total_tokens
+from sweep.records import UNKNOWN, Records, Sample
 
 HITS, QUERIES = "prefix_cache_hits_total", "prefix_cache_queries_total"
 
@@ -21,6 +25,25 @@ def prefix_hit_rate(samples: Sequence[Sample], begin: float, input_tokens: int |
     hits, queries = increase(samples, begin, HITS), increase(samples, begin, QUERIES)
     asked_for = input_tokens if queries is None else queries
     return None if hits is None or not asked_for else hits / asked_for
+
+
+@quantity(unit="tokens", kind="validity", type=int, label="Cached input tokens")
+def cached_tokens(records: Records, mask: Mask) -> int | None:
+    """Σ input tokens of the successful requests that the server had in its prompt cache, by the answers' usage
+    (`prompt_tokens_details.cached_tokens`); null where no usage says so."""
+    return total_tokens(records.cached_tokens, _with_cached(records, mask))
+
+
+@quantity(unit="share", kind="validity", label="Cached input")
+def cached_share(cached_tokens: int | None, records: Records, mask: Mask) -> float | None:
+    """cached input tokens / input tokens, of the successful requests whose usage says how many were cached."""
+    inputs = total_tokens(records.input_tokens, _with_cached(records, mask))
+    return None if cached_tokens is None or not inputs else cached_tokens / inputs
+
+
+def _with_cached(records: Records, mask: Mask) -> Mask:
+    stated: Mask = np.asarray(records.cached_tokens) != UNKNOWN
+    return mask & succeeded(records) & stated
 
 
 def increase(samples: Sequence[Sample], begin: float, series: str, device: str = "") -> float | None:

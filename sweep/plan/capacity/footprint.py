@@ -51,6 +51,7 @@ class Sizes(NamedTuple):
     room: float | None  # tokens that the cache has room for from the launch on; None: as many as memory allows
     shared: bool  # the cache is what the weights leave of a share of the memory
     context: int  # tokens of the longest sequence that it serves
+    streams_at_once: int | None  # sequences that are computed together where they come by themselves
     memory: float  # bytes, of all GPUs of the deployment together
 
     @property
@@ -92,7 +93,8 @@ def sizes(deployment: Deployment, shape: ModelShape, hardware: Hardware) -> Size
     shared = room is None and share is not None
     if shared and share is not None:
         room = max(0.0, (share * memory - weights - RUNTIME - STEP_TOKENS * activation) / per_token)
-    return Sizes(shape.parameters, weights, per_token, activation, computes_in, room, shared, context, memory)
+    at_once = backend.streams_at_once()
+    return Sizes(shape.parameters, weights, per_token, activation, computes_in, room, shared, context, at_once, memory)
 
 
 def bits(name: str) -> float:

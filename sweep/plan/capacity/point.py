@@ -55,7 +55,11 @@ class Demand(NamedTuple):
             parts += f" (reserved: {sizes.room:,.0f} tokens)"
         parts += f" + {(self.activations + RUNTIME) / GIBIBYTE:.1f} activations and runtime"
         verdict = "" if self.fits else ": does not fit"
-        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {duration_text(self.seconds)}"
+        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {_short(self.seconds)}"
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration_text(seconds)
 
 
 def lengths_of(trial: Trial, tokenizer: Any) -> Lengths:
@@ -82,6 +86,8 @@ def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, fl
     load = trial.load
     in_flight = load.size or getattr(load, "concurrency", None) or getattr(load, "max_concurrency", None)
     sequences = min(in_flight or trial.num_requests, trial.num_requests)
+    if load.size is None:  # no lockstep batch, which comes as one
+        sequences = min(sequences, sizes.streams_at_once or sequences)
     prompt_tokens = sequences * lengths.longest_input
     step_tokens = prompt_tokens if sizes.room is None else min(prompt_tokens, STEP_TOKENS)
     cache = (sizes.room if sizes.room is not None else sequences * lengths.longest) * sizes.per_token

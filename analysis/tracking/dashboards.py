@@ -1,0 +1,138 @@
+"""W&B's comparison of the engines of a run: a workspace and a report, with a section for each task.
+
+A workspace can be made without W&B, and is then JSON in the run's folder; a report asks the API while it is built.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import wandb_workspaces.expr as expr
+import wandb_workspaces.reports.v2 as reports
+import wandb_workspaces.workspaces as workspaces
+
+from analysis.headline import HEADLINE
+from analysis.quantities import labelled_column
+from analysis.results import RunResults
+from analysis.tracking import process
+from analysis.tracking.sweep_run import best_figures
+from analysis.tracking.tracker import LONGEST_NAME
+from sweep.records import LOAD_COLUMNS
+from sweep.whole_file import write_whole
+
+WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # of a panel, in W&B's units; panels beside each other
+GROUPED_BY = ("backend", "model")  # what tells engines apart: runs of one value are one line, their mean
+
+
+def engines_workspace(results: RunResults, project: str, entity: str, group: str) -> workspaces.Workspace:
+    """The saved view of a run's trials: headline figures by engine, one section for each task."""
+    sections = [
+        workspaces.Section(name=task, panels=task_panels(results, task), is_open=True) for task in tasks_of(results)
+    ]
+    runset = workspaces.RunsetSettings(filters=runs_of(group), groupby=[expr.Config(key) for key in GROUPED_BY])
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=f"{results.run.name}: engines by task"[:LONGEST_NAME],
+        sections=sections,
+        runset_settings=runset,
+    )
+
+
+def engines_report(results: RunResults, project: str, entity: str, group: str) -> reports.Report:
+    """The run as a page of W&B. It asks the API, for the project, while it is built."""
+    blocks: list[Any] = [reports.MarkdownBlock(text=best_table(results))]
+    for task in tasks_of(results):
+        runset = reports.Runset(entity=entity, project=project, filters=runs_of(group), groupby=["config.backend"])
+        blocks += [reports.H2(text=task), reports.PanelGrid(runsets=[runset], panels=task_panels(results, task))]
+    title = f"{results.run.name}: engines by task"[:LONGEST_NAME]
+    return reports.Report(project=project, entity=entity, title=title, blocks=blocks)
+
+
+def runs_of(group: str) -> str:
+    """The filter for the trials of one run."""
+    return f"Metric('group') = '{group}' and Metric('jobType') != 'sweep'"
+
+
+def tasks_of(results: RunResults) -> list[str]:
+    return sorted(results.run.ok["workload"].dropna().unique())
+
+
+def task_panels(results: RunResults, task: str) -> list[Any]:
+    """A panel for each headline figure that a task has: over the load where there are several, else as bars."""
+    ok = results.run.ok[results.run.ok["workload"] == task]
+    loads = ok[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]
+    draw = _over_load if loads.nunique() > 1 else _bars
+    names = [name for name in HEADLINE if name in ok and ok[name].notna().any()]
+    drawn = []
+    for index, name in enumerate(names):
+        panel = draw(f"{task}/{name}", _title(name))
+        panel.layout = reports.Layout(
+            x=index % COLUMNS_OF_GRID * WIDTH, y=index // COLUMNS_OF_GRID * HEIGHT, w=WIDTH, h=HEIGHT
+        )
+        drawn.append(panel)
+    return drawn
+
+
+def _over_load(metric: str, title: str) -> reports.LinePlot:
+    engine = reports.Config(GROUPED_BY[0])
+    options = {"groupby": engine, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+    return reports.LinePlot(title=title, x=process.LOAD, y=[metric], title_x="Load", **options)
+
+
+def _bars(metric: str, title: str) -> reports.BarPlot:
+    engine = reports.Config(GROUPED_BY[0])
+    options = {"groupby": engine, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+    return reports.BarPlot(title=title, metrics=[metric], orientation="v", **options)
+
+
+def _title(column: str) -> str:
+    declared = labelled_column(column)
+    if declared is None:
+        return column
+    unit = "s" if declared.unit == "ms" else declared.unit  # runs hold the data as it is: seconds
+    return f"{declared.label} ({unit})"
+
+
+def best_table(results: RunResults) -> str:
+    """The best engine of each task, in Markdown."""
+    best = best_figures(results)
+    tasks = [name.removeprefix("best line of ") for name in best if name.startswith("best line of ")]
+    lines = [
+        f"| {task} | {best[f'best line of {task}']} | {best[f'best output_throughput of {task}']:.4g} |"
+        for task in tasks
+    ]
+    head = ["| task | highest output throughput | tokens/s |", "|---|---|---|"]
+    measured = f"{best['points_with_result']} of {best['points']} points have a result."
+    return "\n".join(
+        [f"{measured} Intervals, warnings and failures are in the report of the sweep's run.", "", *head, *lines]
+    )
+
+
+def view_of(made: workspaces.Workspace) -> dict[str, Any]:
+    """Return what `save` would send of a workspace."""
+    view = made._to_model()
+    content: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
+    return {"displayName": view.display_name, "entityName": view.entity, "projectName": view.project, "spec": content}
+
+
+def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
+    """Write the workspace as JSON."""
+    file = folder / "workspace.json"
+    write_whole(file, json.dumps(view_of(made), indent=1))
+    return file
+
+
+def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) -> list[str]:
+    """Save both, in place of those that were saved from this folder before; return their addresses."""
+    ids: dict[str, str] = {}
+    remembered = folder / "views.json"
+    if remembered.is_file():
+        ids = json.loads(remembered.read_text(encoding="utf-8"))
+    made._internal_name, made._internal_id = ids.get("workspace_name", ""), ids.get("workspace", "")
+    page.id = ids.get("report", "")
+    made.save()
+    page.save()
+    ids = {"workspace_name": made._internal_name, "workspace": made._internal_id, "report": page.id}
+    write_whole(remembered, json.dumps(ids))
+    return [f"workspace: {made.url}", f"report: {page.url}"]

@@ -1,0 +1,121 @@
+"""`wandb RUN`: a finished run, from its files, to W&B: its trials, the whole, a workspace and a report.
+
+Equal ids replace what was sent before, so it may be repeated; without a login all of it stays offline.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.load import RunNotFound, telemetry
+from analysis.report.html import write_all
+from analysis.results import RunResults, open_results
+from analysis.tracking import process
+from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
+from sweep.disk.run_files import DamagedFile
+
+NEVER_RAN = ("unavailable", "censored", "cancelled")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="wandb", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of the run's results")
+    parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
+    parser.add_argument("--entity", help="team or user; default: that of the run, else the login's own")
+    parser.add_argument(
+        "--no-trials", dest="trials", action="store_false", help="not the trials: they are there already"
+    )
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        for line in publish(options.folder, options.project, options.entity, options.trials):
+            print(line, flush=True)
+    except (RunNotFound, DamagedFile) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # noqa: BLE001  whatever the library or its server has against it
+        print(f"error: W&B: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def publish(folder: Path, project: str | None, entity: str | None, trials: bool = True) -> list[str]:
+    """Send a run to W&B, or write it for later; return what became of it, line by line."""
+    results = open_results(folder)
+    paths = results.run.paths
+    if not (paths.report.exists() and paths.summary.exists()):
+        write_all(results)
+    paths.tracking.mkdir(exist_ok=True)
+    settings = _destination(results, project, entity)
+    mode = process.chosen_mode()
+    if mode == "online":
+        settings["entity"] = settings["entity"] or _login_entity()
+    process.keep_destination(settings)
+    sent = _track_trials(settings, mode, results) if trials else 0
+    from analysis.tracking.sweep_run import track_sweep
+
+    track_sweep(settings, mode, results)
+    return [
+        f"W&B: the run and {sent} trials ({mode})" if trials else f"W&B: the run ({mode})",
+        *_views(settings, mode, results),
+    ]
+
+
+def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str]:
+    """Save workspace and report, or write the workspace."""
+    from analysis.tracking import dashboards  # the library takes seconds to import
+
+    tracking = results.run.paths.tracking
+    group = process.group(results.run.name, tracking)
+    place = (settings["project"], settings["entity"] or "", group)
+    made = dashboards.engines_workspace(results, *place)
+    if mode == "online":
+        return dashboards.save_online(made, dashboards.engines_report(results, *place), tracking)
+    file = dashboards.write_offline(made, tracking)
+    return [f"workspace: {file} (saved by `sweep wandb` when there is a login)", sync_line(tracking)]
+
+
+def sync_line(tracking: Path) -> str:
+    """The command that sends the offline runs of a folder."""
+    return f"to send it: wandb sync {shlex.quote(str(tracking))}/offline-run-*"
+
+
+def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:
+    """The project of the command line, else the one that the run was tracked in."""
+    file = results.run.paths.tracking / "destination.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {
+        "project": project or earlier.get("project") or "sweep",
+        "entity": entity or earlier.get("entity"),
+        "group": results.run.name,
+        "folder": str(results.run.paths.tracking),
+        "init_timeout": INIT_TIMEOUT,
+    }
+
+
+def _login_entity() -> str:
+    import wandb
+
+    return str(wandb.Api().default_entity)
+
+
+def _track_trials(settings: dict[str, Any], mode: str, results: RunResults) -> int:
+    """Track the trials that ran, as during the run."""
+    run = results.run
+    ran = run.trials[~run.trials["outcome"].isin(NEVER_RAN) & run.trials["attempt"].notna()]
+    for row in ran.to_dict("records"):
+        present = {str(key): value for key, value in row.items() if not _is_missing(value)}
+        samples = telemetry(run.paths.out, row["trial_id"], damaged="skip")
+        series = samples[["time", "series", "value", "device"]].to_numpy(object).tolist() if len(samples) else []
+        process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=str)), series)
+    return len(ran)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or str(value) == "<NA>"

@@ -1,0 +1,94 @@
+"""A whole run as one run of W&B: the table of its points, its curves as history, figures, report and files."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.headline import HEADLINE
+from analysis.results import RunResults
+from analysis.tracking import process
+from analysis.tracking.tracker import LONGEST_NAME
+
+SWEEP = "sweep"  # the job type of this run, and the end of its id
+MOST_ROWS = 10_000  # rows: W&B shows no more
+
+
+def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> None:
+    """Log the run: what default panels show as history, the rest as a table, images, a page and an artifact."""
+    import wandb
+
+    paths = results.run.paths
+    run = process.begin_run(settings, mode, described_sweep(results))
+    try:
+        run.define_metric(process.LOAD, hidden=True)
+        run.define_metric("curves of*", step_metric=process.LOAD, summary="max")
+        for point in curves(results):
+            run.log(point)
+        table = points_table(results)
+        logged: dict[str, Any] = {"points": wandb.Table(columns=list(table), data=table.to_numpy(object).tolist())}
+        images = sorted(paths.figures.glob("*.png"))
+        logged |= {f"figures/{image.stem}": wandb.Image(str(image)) for image in images}
+        logged["report"] = wandb.Html(paths.report.read_text(encoding="utf-8"), inject=False)
+        run.log(logged)
+        artifact = wandb.Artifact(f"results-{process.token(paths.tracking)}", "results")
+        for path in (paths.trials, paths.summary, paths.report, *images):
+            artifact.add_file(str(path), name=path.relative_to(paths.out).as_posix())
+        run.log_artifact(artifact)
+        run.summary.update(best_figures(results))
+    finally:
+        run.finish()
+
+
+def described_sweep(results: RunResults) -> dict[str, Any]:
+    """The run as W&B lists it. The command line is left out: people type secrets into command lines."""
+    run, trials = results.run, results.run.trials
+    return {
+        "trial_id": SWEEP,
+        "name": f"{run.name}: all points"[:LONGEST_NAME],
+        "job_type": SWEEP,
+        "tags": [SWEEP],
+        "config": {
+            "experiment": run.name,
+            "axes": run.axes,
+            "baseline": run.baseline,
+            "replicates": run.experiment.get("replicates"),
+            **{f"{column}s": sorted(trials[column].dropna().unique()) for column in ("backend", "model", "workload")},
+        },
+    }
+
+
+def points_table(results: RunResults) -> pd.DataFrame:
+    """The points as in summary.csv, without the columns that hold nothing."""
+    table = pd.read_csv(results.run.paths.summary).dropna(axis="columns", how="all").head(MOST_ROWS)
+    return table.astype(object).where(table.notna(), None)
+
+
+def curves(results: RunResults) -> Iterator[dict[str, Any]]:
+    """The headline figures of each load, in ascending order: a key for each line of each panel."""
+    layout = results.layout
+    points = layout.points[layout.points["n"] > 0]
+    sizes = points[layout.x].astype("float64") if layout.x else pd.Series(0.0, points.index)
+    for size, of_size in points.groupby(sizes, sort=True):
+        values = {
+            f"curves of {point['panel']}/{column}/{point['line']}": float(point[column])
+            for _, point in of_size.iterrows()
+            for column in HEADLINE
+            if column in point and pd.notna(point[column]) and math.isfinite(point[column])
+        }
+        if values:
+            yield {process.LOAD: size, **values}
+
+
+def best_figures(results: RunResults) -> dict[str, Any]:
+    """The best output throughput of each panel, and whose it is; how many points there are, and have a result."""
+    points = results.layout.points
+    figures: dict[str, Any] = {"points": len(points), "points_with_result": int((points["n"] > 0).sum())}
+    for panel, of_panel in points.groupby("panel"):
+        throughput = of_panel.get("output_throughput", pd.Series(dtype=float)).astype("float64")
+        if throughput.notna().any():
+            best = of_panel.iloc[int(throughput.fillna(0).to_numpy().argmax())]
+            figures[f"best output_throughput of {panel}"] = float(best["output_throughput"])
+            figures[f"best line of {panel}"] = best["line"]
+    return figures

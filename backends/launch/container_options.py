@@ -1,0 +1,79 @@
+"""The command line of an engine in a container, for docker, podman and apptainer.
+
+The network is the host's, so engines answer on loopback as they do without a container, with no proxy on the measured
+path. The model and the attempt's folder are mounted under their own paths; a folder of the cache keeps what an engine
+compiles.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from backends.base import Launch
+from backends.launch.gpus import find_gpu
+
+WRAPPER = Path(__file__).resolve().with_name("container.py")
+SOURCES = Path(__file__).resolve().parents[1]  # of the host, which runs in the engine's process
+# Of this machine's own environment, which means nothing in an image; GPUs are pinned by the runtime.
+NOT_PASSED = ("PATH", "VIRTUAL_ENV", "CUDA_HOME", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", "HF_TOKEN")
+
+
+def wrap(command: list[str], launch: Launch, environ: Mapping[str, str]) -> list[str]:
+    """Return the command that runs an engine's command in a container of `launch.image`.
+
+    `environ` holds the engine's own variables. Only their names are on the command line, where a runtime takes the
+    values from its own environment.
+    """
+    assert launch.runtime is not None
+    assert launch.image is not None
+    name = "sweep-" + hashlib.sha256(f"{launch.workdir}:{launch.port}".encode()).hexdigest()[:12]
+    passed = [variable for variable in environ if variable not in NOT_PASSED]
+    options = _apptainer(launch) if launch.runtime == "apptainer" else _docker(launch, passed)
+    return [sys.executable, "-I", "-S", str(WRAPPER), launch.runtime, name, *options, launch.image, *command]
+
+
+def _docker(launch: Launch, passed: Iterable[str]) -> list[str]:
+    options = ["--network=host", f"--shm-size={launch.shm_size}"]
+    if launch.cpus:
+        options.append(f"--cpuset-cpus={','.join(map(str, launch.cpus))}")
+    if launch.gpus and launch.runtime == "docker":
+        options.append(f'--gpus="device={",".join(launch.gpus)}"')  # docker reads a line of CSV
+    elif launch.gpus:
+        options += [f"--device=nvidia.com/gpu={_cdi(gpu)}" for gpu in launch.gpus]
+    options += [f"--volume={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
+    return [*options, *(f"--env={variable}" for variable in passed)]
+
+
+def _apptainer(launch: Launch) -> list[str]:
+    """Apptainer has the host's network, environment and cores by itself; CUDA_VISIBLE_DEVICES pins GPUs there too."""
+    binds = [f"--bind={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
+    cache = [f"--env=XDG_CACHE_HOME={launch.image_cache}"] if launch.image_cache else []
+    return [*(["--nv"] if launch.gpus else []), "--no-home", "--writable-tmpfs", *binds, *cache]
+
+
+def _cdi(gpu: str) -> str:
+    """The GPU's name in NVIDIA's device interface, which counts as NVML does; a part of a GPU goes by its UUID."""
+    found_gpu = None if gpu.startswith("MIG-") else find_gpu(gpu)
+    return str(found_gpu.number) if found_gpu else gpu
+
+
+def _mounts(launch: Launch) -> list[tuple[str, str, str]]:
+    sources = [*folders(launch.model), launch.workdir.absolute(), SOURCES]
+    mounts = [(str(source), str(source), "ro") for source in dict.fromkeys(sources)]
+    if launch.image_cache and launch.cache:
+        launch.cache.mkdir(parents=True, exist_ok=True)
+        mounts.append((str(launch.cache.absolute()), launch.image_cache, "rw"))
+    return mounts
+
+
+def folders(model: Path) -> list[Path]:
+    """The folders to mount for a model folder: itself, and the targets of its links (the hub's cache has some)."""
+    linked = {path.resolve().parent for path in model.iterdir() if path.is_symlink()} if model.is_dir() else set()
+    return [model.absolute(), *sorted(linked - {model.resolve()})]
+
+
+def hub_token() -> dict[str, str]:
+    """The variable with the user's token for the hub, which the wrapper hands on as a file; empty without one."""
+    return {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}

@@ -1,0 +1,61 @@
+"""Lines of JSON that carry a checksum: what a disk or a hand has changed is not believed.
+
+Each line is one object whose last key, `crc`, is the CRC-32 of all before it. Lines without one are those of an older
+version: they count until the first line that has one.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"}$')
+LIKE_SEAL = re.compile(rb'[0-9a-f]{8}"}$')
+
+
+def sealed(entry: Mapping[str, Any]) -> bytes:
+    """Return the line of an entry, with its end."""
+    body = json.dumps(entry, default=str).encode()[:-1]
+    return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
+
+
+def unsealed(line: bytes) -> tuple[dict[str, Any], bool]:
+    """Return the entry of a line, and whether a checksum vouches for it. Raises ValueError if it is damaged."""
+    line = line.rstrip()
+    seal = SEAL.search(line)
+    if seal is not None:
+        line = line[: seal.start()]
+        if zlib.crc32(line) != int(seal[1], 16):
+            raise ValueError("its checksum does not hold")
+        line += b"}"
+    elif b', "crc": "' in line[-24:] or LIKE_SEAL.search(line):
+        raise ValueError("its checksum is damaged")
+    try:
+        entry = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(entry, dict):
+        raise ValueError("not an object")
+    return entry, seal is not None
+
+
+def entries(
+    lines: Iterable[bytes],
+    fits: Callable[[dict[str, Any]], bool] = lambda entry: True,
+    on_damage: Callable[[int, bytes, str], None] = lambda number, line, problem: None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the entries that hold and `fits` accepts; the others are given to `on_damage`, numbered from 1."""
+    vouched = False
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry, has_seal = unsealed(line)
+            if vouched and not has_seal:
+                raise ValueError("it has no checksum")
+            if not fits(entry):
+                raise ValueError("not an entry of such a file")
+        except ValueError as error:
+            on_damage(number, line, str(error))
+            continue
+        vouched = vouched or has_seal
+        yield entry

@@ -1,0 +1,105 @@
+"""Damaged files of a run: one line that names the file, never a traceback, and nothing changed is believed."""
+
+import pytest
+
+from sweep.__main__ import main
+from sweep.disk.ledger import Ledger
+from sweep.disk.lines import sealed, unsealed
+from sweep.disk.run_files import RunPaths, read_trials
+from tests.corruptions import CORRUPTIONS, check
+from tests.test_line import SIMULATED
+
+COMMAND = [*SIMULATED, "load.batch_size=1,2", "workload.num_requests=2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("corruptions") / "out"
+    assert main([*COMMAND, f"out={out}"]) in (0, 1)
+    return out
+
+
+def test_no_corruption_is_a_traceback_or_believed(finished, tmp_path, capsys):
+    findings = list(check(finished, COMMAND, tmp_path))
+    assert len(findings) == 5 * len(CORRUPTIONS) * 2 >= 100
+    assert [finding for finding in findings if finding.tracebacks or finding.believed] == []
+
+
+def test_a_row_that_was_changed_is_set_aside_named_and_measured_again(finished, tmp_path, capsys):
+    """A digit of a throughput, which was believed."""
+    out = tmp_path / "out"
+    assert main([*COMMAND, f"out={out}"]) in (0, 1)
+    paths, capsys_before = RunPaths(out), capsys.readouterr()
+    assert capsys_before.out
+    lines = paths.ledger.read_bytes().splitlines(keepends=True)
+    number, line = next((i, line) for i, line in enumerate(lines, start=1) if b'"event": "trial"' in line)
+    row = unsealed(line)[0]["row"]
+    trial_id = row["trial_id"]
+    lines[number - 1] = line.replace(b'"output_tokens": 1', b'"output_tokens": 9', 1)
+    assert lines[number - 1] != line
+    paths.ledger.write_bytes(b"".join(lines))
+    assert main([*COMMAND, f"out={out}", "dry_run=true"]) == 0
+    damage = f"ledger.jsonl: damaged in line {number} (trials {trial_id}): its checksum does not hold"
+    assert damage in capsys.readouterr().out
+    assert main(["status", str(out)]) == 0
+    assert damage in capsys.readouterr().out
+    assert main([*COMMAND, f"out={out}"]) in (0, 1)
+    printed = capsys.readouterr().out
+    assert damage in printed
+    assert lines[number - 1] in (out / "ledger.damaged.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(read_trials(paths.trials)) == 2
+    assert not Ledger(paths.ledger, write=False).set_aside, "said once"
+    assert Ledger(paths.ledger, write=False).rows[trial_id]["attempt"] > row["attempt"], "again, in a new folder"
+
+
+def test_an_attempt_whose_line_is_damaged_is_not_numbered_twice(tmp_path):
+    paths = RunPaths(tmp_path)
+    ledger = Ledger(paths.ledger)
+    for number in ("1", "2"):
+        assert ledger.begin_attempt("d") == number
+        paths.attempt("d", number).mkdir(parents=True)
+    lines = paths.ledger.read_bytes().splitlines(keepends=True)
+    paths.ledger.write_bytes(b"".join(lines[:-1]) + lines[-1].replace(b'"2"', b'"7"'))
+    assert Ledger(paths.ledger).begin_attempt("d") == "3"
+
+
+def test_a_ledger_from_before_there_were_checksums_is_read(tmp_path):
+    row = b'{"event": "trial", "row": {"trial_id": "a", "deployment_id": "d", "attempt": "1", "outcome": "ok"}}\n'
+    (tmp_path / "ledger.jsonl").write_bytes(b'{"event": "run", "run": "x"}\n' + row)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert set(ledger.rows) == {"a"}
+    ledger.commit({"trial_id": "b", "deployment_id": "d", "attempt": "1", "outcome": "ok"})
+    ledger.close()
+    with (tmp_path / "ledger.jsonl").open("ab") as file:
+        file.write(row.replace(b'"a"', b'"invented"'))
+    assert set(Ledger(tmp_path / "ledger.jsonl", write=False).rows) == {"a", "b"}
+
+
+def test_a_ledger_is_written_anew_when_most_of_it_is_superseded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweep.disk.ledger.COMPACT_BYTES", 2000)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    row = {"trial_id": "a", "deployment_id": "d", "attempt": "1", "outcome": "hung", "fault": "engine", "reason": "x"}
+    for _ in range(2):
+        ledger.commit(row)
+    for attempt in "123":
+        ledger.commit({**row, "trial_id": "b", "outcome": "ok", "goodput": None, "attempt": attempt})
+    for _ in range(50):
+        ledger.commit({**row, "trial_id": "c", "outcome": "invalid"})
+    before = (tmp_path / "ledger.jsonl").stat().st_size
+    again = Ledger(tmp_path / "ledger.jsonl")
+    assert (tmp_path / "ledger.jsonl").stat().st_size < before / 5
+    assert (again.run, again.rows, again.answers) == (ledger.run, ledger.rows, ledger.answers)
+    assert again.final("a")
+    assert [row["attempt"] for row in again.superseded] == ["1", "2"], "results are kept"
+    assert Ledger(tmp_path / "ledger.jsonl", write=False).superseded == again.superseded
+    reread = Ledger(tmp_path / "ledger.jsonl", write=False)
+    assert (reread.rows, reread.answers) == (ledger.rows, ledger.answers)
+
+
+def test_a_sealed_line_reads_as_it_was():
+    entry = {"a": "täxt", "b": [1, None]}
+    assert unsealed(sealed(entry)) == (entry, True)
+    with pytest.raises(ValueError, match="checksum does not hold"):
+        unsealed(sealed(entry).replace(b"1", b"2"))
+    with pytest.raises(ValueError, match="checksum is damaged"):
+        unsealed(sealed(entry).replace(b'"crc"', b'"crd"'))

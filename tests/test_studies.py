@@ -1,0 +1,140 @@
+"""The published studies' plans, held against what the studies say; and what they need of workloads and engines."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from analysis.best_gains import best_gains
+from analysis.report.wide import render_wide, wide
+from analysis.results import open_results
+from backends.base import EnvironmentChoice, EnvironmentSpec
+from backends.prepare import environments
+from sweep.__main__ import main
+from sweep.inputs.load import Batch
+from sweep.inputs.prompts import Prompts
+from sweep.inputs.random_tokens import RandomTokens
+from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from sweep.inputs.workload import Draw
+from tests.synthetic_run import make_run
+
+QUIET = ["cluster=inline", "tracking=none", "dry_run=true"]
+
+
+@pytest.fixture
+def plan(capsys, tmp_path, monkeypatch):
+    """The output of a dry run; no hub, and no GPU."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("sweep.provenance.gpu_names", lambda: ())
+
+    def dry_run(*arguments: str) -> list[str]:
+        assert main([*arguments, *QUIET, f"out={tmp_path / 'run'}"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return dry_run
+
+
+def test_the_baselines_largest_batches_are_the_published_ones(plan):
+    """QA fits at 128; reasoning ends at 64, sentiment at 32, summaries at 16."""
+    said = plan("+experiment=throughput_bound", "hardware=l4")
+    misfits = [line for line in said if line.startswith("warning: transformers")]
+    assert len(misfits) == 3
+    for task, without in {"reasoning": (128,), "sentiment": (64, 128), "summarization": (32, 64, 128)}.items():
+        (line,) = (line for line in misfits if f" {task} " in line)
+        assert {batch for batch in (16, 32, 64, 128) if f"batches of {batch} (" in line} == set(without)
+
+
+def test_eight_steps_with_the_published_flags(plan):
+    said = "\n".join(plan("+experiment=serving_ladder", "hardware=l4", "details=true"))
+    commands = [line for line in said.splitlines() if line.startswith("  command:")]
+    assert len(commands) == 8
+    assert all("--max-model-len 1024" in line and "--gpu-memory-utilization 0.9" in line for line in commands)
+    assert all('"max_new_tokens": 512' in line for line in commands)
+    flags = [(line.partition("--max-num-seqs ")[2].split()[0], "fp8" in line) for line in commands]
+    assert flags == [("256", False), ("128", False), ("128", True), *[("256", True)] * 3, ("512", True), ("256", True)]
+    drafts = [line.partition('"num_speculative_tokens": ')[2][:2].rstrip("}") for line in commands]
+    assert drafts == ["", "", "", "", "16", "12", "12", "8"]
+    assert "random_tokens Poisson 50/s, at most 250 in flight: 500 requests" in said
+    assert "natural_text Poisson 50/s, at most 250 in flight: 500 requests" in said
+
+
+def test_completions_in_the_studys_formats_fit_but_for_the_baseline_at_64(plan):
+    said = plan("+experiment=completion_batches", "hardware=a100-80g", "details=true")
+    (warning,) = (line for line in said if line.startswith("warning:"))
+    assert warning.startswith("warning: transformers llama-2-7b: whole_stories batches of 64 (")
+    assert any(line.startswith("workload: whole_stories instead of tinystories: ") for line in said)
+    text = "\n".join(said)
+    assert "ctranslate2 llama-2-7b quantization=int8" in text
+    assert "llamacpp llama-2-7b quantization=Q4_0 slots=1:" in text
+
+
+def test_one_untimed_request_of_warm_up(plan):
+    said = "\n".join(plan("+experiment=request_count", "hardware=t4", "details=true"))
+    assert "synthetic batches of 500: 500 requests after 1 of warm-up" in said
+    assert (Batch(batch_size=8).warmup(1), Batch(batch_size=8, whole_warmup=False).warmup(1)) == (8, 1)
+
+
+def test_random_tokens_have_the_length_drawn():
+    """Consecutive in the vocabulary, decoded and encoded: of the shipped tokenizer all are exact, or a token off."""
+    tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
+    workload = RandomTokens(name="r", input_tokens=365, output_tokens=365, spread=0.4)
+    requests = workload.requests(tokenizer, 60, seed=3)
+    lengths = [length for length, _ in workload.lengths(Draw(3, "measured", 60))]
+    off = [abs(request.input_tokens - length) for request, length in zip(requests, lengths, strict=True)]
+    assert sum(off) <= 0.01 * sum(lengths)
+    assert all(request.input_tokens == len(tokenizer.encode(str(request.prompt)).ids) for request in requests)
+    assert len({str(request.prompt)[:12] for request in requests}) > 50
+    assert requests == workload.requests(tokenizer, 60, seed=3)
+
+
+def test_several_texts_in_a_prompt():
+    one, seven = (Prompts(name="p", file="sentiment", output_tokens=8, texts=texts) for texts in (1, 7))
+    single, joined = (workload.requests(None, 66, seed=1) for workload in (one, seven))
+    assert all(str(request.prompt).count("Review:") == 7 for request in joined)
+    assert str(joined[0].prompt).startswith(str(single[0].prompt))
+
+
+def test_the_plain_environment_where_an_extra_cannot_be_installed(monkeypatch, tmp_path):
+    """An engine that can do without goes on; one that needs the extra is unavailable, in one line."""
+    resolved = environments.resolve(EnvironmentChoice(cpu="cpu", extras=("suffix",)), "cpu")
+    assert (resolved.name, "arctic-inference==0.1.1" in resolved.requirements) == ("cpu+suffix", True)
+    plain = EnvironmentSpec(name="cpu")
+
+    def prepare(spec, cache, progress):
+        if "+" in spec.name:
+            raise environments.EnvironmentFailed("environment cpu+suffix cannot be built: no wheel")
+        return environments.Environment("python")
+
+    monkeypatch.setattr(environments, "prepare", prepare)
+    found = environments.prepare_or_plain(resolved.model_copy(update={"plain": plain}), tmp_path, lambda text: None)
+    assert found.python == "python"
+    with pytest.raises(environments.OptionalPartFailed, match="no wheel"):
+        environments.prepare_or_plain(resolved, tmp_path, lambda text: None)
+
+
+def test_best_against_best_and_the_wide_table(tmp_path):
+    """The baseline ends at batch 16 in reasoning: its rival is best at 32, so best against best is another ratio."""
+    make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
+    results = open_results(tmp_path)
+    (gain,) = best_gains(results)
+    points = results.points.set_index(["line", "batch_size"])["output_throughput"]
+    assert (gain.load, gain.baseline_load) == ("batch size 32", "batch size 16")
+    assert gain.ratio == pytest.approx(points["vllm", 32] / points["transformers", 16])
+    assert gain.equal == pytest.approx(results.points["output_throughput_vs_baseline"].max())
+    console = Console(width=120, file=io.StringIO())
+    console.print(*render_wide(results))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    for name in ("Output token throughput (tok/s)", "Mean TTFT (ms)", "KV-cache use max (%)"):
+        assert name in printed
+    (frame,) = wide(results).values()
+    assert list(frame.columns)[-1] == "vllm, batch size 32"
+
+
+def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
+    make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
+    assert main(["report", str(tmp_path), "--metrics", "vllm"]) == 0
+    said = capsys.readouterr().out
+    assert "Maximum request concurrency" not in said  # the load has none
+    assert said.count("Total generated tokens") == 3  # side by side, and in each trial's block
