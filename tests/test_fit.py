@@ -49,6 +49,9 @@ def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkey
             assert lines[name].startswith(f"environment {expected}: ")
             assert ("CUDA 12" if old or name == "ctranslate2" else "CUDA 13") in lines[name]
     assert ("backend.env.cuda=vllm_cuda12" in lines["vllm"]) == old
+    assert ("backend.env.cuda=sglang_image" in lines["sglang"]) == old
+    image = "environment tgi: image ghcr.io/huggingface/text-generation-inference:3.3.7 (not locked yet)"
+    assert lines["tgi"] == image
     assert ("torch 2.10.0" if old else "torch 2.13.0") in lines["transformers"]
     assert "instead of environment transformers: built for CUDA 13" in lines["transformers"] or not old
 
