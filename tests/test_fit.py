@@ -113,7 +113,7 @@ def test_the_plan_refuses_in_one_line_with_the_remedy(tmp_path, capsys):
     text = plan(tmp_path, capsys, "backend=vllm", driver="550", capability="8.9")
     (line,) = [line for line in text.splitlines() if "NVIDIA driver 580" in line]
     assert "unavailable" in line
-    assert line.endswith("update the driver, or set backend.env.cuda=vllm_cuda12")
+    assert line.endswith("update the driver, or set backend.env.cuda=vllm_cuda12 or backend.env.cuda=vllm_image")
 
 
 def test_the_plan_takes_the_build_that_fits_and_says_so(tmp_path, capsys):
