@@ -23,6 +23,7 @@ HIDDEN = 0.1  # of the output tokens
 LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
 CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 SHORT_ANSWERS = 0.01  # of the users' time for the client, which is as quick as it can be, or limited the trial
+LATE_GATEWAY = 0.005  # s
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
@@ -412,3 +413,27 @@ def client_turnaround(turnaround_share: float) -> Evidence | None:
 def uncommitted_code(commit: str) -> Evidence | None:
     """This project's code had uncommitted changes."""
     return Evidence(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The gateway, not the engine, delayed tokens: give the engine's deployment a core more, lower the load, or measure"
+    " without gateway.cache.",
+    ARRIVALS,
+)
+def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
+    """The event loop of the gateway in front of the engine was more than 5 ms late (p99)."""
+    lag = gateway_loop_lag_p99
+    return Evidence(lag, f"the gateway's loop was {lag * 1e3:.1f} ms late (p99)") if lag > LATE_GATEWAY else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.SEVERE,
+    "They got the answer to another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.",
+)
+def false_hits(false_hit_rate: float) -> Evidence | None:
+    """The gateway's cache served answers to questions that mean something else."""
+    share = false_hit_rate
+    return Evidence(share, f"{share:.1%} of the requests got the answer to another question") if share > 0 else None
