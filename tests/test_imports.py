@@ -14,6 +14,7 @@ BASIS = {
     "sweep.provenance",
     "sweep.wording",
     "sweep.labels",
+    "sweep.masking",
     "sweep.whole_file",
     "sweep.outage",
 }
@@ -25,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.wording": set(),
     "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
     "sweep.labels": set(),
+    "sweep.masking": set(),  # results, logs and reports are written without secrets
     "sweep.outage": set(),  # what prepares an engine, and what judges a trial, tell outages from answers
     "sweep.provenance": {"sweep.config", "backends"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
