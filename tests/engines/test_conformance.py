@@ -66,17 +66,17 @@ def test_its_answers_pass_a_gateway_byte_for_byte(engine):
     """Streams and others, with the cache on: the first answer to a question is the engine's own, as it was sent."""
     ask = {"model": engine.launch.served_name, "temperature": 0, "max_tokens": 12, **engine.backend.extra_body}
     asks = [ask | {"prompt": PROMPTS[0], "stream": True, "stream_options": {"include_usage": True}}]
-    asks += [ask | {"prompt": PROMPTS[2], "stream": False}, ask | {"prompt": PROMPTS[1], "max_tokens": -3}]
+    asks += [ask | {"prompt": PROMPTS[2], "stream": False}]
     with tee(engine.url) as (wire, sent), gateway(wire, cache={}, health_interval=1000) as url:
         for body in asks:
             before = len(b"".join(sent))
             answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120, trust_env=False)
             assert len(b"".join(sent)) > before
             assert bodies(sent)[-1] == answer.content
-        assert b"[DONE]" in bodies(sent)[-3]
+        assert b"[DONE]" in bodies(sent)[-2]
         again = httpx.post(f"{url}/v1/completions", json=asks[0], timeout=120, trust_env=False)
     assert again.headers["x-gateway-cache"] == "exact"
-    assert again.text.count("data: ") == bodies(sent)[-3].count(b"data: ")
+    assert again.text.count("data: ") == bodies(sent)[-2].count(b"data: ")
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
