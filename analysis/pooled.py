@@ -295,7 +295,8 @@ def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[F
 
 def _batch_latencies(trial: Values) -> FloatArray:
     """From the first send of each lockstep batch to its last token; +∞ where a request failed."""
-    ends = np.where(trial["failed"] > 0, np.inf, trial["sent"] + trial["took"])
+    ends = trial["sent"] + trial["took"]
+    ends[(trial["failed"] > 0) | np.isnan(ends)] = np.inf
     frame = pd.DataFrame({"batch": trial["batch"], "sent": trial["sent"], "end": ends})
     batches = frame[frame["batch"] != UNKNOWN].groupby("batch")
     return np.asarray(batches["end"].max() - batches["sent"].min(), np.float64)

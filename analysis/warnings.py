@@ -121,9 +121,7 @@ def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))
 
 
-@register(
-    CHECKS,
-    Severity.WARNING,
+@_warning(
     "Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.",
 )
 def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -167,33 +165,29 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
 )
 def unequal_answers(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Engines answered the same requests with different numbers of tokens."""
-    ok = _asked(run, layout)
-    tokens = (ok["output_tokens"] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
-    means = tokens.groupby([ok["question"], ok["line"]], dropna=False).mean().dropna()
-    by_question = means.groupby(level=0)
-    ratios = by_question.max() / by_question.min()
-    for question, ratio in ratios[ratios > UNEQUAL].items():
-        points = tuple(ok.loc[ok["question"] == question, "point"].unique())
-        yield Evidence(ratio, f"up to {ratio:.1f} times as many tokens as another engine's answers", points=points)
+    text = "up to {:.1f} times as many tokens as another engine's answers"
+    yield from _unequal(_asked(run, layout), "output_tokens", UNEQUAL, text)
 
 
-@register(
-    CHECKS,
-    Severity.WARNING,
+@_warning(
     "A chat template adds tokens, and another tokenizer counts others: compare engines with the same backend.api, and"
     " set model.tokenizer to the served model's.",
     ("total_throughput", *TTFT_COLUMNS),
 )
 def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Engines counted different numbers of tokens in the same prompts."""
-    ok = _asked(run, layout)
-    tokens = (ok["input_tokens"] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
-    means = tokens.groupby([ok["question"], ok["line"]], dropna=False).mean().dropna()
-    by_question = means.groupby(level=0)
-    ratios = by_question.max() / by_question.min()
-    for question, ratio in ratios[ratios > UNEQUAL_INPUTS].items():
+    text = "up to {:.2f} times as many input tokens as another engine counts"
+    yield from _unequal(_asked(run, layout), "input_tokens", UNEQUAL_INPUTS, text)
+
+
+def _unequal(ok: pd.DataFrame, column: str, most: float, text: str) -> Iterator[Evidence]:
+    """The questions in which one engine's mean number of tokens is more than `most` times another's."""
+    tokens = (ok[column] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
+    means = tokens.groupby([ok["question"], ok["line"]], dropna=False).mean().dropna().groupby(level=0)
+    ratios = means.max() / means.min()
+    for question, ratio in ratios[ratios > most].items():
         points = tuple(ok.loc[ok["question"] == question, "point"].unique())
-        yield Evidence(ratio, f"up to {ratio:.2f} times as many input tokens as another engine counts", points=points)
+        yield Evidence(ratio, text.format(ratio), points=points)
 
 
 @register(CHECKS, Severity.INFO, "To send every engine simultaneous requests, set backend.batch_form=streams.")

@@ -16,6 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from backends.tables.table import EngineTable, load, spelling
 from sweep.config import Strict
+from sweep.masking import is_secret
 from sweep.records import Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
@@ -30,9 +31,6 @@ AMPERE = "8.0"  # the first compute capability with bfloat16
 Runtime = Literal["docker", "podman", "apptainer"]
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now
 
-SECRET_NAME = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|API_?KEY|ACCESS_KEY(_ID)?|AUTHORIZATION|COOKIE)$", re.IGNORECASE
-)
 # What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
 COARSE_FLAG = re.compile(r"^(kv[-_]?cache[-_]dtype|cache[-_]type[-_][kv]|quant(ization|ize|_policy))$")
@@ -235,12 +233,12 @@ class Backend(Strict):
             raise ValueError(allowed)
         return url.rstrip("/")
 
-    @field_validator("headers", "environ")
+    @field_validator("headers", "environ", "extra_body", *FLAG_KEYS)
     @classmethod
-    def _no_secrets(cls, named: dict[str, str]) -> dict[str, str]:
+    def _no_secrets(cls, named: dict[str, Any]) -> dict[str, Any]:
         """Refuse secrets: configuration is written into every result."""
-        for name in named:
-            if SECRET_NAME.search(name.replace("-", "_")):
+        for name, value in named.items():
+            if isinstance(value, str) and is_secret(name, value):
                 raise ValueError(
                     f"{name} looks like a secret, and what is configured is written into every result; "
                     "put it in the environment (api_key_env=NAME for an endpoint's key)"
@@ -268,10 +266,6 @@ class Backend(Strict):
     def table(cls) -> EngineTable:
         """The engine's flags, metrics, routes and messages; of two kinds of engine, the first's."""
         return load(cls.tables[0])
-
-    def image_version(self) -> str | None:
-        """The version that a container image's tag names; None for an engine that runs in no image."""
-        return None
 
     @property
     def launches(self) -> bool:

@@ -71,6 +71,9 @@ def contents(backend: Backend, spec: EnvironmentSpec) -> str:
         return "your own"
     pins = spec.lock.pins if spec.lock else ()
     engines = [pin for pin in pins if backend.distribution and re.match(rf"{backend.distribution}(-cpu)?==", pin)]
+    if spec.image:
+        lock = "" if spec.lock else " (not locked yet)"
+        return f"environment {spec.name}: image {pins[0] if pins else spec.image}{lock}"
     engine = spec.source.sdist if spec.source else (engines or spec.requirements)[0]
     torch = [pin for pin in pins if pin.startswith("torch==")]
     python = [f"Python {spec.python_version}"] if spec.python_version else []

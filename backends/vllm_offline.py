@@ -16,6 +16,7 @@ class VLLMOffline(Hosted):
     """
 
     timed_inside = True
+    log_probabilities_by = "host"
     reserves_memory = True
     before_ampere = VLLM.before_ampere
     dtype_pattern = VLLM.dtype_pattern

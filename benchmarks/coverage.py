@@ -1,7 +1,7 @@
 """Coverage of the intervals of a summary, by simulation: how often the true figure lies in them, and how wide they are.
 
 `python -m benchmarks.coverage [SCENARIO ...]` gives simulated replicates (simulated_runs.py) to the functions that
-summarise a run (analysis/intervals.py, analysis/comparison.py), replaces these scenarios in
+summarise a run (analysis/intervals.py, analysis/comparison.py), replaces their cells in
 docs/measurements/coverage.csv, and writes the tables of docs/measurements/coverage.md from it, so that it can be done
 in parts. `--quick` prints a few cells and writes nothing.
 """
@@ -11,7 +11,6 @@ import csv
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,9 +46,10 @@ REPLICATES = (1, 2, 3, 5, 10)
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LAUNCHES = (3, 5, 10)
 BETWEEN_LAUNCHES = (0.02, 0.05)
-STEADY_REQUESTS = (500, 1500)  # fewer hold no steady state
-FEW_REPLICATES = (2, 3, 5)  # of steady states and gaps, which take long to simulate
-RATIO_REQUESTS = (100, 1500)
+STEADY_REQUESTS = (1500,)  # fewer often hold no steady state
+FEW_REPLICATES = (3, 5)  # of steady states and ratios, which take long
+FEWEST_OF_GAPS, GAP_REPLICATES = 500, 3  # requests and replicates
+RATIO_REQUESTS = 100
 TRUTH = 4_000_000  # latencies, for the true figure
 VALUES_AT_ONCE = 100_000  # so that a processor's cache holds the arrays
 SHOWN = 0.5  # share of the repetitions with an interval, from which a cell counts as shown
@@ -160,6 +160,10 @@ class Cell(NamedTuple):
     commit: str  # of the code that was studied
 
     @property
+    def key(self) -> tuple[str, str, str, int, int]:
+        return self[:5]
+
+    @property
     def counts(self) -> bool:
         return self.shown >= SHOWN
 
@@ -253,16 +257,14 @@ def study(
         for count in [each for each in (LAUNCHES if spread else REPLICATES) if each in replicates]:
             design = Design(scenario, n, count, repetitions, spread)
             yield from design.cells(_rule(spread), runs, ours, truth)
-            if count in FEW_REPLICATES and (count == FEW_REPLICATES[1] or not spread):
+            if count == GAP_REPLICATES and n >= FEWEST_OF_GAPS and spread < max(BETWEEN_LAUNCHES):
                 yield from design.cells(_rule(spread), runs, of_gaps, truth)
-            if count > 1 and n in RATIO_REQUESTS:
+            if count in FEW_REPLICATES and n == RATIO_REQUESTS:
                 yield from design.cells(f"ratio, {spread:.0%}", runs, ratios, truth)
             if others and not spread:
                 yield from design.cells("AIPerf", runs, over_runs, truth)
             if others and count == 1:
                 yield from design.cells("independent requests", runs, over_requests, truth)
-    few = [n for n in requests if n in STEADY_REQUESTS]
-    yield from _steady_study(scenario, runs, few, replicates, repetitions, seed)
 
 
 def _rule(spread: float) -> str:
@@ -275,23 +277,22 @@ def _rate(runs: Runs, n: int, spread: float) -> float:
     return n / (duration * float(np.exp(spread**2 / 2)))
 
 
-def _steady_study(
-    scenario: str, runs: Runs, requests: Sequence[int], replicates: Sequence[int], repetitions: int, seed: int
+def steady_study(
+    scenario: str,
+    requests: Sequence[int] = STEADY_REQUESTS,
+    replicates: Sequence[int] = FEW_REPLICATES,
+    repetitions: int = 2000,
+    seed: int = 1,
 ) -> Iterator[Cell]:
-    counts = [count for count in replicates if count in FEW_REPLICATES]
-    if not requests or not counts:
-        return
-    latency, rate = stationary(scenario, seed)
-    few = runs.part(slice(0, repetitions * max(counts)), max(requests))
+    """Every cell of a scenario's steady state."""
+    latency, rate = stationary(scenario, repetitions, seed)
+    runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
     for n in requests:
-        states = steady_states(few.part(slice(None), n))
-        for count, spread in itertools.product(counts, (0.0, *BETWEEN_LAUNCHES)):
+        states = steady_states(runs.part(slice(None), n))
+        for count, spread in itertools.product(replicates, (0.0, *BETWEEN_LAUNCHES)):
             truth = _truth(latency, rate * np.exp(spread**2 / 2), spread)  # the mean of the launches' own
             truth = {f"steady {name}": value for name, value in truth.items()}
-            if not spread or count in LAUNCHES:
-                yield from Design(scenario, n, count, repetitions, spread).cells(
-                    _rule(spread), few, steady, truth, states
-                )
+            yield from Design(scenario, n, count, repetitions, spread).cells(_rule(spread), runs, steady, truth, states)
 
 
 # Document ------------------------------------------------------------------------------------------------------------
@@ -354,18 +355,19 @@ def _text(cells: Sequence[Cell]) -> str:
     shown = [cell for cell in cells if cell.counts]
     if not shown:
         return "–"
-    fewest = min(shown, key=lambda cell: (cell.replicates < 3, cell.requests, cell.replicates))
+    fewest = min(shown, key=lambda cell: (cell.replicates < 3, cell.replicates, cell.requests))
     coverage, width = min(cell.coverage for cell in shown), max(cell.width for cell in shown)
     return f"{fewest.replicates} × {fewest.requests:,}: {coverage:.1%}, {width:.2f}"
 
 
 def write(results: Sequence[Cell]) -> None:
     """Replace the cells of these scenarios in coverage.csv, and the tables of coverage.md."""
-    path, measured = DOCUMENT.with_suffix(".csv"), {(cell.scenario, cell.rule) for cell in results}
+    path, measured = DOCUMENT.with_suffix(".csv"), {cell.key for cell in results}
     with path.open(newline="") as file:
-        earlier = [_read(row) for row in csv.DictReader(file) if (row["scenario"], row["rule"]) not in measured]
+        earlier = [cell for cell in map(_read, csv.DictReader(file)) if cell.key not in measured]
     results = sorted(
-        [*earlier, *results], key=lambda cell: (list(GROUPS).index(cell.rule), SCENARIOS.index(cell.scenario))
+        [*earlier, *results],
+        key=lambda cell: (list(GROUPS).index(cell.rule), SCENARIOS.index(cell.scenario), cell.requests),
     )
     with path.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
@@ -387,20 +389,26 @@ def main() -> None:
     parser.add_argument("scenarios", nargs="*", default=SCENARIOS, metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument("--quick", action="store_true", help="a few cells of 300 repetitions, printed")
     parser.add_argument("--ours", action="store_true", help="keep the cells of others' rules")
+    parser.add_argument("--steady", action="store_true", help="the steady states only")
+    parser.add_argument("--whole", action="store_true", help="the whole runs only")
+    parser.add_argument("--requests", nargs="*", type=int, default=REQUESTS, help="of a whole run")
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     np.seterr(invalid="ignore", divide="ignore")
     if arguments.quick:
         print(document(list(study("load 0.7", [100], [3], 300))))
         return
+    parts = ([] if arguments.steady else ["whole"]) + ([] if arguments.whole else ["steady"])
+    jobs = list(itertools.product(arguments.scenarios, parts, [arguments.requests], [not arguments.ours]))
     with multiprocessing.Pool(arguments.processes) as pool:
-        for cells in pool.imap_unordered(partial(_scenario, others=not arguments.ours), arguments.scenarios):
+        for cells in pool.imap_unordered(_job, jobs):
             write(cells)
 
 
-def _scenario(scenario: str, others: bool) -> list[Cell]:
+def _job(job: tuple[str, str, Sequence[int], bool]) -> list[Cell]:
+    scenario, part, requests, others = job
     np.seterr(invalid="ignore", divide="ignore")
-    return list(study(scenario, others=others))
+    return list(study(scenario, requests, others=others) if part == "whole" else steady_study(scenario))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ spreads its arrivals evenly in an open loop; the others are closed loops, in whi
 
 import argparse
 import contextlib
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,12 +34,17 @@ from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.wire import Target
 from sweep.config import ROOT
+from sweep.gateway.caching.embedding import SHIPPED, load_embedder
+from sweep.inputs.prompts import Paraphrases
 from sweep.inputs.workload import WORDS
 from sweep.records import Request
 
 TTFT, ITL, TOKENS = 0.05, 0.02, 64
 CACHED = 10_000  # answers
-FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10,000": {"cache": {}}}
+FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10000": {"cache": {}}}
+THRESHOLDS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
+ORDERS = 20  # in which the questions come
+HITS = ("<!-- hits: begin -->\n", "<!-- hits: end -->")
 MARK = ("<!-- overhead: begin -->\n", "<!-- overhead: end -->")
 
 
@@ -82,21 +89,33 @@ def process(*arguments: str, cores: set[int]) -> Iterator[str]:
         child.wait()
 
 
+@functools.cache
+def vocabulary() -> list[str]:
+    return WORDS.read_text().split()
+
+
 def prompt(number: int) -> str:
     """A prompt of 50 plain words that no other number has."""
-    words = WORDS.read_text().split()
+    words = vocabulary()
     drawn = np.random.default_rng(number).integers(0, len(words), 50)
     return " ".join(words[index] for index in drawn)
 
 
-def fill(url: str) -> None:
-    """Have the gateway cache so many answers."""
-    limits = httpx.Limits(max_connections=1)
-    with httpx.Client(limits=limits, timeout=60) as client:
-        body = {"model": "simulated", "max_tokens": 1, "temperature": 0, "stream": True}
-        body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
-        for number in range(CACHED):
-            client.post(f"{url}/v1/completions", json=body | {"prompt": prompt(-number - 1)}).raise_for_status()
+@functools.cache
+def filled() -> Path:
+    """The file of a cache with so many answers, made once."""
+    path = Path(tempfile.mkdtemp(prefix="sweep-gateway-cache-")) / "answers"
+    cores = set(os.sched_getaffinity(0))
+    body = {"model": "simulated", "max_tokens": TOKENS, "temperature": 0, "stream": True, "ignore_eos": True}
+    body["stream_options"] = {"include_usage": True}
+    quick = ["backends.simulated_server", "--config", json.dumps({"ttft": {"mean": 0}, "itl": {"mean": 0}})]
+    with process(*quick, cores=cores) as engine:
+        settings = json.dumps({"cache": {"path": str(path)}})
+        arguments = ["sweep.gateway.server", "--to", engine, "--settings", settings]
+        with process(*arguments, cores=cores) as url, httpx.Client(timeout=60) as client:
+            for number in range(CACHED):
+                client.post(f"{url}/v1/completions", json=body | {"prompt": prompt(CACHED + number)}).raise_for_status()
+    return path
 
 
 def run(load: Load, settings: Mapping[str, Any] | None, seconds: float) -> Figures:
@@ -112,18 +131,12 @@ def run(load: Load, settings: Mapping[str, Any] | None, seconds: float) -> Figur
             engine = ["backends.simulated_server", "--config", json.dumps(config)]
             url = servers.enter_context(process(*engine, cores=server_cores))
             if settings is not None:
-                filler = process(*engine[:-1], '{"ttft": {"mean": 0}}', cores=server_cores)
-                to = ["--to", url]
                 if settings:
-                    path = str(Path(name) / "cache")
-                    settings = {"cache": {**settings["cache"], "path": path}}
-                    with filler as quick:
-                        arguments = ["--to", quick, "--settings", json.dumps(settings)]
-                        with process("sweep.gateway.server", *arguments, cores=server_cores) as gateway:
-                            fill(gateway)
-                arguments = [*to, "--settings", json.dumps(settings)]
+                    path = shutil.copy(filled(), name)
+                    settings = {"cache": {**settings["cache"], "path": path, "capacity": 2 * CACHED, "threshold": 1.0}}
+                arguments = ["--to", url, "--settings", json.dumps(settings)]
                 url = servers.enter_context(process("sweep.gateway.server", *arguments, cores=server_cores))
-                httpx.post(f"{url}/gateway/reset")
+                httpx.get(f"{url}/gateway/state")
             target = Target(url, "simulated", ignore_eos=True)
             result = measure(target, [], requests, load.mode(count), folder=Path(name) / "job", cpus=client_cores)
             lag = None if settings is None else httpx.get(f"{url}/gateway/state").json()["loop_lag_p99"]
@@ -172,22 +185,55 @@ def _added(results: list[Figures], direct: list[Figures], series: str, share: fl
     return 1e3 * float(through - np.median([np.percentile(getattr(each, series), 50) for each in direct]))
 
 
+def hits_table() -> list[str]:
+    """Hits against false hits of the shipped paraphrases over thresholds, by the embedder alone: no engine is asked."""
+    lines = ["| threshold | hits | false hits | false among hits |", "|---|---|---|---|"]
+    workload = Paraphrases(name="paraphrases", output_tokens=1)
+    meanings, embedder = workload.meanings(), load_embedder(SHIPPED)
+    vectors = {text: embedder.embed(text) for text in meanings}
+    orders = [[str(each.prompt) for each in workload.requests(None, len(meanings), seed)] for seed in range(ORDERS)]
+    for threshold in THRESHOLDS:
+        hits = false = 0
+        for order in orders:
+            cached: list[str] = []
+            for text in order:
+                similarities = np.array([vectors[other] for other in cached] or [vectors[text] * 0]) @ vectors[text]
+                nearest = int(similarities.argmax())
+                if similarities[nearest] > threshold:
+                    hits += 1
+                    false += meanings[cached[nearest]] != meanings[text]
+                else:
+                    cached.append(text)
+        total = len(orders) * len(meanings)
+        lines.append(f"| {threshold:g} | {hits / total:.1%} | {false / total:.1%} | {false / max(hits, 1):.0%} |")
+    return lines
+
+
+def replaced(text: str, mark: tuple[str, str], lines: list[str]) -> str:
+    """The text with these lines between two marks."""
+    before, _, rest = text.partition(mark[0])
+    return before + mark[0] + "\n".join(lines) + "\n" + mark[1] + rest.partition(mark[1])[2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default="1,16,64,256")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--hits", action="store_true", help="instead: hits against false hits over thresholds")
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     options = parser.parse_args()
     for form in set(FORMS) - set(options.forms.split(",")):
         del FORMS[form]
-    loads = [Load(16, spread=True), *(Load(int(streams)) for streams in options.streams.split(",") if streams)]
-    lines = table(loads, options.repeats, options.seconds)
+    if options.hits:
+        lines, mark = hits_table(), HITS
+    else:
+        loads = [Load(16, spread=True), *(Load(int(streams)) for streams in options.streams.split(",") if streams)]
+        lines, mark = table(loads, options.repeats, options.seconds), MARK
+    print("\n".join(lines))
     if options.write:
-        before, _, rest = options.write.read_text().partition(MARK[0])
-        after = rest.partition(MARK[1])[2]
-        options.write.write_text(before + MARK[0] + "\n".join(lines) + "\n" + MARK[1] + after)
+        options.write.write_text(replaced(options.write.read_text(), mark, lines))
 
 
 if __name__ == "__main__":

@@ -69,11 +69,11 @@ def _service(scenario: str, runs: int, chance: np.random.Generator) -> FloatArra
 # The steady state ----------------------------------------------------------------------------------------------------
 
 
-def stationary(scenario: str, seed: int) -> tuple[FloatArray, float]:
+def stationary(scenario: str, runs: int, seed: int) -> tuple[FloatArray, float]:
     """Latencies of the stationary system, and its throughput in requests."""
-    runs = simulate(scenario, 2000, 2 * SETTLING, seed + 1)
-    latency = np.asarray(runs.latency[:, SETTLING:], np.float64).ravel()
-    mean_service = float(runs.service.mean(dtype=np.float64))
+    long = simulate(scenario, runs, 2 * SETTLING, seed + 1)
+    latency = np.asarray(long.latency[:, SETTLING:], np.float64).ravel()
+    mean_service = float(long.service.mean(dtype=np.float64))
     return latency, LOADS[scenario] * SLOTS if scenario in LOADS else SLOTS / mean_service
 
 

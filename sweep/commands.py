@@ -115,6 +115,32 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def studies(arguments: list[str]) -> int:
+    """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
+    from analysis import DamagedFile, RunNotFound, open_results
+    from analysis.studies import printed
+
+    parser = Parser(studies)
+    parser.add_argument("folder", metavar="RUN", nargs="?", help="folder of the run's results")
+    parser.add_argument("--markdown", action="store_true", help="as Markdown")
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200
+    if options.folder is None:
+        console.print(printed.catalogue())
+        return 0
+    try:
+        results = open_results(options.folder)
+        if options.markdown:
+            print("\n".join(printed.markdown_lines(results)))
+        else:
+            console.print(printed.run_findings(results))
+    except (RunNotFound, DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    return 0
+
+
 def wandb(arguments: list[str]) -> int:
     """Send a finished run to Weights & Biases: trials, the whole, a workspace that compares engines, and a report."""
     from analysis.tracking import publish
@@ -289,7 +315,10 @@ def completion(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
-    for command in (run, reissue, status, report, wandb, compare, backends, selfcheck, gateway, copy, completion)
+    for command in (
+        *(run, reissue, status, report, compare, studies, wandb),
+        *(backends, selfcheck, gateway, copy, completion),
+    )
 }
 
 

@@ -39,7 +39,8 @@ ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that th
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
 _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
-POINT_GROUPS = ("backend", "model", "workload", "load")  # of conf: what a point of an experiment is made of
+NAMED_GROUPS = ("backend", "model", "workload", "load")  # of conf, each with a column of its own for the option's name
+POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # of conf: what a point of an experiment is made of
 RUN_GROUPS = ("hardware", "cluster", "tracking")  # of conf: the same for all points
 GROUPS = POINT_GROUPS + RUN_GROUPS
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import httptools
 import uvloop
 
 from sweep.gateway.server import Service
@@ -135,3 +136,64 @@ def plain(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/js
 
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@contextlib.contextmanager
+def tee(url: str) -> Iterator[tuple[str, list[bytes]]]:
+    """A wire to a server that keeps what the server says: its URL, and the bytes of each connection in order."""
+    host, port = url.removeprefix("http://").split(":")
+    kept: list[bytes] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            index = len(kept)
+            kept.append(b"")
+            with socket.create_connection((host, int(port))) as behind:
+                up = threading.Thread(target=self.forward, args=(self.request, behind))
+                up.start()
+                while part := behind.recv(65536):
+                    kept[index] += part
+                    self.request.sendall(part)
+                with contextlib.suppress(OSError):
+                    self.request.shutdown(socket.SHUT_RDWR)
+                up.join()
+
+        @staticmethod
+        def forward(source: socket.socket, sink: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while part := source.recv(65536):
+                    sink.sendall(part)
+                sink.shutdown(socket.SHUT_WR)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", kept
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def bodies(connections: list[bytes]) -> list[bytes]:
+    """The bodies of the answers on some connections, without HTTP's framing."""
+
+    class Bodies:
+        def __init__(self) -> None:
+            self.parts: list[bytes] = []
+
+        def on_message_begin(self) -> None:
+            self.parts.append(b"")
+
+        def on_body(self, body: bytes) -> None:
+            self.parts[-1] += body
+
+    found = []
+    for data in connections:
+        parsed = Bodies()
+        httptools.HttpResponseParser(parsed).feed_data(data)
+        found += parsed.parts
+    return found

@@ -237,8 +237,11 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("zip={wrkload.input_tokens: [1, 2]}", "zip.wrkload.input_tokens: an axis is a key of backend,"),
         ("exclude=[{batch_size: 4}]", "exclude.batch_size: an axis is a key of backend,"),
         ("when={load.batch_size: {bakend: vllm}}", "when.load.batch_size.bakend: an axis is a key of backend,"),
-        ("exclude=[{backend.nope: 1}]", "backend.nope=1: no axis of this plan; allowed: backend, load,"),
-        ("when={load.batch_size: {load.rate: 1}}", "load.rate=1: no axis of this plan; allowed: backend, load,"),
+        ("exclude=[{backend.nope: 1}]", "backend.nope=1: no axis of this plan; allowed: backend, gateway, load,"),
+        (
+            "when={load.batch_size: {load.rate: 1}}",
+            "load.rate=1: no axis of this plan; allowed: backend, gateway, load,",
+        ),
         ("without_gpu={grid: 3}", "without_gpu.grid=3: allowed is {axis: values}"),
         ("replicates=1000000", "replicates=1000000: input should be less than or equal to 10000"),
         ("name=../x", "name='../x': string should match"),

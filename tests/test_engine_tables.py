@@ -37,8 +37,7 @@ def flags_of(backend: Backend, launch: Launch) -> Iterator[str]:
         flags = json.loads(line[line.index("--flags") + 1]) if "--flags" in line else {}
         yield from (name for name in flags if name not in ("cache_tokens", "detokenize"))  # of our host's
     else:
-        start = line.index("/tgi-entrypoint.sh") if "/tgi-entrypoint.sh" in line else 0
-        yield from (part[2:] for part in line[start:] if re.match(r"--[a-z]", part))
+        yield from (part[2:] for part in line if re.match(r"--[a-z]", part))
 
 
 @pytest.mark.parametrize("name", WITH_TABLES)
@@ -166,8 +165,10 @@ def test_the_version_of_the_pinned_environment_is_known():
     newer = EnvironmentSpec(name="cpu", requirements=("vllm==0.33.0",))
     assert check.warnings(backend, newer)
     assert not check.refused(backend, newer)
-    tgi = build({**load_option("backend", "tgi"), "tag": "3.4.0", "flags": {"max-batch": 1}}, "backend")
-    assert "is 3.4.0" in check.warnings(tgi, None)[0]
+    tgi = build({**load_option("backend", "tgi"), "flags": {"max-batch": 1}}, "backend")
+    image = "ghcr.io/huggingface/text-generation-inference"
+    assert "is 3.4.0" in check.warnings(tgi, EnvironmentSpec(name="own", image=f"{image}:3.4.0"))[0]
+    assert check.refused(tgi, EnvironmentSpec(name="own", image=f"{image}:3.3.7@sha256:0"))
     v3 = EnvironmentSpec(name="exllamav3", requirements=("exllamav3==1.6.5",))
     assert check.table_of(configured("exllama"), v3).engine == "exllamav3"
 

@@ -1,11 +1,12 @@
 """A trial of an engine that is timed inside, from the orchestrator's side: against the host with a known library."""
 
+import math
 from array import array
 
 import pytest
 
 from sweep.client.measurement import STALLED
-from sweep.client.modes import ClosedLoop
+from sweep.client.modes import ClosedLoop, OpenLoop
 from sweep.client.wire import Target
 from sweep.inputs.load import Batch, Closed
 from sweep.node import engine_timed, verdict
@@ -142,3 +143,15 @@ def test_requests_that_were_never_due_have_no_record(target, library):
     found = engine_timed.measure(target, [], asked(100), mode)
     assert 1 <= len(found.records) < 10
     assert found.report.sent == len(found.records)
+    assert found.report.offered == found.report.sent, "nothing else was due"
+
+
+def test_what_was_due_and_never_released_is_a_failure(target, library):
+    library.step_seconds = 0.02
+    mode = OpenLoop(array("d", [i * 0.005 for i in range(100)]), cap=1, duration=0.1)
+    found = engine_timed.measure(target, [], asked(100), mode)
+    unsent = [record for record in found.records if math.isnan(record.sent)]
+    assert len(found.records) == found.report.offered == 20
+    assert 10 < len(unsent) == found.report.offered - found.report.sent
+    assert all(record.error.startswith("unsent: ") for record in unsent)
+    assert [record.scheduled for record in unsent] == pytest.approx(mode.arrivals[20 - len(unsent) : 20])

@@ -49,6 +49,9 @@ def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkey
             assert lines[name].startswith(f"environment {expected}: ")
             assert ("CUDA 12" if old or name == "ctranslate2" else "CUDA 13") in lines[name]
     assert ("backend.env.cuda=vllm_cuda12" in lines["vllm"]) == old
+    assert ("backend.env.cuda=sglang_image" in lines["sglang"]) == old
+    image = "environment tgi: image ghcr.io/huggingface/text-generation-inference:3.3.7 (not locked yet)"
+    assert lines["tgi"] == image
     assert ("torch 2.10.0" if old else "torch 2.13.0") in lines["transformers"]
     assert "instead of environment transformers: built for CUDA 13" in lines["transformers"] or not old
 
@@ -110,7 +113,7 @@ def test_the_plan_refuses_in_one_line_with_the_remedy(tmp_path, capsys):
     text = plan(tmp_path, capsys, "backend=vllm", driver="550", capability="8.9")
     (line,) = [line for line in text.splitlines() if "NVIDIA driver 580" in line]
     assert "unavailable" in line
-    assert line.endswith("update the driver, or set backend.env.cuda=vllm_cuda12")
+    assert line.endswith("update the driver, or set backend.env.cuda=vllm_cuda12 or backend.env.cuda=vllm_image")
 
 
 def test_the_plan_takes_the_build_that_fits_and_says_so(tmp_path, capsys):

@@ -14,6 +14,7 @@ BASIS = {
     "sweep.provenance",
     "sweep.wording",
     "sweep.labels",
+    "sweep.masking",
     "sweep.whole_file",
     "sweep.outage",
 }
@@ -25,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.wording": set(),
     "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
     "sweep.labels": set(),
+    "sweep.masking": set(),  # results, logs and reports are written without secrets
     "sweep.outage": set(),  # what prepares an engine, and what judges a trial, tell outages from answers
     "sweep.provenance": {"sweep.config", "backends"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
@@ -32,9 +34,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.disk": BASIS | {"sweep.numbers"},
     "sweep.client": BASIS | {"sweep.numbers"},
     "sweep.inputs": BASIS | {"backends", "sweep.client.modes"},  # a load is turned into its mode
-    "sweep.node": BASIS | {"sweep.numbers", "sweep.disk", "sweep.client", "sweep.inputs", "sweep.plan", "backends"},
-    "sweep.gateway": BASIS | {"sweep.inputs.tokenizer", "backends"},  # in front of engines, or launched beside one
-    "sweep.plan": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
+    "sweep.node": BASIS
+    | {"sweep.gateway", "sweep.numbers", "sweep.disk", "sweep.client", "sweep.inputs", "sweep.plan", "backends"},
+    "sweep.gateway.settings": BASIS,  # what a plan knows of it
+    "sweep.gateway": BASIS
+    | {"sweep.inputs.tokenizer", "sweep.client.wire", "backends"},  # in front of engines, or launched beside one
+    "sweep.plan": BASIS | {"sweep.gateway.settings", "sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
     "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
     "sweep.drive": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
     "sweep": {"sweep", "analysis", "backends"},  # the commands: a run ends with its report

@@ -11,7 +11,7 @@ import analysis
 from analysis.intervals import PooledRequests, over_replicates, throughput
 from analysis.results import open_results
 from analysis.summary import estimate, summarise
-from benchmarks.coverage import QUANTILES, Cell, study
+from benchmarks.coverage import QUANTILES, Cell, steady_study, study
 from benchmarks.simulated_runs import simulate
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
@@ -244,7 +244,8 @@ def test_a_lockstep_batch_with_a_failed_request_is_slower_than_any(tmp_path: Pat
 @pytest.fixture(scope="module")
 def cells() -> list[Cell]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return [cell for name in ("lognormal", "load 0.7") for cell in study(name, [100, 1500], [3], 300, seed=2)]
+        whole = [cell for name in ("lognormal", "load 0.7") for cell in study(name, [100, 1500], [3], 300, seed=2)]
+        return [*whole, *steady_study("load 0.7", replicates=[3], repetitions=100, seed=2)]
 
 
 def test_intervals_hold_the_truth(cells: list[Cell]) -> None:
@@ -252,6 +253,7 @@ def test_intervals_hold_the_truth(cells: list[Cell]) -> None:
     shown = [cell for cell in cells if cell.rule == "ours" and cell.counts]
     figures = {(cell.figure, cell.requests) for cell in shown if cell.scenario == "load 0.7"}
     assert {("p50", 100), ("mean", 100), ("throughput", 100), ("p90", 1500), ("p99", 1500)} <= figures
+    assert {("itl p50", 1500), ("itl p99", 1500), ("steady p50", 1500), ("steady p99", 1500)} <= figures
     assert min(cell.coverage for cell in shown) > 0.90
     assert max(cell.width for cell in shown) < 1.7
 

@@ -262,7 +262,7 @@ def test_a_prompt_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     [
         (
             None,
-            "no such file; allowed is a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet, or one of qa, rea",
+            "no such file; allowed is a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet, or one of paraph",
         ),
         ("", "is empty"),
         ("\n", "is empty"),

@@ -82,7 +82,8 @@ def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines
         yield Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")
     if also:
         look = "dashed" if layout.x else "hollow"
-        label = f"{look}: {columns()[also].name} (else {columns()[shown.column].name})"
+        names = [columns()[name].name or columns()[name].quantity.label or name for name in (also, shown.column)]
+        label = f"{look}: {names[0]} (else {names[1]})"
         yield Line2D([], [], **{"color": MUTED, "marker": "o", **_ALSO[look], "label": label})
     if layout.x and (layout.points.loc[layout.points["line"].isin(lines), "n"] == 0).any():
         yield Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result")

@@ -33,6 +33,8 @@ from analysis.report.tables import (
 )
 from analysis.report.terminal import times
 from analysis.results import RunResults
+from analysis.studies.findings import judge_run
+from analysis.studies.tables import study_of
 from analysis.summary import estimate, merits, planned_trials
 from analysis.survivors import bounds_text
 from analysis.warnings import concerning, grouped, scope
@@ -97,6 +99,8 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
         "tables": results_tables(results),
         "winners": winners_table(results),
+        "findings": judge_run(results),
+        "study": study_of(run.name),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),
         "steady": steady_table(results),

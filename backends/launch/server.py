@@ -26,10 +26,11 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from backends.base import AMPERE, SECRET_NAME, Backend, Launch
+from backends.base import AMPERE, Backend, Launch
 from backends.launch import container_options, supervisor, task
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
+from sweep.masking import is_secret, masked, secret_values
 from sweep.records import Fault, Outcome
 
 LOG = "engine.log"
@@ -83,7 +84,7 @@ class Engine:
             own = {**ENGINE_ENVIRON, **self.backend.environment(self.launch)}
             self.command = container_options.wrap(self.command, self.launch, own)
             environ |= container_options.hub_token()
-        self._secrets = _secrets(environ) | _secrets(os.environ)
+        self._secrets = secret_values(environ) | secret_values(os.environ)
         self._gpu_memory = used_memory(self.launch.gpus)
         self._lease, self._status = self._supervise(environ)
 
@@ -104,9 +105,7 @@ class Engine:
         with self.log.open("rb") as file:
             file.seek(max(self._log_begin, since, self.log_position() - TAIL_BYTES))
             text = file.read().decode(errors="replace")
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(masked(text, self._secrets).splitlines()[-lines:])
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
         """Return whether this launch has logged running out of memory after position `since`; it may have survived."""
@@ -431,7 +430,7 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 def inherited_environment() -> dict[str, str]:
     """This process's environment without secrets and without variables that affect another Python interpreter."""
-    return {name: value for name, value in task.clean_environment().items() if not SECRET_NAME.search(name)}
+    return {name: value for name, value in task.clean_environment().items() if not is_secret(name, value)}
 
 
 def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
@@ -447,10 +446,6 @@ def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
         supervisor.MARKER: marker,
         supervisor.OWNER: supervisor.this_process(),
     }
-
-
-def _secrets(environ: Mapping[str, str]) -> set[str]:
-    return {value for name, value in environ.items() if SECRET_NAME.search(name) and len(value) >= 8}
 
 
 def _oom_kills() -> int:

@@ -35,9 +35,9 @@ class Environment:
 
     python: str  # interpreter; this process's if the engine is only a binary
     binary: str | None = None
-    image: str | None = None  # by digest, or apptainer's file: these are in it
-    runtime: Runtime | None = None
     versions: Mapping[str, str] = field(default_factory=dict)  # distribution -> exact version
+    image: str | None = None  # by digest, or apptainer's file: the engine is in it
+    runtime: Runtime | None = None
 
 
 def resolve(
@@ -209,7 +209,7 @@ def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
 def _in_image(spec: EnvironmentSpec, image: str, cache_dir: Path) -> Environment:
     program = images.runtime(spec)
     file = str(images.sif(image, cache_dir)) if program == "apptainer" else image
-    return Environment(spec.python or "python3", spec.binary, file, program, {"image": image})
+    return Environment(spec.python or "python3", spec.binary, {"image": image}, file, program)
 
 
 def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:

@@ -1,5 +1,6 @@
 """A user's engine flags against the tables: those that an adapter sets itself, and those that the engine has not."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None
     Of another version than the table's nothing is refused: `warnings` says what is not in the table.
     """
     table = table_of(backend, environment)
-    if table is None or not backend.launches or not _same_version(backend, environment, table):
+    if table is None or not backend.launches or not _same_version(environment, table):
         return None
     return next(_problems(backend, table), None)
 
@@ -23,9 +24,9 @@ def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None
 def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]:
     """Return what the table says of flags for an engine of another version, which may take them all the same."""
     table = table_of(backend, environment)
-    if table is None or not backend.launches or _same_version(backend, environment, table):
+    if table is None or not backend.launches or _same_version(environment, table):
         return []
-    version = engine_version(backend, environment, table) or "of an unknown version"
+    version = engine_version(environment, table) or "of an unknown version"
     return [f"{problem}; the engine here is {version}, which may differ" for problem in _problems(backend, table)]
 
 
@@ -36,20 +37,21 @@ def table_of(backend: Backend, environment: EnvironmentSpec | None) -> EngineTab
     return next((table for table in tables if present & set(table.distributions)), tables[0] if tables else None)
 
 
-def engine_version(backend: Backend, environment: EnvironmentSpec | None, table: EngineTable) -> str | None:
+def engine_version(environment: EnvironmentSpec | None, table: EngineTable) -> str | None:
     """Return the version of the engine that will run; None where it is not known before the launch."""
-    if (version := backend.image_version()) is not None:
-        return version
     if environment is None:
         return table.version  # none can be composed here: the pinned one is meant
+    if environment.image:
+        tag = re.search(r":v?(\d[\w.]*)", environment.image)
+        return tag[1] if tag else None
     versions = dict(pin.split("==", 1) for pin in _pins(environment) if "==" in pin)
     if environment.python:
         versions |= _installed(environment.python)
     return next((versions[name].partition("+")[0] for name in table.distributions if name in versions), None)
 
 
-def _same_version(backend: Backend, environment: EnvironmentSpec | None, table: EngineTable) -> bool:
-    return engine_version(backend, environment, table) == table.version
+def _same_version(environment: EnvironmentSpec | None, table: EngineTable) -> bool:
+    return engine_version(environment, table) == table.version
 
 
 def _pins(environment: EnvironmentSpec | None) -> list[str]:

@@ -90,8 +90,10 @@ class Metrics:
             self._lags[round(lag / LAG_RESOLUTION)] += 1
 
     def state(self) -> dict[str, Any]:
-        """The lag of the loop since the last reset, s, and the number of looks at it."""
-        return {"loop_lag_p50": self._quantile(0.5), "loop_lag_p99": self._quantile(0.99), "looks": self._lags.total()}
+        """The lag of the loop since the last time this was asked, s, and the number of looks at it."""
+        state = {"loop_lag_p50": self._quantile(0.5), "loop_lag_p99": self._quantile(0.99), "looks": self._lags.total()}
+        self.reset()
+        return state
 
     def reset(self) -> None:
         """Forget the lags: a trial begins."""

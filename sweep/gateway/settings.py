@@ -25,7 +25,7 @@ class Cache(Strict):
     eviction: Literal["lru", "fifo"] = "lru"  # which answer goes when it is full: least recently served, or oldest
     ttl: PositiveFloat | None = 3600.0  # s after which an answer is stale; null: never
     single_flight: bool = True  # equal prompts under way share one answer
-    event_interval: NonNegativeFloat = 0.0  # s between the events of a cached stream; 0: as fast as the client reads
+    event_interval: NonNegativeFloat = 0.001  # s between the events of a cached stream; 0: as fast as the client reads
     path: str | None = None  # file that keeps the answers when the gateway stops; null: memory only
 
 
@@ -33,9 +33,6 @@ class NoGateway(Strict):
     """No gateway: the client asks the engine itself."""
 
     name: str
-
-    def digest(self) -> None:
-        """No content that it points to."""
 
 
 class Gateway(Strict):

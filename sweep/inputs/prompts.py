@@ -95,6 +95,28 @@ class Prompts(Workload):
         return [[questions[i].text for i in draw.cycle(len(questions), place)] for place in places]
 
 
+class Paraphrases(Prompts):
+    """Questions in several wordings, with the cluster of those that mean the same; other clusters are near misses.
+
+    They repeat, and have no headers: this is a workload for caches of answers.
+    """
+
+    file: str = "paraphrases"  # name of a shipped task, or path of a file with the columns prompt and cluster
+    unique_header: bool = False
+
+    def check(self) -> None:
+        super().check()
+        self.meanings()
+
+    def meanings(self) -> dict[str, str]:
+        key = f"workload.file={self.file}"
+        rows = read_rows(self._path, key, first=self.first)
+        for number, row in enumerate(rows, 1):
+            if not row.get("cluster"):
+                raise ValueError(f"{key}: row {number} has no cluster; allowed is the name of what the prompt means")
+        return {str(row[self.column or "prompt"]): str(row["cluster"]) for row in rows}
+
+
 class HubPrompts(Prompts):
     """Prompts of a data set of the Hugging Face hub, or of a folder laid out like one."""
 

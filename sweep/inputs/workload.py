@@ -110,6 +110,10 @@ class Workload(Strict):
         """Return this workload with all that its requests are made from on this machine."""
         return self
 
+    def meanings(self) -> dict[str, str]:
+        """Each prompt with the name of what it means: prompts of one meaning have the same answer. Empty if unknown."""
+        return {}
+
     def longest_request(self) -> tuple[int, int]:
         """Tokens of the input and the output of the longest request, as far as they are known without a tokenizer."""
         return getattr(self, "input_tokens", 0), getattr(self, "output_tokens", None) or 0

@@ -30,6 +30,7 @@ from backends.prepare import environments as environments
 from backends.prepare import fit
 from sweep.client.measurement import ClientDied
 from sweep.config import Hardware, first_line
+from sweep.gateway.process import running_gateway
 from sweep.node import agreement, gpu_memory
 from sweep.node.cold_start import measure_cold_start
 from sweep.node.patience import DISK_FULL, patiently
@@ -307,7 +308,8 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
                 **agreement.compare_once(work, engine, expected, lambda text: emit(State(text))),
             }
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
-            return _run_trials(work, RunningEngine(node, engine, facts, launch), pending, emit)
+            with running_gateway(work.deployment.gateway, engine, work.marker) as gateway:
+                return _run_trials(work, RunningEngine(node, engine, facts, launch, gateway), pending, emit)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.log_tail, at_launch=True, fault=error.fault)
 
@@ -422,7 +424,7 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
             _censor_larger(work, trial, pending.trials, emit)
         elif failure := _failure(row, good):
             return failure
-        if not running.engine.alive():
+        if not running.alive():
             return None
         good = good or row["outcome"] == Outcome.OK
     return None

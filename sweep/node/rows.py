@@ -7,7 +7,7 @@ from typing import Any
 from backends.base import Backend
 from backends.launch.gpus import driver, find_gpu
 from sweep import provenance
-from sweep.config import POINT_GROUPS, Hardware, Settings
+from sweep.config import NAMED_GROUPS, Hardware, Settings
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Identity, TrialRow, Verdict, percentiles_of, percentiles_text
 from sweep.disk.run_files import RunPaths
@@ -79,7 +79,7 @@ def _price(backend: Backend, hardware: Hardware) -> float | None:
 
 def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
     """The columns of the experiment's axes. Config groups are not among them: they have columns of their own."""
-    values = {axis: trial.coordinates.get(axis) for axis in axes if axis not in POINT_GROUPS}
+    values = {axis: trial.coordinates.get(axis) for axis in axes if axis not in NAMED_GROUPS}
     # A flag may be a mapping: {method: ngram, ...}. A column holds it as text.
     return {axis: json.dumps(value) if isinstance(value, dict | list) else value for axis, value in values.items()}
 

@@ -19,11 +19,12 @@ from sweep import provenance
 from sweep.client import measurement, wire
 from sweep.disk import run_files
 from sweep.disk.row import Observation, TrialRow, Verdict
+from sweep.gateway.served import served_equal
 from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
-from sweep.node.verdict import TIMED_OUT, judge, not_honoured
+from sweep.node.verdict import TIMED_OUT, has_fixed_length, judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.client import ANSWERS
 from sweep.numbers.quantities.memory import memory_of
@@ -78,14 +79,16 @@ def run_trial(
     deadline = time.monotonic() + (work.settings.trial_timeout or math.inf)
     logged = engine.log_position()
     began = time.monotonic()
-    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(engine, stop, deadline), notify)
+    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(running, stop, deadline), notify)
+    if running.gateway is not None:
+        inputs |= _gateway_inputs(work, running, trial, prompts[1])
     del prompts  # of a long trial, hundreds of megabytes
     if stop.is_set():
         return row.flat()
     samples = sampler.samples(result.start_monotonic)
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
     inputs |= {"wall_seconds": time.monotonic() - began}
-    verdict = judge(work, trial, engine, result, logged)
+    verdict = judge(work, trial, running, result, logged)
     columns = replace(
         row,
         verdict=replace(verdict, ended_at=provenance.now()),
@@ -126,13 +129,15 @@ def _measure(
 
     def on_warm(warm_up: measurement.WarmUp) -> None:
         reason = not_honoured(warm_up.answers, warm_up.output_tokens, warm_up.asked_output_tokens)
-        if trial.workload.ignore_eos and running.engine.backend.ignores_eos and reason:
+        if has_fixed_length(work, trial) and reason:
             notify(f"warm-up: {reason}")
+        if running.gateway is not None:
+            running.gateway.reset()  # what the warm-up asked is not to be answered from the cache
 
     measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         return measure(
-            target(running.engine, trial.workload.ignore_eos),
+            target(running.engine, trial.workload.ignore_eos, running.url),
             warmup,
             requests,
             trial.load.mode(len(requests), trial.seed),
@@ -146,6 +151,21 @@ def _measure(
             should_stop=should_stop,
             count_tokens=_count_tokens(work),
         )
+
+
+def _gateway_inputs(work: Work, running: RunningEngine, trial: Trial, requests: list[Request]) -> dict[str, Any]:
+    """Return what the gateway did with the measured requests, as the quantities need it."""
+    assert running.gateway is not None
+    report = running.gateway.report()
+    meanings = trial.workload.fetched(work.cache).meanings()
+    own = target(running.engine, trial.workload.ignore_eos)
+    tokenizer = work.deployment.model.load_tokenizer(work.cache)
+    return {
+        "decisions": [report.decisions.get(request.request_id, {}) for request in requests],
+        "meanings": {each.request_id: meanings[str(each.prompt)] for each in requests if each.prompt in meanings},
+        "loop_lag": report.loop_lag_p99,
+        "served_equal": served_equal(report.decisions, requests, own, running.url, tokenizer),
+    }
 
 
 def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request], list[Request]]:
@@ -166,15 +186,16 @@ def _count_tokens(work: Work) -> measurement.CountTokens | None:
     return lambda texts: [len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def target(engine: Engine, ignore_eos: bool) -> wire.Target:
+def target(engine: Engine, ignore_eos: bool, url: str | None = None) -> wire.Target:
     """Return what the client must know of the engine: what its backend says under the same names, and four more.
 
-    Where the end of an answer is ignored, its text shows special tokens: so our count of it is that of its tokens.
+    `url` is that of what is in front of it. Where the end of an answer is ignored, its text shows special tokens: so
+    our count of it is that of its tokens.
     """
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url", "extra_body"}
     return wire.Target(
-        url=engine.url,
+        url=url or engine.url,
         model=engine.launch.served_name,
         ignore_eos=ignore_eos and backend.ignores_eos,
         extra_body={**(backend.special_shown_by if ignore_eos else {}), **backend.extra_body},
@@ -195,10 +216,10 @@ def _sources(engine: Engine) -> list[Source]:
     return sources
 
 
-def _reason_to_stop(engine: Engine, stop: threading.Event, deadline: float) -> Callable[[], str | None]:
+def _reason_to_stop(running: RunningEngine, stop: threading.Event, deadline: float) -> Callable[[], str | None]:
     def reason() -> str | None:
-        if not engine.alive():
-            return "the engine died"
+        if not running.alive():
+            return "the engine died" if running.gateway is None or running.gateway.alive() else "the gateway died"
         if time.monotonic() > deadline:
             return TIMED_OUT
         return "stopped by the user" if stop.is_set() else None

@@ -4,11 +4,10 @@ from collections import Counter
 
 import numpy as np
 
-from backends.launch.server import Engine
 from sweep.client.measurement import STALLED, ClientReport, Measurement
 from sweep.config import Settings
 from sweep.disk.row import Verdict
-from sweep.node.work import Work
+from sweep.node.work import RunningEngine, Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
@@ -29,12 +28,16 @@ SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loo
 BURST = 0.01  # s within which requests count as due at the same time
 
 
-def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, logged: int) -> Verdict:
+def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: int) -> Verdict:
     """The outcome: the engine's death first, then its stall or the trial's limit, then the requests, then the client.
 
     `logged` is how far the engine's log went before the trial: what it said of memory earlier is no part of this one.
     """
+    engine, gateway = running.engine, running.gateway
     log = engine.log_tail()
+    if gateway is not None and not gateway.alive():
+        died = f"the gateway died: {gateway.process.exit_reason()}"
+        return Verdict(outcome=Outcome.ENGINE_CRASHED, reason=died, log_tail=gateway.process.log_tail())
     if not engine.alive():
         outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
         return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
@@ -55,7 +58,7 @@ def judge(work: Work, trial: Trial, engine: Engine, result: Measurement, logged:
             outcome = Outcome.HUNG
         fault = Fault.ENGINE if work.deployment.backend.launches else Fault.SURROUNDINGS  # an endpoint's network too
         return Verdict(outcome=outcome, reason=reason, fault=fault, log_tail=log)
-    if work.deployment.backend.ignores_eos and trial.workload.ignore_eos and (reason := other_length(result.records)):
+    if has_fixed_length(work, trial) and (reason := other_length(result.records)):
         return Verdict(outcome=Outcome.INVALID, reason=reason)
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
@@ -71,6 +74,13 @@ def _over_time(stopped: str | None, settings: Settings) -> str | None:
     if stopped == STALLED:
         return f"no token of any request for stall_timeout={settings.stall_timeout:g} s"
     return f"not finished within trial_timeout={settings.trial_timeout:g} s" if stopped == TIMED_OUT else None
+
+
+def has_fixed_length(work: Work, trial: Trial) -> bool:
+    """Return whether every answer is to have exactly the tokens asked for: no end token and no gateway cuts it."""
+    gateway = work.deployment.gateway
+    clipped = gateway is not None and gateway.clip.output_tokens is not None
+    return bool(work.deployment.backend.ignores_eos and trial.workload.ignore_eos and not clipped)
 
 
 def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, str | None]:

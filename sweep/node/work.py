@@ -10,6 +10,7 @@ from backends.launch.server import Engine
 from backends.prepare.environments import Environment
 from sweep.config import Settings, cache_directory
 from sweep.disk.run_files import RunPaths
+from sweep.gateway.process import RunningGateway
 from sweep.plan.plan import Deployment
 
 
@@ -65,3 +66,13 @@ class RunningEngine:
     engine: Engine
     facts: Mapping[str, Any]  # as the engine reports them
     launch: str | None = None  # the id of this start of the engine; None for one that others launched
+    gateway: RunningGateway | None = None  # in front of it
+
+    @property
+    def url(self) -> str:
+        """The URL that the client drives."""
+        return self.engine.url if self.gateway is None else self.gateway.url
+
+    def alive(self) -> bool:
+        """Return whether the engine and what is in front of it run."""
+        return self.engine.alive() and (self.gateway is None or self.gateway.alive())

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sweep.numbers.quantity import BUFFERED, columns
@@ -22,6 +23,7 @@ HIDDEN = 0.1  # of the output tokens
 LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
 CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 SHORT_ANSWERS = 0.01  # of the users' time for the client, which is as quick as it can be, or limited the trial
+LATE_GATEWAY = 0.005  # s
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
@@ -114,6 +116,7 @@ def register(
 # Their parameters are columns of the row; a check is not called where one of them is null.
 
 TRIAL_CHECKS: list[Check] = []
+_severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity) for severity in Severity)
 
 
 def trial_warnings(row: Mapping[str, Any]) -> list[ResultWarning]:
@@ -138,9 +141,7 @@ def _share(part: float, total: float) -> float:
     return part / total if total else math.nan  # which is neither above nor below any limit
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.SEVERE,
+@_severe(
     "The engine gives other answers than the model, so its speed cannot be compared: check the number format, the"
     " quantization and the engine's version.",
     lowest_is_worst=True,
@@ -150,9 +151,7 @@ def low_agreement(agreement: float) -> Evidence | None:
     return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if agreement < LOW_AGREEMENT else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.INFO,
+@_info(
     "Rounding in another number format or kernel explains a few per cent.",
     lowest_is_worst=True,
 )
@@ -162,9 +161,7 @@ def inexact_agreement(agreement: float) -> Evidence | None:
     return Evidence(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "In the percentiles of a latency they are slower than any other; means and maxima leave them out. The errors are in"
     " the trial's requests.parquet.",
     LATENCIES,
@@ -175,9 +172,7 @@ def failed_requests(num_failed: int, num_requests: int, client_sent: int, client
     return Evidence(share, f"{share:.1%} of requests failed") if share > 0 else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "They were waiting at the concurrency cap when the time was up. In the percentiles of a latency they are slower"
     " than any other; means and maxima leave them out: raise the cap or lower the rate.",
     LATENCIES,
@@ -188,9 +183,7 @@ def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
     return Evidence(share, f"{share:.0%} of the requests that were due were never sent") if share > 0 else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The concurrency cap was reached, or the engine is saturated and latency grows with the length of the run: lower"
     " load.rate, or raise the cap.",
     LATENCIES,
@@ -202,9 +195,7 @@ def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | No
     return Evidence(share, f"requests were sent at {share:.0%} of the requested rate") if share < LOW_RATE else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The engine's log says why. Headers that it had not seen kept most of it from mattering, unless"
     " workload.unique_header=false; for a clean measurement set relaunch=per_replicate.",
     lowest_is_worst=True,
@@ -214,9 +205,7 @@ def caches_not_reset(caches_reset: bool) -> Evidence | None:
     return None if caches_reset else Evidence(0, "the engine's caches were not reset before the trial")
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "TTFT and throughput hold for this share of repeated input only; workload.unique_header=true makes all of it new.",
 )
 def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
@@ -225,9 +214,7 @@ def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
     return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The engine did not compute this input: TTFT and throughput are those of repeated prompts.",
 )
 def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
@@ -236,9 +223,7 @@ def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
     return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The server did not compute this input: TTFT and throughput are those of repeated prompts.",
 )
 def cached_input(cached_share: float) -> Evidence | None:
@@ -247,9 +232,7 @@ def cached_input(cached_share: float) -> Evidence | None:
     return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "Use the steady_* columns, or set workload.num_requests higher.",
 )
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
@@ -257,9 +240,7 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
     return Evidence(startup_share, f"the start-up took {startup_share:.0%} of the trial") if startup_transient else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "A p99 over fewer than 100 requests is nearly the slowest of them: set workload.num_requests=100 or more.",
     P99,
     lowest_is_worst=True,
@@ -270,9 +251,7 @@ def few_requests(num_requests: int) -> Evidence | None:
     return Evidence(num_requests, f"p99 over only {num_requests:,} requests") if few else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "Its p99 is nearly the slowest of them: set workload.num_requests higher.",
     STEADY_P99,
     lowest_is_worst=True,
@@ -283,9 +262,7 @@ def few_steady_requests(steady_num_requests: int) -> Evidence | None:
     return Evidence(steady_num_requests, f"only {steady_num_requests:,} requests in the steady state") if few else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The steady_* latencies are a mean of the two: find out what changes during a trial, or measure for longer.",
     STEADY_LATENCIES,
 )
@@ -294,9 +271,7 @@ def drift_within_steady_state(steady_drift: float) -> Evidence | None:
     return Evidence(steady_drift, f"latency changed {steady_drift:.2f}-fold within the steady state")
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The steady_* figures are of the better part of the trial: compare those of the whole run, or measure for longer.",
     STEADY_COLUMNS,
 )
@@ -305,9 +280,7 @@ def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
     return Evidence(steady_drift_after, f"latency grew {steady_drift_after:.2f}-fold after the steady state")
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "TTFT and ITL include the client's own delays. Measure on Linux, where the kernel takes the timestamps.",
     ARRIVALS,
 )
@@ -317,9 +290,7 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
     return Evidence(lag, f"the client stamped arrivals, up to {lag * 1e3:.1f} ms late (p99)") if by_client else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "They share a timestamp, so ITL p99 is less exact than 0.1 ms: either the engine writes in bursts or the client was"
     " late. To find out, give the client its own core, or set client.processes higher.",
     ("itl_p99",),
@@ -330,9 +301,7 @@ def shared_timestamps(buffered_share: float) -> Evidence | None:
     return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another one") if shared else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.SEVERE,
+@_severe(
     "Something between the engine and the client holds its events back: TPOT, ITL and goodput with a bound on TPOT are"
     " left out, and TTFT is that of the buffer. Switch off response buffering (nginx: proxy_buffering off), or ask the"
     " engine directly.",
@@ -344,9 +313,7 @@ def buffered_stream(buffered_share: float) -> Evidence | None:
     return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.SEVERE,
+@_severe(
     "An event is not a token, so figures of tokens are left out: set model.tokenizer to the model's own tokenizer, or"
     " have the server send usage (stream_options.include_usage).",
     (*TOKEN_COLUMNS, *STREAMED),
@@ -356,9 +323,7 @@ def uncounted_tokens(token_source: str) -> Evidence | None:
     return Evidence(1, "nobody counted the output tokens") if "events" in token_source.split(", ") else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The count is right if model.tokenizer is that of the served model; hidden tokens are not in it. Have the server"
     " send usage (stream_options.include_usage).",
     TOKEN_COLUMNS,
@@ -369,9 +334,7 @@ def own_token_count(token_source: str) -> Evidence | None:
     return Evidence(1, "output tokens counted in the text by the model's tokenizer") if own else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "Either model.tokenizer is not that of the served model, or the server counts tokens that are not in its answers"
     " (with ignore_eos, end tokens are not in the text): else compare requests/s and end-to-end latencies instead.",
     (*TOKEN_COLUMNS, *STREAMED),
@@ -384,9 +347,7 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
     return Evidence(abs(math.log(recounted_share)) if recounted_share > 0 else math.inf, share)
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "Output tokens, throughput and cost include them; TPOT, the peak and the steady state are of those that came.",
     TOKEN_COLUMNS,
 )
@@ -396,9 +357,7 @@ def hidden_tokens(hidden_share: float) -> Evidence | None:
     return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens never came") if hidden else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "Compare tokens/s and TPOT, not durations, requests/s or end-to-end latencies. finish_stop_share says how many"
     " answers ended by themselves.",
     ("duration", "request_throughput", *E2EL),
@@ -413,9 +372,7 @@ def other_lengths(output_length_ratio: float) -> Evidence | None:
     )
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "Their length is the filter's, and their end comes early: use other prompts, or another endpoint.",
 )
 def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
@@ -424,9 +381,7 @@ def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
     return Evidence(share, f"a content filter ended {share:.1%} of the answers") if share > 0 else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.INFO,
+@_info(
     "They are never called best. To find what the engine can do, raise load.rate until requests come faster than they"
     " are answered, or use a closed loop.",
     AS_OFFERED,
@@ -436,9 +391,7 @@ def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Eviden
     return Evidence(offered_rate, f"as offered, {offered_rate:.3g} requests/s") if below_saturation else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.INFO,
+@_info(
     "At a higher load the client would limit what is measured: set client.processes higher.",
 )
 def busy_client(client_cpu: float) -> Evidence | None:
@@ -446,9 +399,7 @@ def busy_client(client_cpu: float) -> Evidence | None:
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.INFO,
+@_info(
     "The answers are so short that any client takes a part of the time: throughput is lower by it, latencies are not"
     " affected. To avoid it, ask for longer answers (workload.output_tokens).",
 )
@@ -458,7 +409,31 @@ def client_turnaround(turnaround_share: float) -> Evidence | None:
     return Evidence(share, f"the client took {share:.1%} of its users' time") if share > SHORT_ANSWERS else None
 
 
-@register(TRIAL_CHECKS, Severity.INFO, "To make a result reproducible, commit the changes before measuring.")
+@_info("To make a result reproducible, commit the changes before measuring.")
 def uncommitted_code(commit: str) -> Evidence | None:
     """This project's code had uncommitted changes."""
     return Evidence(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.WARNING,
+    "The gateway, not the engine, delayed tokens: give the engine's deployment a core more, lower the load, or measure"
+    " without gateway.cache.",
+    ARRIVALS,
+)
+def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
+    """The event loop of the gateway in front of the engine was more than 5 ms late (p99)."""
+    lag = gateway_loop_lag_p99
+    return Evidence(lag, f"the gateway's loop was {lag * 1e3:.1f} ms late (p99)") if lag > LATE_GATEWAY else None
+
+
+@register(
+    TRIAL_CHECKS,
+    Severity.SEVERE,
+    "They got the answer to another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.",
+)
+def false_hits(false_hit_rate: float) -> Evidence | None:
+    """The gateway's cache served answers to questions that mean something else."""
+    share = false_hit_rate
+    return Evidence(share, f"{share:.1%} of the requests got the answer to another question") if share > 0 else None

@@ -15,6 +15,7 @@ from backends.base import AMPERE, Backend, EnvironmentSpec
 from backends.prepare.fit import older
 from backends.tables import check
 from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
+from sweep.gateway.settings import Gateway
 from sweep.labels import labels
 from sweep.options import ConfigPath
 from sweep.plan.command_line import Assignments
@@ -80,10 +81,17 @@ class _Builder:
 
     def deploy(self, point: Point) -> Deployment:
         """The deployment of a point; two points that differ in workload and load alone share one."""
-        backend, model = (self._part(group, point[group]) for group in ("backend", "model"))
+        backend, model, gateway = (self._part(group, point[group]) for group in ("backend", "model", "gateway"))
         if backend.built.launches and not model.built.launchable:
             raise one_of("model", model.built.name, self.options.choices("model"))
-        return self._deployment(backend, model)
+        front = gateway if isinstance(gateway.built, Gateway) else None
+        if front is not None and (backend.built.api == "tgi" or backend.built.timed_inside):
+            speaks = "is timed inside" if backend.built.timed_inside else "speaks tgi"
+            raise ConfigError(
+                f"gateway={gateway.built.name}: passes completions and chat, and {backend.built.name} {speaks}; "
+                "allowed is gateway=none"
+            )
+        return self._deployment(backend, model, front)
 
     def add(self, deployment: Deployment, point: Point, coordinates: Assignments) -> None:
         """Add the trials of a point, when all deployments are known."""
@@ -121,11 +129,12 @@ class _Builder:
             self.parts[key] = _Part(built, digest, content_hash([type(built).__qualname__, fields, digest]))
         return self.parts[key]
 
-    def _deployment(self, backend: _Part, model: _Part) -> Deployment:
+    def _deployment(self, backend: _Part, model: _Part, gateway: _Part | None) -> Deployment:
         engine, hardware, surroundings = backend.built, self.settings.hardware, self.surroundings
         gpu_count = engine.gpus if hardware.platform == "cuda" else 0
         environment = surroundings.fingerprint(engine, hardware.platform)
         on = [hardware.platform, hardware.accelerator, gpu_count]
+        on += [] if gateway is None else [gateway.identity]
         deployment_id = content_hash([PROTOCOL_VERSION, backend.identity, model.identity, environment, *on])
         if deployment_id not in self.deployments:
             spec = surroundings.environment(engine, hardware.platform)
@@ -146,6 +155,7 @@ class _Builder:
                 notes=notes,
                 content=_content(backend=backend, model=model),
                 environment=spec,
+                gateway=None if gateway is None else gateway.built,
             )
         return self.deployments[deployment_id]
 

@@ -14,10 +14,12 @@ import httpx
 import pytest
 
 from backends.launch import server
+from sweep.node import answers
 from sweep.node.deployment import _reset_caches
 from sweep.node.telemetry import EngineMetrics
 from sweep.records import Outcome
 from tests.engines.conftest import CONTEXT, DTYPE, left_behind, stream
+from tests.gateway_stand import bodies, gateway, tee
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -58,6 +60,23 @@ def test_counts_agree_with_usage(engine):
     assert total["completion_tokens"] == 8
     assert total["total_tokens"] == 48
     assert completion.text
+
+
+def test_its_answers_pass_a_gateway_byte_for_byte(engine):
+    """Streams and others, with the cache on: the first answer to a question is the engine's own, as it was sent."""
+    ask = {"model": engine.launch.served_name, "temperature": 0, "max_tokens": 12, **engine.backend.extra_body}
+    asks = [ask | {"prompt": PROMPTS[0], "stream": True, "stream_options": {"include_usage": True}}]
+    asks += [ask | {"prompt": PROMPTS[2], "stream": False}, ask | {"prompt": PROMPTS[1], "max_tokens": -3}]
+    with tee(engine.url) as (wire, sent), gateway(wire, cache={}, health_interval=1000) as url:
+        for body in asks:
+            before = len(b"".join(sent))
+            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120, trust_env=False)
+            assert len(b"".join(sent)) > before
+            assert bodies(sent)[-1] == answer.content
+        assert b"[DONE]" in bodies(sent)[-3]
+        again = httpx.post(f"{url}/v1/completions", json=asks[0], timeout=120, trust_env=False)
+    assert again.headers["x-gateway-cache"] == "exact"
+    assert again.text.count("data: ") == bodies(sent)[-3].count(b"data: ")
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
@@ -117,6 +136,19 @@ def test_a_prompt_over_the_context_is_an_error_and_the_engine_lives_on(engine):
     assert not engine.ran_out_of_memory()
     _, total = stream(engine, PROMPTS[0], 3)
     assert total["completion_tokens"] == 3
+
+
+def test_log_probabilities_of_a_text_are_those_of_its_tokens(engine, backend):
+    """Every token after the first has one, and the engine's own greedy answer is likelier than another text."""
+    if backend.log_probabilities_by is None:
+        pytest.skip("gives no log-probabilities of a text")
+    prompt = [5, 6, 7, 8]
+    answer = stream(engine, prompt, 6)[0][0].token_ids
+    other = [token + 1 for token in answer]
+    own, others = answers.log_probabilities(engine, [[*prompt, *answer], [*prompt, *other]])
+    assert [len(own), len(others)] == [len(prompt) + 5] * 2
+    assert all(value <= 0 for value in own)
+    assert sum(own[-6:]) > sum(others[-6:])
 
 
 def test_metrics_move_under_load(engine):

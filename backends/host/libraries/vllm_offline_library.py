@@ -65,6 +65,19 @@ class VLLMOffline:
         if self.rows.pop(f"row-{id(row)}", None):
             self.engine.abort_request([f"row-{id(row)}"])
 
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return, for each text, that of each token after the first, given those before it. No row may be here."""
+        scored: dict[str, list[float]] = {}
+        for number, text in enumerate(texts):
+            parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+            parameters.output_kind = RequestOutputKind.FINAL_ONLY
+            self.engine.add_request(f"text-{number}", TokensPrompt(prompt_token_ids=list(text)), parameters)
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                entries = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+                scored[output.request_id] = [entry[token].logprob for token, entry in entries]
+        return [scored[f"text-{number}"] for number in range(len(texts))]
+
     def memory(self) -> Mapping[str, float]:
         """The engine's own statistics, as its server shows them, without the prefix."""
         values: dict[str, float] = {}

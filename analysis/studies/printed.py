@@ -1,0 +1,87 @@
+"""The studies in words: the catalogue of their findings, and what a run says of them, for terminal and Markdown."""
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from analysis.results import RunResults
+from analysis.studies.findings import Beside, Judged, beside, judge_run
+from analysis.studies.tables import Study, all_studies, study_of
+
+
+def catalogue() -> RenderableType:
+    """Every study with its findings, and those that its own table contradicts."""
+    parts: list[RenderableType] = []
+    for study in all_studies():
+        parts.append(Text(f"{study.title}\n  {study.asked}\n  {', '.join(study.tables)}", style="bold"))
+        table = Table("finding", "claim", "its own table", box=None, pad_edge=False, header_style="bold")
+        for finding in study.findings:
+            table.add_row(finding.name, finding.claim, own_table(study, finding.name))
+        parts += [table, Text("")]
+    return Group(*parts)
+
+
+def own_table(study: Study, name: str) -> str:
+    """Return how a study's own table stands to one of its findings: agrees, contradicts, or does not say."""
+    finding = next(each for each in study.findings if each.name == name)
+    table = study.tables.get(finding.experiments[0])
+    answer = finding.rule.answer(table.frame) if table else None
+    if answer is None or answer.holds is None:
+        return "does not say"
+    return "agrees" if answer.holds else f"contradicts: {finding.note or answer.figures}"
+
+
+def run_findings(results: RunResults) -> RenderableType:
+    """A run's judgements, and the study's table beside its points."""
+    study = study_of(results.run.name)
+    if study is None:
+        named = ", ".join(experiment for each in all_studies() for experiment in each.tables)
+        return Text(f"{results.run.name}: follows no published study; those that do: {named}")
+    table = Table("finding", "judgement", "figures", box=None, pad_edge=False, header_style="bold")
+    for judged in judge_run(results):
+        table.add_row(judged.finding.claim, judged.judgement, judged.figures)
+    conditions = "; ".join(f"{key}: {value}" for key, value in study.conditions.items())
+    parts: list[RenderableType] = [Text(study.title, style="bold"), Text(f"there: {conditions}")]
+    parts += [Text(run_conditions(results)), table]
+    if rows := beside(results):
+        figures = Table("point", "figure", "published", "× baseline", "here", "× baseline", box=None, pad_edge=False)
+        for row in rows:
+            figures.add_row(*beside_cells(row))
+        parts += [Text(""), figures]
+    return Group(*parts)
+
+
+def run_conditions(results: RunResults) -> str:
+    """The conditions of a run, in a line."""
+    trials = results.run.trials
+    names = {"model": "model", "accelerator": "hardware"}
+    values = (
+        f"{label}: {', '.join(sorted(map(str, trials[column].dropna().unique())))}" for column, label in names.items()
+    )
+    return f"here: {'; '.join(value for value in values if not value.endswith(': '))}"
+
+
+def beside_cells(row: Beside) -> list[str]:
+    """A row of the table beside, as text; – for what is not there."""
+    values = (row.published, row.published_ratio, row.measured, row.measured_ratio)
+    shown = ["–" if value is None else f"{value:.4g}" for value in values]
+    return [row.point, row.column, shown[0], shown[1], shown[2], shown[3]]
+
+
+def markdown_lines(results: RunResults) -> Iterator[str]:
+    """The judgements and the tables of a run as Markdown, line by line."""
+    judgements: list[Judged] = judge_run(results)
+    if judgements:
+        yield from ("| published finding | judgement | figures |", "|---|---|---|")
+        yield from (f"| {each.finding.claim} | {each.judgement} | {each.figures} |" for each in judgements)
+    if rows := beside(results):
+        yield ""
+        yield from table_lines(rows)
+
+
+def table_lines(rows: Iterable[Beside]) -> Iterator[str]:
+    """A study's table beside a run's as Markdown, line by line."""
+    yield from ("| point | figure | published | × baseline | here | × baseline |", "|---|---|---|---|---|---|")
+    yield from (f"| {' | '.join(beside_cells(row))} |" for row in rows)

@@ -1,0 +1,132 @@
+"""Runs every published study's experiment on this machine and writes docs/studies.md and docs/measurements/studies.md.
+
+    python scripts/studies.py                 all of them; what was measured before is not measured again
+    python scripts/studies.py batch_size      only these; the others are taken from their folders, if they were run
+    python scripts/studies.py --no-run        only the documents
+
+An interrupted script goes on where it stopped: each experiment is an ordinary run in results/studies/NAME.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import pandas as pd  # noqa: E402
+
+import analysis  # noqa: E402
+from analysis.studies.findings import published_rows  # noqa: E402
+from analysis.studies.printed import markdown_lines, own_table, run_conditions, table_lines  # noqa: E402
+from analysis.studies.tables import Study, all_studies  # noqa: E402
+
+EXPERIMENTS = (
+    "latency_bound",
+    "throughput_bound",
+    "kv_cache",
+    "batch_size",
+    "sequence_length",
+    "request_count",
+    "completion_batches",
+    "serving_ladder",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("experiments", nargs="*", choices=[[], *EXPERIMENTS], help="default: all")
+    parser.add_argument("--no-run", action="store_true")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "studies")
+    options = parser.parse_args()
+    for name in () if options.no_run else options.experiments or EXPERIMENTS:
+        line = [f"+experiment={name}", f"out={options.results / name}", "tracking=none"]
+        status = subprocess.run([sys.executable, "-m", "sweep", *line], cwd=ROOT).returncode
+        print(f"{name}: exit status {status}", flush=True)
+    folders = {name: options.results / name for name in EXPERIMENTS}
+    runs = {name: folder for name, folder in folders.items() if (folder / "trials.parquet").is_file()}
+    (ROOT / "docs" / "studies.md").write_text("\n".join(studies_page(runs)) + "\n")
+    (ROOT / "docs" / "measurements" / "studies.md").write_text("\n".join(measurements_page(runs)) + "\n")
+
+
+def studies_page(runs: dict[str, Path]) -> Iterator[str]:
+    """docs/studies.md: each study, its line, its findings, and its table beside the run's."""
+    yield from (
+        "# The published studies",
+        "",
+        "What five published student and demo studies asked, the line that asks it again, and what their own",
+        "tables say of their findings. `sweep studies RUN` judges a run: each finding is reproduced, not",
+        "reproduced, not testable here, or contradicted by its own table; the report of such a run has the",
+        "same. A finding is reproduced only if it holds at the unfavourable ends of the intervals too. The",
+        "tables are data with their sources, `analysis/studies/data`; the runs beside them here are of the",
+        "small forms of a machine without a GPU, so only ratios can be compared, and most findings need the",
+        "study's hardware. `python scripts/studies.py` writes this page.",
+    )
+    for study in all_studies():
+        yield from study_section(study, runs)
+
+
+def study_section(study: Study, runs: dict[str, Path]) -> Iterator[str]:
+    yield from ("", f"## {study.title}", "", study.asked, "")
+    conditions = "; ".join(f"{key} {value}" for key, value in study.conditions.items())
+    yield f"Source: {study.source}. Conditions: {conditions}."
+    experiments = dict.fromkeys([*study.tables, *(name for each in study.findings for name in each.experiments)])
+    yield from ("", "```", *(f"sweep +experiment={name}" for name in experiments), "```", "")
+    yield from ("| finding | claim | its own table |", "|---|---|---|")
+    yield from (f"| `{each.name}` | {each.claim} | {own_table(study, each.name)} |" for each in study.findings)
+    for name in experiments:
+        if name not in runs:
+            yield from ("", f"### {name}", "", "Not run on the machine that wrote this page.")
+            if name in study.tables:
+                yield ""
+                yield from table_lines(published_rows(study.tables[name], pd.DataFrame()))
+            continue
+        results = analysis.open_results(runs[name])
+        yield from ("", f"### {name}", "", f"{run_conditions(results)[0].upper()}{run_conditions(results)[1:]}.", "")
+        yield from markdown_lines(results)
+        if copy_figure(runs[name], name):
+            yield from ("", f"![Output throughput of {name}](images/studies/{name}.png)")
+
+
+def copy_figure(run: Path, name: str) -> bool:
+    """Copy a run's main figure to the documents; False if it has none."""
+    figure = run / "figures" / "output_throughput.png"
+    if not figure.is_file():
+        return False
+    target = ROOT / "docs" / "images" / "studies" / f"{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(figure.read_bytes())
+    return True
+
+
+def measurements_page(runs: dict[str, Path]) -> Iterator[str]:
+    """docs/measurements/studies.md: what the command printed at the end of each run."""
+    yield from (
+        "# The studies on a machine without a GPU",
+        "",
+        "What each study's command prints at its end on a machine without a GPU, with small models: that",
+        "every engine runs, on the same weights, through the same client, into one table. It says nothing",
+        "about engines on GPUs, and on a few cores shared by engine, client and Ray the figures of one run",
+        "are rough. `python scripts/studies.py` runs them all and writes this page; each experiment that is",
+        "missing was not run then.",
+    )
+    for name, folder in runs.items():
+        command = [sys.executable, "-m", "sweep", "report", str(folder)]
+        printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        lines = [line.rstrip() for line in printed.splitlines() if not line.startswith("report: ")]
+        rows = analysis.load(folder)
+        engines = sorted({f"{b} {v}" for b, v in zip(rows["backend"], rows["engine_version"].fillna("?"), strict=True)})
+        commits = ", ".join(sorted(rows["commit"].dropna().unique()))
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in rows["outcome"].value_counts().items())
+        origin = f"{outcomes}; {', '.join(engines)}; commit {commits}."
+        yield from ("", f"## {name}", "", f"`sweep +experiment={name}`: {origin}")
+        yield from ("", "```", *lines, "```")
+    missing = [name for name in EXPERIMENTS if name not in runs]
+    if missing:
+        yield from ("", f"Not run: {', '.join(missing)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The gateway beside an engine: launched, watched and read by the deployment that it belongs to."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from backends.base import Backend, Launch
+from backends.launch import server
+from sweep.config import import_path
+from sweep.gateway.settings import Gateway
+
+DECISIONS = "decisions.jsonl"  # in the gateway's folder
+GATEWAY_TIMEOUT = 30.0  # s
+
+
+class GatewayProcess(Backend):
+    """The gateway's process, as engines are described."""
+
+    computes_model = False
+
+    name: str = "gateway"
+    to: str  # URL of the engine
+    settings: Gateway
+    tokenizer: Path | None = None  # folder of the model
+
+    def command(self, launch: Launch) -> list[str]:
+        arguments = ["--to", self.to, "--host", launch.host, "--port", str(launch.port)]
+        arguments += ["--settings", self.settings.model_dump_json(), "--log", str(launch.workdir / DECISIONS)]
+        if self.tokenizer is not None and self.settings.clip.input_tokens is not None:
+            arguments += ["--tokenizer", str(self.tokenizer)]
+        return [sys.executable, "-m", "sweep.gateway.server", *arguments]
+
+    def environment(self, launch: Launch) -> dict[str, str]:
+        return {"PYTHONPATH": import_path(), **super().environment(launch)}
+
+
+class GatewayReport(NamedTuple):
+    """What a gateway did in a trial: its decisions by request, and how late its loop was (p99, s)."""
+
+    decisions: dict[str, dict[str, Any]]
+    loop_lag_p99: float | None
+
+
+class RunningGateway:
+    """A gateway in front of a running engine."""
+
+    def __init__(self, process: server.Engine) -> None:
+        self.process, self.url = process, process.url
+        self._log = process.launch.workdir / DECISIONS
+        self._begin = 0  # of the present trial's decisions in the log, bytes
+
+    def alive(self) -> bool:
+        return self.process.alive()
+
+    def reset(self) -> None:
+        """Begin a trial with an empty cache. Raises httpx.HTTPError if the gateway does not answer."""
+        httpx.post(f"{self.url}/gateway/reset", timeout=GATEWAY_TIMEOUT, trust_env=False).raise_for_status()
+        self._begin = self._log.stat().st_size if self._log.exists() else 0
+
+    def report(self) -> GatewayReport:
+        """What it did since the reset."""
+        lag = None
+        with contextlib.suppress(httpx.HTTPError, ValueError):  # one that has died
+            state = httpx.get(f"{self.url}/gateway/state", timeout=GATEWAY_TIMEOUT, trust_env=False).json()
+            lag = state["loop_lag_p99"]
+        decisions: dict[str, dict[str, Any]] = {}
+        if self._log.exists():
+            with self._log.open("rb") as file:
+                file.seek(self._begin)
+                for line in file:
+                    if line.endswith(b"\n"):
+                        decision = json.loads(line)
+                        decisions[decision["request_id"]] = decision
+        return GatewayReport(decisions, lag)
+
+
+@contextlib.contextmanager
+def running_gateway(settings: Gateway | None, engine: server.Engine, marker: str) -> Iterator[RunningGateway | None]:
+    """The gateway in front of an engine, on the engine's cores; None without settings. Raises LaunchError."""
+    if settings is None:
+        yield None
+        return
+    launch = replace(engine.launch, workdir=engine.launch.workdir / "gateway", gpus=(), python=sys.executable, port=0)
+    process = GatewayProcess(to=engine.url, settings=settings, tokenizer=engine.launch.model, launch_timeout=120.0)
+    with server.running(process, launch, marker=f"{marker}/gateway") as front:
+        yield RunningGateway(front)

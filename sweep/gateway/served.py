@@ -1,0 +1,56 @@
+"""How far the answers that a cache serves are the engine's own: both are asked again, one after the other."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from tokenizers import Tokenizer
+
+from sweep.client import wire
+from sweep.records import Request
+
+MOST_COMPARED = 32  # hits: the engine has to answer each of them
+COMPARE_TIMEOUT = 120.0  # s, of one answer
+
+
+def served_equal(
+    decisions: Mapping[str, Mapping[str, Any]],
+    requests: Sequence[Request],
+    target: wire.Target,
+    gateway: str,
+    tokenizer: Tokenizer | None,
+) -> float | None:
+    """The share of token positions at which the cache's answer to a similar question is the engine's own greedy one.
+
+    Of up to `MOST_COMPARED` hits, evenly spaced; None without hits, or where the tokenizer is not known.
+    """
+    hits = [each for each in requests if decisions.get(each.request_id, {}).get("cache") == "semantic"]
+    if not hits or tokenizer is None:
+        return None
+    equal = positions = 0
+    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False) as client:
+        for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
+            try:
+                texts = [_answer_text(client, replace(target, url=url), request) for url in (gateway, target.url)]
+            except (httpx.HTTPError, ValueError):
+                continue
+            served, own = (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+            equal += sum(a == b for a, b in zip(served, own, strict=False))
+            positions += max(len(served), len(own))
+    return equal / positions if positions else None
+
+
+def _answer_text(client: httpx.Client, target: wire.Target, request: Request) -> str:
+    """The text of an answer to the very request that was measured."""
+    body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
+    headers = {"Content-Type": "application/json", **target.headers}
+    if target.api_key_env is not None:
+        headers["Authorization"] = f"Bearer {os.environ[target.api_key_env]}"
+    path = target.path if target.path.startswith("/") else f"/{target.path}"
+    answer = client.post(httpx.URL(target.url).join(path), content=body, headers=headers).raise_for_status()
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    choices = [choice for event in events for choice in json.loads(event).get("choices") or []]
+    return "".join(choice.get("text") or (choice.get("delta") or {}).get("content") or "" for choice in choices)

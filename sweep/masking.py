@@ -1,0 +1,35 @@
+"""The one rule for secrets: names and values that look like one, and a text without them."""
+
+import re
+from collections.abc import Mapping
+
+NAME = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|(ACCESS|PRIVATE)_KEY(_ID)?|AUTHORIZATION|COOKIE"
+    r"|(^|_)(PAT|DSN|AUTH))$",
+    re.IGNORECASE,
+)
+# Keys by the beginnings that their issuers give them, web tokens, and the password of a URL.
+VALUE = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bgh[opsur]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
+    r"|\bxox[abp]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bya29\.[\w-]{20,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"
+    r"|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"
+)
+MASK = "***"
+SHORTEST = 8  # characters of a variable's value that is masked wherever it stands: shorter ones may be ordinary words
+
+
+def is_secret(name: str, value: object = "") -> bool:
+    """Return whether a setting, variable or header holds a secret, by its name or its value."""
+    return bool(NAME.search(name.replace("-", "_"))) or (isinstance(value, str) and VALUE.search(value) is not None)
+
+
+def secret_values(environ: Mapping[str, str]) -> set[str]:
+    """Return the values of variables that hold secrets, to be masked wherever they stand."""
+    return {value for name, value in environ.items() if NAME.search(name) and len(value) >= SHORTEST}
+
+
+def masked(text: str, values: set[str] | frozenset[str] = frozenset()) -> str:
+    """Return a text without these values, and without anything that looks like a key or a URL's password."""
+    for value in values:
+        text = text.replace(value, MASK)
+    return VALUE.sub(MASK, text)

@@ -1,0 +1,99 @@
+"""The gateway in front of the engine: what it clipped and what its cache answered. Empty without one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweep.numbers.quantity import quantity
+
+Decisions = Sequence[Mapping[str, Any]]  # of the measured requests, as the gateway's log has them
+HITS = ("exact", "semantic")
+
+
+def _hits(decisions: Decisions) -> list[Mapping[str, Any]]:
+    return [each for each in decisions if each.get("cache") in HITS]
+
+
+@quantity(unit="share", kind="count", label="Clipped requests")
+def clipped_share(decisions: Decisions) -> float | None:
+    """share of the requests whose prompt or answer the gateway clipped."""
+    clipped = [each for each in decisions if _cut(each)]
+    return len(clipped) / len(decisions) if decisions else None
+
+
+@quantity(unit="tokens", kind="count", type=int, label="Tokens clipped")
+def clipped_tokens(decisions: Decisions) -> int:
+    """Σ tokens of prompts that were cut, and of answers that were asked for and not allowed."""
+    return sum(map(_cut, decisions))
+
+
+def _cut(decision: Mapping[str, Any]) -> int:
+    before, after = (decision.get(f"input_{end}", 0) + decision.get(f"output_{end}", 0) for end in ("before", "after"))
+    return int(before - after)
+
+
+@quantity(unit="share", kind="count", better="higher", label="Cache hits")
+def cache_hit_rate(decisions: Decisions) -> float | None:
+    """share of the requests that were answered from the gateway's cache."""
+    return len(_hits(decisions)) / len(decisions) if decisions else None
+
+
+@quantity(unit="share", kind="count", label="Shared answers")
+def shared_answer_rate(decisions: Decisions) -> float | None:
+    """share of the requests that got the answer of an equal one under way."""
+    shared = [each for each in decisions if each.get("cache") == "shared"]
+    return len(shared) / len(decisions) if decisions else None
+
+
+@quantity(unit="share", kind="validity", better="lower", label="False hits")
+def false_hit_rate(decisions: Decisions, meanings: Mapping[str, str]) -> float | None:
+    """share of the requests that were answered from the cache by the answer to a question that means something else;
+    null where the workload does not say what its questions mean."""
+    if not decisions or not meanings:
+        return None
+    return sum(_is_false(each, meanings) for each in _hits(decisions)) / len(decisions)
+
+
+@quantity(unit="share", kind="validity", better="lower", label="False among hits")
+def false_hit_share(decisions: Decisions, meanings: Mapping[str, str]) -> float | None:
+    """false hits / cache hits."""
+    hits = _hits(decisions)
+    return sum(_is_false(each, meanings) for each in hits) / len(hits) if hits and meanings else None
+
+
+def _is_false(hit: Mapping[str, Any], meanings: Mapping[str, str]) -> bool:
+    return meanings.get(hit["request_id"]) != meanings.get(hit["origin"])
+
+
+@quantity(unit="share", kind="validity", better="higher", label="Served answers equal")
+def served_agreement(served_equal: float | None) -> float | None:
+    """share of token positions at which an answer served to a similar question is the engine's own greedy answer to
+    that question, over up to 32 hits."""
+    return served_equal
+
+
+@quantity(unit="tokens", kind="count", type=int, label="Tokens from the cache")
+def cache_tokens_saved(decisions: Decisions) -> int:
+    """Σ tokens of prompts and answers that the engine did not process, since the cache answered."""
+    return sum(int(hit["cached_input_tokens"] + hit["cached_output_tokens"]) for hit in _hits(decisions))
+
+
+@quantity(unit="USD", kind="cost", better="higher", label="Cost saved")
+def cache_cost_saved(
+    decisions: Decisions,
+    price_per_hour: float | None,
+    gpu_count: int,
+    duration: float | None,
+    output_tokens: int | None,
+) -> float | None:
+    """cost of the trial × output tokens from the cache / output tokens that the engine made."""
+    cached = sum(int(hit["cached_output_tokens"]) for hit in _hits(decisions))
+    made = (output_tokens or 0) - cached
+    if price_per_hour is None or duration is None or made <= 0:
+        return None
+    return max(gpu_count, 1) * price_per_hour / 3600 * duration * cached / made
+
+
+@quantity(unit="s", kind="validity", better="lower", label="Gateway's loop lag")
+def gateway_loop_lag_p99(loop_lag: float | None) -> float | None:
+    """p99 of the delays of the gateway's event loop, looked at every 10 ms."""
+    return loop_lag

@@ -1,0 +1,53 @@
+"""A batch of transformers' whose rows have all ended costs no further step."""
+
+import json
+import subprocess
+
+import pytest
+
+from backends.installed import configured
+from backends.prepare import environments, locks
+from sweep.config import ROOT, build, cache_directory
+from sweep.options import load_option
+
+pytestmark = pytest.mark.engine
+
+GENERATE = """
+import json, sys
+from pathlib import Path
+from backends.host.library import LibrarySettings, PromptRow
+from backends.host.libraries import transformers_library
+library = transformers_library.load(LibrarySettings(Path(sys.argv[1]), "cpu", "float32", 0, {}))
+steps, forward = [0], library.model.forward
+def counted(*arguments, **named):
+    steps[0] += 1
+    return forward(*arguments, **named)
+library.model.forward = counted
+def run(rows):
+    steps[0] = 0
+    def emit(tokens):
+        for index, token in tokens:
+            if not rows[index].done:
+                rows[index].take(token)
+    library.generate(rows, emit)
+    return [steps[0], [row.tokens for row in rows], [row.finish_reason for row in rows]]
+prompts = [[5, 6, 7], [8, 9]]
+first = run([PromptRow(prompt, 6, frozenset()) for prompt in prompts])
+ends = [frozenset({tokens[index]}) for index, tokens in zip((1, 0), first[1])]
+print(json.dumps([first, run([PromptRow(prompt, 6, end) for prompt, end in zip(prompts, ends)])]))
+"""
+
+
+def test_a_batch_that_ends_by_its_end_tokens_costs_no_further_step():
+    spec = environments.resolve(configured("transformers").env, "cpu")
+    python = environments.prepare(locks.locked(spec, cache_directory(None), print), cache_directory(None), print).python
+    model = build(load_option("model", "tiny-llama"), "model").prepare(cache_directory(None), print)
+    answer = subprocess.run(
+        [python, "-c", GENERATE, str(model)], capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    by_length, by_end = json.loads(answer.stdout.splitlines()[-1])
+    assert by_length[0] == 6
+    assert by_length[2] == ["length", "length"]
+    assert by_end[2] == ["stop", "stop"]
+    assert by_end[0] == max(len(tokens) for tokens in by_end[1])
