@@ -41,7 +41,7 @@ from sweep.records import Request
 
 TTFT, ITL, TOKENS = 0.05, 0.02, 64
 CACHED = 10_000  # answers
-FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10,000": {"cache": {}}}
+FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10000": {"cache": {}}}
 THRESHOLDS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
 ORDERS = 20  # in which the questions come
 HITS = ("<!-- hits: begin -->\n", "<!-- hits: end -->")

@@ -14,7 +14,7 @@ from sweep.numbers.warnings import trial_warnings
 QUICK = [
     *("cluster=inline", "tracking=none", "backend=simulated", "model=tiny-llama", "agreement=false"),
     *("workload=paraphrases", "workload.num_requests=40", "workload.output_tokens=6", "load=closed"),
-    *("load.concurrency=2", "backend.ttft={mean: 0.005}", "backend.itl={mean: 0.002}"),
+    *("load.concurrency=2", "backend.ttft={mean: 0.005}", "backend.itl={mean: 0.01}"),
 ]
 
 
@@ -26,15 +26,16 @@ def rows_of(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
-def decisions_of(tmp_path: Path) -> list[dict[str, Any]]:
-    (log,) = tmp_path.rglob("decisions.jsonl")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+def decisions_of(tmp_path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The gateway's decisions on the measured requests, in the attempt that the row is of."""
+    attempt = RunPaths(tmp_path / "out").attempt(row["deployment_id"], row["attempt"])
+    lines = [json.loads(line) for line in (attempt / "gateway" / "decisions.jsonl").read_text().splitlines()]
     return [line for line in lines if line["request_id"].startswith("measured")]
 
 
 def test_the_row_says_what_the_cache_bought_and_what_it_falsified(tmp_path):
     (row,) = rows_of(tmp_path, "gateway=cache", "gateway.cache.threshold=0.8", "workload.first=16")
-    decisions = decisions_of(tmp_path)[:40]
+    decisions = decisions_of(tmp_path, row)[:40]
     hits = [each for each in decisions if each["cache"] in ("exact", "semantic")]
     assert row["cache_hit_rate"] == pytest.approx(len(hits) / 40)
     assert row["cache_hit_rate"] > 0.5, "40 requests of 16 wordings"
@@ -61,7 +62,7 @@ def test_the_first_requests_are_misses_though_the_warm_up_asked_them(tmp_path):
     workload = Paraphrases(name="p", first=8, output_tokens=6)
     (row,) = read_trials(RunPaths(tmp_path / "out").trials)
     prompts = {each.request_id: each.prompt for each in workload.requests(None, 40, row["seed"])}
-    for each in decisions_of(tmp_path)[:40]:
+    for each in decisions_of(tmp_path, row)[:40]:
         assert (prompts[each["request_id"]] in seen) == (each["cache"] != "miss")
         seen.add(prompts[each["request_id"]])
 

@@ -82,6 +82,8 @@ class StandIn:
         return (
             f"# TYPE tgi_queue_size gauge\ntgi_queue_size 0\n"
             f"# TYPE tgi_batch_current_size gauge\ntgi_batch_current_size {self.running}\n"
+            f"# TYPE tgi_batch_current_max_tokens gauge\ntgi_batch_current_max_tokens {16 * self.running}\n"
+            f"# TYPE tgi_batch_max_total_tokens gauge\ntgi_batch_max_total_tokens 1024\n"
             f"# TYPE tgi_request_count counter\ntgi_request_count {self.requests}\n"
             f'# TYPE tgi_request_failure counter\ntgi_request_failure{{err="overloaded"}} {self.refused}\n'
         )
