@@ -51,11 +51,11 @@ def test_help_of_a_backend_lists_its_keys(capsys, arguments):
 @pytest.mark.parametrize(
     ("line", "completed"),
     [
-        ("st", ["status"]),
+        ("stat", ["status"]),
         ("backend=llama", ["backend=llamacpp"]),
         ("run backend=llamacpp,tg", ["backend=llamacpp,tgi"]),
         ("+exp", ["+experiment="]),
-        ("run +experiment=serv", ["+experiment=serving"]),
+        ("run +experiment=servi", ["+experiment=serving", "+experiment=serving_ladder"]),
         ("load=closed load.thi", ["load.think_time=", "load.think_distribution="]),
         ("load=closed load.think_distribution=", [f"load.think_distribution={v}" for v in ("constant", "exponential")]),
         ("load.batch_s", ["load.batch_size="]),

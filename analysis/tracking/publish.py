@@ -24,7 +24,7 @@ NEVER_RAN = ("unavailable", "censored", "cancelled")
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="wandb", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of the run's results")
     parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
     parser.add_argument("--entity", help="team or user; default: that of the run, else the login's own")

@@ -335,7 +335,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
     def progress(text: str) -> None:
         emit(State(text))
 
-    environment, spec = environments.Environment(""), work.deployment.environment
+    environment, spec = environments.Environment(""), None
     folder = Path()
     if backend.launches:
         model.reach(work.cache)  # before an environment is built for a model that cannot be fetched
@@ -345,6 +345,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         content = {"model": lambda: model.digest(work.cache), "backend": lambda: backend.digest()}
         if other := other_content(planned, content):
             raise Contradiction(other)
+        spec = work.deployment.environment
         assert spec is not None, "planned for an engine that is launched"
         if other := environments.other_platform(spec):
             raise Contradiction(other)

@@ -79,7 +79,9 @@ def _price(backend: Backend, hardware: Hardware) -> float | None:
 
 def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
     """The columns of the experiment's axes. Config groups are not among them: they have columns of their own."""
-    return {axis: trial.coordinates.get(axis) for axis in axes if axis not in NAMED_GROUPS}
+    values = {axis: trial.coordinates.get(axis) for axis in axes if axis not in NAMED_GROUPS}
+    # A flag may be a mapping: {method: ngram, ...}. A column holds it as text.
+    return {axis: json.dumps(value) if isinstance(value, dict | list) else value for axis, value in values.items()}
 
 
 def slo_text(settings: Settings) -> str | None:
