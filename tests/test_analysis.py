@@ -282,7 +282,7 @@ def test_memory_over_time_is_drawn_as_its_legend_says(tmp_path: Path) -> None:
 def test_the_plan_is_read_no_further_than_its_experiment(tmp_path: Path) -> None:
     run_of(tmp_path, [trial("a", 1, 0, 10.0)])
     plan = RunPaths(tmp_path).plan
-    plan.write_text('{"kind": "trial", "config": {"experiment": 1}}\n' + plan.read_text() + "{cut sho")
+    plan.write_text(plan.read_text() + '{"kind": "trial", "trial_id": 1, "deploy')
     assert open_run(tmp_path).name == "x"
     plan.write_text('{"kind": "experiment", ')
     with pytest.raises(DamagedFile, match=r"plan\.jsonl"):

@@ -190,7 +190,7 @@ def test_the_shard_dies_of_an_out_of_memory(native, tmp_path):
 
 def test_the_whole_line_attached_to_one_that_runs(native, tmp_path):
     """`backend=tgi backend.url=...`: no GPU, no docker, nothing launched."""
-    engine = native(STAND_IN_EOS="9")
+    engine = native(STAND_IN_EOS="9", STAND_IN_ITL="0.1")  # slow beside the client, on any machine
     words = (
         f"backend=tgi backend.url={engine.url} model=served workload=qa workload.num_requests=6 "
         "workload.output_tokens=12 load.batch_size=3 cluster=inline tracking=none hardware=cpu "

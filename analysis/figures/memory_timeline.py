@@ -4,6 +4,8 @@ Memory is that of the GPU, or of the engine's processes if there is no GPU. A po
 shows as a flat line, independent of its use.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -71,15 +73,20 @@ def _largest(run: Run, layout: Layout) -> pd.DataFrame:
 def _same_scales(axes: list[list[Axes]]) -> None:
     """Scale axes from zero: each kind of memory alike in all panels, and time alike in both axes of a panel."""
     for row in zip(*axes, strict=True):
-        top = max(ax.dataLim.ymax for ax in row)
+        top = _end(ax.dataLim.ymax for ax in row)
         for ax in row:
-            ax.set_ylim(0, top * 1.08 if top > 0 else 1)
+            ax.set_ylim(0, top * 1.08)
             ax.locator_params(axis="y", nbins=5)
             ax.grid(visible=False, axis="x")
     for column in axes:
-        end = max(ax.dataLim.xmax for ax in column)
+        end = _end(ax.dataLim.xmax for ax in column)
         for ax in column:
-            ax.set_xlim(0, end if end > 0 else 1)  # -inf where nothing is drawn
+            ax.set_xlim(0, end)
+
+
+def _end(ends: Iterable[float]) -> float:
+    """The largest end of an axis; 1 where nothing, or nothing but zeros, is drawn."""
+    return max((end for end in ends if math.isfinite(end) and end > 0), default=1.0)
 
 
 def _axis_label(trials: pd.DataFrame) -> str:
