@@ -371,11 +371,12 @@ def test_a_trial_that_awaits_its_second_try_at_the_deadline_is_not_left(tmp_path
     assert result.unfinished == 6 - len(ledger.rows) > 0
 
 
-def test_trials_parquet_holds_the_present_plan_only(tmp_path):
+def test_trials_parquet_holds_the_present_plan_first(tmp_path):
     drive(make_plan(deployment("a", ["1", "2"])), tmp_path, Scripted({"a": [["ok", "ok"]]}))
     paths, ledger = drive(make_plan(deployment("a", ["2", "3"])), tmp_path, Scripted({"a": [["ok"]]}))
-    assert [row["trial_id"] for row in read_trials(paths.trials)] == ["2", "3"]
-    assert set(ledger.rows) == {"1", "2", "3"}, "nothing is lost: the old row is still in the ledger"
+    rows = [(row["trial_id"], row["in_plan"]) for row in read_trials(paths.trials)]
+    assert rows == [("2", True), ("3", True), ("1", False)]
+    assert set(ledger.rows) == {"1", "2", "3"}
 
 
 def test_rows_are_recomputed_when_nothing_runs_any_more(tmp_path, monkeypatch):

@@ -29,7 +29,13 @@ def planned(prompts):
     """planned(*arguments, environment=...) -> the plan of two engines, two loads and a data set of the user's."""
 
     def plan(*arguments, environment="engine 1.0"):
-        base = ["backend=simulated,transformers", "model=tiny-llama", "workload=qa", f"workload.file={prompts}"]
+        base = [
+            "backend=simulated,transformers",
+            "model=tiny-llama",
+            "workload=prompts",
+            f"workload.file={prompts}",
+            "workload.output_tokens=64",
+        ]
         line = [*base, "load.batch_size=1,2", "cluster=inline", "tracking=none", *arguments]
         here = Surroundings(
             lambda backend, platform: f"{backend.name} in {environment}", lambda backend, platform: None

@@ -90,11 +90,11 @@ def test_an_engine_is_launched_once_per_distinct_deployment():
         (("backend=transformers,vllm", "relaunch=once"), [None, None]),
         (("relaunch=per_replicate",), [0, 1]),
         (("backend=transformers,vllm", "replicates=1"), [None, None]),
-        (("backend=transformers,openai", "backend.url=http://h:1"), [0, 1, None]),
+        (("backend=transformers,openai", "backend.url=http://h:1"), [0, 1, 0, 1]),
     ],
 )
 def test_where_deployments_are_compared_a_replicate_is_a_launch(arguments, launches):
-    """An engine that others run is never launched."""
+    """An engine that others run is never launched, but asked in blocks like the others."""
     condition = ["when={backend.url: {backend: openai}}"] if "backend.url=http://h:1" in arguments else []
     plan = planned(*arguments, *condition)
     assert [launch.replicate for launch in plan.launches] == launches
