@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sweep.inputs.random_weights import Array, encode
+from sweep.inputs.weights.random_weights import Array, encode
 
 Fault = Callable[[Path], None]
 WINDOW = 24  # tokens that a truncated cache keeps

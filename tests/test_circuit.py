@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sweep.inputs.random_weights import Architecture
+from sweep.inputs.weights.random_weights import Architecture
 from tests.engines.circuit import LOOKBACKS, Circuit, lookbacks
 from tests.test_model import NUMBERS, ORDINARY
 

@@ -22,8 +22,8 @@ from scripts import train_tokenizer
 from sweep.config import CONF, ConfigError, build
 from sweep.inputs import hub as hub_module
 from sweep.inputs.model import HubModel, Model, PathModel, RandomModel, ServedModel
-from sweep.inputs.random_weights import Architecture, encode, shapes, tensor, write_weights
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
+from sweep.inputs.weights.random_weights import Architecture, encode, shapes, tensor, write_weights
 from sweep.options import load_option
 
 NUMBERS: dict[str, Any] = {

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from backends.prepare import patience
 from backends.prepare.environments import EnvironmentFailed
 from backends.prepare.programs import ToolFailed
 from sweep.__main__ import main
@@ -18,7 +19,6 @@ from sweep.drive import status
 from sweep.drive.breaker import Breaker
 from sweep.inputs import package_model
 from sweep.inputs.package_model import PackageModel
-from sweep.node import patience
 from sweep.node.deployment import Completed, Finished, Placed, Prepared, Stalled, Unprepared
 from sweep.outage import Outage
 from sweep.run import exit_status

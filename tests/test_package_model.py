@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from backends.prepare.checkpoints import file_digest
 from sweep.inputs import package_model
-from sweep.inputs.gguf_folder import LAYER, halves
 from sweep.inputs.package_model import PackageModel
-from sweep.inputs.random_weights import encode
+from sweep.inputs.weights.gguf_folder import LAYER, halves
+from sweep.inputs.weights.random_weights import encode
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
 

@@ -23,9 +23,7 @@ from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
 from sweep.config import Strict, content_hash
-from sweep.inputs import random_weights
 from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, ignore, resolve_commit
-from sweep.inputs.random_weights import Architecture
 from sweep.inputs.shape import ModelShape
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
@@ -35,6 +33,8 @@ from sweep.inputs.tokenizer import (
     special_ids,
     tokenizer_files,
 )
+from sweep.inputs.weights import random_weights
+from sweep.inputs.weights.random_weights import Architecture
 
 
 class Model(Strict):

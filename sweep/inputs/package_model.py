@@ -18,9 +18,9 @@ from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import file_digest
 from backends.prepare.uv import EnvironmentFailed, pip_settings, uv_settings
 from sweep.config import content_hash
-from sweep.inputs import gguf_folder
 from sweep.inputs.hub import ignore
 from sweep.inputs.model import Model, Percent, safe_name
+from sweep.inputs.weights import gguf_folder
 from sweep.outage import Outage, is_outage
 
 INDEX_TIMEOUT = "10"  # s, of each request to the index when only its answer counts

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from sweep.config import Strict
-from sweep.inputs.random_weights import Architecture
+from sweep.inputs.weights.random_weights import Architecture
 
 
 class ModelShape(Strict):

@@ -28,12 +28,12 @@ from backends.launch.gpus import find_gpu, present
 from backends.launch.task import Stopped
 from backends.prepare import environments as environments
 from backends.prepare import fit
+from backends.prepare.patience import DISK_FULL, patiently
 from sweep.client.measurement import ClientDied
 from sweep.config import Hardware, first_line
 from sweep.gateway.process import running_gateway
 from sweep.node import agreement, gpu_memory
 from sweep.node.cold_start import measure_cold_start
-from sweep.node.patience import DISK_FULL, patiently
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work

@@ -31,8 +31,8 @@ import numpy as np
 
 from backends.prepare.build_once import build_once
 from sweep.inputs.model import RandomModel
-from sweep.inputs.random_weights import Architecture, Array, Shape, draw, stream_of, tensor, write_weights
 from sweep.inputs.tokenizer import load_tokenizer, ordinary_tokens
+from sweep.inputs.weights.random_weights import Architecture, Array, Shape, draw, stream_of, tensor, write_weights
 
 MAX_WIDTH = 64  # signs in a codeword
 MAX_BITS = 11  # of a token's id

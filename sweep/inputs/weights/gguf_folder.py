@@ -13,7 +13,7 @@ from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from sweep.inputs.random_weights import Array, encode, header
+from sweep.inputs.weights.random_weights import Array, encode, header
 
 FORMAT = 1  # part of the model's digest: raise it when the same file comes to another folder
 LAYER = {  # llama.cpp's name of a layer's tensor: Hugging Face's
