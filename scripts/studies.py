@@ -56,7 +56,7 @@ def studies_page(runs: dict[str, Path]) -> Iterator[str]:
     yield from (
         "# The published studies",
         "",
-        "What five published student and demo studies asked, the line that asks it again, and what their own",
+        "What the published student and demo studies asked, the line that asks it again, and what their own",
         "tables say of their findings. `sweep studies RUN` judges a run: each finding is reproduced, not",
         "reproduced, not testable here, or contradicted by its own table; the report of such a run has the",
         "same. A finding is reproduced only if it holds at the unfavourable ends of the intervals too. The",

@@ -266,7 +266,9 @@ def gateway(arguments: list[str]) -> int:
     parser = Parser(gateway)
     parser.add_argument("--to", metavar="URL", action="append", required=True, help="an engine; may be repeated")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=_checked(Annotated[int, Field(ge=0, le=65535)], "0 to 65535"), default=8080)
+    parser.add_argument(
+        "--port", type=_checked(Annotated[int, Field(ge=0, le=65535)], "0 to 65535"), default=8080, help="default: 8080"
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the served model, to clip its input")
     parser.add_argument("--log", metavar="FILE", help="file for a line a request, without prompts")
     parser.add_argument("overrides", nargs="*", help="gateway=NAME and gateway.KEY=VALUE")

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from types import FrameType
 
 from sweep.config import ISSUE_AGAIN, ConfigError, import_path
+from sweep.disk.run_files import RunPaths
+from sweep.drive.driver import last_status
+from sweep.drive.output_folder import results_folder
 from sweep.drive.stop_control import STOP_SIGNALS, deadline_at
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
@@ -22,6 +25,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  # s before the command is issued again
 WORKED = 900.0  # s that a command ran for, after which the next pause is the first again
 GIVEN_UP_AFTER = 8 * 3600.0  # s of commands that all stopped early, after which it is given up
 BAD_INPUT = 2
+INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so for ever
 
 
 class Reissuer:
@@ -55,10 +59,10 @@ class Reissuer:
             if self.signals or not temporary:
                 return 130 if status < 0 else status
             if deadline is not None and time.time() >= deadline:
-                return ISSUE_AGAIN
+                return INCOMPLETE
             if time.monotonic() - failing_since > GIVEN_UP_AFTER:
                 print(f"given up after {duration_text(GIVEN_UP_AFTER)} of commands that stopped early", file=sys.stderr)
-                return ISSUE_AGAIN
+                return INCOMPLETE
             print(f"exit status {status}: issuing the command again in {duration_text(pause)}", file=sys.stderr)
             if self._interrupted_within(pause):
                 return 130
@@ -90,4 +94,4 @@ class Reissuer:
             settings = compose_run(self.arguments, lambda cluster: "cpu", options).settings
         except ConfigError:
             return None  # the command itself explains it
-        return deadline_at(settings.deadline, None)
+        return deadline_at(settings.deadline, last_status(RunPaths(results_folder(settings))))

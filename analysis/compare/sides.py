@@ -14,6 +14,7 @@ from sweep.disk import object_store
 
 SELECT = "@"  # between a run and the settings that select some of its points
 NEEDED = ("trials.parquet", "plan.jsonl")
+PARTS = ("backend", "model", "workload", "load")
 TrialSettings = dict[str, Any]  # dotted key -> value
 
 
@@ -75,14 +76,14 @@ def _selection(text: str, selection: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in selection.split(",") if pair]
     if any(not key or not equals for key, equals, _ in pairs):
         raise ConfigError(f"{text}: after {SELECT} come KEY=VALUE pairs, e.g. results/a@backend=vllm")
-    return {{"backend": "backend.name", "model": "model.name"}.get(key, key): value for key, _, value in pairs}
+    return {f"{key}.name" if key in PARTS else key: value for key, _, value in pairs}
 
 
 def _trial_settings(row: dict[Any, Any]) -> TrialSettings:
     """What a trial was asked: its whole configuration, or without one (rows made elsewhere) its columns."""
     config = json.loads(row.get("config") or "{}")
     settings = dict(_flat("", config)) if config else {}
-    for part in ("backend", "model", "workload", "load"):
+    for part in PARTS:
         settings.setdefault(f"{part}.name", row.get(part))
     for key, value in row.items():
         if "." in str(key) and str(key) not in settings and not pd.isna(value):

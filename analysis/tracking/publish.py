@@ -1,4 +1,4 @@
-"""`wandb RUN`: a finished run, from its files, to W&B: its trials, the whole, a workspace and a report.
+"""Sends a finished run to W&B from its files: its trials, the sweep as a whole, a workspace and a report.
 
 Equal ids replace what was sent before, so it may be repeated; without a login all of it stays offline.
 """

@@ -105,7 +105,7 @@ class Driver:
         self.nodes = NodeHealth()
         self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
-        self.stop = StopControl(deadline_at(plan.settings.deadline, _last_status(paths)))
+        self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)))
         self.status = StatusWriter(paths, display)
 
     def run(self) -> RunResult:
@@ -415,7 +415,7 @@ class Driver:
         state.finish(trial.trial_id, Outcome(verdict["outcome"]))
 
 
-def _last_status(paths: RunPaths) -> Mapping[str, Any] | None:
+def last_status(paths: RunPaths) -> Mapping[str, Any] | None:
     """Return the status that the last driver left here, None without one or if it is damaged: it is written anew."""
     try:
         return read_status_file(paths)

@@ -28,8 +28,8 @@ class StopLevel(IntEnum):
 def deadline_at(text: str | None, last_status: Mapping[str, Any] | None) -> float | None:
     """Return the time that the setting `deadline` means, s since the epoch.
 
-    A time of day that passed in the run before this one has passed for some hours: a loop that repeats the command
-    until it succeeds must not go on for a day.
+    A time of day that passed in the run before this one has passed for some hours: the same command, issued again,
+    must not go on for a day.
     """
     if text is None:
         return None
