@@ -66,7 +66,8 @@ class LlamaCpp(Backend):
         r"cudaMalloc failed: out of memory",
     )
     choice_patterns: ClassVar[dict[str, str]] = {
-        "flash_attn": r"\bflash_attn += (\w+)",
+        "slots": r"\bn_slots = (\d+)",  # flash attention is logged only with a line for every step
+        "kv_unified": r"\bkv_unified = '(\w+)'",
         "gpu_layers": r"offloaded (\d+/\d+) layers to GPU",
     }
     noise_patterns = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")

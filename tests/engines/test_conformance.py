@@ -174,7 +174,7 @@ def test_says_what_the_engine_chose(engine):
     """The engine's own choices that it logs on a CPU."""
     on_cpu = {
         "vllm": {"model_runner", "kv_cache_layout", "kv_cache_tokens", "enforce_eager", "chunked_prefill"},
-        "llamacpp": {"flash_attn"},
+        "llamacpp": {"slots", "kv_unified"},
     }
     assert set(engine.facts()["chosen"]) >= on_cpu.get(engine.backend.name, set())
 
