@@ -75,6 +75,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Hardware(Strict):
     """The hardware that a deployment is placed on, and its price per hour."""
 
@@ -82,7 +85,7 @@ class Hardware(Strict):
     platform: Literal["cpu", "cuda"]
     accelerator: str | None = None  # Ray's accelerator type, e.g. "L4"; null: a CPU, or any GPU
     matches: tuple[str, ...] = ()  # NVML's names of this GPU, for hardware=auto
-    price_per_hour: PositiveFloat | None = None  # USD per accelerator (per machine on a CPU); null: no cost is reported
+    price_per_hour: Price | None = None  # USD per accelerator (per machine on a CPU); null: no cost is reported
     price_source: str | None = None
     gpu_memory: PositiveFloat | None = None  # GiB of one accelerator, as NVML reports it
     bandwidth: PositiveFloat | None = None  # GB/s of that memory

@@ -10,6 +10,7 @@ import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments, locks, uv
+from sweep.__main__ import main
 from sweep.options import ConfigPath
 
 
@@ -226,3 +227,15 @@ def test_settings_that_pip_cannot_read_are_an_error_of_one_line(monkeypatch, tmp
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     with pytest.raises(environments.EnvironmentFailed, match=r"^pip's settings cannot be read: .*; see `.*` *$"):
         uv.pip_settings()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("backend.env.cpu=nope", "backend.env.cpu=nope: no such environment; allowed: "),
+        ("hardware.price_per_hour=inf", "hardware.price_per_hour=inf: "),
+    ],
+)
+def test_what_no_machine_has_is_refused_at_the_door(argument, message, capsys):
+    assert main(["backend=vllm", argument, "model=tiny-llama", "workload=qa", "dry_run=true"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -18,7 +18,7 @@ from backends.prepare import cuda_toolkit, fit, images, locks, programs, sources
 from backends.prepare.build_once import build_once
 from backends.prepare.uv import EnvironmentFailed as EnvironmentFailed
 from backends.prepare.uv import Uv
-from sweep.config import did_you_mean, validate
+from sweep.config import ConfigError, did_you_mean, validate
 from sweep.options import ConfigPath
 
 ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
@@ -52,7 +52,7 @@ def resolve(
     It has the optional distributions of `features` and of the choice's extras too. Of several builds it is the first
     that runs on `host`.
 
-    Raises ValueError, naming the key, when none is named or the named one does not exist.
+    Raises, naming the key, ValueError when none is named and ConfigError when the named one does not exist.
     """
     if choice.image:
         python = choice.python or "python3"
@@ -76,7 +76,7 @@ def resolve(
 def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> EnvironmentSpec:
     names = options.choices("environment")
     if name not in names:
-        raise ValueError(f"backend.env.{key}={name}: no such environment; {did_you_mean(name, names)}")
+        raise ConfigError(f"backend.env.{key}={name}: no such environment; {did_you_mean(name, names)}")
     spec = validate(EnvironmentSpec, {"name": name, **options.load("environment", name)}, f"environment={name}")
     assert isinstance(spec, EnvironmentSpec)
     chosen = sorted(features & set(spec.optional))

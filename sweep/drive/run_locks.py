@@ -43,6 +43,8 @@ class RunEnvironments:
                 if spec.python or spec.binary:
                     spec = spec.model_copy(update={"content": self.state_own(spec)})
                 self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, on)})
+            except ConfigError:  # it names an environment that there is not
+                raise
             except ValueError as error:
                 self.composed[key] = str(error)
         return self.locked.get(key, self.composed[key])
