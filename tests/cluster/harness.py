@@ -217,7 +217,7 @@ class Sweep:
         return [entry["trial_id"] for entry in entries if entry["kind"] == "trial"]
 
     def rows(self) -> list[dict[str, Any]]:
-        return read_trials(self.out / "trials.parquet")
+        return [row for row in read_trials(self.out / "trials.parquet") if row["in_plan"]]
 
     def outcomes(self) -> Counter[str]:
         return Counter(row["outcome"] for row in self.rows())

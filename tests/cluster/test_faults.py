@@ -321,7 +321,7 @@ def test_a_deadline_starts_nothing_that_cannot_end_by_then(sweep_of):
     done = sweep.committed()
     assert 0 < len(done) < 5
     begun = len(done)
-    soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 3))
+    soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 6))
     assert sweep.run(f"deadline='{soon}'") == 75
     assert "would end after the deadline" in sweep.said(), "now it is known how long these trials take"
     assert len(sweep.committed()) == begun
