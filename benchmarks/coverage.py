@@ -47,9 +47,9 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LAUNCHES = (3, 5, 10)
 BETWEEN_LAUNCHES = (0.02, 0.05)
 STEADY_REQUESTS = (1500,)  # fewer often hold no steady state
-FEW_REPLICATES = (3, 5)  # of steady states and ratios, which take long
+STUDIES = ("whole", "ratios", "steady")  # parts, which can be run one by one
+FEW_REPLICATES = (3, 5)  # of steady states, which take long
 FEWEST_OF_GAPS, GAP_REPLICATES = 500, 3  # requests and replicates
-RATIO_REQUESTS = 100
 TRUTH = 4_000_000  # latencies, for the true figure
 VALUES_AT_ONCE = 100_000  # so that a processor's cache holds the arrays
 SHOWN = 0.5  # share of the repetitions with an interval, from which a cell counts as shown
@@ -237,8 +237,6 @@ def _truth(latency: FloatArray, rate: float, spread: float) -> dict[str, float]:
         "mean": float(latency.mean()),
         "throughput": rate,
         **{f"itl {name}": float(np.quantile(noise, q)) for name, q in QUANTILES.items()},
-        "ratio of p50": 1.0,
-        "ratio of throughput": 1.0,
     }
 
 
@@ -259,12 +257,21 @@ def study(
             yield from design.cells(_rule(spread), runs, ours, truth)
             if count == GAP_REPLICATES and n >= FEWEST_OF_GAPS and spread < max(BETWEEN_LAUNCHES):
                 yield from design.cells(_rule(spread), runs, of_gaps, truth)
-            if count in FEW_REPLICATES and n == RATIO_REQUESTS:
-                yield from design.cells(f"ratio, {spread:.0%}", runs, ratios, truth)
             if others and not spread:
                 yield from design.cells("AIPerf", runs, over_runs, truth)
             if others and count == 1:
                 yield from design.cells("independent requests", runs, over_requests, truth)
+
+
+def ratio_study(
+    scenario: str, requests: Sequence[int] = REQUESTS, repetitions: int = 2000, seed: int = 1
+) -> Iterator[Cell]:
+    """The ratios of two engines, equally fast, with 0, 2 and 5 % between launches."""
+    replicates = [count for count in REPLICATES if count > 1]  # one does not show how much launches differ
+    runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
+    equal = {"ratio of p50": 1.0, "ratio of throughput": 1.0}
+    for n, spread, count in itertools.product(requests, (0.0, *BETWEEN_LAUNCHES), replicates):
+        yield from Design(scenario, n, count, repetitions, spread).cells(f"ratio, {spread:.0%}", runs, ratios, equal)
 
 
 def _rule(spread: float) -> str:
@@ -391,6 +398,7 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="keep the cells of others' rules")
     parser.add_argument("--steady", action="store_true", help="the steady states only")
     parser.add_argument("--whole", action="store_true", help="the whole runs only")
+    parser.add_argument("--ratios", action="store_true", help="the ratios of two engines only")
     parser.add_argument("--requests", nargs="*", type=int, default=REQUESTS, help="of a whole run")
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
@@ -398,8 +406,8 @@ def main() -> None:
     if arguments.quick:
         print(document(list(study("load 0.7", [100], [3], 300))))
         return
-    parts = ([] if arguments.steady else ["whole"]) + ([] if arguments.whole else ["steady"])
-    jobs = list(itertools.product(arguments.scenarios, parts, [arguments.requests], [not arguments.ours]))
+    chosen = [part for part in STUDIES if getattr(arguments, part)]
+    jobs = list(itertools.product(arguments.scenarios, chosen or STUDIES, [arguments.requests], [not arguments.ours]))
     with multiprocessing.Pool(arguments.processes) as pool:
         for cells in pool.imap_unordered(_job, jobs):
             write(cells)
@@ -408,7 +416,12 @@ def main() -> None:
 def _job(job: tuple[str, str, Sequence[int], bool]) -> list[Cell]:
     scenario, part, requests, others = job
     np.seterr(invalid="ignore", divide="ignore")
-    return list(study(scenario, requests, others=others) if part == "whole" else steady_study(scenario))
+    match part:
+        case "whole":
+            return list(study(scenario, requests, others=others))
+        case "ratios":
+            return list(ratio_study(scenario, requests))
+    return list(steady_study(scenario))
 
 
 if __name__ == "__main__":
