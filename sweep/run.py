@@ -63,7 +63,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     if settings is not before:
         machine = f"1 {hardware.accelerator or 'GPU'}" + (f" and {hardware.cpus} cores" if hardware.cpus else "")
         here = f"no {hardware.accelerator or 'GPU'} here"
-        console.print(f"{here}: planned for one machine with {machine}, as conf/hardware has it")
+        console.print(f"{here}: planned for one machine with {machine}, as conf/hardware has it", soft_wrap=True)
     if settings.dry_run:
         ledger = ledger_to_read(settings, paths)
         for message in ledger.describe_damage():

@@ -142,7 +142,7 @@ def test_the_plan_of_the_main_job_prints_how_long_it_takes_from_nothing_on_a_mac
 def test_dry_run_of_the_published_form_needs_no_gpu(capsys, out, monkeypatch):
     monkeypatch.setattr("sweep.provenance.gpu_names", lambda: ())
     assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=l4", f"out={out}"]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "no L4 here: planned for one machine with 1 L4 and 4 cores, as conf/hardware has it" in said
     assert "2.93" in said
     assert "unavailable" not in said
