@@ -107,11 +107,11 @@ def _check_history(kept: wandb_stub.Kept, token: str) -> None:
 
 
 def test_without_a_login_the_workspace_lies_in_the_folder(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out = tmp_path / "results" / "run"  # by its name
     run_of(out, rows())
-    done = published(tmp_path, "sweep", "wandb", str(out), "--no-trials")
+    done = published(tmp_path, "sweep", "wandb", "run", "--no-trials")
     assert done.returncode == 0, done.stderr
-    assert f"wandb sync {out}/wandb/offline-run-*" in done.stdout
+    assert f"wandb sync {out.relative_to(tmp_path)}/wandb/offline-run-*" in done.stdout
     assert len(list((out / "wandb").glob("offline-run-*"))) == 1
     view = json.loads((out / "wandb" / "workspace.json").read_text())
     assert view["displayName"] == "x: engines by task"

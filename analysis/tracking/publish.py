@@ -17,7 +17,7 @@ from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
 from analysis.tracking import process
 from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
-from sweep.disk.run_files import DamagedFile
+from sweep.disk.run_files import DamagedFile, run_folder
 
 NEVER_RAN = ("unavailable", "censored", "cancelled")
 
@@ -25,7 +25,7 @@ NEVER_RAN = ("unavailable", "censored", "cancelled")
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of the run's results")
+    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
     parser.add_argument("--entity", help="team or user; default: that of the run, else the login's own")
     parser.add_argument(
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        for line in publish(options.folder, options.project, options.entity, options.trials):
+        for line in publish(run_folder(options.run), options.project, options.entity, options.trials):
             print(line, flush=True)
     except (RunNotFound, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
