@@ -174,15 +174,13 @@ def compare(arguments: list[str]) -> int:
     if len(options.runs) < 2:
         raise ConfigError("RUN: two or more are compared, e.g. sweep compare results/monday results/tuesday")
     conditions = [room.condition(text) for text in options.fail_if]
-    columns = options.metric or None
-    if columns is None and conditions:
-        columns = list(dict.fromkeys(each.column for each in conditions))
+    columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
         sides = [room.side(text) for text in options.runs]
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     margin = options.margin / 100
-    compared = room.comparisons(sides, columns, margin)
+    compared = room.comparisons(sides, columns or None, margin)
     if options.format == "text":
         console = Console(highlight=False)
         for part in room.terminal_parts(compared, margin, conditions):

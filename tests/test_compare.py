@@ -138,6 +138,7 @@ def test_the_command_fails_only_for_a_loss_beyond_the_noise(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "slower in 2 of 2" in printed
     assert "failed: output_throughput < -3%: batch_size=1 -10.0%" in printed
+    assert main(["compare", reference, slower, *fail, "--metric", "tpot_p50"]) == 1
     assert main(["compare", reference, noisy, *fail]) == 0
     assert main(["compare", reference, slower, "--fail-if", "output_throughput < -20%"]) == 0
     assert "change of" in capsys.readouterr().out
