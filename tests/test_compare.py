@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import special
 
-from analysis.compare import Finding, comparisons, side
+from analysis.compare import Finding, PointComparison, comparisons, side
+from analysis.compare.output import verdict_text
 from analysis.compare.verdicts import Ratio, _welch, smallest_change, verdict
+from analysis.quantities import labelled_column
 from sweep.__main__ import main
 from tests.results import run_of, trial
 
@@ -142,6 +144,16 @@ def test_the_command_fails_only_for_a_loss_beyond_the_noise(tmp_path, capsys):
     assert main(["compare", reference, noisy, *fail]) == 0
     assert main(["compare", reference, slower, "--fail-if", "output_throughput < -20%"]) == 0
     assert "change of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("goodput", "faster"), ("ttft_p99", "faster"), ("cost_per_million_tokens", "cheaper"), ("agreement", "better")],
+)
+def test_the_verdict_is_in_the_words_of_the_quantity(column, words):
+    quantity = labelled_column(column)
+    assert verdict_text(PointComparison("a", "b", "", quantity, Finding.FASTER), 0.03) == words
+    assert verdict_text(PointComparison("a", "b", "", quantity, Finding.UNDECIDED), 0.03) == "not told apart"
 
 
 def test_formats(tmp_path, capsys):
