@@ -15,7 +15,7 @@ from analysis.headline import HEADLINE
 from analysis.quantities import labelled_column
 from analysis.results import RunResults
 from analysis.tracking import process
-from analysis.tracking.sweep_run import best_figures
+from analysis.tracking.sweep_run import best_lines
 from analysis.tracking.tracker import LONGEST_NAME
 from sweep.records import LOAD_COLUMNS
 from sweep.whole_file import write_whole
@@ -96,14 +96,10 @@ def _title(column: str) -> str:
 
 def best_table(results: RunResults) -> str:
     """The best engine of each task, in Markdown."""
-    best = best_figures(results)
-    tasks = [name.removeprefix("best line of ") for name in best if name.startswith("best line of ")]
-    lines = [
-        f"| {task} | {best[f'best line of {task}']} | {best[f'best output_throughput of {task}']:.4g} |"
-        for task in tasks
-    ]
+    points = results.points
+    lines = [f"| {best.panel} | {best.line} | {best.output_throughput:.4g} |" for best in best_lines(points)]
     head = ["| task | highest output throughput | tokens/s |", "|---|---|---|"]
-    measured = f"{best['points_with_result']} of {best['points']} points have a result."
+    measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
     return "\n".join(
         [f"{measured} Intervals, warnings and failures are in the report of the sweep's run.", "", *head, *lines]
     )
