@@ -74,7 +74,7 @@ def test_what_a_studys_own_table_contradicts_is_said() -> None:
         finding.name
         for study in all_studies()
         for finding in study.findings
-        if own_table(study, finding.name).startswith("contradicts")
+        if own_table(study, finding).startswith("contradicts")
     }
     assert contradicted == CONTRADICTED
     assert all(finding.note for study in all_studies() for finding in study.findings if finding.name in CONTRADICTED)
