@@ -55,6 +55,39 @@ def test_a_slow_down_is_found_and_its_size_is_right(tmp_path):
         assert each.low < 0.9 < each.high < 1
 
 
+def drifting(folder: Path, speed: float, seeds: range = range(5), **other) -> str:
+    """A run whose replicates differ by as much in every run, as by their prompts; its own noise is small."""
+    factors = (0.7, 1.2, 0.9, 1.3, 1.0)
+    rows = [
+        trial("vllm", 1, index, speed * factor * (1 + 0.001 * index), seed=seed, config=json.dumps(CONFIG))
+        for index, (factor, seed) in enumerate(zip(factors, seeds, strict=True))
+    ]
+    run_of(folder, [{**row, "launch": f"{folder.name}-{row['replicate']}", **other} for row in rows])
+    return str(folder)
+
+
+def test_what_replicates_have_in_common_cancels_if_they_sent_the_same_prompts(tmp_path):
+    reference = side(drifting(tmp_path / "a", 100))
+    for name, other, paired in (
+        ("same", {}, True),
+        ("prompts", {"seeds": range(5, 10)}, False),
+        ("launch", {"launch": "one"}, False),
+    ):
+        (compared,) = comparisons([reference, side(drifting(tmp_path / name, 95, **other))], ["output_throughput"])
+        assert (compared.paired, compared.verdict is Finding.SLOWER) == (paired, paired), name
+
+
+def test_intervals_hold_for_all_configurations_at_once(tmp_path):
+    """Sidak's: each of two is at 0.95^(1/2); of the one that is selected at 0.95. Five pairs have four degrees."""
+    runs = [launches(tmp_path / name, 100, 0.02) for name in "ab"]
+    widths = []
+    for selection in ("", "@load.batch_size=1"):
+        first, *_ = comparisons([side(f"{run}{selection}") for run in runs], ["output_throughput"])
+        widths.append(np.log(first.high / first.low))
+    quantiles = [special.stdtrit(4, (1 + 0.95 ** (1 / count)) / 2) for count in (2, 1)]
+    assert widths[0] / widths[1] == pytest.approx(quantiles[0] / quantiles[1])
+
+
 def test_small_differences_are_equal_within_the_margin_and_noise_is_not_told_apart(tmp_path):
     reference = launches(tmp_path / "a", 100, 0.002)
     assert {each[0] for each in verdicts(reference, launches(tmp_path / "b", 101, 0.002)).values()} == {"equal"}
@@ -124,6 +157,11 @@ def test_the_smallest_change_is_found_nine_times_in_ten():
         half = 2.3646 * difference.std(ddof=1) / np.sqrt(size)
         found += difference.mean() > half
     assert 0.87 < found / 2000 < 0.95
+
+
+def test_the_smallest_change_falls_as_the_root_of_the_number_of_launches():
+    by_hand = (special.stdtrit(19, 0.975) + special.stdtrit(19, 0.9)) * 0.02 / 2
+    assert smallest_change(Ratio(0.0, 0.02, 4, 5, True), 20, 0.95) == pytest.approx(np.expm1(by_hand))
 
 
 def test_the_verdict_knows_the_direction():
