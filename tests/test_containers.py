@@ -179,6 +179,7 @@ def test_every_engine_in_its_image_by_options_that_exist(runtime, environment, t
     command = container_options.wrap(backend.command(its), its, backend.environment(its))
     assert command[command.index(its.image) + 1 :][: len(begins)] == begins
     assert "127.0.0.1" in command
+    assert backend.facts(its), "none needs a program of this machine"
     monkeypatch.setenv("CONTAINER_STAND_IN_COMMAND", json.dumps(["echo", "runs:"]))
     answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     assert "unknown flag" not in answer.stderr, answer.stderr
