@@ -162,9 +162,7 @@ class Backend(Strict):
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
     dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
-    log_probabilities_by: ClassVar[Literal["prompt_logprobs", "host"] | None] = (
-        None  # of a text's tokens; None: by none
-    )
+    log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = None  # of a text's tokens; None: by none
     ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
     before_ampere: ClassVar[Literal["emulates", "refuses", "float16"]] = "emulates"  # bfloat16, on GPUs without it
     special_shown_by: ClassVar[dict[str, Any]] = {}  # the keys that make answers have special tokens in their text
