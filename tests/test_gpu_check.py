@@ -66,7 +66,7 @@ def test_results_are_kept_and_reported(tmp_path, monkeypatch, capsys):
     ]
     assert gpu_check.run(made.pop(2), tmp_path, None, limit=0.5).outcome == "timeout"
     monkeypatch.setattr(gpu_check, "sections", lambda folder: made)
-    monkeypatch.setattr(gpu_check, "versions", lambda: {"vllm": "environment vllm: vllm 0.32.0"})
+    monkeypatch.setattr(gpu_check, "engines", lambda: {"vllm": "environment vllm: vllm 0.32.0"})
     assert gpu_check.main(["--folder", str(tmp_path)]) == 1
     text = (tmp_path / "report.md").read_text()
     for line in (
