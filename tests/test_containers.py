@@ -26,6 +26,7 @@ from sweep.inputs.load import Batch
 from sweep.records import Outcome
 from tests.test_gpus import nvml as nvml
 from tests.test_tgi import STAND_IN, asked, executable, measure
+from tests.test_tgi import model as model
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIMES = ("docker", "podman", "apptainer")
@@ -37,14 +38,6 @@ IN_IMAGES = {  # by environment: the backend, and how its command begins in the 
     "llamacpp_image": ("llamacpp", ["/app/llama-server"]),
     "tgi": ("tgi", ["/tgi-entrypoint.sh"]),
 }
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"max_position_embeddings": 4096}')
-    return folder
 
 
 @pytest.fixture(params=RUNTIMES)

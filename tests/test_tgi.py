@@ -35,7 +35,7 @@ def executable(path: Path, *command: str, **environment: str) -> Path:
 def model(tmp_path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"max_position_embeddings": 4096}')
     return folder
 
 
