@@ -40,6 +40,7 @@ def test_the_sections_of_a_machine_with_gpus_are_every_engine_that_installs(two_
     listed = {section.name: section for section in gpu_check.sections(tmp_path)}
     installable = {name.partition(":")[2] for name in listed if name.startswith("install:")}
     assert {"vllm", "sglang", "lmdeploy", "transformers", "ctranslate2", "llamacpp", "exllama"} <= installable
+    assert listed["conformance:vllm"].command[-1] == "vllm and not vllm_gptq and not vllm_offline"
     assert listed["two_gpus"].skipped is None
     assert "backend.gpus=2" in listed["two_gpus"].command
     assert "model=random-llama-2-7b" in listed["bound:vllm"].command

@@ -94,6 +94,11 @@ def test_the_launchers_command_line(tmp_path, model):
     assert given["--prometheus-port"] != given["--master-port"]
 
 
+def test_its_pool_is_a_share_of_the_memory_that_it_may_use(tmp_path, model):
+    backend = TGI(name="tgi", flags={"cuda-memory-fraction": 0.5})
+    assert backend.memory_share(launch(tmp_path, model)) == pytest.approx(0.95 * 0.5)
+
+
 @pytest.mark.parametrize(
     ("fields", "host", "words"),
     [
