@@ -236,6 +236,9 @@ def test_a_data_set_of_the_hub_is_fetched_and_its_commit_is_the_plans(
     assert json.loads(row["digests"])["workload"].endswith(f"org/stories@{COMMITS['main']}")
     fetched = {path.split("/")[-1] for path, _ in Hub.requests if "/resolve/" in path}
     assert fetched == {"validation-00000-of-00002-bbbb.parquet", "validation-00001-of-00002-cccc.parquet"}
+    gpu = ["backend=transformers", "model=random-llama-2-7b", "hardware=l4", "dry_run=true", "details=true"]
+    assert main([*line[3:], *gpu, f"out={tmp_path / 'plan'}"]) == 0
+    assert "GiB weights" in capsys.readouterr().out
     Hub.closed = {"stories"}
     assert main([*line, "workload.revision=v2", f"out={tmp_path / 'closed'}"]) == 2
     assert "error: workload.dataset=org/stories@v2: " in capsys.readouterr().err
@@ -341,6 +344,6 @@ def test_a_model_of_the_hub_runs_by_its_name_alone(
     assert "error: model.repo=org/nowhere@main: " in capsys.readouterr().err
 
 
-def test_a_key_of_the_file_is_missing() -> None:
+def test_a_workload_that_is_no_option_and_no_file_is_refused() -> None:
     with pytest.raises(ConfigError, match="workload=nope: unknown"):
         composed("backend=vllm", "model=tiny-llama", "workload=nope")
