@@ -99,7 +99,7 @@ def _loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     from hydra.core.plugins import Plugins
     from hydra.plugins.config_source import ConfigResult
 
-    class Loader(ConfigLoaderImpl):
+    class Loader(ConfigLoaderImpl):  # type: ignore[misc]  # Hydra has no types
         def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
             result = super()._load_single_config(default, repo)
             if result.provider == PROVIDER and "hydra" in result.config:
