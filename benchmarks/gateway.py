@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--hits", action="store_true", help="instead: hits against false hits over thresholds")
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     options = parser.parse_args()
-    for form in set(FORMS) - set(options.forms.split(",")):
+    for form in set(FORMS) - {"direct", *options.forms.split(",")}:
         del FORMS[form]
     if options.hits:
         lines, mark = hits_table(), HITS

@@ -1,5 +1,6 @@
 """The gateway's cache: whose answer is served to whom, how it streams, and what is kept of it."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -17,11 +18,23 @@ import pytest
 from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import load_embedder
+from sweep.gateway.caching.flight import Flight
 from sweep.gateway.caching.keys import AnswerKey, is_deterministic
+from sweep.gateway.engines import EngineAnswer
 from sweep.gateway.settings import Cache
 from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain
 from tests.simulated_engine import ROOT
-from tests.test_gateway import CHAT, COMPLETIONS, connection_to, decisions, metric, post, read_answer, wait_for
+from tests.test_gateway import (
+    CHAT,
+    COMPLETIONS,
+    connection_to,
+    decisions,
+    metric,
+    post,
+    read_answer,
+    request_bytes,
+    wait_for,
+)
 
 PRIME, NEAR, OTHER = "Is 7 prime?", "Is 8 prime?", "Who wrote Hamlet?"
 ASK = {"model": "m", "prompt": PRIME, "max_tokens": 3, "temperature": 0, "stream": True}
@@ -189,9 +202,8 @@ def test_token_ids_are_compared_exactly():
 
 def send(stack, url, content=ASK):
     """A connection on which a request has been sent."""
-    body = json.dumps(content).encode()
     connection = stack.enter_context(connection_to(url))
-    connection.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    connection.sendall(request_bytes(content))
     return connection
 
 
@@ -222,6 +234,26 @@ def test_a_flight_outlives_the_client_that_began_it_and_ends_with_the_last():
         assert result(post(url, ASK | {"prompt": OTHER})) == "miss", "what nobody waited for was not finished"
 
 
+def test_nobody_joins_a_flight_that_its_last_reader_has_left():
+    async def follow():
+        never = asyncio.Event()
+
+        @contextlib.asynccontextmanager
+        async def ask():
+            async def rest():
+                await never.wait()
+                yield b""
+
+            yield EngineAnswer(200, [], b"begun", rest())
+
+        flight = Flight(ask, lambda *answer: None, lambda: None)
+        async with flight.join():
+            assert flight.is_open
+        return flight.is_open
+
+    assert not asyncio.run(follow()), "its answer ends in the middle"
+
+
 # -- what is kept
 
 
@@ -235,6 +267,7 @@ def test_a_flight_outlives_the_client_that_began_it_and_ends_with_the_last():
         b'data: {"choices":[{"finish_reason":"abort"}]}\n\ndata: [DONE]\n\n',
         b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: {"error":{"message":"x"}}\n\ndata: [DONE]\n\n',
         b"data: nonsense\n\ndata: [DONE]\n\n",
+        b'data: {"choices":[{"finish_reason":["stop"]}],"usage":"none"}\n\ndata: [DONE]\n\n',
         b"\x00\xff\n\ndata: [DONE]\n\n",
     ],
 )

@@ -74,10 +74,10 @@ def run_trial(
     logged = engine.log_position()
     began = time.monotonic()
     result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(running, stop, deadline), notify)
-    inputs |= _gateway_inputs(work, running, trial, prompts[1])
-    del prompts  # of a long trial, hundreds of megabytes
     if stop.is_set():
         return row.flat()
+    inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
+    del prompts  # of a long trial, hundreds of megabytes
     samples = sampler.samples(result.start_monotonic)
     wall_seconds = time.monotonic() - began
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report, "wall_seconds": wall_seconds}
@@ -159,19 +159,26 @@ def _measure(
         )
 
 
-def _gateway_inputs(work: Work, running: RunningEngine, trial: Trial, requests: list[Request]) -> dict[str, Any]:
-    """Return what the gateway, if there is one, did with the measured requests, as the quantities need it."""
+def _gateway_inputs(
+    work: Work, running: RunningEngine, trial: Trial, requests: list[Request], ended: bool
+) -> dict[str, Any]:
+    """Return what the gateway, if there is one, did with the measured requests, as the quantities need it.
+
+    A load's duration may leave requests unsent: they are in no share. Unless the trial ended by itself the engine is
+    asked nothing more: it is dead, or would let each comparison wait.
+    """
     if running.gateway is None:
         return {}
     report = running.gateway.report()
+    requests = [request for request in requests if request.request_id in report.decisions]
     meanings = trial.workload.fetched(work.cache).meanings()
     own = target(running.engine, trial.workload.ignore_eos)
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     return {
-        "decisions": [report.decisions.get(request.request_id, {}) for request in requests],
+        "decisions": [report.decisions[request.request_id] for request in requests],
         "meanings": {each.request_id: meanings[str(each.prompt)] for each in requests if each.prompt in meanings},
         "loop_lag": report.loop_lag_p99,
-        "served_equal": served_equal(report.decisions, requests, own, running.url, tokenizer),
+        "served_equal": served_equal(report.decisions, requests, own, running.url, tokenizer) if ended else None,
     }
 
 
