@@ -415,9 +415,7 @@ def uncommitted_code(commit: str) -> Evidence | None:
     return Evidence(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The gateway, not the engine, delayed tokens: give the engine's deployment a core more, lower the load, or measure"
     " without gateway.cache.",
     ARRIVALS,
@@ -428,9 +426,7 @@ def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
     return Evidence(lag, f"the gateway's loop was {lag * 1e3:.1f} ms late (p99)") if lag > LATE_GATEWAY else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.SEVERE,
+@_severe(
     "They got the answer to another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.",
 )
 def false_hits(false_hit_rate: float) -> Evidence | None:
