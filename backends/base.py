@@ -65,7 +65,7 @@ class EnvironmentSpec(Strict):
     binary: str | None = None  # an executable of the user's own, or in an image
     image: str | None = None  # a container image, "name:tag" or "name@sha256:…": nothing is installed
     runtime: Runtime | None = None  # that runs it; None: the first of docker, podman, apptainer on the node
-    cache: str = "/root/.cache"  # of an image: its folder for what an engine compiles, kept between launches
+    cache: str = "/var/cache/sweep"  # in an image: the folder of what an engine compiles, kept between launches
     shm_size: str = "16g"  # of an image: shared memory, through which an engine's processes talk
     python_version: str | None = None  # e.g. "3.11"; None = the orchestrator's
     requirements: tuple[str, ...] = ()

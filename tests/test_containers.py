@@ -65,7 +65,7 @@ def launch(tmp_path: Path, model: Path, runtime: str, **more: object) -> Launch:
         "image": str(tmp_path / "image.sif") if runtime == "apptainer" else f"repository/image@{DIGEST}",
         "runtime": runtime,
         "cache": tmp_path / "cache",
-        "image_cache": "/root/.cache",
+        "image_cache": "/var/cache/sweep",
         "max_model_len": 4096,
         "port": 8123,
     }
@@ -188,6 +188,7 @@ def test_every_engine_in_its_image_by_options_that_exist(runtime, environment, t
     assert not any(f"--env={name}" in command for name in theirs_alone), "the runtime pins; the token is a file"
     assert runtime == "apptainer" or {"--network=host", "--cpuset-cpus=0,1"} <= set(command)
     assert f"{tmp_path / 'cache'}:{spec.cache}:rw" in text
+    assert f"--env=XDG_CACHE_HOME={spec.cache}" in text
     assert f"{model}:{model}:ro" in text
     assert runtime == "apptainer" or f"--shm-size={spec.shm_size}" in text
 
