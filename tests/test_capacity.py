@@ -3,6 +3,7 @@
 import pytest
 
 from sweep.__main__ import main
+from sweep.options import load_option
 
 QUIET = ["cluster=inline", "tracking=none", "dry_run=true", "agreement=false"]
 
@@ -53,11 +54,22 @@ def test_the_roofline_against_the_limits(plan):
     assert "ends it" not in plan(*slow)
 
 
+def test_a_duration_ends_a_trial_before_its_requests_do(plan):
+    """1,000 requests one by one take 42 min, but nothing is sent after the first."""
+    paced = ["backend=transformers", *SYNTHETIC, "workload.num_requests=1000", "load=constant", "load.rate=1"]
+    assert "takes at least 42 min, and trial_timeout=600 s ends it" in plan(*paced, "hardware=l4", "trial_timeout=600")
+    assert "ends it" not in plan(*paced, "hardware=l4", "trial_timeout=600", "load.duration=60")
+
+
 @pytest.mark.parametrize("name", ["l4", "t4", "a100-80g", "h100", "h200"])
 def test_a_profile_has_its_figures_and_their_sources(plan, name):
     said = plan("backend=vllm_offline", "model=opt-125m", "workload=synthetic", f"hardware={name}", "details=true")
     assert "GiB weights" in said
     assert "at least" in said
+    profile = load_option("hardware", name)
+    assert profile["price_per_hour"]
+    assert profile["price_source"]
+    assert profile["figures_source"]
 
 
 def test_more_users_than_requests(plan):

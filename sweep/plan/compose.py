@@ -30,6 +30,7 @@ from sweep.config import (
     validate,
 )
 from sweep.inputs.hub import REPOSITORY
+from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
 from sweep.options import PRIMARY, ConfigPath
 from sweep.plan.axes import FORMS, PlanSpec, flow, in_words
@@ -45,6 +46,7 @@ from sweep.plan.command_line import (
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
 PROMPTS_WORKLOAD = "prompts"  # conf/workload/prompts.yaml: prompts of the file that the command line names
 SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
+SERVED_TARGET = f"{ServedModel.__module__}.{ServedModel.__qualname__}"
 
 Point = dict[str, Any]
 Obstacle = Callable[[Mapping[str, Any], str | None], str | None]
@@ -126,7 +128,6 @@ class _Composer:
 
     def __init__(self, line: CommandLine, options: ConfigPath) -> None:
         self.line, self.options = line, options
-        self.served = options.load("model", SERVED_MODEL)["_target_"]
         self.origins: dict[str, str] = {}
         experiments = options.choices("experiment")
         if line.experiment is not None and line.experiment not in experiments:
@@ -151,7 +152,7 @@ class _Composer:
         for key, value in {**request.scalars, **assignments}.items():
             if "." in key:
                 _assign(point, key, value)
-        if point["model"]["_target_"] == self.served and point["backend"].get("url") is None:
+        if point["model"]["_target_"] == SERVED_TARGET and point["backend"].get("url") is None:
             point["model"] = _by_address(point["model"], self.options)
         return _resolved(point) if interpolated else point
 
