@@ -79,12 +79,13 @@ def comparisons(
         ConfigError: if a column is not a measured quantity of which one direction is better.
     """
     reference, *others = sides
-    return [
-        comparison
-        for other in others
-        for column in columns or HEADLINE
-        for comparison in _by_column(reference, other, _quantity(column), margin)
-    ]
+    quantities = [_quantity(column) for column in columns or HEADLINE]
+    compared: list[PointComparison] = []
+    for other in others:
+        matches = match(reference, other)
+        for quantity in quantities:
+            compared += _by_column(reference.text, other.text, matches, quantity, margin)
+    return compared
 
 
 def _quantity(column: str) -> LabelledColumn:
@@ -96,12 +97,13 @@ def _quantity(column: str) -> LabelledColumn:
     return labelled
 
 
-def _by_column(reference: Side, other: Side, quantity: LabelledColumn, margin: float) -> list[PointComparison]:
-    matches = match(reference, other)
+def _by_column(
+    reference: str, other: str, matches: Sequence[Match], quantity: LabelledColumn, margin: float
+) -> list[PointComparison]:
     measured = [each for each in matches if _has(each.first, quantity) or _has(each.second, quantity)]
     usable = [each for each in measured if not each.obstacle_of(quantity.column)]
     level = CONFIDENCE ** (1 / max(1, len(usable)))
-    return [_compared(reference.text, other.text, each, quantity, margin, level) for each in measured]
+    return [_compared(reference, other, each, quantity, margin, level) for each in measured]
 
 
 def _has(trials: pd.DataFrame, quantity: LabelledColumn) -> bool:
