@@ -25,7 +25,7 @@ from sweep.records import Fault, Outcome
 from sweep.whole_file import write_whole
 
 LedgerRow = dict[str, Any]
-COMPACT_BYTES = 1 << 20  # of a ledger, from which it is written anew if more than half of it is superseded
+COMPACT_BYTES = 1 << 20  # of a ledger, above which it is written anew if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
 KEYS_OF_EVENT = {  # keys of each kind of entry
     "run": ("run",),
@@ -58,35 +58,29 @@ class Ledger:
         self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
-        superseded = self._read()
+        num_rows = self._read()
         self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials with truncated raw data
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if compact and (self.set_aside or superseded > max(COMPACT_BYTES, self._size) / 2):
+            superseded = num_rows - len(self.rows) - len(self.superseded)
+            large = path.exists() and path.stat().st_size > COMPACT_BYTES
+            if compact and (self.set_aside or (large and superseded > num_rows / 2)):
                 self._compact()
             _drop_cut_line(path)
             self.file = path.open("ab", buffering=0)
             if not self.run:
                 self._append({"event": "run", "run": uuid.uuid4().hex})
 
-    @property
-    def _size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
     def _read(self) -> int:
-        """Replay the file; return the bytes of rows that later ones replace, results aside."""
+        """Replay the file; return the number of rows in it, those that later ones replace included."""
         if not self.path.exists():
             return 0
-        superseded, sizes = 0, dict[str, int]()
+        num_rows = 0
         with self.path.open("rb") as file:
             for entry in entries(_whole_lines(file), _is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
-                results = len(self.superseded)
                 self._replay(entry)
-                if entry["event"] == "trial":
-                    trial_id = entry["row"]["trial_id"]
-                    superseded += sizes.get(trial_id, 0) if len(self.superseded) == results else 0
-                    sizes[trial_id] = _size_of(entry["row"])
-        return superseded
+                num_rows += entry["event"] == "trial"
+        return num_rows
 
     def describe_damage(self) -> list[str]:
         """Return a line that names the lines which do not hold, if there are any."""
@@ -215,11 +209,6 @@ def engine_answer(row: LedgerRow) -> str | None:
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     """The lines but for a last one that a crash has cut short."""
     return (line for line in lines if line.endswith(b"\n"))
-
-
-def _size_of(row: LedgerRow) -> int:
-    """About the bytes of a row's line."""
-    return 72 + sum(len(key) + len(str(value)) + 8 for key, value in row.items() if value is not None)
 
 
 def _is_ledger_entry(entry: dict[str, Any]) -> bool:
