@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
@@ -27,15 +27,17 @@ from sweep.whole_file import write_whole
 LedgerRow = dict[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, above which it is written anew if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
-KEYS_OF_EVENT = {  # keys of each kind of entry
-    "run": ("run",),
-    "trial": ("row",),
-    "attempt": ("deployment_id", "attempt"),
-    "attempt_placed": ("deployment_id", "attempt", "node"),
-    "attempt_end": ("deployment_id", "attempt", "end"),
-    "answers": ("trial_id", "answer", "count"),
+ATTEMPT = {"deployment_id": str, "attempt": str}
+TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # what each kind of entry has
+    "run": {"run": str},
+    "trial": {"row": dict},
+    "attempt": ATTEMPT,
+    "attempt_placed": {**ATTEMPT, "node": str},
+    "attempt_end": {**ATTEMPT, "end": str},
+    "answers": {"trial_id": str, "answer": str, "count": int},
 }
-ROW_NEEDS = ("trial_id", "deployment_id", "attempt", "outcome")
+TYPES_OF_ROW = {**ATTEMPT, "trial_id": str, "outcome": str, "reason": str | None}
+OUTCOMES = frozenset(Outcome)
 
 
 class Misplaced(Halted):
@@ -77,7 +79,7 @@ class Ledger:
             return 0
         num_rows = 0
         with self.path.open("rb") as file:
-            for entry in entries(_whole_lines(file), _is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
+            for entry in entries(_whole_lines(file), is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
                 self._replay(entry)
                 num_rows += entry["event"] == "trial"
         return num_rows
@@ -106,7 +108,12 @@ class Ledger:
         ]  # the row counts too
         before = [{"event": "trial", "row": row} for row in self.superseded]
         rows = [{"event": "trial", "row": row} for row in self.rows.values()]
-        write_whole(self.path, b"".join(sealed(entry) for entry in [*run, *attempts, *before, *answers, *rows]))
+
+        def write(staged: Path) -> None:  # line by line: all of them together are another ledger in memory
+            with staged.open("wb") as file:
+                file.writelines(sealed(entry) for entry in [*run, *attempts, *before, *answers, *rows])
+
+        write_whole(self.path, write)
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
@@ -211,14 +218,18 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     return (line for line in lines if line.endswith(b"\n"))
 
 
-def _is_ledger_entry(entry: dict[str, Any]) -> bool:
+def is_ledger_entry(entry: dict[str, Any]) -> bool:
     """Return whether an entry has what its kind needs; a row also an outcome that exists."""
-    if not set(KEYS_OF_EVENT.get(str(entry.get("event")), ("no such event",))) <= entry.keys():
+    types = TYPES_OF_EVENT.get(str(entry.get("event")))
+    if types is None or not _has(entry, types):
         return False
-    row = entry.get("row") if entry["event"] == "trial" else None
-    if row is None:
-        return entry["event"] != "trial" and str(entry.get("attempt", "0")).isdecimal()
-    return isinstance(row, dict) and set(ROW_NEEDS) <= row.keys() and row["outcome"] in set(Outcome)
+    if entry["event"] == "trial":
+        return _has(entry["row"], TYPES_OF_ROW) and entry["row"]["outcome"] in OUTCOMES
+    return bool(entry.get("attempt", "0").isdecimal())
+
+
+def _has(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
+    return all(isinstance(content.get(key), type_) for key, type_ in types.items())
 
 
 def _trial_of(line: bytes) -> str | None:
