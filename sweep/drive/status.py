@@ -141,6 +141,14 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
     return content
 
 
+def last_status(paths: RunPaths) -> dict[str, Any] | None:
+    """Return the status that the last driver left here, None without one or if it is damaged: it is written anew."""
+    try:
+        return read_status_file(paths)
+    except run_files.DamagedFile:
+        return None
+
+
 def _failure(row: Mapping[str, Any]) -> str:
     """Return the reason and the path of the log; an unavailable trial has none."""
     log = "" if row["outcome"] == Outcome.UNAVAILABLE else f" [{row['deployment_id']}/{row['attempt']}/engine.log]"
