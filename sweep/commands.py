@@ -103,15 +103,15 @@ def report(arguments: list[str]) -> int:
 
     With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
     """
+    from sweep.disk.run_files import run_folder
     from sweep.run import print_report
 
     parser = Parser(report)
-    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    parser.add_argument("folder", metavar="RUN", type=run_folder, help="a results folder, or its name under results/")
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
     parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
     options = parser.parse_args(arguments)
-    folder = Path(options.run) if Path(options.run).exists() else Path("results") / options.run
-    print_report(folder, Console(highlight=False), options.metrics, all_rows=options.all)
+    print_report(options.folder, Console(highlight=False), options.metrics, all_rows=options.all)
     return 0
 
 
@@ -119,9 +119,11 @@ def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
     from analysis import DamagedFile, RunNotFound, open_results
     from analysis.studies import printed
+    from sweep.disk.run_files import run_folder
 
     parser = Parser(studies)
-    parser.add_argument("folder", metavar="RUN", nargs="?", help="folder of the run's results")
+    where = "a results folder, or its name under results/"
+    parser.add_argument("folder", metavar="RUN", type=run_folder, nargs="?", help=where)
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, markup=False)

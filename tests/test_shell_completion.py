@@ -74,7 +74,8 @@ def test_a_run_is_completed_by_the_folders_that_hold_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "night").mkdir(parents=True)
     (tmp_path / "results" / "night" / "plan.jsonl").write_text("")
-    assert candidates(COMMANDS, ["status", ""], ConfigPath()) == ["results/night"]
+    for command in (["status"], ["report"], ["studies"], ["wandb"], ["compare"], ["compare", "results/night"]):
+        assert candidates(COMMANDS, [*command, ""], ConfigPath()) == ["results/night"]
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.load import Run, open_run
 from sweep.config import ConfigError, did_you_mean
 from sweep.disk import object_store
+from sweep.disk.run_files import run_folder
 
 SELECT = "@"  # between a run and the settings that select some of its points
 NEEDED = ("trials.parquet", "plan.jsonl")
@@ -62,8 +63,7 @@ def side(text: str) -> Side:
 
 def _open(place: str, all_rows: bool) -> Run:
     if not object_store.is_url(place):
-        folder = Path(place)
-        return open_run(folder if folder.exists() else Path("results") / folder, all_rows)
+        return open_run(run_folder(place), all_rows)
     folder = Path(tempfile.mkdtemp(prefix="sweep-compare-"))
     try:
         object_store.copy(place, folder, lambda name: name in NEEDED)

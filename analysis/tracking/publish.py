@@ -17,7 +17,7 @@ from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
 from analysis.tracking import process
 from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
-from sweep.disk.run_files import DamagedFile
+from sweep.disk.run_files import DamagedFile, run_folder
 
 NEVER_RAN = ("unavailable", "censored", "cancelled")
 
@@ -25,7 +25,8 @@ NEVER_RAN = ("unavailable", "censored", "cancelled")
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of the run's results")
+    where = "a results folder, or its name under results/"
+    parser.add_argument("folder", metavar="RUN", type=run_folder, help=where)
     parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
     parser.add_argument("--entity", help="team or user; default: that of the run, else the login's own")
     parser.add_argument(

@@ -112,6 +112,12 @@ class RunPaths:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def run_folder(run: str) -> Path:
+    """Return the folder of a run that a command line names: a folder, or the name of one under results/."""
+    folder = Path(run)
+    return folder if folder.exists() else Path("results") / folder
+
+
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
     """Write a file of the run that appears complete: a text, bytes, or what `content` writes to a path."""
     whole_file.write_whole(target, content, paths.staging())
