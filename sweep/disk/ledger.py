@@ -221,14 +221,14 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
 def is_ledger_entry(entry: dict[str, Any]) -> bool:
     """Return whether an entry has what its kind needs; a row also an outcome that exists."""
     types = TYPES_OF_EVENT.get(str(entry.get("event")))
-    if types is None or not _has(entry, types):
+    if types is None or not _has_types(entry, types):
         return False
     if entry["event"] == "trial":
-        return _has(entry["row"], TYPES_OF_ROW) and entry["row"]["outcome"] in OUTCOMES
+        return _has_types(entry["row"], TYPES_OF_ROW) and entry["row"]["outcome"] in OUTCOMES
     return bool(entry.get("attempt", "0").isdecimal())
 
 
-def _has(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
+def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
     return all(isinstance(content.get(key), type_) for key, type_ in types.items())
 
 
