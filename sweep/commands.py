@@ -103,6 +103,7 @@ def report(arguments: list[str]) -> int:
 
     With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
     """
+    from sweep.disk.run_files import run_folder
     from sweep.run import print_report
 
     parser = Parser(report)
@@ -110,8 +111,7 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
     parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
     options = parser.parse_args(arguments)
-    folder = Path(options.run) if Path(options.run).exists() else Path("results") / options.run
-    print_report(folder, Console(highlight=False), options.metrics, all_rows=options.all)
+    print_report(run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all)
     return 0
 
 
@@ -119,19 +119,20 @@ def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
     from analysis import DamagedFile, RunNotFound, open_results
     from analysis.studies import printed
+    from sweep.disk.run_files import run_folder
 
     parser = Parser(studies)
-    parser.add_argument("folder", metavar="RUN", nargs="?", help="folder of the run's results")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a results folder, or its name under results/")
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 200
-    if options.folder is None:
+    if options.run is None:
         console.print(printed.catalogue())
         return 0
     try:
-        results = open_results(options.folder)
+        results = open_results(run_folder(options.run))
         if options.markdown:
             print("\n".join(printed.markdown_lines(results)))
         else:
@@ -173,15 +174,13 @@ def compare(arguments: list[str]) -> int:
     if len(options.runs) < 2:
         raise ConfigError("RUN: two or more are compared, e.g. sweep compare results/monday results/tuesday")
     conditions = [room.condition(text) for text in options.fail_if]
-    columns = options.metric or None
-    if columns is None and conditions:
-        columns = list(dict.fromkeys(each.column for each in conditions))
+    columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
         sides = [room.side(text) for text in options.runs]
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     margin = options.margin / 100
-    compared = room.comparisons(sides, columns, margin)
+    compared = room.comparisons(sides, columns or None, margin)
     if options.format == "text":
         console = Console(highlight=False)
         for part in room.terminal_parts(compared, margin, conditions):

@@ -14,7 +14,7 @@ import pytest
 
 from sweep.__main__ import main
 from sweep.gateway.clipping import clip_text
-from sweep.gateway.engines import raise_file_limit
+from sweep.gateway.engines import EngineState, Router, raise_file_limit
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain, stream
 from tests.simulated_engine import ROOT, simulated
@@ -212,6 +212,22 @@ def test_a_prefix_stays_with_the_engine_that_has_it():
         assert set(homes) == {"a", "b"}
         for ending in ("what?", "why?"):
             assert spread(url, [prefix + ending for prefix in prefixes]) == homes
+
+
+def test_the_longest_prefix_decides_unless_its_engine_is_much_busier():
+    one, two = EngineState("one"), EngineState("two")
+    router = Router([one, two], "prefix")
+    common, longer = "x" * 64, "x" * 64 + "y" * 64
+
+    def choose(prompt, busy_one, busy_two):
+        one.in_flight, two.in_flight = busy_one, busy_two
+        return router.choose(prompt, set())
+
+    assert choose(longer, 1, 0) is two
+    assert choose(longer, 0, 4) is two
+    assert choose(common, 0, 5) is one, "the other is too busy"
+    assert [choose(longer + end, 0, 0) for end in "abc"] == [two] * 3, "though the other has its beginning"
+    assert choose(longer, 0, 5) is one
 
 
 def test_a_dead_engine_gets_nothing_and_no_request_fails(tmp_path):
@@ -454,7 +470,9 @@ def test_ten_thousand_connections_at_once():
 
 def test_only_this_machine_may_reset():
     with gateway("http://127.0.0.1:9") as url:
+        time.sleep(0.5)
         assert httpx.post(f"{url}/gateway/reset").status_code == 200
+        assert httpx.get(f"{url}/gateway/state").json()["looks"] < 25, "those before are forgotten"
         assert httpx.get(f"{url}/gateway/reset").status_code == 404
 
 

@@ -20,7 +20,9 @@ from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import load_embedder
 from sweep.gateway.caching.flight import Flight
 from sweep.gateway.caching.keys import AnswerKey, is_deterministic
+from sweep.gateway.caching.store import AnswerStore
 from sweep.gateway.engines import EngineAnswer
+from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Cache
 from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain
 from tests.simulated_engine import ROOT
@@ -185,7 +187,7 @@ def test_what_is_not_deterministic_passes():
     warm = ASK | {"temperature": 1.0}
     with talkative() as behind, gateway(behind.url, cache={}) as url:
         assert [result(post(url, warm)) for _ in range(2)] == ["none", "none"]
-        no_store = [post(url, ASK, **{"cache-control": "no-cache"}) for _ in range(2)]
+        no_store = [post(url, ASK, **{"cache-control": each}) for each in ("no-cache", "No-Store")]
         several = [post(url, ASK | {"prompt": ["a", "b"]}) for _ in range(2)]
         assert {result(each) for each in no_store + several} == {"none"}
         assert len(behind.received) == 6
@@ -369,6 +371,27 @@ def test_answers_outlive_the_gateway_and_hold_no_secret(tmp_path):
     assert b"sk-very-secret" not in content
     assert PRIME.encode() not in content
     assert oct(path.stat().st_mode)[-3:] == "600"
+
+
+def test_the_file_has_what_the_cache_has(tmp_path):
+    path, metrics = str(tmp_path / "answers"), Metrics()
+
+    def kept(capacity):
+        store = AnswerStore(path, "exact", metrics)
+        numbers = [each.key.question for each in store.load(capacity)]
+        store.close()
+        return numbers
+
+    store = AnswerStore(path, "exact", metrics)
+    for number in range(4):
+        store.add(entry(number), [entry(0)] if number == 3 else [])
+    store.close()
+    assert kept(10) == [b"1", b"2", b"3"], "the oldest goes first"
+    assert kept(2) == [b"2", b"3"], "the latest are read"
+    store = AnswerStore(path, "exact", metrics)
+    store.clear()
+    store.close()
+    assert kept(10) == []
 
 
 def test_a_cache_of_another_embedder_is_not_read(tmp_path):

@@ -19,6 +19,7 @@ from sweep.gateway.served import served_equal
 from sweep.gateway.settings import Clip, Gateway
 from sweep.inputs.prompts import Paraphrases
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from sweep.numbers.quantities import gateway as quantities
 from sweep.numbers.warnings import trial_warnings
 from sweep.records import Request
 from tests.gateway_stand import engine
@@ -157,6 +158,26 @@ def test_an_engine_that_speaks_no_completions_gets_no_gateway(tmp_path, capsys):
         main([*QUICK, "backend.api=tgi", "backend.batch_form=streams", "gateway=cache", f"out={tmp_path / 'out'}"]) == 2
     )
     assert "gateway=cache: passes completions and chat, and simulated speaks tgi" in capsys.readouterr().err
+
+
+def test_the_quantities_of_known_decisions():
+    tokens = {"cached_input_tokens": 3, "cached_output_tokens": 5}
+    exact = {"request_id": "b", "cache": "exact", "origin": "a", **tokens}
+    semantic = {"request_id": "c", "cache": "semantic", "origin": "a", **tokens}
+    cut = {"request_id": "a", "cache": "miss", "input_before": 9, "input_after": 7, "output_before": 4}
+    decisions = [cut, exact, semantic, {"request_id": "d", "cache": "shared"}]
+    meanings = {"a": "x", "b": "x", "c": "y"}
+    assert quantities.clipped_share(decisions) == 0.25
+    assert quantities.clipped_tokens(decisions) == 6
+    assert quantities.cache_hit_rate(decisions) == 0.5
+    assert quantities.shared_answer_rate(decisions) == 0.25
+    assert quantities.false_hit_rate(decisions, meanings) == 0.25
+    assert quantities.false_hit_share(decisions, meanings) == 0.5
+    assert quantities.false_hit_rate(decisions, {}) is None
+    assert quantities.cache_tokens_saved(decisions) == 16
+    # Two GPUs at 1.8 USD an hour for 10 s cost 0.01 USD; the cache gave 10 of 30 output tokens, half of what was made.
+    assert quantities.cache_cost_saved(decisions, 1.8, 2, 10.0, 30) == pytest.approx(0.005)
+    assert quantities.cache_cost_saved(decisions, 1.8, 2, 10.0, 10) is None
 
 
 def test_a_late_gateway_is_named():

@@ -14,6 +14,7 @@ from analysis.results import open_results
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments
 from sweep.__main__ import main
+from sweep.disk.run_files import read_trials, write_trials
 from sweep.inputs.load import Batch
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.random_tokens import RandomTokens
@@ -132,6 +133,17 @@ def test_best_against_best_and_the_wide_table(tmp_path):
         assert name in printed
     (frame,) = wide(results).values()
     assert list(frame.columns)[-1] == "vllm, batch size 32"
+
+
+def test_the_wide_table_leaves_out_latencies_by_the_engines_own_stamps(tmp_path: Path):
+    paths = make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
+    stamps = {"vllm": "engine"}
+    rows = [{**row, "client_stamp_source": stamps.get(row["backend"], "kernel")} for row in read_trials(paths.trials)]
+    write_trials(paths, rows)
+    (frame,) = wide(open_results(tmp_path)).values()
+    for name, shown in (("Mean TTFT (ms)", False), ("P99 ITL (ms)", False), ("Benchmark duration (s)", True)):
+        assert (frame.loc[name, "vllm"] != "—") == shown
+        assert frame.loc[name, "transformers"] != "—"
 
 
 def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):

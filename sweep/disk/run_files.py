@@ -112,6 +112,12 @@ class RunPaths:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def run_folder(run: str | Path) -> Path:
+    """The folder of a run, which a user gives as a path or as its name under results/."""
+    folder = Path(run)
+    return folder if folder.exists() else Path("results") / folder
+
+
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
     """Write a file of the run that appears complete: a text, bytes, or what `content` writes to a path."""
     whole_file.write_whole(target, content, paths.staging())

@@ -196,8 +196,7 @@ def _driver(status: Status) -> str:
 def find(run: str) -> Status:
     """The status of a run given by its folder, its name under results/, or the URL of an object store."""
     if not object_store.is_url(run):
-        out = Path(run)
-        return read(out if out.exists() else Path("results") / run)
+        return read(run_files.run_folder(run))
     with tempfile.TemporaryDirectory() as folder:
         object_store.copy(run, Path(folder), only=lambda name: name in ("plan.jsonl", "status.json"))
         return read(Path(folder))._replace(log=f"{run}/deployments")

@@ -28,7 +28,7 @@ from backends.launch.gpus import find_gpu, present
 from backends.launch.task import Stopped
 from backends.prepare import environments as environments
 from backends.prepare import fit
-from backends.prepare.patience import DISK_FULL, patiently
+from backends.prepare.patience import patiently
 from sweep.client.measurement import ClientDied
 from sweep.config import Hardware, first_line
 from sweep.gateway.process import GatewaySilent, running_gateway
@@ -37,7 +37,7 @@ from sweep.node.cold_start import measure_cold_start
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
-from sweep.outage import Outage
+from sweep.outage import DISK_FULL, Outage
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 from sweep.provenance import host

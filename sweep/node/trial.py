@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from backends.launch.server import Engine
 from sweep import provenance
 from sweep.client import measurement, wire
 from sweep.disk import run_files
-from sweep.disk.row import Observation, TrialRow, Verdict
+from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
 from sweep.gateway.served import served_equal
 from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
@@ -59,13 +59,7 @@ def run_trial(
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
     inputs["startup_seconds"] = engine.startup_seconds
     facts = engine_facts(running, caches_reset, salt)
-    row = TrialRow(
-        identity=identity(work, trial, gpu_name(running.node)),
-        verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
-        axes=coordinates(trial, work.axes),
-        engine=facts,
-        measured=figures(inputs),
-    )
+    row = _cancelled(work, running, trial, facts, inputs)
     if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
         return _invalid(row, below)
     try:
@@ -82,12 +76,11 @@ def run_trial(
     result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(running, stop, deadline), notify)
     if stop.is_set():
         return row.flat()
-    if running.gateway is not None:
-        inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
+    inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
     del prompts  # of a long trial, hundreds of megabytes
     samples = sampler.samples(result.start_monotonic)
-    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
-    inputs |= {"wall_seconds": time.monotonic() - began}
+    wall_seconds = time.monotonic() - began
+    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report, "wall_seconds": wall_seconds}
     verdict = judge(work, trial, running, result, logged)
     columns = replace(
         row,
@@ -98,6 +91,19 @@ def run_trial(
     ).flat()
     _write(work, trial, columns, result, samples)
     return columns
+
+
+def _cancelled(
+    work: Work, running: RunningEngine, trial: Trial, facts: EngineFacts, inputs: Mapping[str, Any]
+) -> TrialRow:
+    """The row of a trial that was stopped: what is known before its requests are sent."""
+    return TrialRow(
+        identity=identity(work, trial, gpu_name(running.node)),
+        verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
+        axes=coordinates(trial, work.axes),
+        engine=facts,
+        measured=figures(inputs),
+    )
 
 
 def _invalid(row: TrialRow, reason: str) -> dict[str, Any]:
@@ -156,12 +162,13 @@ def _measure(
 def _gateway_inputs(
     work: Work, running: RunningEngine, trial: Trial, requests: list[Request], ended: bool
 ) -> dict[str, Any]:
-    """Return what the gateway did with the measured requests, as the quantities need it.
+    """Return what the gateway, if there is one, did with the measured requests, as the quantities need it.
 
     A load's duration may leave requests unsent: they are in no share. Unless the trial ended by itself the engine is
     asked nothing more: it is dead, or would let each comparison wait.
     """
-    assert running.gateway is not None
+    if running.gateway is None:
+        return {}
     report = running.gateway.report()
     requests = [request for request in requests if request.request_id in report.decisions]
     meanings = trial.workload.fetched(work.cache).meanings()
