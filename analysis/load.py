@@ -109,12 +109,12 @@ def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
 
 def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials of the present plan, without columns that only others have; rows of an older version are all of it."""
-    planned = trials[trials["in_plan"].fillna(True).astype(bool)]
-    return planned if len(planned) == len(trials) else planned.reset_index(drop=True).drop(columns=_empty_axes(planned))
-
-
-def _empty_axes(trials: pd.DataFrame) -> list[str]:
-    return [str(name) for name in trials if "." in str(name) and trials[name].isna().all()]
+    planned = trials["in_plan"].fillna(True).astype(bool)
+    if planned.all():
+        return trials
+    present = trials[planned].reset_index(drop=True)
+    empty_axes = [name for name in present if "." in str(name) and present[name].isna().all()]
+    return present.drop(columns=empty_axes)
 
 
 def _paths(folder: str | Path) -> RunPaths:

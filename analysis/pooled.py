@@ -70,7 +70,8 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
         point: the number of the point of each.
     """
     count = int(point.max(initial=-1)) + 1
-    launch: Codes = np.asarray(launches(run).reindex(measured.index, fill_value=-1), np.int64)
+    ok_launches = launches(run)
+    launch: Codes = np.asarray(ok_launches.reindex(measured.index, fill_value=-1), np.int64)
     pooled = pooled_columns(run)
     rates = {name for name, statistic in columns(run.percentiles).items() if statistic.steady and name not in pooled}
     figures = {
@@ -87,7 +88,7 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
     for name, statistic in pooled.items():
         if statistic.name != "mean":  # of few requests such an interval does not hold (docs/measurements/coverage.md)
             figures[name] = without_intervals(figures[name])
-    for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], pooled):
+    for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], ok_launches, pooled):
         for name, interval, chosen in _figures(points, pooled, figures.keys()):
             for column, values in zip(figures[name], interval, strict=True):
                 column[[one.number for one in chosen]] = values
@@ -150,13 +151,14 @@ def _per(hourly: FloatArray, throughput: Interval) -> Interval:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _parts(run: Run, point: "pd.Series[int]", pooled: Mapping[str, Statistic]) -> Iterator[list[_Point]]:
+def _parts(
+    run: Run, point: "pd.Series[int]", launch: "pd.Series[int]", pooled: Mapping[str, Statistic]
+) -> Iterator[list[_Point]]:
     """The points of which all requests can be read, some at a time."""
     quantities = {statistic.quantity.name: statistic.quantity for statistic in pooled.values()}
     series = sorted(name for name, quantity in quantities.items() if quantity.per == "request")
     of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
     part, held = list[_Point](), 0
-    numbers = launches(run)
     ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
     for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
@@ -167,7 +169,7 @@ def _parts(run: Run, point: "pd.Series[int]", pooled: Mapping[str, Statistic]) -
             trials.append(values)
         else:
             windows = ok[["steady_begin", "steady_end"]].astype("float64").itertuples(index=False, name=None)
-            part.append(_Point(int(str(index)), trials, list(windows), numbers[ok.index].to_list()))
+            part.append(_Point(int(str(index)), trials, list(windows), launch[ok.index].to_list()))
             held += sum(values["sent"].size for values in trials)
             held += (
                 sum(values[name].size for values in trials for name in of_gaps if name in values) // GAPS_OF_A_REQUEST

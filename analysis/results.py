@@ -14,6 +14,7 @@ from analysis.plotting.fitting import Fit, fits
 from analysis.plotting.layout import Layout, arrange
 from analysis.summary import summarise
 from analysis.variance import Components, components
+from analysis.vllm_figures import VLLMFigures, vllm_figures
 from analysis.warnings import by_point, result_warnings
 from sweep.numbers.warnings import ResultWarning
 
@@ -62,6 +63,11 @@ class RunResults:
     @cached_property
     def fits(self) -> list[Fit]:
         return fits(self.run, self.layout)
+
+    @cached_property
+    def vllm_figures(self) -> VLLMFigures:
+        """The trials' figures by vLLM's definitions, from their requests; raises DamagedFile."""
+        return vllm_figures(self.run)
 
     @cached_property
     def formats(self) -> dict[str, list[str]]:

@@ -65,7 +65,7 @@ class EnvironmentSpec(Strict):
     binary: str | None = None  # an executable of the user's own, or in an image
     image: str | None = None  # a container image, "name:tag" or "name@sha256:…": nothing is installed
     runtime: Runtime | None = None  # that runs it; None: the first of docker, podman, apptainer on the node
-    cache: str = "/root/.cache"  # of an image: its folder for what an engine compiles, kept between launches
+    cache: str = "/var/cache/sweep"  # in an image: the folder of what an engine compiles, kept between launches
     shm_size: str = "16g"  # of an image: shared memory, through which an engine's processes talk
     python_version: str | None = None  # e.g. "3.11"; None = the orchestrator's
     requirements: tuple[str, ...] = ()
@@ -162,9 +162,7 @@ class Backend(Strict):
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
     dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
-    log_probabilities_by: ClassVar[Literal["prompt_logprobs", "host"] | None] = (
-        None  # of a text's tokens; None: by none
-    )
+    log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = None  # of a text's tokens; None: by none
     ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
     before_ampere: ClassVar[Literal["emulates", "refuses", "float16"]] = "emulates"  # bfloat16, on GPUs without it
     special_shown_by: ClassVar[dict[str, Any]] = {}  # the keys that make answers have special tokens in their text

@@ -138,8 +138,8 @@ def host_like(text: str) -> Host:
 def show_plan(host: Host, cache: Path, console: Console) -> None:
     """Print for each backend what would be installed on such a host, or why it cannot run there."""
     for name in names():
-        contents, reason = planned(configured(name), host, cache)
-        console.print(f"{name}: {contents or f'no: {reason}'}", markup=False, soft_wrap=True)
+        plan, reason = planned(configured(name), host, cache)
+        console.print(f"{name}: {plan or f'no: {reason}'}", markup=False, soft_wrap=True)
 
 
 def install(chosen: Sequence[str], host: Host, cache: Path, console: Console) -> int:

@@ -113,7 +113,8 @@ class LlamaCpp(Backend):
         return self.slots * context
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        version, commit = _version(launch.binary or "llama-server")
+        # In an image the path is the container's; what is there is cited by the image's digest.
+        version, commit = (None, None) if launch.image else _version(launch.binary or "llama-server")
         facts = {
             "dtype": CONVERTED.get(self.quantization, self.quantization),
             "quantization": self.quantization,

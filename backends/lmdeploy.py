@@ -53,6 +53,5 @@ class LMDeploy(Backend):
         return [*serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
-        quantization = flags.get("model-format")
-        return {"prefix_cache": bool(flags.get("enable-prefix-caching")), "quantization": quantization}
+        flags = self.flags_on(launch)
+        return {"prefix_cache": bool(flags.get("enable-prefix-caching")), "quantization": flags.get("model-format")}

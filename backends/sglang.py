@@ -63,5 +63,5 @@ class SGLang(Backend):
         return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
+        flags = self.flags_on(launch)
         return {"prefix_cache": not flags.get("disable-radix-cache"), "quantization": flags.get("quantization")}

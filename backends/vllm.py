@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 
 from backends.base import Backend, Launch, cli, metrics
 from backends.prepare import checkpoints
+from backends.tables.table import spelling
 from sweep.records import BatchForm
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
@@ -17,15 +18,21 @@ PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) 
 NO_KV_SCALES = "those of the checkpoint, else 1.0: --calculate-kv-scales is not in vLLM 0.32"
 
 
-def speculation(flags: Mapping[str, Any]) -> tuple[str, ...]:
+def speculation(backend: Backend) -> tuple[str, ...]:
     """The method of speculative decoding that flags ask for, as an environment's features name it."""
-    config = next((value for name, value in flags.items() if name.replace("_", "-") == "speculative-config"), None)
+    flags = backend.cpu_flags | backend.cuda_flags | backend.flags
+    config = _value(flags, "speculative-config")
     return (str(config["method"]),) if isinstance(config, Mapping) and "method" in config else ()
 
 
 def utilisation(flags: Mapping[str, Any]) -> float:
     """The share of a GPU's memory that flags let it take."""
-    return float({name.replace("_", "-"): value for name, value in flags.items()}.get("gpu-memory-utilization", 0.92))
+    return float(_value(flags, "gpu-memory-utilization") or 0.92)
+
+
+def _value(flags: Mapping[str, Any], flag: str) -> Any:
+    """Return the value of a flag: the server spells it with dashes, EngineArgs with underscores."""
+    return next((value for name, value in flags.items() if spelling(name) == flag), None)
 
 
 class VLLM(Backend):
@@ -94,7 +101,7 @@ class VLLM(Backend):
     noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 
     def features(self) -> tuple[str, ...]:
-        return speculation(self.flags | self.cpu_flags | self.cuda_flags)
+        return speculation(self)
 
     def command(self, launch: Launch) -> list[str]:
         # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.
@@ -132,7 +139,7 @@ class VLLM(Backend):
         return utilisation(self.flags_on(launch))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        flags = {name.replace("_", "-"): value for name, value in self.flags_on(launch).items()}
+        flags = self.flags_on(launch)
         cached = flags.get("enable-prefix-caching", not flags.get("no-enable-prefix-caching", False))
         facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
         if str(flags.get("kv-cache-dtype", "auto")).startswith("fp8"):

@@ -44,12 +44,11 @@ class VLLMOffline(Hosted):
     )
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
-        flags = {name.replace("-", "_"): value for name, value in super().flags_on(launch).items()}
         ours = {"tensor_parallel_size": self.gpus if launch.gpus else 1, "max_model_len": launch.max_model_len}
-        return {**ours, "detokenize": self.detokenize, **flags}
+        return {**ours, "detokenize": self.detokenize, **super().flags_on(launch)}
 
     def features(self) -> tuple[str, ...]:
-        return speculation(self.flags | self.cpu_flags | self.cuda_flags)
+        return speculation(self)
 
     def environment(self, launch: Launch) -> dict[str, str]:
         theirs = VLLM(name=self.name, cpu_kv_cache_gib=self.cpu_kv_cache_gib).environment(launch)

@@ -71,7 +71,7 @@ def ours(runs: Runs) -> Figures:
 
 def of_gaps(runs: Runs) -> Figures:
     """Our intervals of the quantiles of gaps."""
-    pool = PooledGaps(gaps(runs, seed=1))
+    pool = PooledGaps(gaps(runs.latency, seed=1))
     return {f"itl {name}": pool.quantile(q) for name, q in QUANTILES.items()}
 
 
@@ -88,7 +88,7 @@ def _student(values: FloatArray) -> Interval:
     n = values.shape[-1]
     mean = values.mean(-1)
     half = t(n - 1.0) * values.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
-    return _of_these(mean, mean - half, mean + half)
+    return _of_one_interval(mean, mean - half, mean + half)
 
 
 def over_requests(runs: Runs) -> Figures:
@@ -100,13 +100,13 @@ def over_requests(runs: Runs) -> Figures:
         low, high = int(binom.ppf(0.025, n, q)) - 1, int(binom.ppf(0.975, n, q))
         nothing = np.full(len(pooled), np.nan)
         ends = (pooled[:, place] if 0 <= place < n else nothing for place in (low, high))
-        figures[name] = _of_these(np.quantile(pooled, q, axis=-1), *ends)
+        figures[name] = _of_one_interval(np.quantile(pooled, q, axis=-1), *ends)
     return figures | {"mean": _student(pooled)}
 
 
-def _of_these(value: FloatArray, low: FloatArray, high: FloatArray) -> Interval:
-    nothing = np.full_like(value, np.nan)
-    return Interval(value, low, high, nothing, nothing, nothing)
+def _of_one_interval(value: FloatArray, low: FloatArray, high: FloatArray) -> Interval:
+    """A figure whose rule knows one interval, of these launches and of a new one."""
+    return Interval(value, low, high, low, high, np.full_like(value, np.nan))
 
 
 def steady(runs: Runs, states: FloatArray) -> Figures:
@@ -137,7 +137,7 @@ def ratios(runs: Runs) -> Figures:
         pairs = np.concatenate([each, np.roll(each, 1, axis=0)], axis=1)
         logs = [differences(fit(pair, trials, 2), [0], [1]) for pair in pairs]
         ratio, half = (np.array([log[part][0] for log in logs]) for part in (0, 1))
-        figures[name] = _of_these(np.exp(ratio), np.exp(ratio - half), np.exp(ratio + half))
+        figures[name] = _of_one_interval(np.exp(ratio), np.exp(ratio - half), np.exp(ratio + half))
     return figures
 
 
@@ -191,7 +191,7 @@ class Design(NamedTuple):
             interval = Interval(
                 *(np.concatenate(values) for values in zip(*(each[figure] for each in parts), strict=True))
             )
-            if self.spread and not rule.startswith("ratio"):
+            if self.spread:
                 interval = interval._replace(low=interval.new_low, high=interval.new_high)
             yield self._cell(rule, figure, interval, truth[figure])
 
@@ -231,7 +231,7 @@ def _truth(latency: FloatArray, rate: float, spread: float) -> dict[str, float]:
     latency = latency.ravel()[:: max(1, latency.size // TRUTH)].astype(np.float64)
     latency = latency * np.exp(spread * chance.standard_normal(latency.size))
     quantiles = {name: float(np.quantile(latency, q)) for name, q in QUANTILES.items()}
-    noise = gaps(Runs(*[latency[::4]] * 3), seed=2)
+    noise = gaps(latency[::4], seed=2)
     return {
         **quantiles,
         "mean": float(latency.mean()),

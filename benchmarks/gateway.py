@@ -10,6 +10,7 @@ spreads its arrivals evenly in an open loop; the others are closed loops, in whi
 """
 
 import argparse
+import atexit
 import contextlib
 import functools
 import json
@@ -104,7 +105,9 @@ def prompt(number: int) -> str:
 @functools.cache
 def filled() -> Path:
     """The file of a cache with so many answers, made once."""
-    path = Path(tempfile.mkdtemp(prefix="sweep-gateway-cache-")) / "answers"
+    folder = tempfile.mkdtemp(prefix="sweep-gateway-cache-")
+    atexit.register(shutil.rmtree, folder)
+    path = Path(folder) / "answers"
     cores = set(os.sched_getaffinity(0))
     body = {"model": "simulated", "max_tokens": TOKENS, "temperature": 0, "stream": True, "ignore_eos": True}
     body["stream_options"] = {"include_usage": True}
@@ -224,7 +227,7 @@ def main() -> None:
     parser.add_argument("--hits", action="store_true", help="instead: hits against false hits over thresholds")
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     options = parser.parse_args()
-    for form in set(FORMS) - set(options.forms.split(",")):
+    for form in set(FORMS) - {"direct", *options.forms.split(",")}:
         del FORMS[form]
     if options.hits:
         lines, mark = hits_table(), HITS

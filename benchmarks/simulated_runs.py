@@ -117,8 +117,8 @@ def sent_within(runs: Runs, states: FloatArray) -> FloatArray:
 # Gaps ----------------------------------------------------------------------------------------------------------------
 
 
-def gaps(runs: Runs, seed: int) -> FloatArray:
+def gaps(latency: FloatArray, seed: int) -> FloatArray:
     """Gaps of each request that are as long as its latency makes them, give or take GAP_SPREAD. Shape (..., TOKENS)."""
-    chance = np.random.default_rng([seed, runs.latency.size])
-    noise = chance.standard_normal((*runs.latency.shape, TOKENS), np.float32)
-    return np.asarray(runs.latency[..., None] / TOKENS * np.exp(GAP_SPREAD * noise))
+    chance = np.random.default_rng([seed, latency.size])
+    noise = chance.standard_normal((*latency.shape, TOKENS), np.float32)
+    return np.asarray(latency[..., None] / TOKENS * np.exp(GAP_SPREAD * noise))

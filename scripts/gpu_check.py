@@ -36,7 +36,7 @@ PYTHON = sys.executable
 TRIAL = ("cluster=inline", "tracking=none", "replicates=1", "workload.warmup_requests=1")
 # The first study's main experiment, cut to fit: two batch sizes of one workload.
 BOUND = ("workload=qa", "load.batch_size=1,16", "workload.num_requests=32", "workload.output_tokens=128", "gate=null")
-REHEARSAL = ("load.batch_size=1,4", "workload.num_requests=4", "workload.output_tokens=8", "agreement=false")
+REHEARSAL = ("load.batch_size=1,4", "workload.num_requests=4", "workload.output_tokens=8")  # without a GPU
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,20 @@ class Result:
     detail: str
 
 
-def engines() -> list[str]:
-    """The backends that are launched here in an environment of their own."""
-    host = provenance.host()
-    names = []
+def engines() -> dict[str, str]:
+    """What the environment of each backend holds, of those that are launched here in one of their own."""
+    host, cache, contents = provenance.host(), cache_directory(None), {}
     for name in installed.names():
         backend = installed.configured(name)
-        if backend.launches and backend.computes_model and _installable(name):
-            names.append(name)
-    return names if host.gpus else [name for name in names if installed.configured(name).env.cpu]
-
-
-def _installable(name: str) -> bool:
-    contents, _ = installed.planned(installed.configured(name), provenance.host(), cache_directory(None))
-    return contents.startswith("environment ")
+        if backend.launches and backend.computes_model and (host.gpus or backend.env.cpu):
+            contents[name], _ = installed.planned(backend, host, cache)
+    return {name: content for name, content in contents.items() if content.startswith("environment ")}
 
 
 def sections(folder: Path) -> list[Section]:
     """All sections for this machine, in order."""
     on_gpu = bool(provenance.gpu_names())
-    names = engines()
+    names = list(engines())
     pytest = (PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
     listed = [Section(f"install:{name}", (PYTHON, "-m", "sweep", "backends", "install", name)) for name in names]
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
@@ -90,9 +84,7 @@ def sections(folder: Path) -> list[Section]:
     listed.append(_two_gpus(folder))
     model = "random-llama-2-7b" if on_gpu else "smollm2"
     for name in ("transformers", "vllm"):
-        cut = (
-            BOUND if on_gpu else (*BOUND, "workload.num_requests=4", "workload.output_tokens=8", "load.batch_size=1,4")
-        )
+        cut = BOUND if on_gpu else (*BOUND, *REHEARSAL)
         out = str(folder / f"bound-{name}")
         command = ("+experiment=throughput_bound", f"backend={name}", f"model={model}", *cut, *TRIAL, f"out={out}")
         listed.append(Section(f"bound:{name}", (PYTHON, "-m", "sweep", *_last(command)), out))
@@ -192,7 +184,7 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
     lines = ["# What runs on this machine", "", f"Made by `scripts/gpu-check` at commit {provenance.commit()}.", ""]
     lines += [f"- GPUs: {', '.join(host.gpus) or 'none: a rehearsal on the CPU'}"]
     lines += [f"- {', '.join(f'{name} {value}' for name, value in facts.items() if value)}"]
-    lines += [f"- {name}: {contents}" for name, contents in versions().items()]
+    lines += [f"- {name}: {contents}" for name, contents in engines().items()]
     lines += ["", "| section | outcome | time | detail |", "|---|---|---|---|"]
     results = load_results(folder)
     for section in listed:
@@ -202,12 +194,6 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
         )
         lines.append(f"| {' | '.join([section.name, *cells])} |")
     return "\n".join(lines) + "\n"
-
-
-def versions() -> dict[str, str]:
-    """What is in the environment of each engine."""
-    host, cache = provenance.host(), cache_directory(None)
-    return {name: installed.planned(installed.configured(name), host, cache)[0] for name in engines()}
 
 
 def load_results(folder: Path) -> dict[str, Result]:

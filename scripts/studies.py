@@ -75,7 +75,7 @@ def study_section(study: Study, runs: dict[str, Path]) -> Iterator[str]:
     experiments = dict.fromkeys([*study.tables, *(name for each in study.findings for name in each.experiments)])
     yield from ("", "```", *(f"sweep +experiment={name}" for name in experiments), "```", "")
     yield from ("| finding | claim | its own table |", "|---|---|---|")
-    yield from (f"| `{each.name}` | {each.claim} | {own_table(study, each.name)} |" for each in study.findings)
+    yield from (f"| `{each.name}` | {each.claim} | {own_table(study, each)} |" for each in study.findings)
     for name in experiments:
         if name not in runs:
             yield from ("", f"### {name}", "", "Not run on the machine that wrote this page.")
@@ -84,7 +84,8 @@ def study_section(study: Study, runs: dict[str, Path]) -> Iterator[str]:
                 yield from table_lines(published_rows(study.tables[name], pd.DataFrame()))
             continue
         results = analysis.open_results(runs[name])
-        yield from ("", f"### {name}", "", f"{run_conditions(results)[0].upper()}{run_conditions(results)[1:]}.", "")
+        conditions = run_conditions(results)
+        yield from ("", f"### {name}", "", f"{conditions[0].upper()}{conditions[1:]}.", "")
         yield from markdown_lines(results)
         if copy_figure(runs[name], name):
             yield from ("", f"![Output throughput of {name}](images/studies/{name}.png)")

@@ -107,11 +107,11 @@ def report(arguments: list[str]) -> int:
     from sweep.run import print_report
 
     parser = Parser(report)
-    parser.add_argument("folder", metavar="RUN", type=run_folder, help="a results folder, or its name under results/")
+    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
     parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
     options = parser.parse_args(arguments)
-    print_report(options.folder, Console(highlight=False), options.metrics, all_rows=options.all)
+    print_report(run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all)
     return 0
 
 
@@ -122,18 +122,17 @@ def studies(arguments: list[str]) -> int:
     from sweep.disk.run_files import run_folder
 
     parser = Parser(studies)
-    where = "a results folder, or its name under results/"
-    parser.add_argument("folder", metavar="RUN", type=run_folder, nargs="?", help=where)
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a results folder, or its name under results/")
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 200
-    if options.folder is None:
+    if options.run is None:
         console.print(printed.catalogue())
         return 0
     try:
-        results = open_results(options.folder)
+        results = open_results(run_folder(options.run))
         if options.markdown:
             print("\n".join(printed.markdown_lines(results)))
         else:
@@ -175,15 +174,13 @@ def compare(arguments: list[str]) -> int:
     if len(options.runs) < 2:
         raise ConfigError("RUN: two or more are compared, e.g. sweep compare results/monday results/tuesday")
     conditions = [room.condition(text) for text in options.fail_if]
-    columns = options.metric or None
-    if columns is None and conditions:
-        columns = list(dict.fromkeys(each.column for each in conditions))
+    columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
         sides = [room.side(text) for text in options.runs]
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     margin = options.margin / 100
-    compared = room.comparisons(sides, columns, margin)
+    compared = room.comparisons(sides, columns or None, margin)
     if options.format == "text":
         console = Console(highlight=False)
         for part in room.terminal_parts(compared, margin, conditions):

@@ -52,6 +52,17 @@ def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
     ]
 
 
+def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved configuration as settings: its values under dotted keys, without the classes that they configure."""
+    settings: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            settings |= {f"{name}.{key}": inner for key, inner in dotted(value).items()}
+        elif name != "_target_":
+            settings[name] = value
+    return settings
+
+
 def short(key: str) -> str:
     """The last part of a dotted key."""
     return key.rpartition(".")[2]

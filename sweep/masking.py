@@ -30,6 +30,6 @@ def secret_values(environ: Mapping[str, str]) -> set[str]:
 
 def masked(text: str, values: set[str] | frozenset[str] = frozenset()) -> str:
     """Return a text without these values, and without anything that looks like a key or a URL's password."""
-    for value in values:
+    for value in sorted(values, key=len, reverse=True):  # one may begin with another
         text = text.replace(value, MASK)
     return VALUE.sub(MASK, text)

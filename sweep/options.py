@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from sweep.config import CONF, ConfigError, one_of
 
 if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import DictConfig
 
 PRIMARY = "config"  # conf/config.yaml, which only the project itself has
+PROVIDER = "sweep"  # Hydra's word for the origin of a file
 
 
 @dataclass(frozen=True)
@@ -74,29 +76,46 @@ class ConfigPath:
             ConfigError: with Hydra's complaint, in one line.
         """
         # Hydra is half of what `sweep --help` and `sweep status` would import.
-        from hydra._internal.config_loader_impl import ConfigLoaderImpl
-        from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-        from hydra.core.plugins import Plugins
         from hydra.errors import HydraException
         from hydra.types import RunMode
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
-        # Hydra's public functions put the folder of the primary configuration before all others: the user's options
-        # could only add to ours.
-        Plugins.instance()
-        search = ConfigSearchPathImpl()
-        search.append("hydra", "pkg://hydra.conf")
-        for folder in self.folders:
-            search.append("sweep", f"file://{folder}")
-        search.append("schema", "structured://")
         try:
-            config: DictConfig = ConfigLoaderImpl(search).load_configuration(primary, list(overrides), RunMode.RUN)
+            config: DictConfig = _loader(self.folders).load_configuration(primary, list(overrides), RunMode.RUN)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
             complaint = " ".join(str(error).partition("Config search path:")[0].split())
             subject = overrides[0].lstrip("+").replace("'", "") if overrides else primary
             raise ConfigError(f"{subject}: {complaint[:300]}") from None
         return config
+
+
+def _loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
+    """Hydra's loader of the files in these folders, which refuses settings of Hydra itself in them."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_repository import IConfigRepository
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra.core.default_element import ResultDefault
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult
+
+    class Loader(ConfigLoaderImpl):  # type: ignore[misc]  # Hydra has no types
+        def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+            result = super()._load_single_config(default, repo)
+            if result.provider == PROVIDER and "hydra" in result.config:
+                file = f"{default.config_path}.yaml"
+                raise ConfigError(f"hydra: unknown key in {file}; remove it: settings of Hydra have no effect here")
+            return result
+
+    # Hydra's public functions put the folder of the primary configuration before all others: the user's options could
+    # only add to ours.
+    Plugins.instance()
+    search = ConfigSearchPathImpl()
+    search.append("hydra", "pkg://hydra.conf")
+    for folder in folders:
+        search.append(PROVIDER, f"file://{folder}")
+    search.append("schema", "structured://")
+    return Loader(search)
 
 
 @functools.cache

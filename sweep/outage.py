@@ -17,6 +17,7 @@ OUTAGE_ERRORS = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no outage: nothing more is started on that node
 OUTAGE_WORDS = re.compile(
     r"connection (was )?(re(set|fused)|aborted|closed|broken|timed out)|broken pipe|error sending request|dns error"
     r"|(temporary failure in|failed to resolve|error in) name resolution|name or service not known|no route to host"

@@ -61,6 +61,10 @@ class Outcome(StrEnum):
         )
 
 
+UNMEASURED = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED)
+"""Outcomes of trials that did not run."""
+
+
 class Fault(StrEnum):
     """The origin of a failure."""
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import special
 
-from analysis.compare import Finding, comparisons, side
+from analysis.compare import Finding, PointComparison, comparisons, side
+from analysis.compare.output import verdict_text
 from analysis.compare.verdicts import Ratio, _welch, smallest_change, verdict
+from analysis.quantities import labelled_column
 from sweep.__main__ import main
 from tests.results import run_of, trial
 
@@ -51,6 +53,39 @@ def test_a_slow_down_is_found_and_its_size_is_right(tmp_path):
     for each in compared:
         assert each.ratio == pytest.approx(0.9)
         assert each.low < 0.9 < each.high < 1
+
+
+def drifting(folder: Path, speed: float, seeds: range = range(5), **other) -> str:
+    """A run whose replicates differ by as much in every run, as by their prompts; its own noise is small."""
+    factors = (0.7, 1.2, 0.9, 1.3, 1.0)
+    rows = [
+        trial("vllm", 1, index, speed * factor * (1 + 0.001 * index), seed=seed, config=json.dumps(CONFIG))
+        for index, (factor, seed) in enumerate(zip(factors, seeds, strict=True))
+    ]
+    run_of(folder, [{**row, "launch": f"{folder.name}-{row['replicate']}", **other} for row in rows])
+    return str(folder)
+
+
+def test_what_replicates_have_in_common_cancels_if_they_sent_the_same_prompts(tmp_path):
+    reference = side(drifting(tmp_path / "a", 100))
+    for name, other, paired in (
+        ("same", {}, True),
+        ("prompts", {"seeds": range(5, 10)}, False),
+        ("launch", {"launch": "one"}, False),
+    ):
+        (compared,) = comparisons([reference, side(drifting(tmp_path / name, 95, **other))], ["output_throughput"])
+        assert (compared.paired, compared.verdict is Finding.SLOWER) == (paired, paired), name
+
+
+def test_intervals_hold_for_all_configurations_at_once(tmp_path):
+    """Sidak's: each of two is at 0.95^(1/2); of the one that is selected at 0.95. Five pairs have four degrees."""
+    runs = [launches(tmp_path / name, 100, 0.02) for name in "ab"]
+    widths = []
+    for selection in ("", "@load.batch_size=1"):
+        first, *_ = comparisons([side(f"{run}{selection}") for run in runs], ["output_throughput"])
+        widths.append(np.log(first.high / first.low))
+    quantiles = [special.stdtrit(4, (1 + 0.95 ** (1 / count)) / 2) for count in (2, 1)]
+    assert widths[0] / widths[1] == pytest.approx(quantiles[0] / quantiles[1])
 
 
 def test_small_differences_are_equal_within_the_margin_and_noise_is_not_told_apart(tmp_path):
@@ -124,6 +159,11 @@ def test_the_smallest_change_is_found_nine_times_in_ten():
     assert 0.87 < found / 2000 < 0.95
 
 
+def test_the_smallest_change_falls_as_the_root_of_the_number_of_launches():
+    by_hand = (special.stdtrit(19, 0.975) + special.stdtrit(19, 0.9)) * 0.02 / 2
+    assert smallest_change(Ratio(0.0, 0.02, 4, 5, True), 20, 0.95) == pytest.approx(np.expm1(by_hand))
+
+
 def test_the_verdict_knows_the_direction():
     assert verdict(0.1, 0.2, 0.03, "higher") is Finding.FASTER
     assert verdict(0.1, 0.2, 0.03, "lower") is Finding.SLOWER
@@ -138,9 +178,20 @@ def test_the_command_fails_only_for_a_loss_beyond_the_noise(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "slower in 2 of 2" in printed
     assert "failed: output_throughput < -3%: batch_size=1 -10.0%" in printed
+    assert main(["compare", reference, slower, *fail, "--metric", "tpot_p50"]) == 1
     assert main(["compare", reference, noisy, *fail]) == 0
     assert main(["compare", reference, slower, "--fail-if", "output_throughput < -20%"]) == 0
     assert "change of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("goodput", "faster"), ("ttft_p99", "faster"), ("cost_per_million_tokens", "cheaper"), ("agreement", "better")],
+)
+def test_the_verdict_is_in_the_words_of_the_quantity(column, words):
+    quantity = labelled_column(column)
+    assert verdict_text(PointComparison("a", "b", "", quantity, Finding.FASTER), 0.03) == words
+    assert verdict_text(PointComparison("a", "b", "", quantity, Finding.UNDECIDED), 0.03) == "not told apart"
 
 
 def test_formats(tmp_path, capsys):

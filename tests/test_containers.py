@@ -26,6 +26,7 @@ from sweep.inputs.load import Batch
 from sweep.records import Outcome
 from tests.test_gpus import nvml as nvml
 from tests.test_tgi import STAND_IN, asked, executable, measure
+from tests.test_tgi import model as model
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIMES = ("docker", "podman", "apptainer")
@@ -37,14 +38,6 @@ IN_IMAGES = {  # by environment: the backend, and how its command begins in the 
     "llamacpp_image": ("llamacpp", ["/app/llama-server"]),
     "tgi": ("tgi", ["/tgi-entrypoint.sh"]),
 }
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"max_position_embeddings": 4096}')
-    return folder
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -72,7 +65,7 @@ def launch(tmp_path: Path, model: Path, runtime: str, **more: object) -> Launch:
         "image": str(tmp_path / "image.sif") if runtime == "apptainer" else f"repository/image@{DIGEST}",
         "runtime": runtime,
         "cache": tmp_path / "cache",
-        "image_cache": "/root/.cache",
+        "image_cache": "/var/cache/sweep",
         "max_model_len": 4096,
         "port": 8123,
     }
@@ -176,9 +169,11 @@ def test_every_engine_in_its_image_by_options_that_exist(runtime, environment, t
     present = {uuid: Gpu(uuid, number, "NVIDIA L4", "8.9") for number, uuid in enumerate(("GPU-a", "GPU-b"))}
     monkeypatch.setattr(container_options, "find_gpu", present.get)
     backend = installed.configured(name)
-    command = container_options.wrap(backend.command(its), its, backend.environment(its))
+    theirs_alone = {"CUDA_VISIBLE_DEVICES": "0", "PATH": "/opt", "HF_TOKEN": "hf_secret_value"}
+    command = container_options.wrap(backend.command(its), its, {**backend.environment(its), **theirs_alone})
     assert command[command.index(its.image) + 1 :][: len(begins)] == begins
     assert "127.0.0.1" in command
+    assert backend.facts(its), "none needs a program of this machine"
     monkeypatch.setenv("CONTAINER_STAND_IN_COMMAND", json.dumps(["echo", "runs:"]))
     answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     assert "unknown flag" not in answer.stderr, answer.stderr
@@ -190,8 +185,10 @@ def test_every_engine_in_its_image_by_options_that_exist(runtime, environment, t
         "apptainer": "--nv ",
     }
     assert pinned[runtime] in text
-    assert ("CUDA_VISIBLE_DEVICES" in text) is False, "the runtime pins"
+    assert not any(f"--env={name}" in command for name in theirs_alone), "the runtime pins; the token is a file"
+    assert runtime == "apptainer" or {"--network=host", "--cpuset-cpus=0,1"} <= set(command)
     assert f"{tmp_path / 'cache'}:{spec.cache}:rw" in text
+    assert f"--env=XDG_CACHE_HOME={spec.cache}" in text
     assert f"{model}:{model}:ro" in text
     assert runtime == "apptainer" or f"--shm-size={spec.shm_size}" in text
 
@@ -254,6 +251,8 @@ def test_an_image_is_locked_by_its_digest(registry, tmp_path):
     assert environments.fingerprint(locked) != before
     kept = locks.with_lock(spec, {locks.file_name(locked): locks.text(locked)})
     assert kept.lock == locked.lock, "as the results keep it"
+    assert images.by_digest("ubuntu:v0.32.0") == f"ubuntu@{DIGEST}"
+    assert registry.requests[-1] == "HEAD https://registry-1.docker.io/v2/library/ubuntu/manifests/v0.32.0"
     with pytest.raises(environments.EnvironmentFailed, match="no such image"):
         locks.resolve_lock(spec.model_copy(update={"image": "ghcr.io/a/b:new"}), tmp_path, print)
 
@@ -288,7 +287,8 @@ def test_a_node_without_a_runtime_cannot_take_an_image():
     )
     docker = Host(gpus=gpu.gpus, driver="550", executables=frozenset({"docker"}))
     assert fit.problem(spec, docker) is None, "by its compatibility libraries"
-    assert "podman" in (fit.problem(spec.model_copy(update={"runtime": "podman"}), docker) or "")
+    named = environments.resolve(EnvironmentChoice(cuda="vllm_image", runtime="podman"), "cuda")
+    assert "podman" in (fit.problem(named, docker) or "")
 
 
 @pytest.mark.parametrize("runtime", ["docker"], indirect=True)

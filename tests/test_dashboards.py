@@ -11,6 +11,9 @@ import pytest
 
 from analysis.tracking import dashboards
 from sweep.config import ROOT
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
+from sweep.records import Sample
 from tests import wandb_stub
 from tests.results import run_of, trial
 
@@ -48,6 +51,8 @@ def section_titles(spec: dict[str, Any]) -> dict[str, list[str]]:
 def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_of(out, rows(), trials=17, replicates=2)
+    with_telemetry = RunPaths(out).trial("vllm", "1", rows()[0]["trial_id"])
+    run_files.write_telemetry(with_telemetry, [Sample(0.5, "kv_cache_usage", 0.25)])
     with wandb_stub.server() as (address, kept):
         login = {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY}
         done = published(tmp_path, "sweep", "wandb", str(out), **login)
@@ -102,16 +107,18 @@ def _check_history(kept: wandb_stub.Kept, token: str) -> None:
         (4, 400.5),
         (16, 1600.5),
     ]
-    points = [row for key, rows in kept.history.items() if not key.endswith("-sweep") for row in rows]
+    samples = [row for row in kept.history[f"{token}-{rows()[0]['trial_id']}"] if "kv_cache_usage" in row]
+    assert [(row["time"], row["kv_cache_usage"]) for row in samples] == [(0.5, 0.25)]
+    points = [row for key, history in kept.history.items() if not key.endswith("-sweep") for row in history]
     assert {row["load_size"] for row in points if "qa/output_throughput" in row} == {1, 4, 16}
 
 
 def test_without_a_login_the_workspace_lies_in_the_folder(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out = tmp_path / "results" / "run"  # by its name
     run_of(out, rows())
-    done = published(tmp_path, "sweep", "wandb", str(out), "--no-trials")
+    done = published(tmp_path, "sweep", "wandb", "run", "--no-trials")
     assert done.returncode == 0, done.stderr
-    assert f"wandb sync {out}/wandb/offline-run-*" in done.stdout
+    assert f"wandb sync {out.relative_to(tmp_path)}/wandb/offline-run-*" in done.stdout
     assert len(list((out / "wandb").glob("offline-run-*"))) == 1
     view = json.loads((out / "wandb" / "workspace.json").read_text())
     assert view["displayName"] == "x: engines by task"

@@ -66,11 +66,11 @@ def test_every_metric_and_route_of_an_adapter_is_the_engines(name):
 
 @pytest.mark.parametrize("name", WITH_TABLES)
 def test_every_pattern_of_an_adapter_is_a_message_of_the_engine(name):
-    for table in map(load, configured(name).tables[:1]):
-        for pattern in engine_tables.patterns(configured(name)):
-            assert any(engine_tables.says(message, pattern) for message in table.messages), (
-                f"{table.source} has no message like {pattern}: run scripts/engine_tables.py {table.engine}"
-            )
+    backend, table = configured(name), configured(name).table()
+    for pattern in engine_tables.patterns(backend):
+        assert any(engine_tables.says(message, pattern) for message in table.messages), (
+            f"{table.source} has no message like {pattern}: run scripts/engine_tables.py {table.engine}"
+        )
 
 
 @pytest.mark.parametrize("name", engine_tables.PINNED)
@@ -169,6 +169,8 @@ def test_the_version_of_the_pinned_environment_is_known():
     image = "ghcr.io/huggingface/text-generation-inference"
     assert "is 3.4.0" in check.warnings(tgi, EnvironmentSpec(name="own", image=f"{image}:3.4.0"))[0]
     assert check.refused(tgi, EnvironmentSpec(name="own", image=f"{image}:3.3.7@sha256:0"))
+    assert check.refused(tgi, EnvironmentSpec(name="own", image="localhost:5000/tgi:3.3.7-rocm"))
+    assert "is of an unknown version" in check.warnings(tgi, EnvironmentSpec(name="own", image=f"{image}@sha256:1"))[0]
     v3 = EnvironmentSpec(name="exllamav3", requirements=("exllamav3==1.6.5",))
     assert check.table_of(configured("exllama"), v3).engine == "exllamav3"
 

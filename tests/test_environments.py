@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec
+from backends.launch import task
 from backends.prepare import environments, locks, uv
 from sweep.__main__ import main
 from sweep.options import ConfigPath
@@ -76,6 +77,13 @@ def test_builds_once_with_exact_versions_and_without_what_is_excluded(wheels, tm
     lines.clear()
     assert prepare(SPEC, tmp_path / "cache", lines.append) == first
     assert lines == []
+
+
+def test_what_compiles_itself_when_imported_is_kept_with_the_environment(wheels, tmp_path):
+    environment = prepare(SPEC.model_copy(update={"imports": ("demo",)}), tmp_path / "cache", lambda line: None)
+    extensions = Path(environment.python).parents[1] / task.EXTENSIONS
+    assert extensions.is_dir()
+    assert task.activated(environment.python)["TORCH_EXTENSIONS_DIR"] == str(extensions)
 
 
 def test_a_build_that_was_killed_is_repeated(wheels, tmp_path):

@@ -1,5 +1,7 @@
 """What would be installed on nodes of every driver and GPU, through the commands: the fitting build, or why not."""
 
+import dataclasses
+
 import pytest
 
 from backends.base import EnvironmentSpec, Host
@@ -93,6 +95,13 @@ def test_a_program_that_is_missing_is_said_with_its_remedy():
     spec = EnvironmentSpec(name="x", requirements=("a",), needs={"mpirun": "install OpenMPI"})
     assert fit.problem(spec, Host(gpus=("NVIDIA L4",))) == "needs mpirun on PATH: install OpenMPI"
     assert fit.problem(spec, Host(executables=frozenset(EXECUTABLES))) is None
+
+
+def test_what_is_compiled_by_the_nodes_compiler_is_for_its_cuda():
+    spec = EnvironmentSpec(name="x", requirements=("a",), needs={"nvcc": "install it"})
+    node = Host(gpus=("NVIDIA L4",), executables=frozenset(EXECUTABLES), driver="550", nvcc="13.0")
+    assert "built for CUDA 13, which needs NVIDIA driver 580" in (fit.problem(spec, node) or "")
+    assert fit.problem(spec, dataclasses.replace(node, nvcc="12.4")) is None
 
 
 def test_torch_for_any_cuda_is_that_of_the_driver():

@@ -14,7 +14,7 @@ import pytest
 
 from sweep.__main__ import main
 from sweep.gateway.clipping import clip_text
-from sweep.gateway.engines import raise_file_limit
+from sweep.gateway.engines import EngineState, Router, raise_file_limit
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain, stream
 from tests.simulated_engine import ROOT, simulated
@@ -214,6 +214,22 @@ def test_a_prefix_stays_with_the_engine_that_has_it():
             assert spread(url, [prefix + ending for prefix in prefixes]) == homes
 
 
+def test_the_longest_prefix_decides_unless_its_engine_is_much_busier():
+    one, two = EngineState("one"), EngineState("two")
+    router = Router([one, two], "prefix")
+    common, longer = "x" * 64, "x" * 64 + "y" * 64
+
+    def choose(prompt, busy_one, busy_two):
+        one.in_flight, two.in_flight = busy_one, busy_two
+        return router.choose(prompt, set())
+
+    assert choose(longer, 1, 0) is two
+    assert choose(longer, 0, 4) is two
+    assert choose(common, 0, 5) is one, "the other is too busy"
+    assert [choose(longer + end, 0, 0) for end in "abc"] == [two] * 3, "though the other has its beginning"
+    assert choose(longer, 0, 5) is one
+
+
 def test_a_dead_engine_gets_nothing_and_no_request_fails(tmp_path):
     with engine(say("b")) as two:
         with engine(say("a")) as one:
@@ -260,11 +276,14 @@ def test_nothing_is_tried_again_after_the_first_token():
 
 def read_to_the_end(url, content=ASK):
     """The raw bytes of an answer, also of one that breaks off."""
-    body = json.dumps(content).encode()
-    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with connection_to(url) as connection:
-        connection.sendall(head + body)
+        connection.sendall(request_bytes(content))
         return read_answer(connection)
+
+
+def request_bytes(content):
+    body = json.dumps(content).encode()
+    return f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def read_answer(connection):
@@ -289,6 +308,10 @@ def connection_to(url):
         (b"[1]", "not a JSON object"),
         (b"{}", "prompt: required"),
         (b'{"prompt": 5}', "prompt: allowed"),
+        (b'{"prompt": [5.5]}', "prompt: allowed"),
+        (b'{"prompt": ["a", 5]}', "prompt: allowed"),
+        (b'{"prompt": [null]}', "prompt: allowed"),
+        (b'{"prompt": "\\ud800"}', "surrogate"),
     ],
 )
 def test_a_malformed_body_is_400(body, complaint):
@@ -327,6 +350,11 @@ def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
     with gateway("http://127.0.0.1:9") as url, connection_to(url) as connection:
         connection.sendall(b"POST /v1/comp")
         assert connection.recv(1000) == b""
+    with engine(stream(*EVENTS)) as behind, gateway(behind.url) as url, connection_to(url) as connection:
+        connection.sendall(request_bytes(ASK))
+        assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"POST /v1/comp")  # nor that of a later request
+        assert connection.recv(1000) == b""
 
 
 def test_a_client_that_does_not_read_loses_its_engine(monkeypatch, tmp_path):
@@ -348,8 +376,7 @@ def test_a_client_that_does_not_read_loses_its_engine(monkeypatch, tmp_path):
         gateway(behind.url, stall_timeout=0.3, log=log) as url,
         connection_to(url) as client,
     ):
-        body = json.dumps(ASK).encode()
-        client.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        client.sendall(request_bytes(ASK))
         wait_for(lambda: closed)
     assert decisions(log)[0]["status"] == 499
 
@@ -426,8 +453,6 @@ def test_a_full_disk_loses_the_log_and_no_request():
 
 def test_ten_thousand_connections_at_once():
     """All stay open, and those that ask are answered."""
-    body = json.dumps(ASK).encode()
-    request = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     raise_file_limit()
     with simulated() as (behind, _), contextlib.ExitStack() as stack:
         command = [sys.executable, "-m", "sweep", "gateway", "--to", behind, "--port", "0"]
@@ -437,7 +462,7 @@ def test_ten_thousand_connections_at_once():
         connections = [stack.enter_context(connection_to(url)) for _ in range(10_000)]
         asking = connections[::50] + connections[-10:]
         for connection in asking:
-            connection.sendall(request)
+            connection.sendall(request_bytes(ASK))
         answers = [read_answer(connection) for connection in asking]
         assert psutil.Process(process.pid).num_fds() > 10_000
     assert {(answer[:12], answer.count(b"data: ")) for answer in answers} == {(b"HTTP/1.1 200", 3)}
@@ -445,7 +470,9 @@ def test_ten_thousand_connections_at_once():
 
 def test_only_this_machine_may_reset():
     with gateway("http://127.0.0.1:9") as url:
+        time.sleep(0.5)
         assert httpx.post(f"{url}/gateway/reset").status_code == 200
+        assert httpx.get(f"{url}/gateway/state").json()["looks"] < 25, "those before are forgotten"
         assert httpx.get(f"{url}/gateway/reset").status_code == 404
 
 
@@ -458,6 +485,11 @@ def test_only_this_machine_may_reset():
         (["--to", "http://x", "gateway.clp=5"], "did you mean clip"),
         (["--to", "http://x", "gateway=none"], "is no gateway"),
         (["--to", "http://x", "--host", "203.0.113.1"], "--host 203.0.113.1"),
+        (["--to", "http://x", "--port", "0", "--log", "/dev/null/x"], "--log /dev/null/x: Not a directory"),
+        (
+            ["--to", "http://x", "--port", "0", "gateway=cache", "gateway.cache.path=/dev/null"],
+            "gateway.cache.path=/dev/null: ",
+        ),
     ],
 )
 def test_bad_arguments_are_one_line(capsys, arguments, message):

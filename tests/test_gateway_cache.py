@@ -1,5 +1,6 @@
 """The gateway's cache: whose answer is served to whom, how it streams, and what is kept of it."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -17,11 +18,25 @@ import pytest
 from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import load_embedder
+from sweep.gateway.caching.flight import Flight
 from sweep.gateway.caching.keys import AnswerKey, is_deterministic
+from sweep.gateway.caching.store import AnswerStore
+from sweep.gateway.engines import EngineAnswer
+from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Cache
 from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain
 from tests.simulated_engine import ROOT
-from tests.test_gateway import CHAT, COMPLETIONS, connection_to, decisions, metric, post, read_answer, wait_for
+from tests.test_gateway import (
+    CHAT,
+    COMPLETIONS,
+    connection_to,
+    decisions,
+    metric,
+    post,
+    read_answer,
+    request_bytes,
+    wait_for,
+)
 
 PRIME, NEAR, OTHER = "Is 7 prime?", "Is 8 prime?", "Who wrote Hamlet?"
 ASK = {"model": "m", "prompt": PRIME, "max_tokens": 3, "temperature": 0, "stream": True}
@@ -172,7 +187,7 @@ def test_what_is_not_deterministic_passes():
     warm = ASK | {"temperature": 1.0}
     with talkative() as behind, gateway(behind.url, cache={}) as url:
         assert [result(post(url, warm)) for _ in range(2)] == ["none", "none"]
-        no_store = [post(url, ASK, **{"cache-control": "no-cache"}) for _ in range(2)]
+        no_store = [post(url, ASK, **{"cache-control": each}) for each in ("no-cache", "No-Store")]
         several = [post(url, ASK | {"prompt": ["a", "b"]}) for _ in range(2)]
         assert {result(each) for each in no_store + several} == {"none"}
         assert len(behind.received) == 6
@@ -189,9 +204,8 @@ def test_token_ids_are_compared_exactly():
 
 def send(stack, url, content=ASK):
     """A connection on which a request has been sent."""
-    body = json.dumps(content).encode()
     connection = stack.enter_context(connection_to(url))
-    connection.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    connection.sendall(request_bytes(content))
     return connection
 
 
@@ -222,6 +236,26 @@ def test_a_flight_outlives_the_client_that_began_it_and_ends_with_the_last():
         assert result(post(url, ASK | {"prompt": OTHER})) == "miss", "what nobody waited for was not finished"
 
 
+def test_nobody_joins_a_flight_that_its_last_reader_has_left():
+    async def follow():
+        never = asyncio.Event()
+
+        @contextlib.asynccontextmanager
+        async def ask():
+            async def rest():
+                await never.wait()
+                yield b""
+
+            yield EngineAnswer(200, [], b"begun", rest())
+
+        flight = Flight(ask, lambda *answer: None, lambda: None)
+        async with flight.join():
+            assert flight.is_open
+        return flight.is_open
+
+    assert not asyncio.run(follow()), "its answer ends in the middle"
+
+
 # -- what is kept
 
 
@@ -235,6 +269,7 @@ def test_a_flight_outlives_the_client_that_began_it_and_ends_with_the_last():
         b'data: {"choices":[{"finish_reason":"abort"}]}\n\ndata: [DONE]\n\n',
         b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: {"error":{"message":"x"}}\n\ndata: [DONE]\n\n',
         b"data: nonsense\n\ndata: [DONE]\n\n",
+        b'data: {"choices":[{"finish_reason":["stop"]}],"usage":"none"}\n\ndata: [DONE]\n\n',
         b"\x00\xff\n\ndata: [DONE]\n\n",
     ],
 )
@@ -336,6 +371,27 @@ def test_answers_outlive_the_gateway_and_hold_no_secret(tmp_path):
     assert b"sk-very-secret" not in content
     assert PRIME.encode() not in content
     assert oct(path.stat().st_mode)[-3:] == "600"
+
+
+def test_the_file_has_what_the_cache_has(tmp_path):
+    path, metrics = str(tmp_path / "answers"), Metrics()
+
+    def kept(capacity):
+        store = AnswerStore(path, "exact", metrics)
+        numbers = [each.key.question for each in store.load(capacity)]
+        store.close()
+        return numbers
+
+    store = AnswerStore(path, "exact", metrics)
+    for number in range(4):
+        store.add(entry(number), [entry(0)] if number == 3 else [])
+    store.close()
+    assert kept(10) == [b"1", b"2", b"3"], "the oldest goes first"
+    assert kept(2) == [b"2", b"3"], "the latest are read"
+    store = AnswerStore(path, "exact", metrics)
+    store.clear()
+    store.close()
+    assert kept(10) == []
 
 
 def test_a_cache_of_another_embedder_is_not_read(tmp_path):

@@ -1,15 +1,28 @@
 """The gateway as a part of a deployment: through the whole command, from `gateway=…` to the row's columns."""
 
+import contextlib
 import json
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from backends.base import Launch
+from backends.launch.server import LaunchError
 from sweep.__main__ import main
+from sweep.client.wire import Target
 from sweep.disk.run_files import RunPaths, read_trials
+from sweep.gateway.process import GatewaySilent, RunningGateway, running_gateway
+from sweep.gateway.served import served_equal
+from sweep.gateway.settings import Clip, Gateway
 from sweep.inputs.prompts import Paraphrases
+from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from sweep.numbers.quantities import gateway as quantities
 from sweep.numbers.warnings import trial_warnings
+from sweep.records import Request
+from tests.gateway_stand import engine
 
 QUICK = [
     *("cluster=inline", "tracking=none", "backend=simulated", "model=tiny-llama", "agreement=false"),
@@ -87,11 +100,84 @@ def test_thresholds_are_an_axis_and_clipping_an_option(tmp_path):
     assert cache["clipped_tokens"] == 0
 
 
+def test_requests_that_a_duration_left_unsent_are_in_no_share(tmp_path):
+    timed = ["load.duration=0.3", "workload.num_requests=2000", "workload.first=4"]
+    (row,) = rows_of(tmp_path, "gateway=cache", "gateway.cache.mode=exact", *timed)
+    decisions = decisions_of(tmp_path, row)
+    assert 4 < len(decisions) < 2000
+    hits = [each for each in decisions if each["cache"] == "exact"]
+    assert row["cache_hit_rate"] == pytest.approx(len(hits) / len(decisions))
+
+
+def test_the_gateway_of_an_engine_in_a_container_runs_beside_it(tmp_path, monkeypatch):
+    launched = []
+
+    @contextlib.contextmanager
+    def running(process, launch, marker):
+        launched.append((process.command(launch), launch))
+        yield SimpleNamespace(url="http://127.0.0.1:1", launch=launch)
+
+    monkeypatch.setattr("sweep.gateway.process.server.running", running)
+    launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path, image="i@sha256:0", gpus=("0",), cpus=(3,))
+    behind: Any = SimpleNamespace(url="http://127.0.0.1:2", launch=launch)
+    clip = Gateway(clip=Clip(input_tokens=5))
+    with running_gateway(clip, behind, lambda: SHIPPED_TOKENIZER, "marker"):
+        ((command, own),) = launched
+    assert own.image is None
+    assert own.gpus == ()
+    assert own.cpus == (3,)
+    assert command[-2:] == ["--tokenizer", str(SHIPPED_TOKENIZER)], "the model's, whatever the engine was launched with"
+    with (
+        pytest.raises(LaunchError, match="tokenizer is not known; set model.tokenizer"),
+        running_gateway(clip, behind, lambda: None, "marker"),
+    ):
+        pass
+
+
+def test_an_engine_that_does_not_answer_is_compared_once():
+    def silent(connection, request):
+        connection.shutdown(socket.SHUT_RDWR)
+
+    requests = [Request(f"measured-{number}", "x", 1) for number in range(8)]
+    decisions = {each.request_id: {"cache": "semantic"} for each in requests}
+    with engine(silent) as behind:
+        equal = served_equal(
+            decisions, requests, Target(behind.url, "m"), behind.url, load_tokenizer(SHIPPED_TOKENIZER)
+        )
+        assert (equal, len(behind.received)) == (None, 1)
+
+
+def test_a_gateway_that_cannot_be_reset_is_named(tmp_path):
+    process: Any = SimpleNamespace(url="http://127.0.0.1:9", launch=SimpleNamespace(workdir=tmp_path))
+    with pytest.raises(GatewaySilent, match="cache was not emptied before the trial"):
+        RunningGateway(process).reset()
+
+
 def test_an_engine_that_speaks_no_completions_gets_no_gateway(tmp_path, capsys):
     assert (
         main([*QUICK, "backend.api=tgi", "backend.batch_form=streams", "gateway=cache", f"out={tmp_path / 'out'}"]) == 2
     )
     assert "gateway=cache: passes completions and chat, and simulated speaks tgi" in capsys.readouterr().err
+
+
+def test_the_quantities_of_known_decisions():
+    tokens = {"cached_input_tokens": 3, "cached_output_tokens": 5}
+    exact = {"request_id": "b", "cache": "exact", "origin": "a", **tokens}
+    semantic = {"request_id": "c", "cache": "semantic", "origin": "a", **tokens}
+    cut = {"request_id": "a", "cache": "miss", "input_before": 9, "input_after": 7, "output_before": 4}
+    decisions = [cut, exact, semantic, {"request_id": "d", "cache": "shared"}]
+    meanings = {"a": "x", "b": "x", "c": "y"}
+    assert quantities.clipped_share(decisions) == 0.25
+    assert quantities.clipped_tokens(decisions) == 6
+    assert quantities.cache_hit_rate(decisions) == 0.5
+    assert quantities.shared_answer_rate(decisions) == 0.25
+    assert quantities.false_hit_rate(decisions, meanings) == 0.25
+    assert quantities.false_hit_share(decisions, meanings) == 0.5
+    assert quantities.false_hit_rate(decisions, {}) is None
+    assert quantities.cache_tokens_saved(decisions) == 16
+    # Two GPUs at 1.8 USD an hour for 10 s cost 0.01 USD; the cache gave 10 of 30 output tokens, half of what was made.
+    assert quantities.cache_cost_saved(decisions, 1.8, 2, 10.0, 30) == pytest.approx(0.005)
+    assert quantities.cache_cost_saved(decisions, 1.8, 2, 10.0, 10) is None
 
 
 def test_a_late_gateway_is_named():

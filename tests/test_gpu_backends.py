@@ -449,6 +449,14 @@ def test_vllm_serve_takes_the_model_as_its_first_argument(launch):
     assert "--model" not in line
 
 
+@pytest.mark.parametrize("name", ["vllm", "vllm_offline"])
+def test_speculation_is_that_of_the_flags_for_any_platform(name):
+    methods = {key: {"speculative-config": {"method": key}} for key in ("flags", "cpu_flags", "cuda_flags")}
+    assert configured(name, **methods).features() == ("flags",)
+    del methods["flags"], methods["cpu_flags"]
+    assert configured(name, **methods).features() == ("cuda_flags",)
+
+
 def test_vllm_offline_is_the_engine_that_others_measure(launch):
     backend = configured("vllm_offline")
     facts = backend.facts(launch)

@@ -40,6 +40,7 @@ def test_the_sections_of_a_machine_with_gpus_are_every_engine_that_installs(two_
     listed = {section.name: section for section in gpu_check.sections(tmp_path)}
     installable = {name.partition(":")[2] for name in listed if name.startswith("install:")}
     assert {"vllm", "sglang", "lmdeploy", "transformers", "ctranslate2", "llamacpp", "exllama"} <= installable
+    assert listed["conformance:vllm"].command[-1] == "vllm and not vllm_gptq and not vllm_offline"
     assert listed["two_gpus"].skipped is None
     assert "backend.gpus=2" in listed["two_gpus"].command
     assert "model=random-llama-2-7b" in listed["bound:vllm"].command
@@ -66,7 +67,7 @@ def test_results_are_kept_and_reported(tmp_path, monkeypatch, capsys):
     ]
     assert gpu_check.run(made.pop(2), tmp_path, None, limit=0.5).outcome == "timeout"
     monkeypatch.setattr(gpu_check, "sections", lambda folder: made)
-    monkeypatch.setattr(gpu_check, "versions", lambda: {"vllm": "environment vllm: vllm 0.32.0"})
+    monkeypatch.setattr(gpu_check, "engines", lambda: {"vllm": "environment vllm: vllm 0.32.0"})
     assert gpu_check.main(["--folder", str(tmp_path)]) == 1
     text = (tmp_path / "report.md").read_text()
     for line in (

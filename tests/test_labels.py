@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sweep.__main__ import main
-from sweep.labels import labels
+from sweep.labels import dotted, labels
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,8 @@ def test_details_show_what_each_point_asks(capsys, tmp_path):
 def test_details_are_of_a_dry_run(capsys, tmp_path):
     assert main(["backend=simulated", "details=true", f"out={tmp_path}"]) == 2
     assert "details=true: prints every point of a plan; allowed with dry_run=true" in capsys.readouterr().err
+
+
+def test_a_configuration_as_settings():
+    nested = {"backend": {"_target_": "backends.x.X", "flags": {"seqs": 2, "more": {}}, "args": [1]}, "seed": None}
+    assert dotted(nested) == {"backend.flags.seqs": 2, "backend.args": [1], "seed": None}

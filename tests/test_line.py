@@ -212,7 +212,7 @@ def test_the_main_job_on_real_engines(tmp_path):
 
 @pytest.mark.parametrize(("relaunch", "launches"), [("auto", 4), ("once", 2)])
 def test_where_engines_are_compared_each_replicate_is_measured_on_a_launch_of_its_own(tmp_path, relaunch, launches):
-    command = [*SIMULATED, "backend.itl.mean=0.005,0.01", "load.batch_size=1,2", "replicates=2"]
+    command = [*SIMULATED, "backend.itl.mean=0.005,0.01", "load.batch_size=1,2", "replicates=2", "retry=next_run"]
     main([*command, f"relaunch={relaunch}", f"out={tmp_path / 'out'}"])  # on a busy machine a trial may be no result
     trials = analysis.load(tmp_path / "out").sort_values("started_at")
     assert trials["launch"].notna().all()
@@ -229,8 +229,8 @@ def test_endpoints_are_asked_in_turns_like_launches_and_a_warning_says_that_none
     """Two endpoints, three replicates: each block has both, and a report does not speak of launches."""
     command = ["backend=openai", "model=served", "workload=synthetic", "workload.input_tokens=16", "load=closed"]
     command += ["load.concurrency=2", "workload.output_tokens=4", "workload.num_requests=4", "replicates=3"]
-    command += ["hardware=cpu", "cluster=inline", "tracking=none", f"out={tmp_path}"]
-    with timed_server(ttft=0.02, itl=0.01) as one, timed_server(ttft=0.02, itl=0.02) as other:
+    command += ["retry=next_run", "hardware=cpu", "cluster=inline", "tracking=none", f"out={tmp_path}"]
+    with timed_server(ttft=0.2, itl=0.01) as one, timed_server(ttft=0.2, itl=0.02) as other:
         main([*command, f"backend.url={one},{other}"])
     results = analysis.open_results(tmp_path)
     trials = results.run.trials.sort_values("started_at")

@@ -40,6 +40,8 @@ def test_a_urls_password_is_masked_and_the_rest_is_not():
     plain = "http://127.0.0.1:8000/v1 12:30:15 user@host sk-short hf_hub"
     assert masked(plain) == plain
     assert masked("the value hunter22 is", {"hunter22"}) == "the value *** is"
+    long = "hunter22" * 4
+    assert masked(f"the value {long} is", {long[:length] for length in range(8, 33)}) == "the value *** is"
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,9 @@ def test_an_outage_is_tried_again_with_back_off(pauses, error):
         FileNotFoundError(errno.ENOENT, "No such file or directory"),
         EnvironmentFailed("environment vllm cannot be resolved: No solution found"),
         OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
     ],
-    ids=["gated", "no such file", "no such version", "a full disk"],
+    ids=["gated", "no such file", "no such version", "a full disk", "a full quota"],
 )
 def test_an_answer_is_final_at_once(pauses, error):
     with pytest.raises(type(error)):

@@ -110,6 +110,21 @@ def test_an_answer_is_as_long_as_its_tokens(tmp_path: Path) -> None:
     assert request.output_tokens == len(tokenizer.encode(answer, add_special_tokens=False).ids) > len(answer.split())
 
 
+def test_a_line_ends_where_the_file_says_so(tmp_path: Path) -> None:
+    """At no other character that Unicode calls a line's end: JSON may have it in a text as it is."""
+    text = "one\u2028and\x85the same"
+    for name, content in (("p.txt", text), ("p.jsonl", json.dumps({"prompt": text}, ensure_ascii=False))):
+        (tmp_path / name).write_text(content + "\r\n", encoding="utf-8", newline="")
+        prompts = workload("prompts", file=str(tmp_path / name), output_tokens=1, unique_header=False)
+        assert {str(request.prompt) for request in prompts.requests(None, 3, 1)} == {text}
+
+
+def test_paraphrases_have_their_questions_in_any_column_of_prompts(tmp_path: Path) -> None:
+    rows = [{"question": "Why?", "cluster": "why"}, {"question": "How come?", "cluster": "why"}]
+    file = write(tmp_path / "q.csv", rows)
+    assert workload("paraphrases", name="mine", file=str(file)).meanings() == {"Why?": "why", "How come?": "why"}
+
+
 def test_only_the_first_prompts_may_be_used(tmp_path: Path) -> None:
     file = write(tmp_path / "p.txt", "one\ntwo\nthree\n")
     prompts = workload("prompts", file=str(file), first=2, output_tokens=1, unique_header=False).requests(None, 9, 1)
@@ -236,6 +251,9 @@ def test_a_data_set_of_the_hub_is_fetched_and_its_commit_is_the_plans(
     assert json.loads(row["digests"])["workload"].endswith(f"org/stories@{COMMITS['main']}")
     fetched = {path.split("/")[-1] for path, _ in Hub.requests if "/resolve/" in path}
     assert fetched == {"validation-00000-of-00002-bbbb.parquet", "validation-00001-of-00002-cccc.parquet"}
+    gpu = ["backend=transformers", "model=random-llama-2-7b", "hardware=l4", "dry_run=true", "details=true"]
+    assert main([*line[3:], *gpu, f"out={tmp_path / 'plan'}"]) == 0
+    assert "GiB weights" in capsys.readouterr().out
     Hub.closed = {"stories"}
     assert main([*line, "workload.revision=v2", f"out={tmp_path / 'closed'}"]) == 2
     assert "error: workload.dataset=org/stories@v2: " in capsys.readouterr().err
@@ -341,6 +359,6 @@ def test_a_model_of_the_hub_runs_by_its_name_alone(
     assert "error: model.repo=org/nowhere@main: " in capsys.readouterr().err
 
 
-def test_a_key_of_the_file_is_missing() -> None:
+def test_a_workload_that_is_no_option_and_no_file_is_refused() -> None:
     with pytest.raises(ConfigError, match="workload=nope: unknown"):
         composed("backend=vllm", "model=tiny-llama", "workload=nope")

@@ -74,7 +74,7 @@ def test_what_a_studys_own_table_contradicts_is_said() -> None:
         finding.name
         for study in all_studies()
         for finding in study.findings
-        if own_table(study, finding.name).startswith("contradicts")
+        if own_table(study, finding).startswith("contradicts")
     }
     assert contradicted == CONTRADICTED
     assert all(finding.note for study in all_studies() for finding in study.findings if finding.name in CONTRADICTED)
@@ -170,6 +170,16 @@ def test_the_command_and_the_report_print_the_judgements(tmp_path: Path, capsys:
     assert main(["studies"]) == 0
     assert "ttft-27-times" in capsys.readouterr().out
     assert main(["studies", str(tmp_path / "none")]) == 2
+
+
+def test_a_run_may_be_given_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    run(tmp_path / "results" / "night", "throughput_bound", throughput_rows())
+    monkeypatch.chdir(tmp_path)
+    assert main(["studies", "night"]) == 0
+    assert main(["compare", "night", "night"]) == 0
+    capsys.readouterr()
+    assert main(["studies", "nights"]) == 2
+    assert "results/nights: no run here" in capsys.readouterr().err
 
 
 def test_data_is_in_the_wheel() -> None:

@@ -3,6 +3,7 @@ tests/engines builds llama.cpp for real."""
 
 import os
 import stat
+import struct
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from backends.base import EnvironmentChoice, EnvironmentSpec, SourceBuild
 from backends.launch.gpus import Gpu
 from backends.prepare import cuda_toolkit, environments, sources
+from scripts import compile_cuda
 
 SOURCE = SourceBuild(
     sdist="engine==1.0",
@@ -172,3 +174,14 @@ def test_a_compiler_of_distributions_is_completed(tmp_path):
     for _ in range(2):
         cuda_toolkit.complete(tmp_path)
         assert (toolkit / "lib64" / "libcudart.so").resolve() == toolkit / "lib" / "libcudart.so.13"
+
+
+def test_the_kinds_of_code_of_a_program_are_read_of_its_fat_binaries(tmp_path):
+    def entry(kind: int, version: int) -> bytes:
+        header = struct.pack("<HHIQ12xI", kind, 0, 32, 8, version)
+        return header + bytes(8)
+
+    entries = entry(2, 89) + entry(1, 90)
+    fat = compile_cuda.FAT_BINARY + struct.pack("<HHQ", 1, 16, len(entries)) + entries
+    (tmp_path / "program").write_bytes(b"ELF" + fat + bytes(64))
+    assert compile_cuda.architectures(tmp_path / "program") == ["compute_90", "sm_89"]

@@ -35,7 +35,7 @@ def executable(path: Path, *command: str, **environment: str) -> Path:
 def model(tmp_path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"max_position_embeddings": 4096}')
     return folder
 
 
@@ -92,6 +92,11 @@ def test_the_launchers_command_line(tmp_path, model):
     assert given["--usage-stats"] == "off"
     assert line[-1] == "--disable-custom-kernels"
     assert given["--prometheus-port"] != given["--master-port"]
+
+
+def test_its_pool_is_a_share_of_the_memory_that_it_may_use(tmp_path, model):
+    backend = TGI(name="tgi", flags={"cuda-memory-fraction": 0.5})
+    assert backend.memory_share(launch(tmp_path, model)) == pytest.approx(0.95 * 0.5)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,6 @@ def test_the_document_lists_every_code() -> None:
         ({"steady_drift_after": 1.5}, "drift-after-steady-state", 1.5),
         ({"num_requests": 200, "num_failed": 6}, "failed-requests", 0.03),
         ({"client_cpu": 0.8}, "busy-client", 0.8),
-        ({"turnaround_share": 0.04}, "client-turnaround", 0.04),
         ({"agreement": 0.42}, "low-agreement", 0.42),
         ({"agreement": 0.97}, "inexact-agreement", 0.97),
         ({"offered_rate": 10.0, "realised_rate": 5.0}, "rate-not-reached", 0.5),

@@ -294,6 +294,9 @@ def test_bad_recorded_lengths_are_refused(tmp_path: Path) -> None:
             ValueError, match=r"^workload.file=.*(no columns of lengths|row 1; allowed are whole numbers from 1)"
         ):
             Recorded(name="r", file=str(file)).check()
+    file.write_text('{"input_tokens": 3, "output_tokens": 1}\n{"input_tokens": 3}\n')
+    with pytest.raises(ValueError, match=r"^workload.file=.*row 2; allowed are whole numbers from 1"):
+        Recorded(name="r", file=str(file)).check()
 
 
 @pytest.mark.parametrize(

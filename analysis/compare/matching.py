@@ -1,4 +1,4 @@
-"""Which configurations of two sides are compared with each other, and what speaks against it."""
+"""The configurations of two sides that are compared with each other, and what speaks against it."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare.sides import Side, TrialSettings
+from analysis.warnings import UNEQUAL, UNEQUAL_INPUTS
 from sweep.labels import labels
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
 QUESTION_PARTS = ("model.", "workload.", "load.")  # first parts of the settings that make a question
 MOST_SETTINGS = 3  # settings in a reason
-OUTPUT_RATIO, INPUT_RATIO = 1.1, 1.05  # most over fewest tokens a request
 BY_OUTPUT = ("duration", "request_throughput", "goodput", *E2EL)  # what longer answers change
 BY_INPUT = ("total_throughput", *TTFT_COLUMNS)
 
@@ -32,8 +32,8 @@ class Match:
     def obstacle_of(self, column: str) -> str:
         """The reason for not comparing the sides by this column; empty if there is none."""
         for counted, affected, most in (
-            ("output", BY_OUTPUT, OUTPUT_RATIO),
-            ("input", BY_INPUT, INPUT_RATIO),
+            ("output", BY_OUTPUT, UNEQUAL),
+            ("input", BY_INPUT, UNEQUAL_INPUTS),
         ):
             means = [_tokens_a_request(trials, f"{counted}_tokens") for trials in (self.first, self.second)]
             if column in affected and all(means) and max(means) / min(means) > most:
@@ -74,7 +74,7 @@ def _engines(side: Side) -> int:
 
 
 def _labels(settings: Sequence[TrialSettings]) -> list[str]:
-    """What tells each configuration from the others; of a single one its names."""
+    """The settings that tell each configuration from the others; of a single one its names."""
     varying = [key for key in NAMES[:3] if len({each.get(key) for each in settings}) > 1]
     rest = [{key: value for key, value in each.items() if key not in NAMES[:3]} for each in settings]
     names = [" ".join(str(each[key]) for key in varying if each.get(key)) for each in settings]
@@ -89,16 +89,18 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         return Match(label, *trials, obstacle=f"no result in {missing[0]}")
     settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
     differing = [key for key in sorted({*settings[0], *settings[1]}) if settings[0].get(key) != settings[1].get(key)]
-    asked = [key for key in differing if key.startswith(QUESTION_PARTS)]
+    of_question = [key for key in differing if key.startswith(QUESTION_PARTS)]
     engine = [
-        f"{key} {settings[0].get(key)} → {settings[1].get(key)}" for key in differing if key not in {*asked, NAMES[0]}
+        f"{key} {settings[0].get(key)} → {settings[1].get(key)}"
+        for key in differing
+        if key not in {*of_question, NAMES[0]}
     ]
     engine += [f"{name} {a} → {b}" for name, a, b in _facts(*trials)]
-    return Match(label, *trials, tuple(engine), _obstacle(asked, settings, *trials))
+    return Match(label, *trials, tuple(engine), _obstacle(of_question, settings, *trials))
 
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
-    """What else differs between the sides, as the rows say."""
+    """Versions and the like in which the rows of the sides differ: name, and the values of either."""
     for column in ("engine_version", "dtype", "driver", "commit"):
         if column in first and column in second:
             values = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
@@ -107,7 +109,7 @@ def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str
 
 
 def _obstacle(
-    asked: Sequence[str], settings: Sequence[TrialSettings], first: pd.DataFrame, second: pd.DataFrame
+    of_question: Sequence[str], settings: Sequence[TrialSettings], first: pd.DataFrame, second: pd.DataFrame
 ) -> str:
     """The first of: another protocol, hardware, model, workload or load."""
     for name, values in (
@@ -116,9 +118,9 @@ def _obstacle(
     ):
         if all(values) and values[0] != values[1]:
             return f"{name}: {_some(values[0])} and {_some(values[1])}"
-    if asked:
-        named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in asked[:MOST_SETTINGS]]
-        return f"{asked[0].partition('.')[0]}: " + "; ".join(named)
+    if of_question:
+        named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in of_question[:MOST_SETTINGS]]
+        return f"{of_question[0].partition('.')[0]}: " + "; ".join(named)
     digests = [_digests(trials) for trials in (first, second)]
     for part in ("model", "workload"):
         if digests[0].get(part) != digests[1].get(part) and part in digests[0] and part in digests[1]:

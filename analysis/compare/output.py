@@ -24,7 +24,8 @@ VERDICT_STYLES = {
     Finding.UNDECIDED: "yellow",
     Finding.INCOMPARABLE: "dim",
 }
-DIRECTIONS = {Finding.FASTER: ("faster", "cheaper"), Finding.SLOWER: ("slower", "more expensive")}
+OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
+OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}
 
 
 def headline(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
@@ -44,12 +45,12 @@ def _tally(group: Sequence[PointComparison], margin: float) -> str:
 
 
 def verdict_text(comparison: PointComparison, margin: float) -> str:
-    """`faster`, `equal within 3%`, … in the words of the quantity."""
+    """`faster`, `equal within 3%`, … in the words of the quantity: less memory is neither faster nor cheaper."""
     if comparison.verdict is Finding.EQUAL:
         return f"equal within {margin:.0%}"
-    if comparison.verdict in DIRECTIONS:
-        return DIRECTIONS[comparison.verdict][comparison.quantity.column.startswith("cost")]
-    return str(comparison.verdict)
+    unit = comparison.quantity.unit
+    words = OF_SPEED if unit in ("s", "ms") or unit.endswith("/s") else OF_COST if unit.startswith("$") else {}
+    return words.get(comparison.verdict, str(comparison.verdict))
 
 
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:

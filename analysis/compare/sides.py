@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.load import Run, open_run
-from sweep.config import ConfigError, did_you_mean
+from sweep.config import ConfigError, did_you_mean, first_line
 from sweep.disk import object_store
 from sweep.disk.run_files import run_folder
+from sweep.labels import dotted
 
 SELECT = "@"  # between a run and the settings that select some of its points
 NEEDED = ("trials.parquet", "plan.jsonl")
@@ -64,12 +65,12 @@ def side(text: str) -> Side:
 def _open(place: str, all_rows: bool) -> Run:
     if not object_store.is_url(place):
         return open_run(run_folder(place), all_rows)
-    folder = Path(tempfile.mkdtemp(prefix="sweep-compare-"))
-    try:
-        object_store.copy(place, folder, lambda name: name in NEEDED)
-    except OSError as error:
-        raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from None
-    return open_run(folder, all_rows)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            object_store.copy(place, Path(folder), lambda name: name in NEEDED)
+        except OSError as error:
+            raise ConfigError(f"{place}: {first_line(error)}") from None
+        return open_run(folder, all_rows)
 
 
 def _selection(text: str, selection: str) -> dict[str, str]:
@@ -80,18 +81,13 @@ def _selection(text: str, selection: str) -> dict[str, str]:
 
 
 def _trial_settings(row: dict[Any, Any]) -> TrialSettings:
-    """What a trial was asked: its whole configuration, or without one (rows made elsewhere) its columns."""
-    config = json.loads(row.get("config") or "{}")
-    settings = dict(_flat("", config)) if config else {}
+    """The settings of a trial: its whole configuration, or without one (rows made elsewhere) its columns."""
+    text = row.get("config")
+    config = dotted(json.loads(text)) if isinstance(text, str) else {}  # a missing text is NaN
+    settings = {key: json.dumps(value) if isinstance(value, list) else value for key, value in config.items()}
     for part in PARTS:
         settings.setdefault(f"{part}.name", row.get(part))
     for key, value in row.items():
         if "." in str(key) and str(key) not in settings and not pd.isna(value):
             settings[str(key)] = value
     return settings
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        return [pair for key, each in value.items() if key != "_target_" for pair in _flat(f"{prefix}.{key}", each)]
-    return [(prefix[1:], json.dumps(value) if isinstance(value, list | dict) else value)]

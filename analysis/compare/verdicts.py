@@ -1,4 +1,4 @@
-"""How much faster or slower each configuration is than the reference's, how sure that is, and the verdict.
+"""The ratio of each configuration to the reference's, how sure it is, and the verdict.
 
 The unit is the launch: two launches of one engine differ, and a longer trial does not show by how much. Where both
 sides sent the same prompts in a replicate the replicates are paired, else launches are compared by Welch's (1947) test,
@@ -71,7 +71,7 @@ class PointComparison:
 
 
 def comparisons(
-    sides: Sequence[Side], columns: Sequence[str] | None = None, margin: float = MARGIN, confidence: float = CONFIDENCE
+    sides: Sequence[Side], columns: Sequence[str] | None = None, margin: float = MARGIN
 ) -> list[PointComparison]:
     """Every configuration of each later side with the first side's, by each column.
 
@@ -83,7 +83,7 @@ def comparisons(
         comparison
         for other in others
         for column in columns or HEADLINE
-        for comparison in _by_column(reference, other, _quantity(column), margin, confidence)
+        for comparison in _by_column(reference, other, _quantity(column), margin)
     ]
 
 
@@ -96,13 +96,11 @@ def _quantity(column: str) -> LabelledColumn:
     return labelled
 
 
-def _by_column(
-    reference: Side, other: Side, quantity: LabelledColumn, margin: float, confidence: float
-) -> list[PointComparison]:
+def _by_column(reference: Side, other: Side, quantity: LabelledColumn, margin: float) -> list[PointComparison]:
     matches = match(reference, other)
     measured = [each for each in matches if _has(each.first, quantity) or _has(each.second, quantity)]
     usable = [each for each in measured if not each.obstacle_of(quantity.column)]
-    level = confidence ** (1 / max(1, len(usable)))
+    level = CONFIDENCE ** (1 / max(1, len(usable)))
     return [_compared(reference.text, other.text, each, quantity, margin, level) for each in measured]
 
 
@@ -156,8 +154,7 @@ def verdict(low: float, high: float, margin: float, better: Literal["higher", "l
 def log_ratio(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Ratio:
     """The difference of the sides' logarithms, by replicates that are paired, else by launches."""
     logs = [_logs(trials, column) for trials in (first, second)]
-    pairs = _pairs(first, second)
-    if pairs is not None:
+    if _sent_the_same(first, second):
         means = [
             series.groupby(trials["replicate"]).mean() for series, trials in zip(logs, (first, second), strict=True)
         ]
@@ -193,17 +190,16 @@ def smallest_change(ratio: Ratio, units: int, level: float) -> float:
     return math.expm1(float(quantiles) * ratio.error * math.sqrt(ratio.units / units))
 
 
-def _pairs(first: pd.DataFrame, second: pd.DataFrame) -> "pd.Index[int] | None":
-    """The replicates in which both sides sent the same prompts at the same times, each on a launch of its own."""
+def _sent_the_same(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """True if the sides' common replicates have the same prompts at the same times, each on a launch of its own."""
     for trials in (first, second):
         if trials["replicate"].duplicated().any() or _units(trials).duplicated().any():
-            return None
+            return False
     seeds = [trials.set_index("replicate")["seed"] for trials in (first, second) if "seed" in trials]
     if len(seeds) < 2:
-        return None
+        return False
     common = seeds[0].index.intersection(seeds[1].index)
-    same = len(common) > 1 and bool((seeds[0][common] == seeds[1][common]).all())
-    return common if same else None
+    return len(common) > 1 and bool((seeds[0][common] == seeds[1][common]).all())
 
 
 def _units(trials: pd.DataFrame) -> "pd.Series[str]":

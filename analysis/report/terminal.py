@@ -25,6 +25,7 @@ from analysis.variance import shares_text
 from analysis.warnings import concerning, grouped, scope
 from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.numbers.warnings import Severity
+from sweep.records import UNMEASURED
 from sweep.wording import count
 
 COLUMNS = (
@@ -310,7 +311,7 @@ def _fits(fits: list[Fit]) -> Iterator[Text]:
 def _failures(lost: Losses) -> Iterator[Text]:
     yield Text(f"\n{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
     for loss in lost.shown:
-        style = "yellow" if loss.outcome in ("unavailable", "censored", "cancelled") else "red"
+        style = "yellow" if loss.outcome in UNMEASURED else "red"
         line = Text("  ").append(loss.outcome, style=style).append(f" x{loss.trials} {loss.line}: {loss.reason}")
         yield line.append(f"  [{loss.where}]", style="dim")
         if loss.log:

@@ -1,18 +1,13 @@
 """Trials as `vllm bench serve` would print them, for comparison with published figures (`metrics=vllm`)."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from analysis.load import Run, trial_folder
 from analysis.results import RunResults
-from sweep.disk import run_files
-from sweep.numbers.vllm_flavour import vllm_flavour
 
 FIGURES = {
     "completed": "Successful requests",
@@ -33,8 +28,6 @@ FIGURES = {
         for statistic in ("mean", "median", "p99")
     },
 }
-
-
 ASKED_FOR = ("max_concurrency", "request_rate")  # left out where the load has none
 
 
@@ -45,8 +38,8 @@ def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
         DamagedFile: if a trial's requests are truncated.
     """
     run, layout = results.run, results.layout
-    for _, row in layout.placed(run.ok).iterrows():
-        figures = flavour_of(run, row)
+    for index, row in layout.placed(run.ok).iterrows():
+        figures = results.vllm_figures[index]
         label = f"{row['model']} {row['load']}: {layout.describe(row)}, replicate {row['replicate']}"
         yield _trial_table(label, figures, with_latencies=row["client_stamp_source"] != "engine")
     if missing := len(run.not_ok):
@@ -63,24 +56,10 @@ def _trial_table(heading: str, figures: Mapping[str, Any], with_latencies: bool)
     for name, label in FIGURES.items():
         if (name.endswith("_ms") and not with_latencies) or (name in ASKED_FOR and figures[name] is None):
             continue
-        table.add_row(label, shown_figure(figures.get(name)))
+        table.add_row(label, _shown(figures.get(name)))
     return table
 
 
-def flavour_of(run: Run, row: "pd.Series[Any]") -> dict[str, Any]:
-    """A trial's figures, and what vLLM's block says was asked for.
-
-    Raises:
-        DamagedFile: if its requests are truncated.
-    """
-    load = json.loads(row["config"] if isinstance(row["config"], str) else "{}").get("load", {})
-    limits = {
-        "max_concurrency": load.get("max_concurrency") or load.get("concurrency"),
-        "request_rate": load.get("rate"),
-    }
-    return limits | vllm_flavour(run_files.read_requests(trial_folder(run, row) / "requests.parquet"))
-
-
-def shown_figure(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A figure as vLLM prints it."""
     return "unknown" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from analysis.quantities import number, setting
 from analysis.report.terminal import label
-from analysis.report.vllm_flavour import FIGURES, flavour_of
+from analysis.report.vllm_flavour import FIGURES
 from analysis.results import RunResults
 
 ENGINE_COLUMNS = (
@@ -34,11 +34,14 @@ def wide(results: RunResults) -> dict[str, pd.DataFrame]:
         DamagedFile: if a trial's requests are truncated.
     """
     frames: dict[str, pd.DataFrame] = {}
+    trials = results.layout.placed(results.run.ok).groupby("point").groups
     for panel, points in results.points.groupby("panel", sort=False):
         points = points[points["n"] > 0]
         order = {line: place for place, line in enumerate(results.layout.lines)}
         points = points.sort_values("line", key=lambda lines: lines.map(order), kind="stable")
-        columns = {_heading(results, point): _cells(results, point) for _, point in points.iterrows()}
+        columns = {
+            _heading(results, point): _cells(results, point, trials[index]) for index, point in points.iterrows()
+        }
         frame = pd.DataFrame(columns)
         frames[str(panel)] = frame.loc[(frame != "—").any(axis="columns")]
     return frames
@@ -49,17 +52,13 @@ def _heading(results: RunResults, point: "pd.Series[Any]") -> str:
     return f"{point['line']}, {load}" if results.layout.x and load else str(point["line"])
 
 
-def _cells(results: RunResults, point: "pd.Series[Any]") -> dict[str, str]:
+def _cells(results: RunResults, point: "pd.Series[Any]", trials: "pd.Index[Any]") -> dict[str, str]:
     """The settings on axes, vLLM's figures as means over replicates, and the engine's counters."""
     axes = [axis for axis in results.run.axes if axis.startswith("backend.") and axis in point]
     cells = {axis.removeprefix("backend.").removeprefix("flags."): _setting(point[axis]) for axis in axes}
-    trials = results.layout.placed(results.run.ok)
-    of_point = trials[(trials["line"] == point["line"]) & (trials["panel"] == point["panel"])]
-    if results.layout.x:
-        of_point = of_point[of_point[results.layout.x] == point[results.layout.x]]
-    figures = pd.DataFrame([flavour_of(results.run, trial) for _, trial in of_point.iterrows()])
+    figures = pd.DataFrame([results.vllm_figures[trial] for trial in trials])
     for name, title in FIGURES.items():
-        values = pd.to_numeric(figures[name], errors="coerce").dropna() if name in figures else pd.Series(dtype=float)
+        values = pd.to_numeric(figures[name], errors="coerce").dropna()
         cells[title] = f"{values.mean():,.2f}" if len(values) else "—"
     for name in ENGINE_COLUMNS:
         labelled = label(name)

@@ -35,9 +35,9 @@ def judge_run(results: RunResults) -> list[Judged]:
 
 def judge_finding(study: Study, finding: PublishedFinding, experiment: str, points: pd.DataFrame) -> Judged:
     """Judge one finding: by the study's own table first, then by these points."""
-    measured = finding.rule.answer(points)
+    measured = finding.check.answer(points)
     published = study.tables.get(experiment)
-    if published is not None and finding.rule.answer(published.frame).holds is False:
+    if published is not None and finding.check.answer(published.frame).holds is False:
         beside = f"; this run: {measured.figures}" if measured.holds is not None else ""
         return Judged(finding, "contradicted by its own table", f"{(finding.note or '').rstrip('.')}{beside}")
     if measured.holds is None:
@@ -49,15 +49,10 @@ def _points(results: RunResults) -> pd.DataFrame:
     """The run's points; columns of objects that hold numbers as numbers."""
     points = results.points.copy()
     for column in points:
-        points[column] = (
-            pd.to_numeric(points[column], errors="coerce") if _is_numeric(points[column]) else points[column]
-        )
+        numbers = pd.to_numeric(points[column], errors="coerce")
+        if numbers.notna().any() and (numbers.notna() == points[column].notna()).all():
+            points[column] = numbers
     return points
-
-
-def _is_numeric(values: "pd.Series[Any]") -> bool:
-    present = values.dropna()
-    return len(present) > 0 and bool(pd.to_numeric(present, errors="coerce").notna().all())
 
 
 class Beside(NamedTuple):

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from analysis.results import RunResults
 from analysis.studies.findings import Beside, Judged, beside, judge_run
-from analysis.studies.tables import Study, all_studies, study_of
+from analysis.studies.tables import PublishedFinding, Study, all_studies, study_of
 
 
 def catalogue() -> RenderableType:
@@ -18,16 +18,15 @@ def catalogue() -> RenderableType:
         parts.append(Text(f"{study.title}\n  {study.asked}\n  {', '.join(study.tables)}", style="bold"))
         table = Table("finding", "claim", "its own table", box=None, pad_edge=False, header_style="bold")
         for finding in study.findings:
-            table.add_row(finding.name, finding.claim, own_table(study, finding.name))
+            table.add_row(finding.name, finding.claim, own_table(study, finding))
         parts += [table, Text("")]
     return Group(*parts)
 
 
-def own_table(study: Study, name: str) -> str:
+def own_table(study: Study, finding: PublishedFinding) -> str:
     """Return how a study's own table stands to one of its findings: agrees, contradicts, or does not say."""
-    finding = next(each for each in study.findings if each.name == name)
     table = study.tables.get(finding.experiments[0])
-    answer = finding.rule.answer(table.frame) if table else None
+    answer = finding.check.answer(table.frame) if table else None
     if answer is None or answer.holds is None:
         return "does not say"
     return "agrees" if answer.holds else f"contradicts: {finding.note or answer.figures}"

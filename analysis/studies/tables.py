@@ -11,7 +11,6 @@ from pydantic import Field
 from analysis.studies.checks import (
     BestCheck,
     ColumnsCheck,
-    FindingCheck,
     FitsCheck,
     PeakCheck,
     RatioCheck,
@@ -46,10 +45,6 @@ class PublishedFinding(Strict):
         Field(discriminator="kind"),
     ]
     note: str | None = None  # about a contradiction with its own table
-
-    @property
-    def rule(self) -> FindingCheck:
-        return self.check
 
 
 class Study(Strict):

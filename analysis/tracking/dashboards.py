@@ -15,7 +15,7 @@ from analysis.headline import HEADLINE
 from analysis.quantities import labelled_column
 from analysis.results import RunResults
 from analysis.tracking import process
-from analysis.tracking.sweep_run import best_figures
+from analysis.tracking.sweep_run import SWEEP, best_lines
 from analysis.tracking.tracker import LONGEST_NAME
 from sweep.records import LOAD_COLUMNS
 from sweep.whole_file import write_whole
@@ -51,7 +51,7 @@ def engines_report(results: RunResults, project: str, entity: str, group: str) -
 
 def runs_of(group: str) -> str:
     """The filter for the trials of one run."""
-    return f"Metric('group') = '{group}' and Metric('jobType') != 'sweep'"
+    return f"Metric('group') = '{group}' and Metric('jobType') != '{SWEEP}'"
 
 
 def tasks_of(results: RunResults) -> list[str]:
@@ -75,15 +75,15 @@ def task_panels(results: RunResults, task: str) -> list[Any]:
 
 
 def _over_load(metric: str, title: str) -> reports.LinePlot:
-    engine = reports.Config(GROUPED_BY[0])
-    options = {"groupby": engine, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
-    return reports.LinePlot(title=title, x=process.LOAD, y=[metric], title_x="Load", **options)
+    return reports.LinePlot(title=title, x=process.LOAD, y=[metric], title_x="Load", **_by_engine())
 
 
 def _bars(metric: str, title: str) -> reports.BarPlot:
-    engine = reports.Config(GROUPED_BY[0])
-    options = {"groupby": engine, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
-    return reports.BarPlot(title=title, metrics=[metric], orientation="v", **options)
+    return reports.BarPlot(title=title, metrics=[metric], orientation="v", **_by_engine())
+
+
+def _by_engine() -> dict[str, Any]:
+    return {"groupby": reports.Config(GROUPED_BY[0]), "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
 
 
 def _title(column: str) -> str:
@@ -96,14 +96,10 @@ def _title(column: str) -> str:
 
 def best_table(results: RunResults) -> str:
     """The best engine of each task, in Markdown."""
-    best = best_figures(results)
-    tasks = [name.removeprefix("best line of ") for name in best if name.startswith("best line of ")]
-    lines = [
-        f"| {task} | {best[f'best line of {task}']} | {best[f'best output_throughput of {task}']:.4g} |"
-        for task in tasks
-    ]
+    points = results.points
+    lines = [f"| {best.panel} | {best.line} | {best.output_throughput:.4g} |" for best in best_lines(points)]
     head = ["| task | highest output throughput | tokens/s |", "|---|---|---|"]
-    measured = f"{best['points_with_result']} of {best['points']} points have a result."
+    measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
     return "\n".join(
         [f"{measured} Intervals, warnings and failures are in the report of the sweep's run.", "", *head, *lines]
     )

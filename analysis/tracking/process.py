@@ -56,7 +56,9 @@ def has_login() -> bool:
     return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
-def track(settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: list[list[Any]]) -> None:
+def track(
+    settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: Iterable[Sequence[Any]]
+) -> None:
     """Log one trial as one run: config, telemetry as history over the trial's time, the row's figures as summary.
 
     The headline figures are history too, over the load: a default panel is made of history alone.

@@ -9,24 +9,24 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from analysis.load import RunNotFound, telemetry
+from analysis.load import RunNotFound
 from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
 from analysis.tracking import process
 from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
+from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, run_folder
-
-NEVER_RAN = ("unavailable", "censored", "cancelled")
+from sweep.records import UNMEASURED, Sample
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
-    where = "a results folder, or its name under results/"
-    parser.add_argument("folder", metavar="RUN", type=run_folder, help=where)
+    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
     parser.add_argument("--entity", help="team or user; default: that of the run, else the login's own")
     parser.add_argument(
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        for line in publish(options.folder, options.project, options.entity, options.trials):
+        for line in publish(run_folder(options.run), options.project, options.entity, options.trials):
             print(line, flush=True)
     except (RunNotFound, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -109,12 +109,14 @@ def _login_entity() -> str:
 def _track_trials(settings: dict[str, Any], mode: str, results: RunResults) -> int:
     """Track the trials that ran, as during the run."""
     run = results.run
-    ran = run.trials[~run.trials["outcome"].isin(NEVER_RAN) & run.trials["attempt"].notna()]
+    ran = run.trials[~run.trials["outcome"].isin(list(UNMEASURED)) & run.trials["attempt"].notna()]
     for row in ran.to_dict("records"):
         present = {str(key): value for key, value in row.items() if not _is_missing(value)}
-        samples = telemetry(run.paths.out, row["trial_id"], damaged="skip")
-        series = samples[["time", "series", "value", "device"]].to_numpy(object).tolist() if len(samples) else []
-        process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=str)), series)
+        samples: list[Sample] = []
+        with suppress(FileNotFoundError, DamagedFile):
+            trial = run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
+            samples = run_files.read_telemetry(trial.telemetry)
+        process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=str)), samples)
     return len(ran)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -36,7 +36,7 @@ def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> 
         for path in (paths.trials, paths.summary, paths.report, *images):
             artifact.add_file(str(path), name=path.relative_to(paths.out).as_posix())
         run.log_artifact(artifact)
-        run.summary.update(best_figures(results))
+        run.summary.update(best_figures(results.points))
     finally:
         run.finish()
 
@@ -81,14 +81,27 @@ def curves(results: RunResults) -> Iterator[dict[str, Any]]:
             yield {process.LOAD: size, **values}
 
 
-def best_figures(results: RunResults) -> dict[str, Any]:
-    """The best output throughput of each panel, and whose it is; how many points there are, and have a result."""
-    points = results.layout.points
+class BestLine(NamedTuple):
+    """The line of a panel with the highest output throughput."""
+
+    panel: str
+    line: str
+    output_throughput: float
+
+
+def best_lines(points: pd.DataFrame) -> Iterator[BestLine]:
+    """The best line of each panel that has a throughput."""
+    if "output_throughput" in points:
+        measured = points[points["output_throughput"].notna()]
+        for panel, of_panel in measured.groupby("panel"):
+            best = of_panel.iloc[int(of_panel["output_throughput"].argmax())]
+            yield BestLine(str(panel), best["line"], float(best["output_throughput"]))
+
+
+def best_figures(points: pd.DataFrame) -> dict[str, Any]:
+    """The best line of each panel, its throughput, and how many points there are and have a result."""
     figures: dict[str, Any] = {"points": len(points), "points_with_result": int((points["n"] > 0).sum())}
-    for panel, of_panel in points.groupby("panel"):
-        throughput = of_panel.get("output_throughput", pd.Series(dtype=float)).astype("float64")
-        if throughput.notna().any():
-            best = of_panel.iloc[int(throughput.fillna(0).to_numpy().argmax())]
-            figures[f"best output_throughput of {panel}"] = float(best["output_throughput"])
-            figures[f"best line of {panel}"] = best["line"]
+    for best in best_lines(points):
+        figures[f"best output_throughput of {best.panel}"] = best.output_throughput
+        figures[f"best line of {best.panel}"] = best.line
     return figures

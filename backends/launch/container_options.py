@@ -43,14 +43,19 @@ def _docker(launch: Launch, passed: Iterable[str]) -> list[str]:
     elif launch.gpus:
         options += [f"--device=nvidia.com/gpu={_cdi(gpu)}" for gpu in launch.gpus]
     options += [f"--volume={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
-    return [*options, *(f"--env={variable}" for variable in passed)]
+    return [*options, *_cache_variables(launch), *(f"--env={variable}" for variable in passed)]
 
 
 def _apptainer(launch: Launch) -> list[str]:
     """Apptainer has the host's network, environment and cores by itself; CUDA_VISIBLE_DEVICES pins GPUs there too."""
     binds = [f"--bind={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
-    cache = [f"--env=XDG_CACHE_HOME={launch.image_cache}"] if launch.image_cache else []
-    return [*(["--nv"] if launch.gpus else []), "--no-home", "--writable-tmpfs", *binds, *cache]
+    return [*(["--nv"] if launch.gpus else []), "--no-home", "--writable-tmpfs", *binds, *_cache_variables(launch)]
+
+
+def _cache_variables(launch: Launch) -> list[str]:
+    """Options that lead engines to the mounted cache, whoever the container's user is; FlashInfer has its own."""
+    names = ("XDG_CACHE_HOME", "FLASHINFER_WORKSPACE_BASE") if launch.image_cache else ()
+    return [f"--env={name}={launch.image_cache}" for name in names]
 
 
 def _cdi(gpu: str) -> str:

@@ -230,14 +230,17 @@ class Engine:
             self.pid = message.get("pid", self.pid)
             self.exit_status = message.get("exit", self.exit_status)
 
-    def _chosen(self) -> dict[str, str]:
-        """What the engine chose by itself (attention backend, graphs, scheduler), as the log of this launch says."""
+    def _log_text(self) -> str:
+        """All that this launch has logged; the file may hold earlier ones."""
         if not self.log.exists():
-            return {}
+            return ""
         with self.log.open("rb") as file:
             file.seek(self._log_begin)
-            text = file.read().decode(errors="replace")
-        patterns = self.backend.choice_patterns.items()
+            return file.read().decode(errors="replace")
+
+    def _chosen(self) -> dict[str, str]:
+        """What the engine chose by itself (attention backend, graphs, scheduler), as its log says."""
+        text, patterns = self._log_text(), self.backend.choice_patterns.items()
         return {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
 
     def _dtype(self) -> str | None:
@@ -247,7 +250,7 @@ class Engine:
         if not self.backend.launches:
             return None
         if self.backend.dtype_pattern:
-            match = re.search(self.backend.dtype_pattern, self.log.read_text(errors="replace"))
+            match = re.search(self.backend.dtype_pattern, self._log_text())
             return match[1] if match else None
         try:
             config = json.loads((self.launch.model / "config.json").read_text())

@@ -1,6 +1,5 @@
 """Patience with outages: what prepares a node is tried again, with back-off, as long as no answer comes."""
 
-import errno
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +12,6 @@ from sweep.wording import duration_text
 Provided = TypeVar("Provided")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s before the next try; doubled each time
 FAULTS = (EnvironmentFailed, OSError, ValueError)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no outage: nothing more is started on that node
 
 
 def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Callable[[str], None]) -> Provided:
@@ -28,7 +26,7 @@ def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Calla
         try:
             return prepare()
         except FAULTS as error:
-            if not is_outage(error) or (isinstance(error, OSError) and error.errno in DISK_FULL):
+            if not is_outage(error):
                 raise
             until = until or time.monotonic() + patience
             if time.monotonic() >= until:

@@ -42,7 +42,8 @@ def engine_version(environment: EnvironmentSpec | None, table: EngineTable) -> s
     if environment is None:
         return table.version  # none can be composed here: the pinned one is meant
     if environment.image:
-        tag = re.search(r":v?(\d[\w.]*)", environment.image)
+        # Not the port of its registry, nor the digits of its digest.
+        tag = re.search(r":v?(\d[\w.]*)[^/:]*$", environment.image.partition("@")[0])
         return tag[1] if tag else None
     versions = dict(pin.split("==", 1) for pin in _pins(environment) if "==" in pin)
     if environment.python:

@@ -112,8 +112,8 @@ class RunPaths:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_folder(run: str) -> Path:
-    """Return the folder of a run that a command line names: a folder, or the name of one under results/."""
+def run_folder(run: str | Path) -> Path:
+    """The folder of a run, which a user gives as a path or as its name under results/."""
     folder = Path(run)
     return folder if folder.exists() else Path("results") / folder
 

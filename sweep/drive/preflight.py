@@ -45,9 +45,9 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
     return next(matching, "gpu")
 
 
-def model_obstacle(model: Mapping[str, Any], cache_dir: str | None) -> str | None:
-    """Return why a model, or a workload, as its file has it, cannot be fetched; None if it can, or it is not known."""
-    built: Any = build(model, "model")
+def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None) -> str | None:
+    """Return why a model or workload, as its file has it, cannot be fetched; None if it can, or nothing is known."""
+    built: Any = build(option, group)
     reason: str | None = built.obstacle(cache_directory(cache_dir)) if hasattr(built, "obstacle") else None
     return reason
 

@@ -12,7 +12,7 @@ from sweep.drive.progress import Display
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.records import Fault, Outcome, Sample
+from sweep.records import UNMEASURED, Fault, Outcome, Sample
 
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
@@ -82,8 +82,7 @@ class RowWriter:
         """What was measured here for other plans, or again: by a command with other settings, or after a change."""
         planned = {trial.trial_id for trial in self.plan.trials}
         rows = [row for trial_id, row in self.ledger.rows.items() if trial_id not in planned]
-        unmeasured = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED)
-        measured = [row for row in rows if row["outcome"] not in unmeasured]
+        measured = [row for row in rows if row["outcome"] not in UNMEASURED]
         return [row | {"in_plan": False} for row in self.ledger.superseded + measured]
 
     def _updated(self, row: LedgerRow, trial: Trial, recompute: bool) -> LedgerRow:

@@ -1,8 +1,8 @@
 """A client's call: its body read within limits and parsed, and the question that it asks."""
 
 import asyncio
-import copy
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ HOP_BY_HOP = frozenset(
     )
 )
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
+PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: of prompts or token ids
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Refused(Exception):
@@ -97,9 +99,6 @@ class Call:
         """The call with another body."""
         return replace(self, content=content, body=json.dumps(content, separators=(",", ":")).encode())
 
-    def copy_content(self) -> dict[str, Any]:
-        return copy.deepcopy(self.content)
-
 
 async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float) -> Call:
     """Read a request for tokens.
@@ -146,6 +145,8 @@ def parse_body(path: str, body: bytes) -> dict[str, Any]:
         raise Refused(400, f"the request's body is not JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise Refused(400, "the request's body is not a JSON object")
+    if _SURROGATE.search(body) and not _is_unicode(content):
+        raise Refused(400, "the request's body has half a surrogate pair, which is no Unicode text")
     key = QUESTION_KEYS[path]
     if key not in content:
         raise Refused(400, f"{key}: required, but not given")
@@ -153,6 +154,19 @@ def parse_body(path: str, body: bytes) -> dict[str, Any]:
         messages = content["messages"]
         if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
             raise Refused(400, "messages: allowed is a list of at least one object with role and content")
-    elif not isinstance(content["prompt"], str | list):
+    elif not _is_prompt(content["prompt"]):
         raise Refused(400, "prompt: allowed are a text, a list of token ids and a list of these")
     return content
+
+
+def _is_prompt(prompt: object) -> bool:
+    return isinstance(prompt, str) or (isinstance(prompt, list) and set(map(type, prompt)) in PROMPT_LISTS)
+
+
+def _is_unicode(content: dict[str, Any]) -> bool:
+    """False if a text in it cannot be encoded: JSON can name half a surrogate pair, and no tokenizer takes one."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

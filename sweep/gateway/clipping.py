@@ -39,9 +39,6 @@ class Clipped(NamedTuple):
         return ", ".join(parts).encode()
 
 
-UNCLIPPED = Clipped()
-
-
 @dataclass(frozen=True)
 class Clipper:
     """Applies the bounds with the tokenizer of the served model."""
@@ -51,21 +48,19 @@ class Clipper:
 
     def clip(self, call: Call) -> tuple[Call, Clipped]:
         """The call within the bounds, and what was cut. A call that is within them is returned as it is."""
-        content = call.copy_content() if self._may_cut() else call.content
+        content = {**call.content}
         before, after = self._clip_input(content)
         asked, allowed = self._clip_output(call.path, content)
         clipped = Clipped(before, after, asked, allowed)
         changed = clipped.input_saved or content != call.content
         return (call.with_content(content) if changed else call), clipped
 
-    def _may_cut(self) -> bool:
-        return self.bounds.input_tokens is not None or self.bounds.output_tokens is not None
-
     def _clip_input(self, content: dict[str, Any]) -> tuple[int, int]:
-        """Cut the prompts of a request's content in place; their tokens before and after."""
+        """Put clipped prompts into a request's content; their tokens before and after."""
         if self.bounds.input_tokens is None or self.tokenizer is None:
             return 0, 0
         if "messages" in content:
+            content["messages"] = [{**message} for message in content["messages"]]
             return self._clip_messages(content["messages"], self.bounds.input_tokens)
         prompt = content["prompt"]
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
@@ -80,13 +75,13 @@ class Clipper:
         if isinstance(prompt, str):
             assert self.tokenizer is not None
             return clip_text(prompt, limit, self.bounds.keep, self.tokenizer)
-        if not isinstance(prompt, list) or len(prompt) <= limit:
+        if len(prompt) <= limit:
             return prompt, len(prompt), len(prompt)
         head, tail = parts(limit, self.bounds.keep)
         return prompt[:head] + prompt[len(prompt) - tail :], len(prompt), limit
 
     def _clip_messages(self, messages: list[dict[str, Any]], limit: int) -> tuple[int, int]:
-        """Cut the longest messages that are not the system's until all contents have `limit` tokens at most.
+        """Cut, in place, the longest messages that are not the system's until all contents have `limit` tokens at most.
 
         Counted are the contents alone: the tokens that a chat template adds are the engine's.
         """

@@ -29,7 +29,6 @@ class EngineState:
     """One engine: its URL and what the gateway knows of it."""
 
     url: str
-    number: int
     healthy: bool = True
     in_flight: int = 0
 
@@ -40,9 +39,8 @@ class Router:
     def __init__(self, engines: list[EngineState], routing: Literal["round_robin", "least_busy", "prefix"]) -> None:
         self.engines, self.routing = engines, routing
         self._turn = itertools.count()
-        self._seen: OrderedDict[int, EngineState] = (
-            OrderedDict()
-        )  # hash of a prompt up to a block -> engine that has it
+        # Hash of a prompt up to the end of a block -> the engine that has it.
+        self._seen: OrderedDict[int, EngineState] = OrderedDict()
 
     def choose(self, prompt: str, tried: set[EngineState]) -> EngineState | None:
         """A healthy engine that has not been tried; where none is healthy, one that is not. None if all were tried."""
@@ -103,7 +101,7 @@ class Engines:
     """Connections to the engines, kept open between requests."""
 
     def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics) -> None:
-        self.states = [EngineState(url.rstrip("/").removesuffix("/v1"), number) for number, url in enumerate(urls)]
+        self.states = [EngineState(url.rstrip("/").removesuffix("/v1")) for url in urls]
         self.settings, self.metrics = settings, metrics
         self.router = Router(self.states, settings.routing)
         self._session: aiohttp.ClientSession | None = None
@@ -146,7 +144,7 @@ class Engines:
                 assert engine is not None
             tried.add(engine)
             last = attempt == self.settings.retries or (len(tried) == len(self.states) and len(self.states) > 1)
-            self.metrics.tries.inc(attempt > 0)
+            self.metrics.retries.inc(attempt > 0)
             engine.in_flight += 1
             try:
                 async with contextlib.AsyncExitStack() as stack:
@@ -154,7 +152,7 @@ class Engines:
                         answer = await self._begin(engine, call, stack)
                     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                         engine.healthy = isinstance(error, aiohttp.ServerDisconnectedError)
-                        problem = f"{type(error).__name__}"
+                        problem = type(error).__name__
                         continue
                     if answer.status in NOT_BEGUN and not last and len(self.states) > 1:
                         problem = f"status {answer.status}"

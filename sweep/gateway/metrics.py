@@ -9,6 +9,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from sweep.config import ConfigError
+
 LAG_INTERVAL = 0.01  # s between two looks at the clock
 LAG_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LAG_RESOLUTION = 1e-4  # s
@@ -33,7 +35,7 @@ class Decision:
 
 
 class Metrics:
-    """Counters of a gateway, and its log of decisions."""
+    """Counters of a gateway, and its log of decisions. Raises ConfigError if that cannot be written."""
 
     def __init__(self, log: str | None = None) -> None:
         self.registry = CollectorRegistry()
@@ -41,7 +43,7 @@ class Metrics:
         self._lookups = Counter("gateway_cache_lookups", "Requests by result", ["result"], registry=self.registry)
         self._saved = Counter("gateway_tokens_saved", "Tokens no engine processed", ["by"], registry=self.registry)
         self._clipped = Counter("gateway_clipped_requests", "Requests that were clipped", registry=self.registry)
-        self.tries = Counter("gateway_retries", "Further tries of requests", registry=self.registry)
+        self.retries = Counter("gateway_retries", "Further tries of requests", registry=self.registry)
         self.entries = Gauge("gateway_cache_entries", "Answers in the cache", registry=self.registry)
         self.failed_writes = Counter("gateway_failed_writes", "Lines and answers not written", registry=self.registry)
         self._up = Gauge("gateway_engine_up", "1 if the engine is healthy", ["engine"], registry=self.registry)
@@ -50,7 +52,10 @@ class Metrics:
             "gateway_loop_lag_seconds", "Delay of the loop", buckets=LAG_BUCKETS, registry=self.registry
         )
         self._lags: Tally[int] = Tally()
-        self._log = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._log = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as error:
+            raise ConfigError(f"--log {log}: {error.strerror or error}") from None
 
     def text(self) -> bytes:
         """The metrics in Prometheus' format."""

@@ -3,8 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from backends.base import Backend, Launch
 from backends.launch import server
 from sweep.config import import_path
 from sweep.gateway.settings import Gateway
+from sweep.records import Fault, Outcome
 
 DECISIONS = "decisions.jsonl"  # in the gateway's folder
 GATEWAY_TIMEOUT = 30.0  # s
@@ -27,17 +27,21 @@ class GatewayProcess(Backend):
     name: str = "gateway"
     to: str  # URL of the engine
     settings: Gateway
-    tokenizer: Path | None = None  # folder of the model
+    tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
 
     def command(self, launch: Launch) -> list[str]:
         arguments = ["--to", self.to, "--host", launch.host, "--port", str(launch.port)]
         arguments += ["--settings", self.settings.model_dump_json(), "--log", str(launch.workdir / DECISIONS)]
-        if self.tokenizer is not None and self.settings.clip.input_tokens is not None:
-            arguments += ["--tokenizer", str(self.tokenizer)]
+        if self.tokenizer is not None:
+            arguments += ["--tokenizer", str(self.tokenizer.resolve())]
         return [sys.executable, "-m", "sweep.gateway.server", *arguments]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         return {"PYTHONPATH": import_path(), **super().environment(launch)}
+
+
+class GatewaySilent(Exception):
+    """A gateway does not answer its own deployment."""
 
 
 class GatewayReport(NamedTuple):
@@ -59,8 +63,11 @@ class RunningGateway:
         return self.process.alive()
 
     def reset(self) -> None:
-        """Begin a trial with an empty cache. Raises httpx.HTTPError if the gateway does not answer."""
-        httpx.post(f"{self.url}/gateway/reset", timeout=GATEWAY_TIMEOUT, trust_env=False).raise_for_status()
+        """Begin a trial with an empty cache. Raises GatewaySilent."""
+        try:
+            httpx.post(f"{self.url}/gateway/reset", timeout=GATEWAY_TIMEOUT, trust_env=False).raise_for_status()
+        except httpx.HTTPError as error:
+            raise GatewaySilent(f"the gateway's cache was not emptied before the trial: {error}") from None
         self._begin = self._log.stat().st_size if self._log.exists() else 0
 
     def report(self) -> GatewayReport:
@@ -81,12 +88,30 @@ class RunningGateway:
 
 
 @contextlib.contextmanager
-def running_gateway(settings: Gateway | None, engine: server.Engine, marker: str) -> Iterator[RunningGateway | None]:
-    """The gateway in front of an engine, on the engine's cores; None without settings. Raises LaunchError."""
+def running_gateway(
+    settings: Gateway | None, engine: server.Engine, tokenizer_folder: Callable[[], Path | None], marker: str
+) -> Iterator[RunningGateway | None]:
+    """The gateway in front of an engine, on the engine's cores; None without settings. Raises LaunchError.
+
+    `tokenizer_folder` gives that of the served model, None where it is not known; only a bound on the input needs it.
+    """
     if settings is None:
         yield None
         return
-    launch = replace(engine.launch, workdir=engine.launch.workdir / "gateway", gpus=(), python=sys.executable, port=0)
-    process = GatewayProcess(to=engine.url, settings=settings, tokenizer=engine.launch.model, launch_timeout=120.0)
+    tokenizer = None if settings.clip.input_tokens is None else tokenizer_folder()
+    if settings.clip.input_tokens is not None and tokenizer is None:
+        reason = "gateway.clip.input_tokens: the model's tokenizer is not known; set model.tokenizer"
+        raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, fault=Fault.SURROUNDINGS)
+    # Not the engine's own launch with changes: that may be in a container, which has no gateway in it.
+    own = engine.launch
+    launch = Launch(
+        model=own.model,
+        served_name=own.served_name,
+        workdir=own.workdir / "gateway",
+        python=sys.executable,
+        threads=own.threads,
+        cpus=own.cpus,
+    )
+    process = GatewayProcess(to=engine.url, settings=settings, tokenizer=tokenizer, launch_timeout=120.0)
     with server.running(process, launch, marker=f"{marker}/gateway") as front:
         yield RunningGateway(front)

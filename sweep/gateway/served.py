@@ -35,6 +35,8 @@ def served_equal(
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, replace(target, url=url), request) for url in (gateway, target.url)]
+            except httpx.TransportError:  # what does not answer once would take as long for each of the others
+                break
             except (httpx.HTTPError, ValueError):
                 continue
             served, own = (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
@@ -49,8 +51,7 @@ def _answer_text(client: httpx.Client, target: wire.Target, request: Request) ->
     headers = {"Content-Type": "application/json", **target.headers}
     if target.api_key_env is not None:
         headers["Authorization"] = f"Bearer {os.environ[target.api_key_env]}"
-    path = target.path if target.path.startswith("/") else f"/{target.path}"
-    answer = client.post(httpx.URL(target.url).join(path), content=body, headers=headers).raise_for_status()
+    answer = client.post(httpx.URL(target.url).join(target.path), content=body, headers=headers).raise_for_status()
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
     choices = [choice for event in events for choice in json.loads(event).get("choices") or []]
     return "".join(choice.get("text") or (choice.get("delta") or {}).get("content") or "" for choice in choices)

@@ -29,25 +29,22 @@ HEADER_TIMEOUT = 30.0  # s within which the head of a request must have come in
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's, with a limit on the time that a request's head may take."""
+    """uvicorn's, with a limit on the time that each request's head may take."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._has_begun = False
-        self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self._close_without_head)
+        self._head_timer = self.loop.call_later(HEADER_TIMEOUT, transport.close)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.close)
         extensions: dict[str, Any] = {"gateway.abort": self.transport.abort}
         self.scope["extensions"] = extensions
 
     def on_headers_complete(self) -> None:
-        self._has_begun = True
+        self._head_timer.cancel()
         super().on_headers_complete()
-
-    def _close_without_head(self) -> None:
-        if not self._has_begun:
-            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_timer.cancel()

@@ -77,10 +77,7 @@ def fetch(
                 folder = Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=True, **options))
                 if names or any(folder.glob(weights_pattern)):
                     return folder
-        if isinstance(error, OfflineModeIsEnabled):
-            raise ValueError(f"model.repo={repo}@{revision}: not on this machine, and HF_HUB_OFFLINE is set") from None
-        problem = f"not on this machine, and the hub cannot be reached ({first_line(error)})"
-        raise Outage(f"model.repo={repo}@{revision}: {problem}") from None
+        raise _absent(repo, revision, error, "model") from None
 
 
 def fetch_dataset(
@@ -90,7 +87,7 @@ def fetch_dataset(
 
     `pattern` matches the names of all that may be chosen: an earlier download counts only if nothing of it is missing.
 
-    Raises ValueError in one line if the hub refuses it, or if it is neither there nor here.
+    Raises ValueError in one line if the hub refuses it, or if it is neither there nor here: Outage if that may pass.
     """
     api = _hub()
     options: Any = {"repo_type": "dataset", "revision": revision, "cache_dir": _hub_cache(cache_dir)}
@@ -107,8 +104,7 @@ def fetch_dataset(
                 folder = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True, **options))
                 choose(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}"))
                 return folder
-        problem = f"not on this machine, and the hub cannot be reached ({first_line(error)})"
-        raise ValueError(f"workload.dataset={repo}@{revision}: {problem}") from None
+        raise _absent(repo, revision, error, "dataset") from None
 
 
 def _hub_cache(cache_dir: Path) -> Path:
@@ -128,6 +124,13 @@ def _refused(repo: str, revision: str, error: Exception, kind: RepoType) -> Valu
     if isinstance(error, RevisionNotFoundError):
         return ValueError(f"{group}.revision={revision}: not in {repo}; allowed is a branch, tag or commit of it")
     return ValueError(f"{group}.{key}={repo}@{revision}: {first_line(error)} (a gated {kind} needs HF_TOKEN)")
+
+
+def _absent(repo: str, revision: str, error: Exception, kind: RepoType) -> ValueError:
+    where = f"{'.'.join(KEYS[kind])}={repo}@{revision}: not on this machine, and"
+    if isinstance(error, OfflineModeIsEnabled):
+        return ValueError(f"{where} HF_HUB_OFFLINE is set")
+    return Outage(f"{where} the hub cannot be reached ({first_line(error)})")
 
 
 def _bar(repo: str, progress: Progress) -> type[Any]:

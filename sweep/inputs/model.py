@@ -93,18 +93,18 @@ class Model(Strict):
 
     def reach(self, cache_dir: Path) -> None:
         """Raise ValueError or OSError, in one line, if `prepare` would: called before anything large is made."""
-        self._tokenizer_folder(cache_dir)
+        self.tokenizer_folder(cache_dir)
 
     def prepare(self, cache_dir: Path, progress: Progress) -> Path:
         """The folder in Hugging Face layout, made on first use by one process of the node at a time."""
         folder = self._folder(cache_dir, progress)
         if self.tokenizer is None or isinstance(self, RandomModel):
             return folder
-        return _with_tokenizer(folder, self._tokenizer_folder(cache_dir), cache_dir, progress)
+        return _with_tokenizer(folder, self.tokenizer_folder(cache_dir), cache_dir, progress)
 
     def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
         """Return the tokenizer, which needs no weights; None where it is not known. Raises ValueError if unreadable."""
-        folder = self._tokenizer_folder(cache_dir)
+        folder = self.tokenizer_folder(cache_dir)
         return None if folder is None else load_tokenizer(folder)
 
     def _digest(self, cache_dir: Path) -> str:
@@ -119,7 +119,8 @@ class Model(Strict):
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
         raise NotImplementedError
 
-    def _tokenizer_folder(self, cache_dir: Path) -> Path | None:
+    def tokenizer_folder(self, cache_dir: Path) -> Path | None:
+        """Return the folder of the tokenizer, fetched if need be; None where it is not known."""
         if self.tokenizer is None:
             return self._own_tokenizer(cache_dir)
         return self._tokenizer_path or fetch(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import PositiveInt
 from tokenizers import Tokenizer
 
+from sweep.config import first_line
 from sweep.inputs import hub
 from sweep.inputs.rows import FileRow, read_rows
 from sweep.inputs.workload import (
@@ -110,11 +111,14 @@ class Paraphrases(Prompts):
 
     def meanings(self) -> dict[str, str]:
         key = f"workload.file={self.file}"
-        rows = read_rows(self._path, key, first=self.first)
-        for number, row in enumerate(rows, 1):
+        clusters: dict[str, str] = {}
+        for number, row in enumerate(read_rows(self._path, key, first=self.first), 1):
+            where = f"{key}: row {number}"
             if not row.get("cluster"):
-                raise ValueError(f"{key}: row {number} has no cluster; allowed is the name of what the prompt means")
-        return {str(row[self.column or "prompt"]): str(row["cluster"]) for row in rows}
+                raise ValueError(f"{where} has no cluster; allowed is the name of what the prompt means")
+            if (question := _question(row, self.column, where)) is not None:
+                clusters[question.text] = str(row["cluster"])
+        return clusters
 
 
 class HubPrompts(Prompts):
@@ -128,11 +132,11 @@ class HubPrompts(Prompts):
     instead: str | None = None  # workload used in its place where it cannot be fetched and was not asked for by name
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the data set cannot be fetched; None if it is here."""
+        """Return why the data set cannot be fetched; None if it is on this machine now."""
         try:
             self.fetched(cache_dir)
         except (OSError, ValueError) as error:
-            return f"{self.dataset} is not on this machine, and no hub can be reached ({type(error).__name__})"
+            return first_line(error)
         return None
 
     def check(self) -> None:

@@ -69,16 +69,20 @@ def _parse_rows(path: Path, key: str, changed: int, first: int | None) -> list[F
 
 def _text_lines(path: Path) -> Iterator[FileRow]:
     """One prompt a line."""
-    return ({"prompt": line} for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    return ({"prompt": line} for line in _lines(path) if line.strip())
 
 
 def _json_lines(path: Path) -> Iterator[FileRow]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             row = json.loads(line) if line.strip() else {}
         except json.JSONDecodeError:
             row = None
         yield from [_mapping(row, f"line {number}")] if row != {} else []
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would end lines at U+2028 in a text too
 
 
 def _json(path: Path) -> Iterator[FileRow]:

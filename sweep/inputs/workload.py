@@ -239,7 +239,7 @@ class Recorded(_ExactLengths):
         if columns is None:
             allowed = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
             raise ValueError(f"{key}: has no columns of lengths; allowed: {allowed}")
-        pairs = [(_length(row[columns.input_tokens]), _length(row[columns.output_tokens])) for row in rows]
+        pairs = [(_length(row.get(columns.input_tokens)), _length(row.get(columns.output_tokens))) for row in rows]
         for number, pair in enumerate(pairs, 1):
             if 0 in pair:
                 names = f"{columns.input_tokens}, {columns.output_tokens}"

@@ -28,16 +28,16 @@ from backends.launch.gpus import find_gpu, present
 from backends.launch.task import Stopped
 from backends.prepare import environments as environments
 from backends.prepare import fit
-from backends.prepare.patience import DISK_FULL, patiently
+from backends.prepare.patience import patiently
 from sweep.client.measurement import ClientDied
 from sweep.config import Hardware, first_line
-from sweep.gateway.process import running_gateway
+from sweep.gateway.process import GatewaySilent, running_gateway
 from sweep.node import agreement, gpu_memory
 from sweep.node.cold_start import measure_cold_start
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
-from sweep.outage import Outage
+from sweep.outage import DISK_FULL, Outage
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 from sweep.provenance import host
@@ -308,7 +308,8 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
                 **agreement.compare_once(work, engine, expected, lambda text: emit(State(text))),
             }
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
-            with running_gateway(work.deployment.gateway, engine, work.marker) as gateway:
+            tokenizer = functools.partial(work.deployment.model.tokenizer_folder, work.cache)
+            with running_gateway(work.deployment.gateway, engine, tokenizer, work.marker) as gateway:
                 return _run_trials(work, RunningEngine(node, engine, facts, launch, gateway), pending, emit)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.log_tail, at_launch=True, fault=error.fault)
@@ -434,7 +435,8 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
 def _measure(
     work: Work, running: RunningEngine, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
 ) -> dict[str, Any]:
-    """Return the trial's row. A measuring process that dies is no fault of the engine: the trial is measured again.
+    """Return the trial's row. A measuring process that dies, or a gateway that does not answer, is no fault of the
+    engine: the trial is measured again.
 
     Before each measurement the engine forgets what it was asked before, unless it is `fresh` from its launch: a second
     try asks the prompts of the first, and would find them in the cache. One that cannot forget gets other headers.
@@ -448,7 +450,7 @@ def _measure(
         try:
             notify = functools.partial(_note, running.engine, emit)
             return run_trial(work, running, trial, pending.stop, notify=notify, caches_reset=caches, salt=salt)
-        except ClientDied as error:
+        except (ClientDied, GatewaySilent) as error:
             reason = str(error)
     facts = engine_facts(running, caches)
     return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=facts, fault=Fault.SURROUNDINGS)

@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from backends.launch.server import Engine
 from sweep import provenance
 from sweep.client import measurement, wire
 from sweep.disk import run_files
-from sweep.disk.row import Observation, TrialRow, Verdict
+from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
 from sweep.gateway.served import served_equal
 from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
@@ -59,13 +59,7 @@ def run_trial(
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
     inputs["startup_seconds"] = engine.startup_seconds
     facts = engine_facts(running, caches_reset, salt)
-    row = TrialRow(
-        identity=identity(work, trial, gpu_name(running.node)),
-        verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
-        axes=coordinates(trial, work.axes),
-        engine=facts,
-        measured=figures(inputs),
-    )
+    row = _cancelled(work, running, trial, facts, inputs)
     if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
         return _invalid(row, below)
     try:
@@ -80,14 +74,13 @@ def run_trial(
     logged = engine.log_position()
     began = time.monotonic()
     result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(running, stop, deadline), notify)
-    if running.gateway is not None:
-        inputs |= _gateway_inputs(work, running, trial, prompts[1])
-    del prompts  # of a long trial, hundreds of megabytes
     if stop.is_set():
         return row.flat()
+    inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
+    del prompts  # of a long trial, hundreds of megabytes
     samples = sampler.samples(result.start_monotonic)
-    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
-    inputs |= {"wall_seconds": time.monotonic() - began}
+    wall_seconds = time.monotonic() - began
+    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report, "wall_seconds": wall_seconds}
     verdict = judge(work, trial, running, result, logged)
     columns = replace(
         row,
@@ -98,6 +91,19 @@ def run_trial(
     ).flat()
     _write(work, trial, columns, result, samples)
     return columns
+
+
+def _cancelled(
+    work: Work, running: RunningEngine, trial: Trial, facts: EngineFacts, inputs: Mapping[str, Any]
+) -> TrialRow:
+    """The row of a trial that was stopped: what is known before its requests are sent."""
+    return TrialRow(
+        identity=identity(work, trial, gpu_name(running.node)),
+        verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
+        axes=coordinates(trial, work.axes),
+        engine=facts,
+        measured=figures(inputs),
+    )
 
 
 def _invalid(row: TrialRow, reason: str) -> dict[str, Any]:
@@ -153,18 +159,26 @@ def _measure(
         )
 
 
-def _gateway_inputs(work: Work, running: RunningEngine, trial: Trial, requests: list[Request]) -> dict[str, Any]:
-    """Return what the gateway did with the measured requests, as the quantities need it."""
-    assert running.gateway is not None
+def _gateway_inputs(
+    work: Work, running: RunningEngine, trial: Trial, requests: list[Request], ended: bool
+) -> dict[str, Any]:
+    """Return what the gateway, if there is one, did with the measured requests, as the quantities need it.
+
+    A load's duration may leave requests unsent: they are in no share. Unless the trial ended by itself the engine is
+    asked nothing more: it is dead, or would let each comparison wait.
+    """
+    if running.gateway is None:
+        return {}
     report = running.gateway.report()
+    requests = [request for request in requests if request.request_id in report.decisions]
     meanings = trial.workload.fetched(work.cache).meanings()
     own = target(running.engine, trial.workload.ignore_eos)
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     return {
-        "decisions": [report.decisions.get(request.request_id, {}) for request in requests],
+        "decisions": [report.decisions[request.request_id] for request in requests],
         "meanings": {each.request_id: meanings[str(each.prompt)] for each in requests if each.prompt in meanings},
         "loop_lag": report.loop_lag_p99,
-        "served_equal": served_equal(report.decisions, requests, own, running.url, tokenizer),
+        "served_equal": served_equal(report.decisions, requests, own, running.url, tokenizer) if ended else None,
     }
 
 

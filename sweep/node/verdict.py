@@ -20,7 +20,6 @@ STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: ke
 BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
 LATE = 0.005  # s that are no matter
 LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, where they wait for the client before they send
-QUICK = 0.0005  # s from an answer to the next send, on average: little more than waking up, reading and writing take
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
 LENGTH_TOLERANCE = 0.1  # by which the mean of the answers may differ from the tokens asked for with ignore_eos
@@ -194,14 +193,13 @@ def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
 
     In an open loop, `lag` (p99) may be `allowed`, s: a tenth of the median `service_ttft` or 5 ms, with 50 µs more for
     each request that was due together with this one and left before it. Without a schedule, `turnaround` delays the
-    whole load instead of one request: it may be 1 % of its users' time, or 0.5 ms (mean) where answers are so short
-    that any client takes more than 1 %.
+    whole load instead of one request: it may be 1 % of its users' time.
     """
     share = turnaround_share(records, mask)
     if share is not None:
-        mean = float(np.mean(turnaround(records)[mask]))
-        if share <= LARGEST_TURNAROUND_SHARE or mean <= QUICK:
+        if share <= LARGEST_TURNAROUND_SHARE:
             return None
+        mean = float(np.mean(turnaround(records)[mask]))
         return (
             f"the client took {mean * 1e3:.2f} ms (mean) from an answer to the next send, {share:.2%} of its users' "
             f"time (allowed: {LARGEST_TURNAROUND_SHARE:.0%})"

@@ -22,7 +22,6 @@ MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may diffe
 HIDDEN = 0.1  # of the output tokens
 LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
 CACHED = 0.05  # of the input: the one token that begins all prompts is below it
-SHORT_ANSWERS = 0.01  # of the users' time for the client, which is as quick as it can be, or limited the trial
 LATE_GATEWAY = 0.005  # s
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
@@ -399,25 +398,13 @@ def busy_client(client_cpu: float) -> Evidence | None:
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
 
 
-@_info(
-    "The answers are so short that any client takes a part of the time: throughput is lower by it, latencies are not"
-    " affected. To avoid it, ask for longer answers (workload.output_tokens).",
-)
-def client_turnaround(turnaround_share: float) -> Evidence | None:
-    """More than 1 % of the users' time went from an answer to the next send, in less than 0.5 ms each time."""
-    share = turnaround_share
-    return Evidence(share, f"the client took {share:.1%} of its users' time") if share > SHORT_ANSWERS else None
-
-
 @_info("To make a result reproducible, commit the changes before measuring.")
 def uncommitted_code(commit: str) -> Evidence | None:
     """This project's code had uncommitted changes."""
     return Evidence(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.WARNING,
+@_warning(
     "The gateway, not the engine, delayed tokens: give the engine's deployment a core more, lower the load, or measure"
     " without gateway.cache.",
     ARRIVALS,
@@ -428,9 +415,7 @@ def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
     return Evidence(lag, f"the gateway's loop was {lag * 1e3:.1f} ms late (p99)") if lag > LATE_GATEWAY else None
 
 
-@register(
-    TRIAL_CHECKS,
-    Severity.SEVERE,
+@_severe(
     "They got the answer to another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.",
 )
 def false_hits(false_hit_rate: float) -> Evidence | None:

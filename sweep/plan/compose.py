@@ -30,6 +30,7 @@ from sweep.config import (
     validate,
 )
 from sweep.inputs.hub import REPOSITORY
+from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
 from sweep.options import PRIMARY, ConfigPath
 from sweep.plan.axes import FORMS, PlanSpec, flow, in_words
@@ -45,9 +46,10 @@ from sweep.plan.command_line import (
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
 PROMPTS_WORKLOAD = "prompts"  # conf/workload/prompts.yaml: prompts of the file that the command line names
 SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
+SERVED_TARGET = f"{ServedModel.__module__}.{ServedModel.__qualname__}"
 
 Point = dict[str, Any]
-Obstacle = Callable[[Mapping[str, Any], str | None], str | None]
+Obstacle = Callable[[str, Mapping[str, Any], str | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def compose_run(
     arguments: Sequence[str],
     find_hardware: Callable[[Cluster], str],
     options: ConfigPath | None = None,
-    obstacle: Obstacle = lambda model, cache_dir: None,
+    obstacle: Obstacle = lambda group, option, cache_dir: None,
 ) -> Composition:
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
 
@@ -126,7 +128,6 @@ class _Composer:
 
     def __init__(self, line: CommandLine, options: ConfigPath) -> None:
         self.line, self.options = line, options
-        self.served = options.load("model", SERVED_MODEL)["_target_"]
         self.origins: dict[str, str] = {}
         experiments = options.choices("experiment")
         if line.experiment is not None and line.experiment not in experiments:
@@ -151,7 +152,7 @@ class _Composer:
         for key, value in {**request.scalars, **assignments}.items():
             if "." in key:
                 _assign(point, key, value)
-        if point["model"]["_target_"] == self.served and point["backend"].get("url") is None:
+        if point["model"]["_target_"] == SERVED_TARGET and point["backend"].get("url") is None:
             point["model"] = _by_address(point["model"], self.options)
         return _resolved(point) if interpolated else point
 
@@ -307,7 +308,7 @@ def _replace_unreachable(
     if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return
     part = options.load(group, name)
-    if (instead := part.get("instead")) and (reason := obstacle(part, request.settings["cache_dir"])):
+    if (instead := part.get("instead")) and (reason := obstacle(group, part, request.settings["cache_dir"])):
         request.chosen[group], request.settings["durations"] = instead, None
         what = " (random weights)" if group == "model" else ""
         request.replaced.append(f"{group}: {instead}{what} instead of {name}: {reason}")

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from backends.base import Host
 
 SlotKind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
-Queue = tuple[SlotKind, frozenset[str], str | None]  # of launches alike: their slot, nodes to avoid, and endpoint
 
 LOOKAHEAD = 32  # pending launches for which an autoscaler is asked to grow
 
@@ -32,6 +31,14 @@ class Node(NamedTuple):
     accelerators: tuple[str, ...]
     node_id: str = ""
     facts: Host | None = None  # None: not known, as of a node that an autoscaler has yet to start
+
+
+class Queue(NamedTuple):
+    """The part of a launch that decides on which nodes it may start: launches alike wait in one queue."""
+
+    kind: SlotKind
+    avoid: frozenset[str]
+    endpoint: str | None
 
 
 class Need(NamedTuple):
@@ -53,8 +60,8 @@ class Need(NamedTuple):
 
     @property
     def queue(self) -> Queue:
-        """The part that decides on which nodes it may start."""
-        return self.kind, self.avoid, self.endpoint
+        """The queue that it waits in."""
+        return Queue(self.kind, self.avoid, self.endpoint)
 
 
 class Start(NamedTuple):
@@ -138,9 +145,9 @@ class Packer:
 
     def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[Queue, Node] | None:
         """Return the queue whose first need ranks highest among those for which a node is free, and the node."""
-        asked = {need.endpoint for _, need in self.running.values()} - {None}
+        busy = {need.endpoint for _, need in self.running.values()} - {None}
         for queue, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
-            if heap and (kinds is None or queue[0] in kinds) and queue[2] not in asked:
+            if heap and (kinds is None or queue.kind in kinds) and queue.endpoint not in busy:
                 first = heap[0][1]
                 if node := self._free_node(first, preferred(first, nodes)):
                     return queue, node

@@ -13,6 +13,7 @@ from typing import Any
 from sweep.config import ConfigError, Settings
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.inputs.hub import COMMIT
+from sweep.labels import dotted
 from sweep.plan.estimate import UNKNOWN_LAUNCH, Assumed, History, RunEstimate, estimate_run
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
@@ -152,8 +153,8 @@ def _position(row: Mapping[str, Any], axes: Iterable[str]) -> tuple[Any, ...]:
 
 def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
     """Describe the difference from an earlier row at the same position."""
-    before, after = _flat(json.loads(earlier["config"])), _flat(json.loads(json.dumps(trial.config, default=str)))
-    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key) and "_target_" not in key]
+    before, after = dotted(json.loads(earlier["config"])), dotted(json.loads(json.dumps(trial.config, default=str)))
+    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     if keys:
         changes = [f"{key} {before.get(key)} -> {after.get(key)}" for key in keys[:MOST_DIFFERENCES]]
         more = f" and {len(keys) - MOST_DIFFERENCES} more" if len(keys) > MOST_DIFFERENCES else ""
@@ -171,12 +172,3 @@ def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
 def content_digests(deployment: Deployment, trial: Trial) -> dict[str, str]:
     """Return hashes of what a trial's configuration points to: the weights, the data set, our own part of an engine."""
     return {**deployment.content, **trial.content}
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Flatten a nested mapping to dotted keys."""
-    if not isinstance(value, Mapping):
-        return {key: value}
-    return {
-        inner: leaf for name, item in value.items() for inner, leaf in _flat(item, f"{key}.{name}".strip(".")).items()
-    }

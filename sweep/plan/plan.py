@@ -35,7 +35,11 @@ class Trial:
 
     def describe(self) -> str:
         """A short description: `qa batches of 8 output_tokens=64 replicate 0`."""
-        return f"{self.label or self.name} replicate {self.replicate}"
+        return f"{self.describe_point()} replicate {self.replicate}"
+
+    def describe_point(self) -> str:
+        """The same for all replicates of a point: `qa batches of 8 output_tokens=64`."""
+        return self.label or self.name
 
     @property
     def name(self) -> str:
@@ -78,6 +82,13 @@ class Deployment:
     def describe_launch(self) -> str:
         """A short description of a launch: `vllm tiny-llama max-num-seqs=2 replicate 1`."""
         return self.describe() if self.replicate is None else f"{self.describe()} replicate {self.replicate}"
+
+    def points(self) -> list[list[Trial]]:
+        """The trials of each point, all its replicates together."""
+        replicates: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            replicates.setdefault(trial.describe_point(), []).append(trial)
+        return list(replicates.values())
 
     def launches(self, per_replicate: bool) -> "list[Deployment]":
         """The deployment once for each launch, with the trials of that launch: the unit that is scheduled.

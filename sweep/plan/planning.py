@@ -57,7 +57,7 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
 class _Part(NamedTuple):
     """A validated object of a config group, and what ids are made of."""
 
-    built: Any
+    built: Any  # at the commits that its revisions point to now
     digest: str | None  # of the content that it points to
     identity: str  # the hash of its type, its fields and that digest: all of it that can change a result
 
@@ -101,7 +101,6 @@ class _Builder:
         anew = launched_per_replicate(self.settings, len(self.deployments)) and deployment.backend.launches
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)
-        pinned = workload.built.pinned(self.cache)
         for replicate in range(self.settings.replicates):
             # Never of the backend: all get the same prompts. Of the load: no cache may answer for an earlier trial.
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
@@ -110,7 +109,7 @@ class _Builder:
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:
                 self.trial_ids.add(trial_id)
-                trial = Trial(trial_id, pinned, load.built, replicate, seed, coordinates, point, content)
+                trial = Trial(trial_id, workload.built, load.built, replicate, seed, coordinates, point, content)
                 deployment.trials.append(trial)
 
     def _part(self, group: str, mapping: Mapping[str, Any]) -> _Part:
@@ -126,7 +125,9 @@ class _Builder:
                 message = str(error)
                 raise ConfigError(message if message.startswith(group) else f"{group}: {message}") from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            self.parts[key] = _Part(built, digest, content_hash([type(built).__qualname__, fields, digest]))
+            identity = content_hash([type(built).__qualname__, fields, digest])
+            pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
+            self.parts[key] = _Part(pinned, digest, identity)
         return self.parts[key]
 
     def _deployment(self, backend: _Part, model: _Part, gateway: _Part | None) -> Deployment:
@@ -148,7 +149,7 @@ class _Builder:
             self.deployments[deployment_id] = Deployment(
                 deployment_id,
                 engine,
-                model.built.pinned(self.cache),
+                model.built,
                 gpu_count,
                 hardware.accelerator,
                 unavailable=surroundings.unavailable(engine, hardware.platform) or refused,

@@ -21,10 +21,8 @@ def point_details(plan: Plan) -> Iterator[str]:
     for deployment in plan.deployments:
         yield f"{deployment.deployment_id}  {deployment.describe()}"
         yield from (f"  {line}" for line in _engine(deployment, plan.settings.hardware.platform))
-        replicates: dict[str, list[Trial]] = {}
-        for trial in deployment.trials:
-            replicates.setdefault(trial.label or trial.name, []).append(trial)
-        for label, trials in replicates.items():
+        for trials in deployment.points():
+            label = trials[0].describe_point()
             demand = demands.get((deployment.deployment_id, label), "memory and time cannot be estimated")
             yield f"  {label}: {'; '.join([*_requests(deployment, trials, cache), demand])}"
 

@@ -10,7 +10,7 @@ from rich.console import Console, OverflowMethod
 
 from backends.prepare import locks
 from sweep.config import next_time
-from sweep.plan.capacity.plan_points import capacity_warnings, least_time
+from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, elsewhere
@@ -31,7 +31,8 @@ def make_console() -> Console:
 
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:
     """Print what will be run, what was replaced for lack of a GPU, what is unavailable and why, and the estimate."""
-    because = "no GPU here: " if plan.settings.hardware.platform == "cpu" else ""
+    hardware = plan.settings.hardware
+    because = "no GPU here: " if hardware.platform == "cpu" else ""
     lines = [f"{because}{text}" for text in plan.replaced]
     _print(console, [*lines, _headline(plan, pending.runnable)])
     if details:
@@ -43,10 +44,11 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
         lines.append(f"failed for good: {trials}, twice in the same words; retry_failed=true tries them again")
     lines += not_locked(plan)
     lines += [f"unavailable: {d.describe()}: {d.unavailable}" for d in plan.deployments if d.unavailable]
-    lines += [f"warning: {text}" for text in plan_warnings(plan, nodes)]
+    points = plan_points(plan)
+    lines += [f"warning: {text}" for text in plan_warnings(plan, nodes, points)]
     if details:
         lines += starts(pending)
-    lines += [f"expected: {text}" for text in [*pending.estimate.messages, *least_time(plan)]]
+    lines += [f"expected: {text}" for text in [*pending.estimate.messages, *least_time(points, hardware.name)]]
     _print(console, lines)
 
 
@@ -135,10 +137,10 @@ def few_requests_note(plan: Plan) -> list[str]:
     return list(warnings)
 
 
-def plan_warnings(plan: Plan, nodes: Sequence[Node]) -> list[str]:
+def plan_warnings(plan: Plan, nodes: Sequence[Node], points: list[PlanPoint]) -> list[str]:
     """Return the warnings about a plan, one line each."""
     of_loads = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
-    return [*substituted(plan), *of_loads, *capacity_warnings(plan)]
+    return [*substituted(plan), *of_loads, *capacity_warnings(plan, points)]
 
 
 def not_locked(plan: Plan) -> list[str]:

@@ -84,7 +84,7 @@ def test_an_engine_in_podman(podman, tmp_path, monkeypatch):
         image=podman,
         runtime="podman",
         cache=tmp_path / "cache",
-        image_cache="/root/.cache",
+        image_cache="/var/cache/sweep",
         shm_size="64m",
         max_model_len=4096,
     )
@@ -94,7 +94,7 @@ def test_an_engine_in_podman(podman, tmp_path, monkeypatch):
         (pid,) = inside(tmp_path)
         environ = psutil.Process(pid).environ()
         assert environ["HF_TOKEN_PATH"] == "/run/sweep/token"
-        assert Path(f"/proc/{pid}/root/run/sweep/token").read_text() == "hf_secret_value"
+        assert Path("/proc", str(pid), "root", "run/sweep/token").read_text() == "hf_secret_value"
         assert "hf_secret_value" not in json.dumps(environ)
     assert gone(tmp_path)
     with server.running(backend, launch, marker=f"podman/{os.getpid()}") as engine:

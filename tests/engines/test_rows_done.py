@@ -5,10 +5,8 @@ import subprocess
 
 import pytest
 
-from backends.installed import configured
-from backends.prepare import environments, locks
-from sweep.config import ROOT, build, cache_directory
-from sweep.options import load_option
+from sweep.config import ROOT
+from tests.engines.conftest import CACHE, configured
 
 pytestmark = pytest.mark.engine
 
@@ -38,10 +36,9 @@ print(json.dumps([first, run([PromptRow(prompt, 6, end) for prompt, end in zip(p
 """
 
 
-def test_a_batch_that_ends_by_its_end_tokens_costs_no_further_step():
-    spec = environments.resolve(configured("transformers").env, "cpu")
-    python = environments.prepare(locks.locked(spec, cache_directory(None), print), cache_directory(None), print).python
-    model = build(load_option("model", "tiny-llama"), "model").prepare(cache_directory(None), print)
+def test_a_batch_that_ends_by_its_end_tokens_costs_no_further_step(environments):
+    python = environments(configured("backend", "transformers")).python
+    model = configured("model", "tiny-llama").prepare(CACHE, print)
     answer = subprocess.run(
         [python, "-c", GENERATE, str(model)], capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
     )

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from backends.installed import configured
-from backends.prepare import environments, locks
 from backends.tables.table import load
-from sweep.config import cache_directory
 
 pytestmark = pytest.mark.engine
 
@@ -24,13 +22,9 @@ print(json.dumps([[action.option_strings, choices(action), action.nargs == 0] fo
 """
 
 
-def installed(name: str) -> environments.Environment:
-    spec = environments.resolve(configured(name).env, "cpu")
-    return environments.prepare(locks.locked(spec, cache_directory(None), print), cache_directory(None), print)
-
-
-def test_vllms_table_is_its_own_parsers():
-    answer = subprocess.run([installed("vllm").python, "-c", PARSER], capture_output=True, text=True, check=True)
+def test_vllms_table_is_its_own_parsers(environments):
+    python = environments(configured("vllm")).python
+    answer = subprocess.run([python, "-c", PARSER], capture_output=True, text=True, check=True)
     actions = json.loads(answer.stdout.splitlines()[-1])
     table = load("vllm")
     flags = {name[2:]: action[1:] for action in actions for name in action[0] if name.startswith("--")}
@@ -43,8 +37,8 @@ def test_vllms_table_is_its_own_parsers():
             assert bare == (kind == "bool"), name
 
 
-def test_llama_cpps_table_is_its_own_helps():
-    binary = installed("llamacpp").binary
+def test_llama_cpps_table_is_its_own_helps(environments):
+    binary = environments(configured("llamacpp")).binary
     assert binary is not None
     answer = subprocess.run([str(Path(binary)), "--help"], capture_output=True, text=True, check=True)
     heads = [re.split(r"\s{3,}", line)[0] for line in answer.stdout.splitlines() if line.startswith("-")]

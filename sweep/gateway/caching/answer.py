@@ -77,9 +77,10 @@ def complete_answer(status: int, headers: Headers, chunks: Sequence[bytes], orig
 def _checked(kind: str, parts: tuple[bytes, ...], contents: list[dict[str, Any]], origin: str) -> KeptAnswer | None:
     choices = [choice for content in contents for choice in content.get("choices") or [] if isinstance(choice, dict)]
     reasons = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
-    if any("error" in content for content in contents) or not reasons or not set(reasons) <= set(FINISHED_BY):
+    if any("error" in content for content in contents) or not reasons or any(r not in FINISHED_BY for r in reasons):
         return None
-    usage: dict[str, Any] = next((content["usage"] for content in reversed(contents) if content.get("usage")), {})
+    usages = [content["usage"] for content in reversed(contents) if isinstance(content.get("usage"), dict)]
+    usage: dict[str, Any] = usages[0] if usages else {}
     tokens = usage.get("completion_tokens")
     events = max(len(parts) - 1, 1)  # without usage an event counts as a token
     return KeptAnswer(

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
-PIECE_LENGTH = (
-    200  # characters that are tokenized at once: the time that the tokenizer takes grows faster than the text
-)
+PIECE_LENGTH = 200  # characters that are tokenized at once: the time that this takes grows faster than the text
 SHIPPED = "wordllama"
 
 

@@ -71,7 +71,7 @@ class Flight:
     @property
     def is_open(self) -> bool:
         """True while another reader may join."""
-        return not self._over and not self._task.cancelled()
+        return not self._over and not self._task.cancelling()  # its last reader may have left a moment ago
 
     async def _follow(self) -> AsyncIterator[bytes]:
         position = 0

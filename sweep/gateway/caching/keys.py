@@ -32,7 +32,7 @@ class Keys:
     def of(self, call: Call) -> AnswerKey | None:
         """The key of a request; None if no answer to it may be kept: it is not deterministic, or asks for none."""
         question = call.question
-        if question is None or not is_deterministic(call.content) or b"no-" in call.header(b"cache-control"):
+        if question is None or not is_deterministic(call.content) or b"no-" in call.header(b"cache-control").lower():
             return None
         credentials = sorted((name, value) for name, value in call.headers if name in CREDENTIALS)
         context = [call.path, call.context(), [[name.hex(), value.hex()] for name, value in credentials]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sweep.config import ConfigError
 from sweep.gateway.caching.answer import KeptAnswer
 from sweep.gateway.caching.cache import Entry
 from sweep.gateway.caching.keys import AnswerKey, Keys
@@ -24,12 +25,8 @@ class AnswerStore:
     """The file of a cache. All of its writing is done in one thread of its own; what fails is counted."""
 
     def __init__(self, path: str, embedder: str, metrics: Metrics) -> None:
-        file = Path(path).expanduser()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
         self._metrics = metrics
-        self._connection = sqlite3.connect(file, check_same_thread=False)
-        self._connection.executescript("pragma journal_mode=wal; pragma synchronous=normal;" + TABLES)
+        self._connection = _connect(path)
         self._writer = ThreadPoolExecutor(1, "answer-store")
         about = dict(self._connection.execute("select name, value from about"))
         self.keys = Keys(about.get("secret"))
@@ -75,3 +72,16 @@ class AnswerStore:
         """Write what is waiting, and close the file."""
         self._writer.shutdown()
         self._connection.close()
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    """The file, readable by its owner alone, with its tables. Raises ConfigError."""
+    file = Path(path).expanduser()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(file, check_same_thread=False)
+        connection.executescript("pragma journal_mode=wal; pragma synchronous=normal;" + TABLES)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"gateway.cache.path={path}: {error}") from None
+    return connection

@@ -99,5 +99,5 @@ def sizes(deployment: Deployment, shape: ModelShape, hardware: Hardware) -> Size
 
 def bits(name: str) -> float:
     """Bits of a number of a format, as an engine calls it."""
-    names = [known for known in BITS if name.lower().startswith(known)]
-    return BITS[max(names, key=len)] if names else FULL_WIDTH
+    formats = [begin for begin in BITS if name.lower().startswith(begin)]
+    return BITS[max(formats, key=len)] if formats else FULL_WIDTH

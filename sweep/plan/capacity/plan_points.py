@@ -23,7 +23,7 @@ class PlanPoint(NamedTuple):
 
     @property
     def label(self) -> str:
-        return self.trials[0].label or self.trials[0].name
+        return self.trials[0].describe_point()
 
 
 def plan_points(plan: Plan) -> list[PlanPoint]:
@@ -40,19 +40,12 @@ def plan_points(plan: Plan) -> list[PlanPoint]:
         if deployment.unavailable or not deployment.backend.launches or shape is None:
             continue
         size, flags = sizes(deployment, shape, hardware), deployment.backend.flags_on(planned_launch(deployment))
-        for trials in _by_point(deployment):
+        for trials in deployment.points():
             key = id(trials[0].workload), deployment.model.name, min(trials[0].num_requests, 200)
             if key not in lengths:
-                lengths[key] = lengths_of(trials[0], _tokenizer(deployment, cache))
+                lengths[key] = lengths_of(trials[0], _tokenizer(deployment, cache), cache)
             points.append(PlanPoint(deployment, trials, measure(trials[0], lengths[key], size, hardware, flags)))
     return points
-
-
-def _by_point(deployment: Deployment) -> list[list[Trial]]:
-    replicates: dict[str, list[Trial]] = {}
-    for trial in deployment.trials:
-        replicates.setdefault(trial.label or trial.name, []).append(trial)
-    return list(replicates.values())
 
 
 def _tokenizer(deployment: Deployment, cache: Path) -> object:
@@ -62,18 +55,19 @@ def _tokenizer(deployment: Deployment, cache: Path) -> object:
         return None  # a model that is not on this machine
 
 
-def capacity_warnings(plan: Plan) -> list[str]:
+def capacity_warnings(plan: Plan, points: list[PlanPoint]) -> list[str]:
     """Warn, one line each, of what memory cannot hold and of what cannot end within its limits."""
-    points = plan_points(plan)
     return [*_without_room(points), *_too_slow(points, plan.settings), *_too_few(plan)]
 
 
-def least_time(plan: Plan) -> list[str]:
+def least_time(points: list[PlanPoint], hardware: str) -> list[str]:
     """The least time of all trials, where their demand can be computed: what no engine on this hardware can beat."""
-    seconds = sum(point.demand.seconds * len(point.trials) for point in plan_points(plan) if point.demand.fits)
-    if not seconds:
-        return []
-    return [f"at least {duration_text(seconds)} of measuring on one {plan.settings.hardware.name}, by its roofline"]
+    seconds = _least_seconds(points)
+    return [f"at least {duration_text(seconds)} of measuring on one {hardware}, by its roofline"] if seconds else []
+
+
+def _least_seconds(points: list[PlanPoint]) -> float:
+    return sum(point.demand.seconds * len(point.trials) for point in points if point.demand.fits)
 
 
 def _without_room(points: list[PlanPoint]) -> Iterator[str]:
@@ -116,9 +110,8 @@ def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
                 yield f"{name}: takes at least {duration_text(seconds)}, and {key}={limit:g} s ends it: raise {key}"
     if settings.deadline is not None:
         now = datetime.now()
-        left = (next_time(settings.deadline, now) - now).total_seconds()
-        total = sum(point.demand.seconds * len(point.trials) for point in points)
-        if total > left > 0:
+        remaining = (next_time(settings.deadline, now) - now).total_seconds()
+        if (total := _least_seconds(points)) > remaining > 0:
             yield f"deadline={settings.deadline}: the trials take at least {duration_text(total)} of one GPU"
 
 

@@ -6,6 +6,7 @@ than that, except where speculation brings several tokens in a step, which is al
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweep.config import Hardware
@@ -62,9 +63,9 @@ def _short(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else duration_text(seconds)
 
 
-def lengths_of(trial: Trial, tokenizer: Any) -> Lengths:
+def lengths_of(trial: Trial, tokenizer: Any, cache_dir: Path) -> Lengths:
     """The lengths of a trial's first requests; estimated where there is no tokenizer of the model here."""
-    requests = trial.workload.requests(tokenizer, min(trial.num_requests, SAMPLE), trial.seed)
+    requests = trial.workload.fetched(cache_dir).requests(tokenizer, min(trial.num_requests, SAMPLE), trial.seed)
     inputs, outputs = input_lengths(trial.workload, requests), [request.output_tokens for request in requests]
     longest = max(a + b for a, b in zip(inputs, outputs, strict=True))
     return Lengths(sum(inputs) / len(inputs), max(inputs), sum(outputs) / len(outputs), longest)
@@ -84,8 +85,8 @@ def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
 def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, flags: Mapping[str, Any]) -> Demand:
     """The demand of a trial of a deployment with these sizes on this hardware, which has bandwidth and FLOP/s."""
     load = trial.load
-    in_flight = load.size or getattr(load, "concurrency", None) or getattr(load, "max_concurrency", None)
-    sequences = min(in_flight or trial.num_requests, trial.num_requests)
+    mode = load.mode(trial.num_requests, trial.seed)
+    sequences = min(mode.most_in_flight() or trial.num_requests, trial.num_requests)
     if load.size is None:  # no lockstep batch, which comes as one
         sequences = min(sequences, sizes.streams_at_once or sequences)
     prompt_tokens = sequences * lengths.longest_input
@@ -98,7 +99,9 @@ def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, fl
     mean_tokens = lengths.mean_input + lengths.mean_output
     running = sequences if sizes.room is None else max(1.0, min(sequences, sizes.room / max(1.0, mean_tokens)))
     request = _seconds_of_batch(running, lengths, sizes, hardware, _tokens_per_step(flags))
-    seconds = max(request * trial.num_requests / running, _last_arrival(trial))
+    seconds = max(request * trial.num_requests / running, mode.last_arrival() or 0.0)
+    if load.duration is not None:  # after which nothing is sent
+        seconds = min(seconds, load.duration)
     return Demand(sizes, sequences, cache, activations, seconds, request)
 
 
@@ -107,7 +110,7 @@ def _seconds_of_batch(
 ) -> float:
     gpus = sizes.memory / ((hardware.gpu_memory or 1.0) * GIBIBYTE)
     bandwidth = (hardware.bandwidth or 0.0) * 1e9 * gpus
-    peak = max(hardware.flops.get(sizes.computes_in, 0.0), *hardware.flops.values(), 0.0)
+    peak = max(hardware.flops.values())  # of narrower formats, as quantized weights may use
     if sizes.computes_in == "float32":
         peak = hardware.flops.get("float32", peak)
     operations = 2 * sizes.parameters / (peak * 1e12 * gpus)
@@ -120,8 +123,3 @@ def _seconds_of_batch(
 def _tokens_per_step(flags: Mapping[str, Any]) -> float:
     config = next((value for name, value in flags.items() if name.replace("_", "-") == "speculative-config"), None)
     return 1.0 + (config.get("num_speculative_tokens", 0) if isinstance(config, Mapping) else 0)
-
-
-def _last_arrival(trial: Trial) -> float:
-    rate = getattr(trial.load, "rate", None)
-    return trial.num_requests / rate if rate else 0.0

@@ -1,0 +1,34 @@
+"""The trials' figures as `vllm bench serve` defines them, with the limits that it says were asked for."""
+
+import json
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
+
+from analysis.load import Run, trial_folder
+from sweep.disk import run_files
+from sweep.numbers.vllm_flavour import vllm_flavour
+
+VLLMFigures = dict[Hashable, dict[str, Any]]  # by the index of the run's ok trials
+
+
+def vllm_figures(run: Run) -> VLLMFigures:
+    """The figures of all trials with a result; latencies by an engine's own stamps are None.
+
+    Raises:
+        DamagedFile: if a trial's requests are truncated.
+    """
+    return {index: _figures(run, row) for index, row in run.ok.iterrows()}
+
+
+def _figures(run: Run, row: "pd.Series[Any]") -> dict[str, Any]:
+    load = json.loads(row["config"] if isinstance(row["config"], str) else "{}").get("load", {})
+    limits = {
+        "max_concurrency": load.get("max_concurrency") or load.get("concurrency"),
+        "request_rate": load.get("rate"),
+    }
+    figures = vllm_flavour(run_files.read_requests(trial_folder(run, row) / "requests.parquet"))
+    if row["client_stamp_source"] == "engine":  # they leave out the way to the client
+        figures |= {name: None for name in figures if name.endswith("_ms")}
+    return limits | figures
