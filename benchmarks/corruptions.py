@@ -2,8 +2,8 @@
 
     python -m benchmarks.corruptions [--write docs/measurements/corruptions.md]
 
-A run of two trials on the simulated engine; each of its files is corrupted in each way, five times, and read by `sweep
-status`, the same command with dry_run=true, and `sweep report`.
+A run of two trials on the simulated engine; each of its files is corrupted in each way, REPEATS times, and read by
+`sweep status`, the same command with dry_run=true, and `sweep report`.
 """
 
 import argparse

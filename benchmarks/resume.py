@@ -19,6 +19,7 @@ from typing import Any
 
 from sweep.config import ROOT
 from sweep.disk.ledger import Ledger
+from sweep.disk.lines import sealed
 from sweep.disk.run_files import read_plan
 
 
@@ -61,9 +62,8 @@ def main(trials: int) -> None:
         begun = measure(command(out, trials), interrupt_after=f"[1/{trials}")
         sample = next(iter(Ledger(out / "ledger.jsonl", write=False).rows.values()))
         entries = [entry for entry in read_plan(out / "plan.jsonl") if entry["kind"] == "trial"]
-        with (out / "ledger.jsonl").open("a") as ledger:
-            for entry in entries:
-                ledger.write(json.dumps({"event": "trial", "row": done_row(sample, entry)}) + "\n")
+        with (out / "ledger.jsonl").open("ab") as ledger:
+            ledger.writelines(sealed({"event": "trial", "row": done_row(sample, entry)}) for entry in entries)
         measure(command(out, trials))  # makes trials.parquet and the report, as the run that did the trials would have
         resumed = measure(command(out, trials))
         assert ", 0 to run" in resumed[2], resumed[2]

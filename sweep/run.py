@@ -22,9 +22,9 @@ from sweep.drive.preflight import (
     assume_machine,
     check_ports,
     drivers_of,
+    fetch_obstacle,
     find_hardware,
     find_nodes,
-    model_obstacle,
     ray_schedule,
     surroundings,
 )
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         ConfigError: for bad input, before anything is launched.
     """
     options = ConfigPath.of_user(config_dirs)
-    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options, model_obstacle)
+    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options, fetch_obstacle)
     before, settings = composition.settings, assume_machine(composition.settings)
     hardware, composition = settings.hardware, replace(composition, settings=settings)
     nodes = find_nodes(settings)

@@ -82,13 +82,13 @@ def describe(finding: Certificate) -> str:
 
 def plan_load(overrides: Sequence[str], options: ConfigPath) -> int:
     """The most requests in flight at once in any trial of this plan."""
-    from sweep.drive.preflight import find_hardware, model_obstacle
+    from sweep.drive.preflight import fetch_obstacle, find_hardware
     from sweep.plan.compose import compose_run
     from sweep.plan.planning import Surroundings, make_plan
 
     # What is installed or can run here does not matter to the load.
     anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)
-    composition = compose_run(overrides, functools.partial(find_hardware, options=options), options, model_obstacle)
+    composition = compose_run(overrides, functools.partial(find_hardware, options=options), options, fetch_obstacle)
     streams = 1
     for deployment in make_plan(composition, anywhere).deployments:
         for trial in deployment.trials:

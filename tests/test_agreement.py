@@ -394,6 +394,21 @@ def test_an_engine_is_compared_once_and_not_again_at_its_next_launch_on_the_same
     assert references == {"transformers": 2, "transformers, compared at attempt 1": 4}
 
 
+@pytest.mark.parametrize("change", [lambda text: text.replace("0.99", "0.19"), lambda text: "[]", lambda text: "{}"])
+def test_columns_that_were_changed_are_not_believed(monkeypatch, tmp_path, change):
+    columns = {"agreement": 0.99, "agreement_reference": "transformers", "quality": None, "below_gate": None}
+    asked = []
+    monkeypatch.setattr(agreement, "compare", lambda *arguments: asked.append(1) or dict(columns))
+    engine = SimpleNamespace(launch=SimpleNamespace(gpus=()))
+    for number, change_before in enumerate([None, None, change], start=1):
+        work = SimpleNamespace(folder=tmp_path / str(number), settings=SimpleNamespace(gate=None))
+        if change_before is not None:
+            (file,) = tmp_path.glob("*/answers.json")
+            file.write_text(change_before(file.read_text()))
+        assert agreement.compare_once(work, engine, EXPECTED, print)["agreement"] == 0.99
+    assert len(asked) == 2, "at the first attempt, and again at the third"
+
+
 def test_an_engine_surely_above_the_gate_is_not_asked_to_the_end(serve, tokenizer):
     prompts = [[1, number] for number in range(16)]
     expected = Reference(prompts, [[number + 20] * 48 for number in range(16)], TEXTS, LOGS, [13], "transformers")

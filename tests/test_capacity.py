@@ -1,5 +1,7 @@
 """What a plan says beforehand of memory and time: against arithmetic by hand, and through the whole command."""
 
+import re
+
 import pytest
 
 from sweep.__main__ import main
@@ -26,9 +28,9 @@ SYNTHETIC = ["model=random-llama-2-7b", "workload=synthetic", "workload.input_to
 
 def test_the_baselines_largest_batch(plan):
     """256 tokens of 0.5 MiB: 8 GiB of cache at 64 sequences beside 12.55 GiB of weights fit 22.5 GiB, 16 do not."""
-    said = plan("backend=transformers", *SYNTHETIC, "load.batch_size=64,128", "hardware=l4", "details=true")
-    assert "12.6 GiB weights + 8.0 KV cache" in said
-    (warning,) = (line for line in said.splitlines() if line.startswith("warning: transformers"))
+    output = plan("backend=transformers", *SYNTHETIC, "load.batch_size=64,128", "hardware=l4", "details=true")
+    assert "12.6 GiB weights + 8.0 KV cache" in output
+    (warning,) = (line for line in output.splitlines() if line.startswith("warning: transformers"))
     assert "batches of 128 (" in warning
     assert "batches of 64" not in warning
     assert "do not fit 22.5 GiB: expected to end oom_run" in warning
@@ -36,9 +38,9 @@ def test_the_baselines_largest_batch(plan):
 
 def test_an_engine_that_cannot_be_launched(plan):
     assert "fail at the launch" not in plan("backend=vllm", *SYNTHETIC, "hardware=l4")
-    said = plan("backend=vllm", *SYNTHETIC, "hardware=t4")
-    assert "weights of 12.6 GiB leave a KV cache of" in said
-    assert "less than the context of 4,096, of 15.0 GiB: it is expected to fail at the launch" in said
+    output = plan("backend=vllm", *SYNTHETIC, "hardware=t4")
+    assert "weights of 12.6 GiB leave a KV cache of" in output
+    assert "less than the context of 4,096, of 15.0 GiB: it is expected to fail at the launch" in output
     slots = plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, "hardware=a100-80g")
     assert "262,144 tokens of KV cache (128.0 GiB) do not fit the memory of 80.0 GiB" in slots
     bounded = ("model.max_model_len=512", "backend.quantization=Q4_0", "hardware=a100-80g")
@@ -48,9 +50,9 @@ def test_an_engine_that_cannot_be_launched(plan):
 def test_the_roofline_against_the_limits(plan):
     """600 requests of 56 tokens, one by one: 600 * 56 * 13.48 GB / 300 GB/s = 25 min."""
     slow = ["backend=transformers", *SYNTHETIC, "workload.num_requests=600", "load.batch_size=1", "hardware=l4"]
-    said = plan(*slow, "trial_timeout=1200")
-    assert "takes at least 25 min, and trial_timeout=1200 s ends it: raise trial_timeout" in said
-    assert "expected: at least 25 min of measuring on one l4, by its roofline" in said
+    output = plan(*slow, "trial_timeout=1200")
+    assert "takes at least 25 min, and trial_timeout=1200 s ends it: raise trial_timeout" in output
+    assert "expected: at least 25 min of measuring on one l4, by its roofline" in output
     assert "ends it" not in plan(*slow)
 
 
@@ -63,9 +65,9 @@ def test_a_duration_ends_a_trial_before_its_requests_do(plan):
 
 @pytest.mark.parametrize("name", ["l4", "t4", "a100-80g", "h100", "h200"])
 def test_a_profile_has_its_figures_and_their_sources(plan, name):
-    said = plan("backend=vllm_offline", "model=opt-125m", "workload=synthetic", f"hardware={name}", "details=true")
-    assert "GiB weights" in said
-    assert "at least" in said
+    output = plan("backend=vllm_offline", "model=opt-125m", "workload=synthetic", f"hardware={name}", "details=true")
+    assert "GiB weights" in output
+    assert "at least" in output
     profile = load_option("hardware", name)
     assert profile["price_per_hour"]
     assert profile["price_source"]
@@ -73,5 +75,21 @@ def test_a_profile_has_its_figures_and_their_sources(plan, name):
 
 
 def test_more_users_than_requests(plan):
-    said = plan("backend=vllm", "workload=qa", "load=closed", "load.concurrency=128", "hardware=cpu")
-    assert "load.concurrency=128: 64 requests for 128 users" in said
+    output = plan("backend=vllm", "workload=qa", "load=closed", "load.concurrency=128", "hardware=cpu")
+    assert "load.concurrency=128: 64 requests for 128 users" in output
+
+
+def test_an_8_bit_cache_holds_twice_the_tokens_and_drafts_shorten_the_least_time(plan):
+    """0.9 * 22.5 GiB less weights, CUDA and a step's activations leave 6.88 GiB, or 14,090 tokens of 0.5 MiB."""
+    command = ["backend=vllm", *SYNTHETIC, "workload.num_requests=2", "hardware=l4", "details=true"]
+
+    def reserved_and_least(*arguments: str) -> tuple[int, float]:
+        output = plan(*command, *arguments)
+        tokens, seconds = re.search(r"reserved: ([\d,]+) tokens.*?at least ([\d.]+) s", output).groups()
+        return int(tokens.replace(",", "")), float(seconds)
+
+    tokens, seconds = reserved_and_least()
+    assert tokens == pytest.approx(14_090, rel=0.005)
+    assert reserved_and_least("backend.flags.kv-cache-dtype=fp8")[0] == pytest.approx(2 * tokens, abs=1)
+    drafts = "backend.flags.speculative-config={method:ngram,num_speculative_tokens:4}"
+    assert reserved_and_least(drafts)[1] < 0.6 * seconds

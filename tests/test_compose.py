@@ -5,7 +5,7 @@ import time
 import pytest
 
 from sweep.config import CONF, ConfigError, build
-from sweep.drive.preflight import surroundings
+from sweep.drive.preflight import fetch_obstacle, surroundings
 from sweep.options import ConfigPath
 from sweep.plan.axes import PlanSpec
 from sweep.plan.command_line import parse_command_line
@@ -329,12 +329,12 @@ def experiment(tmp_path):
     """experiment(text, *arguments): the composition of an experiment in a folder of the user's own."""
     folder = tmp_path / "mine"
 
-    def run(text, *arguments, hardware="cpu", **files):
+    def run(text, *arguments, hardware="cpu", obstacle=lambda group, option, cache_dir: None, **files):
         for name, content in {"experiment/my": f"# @package _global_\nname: my\n{text}", **files}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}.yaml").write_text(content)
         line = ["+experiment=my", "cluster=inline", "tracking=none", *arguments]
-        return compose_run(line, lambda cluster: hardware, ConfigPath.of_user([str(folder)]))
+        return compose_run(line, lambda cluster: hardware, ConfigPath.of_user([str(folder)]), obstacle)
 
     return run
 
@@ -414,6 +414,12 @@ def test_an_option_without_class_or_name_is_refused(experiment, model, message):
 def test_a_message_that_begins_with_a_name_keeps_it_as_it_is():
     with pytest.raises(ConfigError, match=": HF_TOKEN looks like a secret"):
         make_plan(composed("backend=simulated", "model=tiny-llama", "backend.environ={HF_TOKEN:x}"), None)
+
+
+def test_a_data_set_that_might_be_replaced_is_refused_under_its_own_key(experiment):
+    mine = "_target_: sweep.inputs.prompts.HubPrompts\nname: mine\ndataset: a/b\nfrist: 3\ninstead: qa"
+    with pytest.raises(ConfigError, match=r"^workload\.frist=3: unknown key; did you mean first"):
+        experiment("defaults: [override /workload: mine]", obstacle=fetch_obstacle, **{"workload/mine": mine})
 
 
 def test_settings_of_hydra_are_refused_also_where_they_are_inherited(experiment):

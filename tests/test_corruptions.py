@@ -1,15 +1,20 @@
 """Damaged files of a run: one line that names the file, never a traceback, and nothing changed is believed."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from sweep.__main__ import main
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
+from sweep.disk.object_store import Mirror
 from sweep.disk.run_files import RunPaths, read_trials
 from tests.corruptions import CORRUPTIONS, check
 from tests.test_line import SIMULATED
 
 COMMAND = [*SIMULATED, "load.batch_size=1,2", "workload.num_requests=2"]
+ROW = {"trial_id": "a", "deployment_id": "d", "attempt": "1", "outcome": "ok"}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,35 @@ def test_a_ledger_from_before_there_were_checksums_is_read(tmp_path):
     with (tmp_path / "ledger.jsonl").open("ab") as file:
         file.write(row.replace(b'"a"', b'"invented"'))
     assert set(Ledger(tmp_path / "ledger.jsonl", write=False).rows) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"event": "trial", "row": {**ROW, "outcome": ["ok"]}},
+        {"event": "trial", "row": {**ROW, "outcome": "fine"}},
+        {"event": "trial", "row": {**ROW, "trial_id": []}},
+        {"event": "trial", "row": {**ROW, "deployment_id": 3}},
+        {"event": "trial", "row": {**ROW, "reason": 3}},
+        {"event": "trial", "row": [ROW]},
+        {"event": "attempt", "deployment_id": {}, "attempt": "1"},
+        {"event": "attempt", "deployment_id": "d", "attempt": "first"},
+        {"event": "answers", "trial_id": "a", "answer": "x", "count": "many"},
+        {"event": "run", "run": None},
+        {"event": ["trial"]},
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_damage_where_no_checksum_tells(tmp_path, entry):
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(entry) + "\n")
+    ledger = Ledger(tmp_path / "ledger.jsonl", write=False)
+    assert [problem for _, _, problem in ledger.set_aside] == ["not an entry of such a file"]
+    assert not ledger.rows
+
+
+def test_a_mirror_passes_over_what_is_no_entry(tmp_path):
+    mirror = Mirror(SimpleNamespace(url="s3://bucket/run"), tmp_path, print)
+    assert list(mirror._files(b'{}\n{"event": "trial"}\n')) == []
 
 
 def test_a_ledger_is_written_anew_when_most_of_it_is_superseded(tmp_path, monkeypatch):

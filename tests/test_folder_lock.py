@@ -79,6 +79,33 @@ with sole_driver(pathlib.Path({str(tmp_path)!r})):
         assert time.monotonic() - begin < 10, "its time-out is 20 s"
 
 
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_process_of_its_number_is_the_holder_only_if_it_beats(tmp_path, quick, no_flock, beats):
+    """Another process has the number, or the clock was set, from which the start of a process is told."""
+    holder = folder_lock.Heartbeat(tmp_path)
+    lock = holder.describe_holder() | {"began": 0.0}
+    holder.describe_holder = lambda: lock | {"beat": time.time()}
+    holder.beat()
+    if beats:
+        holder.keep(lambda: None)
+        refused(tmp_path)
+        holder.end()
+    else:
+        with sole_driver(tmp_path, lambda text: None):
+            assert not holder.ours()
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        folder_lock.Heartbeat(tmp_path).beat()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"null", b'{"host": 3}', b'{"owner": 1, "who": 2}'])
 def test_a_damaged_heartbeat_is_none(tmp_path, quick, content):
     (tmp_path / ".heartbeat").write_bytes(content)
@@ -125,6 +152,8 @@ def test_a_deleted_folder_is_not_made_again(tmp_path, quick):
 
 def test_the_file_system_is_that_of_the_mount(tmp_path):
     assert file_system(Path("/proc/self")) == "proc"
+    (tmp_path / "results").symlink_to("/proc")
+    assert file_system(tmp_path / "results") == "proc", "behind a link"
     assert file_system(tmp_path)
 
 

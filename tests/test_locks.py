@@ -286,7 +286,7 @@ def test_a_users_own_program_is_the_planned_one_on_every_node(tmp_path, monkeypa
     answers = {"n0": {"binary": "aa"}, "n1": {"binary": "aa"}, "n2": {}}
     cluster = SimpleNamespace(ask_nodes=lambda function, nodes, spec: answers)
     monkeypatch.setattr(preflight, "ray_schedule", lambda _: cluster)
-    of_nodes = functools.partial(preflight._own_on_nodes, Cluster(name="ray", kind="ray"), [])
+    of_nodes = functools.partial(preflight._digest_programs, Cluster(name="ray", kind="ray"), [])
     assert of_nodes(spec) == {"binary": "aa"}
     answers["n2"] = {"binary": "bb"}
     with pytest.raises(ValueError, match=r"^backend.env.binary=.* differs between nodes n0 and n2: install the same"):

@@ -51,3 +51,14 @@ def test_a_result_measured_again_is_kept(tmp_path):
     ledger.commit({"trial_id": "a", "deployment_id": "d", "outcome": "ok", "attempt": "2", "slo": "judged anew"})
     ledger.close()
     assert [row["attempt"] for row in Ledger(tmp_path / "ledger.jsonl", write=False).superseded] == ["1"]
+
+
+def test_a_result_measured_again_stays_in_the_table(tmp_path):
+    """Its raw data were cut short: its row says what was measured all the same."""
+    command = [*SIMULATED, "load.batch_size=2", "workload.num_requests=2", f"out={tmp_path}"]
+    assert main(command) == 0
+    (requests,) = tmp_path.glob("deployments/*/1/*/requests.parquet")
+    requests.write_bytes(requests.read_bytes()[:-5])
+    assert main(command) == 0
+    rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert [(row["attempt"], row["in_plan"], row["outcome"]) for row in rows] == [("2", True, "ok"), ("1", False, "ok")]

@@ -194,13 +194,32 @@ def test_the_breaker_opens_at_the_second_deployment_and_closes_with_any_success(
     assert not breaker.stall("a-1", "a", "reset"), "launches of one deployment"
     assert breaker.stall("b", "b", "reset")
     assert breaker.most_starts == 0, "those that try again are the probes"
+    assert not breaker.stall("c", "c", "reset"), "it is open already"
+    breaker.end("c")
     assert breaker.most_starts == 0
     for launch in ("a-0", "a-1", "b"):
         breaker.end(launch)
     assert breaker.most_starts == 1
+    breaker.begin("d")
+    assert breaker.most_starts == 0, "the probe is under way"
     assert breaker.prepared("c") is not None
     assert breaker.most_starts is None
     assert breaker.pause is None
+
+
+def test_an_open_breaker_stops_the_run_at_once_only_where_nothing_has_worked():
+    for worked in (False, True):
+        breaker = Breaker()
+        if worked:
+            breaker.prepared("a")
+        breaker.check(60.0)
+        for name in "bc":
+            breaker.stall(name, name, "reset")
+        if worked:
+            breaker.check(60.0)
+            breaker.opened -= 4 * 60.0
+        with pytest.raises(Halted, match="preparation fails for 2 deployments: reset; run the same command again"):
+            breaker.check(60.0)
 
 
 # Through the whole command -------------------------------------------------------------------------------------------

@@ -138,6 +138,19 @@ def test_a_truncated_file_is_named(paths: RunPaths) -> None:
         run_files.read_trials(paths.trials)
 
 
+def test_any_changed_bit_of_a_footer_is_noticed(paths: RunPaths) -> None:
+    """It is Parquet's own metadata: a changed count or offset may read as another table."""
+    run_files.write_telemetry(paths.trial("d", "1", "t"), [Sample(1.0, "power", 70.0)])
+    path = paths.trial("d", "1", "t").telemetry
+    content = path.read_bytes()
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    assert content[begin - 8 : begin - 4] == run_files.FOOTER_SEAL
+    for position in range(begin, len(content) - 8):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(DamagedFile, match="the checksum of its footer does not hold"):
+            run_files.read_table(path)
+
+
 def some_records() -> Records:
     records = Records()
     good = Record("a", "measured", 0.0, 0.1, 0.2, array("I", [50_000, 70_000, 2**32 - 1]), array("H", [1, 3, 1]), 7, 5)

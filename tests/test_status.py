@@ -55,6 +55,16 @@ def test_done_failed_and_why(run):
     assert "never started" in text
 
 
+def test_a_damaged_status_is_unknown_and_a_damaged_ledger_says_nothing_of_a_driver(run):
+    run.ledger.write_bytes(run.ledger.read_bytes().replace(b"not done", b"all done"))
+    assert "damaged in line 3" in lines(run)
+    assert "never started" in lines(run)
+    run.status.write_text("{}")
+    assert "not known whether a driver runs:" in lines(run)
+    assert "status.json: cannot be read (it lacks at, deadline," in lines(run)
+    assert "never started" not in lines(run)
+
+
 def test_requests_that_failed_in_results_are_counted(run):
     assert "failed requests" not in lines(run)
     row = {"deployment_id": "d1", "attempt": "1", "outcome": "ok", "num_requests": 120}

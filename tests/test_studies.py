@@ -40,8 +40,8 @@ def plan(capsys, tmp_path, monkeypatch):
 
 def test_the_baselines_largest_batches_are_the_published_ones(plan):
     """QA fits at 128; reasoning ends at 64, sentiment at 32, summaries at 16."""
-    said = plan("+experiment=throughput_bound", "hardware=l4")
-    misfits = [line for line in said if line.startswith("warning: transformers")]
+    output = plan("+experiment=throughput_bound", "hardware=l4")
+    misfits = [line for line in output if line.startswith("warning: transformers")]
     assert len(misfits) == 3
     for task, without in {"reasoning": (128,), "sentiment": (64, 128), "summarization": (32, 64, 128)}.items():
         (line,) = (line for line in misfits if f" {task} " in line)
@@ -49,8 +49,8 @@ def test_the_baselines_largest_batches_are_the_published_ones(plan):
 
 
 def test_eight_steps_with_the_published_flags(plan):
-    said = "\n".join(plan("+experiment=serving_ladder", "hardware=l4", "details=true"))
-    commands = [line for line in said.splitlines() if line.startswith("  command:")]
+    output = "\n".join(plan("+experiment=serving_ladder", "hardware=l4", "details=true"))
+    commands = [line for line in output.splitlines() if line.startswith("  command:")]
     assert len(commands) == 8
     assert all("--max-model-len 1024" in line and "--gpu-memory-utilization 0.9" in line for line in commands)
     assert all('"max_new_tokens": 512' in line for line in commands)
@@ -58,23 +58,23 @@ def test_eight_steps_with_the_published_flags(plan):
     assert flags == [("256", False), ("128", False), ("128", True), *[("256", True)] * 3, ("512", True), ("256", True)]
     drafts = [line.partition('"num_speculative_tokens": ')[2][:2].rstrip("}") for line in commands]
     assert drafts == ["", "", "", "", "16", "12", "12", "8"]
-    assert "random_tokens Poisson 50/s, at most 250 in flight: 500 requests" in said
-    assert "natural_text Poisson 50/s, at most 250 in flight: 500 requests" in said
+    assert "random_tokens Poisson 50/s, at most 250 in flight: 500 requests" in output
+    assert "natural_text Poisson 50/s, at most 250 in flight: 500 requests" in output
 
 
 def test_completions_in_the_studys_formats_fit_but_for_the_baseline_at_64(plan):
-    said = plan("+experiment=completion_batches", "hardware=a100-80g", "details=true")
-    (warning,) = (line for line in said if line.startswith("warning:"))
+    output = plan("+experiment=completion_batches", "hardware=a100-80g", "details=true")
+    (warning,) = (line for line in output if line.startswith("warning:"))
     assert warning.startswith("warning: transformers llama-2-7b: whole_stories batches of 64 (")
-    assert any(line.startswith("workload: whole_stories instead of tinystories: ") for line in said)
-    text = "\n".join(said)
+    assert any(line.startswith("workload: whole_stories instead of tinystories: ") for line in output)
+    text = "\n".join(output)
     assert "ctranslate2 llama-2-7b quantization=int8" in text
     assert "llamacpp llama-2-7b quantization=Q4_0 slots=1:" in text
 
 
 def test_one_untimed_request_of_warm_up(plan):
-    said = "\n".join(plan("+experiment=request_count", "hardware=t4", "details=true"))
-    assert "synthetic batches of 500: 500 requests after 1 of warm-up" in said
+    output = "\n".join(plan("+experiment=request_count", "hardware=t4", "details=true"))
+    assert "synthetic batches of 500: 500 requests after 1 of warm-up" in output
     assert (Batch(batch_size=8).warmup(1), Batch(batch_size=8, whole_warmup=False).warmup(1)) == (8, 1)
 
 
@@ -149,9 +149,9 @@ def test_the_wide_table_leaves_out_latencies_by_the_engines_own_stamps(tmp_path:
 def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
     make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
     assert main(["report", str(tmp_path), "--metrics", "vllm"]) == 0
-    said = capsys.readouterr().out
-    assert "Maximum request concurrency" not in said  # the load has none
-    assert said.count("Total generated tokens") == 3  # side by side, and in each trial's block
+    output = capsys.readouterr().out
+    assert "Maximum request concurrency" not in output  # the load has none
+    assert output.count("Total generated tokens") == 3  # side by side, and in each trial's block
 
 
 def test_a_ladder_whose_step_sets_a_mapping_has_rows(tmp_path: Path):

@@ -40,8 +40,11 @@ class _Folder:
 
     def write(self, name: str, content: bytes) -> None:
         staged = self.out / f"{name}.{uuid.uuid4().hex}"
-        staged.write_bytes(content)
-        staged.replace(self.out / name)
+        try:
+            staged.write_bytes(content)
+            staged.replace(self.out / name)
+        finally:  # a full disk has room for an empty file, every few seconds
+            staged.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
         (self.out / name).unlink(missing_ok=True)
@@ -65,14 +68,18 @@ class Heartbeat(Lock):
         return {**super().describe_holder(), "host": socket.gethostname(), "pid": own.pid, "began": own.create_time()}
 
     def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
-        """Return whether the holder is dead: on this host a look is enough."""
-        if lock.get("host") != socket.gethostname():
-            return super().expired(lock, notify)
-        try:
-            began: float = psutil.Process(int(lock["pid"])).create_time()
-            return bool(began != lock["began"])
-        except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
-            return True
+        """Return whether the holder is dead: on this host a look is mostly enough.
+
+        Where a process of its number began at another time, it is another one, or the clock was set, by which that time
+        is told: the heartbeat decides.
+        """
+        if lock.get("host") == socket.gethostname():
+            try:
+                if psutil.Process(int(lock["pid"])).create_time() == lock["began"]:
+                    return False
+            except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
+                return True
+        return super().expired(lock, notify)
 
 
 @contextmanager
@@ -95,7 +102,6 @@ def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[No
         try:
             yield
         finally:
-            heartbeat.end()
             with suppress(OSError):
                 heartbeat.release()
 
@@ -111,8 +117,9 @@ def _lock(descriptor: int) -> int | None:
 
 def file_system(folder: Path) -> str:
     """Return the type of the file system that a folder is on, e.g. ext4 or nfs4; empty where it is not known."""
-    parents = {str(path) for path in (folder.absolute(), *folder.absolute().parents)}
     with suppress(OSError):
+        real = folder.resolve()  # it, or a folder above it, may be a link to another disk
+        parents = {str(path) for path in (real, *real.parents)}
         partitions = [each for each in psutil.disk_partitions(all=True) if each.mountpoint in parents]
         return max(partitions, key=lambda each: len(each.mountpoint)).fstype if partitions else ""
     return ""

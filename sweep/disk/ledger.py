@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
@@ -25,17 +25,19 @@ from sweep.records import Fault, Outcome
 from sweep.whole_file import write_whole
 
 LedgerRow = dict[str, Any]
-COMPACT_BYTES = 1 << 20  # of a ledger, from which it is written anew if more than half of it is superseded
+COMPACT_BYTES = 1 << 20  # of a ledger, above which it is written anew if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
-KEYS_OF_EVENT = {  # keys of each kind of entry
-    "run": ("run",),
-    "trial": ("row",),
-    "attempt": ("deployment_id", "attempt"),
-    "attempt_placed": ("deployment_id", "attempt", "node"),
-    "attempt_end": ("deployment_id", "attempt", "end"),
-    "answers": ("trial_id", "answer", "count"),
+ATTEMPT = {"deployment_id": str, "attempt": str}
+TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # what each kind of entry has
+    "run": {"run": str},
+    "trial": {"row": dict},
+    "attempt": ATTEMPT,
+    "attempt_placed": {**ATTEMPT, "node": str},
+    "attempt_end": {**ATTEMPT, "end": str},
+    "answers": {"trial_id": str, "answer": str, "count": int},
 }
-ROW_NEEDS = ("trial_id", "deployment_id", "attempt", "outcome")
+TYPES_OF_ROW = {**ATTEMPT, "trial_id": str, "outcome": str, "reason": str | None}
+OUTCOMES = frozenset(Outcome)
 
 
 class Misplaced(Halted):
@@ -58,35 +60,29 @@ class Ledger:
         self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
-        superseded = self._read()
+        num_rows = self._read()
         self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials with truncated raw data
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if compact and (self.set_aside or superseded > max(COMPACT_BYTES, self._size) / 2):
+            superseded = num_rows - len(self.rows) - len(self.superseded)
+            large = path.exists() and path.stat().st_size > COMPACT_BYTES
+            if compact and (self.set_aside or (large and superseded > num_rows / 2)):
                 self._compact()
             _drop_cut_line(path)
             self.file = path.open("ab", buffering=0)
             if not self.run:
                 self._append({"event": "run", "run": uuid.uuid4().hex})
 
-    @property
-    def _size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
     def _read(self) -> int:
-        """Replay the file; return the bytes of rows that later ones replace, results aside."""
+        """Replay the file; return the number of rows in it, those that later ones replace included."""
         if not self.path.exists():
             return 0
-        superseded, sizes = 0, dict[str, int]()
+        num_rows = 0
         with self.path.open("rb") as file:
-            for entry in entries(_whole_lines(file), _is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
-                results = len(self.superseded)
+            for entry in entries(_whole_lines(file), is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
                 self._replay(entry)
-                if entry["event"] == "trial":
-                    trial_id = entry["row"]["trial_id"]
-                    superseded += sizes.get(trial_id, 0) if len(self.superseded) == results else 0
-                    sizes[trial_id] = _size_of(entry["row"])
-        return superseded
+                num_rows += entry["event"] == "trial"
+        return num_rows
 
     def describe_damage(self) -> list[str]:
         """Return a line that names the lines which do not hold, if there are any."""
@@ -112,7 +108,12 @@ class Ledger:
         ]  # the row counts too
         before = [{"event": "trial", "row": row} for row in self.superseded]
         rows = [{"event": "trial", "row": row} for row in self.rows.values()]
-        write_whole(self.path, b"".join(sealed(entry) for entry in [*run, *attempts, *before, *answers, *rows]))
+
+        def write(staged: Path) -> None:  # line by line: all of them together are another ledger in memory
+            with staged.open("wb") as file:
+                file.writelines(sealed(entry) for entry in [*run, *attempts, *before, *answers, *rows])
+
+        write_whole(self.path, write)
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
@@ -217,19 +218,18 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     return (line for line in lines if line.endswith(b"\n"))
 
 
-def _size_of(row: LedgerRow) -> int:
-    """About the bytes of a row's line."""
-    return 72 + sum(len(key) + len(str(value)) + 8 for key, value in row.items() if value is not None)
-
-
-def _is_ledger_entry(entry: dict[str, Any]) -> bool:
+def is_ledger_entry(entry: dict[str, Any]) -> bool:
     """Return whether an entry has what its kind needs; a row also an outcome that exists."""
-    if not set(KEYS_OF_EVENT.get(str(entry.get("event")), ("no such event",))) <= entry.keys():
+    types = TYPES_OF_EVENT.get(str(entry.get("event")))
+    if types is None or not _has_types(entry, types):
         return False
-    row = entry.get("row") if entry["event"] == "trial" else None
-    if row is None:
-        return entry["event"] != "trial" and str(entry.get("attempt", "0")).isdecimal()
-    return isinstance(row, dict) and set(ROW_NEEDS) <= row.keys() and row["outcome"] in set(Outcome)
+    if entry["event"] == "trial":
+        return _has_types(entry["row"], TYPES_OF_ROW) and entry["row"]["outcome"] in OUTCOMES
+    return bool(entry.get("attempt", "0").isdecimal())
+
+
+def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
+    return all(isinstance(content.get(key), type_) for key, type_ in types.items())
 
 
 def _trial_of(line: bytes) -> str | None:

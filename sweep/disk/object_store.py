@@ -28,6 +28,7 @@ from pyarrow import fs
 
 from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk import run_files
+from sweep.disk.ledger import is_ledger_entry
 from sweep.disk.lines import entries
 from sweep.disk.run_files import RunPaths
 
@@ -139,7 +140,7 @@ class Lock:
 
     NAME = ".lock"
 
-    def __init__(self, store: "LockStore") -> None:
+    def __init__(self, store: LockStore) -> None:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.ended = threading.Event()
@@ -346,7 +347,7 @@ class Mirror:
 
     def _files(self, ledger: bytes) -> Iterator[Path]:
         """The files that these entries refer to: a trial's, and an attempt's when it has ended."""
-        for entry in entries(ledger.splitlines()):
+        for entry in entries(ledger.splitlines(), is_ledger_entry):
             if entry["event"] == "trial":
                 row = entry["row"]
                 yield from self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder.glob("*")

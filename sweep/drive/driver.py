@@ -23,7 +23,7 @@ from sweep.drive.breaker import Breaker
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.progress import Display
 from sweep.drive.row_writer import RowWriter, TrialTracker
-from sweep.drive.status import StatusWriter, read_status_file
+from sweep.drive.status import StatusWriter, last_status
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
@@ -343,10 +343,11 @@ class Driver:
             if state.stage is not Stage.DONE:
                 continue
             reopened, action = state.reopen(RETRYABLE, final)
+            if not reopened:
+                continue
             self.display.done -= reopened
-            if reopened:
-                trials = count(reopened, "failed trial")
-                self.display.log(f"{state.launch.describe_launch()}: another try of {trials}")
+            trials = count(reopened, "failed trial")
+            self.display.log(f"{state.launch.describe_launch()}: another try of {trials}")
             launches = self.by_deployment[state.launch.deployment_id]
             self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
 
@@ -413,14 +414,6 @@ class Driver:
         """Give a trial its row, unmeasured; `verdict` has the outcome and what is known of it."""
         self.rows.commit_unmeasured(state.launch, trial, attempt, verdict)
         state.finish(trial.trial_id, Outcome(verdict["outcome"]))
-
-
-def last_status(paths: RunPaths) -> Mapping[str, Any] | None:
-    """Return the status that the last driver left here, None without one or if it is damaged: it is written anew."""
-    try:
-        return read_status_file(paths)
-    except run_files.DamagedFile:
-        return None
 
 
 def _out_of_memory(trial: Trial, states: Sequence[LaunchState]) -> Trial | None:

@@ -45,9 +45,9 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
     return next(matching, "gpu")
 
 
-def model_obstacle(model: Mapping[str, Any], cache_dir: str | None) -> str | None:
+def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None) -> str | None:
     """Return why a model or workload, as its file has it, cannot be fetched; None if it can, or nothing is known."""
-    built: Any = build(model, "model")
+    built: Any = build(option, group)
     reason: str | None = built.obstacle(cache_directory(cache_dir)) if hasattr(built, "obstacle") else None
     return reason
 
@@ -117,9 +117,8 @@ def surroundings(
     local = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
-    state_own = functools.partial(_own_on_nodes, settings.cluster, nodes)
-    environments = RunEnvironments(settings, options, kept_locks or {}, host, state_own)
-
+    digest_programs = functools.partial(_digest_programs, settings.cluster, nodes)
+    environments = RunEnvironments(settings, options, kept_locks or {}, host, digest_programs)
     forms = options.choices("environment")
 
     def unavailable(backend: Any, platform: str) -> str | None:
@@ -162,7 +161,7 @@ def surroundings(
     return Surroundings(fingerprint, unavailable, spec, host.capability)
 
 
-def _own_on_nodes(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
+def _digest_programs(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
     """Return the digests of a user's own programs: this machine's, or those that all nodes of a cluster agree on.
 
     Raises ValueError, in one line, if they do not.

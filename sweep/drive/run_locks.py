@@ -11,7 +11,7 @@ from sweep.disk.run_files import RunPaths, write_whole
 from sweep.options import ConfigPath
 from sweep.plan.plan import Plan
 
-StateOwn = Callable[[EnvironmentSpec], dict[str, str]]  # digests of a user's own programs; ValueError: nodes differ
+DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's own programs; ValueError: nodes differ
 EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...]]
 
 
@@ -24,10 +24,10 @@ class RunEnvironments:
         options: ConfigPath,
         kept_locks: Mapping[str, str],
         host: Host | None = None,
-        state_own: StateOwn = environments.own_content,
+        digest_programs: DigestPrograms = environments.own_content,
     ) -> None:
         self.settings, self.options, self.kept_locks, self.host = settings, options, kept_locks, host
-        self.state_own = state_own
+        self.digest_programs = digest_programs
         self.cache = cache_directory(settings.cache_dir)
         self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
         self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
@@ -41,9 +41,9 @@ class RunEnvironments:
             try:
                 spec = environments.resolve(backend.env, on, self.options, backend.features(), self.host)
                 if spec.python or spec.binary:
-                    spec = spec.model_copy(update={"content": self.state_own(spec)})
+                    spec = spec.model_copy(update={"content": self.digest_programs(spec)})
                 self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, on)})
-            except ConfigError:  # it names an environment that there is not
+            except ConfigError:  # a mistyped name is bad input, not an engine that is unavailable
                 raise
             except ValueError as error:
                 self.composed[key] = str(error)

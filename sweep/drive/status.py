@@ -78,7 +78,8 @@ class Status(NamedTuple):
     num_failed: list[tuple[str, int, int]]  # label, failed requests, measured requests; of trials that are results
     driver: dict[str, Any] | None  # its last status.json
     log: str  # where the logs of failed engines are
-    messages: list[str]  # about damaged files
+    messages: list[str]  # about damaged lines of the ledger
+    problem: str | None = None  # with status.json: it is not known whether a driver runs
 
     @property
     def alive(self) -> bool:
@@ -114,14 +115,13 @@ def read(out: Path) -> Status:
         if row["outcome"] == Outcome.OK and row.get("num_failed") is not None
     ]
     outcomes = Counter(str(row["outcome"]) for _, row in rows)
-    messages, driver = ledger.describe_damage(), None
+    driver, problem = None, None
     try:
         driver = read_status_file(paths)
     except run_files.DamagedFile as error:
-        messages.append(f"not known whether a driver runs: {error}")
-    return Status(
-        plan[0]["name"], len(trials), outcomes, failures, num_failed, driver, str(paths.deployments), messages
-    )
+        problem = str(error)
+    log, messages = str(paths.deployments), ledger.describe_damage()
+    return Status(plan[0]["name"], len(trials), outcomes, failures, num_failed, driver, log, messages, problem)
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
@@ -139,6 +139,14 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
     if missing := sorted(STATUS_KEYS - content.keys()):
         raise run_files.DamagedFile(paths.status, f"it lacks {', '.join(missing)}")
     return content
+
+
+def last_status(paths: RunPaths) -> dict[str, Any] | None:
+    """Return the status that the last driver left here, None without one or if it is damaged: it is written anew."""
+    try:
+        return read_status_file(paths)
+    except run_files.DamagedFile:
+        return None
 
 
 def _failure(row: Mapping[str, Any]) -> str:
@@ -183,7 +191,7 @@ def _failed_requests(status: Status) -> list[str]:
 def _driver(status: Status) -> str:
     driver = status.driver
     if driver is None:
-        return "state of the driver unknown" if status.messages else "never started"
+        return f"not known whether a driver runs: {status.problem}" if status.problem else "never started"
     process = f"process {driver['pid']} on {driver['host']}"
     if not status.alive:
         age = duration_text(time.time() - driver["at"])

@@ -29,6 +29,7 @@ from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
 from backends.prepare import environments, locks
 from backends.prepare.build_once import build_once
 from sweep.config import ROOT, content_hash, first_line
+from sweep.disk.lines import sealed, unsealed
 from sweep.inputs.workload import DATA
 from sweep.node import answers
 from sweep.node.work import Work
@@ -48,7 +49,7 @@ TEXT_TOKENS = 2048  # of shipped text, at least
 ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers", cuda12="transformers_cuda12")
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
 COMPARISON_LIMIT = 300.0  # s after which no further prompt is begun: an engine that differs everywhere is asked often
-COMPARED = "answers.json"  # in an attempt's folder: the columns of its comparison
+COMPARED = "answers.json"  # in an attempt's folder: the columns of its comparison, with a checksum
 SALT = "agreement"  # in the headers of requests: no cache of the engine's is to have those that are measured
 FAILURES = (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError)
 
@@ -165,19 +166,19 @@ def compare_once(work: Work, engine: Engine, expected: Reference | str, progress
     """
     if isinstance(expected, str):
         return compare(work, engine, expected)
-    of = content_hash([AGREEMENT_VERSION, asdict(expected), socket.gethostname(), engine.launch.gpus], 16)
+    key = content_hash([AGREEMENT_VERSION, asdict(expected), socket.gethostname(), engine.launch.gpus], 16)
     for path in sorted(work.folder.parent.glob(f"*/{COMPARED}")):
         try:
-            earlier = json.loads(path.read_text())
+            earlier, _ = unsealed(path.read_bytes())
         except (OSError, ValueError):
             continue
-        if earlier["of"] == of:
+        if earlier.get("key") == key:
             columns: dict[str, Any] = earlier["columns"]
             columns["agreement_reference"] += f", compared at attempt {path.parent.name}"
             return {**columns, "below_gate": below_gate(work, engine, columns)}
     columns = compare(work, engine, expected, progress)
     if columns["agreement"] is not None:
-        write_whole(work.folder / COMPARED, json.dumps({"of": of, "columns": columns}, indent=1))
+        write_whole(work.folder / COMPARED, sealed({"key": key, "columns": columns}))
     return columns
 
 

@@ -49,7 +49,7 @@ SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the nam
 SERVED_TARGET = f"{ServedModel.__module__}.{ServedModel.__qualname__}"
 
 Point = dict[str, Any]
-Obstacle = Callable[[Mapping[str, Any], str | None], str | None]
+Obstacle = Callable[[str, Mapping[str, Any], str | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def compose_run(
     arguments: Sequence[str],
     find_hardware: Callable[[Cluster], str],
     options: ConfigPath | None = None,
-    obstacle: Obstacle = lambda model, cache_dir: None,
+    obstacle: Obstacle = lambda group, option, cache_dir: None,
 ) -> Composition:
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
 
@@ -308,7 +308,7 @@ def _replace_unreachable(
     if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return
     part = options.load(group, name)
-    if (instead := part.get("instead")) and (reason := obstacle(part, request.settings["cache_dir"])):
+    if (instead := part.get("instead")) and (reason := obstacle(group, part, request.settings["cache_dir"])):
         request.chosen[group], request.settings["durations"] = instead, None
         what = " (random weights)" if group == "model" else ""
         request.replaced.append(f"{group}: {instead}{what} instead of {name}: {reason}")
