@@ -83,17 +83,14 @@ class Prompts(Workload):
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         questions = self._questions()
-        chosen = [questions[i] for i in draw.cycle(len(questions), "prompts")]
-        texts = ["\n\n".join(parts) for parts in zip(*self._parts(draw, questions), strict=True)]
+        # The texts at each place of a prompt; those at the first are the prompts where they have one text.
+        places = ["prompts", *(f"prompts/{place}" for place in range(1, self.texts))]
+        parts = [[questions[i] for i in draw.cycle(len(questions), place)] for place in places]
+        texts = ["\n\n".join(part.text for part in prompt) for prompt in zip(*parts, strict=True)]
         if self.unique_header:
             texts = with_headers(texts, draw, tokenizer)
-        outputs = [self.output_tokens or question.length(tokenizer) for question in chosen]
+        outputs = [self.output_tokens or question.length(tokenizer) for question in parts[0]]
         return encode_prompts(texts, tokenizer), outputs
-
-    def _parts(self, draw: Draw, questions: list[RecordedPrompt]) -> list[list[str]]:
-        """The texts at each place of the prompts; those at the first are the prompts where they have one text."""
-        places = ["prompts", *(f"prompts/{place}" for place in range(1, self.texts))]
-        return [[questions[i].text for i in draw.cycle(len(questions), place)] for place in places]
 
 
 class Paraphrases(Prompts):
@@ -224,7 +221,7 @@ class Stories(Serving):
         shortest = min(encoded_lengths(stories, tokenizer))
         texts = []
         for number, length in enumerate(inputs):
-            each = Draw(draw.seed, draw.phase, -(-length // shortest), f"/{number}")
+            each = Draw(draw.seed, draw.phase, -(-length // shortest))
             texts.append("\n\n".join(stories[i] for i in each.cycle(len(stories), f"stories/{number}")))
         texts = with_headers(texts, draw, tokenizer) if self.unique_header else texts
         return [cut(text, length, tokenizer) for text, length in zip(texts, inputs, strict=True)], outputs
