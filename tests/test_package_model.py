@@ -180,7 +180,7 @@ def line(folder: Path, *arguments: str, reason: str | None) -> tuple[set[str], l
     (folder / "experiment" / "trained.yaml").write_text(f"# @package _global_\n{trained}")
     command = ["+experiment=trained", "cluster=inline", "tracking=none", *arguments]
     options = ConfigPath.of_user([str(folder)])
-    composition = compose_run(command, lambda cluster: "cpu", options, lambda model, cache_dir: reason)
+    composition = compose_run(command, lambda cluster: "cpu", options, lambda group, option, cache_dir: reason)
     return {point["model"]["name"] for point in composition.points}, composition.replaced
 
 

@@ -19,7 +19,7 @@ from sweep.numbers.quantities.prompt_cache import prefix_hit_rate
 from sweep.numbers.warnings import trial_warnings
 from sweep.records import Sample
 
-MISS, HIT = 0.1, 0.005  # s to the first token
+MISS, HIT = 0.5, 0.1  # s to the first token: long beside what the client takes from an answer to the next send
 
 
 class RememberingServer(ThreadingHTTPServer):
