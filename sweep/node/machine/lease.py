@@ -22,8 +22,8 @@ SOCKETS = Path("/proc/net/unix")
 CPU = "CPU"
 TAKING_POLL = 0.02  # s
 POLL = 0.5  # s between two looks at a lease that another process has
-REPORT = 60.0  # s between two reports of the wait
-LONGEST_NAME = 100  # bytes of an abstract name
+REPORT_AGAIN = 60.0  # s between two reports of the wait
+SOCKET_NAME_BYTES = 100  # bytes of an abstract name
 
 
 class Holder(NamedTuple):
@@ -40,7 +40,7 @@ class Holder(NamedTuple):
 
     @property
     def name(self) -> bytes:
-        return "/".join([PREFIX, *map(str, self)]).encode()[:LONGEST_NAME]
+        return "/".join([PREFIX, *map(str, self)]).encode()[:SOCKET_NAME_BYTES]
 
 
 @contextlib.contextmanager
@@ -56,9 +56,9 @@ def leased(
     digest = hashlib.sha256((sharing or f"process {os.getpid()}").encode()).hexdigest()[:8]
     own = [Holder(device, digest, os.getpid(), sweep) for device in devices]
     with contextlib.ExitStack() as sockets:
-        reported = -REPORT
+        reported = -REPORT_AGAIN
         while others := _take(own, sockets):
-            if time.monotonic() - reported >= REPORT:
+            if time.monotonic() - reported >= REPORT_AGAIN:
                 report(f"waiting for {others[0].describe()}")
                 reported = time.monotonic()
             if give_up():
