@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from backends.base import Launch
 from backends.launch.server import Engine
 from backends.prepare.environments import Environment
@@ -72,6 +74,11 @@ class RunningEngine:
     def url(self) -> str:
         """The URL that the client drives."""
         return self.engine.url if self.gateway is None else self.gateway.url
+
+    def processes(self) -> list[psutil.Process]:
+        """The processes of the engine and of what is in front of it."""
+        front = [] if self.gateway is None else self.gateway.process.processes()
+        return [*self.engine.processes(), *front]
 
     def alive(self) -> bool:
         """Return whether the engine and what is in front of it run."""
