@@ -25,7 +25,8 @@ QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in 
 TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
 
 FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # of a backend
-LogProbabilitiesBy = Literal["prompt_logprobs", "host"]  # a key of vLLM's requests; a path of our host
+# A key of vLLM's requests; a path of our host; llama.cpp's grammars of token ids, which make it generate the text.
+LogProbabilitiesBy = Literal["prompt_logprobs", "host", "token_grammar"]
 Platform = Literal["cpu", "cuda"]
 AMPERE = "8.0"  # the first compute capability with bfloat16
 

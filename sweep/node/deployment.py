@@ -4,6 +4,7 @@ It knows nothing of Ray, of other deployments or of retries across runs: it gets
 dies under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -18,6 +19,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,6 +38,8 @@ from sweep.config import Hardware, first_line
 from sweep.gateway.process import GatewaySilent, running_gateway
 from sweep.node import agreement, gpu_memory
 from sweep.node.cold_start import measure_cold_start
+from sweep.node.machine import lease
+from sweep.node.machine.sharing import sharing_name
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
@@ -192,8 +196,14 @@ def run_deployment(
     `settings.attempts` such failures with no good trial in between, or after two launches that fail for one reason.
     """
     pending = _Pending(work, stop, draining)
+
+    def prepared() -> PreparedNode | None:
+        # Without GPUs it would disturb who measures on this machine; with GPUs, theirs would idle meanwhile.
+        with _lease(work, gpus, pending, emit) if not gpus else nullcontext(True) as leased:
+            return _prepare(work, gpus, emit) if leased else None
+
     try:
-        node = patiently(lambda: _prepare(work, gpus, emit), work.patience, _outage_reporter(emit))
+        node = patiently(prepared, work.patience, _outage_reporter(emit))
     except Outage as error:
         emit(Unprepared(str(error)))
         return
@@ -206,11 +216,16 @@ def run_deployment(
         fault = Fault.SURROUNDINGS if isinstance(error, Contradiction) else Fault.ENGINE
         _end_all(work, pending.trials, Failure(outcome, str(error), fault=fault), emit)
         return
+    if node is None:
+        return
     emit(Prepared())
     _end_contradicted(work, pending.trials, emit)
     failures: list[Failure] = []
     while pending.next():
-        failure = _one_launch(work, node, pending, emit)
+        with _lease(work, gpus, pending, emit) as leased:
+            if not leased:
+                return
+            failure = _one_launch(work, node, pending, emit)
         if failure is None or failure.good:
             failures.clear()
         if failure is not None:
@@ -218,6 +233,24 @@ def run_deployment(
             exhausted = len(failures) >= work.settings.attempts
             if failure.outcome is Outcome.OOM_LOAD or exhausted or _same_launch_failure(failures):
                 _end_all(work, pending.trials, failure, emit)
+
+
+def _lease(
+    work: Work, gpus: tuple[str, ...], pending: "_Pending", emit: Emit
+) -> contextlib.AbstractContextManager[bool]:
+    """The lease on this deployment's GPUs, or this machine's CPU; False if no trial can start any more.
+
+    An endpoint is not on this machine, and needs none.
+    """
+    if not work.deployment.backend.launches:
+        return nullcontext(True)
+
+    def report(text: str) -> None:
+        emit(State(text))
+        emit(Note(text))
+
+    sharing = sharing_name(work.settings.cluster)
+    return lease.leased(gpus, work.settings.name, sharing, report, lambda: pending.next() is None)
 
 
 def _outage_reporter(emit: Emit) -> Callable[[str], None]:

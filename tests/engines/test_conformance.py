@@ -143,7 +143,8 @@ def test_log_probabilities_of_a_text_are_those_of_its_tokens(engine, backend):
     if backend.log_probabilities_by is None:
         pytest.skip("gives no log-probabilities of a text")
     prompt = [5, 6, 7, 8]
-    answer = stream(engine, prompt, 6)[0][0].token_ids
+    with httpx.Client(base_url=engine.url, timeout=60, trust_env=False) as http:
+        (answer,) = answers.completions(http, engine, [prompt], 6)
     other = [token + 1 for token in answer]
     own, others = answers.log_probabilities(engine, [[*prompt, *answer], [*prompt, *other]])
     assert [len(own), len(others)] == [len(prompt) + 5] * 2

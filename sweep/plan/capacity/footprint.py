@@ -103,5 +103,7 @@ def sizes(deployment: Deployment, shape: ModelShape, hardware: Hardware) -> Size
 
 def bits(name: str) -> float:
     """Bits of a number of a format, as an engine calls it."""
+    if stated := re.match(r"exl\d (\d+(\.\d+)?) bits", name):
+        return float(stated[1])
     formats = [begin for begin in BITS if name.lower().startswith(begin)]
     return BITS[max(formats, key=len)] if formats else FULL_WIDTH
