@@ -25,6 +25,7 @@ from analysis.plotting.layout import listed
 from analysis.quantities import LabelledColumn, definitions, labelled_column, number
 from analysis.report.tables import (
     LARGEST_TABLE,
+    explained_tables,
     ladder_table,
     results_tables,
     spread_table,
@@ -103,6 +104,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "study": study_of(run.name),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),
+        "explained": explained_tables(results),
         "steady": steady_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
