@@ -45,21 +45,21 @@ def percent(share: float) -> str:
     return f"{round(100 * share) + 0}%"
 
 
-def _ends(change: Change, text: Callable[[float], str]) -> str:
+def _range(change: Change, text: Callable[[float], str]) -> str:
     ends = (change.low, change.high)
     return f"{text(ends[0])} to {text(ends[1])}" if all(map(math.isfinite, ends)) else "—"
 
 
 def _both(change: Change) -> str:
     """A factor with its interval, in one cell."""
-    interval = _ends(change, number)
+    interval = _range(change, number)
     return factor(change) + (f" ({interval})" if interval != "—" else "")
 
 
 def part_cells(part: Part, kind: str) -> tuple[str, ...]:
     """The part_cells of a part, as PART_HEADINGS or LADDER_HEADINGS."""
     gain, share = part.gain, part.share
-    figures = (factor(gain), _ends(gain, number), _share_text(share), _ends(share, percent))
+    figures = (factor(gain), _range(gain, number), _share_text(share), _range(share, percent))
     if kind == "ladder":
         return (part.name, *figures)
     return (part.name, part.change, *figures, _both(part.alone), _both(part.last))
