@@ -59,6 +59,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "analysis.ratios",
         "analysis.survivors",
     },
+    # What a run was made for, from what its tables are made of: it renders nothing.
+    "analysis.answers": BASIS
+    | {"sweep.numbers", "sweep.disk"}
+    | {f"analysis.{name}" for name in ("compare", "comparison", "headline", "intervals", "plotting.layout")}
+    | {f"analysis.{name}" for name in ("quantities", "ratios", "results", "standings", "summary")},
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
 }
 

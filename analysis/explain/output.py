@@ -19,7 +19,7 @@ LADDER_HEADINGS = PART_HEADINGS[:1] + PART_HEADINGS[2:6]
 END = "all together"
 
 
-def sentence(explanation: Explanation) -> str:
+def gain_sentence(explanation: Explanation) -> str:
     """The answer: how much all of it changed, and the parts with the largest shares."""
     each = explanation
     largest = sorted(each.parts, key=lambda part: -abs(part.share.value))[:3]
@@ -84,7 +84,7 @@ def interaction_lines(explanation: Explanation) -> list[str]:
 
 def terminal_tables(explanations: Sequence[Explanation]) -> list[Any]:
     """The lines and tables that the terminal prints, the answers first."""
-    parts: list[Any] = [Text(sentence(each), style="bold") for each in explanations]
+    parts: list[Any] = [Text(gain_sentence(each), style="bold") for each in explanations]
     for each in explanations:
         headings, table_rows = rows(each)
         title = f"{each.task}: {each.quantity.label}, against {each.begin}"
@@ -101,7 +101,7 @@ def terminal_tables(explanations: Sequence[Explanation]) -> list[Any]:
 
 def as_markdown(explanations: Sequence[Explanation]) -> str:
     """The answers, a table each, and the notes."""
-    lines = [f"- {sentence(each)}" for each in explanations]
+    lines = [f"- {gain_sentence(each)}" for each in explanations]
     for each in explanations:
         headings, table_rows = rows(each)
         lines += ["", f"{each.task}: {each.quantity.label}, against {each.begin}:", ""]
