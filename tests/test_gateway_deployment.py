@@ -96,7 +96,9 @@ def test_thresholds_are_an_axis_and_clipping_an_option(tmp_path):
     assert clip["output_tokens"] == 16 * 3
     assert clip["input_tokens"] < plain["input_tokens"]
     assert clip["clipped_tokens"] >= 16 * 3
-    assert clip["cache_hit_rate"] == 0
+    of_a_cache = ("cache_hit_rate", "shared_answer_rate", "false_hit_rate", "cache_tokens_saved", "cache_cost_saved")
+    assert [clip[name] for name in of_a_cache] == [None] * 5
+    assert None not in [cache[name] for name in of_a_cache[:4]]
     assert cache["clipped_tokens"] == 0
 
 
