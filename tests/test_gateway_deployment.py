@@ -23,6 +23,7 @@ from sweep.numbers.quantities import gateway as quantities
 from sweep.numbers.warnings import trial_warnings
 from sweep.records import Request
 from tests.gateway_stand import engine
+from tests.simulated_engine import behind_tls, simulated
 
 QUICK = [
     *("cluster=inline", "tracking=none", "backend=simulated", "model=tiny-llama", "agreement=false"),
@@ -153,6 +154,32 @@ def test_a_gateway_that_cannot_be_reset_is_named(tmp_path):
     process: Any = SimpleNamespace(url="http://127.0.0.1:9", launch=SimpleNamespace(workdir=tmp_path))
     with pytest.raises(GatewaySilent, match="cache was not emptied before the trial"):
         RunningGateway(process).reset()
+
+
+def test_a_persistent_cache_is_refused_for_trials_and_left_alone(tmp_path, capsys):
+    path = tmp_path / "answers"
+    path.write_bytes(b"mine")
+    assert main([*QUICK, "gateway=cache", f"gateway.cache.path={path}", f"out={tmp_path / 'out'}"]) == 2
+    assert f"gateway.cache.path={path}: each trial begins with an empty cache" in capsys.readouterr().err
+    assert path.read_bytes() == b"mine"
+
+
+def test_an_endpoint_with_a_certificate_of_its_own_is_reached_through_the_gateway(tmp_path):
+    endpoint = ["backend=openai", "model=served", "workload=paraphrases", "workload.num_requests=8"]
+    endpoint += [
+        "workload.first=2",
+        "workload.output_tokens=6",
+        "load=closed",
+        "load.concurrency=2",
+        "cluster=inline",
+        "tracking=none",
+    ]
+    endpoint += ["gateway=cache", "gateway.cache.threshold=0.5", "agreement=false", f"out={tmp_path / 'out'}"]
+    with simulated() as (plain, _), behind_tls(plain, tmp_path) as url:
+        main([*endpoint, f"backend.url={url}", "backend.verify_tls=false"])
+    (row,) = read_trials(RunPaths(tmp_path / "out").trials)
+    assert row["outcome"] in ("ok", "client_limited"), row["reason"]
+    assert row["cache_hit_rate"] > 0
 
 
 def test_an_engine_that_speaks_no_completions_gets_no_gateway(tmp_path, capsys):

@@ -112,6 +112,7 @@ def running_gateway(
         threads=own.threads,
         cpus=own.cpus,
     )
-    process = GatewayProcess(to=engine.url, settings=settings, tokenizer=tokenizer, launch_timeout=120.0)
+    trusting = settings.model_copy(update={"verify_tls": settings.verify_tls and engine.backend.verify_tls})
+    process = GatewayProcess(to=engine.url, settings=trusting, tokenizer=tokenizer, launch_timeout=120.0)
     with server.running(process, launch, marker=f"{marker}/gateway") as front:
         yield RunningGateway(front)
