@@ -24,6 +24,8 @@ from sweep.numbers.warnings import trial_warnings
 from sweep.records import Request
 from tests.gateway_stand import engine
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     *("cluster=inline", "tracking=none", "backend=simulated", "model=tiny-llama", "agreement=false"),
     *("workload=paraphrases", "workload.num_requests=40", "workload.output_tokens=6", "load=closed"),
