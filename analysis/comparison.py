@@ -110,10 +110,10 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     usable = np.isfinite(values) & (values > 0)
     trials = trials.select(usable)
     block = np.unique(comparison_blocks(trials), return_inverse=True)[1] if usable.any() else np.zeros(0, np.int64)
-    size = int(block.max(initial=-1)) + 1
-    cell = trials.point * max(1, size) + block
+    size = max(1, int(block.max(initial=-1)) + 1)
+    cell = trials.point * size + block
     counts = np.bincount(cell, minlength=points * size).reshape(points, size).astype(np.float64)
-    sums = np.bincount(cell, np.log(values[usable]), minlength=points * size).reshape(points, size)
+    sums = np.bincount(cell, np.log(values[usable]), minlength=points * size).astype(np.float64).reshape(points, size)
     present = (counts > 0).astype(np.float64)
     logs = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     n = present.sum(axis=1)

@@ -45,6 +45,7 @@ class VLLM(Backend):
     special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
     before_ampere = "refuses"
     log_probabilities_by = "prompt_logprobs"
+    parallel_flags = ("data-parallel-size", "pipeline-parallel-size")
     dtype_pattern = r"\bdtype=torch\.(\w+), max_seq_len="
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights

@@ -16,6 +16,7 @@ class VLLMOffline(Hosted):
     """
 
     timed_inside = True
+    parallel_flags = ("pipeline-parallel-size",)
     log_probabilities_by = "host"
     reserves_memory = True
     before_ampere = VLLM.before_ampere

@@ -1,6 +1,7 @@
 """The subcommands of `sweep`: each reads its arguments and imports, only then, the room that does the work."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -112,6 +113,45 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
     options = parser.parse_args(arguments)
     print_report(run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all)
+    return 0
+
+
+def summary(arguments: list[str]) -> int:
+    """Answer per task: the cheapest or fastest configuration within the SLO, how sure, its headroom and runner-up.
+
+    sweep summary results/night
+    sweep summary monday tuesday --slo ttft=0.2,tpot=0.02 --format markdown --output answer.md
+
+    RUN is a results folder, its name under results/, or s3://bucket/run; the configurations of several runs are
+    rivals where they were asked the same on the same machine. Without an SLO configurations are compared at equal
+    loads; with one, each at the load at which it does best within the bounds.
+    """
+    from analysis import DamagedFile, RunNotFound
+    from analysis.answers.deciding import answers
+    from analysis.answers.output import ANSWER_FORMATS
+    from analysis.answers.question import slo_of
+    from analysis.answers.reading import opened
+    from sweep.whole_file import write_whole
+
+    parser = Parser(summary)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more; of each its present plan")
+    parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="p99 of ttft, tpot, e2el; default: the run's slo")
+    parser.add_argument("--format", choices=list(ANSWER_FORMATS), default="text")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
+    options = parser.parse_args(arguments)
+    try:
+        with opened(options.runs) as runs:
+            content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
+    except (RunNotFound, DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    if options.output is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return 0
+    try:
+        write_whole(options.output, content)
+    except OSError as error:
+        raise ConfigError(f"--output {options.output}: {first_line(error)}") from None
     return 0
 
 
@@ -317,7 +357,7 @@ def completion(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        *(run, reissue, status, report, compare, studies, wandb),
+        *(run, reissue, status, report, summary, compare, studies, wandb),
         *(backends, selfcheck, gateway, copy, completion),
     )
 }

@@ -123,7 +123,7 @@ def test_the_gateway_of_an_engine_in_a_container_runs_beside_it(tmp_path, monkey
     launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path, image="i@sha256:0", gpus=("0",), cpus=(3,))
     behind: Any = SimpleNamespace(url="http://127.0.0.1:2", launch=launch)
     clip = Gateway(clip=Clip(input_tokens=5))
-    with running_gateway(clip, behind, lambda: SHIPPED_TOKENIZER, "marker"):
+    with running_gateway(clip, [behind], tmp_path, lambda: SHIPPED_TOKENIZER, "marker"):
         ((command, own),) = launched
     assert own.image is None
     assert own.gpus == ()
@@ -131,7 +131,7 @@ def test_the_gateway_of_an_engine_in_a_container_runs_beside_it(tmp_path, monkey
     assert command[-2:] == ["--tokenizer", str(SHIPPED_TOKENIZER)], "the model's, whatever the engine was launched with"
     with (
         pytest.raises(LaunchError, match="tokenizer is not known; set model.tokenizer"),
-        running_gateway(clip, behind, lambda: None, "marker"),
+        running_gateway(clip, [behind], tmp_path, lambda: None, "marker"),
     ):
         pass
 

@@ -55,6 +55,11 @@ class Router:
         chosen = idle[next(self._turn) % len(idle)]
         return self._by_prefix(prompt, able, chosen) if self.routing == "prefix" else chosen
 
+    def reset(self) -> None:
+        """Forget which engine has which prompts, and whose turn it is."""
+        self._turn = itertools.count()
+        self._seen.clear()
+
     def _by_prefix(self, prompt: str, able: list[EngineState], least_busy: EngineState) -> EngineState:
         """The engine that has the longest part of the prompt's beginning, unless it is much busier than another."""
         blocks = list(_blocks(prompt))

@@ -23,6 +23,7 @@ from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 from sweep.records import PROTOCOL_VERSION
 
+ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
 # Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
 
@@ -84,6 +85,8 @@ class _Builder:
         backend, model, gateway = (self._part(group, point[group]) for group in ("backend", "model", "gateway"))
         if backend.built.launches and not model.built.launchable:
             raise one_of("model", model.built.name, self.options.choices("model"))
+        if backend.built.replicas > 1 and not isinstance(gateway.built, Gateway):
+            gateway = self._part("gateway", self.options.load("gateway", ROUTER))
         front = gateway if isinstance(gateway.built, Gateway) else None
         if front is not None and (backend.built.api == "tgi" or backend.built.timed_inside):
             speaks = "is timed inside" if backend.built.timed_inside else "speaks tgi"
@@ -132,7 +135,7 @@ class _Builder:
 
     def _deployment(self, backend: _Part, model: _Part, gateway: _Part | None) -> Deployment:
         engine, hardware, surroundings = backend.built, self.settings.hardware, self.surroundings
-        gpu_count = engine.gpus if hardware.platform == "cuda" else 0
+        gpu_count = engine.gpu_count if hardware.platform == "cuda" else 0
         environment = surroundings.fingerprint(engine, hardware.platform)
         on = [hardware.platform, hardware.accelerator, gpu_count]
         on += [] if gateway is None else [gateway.identity]
