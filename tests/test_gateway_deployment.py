@@ -25,6 +25,8 @@ from sweep.records import Request
 from tests.gateway_stand import engine
 from tests.simulated_engine import behind_tls, simulated
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     *("cluster=inline", "tracking=none", "backend=simulated", "model=tiny-llama", "agreement=false"),
     *("workload=paraphrases", "workload.num_requests=40", "workload.output_tokens=6", "load=closed"),

@@ -213,10 +213,11 @@ def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
     assert output.count("Total generated tokens") == 3  # side by side, and in each trial's block
 
 
+@pytest.mark.slow
 def test_a_ladder_whose_step_sets_a_mapping_has_rows(tmp_path: Path):
     steps = "[{step: a}, {step: b, parent: a, set: {backend.itl: {kind: constant, mean: 0.01}}}]"
     command = ["backend=simulated", "model=tiny-llama", "workload=synthetic", "workload.input_tokens=16"]
-    command += ["workload.output_tokens=4", "workload.num_requests=2", "cluster=inline", "tracking=none"]
+    command += ["workload.output_tokens=32", "workload.num_requests=2", "cluster=inline", "tracking=none"]
     assert main([*command, "agreement=false", f"ladder={steps}", f"out={tmp_path / 'run'}"]) == 0
     rows = pd.read_parquet(tmp_path / "run" / "trials.parquet").set_index("ladder")
     assert list(rows["outcome"]) == ["ok", "ok"]
