@@ -424,7 +424,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
 
 
 def _check_models(work: Work) -> None:
-    """Raise if a model cannot be had on this node, or if it, or our own code, differs from the plan."""
+    """Raise if this node cannot get a model, or if what it gets, or our own code, differs from the plan."""
     backend, planned = work.deployment.backend, dict(work.deployment.content)
     models = {"model": work.deployment.model, "draft": work.deployment.draft}
     content: dict[str, Callable[[], str]] = {}
