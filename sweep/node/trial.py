@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,9 @@ def run_trial(
     Raises:
         client.ClientDied: if the measuring process ended without its results.
     """
-    engine = running.engine
     salt = salt if trial.workload.unique_header else None
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
-    inputs["startup_seconds"] = engine.startup_seconds
+    inputs["startup_seconds"] = max(each.startup_seconds for each in running.engines)
     facts = engine_facts(running, caches_reset, salt)
     row = _cancelled(work, running, trial, facts, inputs)
     if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
@@ -75,10 +74,10 @@ def run_trial(
     foreign = _foreign(work, running)
     if reason := _not_quiet(work, running, foreign, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason)
-    sampler = Sampler(_sources(engine, foreign), work.settings.telemetry_interval)
+    sampler = Sampler(_sources(running.engines, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     deadline = time.monotonic() + (work.settings.trial_timeout or math.inf)
-    logged = engine.log_position()
+    logged = {engine.log: engine.log_position() for engine in running.engines}
     began = time.monotonic()
     result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(running, stop, deadline), notify)
     if stop.is_set():
@@ -228,13 +227,20 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None) -> wire.Tar
 
 def _foreign(work: Work, running: RunningEngine) -> Foreign:
     """Return the others beside a trial: on the engine's cores, where the client has its own, and on its GPUs."""
-    launch, sharing = running.node.launch, sharing_name(work.settings.cluster)
-    cores = set(launch.cpus) if work.deployment.backend.launches else set()
+    gpus, sharing = (
+        [gpu for engine in running.engines for gpu in engine.launch.gpus],
+        sharing_name(work.settings.cluster),
+    )
+    cores = _cores(running) if work.deployment.backend.launches else set()
     apart = cores and not cores & running.node.client_cpus
     return Foreign(
         ForeignCpu(cores, sharing, running.processes) if apart else None,
-        ForeignGpu(launch.gpus, sharing, running.processes) if launch.gpus else None,
+        ForeignGpu(gpus, sharing, running.processes) if gpus else None,
     )
+
+
+def _cores(running: RunningEngine) -> set[int]:
+    return {core for engine in running.engines for core in engine.launch.cpus}
 
 
 def _not_quiet(
@@ -243,21 +249,23 @@ def _not_quiet(
     """Return why this node is not quiet although it was waited for; None where that is not asked for."""
     if work.settings.quiet is None:
         return None
-    cores = {*running.node.launch.cpus, *running.node.client_cpus}
+    cores = _cores(running) | running.node.client_cpus
     everywhere = ForeignCpu(cores, sharing_name(work.settings.cluster), running.processes)
     return not_quiet(work.settings.quiet, Foreign(everywhere, foreign.gpu), stop, notify)
 
 
-def _sources(engine: Engine, foreign: Foreign) -> list[Source]:
+def _sources(engines: Sequence[Engine], foreign: Foreign) -> list[Source]:
     """Return what is sampled beside the measurement."""
-    backend, gpus = engine.backend, engine.launch.gpus
+    backend, gpus = engines[0].backend, [gpu for engine in engines for gpu in engine.launch.gpus]
     sources: list[Source] = []
     if backend.metrics_path:
-        sources.append(EngineMetrics(engine.url + backend.metrics_path, backend.metric_names, backend.verify_tls))
+        pages = [engine.url + backend.metrics_path for engine in engines]
+        sources.append(EngineMetrics(pages, backend.metric_names, backend.verify_tls))
     if gpus:
         sources.append(Gpus(gpus, foreign.gpu))
     if backend.launches:
-        sources += [Processes(engine.processes, foreign.cpu), CpuLimits(engine.launch.cpus)]
+        processes = Processes(lambda: [process for engine in engines for process in engine.processes()], foreign.cpu)
+        sources += [processes, CpuLimits([core for engine in engines for core in engine.launch.cpus])]
     return sources
 
 
