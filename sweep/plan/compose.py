@@ -181,10 +181,7 @@ class _Composer:
                 raise one_of(group, choice, names)
             overrides.append(f"{group}='{choice}'")
         composed = self.options.compose(PRIMARY, overrides)
-        chosen: Assignments = {str(group): option for group, option in composed.hydra.runtime.choices.items()}
-        values = OmegaConf.to_container(composed, resolve=False)
-        assert isinstance(values, dict)
-        config = {str(key): value for key, value in values.items() if key != "hydra"}
+        config, chosen = composed.values, composed.choices
         for group in POINT_GROUPS:  # a file of the user's own may lack what every one of ours has
             for key in ("_target_", "name") if isinstance(config[group], Mapping) else ():
                 if not isinstance(config[group].get(key), str):
