@@ -43,8 +43,8 @@ _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error
 ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
 MOST_ECHOED = 80  # characters of a value in a message
 MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
-LARGEST = 10**9  # number that a key takes: as seconds it is 31 years
-UNBOUNDED = ("seed", "fault_seed")  # keys whose number is no magnitude
+LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
+UNBOUNDED = ("seed", "fault_seed", "parameters")  # keys whose number may be larger
 NOT_OURS = ("flags", "cpu_flags", "cuda_flags", "extra_body")  # keys whose content is the engine's
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 NAMED_GROUPS = ("backend", "model", "workload", "load")  # of conf, each with a column of its own for the option's name
@@ -311,8 +311,8 @@ def _refuse_odd_numbers(typed: Any, built: Any, key: str) -> None:
             raise ConfigError(f"{key}={typed}: input should be a number")
         if not math.isfinite(built):
             raise ConfigError(f"{key}={typed}: input should be a finite number")
-        if abs(built) > LARGEST and name not in UNBOUNDED:
-            raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {LARGEST:,}")
+        if abs(built) > LARGEST_NUMBER and name not in UNBOUNDED:
+            raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {LARGEST_NUMBER:,}")
     elif isinstance(typed, Mapping):
         for part, value in typed.items():
             inner = built.get(part) if isinstance(built, Mapping) else getattr(built, str(part), None)

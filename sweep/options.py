@@ -129,7 +129,8 @@ def _hydra_composition(
 
     class Repository(CachingConfigRepository):  # type: ignore[misc]  # Hydra has no types
         def __init__(self) -> None:  # without the copy of a repository that is made here anew
-            self.delegate, self.cache = ConfigRepository(loader.get_search_path()), {}
+            self.delegate = ConfigRepository(loader.get_search_path())
+            self.cache: dict[str, Any] = {}
 
         def load_config(self, config_path: str) -> Any:
             _refuse_endless_aliases(folders, config_path)

@@ -272,7 +272,7 @@ def _odd_line(chance: random.Random, base: list[str], keys: dict[str, Any]) -> C
             f"ladder={hydra(chance.choice(LADDERS))}",
             "",
         ),
-        (f"without_gpu={hydra(chance.choice([3, True, {'true': False}, {'nope': 1}, {'out': 3}, [1]]))}", ""),
+        (f"without_gpu={hydra(chance.choice([3, True, {'true': False}, {'nope': 1}, {'nam': 3}, [1]]))}", ""),
         (
             f"durations={hydra(chance.choice(DURATIONS))}",
             "",
@@ -407,6 +407,7 @@ def _as_is(chance: random.Random, content: dict[str, Any], trials: int) -> Case:
 def _bad_setting(chance: random.Random, content: dict[str, Any], trials: int) -> Case:
     key = chance.choice([key for key in sorted(SETTINGS) if "." not in key])
     content[key] = SETTINGS[key].bad(chance)
+    content.pop("without_gpu", None)  # which may replace it
     return _file_case("a value that the key does not take", PACKAGE + yaml.safe_dump(content), "refused", key)
 
 
@@ -415,6 +416,7 @@ def _bad_plan(chance: random.Random, content: dict[str, Any], trials: int) -> Ca
         _typo(chance, chance.choice(["replicates", "baseline", "exclude", "ladder", "grid"])),
         chance.choice(AXES),
     )
+    content.pop("without_gpu", None)
     changes: list[dict[str, Any]] = [
         {key + "q": 3},
         {"grid": chance.choice([3, True, [1], {"nope.x": [1]}, {"seed": [1, 2]}, {1: 2}, {"load.": [1]}])},
@@ -423,6 +425,7 @@ def _bad_plan(chance: random.Random, content: dict[str, Any], trials: int) -> Ca
         {"grid": {axis: []}},
         {"grid": {axis: chance.choice(["range(1,2,0)", "range(1,1e17)", "choice()", "1,[", "range(1,nan)"])}},
         {"grid": {AXES[0]: "range(1,2000)", AXES[1]: "range(1,2000)"}},
+        {"grid": {axis: [1, 2]}, "zip": {axis: [1, 2]}},
         {"zip": chance.choice([3, True, [3], {axis: [1, 2], "load.duration": [1]}, {"nope": [1]}])},
         {"ladder": chance.choice(LADDERS)},
         {"ladder": [{"step": "a", "set": {axis: True}}]},

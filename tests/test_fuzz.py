@@ -73,6 +73,14 @@ def bomb():
         ("cache_dir: ${nope.x}\n", "Interpolation key 'nope.x' not found"),
         ("hydra: {mode: RUN}\n", "hydra: unknown key in experiment/fuzz.yaml"),
         (f"cache_dir: {'x' * 5000}\n", "cache_dir="),
+        (
+            "grid: {load.batch_size: [1, 2]}\nzip: {load.batch_size: [3, 4]}\n",
+            "zip.load.batch_size: also an axis of grid",
+        ),
+        (
+            "grid: {load.batch_size: [1, 2]}\nexclude: [{load.batch_size: -5}]\n",
+            "load.batch_size=-5: unknown; allowed: 1, 2",
+        ),
         (f"baseline: {'[' * 3000}{']' * 3000}\n", "cannot be used (RecursionError"),
     ],
 )
@@ -80,6 +88,17 @@ def test_what_the_fuzz_found_in_experiments(capsys, tmp_path, file, message):
     error = refusal(capsys, tmp_path, "+experiment=fuzz", file=f"# @package _global_\n{file}")
     assert message in error
     assert len(error) < 500
+
+
+@pytest.mark.parametrize("command", ["status", "report", "studies", "wandb"])
+def test_a_run_whose_name_no_folder_can_have_is_refused(capsys, command):
+    assert main([command, "a" * 300]) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
+def test_a_bad_option_of_any_command_is_one_line(capsys):
+    assert main(["wandb", "run", "--nope"]) == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --nope; see sweep wandb --help\n"
 
 
 def test_any_exception_of_composing_is_a_line_that_names_the_argument(capsys, tmp_path, monkeypatch):
