@@ -147,6 +147,7 @@ class Cluster(Strict):
     labels: dict[str, str] = {}  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
     node_types: tuple[NodeType, ...] | None = None  # that an autoscaler can start; None: as Ray's launcher's file says
     wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
+    shared_machine: str | None = None  # a name, the same for sweeps and nodes that share a machine on purpose
     simulate: SimulatedNodes | None = None  # with dry_run=true: a cluster for which to estimate the duration
 
     @field_validator("address")
