@@ -231,15 +231,14 @@ def httpserver_once():
             def log_message(self, *arguments: object) -> None:
                 return
 
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}{path}"
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}{path}"
 
     yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    for each in servers:
+        each.shutdown()
+        each.server_close()
 
 
 # -- ExLlama's packages, as far as the host uses them: result dictionaries as their `iterate` documents them
