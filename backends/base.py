@@ -194,6 +194,9 @@ class Backend(Strict):
         r"std::bad_alloc",
     )
     choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
+    choice_flags: ClassVar[
+        tuple[str, ...]
+    ] = ()  # likewise those of its flags that `version_path` has as it settled them
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str

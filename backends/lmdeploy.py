@@ -42,6 +42,13 @@ class LMDeploy(Backend):
         r"No enough gpu memory",
     )
 
+    # It says little unless flags.log-level is INFO, which also logs every prompt.
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "engine": r"Fallback to (pytorch) engine because",
+        "missing": r"For higher performance, please install (FlashAttention-3)",
+        "backend_config": r"updated backend_config=(.+)",
+    }
+
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {
             "server-name": launch.host,

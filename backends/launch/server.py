@@ -165,18 +165,18 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """Facts that a result must cite: engine version, command, flags, dtype, versions, startup time, context."""
-        reported = self._get(self.backend.version_path).get("version")
+        info = self._get(self.backend.version_path)
         models = self._get("/v1/models").get("data") or [{}]
         named = self._versions.get(self.backend.distribution or "")
         return {
-            "engine_version": reported or named,
+            "engine_version": info.get("version") or named,
             "command": self.command,
             "flags": self.backend.flags_on(self.launch),
             "dtype": self._dtype(),
             "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
-            "chosen": self._chosen(),
+            "chosen": self._chosen(info),
             "log": str(self.log),
             "reachable_by": REACHABLE_BY if self.backend.launches else None,
             **self.backend.facts(self.launch),
@@ -279,10 +279,12 @@ class Engine:
             file.seek(self._log_begin)
             return file.read().decode(errors="replace")
 
-    def _chosen(self) -> dict[str, str]:
-        """What the engine chose by itself (attention backend, graphs, scheduler), as its log says."""
+    def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
+        """What the engine chose by itself (attention backend, graphs, scheduler), as its log and its answer say."""
         text, patterns = self._log_text(), self.backend.choice_patterns.items()
-        return {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
+        logged = {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
+        settled = {name: info.get(name.replace("-", "_")) for name in self.backend.choice_flags}
+        return logged | {name.replace("-", "_"): str(value) for name, value in settled.items() if value is not None}
 
     def _dtype(self) -> str | None:
         """The data type of the computation; None for an attached endpoint without `dtype`."""
