@@ -42,6 +42,7 @@ from sweep.records import Request
 
 TTFT, ITL, TOKENS = 0.05, 0.02, 64
 CACHED = 10_000  # answers
+WARM_UP = 32  # requests: connections are open, and words known, as in a gateway that has served for a minute
 FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10000": {"cache": {}}}
 THRESHOLDS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
 ORDERS = 20  # in which the questions come
@@ -98,7 +99,7 @@ def vocabulary() -> list[str]:
 def prompt(number: int) -> str:
     """A prompt of 50 plain words that no other number has."""
     words = vocabulary()
-    drawn = np.random.default_rng(number).integers(0, len(words), 50)
+    drawn = np.random.default_rng([number < 0, abs(number)]).integers(0, len(words), 50)
     return " ".join(words[index] for index in drawn)
 
 
@@ -136,12 +137,13 @@ def run(load: Load, settings: Mapping[str, Any] | None, seconds: float) -> Figur
             if settings is not None:
                 if settings:
                     path = shutil.copy(filled(), name)
-                    settings = {"cache": {**settings["cache"], "path": path, "capacity": 2 * CACHED, "threshold": 1.0}}
+                    settings = {"cache": {**settings["cache"], "path": path, "capacity": 2 * CACHED}}
                 arguments = ["--to", url, "--settings", json.dumps(settings)]
                 url = servers.enter_context(process("sweep.gateway.server", *arguments, cores=server_cores))
                 httpx.get(f"{url}/gateway/state")
             target = Target(url, "simulated", ignore_eos=True)
-            result = measure(target, [], requests, load.mode(count), folder=Path(name) / "job", cpus=client_cores)
+            warmup = [Request(uuid.uuid4().hex, prompt(-number), 1) for number in range(1, WARM_UP + 1)]
+            result = measure(target, warmup, requests, load.mode(count), folder=Path(name) / "job", cpus=client_cores)
             lag = None if settings is None else httpx.get(f"{url}/gateway/state").json()["loop_lag_p99"]
         return figures(result, log, lag)
 
