@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
 from sweep.config import Strict
 from sweep.masking import is_secret
@@ -153,6 +154,7 @@ class Launch:
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
+    draft: Path | None = None  # folder of the draft model that the flags name
     replica: str = ""  # of several engines of one deployment, "replica 2 of 3"
 
 
@@ -165,6 +167,8 @@ class Backend(Strict):
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
     most_gpus: ClassVar[int | None] = None  # that one engine can use; None: as many as its tensor-parallel size says
     parallel_flags: ClassVar[tuple[str, ...]] = ()  # flags that multiply the GPUs of an engine: data, pipeline
+    draft_flag: ClassVar[str | None] = None  # that names a draft model, "flag" or "flag.key" of a JSON object
+    draft_revision_flag: ClassVar[str | None] = None  # and its revision
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
     dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
     log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = None  # of a text's tokens; None: by none
@@ -410,8 +414,23 @@ class Backend(Strict):
         return line.strip()
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
-        """All flags of a launch: those of the platform, and over them those that were given for any."""
-        return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
+        """All flags of a launch: those of the platform, and over them those that were given for any.
+
+        A draft model that they name is where this node has it.
+        """
+        flags = {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
+        if launch.draft is None or self.draft_flag is None:
+            return flags
+        if self.draft_revision_flag is not None:
+            flags = with_value(flags, self.draft_revision_flag, None)
+        return with_value(flags, self.draft_flag, str(launch.draft))
+
+    def draft(self, platform: Platform) -> tuple[str, str | None] | None:
+        """Return the draft model that the flags name, a repository or a folder, with its revision; None without one."""
+        flags = {**(self.cuda_flags if platform == "cuda" else self.cpu_flags), **self.flags}
+        name = value_of(flags, self.draft_flag) if self.draft_flag else None
+        revision = value_of(flags, self.draft_revision_flag) if self.draft_revision_flag else None
+        return None if name is None else (str(name), None if revision is None else str(revision))
 
 
 def _host_sources(library: str) -> list[Path]:

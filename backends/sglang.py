@@ -11,6 +11,8 @@ class SGLang(Backend):
 
     needs_gpu = True
     reserves_memory = True
+    draft_flag = "speculative-draft-model-path"
+    draft_revision_flag = "speculative-draft-model-revision"
     parallel_flags = ("dp-size", "pp-size")
     before_ampere = "float16"
     version_path = "/server_info"
