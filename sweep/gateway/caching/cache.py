@@ -14,7 +14,7 @@ from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.settings import Cache
 
 FIRST_ROWS = 64  # of a matrix that grows
-ROUNDING = 1e-4  # by which a bound may come out too small
+BOUND_SLACK = 1e-4  # by which a bound may come out too small
 
 
 @dataclass(eq=False)
@@ -74,7 +74,7 @@ class NearestVectors:
         count = len(self.entries)
         head, rest = self._split(vector)
         bounds = self._heads[:count] @ head + self._rests[:count] * rest
-        rows = np.flatnonzero(bounds > threshold - ROUNDING)
+        rows = np.flatnonzero(bounds > threshold - BOUND_SLACK)
         if not rows.size:
             return None
         similarities = self._matrix[:count] @ vector if rows.size > count / 4 else self._matrix[rows] @ vector
