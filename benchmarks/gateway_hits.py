@@ -4,8 +4,8 @@
         [--write docs/measurements/gateway.md] [--figure docs/images/gateway_hits.png]
 
 The shipped paraphrases are asked once each, greedily, of a running engine: that is what a cache keeps of a question,
-and what the engine would have said to another. All thresholds and orders follow from these answers and the vectors of the
-default embedder. A hit is false if its answer is to a question of another cluster.
+and what the engine would have said to another. All thresholds and orders follow from these answers and the vectors of
+the default embedder. A hit is false if its answer is to a question of another cluster.
 """
 
 import argparse
