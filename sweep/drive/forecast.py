@@ -17,7 +17,7 @@ from sweep.plan.plan import Deployment, Trial
 from sweep.plan.simulate import simulate
 from sweep.records import UNMEASURED, Outcome, TrialProgress
 
-INTERVAL = 5.0  # s between two estimates
+ESTIMATE_INTERVAL = 5.0  # s between two estimates
 SHARE = 0.02  # of the driver's time, at most, for them
 FIRST_SHARE = 0.05  # of a trial's requests, from which its own pace says how long it takes
 
@@ -68,7 +68,7 @@ class Forecast:
             needs.append(self.needs[key]._replace(seconds=seconds or 0.0, block=block))
         spans = simulate(needs, nodes).spans if needs and complete else []
         now = time.monotonic()
-        self.next = now + max(INTERVAL, (now - began) / SHARE)
+        self.next = now + max(ESTIMATE_INTERVAL, (now - began) / SHARE)
         return max((span.end for span in spans), default=None if needs else 0.0)
 
     def _left_of(self, state: LaunchState, elapsed: float, progress: TrialProgress | None) -> float | None:
