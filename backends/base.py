@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
 from sweep.config import Strict
 from sweep.masking import is_secret
@@ -109,6 +110,7 @@ class EnvironmentChoice(Strict):
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
     extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
+    inherit: tuple[str, ...] = ()  # further variables of this machine that the engine gets; PREFIX_*: all that begin so
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:
@@ -153,6 +155,7 @@ class Launch:
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
+    draft: Path | None = None  # folder of the draft model that the flags name
     replica: str = ""  # of several engines of one deployment, "replica 2 of 3"
 
 
@@ -165,6 +168,8 @@ class Backend(Strict):
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
     most_gpus: ClassVar[int | None] = None  # that one engine can use; None: as many as its tensor-parallel size says
     parallel_flags: ClassVar[tuple[str, ...]] = ()  # flags that multiply the GPUs of an engine: data, pipeline
+    draft_flag: ClassVar[str | None] = None  # that names a draft model, "flag" or "flag.key" of a JSON object
+    draft_revision_flag: ClassVar[str | None] = None  # and its revision
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
     dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
     log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = None  # of a text's tokens; None: by none
@@ -174,6 +179,7 @@ class Backend(Strict):
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
+    inherits: ClassVar[tuple[str, ...]] = ()  # variables of this machine that it reads, besides INHERITED
     own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
     ready_path: ClassVar[str] = "/health"  # answers with status 200 once it is ready
@@ -188,6 +194,9 @@ class Backend(Strict):
         r"std::bad_alloc",
     )
     choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
+    choice_flags: ClassVar[
+        tuple[str, ...]
+    ] = ()  # likewise those of its flags that `version_path` has as it settled them
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str
@@ -410,8 +419,23 @@ class Backend(Strict):
         return line.strip()
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
-        """All flags of a launch: those of the platform, and over them those that were given for any."""
-        return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
+        """All flags of a launch: those of the platform, and over them those that were given for any.
+
+        A draft model that they name is where this node has it.
+        """
+        flags = {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
+        if launch.draft is None or self.draft_flag is None:
+            return flags
+        if self.draft_revision_flag is not None:
+            flags = with_value(flags, self.draft_revision_flag, None)
+        return with_value(flags, self.draft_flag, str(launch.draft))
+
+    def draft(self, platform: Platform) -> tuple[str, str | None] | None:
+        """Return the draft model that the flags name, a repository or a folder, with its revision; None without one."""
+        flags = {**(self.cuda_flags if platform == "cuda" else self.cpu_flags), **self.flags}
+        name = value_of(flags, self.draft_flag) if self.draft_flag else None
+        revision = value_of(flags, self.draft_revision_flag) if self.draft_revision_flag else None
+        return None if name is None else (str(name), None if revision is None else str(revision))
 
 
 def _host_sources(library: str) -> list[Path]:

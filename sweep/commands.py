@@ -233,6 +233,41 @@ def compare(arguments: list[str]) -> int:
     return 1 if room.failures(conditions, compared) else 0
 
 
+def explain(arguments: list[str]) -> int:
+    """Print what bought the gain: the shares of a factorial's settings, or of a ladder's steps, with intervals.
+
+    sweep explain results/decomposition
+    sweep explain results/serving_ladder --format markdown
+
+    Of a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley's, and add up
+    to the whole; of a ladder they are those of its own order. A launch is the unit.
+    """
+    from analysis import DamagedFile, RunNotFound, open_results
+    from analysis.explain.decomposition import EXPLAINED, explanations
+    from analysis.explain.output import EXPLANATION_FORMATS, terminal_tables
+    from sweep.disk.run_files import run_folder
+
+    parser = Parser(explain)
+    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
+    parser.add_argument("--format", choices=["text", *EXPLANATION_FORMATS], default="text")
+    options = parser.parse_args(arguments)
+    try:
+        results = open_results(run_folder(options.run))
+    except (RunNotFound, DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
+    if options.format != "text":
+        print(EXPLANATION_FORMATS[options.format](explained), end="")
+        return 0
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    for part in terminal_tables(explained):
+        console.print(part, soft_wrap=not isinstance(part, Table))
+    return 0
+
+
 def backends(arguments: list[str]) -> int:
     """Print which engines can run here, which are installed, and how to get the others.
 
@@ -360,7 +395,7 @@ def completion(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        *(run, reissue, status, report, summary, compare, studies, wandb),
+        *(run, reissue, status, report, summary, compare, explain, studies, wandb),
         *(backends, selfcheck, gateway, copy, completion),
     )
 }

@@ -51,7 +51,8 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
     monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
     settings = SimpleNamespace(hardware=L4)
     backend, model = SimpleNamespace(launches=True, env=None), SimpleNamespace(reach=reach)
-    work = SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=settings, cache=tmp_path)
+    its = SimpleNamespace(backend=backend, model=model, draft=None, content={})
+    work = SimpleNamespace(deployment=its, settings=settings, cache=tmp_path)
     with pytest.raises(ValueError, match=r"model\.repo=org/model@main"):
         deployment._prepare(work, (), lambda event: None)
     assert not built
@@ -105,7 +106,7 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
     built = []
     monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
     model = SimpleNamespace(reach=lambda cache: None, digest=lambda cache: "other")
-    its = SimpleNamespace(backend=Backend(name="x"), model=model, content={"model": "planned"})
+    its = SimpleNamespace(backend=Backend(name="x"), model=model, draft=None, content={"model": "planned"})
     work = SimpleNamespace(deployment=its, settings=SimpleNamespace(hardware=L4), cache=tmp_path)
     with pytest.raises(deployment.Contradiction, match="the model differs from the plan: other, not planned"):
         deployment._prepare(work, (), lambda event: None)

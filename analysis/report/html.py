@@ -28,6 +28,7 @@ from analysis.quantities import LabelledColumn, definitions, labelled_column, nu
 from analysis.report.tables import (
     LARGEST_TABLE,
     answers_table,
+    explained_tables,
     ladder_table,
     results_tables,
     spread_table,
@@ -109,6 +110,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "study": study_of(run.name),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),
+        "explained": explained_tables(results),
         "steady": steady_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),

@@ -7,6 +7,9 @@ import pandas as pd
 
 from analysis.answers.question import TaskAnswer
 from analysis.answers.sentences import advantage, figure, remedy_text, sentence
+from analysis.explain.decomposition import explanations
+from analysis.explain.design import Unexplained
+from analysis.explain.output import gain_sentence, interaction_lines, remarks, rows
 from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
@@ -144,6 +147,21 @@ def spread_table(results: RunResults) -> Table | None:
         for spread in spreads
     ]
     return Table(columns, rows, len(rows)) if rows else None
+
+
+def explained_tables(results: RunResults) -> tuple[list[Table], list[str]]:
+    """The parts of each task's gain in each quantity, and the notes on them; empty if the run does not show them."""
+    try:
+        explained = explanations(results.run, results.layout)
+    except Unexplained:
+        return [], []
+    tables = []
+    for each in explained[: LARGEST_TABLE // 10]:
+        headings, parts = rows(each)
+        columns = [Heading(heading, kind="text" if index == 0 else "") for index, heading in enumerate(headings)]
+        tables.append(Table(columns, [[Cell(text) for text in row] for row in parts], title=gain_sentence(each)))
+    pairs = [f"together × each alone, {each.task}: {'; '.join(interaction_lines(each))}" for each in explained[:1]]
+    return tables, remarks(explained) + (pairs if explained[0].interactions else [])
 
 
 def ladder_table(layout: Layout) -> Table | None:

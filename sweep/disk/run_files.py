@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep import whole_file
-from sweep.config import PERCENTILES, first_line
+from sweep.config import PERCENTILES, ConfigError, first_line, shortened
 from sweep.config import DamagedFile as DamagedFile
 from sweep.disk import lines as lines_of
 from sweep.disk import row as trial_row
@@ -113,9 +113,16 @@ class RunPaths:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, which a user gives as a path or as its name under results/."""
+    """The folder of a run, which a user gives as a path or as its name under results/.
+
+    Raises:
+        ConfigError: for what cannot be the name of a folder.
+    """
     folder = Path(run)
-    return folder if folder.exists() else Path("results") / folder
+    try:
+        return folder if folder.exists() else Path("results") / folder
+    except OSError as error:
+        raise ConfigError(f"RUN={shortened(run)}: {error.strerror}") from None
 
 
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
@@ -171,12 +178,13 @@ def _footer_begin(file: BinaryIO) -> int:
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has."""
-    with _opened(path) as file:
+    with opened_table(path) as file:
         return file.read(columns)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def opened_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of the run, open for reading part by part; its footer and every page are checked."""
     try:
         check_footer(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -255,7 +263,7 @@ def write_requests(paths: TrialPaths, records: Records) -> None:
 def read_requests(path: Path) -> Records:
     """The Records of a requests.parquet, as they were measured: derived columns are computed anew."""
     records = Records()
-    with _opened(path) as file:
+    with opened_table(path) as file:
         for group in range(file.num_row_groups):
             _append(records, file.read_row_group(group).combine_chunks())
     return records

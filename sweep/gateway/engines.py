@@ -115,7 +115,7 @@ class Engines:
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=MOST_IN_FLIGHT),
+                connector=aiohttp.TCPConnector(limit=MOST_IN_FLIGHT, ssl=self.settings.verify_tls),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=REACH_TIMEOUT, sock_read=self.settings.answer_timeout
                 ),

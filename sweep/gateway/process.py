@@ -119,7 +119,9 @@ def running_gateway(
         threads=own.threads,
         cpus=tuple(sorted({core for engine in engines for core in engine.launch.cpus})),
     )
+    verify_tls = settings.verify_tls and all(engine.backend.verify_tls for engine in engines)
+    trusting = settings.model_copy(update={"verify_tls": verify_tls})
     urls = tuple(engine.url for engine in engines)
-    process = GatewayProcess(to=urls, settings=settings, tokenizer=tokenizer, launch_timeout=120.0)
+    process = GatewayProcess(to=urls, settings=trusting, tokenizer=tokenizer, launch_timeout=120.0)
     with server.running(process, launch, marker=f"{marker}/gateway") as front:
         yield RunningGateway(front)

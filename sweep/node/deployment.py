@@ -392,15 +392,9 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         emit(State(text))
 
     environment, spec = environments.Environment(""), None
-    folder = Path()
+    folder, draft = Path(), work.deployment.draft
     if backend.launches:
-        model.reach(work.cache)  # before an environment is built for a model that cannot be fetched
-        planned = dict(work.deployment.content)
-        if unresolved(planned.get("model", "")):
-            del planned["model"]  # the driver found no hub to ask for the commit; this node may have one
-        content = {"model": lambda: model.digest(work.cache), "backend": lambda: backend.digest()}
-        if other := other_content(planned, content):
-            raise Contradiction(other)
+        _check_models(work)  # before an environment is built for a model that cannot be fetched
         spec = work.deployment.environment
         assert spec is not None, "planned for an engine that is launched"
         if other := environments.other_platform(spec):
@@ -411,10 +405,12 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         # The interpreter in an image is none of this machine's: conversions run in ours.
         converter = sys.executable if environment.image else environment.python
         folder = backend.weights(model.prepare(work.cache, progress), converter, work.cache, progress)
+        draft = draft and draft.prepare(work.cache, progress)
     engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
     work.folder.mkdir(parents=True, exist_ok=True)
     launch = Launch(
         model=folder,
+        draft=draft,
         served_name=model.served_name or model.name,
         workdir=work.folder,
         python=environment.python,
@@ -431,6 +427,22 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         max_model_len=model.max_model_len,
     )
     return PreparedNode(launch, environment, client_cpus, socket.gethostname())
+
+
+def _check_models(work: Work) -> None:
+    """Raise if this node cannot get a model, or if what it gets, or our own code, differs from the plan."""
+    backend, planned = work.deployment.backend, dict(work.deployment.content)
+    models = {"model": work.deployment.model, "draft": work.deployment.draft}
+    content: dict[str, Callable[[], str]] = {}
+    for group, model in models.items():
+        if model is None:
+            continue
+        model.reach(work.cache)
+        content[group] = functools.partial(model.digest, work.cache)
+        if unresolved(planned.get(group, "")):
+            del planned[group]  # the driver found no hub to ask for the commit; this node may have one
+    if other := other_content(planned, {**content, "backend": lambda: backend.digest()}):
+        raise Contradiction(other)
 
 
 def clear_engines(marker: str) -> int:
