@@ -332,6 +332,27 @@ def test_a_malformed_body_is_400(body, complaint):
         assert spread(url, ["x"]) == ["a"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["5", "{}", "[]", "[1]", "[[]]", '[{"text": 5}]', '[{"type": "text"}]', '[{"type": "text", "text": ""}, 3]'],
+)
+def test_odd_contents_are_the_engines_to_judge(content):
+    body = b'{"temperature": 0, "messages": [{"role": "user", "content": %b}]}' % content.encode()
+    clip = {"input_tokens": 2}
+    with engine(say("a")) as behind, gateway(behind.url, cache={}, clip=clip, tokenizer=SHIPPED_TOKENIZER) as url:
+        assert httpx.post(url + CHAT, content=body).json() == {"engine": "a"}
+        assert behind.received[0].body == body
+
+
+def test_a_body_that_is_nested_too_deeply_is_400():
+    statuses = set()
+    with engine(say("a")) as behind, gateway(behind.url, cache={}) as url:
+        for depth in range(970, 1000):  # what can be read at one depth cannot be written at another
+            body = b'{"prompt": "x", "temperature": 0, "more": ' + b"[" * depth + b"]" * depth + b"}"
+            statuses.add(httpx.post(url + COMPLETIONS, content=body).status_code)
+    assert statuses == {200, 400}
+
+
 def test_a_malformed_head_is_400():
     with gateway("http://127.0.0.1:9") as url, connection_to(url) as connection:
         connection.sendall(b"NONSENSE\r\n\r\n")

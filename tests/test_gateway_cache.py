@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -372,6 +373,24 @@ def test_the_default_embedder_knows_near_misses_as_near():
 def test_another_embedder_that_is_missing_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="pip install sentence-transformers"):
         load_embedder("all-MiniLM-L6-v2")
+
+
+def test_an_embedder_of_sentence_transformers_is_used_by_its_name(monkeypatch):
+    class SentenceTransformer:
+        def __init__(self, name):
+            assert name == "lengths"
+
+        def get_sentence_embedding_dimension(self):
+            return 2
+
+        def encode(self, text):
+            return np.array([len(text), 1.0])
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=SentenceTransformer))
+    cache = {"embedder": "lengths", "threshold": 0.9999}
+    with talkative() as behind, gateway(behind.url, cache=cache) as url:
+        results = [result(post(url, ASK | {"prompt": prompt})) for prompt in ("a" * 9, "b" * 9, "c")]
+    assert results == ["miss", "semantic", "miss"]
 
 
 # -- on disk
