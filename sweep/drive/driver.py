@@ -24,7 +24,7 @@ from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.progress import Display
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, last_status
-from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
+from sweep.drive.stop_control import StopControl, StopLevel, deadline_at, job_end
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
     Completed,
@@ -105,7 +105,7 @@ class Driver:
         self.nodes = NodeHealth()
         self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
-        self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)))
+        self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)), job_end())
         self.status = StatusWriter(paths, display)
 
     def run(self) -> RunResult:
@@ -140,8 +140,10 @@ class Driver:
         level = self.stop.level
         if self.stop.deadline and self.stop.overdue and len(self.packer):
             passed = datetime.fromtimestamp(self.stop.deadline).strftime("%F %R")
-            text = f"deadline={self.plan.settings.deadline} passed at {passed}"
-            self.display.log(f"{text}: nothing is started; set a later one, or add a date")
+            cause, remedy = f"deadline={self.plan.settings.deadline}", "set a later one, or add a date"
+            if self.stop.deadline != self.stop.user_deadline:
+                cause, remedy = "the time of this batch job", "submit it again to continue"
+            self.display.log(f"{cause} passed at {passed}: nothing is started; {remedy}")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
             self.ledger.check_in_place()
             if level is StopLevel.NONE:
@@ -170,7 +172,8 @@ class Driver:
         return level
 
     def _write_status(self, ended: bool = False) -> None:
-        deadline = {"text": self.plan.settings.deadline, "at": self.stop.deadline} if self.stop.deadline else None
+        at = self.stop.user_deadline
+        deadline = None if at is None else {"text": self.plan.settings.deadline, "at": at}
         nodes = {key: node.address for key in self.packer.running if (node := self.states[key].node)}
         self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline, self.breaker.pause)
 
