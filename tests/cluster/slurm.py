@@ -106,10 +106,8 @@ class Slurm:
             wait_until(lambda: not self.command("squeue", "--noheader"), 30, "the end of all jobs", poll=1)
         for name in reversed(list(self.daemons)):
             self.kill(name)
-        for index in range(len(self.names)):
-            for pid in self._pids_in(index):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(pid).kill()
+        for name in self.names:
+            self._kill_all(name)
         self.network.__exit__()
         for job in self.jobs:  # of steps that were killed with their node
             for folder in Path("/tmp").glob(f"sweep-{job.number}-*"):
@@ -170,15 +168,21 @@ class Slurm:
         daemon.kill()
         daemon.wait()
 
-    def _pids_in(self, index: int) -> list[int]:
-        answer = subprocess.run(
-            ["ip", "netns", "pids", self.network.names[index]], capture_output=True, text=True, check=False
-        )
-        return [int(pid) for pid in answer.stdout.split()]
+    def power_off(self, name: str) -> None:
+        """Kill all that runs on a node, its slurmd first."""
+        self.kill(name)
+        self._kill_all(name)
+
+    def _kill_all(self, name: str) -> None:
+        for process in self.processes(name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Return the processes that run on a node."""
-        return [psutil.Process(pid) for pid in self._pids_in(self.names.index(name)) if psutil.pid_exists(pid)]
+        namespace = self.network.names[self.names.index(name)]
+        answer = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+        return [psutil.Process(int(pid)) for pid in answer.stdout.split() if psutil.pid_exists(int(pid))]
 
     def command(self, *words: str) -> str:
         """Return what one of Slurm's commands prints."""

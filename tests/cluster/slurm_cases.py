@@ -99,6 +99,17 @@ def first_node_down(slurm: Slurm, folder: Path, cache: Path) -> Ending:
     return _run(slurm, folder, cache, lambda job: _down(slurm, "n1"), *SHORT)
 
 
+def first_node_off(slurm: Slurm, folder: Path, cache: Path) -> Ending:
+    """Two nodes; the first one loses power without a word, and is back when Slurm has noticed."""
+
+    def fault(job: Job) -> None:
+        slurm.power_off("n1")
+        wait_until(lambda: job.state == "PENDING", 2 * SILENCE + 120, "the job is requeued", poll=1)
+        slurm.start_node("n1")
+
+    return _run(slurm, folder, cache, fault, *SHORT)
+
+
 def ray_killed(slurm: Slurm, folder: Path, cache: Path) -> Ending:
     """Two nodes; the second one's raylet is killed, and its step starts another."""
     return _run(slurm, folder, cache, lambda job: _kill(slurm, "n2", "raylet", job.results / "ray-1.log"), *LONG)
@@ -166,6 +177,7 @@ CASES = (
     Case(node_down),
     Case(link_cut),
     Case(first_node_down, requeued=True),
+    Case(first_node_off, requeued=True),
     Case(ray_killed),
     Case(head_killed),
     Case(time_limit, requeued=True),

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweep.config import ROOT
+from sweep.cluster import preemption
+from sweep.config import ROOT, cache_directory
 from tests.cluster.harness import ENVIRONMENT, Node, RayCluster, Sweep, free_port, wait_until
+from tests.metadata_stub import metadata_server
 
 FILES = ROOT / "scripts" / "cluster"
 
@@ -55,7 +57,7 @@ def slurm_stubs(folder, status):
         "sleep": f"exec {nap}",
         "srun": (
             "while [[ $1 == --* ]]; do [[ $1 == --output=* ]] && log=${1#*=}; shift; done\n"
-            f'case "$*" in *node\\ join*) cat {log} >> before-join;; esac\n'
+            f'case "$*" in *\\ join\\ *) cat {log} >> before-join;; esac\n'
             f'{nap}; echo "Ray runtime started." >> "$log"; until [ -e ended ]; do {nap}; done'
         ),
     }
@@ -136,6 +138,26 @@ def test_a_node_without_the_results_folder_sends_its_files(lone_head, tmp_path, 
         assert not list((cache / "outbox").rglob("*.parquet")), "nothing is left on the node"
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+
+
+@pytest.mark.ray
+def test_a_spot_machine_with_its_notice_is_left_at_once(lone_head, tmp_path):
+    """Its deployment goes on elsewhere before the machine is gone, and the loss is named."""
+    with metadata_server() as metadata:
+        joins = [f"--address={lone_head.address}", "--num-cpus=1"]
+        spot = ["env", f"{preemption.HOST}={metadata.host}"]
+        lone_head.nodes = [Node(lone_head, "127.0.0.2", joins, []), Node(lone_head, "127.0.0.3", joins, spot)]
+        lone_head.wait()
+        grid = ("+backend.itl.mean=0.01,0.011", "load.batch_size=1,2", "backend.ttft.mean=0.5")
+        cache = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
+        sweep = Sweep(tmp_path / "out", *_on(lone_head.address), *grid, cache=cache).start()
+        wait_until(lambda: metadata.asked.is_set() or not sweep.running(), 120, "the spot machine measures")
+        metadata.preempted.set()
+        assert sweep.wait() == 0, sweep.said()
+    assert "127.0.0.3: the machine is about to be taken away" in sweep.said()
+    assert sweep.measured() == {"ok": 4}
+    placed = [entry["node"] for entry in sweep.ledger() if entry["event"] == "attempt_placed"]
+    assert placed.count("127.0.0.3") == 1, "nothing more is started there"
 
 
 def _on(address):
