@@ -11,7 +11,7 @@ from tests.metadata_stub import metadata_server
 @pytest.fixture
 def metadata(monkeypatch):
     with metadata_server() as server:
-        monkeypatch.setenv(preemption.HOST, server.host)
+        monkeypatch.setenv(preemption.METADATA_HOST, server.host)
         yield server
 
 
@@ -36,7 +36,7 @@ def test_a_server_that_does_not_answer_is_asked_again(metadata, monkeypatch):
 
     def pause(seconds):
         pauses.append(seconds)
-        monkeypatch.setattr(preemption, "WAIT", 1.0)
+        monkeypatch.setattr(preemption, "LONGEST_ANSWER", 1.0)
         metadata.preempted.set()
 
     monkeypatch.setattr(preemption.time, "sleep", pause)
@@ -45,11 +45,11 @@ def test_a_server_that_does_not_answer_is_asked_again(metadata, monkeypatch):
     serve = handler.do_GET
     monkeypatch.setattr(handler, "do_GET", lambda self: self.send_error(503) if next(answers, None) else serve(self))
     preemption.wait_for_notice(url)
-    assert pauses == [preemption.RETRY]
+    assert pauses == [preemption.ASK_AGAIN]
 
 
 def test_other_machines_are_not_asked(monkeypatch, tmp_path):
-    monkeypatch.delenv(preemption.HOST, raising=False)
+    monkeypatch.delenv(preemption.METADATA_HOST, raising=False)
     product = tmp_path / "product_name"
     monkeypatch.setattr(preemption, "PRODUCT", product)
     assert preemption.notice_url() is None

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import httpx
 
-HOST = "GCE_METADATA_HOST"  # as for Google's own libraries; for tests
-DEFAULT_HOST = "metadata.google.internal"
+METADATA_HOST = "GCE_METADATA_HOST"  # as for Google's own libraries; for tests
+GOOGLES_HOST = "metadata.google.internal"
 PRODUCT = Path("/sys/class/dmi/id/product_name")
 GOOGLE = "Google Compute Engine"
-WAIT = 60.0  # s for which the server may hold an answer back until the value changes
-RETRY = 5.0  # s between requests that fail
+LONGEST_ANSWER = 60.0  # s for which the server may hold an answer back until the value changes
+ASK_AGAIN = 5.0  # s between requests that fail
 
 
 class Preempted(Exception):
@@ -21,10 +21,10 @@ class Preempted(Exception):
 
 def notice_url() -> str | None:
     """Return the URL of the notice; None on a machine that is not Google's."""
-    host = os.environ.get(HOST)
+    host = os.environ.get(METADATA_HOST)
     if host is None:
         try:
-            host = DEFAULT_HOST if PRODUCT.read_text().strip() == GOOGLE else None
+            host = GOOGLES_HOST if PRODUCT.read_text().strip() == GOOGLE else None
         except OSError:
             return None
     return None if host is None else f"http://{host}/computeMetadata/v1/instance/preempted"
@@ -33,13 +33,13 @@ def notice_url() -> str | None:
 def wait_for_notice(url: str) -> None:
     """Return when the machine has got its notice. The server answers at once when the value has changed."""
     etag = "0"
-    with httpx.Client(headers={"Metadata-Flavor": "Google"}, trust_env=False, timeout=WAIT + 30) as client:
+    with httpx.Client(headers={"Metadata-Flavor": "Google"}, trust_env=False, timeout=LONGEST_ANSWER + 30) as client:
         while True:
-            parameters = {"wait_for_change": "true", "last_etag": etag, "timeout_sec": str(int(WAIT))}
+            parameters = {"wait_for_change": "true", "last_etag": etag, "timeout_sec": str(int(LONGEST_ANSWER))}
             try:
                 answer = client.get(url, params=parameters).raise_for_status()
             except httpx.HTTPError:
-                time.sleep(RETRY)
+                time.sleep(ASK_AGAIN)
                 continue
             if answer.text.strip() == "TRUE":
                 return

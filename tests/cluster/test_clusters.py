@@ -145,7 +145,7 @@ def test_a_spot_machine_with_its_notice_is_left_at_once(lone_head, tmp_path):
     """Its deployment goes on elsewhere before the machine is gone, and the loss is named."""
     with metadata_server() as metadata:
         joins = [f"--address={lone_head.address}", "--num-cpus=1"]
-        spot = ["env", f"{preemption.HOST}={metadata.host}"]
+        spot = ["env", f"{preemption.METADATA_HOST}={metadata.host}"]
         lone_head.nodes = [Node(lone_head, "127.0.0.2", joins, []), Node(lone_head, "127.0.0.3", joins, spot)]
         lone_head.wait()
         grid = ("+backend.itl.mean=0.01,0.011", "load.batch_size=1,2", "backend.ttft.mean=0.5")
