@@ -95,8 +95,15 @@ def link_cut(slurm: Slurm, folder: Path, cache: Path) -> Ending:
 
 
 def first_node_down(slurm: Slurm, folder: Path, cache: Path) -> Ending:
-    """Two nodes; the first one, with the batch script, the driver and Ray's head, goes down."""
-    return _run(slurm, folder, cache, lambda job: _down(slurm, "n1"), *SHORT)
+    """Two nodes; `scontrol` takes the first one down; Slurm holds the job; `scontrol` resumes node and job."""
+
+    def fault(job: Job) -> None:
+        _down(slurm, "n1")
+        wait_until(lambda: "held" in job.facts()["Reason"] or job.state == "RUNNING", 120, "a requeued job", poll=1)
+        slurm.command("scontrol", "update", "nodename=n1", "state=resume")
+        slurm.command("scontrol", "release", job.number)
+
+    return _run(slurm, folder, cache, fault, *SHORT)
 
 
 def first_node_off(slurm: Slurm, folder: Path, cache: Path) -> Ending:
@@ -104,7 +111,7 @@ def first_node_off(slurm: Slurm, folder: Path, cache: Path) -> Ending:
 
     def fault(job: Job) -> None:
         slurm.power_off("n1")
-        wait_until(lambda: job.state == "PENDING", 2 * SILENCE + 120, "the job is requeued", poll=1)
+        wait_until(lambda: job.state == "PENDING", 2 * SILENCE + 120, "a requeued job", poll=1)
         slurm.start_node("n1")
 
     return _run(slurm, folder, cache, fault, *SHORT)
