@@ -47,6 +47,7 @@ class LlamaCpp(Backend):
         "metrics": "backend.metrics_path",
     }
     ids_asked_by: ClassVar[dict[str, Any]] = {"logprobs": 1}
+    log_probabilities_by = "token_grammar"
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
     # After each stream it closes the connection, whose Keep-Alive header it has sent: the next request would be lost.

@@ -16,7 +16,6 @@ class TransformersCB(Transformers):
     reserves_memory = True
 
     library = "backends.host.libraries.transformers_cb_library"
-    log_probabilities_by = None  # its model computes with the paged cache of its scheduler only
     cpu_kv_cache_gib: PositiveFloat = 0.25
     cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded
     scheduler: dict[str, Any] = Field(default_factory=dict)

@@ -34,7 +34,7 @@ HEAD = f"""\
 SmolLM2-135M-Instruct (`model=smollm2`) on engines that are right, on weights in a coarser format, and on the
 transformers backend with a fault planted into its copy of the weights or of the configuration. Each engine continues
 {agreement.PROMPTS} story openings and {agreement.SAMPLED_REQUESTS} requests of `workload=qa` by {agreement.TOKENS}
-tokens, and all but llama.cpp, which gives none, are asked for the log-probabilities of at least
+tokens, and is asked for the log-probabilities of at least
 {agreement.TEXT_TOKENS} tokens of shipped text. The reference is transformers in float32. In brackets: 95 % intervals.
 Alarm: the whole interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality
 {GATE["quality"]}). Where a case was run several times, each run had other openings and passages, drawn from the shipped
@@ -59,6 +59,7 @@ BF16 = ("backend=transformers", "backend.dtype=bfloat16")
 CASES = (
     Case("transformers, float32", ("backend=transformers", "backend.dtype=float32")),
     Case("transformers, bfloat16", BF16),
+    Case("transformers, continuous batching, bfloat16", ("backend=transformers_cb", "backend.dtype=bfloat16")),
     Case("CTranslate2, float32", ("backend=ctranslate2",)),
     Case("llama.cpp, F16", ("backend=llamacpp",)),
     Case("vLLM, bfloat16", ("backend=vllm", "backend.dtype=bfloat16")),

@@ -13,7 +13,7 @@ HEAD = f"""\
 
 Made by `scripts/slurm-check`: {{version}} on one machine, with two nodes in network namespaces of their own, and
 `scripts/cluster/slurm.sbatch` submitted as it is, on the simulated engine. Slurm takes a silent node for down after
-{SILENCE} s here (300 s by default), and lets a requeued job wait for 5 s (120 s by default).
+{SILENCE} s here (300 s by default), and lets a requeued job wait for 25 s (120 s by default).
 
 `requeued`: how often Slurm started the job again. `ok`: trials of the plan whose row is ok. `twice`: trials with more
 than one good row. `nodes`: those on which a trial ran. After each case no engine was left on the machine within 30 s.

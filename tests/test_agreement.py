@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -262,6 +263,36 @@ def test_quality_is_paired_by_token(serve, tokenizer):
     assert scored(serve, tokenizer, 0.0)["quality"] == 1.0
 
 
+class Generating(Backend):
+    """A backend that generates the text that it is to score, as llama.cpp does."""
+
+    log_probabilities_by = "token_grammar"
+
+
+@pytest.mark.parametrize("extra", [0, 1], ids=["the text", "another token"])
+def test_llama_cpp_generates_the_text_that_its_quality_is_of(serve, tokenizer, extra):
+    def answer(path: str, body: dict) -> tuple[int, dict]:
+        if path != "/completion":
+            return Oracle()(path, body)
+        following = [int(token) for token in re.findall(r"<\[(\d+)\]>", body["grammar"])]
+        assert body["n_predict"] == len(following)
+        values = LOGS[TEXTS.index([*body["prompt"], *following])]
+        entries = [{"id": token + extra, "logprob": value} for token, value in zip(following, values, strict=True)]
+        return 200, {"completion_probabilities": entries}
+
+    engine = SimpleNamespace(
+        backend=Generating(name="x"),
+        url=serve(answer),
+        launch=Launch(model=Path(), served_name="tiny", workdir=Path()),
+    )
+    found = agreement.compare(run_of(engine.backend, tokenizer), engine, EXPECTED)
+    if extra:
+        assert found["quality"] is None
+        assert "other tokens than those of the text" in found["quality_reference"]
+    else:
+        assert (found["quality"], found["quality_tokens"]) == (1.0, 3)
+
+
 def test_an_engine_without_log_probabilities_has_no_quality(serve, tokenizer):
     found = compared(serve, tokenizer, Oracle())
     assert (found["quality"], found["quality_reference"]) == (None, "none: x gives no log-probabilities of a text")
@@ -373,6 +404,7 @@ def test_an_engine_below_the_gate_is_invalid_and_not_measured(monkeypatch, tmp_p
     assert row.get("output_throughput") is None
 
 
+@pytest.mark.slow
 def test_an_engine_is_compared_once_and_not_again_at_its_next_launch_on_the_same_node(monkeypatch, tmp_path):
     """Through the whole command: two engines, three launches of each."""
     asked = []

@@ -70,7 +70,8 @@ def test_a_profile_has_its_figures_and_their_sources(plan, name):
     assert "at least" in output
     profile = load_option("hardware", name)
     assert profile["price_per_hour"]
-    assert profile["price_source"]
+    # The study's own price, a list price with its date, or an assumption that says so.
+    assert re.search(r"first study|assumed, .*set hardware.price_per_hour|rates until \d{4}-", profile["price_source"])
     assert profile["figures_source"]
 
 

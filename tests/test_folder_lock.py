@@ -187,6 +187,7 @@ def test_a_results_folder_that_goes_halts_the_run_at_once(tmp_path, replaced):
     assert not (out / "trials.parquet").exists() or replaced
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_gone_ends_the_run_as_sigterm_does(tmp_path):
     """ssh without tmux: the running trial ends, the table is written, the status is 130."""
     master, terminal = pty.openpty()

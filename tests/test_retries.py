@@ -295,6 +295,7 @@ def test_a_run_stops_before_its_batch_job_ends_and_asks_for_another(tmp_path, mo
     assert main(command) == 0, "the end of the job before is not taken for the user's deadline"
 
 
+@pytest.mark.slow
 def test_the_command_that_is_issued_is_the_whole_one_and_hears_signals(tmp_path):
     """Bad input is printed once, by the command itself; a signal to the supervisor drains the command."""
     command = [sys.executable, "-m", "sweep", "reissue"]

@@ -48,16 +48,75 @@ def test_the_baselines_largest_batches_are_the_published_ones(plan):
         assert {batch for batch in (16, 32, 64, 128) if f"batches of {batch} (" in line} == set(without)
 
 
+UTILISATION = '"gpu_memory_utilization": 0.9, "max_num_batched_tokens": '
+PUBLISHED = {  # by experiment and hardware: what the study says, as the details of a dry run have it
+    ("latency_bound", "l4"): [
+        "on l4 ($2.93/h)",
+        "dtype: float16; context: 4096 tokens; on 1 GPU (L4)",
+        "--gpu-memory-utilization 0.9",
+        "--max-batch-total-tokens 32768",
+        *(f"  {task} batches of 1: 64 requests" for task in ("qa", "reasoning", "summarization", "sentiment")),
+    ],
+    ("kv_cache", "l4"): [
+        *(f"  {task} 128 users: 256 requests" for task in ("qa", "reasoning", "summarization", "sentiment"))
+    ],
+    ("batch_size", "t4"): [
+        UTILISATION + "2048",
+        "dtype: float16",
+        *(
+            f"  synthetic batches of {size}: 32 requests after 1 of warm-up; input 128 tokens; output 64 tokens"
+            for size in (1, 2, 4, 8, 16, 32)
+        ),
+    ],
+    ("sequence_length", "t4"): [
+        UTILISATION + "4096",
+        *(
+            f": 64 requests after 1 of warm-up; input {length} tokens; output {length} tokens"
+            for length in (32, 64, 128, 256, 512)
+        ),
+    ],
+    ("request_count", "t4"): [
+        UTILISATION + "4096",
+        *(
+            f"batches of {count}: {count} requests after 1 of warm-up; input 128 tokens; output 64 tokens"
+            for count in (10, 50, 100, 200, 500)
+        ),
+    ],
+    ("serving", "l4"): [
+        "--max-model-len 1024",
+        "--gpu-memory-utilization 0.9",
+        "serving Poisson 50/s, at most 250 in flight: 500 requests",
+    ],
+    ("completion_batches", "a100-80g"): [
+        "dtype: float32; context: 1280 tokens; on 1 GPU (A100)",
+        '"load_in_8bit": true',
+        '"bnb_4bit_quant_type": "nf4"',
+        '"compute_type": "int8"',
+        # A batch more than the 6,000 requests hold, of which the first is discarded.
+        *(f"batches of {size}: {6000 + size + -6000 % size} requests after 0 of warm-up" for size in (1, 4, 16, 64)),
+        "output at most 200 tokens",
+        "3.1 GiB weights + 40.0 KV cache (reserved: 81,920 tokens)",  # ExLlama's, of 4 bits
+    ],
+}
+
+
+@pytest.mark.parametrize(("experiment", "hardware"), PUBLISHED)
+def test_the_published_form_is_what_the_study_says(plan, experiment, hardware):
+    output = "\n".join(plan(f"+experiment={experiment}", f"hardware={hardware}", "details=true"))
+    assert [text for text in PUBLISHED[experiment, hardware] if text not in output] == []
+
+
 def test_eight_steps_with_the_published_flags(plan):
     output = "\n".join(plan("+experiment=serving_ladder", "hardware=l4", "details=true"))
     commands = [line for line in output.splitlines() if line.startswith("  command:")]
-    assert len(commands) == 8
+    assert len(commands) == 10, "the last two are the gateway's, of step 8's engine"
     assert all("--max-model-len 1024" in line and "--gpu-memory-utilization 0.9" in line for line in commands)
     assert all('"max_new_tokens": 512' in line for line in commands)
+    narrow, wide = ("128", False), ("256", True)
     flags = [(line.partition("--max-num-seqs ")[2].split()[0], "fp8" in line) for line in commands]
-    assert flags == [("256", False), ("128", False), ("128", True), *[("256", True)] * 3, ("512", True), ("256", True)]
+    assert flags == [("256", False), narrow, ("128", True), *[wide] * 3, ("512", True), *[wide] * 3]
     drafts = [line.partition('"num_speculative_tokens": ')[2][:2].rstrip("}") for line in commands]
-    assert drafts == ["", "", "", "", "16", "12", "12", "8"]
+    assert drafts == ["", "", "", "", "16", "12", "12", "8", "8", "8"]
     assert "random_tokens Poisson 50/s, at most 250 in flight: 500 requests" in output
     assert "natural_text Poisson 50/s, at most 250 in flight: 500 requests" in output
 
@@ -154,10 +213,11 @@ def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
     assert output.count("Total generated tokens") == 3  # side by side, and in each trial's block
 
 
+@pytest.mark.slow
 def test_a_ladder_whose_step_sets_a_mapping_has_rows(tmp_path: Path):
     steps = "[{step: a}, {step: b, parent: a, set: {backend.itl: {kind: constant, mean: 0.01}}}]"
     command = ["backend=simulated", "model=tiny-llama", "workload=synthetic", "workload.input_tokens=16"]
-    command += ["workload.output_tokens=4", "workload.num_requests=2", "cluster=inline", "tracking=none"]
+    command += ["workload.output_tokens=32", "workload.num_requests=2", "cluster=inline", "tracking=none"]
     assert main([*command, "agreement=false", f"ladder={steps}", f"out={tmp_path / 'run'}"]) == 0
     rows = pd.read_parquet(tmp_path / "run" / "trials.parquet").set_index("ladder")
     assert list(rows["outcome"]) == ["ok", "ok"]

@@ -121,11 +121,16 @@ class LibraryServer:
 
     async def log_probabilities(self, body: dict[str, Any], connection: HostConnection) -> None:
         """{"texts": token ids} -> {"log_probabilities": of each text's tokens after its first}; asked for when idle."""
-        compute = getattr(self.batches.library, "log_probabilities", None)
+        batches, compute = self.batches, getattr(self.batches.library, "log_probabilities", None)
         if compute is None:
             raise HTTPError(404, "this library gives no log-probabilities of a text", "NotFoundError")
         texts = self.prompts({"prompt": body.get("texts")})
-        await connection.answer({"log_probabilities": await asyncio.to_thread(compute, texts)})
+        if isinstance(batches, ContinuousQueue):
+            await self.exclusively(
+                batches, connection, lambda: {"log_probabilities": compute(texts)}, threading.Event()
+            )
+        else:
+            await connection.answer({"log_probabilities": await asyncio.to_thread(compute, texts)})
 
     async def reset_caches(self, connection: HostConnection) -> None:
         """Have the library forget earlier prompts: {"success": bool}."""

@@ -38,6 +38,7 @@ class Identity:
     price_per_hour: float | None
     accelerator: str | None
     gpu_count: int
+    replicas: int  # engines behind one URL
     percentiles: str  # of its series
     slo: str | None  # the bounds that goodput is judged by, JSON
     config: str  # resolved, JSON

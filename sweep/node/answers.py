@@ -157,14 +157,31 @@ def _tgi(http: httpx.Client, prompt: str, tokens: int) -> Reply:
 
 def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]]) -> list[list[float]]:
     """The log-probability of each token of each text but the first, given those before it. Raises as httpx does."""
+    by = engine.backend.log_probabilities_by
     with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
-        if engine.backend.log_probabilities_by == "host":
+        if by == "host":
             answer = http.post("/log_probabilities", json={"texts": texts}).raise_for_status().json()
             return [list(map(float, values)) for values in answer["log_probabilities"]]
-        body = {"model": engine.launch.served_name, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        values = []
-        for text in texts:
-            answer = http.post("/v1/completions", json={**body, "prompt": list(text)}).raise_for_status().json()
-            entries = answer["choices"][0]["prompt_logprobs"][1:]
-            values.append([entry[str(token)]["logprob"] for entry, token in zip(entries, text[1:], strict=True)])
-        return values
+        if by == "token_grammar":
+            with ThreadPoolExecutor(IN_FLIGHT) as pool:
+                return list(pool.map(lambda text: _of_generated(http, text), texts))
+        return [_of_prompt(http, engine, text) for text in texts]
+
+
+def _of_prompt(http: httpx.Client, engine: Engine, text: Sequence[int]) -> list[float]:
+    body = {"model": engine.launch.served_name, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    answer = http.post("/v1/completions", json={**body, "prompt": list(text)}).raise_for_status().json()
+    entries = answer["choices"][0]["prompt_logprobs"][1:]
+    return [entry[str(token)]["logprob"] for entry, token in zip(entries, text[1:], strict=True)]
+
+
+def _of_generated(http: httpx.Client, text: Sequence[int]) -> list[float]:
+    """llama.cpp states the model's own probability of each token that it generates; a grammar leaves no other one."""
+    first, *following = text
+    grammar = f"root ::= {' '.join(f'<[{token}]>' for token in following)}"
+    body = {"prompt": [first], "n_predict": len(following), "grammar": grammar, "n_probs": 1, "temperature": 0}
+    answer = http.post("/completion", json=body | {"cache_prompt": False}).raise_for_status().json()
+    entries = answer["completion_probabilities"]
+    if [entry["id"] for entry in entries] != following:
+        raise ValueError("it generated other tokens than those of the text")
+    return [float(entry["logprob"]) for entry in entries]

@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,9 @@ def run_trial(
     Raises:
         client.ClientDied: if the measuring process ended without its results.
     """
-    engine = running.engine
     salt = salt if trial.workload.unique_header else None
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
-    inputs["startup_seconds"] = engine.startup_seconds
+    inputs["startup_seconds"] = max(each.startup_seconds for each in running.engines)
     facts = engine_facts(running, caches_reset, salt)
     row = _cancelled(work, running, trial, facts, inputs)
     if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
@@ -68,10 +67,10 @@ def run_trial(
         return _invalid(row, str(error))
     if not trial.workload.unique_header:
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
-    sampler = Sampler(_sources(engine), work.settings.telemetry_interval)
+    sampler = Sampler(_sources(running.engines), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     deadline = time.monotonic() + (work.settings.trial_timeout or math.inf)
-    logged = engine.log_position()
+    logged = {engine.log: engine.log_position() for engine in running.engines}
     began = time.monotonic()
     result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(running, stop, deadline), notify)
     if stop.is_set():
@@ -217,16 +216,17 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None) -> wire.Tar
     )
 
 
-def _sources(engine: Engine) -> list[Source]:
+def _sources(engines: Sequence[Engine]) -> list[Source]:
     """Return what is sampled beside the measurement."""
-    backend, gpus = engine.backend, engine.launch.gpus
+    backend, gpus = engines[0].backend, [gpu for engine in engines for gpu in engine.launch.gpus]
     sources: list[Source] = []
     if backend.metrics_path:
-        sources.append(EngineMetrics(engine.url + backend.metrics_path, backend.metric_names, backend.verify_tls))
+        pages = [engine.url + backend.metrics_path for engine in engines]
+        sources.append(EngineMetrics(pages, backend.metric_names, backend.verify_tls))
     if gpus:
         sources.append(Gpus(gpus))
     if backend.launches:
-        sources.append(Processes(engine.processes))
+        sources.append(Processes(lambda: [process for engine in engines for process in engine.processes()]))
     return sources
 
 

@@ -143,7 +143,8 @@ def test_log_probabilities_of_a_text_are_those_of_its_tokens(engine, backend):
     if backend.log_probabilities_by is None:
         pytest.skip("gives no log-probabilities of a text")
     prompt = [5, 6, 7, 8]
-    answer = stream(engine, prompt, 6)[0][0].token_ids
+    with httpx.Client(base_url=engine.url, timeout=60, trust_env=False) as http:
+        (answer,) = answers.completions(http, engine, [prompt], 6)
     other = [token + 1 for token in answer]
     own, others = answers.log_probabilities(engine, [[*prompt, *answer], [*prompt, *other]])
     assert [len(own), len(others)] == [len(prompt) + 5] * 2
@@ -184,7 +185,7 @@ def test_forgets_prompts_between_trials(engine):
     if not engine.backend.reset_paths:
         pytest.skip("this engine has no cache reset")
     name = engine.backend.metric_names["prefix_cache_hits_total"]
-    source = EngineMetrics(engine.url + engine.backend.metrics_path, {"hits": name})
+    source = EngineMetrics([engine.url + engine.backend.metrics_path], {"hits": name})
 
     def hits() -> float:
         """Tokens found in the cache by asking once more."""
@@ -195,7 +196,7 @@ def test_forgets_prompts_between_trials(engine):
     hits()
     assert hits() > 0, "the cache is on, so there is something to forget"
     said: list[object] = []
-    assert _reset_caches(engine, said.append) is True, said
+    assert _reset_caches([engine], said.append) is True, said
     assert hits() == 0
 
 

@@ -65,7 +65,7 @@ class CTranslate2:
             raise
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Of each text, that of each token after the first, given those before it."""
+        """The log-probability of each token of each text but the first, given those before it."""
         scored = [self.generator.score_batch([[self.vocabulary[token] for token in text]]) for text in texts]
         return [list(one[0].log_probs) for one in scored]
 

@@ -1,9 +1,10 @@
 """transformers' continuous batching: its manager schedules in its own thread; tokens arrive through its queue."""
 
+import contextlib
 import gc
 import queue
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from backends.host.libraries.transformers_library import load_model
 from backends.host.library import LibrarySettings, PromptRow, Step
 
 WAIT = 1.0  # s that one step waits for tokens
+# Settings with which every forward pass is seen by a module's hooks, and every token of a prompt computed.
+HOOKED: dict[str, Any] = {
+    "use_cuda_graph": False,
+    "varlen_compile_config": None,
+    "decode_compile_config": None,
+    "default_compile_level": 0,
+    "allow_block_sharing": False,
+}
 
 
 def load(settings: LibrarySettings) -> "TransformersCB":
@@ -58,11 +67,12 @@ class TransformersCB:
         self.hits = 0
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self, **settings: Any) -> None:
         """Start a manager. The host decides where rows end, so the model's EOS is disabled."""
         config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=-1)
         self.manager = self.model.init_continuous_batching(
-            generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**self.scheduler)
+            generation_config=config,
+            continuous_batching_config=ContinuousBatchingConfig(**{**self.scheduler, **settings}),
         )
         self.manager.warmup()
         self._count_hits(self.manager.batch_processor.cache)
@@ -137,11 +147,58 @@ class TransformersCB:
         cache.evict_cached_blocks()
         return bool(cache.compute_free_capacity(relative=True) == 1.0)
 
-    def clear(self) -> None:
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of each token of each text but the first: of a request's prompt, with the paged cache.
+
+        Meanwhile another manager runs, and then a new one.
+        """
+        self.clear(**HOOKED)
+        try:
+            return [self._log_probabilities(text) for text in texts]
+        finally:
+            self.clear()
+
+    def _log_probabilities(self, text: Sequence[int]) -> list[float]:
+        row = PromptRow(text, 1, frozenset())
+        with logits_of_all_tokens(self.model) as parts:
+            self.add(row)
+            while self.rows:
+                for step in self.step():
+                    if step.error:
+                        raise RuntimeError(step.error)
+        following = torch.tensor([*text[1:]], device=self.model.device)
+        chosen = torch.log_softmax(torch.cat(parts)[: len(following)], -1).gather(1, following[:, None])
+        return [float(value) for value in chosen[:, 0]]
+
+    def clear(self, **settings: Any) -> None:
         """Replace the manager, which does not survive an error in its loop."""
         self.rows.clear()
         self.manager.destroy()
         gc.collect()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.begin()
+        self.begin(**settings)
+
+
+@contextlib.contextmanager
+def logits_of_all_tokens(model: Any) -> Iterator[list[torch.Tensor]]:
+    """The logits of each forward pass, in float32, also of tokens for which the manager asks for none."""
+    parts: list[torch.Tensor] = []
+
+    def before(model: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, {key: value for key, value in keywords.items() if key != "logits_to_keep"}
+
+    def after(model: Any, arguments: Any, keywords: dict[str, Any], output: Any) -> Any:
+        parts.append(output.logits[0].float())
+        output.logits = output.logits[:, keywords["logits_indices"]]
+        return output
+
+    hooks = [
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(after, with_kwargs=True),
+    ]
+    try:
+        yield parts
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -97,7 +97,7 @@ class Transformers:
             self.cache = None
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Of each text, that of each token after the first, given those before it."""
+        """The log-probability of each token of each text but the first, given those before it."""
         values = []
         with torch.inference_mode():
             for text in texts:

@@ -1,0 +1,20 @@
+"""The name that nodes have in common which share a machine on purpose: they do not exclude each other."""
+
+import os
+
+from backends.launch import supervisor
+from sweep.config import Cluster
+
+VARIABLE = "SWEEP_SHARED_MACHINE"
+
+
+def sharing_name(cluster: Cluster) -> str:
+    """Return the name under which this node shares its machine; empty if it shares it with none."""
+    return cluster.shared_machine or os.environ.get(VARIABLE, "")
+
+
+def sharing_pids(name: str) -> set[int]:
+    """Return the processes on this machine that were started under this name; none without one."""
+    if not name:
+        return set()
+    return {pid for pid in supervisor.all_pids() if supervisor.process_environment(pid).get(VARIABLE) == name}
