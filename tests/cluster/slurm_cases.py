@@ -10,8 +10,8 @@ from tests.cluster.harness import wait_until
 from tests.cluster.slurm import SILENCE, Job, Slurm
 
 # Trials of some seconds, four in each launch: two launches, and twelve.
-SHORT = ("load.batch_size=1,2,3,4", "+backend.itl.mean=0.01,0.011", "backend.ttft.mean=0.6")
-LONG = ("load.batch_size=1,2,3,4", "+backend.itl.mean=0.01,0.011,0.012", "replicates=4", "backend.ttft.mean=0.6")
+SHORT = ("load.batch_size=1,2,3,4", "backend.itl.mean=0.05,0.055", "backend.ttft.mean=0.3")
+LONG = ("load.batch_size=1,2,3,4", "backend.itl.mean=0.05,0.055,0.06", "replicates=4", "backend.ttft.mean=0.3")
 UNDER_WAY, END = 240.0, 420.0  # s for these, at most
 
 

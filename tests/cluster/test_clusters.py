@@ -148,7 +148,7 @@ def test_a_spot_machine_with_its_notice_is_left_at_once(lone_head, tmp_path):
         spot = ["env", f"{preemption.METADATA_HOST}={metadata.host}"]
         lone_head.nodes = [Node(lone_head, "127.0.0.2", joins, []), Node(lone_head, "127.0.0.3", joins, spot)]
         lone_head.wait()
-        grid = ("+backend.itl.mean=0.01,0.011", "load.batch_size=1,2", "backend.ttft.mean=0.5")
+        grid = ("backend.itl.mean=0.05,0.055", "load.batch_size=1,2", "backend.ttft.mean=0.5")
         cache = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
         sweep = Sweep(tmp_path / "out", *_on(lone_head.address), *grid, cache=cache).start()
         wait_until(lambda: metadata.asked.is_set() or not sweep.running(), 120, "the spot machine measures")
