@@ -1,10 +1,14 @@
 """Secrets stay out of configuration, out of an engine's environment and out of what is quoted of its log."""
 
+from pathlib import Path
+
 import pytest
 
+from backends.base import Launch
 from backends.launch import server
 from sweep.config import ConfigError, build
 from sweep.masking import is_secret, masked
+from sweep.node.machine.sharing import VARIABLE
 from sweep.options import load_option
 
 # Put together here, so that no file holds what looks like a key.
@@ -61,10 +65,23 @@ def test_configuration_that_holds_a_secret_is_refused(key, settings):
         build({**load_option("backend", "simulated"), key: settings}, "backend")
 
 
-def test_an_engine_inherits_no_secrets(monkeypatch):
-    secrets = {"GITHUB_PAT": "x", "DB_DSN": "y", "OTHER": KEYS[2], "https_proxy": "http://me:s3cret@proxy:8080"}
-    for name, value in {**secrets, "VLLM_USE_RUST_FRONTEND": "1"}.items():
+def environment_of(monkeypatch, variables, **settings):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    inherited = server.inherited_environment()
-    assert not set(secrets) & set(inherited)
-    assert inherited["VLLM_USE_RUST_FRONTEND"] == "1"
+    backend = build({**load_option("backend", "vllm"), "env": settings}, "backend")
+    return server._environ(backend, Launch(model=Path("m"), served_name="m", workdir=Path()), "marker")
+
+
+def test_an_engine_inherits_what_it_needs_and_nothing_else(monkeypatch):
+    secrets = {"GITHUB_PAT": "x", "DB_DSN": "y", "VLLM_API_KEY": "z", "VLLM_OTHER": KEYS[2]}
+    others = {"https_proxy": "http://me:s3cret@proxy:8080", "HARMLESS": "1", "SGLANG_X": "1", "AZURE_STORAGE": "q"}
+    needed = {"VLLM_USE_RUST_FRONTEND": "1", "LC_ALL": "C", "NCCL_DEBUG": "INFO", VARIABLE: "tests"}
+    environ = environment_of(monkeypatch, secrets | others | needed)
+    assert not (secrets | others).keys() & environ.keys()
+    assert needed.items() <= environ.items()
+
+
+def test_a_user_names_more_that_an_engine_inherits_and_a_secret_by_its_full_name(monkeypatch):
+    variables = {"MY_SETTING": "1", "OWN_PLAIN": "2", "OWN_TOKEN": "3", "LICENCE_TOKEN": "4"}
+    environ = environment_of(monkeypatch, variables, inherit=["MY_SETTING", "OWN_*", "LICENCE_TOKEN"])
+    assert {name: environ.get(name) for name in variables} == {**variables, "OWN_TOKEN": None}

@@ -1,12 +1,13 @@
 """What the driver makes of Ray's tasks, with a Ray that does as it is told and a clock that is set."""
 
+import os
 import subprocess
 from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayTaskError
 
-from sweep.cluster import ray_executor
+from sweep.cluster import ray_environment, ray_executor
 from sweep.cluster.preemption import Preempted
 from sweep.config import ROOT, Cluster, Halted
 from sweep.disk.run_files import RunPaths
@@ -202,3 +203,21 @@ def test_results_are_not_sent_to_nodes_as_code(tmp_path):
     }
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {part for path in tracked.split() for part in path.split("/")} & {*ray_executor.NOT_CODE}
+
+
+@pytest.mark.parametrize("mode", ["disabled", "token", None])
+def test_a_ray_in_place_always_asks_for_a_token_of_its_own(monkeypatch, mode):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "that of a cluster")
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    ray_environment.prepare_ray(Cluster(name="local", kind="local"))
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_cluster_that_is_there_keeps_its_token(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "that of a cluster")
+    ray_environment.prepare_ray(Cluster(name="ray", kind="ray"))
+    assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "that of a cluster")

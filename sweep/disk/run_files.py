@@ -178,12 +178,13 @@ def _footer_begin(file: BinaryIO) -> int:
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has."""
-    with _opened(path) as file:
+    with opened_table(path) as file:
         return file.read(columns)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def opened_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of the run, open for reading part by part; its footer and every page are checked."""
     try:
         check_footer(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -262,7 +263,7 @@ def write_requests(paths: TrialPaths, records: Records) -> None:
 def read_requests(path: Path) -> Records:
     """The Records of a requests.parquet, as they were measured: derived columns are computed anew."""
     records = Records()
-    with _opened(path) as file:
+    with opened_table(path) as file:
         for group in range(file.num_row_groups):
             _append(records, file.read_row_group(group).combine_chunks())
     return records

@@ -40,7 +40,7 @@ class RowWriter:
         self.ledger.commit(row)
         if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
             self.tracker.log_trial(row, self._telemetry(row))
-        self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
+        self.display.finished(row, f"{deployment.describe()} {trial.describe()}", deployment.describe())
 
     def commit_unmeasured(self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
         """Commit the row of a trial that will not run; `verdict` has its outcome, and its reason, fault and driver."""
@@ -64,8 +64,10 @@ class RowWriter:
         """Write trials.parquet: the rows of the present plan, in its order, and after them all others ever measured.
 
         `recompute` brings rows up to the present settings from their stamps, which takes minutes for many: not while
-        nodes wait for the driver, or a measurement beside it for a core.
+        nodes wait for the driver, or a measurement beside it for a core. Raises Misplaced rather than make a deleted
+        results folder anew.
         """
+        self.ledger.check_in_place()
         begin = time.monotonic()
         settings, axes = self.plan.settings, self.plan.axes
         rows = [

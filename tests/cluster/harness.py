@@ -176,6 +176,7 @@ class Sweep:
         self.environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
         self.arguments = [*SIMULATED, *arguments, f"out={out}", f"cache_dir={cache}"]
         self.logs = out  # beside the folder
+        self.program = ["-m", "sweep"]
         self.process: subprocess.Popen[bytes] | None = None
         self.runs = 0
 
@@ -187,7 +188,7 @@ class Sweep:
         self.runs += 1
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sweep", *self.arguments, *arguments],
+                [sys.executable, *self.program, *self.arguments, *arguments],
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
