@@ -1,12 +1,17 @@
 """Secrets stay out of configuration, out of an engine's environment and out of what is quoted of its log."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from backends.base import Launch
 from backends.launch import server
+from sweep.__main__ import main
 from sweep.config import ConfigError, build
+from sweep.disk.run_files import read_trials
 from sweep.masking import is_secret, masked
 from sweep.node.machine.sharing import VARIABLE
 from sweep.options import load_option
@@ -85,3 +90,42 @@ def test_a_user_names_more_that_an_engine_inherits_and_a_secret_by_its_full_name
     variables = {"MY_SETTING": "1", "OWN_PLAIN": "2", "OWN_TOKEN": "3", "LICENCE_TOKEN": "4"}
     environ = environment_of(monkeypatch, variables, inherit=["MY_SETTING", "OWN_*", "LICENCE_TOKEN"])
     assert {name: environ.get(name) for name in variables} == {**variables, "OWN_TOKEN": None}
+
+
+class Leaky(BaseHTTPRequestHandler):
+    """An endpoint that refuses every request with all that it should not say."""
+
+    secrets = (KEYS[1], "correct-horse-battery", "s3cr3t-passw0rd")
+
+    def do_POST(self):
+        body = f"no: {self.headers['authorization']} {KEYS[1]} postgres://me:s3cr3t-passw0rd@db/x".encode()
+        self.send_response(401)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_no_file_of_a_run_holds_what_an_endpoint_says_of_secrets(tmp_path, monkeypatch, capsys):
+    """Through the whole command: the row, its reason, the requests, the ledger, the report and the terminal."""
+    monkeypatch.setenv("ENDPOINT_KEY", "correct-horse-battery")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Leaky)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = ["backend=openai", f"backend.url=http://127.0.0.1:{server.server_port}", "model=served", "load=batch"]
+    command += ["backend.api_key_env=ENDPOINT_KEY", "workload=synthetic", "workload.num_requests=2", "retry=none"]
+    command += ["hardware=cpu", "cluster=inline", "tracking=none", "agreement=false", f"out={tmp_path / 'out'}"]
+    assert main(command) == 1
+    server.shutdown()
+    (row,) = read_trials(tmp_path / "out" / "trials.parquet")
+    assert "***" in row["reason"]
+    tables = [path for path in (tmp_path / "out").rglob("*.parquet") if path.name != "telemetry.parquet"]
+    texts = {path.name: path.read_text(errors="replace") for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    texts |= {path.name: str(pq.read_table(path, partitioning=None).to_pylist()) for path in tables}
+    texts["terminal"] = capsys.readouterr().out
+    assert {"ledger.jsonl", "report.html", "requests.parquet", "trials.parquet", "status.json"} <= texts.keys()
+    leaks = {(name, secret) for name, text in texts.items() for secret in Leaky.secrets if secret in text}
+    assert not leaks
