@@ -16,7 +16,7 @@ from analysis.plotting.layout import Layout
 
 POSITION = 5
 THROUGHPUT, TPOT = "output_throughput", "tpot_p50"
-ENDS = ("", "_ci_low", "_ci_high")
+OF_AN_INTERVAL = ("", "_ci_low", "_ci_high")
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
@@ -47,7 +47,7 @@ def _per_gpu(run: Run, layout: Layout, points: pd.DataFrame) -> tuple[pd.DataFra
     """The points with `x` and `y` and the ends of their intervals, and whether GPUs are counted."""
     gpus = layout.placed(run.ok).groupby("point")["gpu_count"].first().reindex(points.index).fillna(0)
     count = gpus.clip(lower=1).to_numpy(np.float64)
-    places = {f"y{end}": points[f"{THROUGHPUT}{end}"] / count for end in ENDS}
+    places = {f"y{end}": points[f"{THROUGHPUT}{end}"] / count for end in OF_AN_INTERVAL}
     places |= {"x": 1 / points[TPOT], "x_ci_low": 1 / points[f"{TPOT}_ci_high"]}
     places |= {"x_ci_high": 1 / points[f"{TPOT}_ci_low"]}
     return points.assign(**places), bool(gpus.gt(0).any())
