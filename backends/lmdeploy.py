@@ -17,6 +17,7 @@ class LMDeploy(Backend):
     before_ampere = "float16"
 
     distribution = "lmdeploy"
+    inherits = ("LMDEPLOY_*", "TM_*")
     tables = ("lmdeploy",)
     own_flags: ClassVar[dict[str, str]] = {
         "server-port": "backend.port",

@@ -18,6 +18,7 @@ class SGLang(Backend):
     version_path = "/server_info"
 
     distribution = "sglang"
+    inherits = ("SGLANG_*", "SGL_*", "FLASHINFER_*")
     tables = ("sglang",)
     own_flags: ClassVar[dict[str, str]] = {
         "model-path": "model",
