@@ -29,6 +29,7 @@ from sweep.config import PERCENTILES, ConfigError, first_line, shortened
 from sweep.config import DamagedFile as DamagedFile
 from sweep.disk import lines as lines_of
 from sweep.disk import row as trial_row
+from sweep.masking import masked_here
 from sweep.numbers.quantities.tokens import buffered_share
 from sweep.numbers.quantity import declared, is_buffered
 from sweep.numbers.selection import measured
@@ -227,7 +228,7 @@ def requests_table(records: Records) -> pa.Table:
         "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
         "chunk_tokens": _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16)),
         "finish_reason": pa.array(records.finish_reason, pa.string()),
-        "error": pa.array(records.error, pa.string()),
+        "error": pa.array([error and masked_here(error) for error in records.error], pa.string()),
     }
     return pa.table(columns)
 
