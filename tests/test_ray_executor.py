@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from sweep.cluster import ray_environment, ray_executor
+from sweep.cluster.preemption import Preempted
 from sweep.config import ROOT, Cluster, Halted
 from sweep.disk.run_files import RunPaths
 from sweep.node.deployment import Beat, DiskFull, Lost, NotStarted, Placed, State
@@ -137,6 +138,14 @@ def test_a_nodes_own_full_disk_is_a_loss_and_nothing_more_is_started_there(execu
     ((_, loss),) = executor.events()
     assert "No space left on device: /cache/x (on node n0)" in loss.reason
     assert loss.error is None, "not an error of ours"
+    assert [node.node_id for node in executor.schedulable_nodes] == ["n1"]
+
+
+def test_a_preempted_machine_is_a_loss_that_says_so_and_nothing_is_started_there(executor):
+    cause = Preempted("the machine is about to be taken away")
+    start(executor, "n0", RayTaskError("deploy", "traceback", cause), place=Placed("n0", "n0"))
+    ((_, loss),) = executor.events()
+    assert loss == Lost("node n0: the machine is about to be taken away")
     assert [node.node_id for node in executor.schedulable_nodes] == ["n1"]
 
 

@@ -25,7 +25,7 @@ from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.progress import Display, Usage
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, last_status
-from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
+from sweep.drive.stop_control import StopControl, StopLevel, deadline_at, job_end
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
     Completed,
@@ -110,7 +110,7 @@ class Driver:
         self.spent, self.metered = 0.0, time.monotonic()  # USD in this run, until then
         self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
-        self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)))
+        self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)), job_end())
         self.status = StatusWriter(paths, display)
 
     def run(self) -> RunResult:
@@ -144,8 +144,10 @@ class Driver:
         level = self.stop.level
         if self.stop.deadline and self.stop.overdue and len(self.packer):
             passed = datetime.fromtimestamp(self.stop.deadline).strftime("%F %R")
-            text = f"deadline={self.plan.settings.deadline} passed at {passed}"
-            self.display.log(f"{text}: nothing is started; set a later one, or add a date")
+            cause, remedy = f"deadline={self.plan.settings.deadline}", "set a later one, or add a date"
+            if self.stop.deadline != self.stop.user_deadline:
+                cause, remedy = "the time of this batch job", "submit it again to continue"
+            self.display.log(f"{cause} passed at {passed}: nothing is started; {remedy}")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
             self.ledger.check_in_place()
             if level is StopLevel.NONE:
@@ -184,7 +186,8 @@ class Driver:
             seconds = self.forecast.update(self.states.values(), available, elapsed, self.display.progress)
             if seconds is not None or self.display.seconds_left() == 0:  # else what was known at the start still holds
                 self.display.estimated(seconds)
-        deadline = {"text": self.plan.settings.deadline, "at": self.stop.deadline} if self.stop.deadline else None
+        at = self.stop.user_deadline
+        deadline = None if at is None else {"text": self.plan.settings.deadline, "at": at}
         nodes = {key: node.address for key in self.packer.running if (node := self.states[key].node)}
         self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline, self.breaker.pause)
 

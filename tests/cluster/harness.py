@@ -159,6 +159,10 @@ class Network:
         """Drop all packets from and to this node from now on, without any notice."""
         ip("link", "set", self.link(index), "down")
 
+    def mend(self, index: int) -> None:
+        """Undo `cut`."""
+        ip("link", "set", self.link(index), "up")
+
 
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
