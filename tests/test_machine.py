@@ -6,13 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import analysis
@@ -42,20 +40,6 @@ def burner() -> Iterator[int]:
             yield process.pid
         finally:
             process.kill()
-
-
-def share_of_others() -> float:
-    """The share of this machine that others than these tests take now."""
-    foreign = ForeignCpu(os.sched_getaffinity(0), "tests", list)
-    foreign.share()
-    time.sleep(0.5)
-    return foreign.share() or 0.0
-
-
-def clients(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The measuring processes of a command."""
-    children = psutil.Process(process.pid).children() if process.poll() is None else []
-    return [child for child in children if "sweep.client.process" in child.cmdline()]
 
 
 def start(
@@ -157,32 +141,6 @@ def test_a_process_of_somebody_else_on_the_engines_core_is_measured_named_and_wa
     assert row["foreign_cpu_share"] > 0.1
     assert re.match(r"process \d+ \(.+\) \d.\d\d cores", row["foreign_processes"])
     assert row["outcome"] != "ok" or "foreign-cpu" in row["warnings"]
-
-
-@needs_two_cores
-def test_quiet_waits_for_the_node_and_a_trial_that_is_disturbed_is_no_result(tmp_path: Path) -> None:
-    if share_of_others() > 0.2:
-        pytest.skip("needs a machine that nobody else uses")
-    quiet = ["workload.num_requests=16", "quiet={foreign_cpu: 0.3, within: 60}", "attempts=1"]
-    report = ""
-    with start(tmp_path / "out", *quiet, sharing="tests") as process:
-        assert process.stdout is not None
-        with burner() as pid:
-            while "waiting until the node is quiet" not in report:
-                report = process.stdout.readline()
-        assert f"process {pid} " in report
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        while not clients(process):
-            assert process.poll() is None
-            time.sleep(0.05)
-        with burner() as pid:
-            assert process.wait(100) == 1
-    row = row_of(tmp_path / "out")
-    assert row["outcome"] == "disturbed"
-    assert row["fault"] == "surroundings"
-    assert f"process {pid} " in row["reason"]
-    assert row["foreign_cpu_share"] > 0.1
-    assert row["output_throughput"] is None or row["output_throughput"] != row["output_throughput"]
 
 
 def test_a_node_that_does_not_get_quiet_gives_a_row_that_names_who(tmp_path: Path) -> None:
