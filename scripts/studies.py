@@ -31,6 +31,7 @@ EXPERIMENTS = (
     "sequence_length",
     "request_count",
     "completion_batches",
+    "serving",
     "serving_ladder",
 )
 
