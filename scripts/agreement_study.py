@@ -87,7 +87,8 @@ def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
     launch = replace(node.launch, model=model)
     expected = {run: _reference(work, launch, run) for run in range(runs)}
     with server.running(deployment.backend, launch, marker=f"study/{folder.name}") as engine:
-        for reference in expected.values():
+        for run, reference in expected.items():
+            print(f"{case.name}: comparison {run + 1} of {runs}", file=sys.stderr, flush=True)
             begin = time.monotonic()
             columns = agreement.compare(asking, engine, reference)
             below = agreement.below_gate(gated, engine, columns)
