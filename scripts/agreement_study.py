@@ -131,7 +131,18 @@ def main(runs: int, names: list[str]) -> None:
     for case in CASES:
         if not names or any(name in case.name for name in names):
             with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
-                print(line(case, list(compared(case, runs, Path(folder)))), flush=True)
+                print(line(case, finished(compared(case, runs, Path(folder)))), flush=True)
+
+
+def finished(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of a case, or those until an interrupt, if there are any."""
+    done: list[dict[str, Any]] = []
+    try:
+        done.extend(row for row in rows)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    return done
 
 
 if __name__ == "__main__":
