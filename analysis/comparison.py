@@ -21,6 +21,7 @@ from analysis.intervals import CONFIDENCE, FloatArray, t
 
 PointIndices = NDArray[np.int64]
 
+WEIGHTLESS = 1e-12  # a weight that only rounding makes
 PRIOR_FREEDOM = 0.3  # of the pooled variance in a point's own: as if each had so much of a launch more, of that spread
 
 
@@ -85,6 +86,26 @@ class BlockModel(NamedTuple):
             pooled, own = np.sqrt(self.variance * factor), t(of_both) * np.sqrt(both / 2 * factor)
             return [np.where(connected, np.maximum(critical * pooled, own), np.nan) for critical in criticals]
 
+    def contrasts(self, weights: FloatArray, comparisons: int) -> tuple[FloatArray, FloatArray]:
+        """Sums of the points' effects with these weights (a row a sum, of zero in all), and half of their intervals.
+
+        The intervals hold for so many comparisons at once, by the wider of both variances as in `half_widths`.
+        """
+        relevant = (np.abs(weights) > WEIGHTLESS).any(axis=0)
+        weights, n = weights[:, relevant], self.n[relevant]
+        blocks = weights @ self.shares[relevant]
+        connected = np.abs(blocks @ self.blocks_inverse @ self.blocks_matrix - blocks).max(axis=1, initial=0.0) < 1e-6
+        variances, freedom = (values[relevant] for values in self.own_variances)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            factor = (weights**2 / n).sum(axis=1) + np.einsum("ij,jk,ik->i", blocks, self.blocks_inverse, blocks)
+            squares = weights**2 * variances
+            of_own = squares.sum(axis=1) ** 2 / (squares**2 / freedom).sum(axis=1)  # Welch and Satterthwaite
+            own_variance = squares.sum(axis=1) / (weights**2).sum(axis=1)
+            of_own = np.where(own_variance > 0, of_own, self.freedom)
+            pooled = _sidak(comparisons, self.freedom) * np.sqrt(self.variance * factor)
+            half = np.maximum(pooled, t(of_own) * np.sqrt(own_variance * factor))
+        return weights @ self.effects[relevant], np.where(connected, half, np.nan)
+
     @property
     def own_variances(self) -> tuple[FloatArray, FloatArray]:
         """The variance of the error of each point, with a little of the pooled one, and its freedom.
@@ -110,10 +131,10 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     usable = np.isfinite(values) & (values > 0)
     trials = trials.select(usable)
     block = np.unique(comparison_blocks(trials), return_inverse=True)[1] if usable.any() else np.zeros(0, np.int64)
-    size = int(block.max(initial=-1)) + 1
-    cell = trials.point * max(1, size) + block
+    size = max(1, int(block.max(initial=-1)) + 1)
+    cell = trials.point * size + block
     counts = np.bincount(cell, minlength=points * size).reshape(points, size).astype(np.float64)
-    sums = np.bincount(cell, np.log(values[usable]), minlength=points * size).reshape(points, size)
+    sums = np.bincount(cell, np.log(values[usable]), minlength=points * size).astype(np.float64).reshape(points, size)
     present = (counts > 0).astype(np.float64)
     logs = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     n = present.sum(axis=1)

@@ -5,6 +5,7 @@ A concrete backend is one file here and one YAML under conf/backend.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
 from sweep.config import Strict
 from sweep.masking import is_secret
@@ -152,6 +154,8 @@ class Launch:
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
+    draft: Path | None = None  # folder of the draft model that the flags name
+    replica: str = ""  # of several engines of one deployment, "replica 2 of 3"
 
 
 class Backend(Strict):
@@ -161,6 +165,10 @@ class Backend(Strict):
     needs_gpu: ClassVar[bool] = False  # there is no build of it for a CPU
     reserves_memory: ClassVar[bool] = False  # takes a pool at launch: what it holds says nothing about what it needs
     timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
+    most_gpus: ClassVar[int | None] = None  # that one engine can use; None: as many as its tensor-parallel size says
+    parallel_flags: ClassVar[tuple[str, ...]] = ()  # flags that multiply the GPUs of an engine: data, pipeline
+    draft_flag: ClassVar[str | None] = None  # that names a draft model, "flag" or "flag.key" of a JSON object
+    draft_revision_flag: ClassVar[str | None] = None  # and its revision
     computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
     dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
     log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = None  # of a text's tokens; None: by none
@@ -193,7 +201,8 @@ class Backend(Strict):
     cuda_flags: dict[str, Any] = Field(default_factory=dict)  # defaults on a GPU; `flags` override them
     environ: dict[str, str] = Field(default_factory=dict)  # additional environment variables of the engine
     dtype: str = "auto"  # number format, as the engine calls it; auto: the engine chooses
-    gpus: PositiveInt = 1  # GPUs of one deployment (its tensor-parallel size); ignored on a CPU
+    gpus: PositiveInt = 1  # GPUs of one engine (its tensor-parallel size); ignored on a CPU
+    replicas: PositiveInt = 1  # engines of one deployment, behind the gateway's router
     port: int | None = Field(default=None, ge=1, le=65535)  # null: any free port
     launch_timeout: PositiveFloat = 900.0  # s within which the engine must be ready
     stop_grace: PositiveFloat = 5.0  # s between SIGTERM and SIGKILL
@@ -271,6 +280,18 @@ class Backend(Strict):
         """True if the engine is launched here, False if a running endpoint is attached."""
         return self.url is None
 
+    @property
+    def gpus_of_engine(self) -> int:
+        """GPUs that one engine takes: its tensor-parallel size times its other parallel sizes."""
+        flags = (self.cuda_flags | self.flags).items()
+        sizes = [value for name, value in flags if set(self._meanings(name)) & set(self.parallel_flags)]
+        return self.gpus * math.prod(int(size) for size in sizes if str(size).isdecimal())
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of one deployment."""
+        return self.replicas * self.gpus_of_engine
+
     def features(self) -> tuple[str, ...]:
         """The features of this configuration for which an environment may have optional distributions."""
         return ()
@@ -285,15 +306,34 @@ class Backend(Strict):
             raise ValueError(
                 f"backend.api={self.api}: takes one prompt per call; allowed with backend.batch_form=streams"
             )
+        if self.most_gpus is not None and self.gpus > self.most_gpus:
+            raise ValueError(
+                f"backend.gpus={self.gpus}: {self.name} computes on one GPU; allowed is 1 "
+                f"(for several engines behind one URL: backend.replicas={self.gpus})"
+            )
+        if self.replicas > 1 and (problem := self._single()):
+            raise ValueError(f"backend.replicas={self.replicas}: {problem}; allowed is 1")
         for group in FLAG_KEYS:
             for name, value in getattr(self, group).items():
                 if setter := self._set_by(name):
                     raise ValueError(f"backend.{group}.{name}={value}: only sweep sets it; set {setter} instead")
 
+    def _single(self) -> str | None:
+        """Return why there cannot be several of these behind a router; None if there can."""
+        if not self.launches:
+            return f"{self.url} is launched by others"
+        if self.timed_inside:
+            return f"{self.name} is timed inside its own process"
+        if self.api == "tgi":
+            return f"the router passes completions and chat, and {self.name} speaks tgi"
+        return None if self.port is None else f"they cannot share backend.port={self.port}"
+
     def _set_by(self, name: str) -> str | None:
         """Return the key that sets what a flag, perhaps abbreviated, would set behind the row's back."""
-        names = self.table().meanings(name) if self.tables else [spelling(name)]
-        return next((self.own_flags[each] for each in names if each in self.own_flags), None)
+        return next((self.own_flags[each] for each in self._meanings(name) if each in self.own_flags), None)
+
+    def _meanings(self, name: str) -> list[str]:
+        return self.table().meanings(name) if self.tables else [spelling(name)]
 
     def command(self, launch: Launch) -> list[str]:
         """The command line that starts the engine in the foreground."""
@@ -374,8 +414,23 @@ class Backend(Strict):
         return line.strip()
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
-        """All flags of a launch: those of the platform, and over them those that were given for any."""
-        return {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
+        """All flags of a launch: those of the platform, and over them those that were given for any.
+
+        A draft model that they name is where this node has it.
+        """
+        flags = {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
+        if launch.draft is None or self.draft_flag is None:
+            return flags
+        if self.draft_revision_flag is not None:
+            flags = with_value(flags, self.draft_revision_flag, None)
+        return with_value(flags, self.draft_flag, str(launch.draft))
+
+    def draft(self, platform: Platform) -> tuple[str, str | None] | None:
+        """Return the draft model that the flags name, a repository or a folder, with its revision; None without one."""
+        flags = {**(self.cuda_flags if platform == "cuda" else self.cpu_flags), **self.flags}
+        name = value_of(flags, self.draft_flag) if self.draft_flag else None
+        revision = value_of(flags, self.draft_revision_flag) if self.draft_revision_flag else None
+        return None if name is None else (str(name), None if revision is None else str(revision))
 
 
 def _host_sources(library: str) -> list[Path]:

@@ -24,6 +24,7 @@ class CTranslate2(Hosted):
     compute_type: Quantization | None = None  # None: that of the weights
 
     library = "backends.host.libraries.ctranslate2_library"
+    most_gpus = 1
     before_ampere = "refuses"
     distribution = "ctranslate2"
     tables = ("ctranslate2",)

@@ -13,6 +13,7 @@ class LMDeploy(Backend):
 
     needs_gpu = True
     reserves_memory = True
+    draft_flag = "speculative-draft-model"
     before_ampere = "float16"
 
     distribution = "lmdeploy"

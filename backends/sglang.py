@@ -11,6 +11,9 @@ class SGLang(Backend):
 
     needs_gpu = True
     reserves_memory = True
+    draft_flag = "speculative-draft-model-path"
+    draft_revision_flag = "speculative-draft-model-revision"
+    parallel_flags = ("dp-size", "pp-size")
     before_ampere = "float16"
     version_path = "/server_info"
 
@@ -61,6 +64,13 @@ class SGLang(Backend):
             "enable-metrics": True,
         }
         return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
+
+    @property
+    def gpus_of_engine(self) -> int:
+        flags = self.cuda_flags | self.flags
+        if flags.get("enable-dp-attention"):  # data-parallel attention is within the tensor-parallel GPUs
+            return self.gpus * int(flags.get("pp-size") or 1)
+        return super().gpus_of_engine
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = self.flags_on(launch)

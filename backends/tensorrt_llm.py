@@ -19,6 +19,7 @@ class TensorRTLLM(Backend):
 
     needs_gpu = True
     reserves_memory = True
+    parallel_flags = ("pp-size",)
 
     options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
     distribution = "tensorrt-llm"

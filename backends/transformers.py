@@ -13,6 +13,7 @@ class Transformers(Hosted):
     """
 
     library = "backends.host.libraries.transformers_library"
+    most_gpus = 1
     distribution = "transformers"
     own_flags: ClassVar[dict[str, str]] = {
         "dtype": "backend.dtype",

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 
 from backends.base import Backend, Launch, cli, metrics
 from backends.prepare import checkpoints
-from backends.tables.table import spelling
+from backends.tables.flags import value_of
 from sweep.records import BatchForm
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
@@ -21,18 +21,13 @@ NO_KV_SCALES = "those of the checkpoint, else 1.0: --calculate-kv-scales is not 
 def speculation(backend: Backend) -> tuple[str, ...]:
     """The method of speculative decoding that flags ask for, as an environment's features name it."""
     flags = backend.cpu_flags | backend.cuda_flags | backend.flags
-    config = _value(flags, "speculative-config")
+    config = value_of(flags, "speculative-config")
     return (str(config["method"]),) if isinstance(config, Mapping) and "method" in config else ()
 
 
 def utilisation(flags: Mapping[str, Any]) -> float:
     """The share of a GPU's memory that flags let it take."""
-    return float(_value(flags, "gpu-memory-utilization") or 0.92)
-
-
-def _value(flags: Mapping[str, Any], flag: str) -> Any:
-    """Return the value of a flag: the server spells it with dashes, EngineArgs with underscores."""
-    return next((value for name, value in flags.items() if spelling(name) == flag), None)
+    return float(value_of(flags, "gpu-memory-utilization") or 0.92)
 
 
 class VLLM(Backend):
@@ -45,6 +40,9 @@ class VLLM(Backend):
     special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
     before_ampere = "refuses"
     log_probabilities_by = "prompt_logprobs"
+    draft_flag = "speculative-config.model"
+    draft_revision_flag = "speculative-config.revision"
+    parallel_flags = ("data-parallel-size", "pipeline-parallel-size")
     dtype_pattern = r"\bdtype=torch\.(\w+), max_seq_len="
 
     checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights

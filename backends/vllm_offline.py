@@ -16,6 +16,9 @@ class VLLMOffline(Hosted):
     """
 
     timed_inside = True
+    draft_flag = VLLM.draft_flag
+    draft_revision_flag = VLLM.draft_revision_flag
+    parallel_flags = ("pipeline-parallel-size",)
     log_probabilities_by = "host"
     reserves_memory = True
     before_ampere = VLLM.before_ampere

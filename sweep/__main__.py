@@ -1,10 +1,15 @@
 """The `sweep` command (`python -m sweep` in a checkout): every error becomes one line and an exit status."""
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 
 from sweep.commands import dispatch
-from sweep.config import ISSUE_AGAIN, ConfigError, DamagedFile, Halted
+from sweep.config import ISSUE_AGAIN, MOST_ECHOED, ConfigError, DamagedFile, Halted, shortened
+from sweep.masking import masked_message, secret_values
+
+LONG_WORD = re.compile(r"\S{256,}")  # no path: those are echoed whole
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -12,17 +17,28 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return dispatch(arguments)
     except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return 2
     except DamagedFile as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped before anything was started; run the same command again to continue", file=sys.stderr)
         return 130
     except Halted as error:
-        print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"stopped: {_one_line(error, arguments)}", file=sys.stderr)
         return ISSUE_AGAIN
+
+
+def _one_line(error: Exception, arguments: Sequence[str]) -> str:
+    """The message in one line, without secrets and without the whole of a long value."""
+    text = str(error)
+    for argument in arguments:
+        value = argument.partition("=")[2] or argument
+        if len(value) > MOST_ECHOED and "/" not in value:
+            text = text.replace(value, shortened(value))
+    text = LONG_WORD.sub(lambda word: shortened(word[0]), " ".join(text.split()))
+    return masked_message(text, secret_values(os.environ))
 
 
 if __name__ == "__main__":

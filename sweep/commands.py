@@ -1,6 +1,7 @@
 """The subcommands of `sweep`: each reads its arguments and imports, only then, the room that does the work."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -115,6 +116,45 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def summary(arguments: list[str]) -> int:
+    """Answer per task: the cheapest or fastest configuration within the SLO, how sure, its headroom and runner-up.
+
+    sweep summary results/night
+    sweep summary monday tuesday --slo ttft=0.2,tpot=0.02 --format markdown --output answer.md
+
+    RUN is a results folder, its name under results/, or s3://bucket/run; the configurations of several runs are
+    rivals where they were asked the same on the same machine. Without an SLO configurations are compared at equal
+    loads; with one, each at the load at which it does best within the bounds.
+    """
+    from analysis import DamagedFile, RunNotFound
+    from analysis.answers.deciding import answers
+    from analysis.answers.output import ANSWER_FORMATS
+    from analysis.answers.question import slo_of
+    from analysis.answers.reading import opened
+    from sweep.whole_file import write_whole
+
+    parser = Parser(summary)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more; of each its present plan")
+    parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="p99 of ttft, tpot, e2el; default: the run's slo")
+    parser.add_argument("--format", choices=list(ANSWER_FORMATS), default="text")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
+    options = parser.parse_args(arguments)
+    try:
+        with opened(options.runs) as runs:
+            content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
+    except (RunNotFound, DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    if options.output is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return 0
+    try:
+        write_whole(options.output, content)
+    except OSError as error:
+        raise ConfigError(f"--output {options.output}: {first_line(error)}") from None
+    return 0
+
+
 def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
     from analysis import DamagedFile, RunNotFound, open_results
@@ -188,6 +228,41 @@ def compare(arguments: list[str]) -> int:
     else:
         print(room.FORMATS[options.format](compared, margin, conditions), end="")
     return 1 if room.failures(conditions, compared) else 0
+
+
+def explain(arguments: list[str]) -> int:
+    """Print what bought the gain: the shares of a factorial's settings, or of a ladder's steps, with intervals.
+
+    sweep explain results/decomposition
+    sweep explain results/serving_ladder --format markdown
+
+    Of a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley's, and add up
+    to the whole; of a ladder they are those of its own order. A launch is the unit.
+    """
+    from analysis import DamagedFile, RunNotFound, open_results
+    from analysis.explain.decomposition import EXPLAINED, explanations
+    from analysis.explain.output import EXPLANATION_FORMATS, terminal_tables
+    from sweep.disk.run_files import run_folder
+
+    parser = Parser(explain)
+    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
+    parser.add_argument("--format", choices=["text", *EXPLANATION_FORMATS], default="text")
+    options = parser.parse_args(arguments)
+    try:
+        results = open_results(run_folder(options.run))
+    except (RunNotFound, DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
+    if options.format != "text":
+        print(EXPLANATION_FORMATS[options.format](explained), end="")
+        return 0
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    for part in terminal_tables(explained):
+        console.print(part, soft_wrap=not isinstance(part, Table))
+    return 0
 
 
 def backends(arguments: list[str]) -> int:
@@ -317,7 +392,7 @@ def completion(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        *(run, reissue, status, report, compare, studies, wandb),
+        *(run, reissue, status, report, summary, compare, explain, studies, wandb),
         *(backends, selfcheck, gateway, copy, completion),
     )
 }

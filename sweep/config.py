@@ -9,13 +9,14 @@ import difflib
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -27,6 +28,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from sweep.records import Timeouts
@@ -38,6 +40,12 @@ CONF = ROOT / "conf"
 ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command goes on with
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
 _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
+ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
+MOST_ECHOED = 80  # characters of a value in a message
+MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
+LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
+UNBOUNDED = ("seed", "fault_seed", "parameters")  # keys whose number may be larger
+NOT_OURS = ("flags", "cpu_flags", "cuda_flags", "extra_body")  # keys whose content is the engine's
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 NAMED_GROUPS = ("backend", "model", "workload", "load")  # of conf, each with a column of its own for the option's name
 POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # of conf: what a point of an experiment is made of
@@ -67,6 +75,12 @@ class DamagedFile(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type if it has none, as some of Ray's do."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shortened(value: object) -> str:
+    """A value for a message: one line of at most MOST_ECHOED characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= MOST_ECHOED else f"{text[: MOST_ECHOED - 3]}..."
 
 
 class Strict(BaseModel):
@@ -106,8 +120,8 @@ class FoundHardware(Hardware):
 class SimulatedNodes(Strict):
     """A cluster that is not there, for the question how long a plan would take on it."""
 
-    nodes: PositiveInt
-    gpus: NonNegativeInt  # of each node
+    nodes: int = Field(gt=0, le=10_000)
+    gpus: int = Field(ge=0, le=10_000)  # of each node
     accelerator: str | None = None  # None: what hardware asks for
     cpus: PositiveInt = 64  # of each node
     driver: str | None = None  # NVIDIA's on each node, e.g. "550"; None: new enough for everything
@@ -136,6 +150,23 @@ class Cluster(Strict):
     shared_machine: str | None = None  # a name, the same for sweeps and nodes that share a machine on purpose
     simulate: SimulatedNodes | None = None  # with dry_run=true: a cluster for which to estimate the duration
 
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str | None) -> str | None:
+        """Refuse what Ray would try to reach for minutes."""
+        if address in (None, "auto"):
+            return address
+        match = ADDRESS.fullmatch(str(address))
+        if match is None or not 0 < int(match["port"]) < 1 << 16:
+            raise ValueError("allowed are HOST:PORT of a Ray head, and auto")
+        return address
+
+    @model_validator(mode="after")
+    def _address_has_effect(self) -> Self:
+        if self.address is not None and self.kind != "ray":
+            raise ValueError(f"address={self.address} has no effect with cluster={self.name}; allowed with cluster=ray")
+        return self
+
 
 class Tracking(Strict):
     """The tracker of trials besides the files in `out`, if any."""
@@ -151,6 +182,13 @@ class Client(Strict):
 
     processes: PositiveInt | Literal["auto"] = "auto"
     timeouts: Timeouts = Timeouts()
+
+
+class Quiet(Strict):
+    """The disturbance by others that a trial may have, and how long a node is waited for until it has less."""
+
+    foreign_cpu: float = Field(default=0.1, gt=0, le=1)  # of the engine's cores; others on its GPUs are never allowed
+    within: NonNegativeFloat = 600.0  # s
 
 
 class Durations(Strict):
@@ -191,6 +229,7 @@ class Settings(Strict):
     deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
     relaunch: Literal["auto", "once", "per_replicate"] = "auto"  # launches of a deployment: one, or one per replicate
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
+    quiet: Quiet | None = None  # what others may do beside a trial; None: it is only measured
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
     metrics: Literal["sweep", "vllm"] = "sweep"
@@ -267,31 +306,40 @@ def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Con
         built = kind.model_validate(dict(fields))
     except ValidationError as error:
         raise ConfigError(_one_line(error, kind, key)) from None
-    _refuse_booleans(fields, built, key)
+    _refuse_odd_numbers(fields, built, key)
     return built
 
 
-def _refuse_booleans(typed: Any, built: Any, key: str) -> None:
-    """Refuse `true` where a number is expected: pydantic takes it for 1."""
-    if isinstance(typed, bool) and isinstance(built, int | float) and not isinstance(built, bool):
-        raise ConfigError(f"{key}={typed}: input should be a number")
-    if isinstance(typed, Mapping):
-        for name, value in typed.items():
-            inner = built.get(name) if isinstance(built, Mapping) else getattr(built, str(name), None)
-            _refuse_booleans(value, inner, f"{key}.{name}".strip("."))
+def _refuse_odd_numbers(typed: Any, built: Any, key: str) -> None:
+    """Refuse as a number what pydantic takes for one: `true`, inf and nan; and numbers beyond any use."""
+    name = key.rpartition(".")[2]
+    if name in NOT_OURS:
+        return
+    if isinstance(built, int | float) and not isinstance(built, bool):
+        if isinstance(typed, bool):
+            raise ConfigError(f"{key}={typed}: input should be a number")
+        if not math.isfinite(built):
+            raise ConfigError(f"{key}={typed}: input should be a finite number")
+        if abs(built) > LARGEST_NUMBER and name not in UNBOUNDED:
+            raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {LARGEST_NUMBER:,}")
+    elif isinstance(typed, Mapping):
+        for part, value in typed.items():
+            inner = built.get(part) if isinstance(built, Mapping) else getattr(built, str(part), None)
+            _refuse_odd_numbers(value, inner, f"{key}.{part}".strip("."))
     elif isinstance(typed, list | tuple) and isinstance(built, list | tuple):
         for value, inner in zip(typed, built, strict=False):
-            _refuse_booleans(value, inner, key)
+            _refuse_odd_numbers(value, inner, key)
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     # A key that does not exist explains why another one is missing.
     first = min(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
+    value = shortened(repr(first["input"]))
     if first["type"] in UNKNOWN_KEY:
         keys = _keys_at(kind, first["loc"][:-1])
         name = where.rpartition(".")[2]
-        return f"{where}={first['input']!r}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
+        return f"{where}={value}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
     if first["type"] == "missing":
         return f"{where}: required, but not given"
     # Of a key that takes one of several kinds there is an error for each.
@@ -300,7 +348,7 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
     if message.split()[0].istitle():  # not the name of a variable: HF_TOKEN
         message = message[0].lower() + message[1:]
-    return f"{where}={first['input']!r}: {message}"
+    return f"{where}={value}: {message}"
 
 
 def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
@@ -317,14 +365,17 @@ def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
     """The ConfigError for a value that is none of those allowed."""
-    return ConfigError(f"{key}={value}: unknown; {did_you_mean(value, allowed)}")
+    return ConfigError(f"{key}={shortened(value)}: unknown; {did_you_mean(value, allowed)}")
 
 
 def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] = ()) -> str:
     """The allowed names for an error message, after the one (also among `also`) nearest to a mistaken name."""
     names = sorted(str(name) for name in allowed)
     name = nearest(value, [*names, *also])
-    return (f"did you mean {name}? " if name else "") + f"allowed: {', '.join(names)}"
+    listed = ", ".join(names)
+    if len(listed) > MOST_ALLOWED:
+        listed = f"{listed[:MOST_ALLOWED].rpartition(', ')[0]}, ..."
+    return (f"did you mean {name}? " if name else "") + f"allowed: {listed}"
 
 
 def nearest(value: object, names: Iterable[str]) -> str | None:

@@ -14,6 +14,7 @@ VALUE = re.compile(
     r"|\bxox[abp]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bya29\.[\w-]{20,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"
     r"|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"
 )
+PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a name and its value, in a message
 MASK = "***"
 SHORTEST = 8  # characters of a variable's value that is masked wherever it stands: shorter ones may be ordinary words
 
@@ -26,6 +27,12 @@ def is_secret(name: str, value: object = "") -> bool:
 def secret_values(environ: Mapping[str, str]) -> set[str]:
     """Return the values of variables that hold secrets, to be masked wherever they stand."""
     return {value for name, value in environ.items() if NAME.search(name) and len(value) >= SHORTEST}
+
+
+def masked_message(text: str, values: set[str]) -> str:
+    """Return a message about what a user typed, masked, and without the value of any name that is a secret's."""
+    text = PAIR.sub(lambda pair: f"{pair[1]}{pair[2]}{MASK}" if is_secret(pair[1]) else pair[0], text)
+    return masked(text, values)
 
 
 def masked(text: str, values: set[str] | frozenset[str] = frozenset()) -> str:

@@ -6,10 +6,13 @@ environments, planning its points, and the command what `--help` lists.
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
 
 from sweep.config import CONF, ConfigError, one_of
 
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PRIMARY = "config"  # conf/config.yaml, which only the project itself has
+MOST_NODES = 100_000  # of a file, values and keys
 PROVIDER = "sweep"  # Hydra's word for the origin of a file
+
+Stamps = tuple[tuple[str, int, int], ...]  # files, with their times and sizes
 
 
 @dataclass(frozen=True)
@@ -67,30 +73,106 @@ class ConfigPath:
         """
         if name not in self.choices(group):
             raise one_of(group, name, self.choices(group))
-        return copy.deepcopy(_load(self, group, name))
+        option = self.compose(None, [f"+{group}='{name}'"]).values[group]
+        assert isinstance(option, dict)
+        return {str(key): value for key, value in option.items()}
 
-    def compose(self, primary: str | None, overrides: Sequence[str]) -> "DictConfig":
-        """Compose a primary configuration and overrides with Hydra, whose own settings are under `hydra`.
+    def compose(self, primary: str | None, overrides: Sequence[str]) -> "Composed":
+        """Compose a primary configuration and overrides of config groups with Hydra.
 
         Raises:
             ConfigError: with Hydra's complaint, in one line.
         """
-        # Hydra is half of what `sweep --help` and `sweep status` would import.
-        from hydra.errors import HydraException
-        from hydra.types import RunMode
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
+        return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
 
-        try:
-            config: DictConfig = _loader(self.folders).load_configuration(primary, list(overrides), RunMode.RUN)
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-            complaint = " ".join(str(error).partition("Config search path:")[0].split())
-            subject = overrides[0].lstrip("+").replace("'", "") if overrides else primary
-            raise ConfigError(f"{subject}: {complaint[:300]}") from None
-        return config
+    def _stamps(self, overrides: Sequence[str]) -> Stamps:
+        """What changes when a file of the user's does; those of experiments only where one is composed."""
+        files = [path for folder in self.folders if folder != CONF for path in folder.glob("*/*.yaml")]
+        if not any(override.startswith("+experiment=") for override in overrides):
+            files = [path for path in files if path.parent.name != "experiment"]
+        return tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in sorted(files))
 
 
-def _loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
+class Composed(NamedTuple):
+    """What Hydra has composed, as plain data in which nothing is interpolated."""
+
+    values: dict[str, Any]
+    choices: dict[str, Any]  # the option chosen of each group
+
+
+@functools.lru_cache(maxsize=256)
+def _composed(folders: tuple[Path, ...], stamps: Stamps, primary: str | None, overrides: tuple[str, ...]) -> Composed:
+    # Hydra is half of what `sweep --help` and `sweep status` would import.
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config, choices = _hydra_composition(folders, primary, list(overrides))
+        values = OmegaConf.to_container(config, resolve=False)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+        complaint = " ".join(str(error).partition("Config search path:")[0].split())
+        subject = overrides[0].lstrip("+").replace("'", "") if overrides else primary
+        raise ConfigError(f"{subject}: {complaint[:300]}") from None
+    assert isinstance(values, dict)
+    return Composed({str(key): value for key, value in values.items()}, choices)
+
+
+def _hydra_composition(
+    folders: tuple[Path, ...], primary: str | None, overrides: list[str]
+) -> tuple["DictConfig", dict[str, Any]]:
+    """Hydra's composition, and its choices, without Hydra's own settings: those are two thirds of the time."""
+    from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+    from hydra._internal.defaults_list import create_defaults_list
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    class Repository(CachingConfigRepository):  # type: ignore[misc]  # Hydra has no types
+        def __init__(self) -> None:  # without the copy of a repository that is made here anew
+            self.delegate = ConfigRepository(loader.get_search_path())
+            self.cache: dict[str, Any] = {}
+
+        def load_config(self, config_path: str) -> Any:
+            _refuse_endless_aliases(folders, config_path)
+            return super().load_config(config_path)
+
+    loader, parsed = _loader(folders), OverridesParser.create().parse_overrides(overrides)
+    repository = Repository()
+    defaults = create_defaults_list(repository, primary, parsed, prepend_hydra=False, skip_missing=False)
+    config = loader._compose_config_from_defaults_list(defaults.defaults, repository)
+    OmegaConf.set_struct(config, True)
+    loader._apply_overrides_to_config(defaults.config_overrides, config)
+    return config, dict(defaults.overrides.known_choices)
+
+
+def _refuse_endless_aliases(folders: Sequence[Path], option: str) -> None:
+    """Refuse a user's file whose aliases stand for more content than anybody writes: Hydra would copy all of it."""
+    path = next((path for folder in folders if (path := folder / f"{option}.yaml").is_file()), None)
+    if path is None or path.is_relative_to(CONF) or "&" not in (text := path.read_text(errors="replace")):
+        return
+    if _expanded_size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
+        raise ConfigError(f"{option}.yaml: its aliases stand for more than {MOST_NODES:,} values")
+
+
+def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
+    """The nodes of a YAML document with a copy of what it stands for in the place of each alias."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST_NODES + 1  # of one that contains itself
+        parts = getattr(node, "value", ())
+        inner = [part for entry in parts for part in (entry if isinstance(entry, tuple) else (entry,))]
+        sizes[id(node)] = 1 + (0 if isinstance(parts, str) else sum(_expanded_size(part, sizes) for part in inner))
+    return sizes[id(node)]
+
+
+def _refuse_second_override(result: Any) -> None:
+    """Refuse a second override of a group in one defaults list: Hydra takes the first, and passes over the other."""
+    groups = Counter(entry.group for entry in result.defaults_list or () if entry.is_override())
+    if twice := [group for group, count in groups.items() if count > 1]:
+        raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} stands there twice; allowed is once")
+
+
+@functools.cache
+def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
     """Hydra's loader of the files in these folders, which refuses settings of Hydra itself in them."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_repository import IConfigRepository
@@ -102,6 +184,7 @@ def _loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     class Loader(ConfigLoaderImpl):  # type: ignore[misc]  # Hydra has no types
         def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
             result = super()._load_single_config(default, repo)
+            _refuse_second_override(result)
             if result.provider == PROVIDER and "hydra" in result.config:
                 file = f"{default.config_path}.yaml"
                 raise ConfigError(f"hydra: unknown key in {file}; remove it: settings of Hydra have no effect here")
@@ -111,20 +194,10 @@ def _loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     # only add to ours.
     Plugins.instance()
     search = ConfigSearchPathImpl()
-    search.append("hydra", "pkg://hydra.conf")
     for folder in folders:
         search.append(PROVIDER, f"file://{folder}")
     search.append("schema", "structured://")
     return Loader(search)
-
-
-@functools.cache
-def _load(path: ConfigPath, group: str, name: str) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    option = OmegaConf.to_container(path.compose(None, [f"+{group}='{name}'"])[group], resolve=False)
-    assert isinstance(option, dict)
-    return {str(key): value for key, value in option.items()}
 
 
 def load_option(group: str, name: str) -> dict[str, Any]:

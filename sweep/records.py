@@ -38,6 +38,7 @@ class Outcome(StrEnum):
     ENGINE_CRASHED = "engine_crashed"
     HUNG = "hung"
     CLIENT_LIMITED = "client_limited"
+    DISTURBED = "disturbed"
     INVALID = "invalid"
     UNAVAILABLE = "unavailable"
     CENSORED = "censored"
@@ -57,6 +58,7 @@ class Outcome(StrEnum):
             Outcome.ENGINE_CRASHED,
             Outcome.HUNG,
             Outcome.CLIENT_LIMITED,
+            Outcome.DISTURBED,
             Outcome.INVALID,
         )
 

@@ -5,13 +5,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from backends.launch import gpus
 from sweep.cluster.inline_executor import InlineExecutor
-from sweep.config import ISSUE_AGAIN, ConfigError, Settings
+from sweep.config import ISSUE_AGAIN, ConfigError, DamagedFile, Halted, Settings, first_line, shortened
 from sweep.disk import object_store
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
@@ -49,21 +49,11 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     Raises:
         ConfigError: for bad input, before anything is launched.
     """
-    options = ConfigPath.of_user(config_dirs)
-    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options, fetch_obstacle)
-    before, settings = composition.settings, assume_machine(composition.settings)
-    hardware, composition = settings.hardware, replace(composition, settings=settings)
-    nodes = find_nodes(settings)
-    if settings.relock and settings.dry_run:
-        raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
-    paths = RunPaths(results_folder(settings))
-    plan = make_plan(composition, surroundings(settings, nodes, options, kept_locks(settings, paths)))
-    console = make_console()
+    plan, nodes, paths, assumption = _planned_or_refused(arguments, config_dirs)
+    settings, console = plan.settings, make_console()
     check_out(paths.out)
-    if settings is not before:
-        machine = f"1 {hardware.accelerator or 'GPU'}" + (f" and {hardware.cpus} cores" if hardware.cpus else "")
-        here = f"no {hardware.accelerator or 'GPU'} here"
-        console.print(f"{here}: planned for one machine with {machine}, as conf/hardware has it", soft_wrap=True)
+    if assumption:
+        console.print(assumption, soft_wrap=True)
     if settings.dry_run:
         ledger = ledger_to_read(settings, paths)
         for message in ledger.describe_damage():
@@ -88,6 +78,58 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
             return _run_locked(plan, paths, nodes, console, command)
         with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
             return _run_locked(plan, paths, nodes, console, command, mirror)
+
+
+class _Planned(NamedTuple):
+    plan: Plan
+    nodes: Sequence[Node]
+    paths: RunPaths
+    assumption: str | None  # about the machine that it is planned for
+
+
+def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> _Planned:
+    """Compose and plan a command line."""
+    options = ConfigPath.of_user(config_dirs)
+    composition = compose_run(arguments, functools.partial(find_hardware, options=options), options, fetch_obstacle)
+    settings, assumption = assume_machine(composition.settings), None
+    if settings is not composition.settings:
+        hardware = settings.hardware
+        machine = f"1 {hardware.accelerator or 'GPU'}" + (f" and {hardware.cpus} cores" if hardware.cpus else "")
+        here = f"no {hardware.accelerator or 'GPU'} here"
+        assumption = f"{here}: planned for one machine with {machine}, as conf/hardware has it"
+    nodes = find_nodes(settings)
+    if settings.relock and settings.dry_run:
+        raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
+    paths = RunPaths(results_folder(settings))
+    facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
+    return _Planned(make_plan(replace(composition, settings=settings), facts), nodes, paths, assumption)
+
+
+def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) -> _Planned:
+    """Compose and plan; whatever goes wrong that no check foresaw is a line that names the argument.
+
+    Raises:
+        ConfigError: for bad input.
+    """
+    try:
+        return _planned(arguments, config_dirs)
+    except (ConfigError, DamagedFile, Halted):
+        raise
+    except Exception as error:
+        problem = f"cannot be used ({type(error).__name__}: {shortened(first_line(error))})"
+        raise ConfigError(f"{_culprit(arguments, config_dirs, error)}: {problem}") from error
+
+
+def _culprit(arguments: Sequence[str], config_dirs: Sequence[str], error: Exception) -> str:
+    """Return the argument without which this error does not come; all of them if there is none."""
+    for index, argument in enumerate(arguments):
+        try:
+            _planned([*arguments[:index], *arguments[index + 1 :]], config_dirs)
+        except Exception as other:  # noqa: BLE001 - any of them tells
+            if type(other) is type(error):
+                continue
+        return shortened(argument)
+    return shortened(" ".join(arguments))
 
 
 def _run_locked(

@@ -404,6 +404,7 @@ def test_an_engine_below_the_gate_is_invalid_and_not_measured(monkeypatch, tmp_p
     assert row.get("output_throughput") is None
 
 
+@pytest.mark.slow
 def test_an_engine_is_compared_once_and_not_again_at_its_next_launch_on_the_same_node(monkeypatch, tmp_path):
     """Through the whole command: two engines, three launches of each."""
     asked = []

@@ -39,6 +39,7 @@ def run(out: Path, url: str, *overrides: str) -> tuple[Row, list[Row]]:
 # The client's own turnaround -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_streams_in_step_have_the_servers_ttft_and_the_client_its_turnaround(tmp_path: Path) -> None:
     """All 256 answers end together, so that the client sends the next requests one after another: no fault of TTFT."""
     log = tmp_path / "log"
@@ -83,6 +84,7 @@ class SlowUsers(Closed):
         return SlowClosedLoop(self.concurrency)
 
 
+@pytest.mark.slow
 def test_a_slow_client_of_a_closed_loop_is_limited_and_its_latencies_are_the_servers(tmp_path: Path) -> None:
     load = ["load=closed", f"load._target_={__name__}.SlowUsers", "load.concurrency=1", "workload.num_requests=6"]
     with simulated(ttft={"mean": TTFT}, itl={"mean": ITL}) as (url, _):

@@ -24,12 +24,14 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_no_corruption_is_a_traceback_or_believed(finished, tmp_path, capsys):
     findings = list(check(finished, COMMAND, tmp_path))
     assert len(findings) == 5 * len(CORRUPTIONS) * 2 >= 100
     assert [finding for finding in findings if finding.tracebacks or finding.believed] == []
 
 
+@pytest.mark.slow
 def test_a_row_that_was_changed_is_set_aside_named_and_measured_again(finished, tmp_path, capsys):
     """A digit of a throughput, which was believed."""
     out = tmp_path / "out"

@@ -17,6 +17,8 @@ from sweep.records import Sample
 from tests import wandb_stub
 from tests.results import run_of, trial
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef" * 3
 SECRET = "hf_secretsecretsecret"
 

@@ -1,5 +1,6 @@
 """What a deployment checks on its node before it launches anything."""
 
+import sys
 import threading
 import time
 from collections import deque
@@ -9,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from backends.base import Backend
+from backends.base import Backend, EnvironmentSpec
 from backends.launch.gpus import Gpu
+from backends.prepare import environments
 from backends.prepare.build_once import exclusive
 from sweep.config import Hardware
 from sweep.inputs.load import Batch
@@ -49,7 +51,8 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
     monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
     settings = SimpleNamespace(hardware=L4)
     backend, model = SimpleNamespace(launches=True, env=None), SimpleNamespace(reach=reach)
-    work = SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), settings=settings, cache=tmp_path)
+    its = SimpleNamespace(backend=backend, model=model, draft=None, content={})
+    work = SimpleNamespace(deployment=its, settings=settings, cache=tmp_path)
     with pytest.raises(ValueError, match=r"model\.repo=org/model@main"):
         deployment._prepare(work, (), lambda event: None)
     assert not built
@@ -58,8 +61,8 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
 @pytest.mark.parametrize(
     ("backend", "said"),
     [
-        (SimpleNamespace(launches=True, url=None), "launching the engine"),
-        (SimpleNamespace(launches=False, url="http://h:1"), "connecting to http://h:1"),
+        (SimpleNamespace(launches=True, url=None, replicas=1), "launching the engine"),
+        (SimpleNamespace(launches=False, url="http://h:1", replicas=1), "connecting to http://h:1"),
     ],
 )
 def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
@@ -67,7 +70,7 @@ def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
         raise deployment.server.LaunchError(Outcome.LAUNCH_FAILED, "not there")
 
     monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: "none")
-    monkeypatch.setattr(deployment.server, "running", fail)
+    monkeypatch.setattr(deployment.server, "running_together", fail)
     place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=()))
     run, events = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker", patience=0.0), []
     failure = deployment._one_launch(run, place, None, events.append)
@@ -103,7 +106,7 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
     built = []
     monkeypatch.setattr(deployment.environments, "resolve", lambda *arguments: built.append(arguments))
     model = SimpleNamespace(reach=lambda cache: None, digest=lambda cache: "other")
-    its = SimpleNamespace(backend=Backend(name="x"), model=model, content={"model": "planned"})
+    its = SimpleNamespace(backend=Backend(name="x"), model=model, draft=None, content={"model": "planned"})
     work = SimpleNamespace(deployment=its, settings=SimpleNamespace(hardware=L4), cache=tmp_path)
     with pytest.raises(deployment.Contradiction, match="the model differs from the plan: other, not planned"):
         deployment._prepare(work, (), lambda event: None)
@@ -160,7 +163,7 @@ def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, ans
     Caches.answers, events, log = answers, [], tmp_path / "engine.log"
     backend = SimpleNamespace(reset_paths=("/forget",), launches=True)
     engine = SimpleNamespace(backend=backend, url=f"http://127.0.0.1:{http.server_port}", log=log)
-    assert deployment._reset_caches(engine, events.append) is done
+    assert deployment._reset_caches([engine], events.append) is done
     http.shutdown()
     http.server_close()
     expected = [f"caches not reset before the trial: {said}"] if said else []
@@ -171,12 +174,12 @@ def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, ans
 def test_an_engine_that_is_gone_or_has_no_such_path_resets_nothing(tmp_path):
     gone = SimpleNamespace(reset_paths=("/forget",), launches=True), "http://127.0.0.1:9", tmp_path / "engine.log"
     engine = SimpleNamespace(backend=gone[0], url=gone[1], log=gone[2])
-    assert deployment._reset_caches(engine, lambda event: None) is False
+    assert deployment._reset_caches([engine], lambda event: None) is False
     assert "ConnectError" in gone[2].read_text()
     engine.backend.launches = False  # somebody else's: they may be using its cache
-    assert deployment._reset_caches(engine, lambda event: None) is None
+    assert deployment._reset_caches([engine], lambda event: None) is None
     engine.backend.launches, engine.backend.reset_paths = True, ()
-    assert deployment._reset_caches(engine, lambda event: None) is None
+    assert deployment._reset_caches([engine], lambda event: None) is None
 
 
 @pytest.mark.parametrize(("fresh", "resets"), [(True, 2), (False, 3)])
@@ -184,7 +187,7 @@ def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets)
     """A second try asks the prompts of the first: it must not find them in the cache."""
     happened, salts, answers = [], [], iter([True, True, False][-resets:])
 
-    def reset(engine, emit):
+    def reset(engines, emit):
         happened.append("reset")
         return next(answers)
 
@@ -198,7 +201,8 @@ def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets)
     monkeypatch.setattr(deployment, "_reset_caches", reset)
     monkeypatch.setattr(deployment, "run_trial", run_trial)
     run = SimpleNamespace(settings=SimpleNamespace(attempts=3))
-    place = SimpleNamespace(engine=SimpleNamespace(backend=SimpleNamespace(launches=True)))
+    engine = SimpleNamespace(backend=SimpleNamespace(launches=True))
+    place = SimpleNamespace(engine=engine, engines=(engine,))
     row = deployment._measure(run, place, None, SimpleNamespace(stop=None), lambda event: None, fresh=fresh)
     assert row == {"outcome": "ok", "caches_reset": False}, "the answer before the try that counts"
     assert happened == [*([] if fresh else ["reset"]), "trial", "reset", "trial", "reset", "trial"]
@@ -215,3 +219,29 @@ def test_the_client_has_a_core_for_each_of_its_processes(monkeypatch, cores, pro
     engines, clients = deployment.split_cores((), processes)
     assert (len(engines), len(clients)) == (engine, client)
     assert cores == 1 or not set(engines) & clients
+
+
+def test_weights_for_an_image_are_converted_by_our_own_interpreter(monkeypatch, tmp_path):
+    """The interpreter in an image is none of this machine's."""
+    image = environments.Environment("python3", image="engine@sha256:0", runtime="docker")
+    monkeypatch.setattr(deployment.environments, "prepare_or_plain", lambda *arguments: image)
+    monkeypatch.setattr(deployment.fit, "problem", lambda *arguments: None)
+    converters = []
+
+    class Converted(Backend):
+        def weights(self, model, python, cache_dir, progress):
+            converters.append(python)
+            return model
+
+    class Model(ServedModel):
+        def reach(self, cache):
+            pass
+
+        def prepare(self, cache, progress):
+            return tmp_path
+
+    its = Deployment("d", Converted(name="x"), Model(name="m"), 0, None, environment=EnvironmentSpec(name="x"))
+    settings = SimpleNamespace(hardware=ANY, cache_dir=str(tmp_path), client=SimpleNamespace(processes=1))
+    node = deployment._prepare(Work(its, settings, str(tmp_path / "out"), "1", ()), (), lambda event: None)
+    assert converters == [sys.executable]
+    assert node.launch.python == "python3", "the engine runs with the image's"

@@ -142,8 +142,11 @@ def test_requests_are_clipped_and_the_client_is_told(tmp_path):
         ids = post(url, ASK | {"prompt": list(range(80))})
         talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": TEXT}]
         chat = post(url, {"messages": talk}, CHAT)
+        image = {"type": "image_url", "image_url": {"url": "data:,"}}
+        parts = [{"type": "text", "text": "Look:"}, image, {"type": "text", "text": TEXT}]
+        in_parts = post(url, {"messages": [{"role": "user", "content": parts}]}, CHAT)
         metrics = metric(url, "gateway_clipped_requests_total"), metric(url, "gateway_tokens_saved_total")
-    clipped, same, numbers, messages = (request.content for request in behind.received)
+    clipped, same, numbers, messages, cut_parts = (request.content for request in behind.received)
     assert TEXT.endswith(clipped["prompt"])
     after = len(TOKENIZER.encode(clipped["prompt"]).ids)
     assert after <= 50
@@ -157,6 +160,13 @@ def test_requests_are_clipped_and_the_client_is_told(tmp_path):
     assert TEXT.endswith(messages["messages"][1]["content"])
     assert messages["max_tokens"] == 8
     assert "input=" in chat.headers["x-gateway-clipped"]
+    look, picture, story = cut_parts["messages"][0]["content"]
+    assert (look["text"], picture) == ("Look:", image)
+    assert TEXT.endswith(story["text"])
+    assert (
+        f"->{len(TOKENIZER.encode(story['text'], add_special_tokens=False).ids) + 2}"
+        in in_parts.headers["x-gateway-clipped"].partition(",")[0]
+    )
     first = decisions(log)[0]
     assert (first["input_before"], first["input_after"], first["output_before"], first["output_after"]) == (
         count,
@@ -164,7 +174,7 @@ def test_requests_are_clipped_and_the_client_is_told(tmp_path):
         100,
         8,
     )
-    assert metrics[0] == 3
+    assert metrics[0] == 4
     assert metrics[1] > count - 50 + 92
 
 

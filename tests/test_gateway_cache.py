@@ -20,7 +20,9 @@ from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import load_embedder
 from sweep.gateway.caching.flight import Flight
 from sweep.gateway.caching.keys import AnswerKey, is_deterministic
+from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.caching.store import AnswerStore
+from sweep.gateway.call import Call
 from sweep.gateway.engines import EngineAnswer
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Cache
@@ -138,6 +140,22 @@ def test_exact_mode_answers_the_same_question_only():
     with talkative() as behind, gateway(behind.url, cache={"mode": "exact", "threshold": 0.1}) as url:
         results = [result(post(url, ASK | {"prompt": prompt})) for prompt in (PRIME, NEAR, PRIME)]
     assert results == ["miss", "miss", "exact"]
+
+
+def test_a_message_in_text_parts_is_a_question_too():
+    def talk(*texts, kind="text"):
+        parts = [{"type": kind, "text": text} for text in texts]
+        messages = [{"role": "user", "content": parts}]
+        return {"model": "m", "messages": messages, "max_tokens": 3, "temperature": 0, "stream": True}
+
+    with talkative() as behind, gateway(behind.url, cache={"threshold": 0.8}) as url:
+        asked = [talk(PRIME), talk(PRIME), talk(NEAR), talk("Is 7", "prime?"), talk("Is 7\nprime?")]
+        results = [result(post(url, each, CHAT)) for each in asked]
+        assert results == ["miss", "exact", "semantic", "miss", "semantic"]
+        assert result(post(url, talk(PRIME, kind="image_url"), CHAT)) == "none", "no text alone"
+    with talkative() as behind, gateway(behind.url, cache={"mode": "exact"}) as url:
+        asked = [talk("a\nb", "c"), talk("a", "b\nc"), talk("a\nb", "c")]
+        assert [result(post(url, each, CHAT)) for each in asked] == ["miss", "miss", "exact"]
 
 
 def test_chats_are_kept_by_their_last_message():
@@ -373,25 +391,68 @@ def test_answers_outlive_the_gateway_and_hold_no_secret(tmp_path):
     assert oct(path.stat().st_mode)[-3:] == "600"
 
 
+def questions_on_disk(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [row[0] for row in connection.execute("select question from answers order by stored_at")]
+
+
 def test_the_file_has_what_the_cache_has(tmp_path):
     path, metrics = str(tmp_path / "answers"), Metrics()
 
-    def kept(capacity):
+    def loaded(capacity, oldest=0.0):
         store = AnswerStore(path, "exact", metrics)
-        numbers = [each.key.question for each in store.load(capacity)]
+        numbers = [each.key.question for each in store.load(capacity, oldest)]
         store.close()
+        assert questions_on_disk(path) == numbers
         return numbers
 
     store = AnswerStore(path, "exact", metrics)
-    for number in range(4):
-        store.add(entry(number), [entry(0)] if number == 3 else [])
+    for number in range(5):
+        store.add(entry(number), [entry(0)] if number == 4 else [], oldest=0.0)
     store.close()
-    assert kept(10) == [b"1", b"2", b"3"], "the oldest goes first"
-    assert kept(2) == [b"2", b"3"], "the latest are read"
+    assert loaded(10) == [b"1", b"2", b"3", b"4"], "the oldest goes first"
+    assert loaded(10, oldest=2.0) == [b"2", b"3", b"4"], "what is stale is not read"
+    assert loaded(2) == [b"3", b"4"], "the latest are read"
     store = AnswerStore(path, "exact", metrics)
     store.clear()
     store.close()
-    assert kept(10) == []
+    assert loaded(10) == []
+
+
+def test_stale_answers_leave_the_file_with_the_next_that_is_written(tmp_path):
+    path, now = str(tmp_path / "answers"), [100.0]
+    settings = Cache(path=path, mode="exact", ttl=10)
+
+    async def answered(source, *prompts):
+        for prompt in prompts:
+            content = ASK | {"prompt": prompt}
+            call = Call(COMPLETIONS, [], b"", content)
+            key = source.keys.of(call)
+            if (await source.find(call, key))[0] is None:
+                flight, _ = source.board(call, key, None, complete)
+                async with flight.join() as answer:
+                    _ = [chunk async for chunk in answer.chunks()]
+
+    @contextlib.asynccontextmanager
+    async def complete():
+        async def rest():
+            yield b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+        yield EngineAnswer(200, STREAM, b"", rest())
+
+    def remaining(*prompts):
+        source = AnswerSource(settings, Metrics(), lambda: now[0])
+        asyncio.run(answered(source, *prompts))
+        source.close()
+        return len(questions_on_disk(path))
+
+    assert remaining("one", "two") == 2
+    now[0] = 105.0
+    assert remaining("three") == 3
+    now[0] = 111.0
+    assert remaining("one") == 2, "one anew, and three"
+    now[0] = 200.0
+    assert remaining() == 0
 
 
 def test_a_cache_of_another_embedder_is_not_read(tmp_path):

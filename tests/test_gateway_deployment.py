@@ -23,6 +23,9 @@ from sweep.numbers.quantities import gateway as quantities
 from sweep.numbers.warnings import trial_warnings
 from sweep.records import Request
 from tests.gateway_stand import engine
+from tests.simulated_engine import behind_tls, simulated
+
+pytestmark = pytest.mark.slow
 
 QUICK = [
     *("cluster=inline", "tracking=none", "backend=simulated", "model=tiny-llama", "agreement=false"),
@@ -96,7 +99,9 @@ def test_thresholds_are_an_axis_and_clipping_an_option(tmp_path):
     assert clip["output_tokens"] == 16 * 3
     assert clip["input_tokens"] < plain["input_tokens"]
     assert clip["clipped_tokens"] >= 16 * 3
-    assert clip["cache_hit_rate"] == 0
+    of_a_cache = ("cache_hit_rate", "shared_answer_rate", "false_hit_rate", "cache_tokens_saved", "cache_cost_saved")
+    assert [clip[name] for name in of_a_cache] == [None] * 5
+    assert None not in [cache[name] for name in of_a_cache[:4]]
     assert cache["clipped_tokens"] == 0
 
 
@@ -119,9 +124,9 @@ def test_the_gateway_of_an_engine_in_a_container_runs_beside_it(tmp_path, monkey
 
     monkeypatch.setattr("sweep.gateway.process.server.running", running)
     launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path, image="i@sha256:0", gpus=("0",), cpus=(3,))
-    behind: Any = SimpleNamespace(url="http://127.0.0.1:2", launch=launch)
+    behind: Any = SimpleNamespace(url="http://127.0.0.1:2", launch=launch, backend=SimpleNamespace(verify_tls=True))
     clip = Gateway(clip=Clip(input_tokens=5))
-    with running_gateway(clip, behind, lambda: SHIPPED_TOKENIZER, "marker"):
+    with running_gateway(clip, [behind], tmp_path, lambda: SHIPPED_TOKENIZER, "marker"):
         ((command, own),) = launched
     assert own.image is None
     assert own.gpus == ()
@@ -129,7 +134,7 @@ def test_the_gateway_of_an_engine_in_a_container_runs_beside_it(tmp_path, monkey
     assert command[-2:] == ["--tokenizer", str(SHIPPED_TOKENIZER)], "the model's, whatever the engine was launched with"
     with (
         pytest.raises(LaunchError, match="tokenizer is not known; set model.tokenizer"),
-        running_gateway(clip, behind, lambda: None, "marker"),
+        running_gateway(clip, [behind], tmp_path, lambda: None, "marker"),
     ):
         pass
 
@@ -151,6 +156,32 @@ def test_a_gateway_that_cannot_be_reset_is_named(tmp_path):
     process: Any = SimpleNamespace(url="http://127.0.0.1:9", launch=SimpleNamespace(workdir=tmp_path))
     with pytest.raises(GatewaySilent, match="cache was not emptied before the trial"):
         RunningGateway(process).reset()
+
+
+def test_a_persistent_cache_is_refused_for_trials_and_left_alone(tmp_path, capsys):
+    path = tmp_path / "answers"
+    path.write_bytes(b"mine")
+    assert main([*QUICK, "gateway=cache", f"gateway.cache.path={path}", f"out={tmp_path / 'out'}"]) == 2
+    assert f"gateway.cache.path={path}: each trial begins with an empty cache" in capsys.readouterr().err
+    assert path.read_bytes() == b"mine"
+
+
+def test_an_endpoint_with_a_certificate_of_its_own_is_reached_through_the_gateway(tmp_path):
+    endpoint = ["backend=openai", "model=served", "workload=paraphrases", "workload.num_requests=8"]
+    endpoint += [
+        "workload.first=2",
+        "workload.output_tokens=6",
+        "load=closed",
+        "load.concurrency=2",
+        "cluster=inline",
+        "tracking=none",
+    ]
+    endpoint += ["gateway=cache", "gateway.cache.threshold=0.5", "agreement=false", f"out={tmp_path / 'out'}"]
+    with simulated() as (plain, _), behind_tls(plain, tmp_path) as url:
+        main([*endpoint, f"backend.url={url}", "backend.verify_tls=false"])
+    (row,) = read_trials(RunPaths(tmp_path / "out").trials)
+    assert row["outcome"] in ("ok", "client_limited"), row["reason"]
+    assert row["cache_hit_rate"] > 0
 
 
 def test_an_engine_that_speaks_no_completions_gets_no_gateway(tmp_path, capsys):

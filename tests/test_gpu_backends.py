@@ -206,7 +206,7 @@ trtllm_num_requests_waiting{model_name="llama",engine_type="undefined"} 2
 def test_metrics_by_their_names(name, httpserver_once):
     backend = configured(name)
     url = httpserver_once(backend.metrics_path, PAGES[name])
-    read = {series: value for series, _, value in EngineMetrics(url, backend.metric_names).read()}
+    read = {series: value for series, _, value in EngineMetrics([url], backend.metric_names).read()}
     assert read["kv_cache_usage"] == 0.28
     assert read["requests_running"] == 3
     assert read["requests_waiting"] == 2

@@ -47,6 +47,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
     "analysis": BASIS | {"sweep.numbers", "sweep.disk"},  # what the files hold and what their columns mean
+    "analysis.explain": {  # from points to shares: no report, no figure
+        "sweep.config",
+        "sweep.labels",
+        "analysis.comparison",
+        "analysis.headline",
+        "analysis.intervals",
+        "analysis.load",
+        "analysis.plotting.layout",
+        "analysis.quantities",
+        "analysis.ratios",
+        "analysis.survivors",
+    },
+    # What a run was made for, from what its tables are made of: it renders nothing.
+    "analysis.answers": BASIS
+    | {"sweep.numbers", "sweep.disk"}
+    | {f"analysis.{name}" for name in ("compare", "comparison", "headline", "intervals", "plotting.layout")}
+    | {f"analysis.{name}" for name in ("quantities", "ratios", "results", "standings", "summary")},
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
 }
 

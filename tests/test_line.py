@@ -14,6 +14,8 @@ import analysis
 from sweep.__main__ import main
 from tests.timed_server import timed_server
 
+pytestmark = pytest.mark.slow
+
 TTFT, ITL, TOKENS = 0.12, 0.02, 6  # long enough that a busy machine does not make the client the bottleneck
 SIMULATED = [
     "backend=simulated",

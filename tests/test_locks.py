@@ -85,6 +85,7 @@ def measured(tmp_path: Path) -> tuple[str, str]:
     return row["trial_id"], json.loads(row["versions"])["helper"]
 
 
+@pytest.mark.slow
 def test_a_newer_dependency_changes_nothing_until_relock(index, tmp_path, capsys):
     assert command(tmp_path, "dry_run=true") == 0
     assert f"not locked yet: environment tiny for {locks.node_target(TINY)}" in capsys.readouterr().out

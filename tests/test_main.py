@@ -139,6 +139,7 @@ def test_the_plan_of_the_main_job_prints_how_long_it_takes_from_nothing_on_a_mac
     assert "from an empty folder" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_dry_run_of_the_published_form_needs_no_gpu(capsys, out, monkeypatch):
     monkeypatch.setattr("sweep.provenance.gpu_names", lambda: ())
     assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=l4", f"out={out}"]) == 0

@@ -4,13 +4,11 @@ import contextlib
 import math
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.client.process import _peak_memory
 from sweep.client.wire import Target
 from sweep.records import Request, Timeouts
-from tests.simulated_engine import simulated
+from tests.simulated_engine import behind_tls, simulated
 
 SHORT = Timeouts(connect=1.0, first_token=0.5, between_tokens=0.3, total=2.0)
 
@@ -407,53 +405,13 @@ def _refuse_one(server: socket.socket, heard: list[bytes]) -> None:
         connection.recv(1)
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    path = tmp_path / "both.pem"
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    )
-    subprocess.run([*command.split(), "-keyout", path, "-out", tmp_path / "c.pem"], check=True, capture_output=True)
-    path.write_text(path.read_text() + (tmp_path / "c.pem").read_text())
-    return path
-
-
-@pytest.fixture
-def tls_url(certificate: Path) -> Iterator[str]:
-    """A TLS server before a simulated engine, passing bytes on."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    with simulated() as (url, _), socket.create_server(("127.0.0.1", 0)) as server:
-        port = int(url.rsplit(":", 1)[1])
-        threading.Thread(target=_terminate_tls, args=(server, context, port), daemon=True).start()
-        yield f"https://localhost:{server.getsockname()[1]}"
-
-
-def _terminate_tls(server: socket.socket, context: ssl.SSLContext, port: int) -> None:
-    def carry(raw: socket.socket) -> None:
-        try:
-            front = context.wrap_socket(raw, server_side=True)
-        except OSError:
-            return
-        with front, socket.create_connection(("127.0.0.1", port)) as back:
-            back.sendall(front.recv(65536))
-            while data := back.recv(65536):
-                front.sendall(data)
-
-    while True:
-        try:
-            raw, _ = server.accept()
-        except OSError:
-            return
-        threading.Thread(target=carry, args=(raw,), daemon=True).start()
-
-
-def test_https(tls_url: str, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = run(tls_url, tmp_path / "a", 2, ClosedLoop(2))
-    assert all(error is not None and "CERTIFICATE_VERIFY_FAILED" in error for error in errors(refused))
-    unchecked = run(tls_url, tmp_path / "b", 2, ClosedLoop(2), target={"verify_tls": False})
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.parent / "c.pem"))
-    checked = run(tls_url, tmp_path / "c", 2, ClosedLoop(2))
+def test_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with simulated() as (url, _), behind_tls(url, tmp_path) as tls_url:
+        refused = run(tls_url, tmp_path / "a", 2, ClosedLoop(2))
+        assert all(error is not None and "CERTIFICATE_VERIFY_FAILED" in error for error in errors(refused))
+        unchecked = run(tls_url, tmp_path / "b", 2, ClosedLoop(2), target={"verify_tls": False})
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        checked = run(tls_url, tmp_path / "c", 2, ClosedLoop(2))
     for seen in (unchecked, checked):
         assert errors(seen) == [None, None]
         assert list(seen.records.output_tokens) == [5, 5]

@@ -18,6 +18,8 @@ from sweep.disk import object_store
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("moto.server", reason="moto[server] is not installed")
 
 

@@ -10,6 +10,8 @@ from sweep.__main__ import main
 from sweep.disk.ledger import Ledger
 from tests.test_line import SIMULATED
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):

@@ -68,7 +68,7 @@ def test_a_dry_run_and_a_cluster_that_can_grow_do_not_wait(joining):
 @pytest.mark.parametrize("nodes", [[], [L4]])
 def test_a_node_that_is_not_there_now_is_the_drivers_to_wait_for(nodes):
     """A node of eight GPUs may be rebooting. A dry run says that there is none."""
-    wide = SimpleNamespace(name="wide", gpus=8, launches=False, unavailable=lambda host: None)
+    wide = SimpleNamespace(name="wide", gpu_count=8, launches=False, unavailable=lambda host: None)
     assert preflight.surroundings(settings(), nodes).unavailable(wide, "cuda") is None
     assert preflight.surroundings(settings(dry_run=True), nodes).unavailable(wide, "cuda")
 

@@ -19,6 +19,8 @@ from sweep.numbers.quantities.prompt_cache import prefix_hit_rate
 from sweep.numbers.warnings import trial_warnings
 from sweep.records import Sample
 
+pytestmark = pytest.mark.slow
+
 MISS, HIT = 0.5, 0.1  # s to the first token: long beside what the client takes from an answer to the next send
 
 

@@ -66,7 +66,8 @@ def test_the_ladders_table_has_the_steps_of_the_experiment() -> None:
     ladder = yaml.safe_load((CONF / "experiment" / "serving_ladder.yaml").read_text())["ladder"]
     study = study_of("serving_ladder")
     assert study is not None
-    assert [row["ladder"] for row in study.tables["serving_ladder"].rows] == [step["step"] for step in ladder]
+    published = [row["ladder"] for row in study.tables["serving_ladder"].rows]
+    assert published == [step["step"] for step in ladder if "gateway" not in step["set"]]
 
 
 def test_what_a_studys_own_table_contradicts_is_said() -> None:

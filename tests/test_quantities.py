@@ -54,6 +54,7 @@ def tracked_summary(folder):
     return {summary["outcome"]: summary for summary in summaries if "outcome" in summary}  # else the run of the sweep
 
 
+@pytest.mark.slow
 def test_a_toy_quantity_is_everywhere(toys, monkeypatch, tmp_path, caplog):
     """In trials.parquet with its type, in summary.csv, in the report and in W&B."""
     assert 0 in (run_wandb(monkeypatch, tmp_path) for _ in range(3))  # a busy machine may limit the client
@@ -79,6 +80,7 @@ def test_a_toy_quantity_is_everywhere(toys, monkeypatch, tmp_path, caplog):
     assert "| `tokens_per_joule` | tokens/J | energy | higher |" in metrics_tables.tables()
 
 
+@pytest.mark.slow
 def test_a_failed_row_has_no_toy_quantity(toys, monkeypatch, tmp_path):
     """Half of the requests fail, the others are measured: their speed must not look like a result."""
     assert run_wandb(monkeypatch, tmp_path, "max_failed=0.01", "+backend.faults={error_event: 0.5}") == 1
@@ -109,6 +111,7 @@ def test_the_tables_of_the_document_are_as_the_code_is():
 # Percentiles ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_percentiles_and_slo_are_recomputed_from_the_stamps(tmp_path):
     out = tmp_path / "out"
     assert 0 in (main([*SLOW, "percentiles=[75,99.9]", f"out={out}"]) for _ in range(3))

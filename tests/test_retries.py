@@ -277,6 +277,7 @@ def test_it_ends_at_the_deadline_and_when_nothing_works_for_hours(monkeypatch):
     assert Issued(75, 0).run() == 1
 
 
+@pytest.mark.slow
 def test_the_command_that_is_issued_is_the_whole_one_and_hears_signals(tmp_path):
     """Bad input is printed once, by the command itself; a signal to the supervisor drains the command."""
     command = [sys.executable, "-m", "sweep", "reissue"]

@@ -53,7 +53,7 @@ def test_without_speculation_there_is_none() -> None:
 def test_positions_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"drafts": "vllm:spec_decode_num_drafts_total"}
     names["at"] = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
-    metrics = EngineMetrics("http://127.0.0.1:9/metrics", names)
+    metrics = EngineMetrics(["http://127.0.0.1:9/metrics"], names)
 
     class Page:
         text = PAGE

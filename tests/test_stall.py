@@ -3,8 +3,11 @@
 import time
 
 import pandas as pd
+import pytest
 
 from sweep.__main__ import main
+
+pytestmark = pytest.mark.slow
 
 SIMULATED = ["backend=simulated", "model=tiny-llama", "cluster=inline", "tracking=none", "agreement=false"]
 SHORT = ["workload.input_tokens=16", "workload.num_requests=4", "workload.warmup_requests=0", "load.batch_size=2"]

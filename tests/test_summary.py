@@ -125,6 +125,7 @@ def test_latencies_by_the_engines_own_stamps_do_not_compete(tmp_path: Path) -> N
     assert found["ttft_p50"].point["backend"] == "a"
 
 
+@pytest.mark.slow
 def test_ten_thousand_points_take_seconds(tmp_path: Path) -> None:
     rows = [trial(f"e{index % 4}", index // 4, 0, 10.0 + index) for index in range(10_000)]
     run = run_of(tmp_path, rows, baseline={"backend": "e0"})

@@ -54,7 +54,7 @@ def summarise_telemetry(samples, idle_memory, duration, begin=0.0):
 
 
 def test_engine_metrics_are_read_under_our_names_and_summed_over_engines(url):
-    assert set(EngineMetrics(f"{url}/metrics", NAMES).read()) == {
+    assert set(EngineMetrics([f"{url}/metrics"], NAMES).read()) == {
         ("kv_cache_usage", "", 0.25),
         ("requests_running", "", 7.0),
         ("preemptions_total", "", 6.0),
@@ -62,7 +62,7 @@ def test_engine_metrics_are_read_under_our_names_and_summed_over_engines(url):
 
 
 def test_a_source_that_fails_is_said_and_fails_nothing(url):
-    sampler = Sampler([EngineMetrics(f"{url}/broken", NAMES), Processes(lambda: [psutil.Process()])], 0.01)
+    sampler = Sampler([EngineMetrics([f"{url}/broken"], NAMES), Processes(lambda: [psutil.Process()])], 0.01)
     with sampler:
         pass
     assert "engine (HTTPStatusError" in sampler.described
@@ -77,7 +77,7 @@ def test_process_memory_counts_shared_pages_once():
 
 
 def test_times_count_from_the_trials_start(url):
-    sampler = Sampler([EngineMetrics(f"{url}/metrics", NAMES)], 10)
+    sampler = Sampler([EngineMetrics([f"{url}/metrics"], NAMES)], 10)
     first = sampler.read_once()[0].time
     with sampler:
         pass

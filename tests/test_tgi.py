@@ -193,6 +193,7 @@ def test_the_shard_dies_of_an_out_of_memory(native, tmp_path):
         httpx.get(engine.url + "/health", trust_env=False)
 
 
+@pytest.mark.slow
 def test_the_whole_line_attached_to_one_that_runs(native, tmp_path):
     """`backend=tgi backend.url=...`: no GPU, no docker, nothing launched."""
     engine = native(STAND_IN_EOS="9", STAND_IN_ITL="0.1")  # slow beside the client, on any machine

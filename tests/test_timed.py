@@ -15,6 +15,8 @@ from sweep.inputs.load import Constant, Poisson
 from tests.results import printed, rows_of
 from tests.timed_server import timed_server
 
+pytestmark = pytest.mark.slow
+
 LINE = [
     *("backend=openai", "model=tiny-llama", "workload=synthetic", "workload.input_tokens=16"),
     *("workload.output_tokens=16", "workload.num_requests=120", "workload.warmup_requests=0"),

@@ -214,6 +214,7 @@ def test_answers_that_ignore_ignore_eos_are_invalid_and_it_is_said_early(
     assert printed.index("warm-up: answers have 8.0 output tokens") < printed.index("[1/1")
 
 
+@pytest.mark.slow
 def test_answers_that_are_too_long_are_invalid(tmp_path: Path) -> None:
     row = sweep(tmp_path, Script(tokens=2 * ASKED), status=1)
     assert row.outcome == "invalid"
@@ -252,6 +253,7 @@ def test_prompts_that_engines_count_differently_are_told(tmp_path: Path) -> None
     assert summary["warnings"].str.contains("unequal-inputs").all()
 
 
+@pytest.mark.slow
 def test_throughput_at_an_offered_rate_is_never_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load = ["load=constant", "load.rate=10"]
     short = ["workload.output_tokens=8", "workload.num_requests=20"]
@@ -266,6 +268,7 @@ def test_throughput_at_an_offered_rate_is_never_best(tmp_path: Path, capsys: pyt
     assert pd.read_csv(tmp_path / "out" / "summary.csv").as_offered.all()
 
 
+@pytest.mark.slow
 def test_an_open_loop_above_capacity_is_the_engines_own_throughput(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,7 @@ def test_latencies_by_the_engines_own_stamps_are_not_tracked() -> None:
     assert set(summary) == {"outcome", "output_throughput", "client_stamp_source"}
 
 
+@pytest.mark.slow
 def test_a_trial_tried_again_has_the_same_id_and_that_of_another_folder_has_not(tmp_path: Path) -> None:
     for folder, outcomes in (("one", ["hung", "ok"]), ("other", ["ok"])):
         for outcome in outcomes:  # each by a process of its own, as when the sweep was stopped between them

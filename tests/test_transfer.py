@@ -57,6 +57,7 @@ def test_one_that_does_not_sends_them_before_the_event_that_speaks_of_them(work,
     assert not list((tmp_path / "cache of the node").rglob("*.parquet")), "nothing is left on the node"
 
 
+@pytest.mark.slow
 def test_what_a_killed_task_left_goes_with_the_next_one_and_nothing_else(work, tmp_path):
     outbox = tmp_path / "cache of the node" / "outbox"
     carry = f"""

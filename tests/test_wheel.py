@@ -90,6 +90,7 @@ def test_a_folder_that_holds_a_package_of_that_name_is_refused(tmp_path):
     assert finished.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_names_are_the_same_modules():
     program = (
         "import llm_sweep, analysis; from llm_sweep import analysis as other;"

@@ -114,7 +114,7 @@ def _obstacle(
     """The first of: another protocol, hardware, model, workload or load."""
     for name, values in (
         ("protocol", [_values(trials, "protocol") for trials in (first, second)]),
-        ("hardware", [_machines(trials) for trials in (first, second)]),
+        ("hardware", [machines(trials) for trials in (first, second)]),
     ):
         if all(values) and values[0] != values[1]:
             return f"{name}: {_some(values[0])} and {_some(values[1])}"
@@ -132,7 +132,7 @@ def _values(trials: pd.DataFrame, column: str) -> set[str]:
     return set(trials[column].dropna().astype(str)) if column in trials else set()
 
 
-def _machines(trials: pd.DataFrame) -> set[str]:
+def machines(trials: pd.DataFrame) -> set[str]:
     """The accelerators; on a machine without one, its processor and number of cores."""
     accelerators = _values(trials, "accelerator")
     hosts = [json.loads(text) for text in _values(trials, "hardware")]

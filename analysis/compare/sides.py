@@ -43,7 +43,7 @@ def side(text: str) -> Side:
     place, _, selection = text.partition(SELECT)
     run = _open(place, all_rows=bool(selection))
     trials = run.ok
-    settings = [_trial_settings(row) for row in trials.to_dict("records")]
+    settings = [trial_settings(row) for row in trials.to_dict("records")]
     wanted_values = _selection(text, selection)
     for key in wanted_values:
         if settings and not any(key in each for each in settings):
@@ -80,7 +80,7 @@ def _selection(text: str, selection: str) -> dict[str, str]:
     return {f"{key}.name" if key in PARTS else key: value for key, _, value in pairs}
 
 
-def _trial_settings(row: dict[Any, Any]) -> TrialSettings:
+def trial_settings(row: dict[Any, Any]) -> TrialSettings:
     """The settings of a trial: its whole configuration, or without one (rows made elsewhere) its columns."""
     text = row.get("config")
     config = dotted(json.loads(text)) if isinstance(text, str) else {}  # a missing text is NaN

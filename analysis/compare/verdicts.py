@@ -122,7 +122,7 @@ def _compared(
     ratio = log_ratio(each.first, each.second, quantity.column)
     half = float(special.stdtrit(ratio.freedom, (1 + level) / 2)) * ratio.error if ratio.freedom > 0 else math.nan
     low, high = ratio.log - half, ratio.log + half
-    smallest, cost = smallest_change(ratio, ratio.units, level), _minutes_a_unit(each)
+    smallest, cost = smallest_change(ratio, ratio.units, level), minutes_a_launch(each.first, each.second)
     return PointComparison(
         reference,
         other,
@@ -225,10 +225,10 @@ def _figure(trials: pd.DataFrame, column: str) -> float:
     return float(np.exp(launches.mean())) if len(launches) else math.nan
 
 
-def _minutes_a_unit(each: Match) -> float:
-    """Minutes that one launch of each side takes, this configuration's trials included; 0 if unknown."""
+def minutes_a_launch(*sides: pd.DataFrame) -> float:
+    """Minutes that one launch of each side takes, the trials of this configuration included; 0 if unknown."""
     total = 0.0
-    for trials in (each.first, each.second):
+    for trials in sides:
         seconds = sum(
             float(trials[column].astype("float64").fillna(0).mean())
             for column in ("startup_seconds", "wall_seconds")

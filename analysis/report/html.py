@@ -15,6 +15,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.answers.deciding import answers
+from analysis.answers.sentences import lead
 from analysis.best_gains import best_gains
 from analysis.headline import HEADLINE
 from analysis.intervals import CONFIDENCE, Estimate
@@ -25,6 +27,8 @@ from analysis.plotting.layout import listed
 from analysis.quantities import LabelledColumn, definitions, labelled_column, number
 from analysis.report.tables import (
     LARGEST_TABLE,
+    answers_table,
+    explained_tables,
     ladder_table,
     results_tables,
     spread_table,
@@ -89,12 +93,15 @@ def _findings(results: RunResults) -> dict[str, Any]:
     """The parts of the report that say what was found, and the variables of the notes below them."""
     run, layout, counts = results.run, results.layout, results.points["n"]
     replicates = len(layout.visible(run.ok))
+    every = answers([results])
     reasons = run.ok["steady_method"].dropna().mode()
     return {
         "run": run,
         "layout": layout,
         "results": results,
         "lead": _lead(results),
+        "answer": lead(every),
+        "answers": answers_table(every),
         "cards": list(_cards(results)),
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
         "tables": results_tables(results),
@@ -103,6 +110,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "study": study_of(run.name),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),
+        "explained": explained_tables(results),
         "steady": steady_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),

@@ -5,6 +5,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.answers.question import TaskAnswer
+from analysis.answers.sentences import advantage, figure, remedy_text, sentence
+from analysis.explain.decomposition import explanations
+from analysis.explain.design import Unexplained
+from analysis.explain.output import gain_sentence, interaction_lines, remarks, rows
 from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import number, setting
@@ -39,6 +44,33 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell]]
     points: int = 0  # of which the rows are the first
     title: str = ""
+
+
+def answers_table(answers: Sequence[TaskAnswer]) -> Table | None:
+    """The answer to each question, with the runner-up and what would decide a tie; None without one."""
+    in_bounds = any(answer.question.bounds for answer in answers)
+    columns = [Heading("question", kind="text"), Heading("answer", kind="text"), Heading("its figure")]
+    columns += [Heading("headroom")] if in_bounds else []
+    columns += [Heading("runner-up", kind="text"), Heading("ahead of it"), Heading("how sure", kind="text wide")]
+    rows = [_answer_row(answer, in_bounds) for answer in answers[:LARGEST_TABLE]]
+    return Table(columns, rows, len(answers)) if rows else None
+
+
+def _answer_row(answer: TaskAnswer, in_bounds: bool) -> list[Cell]:
+    best = answer.best
+    if best is None:
+        text = sentence(answer).removeprefix(f"{answer.question.title}: ")
+        return [Cell(answer.question.title), Cell("none"), *(Cell("—"),) * (3 + in_bounds), Cell(text)]
+    row = [Cell(answer.question.title), Cell(best.full_name, best=answer.decided), Cell(figure(answer, best))]
+    if in_bounds:
+        row.append(Cell(f"{best.headroom:.0%}", "" if best.surely_meets else "not surely"))
+    if len(answer.meeting) == 1:
+        alone = "no other configuration meets the SLO" if in_bounds else "no other configuration has a result here"
+        return [*row, Cell("—"), Cell("—"), Cell(alone)]
+    rival = answer.tied[0] if answer.tied else answer.meeting[1]
+    sure = "told apart from all others" if answer.decided else "not told apart"
+    sure += f": {remedy_text(answer.remedy)}" if answer.remedy else ""
+    return [*row, Cell(rival.full_name, figure(answer, rival)), Cell(advantage(answer, rival)), Cell(sure)]
 
 
 def results_tables(results: RunResults) -> list[Table]:
@@ -115,6 +147,21 @@ def spread_table(results: RunResults) -> Table | None:
         for spread in spreads
     ]
     return Table(columns, rows, len(rows)) if rows else None
+
+
+def explained_tables(results: RunResults) -> tuple[list[Table], list[str]]:
+    """The parts of each task's gain in each quantity, and the notes on them; empty if the run does not show them."""
+    try:
+        explained = explanations(results.run, results.layout)
+    except Unexplained:
+        return [], []
+    tables = []
+    for each in explained[: LARGEST_TABLE // 10]:
+        headings, parts = rows(each)
+        columns = [Heading(heading, kind="text" if index == 0 else "") for index, heading in enumerate(headings)]
+        tables.append(Table(columns, [[Cell(text) for text in row] for row in parts], title=gain_sentence(each)))
+    pairs = [f"together × each alone, {each.task}: {'; '.join(interaction_lines(each))}" for each in explained[:1]]
+    return tables, remarks(explained) + (pairs if explained[0].interactions else [])
 
 
 def ladder_table(layout: Layout) -> Table | None:

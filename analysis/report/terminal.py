@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis.answers.deciding import answers
+from analysis.answers.output import lines as answer_lines
 from analysis.best_gains import BestGain, best_gains
 from analysis.failures import Losses
 from analysis.headline import HEADLINE
@@ -55,6 +57,7 @@ RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
 INTERVALS = "± half the 95% interval of these launches; summary.csv and the report also have that of a new launch"
 GAP = 2  # characters between columns
+MOST_ANSWERS = 12  # questions: the rest is in `sweep summary`
 MOST_POINTS = 40  # points: the rest is in summary.csv
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 
@@ -68,6 +71,7 @@ class Summary:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         results = self.results
         if (results.points["n"] > 0).any():
+            yield from _answers(results)
             yield from _results(results.layout, options.max_width)
             yield _best(results)
             yield from _best_gains(results)
@@ -79,6 +83,16 @@ class Summary:
         if results.losses.trials:
             yield from _failures(results.losses)
         yield from _warnings(results)
+
+
+def _answers(results: RunResults) -> Iterator[Text]:
+    """The sentence that is true of all questions, then those of the first few."""
+    first, *rest = answer_lines(answers([results]))
+    yield Text(first, style="bold green")
+    for line in rest[:MOST_ANSWERS]:
+        yield Text(f"  {line}")
+    if len(rest) > MOST_ANSWERS:
+        yield Text(f"  {len(rest) - MOST_ANSWERS:,} more: sweep summary {results.run.paths.out}", style="dim")
 
 
 def _warnings(results: RunResults) -> Iterator[Text | Padding]:

@@ -11,21 +11,31 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from analysis.load import RunNotFound
 from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
 from analysis.tracking import process
 from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
+from sweep.config import ConfigError
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, run_folder
 from sweep.records import UNMEASURED, Sample
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
+    """Run the command line; return the exit status.
+
+    Raises:
+        ConfigError: for bad input.
+    """
+    parser = _Parser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
     parser.add_argument("--entity", help="team or user; default: that of the run, else the login's own")
@@ -34,8 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     os.environ.setdefault("WANDB_SILENT", "true")
+    folder = run_folder(options.run)
     try:
-        for line in publish(run_folder(options.run), options.project, options.entity, options.trials):
+        for line in publish(folder, options.project, options.entity, options.trials):
             print(line, flush=True)
     except (RunNotFound, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -65,7 +65,8 @@ def _cdi(gpu: str) -> str:
 
 
 def _mounts(launch: Launch) -> list[tuple[str, str, str]]:
-    sources = [*folders(launch.model), launch.workdir.absolute(), SOURCES]
+    models = [*folders(launch.model), *(folders(launch.draft) if launch.draft else [])]
+    sources = [*models, launch.workdir.absolute(), SOURCES]
     mounts = [(str(source), str(source), "ro") for source in dict.fromkeys(sources)]
     if launch.image_cache and launch.cache:
         launch.cache.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,7 @@ class Engine:
         self.pid = 0
         self.exit_status: int | None = None  # negative: the signal that killed it; None while it runs, or if unknown
         self._versions = versions
+        self._stopped = False
         self._gone = False
         self._lock = threading.Lock()
         self._buffer = b""
@@ -113,6 +114,13 @@ class Engine:
 
     def exit_reason(self) -> str:
         """One line on how an engine that is no longer alive ended, with its own error message."""
+        return self.named(self._ending())
+
+    def named(self, reason: str) -> str:
+        """A reason with the name of the replica that gives it."""
+        return f"{self.launch.replica}: {reason}" if self.launch.replica else reason
+
+    def _ending(self) -> str:
         message = self.backend.failure_line(self.log_tail(1000))
         if self.exit_status is None:
             ending = "its supervisor was killed"
@@ -148,13 +156,20 @@ class Engine:
             **self.backend.facts(self.launch),
         }
 
-    def stop(self) -> None:
-        """End the engine and all its processes: SIGTERM, `stop_grace`, SIGKILL. A second call does nothing."""
+    def release(self) -> None:
+        """Begin to end the engine and all its processes: SIGTERM, `stop_grace`, SIGKILL."""
         with self._lock:
-            if self._lease is None:
-                return
-            os.close(self._lease)
+            if self._lease is not None:
+                os.close(self._lease)
             self._lease = None
+
+    def stop(self) -> None:
+        """Release the engine and wait until all its processes are gone. A second call does nothing."""
+        self.release()
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
             deadline = time.monotonic() + self.backend.stop_grace + supervisor.GONE_WITHIN + 5
             while not self._gone and time.monotonic() < deadline:
                 self._listen(seconds=0.5)
@@ -326,58 +341,109 @@ def running(
     `marker` names the attempt, e.g. "<run>/<deployment>/<attempt>"; `versions` are those of its environment.
     Raises LaunchError. An engine that dies later raises nothing: ask `engine.alive()`.
     """
-    launch.workdir.mkdir(parents=True, exist_ok=True)
+    with running_together(backend, [launch], marker=marker, versions=versions) as (engine,):
+        yield engine
+
+
+@contextmanager
+def running_together(
+    backend: Backend, launches: Sequence[Launch], *, marker: str, versions: Mapping[str, str] | None = None
+) -> Iterator[tuple[Engine, ...]]:
+    """Launch engines of one kind at once, yield them when all are ready, and leave nothing of them behind.
+
+    Where one does not become ready the others are ended too. Raises LaunchError.
+    """
+    for launch in launches:
+        launch.workdir.mkdir(parents=True, exist_ok=True)
     if not backend.launches:
-        endpoint = AttachedEngine(backend, launch)
-        if not endpoint.alive():
-            refused = f"backend.url={backend.url}: accepts no connections"
-            raise LaunchError(Outcome.LAUNCH_FAILED, refused, fault=Fault.SURROUNDINGS)
-        yield endpoint
+        yield (_attached(backend, launches[0]),)
         return
     clear_leftovers()
-    fixed = backend.port or launch.port
-    if fixed and (problem := port_problem(fixed, launch.host)):
+    fixed = backend.port or launches[0].port
+    if fixed and (problem := port_problem(fixed, launches[0].host)):
         raise LaunchError(Outcome.LAUNCH_FAILED, problem, fault=Fault.SURROUNDINGS)
-    for attempt in range(1, PORT_ATTEMPTS + 1):
-        engine = Engine(backend, replace(launch, port=fixed or free_port(launch.host)), marker, versions or {})
-        try:
-            if _ready(engine, retry=not fixed and attempt < PORT_ATTEMPTS):
-                yield engine
-                return
-        finally:
-            engine.stop()
+    starts: list[_Start] = []
+    try:
+        for launch in launches:
+            own = f"{marker}/{launch.workdir.name}" if len(launches) > 1 else marker
+            starts.append(_Start(backend, launch, own, versions or {}))
+        with httpx.Client(timeout=2.0, trust_env=False) as client:
+            while any([not start.ready(client) for start in starts]):  # noqa: C419 - every one is asked: it may have died
+                task.pause(READY_POLL)
+        yield tuple(start.engine for start in starts)
+    finally:
+        for start in starts:
+            start.engine.release()
+        for start in starts:
+            start.engine.stop()
 
 
-def _ready(engine: Engine, retry: bool) -> bool:
-    """Wait until the engine answers. False: its port was taken meanwhile, and `retry` allows another one.
+def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
+    endpoint = AttachedEngine(backend, launch)
+    if not endpoint.alive():
+        refused = f"backend.url={backend.url}: accepts no connections"
+        raise LaunchError(Outcome.LAUNCH_FAILED, refused, fault=Fault.SURROUNDINGS)
+    return endpoint
 
-    Raises LaunchError, or task.Stopped.
-    """
-    begin, oom_kills = time.monotonic(), _oom_kills()
-    ready_url = engine.url + engine.backend.ready_path
-    with httpx.Client(timeout=2.0, trust_env=False) as client:
-        while time.monotonic() - begin < engine.backend.launch_timeout:
-            if not engine.alive():
-                tail = engine.log_tail(1000)
-                if retry and PORT_TAKEN.search(tail):
-                    return False
-                killed = engine.exit_status in KILLED_STATUSES and _oom_kills() > oom_kills
-                memory = killed or engine.backend.ran_out_of_memory(tail)
-                outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
-                raise LaunchError(outcome, engine.exit_reason(), engine.log_tail())
-            try:
-                answers = client.get(ready_url).status_code == 200
-            except httpx.TransportError:
-                answers = False
-            if answers and engine.alive():
-                if _port_is_foreign(engine) and retry:
-                    return False
-                engine.startup_seconds = time.monotonic() - begin
-                return True
-            task.pause(READY_POLL)
-    message = engine.backend.failure_line(engine.log_tail(1000))
-    reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {message[:500]}"
-    raise LaunchError(Outcome.LAUNCH_TIMEOUT, reason, engine.log_tail())
+
+class _Start:
+    """The start of an engine, tried on another port where its own is taken meanwhile."""
+
+    def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
+        self._fixed = backend.port or launch.port
+        self._attempts = 1 if self._fixed else PORT_ATTEMPTS
+        self._backend, self._launch, self._marker, self._versions = backend, launch, marker, versions
+        self._begin_launch()
+
+    def _begin_launch(self) -> None:
+        self._attempts -= 1
+        launch = replace(self._launch, port=self._fixed or free_port(self._launch.host))
+        self.engine = Engine(self._backend, launch, self._marker, self._versions)
+        self.begin, self.oom_kills = time.monotonic(), _oom_kills()
+        self.is_ready = False
+
+    def ready(self, client: httpx.Client) -> bool:
+        """Return whether the engine answers. Raises LaunchError, also when one that was ready has died."""
+        engine = self.engine
+        if not engine.alive():
+            if self._attempts and PORT_TAKEN.search(engine.log_tail(1000)):
+                self._launch_again()
+                return False
+            raise self._failure()
+        if not self.is_ready and _answers(engine, client) and engine.alive():
+            if self._attempts and _port_is_foreign(engine):
+                self._launch_again()
+                return False
+            engine.startup_seconds = time.monotonic() - self.begin
+            self.is_ready = True
+        if not self.is_ready and time.monotonic() - self.begin >= engine.backend.launch_timeout:
+            raise self._timeout()
+        return self.is_ready
+
+    def _launch_again(self) -> None:
+        self.engine.stop()
+        self._begin_launch()
+
+    def _failure(self) -> LaunchError:
+        engine = self.engine
+        killed = engine.exit_status in KILLED_STATUSES and _oom_kills() > self.oom_kills
+        memory = killed or engine.ran_out_of_memory()
+        outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
+        return LaunchError(outcome, engine.exit_reason(), engine.log_tail())
+
+    def _timeout(self) -> LaunchError:
+        engine = self.engine
+        message = engine.backend.failure_line(engine.log_tail(1000))
+        reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {message[:500]}"
+        return LaunchError(Outcome.LAUNCH_TIMEOUT, engine.named(reason), engine.log_tail())
+
+
+def _answers(engine: Engine, client: httpx.Client) -> bool:
+    """Return whether an engine says that it is ready."""
+    try:
+        return client.get(engine.url + engine.backend.ready_path).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list[int]:

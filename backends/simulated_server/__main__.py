@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import random
 import signal
 import socket
 import sys
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     if config.die_at_launch:
         sys.exit("RuntimeError: simulated failure at launch")
     loop = uvloop.new_event_loop()
-    engine = SimulatedEngine(config, options.model, loop)
+    engine = SimulatedEngine(config.slowed(luck=random.gauss(0, 1)), options.model, loop)
     SimulatedServer(engine, loop).listen(options.host, options.port)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, loop.stop)

@@ -3,9 +3,10 @@
 import math
 import random
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -63,6 +64,14 @@ class Faults:
         return None
 
 
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Cost:
+    """Factors of the scheduler's times while none of some knobs is on."""
+
+    ttft: PositiveFloat = 1.0
+    itl: PositiveFloat = 1.0
+
+
 class Behaviour(BaseModel):
     """The engine's behaviour as `backends.simulated` has it too; times in s."""
 
@@ -78,6 +87,9 @@ class Behaviour(BaseModel):
     max_queue: NonNegativeInt | None = None  # waiting sequences, beyond which a request gets 503
     memory_limit: PositiveInt | None = None  # sequences at once, beyond which the engine runs out of memory and dies
     kv_cache_tokens: PositiveInt = 1_000_000  # what kv_cache_usage is a share of
+    knobs: dict[str, bool] = {}  # optimisations that are on or off
+    knob_costs: dict[str, Cost] = {}  # `a`: while a is off; `a+b`: while both are
+    launch_spread: NonNegativeFloat = 0.0  # standard deviation of the logarithm of a launch's speed
     startup_seconds: NonNegativeFloat = 0.0
     die_at_launch: Literal["error", "out_of_memory"] | None = None
     always_500: bool = False
@@ -89,3 +101,19 @@ class Config(Behaviour):
     events_per_write: PositiveInt = 1  # of events that are due at the same time
     seed: NonNegativeInt = 0  # of the choice of requests with faults
     log: str | None = None  # file for the true times
+
+    def slowed(self, luck: float = 0.0) -> Self:
+        """The configuration with the costs of the knobs that are off, and this launch's luck, in its times."""
+        costs = [
+            cost for names, cost in self.knob_costs.items() if not any(self.knobs.get(n) for n in names.split("+"))
+        ]
+        common = math.exp(luck * self.launch_spread)
+        ttft, itl = (common * math.prod(getattr(cost, name) for cost in costs) for name in ("ttft", "itl"))
+        return self.model_copy(
+            update={
+                "ttft": replace(self.ttft, mean=self.ttft.mean * ttft),
+                "itl": replace(self.itl, mean=self.itl.mean * itl),
+                "ttft_per_input_token": self.ttft_per_input_token * ttft,
+                "itl_per_sequence": self.itl_per_sequence * itl,
+            }
+        )

@@ -38,6 +38,7 @@ class Identity:
     price_per_hour: float | None
     accelerator: str | None
     gpu_count: int
+    replicas: int  # engines behind one URL
     percentiles: str  # of its series
     slo: str | None  # the bounds that goodput is judged by, JSON
     config: str  # resolved, JSON
@@ -76,12 +77,13 @@ class Verdict:
     ended_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Observation:
     """The sources of the observation."""
 
     client_stamp_source: str
     telemetry_sources: str
+    foreign_processes: str  # the largest of others beside it, with the cores or the GPU memory that each took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ def _fault(verdict: Verdict) -> str | None:
         return None
     if verdict.fault is not None:
         return verdict.fault.value
-    if verdict.outcome is Outcome.CLIENT_LIMITED:
+    if verdict.outcome in (Outcome.CLIENT_LIMITED, Outcome.DISTURBED):
         return Fault.SURROUNDINGS.value
     foreign = verdict.outcome is not Outcome.INVALID and is_outage(verdict.reason or "")
     return (Fault.SURROUNDINGS if foreign else Fault.ENGINE).value

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep import whole_file
-from sweep.config import PERCENTILES, first_line
+from sweep.config import PERCENTILES, ConfigError, first_line, shortened
 from sweep.config import DamagedFile as DamagedFile
 from sweep.disk import lines as lines_of
 from sweep.disk import row as trial_row
@@ -113,9 +113,16 @@ class RunPaths:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, which a user gives as a path or as its name under results/."""
+    """The folder of a run, which a user gives as a path or as its name under results/.
+
+    Raises:
+        ConfigError: for what cannot be the name of a folder.
+    """
     folder = Path(run)
-    return folder if folder.exists() else Path("results") / folder
+    try:
+        return folder if folder.exists() else Path("results") / folder
+    except OSError as error:
+        raise ConfigError(f"RUN={shortened(run)}: {error.strerror}") from None
 
 
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:

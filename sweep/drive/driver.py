@@ -121,13 +121,12 @@ class Driver:
             self.executor.clean_up(self.ledger.run)
             with self.stop.signals():
                 self._loop()
-            self.ledger.check_in_place()
             self.rows.write_table()
             self._write_status(ended=True)
         except Misplaced:
             raise
         except Halted:
-            with suppress(OSError):  # the error raised below tells the cause; the rows are in the ledger
+            with suppress(OSError, Misplaced):  # the error raised below tells the cause; the rows are in the ledger
                 self.rows.write_table()
             raise
         except OSError as error:  # the results folder cannot be written any more: the disk is full, or gone

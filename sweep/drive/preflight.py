@@ -131,7 +131,7 @@ def surroundings(
             if reason is not None:
                 return reason
         if reason is None and platform == "cuda" and not waits:
-            reason = infeasible(Need(backend.name, backend.gpus, settings.hardware.accelerator, 0.0), nodes)
+            reason = infeasible(Need(backend.name, backend.gpu_count, settings.hardware.accelerator, 0.0), nodes)
         if reason is None and backend.launches and local:
             _check_own_programs(backend.env)
             check_cache()

@@ -64,8 +64,10 @@ class RowWriter:
         """Write trials.parquet: the rows of the present plan, in its order, and after them all others ever measured.
 
         `recompute` brings rows up to the present settings from their stamps, which takes minutes for many: not while
-        nodes wait for the driver, or a measurement beside it for a core.
+        nodes wait for the driver, or a measurement beside it for a core. Raises Misplaced rather than make a deleted
+        results folder anew.
         """
+        self.ledger.check_in_place()
         begin = time.monotonic()
         settings, axes = self.plan.settings, self.plan.axes
         rows = [

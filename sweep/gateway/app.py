@@ -210,6 +210,7 @@ class GatewayApp:
         if (scope.get("client") or ("",))[0] not in ("127.0.0.1", "::1"):
             raise Refused(403, "allowed from the gateway's own machine only")
         self.metrics.reset()
+        self.engines.router.reset()
         if self.source is not None:
             self.source.clear()
         await exchange.answer(200, JSON, b"{}")

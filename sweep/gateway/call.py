@@ -51,6 +51,7 @@ class Question(NamedTuple):
 
     text: str
     is_text: bool = True
+    parts: tuple[str, ...] = ()  # of a message in several: equal questions are equal in each
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,9 @@ class Call:
 
     @property
     def question(self) -> Question | None:
-        """The prompt, or the last message where it is a text of the user's; None where it is neither."""
+        """The prompt, or the last message where it is a text of the user's, or parts that are all text; else None."""
         if self.path == "/v1/chat/completions":
-            last = self.content["messages"][-1]
-            text = last.get("content") if last.get("role") == "user" else None
-            return Question(text) if isinstance(text, str) else None
+            return _message_question(self.content["messages"][-1])
         prompt = self.content["prompt"]
         if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
             prompt = prompt[0]
@@ -92,12 +91,36 @@ class Call:
         rest = {name: value for name, value in self.content.items() if name != key}
         if key == "messages":
             *earlier, last = self.content["messages"]
-            rest["messages"] = [*earlier, {name: value for name, value in last.items() if name != "content"}]
+            shape = {name: value for name, value in last.items() if name != "content"}
+            if isinstance(content := last.get("content"), list):
+                shape["content"] = [_without(part, "text") for part in content]
+            rest["messages"] = [*earlier, shape]
         return rest
 
     def with_content(self, content: dict[str, Any]) -> "Call":
         """The call with another body."""
         return replace(self, content=content, body=json.dumps(content, separators=(",", ":")).encode())
+
+
+def _without(part: Any, key: str) -> Any:
+    return {name: value for name, value in part.items() if name != key} if isinstance(part, dict) else part
+
+
+def text_parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a message whose `text` is a text."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return [part for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+
+
+def _message_question(message: dict[str, Any]) -> Question | None:
+    content = message.get("content") if message.get("role") == "user" else None
+    if isinstance(content, str):
+        return Question(content)
+    texts = tuple(part["text"] for part in text_parts(message) if part.get("type") == "text")
+    if not isinstance(content, list) or not texts or len(texts) < len(content):
+        return None
+    return Question("\n".join(texts), parts=texts)
 
 
 async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float) -> Call:

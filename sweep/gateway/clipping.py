@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
-from sweep.gateway.call import Call
+from sweep.gateway.call import Call, text_parts
 from sweep.gateway.settings import Clip
 
 CUTS = 8  # of cutting: the ends of a cut text may be tokenized otherwise than within the whole
@@ -60,7 +60,7 @@ class Clipper:
         if self.bounds.input_tokens is None or self.tokenizer is None:
             return 0, 0
         if "messages" in content:
-            content["messages"] = [{**message} for message in content["messages"]]
+            content["messages"] = [_copied(message) for message in content["messages"]]
             return self._clip_messages(content["messages"], self.bounds.input_tokens)
         prompt = content["prompt"]
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
@@ -81,22 +81,23 @@ class Clipper:
         return prompt[:head] + prompt[len(prompt) - tail :], len(prompt), limit
 
     def _clip_messages(self, messages: list[dict[str, Any]], limit: int) -> tuple[int, int]:
-        """Cut, in place, the longest messages that are not the system's until all contents have `limit` tokens at most.
+        """Cut, in place, the longest messages that are not the system's until all contents have `limit` tokens at most;
+        of one in parts the longest text parts.
 
-        Counted are the contents alone: the tokens that a chat template adds are the engine's.
+        Counted are the texts alone: the tokens that a chat template adds, or an image has, are the engine's.
         """
         assert self.tokenizer is not None
-        texts = [message.get("content") if isinstance(message.get("content"), str) else "" for message in messages]
-        counts = [len(e.ids) for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        texts = [text for message in messages for text in _texts(message)]
+        encodings = self.tokenizer.encode_batch_fast([text.value for text in texts], add_special_tokens=False)
+        counts = [len(encoding.ids) for encoding in encodings]
         before = sum(counts)
-        system = [message.get("role") in ("system", "developer") for message in messages]
-        for index in sorted(range(len(messages)), key=lambda i: (system[i], -counts[i])):
+        for index in sorted(range(len(texts)), key=lambda i: (texts[i].is_system, -counts[i])):
             excess = sum(counts) - limit
-            if excess <= 0 or system[index]:
+            if excess <= 0 or texts[index].is_system:
                 break
             room = max(counts[index] - excess, 1)
-            text, _, counts[index] = clip_text(texts[index] or "", room, self.bounds.keep, self.tokenizer, bare=True)
-            messages[index]["content"] = text
+            cut, _, counts[index] = clip_text(texts[index].value, room, self.bounds.keep, self.tokenizer, bare=True)
+            texts[index].holder[texts[index].key] = cut
         return before, sum(counts)
 
     def _clip_output(self, path: str, content: dict[str, Any]) -> tuple[int, int]:
@@ -112,6 +113,33 @@ class Clipper:
         if not set(LIMIT_KEYS) & set(named) and (path != "/v1/completions" or limit < DEFAULT_ANSWER):
             content["max_tokens"] = limit
         return asked, min(asked, limit)
+
+
+class MessageText(NamedTuple):
+    """A text in a message, and the mapping that holds it: the message, or one of its parts."""
+
+    holder: dict[str, Any]
+    key: str
+    is_system: bool
+
+    @property
+    def value(self) -> str:
+        return str(self.holder[self.key])
+
+
+def _copied(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with parts of its own."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return {**message}
+    return {**message, "content": [{**part} if isinstance(part, dict) else part for part in content]}
+
+
+def _texts(message: dict[str, Any]) -> list[MessageText]:
+    system = message.get("role") in ("system", "developer")
+    if isinstance(message.get("content"), str):
+        return [MessageText(message, "content", system)]
+    return [MessageText(part, "text", system) for part in text_parts(message)]
 
 
 def parts(limit: int, keep: Literal["head", "tail", "both"]) -> tuple[int, int]:

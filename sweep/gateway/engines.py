@@ -55,6 +55,11 @@ class Router:
         chosen = idle[next(self._turn) % len(idle)]
         return self._by_prefix(prompt, able, chosen) if self.routing == "prefix" else chosen
 
+    def reset(self) -> None:
+        """Forget which engine has which prompts, and whose turn it is."""
+        self._turn = itertools.count()
+        self._seen.clear()
+
     def _by_prefix(self, prompt: str, able: list[EngineState], least_busy: EngineState) -> EngineState:
         """The engine that has the longest part of the prompt's beginning, unless it is much busier than another."""
         blocks = list(_blocks(prompt))
@@ -110,7 +115,7 @@ class Engines:
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=MOST_IN_FLIGHT),
+                connector=aiohttp.TCPConnector(limit=MOST_IN_FLIGHT, ssl=self.settings.verify_tls),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=REACH_TIMEOUT, sock_read=self.settings.answer_timeout
                 ),

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +25,13 @@ class GatewayProcess(Backend):
     computes_model = False
 
     name: str = "gateway"
-    to: str  # URL of the engine
+    to: tuple[str, ...]  # URLs of the engines
     settings: Gateway
     tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
 
     def command(self, launch: Launch) -> list[str]:
-        arguments = ["--to", self.to, "--host", launch.host, "--port", str(launch.port)]
+        arguments = [part for url in self.to for part in ("--to", url)]
+        arguments += ["--host", launch.host, "--port", str(launch.port)]
         arguments += ["--settings", self.settings.model_dump_json(), "--log", str(launch.workdir / DECISIONS)]
         if self.tokenizer is not None:
             arguments += ["--tokenizer", str(self.tokenizer.resolve())]
@@ -89,9 +90,15 @@ class RunningGateway:
 
 @contextlib.contextmanager
 def running_gateway(
-    settings: Gateway | None, engine: server.Engine, tokenizer_folder: Callable[[], Path | None], marker: str
+    settings: Gateway | None,
+    engines: Sequence[server.Engine],
+    folder: Path,
+    tokenizer_folder: Callable[[], Path | None],
+    marker: str,
 ) -> Iterator[RunningGateway | None]:
-    """The gateway in front of an engine, on the engine's cores; None without settings. Raises LaunchError.
+    """The gateway in front of engines, on their cores, with its files in `folder`; None without settings.
+
+    Raises LaunchError.
 
     `tokenizer_folder` gives that of the served model, None where it is not known; only a bound on the input needs it.
     """
@@ -103,15 +110,18 @@ def running_gateway(
         reason = "gateway.clip.input_tokens: the model's tokenizer is not known; set model.tokenizer"
         raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, fault=Fault.SURROUNDINGS)
     # Not the engine's own launch with changes: that may be in a container, which has no gateway in it.
-    own = engine.launch
+    own = engines[0].launch
     launch = Launch(
         model=own.model,
         served_name=own.served_name,
-        workdir=own.workdir / "gateway",
+        workdir=folder,
         python=sys.executable,
         threads=own.threads,
-        cpus=own.cpus,
+        cpus=tuple(sorted({core for engine in engines for core in engine.launch.cpus})),
     )
-    process = GatewayProcess(to=engine.url, settings=settings, tokenizer=tokenizer, launch_timeout=120.0)
+    verify_tls = settings.verify_tls and all(engine.backend.verify_tls for engine in engines)
+    trusting = settings.model_copy(update={"verify_tls": verify_tls})
+    urls = tuple(engine.url for engine in engines)
+    process = GatewayProcess(to=urls, settings=trusting, tokenizer=tokenizer, launch_timeout=120.0)
     with server.running(process, launch, marker=f"{marker}/gateway") as front:
         yield RunningGateway(front)

@@ -31,7 +31,7 @@ def served_equal(
     if not hits or tokenizer is None:
         return None
     equal = positions = 0
-    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False) as client:
+    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False, verify=target.verify_tls) as client:
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, replace(target, url=url), request) for url in (gateway, target.url)]

@@ -44,6 +44,7 @@ class Gateway(Strict):
     routing: Literal["round_robin", "least_busy", "prefix"] = "least_busy"  # how one of several engines is chosen
     retries: int = Field(default=2, ge=0)  # further tries of a request that no engine has begun to answer
     health_interval: PositiveFloat = 2.0  # s between the checks of each engine
+    verify_tls: bool = True  # whether this machine must trust the engines' certificates
     largest_body: PositiveInt = 16 << 20  # bytes of a request; more is refused
     request_timeout: PositiveFloat = 30.0  # s within which a request must have come in completely
     stall_timeout: PositiveFloat = 60.0  # s that a client may leave an answer unread

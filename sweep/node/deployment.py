@@ -13,11 +13,12 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,6 +28,7 @@ import httpx
 from backends.base import Launch
 from backends.launch import server, supervisor, task
 from backends.launch.gpus import find_gpu, present
+from backends.launch.replicas import replica_launches
 from backends.launch.task import Stopped
 from backends.prepare import environments as environments
 from backends.prepare import fit
@@ -333,19 +335,33 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         expected = _reference(work, node, emit)
         emit(Prepared())
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
-        with server.running(backend, node.launch, marker=work.marker, versions=versions) as engine:
-            cold = {"cold_ttft": measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout)}
-            facts = {
-                **engine.facts(),
-                **cold,
-                **agreement.compare_once(work, engine, expected, lambda text: emit(State(text))),
-            }
+        launches = replica_launches(node.launch, backend.replicas)
+        with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
+            facts = _first_facts(work, node, engines, expected, emit)
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             tokenizer = functools.partial(work.deployment.model.tokenizer_folder, work.cache)
-            with running_gateway(work.deployment.gateway, engine, tokenizer, work.marker) as gateway:
-                return _run_trials(work, RunningEngine(node, engine, facts, launch, gateway), pending, emit)
+            front = work.deployment.gateway, engines, node.launch.workdir / "gateway", tokenizer, work.marker
+            with running_gateway(*front) as gateway:
+                return _run_trials(work, RunningEngine(node, engines, facts, launch, gateway), pending, emit)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.log_tail, at_launch=True, fault=error.fault)
+
+
+def _first_facts(
+    work: Work, node: PreparedNode, engines: Sequence[server.Engine], expected: agreement.Reference | str, emit: Emit
+) -> dict[str, Any]:
+    """Return the facts of an engine, and what its answers are; of replicas the first's, and the latest first answer."""
+    first = [measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout) for engine in engines]
+    replicas: dict[str, Any] = {}
+    if len(engines) > 1:
+        commands = [engine.command for engine in engines]
+        replicas = {"replicas": commands, "routing": work.deployment.gateway.routing}
+    return {
+        **engines[0].facts(),
+        **replicas,
+        "cold_ttft": None if None in first else max(each for each in first if each is not None),
+        **agreement.compare_once(work, engines[0], expected, lambda text: emit(State(text))),
+    }
 
 
 def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Reference | str:
@@ -370,15 +386,9 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         emit(State(text))
 
     environment, spec = environments.Environment(""), None
-    folder = Path()
+    folder, draft = Path(), work.deployment.draft
     if backend.launches:
-        model.reach(work.cache)  # before an environment is built for a model that cannot be fetched
-        planned = dict(work.deployment.content)
-        if unresolved(planned.get("model", "")):
-            del planned["model"]  # the driver found no hub to ask for the commit; this node may have one
-        content = {"model": lambda: model.digest(work.cache), "backend": lambda: backend.digest()}
-        if other := other_content(planned, content):
-            raise Contradiction(other)
+        _check_models(work)  # before an environment is built for a model that cannot be fetched
         spec = work.deployment.environment
         assert spec is not None, "planned for an engine that is launched"
         if other := environments.other_platform(spec):
@@ -386,11 +396,15 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         if unfit := fit.problem(spec, host()):  # before gigabytes are fetched
             raise environments.EnvironmentFailed(f"environment {spec.name} does not run on this node: {unfit}")
         environment = environments.prepare_or_plain(spec, work.cache, progress)
-        folder = backend.weights(model.prepare(work.cache, progress), environment.python, work.cache, progress)
+        # The interpreter in an image is none of this machine's: conversions run in ours.
+        converter = sys.executable if environment.image else environment.python
+        folder = backend.weights(model.prepare(work.cache, progress), converter, work.cache, progress)
+        draft = draft and draft.prepare(work.cache, progress)
     engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
     work.folder.mkdir(parents=True, exist_ok=True)
     launch = Launch(
         model=folder,
+        draft=draft,
         served_name=model.served_name or model.name,
         workdir=work.folder,
         python=environment.python,
@@ -407,6 +421,22 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         max_model_len=model.max_model_len,
     )
     return PreparedNode(launch, environment, client_cpus, socket.gethostname())
+
+
+def _check_models(work: Work) -> None:
+    """Raise if this node cannot get a model, or if what it gets, or our own code, differs from the plan."""
+    backend, planned = work.deployment.backend, dict(work.deployment.content)
+    models = {"model": work.deployment.model, "draft": work.deployment.draft}
+    content: dict[str, Callable[[], str]] = {}
+    for group, model in models.items():
+        if model is None:
+            continue
+        model.reach(work.cache)
+        content[group] = functools.partial(model.digest, work.cache)
+        if unresolved(planned.get(group, "")):
+            del planned[group]  # the driver found no hub to ask for the commit; this node may have one
+    if other := other_content(planned, {**content, "backend": lambda: backend.digest()}):
+        raise Contradiction(other)
 
 
 def clear_engines(marker: str) -> int:
@@ -478,7 +508,7 @@ def _measure(
     empty = fresh and running.engine.backend.launches
     for attempt in range(work.settings.attempts):
         if attempt or not fresh:
-            caches = _reset_caches(running.engine, emit)
+            caches = _reset_caches(running.engines, emit)
         salt = None if caches or (empty and not attempt) else secrets.token_hex(4)
         try:
             notify = functools.partial(_note, running.engine, emit)
@@ -506,17 +536,20 @@ def engine_failed(row: Mapping[str, Any]) -> bool:
     return row["outcome"] in ENGINE_FAULTS or answered_none
 
 
-def _reset_caches(engine: server.Engine, emit: Emit) -> bool | None:
-    """Have the engine forget earlier prompts; return whether it did, None where it cannot. A failure is reported.
+def _reset_caches(engines: Sequence[server.Engine], emit: Emit) -> bool | None:
+    """Have every engine forget earlier prompts; return whether all did, None where they cannot. A failure is reported.
 
     None also for an engine that others launched: they may be using its cache, which is not ours to flush.
     """
-    if not engine.backend.launches:
+    backend, reset = engines[0].backend, True
+    if not backend.launches or not backend.reset_paths:
         return None
-    problems = [f"{path}: {problem}" for path in engine.backend.reset_paths if (problem := _reset(engine.url + path))]
-    if problems:
-        _note(engine, emit, f"caches not reset before the trial: {'; '.join(problems)}")
-    return not problems if engine.backend.reset_paths else None
+    for engine in engines:
+        problems = [f"{path}: {problem}" for path in backend.reset_paths if (problem := _reset(engine.url + path))]
+        if problems:
+            reset = False
+            _note(engine, emit, f"caches not reset before the trial: {'; '.join(problems)}")
+    return reset
 
 
 def _note(engine: server.Engine, emit: Emit, message: str) -> None:

@@ -43,6 +43,7 @@ def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identi
         price_per_hour=_price(deployment.backend, hardware),
         accelerator=accelerator,
         gpu_count=deployment.gpu_count,
+        replicas=deployment.backend.replicas,
         percentiles=percentiles_text(work.settings.percentiles),
         slo=slo_text(work.settings),
         config=config_text(trial.config),

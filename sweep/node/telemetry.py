@@ -17,6 +17,7 @@ import pynvml
 from prometheus_client.parser import text_string_to_metric_families
 
 from backends.launch import gpus
+from sweep.node.machine.foreign import ForeignCpu, ForeignGpu
 from sweep.records import Sample
 
 Reading = tuple[str, str, float]  # series, device, value
@@ -24,6 +25,7 @@ FINEST = 0.25  # s between readings in a trial's first 5 s; a page costs vLLM 4 
 GROWTH = 0.05  # interval later on, as a share of the elapsed time: 0.5 s after 10 s
 EARLY = (0.05, 0.2, 0.5)  # s after the measured part began: always read then, or short trials would be missed
 START_POLL = 0.02  # s between two checks whether it has begun
+AVERAGED = ("kv_cache_usage", "spec_decode_accept_length", "spec_decode_accept_rate")  # of engines; others are added up
 SPARING = 50  # least interval, as a multiple of a reading's duration: readings cost the engine 2 % of a core at most
 
 
@@ -36,46 +38,49 @@ class Source(Protocol):
 
 
 class EngineMetrics:
-    """Gauges and counters from the engine's Prometheus page; `names` maps our series to the engine's metrics.
+    """Gauges and counters from the engines' Prometheus pages; `names` maps our series to the engines' metrics.
 
-    A counter for each position of a draft has the position in the place of a device. `a / b` is the quotient of two
-    metrics; there is none where `b` is 0.
+    Of several engines, and of several workers of one, shares are averaged, and all else is added up. A counter for each
+    position of a draft has the position in the place of a device. `a / b` is the quotient of two metrics; there is none
+    where `b` is 0.
     """
 
-    def __init__(self, url: str, names: dict[str, str], verify_tls: bool = True) -> None:
+    def __init__(self, urls: Sequence[str], names: dict[str, str], verify_tls: bool = True) -> None:
         self.name = "engine"
         self.parts = {ours: tuple(theirs.split(" / ")) for ours, theirs in names.items()}
         self.names = tuple({part for parts in self.parts.values() for part in parts})
-        self.url = url
+        self.urls = tuple(urls)
         self.client = httpx.Client(timeout=2.0, trust_env=False, verify=verify_tls)
 
     def read(self) -> Iterable[Reading]:
-        response = self.client.get(self.url).raise_for_status()
-        totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        # Parsing vLLM's page of 48 kB takes 10 ms of a core that may be the client's; only these lines of it, 1.5 ms.
-        lines = [line for line in response.text.splitlines() if line.startswith(self.names)]
-        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
-            for sample in family.samples:
-                if sample.name in self.names:
-                    totals[sample.name][sample.labels.get("position", "")] += sample.value
+        values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for url in self.urls:
+            page = self.client.get(url).raise_for_status().text
+            # Parsing vLLM's page of 48 kB takes 10 ms of a core that may be the client's; only these lines, 1.5 ms.
+            lines = [line for line in page.splitlines() if line.startswith(self.names)]
+            for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+                for sample in family.samples:
+                    if sample.name in self.names:
+                        values[sample.name][sample.labels.get("position", "")].append(sample.value)
         readings: list[Reading] = []
         for series, (name, *divisor) in self.parts.items():
-            for position, value in totals[name].items():
-                below = totals[divisor[0]].get(position, 0.0) if divisor else 1.0
-                readings += [(series, position, value / below)] if below else []
+            for position, parts in values[name].items():
+                number = len(parts) if series in AVERAGED else 1
+                below = sum(values[divisor[0]].get(position, [])) if divisor else number
+                readings += [(series, position, sum(parts) / below)] if below else []
         return readings
 
 
 class Processes:
-    """Memory and CPU of the engine's process tree.
+    """Memory and CPU of the engine's process tree, and the CPU that others take of its cores.
 
     Memory is the private part of each process plus the largest shared part once: summing resident sizes would count
     pages that the processes share several times.
     """
 
-    def __init__(self, processes: Callable[[], Sequence[psutil.Process]]) -> None:
+    def __init__(self, processes: Callable[[], Sequence[psutil.Process]], foreign: ForeignCpu | None = None) -> None:
         self.name = "processes"
-        self.processes = processes
+        self.processes, self.foreign = processes, foreign
         self.before: tuple[float, float] | None = None
 
     def read(self) -> Iterable[Reading]:
@@ -93,19 +98,23 @@ class Processes:
         if self.before is not None and now > self.before[0]:
             yield "process_cpu", "", max(0.0, cpu - self.before[1]) / (now - self.before[0])
         self.before = (now, cpu)
+        if self.foreign is not None and (share := self.foreign.share()) is not None:
+            yield "foreign_cpu_share", "", share
 
 
 class Gpus:
-    """Memory, utilisation, power and clock of the deployment's GPUs."""
+    """Memory, utilisation, power, clock and limits of the deployment's GPUs, and the others that compute on them."""
 
-    def __init__(self, devices: Sequence[str]) -> None:
+    def __init__(self, devices: Sequence[str], foreign: ForeignGpu | None = None) -> None:
         self.name = "nvml"
-        self.handles = gpus.handles(devices)
+        self.handles, self.foreign = gpus.handles(devices), foreign
 
     def read(self) -> Iterable[Reading]:
         for device, handle in self.handles.items():
             for series, value in gpus.readings(handle):
                 yield series, device, value
+            if self.foreign is not None and (others := self.foreign.count(device)) is not None:
+                yield "foreign_gpu_processes", device, float(others)
 
 
 class Sampler:

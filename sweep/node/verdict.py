@@ -1,6 +1,8 @@
 """The verdict on a trial: by its engine, by time, by its requests, and by the client that sent them."""
 
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -27,19 +29,19 @@ SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loo
 BURST = 0.01  # s within which requests count as due at the same time
 
 
-def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: int) -> Verdict:
+def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: Mapping[Path, int]) -> Verdict:
     """The outcome: the engine's death first, then its stall or the trial's limit, then the requests, then the client.
 
-    `logged` is how far the engine's log went before the trial: what it said of memory earlier is no part of this one.
+    `logged` is how far each engine's log went before the trial: what it said of memory earlier is no part of this one.
     """
-    engine, gateway = running.engine, running.gateway
-    log = engine.log_tail()
+    gateway, dead = running.gateway, running.dead()
+    log = (dead or running.engine).log_tail()
     if gateway is not None and not gateway.alive():
         died = f"the gateway died: {gateway.process.exit_reason()}"
         return Verdict(outcome=Outcome.ENGINE_CRASHED, reason=died, log_tail=gateway.process.log_tail())
-    if not engine.alive():
-        outcome = Outcome.OOM_RUN if engine.ran_out_of_memory(since=logged) else Outcome.ENGINE_CRASHED
-        return Verdict(outcome=outcome, reason=engine.exit_reason(), log_tail=log)
+    if dead is not None:
+        outcome = Outcome.OOM_RUN if dead.ran_out_of_memory(logged[dead.log]) else Outcome.ENGINE_CRASHED
+        return Verdict(outcome=outcome, reason=dead.exit_reason(), log_tail=log)
     if reason := _over_time(result.report.stopped, work.settings):
         return Verdict(outcome=Outcome.HUNG, reason=reason, log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
@@ -51,7 +53,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         return Verdict(outcome=partial, reason=unsent, log_tail=log)
     outcome, reason = outcome_of(result.records, max_failed=work.settings.max_failed)
     if outcome is not Outcome.OK:
-        if engine.ran_out_of_memory(since=logged):
+        if running.ran_out_of_memory(logged):
             outcome = Outcome.OOM_RUN
         elif only_timeouts(result.records):
             outcome = Outcome.HUNG

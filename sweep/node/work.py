@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from backends.base import Launch
 from backends.launch.server import Engine
 from backends.prepare.environments import Environment
@@ -60,19 +62,37 @@ class PreparedNode:
 
 @dataclass(frozen=True)
 class RunningEngine:
-    """The engine that trials are measured on, and the node it runs on."""
+    """The engine that trials are measured on, or its replicas behind a gateway, and the node they run on."""
 
     node: PreparedNode
-    engine: Engine
+    engines: tuple[Engine, ...]
     facts: Mapping[str, Any]  # as the engine reports them
     launch: str | None = None  # the id of this start of the engine; None for one that others launched
     gateway: RunningGateway | None = None  # in front of it
+
+    @property
+    def engine(self) -> Engine:
+        """The one that is asked where one of the replicas is asked for all."""
+        return self.engines[0]
 
     @property
     def url(self) -> str:
         """The URL that the client drives."""
         return self.engine.url if self.gateway is None else self.gateway.url
 
+    def processes(self) -> list[psutil.Process]:
+        """The processes of all engines and of what is in front of them."""
+        front = [] if self.gateway is None else [self.gateway.process]
+        return [process for engine in [*self.engines, *front] for process in engine.processes()]
+
     def alive(self) -> bool:
-        """Return whether the engine and what is in front of it run."""
-        return self.engine.alive() and (self.gateway is None or self.gateway.alive())
+        """Return whether every engine and what is in front of them run."""
+        return self.dead() is None and (self.gateway is None or self.gateway.alive())
+
+    def dead(self) -> Engine | None:
+        """Return the first engine that has ended; None while all run."""
+        return next((engine for engine in self.engines if not engine.alive()), None)
+
+    def ran_out_of_memory(self, since: Mapping[Path, int]) -> bool:
+        """Return whether any engine has logged running out of memory after these positions, by log."""
+        return any(engine.ran_out_of_memory(since[engine.log]) for engine in self.engines)

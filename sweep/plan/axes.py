@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from sweep.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of
+from sweep.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of, shortened
 from sweep.plan.command_line import MOST_PLANNED, Assignments, axis_values, is_point_key
 
 LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step that it stands on, as axes
@@ -50,12 +51,17 @@ class PlanSpec(Strict):
             plan = cls.model_validate(dict(fields))
         except ValidationError as error:
             key = str(error.errors()[0]["loc"][0])
-            raise ConfigError(f"{under}{key}={flow(fields[key])}: allowed is {FORMS[key]}") from None
+            raise ConfigError(f"{under}{key}={brief(fields[key])}: allowed is {FORMS[key]}") from None
         plan._check_keys(under)
         return plan
 
     def _check_keys(self, under: str) -> None:
         axes = [("grid", self.grid), ("when", self.when), *(("zip", group) for group in self.zip)]
+        counts = Counter(key for group in (self.grid, *self.zip) for key in group)
+        if twice := [key for key, count in counts.items() if count > 1]:
+            raise ConfigError(
+                f"{under}zip.{twice[0]}: also an axis of grid or of another group; allowed is one of them"
+            )
         axes += [("ladder.set", step.set) for step in self.ladder]
         conditions = [(f"when.{key}", condition) for key, condition in self.when.items()]
         conditions += [("exclude", pattern) for pattern in self.exclude]
@@ -144,7 +150,7 @@ def _in_step(group: Mapping[str, Any]) -> list[Assignments]:
     columns = {key: axis_values(key, values) for key, values in group.items()}
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ConfigError(f"zip={flow(lengths)}: axes walked in step need equally many values")
+        raise ConfigError(f"zip={brief(lengths)}: axes walked in step need equally many values")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -160,6 +166,11 @@ def flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).splitlines()[0]
 
 
+def brief(value: Any) -> str:
+    """YAML of one line, for a message."""
+    return shortened(flow(value))
+
+
 def in_words(value: Any) -> str:
     """A value for a sentence: a list without its brackets, and nothing where there is none."""
-    return "nothing" if value in (None, {}, []) else flow(value).strip("[]")
+    return "nothing" if value in (None, {}, []) else shortened(flow(value).strip("[]"))

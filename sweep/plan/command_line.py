@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Transformer
 from hydra.errors import HydraException
 
-from sweep.config import POINT_GROUPS, ConfigError
+from sweep.config import POINT_GROUPS, ConfigError, shortened
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
@@ -49,12 +49,12 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     axes: dict[str, list[Any]] = {}
     for argument in arguments:
         override = _parse_override(argument)
-        key = override.key_or_group
+        key, typed = override.key_or_group, shortened(argument.lstrip("+"))
         scalars.pop(key, None)  # given twice, the last counts, as a wrapper around a command expects
         axes.pop(key, None)
         if key == "experiment":
             if override.is_sweep_override():
-                raise ConfigError(f"{argument.lstrip('+')}: one experiment a command; allowed is the name of one")
+                raise ConfigError(f"{typed}: one experiment a command; allowed is the name of one")
             experiment = str(override.value())
         elif override.is_sweep_override():
             axes[key] = _sweep_values(override, argument)
@@ -82,25 +82,27 @@ def axis_values(key: str, values: Any) -> list[Any]:
 
 
 def _parse_override(argument: str) -> Override:
+    typed = shortened(argument)
     try:
         override = OverridesParser.create().parse_overrides([argument])[0]
     except HydraException:
         if argument.startswith("-"):
-            raise ConfigError(f"{argument}: no such option; allowed are --help and key=value (dry_run=true)") from None
+            raise ConfigError(f"{typed}: no such option; allowed are --help and key=value (dry_run=true)") from None
         quoting = "a value with brackets or letters beyond ASCII is quoted, \"key='value'\""
-        raise ConfigError(f"{argument}: not an override such as key=value; {quoting}") from None
+        raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None
     if override.package is not None:
-        raise ConfigError(f"{argument}: a package (@{override.package}) is not supported; allowed is key=value")
+        raise ConfigError(f"{typed}: a package (@{override.package}) is not supported; allowed is key=value")
     if override.type == OverrideType.DEL:
-        raise ConfigError(f"{argument}: deleting a key is not supported; set a value, or drop points with exclude")
+        raise ConfigError(f"{typed}: deleting a key is not supported; set a value, or drop points with exclude")
     return override
 
 
 def _sweep_values(override: Override, argument: str) -> list[Any]:
+    typed = shortened(argument)
     try:
         values = list(itertools.islice(override.sweep_iterator(transformer=Transformer.identity), MOST_PLANNED + 1))
-    except HydraException:
-        raise ConfigError(f"{argument}: allowed are a list (1,2), range(), choice() and glob-free sweeps") from None
+    except (HydraException, ArithmeticError, ValueError):  # the latter are those of range()
+        raise ConfigError(f"{typed}: allowed are a list (1,2), range(), choice() and glob-free sweeps") from None
     if len(values) > MOST_PLANNED:
-        raise ConfigError(f"{argument}: too many values; allowed are at most {MOST_PLANNED:,}")
+        raise ConfigError(f"{typed}: too many values; allowed are at most {MOST_PLANNED:,}")
     return values

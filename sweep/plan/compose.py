@@ -27,13 +27,14 @@ from sweep.config import (
     locate,
     nearest,
     one_of,
+    shortened,
     validate,
 )
 from sweep.inputs.hub import REPOSITORY
 from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
 from sweep.options import PRIMARY, ConfigPath
-from sweep.plan.axes import FORMS, PlanSpec, flow, in_words
+from sweep.plan.axes import FORMS, PlanSpec, brief, flow, in_words
 from sweep.plan.command_line import (
     MOST_PLANNED,
     Assignments,
@@ -98,7 +99,7 @@ def compose_run(
         plan=before,
         chosen=dict(composer.chosen),
         scalars={key: value for key, value in point_keys(line.scalars).items() if key not in POINT_GROUPS},
-        settings=_with_typed({key: base[key] for key in base if key in Settings.model_fields}, line),
+        settings=_with_typed(_interpolated({key: base[key] for key in base if key in Settings.model_fields}), line),
     )
     hardware = _hardware(request.settings, find_hardware, composer)
     if hardware.platform == "cpu":
@@ -181,15 +182,13 @@ class _Composer:
                 raise one_of(group, choice, names)
             overrides.append(f"{group}='{choice}'")
         composed = self.options.compose(PRIMARY, overrides)
-        chosen: Assignments = {str(group): option for group, option in composed.hydra.runtime.choices.items()}
-        values = OmegaConf.to_container(composed, resolve=False)
-        assert isinstance(values, dict)
-        config = {str(key): value for key, value in values.items() if key != "hydra"}
+        config, chosen = composed.values, composed.choices
         for group in POINT_GROUPS:  # a file of the user's own may lack what every one of ours has
             for key in ("_target_", "name") if isinstance(config[group], Mapping) else ():
                 if not isinstance(config[group].get(key), str):
                     meant = "the dotted name of a class" if key == "_target_" else "a name"
-                    raise ConfigError(f"{group}={chosen[group]}: {key}={config[group].get(key)!r}: allowed is {meant}")
+                    value = shortened(repr(config[group].get(key)))
+                    raise ConfigError(f"{group}={chosen[group]}: {key}={value}: allowed is {meant}")
         if served is not None:
             config["model"]["name"] = chosen["model"] = served
         if file is not None:
@@ -217,7 +216,9 @@ def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
     for depth, name in enumerate(parents):
         child = mapping.get(name)
         if child is not None and not isinstance(child, Mapping):
-            raise ConfigError(f"{dotted}={value!r}: {'.'.join(parents[: depth + 1])} is a value and has no keys")
+            raise ConfigError(
+                f"{dotted}={shortened(repr(value))}: {'.'.join(parents[: depth + 1])} is a value and has no keys"
+            )
         mapping[name] = dict(child or {})
         mapping = mapping[name]
     if parents[-1:] and parents[-1].endswith("flags"):  # of an engine, which may be spelt either way: a file's first
@@ -225,9 +226,14 @@ def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
     mapping[last] = copy.deepcopy(value)
 
 
-def _resolved(point: Point) -> Point:
+def _interpolated(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run with their interpolations resolved; an experiment may refer from one to another."""
+    return _resolved(settings) if "${" in repr(settings) else settings
+
+
+def _resolved(mapping: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        container = OmegaConf.to_container(OmegaConf.create(point), resolve=True)
+        container = OmegaConf.to_container(OmegaConf.create(dict(mapping)), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     assert isinstance(container, dict)
@@ -321,16 +327,16 @@ def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, o
     """
     plan, chosen = request.plan, {**request.chosen, **request.scalars}
     axes, groups = plan.values(), {group: options.choices(group) for group in POINT_GROUPS}
-    defined = {*axes, *published.values(), *chosen}
+    strict, written = [*typed.exclude, *typed.when.values()], published.values()
+    defined = {*axes, *written, *chosen}
     for key in plan.when:  # it may wait for a key of the command line, but not under a name so near to an axis
         if key not in defined and (axis := nearest(key, axes)):
             raise ConfigError(f"when.{key}: no axis of this plan; did you mean {axis}?")
-    strict = [*typed.exclude, *typed.when.values()]
     for pattern in (*plan.exclude, *plan.when.values()):
         for key, condition in pattern.items():
             if key not in defined:
                 raise ConfigError(f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, defined)}")
-            options_of: Mapping[str, Sequence[str]] = {} if pattern in strict else groups
+            options_of: Mapping[str, Sequence[Any]] = {} if pattern in strict else {**written, **groups}
             if key in (options_of or axes):
                 allowed = [*options_of.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
                 for value in condition if isinstance(condition, list) else [condition]:
@@ -362,9 +368,11 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
         if key == "experiment":
             raise ConfigError(f"{where}its first line must be `# @package _global_`, or its keys are without effect")
         if key not in TOP_LEVEL:
-            raise ConfigError(f"{where}{key}={flow(value)}: unknown key; {did_you_mean(key, TOP_LEVEL)}")
+            raise ConfigError(f"{where}{key}={brief(value)}: unknown key; {did_you_mean(key, TOP_LEVEL)}")
         if key in GROUPS and not isinstance(value, Mapping):
-            raise ConfigError(f"{where}{key}={flow(value)}: choose an option under defaults, `- override /{key}: NAME`")
+            raise ConfigError(
+                f"{where}{key}={brief(value)}: choose an option under defaults, `- override /{key}: NAME`"
+            )
     fields = {group: locate(base[group]["_target_"], group).model_fields for group in POINT_GROUPS}
     dotted = [f"{group}.{name}" for group in fields for name in fields[group]]
     for key in line.typed:
@@ -372,7 +380,7 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
             raise ConfigError(f"key={key}: unknown; {did_you_mean(key, {*TOP_LEVEL, 'experiment'}, dotted)}")
     for key in line.axes:
         if not is_point_key(key):
-            values = ",".join(str(value) for value in line.axes[key])
+            values = shortened(",".join(str(value) for value in line.axes[key]))
             raise ConfigError(f"{key}={values}: takes one value; axes are keys of {', '.join(POINT_GROUPS)}")
 
 

@@ -92,7 +92,8 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
         return f"no node has an accelerator {need.accelerator} (there: {there}): add one, or set hardware.accelerator"
     most = max((node.gpus for node in nodes), default=0)
     kind = f" {need.accelerator}" if need.accelerator else ""
-    return f"needs {need.gpus}{kind} GPUs on one node and no node has more than {most}: add one, or lower backend.gpus"
+    remedy = "add one, or lower backend.gpus or backend.replicas"
+    return f"needs {need.gpus}{kind} GPUs on one node and no node has more than {most}: {remedy}"
 
 
 def start_order(needs: Iterable[Need]) -> list[Need]:

@@ -62,6 +62,7 @@ class Deployment:
     content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: weights, our own code
     environment: EnvironmentSpec | None = None  # what the engine runs in, composed here: a node has no user's conf/
     label: str = ""  # what sets it apart from the other deployments of the plan
+    draft: Any = None  # a sweep.inputs.model object: the draft model that the engine's flags name
     gateway: Any = None  # a sweep.gateway.settings.Gateway in front of the engine
     replicate: int | None = None  # in one of several launches: the one that its trials are of
 

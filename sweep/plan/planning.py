@@ -16,6 +16,7 @@ from backends.prepare.fit import older
 from backends.tables import check
 from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.gateway.settings import Gateway
+from sweep.inputs.draft import draft_model
 from sweep.labels import labels
 from sweep.options import ConfigPath
 from sweep.plan.command_line import Assignments
@@ -23,6 +24,7 @@ from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 from sweep.records import PROTOCOL_VERSION
 
+ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
 # Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
 
@@ -84,6 +86,8 @@ class _Builder:
         backend, model, gateway = (self._part(group, point[group]) for group in ("backend", "model", "gateway"))
         if backend.built.launches and not model.built.launchable:
             raise one_of("model", model.built.name, self.options.choices("model"))
+        if backend.built.replicas > 1 and not isinstance(gateway.built, Gateway):
+            gateway = self._part("gateway", self.options.load("gateway", ROUTER))
         front = gateway if isinstance(gateway.built, Gateway) else None
         if front is not None and (backend.built.api == "tgi" or backend.built.timed_inside):
             speaks = "is timed inside" if backend.built.timed_inside else "speaks tgi"
@@ -91,7 +95,13 @@ class _Builder:
                 f"gateway={gateway.built.name}: passes completions and chat, and {backend.built.name} {speaks}; "
                 "allowed is gateway=none"
             )
-        return self._deployment(backend, model, front)
+        cache = gateway.built.cache if front is not None else None
+        if cache is not None and cache.path is not None:
+            raise ConfigError(
+                f"gateway.cache.path={cache.path}: each trial begins with an empty cache, so none is read or kept; "
+                "remove the key, or measure a sweep gateway of your own as backend=openai"
+            )
+        return self._deployment(backend, model, front, self._draft(backend.built))
 
     def add(self, deployment: Deployment, point: Point, coordinates: Assignments) -> None:
         """Add the trials of a point, when all deployments are known."""
@@ -130,12 +140,27 @@ class _Builder:
             self.parts[key] = _Part(pinned, digest, identity)
         return self.parts[key]
 
-    def _deployment(self, backend: _Part, model: _Part, gateway: _Part | None) -> Deployment:
+    def _draft(self, engine: Backend) -> _Part | None:
+        """The draft model that an engine's flags name, checked and digested as the model itself is."""
+        draft = engine.draft(self.settings.hardware.platform) if engine.launches else None
+        built = draft_model(*draft) if draft else None
+        if draft is None or built is None:
+            return None
+        try:
+            built.check()
+            digest = built.digest(self.cache)
+        except ValueError as error:
+            raise ConfigError(f"backend.flags.{engine.draft_flag}={draft[0]}: {error}") from None
+        return _Part(built.pinned(self.cache), digest, content_hash([digest]))
+
+    def _deployment(
+        self, backend: _Part, model: _Part, gateway: _Part | None, draft: _Part | None = None
+    ) -> Deployment:
         engine, hardware, surroundings = backend.built, self.settings.hardware, self.surroundings
-        gpu_count = engine.gpus if hardware.platform == "cuda" else 0
+        gpu_count = engine.gpu_count if hardware.platform == "cuda" else 0
         environment = surroundings.fingerprint(engine, hardware.platform)
         on = [hardware.platform, hardware.accelerator, gpu_count]
-        on += [] if gateway is None else [gateway.identity]
+        on += [part.identity for part in (gateway, draft) if part is not None]
         deployment_id = content_hash([PROTOCOL_VERSION, backend.identity, model.identity, environment, *on])
         if deployment_id not in self.deployments:
             spec = surroundings.environment(engine, hardware.platform)
@@ -154,7 +179,8 @@ class _Builder:
                 hardware.accelerator,
                 unavailable=surroundings.unavailable(engine, hardware.platform) or refused,
                 notes=notes,
-                content=_content(backend=backend, model=model),
+                content=_content(backend=backend, model=model, **({"draft": draft} if draft else {})),
+                draft=draft.built if draft else None,
                 environment=spec,
                 gateway=None if gateway is None else gateway.built,
             )

@@ -40,6 +40,8 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
         environ = {name: value for name, value in backend.environment(launch).items() if name != OUR_VARIABLE}
         yield f"environment: {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}"
     context = getattr(model, "context", None)
+    if backend.replicas > 1:
+        yield f"{backend.replicas} replicas of it behind the router ({deployment.gateway.routing})"
     gpus = f"{count(deployment.gpu_count, 'GPU')} ({deployment.accelerator or 'any'})" if platform == "cuda" else "CPU"
     dtype = "that of the weights" if launch.dtype == "auto" else launch.dtype
     longest = f"{context} tokens" if context else "that of the model"

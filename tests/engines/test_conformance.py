@@ -185,7 +185,7 @@ def test_forgets_prompts_between_trials(engine):
     if not engine.backend.reset_paths:
         pytest.skip("this engine has no cache reset")
     name = engine.backend.metric_names["prefix_cache_hits_total"]
-    source = EngineMetrics(engine.url + engine.backend.metrics_path, {"hits": name})
+    source = EngineMetrics([engine.url + engine.backend.metrics_path], {"hits": name})
 
     def hits() -> float:
         """Tokens found in the cache by asking once more."""
@@ -196,7 +196,7 @@ def test_forgets_prompts_between_trials(engine):
     hits()
     assert hits() > 0, "the cache is on, so there is something to forget"
     said: list[object] = []
-    assert _reset_caches(engine, said.append) is True, said
+    assert _reset_caches([engine], said.append) is True, said
     assert hits() == 0
 
 

@@ -39,7 +39,7 @@ class WordLlamaEmbedder:
         self.dimensions = self._vectors.shape[1]
 
     def embed(self, text: str) -> Vector:
-        encodings = self._tokenizer.encode_batch(_pieces(text), add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch_fast(_pieces(text), add_special_tokens=False)
         ids = np.fromiter((number for each in encodings for number in each.ids), np.int64)
         if not ids.size:
             return np.zeros(self.dimensions, np.float32)

@@ -37,7 +37,8 @@ class Keys:
         credentials = sorted((name, value) for name, value in call.headers if name in CREDENTIALS)
         context = [call.path, call.context(), [[name.hex(), value.hex()] for name, value in credentials]]
         text = json.dumps([context, question.is_text], sort_keys=True, separators=(",", ":"))
-        return AnswerKey(self._digest(text), self._digest(question.text))
+        own = json.dumps(question.parts) if question.parts else question.text
+        return AnswerKey(self._digest(text), self._digest(own))
 
     def _digest(self, text: str) -> bytes:
         data = text.encode("utf-8", "surrogatepass")

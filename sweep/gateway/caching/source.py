@@ -1,6 +1,7 @@
 """The cache as the gateway's application uses it: find, join, remember."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -28,9 +29,14 @@ class AnswerSource:
         self._store = None if settings.path is None else AnswerStore(settings.path, embedder, metrics)
         self.keys = Keys() if self._store is None else self._store.keys
         self._flights: dict[AnswerKey, Flight] = {}
-        for entry in () if self._store is None else self._store.load(settings.capacity):
+        for entry in () if self._store is None else self._store.load(settings.capacity, self._oldest):
             self._cache.add(entry)
         metrics.entries.set(len(self._cache))
+
+    @property
+    def _oldest(self) -> float:
+        """When an answer was stored that is about to be stale, s since the epoch."""
+        return -math.inf if self.settings.ttl is None else self.clock() - self.settings.ttl
 
     async def find(self, call: Call, key: AnswerKey) -> tuple[Hit | None, Vector | None]:
         """The answer to this question or to one that is similar enough; and this question's vector, if it was made."""
@@ -68,7 +74,7 @@ class AnswerSource:
         removed = self._cache.add(entry)
         self.metrics.entries.set(len(self._cache))
         if self._store is not None:
-            self._store.add(entry, removed)
+            self._store.add(entry, removed, self._oldest)
 
     def clear(self) -> None:
         """Forget all answers."""

@@ -18,7 +18,10 @@ TABLES = """
 create table if not exists about (name text primary key, value blob);
 create table if not exists answers
     (context blob, question blob, vector blob, answer text, stored_at real, primary key (context, question));
+create index if not exists by_age on answers (stored_at);
 """
+REMOVE_STALE = "delete from answers where stored_at < ?"
+REMOVE_OLDEST = "delete from answers where rowid not in (select rowid from answers order by stored_at desc limit ?)"
 
 
 class AnswerStore:
@@ -36,22 +39,27 @@ class AnswerStore:
         self._connection.executemany("insert or replace into about values (?, ?)", values)
         self._connection.commit()
 
-    def load(self, capacity: int) -> Iterator[Entry]:
-        """The latest answers, the oldest first."""
-        rows = self._connection.execute("select * from answers order by stored_at desc limit ?", (capacity,)).fetchall()
-        for context, question, vector, answer, stored_at in reversed(rows):
+    def load(self, capacity: int, oldest: float) -> Iterator[Entry]:
+        """The latest answers, the oldest first; those that are stored earlier than `oldest`, or too many, are removed
+        from the file."""
+        with self._connection:
+            self._connection.execute(REMOVE_STALE, (oldest,))
+            self._connection.execute(REMOVE_OLDEST, (capacity,))
+        rows = self._connection.execute("select * from answers order by stored_at").fetchall()
+        for context, question, vector, answer, stored_at in rows:
             numbers = None if vector is None else np.frombuffer(vector, np.float32)
             yield Entry(AnswerKey(context, question), numbers, KeptAnswer.parse(answer), stored_at)
 
-    def add(self, entry: Entry, removed: Iterable[Entry]) -> None:
-        """Write an answer, and remove those that went for it; later."""
+    def add(self, entry: Entry, removed: Iterable[Entry], oldest: float) -> None:
+        """Write an answer, and remove those that went for it or are stored earlier than `oldest`; later."""
         vector = None if entry.vector is None else entry.vector.tobytes()
         row = (*entry.key, vector, entry.answer.dump(), entry.stored_at)
-        self._writer.submit(self._write, row, [each.key for each in removed])
+        self._writer.submit(self._write, row, [each.key for each in removed], oldest)
 
-    def _write(self, row: tuple[object, ...], removed: list[AnswerKey]) -> None:
+    def _write(self, row: tuple[object, ...], removed: list[AnswerKey], oldest: float) -> None:
         try:
             with self._connection:
+                self._connection.execute(REMOVE_STALE, (oldest,))
                 self._connection.executemany("delete from answers where context = ? and question = ?", removed)
                 self._connection.execute("insert or replace into answers values (?, ?, ?, ?, ?)", row)
         except sqlite3.Error:

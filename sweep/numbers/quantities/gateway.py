@@ -13,6 +13,10 @@ def _hits(decisions: Decisions) -> list[Mapping[str, Any]]:
     return [each for each in decisions if each.get("cache") in HITS]
 
 
+def _has_cache(decisions: Decisions) -> bool:
+    return any(each.get("cache", "off") != "off" for each in decisions)
+
+
 @quantity(unit="share", kind="count", label="Clipped requests")
 def clipped_share(decisions: Decisions) -> float | None:
     """share of the requests whose prompt or answer the gateway clipped."""
@@ -33,22 +37,22 @@ def _cut(decision: Mapping[str, Any]) -> int:
 
 @quantity(unit="share", kind="count", better="higher", label="Cache hits")
 def cache_hit_rate(decisions: Decisions) -> float | None:
-    """share of the requests that were answered from the gateway's cache."""
-    return len(_hits(decisions)) / len(decisions) if decisions else None
+    """share of the requests that were answered from the gateway's cache; null without one."""
+    return len(_hits(decisions)) / len(decisions) if _has_cache(decisions) else None
 
 
 @quantity(unit="share", kind="count", label="Shared answers")
 def shared_answer_rate(decisions: Decisions) -> float | None:
-    """share of the requests that got the answer of an equal one under way."""
+    """share of the requests that got the answer of an equal one under way; null without a cache."""
     shared = [each for each in decisions if each.get("cache") == "shared"]
-    return len(shared) / len(decisions) if decisions else None
+    return len(shared) / len(decisions) if _has_cache(decisions) else None
 
 
 @quantity(unit="share", kind="validity", better="lower", label="False hits")
 def false_hit_rate(decisions: Decisions, meanings: Mapping[str, str]) -> float | None:
     """share of the requests that were answered from the cache by the answer to a question that means something else;
-    null where the workload does not say what its questions mean."""
-    if not decisions or not meanings:
+    null without a cache, and where the workload does not say what its questions mean."""
+    if not _has_cache(decisions) or not meanings:
         return None
     return sum(_is_false(each, meanings) for each in _hits(decisions)) / len(decisions)
 
@@ -72,8 +76,10 @@ def served_agreement(served_equal: float | None) -> float | None:
 
 
 @quantity(unit="tokens", kind="count", type=int, label="Tokens from the cache")
-def cache_tokens_saved(decisions: Decisions) -> int:
-    """Σ tokens of prompts and answers that the engine did not process, since the cache answered."""
+def cache_tokens_saved(decisions: Decisions) -> int | None:
+    """Σ tokens of prompts and answers that the engine did not process, since the cache answered; null without one."""
+    if not _has_cache(decisions):
+        return None
     return sum(int(hit["cached_input_tokens"] + hit["cached_output_tokens"]) for hit in _hits(decisions))
 
 
@@ -85,10 +91,10 @@ def cache_cost_saved(
     duration: float | None,
     output_tokens: int | None,
 ) -> float | None:
-    """cost of the trial × output tokens from the cache / output tokens that the engine made."""
+    """cost of the trial × output tokens from the cache / output tokens that the engine made; null without a cache."""
     cached = sum(int(hit["cached_output_tokens"]) for hit in _hits(decisions))
     made = (output_tokens or 0) - cached
-    if price_per_hour is None or duration is None or made <= 0:
+    if price_per_hour is None or duration is None or made <= 0 or not _has_cache(decisions):
         return None
     return max(gpu_count, 1) * price_per_hour / 3600 * duration * cached / made
 

@@ -41,7 +41,7 @@ BITS = {
 
 
 class Sizes(NamedTuple):
-    """A deployment's model on its engine: bytes, and tokens of its KV cache."""
+    """A deployment's model on its engine, each of its replicas: bytes, and tokens of its KV cache."""
 
     parameters: float
     weights: float  # bytes
@@ -52,7 +52,8 @@ class Sizes(NamedTuple):
     shared: bool  # the cache is what the weights leave of a share of the memory
     context: int  # tokens of the longest sequence that it serves
     streams_at_once: int | None  # sequences that are computed together where they come by themselves
-    memory: float  # bytes, of all GPUs of the deployment together
+    memory: float  # bytes, of all GPUs of the engine together
+    replicas: int = 1  # engines like this one
 
     @property
     def launches(self) -> bool:
@@ -63,14 +64,14 @@ class Sizes(NamedTuple):
 
 
 def planned_launch(deployment: Deployment) -> Launch:
-    """The launch of a deployment as far as the plan knows it: folders and the port are a node's."""
+    """The launch of a deployment's engine as far as the plan knows it: folders and the port are a node's."""
     backend, model = deployment.backend, deployment.model
     return Launch(
         model=Path("MODEL"),
         served_name=model.served_name or model.name,
         workdir=Path("ATTEMPT"),
         binary=backend.env.binary,
-        gpus=tuple(str(index) for index in range(deployment.gpu_count)),
+        gpus=tuple(str(index) for index in range(deployment.gpu_count // backend.replicas)),
         dtype=model.dtype if backend.dtype == "auto" else backend.dtype,
         max_model_len=model.max_model_len,
     )
@@ -82,7 +83,7 @@ def sizes(deployment: Deployment, shape: ModelShape, hardware: Hardware) -> Size
     computes_in = "float16" if launch.dtype == "auto" else launch.dtype
     stored = backend.weight_format(launch) or computes_in
     weights = shape.parameters * bits(stored) / 8
-    memory = (hardware.gpu_memory or 0.0) * GIBIBYTE * max(1, deployment.gpu_count)
+    memory = (hardware.gpu_memory or 0.0) * GIBIBYTE * max(1, len(launch.gpus))
     width = 4.0 if computes_in == "float32" else 2.0
     cache_width = next((bits(str(v)) / 8 for k, v in backend.flags_on(launch).items() if CACHE_FLAG.match(k)), width)
     per_token = 2 * shape.layers * shape.kv_heads * shape.head_size * cache_width
@@ -94,7 +95,10 @@ def sizes(deployment: Deployment, shape: ModelShape, hardware: Hardware) -> Size
     if shared and share is not None:
         room = max(0.0, (share * memory - weights - RUNTIME - STEP_TOKENS * activation) / per_token)
     at_once = backend.streams_at_once()
-    return Sizes(shape.parameters, weights, per_token, activation, computes_in, room, shared, context, at_once, memory)
+    engine = Sizes(
+        shape.parameters, weights, per_token, activation, computes_in, room, shared, context, at_once, memory
+    )
+    return engine._replace(replicas=backend.replicas)
 
 
 def bits(name: str) -> float:

@@ -87,6 +87,7 @@ def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, fl
     load = trial.load
     mode = load.mode(trial.num_requests, trial.seed)
     sequences = min(mode.most_in_flight() or trial.num_requests, trial.num_requests)
+    sequences = -(-sequences // sizes.replicas)
     if load.size is None:  # no lockstep batch, which comes as one
         sequences = min(sequences, sizes.streams_at_once or sequences)
     prompt_tokens = sequences * lengths.longest_input
@@ -99,7 +100,7 @@ def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, fl
     mean_tokens = lengths.mean_input + lengths.mean_output
     running = sequences if sizes.room is None else max(1.0, min(sequences, sizes.room / max(1.0, mean_tokens)))
     request = _seconds_of_batch(running, lengths, sizes, hardware, _tokens_per_step(flags))
-    seconds = max(request * trial.num_requests / running, mode.last_arrival() or 0.0)
+    seconds = max(request * trial.num_requests / (running * sizes.replicas), mode.last_arrival() or 0.0)
     if load.duration is not None:  # after which nothing is sent
         seconds = min(seconds, load.duration)
     return Demand(sizes, sequences, cache, activations, seconds, request)

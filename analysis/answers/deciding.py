@@ -1,0 +1,170 @@
+"""The decision of each question: who is best of those that meet the bounds, and whether that is more than noise.
+
+The best is tested against all others as winners are (`comparison.indistinguishable`): at most 5 % of equal
+configurations are named, whatever their number. What would decide a tie follows from the spread between launches that
+is left after pairing.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.answers.asking import Measured, measured_points, objective, title
+from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds
+from analysis.compare.verdicts import MARGIN, Ratio, minutes_a_launch, smallest_change
+from analysis.comparison import BlockModel, differences, fit, indistinguishable
+from analysis.intervals import CONFIDENCE
+from analysis.quantities import LabelledColumn
+from analysis.results import RunResults
+from analysis.standings import Standing
+from analysis.summary import estimate
+
+MOST_LAUNCHES = 10_000  # that are ever asked for
+SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts in that of one
+FEWEST_LAUNCHES = 3  # that are advised where none were repeated
+
+
+def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) -> list[TaskAnswer]:
+    """The answer to each question of these runs; `slo` replaces the one that the runs had.
+
+    Without an SLO a question is asked at one load; with one, each configuration is taken at the load at which it does
+    best within the bounds.
+    """
+    if slo is None:
+        slo = _slo(runs)
+    every = measured_points(runs)
+    contests = [contest for group in every.groups(bool(slo)) if (contest := _contest(every, group, slo))]
+    spreads = _spreads(contests)
+    return [_answer(every, contest, spreads) for contest in contests]
+
+
+def _slo(runs: Sequence[RunResults]) -> dict[str, float]:
+    """The SLO that all trials of the runs have; none if they have several."""
+    texts = {text for results in runs for text in results.run.trials["slo"].dropna().unique()}
+    return json.loads(texts.pop()) if len(texts) == 1 else {}
+
+
+class Contest(NamedTuple):
+    """The candidates of a question, the best first, with the model of their figures."""
+
+    question: TaskQuestion
+    meeting: list[Candidate]
+    failing: list[Candidate]
+    points: list[int]  # of those that meet the bounds
+    model: BlockModel | None  # None if none does
+
+
+def _contest(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Contest | None:
+    """The candidates of a question by their standing; None if they have no figure."""
+    quantity = objective(group, bool(slo))
+    if quantity is None:
+        return None
+    limits = bounds(slo, int((group["requests"] + group["failed"]).min())) if slo else ()
+    question = TaskQuestion(title(group, bool(slo)), quantity, limits)
+    candidates = [(_candidate(point, question), int(str(index))) for index, point in group.iterrows()]
+    candidates = [pair for pair in candidates if not math.isnan(pair[0].figure.value)]
+    if not candidates:
+        return None
+    sign = 1 if quantity.better == "higher" else -1
+    candidates.sort(key=lambda pair: -sign * pair[0].figure.value if pair[0].meets else -pair[0].headroom)
+    candidates.sort(key=lambda pair: not pair[0].meets)
+    first_of_name: dict[str, tuple[Candidate, int]] = {}
+    for candidate, point in candidates:
+        first_of_name.setdefault(candidate.name, (candidate, point))
+    meeting = [pair for pair in first_of_name.values() if pair[0].meets]
+    points = [point for _, point in meeting]
+    model = _model(every, points, quantity) if points else None
+    failing = [candidate for candidate, _ in first_of_name.values() if not candidate.meets]
+    placed = _standings([pair[0] for pair in meeting], model, quantity) if model else []
+    return Contest(question, placed, failing, points, model)
+
+
+def _candidate(point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
+    figure = estimate(point, question.quantity.column)
+    any_load = bool(question.bounds) and bool(point["by_load"])
+    candidate = Candidate(str(point["name"]), str(point["at"]) if any_load else "", str(point["run"]), figure)
+    if not question.bounds:
+        return candidate
+    latencies = [(bound, estimate(point, bound.quantity.column)) for bound in question.bounds]
+    bound, latency = min(latencies, key=lambda pair: pair[0].headroom(pair[1].value))
+    return replace(candidate, headroom=bound.headroom(latency.value), tightest=bound, latency=latency)
+
+
+def _model(every: Measured, points: Sequence[int], quantity: LabelledColumn) -> BlockModel:
+    chosen = np.isin(every.trials.point, points)
+    trials = every.trials.select(chosen)
+    local = {point: index for index, point in enumerate(points)}
+    trials = trials._replace(point=np.array([local[point] for point in trials.point], np.int64))
+    values = every.rows.loc[chosen, quantity.column].to_numpy(np.float64, na_value=np.nan)
+    return fit(values, trials, len(points))
+
+
+def _standings(candidates: Sequence[Candidate], model: BlockModel, quantity: LabelledColumn) -> list[Candidate]:
+    """The candidates, of which the first is best, with their standing and the best's ratio to them."""
+    tied = indistinguishable(model, 0, quantity.better or "higher")
+    rest = list(range(1, len(candidates)))
+    difference, half = differences(model, [0] * len(rest), rest) if rest else (np.zeros(0), np.zeros(0))
+    ends = np.exp([difference, difference - half, difference + half])
+    placed = [replace(candidates[0], standing=Standing.BEST, ratio=1.0)]
+    for index in rest:
+        ratio, low, high = map(float, ends[:, index - 1])
+        standing = Standing.TIED if tied[index] else Standing.BEHIND
+        placed.append(replace(candidates[index], standing=standing, ratio=ratio, low=low, high=high))
+    return placed
+
+
+class Spread(NamedTuple):
+    """The variance of a logarithm between launches, after pairing, and its degrees of freedom."""
+
+    squares: float
+    freedom: int
+
+
+def _spreads(contests: Sequence[Contest]) -> dict[str, Spread]:
+    """By quantity, over all questions."""
+    spreads: dict[str, Spread] = {}
+    for contest in contests:
+        if contest.model is not None and contest.model.freedom > 0:
+            column = contest.question.quantity.column
+            squares, freedom = spreads.get(column, Spread(0.0, 0))
+            own = contest.model.variance * contest.model.freedom
+            spreads[column] = Spread(squares + own, freedom + contest.model.freedom)
+    return spreads
+
+
+def _answer(every: Measured, contest: Contest, spreads: Mapping[str, Spread]) -> TaskAnswer:
+    answer = TaskAnswer(contest.question, (*contest.meeting, *contest.failing))
+    if not answer.tied or contest.model is None:
+        return answer
+    place = next(index for index, each in enumerate(contest.meeting) if each.standing is Standing.TIED)
+    pair = [every.rows_of(contest.points[index]) for index in (0, place)]
+    spread = spreads.get(contest.question.quantity.column, Spread(0.0, 0))
+    return replace(answer, remedy=remedy(contest.model, place, spread, minutes_a_launch(*pair)))
+
+
+def remedy(model: BlockModel, place: int, spread: Spread, minutes: float) -> Remedy:
+    """The launches that tell the first point from the one at `place` nine times in ten, if they do differ so much.
+
+    A difference within the margin counts as the margin: nobody needs to know who is ahead by less.
+    """
+    difference = max(abs(math.expm1(model.effects[0] - model.effects[place])), MARGIN)
+    units, rivals = int(min(model.n[0], model.n[place])), len(model.n) - 1
+    own = model.variance * model.freedom if model.freedom > 0 else 0.0
+    weight = SPREAD_WEIGHT if spread.freedom > 0 else 0
+    freedom = max(model.freedom, 0) + weight
+    if not freedom:
+        return Remedy(difference, 0, max(FEWEST_LAUNCHES, units), math.nan)
+    variance = (own + (weight * spread.squares / spread.freedom if weight else 0.0)) / freedom
+    level = CONFIDENCE ** (1 / rivals)
+    total = units + 1
+    while total < MOST_LAUNCHES:
+        paired = Ratio(0.0, math.sqrt(2 * variance / total), (total - 1) * rivals, total, True)
+        if smallest_change(paired, total, level) <= difference:
+            break
+        total += max(1, total // 50)
+    return Remedy(difference, total - units, total, (total - units) * minutes if minutes else math.nan)

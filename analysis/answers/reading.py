@@ -1,0 +1,36 @@
+"""The runs that answers are drawn from: folders, names under results/, and runs in an object store."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from analysis.results import RunResults, open_results
+from sweep.config import ConfigError, first_line
+from sweep.disk import object_store
+from sweep.disk.run_files import run_folder
+
+RUN_FILES = ("trials.parquet", "plan.jsonl", "requests.parquet")  # not the engines' logs, nor telemetry
+
+
+@contextmanager
+def opened(places: Sequence[str]) -> Iterator[list[RunResults]]:
+    """The results of these runs; those of an object store lie in a temporary folder meanwhile.
+
+    Raises:
+        ConfigError: if a store cannot be read.
+        RunNotFound, DamagedFile: as `analysis.open_results`.
+    """
+    with ExitStack() as stack:
+        yield [open_results(_folder(place, stack)) for place in places]
+
+
+def _folder(place: str, stack: ExitStack) -> Path:
+    if not object_store.is_url(place):
+        return run_folder(place)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    try:
+        object_store.copy(place, folder, lambda name: name.rpartition("/")[2] in RUN_FILES)
+    except OSError as error:
+        raise ConfigError(f"{place}: {first_line(error)}") from None
+    return folder

@@ -1,0 +1,133 @@
+"""Answers as sentences: the one that is true of all of them first, then one for each question."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from analysis.answers.question import Candidate, Remedy, TaskAnswer
+from analysis.compare.verdicts import MARGIN
+from analysis.plotting.layout import listed
+from analysis.quantities import number
+from sweep.wording import count, duration_text
+
+MOST_IN_SENTENCE = 3  # configurations in a sentence
+
+
+def lead(answers: Sequence[TaskAnswer]) -> str:
+    """The sentence that is true of all answers: who is told apart from the others, and where; empty without answers."""
+    if len(answers) == 1:
+        return sentence(answers[0])
+    noun = "task" if answers and answers[0].question.bounds else "point"
+    contested = [answer for answer in answers if len(answer.meeting) > 1]
+    unmet = sum(not answer.meeting for answer in answers)
+    parts = [_contested(contested, len(answers), noun)] if contested else []
+    if answers and not contested and not unmet:
+        parts.append(f"At each of {count(len(answers), noun)} a single configuration has a result")
+    if unmet:
+        parts.append(f"at {unmet} of {count(len(answers), noun)} none meets the SLO")
+    text = "; ".join(parts)
+    return f"A{text[1:]}" if text.startswith("at ") else text
+
+
+def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
+    names = list(dict.fromkeys(each.name for answer in contested for each in answer.meeting))
+    wins = Counter(answer.meeting[0].name for answer in contested if answer.decided)
+    where = count(len(contested), noun)
+    others = f" (at the other {total - len(contested)} there is nothing to compare)" if len(contested) < total else ""
+    quantities = listed(list(dict.fromkeys(answer.question.quantity.in_sentence for answer in contested)))
+    if not wins:
+        subject = " and ".join(names) if len(names) <= 2 else f"The {len(names)} configurations"
+        return f"{subject} differ at none of {where} in {quantities}{others}"
+    named = [
+        f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)
+    ]
+    undecided = len(contested) - wins.total()
+    rest = f"; at {undecided} the best is not told apart from another" if undecided else ""
+    more = f" and {count(len(wins) - MOST_IN_SENTENCE, 'other')}" if len(wins) > MOST_IN_SENTENCE else ""
+    return f"{', '.join(named)}{more} of {where}{rest}{others}"
+
+
+def _adjective(contested: Sequence[TaskAnswer], name: str) -> str:
+    return next(each.question.adjective for each in contested if each.decided and each.meeting[0].name == name)
+
+
+def sentence(answer: TaskAnswer) -> str:
+    """The answer to one question, with its figure, interval, headroom, runner-up and what would decide a tie."""
+    best = answer.best
+    text = _unmet(answer) if best is None else _met(answer, best)
+    return f"{answer.question.title}: {text}"
+
+
+def _met(answer: TaskAnswer, best: Candidate) -> str:
+    question = answer.question
+    shown = f"{best.full_name} ({figure(answer, best)}{_headroom(best)})"
+    if len(answer.meeting) == 1:
+        only = f"alone meets {_slo(answer)} of {len(answer.candidates)}" if len(answer.candidates) > 1 else ""
+        only = only or (f"meets {_slo(answer)}" if question.bounds else "was measured alone")
+        return f"{shown} {only}"
+    if answer.decided:
+        runner_up = answer.meeting[1]
+        within = f" within {_slo(answer)}" if question.bounds else ""
+        return (
+            f"{shown} is the {question.adjective}{within}; "
+            f"{advantage(answer, runner_up)} ahead of {runner_up.full_name} ({figure(answer, runner_up)})"
+        )
+    names = [f"{each.full_name} ({figure(answer, each)})" for each in answer.tied[:MOST_IN_SENTENCE]]
+    more = f" and {len(answer.tied) - MOST_IN_SENTENCE} more" if len(answer.tied) > MOST_IN_SENTENCE else ""
+    equal = all(each.low > 1 - MARGIN and each.high < 1 + MARGIN for each in answer.tied)
+    verdict = f"is equal within {MARGIN:.0%} to" if equal else "is not told apart from"
+    decisive = f": {remedy_text(answer.remedy)}" if answer.remedy and not equal else ""
+    return f"{shown} {verdict} {', '.join(names)}{more}{decisive}"
+
+
+def _unmet(answer: TaskAnswer) -> str:
+    closest, total = answer.candidates[0], len(answer.candidates)
+    none = f"none of {count(total, 'configuration')} meets {_slo(answer)}"
+    if closest.tightest is None or closest.latency is None or math.isinf(closest.headroom):
+        return f"{none}: too many requests failed, or the latency is not known"
+    bound = closest.tightest.quantity
+    return (
+        f"{none}; the closest is {closest.full_name}: {bound.short} "
+        f"{bound.shown(closest.latency.value)} {bound.unit}, {-closest.headroom:.0%} over"
+    )
+
+
+def figure(answer: TaskAnswer, candidate: Candidate) -> str:
+    """`538 tokens/s ±3%`, of these launches."""
+    half = candidate.figure.relative_half_width
+    text = f"{answer.question.quantity.shown(candidate.figure.value)} {answer.question.quantity.unit}"
+    return text if math.isnan(half) else f"{text} ±{half:.0%}" if half >= 0.01 else f"{text} ±<1%"
+
+
+def advantage(answer: TaskAnswer, candidate: Candidate) -> str:
+    """`1.42× (1.31 to 1.53)`: how many times better the best is than a candidate."""
+    better_higher = answer.question.quantity.better == "higher"
+    ends = [candidate.ratio, candidate.low, candidate.high]
+    ratio, low, high = ends if better_higher else [1 / end for end in (ends[0], ends[2], ends[1])]
+    return f"{number(ratio)}×" + ("" if math.isnan(low) else f" ({number(low)} to {number(high)})")
+
+
+def remedy_text(remedy: Remedy) -> str:
+    """`12 more launches of each would (a difference of 4 %), about 38 min; replicates=17`."""
+    if not remedy.launches:
+        return f"one launch of each does not show how much launches differ; replicates={remedy.replicates} would"
+    minutes = "" if math.isnan(remedy.minutes) else f", about {duration_text(60 * remedy.minutes)}"
+    size = f"{remedy.difference:.1%}" if remedy.difference < 0.1 else f"{remedy.difference:.0%}"
+    more = "1 more launch" if remedy.launches == 1 else f"{remedy.launches:,} more launches"
+    return f"{more} of each would tell a difference of {size}{minutes} (replicates={remedy.replicates})"
+
+
+def _headroom(candidate: Candidate) -> str:
+    """`, headroom 12%: TTFT p99 176 ms`; also where its interval goes over the bound."""
+    if candidate.tightest is None or candidate.latency is None:
+        return ""
+    bound, latency = candidate.tightest.quantity, candidate.latency
+    text = f", headroom {candidate.headroom:.0%}: {bound.short} {bound.shown(latency.value)} {bound.unit}"
+    if math.isnan(latency.high):
+        return f"{text}, without an interval"
+    return text if candidate.surely_meets else f"{text}, but its interval reaches {bound.shown(latency.high)}"
+
+
+def _slo(answer: TaskAnswer) -> str:
+    """`TTFT p99 ≤ 200 ms and TPOT p99 ≤ 20.0 ms`."""
+    return " and ".join(bound.text for bound in answer.question.bounds)

@@ -1,0 +1,274 @@
+"""The gain of a run's tasks, divided among what was changed: logarithms, so that shares add up to the whole.
+
+A figure's logarithm is modelled as in every comparison (`analysis.comparison`): point + block + error, whose unit is
+the launch. Everything here is a weighted sum of the points' effects, and has the interval of that sum.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.comparison import BlockModel, Trials, fit
+from analysis.explain.contrasts import difference, interactions, shapley
+from analysis.explain.design import Factorial, Ladder, Unexplained, designs
+from analysis.intervals import FloatArray
+from analysis.load import Run
+from analysis.plotting.layout import Layout
+from analysis.quantities import LabelledColumn, labelled_column
+from analysis.survivors import without_lost
+from sweep.config import ConfigError, did_you_mean
+
+EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
+HALVINGS = 40  # of the search for the end of a share's interval
+WIDEST_SHARE = 50.0  # beyond which a share says nothing
+
+
+class Change(NamedTuple):
+    """A factor, or a share, with the ends of its 95 % interval; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+NO_CHANGE = Change(np.nan, np.nan, np.nan)
+
+
+class Part(NamedTuple):
+    """A part of the whole: a knob, a step of a ladder, or the engine itself."""
+
+    name: str
+    change: str  # what was set
+    gain: Change  # times; the gains of all parts multiply to the whole
+    share: Change  # of the whole's logarithm; the shares add up to 1
+    alone: Change = NO_CHANGE  # times, of this knob with all others off
+    last: Change = NO_CHANGE  # times, of this knob with all others on
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The gain of one task in one quantity, and the parts that it is made of."""
+
+    kind: Literal["factorial", "ladder"]
+    task: str
+    quantity: LabelledColumn
+    begin: str  # what the whole is compared with
+    first: float  # the geometric means of the launches at both ends
+    final: float
+    whole: Change
+    parts: tuple[Part, ...]
+    interactions: tuple[tuple[str, Change], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -> list[Explanation]:
+    """The explanation of every task in each of the quantities that were measured.
+
+    Raises:
+        Unexplained: if no task of the run shows what bought its gain.
+        ConfigError: if a column is no measured quantity.
+    """
+    quantities = [_quantity(column, run) for column in columns]
+    explained: list[Explanation] = []
+    reasons: list[str] = []
+    for design in designs(layout, run.baseline):
+        try:
+            explained += _explained(design, _Launches(run, layout, design), quantities)
+        except Unexplained as error:
+            reasons.append(str(error))
+    if not explained:
+        raise Unexplained("; ".join(dict.fromkeys(reasons)) or "none of the quantities was measured")
+    return explained
+
+
+def _quantity(column: str, run: Run) -> LabelledColumn:
+    labelled = labelled_column(column, run.percentiles)
+    if labelled is None or labelled.better is None:
+        raise ConfigError(
+            f"metric={column}: no measured quantity that is better higher or lower; {did_you_mean(column, EXPLAINED)}"
+        )
+    return labelled
+
+
+def _explained(
+    design: Factorial | Ladder, launches: "_Launches", quantities: Sequence[LabelledColumn]
+) -> Iterator[Explanation]:
+    for quantity in quantities:
+        if (model := launches.model(quantity.column)) is not None:
+            yield (
+                _of_factorial(design, quantity, model)
+                if isinstance(design, Factorial)
+                else _of_ladder(design, quantity, model)
+            )
+
+
+class _Launches:
+    """The trials of a design's points, its points numbered from 0 in the design's order."""
+
+    def __init__(self, run: Run, layout: Layout, design: Factorial | Ladder) -> None:
+        self.points = list(design.points.values()) if isinstance(design, Factorial) else list(design.points)
+        if isinstance(design, Factorial) and design.baseline is not None:
+            self.points.append(design.baseline)
+        placed = layout.placed(run.ok)
+        placed = placed[placed["point"].isin(self.points)]
+        numbers = {point: number for number, point in enumerate(self.points)}
+        launch = placed["launch"].astype(object)
+        self.trials = Trials(
+            np.asarray(placed["point"].map(numbers), np.int64),
+            np.asarray(placed["replicate"].fillna(0), np.int64),
+            launch.where(launch.notna(), None).to_numpy(object),
+        )
+        self.run, self.placed = run, placed
+
+    def model(self, column: str) -> BlockModel | None:
+        """The model of one quantity; None where some point has no value."""
+        if column not in self.placed or not (self.placed[column] > 0).any():
+            return None
+        values = pd.DataFrame({column: self.placed[column].astype("float64")})
+        figures = without_lost(self.run, values, self.trials.point)[column].to_numpy(np.float64)
+        model = fit(figures, self.trials, len(self.points))
+        return model if np.isfinite(model.effects).all() else None
+
+
+# Ladders -------------------------------------------------------------------------------------------------------------
+
+
+def _of_ladder(design: Ladder, quantity: LabelledColumn, model: BlockModel) -> Explanation:
+    unit = np.eye(len(design.points))
+    steps, whole = unit[1:] - unit[:-1], unit[-1] - unit[0]
+    parts = [
+        Part(name, "", gain, share)
+        for name, gain, share in zip(
+            design.steps[1:], _gains(model, steps, len(steps)), _shares(model, steps, whole), strict=True
+        )
+    ]
+    notes = (
+        *design.notes,
+        "a ladder gives shares in its own order alone: in another order the same steps may have others",
+    )
+    first, final = np.exp(model.effects[[0, -1]])
+    (change,) = _gains(model, whole[None], 1)
+    return Explanation("ladder", design.task, quantity, design.steps[0], first, final, change, tuple(parts), (), notes)
+
+
+# Factorials ----------------------------------------------------------------------------------------------------------
+
+
+def _of_factorial(design: Factorial, quantity: LabelledColumn, model: BlockModel) -> Explanation:
+    """The shares of the knobs, and of the engine itself where there is a baseline.
+
+    Raises:
+        Unexplained: if the combinations that have a result do not tell.
+    """
+    measured, knobs = list(design.points), [knob.key for knob in design.knobs]
+    solution = shapley(measured, knobs)
+    if solution is None:
+        raise Unexplained(_reason(design, measured))
+    weights, order = solution
+    begin, rows = f"{design.engine}, all off", _padded(weights, model)
+    none, every = measured.index(frozenset()), measured.index(design.all_on)
+    unit = np.eye(len(model.effects))
+    names = [(knob.name, knob.change) for knob in design.knobs]
+    if design.baseline is not None:
+        begin, none = "the baseline", len(measured)
+        rows = np.vstack([unit[measured.index(frozenset())] - unit[none], rows])
+        names.insert(0, (design.engine, "all off"))
+    whole = unit[every] - unit[none]
+    alone = [_single(model, measured, frozenset([key]), frozenset(), len(knobs)) for key in knobs]
+    last = [_single(model, measured, design.all_on, design.all_on - {key}, len(knobs)) for key in knobs]
+    rest = [NO_CHANGE] * (len(names) - len(knobs))
+    gains, shares = _gains(model, rows, len(rows)), _shares(model, rows, whole)
+    parts = [Part(*name, *each) for name, *each in zip(names, gains, shares, rest + alone, rest + last, strict=True)]
+    first, final = np.exp(model.effects[[none, every]])
+    (change,) = _gains(model, whole[None], 1)
+    return Explanation(
+        "factorial",
+        design.task,
+        quantity,
+        begin,
+        first,
+        final,
+        change,
+        tuple(parts),
+        tuple(_interactions(design, measured, model)),
+        (*design.notes, *_order_notes(order, len(knobs), measured)),
+    )
+
+
+def _single(
+    model: BlockModel, measured: list[frozenset[str]], after: frozenset[str], before: frozenset[str], family: int
+) -> Change:
+    """The change from one combination to another; the intervals of all knobs' hold together."""
+    weights = difference(measured, after, before)
+    return NO_CHANGE if weights is None else _gains(model, _padded(weights[None], model), family)[0]
+
+
+def _interactions(design: Factorial, measured: list[frozenset[str]], model: BlockModel) -> Iterator[tuple[str, Change]]:
+    names = {knob.key: knob.name for knob in design.knobs}
+    pairs = interactions(measured, list(names))
+    for group, weights in pairs:
+        label = " or ".join(" × ".join(names[key] for key in pair) for pair in group)
+        yield label, _gains(model, _padded(weights[None], model), len(pairs))[0]
+
+
+def _order_notes(order: int, knobs: int, measured: Sequence[frozenset[str]]) -> Iterator[str]:
+    if order < knobs:
+        yield (
+            f"{len(measured)} of {2**knobs} combinations: shares are exact if no more than {order} knobs interact; "
+            "what more of them do together is in the shares of the others. Alone and last need other combinations"
+        )
+
+
+def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
+    missing = [
+        name for name, combination in (("none", frozenset()), ("all", design.all_on)) if combination not in measured
+    ]
+    where = f"{design.engine}, {design.task}"
+    if missing:
+        return f"{where}: no result with {' and with '.join(missing)} of {len(design.knobs)} knobs on"
+    return (
+        f"{where}: {len(measured)} of {2 ** len(design.knobs)} combinations have a result, which do not tell the "
+        "knobs' shares from their interactions; measure the others, or the half with an even number of knobs on"
+    )
+
+
+# Weighted sums -------------------------------------------------------------------------------------------------------
+
+
+def _padded(weights: FloatArray, model: BlockModel) -> FloatArray:
+    """Weights of the combinations with a zero for the baseline, where there is one."""
+    return np.pad(weights, ((0, 0), (0, len(model.effects) - weights.shape[1])))
+
+
+def _gains(model: BlockModel, weights: FloatArray, comparisons: int) -> list[Change]:
+    sums, half = model.contrasts(weights, comparisons)
+    ends = np.exp([sums, sums - half, sums + half])
+    return [Change(*map(float, column)) for column in ends.T]
+
+
+def _shares(model: BlockModel, rows: FloatArray, whole: FloatArray) -> list[Change]:
+    """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·whole may be 0.
+
+    NaN ends where the whole itself may be nothing, and no share can be ruled out.
+    """
+
+    def excess(share: FloatArray) -> FloatArray:
+        """The distance of each row's sum without its share of the whole from 0, beyond half of its interval."""
+        sums, half = model.contrasts(rows - share[:, None] * whole, len(rows))
+        return np.asarray(np.abs(sums) - half, np.float64)
+
+    values = (rows @ model.effects) / (whole @ model.effects)
+    ends = []
+    for far in (-WIDEST_SHARE, WIDEST_SHARE):
+        inside, outside = values.copy(), np.full_like(values, far)
+        bounded = excess(outside) > 0
+        for _ in range(HALVINGS):
+            middle = (inside + outside) / 2
+            beyond = excess(middle) > 0
+            outside, inside = np.where(beyond, middle, outside), np.where(beyond, inside, middle)
+        ends.append(np.where(bounded, outside, np.nan))
+    low, high = (np.where(np.isfinite(ends).all(axis=0), end, np.nan) for end in ends)
+    return [Change(*map(float, column)) for column in zip(values, low, high, strict=True)]

@@ -1,0 +1,174 @@
+"""What a run varied: the knobs of a factorial, or the steps of a ladder, found among the points of each task."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.headline import ASKED
+from analysis.plotting.layout import Layout
+from analysis.ratios import is_baseline
+from sweep.config import ConfigError
+from sweep.labels import LADDER, PARENT, short
+
+PARTS_OF_ENGINE = ("backend", "gateway")  # first parts of the axes that can be knobs
+MOST_KNOBS = 10
+
+
+class Unexplained(ConfigError):
+    """The run, or one of its tasks, does not show what bought its gain."""
+
+
+class Knob(NamedTuple):
+    """A setting with two values; the first in the plan's order is off, unless the baseline names it."""
+
+    key: str
+    off: Any
+    on: Any
+
+    @property
+    def name(self) -> str:
+        return short(self.key)
+
+    @property
+    def change(self) -> str:
+        """`1 → 8`."""
+        return f"{_setting_text(self.off)} → {_setting_text(self.on)}"
+
+
+@dataclass(frozen=True)
+class Factorial:
+    """The points of one task at which knobs are off and on."""
+
+    task: str
+    engine: str
+    knobs: tuple[Knob, ...]
+    points: dict[frozenset[str], int]  # the keys of the knobs that are on -> position of the point
+    baseline: int | None  # the point of another engine that all of them are compared with
+    notes: tuple[str, ...] = ()
+
+    @property
+    def all_on(self) -> frozenset[str]:
+        return frozenset(knob.key for knob in self.knobs)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The points of one task from a ladder's lowest step to its last."""
+
+    task: str
+    steps: tuple[str, ...]
+    points: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def designs(layout: Layout, baseline: dict[str, Any]) -> list[Factorial | Ladder]:
+    """The designs of a run's tasks.
+
+    Raises:
+        Unexplained: if it has no ladder, and no settings of an engine with two values.
+    """
+    points = layout.points[layout.points["n"] > 0]
+    tasks = [str(column) for column in points if str(column).split(".")[0] in ASKED]
+    every: list[Factorial | Ladder] = []
+    for _, group in points.groupby(tasks, dropna=False, sort=False):
+        name = ", ".join(filter(None, (group["panel"].iloc[0], _load(layout, group.iloc[0]))))
+        if LADDER in group and PARENT in group and group[LADDER].notna().any():
+            every.append(_ladder(name, group))
+        else:
+            every += _factorials(name, group, layout, baseline)
+    if not every:
+        raise Unexplained(
+            "nothing to explain: this run has neither a ladder nor an engine's settings with two values each; "
+            "allowed are e.g. +experiment=decomposition and +experiment=serving_ladder (docs/explaining.md)"
+        )
+    return every
+
+
+def _load(layout: Layout, point: "pd.Series[Any]") -> str:
+    """The load of a point, where x is one: x may be a knob."""
+    return "" if layout.x is None or "." in layout.x else layout.load(point)
+
+
+# Ladders -------------------------------------------------------------------------------------------------------------
+
+
+def _ladder(task: str, group: pd.DataFrame) -> Ladder:
+    """The way from the lowest step to the plan's last; steps beside it are named in a note."""
+    steps = group.dropna(subset=[LADDER])
+    parents = {str(step): parent for step, parent in zip(steps[LADDER], steps[PARENT], strict=True)}
+    position = {str(step): int(index) for step, index in zip(steps[LADDER], steps.index, strict=True)}
+    path: list[str] = []
+    step: Any = next(reversed(parents))
+    while step is not None and not pd.isna(step) and str(step) in parents and step not in path:
+        path.append(str(step))
+        step = parents[str(step)]
+    notes = [f"{step} has no result: the ladder is explained from {path[-1]} on"] if isinstance(step, str) else []
+    if beside := [name for name in parents if name not in path]:
+        notes.append(f"not below {path[0]}, and so in no share: {', '.join(beside)}")
+    path.reverse()
+    return Ladder(task, tuple(path), tuple(position[name] for name in path), tuple(notes))
+
+
+# Factorials ----------------------------------------------------------------------------------------------------------
+
+
+def _factorials(task: str, group: pd.DataFrame, layout: Layout, baseline: dict[str, Any]) -> Iterator[Factorial]:
+    """One for each engine with knobs; the baseline is of another engine."""
+    of_baseline = is_baseline(group, {"backend": baseline["backend"]} if "backend" in baseline else {})
+    compared = list(group.index[of_baseline])
+    for engine, points in group.groupby("backend", sort=False):
+        axes = [key for key in map(str, points) if key.partition(".")[0] in PARTS_OF_ENGINE and "." in key]
+        varying = [key for key in axes if points[key].nunique(dropna=False) > 1]
+        knobs = tuple(_knob(key, points[key], baseline) for key in varying)
+        if not knobs:
+            continue
+        if len(knobs) > MOST_KNOBS:
+            raise Unexplained(f"{engine}: {len(knobs)} settings vary; allowed are at most {MOST_KNOBS}")
+        rest = [int(index) for index in compared if index not in points.index]
+        notes = [f"{len(rest)} points of {baseline['backend']}: none is the baseline"] if len(rest) > 1 else []
+        yield Factorial(
+            task,
+            str(engine),
+            knobs,
+            _combinations(points, knobs),
+            rest[0] if len(rest) == 1 else None,
+            tuple(notes),
+        )
+
+
+def _knob(key: str, column: "pd.Series[Any]", baseline: dict[str, Any]) -> Knob:
+    values = list(dict.fromkeys(map(_value, column)))
+    if len(values) > 2:
+        raise Unexplained(
+            f"{key} has the values {', '.join(map(_setting_text, values))}: a knob is off or on, allowed are two"
+        )
+    if key in baseline and _value(baseline[key]) == values[1]:
+        values.reverse()
+    return Knob(key, values[0], values[1])
+
+
+def _combinations(points: pd.DataFrame, knobs: Sequence[Knob]) -> dict[frozenset[str], int]:
+    keys = [knob.key for knob in knobs]
+    rows = points[keys].astype(object).itertuples(index=False, name=None)
+    return {
+        frozenset(knob.key for knob, value in zip(knobs, row, strict=True) if _value(value) == knob.on): int(index)
+        for index, row in zip(points.index, rows, strict=True)
+    }
+
+
+def _value(value: Any) -> Any:
+    """A setting as it was given; None where the key was not set."""
+    if value is None or pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _setting_text(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,119 @@
+"""Random command lines and experiment files through the command's entry function, and as processes.
+
+    python -m benchmarks.fuzz [--seed 1] [--first 0] [--count 2500] [--processes 0] [--results FILE]
+    python -m benchmarks.fuzz --write docs/measurements/fuzz.md --results FILE...
+
+A slice appends a line for each case to its results; `--write` makes the table of them. The cases and the verdicts of
+the documentation on them are in tests/fuzz.py. No case may use more than 6 GiB.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from sweep.config import ROOT
+from tests.fuzz import HANG, Case, Finding, cases, check, command_line, complete, experiment, judge
+
+MEMORY = 6 << 30  # bytes
+HEADER = """# Random input
+
+Made by `python -m benchmarks.fuzz` (seed {seed}): random command lines and experiment files through the command's entry
+function in one process, with `dry_run=true`, and some of both as processes of their own. The verdict on each is that of
+tests/fuzz.py, which is written from the documentation, not from the code that checks. *Nonsense* was accepted although
+the documentation refuses it; *refused wrongly* is the reverse; *untidy* is an error that is not one line which names
+the key, or echoes more than 80 characters of a value.
+
+| cases | n | accepted | refused | traceback | over {hang} s | nonsense | refused wrongly | untidy | slowest, s |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def in_process(case: Case, folder: Path) -> Finding:
+    """Run a case as a process of its own and judge it."""
+    arguments, begin = complete(case, folder), time.monotonic()
+    command = [sys.executable, "-m", "sweep", *arguments]
+    status, output, error, problem = None, "", "", None
+    try:
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=6 * HANG, errors="replace")
+        status, output, error = ended.returncode, ended.stdout, ended.stderr
+        problem = judge(case, arguments, status, output, error)
+    except subprocess.TimeoutExpired:
+        problem = "still running"
+    named = case._replace(kind=f"{case.kind.partition(':')[0] if case.file else 'command line'} as a process")
+    return Finding(named, status, problem, error, time.monotonic() - begin)
+
+
+def entries(findings: Iterator[Finding]) -> Iterator[dict[str, Any]]:
+    for finding in findings:
+        case = finding.case
+        details = {"arguments": case.arguments, "file": case.file, "error": finding.error[:600]}
+        outcome = {"kind": case.kind, "status": finding.status, "problem": finding.problem, "seconds": finding.seconds}
+        yield outcome | (details if finding.problem or finding.seconds > 2 else {})
+
+
+def table(rows: Sequence[dict[str, Any]], seed: int) -> str:
+    """The outcomes by kind of case, as Markdown."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    slowest: dict[str, float] = defaultdict(float)
+    for row in rows:
+        for kind in (row["kind"], "all"):
+            counts[kind].update(["n", _column(row)])
+            slowest[kind] = max(slowest[kind], row["seconds"])
+    columns = ("n", "accepted", "refused", "traceback", "hang", "nonsense", "wrongly", "untidy")
+    kinds = [*sorted(kind for kind in counts if kind != "all"), "all"]
+    lines = [
+        f"| {kind} | {' | '.join(str(counts[kind][c]) for c in columns)} | {slowest[kind]:.1f} |" for kind in kinds
+    ]
+    return HEADER.format(seed=seed, hang=HANG) + "\n".join(lines) + "\n"
+
+
+def _column(row: dict[str, Any]) -> str:
+    problem = row["problem"]
+    if problem is None:
+        return "accepted" if row["status"] == 0 else "refused"
+    if problem.startswith("still running"):
+        return "hang"
+    if problem.startswith(("accepted", "not a plan")):
+        return "nonsense"
+    if problem.startswith("refused"):
+        return "wrongly"
+    return "untidy" if row["status"] == 2 else "traceback"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=2500, help="of command lines, and of experiment files")
+    parser.add_argument("--processes", action="store_true", help="each case in a process of its own")
+    parser.add_argument("--results", type=Path, nargs="+", required=True)
+    parser.add_argument("--write", type=Path)
+    chosen = parser.parse_args()
+    if chosen.write:
+        rows = [json.loads(line) for path in chosen.results for line in path.read_text().splitlines()]
+        chosen.write.write_text(table(rows, chosen.seed))
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    run = in_process if chosen.processes else check
+    last = chosen.first + chosen.count
+    pairs = zip(
+        *(islice(cases(chosen.seed, make), chosen.first, last) for make in (command_line, experiment)), strict=True
+    )
+    with tempfile.TemporaryDirectory() as name, chosen.results[0].open("a") as results:
+        findings = (run(case, Path(name)) for case in chain.from_iterable(pairs))
+        for entry in entries(findings):
+            results.write(json.dumps(entry) + "\n")
+            results.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The answer to what a run was made for: who is best within the SLO, how sure, and what would decide a tie."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.answers.deciding import Spread, remedy
+from analysis.comparison import Trials, fit, indistinguishable
+from analysis.load import open_run
+from sweep.__main__ import main
+from tests.results import printed, report_of, rows_of, run_of, trial
+
+CONFIG = {"model": {"name": "m"}, "workload": {"name": "qa"}, "load": {"name": "batch"}}
+LATENCIES = ("ttft_p50", "ttft_p90", "ttft_p95", "ttft_p99")
+
+
+def engines(folder: Path, speeds: dict[str, float], launched: int = 4, spread: float = 0.01, **other: Any) -> str:
+    """A run of engines at two batch sizes, a launch for each replicate; what a launch adds is known."""
+    factors = np.exp(spread * np.array([1, -1, 1, -1, 1, -1]))
+    rows = [
+        trial(
+            backend,
+            batch,
+            replicate,
+            speed * batch * float(factors[replicate] if index % 2 else factors[(replicate * 3 + 1) // 2 % 6]),
+            launch=f"{backend}-{replicate}",
+            **{
+                "config": json.dumps(CONFIG),
+                "startup_seconds": 60.0,
+                "wall_seconds": 60.0,
+                **dict.fromkeys(LATENCIES, 0.05 * batch * 100 / speed),
+                **other,
+            },
+        )
+        for index, (backend, speed) in enumerate(speeds.items())
+        for batch in (1, 8)
+        for replicate in range(launched)
+    ]
+    run_of(folder, rows)
+    return str(folder)
+
+
+def summary(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["summary", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, spread=0.05)
+    first, *rest = summary(capsys, run).splitlines()
+    assert first == "tgi and vllm differ at none of 2 points in throughput"
+    assert all("is not told apart from vllm" in line for line in rest)
+    assert all("more launches of each would tell a difference of 3.0%, about" in line for line in rest)
+    answers = json.loads(summary(capsys, run, "--format", "json"))["answers"]
+    best = answers[0]["candidates"][0]
+    assert best["more_minutes"] == best["more_launches"] * 4  # 60 s to start and 60 s to run, of each of the two
+
+
+def test_a_faster_engine_is_named_with_its_lead(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
+    first, *rest = summary(capsys, run).splitlines()
+    assert first == "vllm is the fastest at 2 of 2 points"
+    assert rest[0].startswith("qa, batch size 1: vllm (110 tokens/s")
+    assert "is the fastest; 1.10×" in rest[0]
+    assert "ahead of tgi (100 tokens/s" in rest[0]
+
+
+def test_with_a_price_the_cheapest_is_named(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 110}, cost_per_million_tokens=2.0)
+    other = engines(tmp_path / "b", {"tgi": 120}, cost_per_million_tokens=3.0)
+    assert summary(capsys, run, other).startswith("vllm is the cheapest at 2 of 2 points")
+
+
+def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
+    """At batch 8 both are at their fastest; the latencies are 364 and 400 ms there, and 45 and 50 ms at batch 1."""
+    run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
+    only = summary(capsys, run, "--slo", "ttft=0.38")
+    assert "vllm is the fastest at 1 of 1 task" not in only
+    assert only.startswith("qa: vllm at batch size 8 (880 tokens/s")
+    assert "headroom 4%: TTFT p95 364 ms" in only
+    assert "ahead of tgi at batch size 1 (100 tokens/s" in only
+    alone = summary(capsys, run, "--slo", "ttft=0.048")
+    assert "alone meets TTFT p95 ≤ 48.0 ms of 2" in alone
+    none = summary(capsys, run, "--slo", "ttft=0.03")
+    assert "none of 2 configurations meets TTFT p95 ≤ 30.0 ms; the closest is vllm at batch size 1" in none
+    assert "52% over" in none
+
+
+def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_screen(tmp_path):
+    engines(tmp_path, {"vllm": 110, "tgi": 100}, slo=json.dumps({"ttft": 0.38}))
+    run = open_run(tmp_path)
+    text = " ".join(printed(run, 120).split())
+    assert text.startswith("qa: vllm at batch size 8 (880 tokens/s")
+    document = report_of(run)
+    assert document.index('id="answer"') < document.index('class="cards"')
+    (row,) = [cells for cells in rows_of(document) if cells[:2] == ["qa", "vllm at batch size 8"]]
+    assert row[3].startswith("4%")
+    assert row[4].startswith("tgi at batch size 1")
+    assert row[6] == "told apart from all others"
+
+
+def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
+    out = summary(capsys, engines(tmp_path / "a", {"vllm": 200, "tgi": 100}, launched=1))
+    assert out.startswith("vllm and tgi differ at none of 2 points")
+    assert "one launch of each does not show how much launches differ; replicates=3 would" in out
+
+
+def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 110})
+    longer = {**CONFIG, "workload": {"name": "qa", "output_tokens": 512}}
+    other = engines(tmp_path / "b", {"tgi": 50}, config=json.dumps(longer))
+    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
+
+
+def test_every_format_has_every_candidate(tmp_path, capsys):
+    run, file = engines(tmp_path / "a", {"vllm": 110, "tgi": 100}), tmp_path / "answer"
+    for name in ("csv", "parquet"):
+        assert summary(capsys, run, "--format", name, "--output", str(file)) == ""
+        frame = pd.read_csv(file) if name == "csv" else pd.read_parquet(file)
+        assert list(frame["configuration"]) == ["vllm", "tgi"] * 2
+        assert list(frame["verdict"]) == ["best", "behind"] * 2
+        assert list(frame["best_over_it"]) == pytest.approx([1, 1.1] * 2, rel=0.02)
+    assert "| qa, batch size 1 | tgi | — | 100 tokens/s" in summary(capsys, run, "--format", "markdown")
+    assert r"qa, batch size 8 & tgi & --- & 800 tokens/s" in summary(capsys, run, "--format", "latex")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--slo", "ttft"], "allowed is NAME=SECONDS"),
+        (["--slo", "itl=1"], "slo=itl"),
+        (["--slo", "ttft=-1"], "ttft must be a number of seconds above 0"),
+        (["--output", "/proc/none/answer"], "--output /proc/none/answer"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
+    assert main(["summary", engines(tmp_path / "a", {"vllm": 110}), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_launches_asked_for_do_tell_nine_times_in_ten():
+    """A difference of 5 % between two engines whose launches differ by 4 %."""
+    draws, difference, deviation = np.random.default_rng(3), np.log(1.05), 0.04
+
+    def model_of(launched: int):
+        point, replicate = np.repeat([0, 1], launched), np.tile(np.arange(launched), 2)
+        trials = Trials(point, replicate, np.array([f"{i}" for i in range(2 * launched)], object))
+        return fit(np.exp(draws.normal(0, deviation, 2 * launched) + difference * (point == 0)), trials, 2)
+
+    first = model_of(4)._replace(effects=np.array([difference, 0.0]), variance=deviation**2)
+    advised = remedy(first, 1, Spread(deviation**2 * 100, 100), minutes=2.0)
+    assert advised.difference == pytest.approx(0.05)
+    assert advised.minutes == 2 * advised.launches
+    decided = sum(not indistinguishable(model_of(advised.replicates), 0, "higher").any() for _ in range(400))
+    assert 0.85 < decided / 400 < 0.96
