@@ -50,6 +50,7 @@ class VLLM(Backend):
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
 
     distribution = "vllm"
+    inherits = ("VLLM_*", "FLASHINFER_*")
     tables = ("vllm",)
     own_flags: ClassVar[dict[str, str]] = {
         "model": "model",

@@ -88,9 +88,12 @@ def status(arguments: list[str]) -> int:
 
     parser = Parser(globals()["status"])
     parser.add_argument("run", metavar="RUN", help="a results folder, its name under results/, or s3://bucket/run")
-    run = parser.parse_args(arguments).run
+    parser.add_argument("--json", action="store_true", help="as JSON, for scripts")
+    options = parser.parse_args(arguments)
+    run = options.run
     try:
-        lines = status.render(status.find(run))
+        state = status.find(run)
+        lines = [status.status_json(state)] if options.json else status.render(state)
     except OSError as error:
         raise ConfigError(f"{run}: {first_line(error)}") from None
     console = Console(highlight=False)

@@ -320,7 +320,7 @@ def _refuse_odd_numbers(typed: Any, built: Any, key: str) -> None:
             raise ConfigError(f"{key}={typed}: input should be a number")
         if not math.isfinite(built):
             raise ConfigError(f"{key}={typed}: input should be a finite number")
-        if abs(built) > LARGEST_NUMBER and name not in UNBOUNDED:
+        if abs(built) > LARGEST_NUMBER and name not in UNBOUNDED and not name.endswith("_bytes"):
             raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {LARGEST_NUMBER:,}")
     elif isinstance(typed, Mapping):
         for part, value in typed.items():

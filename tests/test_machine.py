@@ -119,7 +119,7 @@ def test_a_process_of_somebody_else_on_the_engines_core_is_measured_named_and_wa
     with burner():
         start(tmp_path / "out", *command, sharing="tests").communicate(timeout=100)
     row = row_of(tmp_path / "out")
-    assert row["foreign_cpu_share"] > 0.3
+    assert row["foreign_cpu_share"] > 0.1
     assert re.match(r"process \d+ \(.+\) \d.\d\d cores", row["foreign_processes"])
     assert row["outcome"] != "ok" or "foreign-cpu" in row["warnings"]
 
@@ -146,7 +146,7 @@ def test_quiet_waits_for_the_node_and_a_trial_that_is_disturbed_is_no_result(tmp
     assert row["outcome"] == "disturbed"
     assert row["fault"] == "surroundings"
     assert f"process {pid} " in row["reason"]
-    assert row["foreign_cpu_share"] > 0.3
+    assert row["foreign_cpu_share"] > 0.1
     assert row["output_throughput"] is None or row["output_throughput"] != row["output_throughput"]
 
 

@@ -40,7 +40,7 @@ class RowWriter:
         self.ledger.commit(row)
         if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
             self.tracker.log_trial(row, self._telemetry(row))
-        self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
+        self.display.finished(row, f"{deployment.describe()} {trial.describe()}", deployment.describe())
 
     def commit_unmeasured(self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
         """Commit the row of a trial that will not run; `verdict` has its outcome, and its reason, fault and driver."""

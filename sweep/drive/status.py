@@ -4,12 +4,13 @@ RUN is a results folder, its name under results/, or the URL of an object store.
 disk, so it works from another terminal while the sweep runs, and in the morning when nothing runs any more.
 """
 
+import json
 import os
 import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,15 @@ from sweep.disk import object_store, run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
-from sweep.drive.progress import Display
-from sweep.records import Outcome
+from sweep.drive.progress import Display, progress_text
+from sweep.records import Outcome, TrialProgress
 from sweep.wording import count, duration_text, time_left
 
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
 DRIVER_TIMEOUT = 30.0  # s after which a driver on another host counts as dead
 MOST_FAILURES = 20  # more are only counted
+MOST_QUESTIONS = 20  # whose best so far is written down
 
 
 class StatusWriter:
@@ -51,7 +53,13 @@ class StatusWriter:
             return
         self.write_after = now + INTERVAL
         running = [
-            {"what": label, "state": state, "node": nodes.get(key), "since": now - since}
+            {
+                "what": label,
+                "state": state,
+                "node": nodes.get(key),
+                "since": now - since,
+                "progress": progress._asdict() if (progress := self.display.progress.get(key)) else None,
+            }
             for key, (label, state, since) in self.display.running.items()
         ]
         content = {
@@ -64,6 +72,10 @@ class StatusWriter:
             "deadline": deadline,
             "pause": pause,
             "running": running,
+            "usage": usage._asdict() if (usage := self.display.usage) else None,
+            "failures": self.display.failures,
+            "best": self.display.leaders.best()[-MOST_QUESTIONS:],
+            "summary": self.display.summary(),
         }
         run_files.write_whole(self.paths, self.paths.status, sealed(content))
 
@@ -164,15 +176,50 @@ def render(status: Status) -> list[str]:
     if status.alive and status.driver:
         lines += [status.driver["pause"]] if status.driver.get("pause") else []
         lines += [
-            f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} ({duration_text(entry['since'])})"
+            f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} "
+            f"({duration_text(entry['since'])}){_progress(entry)}"
             for entry in status.driver["running"]
         ]
+        lines += [status.driver["summary"]] if status.driver.get("summary") else []
     if status.failures:
+        texts = _failures(status.failures)
         lines.append(f"failed or unavailable ({len(status.failures)}); logs are under {status.log}:")
-        lines += [f"  {label}: {outcome}: {reason}" for label, outcome, reason in status.failures[:MOST_FAILURES]]
-        if len(status.failures) > MOST_FAILURES:
-            lines.append(f"  and {len(status.failures) - MOST_FAILURES} more")
+        lines += [f"  {text}" for text in texts[:MOST_FAILURES]]
+        if len(texts) > MOST_FAILURES:
+            lines.append(f"  and {len(texts) - MOST_FAILURES} more")
     return lines
+
+
+def _progress(entry: Mapping[str, Any]) -> str:
+    """The requests of a running trial, after its state; empty before the first is sent."""
+    return f": {progress_text(TrialProgress(**entry['progress']))}" if entry.get("progress") else ""
+
+
+def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
+    """A line for each failure, and one for all trials that cannot run for one reason."""
+    unavailable = Counter(reason for _, outcome, reason in failures if outcome == Outcome.UNAVAILABLE)
+    texts = []
+    for label, outcome, reason in failures:
+        if outcome != Outcome.UNAVAILABLE or unavailable[reason] == 1:
+            texts.append(f"{label}: {outcome}: {reason}")
+        elif trials := unavailable.pop(reason, 0):
+            texts.append(f"{count(trials, 'trial')}, the first {label}: {outcome}: {reason}")
+    return texts
+
+
+def status_json(status: Status) -> str:
+    """A status for scripts: trials by outcome, failures, and what the driver last wrote about itself."""
+    driver = {key: value for key, value in (status.driver or {}).items() if key != "summary"}
+    content = {
+        "name": status.name,
+        "trials": status.total,
+        "outcomes": dict(status.outcomes),
+        "alive": status.alive,
+        "driver": driver or None,
+        "failures": [dict(zip(("trial", "outcome", "reason"), each, strict=True)) for each in status.failures],
+        "messages": status.messages + ([status.problem] if status.problem else []),
+    }
+    return json.dumps(content, indent=2)
 
 
 def _failed_requests(status: Status) -> list[str]:

@@ -34,7 +34,7 @@ from sweep.numbers.quantities.client import ANSWERS
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
 from sweep.plan.plan import Trial
-from sweep.records import Outcome, Request, Sample
+from sweep.records import Outcome, Request, Sample, TrialProgress
 
 
 def run_trial(
@@ -46,12 +46,13 @@ def run_trial(
     caches_reset: bool | None = None,
     salt: str | None = None,
     notify: Callable[[str], None] = lambda message: None,
+    on_progress: Callable[[TrialProgress], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
     `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to. `salt`
     makes the prompts' headers new to it where it may remember some. `notify` is called with what should be known before
-    the trial is over.
+    the trial is over, `on_progress` with its requests so far.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -79,7 +80,8 @@ def run_trial(
     deadline = time.monotonic() + (work.settings.trial_timeout or math.inf)
     logged = {engine.log: engine.log_position() for engine in running.engines}
     began = time.monotonic()
-    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(running, stop, deadline), notify)
+    should_stop = _reason_to_stop(running, stop, deadline)
+    result = _measure(work, running, trial, prompts, sampler, should_stop, notify, on_progress)
     if stop.is_set():
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
@@ -137,6 +139,7 @@ def _measure(
     sampler: Sampler,
     should_stop: Callable[[], str | None],
     notify: Callable[[str], None],
+    on_progress: Callable[[TrialProgress], None],
 ) -> measurement.Measurement:
     """Send the warm-up and the measured requests, the sampler beside them; the job's folder lasts as long."""
     warmup, requests = prompts
@@ -162,6 +165,7 @@ def _measure(
             stall_timeout=work.settings.stall_timeout,
             on_start=sampler.begin,
             on_warm=on_warm,
+            on_progress=on_progress,
             should_stop=should_stop,
             count_tokens=_count_tokens(work),
         )
