@@ -3,7 +3,7 @@
     python -m benchmarks.schedule makespan [--mean 30]   launches on 4 nodes x 4 GPUs, against the lower bound
     python -m benchmarks.schedule blocks                 the policy alone: random plans of few and of many deployments
     python -m benchmarks.schedule scale                  20,000 trials: the driver's time per trial and its memory
-    python -m benchmarks.schedule simulate               100,000 trials on 64 nodes x 8 GPUs, with no Ray
+    python -m benchmarks.schedule simulate               100,000 trials in 10,000 launches on 64 nodes x 8 GPUs, no Ray
 
 Everything is real (compose, plan, driver, ledger, Ray's placement) except the task on the node, which sleeps for as
 long as its engine and trials would take. The last line of the output is JSON.
@@ -219,8 +219,8 @@ def scale() -> dict[str, Any]:
 def simulation() -> dict[str, Any]:
     """Run `cluster.simulate` from the command line, start-up included."""
     arguments = [
-        *("backend=simulated", "tracking=none", "hardware=l4", "dry_run=true", "replicates=20"),
-        *("backend.startup_seconds=range(0,50)", "backend.gpus=1,2,4,8", "load.batch_size=range(1,26)"),
+        *("backend=simulated", "tracking=none", "hardware=l4", "dry_run=true", "load.batch_size=range(1,11)"),
+        *("backend.startup_seconds=range(0,2500)", "backend.gpus=1,2,4,8"),
         "cluster.simulate={nodes: 64, gpus: 8, seconds_per_trial: 90}",
     ]
     began = time.perf_counter()
