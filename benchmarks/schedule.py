@@ -226,7 +226,7 @@ def simulation() -> dict[str, Any]:
     began = time.perf_counter()
     command = [sys.executable, "-m", "sweep", *arguments]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     print("\n".join(line for line in lines if line.startswith(("plan", "expected"))))
     draw = random.Random(2)
     needs = [Need(str(index), draw.choice((1, 2, 4, 8)), None, draw.lognormvariate(5, 1)) for index in range(100_000)]
@@ -234,6 +234,8 @@ def simulation() -> dict[str, Any]:
     simulated = simulate(needs, _nodes(64, 8))
     return {
         "command_seconds": seconds,
+        "command_cpu_seconds": used.ru_utime + used.ru_stime,
+        "command_peak_memory_bytes": used.ru_maxrss * 1024,
         "deployments": len(needs),
         "simulate_seconds": time.perf_counter() - began,
         "busy": simulated.busy,

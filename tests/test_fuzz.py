@@ -75,12 +75,12 @@ def bomb():
         ("hydra: {mode: RUN}\n", "hydra: unknown key in experiment/fuzz.yaml"),
         (f"cache_dir: {'x' * 5000}\n", "cache_dir="),
         (
-            "grid: {load.batch_size: [1, 2]}\nzip: {load.batch_size: [3, 4]}\n",
-            "zip.load.batch_size: also an axis of grid",
+            "grid: {load.batch_size: [true]}\nladder: [{step: a, set: {load.batch_size: 3}}]\n",
+            "load.batch_size: an axis in two of grid, zip and ladder",
         ),
         (
-            "grid: {load.batch_size: [1, 2]}\nexclude: [{load.batch_size: -5}]\n",
-            "load.batch_size=-5: unknown; allowed: 1, 2",
+            "grid: {load.batch_size: [1, 2]}\nzip: {load.batch_size: [3, 4]}\n",
+            "load.batch_size: an axis in two of grid, zip and ladder",
         ),
         (f"baseline: {'[' * 3000}{']' * 3000}\n", "cannot be used (RecursionError"),
     ],

@@ -25,6 +25,7 @@ from sweep.drive.progress import Display
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, last_status
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
+from sweep.drive.tally import Tally
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
     Completed,
@@ -95,7 +96,9 @@ class Driver:
     ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.executor, self.display = executor, display
-        self.rows = RowWriter(plan, paths, ledger, display, tracker)
+        labels = {t.trial_id: f"{d.describe()} {t.describe()}" for d in plan.deployments for t in d.trials}
+        tally = Tally(plan.settings.name, labels, ledger.rows)
+        self.rows = RowWriter(plan, paths, ledger, display, tracker, tally)
         self.expected = pending.estimate.expected
         self.states = {launch.launch_key: LaunchState(launch) for launch in pending.launches}
         self.by_deployment: dict[str, list[LaunchState]] = defaultdict(list)
@@ -106,7 +109,7 @@ class Driver:
         self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
         self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)))
-        self.status = StatusWriter(paths, display)
+        self.status = StatusWriter(paths, display, tally)
 
     def run(self) -> RunResult:
         """Run the pending work until none is left or the run is to stop.

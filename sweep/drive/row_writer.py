@@ -9,6 +9,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
+from sweep.drive.tally import Tally
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial
@@ -28,16 +29,23 @@ class RowWriter:
     """Writes the rows of one run."""
 
     def __init__(
-        self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: TrialTracker | None
+        self,
+        plan: Plan,
+        paths: RunPaths,
+        ledger: Ledger,
+        display: Display,
+        tracker: TrialTracker | None,
+        tally: Tally,
     ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
-        self.display, self.tracker = display, tracker
+        self.display, self.tracker, self.tally = display, tracker, tally
         self.write_after = time.monotonic() + WRITE_INTERVAL
         self.changed = False  # whether trials.parquet was rewritten
 
     def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow) -> None:
         """Make a trial's row durable and report it."""
         self.ledger.commit(row)
+        self.tally.count(row)
         if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
             self.tracker.log_trial(row, self._telemetry(row))
         self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
