@@ -1,7 +1,8 @@
 """Tables, figures and a report from the files of a run. Reads what `sweep.disk.run_files` wrote; never starts anything.
 
 `analysis.load("results/throughput_bound")` is the trials as a pandas frame, `analysis.requests(folder, trial_id)` and
-`analysis.telemetry(folder, trial_id)` what is behind them. Of `results = analysis.open_results(folder)`,
+`analysis.telemetry(folder, trial_id)` what is behind them, and `analysis.quantiles(folder)` the quantiles of however
+many requests and gaps. Of `results = analysis.open_results(folder)`,
 `analysis.write_all(results)` rebuilds summary.csv, the figures and report.html, `analysis.Summary(results)` is the
 table that the terminal shows, `analysis.wide(results)` has the points as columns, and `results.warnings` are the
 warnings.
@@ -12,6 +13,7 @@ from analysis.report.html import write_all
 from analysis.report.terminal import Summary
 from analysis.report.vllm_flavour import render_vllm_flavour
 from analysis.report.wide import render_wide, wide
+from analysis.request_quantiles import quantiles
 from analysis.results import open_results
 from sweep.disk.run_files import DamagedFile
 
@@ -21,6 +23,7 @@ __all__ = [
     "Summary",
     "load",
     "open_results",
+    "quantiles",
     "render_vllm_flavour",
     "render_wide",
     "requests",

@@ -3,7 +3,6 @@
 Data are in seconds, bytes and shares; only labels are in ms, GiB and %.
 """
 
-import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import pandas as pd
 
 from sweep.config import PERCENTILES
 from sweep.numbers.quantity import columns
+from sweep.wording import number as number
 
 _SCALES = {
     "bytes": ("GiB", 2.0**-30),
@@ -44,16 +44,6 @@ class LabelledColumn:
     def shown(self, value: float) -> str:
         """A value with three significant digits, without its unit; an em dash if there is none."""
         return number(value * self.scale)
-
-
-def number(value: float) -> str:
-    """Three significant digits, thousands set apart: 0.0123, 4.56, 789, 12,300."""
-    if value is None or not math.isfinite(value):
-        return "—"
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}"
 
 
 def setting(value: Any) -> str:

@@ -110,6 +110,7 @@ class EnvironmentChoice(Strict):
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
     extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
+    inherit: tuple[str, ...] = ()  # further variables of this machine that the engine gets; PREFIX_*: all that begin so
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:
@@ -178,6 +179,7 @@ class Backend(Strict):
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
+    inherits: ClassVar[tuple[str, ...]] = ()  # variables of this machine that it reads, besides INHERITED
     own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
     ready_path: ClassVar[str] = "/health"  # answers with status 200 once it is ready
@@ -192,6 +194,9 @@ class Backend(Strict):
         r"std::bad_alloc",
     )
     choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
+    choice_flags: ClassVar[
+        tuple[str, ...]
+    ] = ()  # likewise those of its flags that `version_path` has as it settled them
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str

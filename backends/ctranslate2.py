@@ -27,6 +27,7 @@ class CTranslate2(Hosted):
     most_gpus = 1
     before_ampere = "refuses"
     distribution = "ctranslate2"
+    inherits = ("CT2_*",)
     tables = ("ctranslate2",)
     own_flags: ClassVar[dict[str, str]] = {
         "model-path": "model",

@@ -21,6 +21,7 @@ class ExLlama(Hosted):
     reserves_memory = True
 
     library = "backends.host.libraries.exllama_library"
+    inherits = ("EXLLAMA_*",)
     tables = ("exllamav3", "exllamav2")
     own_flags: ClassVar[dict[str, str]] = {
         "model": "model",

@@ -37,6 +37,7 @@ class LlamaCpp(Backend):
     quantization: FileType = "F16"
     slots: PositiveInt = 16
 
+    inherits = ("GGML_*", "LLAMA_*")
     tables = ("llamacpp",)
     own_flags: ClassVar[dict[str, str]] = {
         "model": "model",

@@ -17,6 +17,7 @@ class LMDeploy(Backend):
     before_ampere = "float16"
 
     distribution = "lmdeploy"
+    inherits = ("LMDEPLOY_*", "TM_*")
     tables = ("lmdeploy",)
     own_flags: ClassVar[dict[str, str]] = {
         "server-port": "backend.port",
@@ -40,6 +41,13 @@ class LMDeploy(Backend):
         r"\bout of memory at \S+/\S+",  # TurboMind's
         r"No enough gpu memory",
     )
+
+    # It says little unless flags.log-level is INFO, which also logs every prompt.
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "engine": r"Fallback to (pytorch) engine because",
+        "missing": r"For higher performance, please install (FlashAttention-3)",
+        "backend_config": r"updated backend_config=(.+)",
+    }
 
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {

@@ -18,6 +18,7 @@ class SGLang(Backend):
     version_path = "/server_info"
 
     distribution = "sglang"
+    inherits = ("SGLANG_*", "SGL_*", "FLASHINFER_*")
     tables = ("sglang",)
     own_flags: ClassVar[dict[str, str]] = {
         "model-path": "model",
@@ -49,6 +50,23 @@ class SGLang(Backend):
         r"\b(Prefill|Decode) out of memory",
         r"alloc_req_slots runs out of memory",
     )
+    # Of its answer to `version_path`, whose fields are its flags after every decision of its own.
+    choice_flags = (
+        "attention-backend",
+        "prefill-attention-backend",
+        "decode-attention-backend",
+        "sampling-backend",
+        "disable-cuda-graph",
+        "disable-overlap-schedule",
+        "chunked-prefill-size",
+        "kv-cache-dtype",
+        "page-size",
+        "max-running-requests",
+    )
+    choice_patterns: ClassVar[dict[str, str]] = {
+        "graph_batch_sizes": r"Capture .+ end\. bs=(.+), elapsed=",
+        "graph_capture_seconds": r"Capture .+ end\. bs=.+, elapsed=([\d.]+) s",
+    }
     noise_patterns = (r"Received sigquit from a child process",)
 
     def command(self, launch: Launch) -> list[str]:

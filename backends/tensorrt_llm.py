@@ -23,6 +23,7 @@ class TensorRTLLM(Backend):
 
     options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
     distribution = "tensorrt-llm"
+    inherits = ("TRTLLM_*", "TLLM_*", "OMPI_*", "PMIX_*")
     tables = ("tensorrt_llm",)
     own_flags: ClassVar[dict[str, str]] = {
         "port": "backend.port",

@@ -30,6 +30,7 @@ class TGI(Backend):
     needs_gpu = True
     reserves_memory = True
     version_path = "/info"
+    inherits = ("FLASHINFER_*", "ATTENTION", "PREFIX_CACHING")
     tables = ("tgi",)
     own_flags: ClassVar[dict[str, str]] = {
         "model-id": "model",

@@ -12,6 +12,7 @@ class Transformers(Hosted):
     batching. `flags: {quantization_config: {load_in_8bit: true}}` quantises with bitsandbytes while loading.
     """
 
+    inherits = ("TRANSFORMERS_*", "BNB_*", "BITSANDBYTES_*")
     library = "backends.host.libraries.transformers_library"
     most_gpus = 1
     distribution = "transformers"

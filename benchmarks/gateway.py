@@ -35,17 +35,13 @@ from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.wire import Target
 from sweep.config import ROOT
-from sweep.gateway.caching.embedding import SHIPPED, load_embedder
-from sweep.inputs.prompts import Paraphrases
 from sweep.inputs.workload import WORDS
 from sweep.records import Request
 
 TTFT, ITL, TOKENS = 0.05, 0.02, 64
 CACHED = 10_000  # answers
+WARM_UP = 32  # requests: connections are open, and words known, as in a gateway that has served for a minute
 FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10000": {"cache": {}}}
-THRESHOLDS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
-ORDERS = 20  # in which the questions come
-HITS = ("<!-- hits: begin -->\n", "<!-- hits: end -->")
 MARK = ("<!-- overhead: begin -->\n", "<!-- overhead: end -->")
 
 
@@ -98,7 +94,7 @@ def vocabulary() -> list[str]:
 def prompt(number: int) -> str:
     """A prompt of 50 plain words that no other number has."""
     words = vocabulary()
-    drawn = np.random.default_rng(number).integers(0, len(words), 50)
+    drawn = np.random.default_rng([number < 0, abs(number)]).integers(0, len(words), 50)
     return " ".join(words[index] for index in drawn)
 
 
@@ -136,12 +132,13 @@ def run(load: Load, settings: Mapping[str, Any] | None, seconds: float) -> Figur
             if settings is not None:
                 if settings:
                     path = shutil.copy(filled(), name)
-                    settings = {"cache": {**settings["cache"], "path": path, "capacity": 2 * CACHED, "threshold": 1.0}}
+                    settings = {"cache": {**settings["cache"], "path": path, "capacity": 2 * CACHED}}
                 arguments = ["--to", url, "--settings", json.dumps(settings)]
                 url = servers.enter_context(process("sweep.gateway.server", *arguments, cores=server_cores))
                 httpx.get(f"{url}/gateway/state")
             target = Target(url, "simulated", ignore_eos=True)
-            result = measure(target, [], requests, load.mode(count), folder=Path(name) / "job", cpus=client_cores)
+            warmup = [Request(uuid.uuid4().hex, prompt(-number), 1) for number in range(1, WARM_UP + 1)]
+            result = measure(target, warmup, requests, load.mode(count), folder=Path(name) / "job", cpus=client_cores)
             lag = None if settings is None else httpx.get(f"{url}/gateway/state").json()["loop_lag_p99"]
         return figures(result, log, lag)
 
@@ -188,30 +185,6 @@ def _added(results: list[Figures], direct: list[Figures], series: str, share: fl
     return 1e3 * float(through - np.median([np.percentile(getattr(each, series), 50) for each in direct]))
 
 
-def hits_table() -> list[str]:
-    """Hits against false hits of the shipped paraphrases over thresholds, by the embedder alone: no engine is asked."""
-    lines = ["| threshold | hits | false hits | false among hits |", "|---|---|---|---|"]
-    workload = Paraphrases(name="paraphrases", output_tokens=1)
-    meanings, embedder = workload.meanings(), load_embedder(SHIPPED)
-    vectors = {text: embedder.embed(text) for text in meanings}
-    orders = [[str(each.prompt) for each in workload.requests(None, len(meanings), seed)] for seed in range(ORDERS)]
-    for threshold in THRESHOLDS:
-        hits = false = 0
-        for order in orders:
-            cached: list[str] = []
-            for text in order:
-                similarities = np.array([vectors[other] for other in cached] or [vectors[text] * 0]) @ vectors[text]
-                nearest = int(similarities.argmax())
-                if similarities[nearest] > threshold:
-                    hits += 1
-                    false += meanings[cached[nearest]] != meanings[text]
-                else:
-                    cached.append(text)
-        total = len(orders) * len(meanings)
-        lines.append(f"| {threshold:g} | {hits / total:.1%} | {false / total:.1%} | {false / max(hits, 1):.0%} |")
-    return lines
-
-
 def replaced(text: str, mark: tuple[str, str], lines: list[str]) -> str:
     """The text with these lines between two marks."""
     before, _, rest = text.partition(mark[0])
@@ -224,19 +197,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--forms", default=",".join(FORMS))
-    parser.add_argument("--hits", action="store_true", help="instead: hits against false hits over thresholds")
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     options = parser.parse_args()
     for form in set(FORMS) - {"direct", *options.forms.split(",")}:
         del FORMS[form]
-    if options.hits:
-        lines, mark = hits_table(), HITS
-    else:
-        loads = [Load(16, spread=True), *(Load(int(streams)) for streams in options.streams.split(",") if streams)]
-        lines, mark = table(loads, options.repeats, options.seconds), MARK
+    loads = [Load(16, spread=True), *(Load(int(streams)) for streams in options.streams.split(",") if streams)]
+    lines = table(loads, options.repeats, options.seconds)
     print("\n".join(lines))
     if options.write:
-        options.write.write_text(replaced(options.write.read_text(), mark, lines))
+        options.write.write_text(replaced(options.write.read_text(), MARK, lines))
 
 
 if __name__ == "__main__":

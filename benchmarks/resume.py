@@ -1,7 +1,6 @@
 """Time of a run that finds 20,000 trials done, and the driver's memory with 20,000 planned.
 
     python -m benchmarks.resume [TRIALS]
-    python -m benchmarks.resume status [TRIALS]     `sweep status` of that many, 100,000 by default
 
 The command itself plans that many trials (dry run); then a ledger with a row for each is written, copied from one that
 was measured; the time is that of the same command, which has nothing to do, from start to exit. Prints one JSON object:
@@ -10,8 +9,6 @@ seconds, and peak resident memory in MiB of the resumed run and of a new one.
 
 import json
 import os
-import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,17 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from sweep.config import ROOT
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed
-from sweep.disk.run_files import RunPaths, read_plan, write_plan
-from sweep.drive.progress import Display
-from sweep.drive.status import StatusWriter
-from sweep.drive.tally import Tally
-
-LINE = 9_600  # bytes of a trial's line, besides what is counted
+from sweep.disk.run_files import read_plan
 
 
 def command(out: Path, trials: int) -> list[str]:
@@ -66,37 +56,6 @@ def done_row(sample: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure_status(trials: int) -> None:
-    """Time `sweep status` of a run whose driver has ended, with a ledger of LINE bytes a trial."""
-    paths = RunPaths(Path(tempfile.mkdtemp(prefix="status-")))
-    try:
-        deployments = [{"kind": "deployment", "deployment_id": f"{index:012x}"} for index in range(trials // 100)]
-        ids = [(deployments[index // 100]["deployment_id"], f"{index:012x}") for index in range(trials)]
-        kind = {"kind": "trial", "label": "synthetic batches of 1", "config": "x" * 1500}
-        entries = [{**kind, "deployment_id": deployment, "trial_id": trial} for deployment, trial in ids]
-        write_plan(paths, [{"kind": "experiment", "name": "night"}, *deployments, *entries])
-        row = {"attempt": "1", "outcome": "ok", "num_failed": 0, "num_requests": 100, "versions": "x" * LINE}
-        with paths.ledger.open("wb") as file:
-            for deployment, trial in ids:
-                identity = {"deployment_id": deployment, "trial_id": trial}
-                file.write(sealed({"event": "trial", "row": {**identity, **row}}))
-        rows = {trial: {"deployment_id": deployment, "trial_id": trial, **row} for deployment, trial in ids}
-        tally = Tally("night", {trial: "synthetic batches of 1" for _, trial in ids}, rows)
-        StatusWriter(paths, Display(trials, trials, None, Console(quiet=True)), tally).write({}, False, ended=True)
-        seconds, _, output = measure([sys.executable, "-m", "sweep", "status", str(paths.out)])
-        assert f"{trials} of {trials} trials done" in output, output
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = {
-            "trials": trials,
-            "ledger_mib": paths.ledger.stat().st_size >> 20,
-            "status_seconds": round(seconds, 2),
-            "status_cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
-        }
-        print(json.dumps(result))
-    finally:
-        shutil.rmtree(paths.out)
-
-
 def main(trials: int) -> None:
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         out = Path(folder) / "out"
@@ -119,7 +78,4 @@ def main(trials: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["status"]:
-        measure_status(int(sys.argv[2]) if len(sys.argv) > 2 else 100_000)
-    else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)

@@ -184,6 +184,13 @@ class Client(Strict):
     timeouts: Timeouts = Timeouts()
 
 
+class Quiet(Strict):
+    """The disturbance by others that a trial may have, and how long a node is waited for until it has less."""
+
+    foreign_cpu: float = Field(default=0.1, gt=0, le=1)  # of the engine's cores; others on its GPUs are never allowed
+    within: NonNegativeFloat = 600.0  # s
+
+
 class Durations(Strict):
     """Durations of an experiment as it is written, s, for the estimate before any run of it."""
 
@@ -222,6 +229,7 @@ class Settings(Strict):
     deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
     relaunch: Literal["auto", "once", "per_replicate"] = "auto"  # launches of a deployment: one, or one per replicate
     max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
+    quiet: Quiet | None = None  # what others may do beside a trial; None: it is only measured
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
     metrics: Literal["sweep", "vllm"] = "sweep"

@@ -1,5 +1,6 @@
 """The one rule for secrets: names and values that look like one, and a text without them."""
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -25,8 +26,17 @@ def is_secret(name: str, value: object = "") -> bool:
 
 
 def secret_values(environ: Mapping[str, str]) -> set[str]:
-    """Return the values of variables that hold secrets, to be masked wherever they stand."""
-    return {value for name, value in environ.items() if NAME.search(name) and len(value) >= SHORTEST}
+    """Return the values of variables that hold secrets, to be masked wherever they stand.
+
+    Of a variable any name that ends with KEY is a secret's. A number is none: JSON has many.
+    """
+    secrets = (value for name, value in environ.items() if NAME.search(name) or name.upper().endswith("KEY"))
+    return {value for value in secrets if len(value) >= SHORTEST and not value.isdecimal()}
+
+
+def masked_here(text: str) -> str:
+    """Return a text without what looks like a secret, and without the secrets of this process's environment."""
+    return masked(text, secret_values(os.environ))
 
 
 def masked_message(text: str, values: set[str]) -> str:

@@ -29,9 +29,9 @@ def now() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of this code, with `+` when files differ from it; None outside a git checkout."""
+    """The commit of this code, with `+` when files differ from it; outside a git checkout SWEEP_COMMIT, or None."""
     if not (ROOT / ".git").exists():
-        return None
+        return os.environ.get("SWEEP_COMMIT") or None  # of an image
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
         return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout.strip()

@@ -27,6 +27,23 @@ LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
 """The columns of a trials row that say how large its load was: at most one has a value."""
 
 
+class TrialProgress(NamedTuple):
+    """The requests of a trial that runs, so far."""
+
+    sent: int
+    done: int  # ended, failed ones included
+    failed: int
+    in_flight: int
+    tokens: int  # that have come, of all
+    total: int  # requests to be sent
+    seconds: float  # since the first was due
+
+    @property
+    def share(self) -> float:
+        """The part of the requests that have ended, 0..1."""
+        return self.done / self.total if self.total else 0.0
+
+
 class Outcome(StrEnum):
     """The result of a trial in one word."""
 
@@ -38,6 +55,7 @@ class Outcome(StrEnum):
     ENGINE_CRASHED = "engine_crashed"
     HUNG = "hung"
     CLIENT_LIMITED = "client_limited"
+    DISTURBED = "disturbed"
     INVALID = "invalid"
     UNAVAILABLE = "unavailable"
     CENSORED = "censored"
@@ -57,6 +75,7 @@ class Outcome(StrEnum):
             Outcome.ENGINE_CRASHED,
             Outcome.HUNG,
             Outcome.CLIENT_LIMITED,
+            Outcome.DISTURBED,
             Outcome.INVALID,
         )
 

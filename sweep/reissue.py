@@ -1,7 +1,8 @@
 """The same command issued again as long as it asks for it, with exit status 75: a night's supervisor.
 
 A driver that had to stop (Ray gone, a full disk, a process killed) leaves a run that the same command goes on with.
-Failed trials, bad input and interrupts are ends; so is a deadline that has passed.
+Failed trials, bad input and interrupts are ends; so is a deadline that has passed. At the end of a batch job the status
+75 is passed on: the next job continues.
 """
 
 import os
@@ -16,7 +17,7 @@ from sweep.config import ISSUE_AGAIN, ConfigError, import_path
 from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
 from sweep.drive.status import last_status
-from sweep.drive.stop_control import STOP_SIGNALS, deadline_at
+from sweep.drive.stop_control import STOP_SIGNALS, deadline_at, job_end
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
 from sweep.wording import duration_text
@@ -60,6 +61,8 @@ class Reissuer:
                 return 130 if status < 0 else status
             if deadline is not None and time.time() >= deadline:
                 return INCOMPLETE
+            if (end := job_end()) is not None and time.time() + pause >= end:
+                return ISSUE_AGAIN  # in another job
             if time.monotonic() - failing_since > GIVEN_UP_AFTER:
                 print(f"given up after {duration_text(GIVEN_UP_AFTER)} of commands that stopped early", file=sys.stderr)
                 return INCOMPLETE

@@ -1,4 +1,16 @@
-"""Counts and durations as people read them."""
+"""Numbers, counts and durations as people read them."""
+
+import math
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands set apart: 0.0123, 4.56, 789, 12,300."""
+    if value is None or not math.isfinite(value):
+        return "—"
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}"
 
 
 def duration_text(seconds: float | None) -> str:

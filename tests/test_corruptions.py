@@ -1,7 +1,6 @@
 """Damaged files of a run: one line that names the file, never a traceback, and nothing changed is believed."""
 
 import json
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,6 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.object_store import Mirror
 from sweep.disk.run_files import RunPaths, read_trials
-from sweep.drive import status
 from tests.corruptions import CORRUPTIONS, check
 from tests.test_line import SIMULATED
 
@@ -24,15 +22,6 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("corruptions") / "out"
     assert main([*COMMAND, f"out={out}"]) in (0, 1)
     return out
-
-
-def test_status_takes_the_counts_of_the_driver_while_its_files_are_as_they_were(finished, monkeypatch):
-    os.utime(RunPaths(finished).plan)
-    from_ledger = status.read(finished).summary
-    assert from_ledger.total == 2
-    assert main([*COMMAND, f"out={finished}"]) in (0, 1)  # nothing to do
-    monkeypatch.setattr(status, "Ledger", None)
-    assert status.read(finished).summary == from_ledger
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def trial(trial_id):
 
 
 def deployment(name, trials, unavailable=None):
-    backend, model = SimpleNamespace(name=name, launches=True, url=None), SimpleNamespace(name="tiny")
+    backend, model = SimpleNamespace(name=name, launches=True, url=None, replicas=1), SimpleNamespace(name="tiny")
     return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)
 
 

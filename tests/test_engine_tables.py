@@ -73,6 +73,13 @@ def test_every_pattern_of_an_adapter_is_a_message_of_the_engine(name):
         )
 
 
+@pytest.mark.parametrize("name", [name for name in WITH_TABLES if configured(name).choice_flags])
+def test_what_an_engine_says_it_settled_are_its_flags(name):
+    backend, table = configured(name), configured(name).table()
+    assert set(backend.choice_flags) <= {spelling(flag) for flag in table.flags}
+    assert backend.version_path in table.routes
+
+
 @pytest.mark.parametrize("name", engine_tables.PINNED)
 def test_a_table_is_of_the_pinned_version(name):
     assert load(name).version == engine_tables.pinned_version(engine_tables.PINNED[name]), (

@@ -23,7 +23,7 @@ def trial(trial_id, size, **workload):
 
 
 def deployment(name, *trials, gpus=1, **flags):
-    backend = SimpleNamespace(name=name, launches=True, url=None)
+    backend = SimpleNamespace(name=name, launches=True, url=None, replicas=1)
     trials = [replace(one, config={"backend": {"name": name, **flags}, "model": {}, **one.config}) for one in trials]
     return Deployment(f"{name}{flags or ''}", backend, SimpleNamespace(name="m"), gpus, "L4", trials)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -151,7 +152,7 @@ def test_a_message_in_text_parts_is_a_question_too():
     with talkative() as behind, gateway(behind.url, cache={"threshold": 0.8}) as url:
         asked = [talk(PRIME), talk(PRIME), talk(NEAR), talk("Is 7", "prime?"), talk("Is 7\nprime?")]
         results = [result(post(url, each, CHAT)) for each in asked]
-        assert results == ["miss", "exact", "semantic", "miss", "semantic"]
+        assert results == ["miss", "exact", "semantic", "miss", "miss"]
         assert result(post(url, talk(PRIME, kind="image_url"), CHAT)) == "none", "no text alone"
     with talkative() as behind, gateway(behind.url, cache={"mode": "exact"}) as url:
         asked = [talk("a\nb", "c"), talk("a", "b\nc"), talk("a\nb", "c")]
@@ -348,9 +349,15 @@ def test_the_nearest_is_found_exactly_after_any_removal():
         nearest.remove(each)
     left = [each for number, each in enumerate(entries) if number % 3]
     for question in rng.standard_normal((50, 16)).astype(np.float32):
-        found_entry, similarity = nearest.nearest(question)
-        assert found_entry is max(left, key=lambda each: float(each.vector @ question))
-        assert similarity == pytest.approx(float(found_entry.vector @ question), rel=1e-5)
+        question /= np.linalg.norm(question)
+        best = max(left, key=lambda each: float(each.vector @ question))
+        for threshold in (-1.0, 0.4, 0.5, 0.6, 0.7):
+            result = nearest.nearest(question, threshold)
+            if float(best.vector @ question) <= threshold:
+                assert result is None
+                continue
+            assert result[0] is best
+            assert result[1] == pytest.approx(float(best.vector @ question), rel=1e-5)
 
 
 def test_the_default_embedder_knows_near_misses_as_near():
@@ -366,6 +373,24 @@ def test_the_default_embedder_knows_near_misses_as_near():
 def test_another_embedder_that_is_missing_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="pip install sentence-transformers"):
         load_embedder("all-MiniLM-L6-v2")
+
+
+def test_an_embedder_of_sentence_transformers_is_used_by_its_name(monkeypatch):
+    class SentenceTransformer:
+        def __init__(self, name):
+            assert name == "lengths"
+
+        def get_sentence_embedding_dimension(self):
+            return 2
+
+        def encode(self, text):
+            return np.array([len(text), 1.0])
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=SentenceTransformer))
+    cache = {"embedder": "lengths", "threshold": 0.9999}
+    with talkative() as behind, gateway(behind.url, cache=cache) as url:
+        results = [result(post(url, ASK | {"prompt": prompt})) for prompt in ("a" * 9, "b" * 9, "c")]
+    assert results == ["miss", "semantic", "miss"]
 
 
 # -- on disk

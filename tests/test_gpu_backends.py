@@ -12,7 +12,7 @@ import pytest
 from backends.base import Backend, Host, Launch
 from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, LibrarySettings, PromptRow
-from backends.launch import container_options
+from backends.launch import container_options, server
 from sweep.config import CONF, ConfigError, build
 from sweep.node.telemetry import EngineMetrics
 from sweep.options import load_option
@@ -231,15 +231,14 @@ def httpserver_once():
             def log_message(self, *arguments: object) -> None:
                 return
 
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}{path}"
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}{path}"
 
     yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    for each in servers:
+        each.shutdown()
+        each.server_close()
 
 
 # -- ExLlama's packages, as far as the host uses them: result dictionaries as their `iterate` documents them
@@ -472,3 +471,39 @@ def test_exllama_says_what_it_stands_for(launch):
     assert facts["substitute_for"] == "ExLlama V1"
     assert facts["quantization"] == "exl3 4 bits"
     assert isinstance(configured("exllama"), ExLlama)
+
+
+SETTLED = {"version": "0.5.23", "attention_backend": "fa3", "disable_cuda_graph": False, "kv_cache_dtype": "auto"}
+# As the sources of the pinned versions write them.
+CHOICES = {
+    "sglang": (
+        "[2026-11-01 12:00:00] Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1\n"
+        "[2026-11-01 12:00:09] Capture target decode CUDA graph end. bs=[1, 2, 4], elapsed=8.25 s, mem usage=0.5 GB\n",
+        {
+            "attention_backend": "fa3",
+            "disable_cuda_graph": "False",
+            "kv_cache_dtype": "auto",
+            "graph_batch_sizes": "[1, 2, 4]",
+            "graph_capture_seconds": "8.25",
+        },
+    ),
+    "lmdeploy": (
+        "lmdeploy - WARNING - Fallback to pytorch engine because '/m' not supported by turbomind engine.\n"
+        "lmdeploy - WARNING - For higher performance, please install FlashAttention-3 https://example.org\n",
+        {"engine": "pytorch", "missing": "FlashAttention-3"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_an_engine_chose_is_a_fact(name, tmp_path, httpserver_once):
+    backend, (log, chosen) = configured(name), CHOICES[name]
+
+    class Started(server.Engine):
+        def _start(self) -> None:
+            self.command = []
+
+    engine = Started(backend, Launch(model=tmp_path, served_name="m", workdir=tmp_path, dtype="float16"), "m", {})
+    engine.url = httpserver_once(backend.version_path, json.dumps(SETTLED)).removesuffix(backend.version_path)
+    (tmp_path / server.LOG).write_text(log)
+    assert engine.facts()["chosen"] == chosen

@@ -1,8 +1,10 @@
 """What GPUs say, and that one is used again only when its memory is back, by a fake NVML."""
 
 import json
+import re
 from types import SimpleNamespace
 
+import psutil
 import pynvml
 import pytest
 
@@ -12,6 +14,7 @@ from sweep import provenance
 from sweep.__main__ import main
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.node import deployment, gpu_memory
+from sweep.node.machine.foreign import ForeignGpu
 from sweep.node.telemetry import Gpus, Sampler
 
 GIB = 2**30
@@ -88,7 +91,14 @@ class FakeNvml:
         return 1530
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle):
-        return [SimpleNamespace(pid=4711)]
+        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.computing.items()]
+
+    computing = {4711: GIB}  # noqa: RUF012
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle):
+        return self.reasons
+
+    reasons = pynvml.nvmlClocksEventReasonHwThermalSlowdown
 
 
 @pytest.fixture
@@ -149,6 +159,7 @@ def test_telemetry_has_what_each_gpu_tells(nvml):
 
 
 REST = {"gpu_utilization": 0.85, "gpu_power_watts": 72.5, "gpu_clock_hz": 1.53e9}
+REST |= {"gpu_thermal_limit": 1.0, "gpu_power_limit": 0.0}
 
 
 @pytest.mark.parametrize("error", [pynvml.NVMLError_NotSupported(), pynvml.NVMLError_GpuIsLost()])
@@ -157,9 +168,8 @@ def test_a_gpu_that_hides_its_power_still_tells_its_memory(nvml, error):
     sampler = Sampler([Gpus(["0"])], 1.0)
     series = {sample.series for sample in sampler.read_once()}
     hidden = isinstance(error, pynvml.NVMLError_NotSupported)
-    assert series == {"gpu_memory_bytes", *REST} - (
-        {"gpu_power_watts"} if hidden else {"gpu_power_watts", "gpu_clock_hz"}
-    )
+    later = {"gpu_clock_hz", "gpu_thermal_limit", "gpu_power_limit"}
+    assert series == {"gpu_memory_bytes", *REST} - {"gpu_power_watts"} - (set() if hidden else later)
     assert ("nvml" in sampler.problems) is not hidden, "an error is told, what a GPU never tells is not"
 
 
@@ -213,3 +223,17 @@ def test_a_trial_runs_on_the_gpu_that_the_user_chose(nvml, monkeypatch, tmp_path
     assert json.loads(row["hardware"])["capability"] == "8.0"
     (environment,) = (tmp_path / "out").glob("deployments/*/*/engine.log")
     assert environment.exists()
+
+
+def test_the_processes_of_others_on_a_gpu_are_counted_and_named(nvml):
+    fake = nvml(_0=[9 * GIB])
+    engine = psutil.Process()
+    fake.computing = {engine.pid: 8 * GIB, 4711: GIB // 2}
+    foreign = ForeignGpu(["0"], "", lambda: [engine])
+    samples = Sampler([Gpus(["0"], foreign)], 1.0).read_once()
+    assert [sample.value for sample in samples if sample.series == "foreign_gpu_processes"] == [1.0]
+    assert re.fullmatch(r"process 4711 \(.+\) 0.50 GiB", foreign.largest())
+    fake.computing = {engine.pid: 8 * GIB}
+    assert foreign.count("0") == 0
+    fake.computing = {1: 8 * GIB, 2: GIB}  # another namespace's numbers
+    assert foreign.count("0") is None

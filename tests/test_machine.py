@@ -1,19 +1,60 @@
 """A machine that is not alone with one sweep: turns, disturbances, and whom they come from."""
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
 
 import analysis
 from sweep.config import ROOT
-from sweep.node.machine import lease
+from sweep.node.machine import foreign as foreign_module
+from sweep.node.machine import lease, limits
+from sweep.node.machine.foreign import ForeignCpu
+from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.sharing import VARIABLE
+from sweep.numbers.summarise import figures
+from sweep.records import Sample
 
 LINE = ["backend=simulated", "backend.ttft.mean=0.1", "backend.itl.mean=0.02", "model=tiny-llama", "workload=synthetic"]
 LINE += ["workload.input_tokens=16", "workload.output_tokens=8", "workload.warmup_requests=0", "load=batch"]
 LINE += ["load.batch_size=1", "cluster=inline", "tracking=none", "agreement=false", "retry=next_run"]
+
+BURN = "while True: pass"
+
+
+@contextlib.contextmanager
+def burner() -> Iterator[int]:
+    """The process of somebody else that keeps the engine's first core busy."""
+    environ = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    with subprocess.Popen([sys.executable, "-S", "-c", BURN], env=environ) as process:
+        os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def share_of_others() -> float:
+    """The share of this machine that others than these tests take now."""
+    foreign = ForeignCpu(os.sched_getaffinity(0), "tests", list)
+    foreign.share()
+    time.sleep(0.5)
+    return foreign.share() or 0.0
+
+
+def clients(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The measuring processes of a command."""
+    children = psutil.Process(process.pid).children() if process.poll() is None else []
+    return [child for child in children if "sweep.client.process" in child.cmdline()]
 
 
 def start(out: Path, *arguments: str, name: str = "", sharing: str | None = None) -> "subprocess.Popen[str]":
@@ -62,3 +103,111 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert no_lease(("GPU-x",), "") is None
+
+
+def row_of(out: Path) -> dict[str, Any]:
+    (row,) = analysis.load(out).to_dict("records")
+    return row
+
+
+needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the client needs a core of its own")
+
+
+@needs_two_cores
+def test_a_process_of_somebody_else_on_the_engines_core_is_measured_named_and_warned_of(tmp_path: Path) -> None:
+    command = ["workload.num_requests=4", "retry=in_run"]
+    with burner():
+        start(tmp_path / "out", *command, sharing="tests").communicate(timeout=100)
+    row = row_of(tmp_path / "out")
+    assert row["foreign_cpu_share"] > 0.1
+    assert re.match(r"process \d+ \(.+\) \d.\d\d cores", row["foreign_processes"])
+    assert row["outcome"] != "ok" or "foreign-cpu" in row["warnings"]
+
+
+@needs_two_cores
+def test_quiet_waits_for_the_node_and_a_trial_that_is_disturbed_is_no_result(tmp_path: Path) -> None:
+    if share_of_others() > 0.2:
+        pytest.skip("needs a machine that nobody else uses")
+    quiet = ["workload.num_requests=16", "quiet={foreign_cpu: 0.3, within: 60}", "attempts=1"]
+    report = ""
+    with start(tmp_path / "out", *quiet, sharing="tests") as process:
+        assert process.stdout is not None
+        with burner() as pid:
+            while "waiting until the node is quiet" not in report:
+                report = process.stdout.readline()
+        assert f"process {pid} " in report
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        while not clients(process):
+            assert process.poll() is None
+            time.sleep(0.05)
+        with burner() as pid:
+            assert process.wait(100) == 1
+    row = row_of(tmp_path / "out")
+    assert row["outcome"] == "disturbed"
+    assert row["fault"] == "surroundings"
+    assert f"process {pid} " in row["reason"]
+    assert row["foreign_cpu_share"] > 0.1
+    assert row["output_throughput"] is None or row["output_throughput"] != row["output_throughput"]
+
+
+def test_a_node_that_does_not_get_quiet_gives_a_row_that_names_who(tmp_path: Path) -> None:
+    with burner():
+        process = start(tmp_path / "out", "quiet={foreign_cpu: 0.2, within: 0}", sharing="tests")
+        assert process.communicate(timeout=100)
+        assert process.returncode == 1
+    row = row_of(tmp_path / "out")
+    assert row["outcome"] == "disturbed"
+    assert re.search(r"not quiet within quiet.within=0 s; .+: process \d+ \(.+\) \d.\d\d cores", row["reason"])
+
+
+def test_who_shares_the_machine_on_purpose_is_no_foreigner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign_module, "NAMED_PROCESSES", 1000)
+    monkeypatch.setattr(foreign_module, "LEAST_NAMED", 0.0)
+    core = min(os.sched_getaffinity(0))
+    environ = {**os.environ, VARIABLE: "together"}
+    burners = [
+        subprocess.Popen([sys.executable, "-S", "-c", BURN], env=environ, start_new_session=True) for _ in range(2)
+    ]
+    try:
+        for process in burners:
+            os.sched_setaffinity(process.pid, {core})
+        foreign = {name: ForeignCpu({core}, name, list) for name in ("together", "apart")}
+        for each in foreign.values():
+            each.share()
+        time.sleep(1.5)
+        shares = {name: each.share() or 0.0 for name, each in foreign.items()}
+        names = {name: each.busiest() for name, each in foreign.items()}
+    finally:
+        for process in burners:
+            process.kill()
+            process.wait()
+    assert shares["apart"] > 0.3
+    assert shares["together"] < shares["apart"]
+    assert all(f"process {process.pid} (python" in names["apart"] for process in burners)
+    assert not any(f"process {process.pid} (" in names["together"] for process in burners)
+
+
+def test_the_limits_of_a_container_and_of_hot_cores_are_counted(tmp_path: Path, monkeypatch: Any) -> None:
+    cores, quota = tmp_path / "cpu", tmp_path / "cpu.stat"
+    (cores / "cpu0/thermal_throttle").mkdir(parents=True)
+    monkeypatch.setattr(limits, "CORES", cores)
+    source = CpuLimits([0, 1])
+    source.quota = quota
+    samples = []
+    for moment, (throttled, hot) in enumerate([(0, 5), (30, 7)]):
+        quota.write_text(f"usage_usec 9\nnr_periods {100 * (moment + 1)}\nnr_throttled {throttled}\n")
+        (cores / "cpu0/thermal_throttle/core_throttle_count").write_text(f"{hot}\n")
+        samples += [Sample(float(moment), series, value, core) for series, core, value in source.read()]
+    row = figures({"samples": samples, "begin": 0.0, "duration": 1.0})
+    assert row["cpu_throttled_share"] == 0.3
+    assert row["cpu_thermal_limits"] == 2
+
+
+def test_shares_are_means_over_the_measured_time_and_of_the_worst_gpu() -> None:
+    readings = [(-1.0, 1.0), (0.5, 0.0), (1.0, 0.5), (1.5, 1.0), (9.0, 1.0)]
+    samples = [Sample(moment, "gpu_thermal_limit", value, "0") for moment, value in readings]
+    samples += [Sample(moment, "gpu_thermal_limit", 0.0, "1") for moment, _ in readings]
+    samples += [Sample(moment, "foreign_cpu_share", value) for moment, value in readings]
+    row = figures({"samples": samples, "begin": 0.0, "duration": 1.2})
+    assert (row["gpu_thermal_share"], row["foreign_cpu_share"]) == (0.5, 0.5)
+    assert row["gpu_power_share"] is None

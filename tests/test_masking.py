@@ -1,10 +1,19 @@
 """Secrets stay out of configuration, out of an engine's environment and out of what is quoted of its log."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import pytest
 
+from backends.base import Launch
 from backends.launch import server
+from sweep.__main__ import main
 from sweep.config import ConfigError, build
+from sweep.disk.run_files import read_trials
 from sweep.masking import is_secret, masked
+from sweep.node.machine.sharing import VARIABLE
 from sweep.options import load_option
 
 # Put together here, so that no file holds what looks like a key.
@@ -61,10 +70,62 @@ def test_configuration_that_holds_a_secret_is_refused(key, settings):
         build({**load_option("backend", "simulated"), key: settings}, "backend")
 
 
-def test_an_engine_inherits_no_secrets(monkeypatch):
-    secrets = {"GITHUB_PAT": "x", "DB_DSN": "y", "OTHER": KEYS[2], "https_proxy": "http://me:s3cret@proxy:8080"}
-    for name, value in {**secrets, "VLLM_USE_RUST_FRONTEND": "1"}.items():
+def environment_of(monkeypatch, variables, **settings):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    inherited = server.inherited_environment()
-    assert not set(secrets) & set(inherited)
-    assert inherited["VLLM_USE_RUST_FRONTEND"] == "1"
+    backend = build({**load_option("backend", "vllm"), "env": settings}, "backend")
+    return server._environ(backend, Launch(model=Path("m"), served_name="m", workdir=Path()), "marker")
+
+
+def test_an_engine_inherits_what_it_needs_and_nothing_else(monkeypatch):
+    secrets = {"GITHUB_PAT": "x", "DB_DSN": "y", "VLLM_API_KEY": "z", "VLLM_OTHER": KEYS[2]}
+    others = {"https_proxy": "http://me:s3cret@proxy:8080", "HARMLESS": "1", "SGLANG_X": "1", "AZURE_STORAGE": "q"}
+    needed = {"VLLM_USE_RUST_FRONTEND": "1", "LC_ALL": "C", "NCCL_DEBUG": "INFO", VARIABLE: "tests"}
+    environ = environment_of(monkeypatch, secrets | others | needed)
+    assert not (secrets | others).keys() & environ.keys()
+    assert needed.items() <= environ.items()
+
+
+def test_a_user_names_more_that_an_engine_inherits_and_a_secret_by_its_full_name(monkeypatch):
+    variables = {"MY_SETTING": "1", "OWN_PLAIN": "2", "OWN_TOKEN": "3", "LICENCE_TOKEN": "4"}
+    environ = environment_of(monkeypatch, variables, inherit=["MY_SETTING", "OWN_*", "LICENCE_TOKEN"])
+    assert {name: environ.get(name) for name in variables} == {**variables, "OWN_TOKEN": None}
+
+
+class Leaky(BaseHTTPRequestHandler):
+    """An endpoint that refuses every request with all that it should not say."""
+
+    secrets = (KEYS[1], "correct-horse-battery", "s3cr3t-passw0rd")
+
+    def do_POST(self):
+        body = f"no: {self.headers['authorization']} {KEYS[1]} postgres://me:s3cr3t-passw0rd@db/x".encode()
+        self.send_response(401)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_no_file_of_a_run_holds_what_an_endpoint_says_of_secrets(tmp_path, monkeypatch, capsys):
+    """Through the whole command: the row, its reason, the requests, the ledger, the report and the terminal."""
+    monkeypatch.setenv("ENDPOINT_KEY", "correct-horse-battery")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Leaky)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = ["backend=openai", f"backend.url=http://127.0.0.1:{server.server_port}", "model=served", "load=batch"]
+    command += ["backend.api_key_env=ENDPOINT_KEY", "workload=synthetic", "workload.num_requests=2", "retry=none"]
+    command += ["hardware=cpu", "cluster=inline", "tracking=none", "agreement=false", f"out={tmp_path / 'out'}"]
+    assert main(command) == 1
+    server.shutdown()
+    (row,) = read_trials(tmp_path / "out" / "trials.parquet")
+    assert "***" in row["reason"]
+    tables = [path for path in (tmp_path / "out").rglob("*.parquet") if path.name != "telemetry.parquet"]
+    texts = {path.name: path.read_text(errors="replace") for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    texts |= {path.name: str(pq.read_table(path, partitioning=None).to_pylist()) for path in tables}
+    texts["terminal"] = capsys.readouterr().out
+    assert {"ledger.jsonl", "report.html", "requests.parquet", "trials.parquet", "status.json"} <= texts.keys()
+    leaks = {(name, secret) for name, text in texts.items() for secret in Leaky.secrets if secret in text}
+    assert not leaks

@@ -1,12 +1,14 @@
 """What the driver makes of Ray's tasks, with a Ray that does as it is told and a clock that is set."""
 
+import os
 import subprocess
 from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayTaskError
 
-from sweep.cluster import ray_executor
+from sweep.cluster import ray_environment, ray_executor
+from sweep.cluster.preemption import Preempted
 from sweep.config import ROOT, Cluster, Halted
 from sweep.disk.run_files import RunPaths
 from sweep.node.deployment import Beat, DiskFull, Lost, NotStarted, Placed, State
@@ -139,6 +141,14 @@ def test_a_nodes_own_full_disk_is_a_loss_and_nothing_more_is_started_there(execu
     assert [node.node_id for node in executor.schedulable_nodes] == ["n1"]
 
 
+def test_a_preempted_machine_is_a_loss_that_says_so_and_nothing_is_started_there(executor):
+    cause = Preempted("the machine is about to be taken away")
+    start(executor, "n0", RayTaskError("deploy", "traceback", cause), place=Placed("n0", "n0"))
+    ((_, loss),) = executor.events()
+    assert loss == Lost("node n0: the machine is about to be taken away")
+    assert [node.node_id for node in executor.schedulable_nodes] == ["n1"]
+
+
 def test_full_results_or_no_other_node_end_the_sweep_and_name_the_node(executor, tmp_path, clock):
     start(executor, "n0", disk_full(), out=tmp_path / "nothing can be written here")
     with pytest.raises(Halted, match="on node n0"):
@@ -193,3 +203,21 @@ def test_results_are_not_sent_to_nodes_as_code(tmp_path):
     }
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {part for path in tracked.split() for part in path.split("/")} & {*ray_executor.NOT_CODE}
+
+
+@pytest.mark.parametrize("mode", ["disabled", "token", None])
+def test_a_ray_in_place_always_asks_for_a_token_of_its_own(monkeypatch, mode):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "that of a cluster")
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    ray_environment.prepare_ray(Cluster(name="local", kind="local"))
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_cluster_that_is_there_keeps_its_token(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "that of a cluster")
+    ray_environment.prepare_ray(Cluster(name="ray", kind="ray"))
+    assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "that of a cluster")

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -16,6 +17,7 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.row import Verdict, _fault
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import driver
+from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN
 from sweep.node.deployment import Completed, Finished
 from sweep.outage import is_outage
 from sweep.plan.pending import final_failures, pending_launches
@@ -275,6 +277,22 @@ def test_it_ends_at_the_deadline_and_when_nothing_works_for_hours(monkeypatch):
     assert Issued(75, 0, deadline=time.time() - 1).run() == 1
     monkeypatch.setattr(reissue, "GIVEN_UP_AFTER", -1.0)
     assert Issued(75, 0).run() == 1
+
+
+def test_at_the_end_of_a_batch_job_the_next_job_is_asked_for(monkeypatch):
+    monkeypatch.setenv(JOB_END, str(int(time.time() + JOB_END_MARGIN)))
+    assert Issued(75, 0).run() == 75
+    assert Issued(75, 0, deadline=time.time() - 1).run() == 1, "the user's own deadline ends it for good"
+    assert Issued(1, 0).run() == 1
+
+
+def test_a_run_stops_before_its_batch_job_ends_and_asks_for_another(tmp_path, monkeypatch, capsys):
+    command = [*TRIAL, f"out={tmp_path / 'out'}", f"deadline={datetime.now() + timedelta(hours=2):%H:%M}"]
+    monkeypatch.setenv(JOB_END, str(int(time.time() + JOB_END_MARGIN - 60)))
+    assert main(command) == ISSUE_AGAIN
+    assert "the time of this batch job passed" in capsys.readouterr().out
+    monkeypatch.setenv(JOB_END, str(int(time.time() + 3600)))
+    assert main(command) == 0, "the end of the job before is not taken for the user's deadline"
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive import status
 from sweep.drive.progress import Display
-from sweep.drive.tally import Tally
 
 
 @pytest.fixture
@@ -140,40 +139,3 @@ def test_the_command(run, tmp_path):
     assert bare.stderr == "error: the following arguments are required: RUN; see sweep status --help\n"
     assert helped.returncode == 0
     assert helped.stdout.startswith("usage: sweep status")
-
-
-def counted(run):
-    """The status after a driver that has counted, and one line of it at the end."""
-    labels = {f"t{size}": f"vllm tiny qa batches of {size} replicate 0" for size in (1, 2, 4, 8)}
-    tally = Tally("night", labels, Ledger(run.ledger, write=False).rows)
-    display = Display(4, 2, 600.0, Console(quiet=True))
-    status.StatusWriter(run, display, tally).write({}, stopping=False, ended=True)
-    return tally
-
-
-def test_what_the_driver_has_counted_is_what_the_ledger_says(run, monkeypatch):
-    row = {"deployment_id": "d1", "attempt": "1", "outcome": "ok", "num_requests": 120}
-    Ledger(run.ledger).commit({**row, "trial_id": "t4", "num_failed": 4})
-    from_ledger = status.read(run.out).summary
-    counted(run)
-    monkeypatch.setattr(status, "Ledger", None)  # nor is it read
-    monkeypatch.setattr(status.run_files, "read_plan", None)
-    assert status.read(run.out).summary == from_ledger
-
-
-def test_a_ledger_that_has_changed_since_is_read(run):
-    counted(run)
-    Ledger(run.ledger).commit({"deployment_id": "d1", "attempt": "1", "trial_id": "t8", "outcome": "ok"})
-    assert "2 of 4 trials done" in lines(run)
-
-
-def test_a_trial_that_is_measured_again_counts_once(run):
-    tally = counted(run)
-    row = {"deployment_id": "d1", "attempt": "2", "outcome": "ok", "num_requests": 9}
-    for num_failed in (3, 0, 2):
-        tally.count({**row, "trial_id": "t2", "num_failed": num_failed})
-    tally.count({**row, "trial_id": "of another plan", "num_failed": 5})
-    summary = tally.summary()
-    assert summary.outcomes == {"ok": 2}
-    assert summary.failures == []
-    assert (summary.num_results, summary.num_failed, summary.num_requests, summary.num_with_failed) == (1, 2, 9, 1)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
+from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN, StopControl, StopLevel, deadline_at, job_end
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -34,3 +34,18 @@ def test_a_deadline_of_the_run_before_holds_for_half_a_day():
     assert deadline_at("08:00", last_status) > time.time(), "the next day's"
     assert deadline_at("08:00", None) > time.time()
     assert deadline_at(None, last_status) is None
+
+
+def test_the_end_of_a_batch_job_is_a_deadline_with_a_margin(monkeypatch):
+    monkeypatch.delenv(JOB_END, raising=False)
+    assert job_end() is None
+    monkeypatch.setenv(JOB_END, "2000000000")
+    assert job_end() == 2_000_000_000 - JOB_END_MARGIN
+    for user, end, earlier in (
+        (5.0, 3.0, 3.0),
+        (3.0, 5.0, 3.0),
+        (None, 3.0, 3.0),
+        (3.0, None, 3.0),
+        (None, None, None),
+    ):
+        assert StopControl(user, end).deadline == earlier

@@ -12,7 +12,6 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
 from sweep.drive.row_writer import RowWriter
-from sweep.drive.tally import Tally
 from sweep.inputs.load import Batch
 from sweep.node.rows import present_row, slo_text
 from sweep.node.trial import target
@@ -91,7 +90,7 @@ def test_a_changed_slo_is_judged_from_the_stamps_on_disk(tmp_path, slo, stamps):
     ledger = Ledger(paths.ledger)
     row = {"trial_id": "t1", "deployment_id": "d1", "attempt": "1", "outcome": "ok", "gpu_count": 0}
     ledger.commit({**row, "slo": slo_text(settings_with({"ttft": 9.0})), "goodput": 7.0})
-    RowWriter(plan, paths, ledger, None, None, Tally("x", {}, {})).write_table()
+    RowWriter(plan, paths, ledger, None, None).write_table()
     present = run_files.read_trials(paths.trials)[0]
     assert present["slo"] == slo_text(plan.settings)
     assert ("few-requests" in present["warnings"]) if stamps else (present["warnings"] is None)

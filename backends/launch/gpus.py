@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 import pynvml
 
+# Reasons for a lower clock, by NVML's bits.
+THERMAL_REASONS = pynvml.nvmlClocksEventReasonSwThermalSlowdown | pynvml.nvmlClocksEventReasonHwThermalSlowdown
+POWER_REASONS = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
+
 
 class Memory(NamedTuple):
     """The memory of one GPU, in bytes."""
@@ -106,7 +110,7 @@ def used_memory(gpus: Sequence[str]) -> int:
 
 
 def readings(handle: Any) -> Iterator[tuple[str, float]]:
-    """Current readings as (telemetry series, value): bytes, share of time busy (0..1), watts, Hz."""
+    """Current readings as (telemetry series, value): bytes, share of time busy (0..1), watts, Hz, 1 where limited."""
     if (usage := memory(handle)) is not None:
         yield "gpu_memory_bytes", float(usage.used)
     if (busy := _supported(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))) is not None:
@@ -115,6 +119,15 @@ def readings(handle: Any) -> Iterator[tuple[str, float]]:
         yield "gpu_power_watts", milliwatts / 1000
     if (megahertz := _supported(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))) is not None:
         yield "gpu_clock_hz", megahertz * 1e6
+    if (reasons := _supported(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))) is not None:
+        yield "gpu_thermal_limit", float(bool(reasons & THERMAL_REASONS))
+        yield "gpu_power_limit", float(bool(reasons & POWER_REASONS))
+
+
+def compute_processes(handle: Any) -> dict[int, int]:
+    """The processes that compute on a GPU, each with the bytes that it uses, 0 where that is unknown."""
+    processes = _supported(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+    return {int(process.pid): int(process.usedGpuMemory or 0) for process in processes}
 
 
 def _supported(query: Callable[[], Any]) -> Any:

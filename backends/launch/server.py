@@ -6,6 +6,7 @@ by the marker in their environment; `running` calls it before each launch.
 """
 
 import contextlib
+import fnmatch
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,30 @@ PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \
 # For every engine: models are local folders, so the hub is not needed; no telemetry; and process titles must not
 # overwrite the memory behind /proc/PID/environ, since stray processes are identified by their environment.
 ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
+# Of this process's environment, for every engine; its backend names more (`inherits`), as may a user (`env.inherit`).
+INHERITED = (
+    *(
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "HOSTNAME",
+        "LANG",
+        "LANGUAGE",
+        "LC_*",
+        "TZ",
+        "TERM",
+        "TMPDIR",
+        "XDG_*",
+    ),
+    *("CUDA_*", "NVIDIA_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "NCCL_*", "GLOO_*", "UCX_*", "HIP_*", "HSA_*", "ROCM_*"),
+    *("OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*", "MALLOC_*", "GLIBC_TUNABLES"),
+    *("TORCH*", "PYTORCH_*", "TRITON_*", "TOKENIZERS_*", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
+    "SWEEP_SHARED_MACHINE",
+)
+REACHABLE_BY = "every process in its network namespace, at 127.0.0.1, without a key"
+INHERITED_BY_RUNTIMES = ("DOCKER_*", "CONTAINER_*", "CONTAINERS_*", "PODMAN_*", "APPTAINER*", "SINGULARITY*", "DBUS_*")
 
 
 class LaunchError(Exception):
@@ -140,19 +165,20 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """Facts that a result must cite: engine version, command, flags, dtype, versions, startup time, context."""
-        reported = self._get(self.backend.version_path).get("version")
+        info = self._get(self.backend.version_path)
         models = self._get("/v1/models").get("data") or [{}]
         named = self._versions.get(self.backend.distribution or "")
         return {
-            "engine_version": reported or named,
+            "engine_version": info.get("version") or named,
             "command": self.command,
             "flags": self.backend.flags_on(self.launch),
             "dtype": self._dtype(),
             "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
-            "chosen": self._chosen(),
+            "chosen": self._chosen(info),
             "log": str(self.log),
+            "reachable_by": REACHABLE_BY if self.backend.launches else None,
             **self.backend.facts(self.launch),
         }
 
@@ -253,10 +279,12 @@ class Engine:
             file.seek(self._log_begin)
             return file.read().decode(errors="replace")
 
-    def _chosen(self) -> dict[str, str]:
-        """What the engine chose by itself (attention backend, graphs, scheduler), as its log says."""
+    def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
+        """What the engine chose by itself (attention backend, graphs, scheduler), as its log and its answer say."""
         text, patterns = self._log_text(), self.backend.choice_patterns.items()
-        return {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
+        logged = {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
+        settled = {name: info.get(name.replace("-", "_")) for name in self.backend.choice_flags}
+        return logged | {name.replace("-", "_"): str(value) for name, value in settled.items() if value is not None}
 
     def _dtype(self) -> str | None:
         """The data type of the computation; None for an attached endpoint without `dtype`."""
@@ -497,15 +525,25 @@ def _port_is_foreign(engine: Engine) -> bool:
     return False
 
 
-def inherited_environment() -> dict[str, str]:
-    """This process's environment without secrets and without variables that affect another Python interpreter."""
-    return {name: value for name, value in task.clean_environment().items() if not is_secret(name, value)}
+def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
+    """The variables of this process that an engine gets: those of INHERITED and these, unless they hold a secret.
+
+    A name ends with * for all that begin so. Secrets pass only under their full name, and not by INHERITED.
+    """
+    patterns, full = (*INHERITED, *names), set(names)
+    return {
+        name: value
+        for name, value in task.clean_environment().items()
+        if name in full or (any(fnmatch.fnmatchcase(name, each) for each in patterns) and not is_secret(name, value))
+    }
 
 
 def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
     """The environment of an engine: the variables that it may inherit, and its own."""
     return {
-        **inherited_environment(),
+        **inherited_environment(
+            (*backend.inherits, *backend.env.inherit, *(INHERITED_BY_RUNTIMES if launch.image else ()))
+        ),
         "PYTHONUNBUFFERED": "1",
         **ENGINE_ENVIRON,
         **task.activated(launch.python),

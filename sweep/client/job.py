@@ -52,7 +52,7 @@ class Job:
     parts: int
     cpus: set[int] | None
     keeps_texts: bool = False  # of some answers, and of all where the server does not count their tokens
-    progress_every: float | None = None  # s between two reports of the latest token to the parent; None: no reports
+    progress_every: float | None = None  # s between two reports of what has come to the parent; None: no reports
     warmup_calls: int = 0
     offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # of each call in the file of requests
     prompts: "array[int]" = field(default_factory=lambda: array("I"))  # of each call

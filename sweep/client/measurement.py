@@ -28,7 +28,7 @@ from sweep.client.token_counts import settle
 from sweep.client.wire import Target
 from sweep.config import import_path
 from sweep.numbers.quantile import quantile
-from sweep.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource
+from sweep.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource, TrialProgress
 
 HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
@@ -97,6 +97,7 @@ def measure(
     should_stop: Callable[[], str | None] = lambda: None,
     on_start: Callable[[float], None] = lambda start: None,
     on_warm: Callable[[WarmUp], None] = lambda warm_up: None,
+    on_progress: Callable[[TrialProgress], None] = lambda progress: None,
     count_tokens: CountTokens | None = None,
 ) -> Measurement:
     """Send the warm-up and then the requests when the mode says, and return a Record of each request that was due.
@@ -105,7 +106,8 @@ def measure(
     `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, some 20 ms before
     it; `should_stop` about ten times a second: when it gives a reason, requests on their way end with the error
     "cancelled: <reason>" and nothing more is sent. The same happens, for the reason STALLED, when no token of any
-    request has come for `stall_timeout` s while some were on their way. `on_warm` is called before the clock starts.
+    request has come for `stall_timeout` s while some were on their way. `on_warm` is called before the clock starts,
+    `on_progress` with the counts so far, about once a second.
     `count_tokens` counts the tokens of texts, after the run: of all answers that the server did not count, and of some
     that it did.
 
@@ -118,10 +120,10 @@ def measure(
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
     parts = _parts(processes, mode, requests, cpus)
     keeps_texts = count_tokens is not None
-    every = None if stall_timeout is None else min(1.0, stall_timeout / PROGRESS_REPORTS)
+    every = min(1.0, (stall_timeout or math.inf) / PROGRESS_REPORTS)
     job = Job(target, timeouts or Timeouts(), mode, parts, cpus, keeps_texts, every)
     _write_job(folder, job, warmup, requests)
-    supervisor = _Supervisor(should_stop, on_start, on_warm, stall_timeout)
+    supervisor = _Supervisor(should_stop, on_start, on_warm, stall_timeout, _Counts(len(requests), on_progress))
     with _clients(folder, parts) as clients:
         finals = supervisor.until_done(clients)
     texts = count_tokens, target.ignore_eos
@@ -219,6 +221,27 @@ def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
                 client.stdin.close()
 
 
+class _Counts:
+    """The counts of all processes together, reported about once a second."""
+
+    def __init__(self, total: int, report: Callable[[TrialProgress], None]) -> None:
+        self._total, self._report = total, report
+        self._parts: dict[int, list[int]] = {}
+        self._next = 0  # ns
+
+    def take(self, part: int, counts: list[int] | None, start: int) -> None:
+        """Take in the counts of one process; None during its warm-up."""
+        now = time.monotonic_ns()
+        if counts is None:
+            return
+        self._parts[part] = counts
+        if now >= self._next:
+            self._next = now + 1_000_000_000
+            sent, done, failed, in_flight, tokens = map(sum, zip(*self._parts.values(), strict=True))
+            seconds = max(0.0, (now - start) / 1e9)
+            self._report(TrialProgress(sent, done, failed, in_flight, tokens, self._total, seconds))
+
+
 class _Supervisor:
     """Exchanges messages with the client processes, from their start to the last one's report."""
 
@@ -228,7 +251,9 @@ class _Supervisor:
         on_start: Callable[[float], None],
         on_warm: Callable[[WarmUp], None],
         stall_timeout: float | None,
+        counts: "_Counts",
     ) -> None:
+        self._counts = counts
         self._should_stop, self._on_start, self._on_warm = should_stop, on_start, on_warm
         self._stall_timeout = math.inf if stall_timeout is None else stall_timeout
         self._progress = time.monotonic_ns()  # the latest token, as far as the processes have reported
@@ -270,6 +295,7 @@ class _Supervisor:
                 self._on_start(self.start / 1e9)
         elif message["event"] == "progress":
             self._progress = max(self._progress, message["at"])
+            self._counts.take(part, message["counts"], self.start)
         else:
             self._finals[part] = message
 

@@ -5,7 +5,7 @@ reports "ready", and begins at the instant that it gets in return (see `sender`)
 library, uvloop and httptools. It talks to the parent in lines of JSON on stdout and stdin:
 
     -> {"event": "ready"}            <- {"go": start}  (ns of CLOCK_MONOTONIC)
-    -> {"event": "progress", "at": instant of the latest token}
+    -> {"event": "progress", "at": instant of the latest token, "counts": as `Sender.counts`}
                                      <- {"stop": reason}; end of stdin: the parent is gone, stop
     -> {"event": "done", ...}
 """
@@ -136,7 +136,9 @@ class MeasuringProcess:
             self.sender.check_timeouts(now)
         if self.job.progress_every is not None and now >= self._next_report:
             self._next_report = now + int(self.job.progress_every * 1e9)
-            _send_message(event="progress", at=now if self.sender is None else self.sender.progress(now))
+            sender = self.sender
+            counts = None if sender is None or sender.warms_up else sender.counts()
+            _send_message(event="progress", at=now if sender is None else sender.progress(now), counts=counts)
         if now >= self._next_check:
             self._next_check = now + 1_000_000_000
             self.stamps.refresh()

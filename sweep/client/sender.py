@@ -35,7 +35,9 @@ class Sender:
         self.in_flight: set[StampedConnection] = set()
         self.start = 0  # ns
         self.offered = self.sent = 0  # requests
+        self.done = self.failed = self.tokens = 0  # requests that have ended, those without an answer; tokens of all
         self.stopped: str | None = None
+        self.warms_up = first < job.warmup_calls
         self._first = first  # number of the call with index 0
         self._most_in_flight = self.mode.most_in_flight()
         self._unsent = len(self.indices)  # calls that are neither sent nor in the backlog
@@ -132,6 +134,13 @@ class Sender:
         latest = (c.answer.last_token for c in self.in_flight if c.answer is not None)
         return max(self._progressed, *latest, 0)
 
+    def counts(self) -> list[int]:
+        """Requests sent, ended, failed and in flight, and tokens that have come, as `TrialProgress` has them."""
+        flying = [connection.answer for connection in self.in_flight if connection.answer is not None]
+        in_flight = sum(len(answer.streams) for answer in flying if answer.sent)
+        tokens = self.tokens + sum(answer.tokens for answer in flying)
+        return [self.sent + in_flight, self.done, self.failed, in_flight, tokens]
+
     def shortest_gap(self) -> float:
         """The shortest time between the latest two token events of a stream, over the requests on their way, s."""
         gaps = [
@@ -203,6 +212,9 @@ class Sender:
         if self.job.keeps_texts and answer.error is None:
             self.job.counted = answer.counted
         self.sent += len(answer.streams) if answer.sent else 0
+        self.done += len(answer.streams)
+        self.failed += sum(answer.error_of(stream) is not None for stream in answer.streams)
+        self.tokens += answer.tokens
 
     def _settle(self) -> None:
         """Set the alarm for what comes next, or finish where nothing will."""

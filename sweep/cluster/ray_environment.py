@@ -22,9 +22,12 @@ IN_PLACE = {"RAY_raylet_start_wait_time_s": "120"}  # a busy machine needs more 
 
 
 def prepare_ray(cluster: Cluster) -> None:
-    """Set the variables that are not set. Call it before the first import of `ray_executor`."""
+    """Set the variables that are not set. Call it before the first import of `ray_executor`.
+
+    A Ray in place has its token whatever the shell says of clusters: nobody else is to join it.
+    """
     for name, value in (ALWAYS | (IN_PLACE if cluster.kind == "local" else {})).items():
         os.environ.setdefault(name, value)
-    if cluster.kind == "local" and "RAY_AUTH_MODE" not in os.environ:
+    if cluster.kind == "local":
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -31,6 +31,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from backends.base import Host
 from backends.launch.gpus import find_gpu
 from sweep import provenance
+from sweep.cluster import preemption
+from sweep.cluster.preemption import Preempted
 from sweep.cluster.transfer import carried
 from sweep.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
 from sweep.node.deployment import (
@@ -171,11 +173,15 @@ def _node(address: str, resources: Mapping[str, float], node_id: str = "") -> No
 
 def _deploy(work: Work, session: str) -> Iterator[Event]:
     """The Ray task: run a deployment on the GPUs that Ray assigned."""
-    draining = threading.Event()
+    draining, preempted = threading.Event(), preemption.watch()
     _follow(session, draining)
     yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
     gpus = tuple(gpu.uuid if (gpu := find_gpu(str(each))) else str(each) for each in ray.get_gpu_ids())
-    yield from carried(work, lambda work: stream_deployment(work, gpus, draining, HEARTBEAT))
+    events = carried(work, lambda work: stream_deployment(work, gpus, draining, HEARTBEAT))
+    for event in events:  # one in each HEARTBEAT at least
+        yield event
+        if preempted.is_set():  # the engine ends with this process: stopping it in order would take too long
+            raise Preempted("the machine is about to be taken away (preemption notice of Google Cloud)")
 
 
 def _follow(session: str, draining: threading.Event) -> None:
@@ -435,9 +441,7 @@ class RayExecutor:
         except StopIteration:
             yield self._end(stream, Completed())
         except RayTaskError as error:
-            full = isinstance(error.cause, DiskFull)
-            lost = Lost(f"{type(error.cause).__name__}: {error.cause}", str(error))
-            yield self._end(stream, self._disk_full(task, error.cause) if full else lost)
+            yield self._end(stream, self._failed_task(task, error))
         except RayError as error:
             if isinstance(error, NodeDiedError):  # Ray goes on listing it for some ten seconds
                 self.backoff_until[task.node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
@@ -447,6 +451,16 @@ class RayExecutor:
             self.tasks[stream] = task._replace(place=place, last_event=time.monotonic())
             if not isinstance(event, Beat):
                 yield task.work, event
+
+    def _failed_task(self, task: _RunningTask, error: RayTaskError) -> Lost:
+        """Return the loss that an exception in a task amounts to."""
+        match error.cause:
+            case DiskFull():
+                return self._disk_full(task, error.cause)
+            case Preempted():
+                self.backoff_until[task.node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
+                return Lost(f"node {task.node.address}: {error.cause}")
+        return Lost(f"{type(error.cause).__name__}: {error.cause}", str(error))
 
     def _disk_full(self, task: _RunningTask, error: DiskFull) -> Lost:
         """Exclude a node whose own disk is full. Raises Halted if it is the results' disk, or no other node is left."""

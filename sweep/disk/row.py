@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from sweep.config import PERCENTILES
+from sweep.masking import masked_here
 from sweep.numbers.quantity import OLD_PERCENTILES, PERFORMANCE, Value, columns
 from sweep.numbers.warnings import warning_codes
 from sweep.outage import is_outage
@@ -77,12 +78,13 @@ class Verdict:
     ended_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Observation:
     """The sources of the observation."""
 
     client_stamp_source: str
     telemetry_sources: str
+    foreign_processes: str  # the largest of others beside it, with the cores or the GPU memory that each took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +99,14 @@ class TrialRow:
     measured: Mapping[str, Value] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
-        """The columns with a value or a place in every such row; without a result, no performance."""
-        parts = (self.identity, self.verdict, self.engine, self.observation)
-        row = {name: value for part in parts if part is not None for name, value in asdict(part).items()}
+        """The columns with a value or a place in every such row, without secrets; without a result, no performance.
+
+        What a user sets is refused where it looks like a secret; what engines and endpoints say is masked here.
+        """
+        parts = [asdict(part) for part in (self.verdict, self.engine, self.observation) if part is not None]
+        texts = {name: value for part in parts for name, value in part.items()}
+        row = asdict(self.identity)
+        row |= {name: masked_here(value) if isinstance(value, str) else value for name, value in texts.items()}
         row |= {"outcome": self.verdict.outcome.value, "fault": _fault(self.verdict)}
         measured = dict(self.measured)
         if self.verdict.outcome is not Outcome.OK:
@@ -115,7 +122,7 @@ def _fault(verdict: Verdict) -> str | None:
         return None
     if verdict.fault is not None:
         return verdict.fault.value
-    if verdict.outcome is Outcome.CLIENT_LIMITED:
+    if verdict.outcome in (Outcome.CLIENT_LIMITED, Outcome.DISTURBED):
         return Fault.SURROUNDINGS.value
     foreign = verdict.outcome is not Outcome.INVALID and is_outage(verdict.reason or "")
     return (Fault.SURROUNDINGS if foreign else Fault.ENGINE).value

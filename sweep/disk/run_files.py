@@ -29,6 +29,7 @@ from sweep.config import PERCENTILES, ConfigError, first_line, shortened
 from sweep.config import DamagedFile as DamagedFile
 from sweep.disk import lines as lines_of
 from sweep.disk import row as trial_row
+from sweep.masking import masked_here
 from sweep.numbers.quantities.tokens import buffered_share
 from sweep.numbers.quantity import declared, is_buffered
 from sweep.numbers.selection import measured
@@ -178,12 +179,13 @@ def _footer_begin(file: BinaryIO) -> int:
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has."""
-    with _opened(path) as file:
+    with opened_table(path) as file:
         return file.read(columns)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def opened_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of the run, open for reading part by part; its footer and every page are checked."""
     try:
         check_footer(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -226,7 +228,7 @@ def requests_table(records: Records) -> pa.Table:
         "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
         "chunk_tokens": _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16)),
         "finish_reason": pa.array(records.finish_reason, pa.string()),
-        "error": pa.array(records.error, pa.string()),
+        "error": pa.array([error and masked_here(error) for error in records.error], pa.string()),
     }
     return pa.table(columns)
 
@@ -262,7 +264,7 @@ def write_requests(paths: TrialPaths, records: Records) -> None:
 def read_requests(path: Path) -> Records:
     """The Records of a requests.parquet, as they were measured: derived columns are computed anew."""
     records = Records()
-    with _opened(path) as file:
+    with opened_table(path) as file:
         for group in range(file.num_row_groups):
             _append(records, file.read_row_group(group).combine_chunks())
     return records

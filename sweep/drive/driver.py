@@ -20,12 +20,12 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow, Misplaced
 from sweep.disk.run_files import RunPaths
 from sweep.drive.breaker import Breaker
+from sweep.drive.forecast import Forecast
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
-from sweep.drive.progress import Display
+from sweep.drive.progress import Display, Usage
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, last_status
-from sweep.drive.stop_control import StopControl, StopLevel, deadline_at
-from sweep.drive.tally import Tally
+from sweep.drive.stop_control import StopControl, StopLevel, deadline_at, job_end
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
     Completed,
@@ -34,6 +34,7 @@ from sweep.node.deployment import (
     Files,
     Finished,
     Lost,
+    Measuring,
     Note,
     NotStarted,
     Placed,
@@ -47,7 +48,7 @@ from sweep.node.deployment import (
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
-from sweep.plan.plan import Plan, Trial
+from sweep.plan.plan import Plan, Trial, elsewhere
 from sweep.records import Fault, Outcome
 from sweep.wording import count, duration_text
 
@@ -55,6 +56,7 @@ MAX_LOSSES = 20  # of nodes and workers, per launch
 FIRST_PATIENCE = 120.0  # s with outages, at most, until a preparation has worked in this run
 QUARANTINE_WAIT = 240.0  # s until a quarantined node gets what no other can run; longer than any backoff
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
+METER_INTERVAL = 1.0  # s between two looks at what is in use
 RETRYABLE = tuple(outcome for outcome in Outcome if outcome.failed)
 
 
@@ -96,9 +98,7 @@ class Driver:
     ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.executor, self.display = executor, display
-        labels = {t.trial_id: f"{d.describe()} {t.describe()}" for d in plan.deployments for t in d.trials}
-        tally = Tally(plan.settings.name, labels, ledger.rows)
-        self.rows = RowWriter(plan, paths, ledger, display, tracker, tally)
+        self.rows = RowWriter(plan, paths, ledger, display, tracker)
         self.expected = pending.estimate.expected
         self.states = {launch.launch_key: LaunchState(launch) for launch in pending.launches}
         self.by_deployment: dict[str, list[LaunchState]] = defaultdict(list)
@@ -106,10 +106,12 @@ class Driver:
             self.by_deployment[state.launch.deployment_id].append(state)
         self.packer = Packer(self.expected.needs)
         self.nodes = NodeHealth()
+        self.forecast = Forecast(self.expected)
+        self.spent, self.metered = 0.0, time.monotonic()  # USD in this run, until then
         self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
-        self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)))
-        self.status = StatusWriter(paths, display, tally)
+        self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)), job_end())
+        self.status = StatusWriter(paths, display)
 
     def run(self) -> RunResult:
         """Run the pending work until none is left or the run is to stop.
@@ -124,13 +126,12 @@ class Driver:
             self.executor.clean_up(self.ledger.run)
             with self.stop.signals():
                 self._loop()
-            self.ledger.check_in_place()
             self.rows.write_table()
             self._write_status(ended=True)
         except Misplaced:
             raise
         except Halted:
-            with suppress(OSError):  # the error raised below tells the cause; the rows are in the ledger
+            with suppress(OSError, Misplaced):  # the error raised below tells the cause; the rows are in the ledger
                 self.rows.write_table()
             raise
         except OSError as error:  # the results folder cannot be written any more: the disk is full, or gone
@@ -143,8 +144,10 @@ class Driver:
         level = self.stop.level
         if self.stop.deadline and self.stop.overdue and len(self.packer):
             passed = datetime.fromtimestamp(self.stop.deadline).strftime("%F %R")
-            text = f"deadline={self.plan.settings.deadline} passed at {passed}"
-            self.display.log(f"{text}: nothing is started; set a later one, or add a date")
+            cause, remedy = f"deadline={self.plan.settings.deadline}", "set a later one, or add a date"
+            if self.stop.deadline != self.stop.user_deadline:
+                cause, remedy = "the time of this batch job", "submit it again to continue"
+            self.display.log(f"{cause} passed at {passed}: nothing is started; {remedy}")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
             self.ledger.check_in_place()
             if level is StopLevel.NONE:
@@ -173,9 +176,34 @@ class Driver:
         return level
 
     def _write_status(self, ended: bool = False) -> None:
-        deadline = {"text": self.plan.settings.deadline, "at": self.stop.deadline} if self.stop.deadline else None
+        self.display.show_unavailable()
+        if ended or time.monotonic() - self.metered > METER_INTERVAL:
+            self._meter()
+        if self.forecast.due() or ended:
+            now, running = time.monotonic(), self.display.running
+            elapsed = {key: now - since for key, (_, _, since) in running.items()}
+            available = self.executor.schedulable_nodes
+            seconds = self.forecast.update(self.states.values(), available, elapsed, self.display.progress)
+            if seconds is not None or self.display.seconds_left() == 0:  # else what was known at the start still holds
+                self.display.estimated(seconds)
+        at = self.stop.user_deadline
+        deadline = None if at is None else {"text": self.plan.settings.deadline, "at": at}
         nodes = {key: node.address for key in self.packer.running if (node := self.states[key].node)}
         self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline, self.breaker.pause)
+
+    def _meter(self) -> None:
+        """Bring what is in use, and what that has cost, up to now."""
+        hardware, now = self.plan.settings.hardware, time.monotonic()
+        price = hardware.price_per_hour
+        launches = [(self.states[key].launch, need) for key, (_, need) in self.packer.running.items()]
+        rented = sum(max(1, need.gpus) for launch, need in launches if not elsewhere(launch.backend, hardware))
+        self.spent += rented * (now - self.metered) / 3600 * (price or 0.0)
+        self.metered = now
+        nodes = self.executor.schedulable_nodes
+        gpus = sum(node.gpus for node in nodes)
+        busy = sum(need.gpus if gpus else 1 for _, need in launches)
+        unit = "GPU" if gpus else "node"
+        self.display.usage = Usage(busy, gpus or len(nodes), unit, self.spent if price else None)
 
     # Starting --------------------------------------------------------------------------------------------------------
 
@@ -254,6 +282,8 @@ class Driver:
                 self.ledger.place_attempt(launch.deployment_id, work.attempt, event.address)
             case State(text):
                 self.display.update(launch.launch_key, launch.describe_launch(), text)
+            case Measuring(progress):
+                self.display.measuring(launch.launch_key, progress)
             case Note(text):
                 self.display.log(f"{launch.describe_launch()}: {text}")
             case Stalled(text):
@@ -276,6 +306,7 @@ class Driver:
         row = event.row
         self.rows.commit(work.deployment, event.trial, row)
         self.executor.export_metrics(row)
+        self.forecast.finished(work.deployment, event.trial, row)
         outcome = Outcome(row["outcome"])
         state.finish(event.trial.trial_id, outcome)
         if state.node and outcome in NODE_FAULTS:

@@ -1,11 +1,13 @@
 """The progress of a running sweep: a live view on a terminal, plain lines otherwise.
 
-It shows what runs, how much is done and how long it will take; results are the analysis' business.
+It shows what runs, how far its requests are, how much is done, spent and failed, and how long the rest will take;
+results are the analysis' business.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,8 +15,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from sweep.records import Outcome
-from sweep.wording import duration_text, time_left
+from sweep.records import LOAD_COLUMNS, Outcome, TrialProgress
+from sweep.wording import count, duration_text, number, time_left
+
+QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row: points that agree in them are compared
+
+
+class Usage(NamedTuple):
+    """The part of the cluster that is in use, and what it has cost in this run."""
+
+    busy: int
+    capacity: int
+    unit: str  # GPU, or node
+    spent: float | None  # USD; None without a price
+
+    @property
+    def text(self) -> str:
+        """`3 of 8 GPUs busy, $0.42 spent`."""
+        spent = "" if self.spent is None else f", ${number(self.spent)} spent"
+        return f"{self.busy} of {count(self.capacity, self.unit)} busy{spent}"
 
 
 class Display:
@@ -23,10 +42,14 @@ class Display:
     def __init__(self, total: int, done: int, expected: float | None, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.total, self.done = total, done
-        self.at_start = done
-        self.expected = expected  # s for all pending trials, from earlier runs
-        self.began = time.monotonic()
+        self.failures = 0  # trials that failed in this run
+        self.usage: Usage | None = None
         self.running: dict[str, tuple[str, str, float]] = {}  # key of a launch -> label, state, since
+        self.progress: dict[str, TrialProgress] = {}  # likewise, of the trials that run
+        self.leaders = Leaders()
+        self._left = expected  # s for all pending trials, when it was estimated
+        self._estimated = time.monotonic()
+        self._unavailable: dict[str, list[str]] = defaultdict(list)  # reason -> labels, not shown yet
         self.bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         self.task = self.bar.add_task("", total=total, completed=done, left="")
         self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
@@ -37,6 +60,7 @@ class Display:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.show_unavailable()
         if self.console.is_terminal:
             self.live.stop()
 
@@ -48,45 +72,122 @@ class Display:
         """Show the present state of a launch."""
         before = self.running.get(launch)
         self.running[launch] = (label, state, time.monotonic())
+        self.progress.pop(launch, None)
         if not self.console.is_terminal and (before is None or before[1] != state):
             self.log(f"{_clock()} {label}: {state}")
+
+    def measuring(self, launch: str, progress: TrialProgress) -> None:
+        """Show how far the trial of a launch is."""
+        if launch in self.running:
+            self.progress[launch] = progress
 
     def remove(self, launch: str) -> None:
         """Remove a launch that has ended, for good or until its retry."""
         self.running.pop(launch, None)
+        self.progress.pop(launch, None)
 
-    def finished(self, row: Mapping[str, Any], label: str) -> None:
-        """Show a trial's row."""
+    def finished(self, row: Mapping[str, Any], label: str, engine: str = "") -> None:
+        """Show a trial's row; those of trials that cannot run wait for `show_unavailable`."""
         self.done += 1
         outcome = Outcome(row["outcome"])
-        self.bar.update(self.task, completed=self.done, left=time_left(self.seconds_left()))
-        failure = f"{outcome}: {row.get('reason') or 'no reason given'}"
-        result = _key_figures(row) if outcome is Outcome.OK else failure
+        self.failures += outcome.failed
+        self.bar.update(self.task, completed=self.done)
+        reason = str(row.get("reason") or "no reason given")
+        if outcome is Outcome.UNAVAILABLE:
+            self._unavailable[reason].append(label)
+            return
+        if outcome is Outcome.OK:
+            self.leaders.add(row, engine or label)
+        result = _key_figures(row) if outcome is Outcome.OK else f"{outcome}: {reason}"
         self.log(f"{_clock()} [{self.done}/{self.total}, {time_left(self.seconds_left())}] {label}: {result}")
 
+    def show_unavailable(self) -> None:
+        """Print one line for all trials that cannot run for one reason."""
+        for reason, labels in self._unavailable.items():
+            which = labels[0] if len(labels) == 1 else f"{count(len(labels), 'trial')}, the first {labels[0]}"
+            self.log(f"{_clock()} [{self.done}/{self.total}] unavailable: {reason} ({which})")
+        self._unavailable.clear()
+
+    def estimated(self, seconds: float | None) -> None:
+        """Take over the scheduler's estimate of the time that is left."""
+        self._left, self._estimated = seconds, time.monotonic()
+
     def seconds_left(self) -> float | None:
-        """Return the time to the end, from the pace of this run; before its first trial, from earlier runs."""
-        finished = self.done - self.at_start
-        if not finished:
-            return self.expected
-        return (time.monotonic() - self.began) / finished * (self.total - self.done)
+        """Return the time to the end, as it was last estimated; None while nothing tells."""
+        return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._estimated))
+
+    def summary(self) -> str:
+        """`3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
+        parts = [self.usage.text] if self.usage is not None else []
+        parts += [count(self.failures, "failure")] if self.failures else []
+        best = self.leaders.latest()
+        return ", ".join(parts) + (f"; best so far {best}" if best and parts else best)
 
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
-        for label, state, since in self.running.values():
-            table.add_row(Text(label), Text(state), duration_text(time.monotonic() - since))
-        return Group(table, self.bar)
+        for key, (label, state, since) in self.running.items():
+            progress = self.progress.get(key)
+            shown = progress_text(progress) if progress is not None else ""
+            table.add_row(Text(label), Text(state), duration_text(time.monotonic() - since), Text(shown))
+        self.bar.update(self.task, left=time_left(self.seconds_left()))
+        summary = self.summary()
+        return Group(table, *([Text(summary, style="dim")] if summary else []), self.bar)
+
+
+class Leaders:
+    """The highest mean throughput so far among points that are asked the same: never across tasks or loads.
+
+    Nothing is said of points below saturation, whose throughput is what the load asked for, nor of one without a rival.
+    """
+
+    def __init__(self) -> None:
+        self.figures: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+
+    def add(self, row: Mapping[str, Any], label: str) -> None:
+        """Take in the row of a trial with a result."""
+        if not row.get("output_throughput") or row.get("below_saturation"):
+            return
+        question = tuple(row.get(column) for column in QUESTION)
+        engines = self.figures.pop(question, {})
+        self.figures[question] = engines  # the latest last
+        engines.setdefault(label, []).append(row["output_throughput"])
+
+    def latest(self) -> str:
+        """`at qa batch 8: vllm 538 tokens/s`, of the question asked last; empty if it has no rivals."""
+        every = self.best()
+        return every[-1] if every else ""
+
+    def best(self) -> list[str]:
+        """The same for each question with rivals, the one asked last at the end."""
+        return [_leader(question, engines) for question, engines in self.figures.items() if len(engines) > 1]
+
+
+def _leader(question: tuple[Any, ...], engines: Mapping[str, list[float]]) -> str:
+    means = {name: sum(values) / len(values) for name, values in engines.items()}
+    name = max(means, key=means.__getitem__)
+    size = next((f" {value:g}" for value in question[3:] if value is not None), "")
+    return f"at {question[1]} {question[2]}{size}: {name} {number(means[name])} tokens/s"
+
+
+def progress_text(progress: TrialProgress) -> str:
+    """`120 of 400 requests done, 128 sent, 8 in flight, 2 failed, 1,230 tokens/s`."""
+    failed = f", {progress.failed:,} failed" if progress.failed else ""
+    rate = f", {number(progress.tokens / progress.seconds)} tokens/s" if progress.seconds > 0 else ""
+    return (
+        f"{progress.done:,} of {progress.total:,} requests done, {progress.sent:,} sent, "
+        f"{progress.in_flight:,} in flight{failed}{rate}"
+    )
 
 
 def _key_figures(row: Mapping[str, Any]) -> str:
     """Return the two or three figures that show at a glance whether a trial is sane."""
     figures = (
-        ("output_throughput", 1, "{:.1f} tok/s"),
-        ("ttft_p50", 1000, "TTFT p50 {:.1f} ms"),
-        ("num_failed", 1, "{:.0f} requests failed"),
-        ("cost_per_million_tokens", 1, "${:.2f}/M tokens"),
+        ("output_throughput", 1, "{} tokens/s"),
+        ("ttft_p50", 1000, "TTFT p50 {} ms"),
+        ("num_failed", 1, "{} requests failed"),
+        ("cost_per_million_tokens", 1, "${}/M tokens"),
     )
-    texts = [text.format(row[name] * scale) for name, scale, text in figures if row.get(name)]
+    texts = [text.format(number(row[name] * scale)) for name, scale, text in figures if row.get(name)]
     return ", ".join(texts) or "ok"
 
 

@@ -9,7 +9,6 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display
-from sweep.drive.tally import Tally
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial
@@ -29,26 +28,19 @@ class RowWriter:
     """Writes the rows of one run."""
 
     def __init__(
-        self,
-        plan: Plan,
-        paths: RunPaths,
-        ledger: Ledger,
-        display: Display,
-        tracker: TrialTracker | None,
-        tally: Tally,
+        self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: TrialTracker | None
     ) -> None:
         self.plan, self.paths, self.ledger = plan, paths, ledger
-        self.display, self.tracker, self.tally = display, tracker, tally
+        self.display, self.tracker = display, tracker
         self.write_after = time.monotonic() + WRITE_INTERVAL
         self.changed = False  # whether trials.parquet was rewritten
 
     def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow) -> None:
         """Make a trial's row durable and report it."""
         self.ledger.commit(row)
-        self.tally.count(row)
         if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
             self.tracker.log_trial(row, self._telemetry(row))
-        self.display.finished(row, f"{deployment.describe()} {trial.describe()}")
+        self.display.finished(row, f"{deployment.describe()} {trial.describe()}", deployment.describe())
 
     def commit_unmeasured(self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
         """Commit the row of a trial that will not run; `verdict` has its outcome, and its reason, fault and driver."""
@@ -72,8 +64,10 @@ class RowWriter:
         """Write trials.parquet: the rows of the present plan, in its order, and after them all others ever measured.
 
         `recompute` brings rows up to the present settings from their stamps, which takes minutes for many: not while
-        nodes wait for the driver, or a measurement beside it for a core.
+        nodes wait for the driver, or a measurement beside it for a core. Raises Misplaced rather than make a deleted
+        results folder anew.
         """
+        self.ledger.check_in_place()
         begin = time.monotonic()
         settings, axes = self.plan.settings, self.plan.axes
         rows = [

@@ -4,12 +4,13 @@ RUN is a results folder, its name under results/, or the URL of an object store.
 disk, so it works from another terminal while the sweep runs, and in the morning when nothing runs any more.
 """
 
+import json
 import os
 import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,21 +21,22 @@ from sweep.disk import object_store, run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
-from sweep.drive.progress import Display
-from sweep.drive.tally import Summary, Tally
-from sweep.records import Outcome
+from sweep.drive.progress import Display, progress_text
+from sweep.records import Outcome, TrialProgress
 from sweep.wording import count, duration_text, time_left
 
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
 DRIVER_TIMEOUT = 30.0  # s after which a driver on another host counts as dead
+MOST_FAILURES = 20  # more are only counted
+MOST_QUESTIONS = 20  # whose best so far is written down
 
 
 class StatusWriter:
     """The driver's side: writes OUT/status.json."""
 
-    def __init__(self, paths: RunPaths, display: Display, tally: Tally | None = None) -> None:
-        self.paths, self.display, self.tally = paths, display, tally
+    def __init__(self, paths: RunPaths, display: Display) -> None:
+        self.paths, self.display = paths, display
         self.write_after = 0.0  # monotonic
 
     def write(
@@ -51,7 +53,13 @@ class StatusWriter:
             return
         self.write_after = now + INTERVAL
         running = [
-            {"what": label, "state": state, "node": nodes.get(key), "since": now - since}
+            {
+                "what": label,
+                "state": state,
+                "node": nodes.get(key),
+                "since": now - since,
+                "progress": progress._asdict() if (progress := self.display.progress.get(key)) else None,
+            }
             for key, (label, state, since) in self.display.running.items()
         ]
         content = {
@@ -64,16 +72,22 @@ class StatusWriter:
             "deadline": deadline,
             "pause": pause,
             "running": running,
+            "usage": usage._asdict() if (usage := self.display.usage) else None,
+            "failures": self.display.failures,
+            "best": self.display.leaders.best()[-MOST_QUESTIONS:],
+            "summary": self.display.summary(),
         }
-        if self.tally is not None:
-            content |= {"summary": self.tally.summary()._asdict(), "files": _stamps(self.paths)}
         run_files.write_whole(self.paths, self.paths.status, sealed(content))
 
 
 class Status(NamedTuple):
     """A run as it is now."""
 
-    summary: Summary
+    name: str
+    total: int  # trials of the present plan
+    outcomes: Counter[str]  # of those that have a row
+    failures: list[tuple[str, str, str]]  # label, outcome, reason
+    num_failed: list[tuple[str, int, int]]  # label, failed requests, measured requests; of trials that are results
     driver: dict[str, Any] | None  # its last status.json
     log: str  # where the logs of failed engines are
     messages: list[str]  # about damaged lines of the ledger
@@ -82,19 +96,16 @@ class Status(NamedTuple):
     @property
     def alive(self) -> bool:
         """True while a driver is running."""
-        return self.driver is not None and is_alive(self.driver)
+        if self.driver is None or self.driver["ended"]:
+            return False
+        if self.driver["host"] == socket.gethostname():
+            return psutil.pid_exists(int(self.driver["pid"]))
+        return bool(time.time() - self.driver["at"] < DRIVER_TIMEOUT)
 
 
 def read(out: Path) -> Status:
     """Read the status of a run from its files. Raises ConfigError if there is none."""
-    paths, driver, problem = RunPaths(out), None, None
-    try:
-        driver = read_status_file(paths)
-    except run_files.DamagedFile as error:
-        problem = str(error)
-    log = str(paths.deployments)
-    if driver is not None and _is_current(driver, paths):
-        return Status(Summary(**driver["summary"]), driver, log, [])
+    paths = RunPaths(out)
     try:
         plan = run_files.read_plan(paths.plan)
     except (FileNotFoundError, NotADirectoryError):
@@ -102,38 +113,27 @@ def read(out: Path) -> Status:
         raise ConfigError(f"{out}: no run there; allowed: {allowed}") from None
     ledger = Ledger(paths.ledger, write=False)
     ids = [(entry[f"{entry['kind']}_id"], entry) for entry in plan if entry["kind"] != "experiment"]
-    names = {key: entry.get("label", key) for key, entry in ids}  # older plans have no labels
-    trials = (entry for entry in plan if entry["kind"] == "trial")
-    labels = {entry["trial_id"]: f"{names[entry['deployment_id']]} {names[entry['trial_id']]}" for entry in trials}
-    summary = Tally(plan[0]["name"], labels, ledger.rows).summary()
-    return Status(summary, driver, log, ledger.describe_damage(), problem)
-
-
-def _is_current(driver: Mapping[str, Any], paths: RunPaths) -> bool:
-    """Return whether a driver's summary is of the plan and the ledger that are there; a live one is a moment behind."""
-    if "summary" not in driver or "files" not in driver:
-        return False
-    stamps, before = _stamps(paths), driver["files"]
-    growing = is_alive(driver) and stamps["ledger"][0] >= before["ledger"][0]
-    return stamps["plan"] == before["plan"] and (stamps["ledger"] == before["ledger"] or growing)
-
-
-def _stamps(paths: RunPaths) -> dict[str, list[int]]:
-    """Size and time of the files that a summary is of; zeros for one that is not there."""
-    stamps = {}
-    for name, path in (("plan", paths.plan), ("ledger", paths.ledger)):
-        stat = path.stat() if path.is_file() else None
-        stamps[name] = [stat.st_size, stat.st_mtime_ns] if stat else [0, 0]
-    return stamps
-
-
-def is_alive(driver: Mapping[str, Any]) -> bool:
-    """Return whether the driver that wrote this is running."""
-    if driver["ended"]:
-        return False
-    if driver["host"] == socket.gethostname():
-        return psutil.pid_exists(int(driver["pid"]))
-    return bool(time.time() - driver["at"] < DRIVER_TIMEOUT)
+    labels = {key: entry.get("label", key) for key, entry in ids}  # older plans have no labels
+    trials = [entry for entry in plan if entry["kind"] == "trial"]
+    rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
+    failures = [
+        (f"{labels[entry['deployment_id']]} {labels[entry['trial_id']]}", row["outcome"], _failure(row))
+        for entry, row in rows
+        if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
+    ]
+    num_failed = [
+        (f"{labels[entry['deployment_id']]} {labels[entry['trial_id']]}", row["num_failed"], row["num_requests"])
+        for entry, row in rows
+        if row["outcome"] == Outcome.OK and row.get("num_failed") is not None
+    ]
+    outcomes = Counter(str(row["outcome"]) for _, row in rows)
+    driver, problem = None, None
+    try:
+        driver = read_status_file(paths)
+    except run_files.DamagedFile as error:
+        problem = str(error)
+    log, messages = str(paths.deployments), ledger.describe_damage()
+    return Status(plan[0]["name"], len(trials), outcomes, failures, num_failed, driver, log, messages, problem)
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
@@ -161,40 +161,78 @@ def last_status(paths: RunPaths) -> dict[str, Any] | None:
         return None
 
 
+def _failure(row: Mapping[str, Any]) -> str:
+    """Return the reason and the path of the log; an unavailable trial has none."""
+    log = "" if row["outcome"] == Outcome.UNAVAILABLE else f" [{row['deployment_id']}/{row['attempt']}/engine.log]"
+    return f"{row.get('reason') or 'no reason given'}{log}"
+
+
 def render(status: Status) -> list[str]:
     """Return the lines that describe a status."""
-    summary = status.summary
-    done = sum(number for outcome, number in summary.outcomes.items() if Outcome(outcome).done)
-    by_number = Counter(summary.outcomes).most_common()
-    counts = ", ".join(f"{number} {outcome}" for outcome, number in by_number)
-    lines = [f"{summary.name}: {done} of {summary.total} trials done" + (f" ({counts})" if counts else "")]
-    lines += [*status.messages, _driver(status), *_failed_requests(summary)]
+    done = sum(count for outcome, count in status.outcomes.items() if Outcome(outcome).done)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in status.outcomes.most_common())
+    lines = [f"{status.name}: {done} of {status.total} trials done" + (f" ({counts})" if counts else "")]
+    lines += [*status.messages, _driver(status), *_failed_requests(status)]
     if status.alive and status.driver:
         lines += [status.driver["pause"]] if status.driver.get("pause") else []
         lines += [
-            f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} ({duration_text(entry['since'])})"
+            f"  {entry['what']} on {entry['node'] or 'no node yet'}: {entry['state']} "
+            f"({duration_text(entry['since'])}){_progress(entry)}"
             for entry in status.driver["running"]
         ]
-    if summary.failures:
-        lines.append(f"failed or unavailable ({summary.num_failures}); logs are under {status.log}:")
-        lines += [f"  {label}: {outcome}: {reason}" for label, outcome, reason in summary.failures]
-        lines += _more(summary.num_failures - len(summary.failures))
+        lines += [status.driver["summary"]] if status.driver.get("summary") else []
+    if status.failures:
+        texts = _failures(status.failures)
+        lines.append(f"failed or unavailable ({len(status.failures)}); logs are under {status.log}:")
+        lines += [f"  {text}" for text in texts[:MOST_FAILURES]]
+        if len(texts) > MOST_FAILURES:
+            lines.append(f"  and {len(texts) - MOST_FAILURES} more")
     return lines
 
 
-def _failed_requests(summary: Summary) -> list[str]:
+def _progress(entry: Mapping[str, Any]) -> str:
+    """The requests of a running trial, after its state; empty before the first is sent."""
+    return f": {progress_text(TrialProgress(**entry['progress']))}" if entry.get("progress") else ""
+
+
+def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
+    """A line for each failure, and one for all trials that cannot run for one reason."""
+    unavailable = Counter(reason for _, outcome, reason in failures if outcome == Outcome.UNAVAILABLE)
+    texts = []
+    for label, outcome, reason in failures:
+        if outcome != Outcome.UNAVAILABLE or unavailable[reason] == 1:
+            texts.append(f"{label}: {outcome}: {reason}")
+        elif trials := unavailable.pop(reason, 0):
+            texts.append(f"{count(trials, 'trial')}, the first {label}: {outcome}: {reason}")
+    return texts
+
+
+def status_json(status: Status) -> str:
+    """A status for scripts: trials by outcome, failures, and what the driver last wrote about itself."""
+    driver = {key: value for key, value in (status.driver or {}).items() if key != "summary"}
+    content = {
+        "name": status.name,
+        "trials": status.total,
+        "outcomes": dict(status.outcomes),
+        "alive": status.alive,
+        "driver": driver or None,
+        "failures": [dict(zip(("trial", "outcome", "reason"), each, strict=True)) for each in status.failures],
+        "messages": status.messages + ([status.problem] if status.problem else []),
+    }
+    return json.dumps(content, indent=2)
+
+
+def _failed_requests(status: Status) -> list[str]:
     """The requests that failed in trials with a result; nothing if none has one."""
-    if not summary.num_results:
+    if not status.num_failed:
         return []
-    requests = f"{summary.num_failed:,} of {summary.num_requests:,}"
-    trials = f"{summary.num_with_failed} of {count(summary.num_results, 'result')}"
-    lines = [f"failed requests: {requests}, in {trials}"]
-    lines += [f"  {label}: {failed:,} of {measured:,}" for label, failed, measured in summary.failed_requests]
-    return lines + _more(summary.num_with_failed - len(summary.failed_requests))
-
-
-def _more(number: int) -> list[str]:
-    return [f"  and {number} more"] if number > 0 else []
+    trials = [(label, failed, requests) for label, failed, requests in status.num_failed if failed]
+    failed, requests = (sum(counts) for counts in list(zip(*status.num_failed, strict=True))[1:])
+    lines = [
+        f"failed requests: {failed:,} of {requests:,}, in {len(trials)} of {count(len(status.num_failed), 'result')}"
+    ]
+    lines += [f"  {label}: {failed:,} of {requests:,}" for label, failed, requests in trials[:MOST_FAILURES]]
+    return lines + ([f"  and {len(trials) - MOST_FAILURES} more"] if len(trials) > MOST_FAILURES else [])
 
 
 def _driver(status: Status) -> str:

@@ -1,4 +1,4 @@
-"""The end of a run before its work is done: at the deadline, or when the user interrupts it."""
+"""The end of a run before its work is done: at the deadline or its job's end, or when the user interrupts it."""
 
 import os
 import signal
@@ -14,6 +14,8 @@ from typing import Any
 from sweep.config import next_time
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: a terminal that is gone
+JOB_END = "SLURM_JOB_END_TIME"  # s since the epoch; scripts/cluster/slurm.sbatch sets it where Slurm does not
+JOB_END_MARGIN = 120.0  # s before a job's end at which everything stops: tables, the report and uploads take a while
 SAME_DEADLINE = 12 * 3600.0  # s for which a time of day that has passed does not mean the next day's
 
 
@@ -39,11 +41,18 @@ def deadline_at(text: str | None, last_status: Mapping[str, Any] | None) -> floa
     return next_time(text, datetime.now()).timestamp()
 
 
+def job_end() -> float | None:
+    """Return when a run must have ended because its batch job ends, s since the epoch; None outside of such a job."""
+    end = os.environ.get(JOB_END, "")
+    return float(end) - JOB_END_MARGIN if end.isdecimal() else None
+
+
 class StopControl:
     """The deadline and the interrupts of one run."""
 
-    def __init__(self, deadline: float | None) -> None:
-        self.deadline = deadline  # s since the epoch
+    def __init__(self, user_deadline: float | None, job_end: float | None = None) -> None:
+        self.user_deadline = user_deadline  # s since the epoch, as all times here
+        self.deadline = min((time for time in (user_deadline, job_end) if time is not None), default=None)
         self.interrupts = 0
 
     @property

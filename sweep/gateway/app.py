@@ -109,10 +109,12 @@ class GatewayApp:
         decision = Decision("")
         try:
             await self._answer(scope, exchange, decision)
-        except Refused as refusal:
+        except (Refused, RecursionError) as error:
+            deep = "the request's body is nested too deeply"  # to be written, though it could be read
+            refusal = error if isinstance(error, Refused) else Refused(400, deep)
             decision.error = refusal.message
             if exchange.status:
-                raise BrokenAnswer from refusal
+                raise BrokenAnswer from error
             await exchange.answer(refusal.status, [*JSON, *refusal.headers], refusal.body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             decision.error = type(error).__name__

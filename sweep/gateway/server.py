@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import sys
@@ -106,6 +107,7 @@ class Service:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote what passes through
         with self.listen() as listener:
             async with self._application() as app:
+                gc.freeze()  # ten thousand answers are not looked through again and again
                 config = uvicorn.Config(
                     app,
                     http=PatientProtocol,

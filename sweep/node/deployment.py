@@ -47,7 +47,7 @@ from sweep.outage import DISK_FULL, Outage
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 from sweep.provenance import host
-from sweep.records import Fault, Outcome
+from sweep.records import Fault, Outcome, TrialProgress
 
 KILLED = "killed by signal"  # in an engine's exit_reason
 CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's
@@ -69,6 +69,12 @@ class State(NamedTuple):
     """The deployment's present activity, in a few words."""
 
     text: str
+
+
+class Measuring(NamedTuple):
+    """The requests of the trial that runs, so far."""
+
+    progress: TrialProgress
 
 
 class Note(NamedTuple):
@@ -127,7 +133,7 @@ class NotStarted(NamedTuple):
     reason: str  # one line
 
 
-Event = Placed | State | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat
+Event = Placed | State | Measuring | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat
 End = Completed | Lost | NotStarted
 Emit = Callable[[Event], None]
 
@@ -512,7 +518,13 @@ def _measure(
         salt = None if caches or (empty and not attempt) else secrets.token_hex(4)
         try:
             notify = functools.partial(_note, running.engine, emit)
-            return run_trial(work, running, trial, pending.stop, notify=notify, caches_reset=caches, salt=salt)
+            return run_trial(
+                *(work, running, trial, pending.stop),
+                notify=notify,
+                on_progress=lambda progress: emit(Measuring(progress)),
+                caches_reset=caches,
+                salt=salt,
+            )
         except (ClientDied, GatewaySilent) as error:
             reason = str(error)
     facts = engine_facts(running, caches)

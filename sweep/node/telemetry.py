@@ -17,6 +17,7 @@ import pynvml
 from prometheus_client.parser import text_string_to_metric_families
 
 from backends.launch import gpus
+from sweep.node.machine.foreign import ForeignCpu, ForeignGpu
 from sweep.records import Sample
 
 Reading = tuple[str, str, float]  # series, device, value
@@ -71,15 +72,15 @@ class EngineMetrics:
 
 
 class Processes:
-    """Memory and CPU of the engine's process tree.
+    """Memory and CPU of the engine's process tree, and the CPU that others take of its cores.
 
     Memory is the private part of each process plus the largest shared part once: summing resident sizes would count
     pages that the processes share several times.
     """
 
-    def __init__(self, processes: Callable[[], Sequence[psutil.Process]]) -> None:
+    def __init__(self, processes: Callable[[], Sequence[psutil.Process]], foreign: ForeignCpu | None = None) -> None:
         self.name = "processes"
-        self.processes = processes
+        self.processes, self.foreign = processes, foreign
         self.before: tuple[float, float] | None = None
 
     def read(self) -> Iterable[Reading]:
@@ -97,19 +98,23 @@ class Processes:
         if self.before is not None and now > self.before[0]:
             yield "process_cpu", "", max(0.0, cpu - self.before[1]) / (now - self.before[0])
         self.before = (now, cpu)
+        if self.foreign is not None and (share := self.foreign.share()) is not None:
+            yield "foreign_cpu_share", "", share
 
 
 class Gpus:
-    """Memory, utilisation, power and clock of the deployment's GPUs."""
+    """Memory, utilisation, power, clock and limits of the deployment's GPUs, and the others that compute on them."""
 
-    def __init__(self, devices: Sequence[str]) -> None:
+    def __init__(self, devices: Sequence[str], foreign: ForeignGpu | None = None) -> None:
         self.name = "nvml"
-        self.handles = gpus.handles(devices)
+        self.handles, self.foreign = gpus.handles(devices), foreign
 
     def read(self) -> Iterable[Reading]:
         for device, handle in self.handles.items():
             for series, value in gpus.readings(handle):
                 yield series, device, value
+            if self.foreign is not None and (others := self.foreign.count(device)) is not None:
+                yield "foreign_gpu_processes", device, float(others)
 
 
 class Sampler:

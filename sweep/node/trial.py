@@ -22,6 +22,10 @@ from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
 from sweep.gateway.served import served_equal
 from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
+from sweep.node.machine.foreign import Foreign, ForeignCpu, ForeignGpu
+from sweep.node.machine.limits import CpuLimits
+from sweep.node.machine.quiet import not_quiet, or_disturbed
+from sweep.node.machine.sharing import sharing_name
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.node.verdict import TIMED_OUT, has_fixed_length, judge, not_honoured
@@ -30,7 +34,7 @@ from sweep.numbers.quantities.client import ANSWERS
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
 from sweep.plan.plan import Trial
-from sweep.records import Outcome, Request, Sample
+from sweep.records import Outcome, Request, Sample, TrialProgress
 
 
 def run_trial(
@@ -42,12 +46,13 @@ def run_trial(
     caches_reset: bool | None = None,
     salt: str | None = None,
     notify: Callable[[str], None] = lambda message: None,
+    on_progress: Callable[[TrialProgress], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
     `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to. `salt`
     makes the prompts' headers new to it where it may remember some. `notify` is called with what should be known before
-    the trial is over.
+    the trial is over, `on_progress` with its requests so far.
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
@@ -60,19 +65,23 @@ def run_trial(
     facts = engine_facts(running, caches_reset, salt)
     row = _cancelled(work, running, trial, facts, inputs)
     if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
-        return _invalid(row, below)
+        return _unmeasured(row, Outcome.INVALID, below)
     try:
         prompts = _build_requests(work, trial, salt or "")
     except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
-        return _invalid(row, str(error))
+        return _unmeasured(row, Outcome.INVALID, str(error))
     if not trial.workload.unique_header:
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
-    sampler = Sampler(_sources(running.engines), work.settings.telemetry_interval)
+    foreign = _foreign(work, running)
+    if reason := _not_quiet(work, running, foreign, stop, notify):
+        return _unmeasured(row, Outcome.DISTURBED, reason)
+    sampler = Sampler(_sources(running.engines, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     deadline = time.monotonic() + (work.settings.trial_timeout or math.inf)
     logged = {engine.log: engine.log_position() for engine in running.engines}
     began = time.monotonic()
-    result = _measure(work, running, trial, prompts, sampler, _reason_to_stop(running, stop, deadline), notify)
+    should_stop = _reason_to_stop(running, stop, deadline)
+    result = _measure(work, running, trial, prompts, sampler, should_stop, notify, on_progress)
     if stop.is_set():
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
@@ -80,13 +89,15 @@ def run_trial(
     samples = sampler.samples(result.start_monotonic)
     wall_seconds = time.monotonic() - began
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report, "wall_seconds": wall_seconds}
-    verdict = judge(work, trial, running, result, logged)
+    measured = trial_quantities(work, trial, result.records, inputs)
+    others = foreign.describe()
+    verdict = or_disturbed(judge(work, trial, running, result, logged), work.settings.quiet, measured, others)
     columns = replace(
         row,
         verdict=replace(verdict, ended_at=provenance.now()),
         engine=replace(facts, batch_form=result.report.batch_form),
-        observation=Observation(client_stamp_source=result.report.stamp_source, telemetry_sources=sampler.described),
-        measured=trial_quantities(work, trial, result.records, inputs),
+        observation=Observation(result.report.stamp_source, sampler.described, others),
+        measured=measured,
     ).flat()
     _write(work, trial, columns, result, samples)
     return columns
@@ -105,9 +116,9 @@ def _cancelled(
     )
 
 
-def _invalid(row: TrialRow, reason: str) -> dict[str, Any]:
+def _unmeasured(row: TrialRow, outcome: Outcome, reason: str) -> dict[str, Any]:
     """The row of a trial that is not measured, for this reason."""
-    return replace(row, verdict=Verdict(outcome=Outcome.INVALID, reason=reason, ended_at=provenance.now())).flat()
+    return replace(row, verdict=Verdict(outcome=outcome, reason=reason, ended_at=provenance.now())).flat()
 
 
 def _write(
@@ -128,6 +139,7 @@ def _measure(
     sampler: Sampler,
     should_stop: Callable[[], str | None],
     notify: Callable[[str], None],
+    on_progress: Callable[[TrialProgress], None],
 ) -> measurement.Measurement:
     """Send the warm-up and the measured requests, the sampler beside them; the job's folder lasts as long."""
     warmup, requests = prompts
@@ -153,6 +165,7 @@ def _measure(
             stall_timeout=work.settings.stall_timeout,
             on_start=sampler.begin,
             on_warm=on_warm,
+            on_progress=on_progress,
             should_stop=should_stop,
             count_tokens=_count_tokens(work),
         )
@@ -216,7 +229,36 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None) -> wire.Tar
     )
 
 
-def _sources(engines: Sequence[Engine]) -> list[Source]:
+def _foreign(work: Work, running: RunningEngine) -> Foreign:
+    """Return the others beside a trial: on the engine's cores, where the client has its own, and on its GPUs."""
+    gpus, sharing = (
+        [gpu for engine in running.engines for gpu in engine.launch.gpus],
+        sharing_name(work.settings.cluster),
+    )
+    cores = _cores(running) if work.deployment.backend.launches else set()
+    apart = cores and not cores & running.node.client_cpus
+    return Foreign(
+        ForeignCpu(cores, sharing, running.processes) if apart else None,
+        ForeignGpu(gpus, sharing, running.processes) if gpus else None,
+    )
+
+
+def _cores(running: RunningEngine) -> set[int]:
+    return {core for engine in running.engines for core in engine.launch.cpus}
+
+
+def _not_quiet(
+    work: Work, running: RunningEngine, foreign: Foreign, stop: threading.Event, notify: Callable[[str], None]
+) -> str | None:
+    """Return why this node is not quiet although it was waited for; None where that is not asked for."""
+    if work.settings.quiet is None:
+        return None
+    cores = _cores(running) | running.node.client_cpus
+    everywhere = ForeignCpu(cores, sharing_name(work.settings.cluster), running.processes)
+    return not_quiet(work.settings.quiet, Foreign(everywhere, foreign.gpu), stop, notify)
+
+
+def _sources(engines: Sequence[Engine], foreign: Foreign) -> list[Source]:
     """Return what is sampled beside the measurement."""
     backend, gpus = engines[0].backend, [gpu for engine in engines for gpu in engine.launch.gpus]
     sources: list[Source] = []
@@ -224,9 +266,10 @@ def _sources(engines: Sequence[Engine]) -> list[Source]:
         pages = [engine.url + backend.metrics_path for engine in engines]
         sources.append(EngineMetrics(pages, backend.metric_names, backend.verify_tls))
     if gpus:
-        sources.append(Gpus(gpus))
+        sources.append(Gpus(gpus, foreign.gpu))
     if backend.launches:
-        sources.append(Processes(lambda: [process for engine in engines for process in engine.processes()]))
+        processes = Processes(lambda: [process for engine in engines for process in engine.processes()], foreign.cpu)
+        sources += [processes, CpuLimits([core for engine in engines for core in engine.launch.cpus])]
     return sources
 
 

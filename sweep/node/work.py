@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from backends.base import Launch
 from backends.launch.server import Engine
 from backends.prepare.environments import Environment
@@ -77,6 +79,11 @@ class RunningEngine:
     def url(self) -> str:
         """The URL that the client drives."""
         return self.engine.url if self.gateway is None else self.gateway.url
+
+    def processes(self) -> list[psutil.Process]:
+        """The processes of all engines and of what is in front of them."""
+        front = [] if self.gateway is None else [self.gateway.process]
+        return [process for engine in [*self.engines, *front] for process in engine.processes()]
 
     def alive(self) -> bool:
         """Return whether every engine and what is in front of them run."""

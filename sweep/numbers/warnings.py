@@ -23,6 +23,8 @@ HIDDEN = 0.1  # of the output tokens
 LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
 CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 LATE_GATEWAY = 0.005  # s
+FOREIGN_CPU = 0.1  # of the engine's cores
+LIMITED = 0.01  # of the time
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
@@ -396,6 +398,50 @@ def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Eviden
 def busy_client(client_cpu: float) -> Evidence | None:
     """A process of the client used more than 70 % of a core."""
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
+
+
+@_warning("Something else ran on the engine's cores: measure again on an idle machine, or set quiet.")
+def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | None:
+    """Other processes took more than 10 % of the engine's cores."""
+    if foreign_cpu_share <= FOREIGN_CPU:
+        return None
+    by = f": {foreign_processes}" if foreign_processes else ", none of which still runs"
+    return Evidence(foreign_cpu_share, f"others took {foreign_cpu_share:.0%} of the engine's cores{by}")
+
+
+@_warning("Something else computed on the engine's GPU: measure again when it is free, or set quiet.")
+def foreign_gpu(foreign_gpu_processes: int, foreign_processes: str) -> Evidence | None:
+    """Other processes used one of the engine's GPUs."""
+    message = f"other processes on a GPU of the engine: {foreign_gpu_processes} ({foreign_processes})"
+    return Evidence(foreign_gpu_processes, message) if foreign_gpu_processes else None
+
+
+@_warning("The GPU was too hot for its full clock: mind its cooling, and let it cool down between trials.")
+def gpu_thermal_limit(gpu_thermal_share: float) -> Evidence | None:
+    """The temperature lowered a GPU's clock in more than 1 % of the time."""
+    message = f"temperature lowered the GPU's clock in {gpu_thermal_share:.0%} of the time"
+    return Evidence(gpu_thermal_share, message) if gpu_thermal_share > LIMITED else None
+
+
+@_info("Usual for some cards under full load. Compare with cards of the same power limit (nvidia-smi -q -d POWER).")
+def gpu_power_limit(gpu_power_share: float) -> Evidence | None:
+    """The power limit lowered a GPU's clock in more than 1 % of the time."""
+    message = f"the power limit lowered the GPU's clock in {gpu_power_share:.0%} of the time"
+    return Evidence(gpu_power_share, message) if gpu_power_share > LIMITED else None
+
+
+@_warning("The container's CPU quota stopped the engine or the client: raise it, or bind the container to cores.")
+def cpu_throttled(cpu_throttled_share: float) -> Evidence | None:
+    """The CPU quota was used up in more than 1 % of its periods."""
+    message = f"the CPU quota was used up in {cpu_throttled_share:.0%} of its periods"
+    return Evidence(cpu_throttled_share, message) if cpu_throttled_share > LIMITED else None
+
+
+@_warning("The cores were too hot for their full clock: mind their cooling.")
+def cpu_thermal_limit(cpu_thermal_limits: int) -> Evidence | None:
+    """The temperature slowed down cores of the engine."""
+    message = f"temperature slowed down the engine's cores {cpu_thermal_limits} times"
+    return Evidence(cpu_thermal_limits, message) if cpu_thermal_limits else None
 
 
 @_info("To make a result reproducible, commit the changes before measuring.")

@@ -48,7 +48,7 @@ class History:
         launches: dict[tuple[int, str], list[float]] = defaultdict(list)
         launch_kinds: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is parsed
         for row in rows:
-            seconds, ok = _trial_seconds(row), row["outcome"] == Outcome.OK
+            seconds, ok = trial_seconds(row), row["outcome"] == Outcome.OK
             if not row["config"] or not (ok or row["outcome"] in REPEATABLE):
                 continue
             if seconds is not None:
@@ -97,7 +97,7 @@ def _earlier_rows(out: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
 
 
-def _trial_seconds(row: Mapping[str, Any]) -> float | None:
+def trial_seconds(row: Mapping[str, Any]) -> float | None:
     """Return the time from a trial's start to its row, building its requests included; None if not measured."""
     if row.get("wall_seconds") is None:
         return None

@@ -159,6 +159,10 @@ class Network:
         """Drop all packets from and to this node from now on, without any notice."""
         ip("link", "set", self.link(index), "down")
 
+    def mend(self, index: int) -> None:
+        """Undo `cut`."""
+        ip("link", "set", self.link(index), "up")
+
 
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
@@ -172,6 +176,7 @@ class Sweep:
         self.environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
         self.arguments = [*SIMULATED, *arguments, f"out={out}", f"cache_dir={cache}"]
         self.logs = out  # beside the folder
+        self.program = ["-m", "sweep"]
         self.process: subprocess.Popen[bytes] | None = None
         self.runs = 0
 
@@ -183,7 +188,7 @@ class Sweep:
         self.runs += 1
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sweep", *self.arguments, *arguments],
+                [sys.executable, *self.program, *self.arguments, *arguments],
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweep.config import ROOT
+from sweep.cluster import preemption
+from sweep.config import ROOT, cache_directory
 from tests.cluster.harness import ENVIRONMENT, Node, RayCluster, Sweep, free_port, wait_until
+from tests.metadata_stub import metadata_server
 
 FILES = ROOT / "scripts" / "cluster"
 
@@ -42,30 +44,60 @@ def test_scripts_are_bash(script):
     subprocess.run(["bash", "-n", str(FILES / script)], check=True)
 
 
-def test_slurm_starts_the_driver_when_all_nodes_have_joined(tmp_path):
-    """With an srun that takes its time: the head is there before anyone joins it, all have joined before the plan."""
+def slurm_stubs(folder, status):
+    """Stubs of Slurm's commands, with an srun that takes its time, and a driver that ends with this status."""
+    nap = f"{shutil.which('sleep')} 0.2"
+    log = "results/slurm/7/ray-*.log"
     commands = {
-        "scontrol": "echo a; sleep; echo b",  # nobody may hang up on it meanwhile
-        "hostname": "echo 10.0.0.1",
-        "sleep": f"exec {shutil.which('sleep')} 0.2",
+        "scontrol": (
+            f"case $2 in hostnames) echo a; {nap}; echo b;;"  # nobody may hang up on it meanwhile
+            " node) echo NodeName=a NodeAddr=10.0.0.1 State=IDLE;; *) echo $* >> requeued;; esac"
+        ),
+        "squeue": "echo 2030-01-01T00:00:00",
+        "sleep": f"exec {nap}",
         "srun": (
             "while [[ $1 == --* ]]; do [[ $1 == --output=* ]] && log=${1#*=}; shift; done\n"
-            'case "$*" in hostname*) exec hostname;; *head*) n=1;; *) n=2; cat sweep-7-ray.log >> before-join;; esac\n'
-            'for _ in $(seq $n); do sleep; sleep; echo "Ray runtime started." >> "$log"; done'
+            f'case "$*" in *\\ join\\ *) cat {log} >> before-join;; esac\n'
+            f'{nap}; echo "Ray runtime started." >> "$log"; until [ -e ended ]; do {nap}; done'
         ),
     }
-    folder = tmp_path / "scripts" / "cluster"
-    folder.mkdir(parents=True)
+    scripts = folder / "scripts" / "cluster"
+    scripts.mkdir(parents=True)
     for name, script in commands.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    (folder / "node").write_text("#!/bin/bash\ncat sweep-7-ray.log > before-plan\n")
-    (folder / "node").chmod(0o755)
-    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b"}
-    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_AUTH_TOKEN": "0" * 64}
-    subprocess.run(["bash", FILES / "slurm.sbatch"], env=environment, check=True, timeout=60)
-    assert (tmp_path / "before-join").read_text().count("started") == 1
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    driver = f"cat {log} > before-plan; echo $SLURM_JOB_END_TIME > end; exit {status}"
+    (scripts / "node").write_text(f"#!/bin/bash\n{driver}\n")
+    (scripts / "node").chmod(0o755)
+
+
+def slurm_job(folder, **variables):
+    """Run the job among the stubs; return its exit status."""
+    slurm = {"SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", **variables}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    environment |= slurm | {"PATH": f"{folder}:{os.environ['PATH']}", "RAY_AUTH_TOKEN": "0" * 64, "TZ": "UTC"}
+    try:
+        return subprocess.run(["bash", FILES / "slurm.sbatch"], env=environment, check=False, timeout=60).returncode
+    finally:
+        (folder / "ended").touch()
+
+
+def test_slurm_starts_the_driver_when_all_nodes_have_joined(tmp_path):
+    """The head is there before anyone joins it, all have joined before the plan, and the job's end is the driver's."""
+    slurm_stubs(tmp_path, 0)
+    assert slurm_job(tmp_path) == 0
+    assert (tmp_path / "before-join").read_text().count("started") >= 1
     assert (tmp_path / "before-plan").read_text().count("started") == 3
+    assert (tmp_path / "end").read_text() == "1893456000\n"
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_a_slurm_job_that_is_not_finished_is_requeued(tmp_path):
+    slurm_stubs(tmp_path, 75)
+    assert slurm_job(tmp_path) == 75
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert slurm_job(tmp_path, SLURM_RESTART_COUNT="50") == 75
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n", "no more"
 
 
 def test_a_node_without_a_token_does_not_start(tmp_path):
@@ -106,6 +138,26 @@ def test_a_node_without_the_results_folder_sends_its_files(lone_head, tmp_path, 
         assert not list((cache / "outbox").rglob("*.parquet")), "nothing is left on the node"
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+
+
+@pytest.mark.ray
+def test_a_spot_machine_with_its_notice_is_left_at_once(lone_head, tmp_path):
+    """Its deployment goes on elsewhere before the machine is gone, and the loss is named."""
+    with metadata_server() as metadata:
+        joins = [f"--address={lone_head.address}", "--num-cpus=1"]
+        spot = ["env", f"{preemption.METADATA_HOST}={metadata.host}"]
+        lone_head.nodes = [Node(lone_head, "127.0.0.2", joins, []), Node(lone_head, "127.0.0.3", joins, spot)]
+        lone_head.wait()
+        grid = ("backend.itl.mean=0.05,0.055", "load.batch_size=1,2", "backend.ttft.mean=0.5")
+        cache = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
+        sweep = Sweep(tmp_path / "out", *_on(lone_head.address), *grid, cache=cache).start()
+        wait_until(lambda: metadata.asked.is_set() or not sweep.running(), 120, "the spot machine measures")
+        metadata.preempted.set()
+        assert sweep.wait() == 0, sweep.said()
+    assert "127.0.0.3: the machine is about to be taken away" in sweep.said()
+    assert sweep.measured() == {"ok": 4}
+    placed = [entry["node"] for entry in sweep.ledger() if entry["event"] == "attempt_placed"]
+    assert placed.count("127.0.0.3") == 1, "nothing more is started there"
 
 
 def _on(address):

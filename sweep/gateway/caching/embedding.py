@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float32]
 
 PIECE_LENGTH = 200  # characters that are tokenized at once: the time that this takes grows faster than the text
+REMEMBERED_WORDS = 32768  # whose tokens are not looked up again
+LONGEST_REMEMBERED = 40  # characters of such a word
 SHIPPED = "wordllama"
 
 
@@ -37,13 +39,20 @@ class WordLlamaEmbedder:
         self._tokenizer, self._vectors = model.tokenizer, np.asarray(model.embedding, np.float32)
         self._tokenizer.no_padding()
         self.dimensions = self._vectors.shape[1]
+        self._remembered = functools.lru_cache(REMEMBERED_WORDS)(self._ids)
 
     def embed(self, text: str) -> Vector:
-        encodings = self._tokenizer.encode_batch_fast(_pieces(text), add_special_tokens=False)
-        ids = np.fromiter((number for each in encodings for number in each.ids), np.int64)
-        if not ids.size:
+        """The mean of the tokens' vectors. No token is of two words, so that each word is tokenized by itself."""
+        ids: list[int] = []
+        for word in text.split(" "):
+            ids += self._remembered(word) if len(word) <= LONGEST_REMEMBERED else self._ids(word)
+        if not ids:
             return np.zeros(self.dimensions, np.float32)
-        return _unit(self._vectors[np.minimum(ids, len(self._vectors) - 1)].mean(axis=0))
+        return _unit(np.add.reduce(self._vectors.take(ids, axis=0, mode="clip")))
+
+    def _ids(self, word: str) -> tuple[int, ...]:
+        pieces = [word[begin : begin + PIECE_LENGTH] for begin in range(0, len(word), PIECE_LENGTH)]
+        return tuple(i for piece in pieces for i in self._tokenizer.encode(piece, add_special_tokens=False).ids)
 
 
 class SentenceEmbedder:
@@ -68,17 +77,6 @@ class SentenceEmbedder:
 def load_embedder(name: str) -> Embedder:
     """The embedder of that name. Raises ValueError if it cannot be loaded."""
     return WordLlamaEmbedder() if name == SHIPPED else SentenceEmbedder(name)
-
-
-def _pieces(text: str) -> list[str]:
-    """The text in pieces of whole words."""
-    pieces, begin = [], 0
-    while len(text) - begin > PIECE_LENGTH:
-        end = text.rfind(" ", begin, begin + PIECE_LENGTH)
-        end = begin + PIECE_LENGTH if end <= begin else end
-        pieces.append(text[begin:end])
-        begin = end + (text[end] == " ")
-    return [*pieces, text[begin:]]
 
 
 def _unit(vector: Vector) -> Vector:

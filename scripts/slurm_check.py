@@ -1,0 +1,61 @@
+"""The cases of tests/cluster/slurm_cases.py on a real Slurm, as a table."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from sweep.config import cache_directory
+from tests.cluster.slurm import SILENCE, Slurm, obstacle
+from tests.cluster.slurm_cases import CASES, Case, Ending
+
+HEAD = f"""\
+# A sweep under Slurm
+
+Made by `scripts/slurm-check`: {{version}} on one machine, with two nodes in network namespaces of their own, and
+`scripts/cluster/slurm.sbatch` submitted as it is, on the simulated engine. Slurm takes a silent node for down after
+{SILENCE} s here (300 s by default), and lets a requeued job wait for 25 s (120 s by default).
+
+`requeued`: how often Slurm started the job again. `ok`: trials of the plan whose row is ok. `twice`: trials with more
+than one good row. `nodes`: those on which a trial ran. After each case no engine was left on the machine within 30 s.
+
+| case | state of the job | status | requeued | ok | twice | nodes | time |
+|---|---|---|---|---|---|---|---|"""
+
+
+def line(case: Case, end: Ending) -> str:
+    """Return a line of the table."""
+    ok = f"{end.outcomes['ok']} of {end.trials}"
+    return (
+        f"| {(case.act.__doc__ or '').rstrip('.')} | {end.state} | {end.status} | {end.requeued} | {ok} | {end.twice} "
+        f"| {end.nodes} | {end.seconds:.0f} s |"
+    )
+
+
+def main(names: list[str]) -> int:
+    """Run the cases with these names, or all; return 1 if one has ended otherwise than it must, 2 without a Slurm."""
+    if reason := obstacle():
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    failures = 0
+    with Slurm() as slurm, tempfile.TemporaryDirectory(prefix="slurm-check-", dir="/tmp") as folder:
+        print(HEAD.format(version=slurm.command("sinfo", "--version").capitalize()), flush=True)
+        for case in CASES:
+            name = case.act.__name__
+            if names and name not in names:
+                continue
+            try:
+                end = case.act(slurm, Path(folder) / name, cache_directory(None))
+            except AssertionError as error:
+                failures += 1
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+                slurm.jobs[-1].cancel()
+                continue
+            print(line(case, end), flush=True)
+            if (failure := case.failure(end)) is not None:
+                failures += 1
+                print(f"{name}: {failure}\n{slurm.jobs[-1].log()}", file=sys.stderr, flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,120 @@
+"""The time left of a running sweep, by the scheduler's own estimate.
+
+What is still to come is run through the scheduling policy (`sweep.plan.simulate`), each trial and launch with what such
+ones took in this run, else in earlier ones. Trials that were not measured say nothing about the pace.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from sweep.drive.launch_state import LaunchState, Stage
+from sweep.plan.estimate import Expected, trial_seconds
+from sweep.plan.packing import Need, Node
+from sweep.plan.plan import Deployment, Trial
+from sweep.plan.simulate import simulate
+from sweep.records import UNMEASURED, Outcome, TrialProgress
+
+ESTIMATE_INTERVAL = 5.0  # s between two estimates
+SHARE = 0.02  # of the driver's time, at most, for them
+FIRST_SHARE = 0.05  # of a trial's requests, from which its own pace says how long it takes
+
+
+class Forecast:
+    """The durations of a run so far, and what they make of the rest."""
+
+    def __init__(self, expected: Expected) -> None:
+        self.expected = expected
+        self.needs = {need.key: need for need in expected.needs}
+        self.trials: dict[tuple[str, str], list[float]] = defaultdict(list)  # s, of those that ended in this run
+        self.launches: dict[str, list[float]] = defaultdict(list)
+        self.next = 0.0  # monotonic
+
+    def finished(self, launch: Deployment, trial: Trial, row: Mapping[str, Any]) -> None:
+        """Take in a row of this run."""
+        seconds = trial_seconds(row) if Outcome(row["outcome"]) not in UNMEASURED else None
+        if seconds is not None:
+            self.trials[_kind(launch, trial)].append(seconds)
+            if row.get("startup_seconds") is not None:
+                self.launches[launch.deployment_id].append(float(row["startup_seconds"]))
+
+    def due(self) -> bool:
+        """Return whether it is time for another estimate."""
+        return time.monotonic() >= self.next
+
+    def update(
+        self,
+        states: Iterable[LaunchState],
+        nodes: Sequence[Node],
+        elapsed: Mapping[str, float],
+        progress: Mapping[str, TrialProgress],
+    ) -> float | None:
+        """Estimate the seconds that are left; None while nothing tells.
+
+        `elapsed` are the seconds since the last event of each running launch, `progress` their trials'.
+        """
+        began = time.monotonic()
+        needs: list[Need] = []
+        complete = True
+        for state in states:
+            if state.stage is not Stage.PENDING and not state.stage.active:
+                continue
+            key = state.launch.launch_key
+            seconds = self._left_of(state, elapsed.get(key, 0.0), progress.get(key))
+            complete &= seconds is not None
+            block = -1 if state.stage.active else self.needs[key].block
+            needs.append(self.needs[key]._replace(seconds=seconds or 0.0, block=block))
+        spans = simulate(needs, nodes).spans if needs and complete else []
+        now = time.monotonic()
+        self.next = now + max(ESTIMATE_INTERVAL, (now - began) / SHARE)
+        return max((span.end for span in spans), default=None if needs else 0.0)
+
+    def _left_of(self, state: LaunchState, elapsed: float, progress: TrialProgress | None) -> float | None:
+        """The seconds until a launch has ended; None if nothing tells how long its trials take."""
+        total = 0.0
+        for index, trial in enumerate(state.pending_trials):
+            seconds = self._trial(state.launch, trial)
+            if index == 0 and state.stage.active and progress is not None:
+                seconds = _left_of_running(seconds, progress)
+                elapsed = 0.0
+            if seconds is None:
+                return None
+            total += seconds
+        measures = state.stage.active and (progress is not None or bool(state.outcomes))
+        launching = 0.0 if measures else self._launch(state.launch)
+        return max(0.0, launching - elapsed) + total if state.stage.active else launching + total
+
+    def _trial(self, launch: Deployment, trial: Trial) -> float | None:
+        """The seconds that its kind took in this run, else in earlier ones, else this run's trials of its engine, or
+        all of them.
+        """
+        if durations := self.trials.get(_kind(launch, trial)):
+            return median(durations)
+        if trial.trial_id in self.expected.trials:
+            return self.expected.trials[trial.trial_id]
+        durations_by_engine = ((kind[0], durations) for kind, durations in self.trials.items())
+        alike = [each for engine, some in durations_by_engine if engine == launch.deployment_id for each in some]
+        every = alike or [each for some in self.trials.values() for each in some]
+        return sum(every) / len(every) if every else None
+
+    def _launch(self, launch: Deployment) -> float:
+        if durations := self.launches.get(launch.deployment_id):
+            return median(durations)
+        if launch.launch_key in self.expected.launches:
+            return self.expected.launches[launch.launch_key]
+        every = [each for some in self.launches.values() for each in some]
+        return sum(every) / len(every) if every else 0.0
+
+
+def _kind(launch: Deployment, trial: Trial) -> tuple[str, str]:
+    """Trials that differ in their replicate only are of one kind."""
+    return launch.deployment_id, trial.describe_point()
+
+
+def _left_of_running(expected: float | None, progress: TrialProgress) -> float | None:
+    """The rest of the trial that runs, by its own pace once that tells, else by what such trials take."""
+    if progress.share >= FIRST_SHARE:
+        return progress.seconds * (1 - progress.share) / progress.share
+    return None if expected is None else max(0.0, expected - progress.seconds)

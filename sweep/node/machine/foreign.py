@@ -1,0 +1,157 @@
+"""The processes of others beside a measurement: how much of the engine's cores they take, and which GPUs they use.
+
+Ours are the engine and its gateway, this process and those that it descends from, Ray's on this node, and all that
+share the machine on purpose.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import psutil
+
+from backends.launch import gpus
+from sweep.node.machine.sharing import sharing_pids
+
+NAMED_PROCESSES = 3
+LEAST_NAMED = 0.02  # cores that a named process takes
+RAY = "/ray/"  # in the command of each of Ray's processes
+
+
+class ForeignCpu:
+    """The share of some cores that others take, and the busiest of them.
+
+    The share is the cores' busy time without that of our processes: what does not show among the processes (another
+    container, one that has ended meanwhile) counts as well, interrupts do not.
+    """
+
+    def __init__(self, cores: Collection[int], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
+        """`engine` lists the engine's processes and those in front of it. The client's are expected on other cores."""
+        self.cores, self.sharing, self.engine = frozenset(cores), sharing, engine
+        self.family = [process for process in _family() if _runs_on(process, self.cores)]
+        self.before: tuple[float, float, dict[int, float]] | None = None  # time, busy time, CPU time of ours by pid
+        self.began, self.at_begin = time.monotonic(), _cpu_times()
+
+    def share(self) -> float | None:
+        """The share since the last call; None at the first."""
+        processes = [*self.engine(), *self.family, *_processes(sharing_pids(self.sharing))]
+        ours = {process.pid: seconds for process in processes if (seconds := _cpu_time(process)) is not None}
+        now, busy = time.monotonic(), _busy(self.cores)
+        before, self.before = self.before, (now, busy, ours)
+        if before is None or now <= before[0]:
+            return None
+        used = sum(max(0.0, seconds - before[2].get(pid, 0.0)) for pid, seconds in ours.items())
+        return min(1.0, max(0.0, (busy - before[1] - used) / ((now - before[0]) * len(self.cores))))
+
+    def busiest(self) -> str:
+        """The others that took most CPU since this object was made, each with the cores that it took."""
+        ours = {process.pid for process in [*self.engine(), *_family()]} | sharing_pids(self.sharing)
+        elapsed = max(1e-3, time.monotonic() - self.began)
+        took = [
+            ((seconds - self.at_begin.get(process, 0.0)) / elapsed, process)
+            for process, seconds in _cpu_times().items()
+            if process[0] not in ours
+        ]
+        busiest = [each for each in sorted(took, reverse=True) if each[0] >= LEAST_NAMED]
+        on_cores = [each for each in busiest if any(_runs_on(p, self.cores) for p in _processes([each[1][0]]))]
+        return ", ".join(
+            f"process {pid} ({name}) {cores:.2f} cores" for cores, (pid, name) in on_cores[:NAMED_PROCESSES]
+        )
+
+
+class ForeignGpu:
+    """The processes of others on some GPUs.
+
+    A driver lists processes by the numbers that they have outside containers. Where it lists none of the engine's, it
+    does not say whose they are.
+    """
+
+    def __init__(self, devices: Sequence[str], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
+        self.handles, self.sharing, self.engine = gpus.handles(devices), sharing, engine
+        self.ours: set[int] = set()
+        self.most: dict[int, int] = {}  # bytes by pid
+
+    def count(self, device: str) -> int | None:
+        """The number of others' processes on a GPU now; None where that is unknown."""
+        users = gpus.compute_processes(self.handles[device])
+        if users.keys() - self.ours:
+            self.ours = {process.pid for process in self.engine()} | sharing_pids(self.sharing)
+        others = users.keys() - self.ours
+        if others and not users.keys() & self.ours:
+            return None
+        self.most |= {pid: max(users[pid], self.most.get(pid, 0)) for pid in others}
+        return len(others)
+
+    def largest(self) -> str:
+        """The others that were seen, each with the most memory that it had."""
+        ranked = sorted(self.most.items(), key=lambda each: -each[1])[:NAMED_PROCESSES]
+        names = {process.pid: _program(process) for process in _processes([pid for pid, _ in ranked])}
+        return ", ".join(f"process {pid} ({names.get(pid, '?')}) {size / 2**30:.2f} GiB" for pid, size in ranked)
+
+
+class Foreign(NamedTuple):
+    """The others that are looked for beside a measurement."""
+
+    cpu: ForeignCpu | None
+    gpu: ForeignGpu | None
+
+    def describe(self) -> str:
+        """The largest of those that were seen, the busiest on the cores first."""
+        return "; ".join(filter(None, [self.cpu.busiest() if self.cpu else "", self.gpu.largest() if self.gpu else ""]))
+
+
+def _family() -> list[psutil.Process]:
+    """This process and those that it descends from; in a worker of Ray, Ray's other processes on this node as well."""
+    here = psutil.Process()
+    family = [here, *here.parents()]
+    if len(family) > 2 and _program(family[1]) == "raylet":
+        beside = [process for process in family[2].children() if RAY in " ".join(_command(process))]
+        family += [*family[1].children(recursive=True), *beside]
+    return family
+
+
+def _processes(pids: Iterable[int]) -> Iterator[psutil.Process]:
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid)
+
+
+def _cpu_times() -> dict[tuple[int, str], float]:
+    """CPU time of every process of this machine by pid and name, s."""
+    each = psutil.process_iter(["name", "cpu_times"])
+    return {(p.pid, p.info["name"] or "?"): _sum(p.info["cpu_times"]) for p in each if p.info["cpu_times"]}
+
+
+def _cpu_time(process: psutil.Process) -> float | None:
+    with contextlib.suppress(psutil.Error):
+        return _sum(process.cpu_times())
+    return None
+
+
+def _sum(times: Any) -> float:
+    return float(times.user + times.system)
+
+
+def _program(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return str(process.name())
+    return "?"
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
+
+
+def _runs_on(process: psutil.Process, cores: frozenset[int]) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return not cores.isdisjoint(process.cpu_affinity() or [])
+    return False
+
+
+def _busy(cores: frozenset[int]) -> float:
+    """CPU time that programs have had on these cores, s."""
+    times = psutil.cpu_times(percpu=True)
+    return sum(each.user + each.nice + each.system for core, each in enumerate(times) if core in cores)
