@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt
 
 from backends.base import Backend, Launch, cli, metrics
+from backends.launch.replicas import shares
 from backends.prepare import checkpoints
 from backends.tables.flags import value_of
 from sweep.records import BatchForm
@@ -128,7 +129,8 @@ class VLLM(Backend):
         if not launch.gpus:
             ours["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_kv_cache_gib)
             if launch.cpus:  # left to itself it takes a core for each NUMA node's threads and keeps one free
-                ours["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, launch.cpus))
+                ranks = shares(launch.cpus, self.gpus_of_engine // self.gpus)
+                ours["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, rank)) for rank in ranks)
         return {**ours, **super().environment(launch)}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:

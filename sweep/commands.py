@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     """The arguments of one subcommand, whose help is its docstring; bad input is a ConfigError."""
 
     def __init__(self, command: Callable[[list[str]], int], add_help: bool = True) -> None:
-        name = f"sweep {command.__name__}"
+        name = f"sweep {_typed_name(command)}"
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(name, None, command.__doc__, formatter_class=layout, allow_abbrev=False, add_help=add_help)
 
@@ -373,6 +373,54 @@ def copy(arguments: list[str]) -> int:
     return 0
 
 
+def export(arguments: list[str]) -> int:
+    """Write a run's trials as `vllm bench serve` saves its results, for its own tools.
+
+    sweep export results/serving_ladder FOLDER
+    vllm bench sweep plot FOLDER --var-x max_concurrency --var-y median_ttft_ms
+
+    A folder a point, with run=N.json for each replicate and their summary.json; figures are by vLLM's definitions.
+    """
+    from analysis import DamagedFile, RunNotFound, open_results
+    from analysis.exchange import vllm_bench
+    from sweep.disk.run_files import run_folder
+
+    parser = Parser(export)
+    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        results = open_results(run_folder(options.run))
+        written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
+    except (RunNotFound, DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points")
+    return 0
+
+
+def import_(arguments: list[str]) -> int:
+    """Make a run of results that `vllm bench serve` saved.
+
+    sweep import result.json OUT backend=vllm model=tiny-llama workload=synthetic
+    sweep compare results/mine OUT
+
+    KEY=VALUE says what the file does not know, in the words of the run that it is compared with. Each row says which
+    tool measured it, in `client_stamp_source`, and so does a comparison.
+    """
+    from analysis.exchange.others import import_files
+
+    parser = Parser(import_)
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new results folder")
+    pairs = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    options = parser.parse_args([argument for argument in arguments if argument not in pairs])
+    settings = dict(argument.split("=", 1) for argument in pairs)
+    rows = import_files(options.files, options.out, settings)
+    tools = ", ".join(sorted({row["client_stamp_source"] for row in rows}))
+    print(f"{options.out}: {len(rows)} rows, measured by {tools}")
+    return 0
+
+
 def completion(arguments: list[str]) -> int:
     """Print a shell's completion script for `sweep`.
 
@@ -392,11 +440,16 @@ def completion(arguments: list[str]) -> int:
     return 0
 
 
+def _typed_name(command: Callable[[list[str]], int]) -> str:
+    """The command as it is typed: a word that Python keeps for itself has an underscore here."""
+    return command.__name__.rstrip("_")
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    command.__name__: command
+    _typed_name(command): command
     for command in (
         *(run, reissue, status, report, summary, compare, explain, studies, wandb),
-        *(backends, selfcheck, gateway, copy, completion),
+        *(backends, selfcheck, gateway, copy, export, import_, completion),
     )
 }
 

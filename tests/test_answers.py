@@ -10,6 +10,7 @@ import pytest
 
 from analysis.answers.deciding import Spread, remedy
 from analysis.comparison import Trials, fit, indistinguishable
+from analysis.figures.pareto import on_front
 from analysis.load import open_run
 from sweep.__main__ import main
 from tests.results import printed, report_of, rows_of, run_of, trial
@@ -101,6 +102,11 @@ def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_scr
     assert row[3].startswith("4%")
     assert row[4].startswith("tgi at batch size 1")
     assert row[6] == "told apart from all others"
+
+
+def test_the_front_has_what_no_other_point_dominates():
+    x, y = np.array([1.0, 2.0, 3.0, 2.0, 3.0]), np.array([9.0, 8.0, 5.0, 7.0, 5.0])
+    assert list(on_front(x, y)) == [True, True, True, False, True]
 
 
 def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):

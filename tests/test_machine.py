@@ -3,11 +3,12 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,22 @@ def clients(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [child for child in children if "sweep.client.process" in child.cmdline()]
 
 
-def start(out: Path, *arguments: str, name: str = "", sharing: str | None = None) -> "subprocess.Popen[str]":
+def start(
+    out: Path, *arguments: str, name: str = "", sharing: str | None = None, prefix: Sequence[str] = ()
+) -> "subprocess.Popen[str]":
     """The command in a process of its own, that shares this machine under this name, or with none."""
     environ = {key: value for key, value in os.environ.items() if key != VARIABLE}
     environ |= {VARIABLE: sharing} if sharing else {}
-    command = [sys.executable, "-m", "sweep", *LINE, *arguments, f"out={out}", *([f"name={name}"] if name else [])]
+    command = [
+        *prefix,
+        sys.executable,
+        "-m",
+        "sweep",
+        *LINE,
+        *arguments,
+        f"out={out}",
+        *([f"name={name}"] if name else []),
+    ]
     return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -72,14 +84,37 @@ def no_lease(devices: tuple[str, ...], sharing: str) -> str | None:
         return None if leased else reports[0]
 
 
-def test_two_sweeps_on_one_machine_take_turns_and_the_second_names_the_first(tmp_path: Path) -> None:
-    first = start(tmp_path / "first", "workload.num_requests=12", name="first sweep")
-    while not any(holder.pid == first.pid for holder in lease.holders()):
+@pytest.fixture
+def network() -> Iterator[list[str]]:
+    """What puts a command into a network namespace of this test, in which there are no leases of others."""
+    if os.geteuid() != 0:
+        yield []
+        return
+    up = ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep 300"]
+    with subprocess.Popen(up, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        permitted = process.stdout.readline() == "up\n"
+        yield ["nsenter", f"--target={process.pid}", "--net"] if permitted else []
+        process.kill()
+
+
+def test_two_sweeps_on_one_machine_take_turns_and_the_second_names_the_first(
+    tmp_path: Path, network: list[str]
+) -> None:
+    first = start(tmp_path / "first", "workload.num_requests=12", name="first sweep", prefix=network)
+    while not list((tmp_path / "first").rglob("engine.log")):  # it has the lease, as nobody else had
         assert first.poll() is None
         time.sleep(0.1)
-    second = start(tmp_path / "second", "workload.num_requests=2", "replicates=2", name="second sweep")
+    os.kill(first.pid, signal.SIGSTOP)  # so that it still has it, however long the second takes to begin
+    second = start(tmp_path / "second", "workload.num_requests=2", "replicates=2", name="second sweep", prefix=network)
+    assert second.stdout is not None
+    report = ""
+    while "waiting for" not in report:
+        report = second.stdout.readline()
+        assert report
+    os.kill(first.pid, signal.SIGCONT)
+    assert f"waiting for process {first.pid} (sweep first sweep)" in report
     reports = [process.communicate(timeout=100)[0] for process in (first, second)]
-    assert f"waiting for process {first.pid} (sweep first sweep)" in reports[1]
     assert "waiting for" not in reports[0]
     trials = [analysis.load(tmp_path / name) for name in ("first", "second")]
     assert [len(rows) for rows in trials] == [1, 2]

@@ -15,10 +15,11 @@ from backends.base import Launch
 from backends.launch import server, supervisor
 from backends.launch.replicas import replica_launches
 from sweep.__main__ import main
-from sweep.config import ConfigError
+from sweep.config import ConfigError, build
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.node import deployment
 from sweep.node.telemetry import EngineMetrics
+from sweep.options import load_option
 from tests.test_plan import planned
 from tests.test_server import Fake, fake, living
 
@@ -121,6 +122,15 @@ def test_gpus_and_cores_are_dealt_out():
     crowded = replica_launches(server.replace(launch, cpus=(7,), threads=1), 2)
     assert [(each.cpus, each.threads) for each in crowded] == [((7,), 1)] * 2, "all of them share the only core"
     assert replica_launches(launch, 1) == [launch]
+
+
+@pytest.mark.parametrize(
+    ("cores", "bound"), [((4, 5, 6, 7), "4,5|6,7"), ((4,), "4|4")], ids=["a part each", "fewer cores than ranks"]
+)
+def test_the_data_parallel_ranks_of_a_vllm_on_a_cpu_have_cores_each(cores, bound):
+    backend = build({**load_option("backend", "vllm"), "flags": {"data_parallel_size": 2}}, "backend")
+    launch = Launch(model=Path("m"), served_name="m", workdir=Path("a"), cpus=cores)
+    assert backend.environment(launch)["VLLM_CPU_OMP_THREADS_BIND"] == bound, "vLLM wants a list for each rank"
 
 
 def test_a_deployment_takes_and_pays_the_gpus_of_all_replicas():

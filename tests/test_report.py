@@ -64,7 +64,7 @@ class _Reader(HTMLParser):
 
 
 def test_figures_are_written_twice_and_well_formed(run_folder: Path, output: str) -> None:
-    names = ["output_throughput", "ttft", "cost", "tpot", "memory", "memory_timeline"]
+    names = ["pareto", "output_throughput", "ttft", "cost", "tpot", "memory", "memory_timeline"]
     assert {path.stem for path in (run_folder / "figures").iterdir()} == set(names)
     report = (run_folder / "report.html").read_text()
     places = [report.index(f'id="{name}-figure_1"') for name in names]

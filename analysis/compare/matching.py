@@ -15,6 +15,9 @@ from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
 QUESTION_PARTS = ("model.", "workload.", "load.")  # first parts of the settings that make a question
 MOST_SETTINGS = 3  # settings in a reason
+FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")} | {
+    "client_stamp_source": "measured by"  # its clock, or the tool of an imported row
+}
 BY_OUTPUT = ("duration", "request_throughput", "goodput", *E2EL)  # what longer answers change
 BY_INPUT = ("total_throughput", *TTFT_COLUMNS)
 
@@ -88,7 +91,12 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
     if missing:
         return Match(label, *trials, obstacle=f"no result in {missing[0]}")
     settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
-    differing = [key for key in sorted({*settings[0], *settings[1]}) if settings[0].get(key) != settings[1].get(key)]
+    compared = {*settings[0], *settings[1]}
+    if not all(
+        each["config"].notna().any() for each in trials if "config" in each
+    ):  # of an imported row little is known
+        compared = {*settings[0]} & {*settings[1]}
+    differing = [key for key in sorted(compared) if settings[0].get(key) != settings[1].get(key)]
     of_question = [key for key in differing if key.startswith(QUESTION_PARTS)]
     engine = [
         f"{key} {settings[0].get(key)} → {settings[1].get(key)}"
@@ -101,11 +109,11 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
     """Versions and the like in which the rows of the sides differ: name, and the values of either."""
-    for column in ("engine_version", "dtype", "driver", "commit"):
+    for column, name in FACTS.items():
         if column in first and column in second:
             values = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
             if values[0] != values[1] and all(values):
-                yield column, values[0], values[1]
+                yield name, values[0], values[1]
 
 
 def _obstacle(

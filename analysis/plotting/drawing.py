@@ -56,7 +56,7 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
         points, dots = (_in_panel(layout, frame, title, lines) for frame in (layout.points, replicates))
         for line in lines:
             _line(ax, layout, points[points["line"] == line], dots[dots["line"] == line], shown, also)
-        _value_axis(ax, "y" if layout.x else "x", values)
+        value_axis(ax, "y" if layout.x else "x", values)
         if layout.x:
             _load_axis(ax, layout, title)
             ax.set_ylabel(shown.axis if index % PANELS_IN_A_ROW == 0 else "")
@@ -145,7 +145,7 @@ def _load_axis(ax: Axes, layout: Layout, panel: str) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> None:
+def value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> None:
     """Scale values from zero, or logarithmically if small ones would be invisible."""
     values = values[np.isfinite(values) & (values > 0)]
     if values.size == 0:

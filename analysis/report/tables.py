@@ -80,19 +80,19 @@ def results_tables(results: RunResults) -> list[Table]:
         return []
     quantities = shown_columns(points)
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
-    columns = [Heading("engine", kind="text"), *_x_column(layout), Heading("n"), Heading("requests"), Heading("failed")]
-    columns += [_column(name, points) for name in quantities]
-    columns += [Heading(label(name).short, "× baseline") for name in compared]
+    columns = [Heading("engine", kind="text"), *_x_column(layout)]
+    columns += [Heading(label(name).short, "× baseline") for name in compared]  # what decides comes first
+    columns += [Heading("n"), Heading("requests"), Heading("failed"), *(_column(name, points) for name in quantities)]
 
     def row(point: "pd.Series[Any]") -> list[Cell]:
         warnings = results.warnings_at(point)
         general = [warning for warning in warnings if not warning.kind.quantities]
         return [
             *(Cell(point["line"], warnings=general), *_x_cell(layout, point)),
+            *(_ratio(point, f"{name}_vs_baseline") for name in compared),
             *(Cell(str(point["n"]), "" if point["n"] else point["outcomes"]), Cell(f"{point['requests']:,.0f}")),
             _failed(point),
             *(_measured(point, name, warnings) for name in quantities),
-            *(_ratio(point, f"{name}_vs_baseline") for name in compared),
         ]
 
     tables = []

@@ -1,8 +1,15 @@
-"""The replicas of an engine on one node: what each of them gets of it."""
+"""Several engines on one node, or several ranks of one: what each of them gets of it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from backends.base import Launch
+
+
+def shares(cores: Sequence[int], number: int) -> list[tuple[int, ...]]:
+    """Return equal parts of these cores; all of them for each where there are fewer than parts."""
+    size = len(cores) // number
+    return [tuple(cores[part * size : (part + 1) * size] if size else cores) for part in range(number)]
 
 
 def replica_launches(launch: Launch, replicas: int) -> list[Launch]:
@@ -12,14 +19,14 @@ def replica_launches(launch: Launch, replicas: int) -> list[Launch]:
     """
     if replicas == 1:
         return [launch]
-    gpus, cores = len(launch.gpus) // replicas, len(launch.cpus) // replicas
+    gpus, cpus = len(launch.gpus) // replicas, shares(launch.cpus, replicas)
     return [
         replace(
             launch,
             replica=f"replica {number + 1} of {replicas}",
             workdir=launch.workdir / f"replica-{number + 1}",
             gpus=launch.gpus[number * gpus : (number + 1) * gpus],
-            cpus=launch.cpus[number * cores : (number + 1) * cores] if cores else launch.cpus,
+            cpus=cpus[number],
             threads=max(1, launch.threads // replicas),
         )
         for number in range(replicas)

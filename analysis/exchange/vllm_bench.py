@@ -1,0 +1,69 @@
+"""Results as `vllm bench serve` saves them, in the folders of `vllm bench sweep`, whose plot command reads them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from analysis.load import Run
+from analysis.plotting.layout import Layout
+from analysis.vllm_figures import VLLMFigures
+from sweep import whole_file
+from sweep.labels import dotted
+
+SUMMARY = "summary.json"
+
+
+def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) -> list[Path]:
+    """Write a folder a point: run=N.json for each replicate, and a summary.json of all of them.
+
+    Args:
+        run: the measurements.
+        layout: of the run, which names its points.
+        figures: by vLLM's definitions, of its trials with a result.
+        folder: the folder to write in.
+    """
+    placed = layout.placed(run.ok)
+    written = []
+    for number, (_, trials) in enumerate(placed.groupby("point", sort=True)):
+        results = [
+            {**_axis_values(run, row), **_result(row, figures[index]), "run_number": place}
+            for place, (index, row) in enumerate(trials.iterrows())
+        ]
+        target = folder / f"point-{number}"
+        for result in results:
+            whole_file.write_whole(target / f"run={result['run_number']}.json", json.dumps(result))
+        whole_file.write_whole(target / SUMMARY, json.dumps(results))
+        written.append(target)
+    return written
+
+
+def _axis_values(run: Run, row: Any) -> dict[str, Any]:
+    """The values of the experiment's axes under the last part of their keys, as vLLM's sweep has them."""
+    values = {axis.rpartition(".")[2].replace("-", "_"): row[axis] for axis in run.axes if row[axis] == row[axis]}
+    return {
+        key: value.item() if hasattr(value, "item") else value for key, value in values.items() if value is not None
+    }
+
+
+def _result(row: Any, figures: dict[str, Any]) -> dict[str, Any]:
+    """The keys of vLLM's result, under the names and in the units that it has."""
+    load = dotted({"load": json.loads(row["config"] or "{}").get("load", {})}) if isinstance(row["config"], str) else {}
+    rate = figures.get("request_rate")
+    return {
+        "date": str(row["started_at"] or "").replace("-", "").replace(":", "").replace("T", "-")[:15],
+        "endpoint_type": "openai",
+        "backend": row["backend"],
+        "label": f"sweep {row['trial_id']}",
+        "model_id": row["model"],
+        "tokenizer_id": row["model"],
+        "num_prompts": _whole(row["num_requests"]),
+        "request_rate": "inf" if rate is None else rate,
+        "burstiness": load.get("load.shape", 1.0),
+        "max_concurrency": figures.get("max_concurrency"),
+        **{key: value for key, value in figures.items() if key not in ("request_rate", "max_concurrency")},
+    }
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None or value != value or math.isnan(float(value)) else int(value)

@@ -1,0 +1,86 @@
+"""The files of other tools: what we write in vLLM's form, and what others wrote, read as rows of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import analysis
+from sweep.__main__ import main
+from tests.synthetic_run import make_run
+
+FILES = Path(__file__).parent / "others_results"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("exchange") / "run", batches=(1, 8), workloads=("qa",)).out
+
+
+def test_a_run_is_exported_as_vllm_bench_saves_it(tmp_path, run, capsys):
+    assert main(["export", str(run), str(tmp_path)]) == 0
+    results = analysis.open_results(run)
+    summaries = sorted(tmp_path.rglob("summary.json"))
+    assert f"{len(results.run.ok)} results of {len(summaries)} points" in capsys.readouterr().out
+    theirs = json.loads((FILES / "vllm_bench.json").read_text())
+    leave_out = {"rtfx", "request_goodput", "input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times"}
+    leave_out |= {"queue_times", "generated_texts", "errors"}
+    for summary in summaries:
+        every = json.loads(summary.read_text())
+        assert [json.loads(path.read_text()) for path in sorted(summary.parent.glob("run=*.json"))] == every
+        for result in every:
+            assert set(theirs) - leave_out <= set(result), sorted(set(theirs) - leave_out - set(result))
+    assert every[0]["output_throughput"] == pytest.approx(
+        results.vllm_figures[results.run.ok.index[-1]]["output_throughput"], rel=0.2
+    )
+
+
+def test_an_export_comes_back_as_rows_and_says_who_measured(tmp_path, run):
+    assert main(["export", str(run), str(tmp_path / "files")]) == 0
+    files = sorted(map(str, (tmp_path / "files").rglob("summary.json")))
+    assert main(["import", *files, str(tmp_path / "back"), "backend=vllm", "workload=qa"]) == 0
+    rows = analysis.load(tmp_path / "back")
+    assert len(rows) == len(analysis.open_results(run).run.ok)
+    assert set(rows["client_stamp_source"]) == {"vllm bench serve"}
+    assert set(rows["backend"]) == {"vllm"}
+
+
+@pytest.mark.parametrize(("name", "tool", "median_ttft"), [("vllm_bench.json", "vllm bench serve", 0.10040)])
+def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
+    """40 requests of 16 tokens, 4 at a time, of an engine with 50 ms to the first token, 10 ms for each later one."""
+    assert main(["import", str(FILES / name), str(tmp_path / "out"), "model=tiny-llama"]) == 0
+    (row,) = analysis.load(tmp_path / "out").to_dict("records")
+    assert row["client_stamp_source"].startswith(tool)
+    assert (row["num_requests"], row["num_failed"], row["concurrency"]) == (40, 0, 4)
+    assert row["output_tokens"] == 640
+    assert row["ttft_p50"] == row["service_ttft_p50"] == pytest.approx(median_ttft, rel=0.01)
+    assert 0.05 < median_ttft < 0.15
+    assert row["tpot_p50"] == pytest.approx(0.01, rel=0.3)
+    assert median_ttft + 15 * 0.0095 < row["e2el_p99"] < 0.6
+    assert row["output_throughput"] == pytest.approx(640 / row["duration"], rel=0.01)
+
+
+def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_path, capsys):
+    for name in ("mine", "theirs"):
+        assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / name)]) == 0
+    trials = tmp_path / "mine" / "trials.parquet"
+    rows = analysis.load(tmp_path / "mine").to_dict("records")
+    from sweep.disk import run_files
+
+    present = [{key: value for key, value in row.items() if value == value and value is not None} for row in rows]
+    own = {"client_stamp_source": "kernel", "config": json.dumps({"model": {"name": "tiny-llama", "seed": 3}})}
+    trials.unlink()
+    run_files.write_trials(run_files.RunPaths(tmp_path / "mine"), [{**row, "in_plan": True, **own} for row in present])
+    assert main(["compare", str(tmp_path / "mine"), str(tmp_path / "theirs"), "--format", "json"]) == 0
+    compared = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["comparisons"]
+    assert {each["verdict"] for each in compared} == {"not told apart"}
+    assert all("measured by kernel → vllm bench serve" in each["differences"] for each in compared)
+
+
+def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
+    assert "no result of vllm bench serve" in capsys.readouterr().err
+    assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 0
+    assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 2
+    assert "a folder of its own" in capsys.readouterr().err
