@@ -234,6 +234,7 @@ class Settings(Strict):
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
     metrics: Literal["sweep", "vllm"] = "sweep"
     agreement: bool = True  # compare each engine's greedy tokens with transformers', once for each deployment on a node
+    comparison_limit: PositiveFloat = 300.0  # s of either figure's comparison after which no further prompt is begun
     gate: dict[Literal["quality", "agreement"], Annotated[float, Field(gt=0, le=1)]] | None = None  # least of each
     cache_dir: str | None = None
     telemetry_interval: PositiveFloat = 0.5  # s
