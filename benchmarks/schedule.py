@@ -3,7 +3,7 @@
     python -m benchmarks.schedule makespan [--mean 30]   launches on 4 nodes x 4 GPUs, against the lower bound
     python -m benchmarks.schedule blocks                 the policy alone: random plans of few and of many deployments
     python -m benchmarks.schedule scale                  20,000 trials: the driver's time per trial and its memory
-    python -m benchmarks.schedule simulate               100,000 trials on 64 nodes x 8 GPUs, with no Ray
+    python -m benchmarks.schedule simulate               100,000 trials in 10,000 launches on 64 nodes x 8 GPUs, no Ray
 
 Everything is real (compose, plan, driver, ledger, Ray's placement) except the task on the node, which sleeps for as
 long as its engine and trials would take. The last line of the output is JSON.
@@ -219,14 +219,14 @@ def scale() -> dict[str, Any]:
 def simulation() -> dict[str, Any]:
     """Run `cluster.simulate` from the command line, start-up included."""
     arguments = [
-        *("backend=simulated", "tracking=none", "hardware=l4", "dry_run=true", "replicates=20"),
-        *("backend.startup_seconds=range(0,50)", "backend.gpus=1,2,4,8", "load.batch_size=range(1,26)"),
+        *("backend=simulated", "tracking=none", "hardware=l4", "dry_run=true", "load.batch_size=range(1,11)"),
+        *("backend.startup_seconds=range(0,2500)", "backend.gpus=1,2,4,8"),
         "cluster.simulate={nodes: 64, gpus: 8, seconds_per_trial: 90}",
     ]
     began = time.perf_counter()
     command = [sys.executable, "-m", "sweep", *arguments]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     print("\n".join(line for line in lines if line.startswith(("plan", "expected"))))
     draw = random.Random(2)
     needs = [Need(str(index), draw.choice((1, 2, 4, 8)), None, draw.lognormvariate(5, 1)) for index in range(100_000)]
@@ -234,6 +234,8 @@ def simulation() -> dict[str, Any]:
     simulated = simulate(needs, _nodes(64, 8))
     return {
         "command_seconds": seconds,
+        "command_cpu_seconds": used.ru_utime + used.ru_stime,
+        "command_peak_memory_bytes": used.ru_maxrss * 1024,
         "deployments": len(needs),
         "simulate_seconds": time.perf_counter() - began,
         "busy": simulated.busy,

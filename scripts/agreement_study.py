@@ -2,7 +2,8 @@
 
     python scripts/agreement_study.py [RUNS] [CASE...] > docs/measurements/agreement.md
 
-Each case is launched once, and compared RUNS times (default 1) with the reference on other texts each time.
+Each case is launched once, and compared RUNS times (default 1) with the reference on other texts each time. With more
+than one run, an engine is asked as in the main job: no further once its whole interval is above the gate.
 """
 
 import random
@@ -38,7 +39,8 @@ tokens, and is asked for the log-probabilities of at least
 {agreement.TEXT_TOKENS} tokens of shipped text. The reference is transformers in float32. In brackets: 95 % intervals.
 Alarm: the whole interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality
 {GATE["quality"]}). Where a case was run several times, each run had other openings and passages, drawn from the shipped
-ones; its figures are the means, its interval is that of the first run.
+ones, and the engine was asked as in the main job: no further once the whole interval is above the gate. Its figures are
+the means, its intervals and counts those of the first run.
 
 Made by `scripts/agreement_study.py`, one core for the engine.
 
@@ -76,17 +78,19 @@ def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
     command = [*case.overrides, "model=smollm2", "workload=qa", "load=batch", "hardware=cpu", "cluster=inline"]
     plan = make_plan(composition := compose_run(command, lambda cluster: "cpu"), surroundings(composition.settings, []))
     deployment: Deployment = plan.deployments[0]
-    settings: Settings = plan.settings  # without a gate, above which an engine is not asked to the end
+    settings: Settings = plan.settings  # without a gate: a single run is asked to the end
     work = Work(deployment, settings, str(folder), case.name, ())
     gated = replace(work, settings=settings.model_copy(update={"gate": GATE}))
+    asking = gated if runs > 1 else work
     node = _prepare(work, (), lambda event: None)
     model = faults.planted(node.launch.model, folder / "faulty", case.fault) if case.fault else node.launch.model
     launch = replace(node.launch, model=model)
     expected = {run: _reference(work, launch, run) for run in range(runs)}
     with server.running(deployment.backend, launch, marker=f"study/{folder.name}") as engine:
-        for reference in expected.values():
+        for run, reference in expected.items():
+            print(f"{case.name}: comparison {run + 1} of {runs}", file=sys.stderr, flush=True)
             begin = time.monotonic()
-            columns = agreement.compare(work, engine, reference)
+            columns = agreement.compare(asking, engine, reference)
             below = agreement.below_gate(gated, engine, columns)
             yield columns | {"below_gate": below, "seconds": time.monotonic() - begin}
 
@@ -127,7 +131,18 @@ def main(runs: int, names: list[str]) -> None:
     for case in CASES:
         if not names or any(name in case.name for name in names):
             with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
-                print(line(case, list(compared(case, runs, Path(folder)))), flush=True)
+                print(line(case, finished(compared(case, runs, Path(folder)))), flush=True)
+
+
+def finished(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of a case, or those until an interrupt, if there are any."""
+    done: list[dict[str, Any]] = []
+    try:
+        done.extend(row for row in rows)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    return done
 
 
 if __name__ == "__main__":

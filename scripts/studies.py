@@ -8,6 +8,7 @@ An interrupted script goes on where it stopped: each experiment is an ordinary r
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ EXPERIMENTS = (
     "sequence_length",
     "request_count",
     "completion_batches",
+    "serving",
     "serving_ladder",
 )
 
@@ -115,7 +117,8 @@ def measurements_page(runs: dict[str, Path]) -> Iterator[str]:
     )
     for name, folder in runs.items():
         command = [sys.executable, "-m", "sweep", "report", str(folder)]
-        printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        wide = {**os.environ, "COLUMNS": "140"}
+        printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=wide).stdout
         lines = [line.rstrip() for line in printed.splitlines() if not line.startswith("report: ")]
         rows = analysis.load(folder)
         engines = sorted({f"{b} {v}" for b, v in zip(rows["backend"], rows["engine_version"].fillna("?"), strict=True)})

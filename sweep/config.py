@@ -234,6 +234,7 @@ class Settings(Strict):
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
     metrics: Literal["sweep", "vllm"] = "sweep"
     agreement: bool = True  # compare each engine's greedy tokens with transformers', once for each deployment on a node
+    comparison_limit: PositiveFloat = 300.0  # s of either figure's comparison after which no further prompt is begun
     gate: dict[Literal["quality", "agreement"], Annotated[float, Field(gt=0, le=1)]] | None = None  # least of each
     cache_dir: str | None = None
     telemetry_interval: PositiveFloat = 0.5  # s
@@ -306,11 +307,11 @@ def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Con
         built = kind.model_validate(dict(fields))
     except ValidationError as error:
         raise ConfigError(_one_line(error, kind, key)) from None
-    _refuse_odd_numbers(fields, built, key)
+    _refuse_odd_numbers(fields, built, key, LARGEST_NUMBER if key in ("", *GROUPS) else math.inf)
     return built
 
 
-def _refuse_odd_numbers(typed: Any, built: Any, key: str) -> None:
+def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> None:
     """Refuse as a number what pydantic takes for one: `true`, inf and nan; and numbers beyond any use."""
     name = key.rpartition(".")[2]
     if name in NOT_OURS:
@@ -320,15 +321,15 @@ def _refuse_odd_numbers(typed: Any, built: Any, key: str) -> None:
             raise ConfigError(f"{key}={typed}: input should be a number")
         if not math.isfinite(built):
             raise ConfigError(f"{key}={typed}: input should be a finite number")
-        if abs(built) > LARGEST_NUMBER and name not in UNBOUNDED and not name.endswith("_bytes"):
-            raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {LARGEST_NUMBER:,}")
+        if abs(built) > largest and name not in UNBOUNDED:
+            raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {largest:,}")
     elif isinstance(typed, Mapping):
         for part, value in typed.items():
             inner = built.get(part) if isinstance(built, Mapping) else getattr(built, str(part), None)
-            _refuse_odd_numbers(value, inner, f"{key}.{part}".strip("."))
+            _refuse_odd_numbers(value, inner, f"{key}.{part}".strip("."), largest)
     elif isinstance(typed, list | tuple) and isinstance(built, list | tuple):
         for value, inner in zip(typed, built, strict=False):
-            _refuse_odd_numbers(value, inner, key)
+            _refuse_odd_numbers(value, inner, key, largest)
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:

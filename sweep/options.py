@@ -42,6 +42,8 @@ class ConfigPath:
         Raises:
             ConfigError: for a given folder that does not exist, or that has a config.yaml.
         """
+        if "" in user_folders:
+            raise ConfigError("--config-dir=: allowed is a folder like conf/")
         folders = [Path(folder).expanduser().resolve() for folder in user_folders]
         for folder in folders:
             if not folder.is_dir():

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -111,7 +112,14 @@ def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: obj
         load_tokenizer=lambda cache: tokenizer,
         prepare=lambda cache, progress: Path("/models/tiny"),
     )
-    known = {"agreement": True, "gate": None, "seed": 0, "cache_dir": "/nonexistent", **settings}
+    known = {
+        "agreement": True,
+        "comparison_limit": 300.0,
+        "gate": None,
+        "seed": 0,
+        "cache_dir": "/nonexistent",
+        **settings,
+    }
     return SimpleNamespace(
         deployment=SimpleNamespace(backend=backend, model=model, trials=[]),
         settings=SimpleNamespace(**known),
@@ -253,6 +261,32 @@ def scored(serve, tokenizer, loss: float, gate: dict | None = None, **fields) ->
     launch = Launch(model=Path(), served_name="tiny", workdir=Path())
     engine = SimpleNamespace(backend=backend, url=serve(answer), launch=launch)
     return agreement.compare(run_of(backend, tokenizer, gate=gate), engine, EXPECTED)
+
+
+class Hosted(Backend):
+    """A backend that gives log-probabilities as our host does."""
+
+    log_probabilities_by = "host"
+
+
+def test_after_the_limit_nothing_more_is_asked(serve, tokenizer, monkeypatch):
+    monkeypatch.setattr("sweep.node.answers.IN_FLIGHT", 2)
+    twice = Reference(PROMPTS * 2, TOKENS * 2, TEXTS * 2, LOGS * 2, [13], "transformers 9.9 float32")
+
+    def slow(path: str, body: dict) -> tuple[int, dict]:
+        time.sleep(0.3)
+        if path != "/log_probabilities":
+            return Oracle()(path, body)
+        return 200, {"log_probabilities": [LOGS[TEXTS.index(text)] for text in body["texts"]]}
+
+    backend = Hosted(name="x")
+    launch = Launch(model=Path(), served_name="tiny", workdir=Path())
+    engine = SimpleNamespace(backend=backend, url=serve(slow), launch=launch)
+    sizes = {}
+    for limit in (0.25, 300.0):
+        found = agreement.compare(run_of(backend, tokenizer, comparison_limit=limit), engine, twice)
+        sizes[limit] = found["agreement_positions"], found["quality_tokens"]
+    assert sizes == {0.25: (8, 3), 300.0: (16, 6)}
 
 
 def test_quality_is_paired_by_token(serve, tokenizer):

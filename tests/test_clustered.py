@@ -1,10 +1,13 @@
 """Intervals over tokens of texts: their ends on known cases, and how often they hold what is true."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from sweep.config import ROOT
 from sweep.numbers.clustered import ratio_of_likelihoods, share
 
 
@@ -57,3 +60,9 @@ def test_the_interval_of_a_ratio_holds_it_and_is_paired():
         width = max(width, high - low)
     assert 920 <= held <= 975
     assert width < 0.05  # of the log-probabilities themselves, unpaired: 0.2
+
+
+def test_a_command_starts_without_scipy_stats():
+    """It would take a third of the time that every command takes to start."""
+    program = "import sys, sweep.run; sys.exit('scipy.stats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

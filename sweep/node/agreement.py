@@ -48,7 +48,6 @@ TEXT_TOKENS = 2048  # of shipped text, at least
 # Those of conf/environment that have transformers.
 ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers", cuda12="transformers_cuda12")
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
-COMPARISON_LIMIT = 300.0  # s after which no further prompt is begun: an engine that differs everywhere is asked often
 COMPARED = "answers.json"  # in an attempt's folder: the columns of its comparison, with a checksum
 SALT = "agreement"  # in the headers of requests: no cache of the engine's is to have those that are measured
 FAILURES = (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError)
@@ -194,7 +193,7 @@ def compare(
         reason = f"none: {engine.backend.name} gives no log-probabilities of a text"
         columns |= {"quality": None, "quality_reference": reason}
     else:
-        columns |= _judged("quality", "tokens", expected.made_by, partial(_quality, engine, expected))
+        columns |= _judged("quality", "tokens", expected.made_by, partial(_quality, work, engine, expected))
     return {**columns, "below_gate": below_gate(work, engine, columns)}
 
 
@@ -214,7 +213,8 @@ def _agreement(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded
     ends, pairs = frozenset(expected.ends), zip(expected.prompts, expected.tokens, strict=True)
     comparisons = [answers.Comparison(prompt, tokens, ends) for prompt, tokens in pairs]
     gate = (work.settings.gate or {}).get("agreement", math.inf)
-    finished = answers.finish(engine, tokenizer, comparisons, COMPARISON_LIMIT, lambda done: _share(done).low >= gate)
+    limit = work.settings.comparison_limit
+    finished = answers.finish(engine, tokenizer, comparisons, limit, lambda done: _share(done).low >= gate)
     if not any(each.judged for each in finished):
         raise ValueError("the engine ends every answer at once")
     return _share(finished), sum(each.judged for each in finished)
@@ -228,9 +228,10 @@ def _share(finished: Sequence[answers.Comparison]) -> Bounded:
     return clustered.share([each.matched for each in judged], [each.judged for each in judged])
 
 
-def _quality(engine: Engine, expected: Reference) -> tuple[Bounded, int]:
-    values = answers.log_probabilities(engine, expected.texts)
-    return clustered.ratio_of_likelihoods(values, expected.log_probabilities), sum(map(len, values))
+def _quality(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded, int]:
+    values = answers.log_probabilities(engine, expected.texts, work.settings.comparison_limit)
+    reference = expected.log_probabilities[: len(values)]
+    return clustered.ratio_of_likelihoods(values, reference), sum(map(len, values))
 
 
 def below_gate(work: Work, engine: Engine, columns: Mapping[str, Any]) -> str | None:

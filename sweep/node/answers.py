@@ -1,5 +1,6 @@
 """The answers of a running engine outside any measurement: greedy continuations, and log-probabilities of a text."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,17 +156,30 @@ def _tgi(http: httpx.Client, prompt: str, tokens: int) -> Reply:
     return [token["id"] for token in answer["details"]["tokens"]]
 
 
-def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The log-probability of each token of each text but the first, given those before it. Raises as httpx does."""
-    by = engine.backend.log_probabilities_by
+def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]], limit: float = math.inf) -> list[list[float]]:
+    """The log-probability of each token of each text but the first, given those before it.
+
+    No further text is begun after `limit` s: the first ones are those of the answer. Raises as httpx does.
+    """
+    values: list[list[float]] = []
+    begin = time.monotonic()
     with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
-        if by == "host":
-            answer = http.post("/log_probabilities", json={"texts": texts}).raise_for_status().json()
-            return [list(map(float, values)) for values in answer["log_probabilities"]]
-        if by == "token_grammar":
-            with ThreadPoolExecutor(IN_FLIGHT) as pool:
-                return list(pool.map(lambda text: _of_generated(http, text), texts))
-        return [_of_prompt(http, engine, text) for text in texts]
+        for first in range(0, len(texts), IN_FLIGHT):
+            values += _of_texts(http, engine, texts[first : first + IN_FLIGHT])
+            if time.monotonic() - begin >= limit:
+                break
+    return values
+
+
+def _of_texts(http: httpx.Client, engine: Engine, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+    by = engine.backend.log_probabilities_by
+    if by == "host":
+        answer = http.post("/log_probabilities", json={"texts": texts}).raise_for_status().json()
+        return [list(map(float, values)) for values in answer["log_probabilities"]]
+    if by == "token_grammar":
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            return list(pool.map(lambda text: _of_generated(http, text), texts))
+    return [_of_prompt(http, engine, text) for text in texts]
 
 
 def _of_prompt(http: httpx.Client, engine: Engine, text: Sequence[int]) -> list[float]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats takes as long to import as all the rest
 
 from sweep.numbers.chunks import Floats
 
@@ -57,4 +57,4 @@ def _variance(deviations: Floats) -> float:
 
 
 def _quantile(texts: int) -> float:
-    return float(stats.t.ppf(0.5 + COVERAGE / 2, texts - 1))
+    return float(special.stdtrit(texts - 1, 0.5 + COVERAGE / 2))

@@ -57,11 +57,10 @@ class PlanSpec(Strict):
 
     def _check_keys(self, under: str) -> None:
         axes = [("grid", self.grid), ("when", self.when), *(("zip", group) for group in self.zip)]
-        counts = Counter(key for group in (self.grid, *self.zip) for key in group)
+        in_steps = {key for step in self.ladder for key in step.set}
+        counts = Counter(key for group in (self.grid, *self.zip, in_steps) for key in group)
         if twice := [key for key, count in counts.items() if count > 1]:
-            raise ConfigError(
-                f"{under}zip.{twice[0]}: also an axis of grid or of another group; allowed is one of them"
-            )
+            raise ConfigError(f"{under}{twice[0]}: an axis in two of grid, zip and ladder; allowed is one of them")
         axes += [("ladder.set", step.set) for step in self.ladder]
         conditions = [(f"when.{key}", condition) for key, condition in self.when.items()]
         conditions += [("exclude", pattern) for pattern in self.exclude]

@@ -327,16 +327,16 @@ def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, o
     """
     plan, chosen = request.plan, {**request.chosen, **request.scalars}
     axes, groups = plan.values(), {group: options.choices(group) for group in POINT_GROUPS}
-    strict, written = [*typed.exclude, *typed.when.values()], published.values()
-    defined = {*axes, *written, *chosen}
+    defined = {*axes, *published.values(), *chosen}
     for key in plan.when:  # it may wait for a key of the command line, but not under a name so near to an axis
         if key not in defined and (axis := nearest(key, axes)):
             raise ConfigError(f"when.{key}: no axis of this plan; did you mean {axis}?")
+    strict = [*typed.exclude, *typed.when.values()]
     for pattern in (*plan.exclude, *plan.when.values()):
         for key, condition in pattern.items():
             if key not in defined:
                 raise ConfigError(f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, defined)}")
-            options_of: Mapping[str, Sequence[Any]] = {} if pattern in strict else {**written, **groups}
+            options_of: Mapping[str, Sequence[str]] = {} if pattern in strict else groups
             if key in (options_of or axes):
                 allowed = [*options_of.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
                 for value in condition if isinstance(condition, list) else [condition]:

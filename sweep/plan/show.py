@@ -113,7 +113,7 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
         launches = _launches(number_of_launches) if deployment.backend.launches else count(number_of_launches, "turn")
         trials = count(len(deployment.trials), "trial")
         yield f"{deployment.deployment_id}  {deployment.describe()}: {launches}, {trials}, {summary}"
-        if len(plan.trials) > MOST_TRIALS_LISTED:
+        if len(state) > MOST_TRIALS_LISTED:
             continue
         for trial in deployment.trials:
             line = f"  {trial.trial_id}  {trial.describe():<{label_width}}  {state[trial.trial_id]}"

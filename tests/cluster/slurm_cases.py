@@ -95,8 +95,15 @@ def link_cut(slurm: Slurm, folder: Path, cache: Path) -> Ending:
 
 
 def first_node_down(slurm: Slurm, folder: Path, cache: Path) -> Ending:
-    """Two nodes; `scontrol` takes the first one down, with the batch script, the driver and Ray's head."""
-    return _run(slurm, folder, cache, lambda job: _down(slurm, "n1"), *SHORT)
+    """Two nodes; `scontrol` takes the first one down; Slurm holds the requeued job; `scontrol` resumes node and job."""
+
+    def fault(job: Job) -> None:
+        _down(slurm, "n1")
+        wait_until(lambda: "held" in job.facts()["Reason"], 120, "a job that is held", poll=1)
+        slurm.command("scontrol", "update", "nodename=n1", "state=resume")
+        slurm.command("scontrol", "release", job.number)
+
+    return _run(slurm, folder, cache, fault, *SHORT)
 
 
 def first_node_off(slurm: Slurm, folder: Path, cache: Path) -> Ending:
