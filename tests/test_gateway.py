@@ -126,8 +126,10 @@ def test_an_answers_head_leaves_with_the_first_part_of_its_body(writes):
     with engine(stream(*EVENTS)) as behind, gateway(behind.url) as url:
         post(url, ASK).raise_for_status()
         httpx.get(f"{url}/health").raise_for_status()
-    assert writes[0].startswith(b"HTTP/1.1 200 ") and EVENTS[0] in writes[0]
-    assert writes[-1].startswith(b"HTTP/1.1 200 ") and writes[-1].endswith(b'{"healthy": true}')
+    assert writes[0].startswith(b"HTTP/1.1 200 ")
+    assert EVENTS[0] in writes[0]
+    assert writes[-1].startswith(b"HTTP/1.1 200 ")
+    assert writes[-1].endswith(b'{"healthy": true}')
 
 
 def test_an_interim_answer_is_not_held_back():
