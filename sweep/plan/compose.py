@@ -303,6 +303,9 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
             request.replaced.append(f"{key}: {in_words(value)}")
         else:
             put(request.settings, key, value)
+    if "zip" in plan.without_gpu and "zip" not in line.typed:  # its axes leave the grid
+        zipped = {axis for group in PlanSpec.parse({"zip": plan.without_gpu["zip"]}).zip for axis in group}
+        grid = {axis: values for axis, values in grid.items() if axis not in zipped}
     request.plan = PlanSpec.parse({**parts, "grid": grid})
 
 
