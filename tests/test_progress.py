@@ -89,10 +89,23 @@ def test_the_best_so_far_is_never_across_tasks_or_loads():
     ):
         row = {"outcome": "ok", "workload": workload, "load": "batch", "batch_size": 8, "output_throughput": throughput}
         display.finished(row, f"{engine} {workload} replicate 0", engine)
-    assert display.leaders.best() == ["at qa batch 8: a 900 tokens/s", "at long batch 8: b 20.0 tokens/s"]
+    assert display.leaders.best(20) == ["at qa batch 8: a 900 tokens/s", "at long batch 8: b 20.0 tokens/s"]
     alone = {"outcome": "ok", "workload": "x", "load": "batch", "batch_size": 8, "output_throughput": 1.0}
     display.finished(alone, "a x replicate 0", "a")
-    assert len(display.leaders.best()) == 2
+    assert len(display.leaders.best(20)) == 2
+    assert display.leaders.best(1) == [display.leaders.latest()] == ["at long batch 8: b 20.0 tokens/s"]
+
+
+def test_a_launch_that_reports_again_what_it_waits_for_has_waited_since_the_first_report():
+    """The defect: a lease that blocks for hours is reported each minute, and the status showed less than one."""
+    display, output = display_of()
+    display.update("launch", "vllm", "waiting for process 7")
+    begin = display.running["launch"][2]
+    display.update("launch", "vllm", "waiting for process 7")
+    assert display.running["launch"][2] == begin
+    assert output.getvalue().count("waiting for process 7") == 1
+    display.update("launch", "vllm", "launching the engine")
+    assert display.running["launch"][2] > begin
 
 
 # The time that is left -----------------------------------------------------------------------------------------------
