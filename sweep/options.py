@@ -92,6 +92,7 @@ class ConfigPath:
         files = [path for folder in self.folders if folder != CONF for path in folder.glob("*/*.yaml")]
         if not any(override.startswith("+experiment=") for override in overrides):
             files = [path for path in files if path.parent.name != "experiment"]
+        files = [path for path in files if path.exists()]  # an editor's lock is a link to nothing
         return tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in sorted(files))
 
 
