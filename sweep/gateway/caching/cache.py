@@ -92,7 +92,8 @@ class NearestVectors:
 def _products(rows: Vector, vector: Vector) -> Vector:
     """The product of each row with a vector, in this thread: those of BLAS spin on for milliseconds, on the engine's
     cores."""
-    return np.einsum("ij,j->i", rows, vector)
+    products: Vector = np.einsum("ij,j->i", rows, vector)
+    return products
 
 
 class AnswerCache:
