@@ -252,15 +252,19 @@ def _gains(model: BlockModel, weights: FloatArray, comparisons: int) -> list[Cha
 def _shares(model: BlockModel, rows: FloatArray, whole: FloatArray) -> list[Change]:
     """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·whole may be 0.
 
-    NaN ends where the whole itself may be nothing, and no share can be ruled out.
+    NaN ends where the whole itself may be nothing, and no share can be ruled out; no value either where the whole is
+    next to nothing, of which any part is a large multiple.
     """
+    sums, size = rows @ model.effects, float(whole @ model.effects)
+    if not np.abs(sums).max() < WIDEST_SHARE * abs(size):
+        return [NO_CHANGE] * len(rows)
+    values = sums / size
 
     def excess(share: FloatArray) -> FloatArray:
         """The distance of each row's sum without its share of the whole from 0, beyond half of its interval."""
         sums, half = model.contrasts(rows - share[:, None] * whole, len(rows))
         return np.asarray(np.abs(sums) - half, np.float64)
 
-    values = (rows @ model.effects) / (whole @ model.effects)
     ends = []
     for far in (-WIDEST_SHARE, WIDEST_SHARE):
         inside, outside = values.copy(), np.full_like(values, far)
