@@ -26,6 +26,7 @@ from sweep.config import ConfigError, did_you_mean
 MARGIN = 0.03  # by default: a smaller difference is none
 POWER = 0.9  # with which the smallest change is found
 MINUTES = (10, 30, 120)  # of measuring, for which it is given
+DURATIONS = ("startup_seconds", "wall_seconds")  # of a trial's row: what a launch takes
 
 
 class Finding(StrEnum):
@@ -230,9 +231,7 @@ def minutes_a_launch(*sides: pd.DataFrame) -> float:
     total = 0.0
     for trials in sides:
         seconds = sum(
-            float(trials[column].astype("float64").fillna(0).mean())
-            for column in ("startup_seconds", "wall_seconds")
-            if column in trials
+            float(trials[column].astype("float64").fillna(0).mean()) for column in DURATIONS if column in trials
         )
         total += seconds / 60
     return total if total > 0 else 0.0
