@@ -17,9 +17,8 @@ from analysis.explain.design import Factorial, Ladder, Unexplained, designs
 from analysis.intervals import FloatArray
 from analysis.load import Run
 from analysis.plotting.layout import Layout
-from analysis.quantities import LabelledColumn, labelled_column
+from analysis.quantities import LabelledColumn, compared_column
 from analysis.survivors import without_lost
-from sweep.config import ConfigError, did_you_mean
 
 EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
 HALVINGS = 40  # of the search for the end of a share's interval
@@ -71,7 +70,7 @@ def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -
         Unexplained: if no task of the run shows what bought its gain.
         ConfigError: if a column is no measured quantity.
     """
-    quantities = [_quantity(column, run) for column in columns]
+    quantities = [compared_column(column, EXPLAINED, run.percentiles) for column in columns]
     explained: list[Explanation] = []
     reasons: list[str] = []
     for design in designs(layout, run.baseline):
@@ -82,15 +81,6 @@ def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -
     if not explained:
         raise Unexplained("; ".join(dict.fromkeys(reasons)) or "none of the quantities was measured")
     return explained
-
-
-def _quantity(column: str, run: Run) -> LabelledColumn:
-    labelled = labelled_column(column, run.percentiles)
-    if labelled is None or labelled.better is None:
-        raise ConfigError(
-            f"metric={column}: no measured quantity that is better higher or lower; {did_you_mean(column, EXPLAINED)}"
-        )
-    return labelled
 
 
 def _explained(

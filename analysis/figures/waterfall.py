@@ -11,7 +11,7 @@ from analysis.explain.output import share_text
 from analysis.load import Run
 from analysis.plotting.figure_files import COLOURS, INK, MUTED, PANEL, panels
 from analysis.plotting.layout import MOST_PANELS, Layout
-from analysis.quantities import number
+from sweep.wording import number
 
 POSITION = 12
 GAIN, LOSS = COLOURS[2], COLOURS[1]
