@@ -64,6 +64,8 @@ def main(trials: int) -> None:
         entries = [entry for entry in read_plan(out / "plan.jsonl") if entry["kind"] == "trial"]
         with (out / "ledger.jsonl").open("ab") as ledger:
             ledger.writelines(sealed({"event": "trial", "row": done_row(sample, entry)}) for entry in entries)
+        planned = measure([*command(out, trials), "dry_run=true"])[2]
+        assert ", 0 to run" in planned, planned  # or the next command would measure all trials
         measure(command(out, trials))  # makes trials.parquet and the report, as the run that did the trials would have
         resumed = measure(command(out, trials))
         assert ", 0 to run" in resumed[2], resumed[2]

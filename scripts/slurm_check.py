@@ -48,7 +48,8 @@ def main(names: list[str]) -> int:
             except AssertionError as error:
                 failures += 1
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
-                slurm.jobs[-1].cancel()
+                for job in slurm.jobs:
+                    job.cancel()
                 continue
             print(line(case, end), flush=True)
             if (failure := case.failure(end)) is not None:

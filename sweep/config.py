@@ -44,8 +44,8 @@ ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASC
 MOST_ECHOED = 80  # characters of a value in a message
 MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
 LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
-UNBOUNDED = ("seed", "fault_seed", "parameters")  # keys whose number may be larger
-NOT_OURS = ("flags", "cpu_flags", "cuda_flags", "extra_body")  # keys whose content is the engine's
+UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys whose number may be larger
+PASSED_ON = dict[str, Any]  # the type of what an engine gets as it stands: its numbers may be bytes
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 NAMED_GROUPS = ("backend", "model", "workload", "load")  # of conf, each with a column of its own for the option's name
 POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # of conf: what a point of an experiment is made of
@@ -313,18 +313,17 @@ def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Con
 
 def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> None:
     """Refuse as a number what pydantic takes for one: `true`, inf and nan; and numbers beyond any use."""
-    name = key.rpartition(".")[2]
-    if name in NOT_OURS:
-        return
     if isinstance(built, int | float) and not isinstance(built, bool):
         if isinstance(typed, bool):
             raise ConfigError(f"{key}={typed}: input should be a number")
         if not math.isfinite(built):
             raise ConfigError(f"{key}={typed}: input should be a finite number")
-        if abs(built) > largest and name not in UNBOUNDED:
+        if abs(built) > largest and key.rpartition(".")[2] not in UNBOUNDED:
             raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {largest:,}")
     elif isinstance(typed, Mapping):
         for part, value in typed.items():
+            if isinstance(built, BaseModel) and type(built).model_fields[part].annotation == PASSED_ON:
+                continue
             inner = built.get(part) if isinstance(built, Mapping) else getattr(built, str(part), None)
             _refuse_odd_numbers(value, inner, f"{key}.{part}".strip("."), largest)
     elif isinstance(typed, list | tuple) and isinstance(built, list | tuple):

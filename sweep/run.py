@@ -2,6 +2,7 @@
 
 import functools
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,8 @@ from sweep.plan.point_details import point_details
 from sweep.plan.show import make_console, print_plan
 from sweep.records import Outcome
 from sweep.wording import count
+
+LONGEST_SEARCH = 10.0  # s for the argument that an unforeseen error comes from
 
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
@@ -121,15 +124,25 @@ def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) ->
 
 
 def _culprit(arguments: Sequence[str], config_dirs: Sequence[str], error: Exception) -> str:
-    """Return the argument without which this error does not come; all of them if there is none."""
+    """Return the argument without which a plan is made; all of them if there is none, or the search takes long."""
+    everything, began = shortened(" ".join(arguments)), time.monotonic()
+    if not isinstance(_error_of_plan(arguments, config_dirs), type(error)):
+        return everything  # a dry run does not come as far
     for index, argument in enumerate(arguments):
-        try:
-            _planned([*arguments[:index], *arguments[index + 1 :]], config_dirs)
-        except Exception as other:  # noqa: BLE001 - any of them tells
-            if type(other) is type(error):
-                continue
-        return shortened(argument)
-    return shortened(" ".join(arguments))
+        if time.monotonic() - began > LONGEST_SEARCH:
+            break
+        if _error_of_plan([*arguments[:index], *arguments[index + 1 :]], config_dirs) is None:
+            return shortened(argument)
+    return everything
+
+
+def _error_of_plan(arguments: Sequence[str], config_dirs: Sequence[str]) -> Exception | None:
+    """The error of planning a dry run, which asks no package index and waits for no node; None if there is none."""
+    try:
+        _planned([*arguments, "relock=false", "dry_run=true"], config_dirs)
+    except Exception as error:  # noqa: BLE001 - any of them tells
+        return error
+    return None
 
 
 def _run_locked(

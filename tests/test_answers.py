@@ -92,8 +92,8 @@ def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
 
 
 def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_screen(tmp_path):
-    engines(tmp_path, {"vllm": 110, "tgi": 100}, slo=json.dumps({"ttft": 0.38}))
-    run = open_run(tmp_path)
+    engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, slo=json.dumps({"ttft": 0.38}))
+    run = open_run(tmp_path / "a")
     text = " ".join(printed(run, 120).split())
     assert text.startswith("qa: vllm at batch size 8 (880 tokens/s")
     document = report_of(run)

@@ -1,5 +1,6 @@
 """From command line to points: axes, overrides, and errors at the door."""
 
+import shutil
 import time
 
 import pytest
@@ -478,3 +479,55 @@ def test_folders_of_the_user(tmp_path, monkeypatch):
             ConfigPath.of_user([folder])
     with pytest.raises(ConfigError, match="model=nope: unknown; allowed: .*tiny-llama"):
         ConfigPath().load("model", "nope")
+
+
+@pytest.mark.parametrize("typed", [["name=night"], ["name=night", "cache_dir='/scratch/${name}'"]])
+def test_a_setting_refers_to_another_as_it_was_typed(experiment, typed):
+    assert experiment("cache_dir: /scratch/${name}", *typed).settings.cache_dir == "/scratch/night"
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "l4"])
+def test_an_axis_typed_into_zip_is_not_one_of_the_grid_as_well(experiment, hardware):
+    with pytest.raises(ConfigError, match=r"^load\.batch_size: an axis in two of grid, zip and ladder"):
+        experiment("grid: {load.batch_size: [1, 2]}", "zip={load.batch_size: [3, 4]}", hardware=hardware)
+
+
+def test_an_axis_of_the_grid_may_be_one_of_zip_without_a_gpu(experiment):
+    text = "grid: {load.batch_size: [1, 2, 3]}\nwithout_gpu: {zip: {load.batch_size: [4], workload.num_requests: [8]}}"
+    assert experiment(text).coordinates == [{"load.batch_size": 4, "workload.num_requests": 8}]
+    assert len(experiment(text, hardware="l4").coordinates) == 3
+
+
+def test_an_editors_lock_is_no_option(experiment, tmp_path):
+    folder = tmp_path / "mine" / "load"
+    folder.mkdir(parents=True)
+    (folder / ".#two.yaml").symlink_to("user@host.1234:1")
+    assert experiment("").points[0]["load"]["name"] == "batch"
+
+
+def test_an_engines_own_numbers_may_be_bytes():
+    line = ("backend.flags={x: 40000000000}", "backend.options={kv_cache_config: {host_cache_size: 45000000000}}")
+    point = composed("backend=tensorrt_llm", "model=tiny-llama", *line).points[0]
+    backend = build(point["backend"], "backend")
+    assert backend.flags["x"] == 40_000_000_000
+    assert backend.options["kv_cache_config"] == {"host_cache_size": 45_000_000_000}
+
+
+def test_a_long_context_model_has_a_large_rope_base():
+    point = composed("backend=vllm", "model=tiny-llama", "+model.architecture.rope_theta=3580165449").points[0]
+    assert build(point["model"], "model").architecture.rope_theta == 3580165449
+
+
+@pytest.mark.parametrize("name", ["load/batch.yaml", "config.yaml"])
+def test_a_file_of_the_project_that_is_edited_counts_in_the_next_command(tmp_path, monkeypatch, name):
+    folder = shutil.copytree(CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("locks"))
+    monkeypatch.setattr("sweep.options.CONF", folder)
+    path = ConfigPath((folder,))
+    before = path.compose("config", ["load='batch'"]).values
+    text = (folder / name).read_text()
+    (folder / name).write_text(
+        text.replace("batch_size: 1", "batch_size: 23").replace("replicates: 1", "replicates: 23")
+    )
+    after = path.compose("config", ["load='batch'"]).values
+    assert 23 in (after["load"]["batch_size"], after["replicates"])
+    assert 23 not in (before["load"]["batch_size"], before["replicates"])

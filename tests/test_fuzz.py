@@ -112,6 +112,23 @@ def test_any_exception_of_composing_is_a_line_that_names_the_argument(capsys, tm
     assert error == "error: attempts=7: cannot be used (ZeroDivisionError: of a check that nobody foresaw)\n"
 
 
+def test_the_argument_that_is_named_is_not_one_that_others_need(capsys, tmp_path, monkeypatch):
+    """Without load=gamma its burstiness is refused. And what is planned in search of it is a dry run."""
+    dry_runs = []
+
+    def fail(settings):
+        dry_runs.append(settings.dry_run)
+        if settings.attempts == 7:
+            raise ZeroDivisionError("of a check that nobody foresaw")
+
+    monkeypatch.setattr("sweep.run.results_folder", lambda settings: fail(settings) or tmp_path)
+    case = [*INLINE[:-1], "load=gamma", "load.rate=3", "load.burstiness=0.5", "attempts=7"]
+    assert main(case) == 2
+    assert capsys.readouterr().err.startswith("error: attempts=7: cannot be used (ZeroDivisionError")
+    assert not dry_runs[0]
+    assert all(dry_runs[1:])
+
+
 @pytest.mark.parametrize(
     "argument", [f"load.batch_size={'x' * 5000}", f"workload.nme={'x' * 5000}", f"model={'x' * 5000}"]
 )

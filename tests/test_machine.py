@@ -124,6 +124,48 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     assert no_lease(("GPU-x",), "") is None
 
 
+@contextlib.contextmanager
+def taking(device: str, launches: int) -> Iterator["subprocess.Popen[str]"]:
+    """The process of another sweep, with launches of 0.3 s one after the other on a device. It prints its reports."""
+    code = (
+        "import functools, time\nfrom sweep.node.machine import lease\nreport = functools.partial(print, flush=True)\n"
+    )
+    code += f"for number in range({launches}):\n"
+    code += f"    with lease.leased(['{device}'], 'other', '', report, lambda: False): report(number); time.sleep(0.3)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_sweep_of_many_launches_lets_another_have_its_turn() -> None:
+    with taking("GPU-y", launches=8) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        with lease.leased(["GPU-y"], "test", "", print, lambda: False) as leased:
+            assert leased
+            reports = [process.stdout.readline()]
+            while reports[-1].strip().isdecimal():
+                reports.append(process.stdout.readline())
+        assert reports[-1] == f"waiting for process {os.getpid()} (sweep test), which measures on GPU-y\n"
+        assert len(reports) <= 4, "it comes between two of the next launches"
+        assert int(process.stdout.readline()) == len(reports), "the other sweep goes on where it was"
+
+
+def test_who_waits_and_is_suspended_holds_nobody_up() -> None:
+    with contextlib.ExitStack() as other:
+        with lease.leased(["GPU-w"], "test", "", print, lambda: False):
+            process = other.enter_context(taking("GPU-w", launches=1))
+            assert process.stdout is not None
+            assert "waiting for process" in process.stdout.readline()
+            os.kill(process.pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        with lease.leased(["GPU-w"], "test", "", print, lambda: False) as leased:
+            assert leased
+        assert lease.POLL <= time.monotonic() - begin < 2 * lease.GIVE_WAY
+
+
 def row_of(out: Path) -> dict[str, Any]:
     (row,) = analysis.load(out).to_dict("records")
     return row

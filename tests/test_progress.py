@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,10 +89,23 @@ def test_the_best_so_far_is_never_across_tasks_or_loads():
     ):
         row = {"outcome": "ok", "workload": workload, "load": "batch", "batch_size": 8, "output_throughput": throughput}
         display.finished(row, f"{engine} {workload} replicate 0", engine)
-    assert display.leaders.best() == ["at qa batch 8: a 900 tokens/s", "at long batch 8: b 20.0 tokens/s"]
+    assert display.leaders.best(20) == ["at qa batch 8: a 900 tokens/s", "at long batch 8: b 20.0 tokens/s"]
     alone = {"outcome": "ok", "workload": "x", "load": "batch", "batch_size": 8, "output_throughput": 1.0}
     display.finished(alone, "a x replicate 0", "a")
-    assert len(display.leaders.best()) == 2
+    assert len(display.leaders.best(20)) == 2
+    assert display.leaders.best(1) == [display.leaders.latest()] == ["at long batch 8: b 20.0 tokens/s"]
+
+
+def test_a_launch_that_reports_again_what_it_waits_for_has_waited_since_the_first_report():
+    """The defect: a lease that blocks for hours is reported each minute, and the status showed less than one."""
+    display, output = display_of()
+    display.update("launch", "vllm", "waiting for process 7")
+    begin = display.running["launch"][2]
+    display.update("launch", "vllm", "waiting for process 7")
+    assert display.running["launch"][2] == begin
+    assert output.getvalue().count("waiting for process 7") == 1
+    display.update("launch", "vllm", "launching the engine")
+    assert display.running["launch"][2] > begin
 
 
 # The time that is left -----------------------------------------------------------------------------------------------
@@ -141,3 +155,24 @@ def test_what_this_run_took_counts_before_what_earlier_ones_did():
     assert forecast.update(states, NODES, {"a": 0.0}, {}) == pytest.approx(50)
     state.finish("a1", Outcome.OK)
     assert forecast.update(states, NODES, {}, {}) == 0
+
+
+def test_what_has_not_run_takes_as_long_as_its_engines_trials_or_as_all():
+    forecast, states = forecast_of([launch("a", 2), launch("b", 2), launch("c", 1)])
+    for state, seconds in zip(states[:2], (10.0, 40.0), strict=True):
+        forecast.finished(state.launch, state.launch.trials[0], row(seconds))
+        state.finish(state.launch.trials[0].trial_id, Outcome.OK)
+    assert forecast.update(states[1:2], NODES, {}, {}) == pytest.approx(20 + 40)
+    assert forecast.update(states[2:], NODES, {}, {}) == pytest.approx(20 + 25)
+
+
+def test_an_estimate_for_a_large_plan_does_not_keep_nodes_waiting():
+    """The defect: 10,000 trials, of which a third had ended, held the driver up for 4.6 s; now 0.02 s."""
+    forecast, states = forecast_of([launch(str(number), 10) for number in range(1000)])
+    for state in states[:333]:
+        for trial in state.launch.trials:
+            forecast.finished(state.launch, trial, row(10.0))
+            state.finish(trial.trial_id, Outcome.OK)
+    begin = time.process_time()
+    forecast.update(states[333:], NODES, {}, {})
+    assert time.process_time() - begin < 1

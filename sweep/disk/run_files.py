@@ -206,6 +206,7 @@ def requests_table(records: Records) -> pa.Table:
     a trial may have more of them than a list of int32 offsets can hold.
     """
     offsets = np.frombuffer(records.offsets, np.int64)
+    masked_errors = {error: error and masked_here(error) for error in set(records.error)}  # many fail alike
     columns: dict[str, pa.Array] = {
         "request_id": pa.array(records.request_id, pa.string()),
         "phase": pa.array(records.phase, pa.string()),
@@ -228,7 +229,7 @@ def requests_table(records: Records) -> pa.Table:
         "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
         "chunk_tokens": _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16)),
         "finish_reason": pa.array(records.finish_reason, pa.string()),
-        "error": pa.array([error and masked_here(error) for error in records.error], pa.string()),
+        "error": pa.array([masked_errors[error] for error in records.error], pa.string()),
     }
     return pa.table(columns)
 

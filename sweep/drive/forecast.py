@@ -7,7 +7,8 @@ ones took in this run, else in earlier ones. Trials that were not measured say n
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
+from itertools import chain
+from statistics import fmean, median
 from typing import Any
 
 from sweep.drive.launch_state import LaunchState, Stage
@@ -30,6 +31,9 @@ class Forecast:
         self.needs = {need.key: need for need in expected.needs}
         self.trials: dict[tuple[str, str], list[float]] = defaultdict(list)  # s, of those that ended in this run
         self.launches: dict[str, list[float]] = defaultdict(list)
+        self.means: dict[str, float] = {}  # s, of the trials of each engine; as of the last update, as those below
+        self.mean_trial: float | None = None
+        self.mean_launch: float | None = None
         self.next = 0.0  # monotonic
 
     def finished(self, launch: Deployment, trial: Trial, row: Mapping[str, Any]) -> None:
@@ -56,6 +60,7 @@ class Forecast:
         `elapsed` are the seconds since the last event of each running launch, `progress` their trials'.
         """
         began = time.monotonic()
+        self._take_means()
         needs: list[Need] = []
         complete = True
         for state in states:
@@ -94,18 +99,28 @@ class Forecast:
             return median(durations)
         if trial.trial_id in self.expected.trials:
             return self.expected.trials[trial.trial_id]
-        durations_by_engine = ((kind[0], durations) for kind, durations in self.trials.items())
-        alike = [each for engine, some in durations_by_engine if engine == launch.deployment_id for each in some]
-        every = alike or [each for some in self.trials.values() for each in some]
-        return sum(every) / len(every) if every else None
+        return self.means.get(launch.deployment_id, self.mean_trial)
 
     def _launch(self, launch: Deployment) -> float:
         if durations := self.launches.get(launch.deployment_id):
             return median(durations)
         if launch.launch_key in self.expected.launches:
             return self.expected.launches[launch.launch_key]
-        every = [each for some in self.launches.values() for each in some]
-        return sum(every) / len(every) if every else 0.0
+        return self.mean_launch or 0.0
+
+    def _take_means(self) -> None:
+        """Form the means once for all trials that are still to come: there may be ten thousand."""
+        by_engine: dict[str, list[float]] = defaultdict(list)
+        for (engine, _), durations in self.trials.items():
+            by_engine[engine] += durations
+        self.means = {engine: fmean(durations) for engine, durations in by_engine.items()}
+        self.mean_trial = _mean(by_engine)
+        self.mean_launch = _mean(self.launches)
+
+
+def _mean(durations: Mapping[str, Sequence[float]]) -> float | None:
+    """The mean over all engines; None without any."""
+    return fmean(chain.from_iterable(durations.values())) if durations else None
 
 
 def _kind(launch: Deployment, trial: Trial) -> tuple[str, str]:

@@ -70,10 +70,11 @@ class Display:
 
     def update(self, launch: str, label: str, state: str) -> None:
         """Show the present state of a launch."""
-        before = self.running.get(launch)
-        self.running[launch] = (label, state, time.monotonic())
+        _, before, since = self.running.get(launch, ("", "", 0.0))
+        repeated = state == before  # by a launch that waits: it has done so since the first report
+        self.running[launch] = (label, state, since if repeated else time.monotonic())
         self.progress.pop(launch, None)
-        if not self.console.is_terminal and (before is None or before[1] != state):
+        if not self.console.is_terminal and not repeated:
             self.log(f"{_clock()} {label}: {state}")
 
     def measuring(self, launch: str, progress: TrialProgress) -> None:
@@ -154,12 +155,12 @@ class Leaders:
 
     def latest(self) -> str:
         """`at qa batch 8: vllm 538 tokens/s`, of the question asked last; empty if it has no rivals."""
-        every = self.best()
-        return every[-1] if every else ""
+        return "".join(self.best(most=1))
 
-    def best(self) -> list[str]:
-        """The same for each question with rivals, the one asked last at the end."""
-        return [_leader(question, engines) for question, engines in self.figures.items() if len(engines) > 1]
+    def best(self, most: int) -> list[str]:
+        """The same for the `most` questions with rivals that were asked last, in their order."""
+        compared = [(question, engines) for question, engines in self.figures.items() if len(engines) > 1]
+        return [_leader(question, engines) for question, engines in compared[-most:]]
 
 
 def _leader(question: tuple[Any, ...], engines: Mapping[str, list[float]]) -> str:

@@ -74,7 +74,7 @@ class StatusWriter:
             "running": running,
             "usage": usage._asdict() if (usage := self.display.usage) else None,
             "failures": self.display.failures,
-            "best": self.display.leaders.best()[-MOST_QUESTIONS:],
+            "best": self.display.leaders.best(MOST_QUESTIONS),
             "summary": self.display.summary(),
         }
         run_files.write_whole(self.paths, self.paths.status, sealed(content))

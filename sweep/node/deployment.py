@@ -250,13 +250,13 @@ def _lease(
     """
     if not work.deployment.backend.launches:
         return nullcontext(True)
-
-    def report(text: str) -> None:
-        emit(State(text))
-        emit(Note(text))
-
-    sharing = sharing_name(work.settings.cluster)
-    return lease.leased(gpus, work.settings.name, sharing, report, lambda: pending.next() is None)
+    return lease.leased(
+        gpus,
+        work.settings.name,
+        sharing_name(work.settings.cluster),
+        report=lambda text: emit(State(text)),
+        give_up=lambda: pending.next() is None,
+    )
 
 
 def _outage_reporter(emit: Emit) -> Callable[[str], None]:

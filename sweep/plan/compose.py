@@ -1,6 +1,6 @@
 """From a command line to settings and points: Hydra composes, and the experiment's axes are expanded over it.
 
-An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing costs about 90 ms, so each
+An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing costs milliseconds, so each
 combination of config groups is composed once and its points are dictionaries updated from it; ten thousand points take
 seconds. Validation of what comes out is in `config` and `planning`.
 """
@@ -99,7 +99,7 @@ def compose_run(
         plan=before,
         chosen=dict(composer.chosen),
         scalars={key: value for key, value in point_keys(line.scalars).items() if key not in POINT_GROUPS},
-        settings=_with_typed(_interpolated({key: base[key] for key in base if key in Settings.model_fields}), line),
+        settings=_interpolated(_with_typed({key: base[key] for key in base if key in Settings.model_fields}, line)),
     )
     hardware = _hardware(request.settings, find_hardware, composer)
     if hardware.platform == "cpu":
@@ -242,10 +242,10 @@ def _resolved(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 def _both(published: PlanSpec, typed: PlanSpec) -> PlanSpec:
     """The experiment's plan with the command line's keys in place of its own, except `when`, which adds to it."""
-    update = {key: getattr(typed, key) for key in typed.model_fields_set}
+    update = typed.model_dump(exclude_unset=True)
     if typed.when:  # an empty one drops the experiment's
         update["when"] = {**published.when, **typed.when}
-    return published.model_copy(update=update)
+    return PlanSpec.parse({**published.model_dump(exclude_unset=True), **update})
 
 
 def _hardware(config: Mapping[str, Any], find_hardware: Callable[[Cluster], str], composer: _Composer) -> Hardware:
@@ -263,7 +263,7 @@ def _hardware(config: Mapping[str, Any], find_hardware: Callable[[Cluster], str]
 
 
 def _settings(settings: Mapping[str, Any], line: CommandLine, hardware: Hardware) -> Settings:
-    config = _with_typed(settings, line) | {"hardware": hardware}
+    config = _interpolated(_with_typed(settings, line)) | {"hardware": hardware}
     if config["out"] is None:
         config["out"] = str(Path("results") / str(config["name"]))
     return validate(Settings, config, "")
@@ -303,7 +303,8 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
             request.replaced.append(f"{key}: {in_words(value)}")
         else:
             put(request.settings, key, value)
-    request.plan = PlanSpec.parse({**parts, "grid": grid})
+    in_step = PlanSpec.parse({key: parts[key] for key in ("zip", "ladder") if key in plan.without_gpu}).values()
+    request.plan = PlanSpec.parse({**parts, "grid": {axis: grid[axis] for axis in grid if axis not in in_step}})
 
 
 def _replace_unreachable(

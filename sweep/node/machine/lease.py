@@ -1,7 +1,8 @@
 """The lease on GPUs, or on the CPU of a machine: whoever's sweep it is, one launch at a time measures on each.
 
 A lease is a socket bound to an abstract name. So there is one per host and network namespace, every user sees it, and
-it ends with its process, however that ends. Who looks and takes does so under another such name.
+it ends with its process, however that ends. Who looks and takes does so under another such name; who waits has one too,
+and whoever comes later lets it go first: a sweep of many launches is not to keep others from theirs.
 """
 
 import contextlib
@@ -17,17 +18,18 @@ from typing import NamedTuple
 from backends.launch import task
 from backends.launch.gpus import find_gpu
 
-PREFIX, TAKING = "sweep-lease", b"sweep-lease-taking"
+HOLDS, WAITS, TAKING = "sweep-lease", "sweep-lease-waits", b"sweep-lease-taking"
 SOCKETS = Path("/proc/net/unix")
 CPU = "CPU"
 TAKING_POLL = 0.02  # s
 POLL = 0.5  # s between two looks at a lease that another process has
+GIVE_WAY = 4 * POLL  # s for which a free device is left to who waits for it, who may be suspended
 REPORT_AGAIN = 60.0  # s between two reports of the wait
 SOCKET_NAME_BYTES = 100  # bytes of an abstract name
 
 
 class Holder(NamedTuple):
-    """A process that measures on a device, as the name of its socket says."""
+    """A process that measures on a device, or waits to, as the name of its socket says."""
 
     device: str
     sharing: str  # a digest of the name under which it shares the machine; that of its pid if it does not
@@ -38,9 +40,8 @@ class Holder(NamedTuple):
         where = "on this machine's CPU" if self.device == CPU else f"on {self.device}"
         return f"process {self.pid} (sweep {self.sweep}), which measures {where}"
 
-    @property
-    def name(self) -> bytes:
-        return "/".join([PREFIX, *map(str, self)]).encode()[:SOCKET_NAME_BYTES]
+    def name(self, prefix: str) -> bytes:
+        return "/".join([prefix, *map(str, self)]).encode()[:SOCKET_NAME_BYTES]
 
 
 @contextlib.contextmanager
@@ -55,44 +56,53 @@ def leased(
     devices = [gpu.uuid if (gpu := find_gpu(entry)) else entry for entry in gpus] or [CPU]
     digest = hashlib.sha256((sharing or f"process {os.getpid()}").encode()).hexdigest()[:8]
     own = [Holder(device, digest, os.getpid(), sweep) for device in devices]
-    with contextlib.ExitStack() as sockets:
-        reported = -REPORT_AGAIN
-        while others := _take(own, sockets):
-            if time.monotonic() - reported >= REPORT_AGAIN:
+    with contextlib.ExitStack() as sockets, contextlib.ExitStack() as queue:
+        begin, reported, waits = time.monotonic(), -REPORT_AGAIN, False
+        while (others := _take(own, sockets, not waits and time.monotonic() - begin < GIVE_WAY)) is not None:
+            if others and not waits:
+                _bind(own, WAITS, queue)
+                waits = True
+            if others and time.monotonic() - reported >= REPORT_AGAIN:
                 report(f"waiting for {others[0].describe()}")
                 reported = time.monotonic()
             if give_up():
                 yield False
                 return
             task.pause(POLL)
+        queue.close()
         yield True
 
 
-def _take(own: Sequence[Holder], sockets: contextlib.ExitStack) -> list[Holder]:
-    """Take the lease on all of these devices, in `sockets`, and return none; or return who has one of them."""
+def _take(own: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bool) -> list[Holder] | None:
+    """Take the lease on all of these devices, in `sockets`, and return None; or return who has one of them.
+
+    That is nobody where it `gives_way` to others that wait.
+    """
     with contextlib.ExitStack() as looking:
         while not looking.enter_context(_bound(TAKING)):
             task.pause(TAKING_POLL)
-        others = [
-            holder
-            for holder in holders()
-            if any(holder.device == mine.device and holder.sharing != mine.sharing for mine in own)
-        ]
-        if not others:
-            for mine in own:
-                sockets.enter_context(_bound(mine.name))
-        return others
+        others = _others(own, HOLDS)
+        if others or (gives_way and _others(own, WAITS)):
+            return others
+        _bind(own, HOLDS, sockets)
+        return None
 
 
-def holders() -> list[Holder]:
-    """Return who measures on which device of this machine now; none where the system does not say."""
+def _bind(own: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) -> None:
+    for mine in own:
+        sockets.enter_context(_bound(mine.name(prefix)))
+
+
+def _others(own: Sequence[Holder], prefix: str) -> list[Holder]:
+    """Return who else measures on one of these devices now, or waits to; none where the system does not say."""
     try:
         lines = SOCKETS.read_text(errors="replace").splitlines()
     except OSError:
         return []
-    names = {line.partition(f"@{PREFIX}/")[2] for line in lines}
+    names = {line.partition(f"@{prefix}/")[2] for line in lines}
     parts = [name.split("/", 3) for name in names if name.count("/") >= 3]
-    return sorted(Holder(device, sharing, int(pid), sweep) for device, sharing, pid, sweep in parts if pid.isdecimal())
+    every = sorted(Holder(device, sharing, int(pid), sweep) for device, sharing, pid, sweep in parts if pid.isdecimal())
+    return [each for each in every if any(each.device == mine.device and each.sharing != mine.sharing for mine in own)]
 
 
 @contextlib.contextmanager
