@@ -17,7 +17,7 @@ from sweep.disk.run_files import RunPaths
 
 ImportedRow = dict[str, Any]
 OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
-NAMES = ("backend", "model", "workload", "load")
+NAMED_PARTS = ("backend", "model", "workload", "load")
 
 
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
@@ -27,8 +27,8 @@ def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str
         ConfigError: if a file cannot be read, or is not of that tool, the folder has a run, or a setting is no name.
     """
     for key in settings:
-        if key not in NAMES and "." not in key:  # nor may it replace a figure
-            raise one_of("import", key, [*NAMES, "an axis such as backend.flags.x"])
+        if key not in NAMED_PARTS and "." not in key:  # nor may it replace a figure
+            raise one_of("import", key, [*NAMED_PARTS, "an axis such as backend.flags.x"])
     paths = RunPaths(folder)
     if paths.trials.exists():
         raise ConfigError(f"{folder}: has a run; import into a folder of its own")
