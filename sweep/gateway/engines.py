@@ -149,7 +149,8 @@ class Engines:
                 assert engine is not None
             tried.add(engine)
             last = attempt == self.settings.retries or (len(tried) == len(self.states) and len(self.states) > 1)
-            self.metrics.retries.inc(attempt > 0)
+            if attempt:
+                self.metrics.retries.inc()
             engine.in_flight += 1
             try:
                 async with contextlib.AsyncExitStack() as stack:
