@@ -88,8 +88,8 @@ class ConfigPath:
         return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
 
     def _stamps(self, overrides: Sequence[str]) -> Stamps:
-        """What changes when a file of the user's does; those of experiments only where one is composed."""
-        files = [path for folder in self.folders if folder != CONF for path in folder.glob("*/*.yaml")]
+        """What changes when a file does; those of experiments only where one is composed."""
+        files = [path for folder in self.folders for at in ("*.yaml", "*/*.yaml") for path in folder.glob(at)]
         if not any(override.startswith("+experiment=") for override in overrides):
             files = [path for path in files if path.parent.name != "experiment"]
         files = [path for path in files if path.exists()]  # an editor's lock is a link to nothing

@@ -1,5 +1,6 @@
 """From command line to points: axes, overrides, and errors at the door."""
 
+import shutil
 import time
 
 import pytest
@@ -515,3 +516,18 @@ def test_an_engines_own_numbers_may_be_bytes():
 def test_a_long_context_model_has_a_large_rope_base():
     point = composed("backend=vllm", "model=tiny-llama", "+model.architecture.rope_theta=3580165449").points[0]
     assert build(point["model"], "model").architecture.rope_theta == 3580165449
+
+
+@pytest.mark.parametrize("name", ["load/batch.yaml", "config.yaml"])
+def test_a_file_of_the_project_that_is_edited_counts_in_the_next_command(tmp_path, monkeypatch, name):
+    folder = shutil.copytree(CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("locks"))
+    monkeypatch.setattr("sweep.options.CONF", folder)
+    path = ConfigPath((folder,))
+    before = path.compose("config", ["load='batch'"]).values
+    text = (folder / name).read_text()
+    (folder / name).write_text(
+        text.replace("batch_size: 1", "batch_size: 23").replace("replicates: 1", "replicates: 23")
+    )
+    after = path.compose("config", ["load='batch'"]).values
+    assert 23 in (after["load"]["batch_size"], after["replicates"])
+    assert 23 not in (before["load"]["batch_size"], before["replicates"])

@@ -150,7 +150,6 @@ class Driver:
                 cause, remedy = "the time of this batch job", "submit it again to continue"
             self.display.log(f"{cause} passed at {passed}: nothing is started; {remedy}")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
-            self.ledger.check_in_place()
             if level is StopLevel.NONE:
                 self._start_pending()
             for work, event in self.executor.events():
@@ -177,6 +176,7 @@ class Driver:
         return level
 
     def _write_status(self, ended: bool = False) -> None:
+        self.ledger.check_in_place()
         self.display.show_unavailable()
         if ended or time.monotonic() - self.metered > METER_INTERVAL:
             self._meter()

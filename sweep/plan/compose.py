@@ -1,6 +1,6 @@
 """From a command line to settings and points: Hydra composes, and the experiment's axes are expanded over it.
 
-An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing costs about 90 ms, so each
+An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing costs milliseconds, so each
 combination of config groups is composed once and its points are dictionaries updated from it; ten thousand points take
 seconds. Validation of what comes out is in `config` and `planning`.
 """
