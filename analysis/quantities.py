@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from sweep.config import PERCENTILES
+from sweep.config import PERCENTILES, ConfigError, did_you_mean
 from sweep.numbers.quantity import columns
-from sweep.wording import number as number
+from sweep.wording import number
 
 _SCALES = {
     "bytes": ("GiB", 2.0**-30),
@@ -66,6 +66,22 @@ def labelled_column(column: str, percentiles: Iterable[float] = PERCENTILES) -> 
     milliseconds = statistic.name and declared.unit == "s"
     unit, scale = ("ms", 1e3) if milliseconds else _SCALES.get(declared.unit, (declared.unit, 1.0))
     return LabelledColumn(column, label, short, unit, scale, declared.better)
+
+
+def compared_column(
+    column: str, suggestions: Iterable[str], percentiles: Iterable[float] = PERCENTILES
+) -> LabelledColumn:
+    """The labels of a column by which one configuration is better than another.
+
+    Raises:
+        ConfigError: if it is none; it names the nearest of the suggestions.
+    """
+    labelled = labelled_column(column, percentiles)
+    if labelled is None or labelled.better is None:
+        raise ConfigError(
+            f"metric={column}: no measured quantity that is better higher or lower; {did_you_mean(column, suggestions)}"
+        )
+    return labelled
 
 
 def definitions(available: Collection[str], percentiles: Iterable[float] = PERCENTILES) -> dict[str, str]:

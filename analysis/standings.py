@@ -10,6 +10,8 @@ from analysis.headline import ASKED, HEADLINE
 from analysis.quantities import labelled_column
 from analysis.ratios import Positions, positions
 
+GPUS = "backend.gpus"  # of one engine: configurations on several and on one are no rivals
+
 
 class Standing(StrEnum):
     """A point's standing among those that were asked the same."""
@@ -21,7 +23,7 @@ class Standing(StrEnum):
 
 def question_columns(points: pd.DataFrame) -> list[str]:
     """The columns that say what was asked, and of how many GPUs: points that agree in them are compared."""
-    return [str(key) for key in points if str(key).split(".")[0] in ASKED or key == "backend.gpus"]
+    return [str(key) for key in points if str(key).split(".")[0] in ASKED or key == GPUS]
 
 
 def standings(points: pd.DataFrame, figures: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:

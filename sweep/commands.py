@@ -412,7 +412,7 @@ def import_(arguments: list[str]) -> int:
     parser = Parser(import_)
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path, help="a new results folder")
-    pairs = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    pairs = [each for each in arguments if "=" in each and not each.startswith("-") and not Path(each).is_file()]
     options = parser.parse_args([argument for argument in arguments if argument not in pairs])
     settings = dict(argument.split("=", 1) for argument in pairs)
     rows = import_files(options.files, options.out, settings)

@@ -12,12 +12,13 @@ from analysis.load import open_run
 from analysis.plotting import drawing, figure_files
 from analysis.plotting.fitting import fits
 from analysis.plotting.layout import MOST_LINES, arrange
-from analysis.quantities import labelled_column, number
+from analysis.quantities import labelled_column
 from analysis.summary import summarise
 from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.records import Sample
+from sweep.wording import number
 from tests.results import printed, report_of, run_of, trial
 from tests.synthetic_run import make_records, make_run
 

@@ -112,7 +112,7 @@ def test_the_front_has_what_no_other_point_dominates():
 def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
     out = summary(capsys, engines(tmp_path / "a", {"vllm": 200, "tgi": 100}, launched=1))
     assert out.startswith("vllm and tgi differ at none of 2 points")
-    assert "one launch of each does not show how much launches differ; replicates=3 would" in out
+    assert "does not show how much launches differ; replicates=3 would, with relaunch=per_replicate" in out
 
 
 def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
@@ -120,6 +120,32 @@ def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
     longer = {**CONFIG, "workload": {"name": "qa", "output_tokens": 512}}
     other = engines(tmp_path / "b", {"tgi": 50}, config=json.dumps(longer))
     assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
+
+
+def test_engines_on_other_numbers_of_gpus_in_another_run_are_no_rivals(tmp_path, capsys):
+    texts = [json.dumps({**CONFIG, "backend": {"gpus": gpus}}) for gpus in (1, 8)]
+    run = engines(tmp_path / "a", {"vllm": 110}, config=texts[0])
+    other, equal = (
+        engines(tmp_path / name, {"tgi": 500}, config=text) for name, text in zip("bc", texts[::-1], strict=True)
+    )
+    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
+    assert summary(capsys, run, equal).startswith("tgi is the fastest at 2 of 2 points")
+
+
+def test_a_bound_is_on_a_percentile_that_the_run_has(tmp_path, capsys):
+    """600 requests would tell p99, which was not asked for: it is not taken for one that fell on failures."""
+    missing = {"ttft_p95": None, "ttft_p99": None, "ttft_mean": 0.3, "num_requests": 600}
+    run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, percentiles="50, 90", **missing)
+    assert "headroom 4%: TTFT p90 364 ms" in summary(capsys, run, "--slo", "ttft=0.38")
+
+
+def test_however_many_launches_are_needed_are_stated():
+    model = fit(
+        np.exp([0.0, 2.0, -2.0, 0.0]), Trials(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.full(4, None)), 2
+    )
+    advised = remedy(model._replace(effects=np.zeros(2), variance=16.0), 1, Spread(0.0, 0), minutes=1.0)
+    exact = 2 * 16 * (1.96 + 1.28) ** 2 / np.log1p(0.03) ** 2
+    assert exact <= advised.replicates <= 1.03 * exact
 
 
 def test_every_format_has_every_candidate(tmp_path, capsys):

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from analysis.comparison import PRIOR_FREEDOM, Trials, comparison_blocks, differences, fit, indistinguishable
-from analysis.quantities import number
 from analysis.standings import Standing
 from analysis.summary import summarise
 from benchmarks import winners
+from sweep.wording import number
 from tests.results import printed, report_of, run_of, trial, warnings_of
 
 

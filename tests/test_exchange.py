@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import analysis
+from analysis.exchange import vllm_bench
 from sweep.__main__ import main
 from tests.synthetic_run import make_run
 
@@ -60,6 +61,24 @@ def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
     assert row["output_throughput"] == pytest.approx(640 / row["duration"], rel=0.01)
 
 
+def test_the_arrivals_of_an_open_loop_go_out_and_come_back(tmp_path):
+    """Bursty requests are not taken for Poisson's; the files of `vllm bench sweep` have a = in their names."""
+    content = json.loads((FILES / "vllm_bench.json").read_text()) | {"request_rate": 5.0}
+    files = []
+    for number, burstiness in enumerate((1.0, 0.5, 0.5)):
+        files.append(tmp_path / f"run={number}.json")
+        files[-1].write_text(json.dumps({**content, "burstiness": burstiness}))
+    assert main(["import", *map(str, files), str(tmp_path / "out"), "workload=qa"]) == 0
+    rows = analysis.load(tmp_path / "out")
+    assert list(rows["load"]) == ["poisson", "gamma", "gamma"]
+    assert list(rows["load.burstiness"][1:]) == [0.5, 0.5]
+    assert list(rows["replicate"]) == [0, 0, 1]
+    config = json.dumps({"load": {"name": "gamma", "rate": 5.0, "burstiness": 0.5}})
+    row = rows.iloc[1].to_dict() | {"config": config, "started_at": None, "num_requests": 40}
+    assert vllm_bench._result(row, {"request_rate": 5.0})["burstiness"] == 0.5
+    assert vllm_bench._result(row | {"config": None, "load": "constant"}, {})["burstiness"] is None
+
+
 def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_path, capsys):
     for name in ("mine", "theirs"):
         assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / name)]) == 0
@@ -84,3 +103,5 @@ def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys)
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 0
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 2
     assert "a folder of its own" in capsys.readouterr().err
+    assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "x"), "output_throughput=9"]) == 2
+    assert "import=output_throughput" in capsys.readouterr().err

@@ -106,6 +106,24 @@ def test_one_launch_gives_no_interval(tmp_path):
     assert all(math.isnan(part.share.low) for part in explanation.parts)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_parts_of_no_change_at_all_have_no_share(tmp_path, spread):
+    """Two knobs whose gains cancel, or are nothing, to the last digit: the run's report and figure are still made."""
+    from analysis.figures import waterfall
+
+    rows = [
+        trial("vllm", 8, launch, 100.0 * (1 + spread * ((7 * launch + 3 * a + 5 * b) % 4)), launch=f"{a}{b}{launch}")
+        | {"trial_id": f"{a}{b}{launch}", KNOBS[0]: OFF_ON[0][a], KNOBS[1]: OFF_ON[1][b]}
+        for a, b, launch in itertools.product((0, 1), (0, 1), range(3))
+    ]
+    results = RunResults(run_of(tmp_path, rows))
+    explanation = explained(results)
+    assert explanation.whole.value == pytest.approx(1)
+    assert all(math.isnan(part.share.value) for part in explanation.parts)
+    assert "that may be no change" in report_of(results.run)
+    assert waterfall.draw(results.run, results.layout) is not None
+
+
 def test_intervals_hold_as_often_as_they_say(tmp_path):
     """Equal knobs: in at most 5 % of runs some interval leaves out the truth; of 60 runs, 9 are too many."""
     misses = 0

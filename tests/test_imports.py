@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis.explain": {  # from points to shares: no report, no figure
         "sweep.config",
         "sweep.labels",
+        "sweep.wording",
         "analysis.comparison",
         "analysis.headline",
         "analysis.intervals",

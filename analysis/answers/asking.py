@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,12 @@ from analysis.comparison import Trials
 from analysis.headline import ASKED
 from analysis.plotting.layout import SIZE, Layout
 from analysis.quantities import LabelledColumn, labelled_column
-from analysis.ratios import positions
+from analysis.ratios import Positions, positions
 from analysis.results import RunResults
-from analysis.standings import question_columns
+from analysis.standings import GPUS, question_columns
 from analysis.summary import merits
+from sweep.config import PERCENTILES
+from sweep.disk.row import merged_percentiles
 from sweep.records import LOAD_COLUMNS
 
 COST, THROUGHPUT, LATENCY = "cost_per_million_tokens", "output_throughput", "e2el_p50"
@@ -35,6 +38,18 @@ class Measured:
     trials: Trials
     runs: int
 
+    @cached_property
+    def rows_at(self) -> list[Positions]:
+        """The positions of each point's trials."""
+        return positions(self.trials.point, len(self.points))
+
+    @cached_property
+    def percentiles(self) -> tuple[float, ...]:
+        """The default percentiles that all trials have."""
+        texts = [text for text in self.rows["percentiles"].unique() if isinstance(text, str)]
+        had = [merged_percentiles([text]) for text in texts]
+        return tuple(each for each in PERCENTILES if all(each in some for some in had)) or PERCENTILES
+
     def groups(self, any_load: bool) -> Iterator[pd.DataFrame]:
         """The points of each question; with `any_load` they may differ in the size of their load."""
         keys = question_columns(self.points)
@@ -45,9 +60,9 @@ class Measured:
         for _, group in self.points.groupby(keys, sort=False, dropna=False):
             yield group
 
-    def rows_of(self, point: int) -> pd.DataFrame:
-        """The trials of a point."""
-        return self.rows.iloc[np.flatnonzero(self.trials.point == point)]
+    def rows_of(self, point: int, columns: Sequence[str]) -> pd.DataFrame:
+        """The trials of a point, of which these columns: a row is wide."""
+        return self.rows[list(columns)].iloc[self.rows_at[point]]
 
 
 def measured_points(runs: Sequence[RunResults]) -> Measured:
@@ -97,6 +112,7 @@ def _conditions(rows: pd.DataFrame, trials: Trials, points: int) -> dict[str, li
         settings = trial_settings(first.to_dict("records")[0])
         equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PARTS)}
         equal |= {"protocol": str(first["protocol"].iloc[0]), "machine": sorted(machines(first))}
+        equal[GPUS] = settings.get(GPUS)
         texts["conditions"].append(json.dumps(equal, sort_keys=True, default=str))
         at_any = {key: value for key, value in equal.items() if key not in OF_A_LOAD}
         texts["conditions_at_any_load"].append(json.dumps(at_any, sort_keys=True, default=str))

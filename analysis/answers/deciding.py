@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
 from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds
-from analysis.compare.verdicts import MARGIN, Ratio, minutes_a_launch, smallest_change
+from analysis.compare.verdicts import DURATIONS, MARGIN, Ratio, minutes_a_launch, smallest_change
 from analysis.comparison import BlockModel, differences, fit, indistinguishable
 from analysis.intervals import CONFIDENCE
 from analysis.quantities import LabelledColumn
@@ -24,7 +24,6 @@ from analysis.results import RunResults
 from analysis.standings import Standing
 from analysis.summary import estimate
 
-MOST_LAUNCHES = 10_000  # that are ever asked for
 SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts in that of one
 FEWEST_LAUNCHES = 3  # that are advised where none were repeated
 
@@ -64,7 +63,7 @@ def _contest(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> 
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
-    limits = bounds(slo, int((group["requests"] + group["failed"]).min())) if slo else ()
+    limits = bounds(slo, int((group["requests"] + group["failed"]).min()), every.percentiles) if slo else ()
     question = TaskQuestion(title(group, bool(slo)), quantity, limits)
     candidates = [(_candidate(point, question), int(str(index))) for index, point in group.iterrows()]
     candidates = [pair for pair in candidates if not math.isnan(pair[0].figure.value)]
@@ -96,11 +95,11 @@ def _candidate(point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
 
 
 def _model(every: Measured, points: Sequence[int], quantity: LabelledColumn) -> BlockModel:
-    chosen = np.isin(every.trials.point, points)
-    trials = every.trials.select(chosen)
+    rows = np.concatenate([every.rows_at[point] for point in points])
+    trials = every.trials.select(rows)
     local = {point: index for index, point in enumerate(points)}
     trials = trials._replace(point=np.array([local[point] for point in trials.point], np.int64))
-    values = every.rows.loc[chosen, quantity.column].to_numpy(np.float64, na_value=np.nan)
+    values = every.rows[quantity.column].iloc[rows].to_numpy(np.float64, na_value=np.nan)
     return fit(values, trials, len(points))
 
 
@@ -142,7 +141,7 @@ def _answer(every: Measured, contest: Contest, spreads: Mapping[str, Spread]) ->
     if not answer.tied or contest.model is None:
         return answer
     place = next(index for index, each in enumerate(contest.meeting) if each.standing is Standing.TIED)
-    pair = [every.rows_of(contest.points[index]) for index in (0, place)]
+    pair = [every.rows_of(contest.points[index], DURATIONS) for index in (0, place)]
     spread = spreads.get(contest.question.quantity.column, Spread(0.0, 0))
     return replace(answer, remedy=remedy(contest.model, place, spread, minutes_a_launch(*pair)))
 
@@ -160,11 +159,13 @@ def remedy(model: BlockModel, place: int, spread: Spread, minutes: float) -> Rem
     if not freedom:
         return Remedy(difference, 0, max(FEWEST_LAUNCHES, units), math.nan)
     variance = (own + (weight * spread.squares / spread.freedom if weight else 0.0)) / freedom
-    level = CONFIDENCE ** (1 / rivals)
     total = units + 1
-    while total < MOST_LAUNCHES:
-        paired = Ratio(0.0, math.sqrt(2 * variance / total), (total - 1) * rivals, total, True)
-        if smallest_change(paired, total, level) <= difference:
-            break
+    while _smallest_difference(variance, total, rivals) > difference:
         total += max(1, total // 50)
     return Remedy(difference, total - units, total, (total - units) * minutes if minutes else math.nan)
+
+
+def _smallest_difference(variance: float, launches: int, rivals: int) -> float:
+    """The smallest difference from the best that so many launches of each configuration tell."""
+    paired = Ratio(0.0, math.sqrt(2 * variance / launches), (launches - 1) * rivals, launches, True)
+    return smallest_change(paired, launches, CONFIDENCE ** (1 / rivals))

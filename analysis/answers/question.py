@@ -1,7 +1,7 @@
 """The data types of an answer: the question, the configurations that it is asked of, and what would decide a tie."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,12 +29,12 @@ class Bound:
         return -math.inf if math.isnan(value) else 1 - value / self.limit
 
 
-def bounds(slo: Mapping[str, float], fewest_requests: int) -> tuple[Bound, ...]:
-    """The bounds of an SLO, such as {"ttft": 0.2}, on the highest percentile that so many requests can tell."""
-    percentiles = sorted(PERCENTILES, reverse=True)
-    percentile = next(
-        (each for each in percentiles if fewest_requests * (100 - each) / 100 >= FEWEST_BEYOND), percentiles[-1]
-    )
+def bounds(
+    slo: Mapping[str, float], fewest_requests: int, percentiles: Sequence[float] = PERCENTILES
+) -> tuple[Bound, ...]:
+    """The bounds of an SLO, such as {"ttft": 0.2}, on the highest of the percentiles that so many requests can tell."""
+    usable = [each for each in percentiles if fewest_requests * (100 - each) / 100 >= FEWEST_BEYOND]
+    percentile = max(usable, default=min(percentiles))
     labelled = {name: labelled_column(f"{name}_p{percentile:g}") for name in slo}
     return tuple(Bound(column, slo[name]) for name, column in labelled.items() if column is not None)
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from analysis.answers.question import Candidate, Remedy, TaskAnswer
 from analysis.compare.verdicts import MARGIN
 from analysis.plotting.layout import listed
-from analysis.quantities import number
-from sweep.wording import count, duration_text
+from sweep.wording import count, duration_text, number
 
 MOST_IN_SENTENCE = 3  # configurations in a sentence
 
@@ -110,7 +109,8 @@ def advantage(answer: TaskAnswer, candidate: Candidate) -> str:
 def remedy_text(remedy: Remedy) -> str:
     """`12 more launches of each would (a difference of 4 %), about 38 min; replicates=17`."""
     if not remedy.launches:
-        return f"one launch of each does not show how much launches differ; replicates={remedy.replicates} would"
+        needed = f"replicates={remedy.replicates} would, with relaunch=per_replicate"
+        return f"one launch of each does not show how much launches differ; {needed}"
     minutes = "" if math.isnan(remedy.minutes) else f", about {duration_text(60 * remedy.minutes)}"
     size = f"{remedy.difference:.1%}" if remedy.difference < 0.1 else f"{remedy.difference:.0%}"
     more = "1 more launch" if remedy.launches == 1 else f"{remedy.launches:,} more launches"

@@ -92,9 +92,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         return Match(label, *trials, obstacle=f"no result in {missing[0]}")
     settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
     compared = {*settings[0], *settings[1]}
-    if not all(
-        each["config"].notna().any() for each in trials if "config" in each
-    ):  # of an imported row little is known
+    if any(each["config"].isna().all() for each in trials):  # imported: little is known of such a row
         compared = {*settings[0]} & {*settings[1]}
     differing = [key for key in sorted(compared) if settings[0].get(key) != settings[1].get(key)]
     of_question = [key for key in differing if key.startswith(QUESTION_PARTS)]

@@ -20,12 +20,12 @@ from analysis.compare.matching import Match, match
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
 from analysis.intervals import CONFIDENCE, FloatArray
-from analysis.quantities import LabelledColumn, labelled_column
-from sweep.config import ConfigError, did_you_mean
+from analysis.quantities import LabelledColumn, compared_column
 
 MARGIN = 0.03  # by default: a smaller difference is none
 POWER = 0.9  # with which the smallest change is found
 MINUTES = (10, 30, 120)  # of measuring, for which it is given
+DURATIONS = ("startup_seconds", "wall_seconds")  # of a trial's row: what a launch takes
 
 
 class Finding(StrEnum):
@@ -79,22 +79,13 @@ def comparisons(
         ConfigError: if a column is not a measured quantity of which one direction is better.
     """
     reference, *others = sides
-    quantities = [_quantity(column) for column in columns or HEADLINE]
+    quantities = [compared_column(column, HEADLINE) for column in columns or HEADLINE]
     compared: list[PointComparison] = []
     for other in others:
         matches = match(reference, other)
         for quantity in quantities:
             compared += _by_column(reference.text, other.text, matches, quantity, margin)
     return compared
-
-
-def _quantity(column: str) -> LabelledColumn:
-    labelled = labelled_column(column)
-    if labelled is None or labelled.better is None:
-        raise ConfigError(
-            f"metric={column}: no measured quantity that is better higher or lower; " + did_you_mean(column, HEADLINE)
-        )
-    return labelled
 
 
 def _by_column(
@@ -230,9 +221,7 @@ def minutes_a_launch(*sides: pd.DataFrame) -> float:
     total = 0.0
     for trials in sides:
         seconds = sum(
-            float(trials[column].astype("float64").fillna(0).mean())
-            for column in ("startup_seconds", "wall_seconds")
-            if column in trials
+            float(trials[column].astype("float64").fillna(0).mean()) for column in DURATIONS if column in trials
         )
         total += seconds / 60
     return total if total > 0 else 0.0

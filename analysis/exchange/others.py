@@ -11,19 +11,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweep.config import ConfigError, first_line
+from sweep.config import ConfigError, first_line, one_of
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 
 ImportedRow = dict[str, Any]
+OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
+NAMED_PARTS = ("backend", "model", "workload", "load")
 
 
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
     """Write a run of the rows in these files; `settings` are the names and axes that the files do not know.
 
     Raises:
-        ConfigError: if a file cannot be read, or is not of that tool, or the folder has a run.
+        ConfigError: if a file cannot be read, or is not of that tool, the folder has a run, or a setting is no name.
     """
+    for key in settings:
+        if key not in NAMED_PARTS and "." not in key:  # nor may it replace a figure
+            raise one_of("import", key, [*NAMED_PARTS, "an axis such as backend.flags.x"])
     paths = RunPaths(folder)
     if paths.trials.exists():
         raise ConfigError(f"{folder}: has a run; import into a folder of its own")
@@ -32,10 +37,10 @@ def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str
     for index, row in enumerate(rows):
         row |= settings
         row |= {"load.concurrency": row.get("concurrency"), "load.rate": row.get("rate")}
-        point = repr(sorted((key, str(row.get(key))) for key in ("backend", "model", "concurrency", "rate", *settings)))
+        point = repr(sorted((key, str(row.get(key))) for key in ("backend", "model", *OF_LOAD, *settings)))
         row["replicate"] = repeated[point] = repeated.get(point, -1) + 1
         row |= {"trial_id": f"imported-{index}", "deployment_id": f"imported-{row['backend']}", "outcome": "ok"}
-    keys = ("load.concurrency", "load.rate", *settings)
+    keys = (*OF_LOAD, *settings)
     axes = [key for key in dict.fromkeys(keys) if "." in key and any(row.get(key) is not None for row in rows)]
     rows = [{key: value for key, value in row.items() if "." not in key or key in axes} for row in rows]
     run_files.write_plan(paths, [{"kind": "experiment", "name": folder.name, "axes": axes, "trials": len(rows)}])
@@ -56,14 +61,16 @@ def _rows(file: Path) -> list[ImportedRow]:
 
 def _imported(result: Mapping[str, Any]) -> ImportedRow:
     rate = _positive(result.get("request_rate"))
+    burstiness = float(result.get("burstiness") or 1.0) if rate else 1.0
     users = None if rate else result.get("max_concurrency")
     row: ImportedRow = {
         "backend": "openai",
         "model": str(result.get("model_id") or "unknown"),
         "workload": "imported",
-        "load": "poisson" if rate else "closed",
+        "load": "closed" if not rate else "poisson" if burstiness == 1 else "gamma",
         "concurrency": None if users is None else int(users),
         "rate": rate,
+        "load.burstiness": None if burstiness == 1 else burstiness,
         "client_stamp_source": "vllm bench serve",
     }
     for name in ("ttft", "tpot", "itl", "e2el"):

@@ -9,9 +9,9 @@ from analysis.load import Run
 from analysis.plotting.layout import Layout
 from analysis.vllm_figures import VLLMFigures
 from sweep import whole_file
-from sweep.labels import dotted
 
 SUMMARY = "summary.json"
+BURSTINESS = {"poisson": 1.0, "closed": 1.0, "batch": 1.0}  # as vLLM says it; it has no word for other arrivals
 
 
 def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) -> list[Path]:
@@ -48,7 +48,7 @@ def _axis_values(run: Run, row: Any) -> dict[str, Any]:
 
 def _result(row: Any, figures: dict[str, Any]) -> dict[str, Any]:
     """The keys of vLLM's result, under the names and in the units that it has."""
-    load = dotted({"load": json.loads(row["config"] or "{}").get("load", {})}) if isinstance(row["config"], str) else {}
+    load = json.loads(row["config"]).get("load", {}) if isinstance(row["config"], str) else {}
     rate = figures.get("request_rate")
     return {
         "date": str(row["started_at"] or "").replace("-", "").replace(":", "").replace("T", "-")[:15],
@@ -59,7 +59,7 @@ def _result(row: Any, figures: dict[str, Any]) -> dict[str, Any]:
         "tokenizer_id": row["model"],
         "num_prompts": _whole(row["num_requests"]),
         "request_rate": "inf" if rate is None else rate,
-        "burstiness": load.get("load.shape", 1.0),
+        "burstiness": load.get("burstiness", BURSTINESS.get(row["load"])),
         "max_concurrency": figures.get("max_concurrency"),
         **{key: value for key, value in figures.items() if key not in ("request_rate", "max_concurrency")},
     }

@@ -17,9 +17,8 @@ from analysis.explain.design import Factorial, Ladder, Unexplained, designs
 from analysis.intervals import FloatArray
 from analysis.load import Run
 from analysis.plotting.layout import Layout
-from analysis.quantities import LabelledColumn, labelled_column
+from analysis.quantities import LabelledColumn, compared_column
 from analysis.survivors import without_lost
-from sweep.config import ConfigError, did_you_mean
 
 EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
 HALVINGS = 40  # of the search for the end of a share's interval
@@ -71,7 +70,7 @@ def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -
         Unexplained: if no task of the run shows what bought its gain.
         ConfigError: if a column is no measured quantity.
     """
-    quantities = [_quantity(column, run) for column in columns]
+    quantities = [compared_column(column, EXPLAINED, run.percentiles) for column in columns]
     explained: list[Explanation] = []
     reasons: list[str] = []
     for design in designs(layout, run.baseline):
@@ -82,15 +81,6 @@ def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -
     if not explained:
         raise Unexplained("; ".join(dict.fromkeys(reasons)) or "none of the quantities was measured")
     return explained
-
-
-def _quantity(column: str, run: Run) -> LabelledColumn:
-    labelled = labelled_column(column, run.percentiles)
-    if labelled is None or labelled.better is None:
-        raise ConfigError(
-            f"metric={column}: no measured quantity that is better higher or lower; {did_you_mean(column, EXPLAINED)}"
-        )
-    return labelled
 
 
 def _explained(
@@ -252,15 +242,19 @@ def _gains(model: BlockModel, weights: FloatArray, comparisons: int) -> list[Cha
 def _shares(model: BlockModel, rows: FloatArray, whole: FloatArray) -> list[Change]:
     """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·whole may be 0.
 
-    NaN ends where the whole itself may be nothing, and no share can be ruled out.
+    NaN ends where the whole itself may be nothing, and no share can be ruled out; no value either where the whole is
+    next to nothing, of which any part is a large multiple.
     """
+    sums, size = rows @ model.effects, float(whole @ model.effects)
+    if not np.abs(sums).max() < WIDEST_SHARE * abs(size):
+        return [NO_CHANGE] * len(rows)
+    values = sums / size
 
     def excess(share: FloatArray) -> FloatArray:
         """The distance of each row's sum without its share of the whole from 0, beyond half of its interval."""
         sums, half = model.contrasts(rows - share[:, None] * whole, len(rows))
         return np.asarray(np.abs(sums) - half, np.float64)
 
-    values = (rows @ model.effects) / (whole @ model.effects)
     ends = []
     for far in (-WIDEST_SHARE, WIDEST_SHARE):
         inside, outside = values.copy(), np.full_like(values, far)

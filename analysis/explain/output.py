@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.explain.decomposition import Change, Explanation, Part
-from analysis.quantities import number
+from sweep.wording import number
 
 PART_HEADINGS = ("what", "set to", "gain", "95 % interval", "share", "95 % interval", "alone", "last")
 LADDER_HEADINGS = PART_HEADINGS[:1] + PART_HEADINGS[2:6]
@@ -23,7 +23,7 @@ def gain_sentence(explanation: Explanation) -> str:
     """The answer: how much all of it changed, and the parts with the largest shares."""
     each = explanation
     largest = sorted(each.parts, key=lambda part: -abs(part.share.value))[:3]
-    shares = ", ".join(f"{part.name} {_share_text(part.share)}" for part in largest)
+    shares = ", ".join(f"{part.name} {share_text(part.share)}" for part in largest)
     figures = f"{each.quantity.shown(each.first)} to {each.quantity.shown(each.final)} {each.quantity.unit}"
     whole = f"{each.task}: {each.quantity.in_sentence} {figures}, {factor(each.whole)} {each.begin}"
     if not each.whole.low <= 1 <= each.whole.high:
@@ -36,11 +36,12 @@ def factor(change: Change) -> str:
     return f"{number(change.value)}×" if math.isfinite(change.value) else "—"
 
 
-def _share_text(change: Change) -> str:
-    return percent(change.value) if math.isfinite(change.value) else "—"
+def share_text(share: Change) -> str:
+    """`46%`; an em dash without a value."""
+    return _percent(share.value) if math.isfinite(share.value) else "—"
 
 
-def percent(share: float) -> str:
+def _percent(share: float) -> str:
     """`46%`; no -0%."""
     return f"{round(100 * share) + 0}%"
 
@@ -57,9 +58,9 @@ def _both(change: Change) -> str:
 
 
 def part_cells(part: Part, kind: str) -> tuple[str, ...]:
-    """The part_cells of a part, as PART_HEADINGS or LADDER_HEADINGS."""
+    """The cells of a part, as PART_HEADINGS or LADDER_HEADINGS."""
     gain, share = part.gain, part.share
-    figures = (factor(gain), _range(gain, number), _share_text(share), _range(share, percent))
+    figures = (factor(gain), _range(gain, number), share_text(share), _range(share, _percent))
     if kind == "ladder":
         return (part.name, *figures)
     return (part.name, part.change, *figures, _both(part.alone), _both(part.last))

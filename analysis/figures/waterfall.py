@@ -7,11 +7,11 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
-from analysis.explain.output import percent
+from analysis.explain.output import share_text
 from analysis.load import Run
 from analysis.plotting.figure_files import COLOURS, INK, MUTED, PANEL, panels
 from analysis.plotting.layout import MOST_PANELS, Layout
-from analysis.quantities import number
+from sweep.wording import number
 
 POSITION = 12
 GAIN, LOSS = COLOURS[2], COLOURS[1]
@@ -44,7 +44,7 @@ def _waterfall(ax: Axes, explanation: Explanation) -> None:
         if np.isfinite(part.gain.low):
             ax.plot([level * part.gain.low, level * part.gain.high], [row, row], color=INK, linewidth=1)
         ax.annotate(
-            f"{part.gain.value:.2f}× ({percent(part.share.value)})",
+            f"{part.gain.value:.2f}× ({share_text(part.share)})",
             (max(level, after), row),
             xytext=(4, 5),
             textcoords="offset points",

@@ -24,7 +24,7 @@ from analysis.load import Run
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.plotting.layout import listed
-from analysis.quantities import LabelledColumn, definitions, labelled_column, number
+from analysis.quantities import LabelledColumn, definitions, labelled_column
 from analysis.report.tables import (
     LARGEST_TABLE,
     answers_table,
@@ -45,6 +45,7 @@ from analysis.warnings import concerning, grouped, scope
 from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
+from sweep.wording import number
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),

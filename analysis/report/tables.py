@@ -12,7 +12,7 @@ from analysis.explain.design import Unexplained
 from analysis.explain.output import gain_sentence, interaction_lines, remarks, rows
 from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
-from analysis.quantities import number, setting
+from analysis.quantities import setting
 from analysis.report.terminal import heading, label, shown_columns, times, with_both_intervals
 from analysis.results import RunResults
 from analysis.standings import Standing
@@ -21,6 +21,7 @@ from analysis.survivors import bound
 from analysis.variance import shares_text
 from analysis.winners import best, tied_text
 from sweep.numbers.warnings import ResultWarning
+from sweep.wording import number
 
 WITH_INTERVAL = {*HEADLINE, *STEADY} - {"steady_num_requests", "steady_num_failed"}  # shown with an interval
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv

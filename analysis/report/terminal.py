@@ -19,7 +19,7 @@ from analysis.headline import HEADLINE
 from analysis.intervals import Estimate
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
-from analysis.quantities import LabelledColumn, labelled_column, number, setting
+from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
 from analysis.summary import estimate
 from analysis.survivors import bound, left_out
@@ -28,7 +28,7 @@ from analysis.warnings import concerning, grouped, scope
 from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.numbers.warnings import Severity
 from sweep.records import UNMEASURED
-from sweep.wording import count
+from sweep.wording import count, number
 
 COLUMNS = (
     *HEADLINE,

@@ -8,10 +8,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from analysis.quantities import number, setting
+from analysis.quantities import setting
 from analysis.report.terminal import label
 from analysis.report.vllm_flavour import FIGURES
 from analysis.results import RunResults
+from sweep.wording import number
 
 ENGINE_COLUMNS = (
     "acceptance_rate",
