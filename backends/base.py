@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -194,9 +194,7 @@ class Backend(Strict):
         r"std::bad_alloc",
     )
     choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
-    choice_flags: ClassVar[
-        tuple[str, ...]
-    ] = ()  # likewise those of its flags that `version_path` has as it settled them
+    choice_flags: ClassVar[tuple[str, ...]] = ()  # those of its flags that `version_path` has as it settled them
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
 
     name: str
@@ -288,9 +286,13 @@ class Backend(Strict):
     @property
     def gpus_of_engine(self) -> int:
         """GPUs that one engine takes: its tensor-parallel size times its other parallel sizes."""
-        flags = (self.cuda_flags | self.flags).items()
-        sizes = [value for name, value in flags if set(self._meanings(name)) & set(self.parallel_flags)]
-        return self.gpus * math.prod(int(size) for size in sizes if str(size).isdecimal())
+        return self.gpus * self._product_of(self.parallel_flags)
+
+    def _product_of(self, flags: Collection[str]) -> int:
+        """Return the product of these sizes, however they are spelled; one that is not set is 1."""
+        on_gpu = (self.cuda_flags | self.flags).items()
+        sizes = [value for name, value in on_gpu if not set(flags).isdisjoint(self._meanings(name))]
+        return math.prod(int(size) for size in sizes if str(size).isdecimal())
 
     @property
     def gpu_count(self) -> int:

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from backends.base import Backend, Launch, cli, metrics
+from backends.tables.flags import value_of
 from sweep.records import BatchForm
 
 
@@ -85,9 +86,8 @@ class SGLang(Backend):
 
     @property
     def gpus_of_engine(self) -> int:
-        flags = self.cuda_flags | self.flags
-        if flags.get("enable-dp-attention"):  # data-parallel attention is within the tensor-parallel GPUs
-            return self.gpus * int(flags.get("pp-size") or 1)
+        if value_of(self.cuda_flags | self.flags, "enable-dp-attention"):  # is within the tensor-parallel GPUs
+            return self.gpus * self._product_of(("pp-size",))
         return super().gpus_of_engine
 
     def facts(self, launch: Launch) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 from sweep.__main__ import main
 from sweep.gateway.clipping import clip_text
 from sweep.gateway.engines import EngineState, Router, raise_file_limit
+from sweep.gateway.server import PatientProtocol
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain, stream
 from tests.simulated_engine import ROOT, simulated
@@ -93,6 +94,56 @@ def test_the_command_passes_what_the_simulated_engine_says(tmp_path):
             printed = line + process.communicate()[0]
     assert [each["request_id"] for each in decisions(log)] == ["same", "same"]
     assert "Hello" not in printed + log.read_text()
+
+
+class RecordingTransport:
+    """A connection's transport that notes what is written."""
+
+    def __init__(self, transport, writes):
+        self.transport, self.writes = transport, writes
+
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
+
+    def write(self, data):
+        self.writes.append(bytes(data))
+        self.transport.write(data)
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """The writes to clients, in order."""
+    noted, made = [], PatientProtocol.connection_made
+    monkeypatch.setattr(
+        PatientProtocol,
+        "connection_made",
+        lambda self, transport: made(self, RecordingTransport(transport, noted)),
+    )
+    return noted
+
+
+def test_an_answers_head_leaves_with_the_first_part_of_its_body(writes):
+    with engine(stream(*EVENTS)) as behind, gateway(behind.url) as url:
+        post(url, ASK).raise_for_status()
+        httpx.get(f"{url}/health").raise_for_status()
+    assert writes[0].startswith(b"HTTP/1.1 200 ")
+    assert EVENTS[0] in writes[0]
+    assert writes[-1].startswith(b"HTTP/1.1 200 ")
+    assert writes[-1].endswith(b'{"healthy": true}')
+
+
+def test_an_interim_answer_is_not_held_back():
+    with engine(stream(*EVENTS)) as behind, gateway(behind.url) as url, connection_to(url) as connection:
+        head, _, body = request_bytes(ASK).partition(b"\r\n\r\n")
+        connection.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert EVENTS[-1] in read_answer(connection)
+
+
+def test_a_head_without_a_body_is_sent():
+    with engine(stream(*EVENTS)) as behind, gateway(behind.url) as url:
+        assert httpx.head(f"{url}/health", timeout=5).status_code == 200
 
 
 def test_models_and_health_and_metrics():

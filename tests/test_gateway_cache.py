@@ -338,6 +338,19 @@ def test_an_answer_is_stale_after_its_time():
     assert len(cache) == 0
 
 
+def test_the_search_keeps_no_other_thread_busy():
+    """Threads of BLAS would spin on after it, on the engine's cores."""
+    vectors = np.random.default_rng(0).normal(size=(10_000, 256)).astype(np.float32)
+    nearest = NearestVectors(256)
+    for number, vector in enumerate(vectors):
+        nearest.add(entry(number, vector))
+    begin = time.process_time() - time.thread_time()
+    for vector in vectors[:10]:
+        nearest.nearest(vector, 0.5)
+        time.sleep(0.01)
+    assert time.process_time() - time.thread_time() - begin < 0.02
+
+
 def test_the_nearest_is_found_exactly_after_any_removal():
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((200, 16)).astype(np.float32)

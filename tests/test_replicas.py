@@ -145,6 +145,18 @@ def test_a_deployment_takes_and_pays_the_gpus_of_all_replicas():
     assert {each.gpu_count for each in planned(*words).deployments} == {0}, "on a CPU"
 
 
+@pytest.mark.parametrize(
+    ("flags", "gpus"),
+    [
+        ({"dp-size": 2, "pipeline_parallel_size": 3}, 12),
+        ({"dp-size": 2, "pipeline_parallel_size": 3, "enable_dp_attention": True}, 6),
+        ({"data-parallel-size": 2, "enable-dp-attention": False}, 4),
+    ],
+)
+def test_the_gpus_of_an_sglang_follow_its_flags_however_they_are_spelled(flags, gpus):
+    assert build({**load_option("backend", "sglang"), "gpus": 2, "flags": flags}, "backend").gpu_count == gpus
+
+
 def test_a_dry_run_says_what_is_placed(tmp_path, capsys):
     cluster = ("cluster=ray", "cluster.simulate={nodes: 1, gpus: 2, cpus: 8}", "hardware=l4", "dry_run=true")
     line = [*QUICK[:-1], *cluster, "backend.gpus=2", "backend.replicas=2", f"out={tmp_path / 'out'}"]

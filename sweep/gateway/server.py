@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sweep.config import ConfigError
 from sweep.gateway.app import GatewayApp
@@ -45,11 +45,37 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_timer.cancel()
+        earlier: Any = self.cycle
         super().on_headers_complete()
+        cycle: Any = self.cycle
+        if cycle is not earlier and self.scope["method"] != "HEAD":  # whose answer has no body
+            cycle.transport = HeldHead(cycle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_timer.cancel()
         super().connection_lost(exc)
+
+
+class HeldHead:
+    """The transport of one answer: the head leaves with the first part of the body, which the application has ready.
+
+    Each write is a packet, and wakes up a client that may run on this core.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle, self._transport = cycle, cycle.transport
+        self._head: bytes | None = None  # empty once it has left
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and self._cycle.response_started:  # not an interim answer's
+            self._head = data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._transport.write(data)
 
 
 @dataclass(frozen=True)
