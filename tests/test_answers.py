@@ -1,6 +1,7 @@
 """The answer to what a run was made for: who is best within the SLO, how sure, and what would decide a tie."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pandas as pd
 import pytest
 
 from analysis.answers.deciding import Spread, remedy
+from analysis.answers.question import Candidate, bounds
 from analysis.comparison import Trials, fit, indistinguishable
 from analysis.figures.pareto import on_front
+from analysis.intervals import Estimate
 from analysis.load import open_run
 from sweep.__main__ import main
 from tests.results import printed, report_of, rows_of, run_of, trial
@@ -73,7 +76,9 @@ def test_a_faster_engine_is_named_with_its_lead(tmp_path, capsys):
 def test_with_a_price_the_cheapest_is_named(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110}, cost_per_million_tokens=2.0)
     other = engines(tmp_path / "b", {"tgi": 120}, cost_per_million_tokens=3.0)
-    assert summary(capsys, run, other).startswith("vllm is the cheapest at 2 of 2 points")
+    first, *rest = summary(capsys, run, other).splitlines()
+    assert first == "vllm is the cheapest at 2 of 2 points"
+    assert all("is the cheapest; 1.50×" in line for line in rest)
 
 
 def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
@@ -146,6 +151,43 @@ def test_however_many_launches_are_needed_are_stated():
     advised = remedy(model._replace(effects=np.zeros(2), variance=16.0), 1, Spread(0.0, 0), minutes=1.0)
     exact = 2 * 16 * (1.96 + 1.28) ** 2 / np.log1p(0.03) ** 2
     assert exact <= advised.replicates <= 1.03 * exact
+
+
+def test_engines_whose_whole_interval_is_within_the_margin_are_equal(tmp_path, capsys):
+    _, *rest = summary(capsys, engines(tmp_path / "a", {"vllm": 100, "tgi": 100.1}, spread=0.002)).splitlines()
+    assert all("is equal within 3% to" in line and "would" not in line for line in rest)
+
+
+def test_below_saturation_the_latency_decides(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 110}, below_saturation=True, e2el_p50=0.9)
+    other = engines(tmp_path / "b", {"tgi": 100}, below_saturation=True, e2el_p50=0.6)
+    assert "tgi (600 ms" in summary(capsys, run, other).splitlines()[1]
+
+
+def test_a_configuration_of_several_runs_is_named_with_its_run_and_their_slos_must_agree(tmp_path, capsys):
+    runs = [
+        engines(tmp_path / name, {"vllm": speed}, slo=json.dumps({"ttft": limit}))
+        for name, speed, limit in (("a", 110, 0.38), ("b", 100, 0.5))
+    ]
+    out = summary(capsys, *runs)
+    assert out.startswith("vllm (a) is the fastest at 2 of 2 points")
+    assert "headroom" not in out
+
+
+def test_a_bound_is_met_surely_with_the_whole_interval_and_never_by_failed_requests():
+    (bound,) = bounds({"ttft": 0.2}, 1000)
+    assert bound.text == "TTFT p99 ≤ 200 ms"
+    assert bound.headroom(math.nan) == -math.inf
+    latencies = [Estimate(0.18, low, high, 3, math.nan, math.nan) for low, high in ((0.17, 0.19), (0.15, 0.21))]
+    sure, unsure = (Candidate("vllm", "", "a", latency, 0.1, bound, latency) for latency in latencies)
+    assert [sure.meets, sure.surely_meets] == [True, True]
+    assert [unsure.meets, unsure.surely_meets] == [True, False]
+
+
+def test_a_question_of_one_launch_borrows_the_spread_of_the_others():
+    model = fit(np.array([1.1, 1.0]), Trials(np.array([0, 1]), np.zeros(2, np.int64), np.full(2, None)), 2)
+    assert remedy(model, 1, Spread(0.0, 0), 1.0).launches == 0
+    assert remedy(model, 1, Spread(0.05**2 * 30, 30), 1.0).launches > 1
 
 
 def test_every_format_has_every_candidate(tmp_path, capsys):

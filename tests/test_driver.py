@@ -164,6 +164,15 @@ def test_an_error_of_ours_is_tried_a_few_times_and_leaves_its_traceback(tmp_path
     assert outcomes(ledger) == {"1": "invalid"}
 
 
+def test_what_a_loss_quotes_of_secrets_is_in_no_file(tmp_path):
+    url = "http://me:s3cr3t-passw0rd@proxy"
+    executor = Scripted({"a": [[Lost(f"ProxyError: {url}", f"Traceback: {url}")]] * 2 + [["ok"]]})
+    drive(make_plan(deployment("a", ["1"])), tmp_path, executor)
+    texts = {path.name: path.read_text() for path in tmp_path.rglob("*") if path.suffix in (".jsonl", ".json", ".txt")}
+    assert {name for name, text in texts.items() if "***@proxy" in text} >= {"ledger.jsonl", "task-error.txt"}
+    assert not {name for name, text in texts.items() if "s3cr3t" in text}
+
+
 @pytest.mark.parametrize(("retry", "again"), [("in_run", ["2"]), ("next_run", ["2"]), ("none", None)])
 def test_the_next_run_tries_failures_again_unless_forbidden(tmp_path, retry, again):
     plan = make_plan(deployment("a", ["1", "2", "3"]), retry=retry)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from analysis.comparison import Trials, differences, fit
 from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
 from analysis.results import RunResults
@@ -100,6 +101,52 @@ def test_combinations_that_do_not_tell_are_refused_with_the_reason(tmp_path):
         explained(factorial(tmp_path / "b", omit=[*singles, (1, 0, 0, 0)]))
 
 
+def two_by_two(folder, **run):
+    """Two knobs of an engine, and what a run has besides."""
+    rows = [
+        trial("vllm", 8, launch, 100.0 * (1 + a) * (1.1 + 0.01 * launch) ** b, launch=f"{a}{b}{launch}")
+        | {"trial_id": f"{a}{b}{launch}", KNOBS[0]: OFF_ON[0][a], KNOBS[1]: OFF_ON[1][b], "ttft_mean": 0.1}
+        | {"ttft_p50": None if a and b and not launch else 0.1}
+        for a, b, launch in itertools.product((0, 1), (0, 1), range(3))
+    ]
+    return RunResults(run_of(folder, [*rows, *run.pop("also", [])], **run))
+
+
+def test_the_baseline_says_which_value_is_off(tmp_path):
+    part = parts(explained(two_by_two(tmp_path, baseline={KNOBS[0]: 256})))["batching"]
+    assert part.change == "256 → 1"
+    assert part.gain.value == pytest.approx(0.5, rel=0.01)
+
+
+def test_of_several_points_of_the_baseline_none_is_compared_with(tmp_path):
+    also = [trial("transformers", 8, 0, 50.0, **{KNOBS[3]: value, "trial_id": str(value)}) for value in ("a", "b")]
+    run = two_by_two(tmp_path, also=also, baseline={"backend": "transformers"})
+    explanation = next(
+        each for each in explanations(run.run, run.layout, ["output_throughput"]) if "vllm" in each.begin
+    )
+    assert list(parts(explanation)) == ["batching", "graphs"]
+    assert "2 points of transformers: none is the baseline" in explanation.notes
+
+
+def test_a_quantile_that_fell_on_failed_requests_is_not_explained_by_the_luckier_launches(tmp_path):
+    run = two_by_two(tmp_path)
+    columns = [each.quantity.column for each in explanations(run.run, run.layout)]
+    assert columns == ["output_throughput"]
+
+
+def test_the_interval_of_a_difference_is_that_of_every_comparison():
+    """Also where points lack blocks, and one point is less steady than the others."""
+    noises = np.random.default_rng(4)
+    point, replicate = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([0, 1, 2, 0, 1, 0, 1, 2])
+    logs = noises.normal(0, np.where(point == 2, 0.1, 0.001)) + 0.3 * replicate
+    model = fit(np.exp(logs), Trials(point, replicate, np.full(8, None)), 3)
+    pairs = np.array([[1.0, -1, 0], [0, 1, -1]])
+    sums, half = model.contrasts(pairs, 2)
+    expected = differences(model, [0, 1], [1, 2])
+    assert np.allclose(sums, expected[0])
+    assert np.allclose(half, expected[1])
+
+
 def test_one_launch_gives_no_interval(tmp_path):
     explanation = explained(factorial(tmp_path, launches=1))
     assert math.isnan(explanation.whole.low)
@@ -135,7 +182,6 @@ def test_intervals_hold_as_often_as_they_say(tmp_path):
 
 
 def simulated_model(seed):
-    from analysis.comparison import Trials, fit
     from analysis.explain.contrasts import shapley
 
     measured = [frozenset(pair) for pair in ((), ("a",), ("b",), ("a", "b"))]

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import analysis
+from sweep.__main__ import main
 from sweep.config import ROOT
 from sweep.node.machine import foreign as foreign_module
-from sweep.node.machine import lease, limits
+from sweep.node.machine import lease, limits, quiet
 from sweep.node.machine.foreign import ForeignCpu
 from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.sharing import VARIABLE
@@ -193,6 +195,45 @@ def test_a_node_that_does_not_get_quiet_gives_a_row_that_names_who(tmp_path: Pat
     row = row_of(tmp_path / "out")
     assert row["outcome"] == "disturbed"
     assert re.search(r"not quiet within quiet.within=0 s; .+: process \d+ \(.+\) \d.\d\d cores", row["reason"])
+
+
+@needs_two_cores
+@pytest.mark.parametrize(("in_trial", "disturbed"), [(0.125, False), (0.625, True)])
+def test_quiet_waits_for_the_node_and_a_trial_that_is_disturbed_is_no_result(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    in_trial: float,
+    disturbed: bool,
+) -> None:
+    """Through the whole command, with readings of the CPU that are fixed: the first of a wait is of no time yet."""
+    waiting, waited_until = [None, 0.9, 0.8, 0.1], 0.0
+
+    def share(self: ForeignCpu) -> float | None:
+        nonlocal waited_until
+        waited_until = time.monotonic() if waiting else waited_until
+        return waiting.pop(0) if waiting else in_trial
+
+    monkeypatch.setattr(quiet, "LOOK", 0.01)
+    monkeypatch.setattr(ForeignCpu, "share", share)
+    monkeypatch.setattr(ForeignCpu, "busiest", lambda self: f"process 7 (watched from {self.began:.6f})")
+    command = [*LINE, "quiet={foreign_cpu: 0.3, within: 60}", "workload.num_requests=2", "attempts=1"]
+    main([*command, f"out={tmp_path / 'out'}"])
+    report = capsys.readouterr().out
+    waiting_for = (
+        "waiting until the node is quiet; other processes took 90% of the cores (quiet.foreign_cpu=0.3): process 7 "
+    )
+    assert report.count(waiting_for) == 1
+    assert not waiting, "it went on at the quiet reading"
+    row = row_of(tmp_path / "out")
+    assert row["foreign_cpu_share"] == pytest.approx(in_trial)
+    assert (row["outcome"] == "disturbed") is disturbed
+    watched_from = float(row["foreign_processes"].split()[-1].strip(")"))
+    assert watched_from > waited_until, "who was waited for is not named beside the trial"
+    if disturbed:
+        assert row["fault"] == "surroundings"
+        assert row["reason"].startswith("other processes took 62% of the cores (quiet.foreign_cpu=0.3): process 7 ")
+        assert pd.isna(row["output_throughput"])
 
 
 def test_who_shares_the_machine_on_purpose_is_no_foreigner(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def environment_of(monkeypatch, variables, **settings):
 def test_an_engine_inherits_what_it_needs_and_nothing_else(monkeypatch):
     secrets = {"GITHUB_PAT": "x", "DB_DSN": "y", "VLLM_API_KEY": "z", "VLLM_OTHER": KEYS[2]}
     others = {"https_proxy": "http://me:s3cret@proxy:8080", "HARMLESS": "1", "SGLANG_X": "1", "AZURE_STORAGE": "q"}
-    needed = {"VLLM_USE_RUST_FRONTEND": "1", "LC_ALL": "C", "NCCL_DEBUG": "INFO", VARIABLE: "tests"}
+    needed = {"VLLM_USE_RUST_FRONTEND": "1", "LC_ALL": "C", "CC": "gcc-12", "NCCL_DEBUG": "INFO", VARIABLE: "tests"}
     environ = environment_of(monkeypatch, secrets | others | needed)
     assert not (secrets | others).keys() & environ.keys()
     assert needed.items() <= environ.items()

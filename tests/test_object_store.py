@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from sweep.__main__ import main
 from sweep.config import ROOT, ConfigError, Halted
 from sweep.disk import object_store
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
+from tests.results import run_of, trial
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +107,19 @@ def test_a_row_in_the_store_has_its_files_there(s3, quick, tmp_path):
         (tmp_path / "report.html").write_text("<html>")
     assert {"report.html", "deployments/d1/1/t1/requests.parquet"} <= set(objects(url))
     assert object_store.Lock.NAME not in objects(url), "the lock is released"
+
+
+def test_an_answer_is_drawn_from_runs_in_a_store(s3, tmp_path, capsys):
+    """Two runs of one experiment; the engines' logs stay where they are."""
+    for name, speed in (("monday", 110), ("tuesday", 100)):
+        folder = tmp_path / name
+        run_of(folder, [trial("vllm", 8, launch, speed + launch, launch=f"{name}{launch}") for launch in range(3)])
+        store = object_store.ObjectStore(f"s3://bucket/{name}")
+        store.upload(folder, [path for path in folder.rglob("*") if path.is_file()])
+    assert main(["summary", "s3://bucket/monday", "s3://bucket/tuesday/"]) == 0
+    out = capsys.readouterr().out
+    assert "vllm (monday) (111 tokens/s" in out
+    assert "ahead of vllm (tuesday)" in out
 
 
 def test_another_machine_goes_on_where_the_first_died(s3, quick, tmp_path):

@@ -11,8 +11,9 @@ from sweep.cluster import ray_environment, ray_executor
 from sweep.cluster.preemption import Preempted
 from sweep.config import ROOT, Cluster, Halted
 from sweep.disk.run_files import RunPaths
-from sweep.node.deployment import Beat, DiskFull, Lost, NotStarted, Placed, State
+from sweep.node.deployment import Beat, DiskFull, Lost, Measuring, NotStarted, Placed, State
 from sweep.plan.packing import Need, Node
+from sweep.records import TrialProgress
 
 
 class Stream:
@@ -221,3 +222,18 @@ def test_a_cluster_that_is_there_keeps_its_token(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "that of a cluster")
     ray_environment.prepare_ray(Cluster(name="ray", kind="ray"))
     assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "that of a cluster")
+
+
+def test_a_trials_progress_is_no_more_often_than_a_heartbeat_and_nothing_else_is_left_out(monkeypatch):
+    now = 0
+    monkeypatch.setattr(ray_executor, "time", SimpleNamespace(monotonic=lambda: 100.0 + now))
+
+    def events():
+        nonlocal now
+        for now in range(12):  # s
+            yield Measuring(TrialProgress(now, now, 0, 1, 9, 100, 1.0))
+        yield State("trial 2 of 2")
+
+    *progress, last = ray_executor._sparing(events())
+    assert [event.progress.sent for event in progress] == [0, 5, 10]
+    assert last == State("trial 2 of 2")

@@ -69,12 +69,12 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
     """The points of these runs; a name that several runs have gets the run's."""
     points, rows, numbers = [], [], []
     begin = 0
-    for index, results in enumerate(runs):
+    for index, (results, run_name) in enumerate(zip(runs, _run_names(runs), strict=True)):
         layout = results.layout
         placed = layout.placed(results.run.ok)
         present = np.flatnonzero(layout.points["n"] > 0)
         number = pd.Series(range(begin, begin + len(present)), present)
-        points.append(_named(layout, results.run.name).iloc[present].assign(order=index))
+        points.append(_named(layout, run_name).iloc[present].assign(order=index))
         rows.append(placed)
         numbers.append(placed["point"].map(number).to_numpy(np.int64))
         begin += len(present)
@@ -90,6 +90,15 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
         every["name"] = every["name"].where(~several, every["name"] + " (" + every["run"] + ")")
         every = every.assign(**_conditions(all_rows, trials, len(every)))
     return Measured(every, all_rows, trials, len(runs))
+
+
+def _run_names(runs: Sequence[RunResults]) -> list[str]:
+    """Names that tell the runs apart: those of their experiments, else of their folders, else the folders' paths."""
+    folders = [results.run.paths.out for results in runs]
+    for names in ([results.run.name for results in runs], [folder.name for folder in folders]):
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, folders))
 
 
 def _named(layout: Layout, run: str) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from analysis.results import RunResults, open_results
 from sweep.config import ConfigError, first_line
@@ -28,7 +28,7 @@ def opened(places: Sequence[str]) -> Iterator[list[RunResults]]:
 def _folder(place: str, stack: ExitStack) -> Path:
     if not object_store.is_url(place):
         return run_folder(place)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / PurePosixPath(place).name  # names the run
     try:
         object_store.copy(place, folder, lambda name: name.rpartition("/")[2] in RUN_FILES)
     except OSError as error:

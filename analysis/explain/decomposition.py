@@ -246,7 +246,7 @@ def _shares(model: BlockModel, rows: FloatArray, whole: FloatArray) -> list[Chan
     next to nothing, of which any part is a large multiple.
     """
     sums, size = rows @ model.effects, float(whole @ model.effects)
-    if not np.abs(sums).max() < WIDEST_SHARE * abs(size):
+    if not np.abs(sums).max(initial=0.0) < WIDEST_SHARE * abs(size):
         return [NO_CHANGE] * len(rows)
     values = sums / size
 

@@ -47,23 +47,11 @@ PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \
 ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
 # Of this process's environment, for every engine; its backend names more (`inherits`), as may a user (`env.inherit`).
 INHERITED = (
-    *(
-        "PATH",
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "SHELL",
-        "HOSTNAME",
-        "LANG",
-        "LANGUAGE",
-        "LC_*",
-        "TZ",
-        "TERM",
-        "TMPDIR",
-        "XDG_*",
-    ),
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*"),
+    *("LANG", "LANGUAGE", "LC_*", "TZ", "TERM"),
     *("CUDA_*", "NVIDIA_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "NCCL_*", "GLOO_*", "UCX_*", "HIP_*", "HSA_*", "ROCM_*"),
     *("OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*", "MALLOC_*", "GLIBC_TUNABLES"),
+    *("CC", "CXX", "CPATH", "LIBRARY_PATH"),  # of the compiler that Triton and torch call: a cluster's modules set them
     *("TORCH*", "PYTORCH_*", "TRITON_*", "TOKENIZERS_*", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
     "SWEEP_SHARED_MACHINE",
 )

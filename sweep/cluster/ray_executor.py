@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -42,6 +42,7 @@ from sweep.node.deployment import (
     End,
     Event,
     Lost,
+    Measuring,
     NotStarted,
     Placed,
     clear_engines,
@@ -178,10 +179,21 @@ def _deploy(work: Work, session: str) -> Iterator[Event]:
     yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
     gpus = tuple(gpu.uuid if (gpu := find_gpu(str(each))) else str(each) for each in ray.get_gpu_ids())
     events = carried(work, lambda work: stream_deployment(work, gpus, draining, HEARTBEAT))
-    for event in events:  # one in each HEARTBEAT at least
+    for event in _sparing(events):  # one in every two HEARTBEATs at least
         yield event
         if preempted.is_set():  # the engine ends with this process: stopping it in order would take too long
             raise Preempted("the machine is about to be taken away (preemption notice of Google Cloud)")
+
+
+def _sparing(events: Iterable[Event]) -> Iterator[Event]:
+    """Leave out a trial's progress within a HEARTBEAT of the last one: each event costs the driver 1 ms of its CPU."""
+    due = 0.0
+    for event in events:
+        if isinstance(event, Measuring):
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + HEARTBEAT
+        yield event
 
 
 def _follow(session: str, draining: threading.Event) -> None:

@@ -26,6 +26,7 @@ from sweep.drive.progress import Display, Usage
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, last_status
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at, job_end
+from sweep.masking import masked_here
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
     Completed,
@@ -152,7 +153,7 @@ class Driver:
             if level is StopLevel.NONE:
                 self._start_pending()
             for work, event in self.executor.events():
-                self._handle(work, event)
+                self._handle(work, _masked(event))
             self._retry_at_the_tail()
             self._write_status()
             level = self._apply_stop(level)
@@ -448,6 +449,12 @@ class Driver:
         """Give a trial its row, unmeasured; `verdict` has the outcome and what is known of it."""
         self.rows.commit_unmeasured(state.launch, trial, attempt, verdict)
         state.finish(trial.trial_id, Outcome(verdict["outcome"]))
+
+
+def _masked(event: Event | End) -> Event | End:
+    """Return an event without the secrets that its texts may quote: errors name URLs."""
+    parts: Iterator[Any] = (masked_here(part) if isinstance(part, str) else part for part in event)
+    return type(event)(*parts)
 
 
 def _out_of_memory(trial: Trial, states: Sequence[LaunchState]) -> Trial | None:

@@ -72,9 +72,9 @@ def run_trial(
         return _unmeasured(row, Outcome.INVALID, str(error))
     if not trial.workload.unique_header:
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
-    foreign = _foreign(work, running)
-    if reason := _not_quiet(work, running, foreign, stop, notify):
+    if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason)
+    foreign = _foreign(work, running)  # from now on: who was waited for is not named beside this trial
     sampler = Sampler(_sources(running.engines, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     deadline = time.monotonic() + (work.settings.trial_timeout or math.inf)
@@ -247,15 +247,13 @@ def _cores(running: RunningEngine) -> set[int]:
     return {core for engine in running.engines for core in engine.launch.cpus}
 
 
-def _not_quiet(
-    work: Work, running: RunningEngine, foreign: Foreign, stop: threading.Event, notify: Callable[[str], None]
-) -> str | None:
+def _not_quiet(work: Work, running: RunningEngine, stop: threading.Event, notify: Callable[[str], None]) -> str | None:
     """Return why this node is not quiet although it was waited for; None where that is not asked for."""
     if work.settings.quiet is None:
         return None
     cores = _cores(running) | running.node.client_cpus
     everywhere = ForeignCpu(cores, sharing_name(work.settings.cluster), running.processes)
-    return not_quiet(work.settings.quiet, Foreign(everywhere, foreign.gpu), stop, notify)
+    return not_quiet(work.settings.quiet, Foreign(everywhere, _foreign(work, running).gpu), stop, notify)
 
 
 def _sources(engines: Sequence[Engine], foreign: Foreign) -> list[Source]:

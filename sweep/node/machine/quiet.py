@@ -8,7 +8,7 @@ from typing import Any
 from sweep.config import Quiet
 from sweep.disk.row import Verdict
 from sweep.node.machine.foreign import Foreign
-from sweep.records import Fault, Outcome
+from sweep.records import Outcome
 
 LOOK = 1.0  # s over which the share of the CPU is taken
 
@@ -40,7 +40,7 @@ def or_disturbed(verdict: Verdict, quiet: Quiet | None, columns: Mapping[str, An
     if disturbance is None:
         return verdict
     reason = f"{disturbance}: {others or 'unknown processes'}"
-    return Verdict(outcome=Outcome.DISTURBED, reason=reason, fault=Fault.SURROUNDINGS)
+    return Verdict(outcome=Outcome.DISTURBED, reason=reason)
 
 
 def _now(foreign: Foreign) -> dict[str, Any]:
