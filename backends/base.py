@@ -290,7 +290,7 @@ class Backend(Strict):
 
     def _product_of(self, flags: Collection[str]) -> int:
         """Return the product of these sizes, however they are spelled; one that is not set is 1."""
-        on_gpu = (self.cuda_flags | self.flags).items()
+        on_gpu = self.flags_for("cuda").items()
         sizes = [value for name, value in on_gpu if not set(flags).isdisjoint(self._meanings(name))]
         return math.prod(int(size) for size in sizes if str(size).isdecimal())
 
@@ -420,12 +420,13 @@ class Backend(Strict):
         """One log line without the engine's own prefix (time, process, source file)."""
         return line.strip()
 
-    def flags_on(self, launch: Launch) -> dict[str, Any]:
-        """All flags of a launch: those of the platform, and over them those that were given for any.
+    def flags_for(self, platform: Platform) -> dict[str, Any]:
+        """The flags of a platform, and over them those that were given for any."""
+        return (self.cuda_flags if platform == "cuda" else self.cpu_flags) | self.flags
 
-        A draft model that they name is where this node has it.
-        """
-        flags = {**(self.cuda_flags if launch.gpus else self.cpu_flags), **self.flags}
+    def flags_on(self, launch: Launch) -> dict[str, Any]:
+        """All flags of a launch; a draft model that they name is where this node has it."""
+        flags = self.flags_for("cuda" if launch.gpus else "cpu")
         if launch.draft is None or self.draft_flag is None:
             return flags
         if self.draft_revision_flag is not None:
@@ -434,7 +435,7 @@ class Backend(Strict):
 
     def draft(self, platform: Platform) -> tuple[str, str | None] | None:
         """Return the draft model that the flags name, a repository or a folder, with its revision; None without one."""
-        flags = {**(self.cuda_flags if platform == "cuda" else self.cpu_flags), **self.flags}
+        flags = self.flags_for(platform)
         name = value_of(flags, self.draft_flag) if self.draft_flag else None
         revision = value_of(flags, self.draft_revision_flag) if self.draft_revision_flag else None
         return None if name is None else (str(name), None if revision is None else str(revision))

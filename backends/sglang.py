@@ -86,7 +86,7 @@ class SGLang(Backend):
 
     @property
     def gpus_of_engine(self) -> int:
-        if value_of(self.cuda_flags | self.flags, "enable-dp-attention"):  # is within the tensor-parallel GPUs
+        if value_of(self.flags_for("cuda"), "enable-dp-attention"):  # is within the tensor-parallel GPUs
             return self.gpus * self._product_of(("pp-size",))
         return super().gpus_of_engine
 
