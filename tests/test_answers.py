@@ -116,7 +116,7 @@ def test_the_front_has_what_no_other_point_dominates():
 
 def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
     out = summary(capsys, engines(tmp_path / "a", {"vllm": 200, "tgi": 100}, launched=1))
-    assert out.startswith("vllm and tgi differ at none of 2 points")
+    assert out.startswith("vllm and tgi were launched too seldom to tell who leads at any of 2 points")
     assert "does not show how much launches differ; replicates=3 would, with relaunch=per_replicate" in out
 
 

@@ -36,7 +36,9 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
     quantities = listed(list(dict.fromkeys(answer.question.quantity.in_sentence for answer in contested)))
     if not wins:
         subject = " and ".join(names) if len(names) <= 2 else f"The {len(names)} configurations"
-        return f"{subject} differ at none of {where} in {quantities}{others}"
+        compared = any(math.isfinite(each.low) for answer in contested for each in answer.tied)
+        verb = "differ at none of" if compared else "were launched too seldom to tell who leads at any of"
+        return f"{subject} {verb} {where} in {quantities}{others}"
     named = [
         f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)
     ]
