@@ -91,7 +91,7 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
     for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], ok_launches, pooled):
         for name, interval, chosen in _figures(points, pooled, figures.keys()):
             for column, values in zip(figures[name], interval, strict=True):
-                column[[one.number for one in chosen]] = values
+                column[[point.number for point in chosen]] = values
     unsettled = np.zeros(count, np.bool_)
     unsettled[point[measured.index.get_indexer(run.ok.index[run.ok["steady_begin"].isna()])]] = True
     for name in rates & figures.keys() | {name for name, statistic in pooled.items() if statistic.steady}:
@@ -158,7 +158,7 @@ def _parts(
     quantities = {statistic.quantity.name: statistic.quantity for statistic in pooled.values()}
     series = sorted(name for name, quantity in quantities.items() if quantity.per == "request")
     of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
-    part, held = list[_Point](), 0
+    part, requests = list[_Point](), 0
     ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
     for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
@@ -170,13 +170,13 @@ def _parts(
         else:
             windows = ok[["steady_begin", "steady_end"]].astype("float64").itertuples(index=False, name=None)
             part.append(_Point(int(str(index)), trials, list(windows), launch[ok.index].to_list()))
-            held += sum(values["sent"].size for values in trials)
-            held += (
+            requests += sum(values["sent"].size for values in trials)
+            requests += (
                 sum(values[name].size for values in trials for name in of_gaps if name in values) // GAPS_OF_A_REQUEST
             )
-        if held > REQUESTS_AT_ONCE:
+        if requests > REQUESTS_AT_ONCE:
             yield part
-            part, held = [], 0
+            part, requests = [], 0
     if part:
         yield part
 

@@ -61,7 +61,7 @@ def run_trial(
     """
     salt = salt if trial.workload.unique_header else None
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
-    inputs["startup_seconds"] = max(each.startup_seconds for each in running.engines)
+    inputs["startup_seconds"] = max(engine.startup_seconds for engine in running.engines)
     facts = engine_facts(running, caches_reset, salt)
     row = _cancelled(work, running, trial, facts, inputs)
     if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
@@ -90,15 +90,12 @@ def run_trial(
     wall_seconds = time.monotonic() - began
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report, "wall_seconds": wall_seconds}
     measured = trial_quantities(work, trial, result.records, inputs)
-    others = foreign.describe()
-    verdict = or_disturbed(judge(work, trial, running, result, logged), work.settings.quiet, measured, others)
-    columns = replace(
-        row,
-        verdict=replace(verdict, ended_at=provenance.now()),
-        engine=replace(facts, batch_form=result.report.batch_form),
-        observation=Observation(result.report.stamp_source, sampler.described, others),
-        measured=measured,
-    ).flat()
+    foreigners = foreign.describe()
+    verdict = or_disturbed(judge(work, trial, running, result, logged), work.settings.quiet, measured, foreigners)
+    verdict = replace(verdict, ended_at=provenance.now())
+    engine = replace(facts, batch_form=result.report.batch_form)
+    observation = Observation(result.report.stamp_source, sampler.described, foreigners)
+    columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()
     _write(work, trial, columns, result, samples)
     return columns
 

@@ -55,15 +55,15 @@ def leased(
     """
     devices = [gpu.uuid if (gpu := find_gpu(entry)) else entry for entry in gpus] or [CPU]
     digest = hashlib.sha256((sharing or f"process {os.getpid()}").encode()).hexdigest()[:8]
-    own = [Holder(device, digest, os.getpid(), sweep) for device in devices]
+    leases = [Holder(device, digest, os.getpid(), sweep) for device in devices]
     with contextlib.ExitStack() as sockets, contextlib.ExitStack() as queue:
         begin, reported, waits = time.monotonic(), -REPORT_AGAIN, False
-        while (others := _take(own, sockets, not waits and time.monotonic() - begin < GIVE_WAY)) is not None:
-            if others and not waits:
-                _bind(own, WAITS, queue)
+        while (holders := _take(leases, sockets, not waits and time.monotonic() - begin < GIVE_WAY)) is not None:
+            if holders and not waits:
+                _bind(leases, WAITS, queue)
                 waits = True
-            if others and time.monotonic() - reported >= REPORT_AGAIN:
-                report(f"waiting for {others[0].describe()}")
+            if holders and time.monotonic() - reported >= REPORT_AGAIN:
+                report(f"waiting for {holders[0].describe()}")
                 reported = time.monotonic()
             if give_up():
                 yield False
@@ -73,7 +73,7 @@ def leased(
         yield True
 
 
-def _take(own: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bool) -> list[Holder] | None:
+def _take(leases: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bool) -> list[Holder] | None:
     """Take the lease on all of these devices, in `sockets`, and return None; or return who has one of them.
 
     That is nobody where it `gives_way` to others that wait.
@@ -81,19 +81,19 @@ def _take(own: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bool)
     with contextlib.ExitStack() as looking:
         while not looking.enter_context(_bound(TAKING)):
             task.pause(TAKING_POLL)
-        others = _others(own, HOLDS)
-        if others or (gives_way and _others(own, WAITS)):
-            return others
-        _bind(own, HOLDS, sockets)
+        holders = _others(leases, HOLDS)
+        if holders or (gives_way and _others(leases, WAITS)):
+            return holders
+        _bind(leases, HOLDS, sockets)
         return None
 
 
-def _bind(own: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) -> None:
-    for mine in own:
+def _bind(leases: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) -> None:
+    for mine in leases:
         sockets.enter_context(_bound(mine.name(prefix)))
 
 
-def _others(own: Sequence[Holder], prefix: str) -> list[Holder]:
+def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
     """Return who else measures on one of these devices now, or waits to; none where the system does not say."""
     try:
         lines = SOCKETS.read_text(errors="replace").splitlines()
@@ -102,7 +102,9 @@ def _others(own: Sequence[Holder], prefix: str) -> list[Holder]:
     names = {line.partition(f"@{prefix}/")[2] for line in lines}
     parts = [name.split("/", 3) for name in names if name.count("/") >= 3]
     every = sorted(Holder(device, sharing, int(pid), sweep) for device, sharing, pid, sweep in parts if pid.isdecimal())
-    return [each for each in every if any(each.device == mine.device and each.sharing != mine.sharing for mine in own)]
+    return [
+        each for each in every if any(each.device == mine.device and each.sharing != mine.sharing for mine in leases)
+    ]
 
 
 @contextlib.contextmanager
