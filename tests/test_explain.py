@@ -58,14 +58,14 @@ def test_shares_are_the_planted_ones_and_add_up_to_the_whole(tmp_path, even_only
     """With half of the combinations as well: the interaction is halved between its two knobs."""
     explanation = explained(factorial(tmp_path, even_only))
     truth = {"vllm": ENGINE, "batching": 0.5 + TOGETHER / 2, "graphs": 0.2 + TOGETHER / 2, "no-cache": -0.1, "draft": 0}
-    whole = sum(truth.values())
+    total = sum(truth.values())
     for name, log in truth.items():
         part = parts(explanation)[name]
-        assert part.share.value == pytest.approx(log / whole, abs=0.03)
-        assert part.share.low <= log / whole <= part.share.high
+        assert part.share.value == pytest.approx(log / total, abs=0.03)
+        assert part.share.low <= log / total <= part.share.high
         assert part.gain.low <= math.exp(log) <= part.gain.high
     assert sum(part.share.value for part in explanation.parts) == pytest.approx(1)
-    assert math.prod(part.gain.value for part in explanation.parts) == pytest.approx(explanation.whole.value)
+    assert math.prod(part.gain.value for part in explanation.parts) == pytest.approx(explanation.total.value)
     assert explanation.begin == "the baseline"
 
 
@@ -149,7 +149,7 @@ def test_the_interval_of_a_difference_is_that_of_every_comparison():
 
 def test_one_launch_gives_no_interval(tmp_path):
     explanation = explained(factorial(tmp_path, launches=1))
-    assert math.isnan(explanation.whole.low)
+    assert math.isnan(explanation.total.low)
     assert all(math.isnan(part.share.low) for part in explanation.parts)
 
 
@@ -165,7 +165,7 @@ def test_parts_of_no_change_at_all_have_no_share(tmp_path, spread):
     ]
     results = RunResults(run_of(tmp_path, rows))
     explanation = explained(results)
-    assert explanation.whole.value == pytest.approx(1)
+    assert explanation.total.value == pytest.approx(1)
     assert all(math.isnan(part.share.value) for part in explanation.parts)
     assert "that may be no change" in report_of(results.run)
     assert waterfall.draw(results.run, results.layout) is not None

@@ -57,7 +57,7 @@ class Explanation:
     begin: str  # what the whole is compared with
     first: float  # the geometric means of the launches at both ends
     final: float
-    whole: Change
+    total: Change
     parts: tuple[Part, ...]
     interactions: tuple[tuple[str, Change], ...] = ()
     notes: tuple[str, ...] = ()
@@ -128,11 +128,11 @@ class _Launches:
 
 def _of_ladder(design: Ladder, quantity: LabelledColumn, model: BlockModel) -> Explanation:
     unit = np.eye(len(design.points))
-    steps, whole = unit[1:] - unit[:-1], unit[-1] - unit[0]
+    steps, total = unit[1:] - unit[:-1], unit[-1] - unit[0]
     parts = [
         Part(name, "", gain, share)
         for name, gain, share in zip(
-            design.steps[1:], _gains(model, steps, len(steps)), _shares(model, steps, whole), strict=True
+            design.steps[1:], _gains(model, steps, len(steps)), _shares(model, steps, total), strict=True
         )
     ]
     notes = (
@@ -140,7 +140,7 @@ def _of_ladder(design: Ladder, quantity: LabelledColumn, model: BlockModel) -> E
         "a ladder gives shares in its own order alone: in another order the same steps may have others",
     )
     first, final = np.exp(model.effects[[0, -1]])
-    (change,) = _gains(model, whole[None], 1)
+    (change,) = _gains(model, total[None], 1)
     return Explanation("ladder", design.task, quantity, design.steps[0], first, final, change, tuple(parts), (), notes)
 
 
@@ -166,14 +166,14 @@ def _of_factorial(design: Factorial, quantity: LabelledColumn, model: BlockModel
         begin, none = "the baseline", len(measured)
         rows = np.vstack([unit[measured.index(frozenset())] - unit[none], rows])
         names.insert(0, (design.engine, "all off"))
-    whole = unit[every] - unit[none]
+    total = unit[every] - unit[none]
     alone = [_single(model, measured, frozenset([key]), frozenset(), len(knobs)) for key in knobs]
     last = [_single(model, measured, design.all_on, design.all_on - {key}, len(knobs)) for key in knobs]
     rest = [NO_CHANGE] * (len(names) - len(knobs))
-    gains, shares = _gains(model, rows, len(rows)), _shares(model, rows, whole)
+    gains, shares = _gains(model, rows, len(rows)), _shares(model, rows, total)
     parts = [Part(*name, *each) for name, *each in zip(names, gains, shares, rest + alone, rest + last, strict=True)]
     first, final = np.exp(model.effects[[none, every]])
-    (change,) = _gains(model, whole[None], 1)
+    (change,) = _gains(model, total[None], 1)
     return Explanation(
         "factorial",
         design.task,
@@ -239,20 +239,20 @@ def _gains(model: BlockModel, weights: FloatArray, comparisons: int) -> list[Cha
     return [Change(*map(float, column)) for column in ends.T]
 
 
-def _shares(model: BlockModel, rows: FloatArray, whole: FloatArray) -> list[Change]:
-    """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·whole may be 0.
+def _shares(model: BlockModel, rows: FloatArray, total: FloatArray) -> list[Change]:
+    """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·total may be 0.
 
     NaN ends where the whole itself may be nothing, and no share can be ruled out; no value either where the whole is
     next to nothing, of which any part is a large multiple.
     """
-    sums, size = rows @ model.effects, float(whole @ model.effects)
+    sums, size = rows @ model.effects, float(total @ model.effects)
     if not np.abs(sums).max(initial=0.0) < WIDEST_SHARE * abs(size):
         return [NO_CHANGE] * len(rows)
     values = sums / size
 
     def excess(share: FloatArray) -> FloatArray:
         """The distance of each row's sum without its share of the whole from 0, beyond half of its interval."""
-        sums, half = model.contrasts(rows - share[:, None] * whole, len(rows))
+        sums, half = model.contrasts(rows - share[:, None] * total, len(rows))
         return np.asarray(np.abs(sums) - half, np.float64)
 
     ends = []

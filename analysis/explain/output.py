@@ -25,10 +25,10 @@ def gain_sentence(explanation: Explanation) -> str:
     largest = sorted(each.parts, key=lambda part: -abs(part.share.value))[:3]
     shares = ", ".join(f"{part.name} {share_text(part.share)}" for part in largest)
     figures = f"{each.quantity.shown(each.first)} to {each.quantity.shown(each.final)} {each.quantity.unit}"
-    whole = f"{each.task}: {each.quantity.in_sentence} {figures}, {factor(each.whole)} {each.begin}"
-    if not each.whole.low <= 1 <= each.whole.high:
-        return f"{whole}; of which {shares}" if math.isfinite(each.whole.low) else f"{whole}, without an interval"
-    return f"{whole}; that may be no change, so no shares are certain"
+    total = f"{each.task}: {each.quantity.in_sentence} {figures}, {factor(each.total)} {each.begin}"
+    if not each.total.low <= 1 <= each.total.high:
+        return f"{total}; of which {shares}" if math.isfinite(each.total.low) else f"{total}, without an interval"
+    return f"{total}; that may be no change, so no shares are certain"
 
 
 def factor(change: Change) -> str:
@@ -68,7 +68,7 @@ def part_cells(part: Part, kind: str) -> tuple[str, ...]:
 
 def rows(explanation: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The headings and the rows of an explanation's table, the whole last."""
-    together = Part(END, "", explanation.whole, Change(1.0, math.nan, math.nan))
+    together = Part(END, "", explanation.total, Change(1.0, math.nan, math.nan))
     headings = LADDER_HEADINGS if explanation.kind == "ladder" else PART_HEADINGS
     return headings, [part_cells(part, explanation.kind) for part in (*explanation.parts, together)]
 
@@ -124,8 +124,8 @@ def explanation_records(explanations: Sequence[Explanation]) -> list[dict[str, A
 
 def _entries(each: Explanation) -> list[dict[str, Any]]:
     none = Change(math.nan, math.nan, math.nan)
-    whole = Part(END, "", each.whole, Change(1.0, math.nan, math.nan))
-    entries = [(part, "part") for part in each.parts] + [(whole, "whole")]
+    total = Part(END, "", each.total, Change(1.0, math.nan, math.nan))
+    entries = [(part, "part") for part in each.parts] + [(total, "whole")]
     entries += [(Part(label, "", change, none), "interaction") for label, change in each.interactions]
     return [
         {"entry": entry, "name": part.name, "change": part.change or None}

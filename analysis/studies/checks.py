@@ -62,10 +62,10 @@ class BestCheck(FindingCheck):
             return _lacking(f"{_words({**self.where, **self.expected})} with {self.column}")
         ordered = ordered.sort_values(self.column, ascending=self.better == "lower")
         expected = matching_points(ordered, self.expected)
-        others = ordered.drop(expected.index)
-        if expected.empty or others.empty:
+        rivals = ordered.drop(expected.index)
+        if expected.empty or rivals.empty:
             return _lacking(f"{_words({**self.where, **self.expected})} and another")
-        first, second = expected.iloc[0], others.iloc[0]
+        first, second = expected.iloc[0], rivals.iloc[0]
         ratio, low, high = _ratio(first, second, self.column)
         holds = low > 1 if self.better == "higher" else high < 1
         return CheckAnswer(holds, f"{ratio:.2f}x{_interval(low, high)} the next best, {_name(second)}")
@@ -90,10 +90,10 @@ class RatioCheck(FindingCheck):
             numerators = numerators.nlargest(1, self.column)
             denominators = denominators.nlargest(1, self.column)
         ratios = [
-            _ratio(one, other, self.column)
-            for _, one in numerators.iterrows()
-            for _, other in denominators.iterrows()
-            if all(one.get(key) == other.get(key) or key not in points for key in self.same)
+            _ratio(numerator, denominator, self.column)
+            for _, numerator in numerators.iterrows()
+            for _, denominator in denominators.iterrows()
+            if all(numerator.get(key) == denominator.get(key) or key not in points for key in self.same)
         ]
         if not ratios:
             return _lacking(f"{_words(self.of)} beside {_words(self.to)}")
@@ -202,10 +202,10 @@ def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFr
     return points
 
 
-def _ratio(one: "pd.Series[Any]", other: "pd.Series[Any]", column: str) -> tuple[float, float, float]:
+def _ratio(numerator: "pd.Series[Any]", denominator: "pd.Series[Any]", column: str) -> tuple[float, float, float]:
     """The ratio of two points, and its unfavourable and favourable end by the intervals of a new launch."""
-    ratio = float(one[column] / other[column])
-    ends = [_ends(point, column) for point in (one, other)]
+    ratio = float(numerator[column] / denominator[column])
+    ends = [_ends(point, column) for point in (numerator, denominator)]
     return ratio, ends[0][0] / ends[1][1], ends[0][1] / ends[1][0]
 
 
