@@ -48,6 +48,22 @@ def test_a_server_that_does_not_answer_is_asked_again(metadata, monkeypatch):
     assert pauses == [preemption.ASK_AGAIN]
 
 
+def test_a_server_that_does_not_wait_for_a_change_is_not_asked_on_and_on(metadata, monkeypatch):
+    answers, pauses = iter(["FALSE", "FALSE", "TRUE"]), []
+    monkeypatch.setattr(preemption.time, "sleep", pauses.append)
+
+    def answer(self):
+        text = next(answers).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    monkeypatch.setattr(metadata.RequestHandlerClass, "do_GET", answer)
+    preemption.wait_for_notice(preemption.notice_url())
+    assert pauses == [preemption.ASK_AGAIN] * 2
+
+
 def test_other_machines_are_not_asked(monkeypatch, tmp_path):
     monkeypatch.delenv(preemption.METADATA_HOST, raising=False)
     product = tmp_path / "product_name"

@@ -43,6 +43,8 @@ def wait_for_notice(url: str) -> None:
                 continue
             if answer.text.strip() == "TRUE":
                 return
+            if "ETag" not in answer.headers:  # then it does not wait for a change
+                time.sleep(ASK_AGAIN)
             etag = answer.headers.get("ETag", "0")
 
 
