@@ -424,6 +424,7 @@ def test_secrets_do_not_go_to_the_process_that_makes_it(monkeypatch, tmp_path):
     assert "hf_secret_value" not in agreement._reference_environ(launch(tmp_path)).values()
 
 
+@pytest.mark.slow
 def test_an_engine_below_the_gate_is_invalid_and_not_measured(monkeypatch, tmp_path):
     """Through the whole command."""
     columns = {"agreement": 0.4, "agreement_low": 0.3, "agreement_high": 0.5, "agreement_positions": 1400}

@@ -138,6 +138,7 @@ def test_only_some_engines_are_attached_to():
         build({**load_option("backend", "vllm"), "url": "http://host:1"}, "backend").check()
 
 
+@pytest.mark.slow
 def test_the_worked_example(tmp_path):
     """Its files, written as the document has them into a copy of the project, are an engine that sweep measures."""
     blocks = BLOCK.findall(backends_table.DOCUMENT.read_text())

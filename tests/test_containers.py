@@ -291,6 +291,7 @@ def test_a_node_without_a_runtime_cannot_take_an_image():
     assert "podman" in (fit.problem(named, docker) or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["docker"], indirect=True)
 def test_a_trial_in_an_image_through_the_whole_command(runtime, nvml, tmp_path, monkeypatch):
     """The row's versions are the image's digest, and the GPU is pinned by its UUID."""

@@ -173,6 +173,7 @@ def running(out, stdout=subprocess.PIPE):
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
 def test_a_results_folder_that_goes_halts_the_run_at_once(tmp_path, replaced):
     out = tmp_path / "out"

@@ -502,6 +502,7 @@ def test_a_cache_of_another_embedder_is_not_read(tmp_path):
             assert result(post(url, ASK)) == "miss"
 
 
+@pytest.mark.slow
 def test_the_command_serves_on_when_the_disk_is_full(tmp_path):
     """`sweep gateway gateway=cache` whose files may not grow: answers are kept in memory, losses counted."""
     path = tmp_path / "answers"

@@ -211,6 +211,7 @@ def test_cores_are_dealt_out_by_gpu(nvml, monkeypatch):
     assert len(deployment.split_cores(("GPU-of-another",), 1)[0]) == 15
 
 
+@pytest.mark.slow
 def test_a_trial_runs_on_the_gpu_that_the_user_chose(nvml, monkeypatch, tmp_path):
     """Through the whole command: the second of two GPUs, by its UUID, whoever counts."""
     nvml()

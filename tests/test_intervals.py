@@ -248,6 +248,7 @@ def cells() -> list[Cell]:
         return [*whole, *steady_study("load 0.7", replicates=[3], repetitions=100, seed=2)]
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth(cells: list[Cell]) -> None:
     """A corner of docs/measurements/coverage.md: 0.90 is five standard errors of 300 repetitions below what is seen."""
     shown = [cell for cell in cells if cell.rule == "ours" and cell.counts]

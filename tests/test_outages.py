@@ -225,6 +225,7 @@ def test_an_open_breaker_stops_the_run_at_once_only_where_nothing_has_worked():
 # Through the whole command -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_reset_connection_costs_no_trial(tmp_path, capsys):
     """The interpreter's first question fails, as over a network disk: the deployment had eight launch_failed before."""
     script, asked = tmp_path / "python", tmp_path / "asked"

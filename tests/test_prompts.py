@@ -160,6 +160,7 @@ def test_a_bad_file_is_refused_at_the_door(
     assert str(caught.value) in error
 
 
+@pytest.mark.slow
 def test_a_file_of_people_is_a_workload_of_its_own_name(tmp_path: Path) -> None:
     """`workload=FILE`: through the whole command, every answer as long as the one that was recorded."""
     file = write(tmp_path / "asked.json", SHAREGPT)
@@ -229,6 +230,7 @@ def test_a_data_set_of_several_parts_wants_one_named(copy: Path, tmp_path: Path)
     assert workload("tinystories", dataset=str(copy), config="more").requests(None, 8, seed=1)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_fetched_and_its_commit_is_the_plans(
     hub: Any,  # noqa: F811
     copy: Path,
@@ -275,6 +277,7 @@ MOONCAKE = "".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"), [("AzureLLMInferenceTrace_conv.csv", AZURE), ("mooncake_trace.jsonl", MOONCAKE)]
 )
@@ -339,6 +342,7 @@ def test_a_model_is_given_by_its_repository_or_its_folder(tmp_path: Path) -> Non
     assert [point["model"]["max_model_len"] for point in both] == [512, 512]
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_runs_by_its_name_alone(
     hub: Any,  # noqa: F811
     folder: Path,  # noqa: F811

@@ -149,6 +149,7 @@ def test_the_studys_table_stands_beside_ours_as_ratios(tmp_path: Path) -> None:
     assert rows["vllm, reasoning, 128", "output_throughput"].measured_ratio is None  # the baseline has no such batch
 
 
+@pytest.mark.slow
 def test_a_run_is_found_by_its_name_under_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "results" / "night", "throughput_bound", throughput_rows())
     monkeypatch.chdir(tmp_path)
@@ -156,6 +157,7 @@ def test_a_run_is_found_by_its_name_under_results(tmp_path: Path, monkeypatch: p
         assert main([command, "night"]) == 0
 
 
+@pytest.mark.slow
 def test_the_command_and_the_report_print_the_judgements(tmp_path: Path, capsys: Any) -> None:
     results = run(tmp_path, "throughput_bound", throughput_rows())
     assert main(["studies", str(tmp_path)]) == 0

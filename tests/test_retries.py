@@ -200,6 +200,7 @@ def dying_python(folder, *deaths):
 KILLED, ERROR = "kill -9 $$", 'echo "ValueError: no such flag"; exit 1'
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_killed_is_tried_again_in_the_same_command(tmp_path):
     """Killed at both launches of its attempt: without a second try the trial would end as it is."""
     command = [*TRIAL, f"out={tmp_path / 'out'}", "attempts=1", dying_python(tmp_path, (1, KILLED))]
@@ -209,6 +210,7 @@ def test_an_engine_that_is_killed_is_tried_again_in_the_same_command(tmp_path):
     assert main([*command, f"out={tmp_path / 'other'}"]) == 0
 
 
+@pytest.mark.slow
 def test_a_bad_flag_is_final_after_its_second_try(tmp_path, capsys):
     deaths = [(number, ERROR) for number in range(1, 99)]
     command = [*TRIAL, f"out={tmp_path / 'out'}", "attempts=1", dying_python(tmp_path, *deaths)]

@@ -27,9 +27,8 @@ COMMAND += ["hardware=cpu", "cluster=inline", "tracking=none"]
 CLOSED = ["load=closed", "load.concurrency=6"]
 OWN = f"model.tokenizer={SHIPPED_TOKENIZER}"
 TPOT = 0.02
-pytestmark = pytest.mark.flaky(
-    reruns=2
-)  # a busy machine makes the server late, which then sends several events at once
+BUSY = pytest.mark.flaky(reruns=2)  # a busy machine makes the server late, which then sends several events at once
+pytestmark = [BUSY, pytest.mark.slow]
 
 
 def sweep(
