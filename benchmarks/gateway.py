@@ -13,12 +13,15 @@ import argparse
 import atexit
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import uuid
 from array import array
 from collections.abc import Iterator, Mapping
@@ -36,6 +39,7 @@ from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.wire import Target
 from sweep.config import ROOT
 from sweep.inputs.workload import WORDS
+from sweep.provenance import commit
 from sweep.records import Request
 
 TTFT, ITL, TOKENS = 0.05, 0.02, 64
@@ -191,6 +195,16 @@ def replaced(text: str, mark: tuple[str, str], lines: list[str]) -> str:
     return before + mark[0] + "\n".join(lines) + "\n" + mark[1] + rest.partition(mark[1])[2]
 
 
+def circumstances(before: float) -> str:
+    """A sentence on what was measured, and how busy the machine was (load averages of one minute)."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "uvloop", "httptools"))
+    cores, after = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    return (
+        f"Commit {commit()}, Python {platform.python_version()}, {versions}; {cores} cores, load average {before:.1f} "
+        f"when it began and {after:.1f} when it ended, which includes its own."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default="1,16,64,256")
@@ -202,7 +216,9 @@ def main() -> None:
     for form in set(FORMS) - {"direct", *options.forms.split(",")}:
         del FORMS[form]
     loads = [Load(16, spread=True), *(Load(int(streams)) for streams in options.streams.split(",") if streams)]
+    before = os.getloadavg()[0]
     lines = table(loads, options.repeats, options.seconds)
+    lines += ["", *textwrap.wrap(circumstances(before), 120)]
     print("\n".join(lines))
     if options.write:
         options.write.write_text(replaced(options.write.read_text(), MARK, lines))

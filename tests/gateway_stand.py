@@ -14,7 +14,7 @@ import httptools
 import uvloop
 
 from sweep.gateway.server import Service
-from sweep.gateway.settings import Gateway
+from sweep.gateway.settings import RESET_HEADER, Gateway
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Received:
         return json.loads(self.body)
 
 
+RESET = {RESET_HEADER: "key"}  # header of a request to begin anew
 Script = Callable[[socket.socket, Received], None]
 
 
@@ -86,9 +87,8 @@ def engine(script: Script) -> Iterator[ScriptedEngine]:
 def gateway(*urls: str, log: Any = None, tokenizer: Any = None, **settings: Any) -> Iterator[str]:
     """The URL of a gateway in front of these engines, for the length of the block."""
     ready: Any = threading.Event()
-    service = Service(
-        Gateway.model_validate(settings), urls, tokenizer=tokenizer, log=None if log is None else str(log)
-    )
+    path = None if log is None else str(log)
+    service = Service(Gateway.model_validate(settings), urls, tokenizer=tokenizer, log=path, reset_key="key")
 
     def on_ready(url: str, server: Any) -> None:
         ready.url, ready.server = url, server
@@ -104,7 +104,7 @@ def gateway(*urls: str, log: Any = None, tokenizer: Any = None, **settings: Any)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield ready.url
     finally:

@@ -15,8 +15,9 @@ import pytest
 from sweep.__main__ import main
 from sweep.gateway.clipping import clip_text
 from sweep.gateway.engines import EngineState, Router, raise_file_limit
+from sweep.gateway.settings import RESET_HEADER
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain, stream
+from tests.gateway_stand import RESET, STREAM_HEAD, engine, gateway, plain, stream
 from tests.simulated_engine import ROOT, simulated
 
 # A stream with all that a rewriting proxy would spoil: odd spaces, comments, other line ends, half characters.
@@ -448,7 +449,7 @@ def test_an_engine_that_dies_in_mid_stream_is_an_error_in_the_stream(tmp_path):
     assert EVENTS[0] in received
     assert b'\n\ndata: {"error": {"message": "the engine failed before its answer was complete"' in received
     assert not received.endswith(b"0\r\n\r\n"), "the client sees that it is not complete"
-    assert decisions(log)[0]["error"] == "ClientPayloadError"
+    assert decisions(log)[0]["error"] == "EngineFailed"
 
 
 def test_an_engine_that_dies_in_mid_answer_ends_the_connection():
@@ -497,12 +498,24 @@ def test_ten_thousand_connections_at_once():
     assert {(answer[:12], answer.count(b"data: ")) for answer in answers} == {(b"HTTP/1.1 200", 3)}
 
 
-def test_only_this_machine_may_reset():
+def test_only_those_with_the_key_may_reset():
+    """The address says nothing: behind a proxy on this machine all clients have this machine's."""
     with gateway("http://127.0.0.1:9") as url:
         time.sleep(0.5)
-        assert httpx.post(f"{url}/gateway/reset").status_code == 200
+        for headers in ({}, {RESET_HEADER: ""}, {RESET_HEADER: "k"}, {"x-forwarded-for": "127.0.0.1"}):
+            assert httpx.post(f"{url}/gateway/reset", headers=headers).status_code == 403
+        assert httpx.post(f"{url}/gateway/reset", headers=RESET).status_code == 200
         assert httpx.get(f"{url}/gateway/state").json()["looks"] < 25, "those before are forgotten"
         assert httpx.get(f"{url}/gateway/reset").status_code == 404
+
+
+def test_a_gateway_without_a_key_is_never_reset():
+    command = [sys.executable, "-m", "sweep", "gateway", "--to", "http://127.0.0.1:9", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        url = process.stdout.readline().split()[2].rstrip(",")
+        statuses = [httpx.post(f"{url}/gateway/reset", headers=each).status_code for each in ({}, {RESET_HEADER: ""})]
+        process.terminate()
+    assert statuses == [403, 403]
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,15 @@ import pytest
 
 from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
-from sweep.gateway.caching.embedding import load_embedder
+from sweep.gateway.caching.embedding import WordLlamaEmbedder, load_embedder
 from sweep.gateway.caching.flight import Flight
 from sweep.gateway.caching.keys import AnswerKey, is_deterministic
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.caching.store import AnswerStore
 from sweep.gateway.call import Call
-from sweep.gateway.engines import EngineAnswer
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Cache
-from tests.gateway_stand import STREAM_HEAD, engine, gateway, plain
+from tests.gateway_stand import RESET, STREAM_HEAD, engine, gateway, plain
 from tests.simulated_engine import ROOT
 from tests.test_gateway import (
     CHAT,
@@ -255,24 +254,107 @@ def test_a_flight_outlives_the_client_that_began_it_and_ends_with_the_last():
         assert result(post(url, ASK | {"prompt": OTHER})) == "miss", "what nobody waited for was not finished"
 
 
+class ScriptedAnswer:
+    """An answer whose chunks a test pushes; an exception breaks it off."""
+
+    def __init__(self, *chunks):
+        self.status, self.headers = 200, STREAM
+        self.chunks: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self.is_closed = False
+        for chunk in chunks:
+            self.chunks.put_nowait(chunk)
+
+    async def read(self):
+        chunk = await self.chunks.get()
+        if isinstance(chunk, Exception):
+            raise chunk
+        return chunk
+
+    def close(self):
+        self.is_closed = True
+
+
+def flight_of(answer, landed=None, begun=None):
+    async def ask():
+        if begun is not None:
+            await begun.wait()
+        return answer
+
+    return Flight(ask, lambda *complete: None if landed is None else landed.append(complete), lambda: None)
+
+
+async def text_from(flight):
+    answer = await flight.join()
+    with contextlib.closing(answer):
+        return b"".join([chunk async for chunk in parts_of(answer)])
+
+
+async def read_together(readers):
+    """A scripted answer that has begun, its flight, this many readers who wait for its next chunk, and what landed."""
+    engine_answer, landed = ScriptedAnswer(b"a"), []
+    flight = flight_of(engine_answer, landed)
+    waiting = [asyncio.ensure_future(text_from(flight)) for _ in range(readers)]
+    await asyncio.sleep(0.01)
+    return engine_answer, flight, waiting, landed
+
+
+async def parts_of(answer):
+    while chunk := await answer.read():
+        yield chunk
+
+
 def test_nobody_joins_a_flight_that_its_last_reader_has_left():
     async def follow():
-        never = asyncio.Event()
-
-        @contextlib.asynccontextmanager
-        async def ask():
-            async def rest():
-                await never.wait()
-                yield b""
-
-            yield EngineAnswer(200, [], b"begun", rest())
-
-        flight = Flight(ask, lambda *answer: None, lambda: None)
-        async with flight.join():
+        engine_answer = ScriptedAnswer(b"begun")
+        flight = flight_of(engine_answer)
+        with contextlib.closing(await flight.join()):
             assert flight.is_open
-        return flight.is_open
+        return flight.is_open, engine_answer.is_closed
 
-    assert not asyncio.run(follow()), "its answer ends in the middle"
+    assert asyncio.run(follow()) == (False, True), "its answer ends in the middle"
+
+
+def test_a_reader_of_a_flight_goes_on_where_another_left():
+    """The one that waited for the engine leaves: the next chunk is neither lost nor doubled."""
+
+    async def follow():
+        engine_answer, _, readers, landed = await read_together(4)
+        for chunk, leaving in ((b"b", readers[0]), (b"c", readers[2])):
+            leaving.cancel()
+            await asyncio.sleep(0.01)
+            engine_answer.chunks.put_nowait(chunk)
+            await asyncio.sleep(0.01)
+        engine_answer.chunks.put_nowait(b"")
+        return await asyncio.gather(readers[1], readers[3]), landed
+
+    texts, landed = asyncio.run(follow())
+    assert texts == [b"abc"] * 2
+    assert landed == [(200, STREAM, [b"a", b"b", b"c"])]
+
+
+def test_a_flight_that_breaks_off_breaks_off_for_all():
+    async def follow():
+        engine_answer, flight, readers, landed = await read_together(3)
+        engine_answer.chunks.put_nowait(ConnectionResetError())
+        results = await asyncio.gather(*readers, return_exceptions=True)
+        return [type(each) for each in results], landed, engine_answer.is_closed, flight.is_open
+
+    assert asyncio.run(follow()) == ([ConnectionResetError] * 3, [], True, False)
+
+
+def test_a_flight_whose_reader_leaves_before_the_answer_begins_goes_on_for_another():
+    async def follow():
+        begun = asyncio.Event()
+        engine_answer = ScriptedAnswer(b"a", b"")
+        flight = flight_of(engine_answer, begun=begun)
+        first, second = (asyncio.ensure_future(text_from(flight)) for _ in range(2))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.sleep(0.01)
+        begun.set()
+        return await second
+
+    assert asyncio.run(follow()) == b"a"
 
 
 # -- what is kept
@@ -288,6 +370,7 @@ def test_nobody_joins_a_flight_that_its_last_reader_has_left():
         b'data: {"choices":[{"finish_reason":"abort"}]}\n\ndata: [DONE]\n\n',
         b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: {"error":{"message":"x"}}\n\ndata: [DONE]\n\n',
         b"data: nonsense\n\ndata: [DONE]\n\n",
+        b"data: " + b"[" * 100_000 + b"\n\ndata: [DONE]\n\n",
         b'data: {"choices":[{"finish_reason":["stop"]}],"usage":"none"}\n\ndata: [DONE]\n\n',
         b"\x00\xff\n\ndata: [DONE]\n\n",
     ],
@@ -383,6 +466,22 @@ def test_the_default_embedder_knows_near_misses_as_near():
     assert not embedder.embed("").any()
 
 
+def test_a_vector_is_the_same_whatever_words_were_seen_before(monkeypatch):
+    """Also when the words remembered are too many, and are forgotten in the middle of a text."""
+    monkeypatch.setattr("sweep.gateway.caching.embedding.REMEMBERED_WORDS", 5)
+    text = "the river rose in the night and by morning the bridge was gone"
+    vectors = [WordLlamaEmbedder().embed(text)]
+    embedder = WordLlamaEmbedder()
+    for before in ("", "in the night", "a b c d e", text, text):
+        embedder.embed(before)
+        vectors.append(embedder.embed(text))
+    tokenizer, rows = embedder._tokenizer, embedder._vectors
+    tokens = rows[tokenizer.encode(text, add_special_tokens=False).ids].sum(axis=0)
+    vectors.append(tokens / np.linalg.norm(tokens))
+    for vector in vectors:
+        assert vector == pytest.approx(vectors[0], abs=1e-6)
+
+
 def test_another_embedder_that_is_missing_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="pip install sentence-transformers"):
         load_embedder("all-MiniLM-L6-v2")
@@ -419,7 +518,7 @@ def test_answers_outlive_the_gateway_and_hold_no_secret(tmp_path):
         with gateway(behind.url, **settings) as url:
             again, near = post(url, ASK, **secret), post(url, ASK | {"prompt": NEAR}, **secret)
             stranger = post(url, ASK)
-            httpx.post(f"{url}/gateway/reset")
+            httpx.post(f"{url}/gateway/reset", headers=RESET)
             after = post(url, ASK, **secret)
     assert [result(each) for each in (again, near, stranger, after)] == ["exact", "semantic", "miss", "miss"]
     assert text_of(again) == " answer 0"
@@ -468,15 +567,11 @@ def test_stale_answers_leave_the_file_with_the_next_that_is_written(tmp_path):
             key = source.keys.of(call)
             if (await source.find(call, key))[0] is None:
                 flight, _ = source.board(call, key, None, complete)
-                async with flight.join() as answer:
-                    _ = [chunk async for chunk in answer.chunks()]
+                with contextlib.closing(await flight.join()) as answer:
+                    _ = [chunk async for chunk in parts_of(answer)]
 
-    @contextlib.asynccontextmanager
     async def complete():
-        async def rest():
-            yield b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
-
-        yield EngineAnswer(200, STREAM, b"", rest())
+        return ScriptedAnswer(b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n', b"")
 
     def remaining(*prompts):
         source = AnswerSource(settings, Metrics(), lambda: now[0])

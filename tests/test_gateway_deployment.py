@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+from array import array
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,9 @@ from sweep.gateway.settings import Clip, Gateway
 from sweep.inputs.prompts import Paraphrases
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.numbers.quantities import gateway as quantities
+from sweep.numbers.selection import measured
 from sweep.numbers.warnings import trial_warnings
-from sweep.records import Request
+from sweep.records import Record, Records, Request
 from tests.gateway_stand import engine
 from tests.simulated_engine import behind_tls, simulated
 
@@ -67,6 +69,7 @@ def test_the_row_says_what_the_cache_bought_and_what_it_falsified(tmp_path):
     assert row["outcome"] != "ok" or ("false-hits" in row["warnings"]) == bool(false)
     assert row["served_agreement"] in (None, 1.0), "the simulated engine says the same to all"
     assert row["outcome"] != "ok" or row["cache_cost_saved"] > 0
+    assert row["outcome"] != "ok" or row["cache_latency_saved"] > 0
     assert json.loads(row["config"])["gateway"]["cache"]["threshold"] == 0.8
     texts = [path.read_text() for path in (tmp_path / "out").rglob("gateway/*")]
     assert not any("prime" in text for text in texts), "no prompt in the gateway's logs"
@@ -103,6 +106,17 @@ def test_thresholds_are_an_axis_and_clipping_an_option(tmp_path):
     assert [clip[name] for name in of_a_cache] == [None] * 5
     assert None not in [cache[name] for name in of_a_cache[:4]]
     assert cache["clipped_tokens"] == 0
+
+
+def test_the_threshold_is_an_axis_with_a_figure_of_hits_against_false_hits(tmp_path):
+    rows = rows_of(tmp_path, "gateway=cache", "gateway.cache.threshold=0.5,0.97", "workload.num_requests=30")
+    by_threshold = {json.loads(row["config"])["gateway"]["cache"]["threshold"]: row for row in rows}
+    low, high = by_threshold[0.5], by_threshold[0.97]
+    assert low["cache_hit_rate"] > high["cache_hit_rate"]
+    assert low["false_hit_rate"] >= high["false_hit_rate"]
+    if {row["outcome"] for row in rows} == {"ok"}:
+        figure = (tmp_path / "out" / "figures" / "cache_hits.svg").read_text()
+        assert "threshold" in figure
 
 
 def test_requests_that_a_duration_left_unsent_are_in_no_share(tmp_path):
@@ -209,6 +223,20 @@ def test_the_quantities_of_known_decisions():
     # Two GPUs at 1.8 USD an hour for 10 s cost 0.01 USD; the cache gave 10 of 30 output tokens, half of what was made.
     assert quantities.cache_cost_saved(decisions, 1.8, 2, 10.0, 30) == pytest.approx(0.005)
     assert quantities.cache_cost_saved(decisions, 1.8, 2, 10.0, 10) is None
+
+
+def test_the_latency_that_a_cache_saves_is_the_difference_of_medians():
+    records = Records()
+    for name, seconds in (("a", 0.9), ("b", 1.1), ("c", 0.1), ("d", 0.1), ("shared", 5.0), ("failed", 9.0)):
+        record = Record(name, "measured", 0.0, 0.0, 0.0, input_tokens=4, output_tokens=1)
+        record.chunk_us, record.chunk_tokens = array("I", [round(seconds * 1e6)]), array("H", [1])
+        record.error = "closed" if name == "failed" else None
+        records.append(record)
+    results = {"a": "miss", "b": "uncacheable", "c": "exact", "d": "semantic", "shared": "shared", "failed": "miss"}
+    decisions = [{"request_id": name, "cache": result} for name, result in results.items()]
+    mask = measured(records)
+    assert quantities.cache_latency_saved(decisions, records, mask) == pytest.approx(0.9)
+    assert quantities.cache_latency_saved(decisions[:2], records, mask) is None
 
 
 def test_a_late_gateway_is_named():

@@ -2,19 +2,17 @@
 
 import asyncio
 import contextlib
+import hmac
 import json
 import time
-from collections.abc import AsyncIterator
-
-import aiohttp
 
 from sweep.gateway.caching.cache import Hit
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.call import QUESTION_KEYS, Headers, Receive, Refused, Scope, Send, read_call
 from sweep.gateway.clipping import Clipper
-from sweep.gateway.engines import EngineAnswer, Engines
+from sweep.gateway.engines import BegunAnswer, Engines
 from sweep.gateway.metrics import Decision, Metrics
-from sweep.gateway.settings import Gateway
+from sweep.gateway.settings import RESET_HEADER, RESET_VARIABLE, Gateway
 
 JSON = [(b"content-type", b"application/json")]
 TEXT = [(b"content-type", b"text/plain; version=0.0.4")]
@@ -31,7 +29,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.receive, self._send = receive, send
-        self._abort = (scope.get("extensions") or {}).get("gateway.abort")
+        self._connection = scope["extensions"]["gateway.connection"]
         self.task = asyncio.current_task()
         self.status = 0  # of the answer; 0 before it has begun
         self.gone = False  # the client left, or left the answer unread for too long
@@ -53,25 +51,18 @@ class Exchange:
         await self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
         await self.write(body, more=False)
 
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    def __enter__(self) -> "Exchange":
         """Cancel the block when the client leaves: nobody waits for its answer."""
-        watcher = asyncio.ensure_future(self._wait_for_leaving())
-        try:
-            yield
-        finally:
-            watcher.cancel()
+        self._connection.on_leave = self.drop
+        return self
 
-    async def _wait_for_leaving(self) -> None:
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
-        self.drop()
+    def __exit__(self, *error: object) -> None:
+        self._connection.on_leave = None
 
     def drop(self) -> None:
         """End the exchange without an answer."""
         self.gone = True
-        if self._abort is not None:
-            self._abort()  # a close would wait until the client has read what is buffered
+        self._connection.transport.abort()  # a close would wait until the client has read what is buffered
         if self.task is not None:
             self.task.cancel()
 
@@ -80,10 +71,16 @@ class GatewayApp:
     """The application: one for the life of the server."""
 
     def __init__(
-        self, settings: Gateway, engines: Engines, clipper: Clipper, source: AnswerSource | None, metrics: Metrics
+        self,
+        settings: Gateway,
+        engines: Engines,
+        clipper: Clipper,
+        source: AnswerSource | None,
+        metrics: Metrics,
+        reset_key: str = "",
     ) -> None:
         self.settings, self.engines, self.clipper, self.source = settings, engines, clipper, source
-        self.metrics = metrics
+        self.metrics, self.reset_key = metrics, reset_key
         self.event_interval = settings.cache.event_interval if settings.cache else 0.0
         self._exchanges: set[Exchange] = set()
 
@@ -94,7 +91,8 @@ class GatewayApp:
         self._exchanges.add(exchange)
         try:
             if scope["method"] == "POST" and scope["path"] in QUESTION_KEYS:
-                await self._tell(scope, exchange)
+                with exchange:
+                    await self._tell(scope, exchange)
             else:
                 await self._control(scope, exchange)
         except asyncio.CancelledError:
@@ -116,7 +114,7 @@ class GatewayApp:
             if exchange.status:
                 raise BrokenAnswer from error
             await exchange.answer(refusal.status, [*JSON, *refusal.headers], refusal.body)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except OSError as error:
             decision.error = type(error).__name__
             raise BrokenAnswer from error
         finally:
@@ -131,31 +129,32 @@ class GatewayApp:
         decision.input_before, decision.input_after, decision.output_before, decision.output_after = clipped
         notes = [(b"x-gateway-clipped", clipped.header)] if clipped.header else []
         key = self.source.keys.of(call) if self.source is not None else None
-        async with exchange.watched():
-            if self.source is None or key is None:
-                decision.cache = "off" if self.source is None else "uncacheable"
-                await self._pass_on(self.engines.answer(call), notes, exchange)
-                return
-            hit, vector = await self.source.find(call, key)
-            if hit is not None:
-                await self._replay(hit, notes, exchange, decision)
-                return
-            flight, shared = self.source.board(call, key, vector, lambda: self.engines.answer(call))
-            decision.cache = "shared" if shared else "miss"
-            await self._pass_on(flight.join(), [*notes, (CACHE_HEADER, decision.cache.encode())], exchange)
+        if self.source is None or key is None:
+            decision.cache = "off" if self.source is None else "uncacheable"
+            await self._pass_on(await self.engines.answer(call), notes, exchange)
+            return
+        hit, vector = await self.source.find(call, key)
+        if hit is not None:
+            await self._replay(hit, notes, exchange, decision)
+            return
+        flight, shared = self.source.board(call, key, vector, lambda: self.engines.answer(call))
+        decision.cache = "shared" if shared else "miss"
+        notes.append((CACHE_HEADER, decision.cache.encode()))
+        await self._pass_on(await flight.join(), notes, exchange)
 
-    async def _pass_on(
-        self, begun: contextlib.AbstractAsyncContextManager[EngineAnswer], notes: Headers, exchange: Exchange
-    ) -> None:
+    async def _pass_on(self, begun: BegunAnswer, notes: Headers, exchange: Exchange) -> None:
         """Send an engine's answer on, byte for byte, as it comes."""
-        async with begun as answer:
+        with contextlib.closing(begun) as answer:
             await exchange.begin(answer.status, [*answer.headers, *notes])
-            try:
-                async for chunk in answer.chunks():
-                    await exchange.write(chunk)
-            except (aiohttp.ClientError, TimeoutError, OSError):
-                await self._report_break(answer, exchange)
-                raise
+            while True:
+                try:
+                    chunk = await answer.read()
+                except OSError:
+                    await self._report_break(answer, exchange)
+                    raise
+                if not chunk:
+                    break
+                await exchange.write(chunk)
         await exchange.write(b"", more=False)
 
     async def _replay(self, hit: Hit, notes: Headers, exchange: Exchange, decision: Decision) -> None:
@@ -176,7 +175,7 @@ class GatewayApp:
             await exchange.write(part)
         await exchange.write(b"", more=False)
 
-    async def _report_break(self, answer: EngineAnswer, exchange: Exchange) -> None:
+    async def _report_break(self, answer: BegunAnswer, exchange: Exchange) -> None:
         """Tell a stream's client that the engine failed: the status has been sent long ago."""
         if any(name.lower() == b"content-type" and b"event-stream" in value for name, value in answer.headers):
             refusal = Refused(502, "the engine failed before its answer was complete")
@@ -208,9 +207,13 @@ class GatewayApp:
             await exchange.answer(refusal.status, [*JSON, *refusal.headers], refusal.body)
 
     async def _reset(self, scope: Scope, exchange: Exchange) -> None:
-        """Start anew: for the trials of a benchmark, from this machine only."""
-        if (scope.get("client") or ("",))[0] not in ("127.0.0.1", "::1"):
-            raise Refused(403, "allowed from the gateway's own machine only")
+        """Start anew: for the trials of a benchmark, which know the key that the gateway was started with.
+
+        An address would not do: a proxy on this machine has this machine's, whoever its client is.
+        """
+        key = next((value for name, value in scope["headers"] if name == RESET_HEADER.encode()), b"")
+        if not self.reset_key or not hmac.compare_digest(key, self.reset_key.encode()):
+            raise Refused(403, f"needs the header {RESET_HEADER}, with the key in {RESET_VARIABLE}")
         self.metrics.reset()
         self.engines.router.reset()
         if self.source is not None:

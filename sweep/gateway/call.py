@@ -168,7 +168,7 @@ def parse_body(path: str, body: bytes) -> dict[str, Any]:
         raise Refused(400, f"the request's body is not JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise Refused(400, "the request's body is not a JSON object")
-    if _SURROGATE.search(body) and not _is_unicode(content):
+    if b"\\u" in body and _SURROGATE.search(body) and not _is_unicode(content):
         raise Refused(400, "the request's body has half a surrogate pair, which is no Unicode text")
     key = QUESTION_KEYS[path]
     if key not in content:

@@ -1,6 +1,7 @@
 """`sweep gateway`: its arguments read and checked."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +11,7 @@ import yaml
 from sweep.config import ConfigError, validate
 from sweep.gateway.caching.embedding import load_embedder
 from sweep.gateway.server import Service
-from sweep.gateway.settings import Gateway
+from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
 from sweep.options import ConfigPath
 
@@ -41,7 +42,9 @@ def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
             load_embedder(settings.cache.embedder)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    return Service(settings, tuple(arguments.to), arguments.host, arguments.port, arguments.tokenizer, arguments.log)
+    key = os.environ.get(RESET_VARIABLE, "")
+    to = tuple(arguments.to)
+    return Service(settings, to, arguments.host, arguments.port, arguments.tokenizer, arguments.log, key)
 
 
 def _settings(overrides: Sequence[str], options: ConfigPath) -> Gateway:

@@ -5,13 +5,12 @@ import contextlib
 import itertools
 import resource
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-import aiohttp
-
-from sweep.gateway.call import HOP_BY_HOP, Call, Headers, Refused
+from sweep.gateway.call import Call, Headers, Refused
+from sweep.gateway.connection import EngineConnection, EngineConnections, StaleConnection
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Gateway
 
@@ -21,7 +20,7 @@ IMBALANCE = 4  # requests by which an engine may be busier than the least busy o
 NOT_BEGUN = (502, 503)  # statuses of an engine that did not take the request: another may
 HEALTH_TIMEOUT = 5.0  # s
 MOST_IN_FLIGHT = 4096  # requests that the engines work on at once; others wait here
-REACH_TIMEOUT = 30.0  # s
+CONNECTION_CHECK = 1.0  # s between two looks at the time-outs
 
 
 @dataclass(eq=False)
@@ -85,58 +84,66 @@ def _blocks(prompt: str) -> Iterator[int]:
         yield value
 
 
-@dataclass
-class EngineAnswer:
+class BegunAnswer(Protocol):
     """An answer that has begun: nothing of it has been sent to the client yet."""
 
     status: int
     headers: Headers
-    first: bytes  # of the body; empty if it has none
-    rest: AsyncIterator[bytes]
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body, as it came in."""
-        if self.first:
-            yield self.first
-        async for chunk in self.rest:
-            yield chunk
+    async def read(self) -> bytes:
+        """The next bytes of the body, as they came; empty at its end. Raises OSError if it broke off."""
+        ...
+
+    def close(self) -> None:
+        """Have the engine stop, if it is not done."""
+        ...
+
+
+class EngineAnswer:
+    """An answer on the connection on which it comes."""
+
+    def __init__(self, engine: EngineState, connections: EngineConnections, connection: EngineConnection) -> None:
+        self._engine, self._connections, self._connection = engine, connections, connection
+        self.status, self.headers, self.read = connection.status, connection.headers, connection.read
+        self.slots: asyncio.Semaphore | None = None  # of which it holds one
+
+    def close(self) -> None:
+        self._engine.in_flight -= 1
+        self._connections.release(self._connection)
+        if self.slots is not None:
+            self.slots.release()
 
 
 class Engines:
-    """Connections to the engines, kept open between requests."""
+    """The engines, and the connections to them."""
 
     def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics) -> None:
         self.states = [EngineState(url.rstrip("/").removesuffix("/v1")) for url in urls]
         self.settings, self.metrics = settings, metrics
         self.router = Router(self.states, settings.routing)
-        self._session: aiohttp.ClientSession | None = None
+        self._slots = asyncio.Semaphore(MOST_IN_FLIGHT)
+        self._connections = {engine: EngineConnections(engine.url, settings.verify_tls) for engine in self.states}
 
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=MOST_IN_FLIGHT, ssl=self.settings.verify_tls),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=REACH_TIMEOUT, sock_read=self.settings.answer_timeout
-                ),
-                auto_decompress=False,  # bytes pass as they are
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
+    def close(self) -> None:
+        for connections in self._connections.values():
+            connections.close()
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    @contextlib.asynccontextmanager
-    async def answer(self, call: Call) -> AsyncIterator[EngineAnswer]:
+    async def answer(self, call: Call) -> BegunAnswer:
         """An engine's answer to a call, begun: another engine is asked as long as nothing of it has come.
 
         Raises:
             Refused: if no engine began to answer.
-            aiohttp.ClientError: in the block, from the answer's chunks, if the engine fails later.
         """
+        await self._slots.acquire()
+        try:
+            answer = await self._first_answer(call)
+        except BaseException:
+            self._slots.release()
+            raise
+        answer.slots = self._slots
+        return answer
+
+    async def _first_answer(self, call: Call) -> EngineAnswer:
         question = call.question if self.settings.routing == "prefix" else None
         prompt = question.text if question else ""
         tried: set[EngineState] = set()
@@ -151,47 +158,47 @@ class Engines:
             last = attempt == self.settings.retries or (len(tried) == len(self.states) and len(self.states) > 1)
             if attempt:
                 self.metrics.retries.inc()
-            engine.in_flight += 1
             try:
-                async with contextlib.AsyncExitStack() as stack:
-                    try:
-                        answer = await self._begin(engine, call, stack)
-                    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                        engine.healthy = isinstance(error, aiohttp.ServerDisconnectedError)
-                        problem = type(error).__name__
-                        continue
-                    if answer.status in NOT_BEGUN and not last and len(self.states) > 1:
-                        problem = f"status {answer.status}"
-                        continue
-                    yield answer
-                    return
-            finally:
-                engine.in_flight -= 1
+                answer = await self._begin(engine, call)
+            except (OSError, ValueError) as error:
+                engine.healthy = isinstance(error, StaleConnection)
+                problem = type(error).__name__
+                continue
+            engine.healthy = True
+            if answer.status not in NOT_BEGUN or last or len(self.states) == 1:
+                return answer
+            answer.close()
+            problem = f"status {answer.status}"
         status = 502 if any(engine.healthy for engine in self.states) else 503
         raise Refused(status, f"no engine answered ({problem})", [(b"retry-after", b"1")])
 
-    async def _begin(self, engine: EngineState, call: Call, stack: contextlib.AsyncExitStack) -> EngineAnswer:
-        """Send a call to an engine and wait for the first part of its answer."""
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers]
-        post = self.session.post(engine.url + call.path, data=call.body, headers=headers, allow_redirects=False)
-        response = await stack.enter_async_context(post)
-        body = response.content.iter_any()
-        first = await anext(body, b"")
-        engine.healthy = True
-        kept = [(name, value) for name, value in response.raw_headers if name.lower() not in HOP_BY_HOP]
-        return EngineAnswer(response.status, kept, first, body)
+    async def _begin(self, engine: EngineState, call: Call) -> EngineAnswer:
+        """Send a call to an engine and wait for the first part of its answer. Raises OSError."""
+        connections = self._connections[engine]
+        engine.in_flight += 1
+        try:
+            connection = await connections.ask(b"POST", call.path, call.headers, call.body)
+        except BaseException:
+            engine.in_flight -= 1
+            raise
+        return EngineAnswer(engine, connections, connection)
 
     async def get(self, path: str, headers: Headers) -> tuple[int, Headers, bytes]:
         """An engine's answer to a plain question, e.g. which models it serves."""
         engine = self.router.choose("", set())
         assert engine is not None
-        plain = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers if name == b"authorization"}
         try:
-            async with self.session.get(engine.url + path, headers=plain, allow_redirects=False) as response:
-                kept = [(name, value) for name, value in response.raw_headers if name.lower() not in HOP_BY_HOP]
-                return response.status, kept, await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return await self._get(engine, path, [pair for pair in headers if pair[0] == b"authorization"])
+        except (OSError, ValueError) as error:
             raise Refused(502, f"no engine answered ({type(error).__name__})") from None
+
+    async def _get(self, engine: EngineState, path: str, headers: Headers) -> tuple[int, Headers, bytes]:
+        connections = self._connections[engine]
+        connection = await connections.ask(b"GET", path, headers)
+        try:
+            return connection.status, connection.headers, await connection.read_all()
+        finally:
+            connections.release(connection)
 
     async def watch(self) -> None:
         """Check each engine's health again and again."""
@@ -199,12 +206,19 @@ class Engines:
             await asyncio.gather(*(self._check(engine) for engine in self.states))
             await asyncio.sleep(self.settings.health_interval)
 
+    async def watch_connections(self) -> None:
+        """Break off answers of engines that are silent for too long."""
+        while True:
+            await asyncio.sleep(CONNECTION_CHECK)
+            for connections in self._connections.values():
+                connections.check(self.settings.answer_timeout)
+
     async def _check(self, engine: EngineState) -> None:
-        timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT)
         try:
-            async with self.session.get(f"{engine.url}/health", timeout=timeout, allow_redirects=False) as response:
-                engine.healthy = response.status < 500
-        except (aiohttp.ClientError, TimeoutError, OSError):
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                status, _, _ = await self._get(engine, "/health", [])
+            engine.healthy = status < 500
+        except (OSError, ValueError):
             engine.healthy = False
         self.metrics.engine(engine.url, engine.healthy, engine.in_flight)
 

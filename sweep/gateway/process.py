@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 from backends.base import Backend, Launch
 from backends.launch import server
 from sweep.config import import_path
-from sweep.gateway.settings import Gateway
+from sweep.gateway.settings import RESET_HEADER, RESET_VARIABLE, Gateway
 from sweep.records import Fault, Outcome
 
 DECISIONS = "decisions.jsonl"  # in the gateway's folder
@@ -28,6 +29,7 @@ class GatewayProcess(Backend):
     to: tuple[str, ...]  # URLs of the engines
     settings: Gateway
     tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
+    reset_key: str = ""
 
     def command(self, launch: Launch) -> list[str]:
         arguments = [part for url in self.to for part in ("--to", url)]
@@ -38,7 +40,7 @@ class GatewayProcess(Backend):
         return [sys.executable, "-m", "sweep.gateway.server", *arguments]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return {"PYTHONPATH": import_path(), **super().environment(launch)}
+        return {"PYTHONPATH": import_path(), RESET_VARIABLE: self.reset_key, **super().environment(launch)}
 
 
 class GatewaySilent(Exception):
@@ -55,8 +57,9 @@ class GatewayReport(NamedTuple):
 class RunningGateway:
     """A gateway in front of a running engine."""
 
-    def __init__(self, process: server.Engine) -> None:
+    def __init__(self, process: server.Engine, reset_key: str = "") -> None:
         self.process, self.url = process, process.url
+        self._headers = {RESET_HEADER: reset_key}
         self._log = process.launch.workdir / DECISIONS
         self._begin = 0  # of the present trial's decisions in the log, bytes
 
@@ -66,7 +69,8 @@ class RunningGateway:
     def reset(self) -> None:
         """Begin a trial with an empty cache. Raises GatewaySilent."""
         try:
-            httpx.post(f"{self.url}/gateway/reset", timeout=GATEWAY_TIMEOUT, trust_env=False).raise_for_status()
+            url = f"{self.url}/gateway/reset"
+            httpx.post(url, headers=self._headers, timeout=GATEWAY_TIMEOUT, trust_env=False).raise_for_status()
         except httpx.HTTPError as error:
             raise GatewaySilent(f"the gateway's cache was not emptied before the trial: {error}") from None
         self._begin = self._log.stat().st_size if self._log.exists() else 0
@@ -122,6 +126,7 @@ def running_gateway(
     verify_tls = settings.verify_tls and all(engine.backend.verify_tls for engine in engines)
     trusting = settings.model_copy(update={"verify_tls": verify_tls})
     urls = tuple(engine.url for engine in engines)
-    process = GatewayProcess(to=urls, settings=trusting, tokenizer=tokenizer, launch_timeout=120.0)
+    key = secrets.token_urlsafe()
+    process = GatewayProcess(to=urls, settings=trusting, tokenizer=tokenizer, reset_key=key, launch_timeout=120.0)
     with server.running(process, launch, marker=f"{marker}/gateway") as front:
-        yield RunningGateway(front)
+        yield RunningGateway(front, key)

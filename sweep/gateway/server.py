@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,7 +23,7 @@ from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.clipping import Clipper
 from sweep.gateway.engines import Engines, raise_file_limit
 from sweep.gateway.metrics import Metrics
-from sweep.gateway.settings import Gateway
+from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
 
 BACKLOG = 16384  # connections that wait to be accepted
@@ -32,24 +33,40 @@ HEADER_TIMEOUT = 30.0  # s within which the head of a request must have come in
 class PatientProtocol(HttpToolsProtocol):
     """uvicorn's, with a limit on the time that each request's head may take."""
 
+    on_leave: Callable[[], None] | None = None  # called when the client leaves
+    _has_head = False  # of the latest request
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEADER_TIMEOUT, transport.close)
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_TIMEOUT, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._has_head:
+            self._stop_head_timer()
+        elif self._head_timer is None:  # a later request, of which the head is not complete yet
+            self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.close)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_timer.cancel()
-        self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.close)
-        extensions: dict[str, Any] = {"gateway.abort": self.transport.abort}
+        self._has_head = False
+        extensions: dict[str, Any] = {"gateway.connection": self}
         self.scope["extensions"] = extensions
 
     def on_headers_complete(self) -> None:
-        self._head_timer.cancel()
+        self._has_head = True
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer.cancel()
+        self._stop_head_timer()
         super().connection_lost(exc)
+        if self.on_leave is not None:
+            self.on_leave()
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ class Service:
     port: int = 0  # 0: any free one
     tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
     log: str | None = None  # file for a line a request
+    reset_key: str = ""  # of those who may empty the cache; empty: nobody
 
     def serve_forever(self) -> None:
         """Serve until a signal ends it.
@@ -90,14 +108,15 @@ class Service:
         engines = Engines(self.to, self.settings, metrics)
         clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))
         source = None if self.settings.cache is None else AnswerSource(self.settings.cache, metrics)
-        app = GatewayApp(self.settings, engines, clipper, source, metrics)
-        tasks = [asyncio.create_task(work) for work in (engines.watch(), metrics.watch_loop(), app.watch_clients())]
+        app = GatewayApp(self.settings, engines, clipper, source, metrics, self.reset_key)
+        beside = (engines.watch(), engines.watch_connections(), metrics.watch_loop(), app.watch_clients())
+        tasks = [asyncio.create_task(work) for work in beside]
         try:
             yield app
         finally:
             for task in tasks:
                 task.cancel()
-            await engines.close()
+            engines.close()
             if source is not None:
                 source.close()
 
@@ -115,6 +134,7 @@ class Service:
                     lifespan="off",
                     access_log=False,
                     log_level="critical",
+                    proxy_headers=False,
                     server_header=False,
                     date_header=False,
                     timeout_keep_alive=75,
@@ -140,7 +160,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--settings", default="{}")
     options = parser.parse_args(arguments)
     settings = Gateway.model_validate_json(options.settings)
-    service = Service(settings, tuple(options.to), options.host, options.port, options.tokenizer, options.log)
+    key = os.environ.get(RESET_VARIABLE, "")
+    service = Service(settings, tuple(options.to), options.host, options.port, options.tokenizer, options.log, key)
     service.serve_forever()
 
 

@@ -6,6 +6,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from sweep.config import Strict
 
+RESET_HEADER = "x-gateway-reset-key"
+RESET_VARIABLE = "SWEEP_GATEWAY_RESET_KEY"  # environment variable: the key that a request to begin anew must have
+
 
 class Clip(Strict):
     """Upper bounds on the tokens of a request."""

@@ -91,6 +91,6 @@ def _checked(kind: str, parts: tuple[bytes, ...], contents: list[dict[str, Any]]
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

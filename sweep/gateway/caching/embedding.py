@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float32]
 
 PIECE_LENGTH = 200  # characters that are tokenized at once: the time that this takes grows faster than the text
-REMEMBERED_WORDS = 32768  # whose tokens are not looked up again
+REMEMBERED_WORDS = 16384  # whose vectors stand close together; beyond that all are forgotten
+FIRST_WORDS = 1024  # of a matrix that grows
 LONGEST_REMEMBERED = 40  # characters of such a word
 SHIPPED = "wordllama"
 
@@ -39,20 +41,47 @@ class WordLlamaEmbedder:
         self._tokenizer, self._vectors = model.tokenizer, np.asarray(model.embedding, np.float32)
         self._tokenizer.no_padding()
         self.dimensions = self._vectors.shape[1]
-        self._remembered = functools.lru_cache(REMEMBERED_WORDS)(self._ids)
+        self._rows: dict[str, int] = {}  # of the remembered words in
+        self._words = np.empty((FIRST_WORDS, self.dimensions), np.float32)  # the sums of their tokens' vectors
 
     def embed(self, text: str) -> Vector:
-        """The mean of the tokens' vectors. No token is of two words, so that each word is tokenized by itself."""
-        ids: list[int] = []
-        for word in text.split(" "):
-            ids += self._remembered(word) if len(word) <= LONGEST_REMEMBERED else self._ids(word)
-        if not ids:
-            return np.zeros(self.dimensions, np.float32)
-        return _unit(np.add.reduce(self._vectors.take(ids, axis=0, mode="clip")))
+        """The mean of the tokens' vectors. No token is of two words, so that each word is tokenized by itself.
 
-    def _ids(self, word: str) -> tuple[int, ...]:
+        A word's vector is looked up among those of the words seen before: the rows of all tokens are spread over 32 MB,
+        and each that is not in the processor's caches takes longer than all else.
+        """
+        words = text.split(" ")
+        total: Vector
+        try:
+            rows = [*map(self._rows.__getitem__, words)]
+        except KeyError:
+            total = np.zeros(self.dimensions, np.float32)
+            for word in words:
+                total += self._vector(word)
+        else:
+            total = np.add.reduce(self._words.take(rows, axis=0, mode="clip"))
+        return _unit(total)
+
+    def _vector(self, word: str) -> Vector:
+        """The sum of a word's vectors, remembered unless the word is long."""
+        row = self._rows.get(word)
+        if row is not None:
+            remembered: Vector = self._words[row]
+            return remembered
+        ids = np.array(self._ids(word), np.intp)
+        vector: Vector = np.add.reduce(self._vectors.take(ids, axis=0, mode="clip"))
+        if len(word) <= LONGEST_REMEMBERED:
+            if len(self._rows) == REMEMBERED_WORDS:
+                self._rows.clear()
+            row = self._rows[word] = len(self._rows)
+            if row == len(self._words):
+                self._words = np.concatenate([self._words, np.empty_like(self._words)])
+            self._words[row] = vector
+        return vector
+
+    def _ids(self, word: str) -> list[int]:
         pieces = [word[begin : begin + PIECE_LENGTH] for begin in range(0, len(word), PIECE_LENGTH)]
-        return tuple(i for piece in pieces for i in self._tokenizer.encode(piece, add_special_tokens=False).ids)
+        return [i for piece in pieces for i in self._tokenizer.encode(piece, add_special_tokens=False).ids]
 
 
 class SentenceEmbedder:
@@ -80,5 +109,5 @@ def load_embedder(name: str) -> Embedder:
 
 
 def _unit(vector: Vector) -> Vector:
-    length = float(np.linalg.norm(vector))
+    length = math.sqrt(float(vector @ vector))
     return vector / np.float32(length) if length else vector

@@ -1,56 +1,36 @@
 """Single flight: of equal requests under way one asks the engine, and all get its answer as it comes."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 
-from sweep.gateway.call import Headers, Refused
-from sweep.gateway.engines import EngineAnswer
+from sweep.gateway.call import Headers
+from sweep.gateway.engines import BegunAnswer
 
 LARGEST_FLIGHT = 64 << 20  # bytes of an answer that is shared
 
-Ask = Callable[[], contextlib.AbstractAsyncContextManager[EngineAnswer]]
+Ask = Callable[[], Awaitable[BegunAnswer]]
 Land = Callable[[int, Headers, list[bytes]], None]
 
 
 class Flight:
-    """One answer on its way. It goes on as long as one of its readers is there, and ends with the last."""
+    """One answer on its way. It goes on as long as one of its readers is there, and ends with the last.
+
+    Of the readers, the first that needs more than has come waits for the engine, and the others for that one.
+    """
 
     def __init__(self, ask: Ask, land: Land, leave: Callable[[], None]) -> None:
-        self._ask, self._land, self._leave = ask, land, leave
-        self._chunks: list[bytes] = []
-        self._status, self._headers = 0, Headers()
+        self._land, self._leave = land, leave
+        self.chunks: list[bytes] = []
+        self.is_complete = False
         self._error: Exception | None = None
-        self._over = False
+        self._size = 0  # bytes
         self._readers = 0
-        self._news = asyncio.Event()
-        self._task = asyncio.ensure_future(self._fly())
+        self._is_read = False  # a reader waits for the engine
+        self._waiting: list[asyncio.Future[None]] = []
+        self._answer: BegunAnswer | None = None
+        self._beginning = asyncio.ensure_future(ask())
 
-    async def _fly(self) -> None:
-        try:
-            async with self._ask() as answer:
-                self._status, self._headers = answer.status, answer.headers
-                size = 0
-                async for chunk in answer.chunks():
-                    self._chunks.append(chunk)
-                    self._tell()
-                    size += len(chunk)
-                    if size > LARGEST_FLIGHT:
-                        raise OSError("the answer is too large")
-            self._land(self._status, self._headers, self._chunks)
-        except Exception as error:  # noqa: BLE001 - raised by each reader
-            self._error = error
-        finally:
-            self._over = True
-            self._leave()
-            self._tell()
-
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-
-    @contextlib.asynccontextmanager
-    async def join(self) -> AsyncIterator[EngineAnswer]:
+    async def join(self) -> "SharedAnswer":
         """The answer from its beginning, for one more reader.
 
         Raises:
@@ -58,29 +38,83 @@ class Flight:
         """
         self._readers += 1
         try:
-            while not self._chunks and not self._over:
-                await self._news.wait()
-            if not self._status:
-                raise self._error or Refused(502, "no engine answered")
-            yield EngineAnswer(self._status, self._headers, b"", self._follow())
-        finally:
-            self._readers -= 1
-            if not self._readers:
-                self._task.cancel()
+            if self._answer is None:
+                self._answer = await asyncio.shield(self._beginning)
+        except BaseException:
+            self.quit()
+            raise
+        return SharedAnswer(self, self._answer)
 
     @property
     def is_open(self) -> bool:
         """True while another reader may join."""
-        return not self._over and not self._task.cancelling()  # its last reader may have left a moment ago
+        return self._readers > 0 and self._error is None and not self.is_complete
 
-    async def _follow(self) -> AsyncIterator[bytes]:
-        position = 0
-        while True:
-            while position < len(self._chunks):
-                yield self._chunks[position]
-                position += 1
-            if self._over:
-                break
-            await self._news.wait()
+    def quit(self) -> None:
+        """A reader leaves; after the last one the engine need not go on."""
+        self._readers -= 1
+        if self._readers:
+            return
+        self._leave()
+        if self._answer is not None:
+            self._answer.close()
+        elif not self._beginning.cancel() and not self._beginning.cancelled() and not self._beginning.exception():
+            self._beginning.result().close()
+
+    async def advance(self) -> None:
+        """Wait until there is more of the answer, or its end. Raises what broke it off."""
         if self._error is not None:
             raise self._error
+        if self._is_read:
+            news = asyncio.get_running_loop().create_future()
+            self._waiting.append(news)
+            await news
+            return
+        assert self._answer is not None
+        self._is_read = True
+        try:
+            chunk = await self._answer.read()
+            self._take(chunk)
+        except Exception as error:
+            self._error = error
+            raise
+        finally:  # also where this reader leaves: another one goes on
+            self._is_read = False
+            waiting, self._waiting = self._waiting, []
+            for news in waiting:
+                if not news.done():
+                    news.set_result(None)
+
+    def _take(self, chunk: bytes) -> None:
+        assert self._answer is not None
+        if chunk:
+            self.chunks.append(chunk)
+            self._size += len(chunk)
+            if self._size > LARGEST_FLIGHT:
+                raise OSError("the answer is too large")
+        else:
+            self.is_complete = True
+            self._leave()
+            self._land(self._answer.status, self._answer.headers, self.chunks)
+
+
+class SharedAnswer:
+    """A flight's answer as one of its readers sees it."""
+
+    def __init__(self, flight: Flight, answer: BegunAnswer) -> None:
+        self.status, self.headers = answer.status, answer.headers
+        self._flight = flight
+        self._position = 0
+
+    async def read(self) -> bytes:
+        """The next part, as it came; empty at the end."""
+        flight = self._flight
+        while self._position == len(flight.chunks):
+            if flight.is_complete:
+                return b""
+            await flight.advance()
+        self._position += 1
+        return flight.chunks[self._position - 1]
+
+    def close(self) -> None:
+        self._flight.quit()

@@ -13,6 +13,7 @@ CREDENTIALS = frozenset(
 SINGLE = ("n", "best_of")  # answers to one request
 CHANGED_BY_PROMPT = ("echo", "prompt_logprobs", "use_beam_search")  # the answer has the prompt in it, or is no sampling
 SECRET_BYTES = 32
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 DIGEST_BYTES = 20
 
 
@@ -36,7 +37,7 @@ class Keys:
             return None
         credentials = sorted((name, value) for name, value in call.headers if name in CREDENTIALS)
         context = [call.path, call.context(), [[name.hex(), value.hex()] for name, value in credentials]]
-        text = json.dumps([context, question.is_text], sort_keys=True, separators=(",", ":"))
+        text = _ENCODER.encode([context, question.is_text])
         own = json.dumps(question.parts) if question.parts else question.text
         return AnswerKey(self._digest(text), self._digest(own))
 

@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from sweep.numbers.chunks import Mask
+from sweep.numbers.quantities.latency import e2el
 from sweep.numbers.quantity import quantity
+from sweep.numbers.selection import succeeded
+from sweep.records import Records
 
 Decisions = Sequence[Mapping[str, Any]]  # of the measured requests, as the gateway's log has them
 HITS = ("exact", "semantic")
+BY_ENGINE = ("miss", "uncacheable")
 
 
 def _hits(decisions: Decisions) -> list[Mapping[str, Any]]:
@@ -81,6 +88,17 @@ def cache_tokens_saved(decisions: Decisions) -> int | None:
     if not _has_cache(decisions):
         return None
     return sum(int(hit["cached_input_tokens"] + hit["cached_output_tokens"]) for hit in _hits(decisions))
+
+
+@quantity(unit="s", kind="latency", better="higher", label="Latency saved by the cache")
+def cache_latency_saved(decisions: Decisions, records: Records, mask: Mask) -> float | None:
+    """median e2el of the requests that the engine answered − median e2el of those answered from the cache; null
+    without either."""
+    result = {each["request_id"]: each.get("cache") for each in decisions}
+    results = np.array([result.get(name, "") or "" for name in records.request_id])
+    latencies, answered = e2el(records), mask & succeeded(records)
+    engine, cache = (latencies[answered & np.isin(results, names)] for names in (BY_ENGINE, HITS))
+    return float(np.median(engine) - np.median(cache)) if engine.size and cache.size else None
 
 
 @quantity(unit="USD", kind="cost", better="higher", label="Cost saved")
