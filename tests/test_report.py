@@ -38,7 +38,7 @@ def output(run_folder: Path) -> str:
 class _Reader(HTMLParser):
     """Collects what would load from elsewhere, unclosed tags and duplicate ids."""
 
-    VOID = frozenset({"meta", "br", "path", "use", "rect", "link", "img"})
+    VOID = frozenset({"meta", "input", "br", "path", "use", "rect", "link", "img"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,16 +64,19 @@ class _Reader(HTMLParser):
 
 
 def test_figures_are_written_twice_and_well_formed(run_folder: Path, output: str) -> None:
-    names = ["pareto", "output_throughput", "ttft", "cost", "tpot", "memory", "memory_timeline"]
+    names = ["pareto", "output_throughput", "speed_up", "ratio_forest", "ttft", "latency_distribution", "cost", "tpot"]
+    names += ["kv_cache", "memory", "throughput_timeline", "memory_timeline"]
     assert {path.stem for path in (run_folder / "figures").iterdir()} == set(names)
     report = (run_folder / "report.html").read_text()
-    places = [report.index(f'id="{name}-figure_1"') for name in names]
+    places = [report.index(f'id="{name}-figure_1"') for name in names if name != "pareto"]  # the script draws that
     assert places == sorted(places)
     for name in names:
         root = xml.etree.ElementTree.parse(run_folder / "figures" / f"{name}.svg").getroot()
         words = " ".join(root.itertext())
         assert "vllm" in words
-        assert "transformers" in words
+        assert "transformers" in words or name in ("kv_cache", "speed_up"), (
+            "that reports no KV cache, and is the baseline"
+        )
         assert "reasoning" in words
         assert (run_folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "TTFT p50 (ms)" in (run_folder / "figures" / "ttft.svg").read_text()
@@ -84,7 +87,9 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
     reader = _Reader()
     reader.feed(text)
     assert reader.open == []
-    assert reader.outside == []  # nothing from the network or beside the file
+    beside = re.compile(r"figures/\w+\.(svg|png)|summary\.csv|trials\.parquet")
+    assert not [link for link in reader.outside if not beside.fullmatch(link)], "nothing from the network"
+    assert all((run_folder / link).is_file() for link in reader.outside)
     assert len(reader.ids) == len(set(reader.ids))
     words = " ".join(reader.text)
     for said in (
@@ -109,7 +114,8 @@ def test_markup_in_a_log_is_text(tmp_path: Path) -> None:
     run_of(tmp_path, rows)
     analysis.write_all(open_results(tmp_path))
     text = (tmp_path / "report.html").read_text()
-    assert "<script" not in text
+    assert "<script>alert" not in text
+    assert text.count("<script") == text.count("</script") == 2, "the data and the script"
     assert "<b>x</b>" not in text
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.load import Run, telemetry
+from analysis.plotting.chosen_trials import largest_load_trials
 from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
 
@@ -27,7 +28,7 @@ _NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Re
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    trials = _largest(run, layout)
+    trials = largest_load_trials(run, layout)
     samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
     if samples.empty:
         return None
@@ -59,15 +60,6 @@ def draw(run: Run, layout: Layout) -> Figure | None:
             column[-1].set_ylabel(_axis_label(trials))
     figure.align_ylabels()
     return figure
-
-
-def _largest(run: Run, layout: Layout) -> pd.DataFrame:
-    """The first replicate at the largest completed load of each line and panel, with `line` and `panel`."""
-    ok = layout.visible(run.ok)
-    ok = ok.sort_values("replicate", kind="stable")
-    if layout.x:
-        ok = ok.sort_values(layout.x, ascending=False, kind="stable")
-    return ok.drop_duplicates(["line", "panel"]).sort_values("line", key=lambda lines: lines.map(layout.lines.index))
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:

@@ -31,12 +31,15 @@ _ALSO: dict[str, dict[str, Any]] = {  # the looks of the second quantity
 MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers are drawn
 
 
-def against_load(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
+def against_load(
+    run: Run, layout: Layout, column: str, also: str | None = None, shown: LabelledColumn | None = None
+) -> Figure | None:
     """Draw the means of a quantity along the load, or as rows if no number varies; None if there are no values.
 
-    `also` is another column of the same unit, drawn dashed (hollow).
+    `also` is another column of the same unit, drawn dashed (hollow). `shown` are the labels of a column that trials
+    have not, only points.
     """
-    shown = labelled_column(column)
+    shown = shown or labelled_column(column)
     if shown is None or column not in layout.points:
         return None
     present = set(layout.points.loc[layout.points[column].notna(), "line"])  # why others failed is said elsewhere
@@ -45,7 +48,8 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
         return None
     also = also if also in layout.points else None
     replicates = layout.visible(run.ok)
-    replicates = replicates.head(0 if len(replicates) > MOST_REPLICATES else len(replicates))
+    if column not in replicates or len(replicates) > MOST_REPLICATES:
+        replicates = replicates.head(0).assign(**{column: np.nan})
     size = PANEL if layout.x else (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
     handles = [] if layout.x is None else [legend_entry(layout, line) for line in lines]
     handles += _explanations(layout, shown, also, lines)

@@ -6,7 +6,9 @@ What it says is gathered here; how it looks is in templates/.
 import json
 import math
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,22 +17,23 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
 from analysis.best_gains import best_gains
 from analysis.headline import HEADLINE
 from analysis.intervals import CONFIDENCE, Estimate
 from analysis.load import Run
 from analysis.plotting.drawing import MOST_REPLICATES
-from analysis.plotting.figure_files import GRID, INK, MUTED, SavedFigure, draw_all
+from analysis.plotting.figure_files import COLOURS, GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.plotting.layout import listed
 from analysis.quantities import LabelledColumn, definitions, labelled_column
+from analysis.report.page_data import as_block, page_data
 from analysis.report.tables import (
     LARGEST_TABLE,
     answers_table,
     explained_tables,
     ladder_table,
     results_tables,
+    slowest_table,
     spread_table,
     steady_table,
     winners_table,
@@ -47,8 +50,12 @@ from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 from sweep.wording import number
 
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"
+SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
+INTERACTIVE = "pareto"  # the figure that the script draws
+SECTION = re.compile(r'<section[^>]* id="([a-z]+)"[^>]*>\s*<h2[^>]*>(.*?)</h2>')
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    loader=FileSystemLoader(TEMPLATE_FOLDER),
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -83,26 +90,47 @@ def write_all(results: RunResults) -> None:
 
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
-    return TEMPLATES.get_template("report.html").render(
+    data, script = page_data(results), _script()
+    explorable = bool(results.points["n"].any()) and bool(data["quantities"])
+    parts = {
         **_findings(results),
         **_provenance(results.run),
-        figures=[(_inline(figure), figure.caption) for figure in figures],
+        "figures": [
+            (each.name, _inline(each), each.caption)
+            for each in figures
+            if not (explorable and each.name == INTERACTIVE)
+        ],
+        "explorable": explorable,
+    }
+    sections = Markup(TEMPLATES.get_template("sections.html").render(**parts))
+    return TEMPLATES.get_template("report.html").render(
+        **parts,
+        sections=sections,
+        anchors=[pair for pair in SECTION.findall(sections) if pair[0] != "results" or not explorable],
+        data=as_block(data),
+        script=script,
+        script_hash=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
     )
+
+
+def _script() -> Markup:
+    """The page's script, of the files that a designer edits; no name of one is seen outside."""
+    parts = ((TEMPLATE_FOLDER / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPT)
+    return Markup('(() => {\n"use strict";\n' + "".join(parts) + "})();\n")
 
 
 def _findings(results: RunResults) -> dict[str, Any]:
     """The parts of the report that say what was found, and the variables of the notes below them."""
     run, layout, counts = results.run, results.layout, results.points["n"]
     replicates = len(layout.visible(run.ok))
-    every = answers([results])
     reasons = run.ok["steady_method"].dropna().mode()
     return {
         "run": run,
         "layout": layout,
         "results": results,
         "lead": _lead(results),
-        "answer": lead(every),
-        "answers": answers_table(every),
+        "answer": lead(results.answers),
+        "answers": answers_table(results.answers),
         "cards": list(_cards(results)),
         "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
         "tables": results_tables(results),
@@ -113,6 +141,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "ladder": ladder_table(layout),
         "explained": explained_tables(results),
         "steady": steady_table(results),
+        "slowest": slowest_table(results),
         "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
@@ -140,10 +169,11 @@ def _lead(results: RunResults) -> str:
 
 
 def _inline(figure: SavedFigure) -> Markup:
-    """A figure's SVG for the page: in the page's own ink, and with ids that no other figure has."""
+    """A figure's SVG for the page: in the page's own colours, and with ids that no other figure has."""
     svg = figure.svg[figure.svg.index("<svg") :]
-    for colour, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid")):
-        svg = svg.replace(colour, f"var(--{name})")
+    named = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: f"line-{n}" for n, colour in enumerate(COLOURS)}}
+    for colour, name in named.items():
+        svg = svg.replace(colour.lower(), f"var(--{name})")
     svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
     svg = re.sub(r'href="#', f'href="#{figure.name}-', svg)
     svg = svg.replace("url(#", f"url(#{figure.name}-")

@@ -13,6 +13,7 @@ from analysis.explain.output import gain_sentence, interaction_lines, remarks, r
 from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import setting
+from analysis.report.slowest import slowest_requests
 from analysis.report.terminal import heading, label, shown_columns, times, with_both_intervals
 from analysis.results import RunResults
 from analysis.standings import Standing
@@ -208,6 +209,25 @@ def steady_table(results: RunResults) -> Table | None:
         for _, point in steady.head(LARGEST_TABLE).iterrows()
     ]
     return Table(columns, rows, len(steady))
+
+
+def slowest_table(results: RunResults) -> Table | None:
+    """The slowest requests, each against the median of its trial; None without requests."""
+    slow = slowest_requests(results)
+    columns = [Heading("point", kind="text"), Heading("request", kind="text"), Heading("× median", "of its trial")]
+    columns += [Heading("E2EL", "ms"), Heading("TTFT", "ms"), Heading("sent", "s"), Heading("input", "tokens")]
+    columns += [Heading("output", "tokens"), Heading("error", kind="text wide")]
+    rows = [
+        [
+            *(Cell(text) for text in (each.point, each.request_id, times(each.times_median))),
+            *(Cell(number(seconds * 1e3)) for seconds in (each.e2el, each.ttft)),
+            Cell(number(each.sent)),
+            *(Cell("—" if count is None else f"{count:,}") for count in (each.input_tokens, each.output_tokens)),
+            Cell(each.error),
+        ]
+        for each in slow
+    ]
+    return Table(columns, rows, len(rows)) if rows else None
 
 
 def _column(name: str, points: pd.DataFrame) -> Heading:

@@ -11,7 +11,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.answers.deciding import answers
 from analysis.answers.output import lines as answer_lines
 from analysis.best_gains import BestGain, best_gains
 from analysis.failures import Losses
@@ -87,7 +86,7 @@ class Summary:
 
 def _answers(results: RunResults) -> Iterator[Text]:
     """The sentence that is true of all questions, then those of the first few."""
-    first, *rest = answer_lines(answers([results]))
+    first, *rest = answer_lines(results.answers)
     yield Text(first, style="bold green")
     for line in rest[:MOST_ANSWERS]:
         yield Text(f"  {line}")

@@ -1,0 +1,8 @@
+"""KV cache in use on average, as a share of the engine's pool; dashed: its peak."""
+
+from functools import partial
+
+from analysis.plotting.drawing import against_load
+
+POSITION = 43
+draw = partial(against_load, column="kv_cache_usage_mean", also="kv_cache_usage_max")

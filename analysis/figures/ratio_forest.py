@@ -1,0 +1,57 @@
+"""Throughput as a ratio to the baseline, with its 95 % interval: one that holds 1 may be no difference."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from analysis.load import Run
+from analysis.plotting.figure_files import MUTED, PANEL, line_style, panels
+from analysis.plotting.layout import Layout
+
+POSITION = 16
+THROUGHPUT_RATIO = "output_throughput_vs_baseline"
+MOST_RATIOS = 30  # in a panel
+ROW_HEIGHT = 0.2  # inches
+
+
+def draw(run: Run, layout: Layout) -> Figure | None:
+    """Draw a row for each point that has a ratio, a panel for each task; None without a baseline."""
+    points = layout.points
+    if THROUGHPUT_RATIO not in points:
+        return None
+    points = points[points[THROUGHPUT_RATIO].gt(0) & points["line"].isin(layout.coloured)]
+    titles = [title for title in layout.visible_panels if (points["panel"] == title).any()]
+    if not titles:
+        return None
+    if layout.x:
+        points = points.sort_values(layout.x, kind="stable")
+    groups = [points[points["panel"] == title].head(MOST_RATIOS) for title in titles]
+    rows = max(map(len, groups))
+    figure, axes = panels(titles, "Throughput against the baseline's", [], size=(PANEL[0], 0.3 + ROW_HEIGHT * rows))
+    figure.subplots_adjust(wspace=0.95)
+    for group, (ax,) in zip(groups, axes, strict=True):
+        _rows(ax, layout, group, rows)
+        ax.set_xlabel(f"times {', '.join(map(str, run.baseline.values())) or 'the baseline'}")
+    return figure
+
+
+def _rows(ax: Axes, layout: Layout, points: pd.DataFrame, rows: int) -> None:
+    """The ratios around a line at 1, on a logarithmic axis: twice and half as fast are equally far from it."""
+    ax.axvline(1, color=MUTED, linewidth=1)
+    for place, (_, point) in enumerate(points.iterrows()):
+        style = line_style(layout, str(point["line"]))
+        low, high = float(point[f"{THROUGHPUT_RATIO}_ci_low"]), float(point[f"{THROUGHPUT_RATIO}_ci_high"])
+        if np.isfinite([low, high]).all():
+            ax.plot([low, high], [place, place], color=style["color"], linewidth=1.4, solid_capstyle="butt")
+        ax.plot([point[THROUGHPUT_RATIO]], [place], color=style["color"], marker=style["marker"], linestyle="none")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    names = [", ".join(filter(None, (point["line"], layout.load(point)))) for _, point in points.iterrows()]
+    ax.tick_params(axis="y", labelleft=True)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(rows - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")

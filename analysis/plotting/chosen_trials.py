@@ -1,0 +1,34 @@
+"""The trials that are drawn request by request: one of each line and task, at the largest load that it completed."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+
+from analysis.load import Run, trial_folder
+from analysis.plotting.layout import Layout
+from sweep.disk import run_files
+from sweep.disk.run_files import DamagedFile
+from sweep.records import Records
+
+MOST_DRAWN_TRIALS = 48  # of which the requests are read
+MOST_REQUESTS = 50_000  # of one trial: a report is not to read gigabytes
+
+
+def largest_load_trials(run: Run, layout: Layout) -> pd.DataFrame:
+    """The first replicate at the largest completed load of each line and panel, with `line` and `panel`."""
+    ok = layout.visible(run.ok)
+    ok = ok.sort_values("replicate", kind="stable")
+    if layout.x:
+        ok = ok.sort_values(layout.x, ascending=False, kind="stable")
+    return ok.drop_duplicates(["line", "panel"]).sort_values("line", key=lambda lines: lines.map(layout.lines.index))
+
+
+def chosen_records(run: Run, layout: Layout) -> Iterator[tuple["pd.Series[Any]", Records]]:
+    """The requests of those trials, as many as are small enough to be read; one without its file is left out."""
+    trials = largest_load_trials(run, layout)
+    trials = trials[trials["attempt"].notna() & (trials["num_requests"] <= MOST_REQUESTS)]
+    for _, trial in trials.head(MOST_DRAWN_TRIALS).iterrows():
+        with suppress(FileNotFoundError, DamagedFile):
+            yield trial, run_files.read_requests(trial_folder(run, trial) / "requests.parquet")

@@ -1,0 +1,188 @@
+"""The points of a run as the report's script reads them: one block of JSON, with no text that could end it."""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from analysis.answers.deciding import shared_slo
+from analysis.answers.question import bounds
+from analysis.headline import HEADLINE
+from analysis.quantities import LabelledColumn, labelled_column, setting
+from analysis.report.terminal import label
+from analysis.results import RunResults
+from analysis.summary import INTERVAL_COLUMNS
+from analysis.survivors import bound
+from sweep.numbers.quantities.goodput import BOUNDED
+from sweep.numbers.quantity import percentile_name
+
+SIGNIFICANT_DIGITS = 5  # significant, of each figure
+PER_GPU, USER_SPEED = "throughput_per_gpu", "user_speed"
+ALSO = (  # after the headline and the percentiles of what an SLO bounds
+    "total_throughput",
+    "request_throughput",
+    "goodput_share",
+    "kv_cache_usage_max",
+    "memory_mean_bytes",
+    "memory_peak_bytes",
+    "agreement",
+)
+RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
+INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
+
+
+def page_data(results: RunResults) -> dict[str, Any]:
+    """The points with their figures, intervals, warnings and trials, column by column, and the labels of all that."""
+    layout, points = results.layout, results.points
+    first = layout.placed(results.run.ok).groupby("point").first().reindex(range(len(points)))
+    gpus = first["gpu_count"].fillna(0).to_numpy(np.float64)
+    tasks, machines = list(points["panel"].unique()), [str(name) for name in first["accelerator"].dropna().unique()]
+    quantities = list(_quantities(results, points, gpus))
+    return {
+        "run": results.run.name,
+        "tasks": tasks,
+        "lines": layout.lines,
+        "axis": layout.x_label,
+        "onGpus": bool(gpus.max(initial=0) > 0),
+        "machines": machines or ["machine"],
+        "prices": _prices(first, machines),
+        "slo": {name: limit for name, limit in shared_slo([results]).items() if name in BOUNDED},
+        "percentiles": _bounded_columns(results, points),
+        "quantities": quantities,
+        "points": {
+            "task": [tasks.index(panel) for panel in points["panel"]],
+            "line": [layout.lines.index(line) for line in points["line"]],
+            "machine": [machines.index(str(name)) if name in machines else 0 for name in first["accelerator"]],
+            "load": [layout.load(point) for _, point in points.iterrows()],
+            "size": _rounded(points[layout.x]) if layout.x else [None] * len(points),
+            "sizeText": [setting(value) for value in points[layout.x]] if layout.x else [""] * len(points),
+            "name": [layout.describe(point) for _, point in points.iterrows()],
+            "n": [int(n) for n in points["n"]],
+            "outcomes": ["" if point["n"] else str(point["outcomes"]) for _, point in points.iterrows()],
+            "requests": _rounded(points["requests"]),
+            "failed": _rounded(points["failed"]),
+            "warnings": [_warnings(results, point) for _, point in points.iterrows()],
+            "trials": _trials(results),
+            "again": _commands(results),
+        },
+    }
+
+
+def as_block(data: Any) -> Markup:
+    """JSON for a script element: whatever an engine wrote, it cannot end the element or begin another."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    escapes = {ord(character): f"\\u{ord(character):04x}" for character in "<>&'"}
+    return Markup(text.translate(escapes))
+
+
+def _quantities(results: RunResults, points: pd.DataFrame, gpus: Any) -> Iterator[dict[str, Any]]:
+    """The measured quantities that some point has, with two that are made of them and the ratios to the baseline."""
+    count = np.maximum(gpus, 1)
+    if "output_throughput" in points:
+        ends = [points[f"output_throughput{end}"] / count for end in INTERVAL_ENDS]
+        unit = "tokens/s per GPU" if gpus.max(initial=0) > 0 else "tokens/s"
+        name = "Throughput per GPU" if gpus.max(initial=0) > 0 else "Throughput of the machine"
+        yield _declared(PER_GPU, name, unit, "higher", ends)
+    if "tpot_p50" in points and points["tpot_p50"].gt(0).any():
+        times = [points[f"tpot_p50{end}"] for end in INTERVAL_ENDS]
+        value, low, high, new_low, new_high = (1 / each.where(each > 0) for each in times)
+        ends = [value, high, low, new_high, new_low]
+        declared = _declared(USER_SPEED, "Speed per user (1 / TPOT p50)", "tokens/s", "higher", ends)
+        yield {**declared, "short": "Speed per user"}
+    with_failures = points[points["failed"] > 0]
+    for labelled in _measured_columns(results, points):
+        ends = [points[f"{labelled.column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
+        lost = {
+            index: text[0]
+            for index, point in with_failures.iterrows()
+            if (text := bound(point, labelled.column, labelled.scale)) and text[0] != "—"
+        }
+        declared = _declared(labelled.column, labelled.label, labelled.unit, labelled.better, ends)
+        yield {**declared, "short": labelled.short, "lost": lost}
+    for name in (name for name in RATIOS if f"{name}_vs_baseline" in points):
+        compared, column = label(name), f"{name}_vs_baseline"
+        ends = [points[column], points[f"{column}_ci_low"], points[f"{column}_ci_high"]]
+        declared = _declared(column, f"{compared.label} × baseline", "×", compared.better, ends)
+        yield {**declared, "short": f"{compared.short} × baseline"}
+
+
+def _declared(
+    key: str, label: str, unit: str, better: str | None, ends: Sequence["pd.Series[float]"]
+) -> dict[str, Any]:
+    """A quantity with its values and the ends of its intervals: of these launches, and of a new launch."""
+    names = ("value", "low", "high", "newLow", "newHigh")
+    columns = {name: _rounded(values) for name, values in zip(names, ends, strict=False)}
+    return {"key": key, "label": label, "short": label, "unit": unit, "better": better, "lost": {}, **columns}
+
+
+def _measured_columns(results: RunResults, points: pd.DataFrame) -> Iterator[LabelledColumn]:
+    latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in results.run.percentiles]
+    for name in dict.fromkeys([*HEADLINE, *latencies, *ALSO]):
+        labelled = labelled_column(name, results.run.percentiles)
+        if labelled is not None and name in points and points[name].notna().any():
+            yield labelled
+
+
+def _rounded(values: "pd.Series[Any]") -> list[float | int | None]:
+    """Finite numbers of a few digits; null for all others."""
+    rounded = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values.to_numpy(np.float64, na_value=np.nan)]
+    return [None if not math.isfinite(value) else int(value) if value == int(value) else value for value in rounded]
+
+
+def _prices(first: pd.DataFrame, machines: Sequence[str]) -> list[float | None]:
+    """USD per hour of a GPU, or of a machine without; null where the run had none."""
+    named = first["price_per_hour"].groupby(first["accelerator"]).max()
+    prices = [named.get(machine) for machine in machines] or [first["price_per_hour"].max()]
+    return [None if price is None or pd.isna(price) else float(price) for price in prices]
+
+
+def _bounded_columns(results: RunResults, points: pd.DataFrame) -> dict[str, Any]:
+    """The latencies that can be bounded, by percentile, and the percentile that the requests of each point can tell."""
+    requests = points.loc[points["n"] > 0, "requests"] + points.loc[points["n"] > 0, "failed"]
+    fewest = int(requests.min()) if len(requests) else 0
+    usual = bounds({"ttft": 1.0}, fewest, results.run.percentiles)
+    names = [percentile_name(each) for each in results.run.percentiles]
+    return {"names": names, "usual": usual[0].quantity.column.removeprefix("ttft_")}
+
+
+def _warnings(results: RunResults, point: "pd.Series[Any]") -> list[list[str]]:
+    """The code, severity and message of each warning about a point."""
+    return [[warning.code, warning.kind.severity, warning.message] for warning in results.warnings_at(point)]
+
+
+def _trials(results: RunResults) -> list[list[list[Any]]]:
+    """For each point its trials: id, replicate, outcome, and where their files are if there are any."""
+    columns = ["point", "trial_id", "replicate", "outcome", "deployment_id", "attempt"]
+    trials: list[list[list[Any]]] = [[] for _ in range(len(results.points))]
+    for point, trial_id, replicate, outcome, deployment, attempt in results.layout.placed(results.run.trials)[
+        columns
+    ].itertuples(index=False, name=None):
+        folder = "" if pd.isna(attempt) else f"deployments/{deployment}/{attempt}"
+        number = None if pd.isna(replicate) else int(replicate)
+        trials[int(point)].append([str(trial_id), number, str(outcome), folder])
+    return trials
+
+
+def _commands(results: RunResults) -> list[str]:
+    """For each point the run's own command with the point's axes set; empty for a ladder's steps, which have no key."""
+    command, axes = results.run.experiment.get("command"), results.run.experiment.get("axes") or []
+    points = results.points
+    if not command or "ladder" in axes:
+        return [""] * len(points)
+    columns = {axis: axis if axis in points else axis.rpartition(".")[2] for axis in axes}
+    columns = {axis: column for axis, column in columns.items() if column in points}
+    commands = []
+    for _, point in points.iterrows():
+        settings = [f"{axis}={_typed(point[column])}" for axis, column in columns.items() if pd.notna(point[column])]
+        commands.append(" ".join([str(command), *map(shlex.quote, settings), "out=results/again"]))
+    return commands
+
+
+def _typed(value: Any) -> str:
+    """A setting as it is typed: 8 and not 8.0."""
+    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)

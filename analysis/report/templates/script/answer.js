@@ -1,0 +1,112 @@
+// Which points are looked at, which of them keep to the bounds, and the one answer of each candidate.
+
+function isBounded() {
+  return BOUNDED.some((name) => state[name] !== null);
+}
+
+function bounds() {
+  return BOUNDED.filter((name) => state[name] !== null).map((name) => {
+    const key = `${name}_${state.percentile}`;
+    return { key, limit: state[name] * 1000, text: `${name.toUpperCase()} ${state.percentile} ≤ ${number(state[name] * 1000)} ms` };
+  });
+}
+
+// The least share of a bound that is left at a point: 1 without bounds, -∞ where a latency is not known.
+function tightest(index, limits) {
+  let least = { headroom: Infinity, bound: null, surely: true };
+  for (const bound of limits) {
+    const value = figure(bound.key, index);
+    const headroom = value === null ? -Infinity : 1 - value / bound.limit;
+    const ends = quantities.get(bound.key) ? [quantities.get(bound.key).high[index]] : [null];
+    const surely = least.surely && ends[0] !== null && ends[0] <= bound.limit;
+    least = headroom < least.headroom ? { headroom, bound, surely } : { ...least, surely };
+  }
+  return least;
+}
+
+function matchesFilter(index) {
+  const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
+  const text = `${points.name[index]} ${points.outcomes[index]}`.toLowerCase();
+  return words.every((word) => text.includes(word));
+}
+
+// The points of the task, of the lines that are switched on, that match the filter.
+function pointsInView() {
+  const hidden = hiddenLines();
+  return everyPoint.filter(
+    (index) => points.task[index] === state.task && !hidden.has(points.line[index]) && matchesFilter(index),
+  );
+}
+
+function isBetter(key, first, second) {
+  if (second === null) return first !== null;
+  if (first === null) return false;
+  return quantities.get(key)?.better === "lower" ? first < second : first > second;
+}
+
+// For each line the point at the load at which it does best within the bounds; else the one that is nearest to them.
+function candidates(indices) {
+  const limits = bounds(), best = new Map();
+  for (const index of indices) {
+    if (!points.n[index] || figure(state.goal, index) === null) continue;
+    const fit = tightest(index, limits);
+    const entry = { index, ...fit, meets: fit.headroom >= 0, value: figure(state.goal, index) };
+    const other = best.get(points.line[index]);
+    if (!other || isAhead(entry, other)) best.set(points.line[index], entry);
+  }
+  return [...best.values()].sort((one, other) => (isAhead(one, other) ? -1 : 1));
+}
+
+function isAhead(one, other) {
+  if (one.meets !== other.meets) return one.meets;
+  return one.meets ? isBetter(state.goal, one.value, other.value) : one.headroom > other.headroom;
+}
+
+// The points that no other one equals or betters in both figures; by one pass in the order of x.
+function paretoFront(indices, x, y) {
+  const sign = (key) => (quantities.get(key)?.better === "lower" ? -1 : 1);
+  const ordered = indices
+    .map((index) => ({ index, x: sign(x) * figure(x, index), y: sign(y) * figure(y, index) }))
+    .sort((one, other) => other.x - one.x || other.y - one.y);
+  const front = [];
+  let highest = -Infinity;
+  for (const point of ordered) {
+    if (point.y > highest) front.push(point.index);
+    highest = Math.max(highest, point.y);
+  }
+  return front;
+}
+
+function hasFront() {
+  return Boolean(quantities.get(state.x)?.better && quantities.get(state.y)?.better && state.x !== state.y);
+}
+
+// The sentence above the table, when each candidate has one answer.
+function verdict(entries) {
+  const goal = labelOf(state.goal, true).toLowerCase().replace("ttft", "TTFT").replace("tpot", "TPOT").replace("gpu", "GPU");
+  const within = isBounded() ? ` within ${bounds().map((bound) => bound.text).join(" and ")}` : "";
+  const meeting = entries.filter((entry) => entry.meets);
+  if (!entries.length) return "No point in view has that figure.";
+  if (!meeting.length) {
+    const nearest = entries[0];
+    const over = Number.isFinite(nearest.headroom) ? `${nearest.bound.text}: ${percent(-nearest.headroom)} over` : "a latency is not known";
+    return `None of ${entries.length} candidates meets the SLO; the closest is ${points.name[nearest.index]} (${over}).`;
+  }
+  const [best, next] = meeting;
+  let text = `Best ${goal}${within}: ${points.name[best.index]}, ${shown(state.goal, best.index)} ${unitOf(state.goal)}`;
+  if (best.bound) text += `, headroom ${percent(best.headroom)}${best.surely ? "" : " (its interval reaches over the bound, or has no end)"}`;
+  if (!next) return `${text}. No other candidate meets it.`;
+  text += `. Next: ${points.name[next.index]}, ${shown(state.goal, next.index)}`;
+  return `${text}. ${overlapText(best.index, next.index)}`;
+}
+
+function overlapText(first, second) {
+  const [one, other] = [first, second].map((index) => interval(state.goal, index));
+  if (!one || !other) return "Without two intervals nothing says whether they differ.";
+  const apart = one[1] < other[0] || other[1] < one[0];
+  return apart ? "Their intervals do not overlap." : "Their intervals overlap: this does not tell them apart.";
+}
+
+function percent(share) {
+  return `${Math.round(share * 100)} %`;
+}

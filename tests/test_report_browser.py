@@ -1,0 +1,296 @@
+"""The report's figure, table and controls, in a real Chromium."""
+
+import csv
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+
+from analysis.report.html import html
+from analysis.results import RunResults, open_results
+from tests import browser as chromium
+from tests.browser import Browser, opened_browser
+from tests.results import run_of, trial
+from tests.synthetic_run import make_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or "-")]
+RIGHT, ENTER = "\ue014", "\ue007"
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+MOST_SECONDS = 5  # for the answer to one event with 2,000 points: generous, since tests run on busy machines
+
+# Sets a control as a person does: its value or check mark, then the event.
+SET = """
+const [id, value] = arguments, control = document.getElementById(id);
+if (typeof value === "boolean") control.checked = value; else control.value = value;
+const event = ["range", "search"].includes(control.type) ? "input" : "change";
+control.dispatchEvent(new Event(event, {bubbles: true}));
+"""
+ROWS = """return [...document.querySelectorAll("#points-table tbody tr")].map(row =>
+    [...row.cells].map(cell => cell.firstChild?.nodeType === 3 ? cell.firstChild.textContent : cell.textContent))"""
+MARKS = """return [...document.querySelectorAll("#plot .marks, #plot .faded")]
+    .reduce((sum, path) => sum + (path.getAttribute("d").match(/M/g) ?? []).length, 0)"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with opened_browser(tmp_path_factory.mktemp("chromium")) as opened:
+        opened.size(1280, 900)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "throughput_bound"
+    make_run(folder, replicates=2, batches=(1, 8, 32), workloads=("qa", "reasoning"))
+    return written(folder)
+
+
+def written(folder: Path) -> Path:
+    path = folder / "report.html"
+    path.write_text(html(open_results(folder), []))
+    return path
+
+
+def text(browser: Browser, selector: str) -> str:
+    return str(browser.run("return document.querySelector(arguments[0]).innerText", selector))
+
+
+def test_nothing_is_fetched_and_nothing_is_wrong(browser: Browser, page: Path) -> None:
+    browser.log("browser"), browser.log("performance")
+    browser.open(page)
+    for control, value in {"y": "cost_per_million_tokens", "x": "size", "ttft-slider": 90, "filter": "v"}.items():
+        browser.run(SET, control, value)
+    assert browser.log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.log("performance")]
+    fetched = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    assert {url.partition("#")[0] for url in fetched} <= {page.as_uri(), "about:blank"}
+    browser.run(
+        "fetch('http://127.0.0.1:9/').catch(() => 0); const s = document.createElement('script');"
+        "s.textContent = 'window.injected = 1'; document.body.append(s)"
+    )
+    assert browser.run("return window.injected") is None
+    assert all("Content Security Policy" in entry["message"] for entry in browser.log("browser"))
+
+
+def test_the_axes_and_the_front_are_what_was_chosen(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    every = browser.run(MARKS)
+    assert every == 6, "three batch sizes of two engines"
+    assert "Throughput per GPU" in text(browser, "#plot")
+    browser.run(SET, "y", "cost_per_million_tokens")
+    browser.run(SET, "x", "e2el_p50")
+    assert [title for title in ("Cost per million", "E2EL p50 (ms)") if title in text(browser, "#plot")] == [
+        "Cost per million",
+        "E2EL p50 (ms)",
+    ]
+    browser.run(SET, "front", True)
+    assert 0 < browser.run(MARKS) < every
+    browser.run(SET, "interval", "none")
+    assert browser.run(
+        "return [...document.querySelectorAll('#plot .whiskers')].every(path => !path.getAttribute('d'))"
+    )
+
+
+def test_a_line_that_is_switched_off_is_in_neither_figure_nor_table(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.run("document.querySelector('#legend [data-line=\"1\"]').click()")
+    assert browser.run(MARKS) == 3
+    assert {row[0] for row in names(browser)} == {"transformers", "tgi"}
+    browser.run("document.querySelector('#legend [data-line=\"1\"]').click()")
+    assert browser.run(MARKS) == 6
+
+
+def names(browser: Browser) -> list[list[str]]:
+    script = "return [...document.querySelectorAll('#points-table .name')].map(each => [each.textContent])"
+    rows: list[list[str]] = browser.run(script)
+    return rows
+
+
+def test_a_bound_collapses_the_table_to_one_answer_per_candidate(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert len(browser.run(ROWS)) == 9
+    browser.run(SET, "ttft", "130")  # transformers at batch 8 has 0.064 (1 + 0.11 · 8^0.9) = 110 ms, and at 32 more
+    rows = browser.run(ROWS)
+    assert len(rows) == 2, "tgi has no result"
+    verdict = text(browser, "#verdict")
+    assert verdict.startswith("Best cost within TTFT p")
+    assert "vllm, qa, batch size 8" in verdict, "at 32 its first token takes longer"
+    assert "transformers, qa, batch size 8" in verdict
+    browser.run(SET, "ttft", "1")
+    assert "None of 2 candidates meets the SLO" in text(browser, "#verdict")
+    browser.run("document.getElementById('reset').click()")
+    assert len(browser.run(ROWS)) == 9
+
+
+def test_the_slider_is_the_same_bound(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.run(SET, "ttft-slider", 60)
+    limit = float(browser.run("return document.getElementById('ttft').value"))
+    shown = text(browser, "#verdict")
+    browser.open(page)
+    browser.run(SET, "ttft", str(limit))
+    assert text(browser, "#verdict") == shown
+    browser.run(SET, "ttft-slider", 200)
+    assert browser.run("return document.getElementById('ttft').value") == "", "the far end is no bound"
+
+
+def test_the_price_sets_the_cost(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    before = cost_of_first(browser)
+    browser.run(SET, "price-0", str(2.93 * 2))
+    assert cost_of_first(browser) == pytest.approx(2 * before, rel=0.01)
+    browser.run(SET, "price-0-slider", 100)
+    assert cost_of_first(browser) == pytest.approx(before, rel=0.01), "the middle is the run's price"
+
+
+def cost_of_first(browser: Browser) -> float:
+    script = """const titles = [...document.querySelectorAll("#points-table th")].map(cell => cell.textContent);
+        const place = titles.findIndex(title => title.startsWith("Cost"));
+        return document.querySelector("#points-table tbody tr").cells[place].firstChild.textContent"""
+    return float(browser.run(script))
+
+
+def test_rows_are_sorted_and_filtered(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.run(SET, "filter", "transformers size")
+    browser.run("document.querySelector('[data-sort=throughput_per_gpu]').click()")
+    column = [float(row[3].replace(",", "")) for row in browser.run(ROWS)]
+    assert len(column) == 3
+    assert column == sorted(column, reverse=True), "the best first"
+    browser.run("document.querySelector('[data-sort=throughput_per_gpu]').click()")
+    assert [float(row[3].replace(",", "")) for row in browser.run(ROWS)] == column[::-1]
+    assert browser.run("return document.querySelector('[aria-sort=ascending]').innerText").startswith(
+        "Throughput per GPU"
+    )
+
+
+def test_no_column_is_cut_off(browser: Browser, page: Path) -> None:
+    for width in (1280, 1440, 390):
+        browser.size(width, 900)
+        browser.open(page)
+        script = "const t = document.querySelector('#points-table'); return [t.scrollWidth, t.parentNode.clientWidth]"
+        table, room = browser.run(script)
+        assert table <= room, width
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), width
+    browser.size(1280, 900)
+
+
+def test_the_state_survives_a_reload_by_the_fragment(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    choices = {"task": "1", "y": "ttft_p50", "x": "size", "interval": "new", "percentile": "p50", "front": False}
+    choices |= {"ttft": "150", "goal": "throughput_per_gpu", "price-0": "5", "filter": "size"}
+    for control, value in choices.items():
+        browser.run(SET, control, value)
+    browser.run("document.querySelector('#legend [data-line=\"2\"]').click()")
+    browser.run("document.querySelector('[data-sort=line]').click(); document.querySelector('.name').click()")
+    browser.run("document.querySelector('#columns input[value=tpot_p50]').click()")
+    shown = {part: text(browser, part) for part in ("#points-table", "#verdict", "#details", "#plot", "#legend")}
+    fragment = urlparse(browser.run("return location.href")).fragment
+    assert parse_qs(fragment.partition("?")[2])["task"] == ["reasoning"]
+    browser.open(page, f"#{fragment}")
+    assert {part: text(browser, part) for part in shown} == shown
+    for control, value in choices.items():
+        assert (
+            browser.run(
+                "const c = document.getElementById(arguments[0]); return c.type === 'checkbox' ? c.checked : c.value",
+                control,
+            )
+            == value
+        ), control
+    browser.open(page, "#explore?task=nonsense&y=__proto__&ttft=-3&point=x&prices=,,,&hidden=99&columns=a,b")
+    assert browser.run(MARKS) == 6
+    assert browser.log("browser") == []
+
+
+def test_a_point_says_its_figures_to_pointer_and_keyboard(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    place = browser.run("""
+        const svg = document.querySelector("#plot svg"), mark = svg.querySelector(".marks").getAttribute("d");
+        scrollTo(0, svg.getBoundingClientRect().top + scrollY - 100);
+        const box = svg.getBoundingClientRect(), at = mark.match(/M([\\d.]+),([\\d.]+)/);
+        return [Math.round(box.left + Number(at[1]) + 4), Math.round(box.top + Number(at[2]))]""")
+    browser.pointer(*place)
+    assert "Throughput per GPU: " in text(browser, "#tip")
+    assert "tokens/s" in text(browser, "#tip")
+    browser.run("document.getElementById('plot').focus()")
+    browser.keys(RIGHT)
+    first = text(browser, "#tip")
+    browser.keys(RIGHT)
+    assert text(browser, "#tip") != first
+    browser.keys(ENTER)
+    details = text(browser, "#details")
+    assert "TTFT p50" in details
+    links = browser.run(
+        "return [...document.querySelectorAll('#details .scroll a')].map(link => link.getAttribute('href'))"
+    )
+    assert {link.rpartition("/")[2] for link in links} == {"engine.log", "requests.parquet", "telemetry.parquet"}
+    assert all((page.parent / link).is_file() for link in links if not link.endswith(("telemetry.parquet",)))
+    command = text(browser, "#details .again code")
+    assert command.startswith("python -m sweep +experiment=throughput_bound backend=")
+    assert " load.batch_size=" in command
+
+
+def test_what_is_shown_comes_as_csv(browser: Browser, page: Path, tmp_path: Path) -> None:
+    browser.open(page)
+    browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    browser.run(SET, "filter", "vllm")
+    browser.run("document.getElementById('csv').click()")
+    path = tmp_path / "throughput_bound.csv"
+    deadline = time.monotonic() + 20
+    while not path.is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert len(rows) == 3
+    assert {row["engine and settings"] for row in rows} == {"vllm"}
+    low, value, high = (float(rows[0][f"Throughput per GPU (tokens/s per GPU){end}"]) for end in (" low", "", " high"))
+    assert low < value < high
+
+
+def test_dark_print_and_phone(browser: Browser, page: Path) -> None:
+    background = "return getComputedStyle(document.body).backgroundColor"
+    browser.open(page)
+    light = browser.run(background)
+    browser.media(scheme="dark")
+    assert browser.run(background) != light
+    browser.media("print")
+    assert browser.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert browser.run("return getComputedStyle(document.querySelector('.needs')).display") == "none"
+    browser.media()
+
+
+def test_what_an_engine_wrote_is_text(browser: Browser, tmp_path: Path) -> None:
+    rows = [trial(HOSTILE, size, 0, 10.0 * size, ttft_p50=0.1, tpot_p50=0.01) for size in (1, 2)]
+    rows.append(trial("b", 4, 0, None, reason=HOSTILE, log_tail=HOSTILE))
+    page = written(Path(run_of(tmp_path, rows).paths.out))
+    browser.log("browser")
+    browser.open(page)
+    assert browser.run("return document.images.length") == 0
+    assert HOSTILE in text(browser, "#points-table")
+    assert browser.log("browser") == []
+
+
+def test_two_thousand_points_are_usable(browser: Browser, tmp_path: Path) -> None:
+    rows = [
+        trial(
+            f"engine-{line}", size, 0, size * (10.0 + line), ttft_p50=0.01 * size, tpot_p50=0.01, ttft_p99=0.02 * size
+        )
+        for line in range(40)
+        for size in range(1, 51)
+    ]
+    page = written(Path(run_of(tmp_path, rows).paths.out))
+    browser.open(page)
+    assert "2,000 points" in text(browser, "#row-count")
+    events: dict[str, Any] = {"y": "ttft_p50", "ttft-slider": 100, "filter": "engine-1", "front": True, "one": False}
+    for control, value in events.items():
+        script = f"const begin = performance.now(); {SET}; document.body.offsetHeight; return performance.now() - begin"
+        took = min(browser.run(script, control, value) for _ in range(2)) / 1000
+        assert took < MOST_SECONDS, control
+
+
+def test_an_ordinary_report_is_small(page: Path) -> None:
+    assert page.stat().st_size < 1_000_000
+    assert len(html(RunResults(open_results(page.parent).run), [])) < 1_000_000
