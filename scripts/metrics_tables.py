@@ -1,13 +1,20 @@
-"""The tables of docs/metrics.md, made from the declared quantities: `python scripts/metrics_tables.py` writes them."""
+"""The tables of docs/metrics.md and docs/columns.md, made from what is declared.
+
+`python scripts/metrics_tables.py` writes them: quantities, and the columns of every file of a run.
+"""
 
 import inspect
 import sys
+from collections.abc import Mapping
 
+from analysis.summary import SUMMARY_COLUMNS
 from sweep.config import ROOT
-from sweep.numbers.quantity import Quantity, declared
+from sweep.disk.columns import TELEMETRY_FIELDS, Meaning, request_columns, trial_columns
+from sweep.numbers.quantity import Quantity, columns, declared
 
 METRICS_DOCUMENT = ROOT / "docs" / "metrics.md"
 BEGIN, END = "<!-- tables: python scripts/metrics_tables.py -->", "<!-- end of tables -->"
+COLUMNS_DOCUMENT = ROOT / "docs" / "columns.md"
 METRICS_HEADINGS = ("quantity", "unit", "kind", "better", "columns", "formula")
 
 
@@ -33,12 +40,46 @@ def _cells(quantity: Quantity) -> tuple[str, ...]:
     return f"`{quantity.name}`", quantity.unit or "–", quantity.kind, quantity.better or "–", columns, formula
 
 
-def with_tables(text: str) -> str:
-    """A document with its tables made anew."""
+def column_tables() -> str:
+    """A table in Markdown for each file of a run: every column, with its unit, its kind and what it is."""
+    measured: dict[str, tuple[str, str, str]] = {}
+    for name, statistic in columns().items():
+        quantity = statistic.quantity
+        over = f"{statistic.name} of " if statistic.name else ""
+        formula = f"{over}`{quantity.name}`{', steady state' if statistic.steady else ''}" if over else quantity.formula
+        measured[name] = (quantity.unit, quantity.kind, formula)
+    recorded = _recorded(trial_columns())
+    placed = ("warnings", "in_plan")
+    trials = {name: recorded[name] for name in recorded if name not in placed} | measured
+    trials |= {name: recorded[name] for name in placed}
+    files = {
+        "trials.parquet": trials,
+        "requests.parquet": _recorded(request_columns()),
+        "telemetry.parquet": _recorded(TELEMETRY_FIELDS),
+        "summary.csv": _recorded(SUMMARY_COLUMNS),
+    }
+    return "\n\n".join(f"## {name}\n\n{_columns_table(of_file)}" for name, of_file in files.items())
+
+
+def _recorded(meanings: Mapping[str, Meaning]) -> dict[str, tuple[str, str, str]]:
+    """Columns that are of no quantity have no kind."""
+    return {name: (unit, "", meaning) for name, (unit, meaning) in meanings.items()}
+
+
+def _columns_table(of_file: Mapping[str, tuple[str, str, str]]) -> str:
+    rows = [("column", "unit", "kind", "what it is, or its formula"), ("---",) * 4]
+    for name, (unit, kind, meaning) in of_file.items():
+        rows.append((f"`{name}`", unit or "–", kind or "–", meaning.replace("|", "\\|")))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def with_tables(text: str, content: str = "") -> str:
+    """A document with its tables made anew: those of the quantities, unless others are given."""
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{content or tables()}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
     METRICS_DOCUMENT.write_text(with_tables(METRICS_DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    COLUMNS_DOCUMENT.write_text(with_tables(COLUMNS_DOCUMENT.read_text("utf-8"), column_tables()), encoding="utf-8")

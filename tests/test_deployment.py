@@ -14,7 +14,7 @@ from backends.base import Backend, EnvironmentSpec
 from backends.launch.gpus import Gpu
 from backends.prepare import environments
 from backends.prepare.build_once import exclusive
-from sweep.config import Hardware
+from sweep.config import Cluster, Hardware, Settings, Tracking
 from sweep.inputs.load import Batch
 from sweep.inputs.model import ServedModel
 from sweep.inputs.prompts import Prompts
@@ -89,8 +89,12 @@ def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_pat
     )
     path.write_text('{"prompt": "two"}')
     ended = []
-    settings = SimpleNamespace(
-        hardware=L4, cache_dir=None, name="experiment", client=None, percentiles=(50, 99), slo=None
+    settings = Settings(
+        name="experiment",
+        out="out",
+        hardware=L4,
+        cluster=Cluster(name="inline", kind="inline"),
+        tracking=Tracking(name="none", kind="none"),
     )
     work = Work(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, "", "1", ())
     deployment._end_contradicted(work, trials, ended.append)

@@ -14,6 +14,7 @@ import pytest
 
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
+from sweep.disk.tables import FOOTER_SEAL, read_table
 from sweep.records import Record, Records, Sample
 
 
@@ -144,11 +145,11 @@ def test_any_changed_bit_of_a_footer_is_noticed(paths: RunPaths) -> None:
     path = paths.trial("d", "1", "t").telemetry
     content = path.read_bytes()
     begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
-    assert content[begin - 8 : begin - 4] == run_files.FOOTER_SEAL
+    assert content[begin - 8 : begin - 4] == FOOTER_SEAL
     for position in range(begin, len(content) - 8):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         with pytest.raises(DamagedFile, match="the checksum of its footer does not hold"):
-            run_files.read_table(path)
+            read_table(path)
 
 
 def some_records() -> Records:
@@ -182,7 +183,7 @@ def test_requests_of_an_older_version_are_read(paths: RunPaths) -> None:
 def test_requests_have_their_latencies_and_null_where_there_is_none(paths: RunPaths) -> None:
     trial = paths.trial("dep", "1", "a")
     run_files.write_requests(trial, some_records())
-    columns = run_files.read_table(trial.requests).to_pydict()
+    columns = read_table(trial.requests).to_pydict()
     assert columns["ttft"] == [
         pytest.approx(0.25),
         None,

@@ -18,7 +18,10 @@ from sweep.node.trial import target
 from sweep.plan.plan import Deployment, Plan, Trial
 from tests.synthetic_run import make_records
 
-ENGINE, ENDPOINT = SimpleNamespace(launches=True), SimpleNamespace(launches=False)
+ENGINE, ENDPOINT = (
+    SimpleNamespace(launches=True),
+    SimpleNamespace(launches=False, price_per_hour=None, price_per_million_tokens=None),
+)
 
 
 @pytest.mark.parametrize(

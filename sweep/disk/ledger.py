@@ -18,9 +18,10 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from sweep.config import Halted
+from sweep.config import DamagedFile, Halted
 from sweep.disk.lines import entries, sealed
 from sweep.disk.run_files import RunPaths
+from sweep.disk.tables import compact_place
 from sweep.records import Fault, Outcome
 from sweep.whole_file import write_whole
 
@@ -47,12 +48,15 @@ class Misplaced(Halted):
 class Ledger:
     """The latest row of every trial ever finished in this folder, and the attempts at each deployment."""
 
-    def __init__(self, path: Path, write: bool = True, compact: bool = True) -> None:
+    def __init__(
+        self, path: Path, write: bool = True, compact: bool = True, columns: Container[str] | None = None
+    ) -> None:
         """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder.
 
-        `compact` allows the file to be written anew: not where it is mirrored piece by piece.
+        `compact` allows the file to be written anew: not where it is mirrored piece by piece. With `columns` only these
+        of a row are kept, and raw data is not looked for: to read, not to write.
         """
-        self.path = path
+        self.path, self.columns = path, columns
         self.rows: dict[str, LedgerRow] = {}  # without nulls
         self.superseded: list[LedgerRow] = []  # results of trials that were measured again
         self._shared: dict[str, str] = {}  # strings that many rows have in common, stored once
@@ -61,7 +65,8 @@ class Ledger:
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
         num_rows = self._read()
-        self.damaged = _damaged(RunPaths(path.parent), self.rows.values())  # trials with truncated raw data
+        rows = self.rows.values() if columns is None else ()
+        self.damaged = _damaged(RunPaths(path.parent), rows)  # trials with truncated raw data
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             superseded = num_rows - len(self.rows) - len(self.superseded)
@@ -125,7 +130,7 @@ class Ledger:
             self.rows[row["trial_id"]] = {
                 sys.intern(key): self._shared.setdefault(value, value) if isinstance(value, str) else value
                 for key, value in row.items()
-                if value is not None
+                if value is not None and (self.columns is None or key in self.columns)
             }
         elif entry["event"] == "attempt":
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
@@ -254,8 +259,17 @@ def _cut_short(path: Path) -> bool:
             file.seek(max(0, size - 8))
             length, magic = file.read(4), file.read(4)
     except FileNotFoundError:
-        return False  # raw data that was removed on purpose does not invalidate the row
+        return _is_in_damaged_file(path)
     return magic != b"PAR1" or int.from_bytes(length, "little") + 12 > size
+
+
+def _is_in_damaged_file(path: Path) -> bool:
+    """Return whether a compact file is damaged that may have it: what was removed on purpose keeps its row."""
+    try:
+        compact_place(path)
+    except DamagedFile:
+        return True
+    return False
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -28,13 +28,15 @@ from pyarrow import fs
 
 from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk import run_files
+from sweep.disk.compaction import compacted_names
 from sweep.disk.ledger import is_ledger_entry
 from sweep.disk.lines import entries
 from sweep.disk.run_files import RunPaths
+from sweep.time_factor import scaled
 
 SCHEMES = ("s3", "gs", "gcs")
-LOCK_HEARTBEAT = 5.0  # s between heartbeats in the lock
-LOCK_TIMEOUT = 20.0  # s without a heartbeat after which the holder of a lock is considered dead
+LOCK_HEARTBEAT = scaled(5.0)  # s between heartbeats in the lock
+LOCK_TIMEOUT = scaled(20.0)  # s without a heartbeat after which the holder of a lock is considered dead
 LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just written counts as ours
 LEDGER_POLL = 1.0  # s between reads of the ledger
 PIECE = 1 << 20  # bytes of ledger after which a new object is started
@@ -281,7 +283,25 @@ class Mirror:
         self.sync()
         run = self.paths.out.rglob("*")
         self._upload_changed(path for path in run if not path.is_relative_to(self.paths.deployments))
+        self._replace_compacted()
         self._upload_changed([self.paths.trials])
+
+    def settle(self) -> bool:
+        """Stop following the ledger, and upload what is left of it; False if that fails and is left to the end."""
+        self.closed.set()
+        self.thread.join()
+        try:
+            self.sync()
+        except OSError as error:
+            self._failed(error)
+            return False
+        return True
+
+    def _replace_compacted(self) -> None:
+        """Upload the compact files, then delete the objects whose content they have."""
+        self._upload_changed(self.paths.compact.glob("*.parquet"))
+        for name in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
+            self.store.delete(name)
 
     def fetch_trials(self) -> None:
         """Download what other machines have measured, for the report; continue with what is available on errors."""

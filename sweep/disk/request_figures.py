@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sweep.disk.run_files import DamagedFile, opened_table
+from sweep.config import DamagedFile
+from sweep.disk.tables import TableFile, opened_table
 from sweep.numbers.gap_histogram import GAP_BINS, Counts, count_gaps
 
 SERIES = ("ttft", "e2el", "tpot")
@@ -33,7 +33,7 @@ def read_figures(path: Path) -> "RequestFigures | DamagedFile":
     figures = RequestFigures({})
     try:
         with opened_table(path) as file:
-            for group in range(file.num_row_groups):
+            for group in range(file.num_groups):
                 _add_group(file, group, figures, parts)
     except FileNotFoundError:
         return DamagedFile(path, "there is no such file")
@@ -44,14 +44,14 @@ def read_figures(path: Path) -> "RequestFigures | DamagedFile":
 
 
 def _add_group(
-    file: pq.ParquetFile, group: int, figures: RequestFigures, parts: dict[str, list[NDArray[np.float64]]]
+    file: TableFile, group: int, figures: RequestFigures, parts: dict[str, list[NDArray[np.float64]]]
 ) -> None:
     """Add a row group. A column that an older version did not write is unknown."""
-    available = set(file.schema_arrow.names)
+    available = set(file.names)
     columns = ["phase", "error", "chunk_us", *SERIES]
-    if not _all_have_tokens(file, group):
+    if "chunk_tokens" in available and not file.smallest(group, "chunk_tokens"):  # some are 0, or may be
         columns.append("chunk_tokens")
-    table = file.read_row_group(group, [name for name in columns if name in available], use_threads=False)
+    table = file.group(group, columns, use_threads=False)
     measured = pc.equal(table["phase"], "measured")
     if not pc.all(measured).as_py():
         table = table.filter(measured)
@@ -64,16 +64,6 @@ def _add_group(
         for index, chunk in enumerate(table["chunk_us"].chunks):
             tokens = table["chunk_tokens"].chunks[index] if "chunk_tokens" in table.column_names else None
             figures.gaps += _count(chunk, tokens)
-
-
-def _all_have_tokens(file: pq.ParquetFile, group: int) -> bool:
-    """Return whether no chunk of a row group is without a token, by the statistics in the file's footer."""
-    columns = file.metadata.row_group(group)
-    for index in range(columns.num_columns):
-        column = columns.column(index)
-        if column.path_in_schema.startswith("chunk_tokens"):
-            return bool(column.statistics and column.statistics.has_min_max and column.statistics.min > 0)
-    return True
 
 
 def _count(stamps: pa.LargeListArray, tokens: pa.LargeListArray | None) -> Counts:

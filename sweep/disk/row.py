@@ -22,31 +22,32 @@ from sweep.records import Fault, Outcome
 class Identity:
     """The trial's identity. `load_columns` gives the size of the load: at most one of them has a value."""
 
-    trial_id: str
-    deployment_id: str
-    attempt: str
-    experiment: str
+    trial_id: str  # hash of everything that could change its result
+    deployment_id: str  # of the engine with its model and settings, launched as one
+    attempt: str  # number of the launch that measured it, a folder of the deployment
+    experiment: str  # name of the experiment that it was measured for
     label: str  # what sets it apart from the other trials of its plan
-    backend: str
-    model: str
-    workload: str
-    load: str
-    batch_size: int | None
-    concurrency: int | None
-    rate: float | None
-    replicate: int
-    seed: int
-    price_per_hour: float | None
-    accelerator: str | None
-    gpu_count: int
+    backend: str  # name of the engine's adapter
+    model: str  # name of the model
+    workload: str  # name of what was asked
+    load: str  # name of when it was asked
+    batch_size: int | None  # of a lockstep load
+    concurrency: int | None  # users of a closed loop
+    rate: float | None  # of an open loop, as asked for
+    replicate: int  # number of the repetition of its point, from 0
+    seed: int  # of prompts and arrivals
+    price_per_hour: float | None  # of a GPU, else of the machine, or of an endpoint; null: not known, or by token
+    accelerator: str | None  # the GPU that it ran on, or the hardware profile's name
+    gpu_count: int  # GPUs of the deployment; 0 on a CPU
     replicas: int  # engines behind one URL
     percentiles: str  # of its series
     slo: str | None  # the bounds that goodput is judged by, JSON
     config: str  # resolved, JSON
-    digests: str | None  # of the files that the config points to, JSON
-    commit: str | None
+    settings: str  # those of its run that can change a result, where they are not the defaults, JSON
+    digests: str | None  # of the files that the config points to, and of the environment's lock, JSON
+    commit: str | None  # of this program; with + where its files differed
     protocol: int  # version of how trials are measured: of another, figures are not comparable
-    started_at: str
+    started_at: str  # time of day, with its zone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +55,14 @@ class EngineFacts:
     """Facts that a launched engine reports, and where it ran."""
 
     launch: str | None  # of this start of the engine: replicates with one launch have its luck in common
-    engine_version: str | None
-    dtype: str | None
+    engine_version: str | None  # as the engine says it
+    dtype: str | None  # number format that the engine computes in
     agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing
     quality_reference: str | None  # likewise of its log-probabilities
-    versions: str  # JSON
-    hardware: str  # JSON
-    driver: str | None
-    engine_facts: str  # JSON
+    versions: str  # of this program and of what the engine's environment holds, JSON
+    hardware: str  # node, processor, memory and GPUs, JSON
+    driver: str | None  # NVIDIA's on the node
+    engine_facts: str  # what else is known of the engine, e.g. its command, JSON
     caches_reset: bool | None  # before the trial; None: not asked for
     prompt_salt: str | None  # made the headers of its prompts new to any cache; None where caches were reset or empty
     batch_form: str | None  # in which lockstep batches were really sent; None before any was
@@ -71,19 +72,19 @@ class EngineFacts:
 class Verdict:
     """The result of the trial."""
 
-    outcome: Outcome
-    reason: str | None = None
+    outcome: Outcome  # ok, or how it failed
+    reason: str | None = None  # of a failure, in one line
     fault: Fault | None = None  # of a failed trial: whether its engine would give the same answer again
-    log_tail: str | None = None
-    ended_at: str | None = None
+    log_tail: str | None = None  # last lines of the engine's log, of a failure
+    ended_at: str | None = None  # time of day, with its zone
 
 
 @dataclass(frozen=True)
 class Observation:
     """The sources of the observation."""
 
-    client_stamp_source: str
-    telemetry_sources: str
+    client_stamp_source: str  # who took the stamps: kernel, user (the client's clock), mixed, engine, a tool
+    telemetry_sources: str  # where telemetry was read
     foreign_processes: str  # the largest of others beside it, with the cores or the GPU memory that each took
 
 

@@ -12,23 +12,22 @@ import os
 import shutil
 import socket
 import uuid
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sweep import whole_file
-from sweep.config import PERCENTILES, ConfigError, first_line, shortened
+from sweep.config import PERCENTILES, ConfigError, shortened
 from sweep.config import DamagedFile as DamagedFile
 from sweep.disk import lines as lines_of
 from sweep.disk import row as trial_row
+from sweep.disk.tables import COMPACT, opened_table, read_table, write_sealed
 from sweep.masking import masked_here
 from sweep.numbers.quantities.tokens import buffered_share
 from sweep.numbers.quantity import declared, is_buffered
@@ -50,8 +49,6 @@ COUNT_COLUMNS = (
 )
 """The columns of requests.parquet that are whole numbers, null where unknown."""
 
-ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
-FOOTER_SEAL = b"SWCR"  # before a checksum of four bytes and the footer
 PARQUET: dict[type, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
@@ -83,11 +80,13 @@ class RunPaths:
         self.plan = out / "plan.jsonl"
         self.ledger = out / "ledger.jsonl"
         self.status = out / "status.json"
+        self.totals = out / "totals.json"
         self.trials = out / "trials.parquet"
         self.summary = out / "summary.csv"
         self.report = out / "report.html"
         self.figures = out / "figures"
         self.deployments = out / "deployments"
+        self.compact = self.deployments / COMPACT
         self.tracking = out / "wandb"
         self.locks = out / "locks"
 
@@ -132,68 +131,7 @@ def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[
 
 
 def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Sequence[str] = ()) -> None:
-    """Dictionaries only where values repeat: on time stamps they cost more than they save.
-
-    A row group is held in memory while it is written, so a table of long rows is written in groups of fewer.
-    """
-    rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
-
-    options = {"compression": "zstd", "use_dictionary": list(dictionary), "row_group_size": rows}
-
-    def write(staged: Path) -> None:
-        pq.write_table(table, staged, write_page_checksum=True, **options)
-        _seal_footer(staged)
-
-    write_whole(paths, target, write)
-
-
-def _seal_footer(path: Path) -> None:
-    """Put a checksum of a Parquet file's footer before it: those of its pages leave it out, and no reader looks there.
-
-    A reader finds the footer from the file's end, and the pages from its start.
-    """
-    with path.open("r+b") as file:
-        begin = _footer_begin(file)
-        file.seek(begin)
-        footer = file.read()
-        file.seek(begin)
-        file.write(FOOTER_SEAL + zlib.crc32(footer).to_bytes(4, "little") + footer)
-
-
-def check_footer(path: Path) -> None:
-    """Raise DamagedFile if a Parquet file's footer is not as it was written; one of an older version has no seal."""
-    with path.open("rb") as file:
-        begin = _footer_begin(file)
-        file.seek(max(0, begin - 8))
-        seal, crc, footer = file.read(4), file.read(4), file.read()
-    if seal == FOOTER_SEAL and zlib.crc32(footer).to_bytes(4, "little") != crc:
-        raise DamagedFile(path, "the checksum of its footer does not hold")
-
-
-def _footer_begin(file: BinaryIO) -> int:
-    """The position of the footer, 0 where there can be none: its length and "PAR1" are a file's last bytes."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 8))
-    return max(0, size - 8 - int.from_bytes(file.read(4), "little"))
-
-
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has."""
-    with opened_table(path) as file:
-        return file.read(columns)
-
-
-@contextmanager
-def opened_table(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of the run, open for reading part by part; its footer and every page are checked."""
-    try:
-        check_footer(path)
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield file
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DamagedFile(path, first_line(error)) from error
+    write_whole(paths, target, lambda staged: write_sealed(table, staged, dictionary))
 
 
 # Requests ------------------------------------------------------------------------------------------------------------
@@ -266,8 +204,8 @@ def read_requests(path: Path) -> Records:
     """The Records of a requests.parquet, as they were measured: derived columns are computed anew."""
     records = Records()
     with opened_table(path) as file:
-        for group in range(file.num_row_groups):
-            _append(records, file.read_row_group(group).combine_chunks())
+        for group in range(file.num_groups):
+            _append(records, file.group(group).combine_chunks())
     return records
 
 
@@ -404,8 +342,13 @@ def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
 
 def read_plan(path: Path) -> list[dict[str, Any]]:
     """The entries of a plan.jsonl."""
+    return list(plan_entries(path))
+
+
+def plan_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a plan.jsonl, one at a time."""
     with path.open("rb") as file:
-        return list(_plan_entries(path, file))
+        yield from _plan_entries(path, file)
 
 
 def read_experiment(path: Path) -> dict[str, Any]:

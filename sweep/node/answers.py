@@ -179,6 +179,8 @@ def _of_texts(http: httpx.Client, engine: Engine, texts: Sequence[Sequence[int]]
     if by == "token_grammar":
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             return list(pool.map(lambda text: _of_generated(http, text), texts))
+    if by == "input_token_logprobs":
+        return [_of_input(http, text) for text in texts]
     return [_of_prompt(http, engine, text) for text in texts]
 
 
@@ -187,6 +189,16 @@ def _of_prompt(http: httpx.Client, engine: Engine, text: Sequence[int]) -> list[
     answer = http.post("/v1/completions", json={**body, "prompt": list(text)}).raise_for_status().json()
     entries = answer["choices"][0]["prompt_logprobs"][1:]
     return [entry[str(token)]["logprob"] for entry, token in zip(entries, text[1:], strict=True)]
+
+
+def _of_input(http: httpx.Client, text: Sequence[int]) -> list[float]:
+    """SGLang's own route: its OpenAI route gives no log-probabilities of a prompt given as token ids."""
+    body = {"input_ids": list(text), "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+    answer = http.post("/generate", json=body | {"return_logprob": True, "logprob_start_len": 0}).raise_for_status()
+    entries = answer.json()["meta_info"]["input_token_logprobs"][1:]
+    if [token for _, token, _ in entries] != list(text[1:]):
+        raise ValueError("it scored other tokens than those of the text")
+    return [float(value) for value, _, _ in entries]
 
 
 def _of_generated(http: httpx.Client, text: Sequence[int]) -> list[float]:

@@ -6,20 +6,28 @@ from typing import Any
 
 from backends.base import Backend
 from backends.launch.gpus import driver, find_gpu
+from backends.prepare import locks
 from sweep import provenance
-from sweep.config import NAMED_GROUPS, Hardware, Settings
+from sweep.config import NAMED_GROUPS, Settings
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Identity, TrialRow, Verdict, percentiles_of, percentiles_text
 from sweep.disk.run_files import RunPaths
 from sweep.node.work import PreparedNode, RunningEngine, Work
-from sweep.numbers.quantities.throughput import cost_per_million_tokens
+from sweep.numbers.quantities.throughput import cost_at_token_prices, cost_per_million_tokens
 from sweep.numbers.quantity import Value, columns
 from sweep.numbers.selection import Window
 from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
-from sweep.plan.plan import Deployment, Trial, config_text, elsewhere
+from sweep.plan.plan import Deployment, Trial, config_text, elsewhere, hourly_price
 from sweep.records import PROTOCOL_VERSION, Fault, Outcome, Records
+
+# Settings of a run that cannot change what a trial measures, and those that a row has columns of.
+NOT_OF_A_ROW = {
+    *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
+    *("retry", "retry_failed", "patience", "durations", "attempts", "deadline", "relaunch"),
+    *("slo", "percentiles", "metrics", "cache_dir"),
+}
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
@@ -40,14 +48,15 @@ def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identi
         **trial.load_columns(),
         replicate=trial.replicate,
         seed=trial.seed,
-        price_per_hour=_price(deployment.backend, hardware),
+        price_per_hour=hourly_price(deployment.backend, hardware),
         accelerator=accelerator,
         gpu_count=deployment.gpu_count,
         replicas=deployment.backend.replicas,
         percentiles=percentiles_text(work.settings.percentiles),
         slo=slo_text(work.settings),
         config=config_text(trial.config),
-        digests=None if deployment.unavailable else json.dumps({**deployment.content, **trial.content}),
+        settings=_settings_text(work),
+        digests=None if deployment.unavailable else json.dumps({**_contents(deployment), **trial.content}),
         commit=provenance.commit(),
         protocol=PROTOCOL_VERSION,
         started_at=provenance.now(),
@@ -70,12 +79,33 @@ def unmeasured_row(
     return {"driver": driver()} | row
 
 
+def _settings_text(work: Work) -> str:
+    """The settings of the run that a trial is measured again with; whether replicates had launches of their own, too.
+
+    The bounds and percentiles of a row are columns, which are changed without measuring.
+    """
+    settings = work.settings.model_dump(mode="json", exclude=NOT_OF_A_ROW, exclude_defaults=True)
+    relaunch = "once" if work.deployment.replicate is None else "per_replicate"
+    return json.dumps({**settings, "relaunch": relaunch, "assumed": work.settings.hardware.assumed}, sort_keys=True)
+
+
+def _contents(deployment: Deployment) -> dict[str, str]:
+    """The digests of what a deployment's parts point to, with the name and the digest of its environment's lock."""
+    spec = deployment.environment
+    if spec is None or spec.lock is None:
+        return deployment.content
+    return {**deployment.content, "lock": f"{locks.file_name(spec)} {locks.lock_digest(locks.text(spec))}"}
+
+
 def _label(deployment: Deployment, trial: Trial) -> str:
     return f"{deployment.describe()} {trial.describe()}"
 
 
-def _price(backend: Backend, hardware: Hardware) -> float | None:
-    return None if elsewhere(backend, hardware) else hardware.price_per_hour
+def _cost(backend: Backend, row: Mapping[str, Any], price: float | None) -> float | None:
+    """The cost of a million output tokens with the figures in a row: by the hour, or at an endpoint's token prices."""
+    if not backend.launches and (prices := backend.price_per_million_tokens) is not None:
+        return cost_at_token_prices(prices.input, prices.output, row.get("input_tokens"), row.get("output_tokens"))
+    return cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
 
 
 def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
@@ -94,8 +124,8 @@ def present_row(
     row: Mapping[str, Any], deployment: Deployment, trial: Trial, settings: Settings, axes: Iterable[str]
 ) -> dict[str, Any]:
     """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
-    price = _price(deployment.backend, settings.hardware)
-    cost = cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
+    price = hourly_price(deployment.backend, settings.hardware)
+    cost = _cost(deployment.backend, row, price)
     columns = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
     return {**row, **columns, "label": _label(deployment, trial), **coordinates(trial, axes)}
 
@@ -151,7 +181,8 @@ def gpu_name(node: PreparedNode) -> str | None:
 def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:
     """Every quantity of the trial."""
     discard_first, backend = getattr(trial.load, "discard_first", False), work.deployment.backend
-    return summarise(
+    price, gpu_count = hourly_price(backend, work.settings.hardware), work.deployment.gpu_count
+    values = summarise(
         records,
         slo=work.settings.slo or {},
         discard_first_batch=discard_first,
@@ -159,8 +190,9 @@ def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping
         fixed_length=trial.workload.ignore_eos,
         open_loop=trial.load.open_loop,
         percentiles=work.settings.percentiles,
-        price_per_hour=_price(backend, work.settings.hardware),
-        gpu_count=work.deployment.gpu_count,
+        price_per_hour=price,
+        gpu_count=gpu_count,
         reserves_memory=backend.reserves_memory,
         **inputs,
     )
+    return values | {"cost_per_million_tokens": _cost(backend, {**values, "gpu_count": gpu_count}, price)}

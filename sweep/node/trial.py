@@ -77,10 +77,9 @@ def run_trial(
     foreign = _foreign(work, running)  # from now on: who was waited for is not named beside this trial
     sampler = Sampler(_sources(running.engines, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
-    deadline = time.monotonic() + (work.settings.trial_timeout or math.inf)
     logged = {engine.log: engine.log_position() for engine in running.engines}
     began = time.monotonic()
-    should_stop = _reason_to_stop(running, stop, deadline)
+    should_stop = _reason_to_stop(running, stop, work.settings.trial_timeout or math.inf)
     result = _measure(work, running, trial, prompts, sampler, should_stop, notify, on_progress)
     if stop.is_set():
         return row.flat()
@@ -268,7 +267,9 @@ def _sources(engines: Sequence[Engine], foreign: Foreign) -> list[Source]:
     return sources
 
 
-def _reason_to_stop(running: RunningEngine, stop: threading.Event, deadline: float) -> Callable[[], str | None]:
+def _reason_to_stop(running: RunningEngine, stop: threading.Event, timeout: float) -> Callable[[], str | None]:
+    deadline = time.monotonic() + timeout
+
     def reason() -> str | None:
         if not running.alive():
             return "the engine died" if running.gateway is None or running.gateway.alive() else "the gateway died"

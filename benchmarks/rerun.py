@@ -1,0 +1,253 @@
+"""How often `sweep rerun` says "differs" of rows that should be reproduced, and whether it names planted changes.
+
+    python -m benchmarks.rerun rows RUN FOLDER [--replicate 1]   rows of a copied run, on a fresh clone of this commit
+    python -m benchmarks.rerun planted FOLDER                    changes in a row, and on the simulated engine
+
+`rows` copies what a mailed report needs (report.html, trials.parquet, plan.jsonl, locks/), nothing that was measured.
+`planted` measures a run on the simulated engine, changes its weights, prompts, settings, variables and cores, runs it
+again, and then changes one thing at a time in a copy of its row. Both print a table in Markdown.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sweep.config import ROOT, build, cache_directory
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
+from sweep.options import load_option
+from sweep.rerun.capsule import Capsule, capsules_of, parse_capsules
+from sweep.rerun.circumstances import changed_circumstances, circumstances
+
+COPIED = ("report.html", "trials.parquet", "plan.jsonl", "locks")
+PER_ROW = ("output_throughput", "ttft_p50", "tpot_p50")
+LAUNCHED = [  # a run of two launches on the simulated engine, slow enough for a busy machine
+    *("backend=simulated", "backend.ttft.mean=0.6", "backend.itl.mean=0.1", "workload.output_tokens=6"),
+    *("workload=prompts", "workload.num_requests=2", "workload.warmup_requests=1", "load.batch_size=1"),
+    *("replicates=2", "relaunch=per_replicate", "cluster=inline", "tracking=none"),
+]
+# Column, place in its JSON (none: the column itself), the planted value, and the name that it must have.
+PLANTED: list[tuple[str, tuple[str, ...], Any, str]] = [
+    ("driver", (), "580.95.05", "driver"),
+    ("accelerator", (), "NVIDIA H100 80GB HBM3", "accelerator"),
+    ("gpu_count", (), 2, "GPUs"),
+    ("protocol", (), 4, "protocol version"),
+    ("commit", (), "0123456789ab", "code commit"),
+    ("engine_version", (), "0.0.1", "engine version"),
+    ("dtype", (), "float8", "number format"),
+    ("batch_form", (), "neither", "batches sent as"),
+    ("hardware", ("cpu",), "Intel Xeon 8480", "processor"),
+    ("hardware", ("cores",), 64, "cores"),
+    ("hardware", ("gpus",), ["NVIDIA L4"], "GPU names"),
+    ("hardware", ("kernel",), "5.10.0", "kernel"),
+    ("hardware", ("glibc",), "2.28", "glibc"),
+    ("hardware", ("memory_bytes",), 2**33, "memory"),
+    ("hardware", ("node",), "another", "machine"),
+    ("versions", ("numpy",), "1.26.0", "version of numpy"),
+    ("versions", ("uvloop",), "0.1.0", "version of uvloop"),
+    ("digests", ("model",), "edited", "weights"),
+    ("digests", ("workload",), "edited", "prompts"),
+    ("digests", ("lock",), "cpu.txt 0000", "lock"),
+    ("settings", ("max_failed",), 0.5, "setting max_failed"),
+    ("engine_facts", ("environ", "OMP_NUM_THREADS"), "7", "environment variable OMP_NUM_THREADS"),
+    ("engine_facts", ("max_model_len",), 77, "engine's max_model_len"),
+    ("engine_facts", ("command",), ["--planted", "1"], "flag planted"),
+]
+
+
+class Plant(NamedTuple):
+    """A planted change, how it was planted, and the names of what was found to differ."""
+
+    change: str
+    where: str
+    expected: str
+    named: Sequence[str]
+
+    @property
+    def found(self) -> bool:
+        return self.expected in self.named
+
+
+def sweep(
+    arguments: Sequence[str],
+    folder: Path,
+    checkout: Path = ROOT,
+    prefix: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> int:
+    """Run the command of a checkout; its output goes to a file."""
+    command = [*prefix, sys.executable, "-m", "sweep", *arguments]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.txt").open("a") as output:
+        variables = {**os.environ, **(environ or {})}
+        return subprocess.run(command, cwd=checkout, stdout=output, stderr=output, env=variables).returncode
+
+
+def rows_again(run: Path, folder: Path, replicate: int | None) -> list[dict[str, Any]]:
+    """Run the results of a copied run again on a fresh clone; the verdicts."""
+    clone = folder / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    copied = clone / "results" / "copied"
+    copied.mkdir(parents=True)
+    for name in COPIED:
+        if (run / name).is_dir():
+            shutil.copytree(run / name, copied / name)
+        elif (run / name).exists():
+            shutil.copy(run / name, copied / name)
+    target = str(copied.relative_to(clone))
+    if replicate is not None:
+        chosen = [each for each in capsules_of(str(copied)) if each.trial["replicate"] == replicate]
+        (clone / "capsules.txt").write_text("\n".join(each.text() for each in chosen))
+        target = "capsules.txt"
+    status = sweep(["rerun", target, "--out", str((folder / "again").absolute())], folder, clone)
+    if status not in (0, 1):
+        raise SystemExit(f"sweep rerun ended with {status}: {folder / 'output.txt'}")
+    verdicts: list[dict[str, Any]] = json.loads((folder / "again" / "rerun.json").read_text())
+    return verdicts
+
+
+def rows_table(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A row of Markdown for each trial, and the sentence about all."""
+    yield "| trial | " + " | ".join(f"{column}, change (noise)" for column in PER_ROW) + " | verdict |"
+    yield "|---" * (len(PER_ROW) + 2) + "|"
+    for each in verdicts:
+        figures = {figure["column"]: figure for figure in each["figures"]}
+        cells = [_figure(figures.get(column)) for column in PER_ROW]
+        yield f"| {each['label']} | {' | '.join(cells)} | {each['result']} |"
+    differ = sum(each["result"] == "differs" for each in verdicts)
+    unknown = sum(each["result"] == "cannot tell" for each in verdicts)
+    yield f"\n{differ} of {len(verdicts)} rows differ; of {unknown} it cannot be said."
+    yield "What is not the same, and in how many rows:\n"
+    names = [pair["name"] for each in verdicts for pair in each["differences"]]
+    yield from (f"- {name}: {names.count(name)}" for name in dict.fromkeys(names))
+
+
+def _figure(figure: Mapping[str, Any] | None) -> str:
+    return "—" if figure is None else f"{figure['change']:+.1%} (±{figure['most']:.1%})"
+
+
+def planted_in_rows(run: Path) -> Iterator[Plant]:
+    """Each of PLANTED in a copy of the first result of a run: what the copy says that the row does not."""
+    row = next(row for row in run_files.read_trials(RunPaths(run).trials) if row["outcome"] == "ok")
+    before = circumstances(row)
+    for column, place, value, expected in PLANTED:
+        after = circumstances({**row, column: _changed(row.get(column), place, value)})
+        names = [pair.name for pair in changed_circumstances(before, after)]
+        yield Plant(f"{'.'.join([column, *place])} = {value}", "row", expected, names)
+
+
+def _changed(content: Any, place: tuple[str, ...], value: Any) -> Any:
+    if not place:
+        return value
+    settings = json.loads(content or "{}")
+    *parents, last = place
+    mapping = settings
+    for key in parents:
+        mapping = mapping.setdefault(key, {})
+    mapping[last] = [*mapping[last], *value] if last == "command" else value
+    return json.dumps(settings)
+
+
+def planted_for_real(folder: Path) -> Iterator[Plant]:
+    """Changes between a run of the simulated engine and its rerun."""
+    folder = folder.absolute()
+    source = build(load_option("model", "tiny-llama"), "model").prepare(cache_directory(None), print)  # type: ignore[attr-defined]
+    shutil.copytree(source, folder / "model")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"How many are {n} and {n}?"}) + "\n" for n in range(9)))
+    files = ["model=path", f"model.path={folder / 'model'}", f"workload.file={prompts}", f"out={folder / 'run'}"]
+    if sweep([*LAUNCHED, *files], folder):
+        raise SystemExit(f"the run on the simulated engine failed: {folder / 'output.txt'}")
+    capsule = capsules_of(str(folder / "run"))[0]
+    yield from _edited_capsules(capsule, folder)
+    variables = {"MALLOC_ARENA_MAX": "1"}
+    one_core = ("taskset", "--cpu-list", str(min(os.sched_getaffinity(0))))
+    names = _rerun(capsule, folder / "machine", ["max_failed=0.2"], one_core, variables)[0]
+    yield Plant("run on one core", "launched", "cores", names)
+    yield Plant("a variable of the shell", "launched", "environment variable MALLOC_ARENA_MAX", names)
+    yield Plant("max_failed=0.2", "launched", "setting max_failed", names)
+    with next((folder / "model").glob("*.safetensors")).open("r+b") as weights:
+        weights.seek(-1, os.SEEK_END)
+        weights.write(b"\x01")
+    with prompts.open("a") as file:
+        file.write(json.dumps({"prompt": "And how many are ten?"}) + "\n")
+    names = _rerun(capsule, folder / "files")[0]
+    yield Plant("a byte of the weights", "launched", "weights", names)
+    yield Plant("a line of the prompts' file", "launched", "prompts", names)
+
+
+def _edited_capsules(capsule: Capsule, folder: Path) -> Iterator[Plant]:
+    """The same capsule with one setting edited by hand, three times: what was recorded does not follow from it."""
+    edits = [
+        (("backend", "itl", "mean"), 0.15, "flag config.itl.mean"),
+        (("model", "dtype"), "float16", "number format"),
+        (("backend", "environ"), {"PLANTED": "1"}, "environment variable PLANTED"),
+    ]
+    texts = []
+    for place, value, _ in edits:
+        (copy,) = parse_capsules(capsule.text())
+        *parents, last = place
+        mapping = copy.config
+        for key in parents:
+            mapping = mapping[key]
+        mapping[last] = value
+        texts.append(copy.text())
+    (folder / "edited.txt").write_text("\n".join(texts))
+    differences = _rerun(folder / "edited.txt", folder / "edited")
+    for (place, value, expected), names in zip(edits, differences, strict=True):
+        yield Plant(f"{'.'.join(place)} = {value}", "launched", expected, names)
+
+
+def _rerun(
+    target: Capsule | Path,
+    folder: Path,
+    more: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> list[list[str]]:
+    """The names of what differs in each trial that is run again."""
+    file = target if isinstance(target, Path) else folder.with_suffix(".txt")
+    if isinstance(target, Capsule):
+        file.write_text(target.text())
+    out = folder / "out"
+    status = sweep(["rerun", str(file), "--out", str(out), *more], folder, prefix=prefix, environ=environ)
+    if status not in (0, 1):
+        raise SystemExit(f"sweep rerun ended with {status}: {folder / 'output.txt'}")
+    verdicts = json.loads((out / "rerun.json").read_text())
+    return [[pair["name"] for pair in each["differences"]] for each in verdicts]
+
+
+def planted_table(plants: Sequence[Plant]) -> Iterator[str]:
+    """A row of Markdown for each planted change."""
+    yield "| planted | where | named |"
+    yield "|---|---|---|"
+    yield from (f"| {each.change} | {each.where} | {each.expected if each.found else 'no'} |" for each in plants)
+    yield f"\n{sum(each.found for each in plants)} of {len(plants)} planted changes are named."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    rows, planted = kinds.add_parser("rows"), kinds.add_parser("planted")
+    rows.add_argument("run", type=Path, metavar="RUN", help="a results folder")
+    rows.add_argument("--replicate", type=int, help="of each point only this one")
+    for each in (rows, planted):
+        each.add_argument("folder", type=Path, metavar="FOLDER", help="a new one")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True)
+    if options.kind == "rows":
+        lines = rows_table(rows_again(options.run, options.folder, options.replicate))
+    else:
+        launched = list(planted_for_real(options.folder))
+        lines = planted_table([*launched, *planted_in_rows(options.folder / "run")])
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

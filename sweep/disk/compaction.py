@@ -1,0 +1,145 @@
+"""The small files of many trials put together, at the end of a run: a file a trial is slow to list, copy and read.
+
+Tables of the same columns go into compact files, in whole row groups' worth of trials. A compact file appears complete;
+the trials' own files are removed only after what it holds was compared with them. So every row can be read before,
+during and after, and a run that is killed on the way continues the next time.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweep.disk import tables
+from sweep.disk.run_files import DamagedFile, RunPaths, TrialPaths, write_whole
+from sweep.disk.tables import compact_place, opened_table, read_table
+
+FEWEST_FILES = 100  # below that there is nothing to gain, and a trial's files are easier to find
+SMALL_BYTES = 8 << 20  # of a trial's file: a larger one stays as it is
+BYTES_TOGETHER = 128 << 20  # of the trials' files that go into one: the disk holds both for a while
+GROUP_BYTES = 1 << 20  # of a row group, uncompressed: the least that is read for one trial
+UNREPEATED = ("request_id",)  # texts for which a dictionary only costs
+
+
+def compact(paths: RunPaths, fewest: int = FEWEST_FILES) -> int:
+    """Put a run's small files together if there are at least so many; return how many were.
+
+    The caller holds the run's lock. What cannot be read stays where it is, to be named by whoever reads it.
+    """
+    trials = [TrialPaths(paths, path.parent) for path in sorted(paths.deployments.glob("*/*/*/trial.parquet"))]
+    kinds = [[trial.requests for trial in trials], [trial.telemetry for trial in trials]]
+    kinds.append([trial.trial for trial in trials])  # last: a trial's folder is complete while it is there
+    if sum(_is_small(file) for files in kinds for file in files) < fewest:  # then only what a killed run has left
+        kinds = [[file for file in files if _is_compact(file)] for files in kinds]
+    compacted = 0
+    for files in kinds:
+        for batch in _batches(filter(_is_small, files)):
+            compacted += _compact_batch(paths, batch)
+    for trial in trials:
+        with suppress(OSError):  # it holds more
+            trial.folder.rmdir()
+    return compacted
+
+
+def compacted_names(paths: RunPaths, names: Iterable[str]) -> list[str]:
+    """Those of a run's files, named by their path in it, that now are in a compact file alone."""
+    kinds = ("requests.parquet", "telemetry.parquet", "trial.parquet")
+    candidates = [name for name in names if name.count("/") == 4 and name.endswith(kinds)]
+    return [name for name in candidates if not (paths.out / name).exists() and _is_compact(paths.out / name)]
+
+
+def _is_small(file: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return file.stat().st_size <= SMALL_BYTES
+    return False
+
+
+def _is_compact(file: Path) -> bool:
+    with suppress(DamagedFile):
+        return compact_place(file) is not None
+    return False
+
+
+def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
+    """Files of the same columns, as many as go into one compact file."""
+    batches: dict[pa.Schema, list[Path]] = defaultdict(list)
+    sizes: dict[pa.Schema, int] = defaultdict(int)
+    for file in files:
+        with suppress(DamagedFile, FileNotFoundError), opened_table(file) as table:
+            schema = table.file.schema_arrow
+            batches[schema].append(file)
+            sizes[schema] += file.stat().st_size
+            if sizes[schema] > BYTES_TOGETHER:
+                yield batches.pop(schema)
+                del sizes[schema]
+    yield from batches.values()
+
+
+def _compact_batch(paths: RunPaths, files: Sequence[Path]) -> int:
+    """Put files together, check the result, and remove them; return how many were."""
+    new = [file for file in files if not _is_compact(file)]
+    if new:
+        digest = hashlib.sha256("\n".join(_trial_of(file) for file in new).encode()).hexdigest()[:12]
+        target = paths.compact / f"{new[0].stem}-{digest}.parquet"
+        try:
+            write_whole(paths, target, lambda staged: _write(new, staged))
+        except DamagedFile:  # its pages are: one by one
+            return sum(_compact_batch(paths, [file]) for file in files) if len(files) > 1 else 0
+    safe = [file for file in files if _is_compact(file) and _has_same_rows(file)]
+    for file in safe:
+        file.unlink()
+    return len(safe)
+
+
+def _has_same_rows(file: Path) -> bool:
+    """Return whether the compact file says what a trial's own file says."""
+    place = compact_place(file)
+    assert place is not None
+    with pq.ParquetFile(place.path, page_checksum_verification=True) as compact_file:
+        return bool(tables.TableFile(compact_file, place).read().equals(read_table(file)))
+
+
+def _trial_of(file: Path) -> str:
+    """The key of a trial in a compact file's index."""
+    return "/".join(file.parts[-4:-1])
+
+
+def _write(files: Sequence[Path], target: Path) -> None:
+    """Write a compact file: whole trials in each row group, their places in the footer."""
+    index: list[tuple[str, int, int, int]] = []
+    with opened_table(files[0]) as first:
+        added = [name for name in tables.TRIAL_KEY if name not in first.names]
+        schema = first.file.schema_arrow.remove_metadata()
+    for name in added:
+        schema = schema.append(pa.field(name, pa.string()))
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in UNREPEATED]
+    options = {"compression": "zstd", "use_dictionary": texts, "write_page_checksum": True}
+    with pq.ParquetWriter(target, schema.with_metadata({"added": json.dumps(added)}), **options) as writer:
+        pending: list[pa.Table] = []
+        group = 0
+        for file in files:
+            table = read_table(file)
+            key = dict(zip(tables.TRIAL_KEY, file.parts[-4:-1], strict=True))
+            for name in added:
+                table = table.append_column(name, pa.repeat(key[name], len(table)))
+            index.append((_trial_of(file), group, sum(map(len, pending)), len(table)))
+            pending.append(table)
+            if sum(each.nbytes for each in pending) > GROUP_BYTES:
+                group += _write_group(writer, pending)
+                pending = []
+        _write_group(writer, pending)
+        writer.add_key_value_metadata({tables.COMPACT_INDEX: json.dumps(index)})
+    tables.seal_footer(target)
+
+
+def _write_group(writer: pq.ParquetWriter, pending: Sequence[pa.Table]) -> int:
+    """Write tables as one row group; return how many were written: none of no rows."""
+    rows = sum(map(len, pending))
+    if rows:
+        writer.write_table(pa.concat_tables(pending).cast(writer.schema).combine_chunks(), row_group_size=rows)
+    return int(rows > 0)

@@ -1,0 +1,191 @@
+"""The Parquet files of a run: written with checksums, read part by part, also those that lie in a compact file.
+
+The tables of many short trials are put together at a run's end (`sweep.disk.compaction`). A trial's table keeps its
+path: where there is no such file, its rows are read from the compact file that has them. Every function that reads a
+file raises FileNotFoundError if there is none, and DamagedFile if it is not whole.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweep.config import DamagedFile, first_line
+
+ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
+FOOTER_SEAL = b"SWCR"  # before a checksum of four bytes and the footer
+COMPACT = "compact"  # folder of compact files, beside the deployments'
+COMPACT_INDEX = b"trials"  # key in a compact file's footer: [trial, row group, offset, rows] of each, JSON
+TRIAL_KEY = ("deployment_id", "attempt", "trial_id")  # a compact file has them besides; a trial's path says them
+
+
+class Place(NamedTuple):
+    """The place of a trial's table in a compact file."""
+
+    path: Path
+    group: int
+    offset: int
+    rows: int
+
+
+class TableFile:
+    """A table of the run that is open for reading part by part."""
+
+    def __init__(self, file: pq.ParquetFile, place: Place | None = None) -> None:
+        """Open a whole file, or of a compact one a trial's rows."""
+        self.file, self.place = file, place
+        self.groups = range(file.num_row_groups) if place is None else range(place.group, place.group + 1)
+        added = json.loads(file.schema_arrow.metadata[b"added"]) if place else ()
+        self.names = [name for name in file.schema_arrow.names if name not in added]
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.groups)
+
+    def group(self, index: int, columns: Sequence[str] | None = None, use_threads: bool = True) -> pa.Table:
+        """The rows of one row group: of all columns, or of those of `columns` that it has."""
+        names = [name for name in self.names if columns is None or name in columns]
+        if self.place and not self.place.rows:  # it may have no row group
+            return self.file.schema_arrow.empty_table().select(names).replace_schema_metadata()
+        table = self.file.read_row_group(self.groups[index], names, use_threads=use_threads)
+        return table if self.place is None else table.slice(self.place.offset, self.place.rows)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, as `group` has them."""
+        if self.place is not None:
+            return self.group(0, columns).replace_schema_metadata()
+        return self.file.read(columns)
+
+    def smallest(self, index: int, column: str) -> int | None:
+        """The smallest value in a row group of a column (its first leaf), by the file's footer; None if not known."""
+        if self.place and not self.place.rows:
+            return None
+        group = self.file.metadata.row_group(self.groups[index])
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema.split(".")[0] == column:
+                known = chunk.statistics is not None and chunk.statistics.has_min_max
+                return int(chunk.statistics.min) if known else None
+        return None
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has."""
+    with opened_table(path) as file:
+        return file.read(columns)
+
+
+@contextmanager
+def opened_table(path: Path) -> Iterator[TableFile]:
+    """A table of the run, open for reading part by part; its footer and every page are checked."""
+    source = path
+    try:
+        place = None if path.exists() else compact_place(path)
+        try:
+            file = _open(place.path if place else path)
+        except FileNotFoundError:  # it has just been put into a compact file
+            place = compact_place(path)
+            file = _open(place.path if place else path)
+        source = place.path if place else path
+        with file:
+            yield TableFile(file, place)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFile(source, first_line(error)) from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    check_footer(path)
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def write_sealed(table: pa.Table, path: Path, dictionary: Sequence[str] = ()) -> None:
+    """Write a table with checksums; dictionaries only where values repeat: on stamps they cost more than they save.
+
+    A row group is held in memory while it is written, so a table of long rows is written in groups of fewer.
+    """
+    rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
+    options = {"compression": "zstd", "use_dictionary": list(dictionary), "row_group_size": rows}
+    pq.write_table(table, path, write_page_checksum=True, **options)
+    seal_footer(path)
+
+
+# Footers -------------------------------------------------------------------------------------------------------------
+
+
+def seal_footer(path: Path) -> None:
+    """Put a checksum of a Parquet file's footer before it: those of its pages leave it out, and no reader looks there.
+
+    A reader finds the footer from the file's end, and the pages from its start.
+    """
+    with path.open("r+b") as file:
+        begin = _footer_begin(file)
+        file.seek(begin)
+        footer = file.read()
+        file.seek(begin)
+        file.write(FOOTER_SEAL + zlib.crc32(footer).to_bytes(4, "little") + footer)
+
+
+def check_footer(path: Path) -> None:
+    """Raise DamagedFile if a Parquet file's footer is not as it was written; one of an older version has no seal."""
+    with path.open("rb") as file:
+        begin = _footer_begin(file)
+        file.seek(max(0, begin - 8))
+        seal, crc, footer = file.read(4), file.read(4), file.read()
+    if seal == FOOTER_SEAL and zlib.crc32(footer).to_bytes(4, "little") != crc:
+        raise DamagedFile(path, "the checksum of its footer does not hold")
+
+
+def _footer_begin(file: BinaryIO) -> int:
+    """The position of the footer, 0 where there can be none: its length and "PAR1" are a file's last bytes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    return max(0, size - 8 - int.from_bytes(file.read(4), "little"))
+
+
+# Compact files -------------------------------------------------------------------------------------------------------
+
+_INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never change
+
+
+def compact_place(path: Path) -> Place | None:
+    """The place in a compact file of the table that a trial's path names; None if there is none.
+
+    Raises:
+        DamagedFile: if it is in none that can be read, and one of them cannot.
+    """
+    if len(path.parts) < 5:
+        return None
+    trial, folder = "/".join(path.parts[-4:-1]), path.absolute().parents[3] / COMPACT
+    damage: list[DamagedFile] = []
+    for _ in range(2):  # another process may have put it there since
+        for file, index in list(_INDEXES.items()):
+            if trial in index and file.parent == folder and file.name.startswith(f"{path.stem}-"):
+                return index[trial]
+        damage = _read_indexes(folder)
+    if damaged := [error for error in damage if error.path.name.startswith(f"{path.stem}-")]:
+        raise damaged[0]
+    return None
+
+
+def _read_indexes(folder: Path) -> list[DamagedFile]:
+    """Read the footers of the compact files that are not known yet; return those that cannot be read."""
+    damage = []
+    for file in sorted(folder.glob("*.parquet")):
+        if file in _INDEXES:
+            continue
+        try:
+            check_footer(file)
+            entries = json.loads(pq.read_metadata(file).metadata[COMPACT_INDEX])
+            _INDEXES[file] = {trial: Place(file, *numbers) for trial, *numbers in entries}
+        except DamagedFile as error:
+            damage.append(error)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            damage.append(DamagedFile(file, first_line(error)))
+    return damage

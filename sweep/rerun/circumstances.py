@@ -1,0 +1,194 @@
+"""The circumstances of a measurement as its row has them, and those in which two measurements differ.
+
+A circumstance has a name in words (`flag max-num-seqs`, `version of torch`, `driver`) and a value. What differs between
+any two launches of one command is none: ports, folders, times.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sweep.config import shortened
+from sweep.labels import dotted
+
+Circumstances = dict[str, Any]
+
+ROW_COLUMNS = {  # of a row, by their names in words
+    "protocol": "protocol version",
+    "commit": "code commit",
+    "engine_version": "engine version",
+    "dtype": "number format",
+    "driver": "driver",
+    "accelerator": "accelerator",
+    "gpu_count": "GPUs",
+    "replicas": "replicas",
+    "max_model_len": "context",
+    "num_requests": "requests",
+    "input_tokens": "input tokens",
+    "output_tokens": "output tokens",
+    "token_source": "token counts by",
+    "batch_form": "batches sent as",
+    "caches_reset": "caches reset",
+    "client_stamp_source": "time stamps by",
+    "client_processes": "client processes",
+}
+DIGEST_NAMES = {
+    "model": "weights",
+    "draft": "weights of the draft model",
+    "workload": "prompts",
+    "load": "arrivals file",
+    "backend": "code of the engine's host",
+    "lock": "lock",
+}
+MACHINE_FACTS = {
+    "cpu": "processor",
+    "cores": "cores",
+    "gpus": "GPU names",
+    "capability": "compute capability",
+    "glibc": "glibc",
+    "kernel": "kernel",
+    "node": "machine",
+}
+OF_A_LAUNCH = ("--port", "--host")  # flags of each launch of its own
+# Of an engine's facts: figures, places, and what has a name of its own here.
+NOT_COMPARED = {
+    *("engine_version", "dtype", "command", "flags", "environ", "startup_seconds", "cold_ttft", "log", "reachable_by"),
+    *("below_gate", "replicas"),
+}
+ANSWER_FACTS = ("agreement", "quality")  # first parts of facts about its answers, which are figures
+NAMED_KINDS = (
+    "flag",
+    "environment variable",
+    "engine's",
+    "version of",
+    "setting",
+)  # of circumstances with names of their own
+LATER_KINDS = {"environment variable", "setting"}  # that rows did not have from the beginning
+OF_THE_RUN = ("hardware", "assumed", "relaunch")  # settings that say with what others the trial was run, or are named
+FOREIGN, LOAD_AVERAGE = "cores taken by other processes", "load average"
+# What varies a little with every measurement: share of the engine's cores, and processes that wanted to run.
+LEAST_DIFFERENCES = {FOREIGN: 0.05, LOAD_AVERAGE: 4.0}
+BYTES_OF_GIB = 2**30
+MOST_OF_A_KIND = 12  # of a kind, e.g. versions; more are counted
+
+
+class Difference(NamedTuple):
+    """A circumstance in which two measurements differ; None where it is not there."""
+
+    name: str
+    before: Any
+    after: Any
+
+    def describe(self) -> str:
+        """`driver: 570.86 → 580.12`."""
+        return f"{self.name}: {_shown_value(self.before)} → {_shown_value(self.after)}"
+
+
+def circumstances(row: Mapping[str, Any]) -> Circumstances:
+    """Everything that a row says of how it was measured, save its configuration: that is what is run again."""
+    facts, machine = _parsed(row, "engine_facts"), _parsed(row, "hardware")
+    recorded = {words: row.get(column) for column, words in ROW_COLUMNS.items()}
+    recorded |= {f"flag {name}": value for name, value in _flags(facts.get("command") or ()).items()}
+    recorded |= {f"environment variable {name}": value for name, value in (facts.get("environ") or {}).items()}
+    compared = {name: facts[name] for name in facts if name not in NOT_COMPARED and not name.startswith(ANSWER_FACTS)}
+    recorded |= {f"engine's {name}": value for name, value in dotted(_without_folders(compared)).items()}
+    recorded |= {words: machine.get(name) for name, words in MACHINE_FACTS.items()}
+    if machine.get("memory_bytes"):
+        recorded["memory"] = f"{machine['memory_bytes'] / BYTES_OF_GIB:.1f} GiB"
+    recorded |= {DIGEST_NAMES.get(name, f"files of {name}"): value for name, value in _parsed(row, "digests").items()}
+    recorded |= {f"version of {name}": value for name, value in _parsed(row, "versions").items()}
+    settings = {name: value for name, value in _parsed(row, "settings").items() if name not in OF_THE_RUN}
+    recorded |= {f"setting {name}": value for name, value in dotted(settings).items()}
+    recorded["setting of the run"] = "recorded" if row.get("settings") else None  # all may be the defaults
+    recorded["prompt headers"] = "salted" if row.get("prompt_salt") else None
+    recorded["place in its launch"] = row.get("place")
+    recorded[FOREIGN] = row.get("foreign_cpu_share")
+    recorded[LOAD_AVERAGE] = machine.get("load_average")
+    return {name: value for name, value in recorded.items() if value is not None}
+
+
+def changed_circumstances(before: Circumstances, after: Circumstances) -> list[Difference]:
+    """The circumstances in which two measurements differ, those of the first in their order.
+
+    A kind of which a row of an older version says nothing at all is left out.
+    """
+    kinds = [{_kind(name) for name in each} for each in (before, after)]
+    silent = LATER_KINDS - (kinds[0] & kinds[1])
+    names = [name for name in dict.fromkeys([*before, *after]) if _kind(name) not in silent]
+    pairs = (Difference(name, before.get(name), after.get(name)) for name in names)
+    return [pair for pair in pairs if not _equal(pair)]
+
+
+def _kind(name: str) -> str | None:
+    return next((kind for kind in NAMED_KINDS if name.startswith(f"{kind} ")), None)
+
+
+def _equal(pair: Difference) -> bool:
+    if pair.name in LEAST_DIFFERENCES:
+        before, after = (float(value or 0.0) for value in (pair.before, pair.after))
+        return abs(before - after) <= LEAST_DIFFERENCES[pair.name]
+    return bool(pair.before == pair.after)
+
+
+def difference_lines(every: Sequence[Difference]) -> Iterator[str]:
+    """A line for each difference; of many of one kind the first, and how many more."""
+    kinds: dict[str, list[Difference]] = {}
+    for difference in every:
+        kinds.setdefault(_kind(difference.name) or difference.name, []).append(difference)
+    for kind, group in kinds.items():
+        yield from (difference.describe() for difference in group[:MOST_OF_A_KIND])
+        if len(group) > MOST_OF_A_KIND:
+            yield f"{kind}: {len(group) - MOST_OF_A_KIND} more"
+
+
+def _parsed(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    text = row.get(column)
+    return dict(json.loads(text)) if isinstance(text, str) else {}  # of an older version
+
+
+def _flags(command: Sequence[str]) -> dict[str, Any]:
+    """The flags of a command line by name, JSON in them as settings of their own; `program` is what is run."""
+    flags: dict[str, Any] = {}
+    program: list[str] = []
+    words = list(command)
+    for index, word in enumerate(words):
+        before = words[index - 1] if index else ""
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            follows = index + 1 < len(words) and not words[index + 1].startswith("--")
+            flags[name] = value if equals else (words[index + 1] if follows else True)
+        elif not (before.startswith("--") and "=" not in before):
+            program.append(word)
+    named = {name.lstrip("-"): _value(value) for name, value in flags.items() if name not in OF_A_LAUNCH}
+    mapping = _without_folders({**named, "program": " ".join(_last_part(word) for word in program)})
+    return dotted(mapping)
+
+
+def _value(text: Any) -> Any:
+    """The mapping that a flag's JSON is; else the text."""
+    if isinstance(text, str) and text.startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _without_folders(value: Any) -> Any:
+    """The same with the last part of every path: folders differ from machine to machine."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return _last_part(value) if isinstance(value, str) else value
+
+
+def _last_part(text: str) -> str:
+    return os.path.basename(text.rstrip("/")) if os.path.isabs(text) else text
+
+
+def _shown_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "none" if value is None or value == [] else shortened(value)

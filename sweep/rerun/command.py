@@ -1,0 +1,205 @@
+"""`sweep rerun`: rows run again from what they say of themselves, and each compared with what was measured then."""
+
+import functools
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from analysis.reproduction import FigureChange, Reproduction, figure_changes, finding
+from sweep.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
+from sweep.disk.run_files import RunPaths
+from sweep.drive.output_folder import results_folder
+from sweep.drive.preflight import fetch_obstacle, find_hardware, find_nodes, surroundings
+from sweep.options import ConfigPath
+from sweep.plan.command_line import is_point_key, parse_command_line
+from sweep.plan.compose import Composition, compose_run
+from sweep.plan.pending import REVISION
+from sweep.plan.planning import make_plan
+from sweep.rerun.capsule import Capsule, opened_rows
+from sweep.rerun.circumstances import Difference, changed_circumstances, circumstances, difference_lines
+from sweep.run import Planned, execute_plan
+from sweep.whole_file import write_whole
+
+FOLDER = Path("results") / "rerun"
+VERDICTS = "rerun.json"  # in the folder of a rerun
+DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: no Ray is needed for this machine
+
+
+class RerunVerdict(NamedTuple):
+    """The comparison of a row with the same trial measured again."""
+
+    capsule: Capsule
+    result: Reproduction
+    reason: str
+    changes: list[FigureChange]
+    differences: list[Difference]
+
+    @property
+    def failed(self) -> bool:
+        """True if the second measurement differs, or has no result."""
+        return self.result is Reproduction.DIFFERS
+
+    def lines(self) -> list[str]:
+        """The verdict for people: the figures, the sentence, and what was not the same."""
+        label = self.capsule.trial.get("label") or ""
+        lines = [f"{self.capsule.capsule}  {label}", *(f"  {change.describe()}" for change in self.changes)]
+        lines.append(f"  {self.result}" + (f" ({self.reason})" if self.reason else ""))
+        names = list(difference_lines(self.differences))
+        lines.append("  not the same: nothing that either row says" if not names else "  not the same:")
+        return lines + [f"    {name}" for name in names]
+
+    def record(self) -> dict[str, Any]:
+        """The verdict for scripts."""
+        return {
+            "trial": self.capsule.capsule,
+            "label": self.capsule.trial.get("label"),
+            "result": str(self.result),
+            "reason": self.reason,
+            "figures": [{**change._asdict(), "change": change.change} for change in self.changes],
+            "differences": [difference._asdict() for difference in self.differences],
+        }
+
+
+def run_again(
+    capsules: Sequence[Capsule],
+    overrides: Sequence[str],
+    out: str | None,
+    command: Sequence[str],
+    console: Console,
+    config_dirs: Sequence[str] = (),
+) -> int:
+    """Run the capsules again in a folder of their own, and print each verdict.
+
+    Returns:
+        0 if all are reproduced, or nothing shows it; 1 if one differs; else the status of a run that did not finish.
+
+    Raises:
+        ConfigError: for what cannot be run again here.
+    """
+    planned = plan_again(capsules, overrides, out, ConfigPath.of_user(config_dirs))
+    status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
+    if status not in (0, 1) or planned.plan.settings.dry_run:
+        return status
+    rows = {row["seed_and_config"]: row for row in map(_keyed, opened_rows(planned.paths.out))}
+    every = [_verdict(each, rows[_key(_pinned(each), each.trial)]) for each in capsules]
+    write_whole(planned.paths.out / VERDICTS, json.dumps([each.record() for each in every], indent=1) + "\n")
+    for verdict in every:
+        for line in verdict.lines():
+            console.print(line, markup=False, soft_wrap=True)
+    return 1 if any(verdict.failed for verdict in every) else 0
+
+
+def _keyed(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "seed_and_config": _key(json.loads(row["config"]), row)}
+
+
+def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
+    return json.dumps([trial["replicate"], trial["seed"], config], sort_keys=True)
+
+
+def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
+    changed = changed_circumstances(capsule.circumstances, circumstances(row))
+    if row["outcome"] != "ok":
+        reason = f"it is {row['outcome']} now: {row.get('reason')}"
+        return RerunVerdict(capsule, Reproduction.DIFFERS, reason, [], changed)
+    if not changed and row["trial_id"] != capsule.trial["trial_id"] and capsule.config == _pinned(capsule):
+        changed = [Difference("id of the trial: a default or our own code", capsule.trial["trial_id"], row["trial_id"])]
+    changes = figure_changes(capsule.figures, row, capsule.noise)
+    return RerunVerdict(capsule, *finding(changes), changes, changed)
+
+
+def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath) -> Planned:
+    """Plan the trials of capsules: their configuration, seeds and locks, and this machine.
+
+    Raises:
+        ConfigError: for what cannot be planned here, or together.
+    """
+    settings = _settings_today(capsules, overrides, out, options)
+    nodes, paths = find_nodes(settings), RunPaths(results_folder(settings))
+    facts = surroundings(settings, nodes, options, _common_locks(capsules), pinned=True)
+    composition = Composition(
+        settings,
+        [_pinned(each) for each in capsules],
+        [each.coordinates for each in capsules],
+        options=options,
+        seeds=[{each.trial["replicate"]: each.trial["seed"]} for each in capsules],
+    )
+    plan = make_plan(composition, facts)
+    for deployment in plan.deployments:
+        if deployment.unavailable:
+            raise ConfigError(f"{capsules[0].capsule}: {deployment.describe()}: {deployment.unavailable}")
+    return Planned(plan, nodes, paths)
+
+
+def _settings_today(
+    capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath
+) -> Settings:
+    """The settings of the rows' run, and where and how it is run today."""
+    first, typed = capsules[0], parse_command_line(overrides).typed
+    if wrong := [key for key in typed if is_point_key(key)]:
+        groups = ", ".join(POINT_GROUPS)
+        raise ConfigError(
+            f"{wrong[0]}={typed[wrong[0]]}: is the row's own; allowed are keys of a run, none of {groups}"
+        )
+    if other := next((each for each in capsules if each.settings != first.settings), None):
+        both = f"{other.capsule} and {first.capsule}"
+        raise ConfigError(f"{both}: were measured with different settings; run them again one by one")
+    defaults = [each for each in DEFAULTS if each.partition("=")[0] not in typed]
+    today = compose_run(
+        [*defaults, *overrides], functools.partial(find_hardware, options=options), options, fetch_obstacle
+    ).settings
+    present = {"hardware", "assumed", *(key.partition(".")[0] for key in typed)}
+    recorded = {key: value for key, value in first.settings.items() if key not in present}
+    recorded["replicates"] = len({each.trial["replicate"] for each in capsules})
+    name = str(first.trial.get("experiment") or "rerun")
+    where = out or (today.out if "out" in typed else str(_new_folder(capsules)))
+    hardware = today.hardware if "hardware" in typed else _hardware(first, today.hardware)
+    return validate(Settings, {**today.model_dump(), **recorded, "name": name, "out": where, "hardware": hardware}, "")
+
+
+def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
+    """The row's profile, or that of the GPU here where it is another; CPU and GPU do not stand for each other."""
+    recorded = capsule.settings.get("hardware")
+    if recorded is None:
+        return present
+    kind = FoundHardware if capsule.settings.get("assumed") else Hardware
+    profile = validate(kind, recorded, "capsule: hardware")
+    if profile.platform != present.platform and capsule.config["backend"].get("url") is None:
+        platform = {"cpu": "a CPU", "cuda": "a GPU"}
+        raise ConfigError(
+            f"{capsule.capsule}: was measured on {platform[profile.platform]} ({profile.name}), here is "
+            f"{platform[present.platform]} ({present.name}); allowed is the same platform, e.g. hardware={profile.name}"
+        )
+    same_gpu = not profile.matches or profile.name == present.name
+    return profile if profile.platform == present.platform and same_gpu else present
+
+
+def _new_folder(capsules: Sequence[Capsule]) -> Path:
+    """A folder that does not exist: each rerun is a measurement of its own."""
+    first = capsules[0].trial
+    name = f"{first.get('experiment')}-{first['trial_id']}" if len(capsules) == 1 else f"{first.get('experiment')}"
+    numbered = [FOLDER / name, *(FOLDER / f"{name}-{number}" for number in range(2, 10_000))]
+    return next(path for path in numbered if not path.exists())
+
+
+def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for each in capsules:
+        for name, text in each.lock_texts().items():
+            if texts.setdefault(name, text) != text:
+                raise ConfigError(f"{each.capsule}: has another lock {name} than others; run them again one by one")
+    return texts
+
+
+def _pinned(capsule: Capsule) -> dict[str, Any]:
+    """The configuration, with the commits that its revisions pointed to then."""
+    config = dict(capsule.config)
+    for group, key in (("model", "repo"), ("workload", "dataset")):
+        commits = dict(REVISION.findall(capsule.digests.get(group, "")))
+        if commit := commits.get(config[group].get(key)):
+            config[group] = {**config[group], "revision": commit}
+    return config

@@ -1,0 +1,60 @@
+"""docs/columns.md names every column that a run's files have, and README's sample is right."""
+
+import re
+
+import pyarrow as pa
+
+import analysis
+from analysis.summary import SUMMARY_COLUMNS, key_columns, summarise
+from scripts import metrics_tables
+from sweep.config import ROOT
+from sweep.disk import row, run_files
+from sweep.disk.columns import TELEMETRY_FIELDS, request_columns, trial_columns
+from sweep.numbers.quantity import columns
+from sweep.records import Records
+from tests.synthetic_run import make_run
+
+
+def test_no_column_is_without_a_meaning():
+    assert [name for name in row.schema() if name not in columns()] == list(trial_columns())
+    assert set(run_files.requests_table(Records()).column_names) == set(request_columns())
+    assert run_files.TELEMETRY_SCHEMA.names == list(TELEMETRY_FIELDS)
+    for meanings in (trial_columns(), request_columns(), TELEMETRY_FIELDS, SUMMARY_COLUMNS):
+        assert all(meaning for _, meaning in meanings.values()), [name for name in meanings if not meanings[name][1]]
+
+
+def test_the_document_is_up_to_date_and_has_every_column():
+    text = metrics_tables.COLUMNS_DOCUMENT.read_text()
+    assert text == metrics_tables.with_tables(text, metrics_tables.column_tables()), "run scripts/metrics_tables.py"
+    for name in (*row.schema(), *request_columns(), *TELEMETRY_FIELDS):
+        assert f"| `{name}` |" in text, name
+
+
+def test_every_column_of_a_summary_is_declared(tmp_path):
+    run = analysis.open_results(make_run(tmp_path, batches=(1, 8), workloads=("qa",)).out).run
+    patterns = []
+    for names in SUMMARY_COLUMNS:
+        for name in names.split(", "):
+            figures = "|".join(map(re.escape, columns()))
+            patterns.append(re.escape(name).replace("FIGURE", f"({figures})").replace("…", "(baseline|parent)"))
+    axes = set(key_columns(run))
+    missing = [name for name in summarise(run) if name not in axes and not any(re.fullmatch(p, name) for p in patterns)]
+    assert missing == []
+
+
+def test_the_sample_in_the_readme_runs_and_averages_no_tasks(tmp_path):
+    make_run(tmp_path / "results" / "throughput_bound", batches=(1, 8), workloads=("qa", "sentiment"))
+    (sample,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for line in sample.splitlines() if line]
+    assignment = "table = "
+    sample = "\n".join(assignment + line if line.startswith("ok.groupby") else line for line in lines)
+    sample = sample.replace("results/throughput_bound", str(tmp_path / "results" / "throughput_bound"))
+    names: dict[str, object] = {}
+    exec(sample, names)
+    table, ok, requests = names["table"], names["ok"], names["requests"]
+    mixed = ok.groupby(table.index.names).agg(lambda values: values.nunique(dropna=False))
+    for asked in ("model", "workload", "load", "batch_size", "concurrency", "rate", "accelerator"):
+        assert asked in table.index.names or (mixed[asked] == 1).all(), asked
+    assert len(requests) > 0
+    assert set(requests["trial_id"]) == {ok["trial_id"].iloc[0]}
+    assert pa.Table.from_pandas(requests).num_columns >= len(request_columns())

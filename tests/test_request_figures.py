@@ -1,0 +1,104 @@
+"""The figures that are drawn request by request, those of settings and ratios, and the slowest requests."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.figures import latency_distribution, ratio_forest, throughput_timeline, two_knobs
+from analysis.report.page_data import as_block
+from analysis.report.slowest import slowest_requests
+from analysis.results import RunResults, open_results
+from sweep.disk import run_files
+from tests.results import run_of, trial
+from tests.synthetic_run import make_records, make_run
+
+SLOW, FAILED = 5, (7, 9)  # of 64 requests
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
+    """A trial with one request that took 10 s longer, and two that failed."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    paths = make_run(folder, replicates=1, batches=(1,), workloads=("qa",))
+    records = make_records(64, 1, TOKENS, 0.05, 0.01)
+    for chunk in range(SLOW * TOKENS, (SLOW + 1) * TOKENS):
+        records.chunk_us[chunk] += 10_000_000
+    for index in FAILED:
+        records.error[index] = "status: 500"
+    run_files.write_requests(paths.trial("dep-vllm", "1", "vlqa1r0"), records)
+    return open_results(folder)
+
+
+def test_the_slowest_request_is_named(results: RunResults) -> None:
+    slowest, *rest = slowest_requests(results)
+    assert (slowest.point, slowest.request_id) == ("vllm, qa", f"r{SLOW}")
+    latency = 0.05 + 0.01 * (TOKENS - 1)
+    assert slowest.times_median == pytest.approx((10 + latency) / latency, rel=1e-3)
+    assert slowest.e2el == pytest.approx(10 + latency, rel=1e-3)
+    assert all(each.times_median < 2 for each in rest)
+
+
+def test_a_curve_ends_at_the_share_that_was_answered(results: RunResults) -> None:
+    figure = latency_distribution.draw(results.run, results.layout)
+    assert figure is not None
+    ends = {
+        (ax.get_xlabel(), float(np.asarray(line.get_ydata())[-1]))
+        for ax in figure.axes
+        if ax.lines
+        for line in ax.lines
+    }
+    assert ends == {
+        (label, share) for label in latency_distribution.DRAWN_LATENCIES for share in (100.0, 100 * 62 / 64)
+    }
+
+
+def test_tokens_over_time_add_up(results: RunResults) -> None:
+    figure = throughput_timeline.draw(results.run, results.layout)
+    assert figure is not None
+    line = figure.axes[0].lines[0]  # transformers: all 64 requests were answered
+    times, rates = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert np.sum(rates) * (times[1] - times[0]) == pytest.approx(64 * TOKENS, rel=0.05)
+
+
+def test_a_map_has_a_cell_for_each_pair_of_settings(tmp_path: Path) -> None:
+    rows = [
+        trial("vllm", 8, 0, 10.0 * (1 + sequences), **{"backend.flags.seqs": sequences, "backend.flags.tokens": tokens})
+        for sequences, tokens in ((1, 2), (1, 4), (2, 2))
+    ]
+    run = run_of(tmp_path, rows)
+    results = RunResults(run)
+    figure = two_knobs.draw(run, results.layout)
+    assert figure is not None
+    (ax,) = figure.axes
+    labels = [label.get_text() for label in (*ax.get_yticklabels(), *ax.get_xticklabels())]
+    assert labels == ["1", "2", "2", "4"]
+    cells = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in ax.texts}
+    assert cells == {(0, 0): "20.0", (0, 1): "20.0", (1, 0): "30.0", (1, 1): "—"}
+    one_knob = run_of(tmp_path, rows[:2])
+    assert two_knobs.draw(one_knob, RunResults(one_knob).layout) is None
+
+
+def test_ratios_stand_around_one(tmp_path: Path) -> None:
+    rows = [
+        trial(name, 8, index, speed + index) for name, speed in (("plain", 10.0), ("fast", 20.0)) for index in (0, 1)
+    ]
+    run = run_of(tmp_path, rows, baseline={"backend": "plain"})
+    figure = ratio_forest.draw(run, RunResults(run).layout)
+    assert figure is not None
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["fast"]
+    mark = next(line for line in ax.lines if line.get_marker() not in ("None", None, ""))
+    assert float(np.asarray(mark.get_xdata())[0]) == pytest.approx(np.sqrt(20 * 21 / 110), rel=1e-6)
+    assert ax.get_xlabel() == "times plain"
+    alone = run_of(tmp_path, rows)
+    assert ratio_forest.draw(alone, RunResults(alone).layout) is None
+
+
+def test_no_text_ends_the_block_of_data() -> None:
+    hostile = {"name": "</script><!--<script>&'\u2028"}
+    block = as_block(hostile)
+    assert not set("<>&'\u2028") & set(block)
+    assert json.loads(block) == hostile
