@@ -75,16 +75,16 @@ class BlockModel(NamedTuple):
         """
         contrast = self.shares[above] - self.shares[below]
         connected = np.abs(contrast @ self.blocks_inverse @ self.blocks_matrix - contrast).max(axis=1) < 1e-6
-        own, freedom = self.own_variances
+        variances, freedom = self.own_variances
         with np.errstate(invalid="ignore", divide="ignore"):
             factor = 1 / self.n[above] + 1 / self.n[below]
             factor += np.einsum("ij,jk,ik->i", contrast, self.blocks_inverse, contrast)
-            both = own[above] + own[below]
+            both = variances[above] + variances[below]
             # Welch and Satterthwaite's freedom of the sum of two variances
-            of_both = both**2 / (own[above] ** 2 / freedom[above] + own[below] ** 2 / freedom[below])
+            of_both = both**2 / (variances[above] ** 2 / freedom[above] + variances[below] ** 2 / freedom[below])
             of_both = np.where(both > 0, of_both, freedom[above])
-            pooled, own = np.sqrt(self.variance * factor), t(of_both) * np.sqrt(both / 2 * factor)
-            return [np.where(connected, np.maximum(critical * pooled, own), np.nan) for critical in criticals]
+            pooled, welch = np.sqrt(self.variance * factor), t(of_both) * np.sqrt(both / 2 * factor)
+            return [np.where(connected, np.maximum(critical * pooled, welch), np.nan) for critical in criticals]
 
     def contrasts(self, weights: FloatArray, comparisons: int) -> tuple[FloatArray, FloatArray]:
         """Sums of the points' effects with these weights (a row a sum, of zero in all), and half of their intervals.
@@ -152,7 +152,7 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
 
 
 def differences(
-    model: BlockModel, above: Sequence[int], below: Sequence[int], *comparisons: int
+    model: BlockModel, above: Sequence[int], below: Sequence[int], *comparisons: float
 ) -> tuple[FloatArray, ...]:
     """The differences between these pairs of points, and half of their intervals, which hold for all pairs at once.
 
@@ -164,27 +164,39 @@ def differences(
     return model.effects[first] - model.effects[second], *model.half_widths(first, second, *criticals)
 
 
-def indistinguishable(model: BlockModel, best: int, better: Literal["higher", "lower"]) -> NDArray[np.bool_]:
+def comparisons_with_best(points: int, choices: int) -> float:
+    """The comparisons that count in a test of the best point, where each is the best of several choices.
+
+    With p the chance of each comparison, a point with L choices is named falsely with Lp at most. Of two equal points
+    that are ahead of all others one is: with p = 5 % / (points - 1) / (mean of L) / 2 that is 5 % at most (Bonferroni).
+    """
+    return max(1.0, (points - 1) * max(choices, points) / max(1, points))
+
+
+def indistinguishable(
+    model: BlockModel, best: int, better: Literal["higher", "lower"], choices: int = 0
+) -> NDArray[np.bool_]:
     """The points not told apart from the one with the best figure; none of them if it is the winner.
 
     It is the winner if the intervals of all differences from it leave out 0 (`differences`). Else the points are told
-    apart from it by intervals that hold for all pairs at once: Tukey's (1953) with Kramer's extension (1956).
+    apart from it by intervals that hold for all pairs at once: Tukey's (1953) with Kramer's extension (1956). `choices`
+    are those of all points together, if a point is the best of several, which makes it look better than it is.
     """
     points = np.arange(len(model.n))
     lead = (model.effects[best] - model.effects) * (1 if better == "higher" else -1)
-    others, count = (model.n > 0) & (points != best), int((model.n > 0).sum())
+    rivals, count = (model.n > 0) & (points != best), int((model.n > 0).sum())
 
     def leads(critical: float) -> NDArray[np.bool_]:
         return np.asarray(lead > model.half_widths(points, np.full_like(points, best), critical)[0], np.bool_)
 
-    if leads(_sidak(max(1, count - 1), model.freedom))[others].all():
+    if leads(_sidak(comparisons_with_best(count, choices), model.freedom))[rivals].all():
         return np.zeros(len(points), np.bool_)
-    apart = leads(_studentized_range(count, model.freedom) / math.sqrt(2))
-    return np.asarray(others & ~apart, np.bool_)
+    apart = leads(_studentized_range(max(count, choices), model.freedom) / math.sqrt(2))
+    return np.asarray(rivals & ~apart, np.bool_)
 
 
 @cache
-def _sidak(comparisons: int, freedom: int) -> float:
+def _sidak(comparisons: float, freedom: int) -> float:
     if freedom < 1:
         return math.nan
     return float(special.stdtrit(freedom, (1 + CONFIDENCE ** (1 / comparisons)) / 2))

@@ -208,17 +208,17 @@ class Design(NamedTuple):
             if states is None:
                 yield (part.slower(factors),)
             else:
-                own = states[chosen].reshape(-1, share, 3)[:, : self.replicates]
-                yield part.slower(factors), own * np.stack([factors, factors, 1 / factors], -1)
+                launch_states = states[chosen].reshape(-1, share, 3)[:, : self.replicates]
+                yield part.slower(factors), launch_states * np.stack([factors, factors, 1 / factors], -1)
 
     def _cell(self, rule: str, figure: str, interval: Interval, truth: float) -> Cell:
         shown = np.isfinite(interval.low) & np.isfinite(interval.high)
-        held = (interval.low <= truth) & (truth <= interval.high)
+        covered = (interval.low <= truth) & (truth <= interval.high)
         values = interval.value[np.isfinite(interval.value)]
         oracle = np.subtract(*np.quantile(values, [0.975, 0.025])) if values.size else np.nan
         width = np.median((interval.high - interval.low)[shown]) / oracle if shown.any() else np.nan
-        coverage = float(held[shown].mean()) if shown.any() else np.nan
-        wrong, effective = float((shown & ~held).mean()), float(np.median(interval.effective_n))
+        coverage = float(covered[shown].mean()) if shown.any() else np.nan
+        wrong, effective = float((shown & ~covered).mean()), float(np.median(interval.effective_n))
         return Cell(
             rule, figure, self.scenario, self.n, self.replicates, float(shown.mean()), coverage, float(width), wrong,
             effective, provenance.commit() or "",
@@ -246,7 +246,7 @@ def study(
     replicates: Sequence[int] = REPLICATES,
     repetitions: int = 2000,
     seed: int = 1,
-    others: bool = True,
+    rival_rules: bool = True,
 ) -> Iterator[Cell]:
     """Every cell of a scenario: of these launches and of a new launch, and under the rules of others."""
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
@@ -257,9 +257,9 @@ def study(
             yield from design.cells(_rule(spread), runs, ours, truth)
             if count == GAP_REPLICATES and n >= FEWEST_OF_GAPS and spread < max(BETWEEN_LAUNCHES):
                 yield from design.cells(_rule(spread), runs, of_gaps, truth)
-            if others and not spread:
+            if rival_rules and not spread:
                 yield from design.cells("AIPerf", runs, over_runs, truth)
-            if others and count == 1:
+            if rival_rules and count == 1:
                 yield from design.cells("independent requests", runs, over_requests, truth)
 
 
@@ -414,11 +414,11 @@ def main() -> None:
 
 
 def _job(job: tuple[str, str, Sequence[int], bool]) -> list[Cell]:
-    scenario, part, requests, others = job
+    scenario, part, requests, rival_rules = job
     np.seterr(invalid="ignore", divide="ignore")
     match part:
         case "whole":
-            return list(study(scenario, requests, others=others))
+            return list(study(scenario, requests, rival_rules=rival_rules))
         case "ratios":
             return list(ratio_study(scenario, requests))
     return list(steady_study(scenario))

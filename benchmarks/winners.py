@@ -5,7 +5,11 @@
 Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate have a drift of
 DRIFT in common. `false winners`: of equal engines one is named the best alone. `false ratios`: of equal engines some
 ratio to the first has an interval without 1. `named`: one that is FASTER is named, alone. The functions are those that
-the summary and the report use. The last line of the output is JSON.
+the summary and the report use.
+
+A second table is of answers within an SLO, where each engine is taken at the best of its loads, on a plateau: all its
+loads are equal, and their trials differ by SPREAD besides. `uncorrected`: as if nobody had chosen the load. The last
+line of the output is JSON.
 """
 
 import argparse
@@ -17,11 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.answers.deciding import best_choices
 from analysis.comparison import Trials, differences, fit, indistinguishable
+from analysis.quantities import compared_column
 
 SPREAD = 0.02  # standard deviation between launches of one engine, of logarithms
 DRIFT = 0.02  # of all engines between replicates
 FASTER = 1.10
+LOADS = [(5, 1), (5, 5), (5, 1, 1, 1)]  # of each engine
+LOAD_REPLICATES = (3, 5, 10)
 CELLS = [(engines, replicates) for engines in (2, 7, 31) for replicates in (2, 3, 5)]
 
 
@@ -36,12 +44,49 @@ class Cell(NamedTuple):
     named: float
 
 
+class LoadsCell(NamedTuple):
+    """The shares of simulated sweeps in which an engine is named, each at the best of its loads."""
+
+    loads: tuple[int, ...]  # of each engine
+    replicates: int
+    uncorrected: float  # equal engines, if the choice of the load did not count
+    false_winners: float  # equal engines, as the answers are
+    named: float  # the first is FASTER, and named
+
+
+def trials_of(engines: int, replicates: int) -> Trials:
+    """The trials of a design, each on a launch of its own."""
+    point, replicate = np.repeat(np.arange(engines), replicates), np.tile(np.arange(replicates), engines)
+    launch = np.array([f"{a}-{b}" for a, b in zip(point, replicate, strict=True)], object)
+    return Trials(point, replicate, launch)
+
+
+def study_of_loads(loads: tuple[int, ...], replicates: int, sweeps: int, seed: int) -> LoadsCell:
+    """Simulate sweeps in which each engine has so many loads, all of them equal."""
+    random, quantity = np.random.default_rng([seed, *loads, replicates]), compared_column("output_throughput", ())
+    trials, counts = trials_of(len(loads), replicates), np.zeros(3)
+    for _ in range(sweeps):
+        drift, of_engines = random.normal(0, DRIFT, replicates), []
+        for count in loads:
+            launch = random.normal(0, SPREAD, replicates)  # of all loads of the engine
+            logs = drift + launch + random.normal(0, SPREAD, (count, replicates))
+            of_engines.append(logs[np.argsort(-logs.mean(axis=1))])
+        best = np.array([logs[0] for logs in of_engines])
+        of_loads = [fit(np.exp(logs.ravel()), trials_of(len(logs), replicates), len(logs)) for logs in of_engines]
+        choices = sum(best_choices(model, quantity) for model in of_loads)
+        faster = np.where(np.arange(len(loads)) == 0, np.log(FASTER), 0.0)[:, None]
+        counts += [
+            _winner(best, trials) is not None,
+            _winner(best, trials, choices) is not None,
+            _winner(best + faster, trials, choices) == 0,
+        ]
+    return LoadsCell(loads, replicates, *(counts / sweeps))
+
+
 def study(engines: int, replicates: int, sweeps: int, seed: int, uneven: float = 1.0) -> Cell:
     """Simulate sweeps; `uneven` times SPREAD is the spread of one of the engines."""
     random = np.random.default_rng([seed, engines, replicates])
-    point, replicate = np.repeat(np.arange(engines), replicates), np.tile(np.arange(replicates), engines)
-    launch = np.array([f"{a}-{b}" for a, b in zip(point, replicate, strict=True)], object)
-    trials = Trials(point, replicate, launch)
+    trials = trials_of(engines, replicates)
     spread = np.where(np.arange(engines) == 1, uneven * SPREAD, SPREAD)[:, None]
     counts = np.zeros(4)
     for _ in range(sweeps):
@@ -55,11 +100,11 @@ def study(engines: int, replicates: int, sweeps: int, seed: int, uneven: float =
     return Cell(engines, replicates, *(counts / sweeps))
 
 
-def _winner(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials) -> int | None:
+def _winner(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials, choices: int = 0) -> int | None:
     """The engine that is named the best alone."""
     best = int(np.argmax(logs.mean(axis=1)))
     model = fit(np.exp(logs.ravel()), trials, len(logs))
-    return None if indistinguishable(model, best, "higher").any() else best
+    return None if indistinguishable(model, best, "higher", choices).any() else best
 
 
 def _ratio_without_one(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials) -> bool:
@@ -82,7 +127,14 @@ def main(arguments: Sequence[str]) -> None:
         of_two = f"{cell.false_of_two:.1%}" if cell.engines > 2 else "the same"
         rates = f"{cell.false_winners:.1%} | {of_two} | {cell.false_ratios:.1%} | {cell.named:.1%}"
         print(f"| {cell.engines} | {cell.replicates} | {rates} |")
-    print(json.dumps([cell._asdict() for cell in cells] + [{"seconds": time.perf_counter() - began}]))
+    of_loads = [study_of_loads(loads, each, chosen.sweeps, chosen.seed) for loads in LOADS for each in LOAD_REPLICATES]
+    print("\n| loads of each engine | replicates | false winners, uncorrected | false winners | 10 % faster, named |")
+    print("|---|---|---|---|---|")
+    for each in of_loads:
+        rates = f"{each.uncorrected:.1%} | {each.false_winners:.1%} | {each.named:.1%}"
+        print(f"| {', '.join(map(str, each.loads))} | {each.replicates} | {rates} |")
+    results: list[dict[str, object]] = [cell._asdict() for cell in cells] + [each._asdict() for each in of_loads]
+    print(json.dumps([*results, {"seconds": time.perf_counter() - began}]))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from analysis.compare import Finding, PointComparison, comparisons, side
+from analysis.compare import Finding, PointComparison, comparisons, noise_of, side
+from analysis.compare.noise import took_turns
 from analysis.compare.output import verdict_text
-from analysis.compare.verdicts import Ratio, _welch, smallest_change, verdict
+from analysis.compare.ratio import Ratio, _welch, launches_for, smallest_change
+from analysis.compare.verdicts import verdict
 from analysis.quantities import labelled_column
 from sweep.__main__ import main
 from tests.results import run_of, trial
@@ -162,6 +164,80 @@ def test_the_smallest_change_is_found_nine_times_in_ten():
 def test_the_smallest_change_falls_as_the_root_of_the_number_of_launches():
     by_hand = (special.stdtrit(19, 0.975) + special.stdtrit(19, 0.9)) * 0.02 / 2
     assert smallest_change(Ratio(0.0, 0.02, 4, 5, True), 20, 0.95) == pytest.approx(np.expm1(by_hand))
+
+
+def test_the_launches_asked_for_are_the_fewest_that_find_a_change():
+    ratio = Ratio(0.0, 0.02, 4, 5, True)
+    needed = launches_for(ratio, 0.1, 0.95)
+    assert smallest_change(ratio, needed, 0.95) <= 0.1 < smallest_change(ratio, needed - 1, 0.95)
+
+
+def repeated(folder: Path, speeds: list[float], **other: object) -> str:
+    """A run of one configuration, launched again and again, with prompts that no other run has."""
+    run_of(
+        folder,
+        [
+            trial(
+                "vllm", 1, index, speed, launch=f"{folder.name}-{index}", seed=100 * ord(folder.name) + index, **other
+            )
+            | {"config": json.dumps(CONFIG), "started_at": f"2026-01-{ord(folder.name) % 30:02}T00:{index:02}:00"}
+            for index, speed in enumerate(speeds)
+        ],
+    )
+    return str(folder)
+
+
+STEADY = (0.999, 1.0, 1.001)  # launches of a run, which lasts less long than the machine's moods
+
+
+def test_a_drift_from_run_to_run_is_no_alarm_where_the_noise_of_the_machine_is_known(tmp_path, capsys):
+    """Launches that follow each other are alike, and blocks of three of them differ: no run by itself shows it."""
+    moods = (1.0, 1.1, 1.0, 0.9, 1.0, 1.1, 0.95, 1.05)
+    noise = repeated(tmp_path / "n", [100 * mood * each for mood in moods for each in STEADY])
+    sides = [repeated(tmp_path / name, [speed * each for each in STEADY]) for name, speed in (("a", 100), ("b", 90))]
+    command = ["compare", *sides, "--fail-if", "output_throughput < -3%"]
+    assert main(command) == 1
+    capsys.readouterr()
+    assert main([*command, "--noise", noise]) == 0
+    assert "noise of throughput: two launches of one configuration differ by up to" in capsys.readouterr().out
+    halved = repeated(tmp_path / "h", [50 * each for each in STEADY])
+    assert main(["compare", sides[0], halved, "--fail-if", "output_throughput < -3%", "--noise", noise]) == 1
+
+
+def test_sides_that_took_turns_have_the_noise_of_single_launches(tmp_path):
+    """Blocks of two launches differ, and those within a block do not."""
+    noise = noise_of(repeated(tmp_path / "n", [100 * mood for mood in (1, 1.1, 1, 0.9) * 3 for _ in range(2)]), [])
+    sides = [side(repeated(tmp_path / name, [100 * each for each in STEADY])) for name in "ab"]
+    assert not took_turns(*(each.trials for each in sides))
+    later = sides[1].trials.assign(started_at=[f"{begin}.5" for begin in sides[0].trials["started_at"]])
+    assert took_turns(sides[0].trials, later)
+    ratio = Ratio(0.0, 0.001, 1, 2, True)
+    single, blocks = (noise.ratio(ratio, "output_throughput", turns) for turns in (True, False))
+    assert (single.error, single.freedom) == (0, 12)
+    assert blocks.error == pytest.approx(np.sqrt((np.log(1.1) ** 2 + np.log(0.9) ** 2) / 2))
+
+
+def test_one_launch_a_side_is_enough_where_the_noise_is_known(tmp_path):
+    """Four A/A differences of 2 %: Student's t of four degrees of freedom."""
+    noise = noise_of(repeated(tmp_path / "n", [100.0, 102.0] * 4), [])
+    reference, other = (side(repeated(tmp_path / name, [speed])) for name, speed in (("a", 100.0), ("b", 90.0)))
+    (compared,) = comparisons([reference, other], ["output_throughput"], noise=noise)
+    assert compared.high / compared.ratio == pytest.approx(1.02 ** special.stdtrit(4, 0.975))
+    assert compared.verdict is Finding.SLOWER
+
+
+@pytest.mark.parametrize(
+    ("launched", "machine", "message"),
+    [
+        (12, "L4", "2 A/A comparisons of output_throughput between blocks of 3 launches; needed are 3: 18 launches"),
+        (24, "H100", "measured on H100, not on L4"),
+    ],
+)
+def test_noise_of_too_few_launches_or_of_another_machine_is_refused(tmp_path, capsys, launched, machine, message):
+    sides = [repeated(tmp_path / name, [100.0, 101.0, 102.0], accelerator="L4") for name in "ab"]
+    noise = repeated(tmp_path / "n", [100.0, 101.0] * (launched // 2), accelerator=machine)
+    assert main(["compare", *sides, "--metric", "output_throughput", "--noise", noise]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_verdict_knows_the_direction():

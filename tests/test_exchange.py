@@ -46,9 +46,16 @@ def test_an_export_comes_back_as_rows_and_says_who_measured(tmp_path, run):
     assert set(rows["backend"]) == {"vllm"}
 
 
-@pytest.mark.parametrize(("name", "tool", "median_ttft"), [("vllm_bench.json", "vllm bench serve", 0.10040)])
+@pytest.mark.parametrize(
+    ("name", "tool", "median_ttft"),
+    [
+        ("vllm_bench.json", "vllm bench serve", 0.10040),
+        ("aiperf.json", "AIPerf 0.13.0", 0.09416),
+        ("guidellm.json", "GuideLLM 0.8.1", 0.10635),
+    ],
+)
 def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
-    """40 requests of 16 tokens, 4 at a time, of an engine with 50 ms to the first token, 10 ms for each later one."""
+    """40 requests of 16 tokens, 4 at a time, of an engine with 50 ms to the first token and 10 ms to each later."""
     assert main(["import", str(FILES / name), str(tmp_path / "out"), "model=tiny-llama"]) == 0
     (row,) = analysis.load(tmp_path / "out").to_dict("records")
     assert row["client_stamp_source"].startswith(tool)

@@ -4,6 +4,7 @@
 """
 
 from analysis.compare.conditions import Condition, condition, failures
+from analysis.compare.noise import noise_of
 from analysis.compare.output import FORMATS, terminal_parts
 from analysis.compare.sides import Side, side
 from analysis.compare.verdicts import MARGIN, Finding, PointComparison, comparisons
@@ -18,6 +19,7 @@ __all__ = [
     "comparisons",
     "condition",
     "failures",
+    "noise_of",
     "side",
     "terminal_parts",
 ]

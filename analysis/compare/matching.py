@@ -64,6 +64,12 @@ def match(first: Side, second: Side) -> list[Match]:
     ]
 
 
+def configurations(side: Side) -> list[pd.DataFrame]:
+    """The trials of each configuration of a side."""
+    keys = list(dict.fromkeys([*NAMES, *sorted(axis for axis in side.run.axes if "." in axis)]))
+    return [side.trials.iloc[rows] for rows in _grouped(side, keys).values()]
+
+
 def _grouped(side: Side, keys: Sequence[str]) -> dict[tuple[Any, ...], list[int]]:
     """The positions of the trials of each configuration."""
     groups: dict[tuple[Any, ...], list[int]] = {}

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.compare.conditions import Condition, failures
-from analysis.compare.verdicts import MINUTES, Finding, PointComparison
+from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
 from analysis.plotting.layout import listed
-from sweep.wording import count
+from sweep.wording import count, duration_text
 
 HEADINGS = ("configuration", "reference", "other", "ratio", "95 % interval", "n", "verdict")
 VERDICT_STYLES = {
@@ -54,8 +54,13 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
 
 
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:
-    """The smallest change that these launches find, and that 10, 30 and 120 minutes of launches would, by quantity."""
-    lines = []
+    """The smallest change that these launches find, and that 10, 30 and 120 minutes of launches would, by quantity.
+
+    Also the launches that find CHANGES, and the noise of the machine where it was measured apart.
+    """
+    lines = list(
+        dict.fromkeys(f"noise of {each.quantity.in_sentence}: {each.noise}" for each in comparisons if each.noise)
+    )
     for name in dict.fromkeys(each.quantity.in_sentence for each in comparisons):
         alike = [each for each in comparisons if each.quantity.in_sentence == name and math.isfinite(each.smallest)]
         if not alike:
@@ -67,8 +72,17 @@ def reach(comparisons: Sequence[PointComparison]) -> list[str]:
             for minutes, change in zip(MINUTES, widest.in_minutes, strict=False)
             if math.isfinite(change)
         ]
-        lines.append(line + (f"; {', '.join(later)}" if later else "") + " (9 times in 10, in any configuration)")
+        budgets = [_budget(widest, *pair) for pair in zip(CHANGES, widest.launches, strict=True) if pair[1]]
+        parts = [line, *filter(None, (", ".join(later), ", ".join(budgets)))]
+        lines.append("; ".join(parts) + " (9 times in 10, in any configuration)")
     return lines
+
+
+def _budget(comparison: PointComparison, change: float, launches: int) -> str:
+    """`10% takes 6 launches a side, 3 min`."""
+    minutes = launches * comparison.launch_minutes
+    time = f", {duration_text(60 * minutes)}" if minutes else ""
+    return f"{change:.0%} takes {count(launches, 'launch')} a side{time}"
 
 
 def cells(comparison: PointComparison, margin: float) -> tuple[str, ...]:
@@ -177,6 +191,7 @@ def records(comparisons: Sequence[PointComparison], margin: float) -> list[dict[
             "verdict": verdict_text(each, margin),
             "reason": each.reason or None,
             "smallest_change": _number(each.smallest),
+            "noise": each.noise or None,
             "differences": "; ".join(each.differences) or None,
         }
         for each in comparisons

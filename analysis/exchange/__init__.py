@@ -1,1 +1,1 @@
-"""The files of another tool: results as `vllm bench serve` saves them, written and read."""
+"""The files of other tools: results as `vllm bench serve` saves them, written; those of three tools, read."""

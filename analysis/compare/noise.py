@@ -1,0 +1,105 @@
+"""The noise of a machine: how much launches of one configuration, one after the other, differ there (A/A).
+
+The launches of a run are put into blocks as large as what is compared: a launch each where the launches of both sides
+took turns, else as many as a side has. Two successive blocks are an A/A comparison, whose true difference is zero: the
+root mean square of their differences is the error of a comparison of two such blocks, with as many degrees of freedom
+as there are comparisons. Unlike the spread within a side, it has what the machine drifts between two blocks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from analysis.compare.matching import configurations, machines
+from analysis.compare.ratio import Ratio, launch_of, logarithms
+from analysis.compare.sides import Side, side
+from analysis.intervals import CONFIDENCE, FloatArray
+from sweep.config import ConfigError
+from sweep.wording import count
+
+LONGEST_TURN = 2  # launches of one side in a row, where each replicate has both in random order
+FEWEST_COMPARISONS = 3  # of blocks: fewer would be an error that nobody knows
+
+
+@dataclass(frozen=True)
+class MachineNoise:
+    """Configurations, each launched again and again without a change."""
+
+    text: str  # the run, as it was written
+    configurations: Sequence[pd.DataFrame]  # the trials of each
+
+    def ratio(self, ratio: Ratio, column: str, in_turns: bool) -> Ratio:
+        """The same ratio, with the error and freedom that the A/A comparisons of blocks of its size have.
+
+        Raises:
+            ConfigError: if the run has too few launches for blocks of that size.
+        """
+        size = 1 if in_turns else ratio.units
+        differences = self._differences(column, size)
+        if len(differences) < FEWEST_COMPARISONS:
+            blocks = f"blocks of {count(size, 'launch')}" if size > 1 else "pairs of launches"
+            raise ConfigError(
+                f"--noise {self.text}: {len(differences)} A/A comparisons of {column} between {blocks}; needed are"
+                f" {FEWEST_COMPARISONS}: {2 * FEWEST_COMPARISONS * size} launches of one configuration"
+                + ("" if size == 1 else ", or both sides in one run, where they take turns")
+            )
+        error = math.sqrt(float(np.mean(differences**2)) / (ratio.units / size))
+        return ratio._replace(error=error, freedom=float(len(differences)), error_known=True)
+
+    def description(self, column: str) -> str:
+        """`two launches of one configuration differ by up to 9% (95 %, 40 pairs in results/aa)`."""
+        differences = self._differences(column, 1)
+        if not len(differences):
+            return ""
+        quantile = float(special.stdtrit(len(differences), (1 + CONFIDENCE) / 2))
+        most = math.expm1(quantile * math.sqrt(float(np.mean(differences**2))))
+        pairs = count(len(differences), "pair")
+        source = f"{CONFIDENCE:.0%}, {pairs} in {self.text}"
+        return f"two launches of one configuration differ by up to {most:.1%} ({source})"
+
+    def _differences(self, column: str, size: int) -> FloatArray:
+        """The differences of the logarithms of successive blocks of so many launches, of all configurations."""
+        parts = [_differences(trials, column, size) for trials in self.configurations]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _differences(trials: pd.DataFrame, column: str, size: int) -> FloatArray:
+    if column not in trials:
+        return np.zeros(0)
+    ordered = trials.sort_values("started_at" if "started_at" in trials else "replicate", kind="stable")
+    launches = logarithms(ordered, column).groupby(launch_of(ordered), sort=False).mean().dropna().to_numpy(np.float64)
+    comparisons = len(launches) // (2 * size)
+    blocks = launches[: 2 * size * comparisons].reshape(comparisons, 2, size).mean(axis=2)
+    return np.asarray(blocks[:, 1] - blocks[:, 0], np.float64)
+
+
+def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """True if the launches of both sides took turns; a drift of the machine then falls on both."""
+    if not all("started_at" in trials and trials["started_at"].notna().all() for trials in (first, second)):
+        return False
+    begins = [trials.groupby(launch_of(trials))["started_at"].min() for trials in (first, second)]
+    order = sorted((begin, side_number) for side_number, each in enumerate(begins) for begin in each)
+    return max(len(list(turn)) for _, turn in groupby(number for _, number in order)) <= LONGEST_TURN
+
+
+def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
+    """The noise that RUN or RUN@KEY=VALUE,... shows.
+
+    Raises:
+        ConfigError: if it was measured on another machine than the sides, or as `side`.
+        RunNotFound, DamagedFile: as `side`.
+    """
+    measured = side(text)
+    here = machines(measured.trials)
+    for other in sides:
+        there = machines(other.trials)
+        if here and there and here != there:
+            raise ConfigError(
+                f"--noise {text}: measured on {', '.join(sorted(here))}, not on {', '.join(sorted(there))}"
+            )
+    return MachineNoise(text, configurations(measured))

@@ -1,0 +1,160 @@
+"""The result files of other tools, read as rows: `vllm bench serve`, GuideLLM and AIPerf.
+
+A row has what the file says and nothing more. All three count latencies from the send; `ttft` and `e2el` are given
+where ours count from there too, in a closed loop. What a tool calls TPOT or ITL is filed under what it is here
+(docs/metrics.md), and what has no counterpart is left out. Times in s.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweep.config import ConfigError, first_line
+
+ImportedRow = dict[str, Any]
+OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, where there is one; these tools from the send
+STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
+    name: name for name in ("p50", "p90", "p95", "p99")
+}
+"""The tools' names of statistics: ours."""
+
+
+def rows_of(file: Path) -> list[ImportedRow]:
+    """The results in a file, a row each.
+
+    Raises:
+        ConfigError: if the file cannot be read, or is of none of the tools.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from None
+    results = content if isinstance(content, list) else [content]  # a summary.json of `vllm bench sweep` has several
+    if results and all(isinstance(each, dict) and "median_ttft_ms" in each for each in results):
+        return [_vllm_row(result) for result in results]
+    try:
+        if "guidellm_version" in content["metadata"]:
+            return [_guidellm_row(each, content["metadata"]["guidellm_version"]) for each in content["benchmarks"]]
+    except (KeyError, TypeError):
+        pass
+    try:
+        return [_aiperf_row(content, content["aiperf_version"])]
+    except (KeyError, TypeError):
+        raise ConfigError(f"{file}: no result of vllm bench serve (--save-result), GuideLLM or AIPerf") from None
+
+
+def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
+    rate = _positive(result.get("request_rate"))
+    burstiness = float(result.get("burstiness") or 1.0) if rate else 1.0
+    load = "closed" if not rate else "poisson" if burstiness == 1 else "gamma"
+    row = _row("vllm bench serve", result.get("model_id"), load, rate, result.get("max_concurrency"))
+    row["load.burstiness"] = None if burstiness == 1 else burstiness
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        _add_series(row, name, {key: result.get(f"{key}_{name}_ms") for key in STATISTICS}, 1e-3)
+    failed = int(result.get("failed") or 0)
+    return row | {
+        "duration": result.get("duration"),
+        "num_requests": int(result["completed"]) + failed,
+        "num_failed": failed,
+        "input_tokens": result.get("total_input_tokens"),
+        "output_tokens": result.get("total_output_tokens"),
+        "output_throughput": result.get("output_throughput"),
+        "total_throughput": result.get("total_token_throughput"),
+        "request_throughput": result.get("request_throughput"),
+    }
+
+
+def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
+    """GuideLLM's ITL is a request's mean gap after the first token, our TPOT; its TPOT has the first token in it.
+
+    Its throughputs are means over moments; ours are made of its totals. No gap between chunks is in the file.
+    """
+    metrics, times, strategy = benchmark["metrics"], benchmark["scheduler_metrics"], benchmark["config"]["strategy"]
+    rate, kind = _positive(strategy.get("rate")), str(strategy["type_"])
+    users = {"synchronous": 1, "concurrent": strategy.get("streams")}.get(kind, strategy.get("max_concurrency"))
+    model = (benchmark["config"].get("backend") or {}).get("model")
+    row = _row(f"GuideLLM {version}", model, kind if rate else "closed", rate, users)
+    series = {
+        "ttft": ("time_to_first_token_ms", 1e-3),
+        "tpot": ("inter_token_latency_ms", 1e-3),
+        "tpot_e2e": ("time_per_output_token_ms", 1e-3),
+        "e2el": ("request_latency", 1.0),
+    }
+    for name, (key, seconds) in series.items():
+        summary = metrics[key]["successful"] or {}
+        if summary.get("count"):
+            of_tool = {**summary["percentiles"], **{each: summary[each] for each in ("mean", "median", "max")}}
+            _add_series(row, name, of_tool, seconds)
+    tokens = [int(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
+    requests = metrics["request_totals"]
+    duration = times["request_end_time"] - times["request_start_time"]
+    return row | _totals(duration, int(requests["successful"]), int(requests["errored"]), tokens)
+
+
+def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
+    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL."""
+    phases = [phase for phase in content["input_config"]["phases"] if phase.get("kind") != "warmup"]
+    phase = phases[-1]
+    rate = _positive(phase.get("rate"))
+    models = content["input_config"]["models"]["items"]
+    row = _row(f"AIPerf {version}", models[0]["name"], phase["type"] if rate else "closed", rate, phase["concurrency"])
+    series = {
+        "ttft": "time_to_first_token",
+        "tpot": "inter_token_latency",
+        "itl": "inter_chunk_latency",
+        "e2el": "request_latency",
+    }
+    for name, key in series.items():
+        if key in content:
+            _add_series(row, name, content[key], {"ms": 1e-3, "sec": 1.0}[content[key]["unit"]])
+    tokens = [int(content[key]["avg"]) for key in ("total_isl", "total_osl")]
+    failed = int((content.get("error_request_count") or {}).get("avg") or 0)
+    return row | _totals(content["benchmark_duration"]["avg"], int(content["request_count"]["avg"]), failed, tokens)
+
+
+def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:
+    """What was asked, and who measured it."""
+    return {
+        "backend": "openai",
+        "model": str(model or "unknown"),
+        "workload": "imported",
+        "load": load,
+        "concurrency": None if users is None or rate else int(users),
+        "rate": rate,
+        "client_stamp_source": tool,
+    }
+
+
+def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) -> ImportedRow:
+    """The totals of a file and the throughputs that they make, by our definitions."""
+    asked, answer = tokens
+    return {
+        "duration": duration,
+        "num_requests": answered + failed,
+        "num_failed": failed,
+        "input_tokens": asked,
+        "output_tokens": answer,
+        "output_throughput": answer / duration,
+        "total_throughput": (asked + answer) / duration,
+        "request_throughput": answered / duration,
+    }
+
+
+def _add_series(row: ImportedRow, name: str, of_tool: Mapping[str, Any], seconds: float) -> None:
+    """Add the statistics of a latency, in s; one that counts from the send is ours too in a closed loop alone."""
+    for key, statistic in STATISTICS.items():
+        value = of_tool.get(key)
+        if value is None or math.isnan(float(value)):
+            continue
+        if name in ("ttft", "e2el"):
+            row[f"service_{name}_{statistic}"] = float(value) * seconds
+        if row["rate"] is None or name not in OF_A_SCHEDULE:
+            row[f"{name}_{statistic}"] = float(value) * seconds
+
+
+def _positive(value: Any) -> float | None:
+    """A rate; None where there is none, which is written as infinite."""
+    number = math.inf if value is None else float(value)
+    return number if 0 < number < math.inf else None

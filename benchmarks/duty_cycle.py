@@ -1,0 +1,43 @@
+"""Slow a process down for real: stop it for a share of the time, in every PERIOD, until standard input ends.
+
+    python -m benchmarks.duty_cycle PID SHARE
+
+Prints a line once it has begun, and at its end, as JSON, the share of the time in which the process was stopped. What a
+late wake-up adds to one stop is taken off the next ones, so that the share holds over a second.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+PERIOD = 0.1  # s; of shorter ones, being scheduled again would be a larger part
+
+
+def slow_down(pid: int, share: float) -> float:
+    """Stop a process for that share of the time until standard input ends; return the share that it was stopped."""
+
+    def ended_within(seconds: float) -> bool:
+        return bool(select.select([sys.stdin], [], [], max(0.0, seconds))[0])
+
+    began, stopped = time.monotonic(), 0.0
+    print("begun", flush=True)
+    ended = False
+    while not ended:
+        due = share * (time.monotonic() - began + PERIOD) - stopped
+        if due > 0:
+            os.kill(pid, signal.SIGSTOP)
+            stop = time.monotonic()
+            try:
+                ended = ended_within(due)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            stopped += time.monotonic() - stop
+        ended = ended or ended_within(PERIOD - due)
+    return stopped / (time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    print(json.dumps(slow_down(int(sys.argv[1]), float(sys.argv[2]))))
