@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sweep.config import cache_directory
-from tests.cluster.chaos import COMMANDS, EVERY, TRIALS, Storm, storm, write_engine
-from tests.cluster.harness import RayCluster
+from tests.cluster.chaos import COMMANDS, EVERY, TRIALS, Storm, storm
+from tests.cluster.harness import RayCluster, write_engine
 
 HEAD = f"""\
 # Chaos

@@ -1,6 +1,5 @@
 """One sweep on three nodes, with one of its processes killed every five seconds, chosen by a seed."""
 
-import os
 import random
 import signal
 import time
@@ -100,13 +99,3 @@ def _strike(chance: random.Random, sweep: Sweep, cluster: RayCluster) -> str:
     number = chance.choice(numbers)
     kill(chance.choice(sorted(pids)), number)
     return f"{kind} {number.name}" if kind == "driver" else kind
-
-
-def write_engine(folder: Path, python: str) -> str:
-    """Write an interpreter whose engine has a child in a session of its own that ignores SIGTERM."""
-    folder.mkdir(parents=True, exist_ok=True)
-    script = folder / "python"
-    child = f"{python} -c 'import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(3600)'"
-    script.write_text(f'#!/bin/sh\n[ -n "$SWEEP_MARKER" ] && setsid {child} &\nexec {python} "$@"\n')
-    os.chmod(script, 0o755)
-    return f"backend.env.python={script}"

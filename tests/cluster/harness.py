@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -31,8 +32,10 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_raylet_start_wait_time_s": "120",
+    "RAY_worker_niceness": "0",  # else whatever else runs on the machine starves the workers alone
     "OMP_NUM_THREADS": "1",
 }
+JOINS_WITHIN = 240.0  # s; a machine that others use too
 SIMULATED = (
     "backend=simulated",
     "model=tiny-llama",
@@ -47,19 +50,28 @@ SIMULATED = (
 class Node:
     """One node: `ray start --block` in a session of its own."""
 
-    def __init__(self, cluster: "RayCluster", address: str, arguments: list[str], prefix: list[str]) -> None:
+    def __init__(
+        self,
+        cluster: "RayCluster",
+        address: str,
+        arguments: list[str],
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.cluster, self.address, self.arguments, self.prefix = cluster, address, arguments, prefix
+        self.environment = {**cluster.environment, **environment}
         self.folder = cluster.folder / address.rpartition(".")[2]
         self.start()
 
     def start(self) -> None:
+        self.last_raylet: psutil.Process | None = None
         self.log = (self.cluster.folder / f"{self.address}.log").open("wb")
         self.process = subprocess.Popen(
             # A folder of its own: nodes that start together would otherwise compete for the same socket names.
             [*self.prefix, *RAY, f"--node-ip-address={self.address}", f"--temp-dir={self.folder}", *self.arguments],
             stdout=self.log,
             stderr=self.log,
-            env=self.cluster.environment,
+            env=self.environment,
             start_new_session=True,
         )
 
@@ -70,7 +82,12 @@ class Node:
             return []
 
     def raylet(self) -> psutil.Process | None:
-        return next((process for process in self.below() if process.name() == "raylet"), None)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self.last_raylet is not None and self.last_raylet.status() != psutil.STATUS_ZOMBIE:
+                return self.last_raylet
+        named = (process for process in self.below() if process.name() == "raylet")
+        self.last_raylet = next((process for process in named if process.status() != psutil.STATUS_ZOMBIE), None)
+        return self.last_raylet
 
     def joined(self) -> bool:
         return b"Ray runtime started" in Path(self.log.name).read_bytes()
@@ -88,19 +105,33 @@ class RayCluster:
     """A head without CPUs and nodes of one CPU each: on loopback, or in network namespaces, whose links can be cut."""
 
     def __init__(
-        self, nodes: int = 3, network: "Network | None" = None, each: tuple[str, ...] = ("--num-cpus=1",)
+        self,
+        nodes: int = 3,
+        network: "Network | None" = None,
+        each: tuple[str, ...] = ("--num-cpus=1",),
+        prefixes: Sequence[Sequence[str]] = (),
+        environments: Sequence[Mapping[str, str]] = (),
     ) -> None:
+        """`prefixes` stand before each node's command, `environments` are added to its environment."""
         self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
         self.environment = {**os.environ, **ENVIRONMENT}
         self.port = free_port()
-        prefix, prefixes = ("10.77.0", network.prefixes()) if network else ("127.0.0", [[]] * nodes)
+        subnet = "10.77.0" if network else "127.0.0"
+        prefixes = prefixes or (network.prefixes() if network else [[]] * nodes)
+        environments = environments or [{}] * nodes
         head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
-        self.head = Node(self, f"{prefix}.1", head, [])
-        self.address = f"{prefix}.1:{self.port}"
-        wait_until(self.head.joined, 60, "Ray's head")
+        self.nodes: list[Node] = []
+        self.head = Node(self, f"{subnet}.1", head)
+        self.address = f"{subnet}.1:{self.port}"
         joins = [f"--address={self.address}", *each]
-        self.nodes = [Node(self, f"{prefix}.{index + 2}", joins, prefixes[index]) for index in range(nodes)]
-        self.wait()
+        try:
+            wait_until(self.head.joined, JOINS_WITHIN, "Ray's head")
+            for index, (prefix, environment) in enumerate(zip(prefixes, environments, strict=True)):
+                self.nodes.append(Node(self, f"{subnet}.{index + 2}", joins, prefix, environment))
+            self.wait()
+        except BaseException:
+            self.stop()
+            raise
 
     def __enter__(self) -> "RayCluster":
         return self
@@ -114,14 +145,24 @@ class RayCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def wait(self) -> None:
-        wait_until(lambda: all(node.joined() for node in self.nodes), 60, "all nodes")
+        wait_until(lambda: all(node.joined() for node in self.nodes), JOINS_WITHIN, "all nodes", poll=0.5)
 
-    def revive(self) -> None:
-        """Start again the nodes whose `ray start` has ended, as Kubernetes or Slurm would."""
+    def revive(self) -> list[Node]:
+        """Start again the nodes whose `ray start` has ended, as Kubernetes or Slurm would; return them."""
+        ended = [n for n in self.nodes if n.process.poll() is not None or (n.joined() and n.raylet() is None)]
+        for node in ended:
+            node.stop()
+            node.start()
+        return ended
+
+    def restart(self) -> None:
+        """End the head and all nodes, and start them again under the same addresses."""
+        for node in [*self.nodes, self.head]:
+            node.stop()
+        self.head.start()
+        wait_until(self.head.joined, JOINS_WITHIN, "Ray's head")
         for node in self.nodes:
-            if node.process.poll() is not None or (node.joined() and node.raylet() is None):
-                node.stop()
-                node.start()
+            node.start()
 
 
 class Network:
@@ -130,6 +171,7 @@ class Network:
     def __init__(self, size: int) -> None:
         self.names = [f"sweep{os.getpid()}n{index}" for index in range(size)]
         self.bridge = f"swp{os.getpid()}"
+        self.cut_off: set[int] = set()
 
     def __enter__(self) -> "Network":
         """Create the network; raises subprocess.CalledProcessError without permission to create namespaces."""
@@ -158,10 +200,12 @@ class Network:
     def cut(self, index: int) -> None:
         """Drop all packets from and to this node from now on, without any notice."""
         ip("link", "set", self.link(index), "down")
+        self.cut_off.add(index)
 
     def mend(self, index: int) -> None:
         """Undo `cut`."""
         ip("link", "set", self.link(index), "up")
+        self.cut_off.discard(index)
 
 
 def ip(*arguments: str) -> None:
@@ -179,6 +223,7 @@ class Sweep:
         self.program = ["-m", "sweep"]
         self.process: subprocess.Popen[bytes] | None = None
         self.runs = 0
+        self.run_name: str | None = None
 
     @property
     def log(self) -> Path:
@@ -241,7 +286,9 @@ class Sweep:
     # -- its processes
 
     def name(self) -> str:
-        return next((entry["run"] for entry in self.ledger() if entry["event"] == "run"), "no run yet")
+        if self.run_name is None:
+            self.run_name = next((entry["run"] for entry in self.ledger() if entry["event"] == "run"), None)
+        return self.run_name or "no run yet"
 
     def marked(self) -> list[int]:
         """Engines, their children and supervisors."""
@@ -273,11 +320,28 @@ class Sweep:
         return [pid for pid in pids_of("sweep.client.process") if parent(pid) in workers]
 
 
+def write_engine(folder: Path, python: str) -> str:
+    """Write an interpreter whose engine has a child in a session of its own that ignores SIGTERM."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "python"
+    child = f"{python} -c 'import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(3600)'"
+    script.write_text(f'#!/bin/sh\n[ -n "$SWEEP_MARKER" ] && setsid {child} &\nexec {python} "$@"\n')
+    os.chmod(script, 0o755)
+    return f"backend.env.python={script}"
+
+
 def parent(pid: int) -> int:
     try:
         return psutil.Process(pid).ppid()
     except psutil.NoSuchProcess:
         return 0
+
+
+def netns(pid: int) -> str:
+    """Return the network namespace of a process; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/net")
+    return ""
 
 
 def pids_of(argument: str) -> list[int]:

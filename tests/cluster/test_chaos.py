@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from sweep.config import cache_directory
-from tests.cluster.chaos import COMMANDS, TRIALS, storm, write_engine
+from tests.cluster.chaos import COMMANDS, TRIALS, storm
+from tests.cluster.harness import write_engine
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 

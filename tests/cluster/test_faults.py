@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from sweep.disk.ledger import Ledger
-from tests.cluster.chaos import write_engine
-from tests.cluster.harness import Network, RayCluster, kill, wait_until
+from tests.cluster.harness import Network, RayCluster, kill, netns, wait_until, write_engine
 
 pytestmark = pytest.mark.ray
 
@@ -145,10 +144,6 @@ def test_a_node_that_falls_silent(sweep_of):
         nodes = [entry["node"] for entry in sweep.ledger() if entry["event"] == "attempt_placed"]
         assert nodes[-1] == cluster.nodes[1].address
         nothing_left(sweep)
-
-
-def netns(pid):
-    return os.readlink(f"/proc/{pid}/ns/net")
 
 
 @pytest.mark.parametrize("where", ["ray", "local"])

@@ -1,0 +1,138 @@
+"""The soak, seed by seed, as a table: scripts/soak.py [--seeds 1,2,3] [--trials 520] > docs/measurements/soak.md
+
+Needs root. A seed that has been measured is not measured again (--folder); one that the time did not suffice for has a
+row in the table that says so, and begins anew the next time.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sweep import provenance
+from sweep.config import cache_directory
+from tests.cluster.soak import LEFT_WITHIN, TRIALS_OF_LAUNCH, soak
+from tests.cluster.storm import FAULTS
+from tests.cluster.surroundings import FACTOR
+
+HEAD = """\
+# Soak
+
+One sweep of short trials on the simulated engine (launches of {launch} trials of one request each, real clocks), on a
+real Ray of nodes in network namespaces of one machine, each with an address, a small ext4 disk for its caches and a
+wall clock of its own; every other node does not see the results. Faults strike at random, one every {every:g} s on
+average, drawn from the list below by the seed. A node that dies comes back with an empty disk. The same command is
+issued again until every trial is measured. Heartbeats, time-outs and back-offs are a quarter as long
+(`SWEEP_TIME_FACTOR={factor:g}`: a silent node is given up after {patience:g} s), and so is the night: recovery is
+tested, not timing, so a trial that the busy machine's client was too slow for (`client_limited`) counts as measured.
+The hub is down for up to {outage:g} s at a time.
+
+Made by `scripts/soak.py`{commit}. `ok`: trials whose one row is good; `client`: those that are `client_limited`.
+`doubled`: trials with two good rows. `leaked`: engines, their children and supervisors, and measuring clients that were
+left {left:g} s after the end. `attempts lost`: launches that a fault ended and that ran again elsewhere. `best`: how
+long the best schedule in hindsight takes, which knows how long each launch will run and when nodes are away. `idle`:
+the share of the time of the nodes that were there which brought no row (recovery, launches that were lost, waits, the
+restarts of the driver, its report); `best idle`: the same of that schedule. `driver`: its resident memory at a quarter
+and at the end of its longest command, and the rows between.
+
+| {columns} |
+|{rule}|"""
+COLUMNS = (
+    *("seed", "nodes", "trials", "ok", "client", "lost", "doubled", "leaked", "faults", "commands"),
+    *("attempts lost", "time", "best", "idle", "best idle", "driver"),
+)
+
+
+def line(end: dict[str, Any]) -> str:
+    memory = end["memory"]
+    driver = f"{memory[0]:.0f} → {memory[1]:.0f} MiB, {memory[2]:.0f} rows" if memory else "too short"
+    client = end["client_limited"]
+    lost = end["lost"] if end["complete"] else "not known"
+    trials = f"{end['trials']}" if end["complete"] else f"{end['measured']} of {end['trials']}: the time was over"
+    return (
+        f"| {end['seed']} | {end['nodes']} | {trials} | {end['measured'] - client} | {client} | {lost} "
+        f"| {end['doubled']} | {len(end['leaked'])} | {sum(end['faults'].values())} | {end['commands']} "
+        f"| {end['lost_attempts']} | {end['seconds']:.0f} s | {end['best_seconds']:.0f} s | {end['idle']:.0%} "
+        f"| {end['best_idle']:.0%} | {driver} |"
+    )
+
+
+def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    """Return the document on all seeds so far."""
+    commits = sorted({end["commit"] for end in ends if end["commit"]})
+    head = HEAD.format(
+        launch=TRIALS_OF_LAUNCH,
+        every=arguments.every,
+        factor=FACTOR,
+        patience=40 * FACTOR,
+        outage=arguments.outage,
+        left=LEFT_WITHIN,
+        columns=" | ".join(COLUMNS),
+        rule="---|" * (len(COLUMNS) - 1) + "---",
+        commit=f" at {', '.join(commits)}" if commits else "",
+    )
+    measured = sum(end["measured"] for end in ends)
+    total = f"{measured} trials over {len(ends)} seeds: {sum(end['lost'] for end in ends)} lost, "
+    total += f"{sum(end['doubled'] for end in ends)} doubled, {sum(len(end['leaked']) for end in ends)} leaked, "
+    total += f"{sum(end['tracebacks'] for end in ends)} commands that ended with a traceback."
+    machines = sorted({end["machine"] for end in ends})
+    struck = "\n".join(
+        f"| {fault.name} | {sum(end['faults'].get(fault.name, 0) for end in ends)} |" for fault in FAULTS
+    )
+    rows = "\n".join(line(end) for end in ends)
+    return f"{head}\n{rows}\n\n{total}\n\nMachine: {'; '.join(machines)}.\n\n| fault | struck |\n|---|---|\n{struck}\n"
+
+
+def measure(seed: int, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """Return the end of a seed's storm; its log stays in the folder, its results only where it went wrong."""
+    folder = arguments.folder / f"seed-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    load = [os.getloadavg()[2]]
+    with soak(folder, seed, arguments.nodes, arguments.trials, arguments.every, arguments.outage) as storm:
+        end = storm.run(seconds, most_commands=1000)._asdict()
+        rows = storm.on.sweep.committed()
+        end["client_limited"] = sum({row["trial_id"]: row["outcome"] == "client_limited" for row in rows}.values())
+        if end["lost"] or end["doubled"] or end["leaked"] or end["tracebacks"]:
+            shutil.copytree(storm.on.sweep.out, folder / "out")
+    load.append(os.getloadavg()[2])
+    loads = f"load average over 15 min {load[0]:.0f} before and {load[1]:.0f} after seed {seed}"
+    end["machine"] = f"{os.cpu_count()} cores, {loads}"
+    end["commit"] = (provenance.commit() or "")[:7]
+    return end
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="1,2,3,4,5,6,7,8,9,10")
+    parser.add_argument("--trials", type=int, default=520, help="of each seed: a multiple of 40")
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--every", type=float, default=8.0, help="mean s between faults")
+    parser.add_argument("--outage", type=float, default=120.0, help="a hub's longest, s")
+    parser.add_argument("--minutes", type=float, default=600.0, help="after which no seed goes on")
+    parser.add_argument("--folder", type=Path, default=cache_directory(None) / "soak", help="of logs and seeds so far")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # nodes, networks and disks are taken away
+    until = time.monotonic() + 60 * arguments.minutes
+    ends = []
+    for seed in [int(seed) for seed in arguments.seeds.split(",")]:
+        file = arguments.folder / f"seed-{seed}.json"
+        end = json.loads(file.read_text()) if file.exists() else None
+        seconds = until - time.monotonic()
+        if (end is None or not end["complete"]) and seconds > 60:
+            end = measure(seed, arguments, seconds)
+            file.write_text(json.dumps(end))
+            print(line(end), file=sys.stderr, flush=True)
+        if end is not None:
+            ends.append(end)
+    print(table(ends, arguments), end="")
+
+
+if __name__ == "__main__":
+    main()
