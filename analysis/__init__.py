@@ -1,5 +1,7 @@
 """Tables, figures and a report from the files of a run. Reads what `sweep.disk.run_files` wrote; never starts anything.
 
+docs/columns.md lists the frames and every column.
+
 `analysis.load("results/throughput_bound")` is the trials as a pandas frame, `analysis.requests(folder, trial_id)` and
 `analysis.telemetry(folder, trial_id)` what is behind them, and `analysis.quantiles(folder)` the quantiles of however
 many requests and gaps. Of `results = analysis.open_results(folder)`,

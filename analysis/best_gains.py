@@ -1,7 +1,7 @@
 """Speed-ups of best against best: each engine at its best load over the baseline at its own.
 
 Studies quote them where the baseline runs out of memory before its rival does. They are of different loads, so they
-stand beside the ratios at equal load, and are never mixed with them.
+stand beside the ratios at equal load, and are never mixed with them; there is none where both are best at the same.
 """
 
 import math
@@ -48,7 +48,7 @@ def best_gains(results: RunResults) -> list[BestGain]:
         base = of_baseline.iloc[int(of_baseline[THROUGHPUT].argmax())]
         for line, own in group[~group["baseline"]].groupby("line", sort=False):
             gains.append(_gain(layout, str(line), str(panel), own, base))
-    return sorted(gains, key=lambda gain: -gain.ratio)
+    return sorted((gain for gain in gains if gain.load != gain.baseline_load), key=lambda gain: -gain.ratio)
 
 
 def _gain(layout: Layout, line: str, panel: str, own: pd.DataFrame, base: "pd.Series[Any]") -> BestGain:

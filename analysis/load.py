@@ -3,8 +3,8 @@
 Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
 """
 
+import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,18 @@ from sweep.config import PERCENTILES, first_line
 from sweep.disk import row as trial_row
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
+from sweep.disk.tables import check_footer, read_table
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
-_BULKY = ("config", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")  # texts of kilobytes
+_BULKY = (
+    "config",
+    "settings",
+    "versions",
+    "hardware",
+    "engine_facts",
+    "telemetry_sources",
+    "log_tail",
+)  # texts of kilobytes
 
 
 class RunNotFound(Exception):
@@ -82,9 +91,10 @@ def open_run(folder: str | Path, all_rows: bool = False) -> Run:
     """
     paths = _paths(folder)
     try:
-        run_files.check_footer(paths.trials)
-        # Trials share the bulky texts: 20,000 times 4 KB.
-        with pq.ParquetFile(paths.trials, read_dictionary=_BULKY, page_checksum_verification=True) as file:
+        check_footer(paths.trials)
+        # Trials share the bulky texts: 20,000 times 4 KB. A run of an older version lacks some.
+        bulky = [name for name in _BULKY if name in pq.read_schema(paths.trials).names]
+        with pq.ParquetFile(paths.trials, read_dictionary=bulky, page_checksum_verification=True) as file:
             table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFile(paths.trials, first_line(error)) from error
@@ -103,7 +113,7 @@ def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
     Raises:
         RunNotFound, DamagedFile: if trials.parquet does not exist, or is not whole.
     """
-    trials = _frame(run_files.read_table(_paths(folder).trials))
+    trials = _frame(read_table(_paths(folder).trials))
     return trials if all_rows else _in_plan(trials)
 
 
@@ -145,14 +155,19 @@ def _experiment(plan: Path) -> dict[str, Any]:
     return entry if entry.get("kind") == "experiment" else {}
 
 
-def requests(folder: str | Path, trial_id: str | Iterable[str] | None = None) -> pd.DataFrame:
+def requests(
+    folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
+) -> pd.DataFrame:
     """The requests of a run, or of the trials named, warm-up included (`phase`), with their `trial_id`.
+
+    A column that an older file lacks is null there. `damaged="skip"` leaves out files that cannot be read, with a
+    Python warning that names each.
 
     Raises:
         RunNotFound, KeyError: if there is no such run or trial.
         DamagedFile: naming the first file that cannot be read.
     """
-    return _read(open_run(folder), "requests.parquet", trial_id)
+    return _read(open_run(folder), "requests.parquet", trial_id, damaged == "skip")
 
 
 def telemetry(
@@ -177,8 +192,15 @@ def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, skip_damage
         trials = trials[trials["trial_id"].isin(trial_ids)]
     tables = []
     for _, row in trials.iterrows():
-        with suppress(FileNotFoundError, *([DamagedFile] if skip_damaged else [])):
-            table = run_files.read_table(trial_folder(run, row) / name)
-            tables.append(table.append_column("trial_id", pa.repeat(row["trial_id"], len(table))))
+        try:
+            table = read_table(trial_folder(run, row) / name)
+        except FileNotFoundError:
+            continue
+        except DamagedFile as error:
+            if not skip_damaged:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=3)
+            continue
+        tables.append(table.append_column("trial_id", pa.repeat(row["trial_id"], len(table))))
     frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas() if tables else pd.DataFrame()
     return frame

@@ -6,9 +6,9 @@ requests cannot be read falls back on the trials' own figures, and has no interv
 """
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from analysis import intervals
 from analysis.intervals import FloatArray, Interval, PooledGaps, PooledRequests, without_intervals
 from analysis.load import Run, trial_folder
-from sweep.disk import run_files
+from sweep.config import DamagedFile
+from sweep.disk.tables import read_table
 from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
 from sweep.records import UNKNOWN
@@ -160,6 +161,7 @@ def _parts(
     of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
     part, requests = list[_Point](), 0
     ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
+    ok_rows = ok_rows.astype(object).where(ok_rows.notna(), None)  # a row of columns of many types takes 1 ms to take
     for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
         for _, row in ok.iterrows():
@@ -188,11 +190,15 @@ def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str], of_gaps: Mappi
     """
     names = list(dict.fromkeys([*series, *OF_A_REQUEST]))
     chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(row["itl_mean"]) else []
-    table = None
-    with suppress(FileNotFoundError, run_files.DamagedFile):
-        path = trial_folder(run, row) / "requests.parquet"
-        table = run_files.read_table(path, [*names, *chunks, "phase", "batch", "error"])
-    if table is None or not {*names, *chunks} <= set(table.column_names):
+    path = trial_folder(run, row) / "requests.parquet"
+    try:
+        table = read_table(path, [*names, *chunks, "phase", "batch", "error"])
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        warnings.warn(f"left out: {error}", stacklevel=2)
+        return None
+    if not {*names, *chunks} <= set(table.column_names):
         return None
     batch = table["batch"].fill_null(UNKNOWN).to_numpy()
     mask = pc.equal(table["phase"], "measured").to_numpy()

@@ -39,7 +39,8 @@ class LabelledColumn:
     @property
     def in_sentence(self) -> str:
         """The short name within a sentence: acronyms stay as they are."""
-        return self.short if self.short[1:2].isupper() else self.short[:1].lower() + self.short[1:]
+        acronym = self.short[1:2].isupper() or self.short[1:2].isdigit()
+        return self.short if acronym else self.short[:1].lower() + self.short[1:]
 
     def shown(self, value: float) -> str:
         """A value with three significant digits, without its unit; an em dash if there is none."""

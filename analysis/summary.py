@@ -31,6 +31,28 @@ INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
 
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
 
+SUMMARY_COLUMNS = {
+    "backend, model, workload, load, batch_size, concurrency, rate": ("", "the point, as in trials.parquet"),
+    "accelerator": ("", "likewise, where results are of several"),
+    "KEY": ("", "an axis of the experiment under its dotted key, e.g. backend.flags.max-num-seqs"),
+    "ladder_parent": ("", "the step that a ladder's step is on top of"),
+    "n, not_ok, planned": ("trials", "those with a result, others that ran, and all that were planned"),
+    "outcomes": ("", "how many trials ended how"),
+    "requests, failed": ("requests", "answered in trials with a result, and failed there"),
+    "FIGURE": ("as in trials.parquet", "a measured column, of all requests of the point's trials together"),
+    "FIGURE_ci_low, FIGURE_ci_high": ("as FIGURE", "ends of its 95 % interval of these launches"),
+    "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95 % interval of a new launch"),
+    "FIGURE_effective_n": ("requests", "independent requests that say as much as those behind the figure"),
+    "FIGURE_n": ("trials", "with a value, where some with a result have none"),
+    "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline figure: its ratio to the baseline, or parent"),
+    "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of an interval that holds for all that are compared"),
+    "FIGURE_vs_…_all_low, FIGURE_vs_…_all_high": ("times", "ends of one that holds for all ratios of the run"),
+    "FIGURE_standing": ("", "of a headline figure: best, not told apart from the best, or behind"),
+    "as_offered": ("", "whether its throughput is what an open loop asked for"),
+    "steady_share": ("share", "of the trials with a result that have a steady-state window"),
+}
+"""The columns of summary.csv, for docs/columns.md: unit, meaning."""
+
 IDENTITY = ("backend", "model", "workload", "load", *LOAD_COLUMNS)
 """The columns that tell points apart besides the experiment's own axes."""
 

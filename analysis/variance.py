@@ -22,6 +22,7 @@ from analysis.load import Run, trial_folder
 from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from sweep.disk import run_files
+from sweep.disk.tables import read_table
 
 SPREAD_OF = ("output_throughput", "ttft_p50", "tpot_p50")
 REQUEST_GROUPS = 8  # of the requests of a trial
@@ -154,7 +155,7 @@ def _variances(run: Run, trials: pd.DataFrame, column: str) -> Iterator[float]:
     for _, row in trials[trials["attempt"].notna()].iterrows():
         with suppress(FileNotFoundError, run_files.DamagedFile):
             names = ["phase", "error", "batch", "sent", "e2el", "output_tokens", "ttft", "tpot"]
-            requests = run_files.read_table(trial_folder(run, row) / "requests.parquet", names).to_pandas()
+            requests = read_table(trial_folder(run, row) / "requests.parquet", names).to_pandas()
             yield variance_of_log(requests[(requests["phase"] == "measured") & requests["error"].isna()], column)
 
 

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
@@ -26,8 +26,9 @@ QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in 
 TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
 
 FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # of a backend
-# A key of vLLM's requests; a path of our host; llama.cpp's grammars of token ids, which make it generate the text.
-LogProbabilitiesBy = Literal["prompt_logprobs", "host", "token_grammar"]
+# A key of vLLM's requests; one of SGLang's answers on its own route; a path of our host; llama.cpp's grammars of token
+# ids, which make it generate the text.
+LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", "token_grammar"]
 Platform = Literal["cpu", "cuda"]
 AMPERE = "8.0"  # the first compute capability with bfloat16
 
@@ -131,6 +132,7 @@ class Host:
     nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
     glibc: str | None = None  # e.g. "2.36"
     python: str | None = None  # e.g. "3.11"
+    cpu_features: frozenset[str] | None = None  # as /proc/cpuinfo has them, e.g. "avx512f"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,13 @@ class Launch:
     max_model_len: int | None = None
     draft: Path | None = None  # folder of the draft model that the flags name
     replica: str = ""  # of several engines of one deployment, "replica 2 of 3"
+
+
+class TokenPrices(Strict):
+    """Prices of a million tokens, in USD."""
+
+    input: NonNegativeFloat
+    output: NonNegativeFloat
 
 
 class Backend(Strict):
@@ -222,10 +231,22 @@ class Backend(Strict):
     # Where the engine is read. Keys of metric_names are ours (sweep/node/telemetry.py), values are Prometheus names.
     url: str | None = None  # URL of a running endpoint; then nothing is launched
     api_key_env: str | None = None  # NAME of the environment variable that holds the endpoint's key
+    price_per_hour: PositiveFloat | None = None  # USD of the endpoint, of each of its `gpus` where that says how many
+    price_per_million_tokens: TokenPrices | None = None  # USD, of an endpoint that is paid by token
     verify_tls: bool = True  # whether this machine must trust the endpoint's certificate
     reset_paths: tuple[str, ...] = ()  # paths to POST to between trials, which clear the engine's prompt caches
     metrics_path: str | None = "/metrics"  # path of the engine's Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric: the engine's name
+
+    @model_validator(mode="after")
+    def _has_one_price(self) -> Self:
+        if self.price_per_hour and self.price_per_million_tokens:
+            raise ValueError("price_per_hour and price_per_million_tokens: allowed is one of them")
+        if (self.price_per_hour or self.price_per_million_tokens) and self.launches:
+            raise ValueError(
+                "price: is an endpoint's; that of the machine which launches it is hardware.price_per_hour"
+            )
+        return self
 
     @field_validator("url")
     @classmethod

@@ -19,6 +19,7 @@ class ExLlama(Hosted):
 
     needs_gpu = True
     reserves_memory = True
+    log_probabilities_by = "host"
 
     library = "backends.host.libraries.exllama_library"
     inherits = ("EXLLAMA_*",)

@@ -17,6 +17,7 @@ class SGLang(Backend):
     parallel_flags = ("dp-size", "pp-size")
     before_ampere = "float16"
     version_path = "/server_info"
+    log_probabilities_by = "input_token_logprobs"
 
     distribution = "sglang"
     inherits = ("SGLANG_*", "SGL_*", "FLASHINFER_*")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from backends.base import Backend, Launch, cli, metrics
+from backends.base import Backend, Host, Launch, cli, metrics
 from backends.launch.replicas import shares
 from backends.prepare import checkpoints
 from backends.tables.flags import value_of
@@ -99,6 +99,14 @@ class VLLM(Backend):
         "flashinfer": r"FlashInfer kernels are (disabled)",
     }
     noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
+
+    def unavailable(self, host: Host) -> str | None:
+        """As for every engine; vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first request."""
+        features = host.cpu_features or frozenset()
+        lacking = not host.gpus and "avx2" in features and "avx512f" not in features
+        if lacking and self.checkpoint in {"gptq", "awq", "ct-w4a16"}:
+            return f"{self.name} has 4-bit kernels for CPUs with AVX-512 only: use checkpoint=ct-int8, or a GPU"
+        return super().unavailable(host)
 
     def features(self) -> tuple[str, ...]:
         return speculation(self)

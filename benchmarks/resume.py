@@ -1,47 +1,62 @@
-"""Time of a run that finds 20,000 trials done, and the driver's memory with 20,000 planned.
+"""Time of a run that finds 20,000 trials done, of a status, and the driver's memory with 20,000 planned.
 
     python -m benchmarks.resume [TRIALS]
+    python -m benchmarks.resume --status 100000     of a status alone
 
 The command itself plans that many trials (dry run); then a ledger with a row for each is written, copied from one that
 was measured; the time is that of the same command, which has nothing to do, from start to exit. Prints one JSON object:
-seconds, and peak resident memory in MiB of the resumed run and of a new one.
+wall and processor seconds, and peak resident memory in MiB, of each command.
 """
 
+import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sweep.config import ROOT
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed
-from sweep.disk.run_files import read_plan
+from sweep.disk.run_files import RunPaths, read_plan
+from sweep.drive.totals import count_anew, write_totals
 
 
 def command(out: Path, trials: int) -> list[str]:
-    means = ",".join(f"{0.001 + index * 1e-6:.6f}" for index in range(trials // 100))
+    means = ",".join(f"{0.02 + index * 1e-6:.6f}" for index in range(trials // 100))
     point = ("backend=simulated", "model=tiny-llama", "workload=qa", "workload.num_requests=1", "tracking=none")
     grid = (f"backend.itl.mean={means}", "load.batch_size=1,2,3,4,5,6,7,8,9,10", "replicates=10", "cluster=inline")
     return [sys.executable, "-m", "sweep", *point, *grid, f"out={out}"]
 
 
-def measure(arguments: list[str], interrupt_after: str | None = None) -> tuple[float, float, str]:
-    """Run a command; return (seconds, peak MiB, output). After a line with `interrupt_after` it is interrupted."""
+class Cost(NamedTuple):
+    """The cost of a command, and its output."""
+
+    seconds: float
+    processor_seconds: float
+    peak_mib: int
+    output: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is printed."""
+        return {"seconds": round(self.seconds, 2), "cpu": round(self.processor_seconds, 2), "peak_mib": self.peak_mib}
+
+
+def measure(arguments: list[str], kill_after: str | None = None) -> Cost:
+    """Run a command and return its cost. After a line with `kill_after` it is killed: its report would take long."""
     begin, output = time.monotonic(), ""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         for line in process.stdout:
             output += line
-            if interrupt_after and interrupt_after in line:
-                process.send_signal(signal.SIGTERM)
-                interrupt_after = None
+            if kill_after and kill_after in line:
+                process.kill()
         _, _, usage = os.wait4(process.pid, 0)
-    return time.monotonic() - begin, usage.ru_maxrss / 1024, output
+    seconds = time.monotonic() - begin
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, round(usage.ru_maxrss / 1024), output)
 
 
 def done_row(sample: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
@@ -56,28 +71,53 @@ def done_row(sample: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(trials: int) -> None:
+def begin(out: Path, trials: int) -> Cost:
+    """Plan the trials, measure the first, and write a row like its own for each; return the cost of that start."""
+    begun = measure(command(out, trials), kill_after=f"[1/{trials}")
+    rows = Ledger(out / "ledger.jsonl", write=False).rows.values()
+    sample = next((row for row in rows if row["outcome"] == "ok"), None)
+    assert sample is not None, f"the first trial is not ok: {begun.output}"
+    entries = [entry for entry in read_plan(out / "plan.jsonl") if entry["kind"] == "trial"]
+    with (out / "ledger.jsonl").open("ab") as ledger:
+        ledger.writelines(sealed({"event": "trial", "row": done_row(sample, entry)}) for entry in entries)
+    return begun
+
+
+def status_costs(out: Path) -> dict[str, Any]:
+    """Costs of `sweep status`: with the driver's totals, and counted in the ledger, as after a killed driver."""
+    paths = RunPaths(out)
+    paths.totals.unlink(missing_ok=True)
+    counted = measure([sys.executable, "-m", "sweep", "status", str(out)])
+    write_totals(paths, count_anew(paths)[0])
+    read = measure([sys.executable, "-m", "sweep", "status", str(out)])
+    assert read.output.splitlines()[0] == counted.output.splitlines()[0], read.output
+    return {"status": read.as_dict(), "status_after_a_killed_driver": counted.as_dict()}
+
+
+def resume_costs(out: Path, trials: int) -> dict[str, Any]:
+    """Costs of the same command with nothing to do: the first time it makes tables and report."""
+    planned = measure([*command(out, trials), "dry_run=true"])
+    assert ", 0 to run" in planned.output, planned.output  # or the next command would measure all trials
+    first = measure(command(out, trials))
+    again = measure(command(out, trials))
+    assert ", 0 to run" in again.output, again.output
+    return {"dry_run": planned.as_dict(), "first": first.as_dict(), "again": again.as_dict()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trials", type=int, nargs="?", default=20_000)
+    parser.add_argument("--status", action="store_true", help="of a status alone")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         out = Path(folder) / "out"
-        begun = measure(command(out, trials), interrupt_after=f"[1/{trials}")
-        sample = next(iter(Ledger(out / "ledger.jsonl", write=False).rows.values()))
-        entries = [entry for entry in read_plan(out / "plan.jsonl") if entry["kind"] == "trial"]
-        with (out / "ledger.jsonl").open("ab") as ledger:
-            ledger.writelines(sealed({"event": "trial", "row": done_row(sample, entry)}) for entry in entries)
-        planned = measure([*command(out, trials), "dry_run=true"])[2]
-        assert ", 0 to run" in planned, planned  # or the next command would measure all trials
-        measure(command(out, trials))  # makes trials.parquet and the report, as the run that did the trials would have
-        resumed = measure(command(out, trials))
-        assert ", 0 to run" in resumed[2], resumed[2]
-        result = {
-            "trials": len(entries),
-            "ledger_mib": round((out / "ledger.jsonl").stat().st_size / 2**20),
-            "resume_seconds": round(resumed[0], 1),
-            "resume_peak_mib": round(resumed[1]),
-            "begin_peak_mib": round(begun[1]),
-        }
+        begun = begin(out, options.trials)
+        size = round((out / "ledger.jsonl").stat().st_size / 2**20)
+        result = {"trials": options.trials, "ledger_mib": size, "begin": begun.as_dict(), **status_costs(out)}
+        if not options.status:
+            result |= resume_costs(out, options.trials)
         print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
+    main()

@@ -3,17 +3,20 @@
     python scripts/agreement_study.py [RUNS] [CASE...] > docs/measurements/agreement.md
 
 Each case is launched once, and compared RUNS times (default 1) with the reference on other texts each time. With more
-than one run, an engine is asked as in the main job: no further once its whole interval is above the gate.
+than one run, it is asked the first prompts alone, as far as the main job asks an engine that is right.
 """
 
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,13 +24,14 @@ from backends.launch import server
 from scripts import faults
 from sweep.config import Settings
 from sweep.drive.preflight import surroundings
-from sweep.node import agreement
+from sweep.node import agreement, answers
 from sweep.node.deployment import _prepare
 from sweep.node.work import Work
 from sweep.plan.compose import compose_run
 from sweep.plan.plan import Deployment
 from sweep.plan.planning import make_plan
 
+AT_ONCE = 5  # runs whose references are made in one process
 GATE = {"agreement": 0.95, "quality": 0.98}
 HEAD = f"""\
 # Agreement and quality
@@ -38,9 +42,10 @@ transformers backend with a fault planted into its copy of the weights or of the
 tokens, and is asked for the log-probabilities of at least
 {agreement.TEXT_TOKENS} tokens of shipped text. The reference is transformers in float32. In brackets: 95 % intervals.
 Alarm: the whole interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality
-{GATE["quality"]}). Where a case was run several times, each run had other openings and passages, drawn from the shipped
-ones, and the engine was asked as in the main job: no further once the whole interval is above the gate. Its figures are
-the means, its intervals and counts those of the first run.
+{GATE["quality"]}). Where a case was run several times, each run had other openings, requests and passages, drawn from
+the shipped ones, and the engine was asked the first {answers.IN_FLIGHT} prompts alone: the main job asks no further
+either once the whole interval is above the gate. Its figures are the means, its intervals and counts those of the first
+run.
 
 Made by `scripts/agreement_study.py`, one core for the engine.
 
@@ -85,9 +90,8 @@ def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
     node = _prepare(work, (), lambda event: None)
     model = faults.planted(node.launch.model, folder / "faulty", case.fault) if case.fault else node.launch.model
     launch = replace(node.launch, model=model)
-    expected = {run: _reference(work, launch, run) for run in range(runs)}
     with server.running(deployment.backend, launch, marker=f"study/{folder.name}") as engine:
-        for run, reference in expected.items():
+        for run, reference in enumerate(_references(work, launch, runs)):
             print(f"{case.name}: comparison {run + 1} of {runs}", file=sys.stderr, flush=True)
             begin = time.monotonic()
             columns = agreement.compare(asking, engine, reference)
@@ -95,19 +99,40 @@ def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
             yield columns | {"below_gate": below, "seconds": time.monotonic() - begin}
 
 
-def _reference(work: Work, launch: Any, run: int) -> agreement.Reference:
-    """The reference on this run's own openings and passages."""
+def _references(work: Work, launch: Any, runs: int) -> Iterator[agreement.Reference]:
+    """Those of each run on its own openings and passages; made a few runs at a time, so that an interrupt keeps some.
+
+    Of several runs each has the first prompts alone, beyond which an engine that is right is not asked.
+    """
+    if runs == 1:
+        yield _known(agreement.reference(work, launch, lambda text: None))
+        return
+    for first in range(0, runs, AT_ONCE):
+        jobs = [_job_of(work, run) for run in range(first, min(first + AT_ONCE, runs))]
+        prompts, texts = (list(chain(*parts)) for parts in zip(*jobs, strict=True))
+        with patch.multiple(agreement, prompts=Mock(return_value=prompts), texts=Mock(return_value=texts)):
+            whole = _known(agreement.reference(work, launch, lambda text: None))
+        tokens, values = iter(whole.tokens), iter(whole.log_probabilities)
+        for asked, passages in jobs:
+            own = {"tokens": list(islice(tokens, len(asked))), "log_probabilities": list(islice(values, len(passages)))}
+            yield replace(whole, prompts=asked, texts=passages, **own)
+
+
+def _job_of(work: Work, run: int) -> tuple[list[list[int]], list[list[int]]]:
+    """The first prompts, and the passages, of a run: the shipped texts in its own order, and requests of its own."""
+    tokenizer = work.deployment.model.load_tokenizer(work.cache)
+    seeded = replace(work, settings=work.settings.model_copy(update={"seed": run}))
     shipped = agreement.shipped
 
     def other(name: str) -> list[str]:
         lines = shipped(name)
         return random.Random(f"{run}/{name}").sample(lines, len(lines)) if run else lines
 
-    agreement.shipped = other
-    try:
-        reference = agreement.reference(work, launch, lambda text: None)
-    finally:
-        agreement.shipped = shipped
+    with patch.object(agreement, "shipped", other):
+        return agreement.prompts(seeded, tokenizer)[: answers.IN_FLIGHT], agreement.texts(tokenizer)
+
+
+def _known(reference: agreement.Reference | str) -> agreement.Reference:
     if isinstance(reference, str):
         raise SystemExit(reference)
     return reference
@@ -127,6 +152,8 @@ def line(case: Case, rows: list[dict[str, Any]]) -> str:
 
 
 def main(runs: int, names: list[str]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # also in the background of a shell, where an interrupt is ignored
+        signal.signal(number, signal.default_int_handler)
     print(HEAD, flush=True)
     for case in CASES:
         if not names or any(name in case.name for name in names):

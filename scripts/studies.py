@@ -4,10 +4,12 @@
     python scripts/studies.py batch_size      only these; the others are taken from their folders, if they were run
     python scripts/studies.py --no-run        only the documents
 
+Experiments without results in that folder keep what the pages say of an earlier run.
 An interrupted script goes on where it stopped: each experiment is an ordinary run in results/studies/NAME.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +25,10 @@ import analysis  # noqa: E402
 from analysis.studies.findings import published_rows  # noqa: E402
 from analysis.studies.printed import markdown_lines, own_table, run_conditions, table_lines  # noqa: E402
 from analysis.studies.tables import Study, all_studies  # noqa: E402
+from sweep.wording import count, duration_text  # noqa: E402
 
+STUDIES = ROOT / "docs" / "studies.md"
+MEASUREMENTS = ROOT / "docs" / "measurements" / "studies.md"
 EXPERIMENTS = (
     "latency_bound",
     "throughput_bound",
@@ -34,6 +39,7 @@ EXPERIMENTS = (
     "completion_batches",
     "serving",
     "serving_ladder",
+    "decomposition",
 )
 
 
@@ -49,12 +55,24 @@ def main() -> None:
         print(f"{name}: exit status {status}", flush=True)
     folders = {name: options.results / name for name in EXPERIMENTS}
     runs = {name: folder for name, folder in folders.items() if (folder / "trials.parquet").is_file()}
-    (ROOT / "docs" / "studies.md").write_text("\n".join(studies_page(runs)) + "\n")
-    (ROOT / "docs" / "measurements" / "studies.md").write_text("\n".join(measurements_page(runs)) + "\n")
+    for page, lines in ((STUDIES, studies_page), (MEASUREMENTS, measurements_page)):
+        text = "\n".join(lines(runs, sections(page)))
+        page.write_text(f"{text}\n")
 
 
-def studies_page(runs: dict[str, Path]) -> Iterator[str]:
-    """docs/studies.md: each study, its line, its findings, and its table beside the run's."""
+def sections(page: Path) -> dict[str, list[str]]:
+    """The sections that a page has, by heading, each with its heading; also those below another one."""
+    found: dict[str, list[str]] = {}
+    section: list[str] = []
+    for line in page.read_text().splitlines():
+        if line.startswith(("## ", "### ")):
+            section = found.setdefault(line.lstrip("# "), [])
+        section.append(line)
+    return {heading: "\n".join(lines).rstrip().splitlines() for heading, lines in found.items()}
+
+
+def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
+    """docs/studies.md: each study, its line, its findings, and its table beside the run's, or an earlier one's."""
     yield from (
         "# The published studies",
         "",
@@ -67,10 +85,10 @@ def studies_page(runs: dict[str, Path]) -> Iterator[str]:
         "study's hardware. `python scripts/studies.py` writes this page.",
     )
     for study in all_studies():
-        yield from study_section(study, runs)
+        yield from study_section(study, runs, earlier)
 
 
-def study_section(study: Study, runs: dict[str, Path]) -> Iterator[str]:
+def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
     yield from ("", f"## {study.title}", "", study.asked, "")
     conditions = "; ".join(f"{key} {value}" for key, value in study.conditions.items())
     yield f"Source: {study.source}. Conditions: {conditions}."
@@ -79,6 +97,9 @@ def study_section(study: Study, runs: dict[str, Path]) -> Iterator[str]:
     yield from ("| finding | claim | its own table |", "|---|---|---|")
     yield from (f"| `{each.name}` | {each.claim} | {own_table(study, each)} |" for each in study.findings)
     for name in experiments:
+        if name not in runs and name in earlier:
+            yield from ("", *earlier[name])
+            continue
         if name not in runs:
             yield from ("", f"### {name}", "", "Not run on the machine that wrote this page.")
             if name in study.tables:
@@ -104,7 +125,7 @@ def copy_figure(run: Path, name: str) -> bool:
     return True
 
 
-def measurements_page(runs: dict[str, Path]) -> Iterator[str]:
+def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
     """docs/measurements/studies.md: what the command printed at the end of each run."""
     yield from (
         "# The studies on a machine without a GPU",
@@ -112,24 +133,57 @@ def measurements_page(runs: dict[str, Path]) -> Iterator[str]:
         "What each study's command prints at its end on a machine without a GPU, with small models: that",
         "every engine runs, on the same weights, through the same client, into one table. It says nothing",
         "about engines on GPUs, and on a few cores shared by engine, client and Ray the figures of one run",
-        "are rough. `python scripts/studies.py` runs them all and writes this page; each experiment that is",
-        "missing was not run then.",
+        "are rough: each says how busy the machine was. The time of the launches is all between their",
+        "submission and their end, with what had to be prepared first: environments, weights, references.",
+        "`python scripts/studies.py` runs them all and writes this page.",
     )
-    for name, folder in runs.items():
+    for name in EXPERIMENTS:
+        if name not in runs:
+            yield from ("", *earlier[name]) if name in earlier else ()
+            continue
+        folder = runs[name]
         command = [sys.executable, "-m", "sweep", "report", str(folder)]
         wide = {**os.environ, "COLUMNS": "140"}
         printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=wide).stdout
+        printed = printed.replace(f"{folder}/", "")
         lines = [line.rstrip() for line in printed.splitlines() if not line.startswith("report: ")]
-        rows = analysis.load(folder)
-        engines = sorted({f"{b} {v}" for b, v in zip(rows["backend"], rows["engine_version"].fillna("?"), strict=True)})
-        commits = ", ".join(sorted(rows["commit"].dropna().unique()))
-        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in rows["outcome"].value_counts().items())
-        origin = f"{outcomes}; {', '.join(engines)}; commit {commits}."
-        yield from ("", f"## {name}", "", f"`sweep +experiment={name}`: {origin}")
+        yield from ("", f"## {name}", "", f"`sweep +experiment={name}`: {circumstances(folder)}")
         yield from ("", "```", *lines, "```")
-    missing = [name for name in EXPERIMENTS if name not in runs]
+    missing = [name for name in EXPERIMENTS if name not in runs and name not in earlier]
     if missing:
         yield from ("", f"Not run: {', '.join(missing)}.")
+
+
+def circumstances(folder: Path) -> str:
+    """What was run, where and in what time, and how busy the machine was: all by the run's own files."""
+    rows = analysis.load(folder)
+    known = rows.dropna(subset=["engine_version"])
+    engines = sorted({f"{name} {version}" for name, version in zip(known.backend, known.engine_version, strict=True)})
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in rows["outcome"].value_counts().items())
+    parts = [outcomes, ", ".join(engines), f"commit {', '.join(sorted(rows['commit'].dropna().unique()))}"]
+    return f"{'; '.join([*parts, *machine(rows), time_taken(folder)])}."
+
+
+def machine(rows: pd.DataFrame) -> Iterator[str]:
+    """The machine, and its load average at the trials."""
+    nodes = [json.loads(text) for text in rows["hardware"].dropna()]
+    if nodes:
+        loads = [node["load_average"] for node in nodes]
+        yield f"{nodes[0]['cores']} cores of {nodes[0]['cpu']}"
+        yield f"load average {min(loads):.1f} to {max(loads):.1f} at the trials"
+
+
+def time_taken(folder: Path) -> str:
+    """The time that all launches took together, by the ledger: on one machine they are one after another."""
+    begun: dict[tuple[str, str], float] = {}
+    times = []
+    for line in (folder / "ledger.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "attempt":
+            begun[event["deployment_id"], event["attempt"]] = event["at"]
+        elif event["event"] == "attempt_end":
+            times.append(event["at"] - begun.pop((event["deployment_id"], event["attempt"])))
+    return f"{count(len(times), 'launch')} took {duration_text(sum(times))}"
 
 
 if __name__ == "__main__":

@@ -158,6 +158,38 @@ def summary(arguments: list[str]) -> int:
     return 0
 
 
+def rerun(arguments: list[str]) -> int:
+    """Run a row of a run again from what it says of itself, and say whether it was reproduced, or what differs.
+
+    sweep rerun results/night#1a2b3c4d5e6f       a trial by its id, or the beginning of it
+    sweep rerun results/night                    every result of its present plan, launch by launch
+    sweep rerun results/night#1a2b3c4d5e6f --capsule > capsule.txt
+    sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
+
+    Configuration, seeds, settings and the lock of the engine's environment are the row's. It runs without Ray in a
+    folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced, or
+    nothing shows it; 1 it differs, or has no result now; 2 bad input.
+    """
+    from sweep.rerun.capsule import STANDARD_INPUT, capsules_of
+
+    parser = Parser(rerun)
+    parser.add_argument("what", metavar="RUN#TRIAL", help="or RUN, or a file with a capsule")
+    parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
+    parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
+    folders, others = _config_dirs(arguments)
+    options = parser.parse_intermixed_args(others)
+    content = sys.stdin.read() if options.what == STANDARD_INPUT else None
+    capsules = capsules_of(options.what, content)
+    if options.capsule:
+        print("\n".join(each.text() for each in capsules), end="")
+        return 0
+    from sweep.rerun.command import run_again
+
+    console = Console(highlight=False)
+    return run_again(capsules, options.overrides, options.out, arguments, console, folders)
+
+
 def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
     from analysis import DamagedFile, RunNotFound, open_results
@@ -201,7 +233,8 @@ def compare(arguments: list[str]) -> int:
 
     RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... are the points with these
     settings. A launch is the unit: measure with replicates=3 or more, and relaunch=per_replicate. Exit status 1 if a
-    --fail-if is met: the change is larger, and its interval leaves out no change at all.
+    --fail-if is met: the change is larger, and its interval leaves out no change at all. --noise is a run in which one
+    configuration was launched again and again on that machine: no interval is narrower than its launches differ.
     """
     from analysis import DamagedFile, RunNotFound
     from analysis import compare as room
@@ -212,6 +245,7 @@ def compare(arguments: list[str]) -> int:
     parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: the headline quantities")
     parser.add_argument("--margin", type=percentage, default=100 * room.MARGIN, help="%% that is no difference (3)")
     parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
+    parser.add_argument("--noise", metavar="RUN", help="launches of one configuration on the same machine (A/A)")
     parser.add_argument("--format", choices=["text", *room.FORMATS], default="text")
     options = parser.parse_args(arguments)
     if len(options.runs) < 2:
@@ -220,10 +254,11 @@ def compare(arguments: list[str]) -> int:
     columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
         sides = [room.side(text) for text in options.runs]
+        noise = room.noise_of(options.noise, sides) if options.noise else None
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     margin = options.margin / 100
-    compared = room.comparisons(sides, columns or None, margin)
+    compared = room.comparisons(sides, columns or None, margin, noise)
     if options.format == "text":
         console = Console(highlight=False)
         for part in room.terminal_parts(compared, margin, conditions):
@@ -399,7 +434,7 @@ def export(arguments: list[str]) -> int:
 
 
 def import_(arguments: list[str]) -> int:
-    """Make a run of results that `vllm bench serve` saved.
+    """Make a run of results that `vllm bench serve`, GuideLLM or AIPerf saved.
 
     sweep import result.json OUT backend=vllm model=tiny-llama workload=synthetic
     sweep compare results/mine OUT
@@ -448,7 +483,7 @@ def _typed_name(command: Callable[[list[str]], int]) -> str:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     _typed_name(command): command
     for command in (
-        *(run, reissue, status, report, summary, compare, explain, studies, wandb),
+        *(run, reissue, status, report, summary, compare, rerun, explain, studies, wandb),
         *(backends, selfcheck, gateway, copy, export, import_, completion),
     )
 }

@@ -6,6 +6,8 @@ environments, planning its points, and the command what `--help` lists.
 
 import copy
 import functools
+import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 PRIMARY = "config"  # conf/config.yaml, which only the project itself has
 MOST_NODES = 100_000  # of a file, values and keys
+MOST_NESTED = 100  # brackets in a file of a user
 PROVIDER = "sweep"  # Hydra's word for the origin of a file
 
 Stamps = tuple[tuple[str, int, int], ...]  # files, with their times and sizes
@@ -136,7 +139,7 @@ def _hydra_composition(
             self.cache: dict[str, Any] = {}
 
         def load_config(self, config_path: str) -> Any:
-            _refuse_endless_aliases(folders, config_path)
+            _refuse_endless_content(folders, config_path)
             return super().load_config(config_path)
 
     loader, parsed = _loader(folders), OverridesParser.create().parse_overrides(overrides)
@@ -148,12 +151,20 @@ def _hydra_composition(
     return config, dict(defaults.overrides.known_choices)
 
 
-def _refuse_endless_aliases(folders: Sequence[Path], option: str) -> None:
-    """Refuse a user's file whose aliases stand for more content than anybody writes: Hydra would copy all of it."""
+def _refuse_endless_content(folders: Sequence[Path], option: str) -> None:
+    """Refuse a user's file that takes for ever.
+
+    Aliases may stand for more content than anybody writes, all of which Hydra would copy; and the time of reading
+    brackets within brackets grows with the square of their depth.
+    """
     path = next((path for folder in folders if (path := folder / f"{option}.yaml").is_file()), None)
-    if path is None or path.is_relative_to(CONF) or "&" not in (text := path.read_text(errors="replace")):
+    if path is None or path.is_relative_to(CONF):
         return
-    if _expanded_size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
+    text = path.read_text(errors="replace")
+    depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
+    if max(depths, default=0) > MOST_NESTED:
+        raise ConfigError(f"{option}.yaml: brackets within brackets more than {MOST_NESTED} deep")
+    if "&" in text and _expanded_size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
         raise ConfigError(f"{option}.yaml: its aliases stand for more than {MOST_NODES:,} values")
 
 

@@ -16,6 +16,7 @@ import psutil
 from backends.base import Host
 from backends.launch import gpus
 from backends.prepare.fit import oldest
+from backends.prepare.sources import cpu_features
 from sweep.config import ROOT
 
 CITED = ("ray", "hydra-core", "httptools", "uvloop", "numpy", "pyarrow")  # libraries that could distort a measurement
@@ -97,4 +98,5 @@ def host() -> Host:
         nvcc=nvcc() if gpu_names() else None,
         glibc=platform.libc_ver()[1] or None,
         python=".".join(platform.python_version_tuple()[:2]),
+        cpu_features=cpu_features(),
     )

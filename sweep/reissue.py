@@ -20,11 +20,12 @@ from sweep.drive.status import last_status
 from sweep.drive.stop_control import STOP_SIGNALS, deadline_at, job_end
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
+from sweep.time_factor import scaled
 from sweep.wording import duration_text
 
-FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  # s before the command is issued again; doubled each time
-WORKED = 900.0  # s that a command ran for, after which the next pause is the first again
-GIVEN_UP_AFTER = 8 * 3600.0  # s of commands that all stopped early, after which it is given up
+FIRST_PAUSE, LONGEST_PAUSE = scaled(10.0), scaled(600.0)  # s before the command is issued again; doubled each time
+WORKED = scaled(900.0)  # s that a command ran for, after which the next pause is the first again
+GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s of commands that all stopped early, after which it is given up
 BAD_INPUT = 2
 INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so for ever
 

@@ -1,9 +1,11 @@
 """One run of the command, from its arguments to the report: compose, plan, check, run, report."""
 
 import functools
+import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +16,12 @@ from backends.launch import gpus
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.config import ISSUE_AGAIN, ConfigError, DamagedFile, Halted, Settings, first_line, shortened
 from sweep.disk import object_store
+from sweep.disk.compaction import compact
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
+from sweep.drive.endpoint_model import with_model
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.preflight import (
     assume_machine,
@@ -32,6 +36,7 @@ from sweep.drive.preflight import (
 from sweep.drive.progress import Display
 from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.options import ConfigPath
+from sweep.outage import DISK_FULL
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
@@ -52,7 +57,18 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     Raises:
         ConfigError: for bad input, before anything is launched.
     """
-    plan, nodes, paths, assumption = _planned_or_refused(arguments, config_dirs)
+    arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
+    folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
+    return execute_plan(_planned_or_refused(arguments, config_dirs), shlex.join(["sweep", *folders, *arguments]))
+
+
+def execute_plan(planned: "Planned", command: str) -> int:
+    """Run what is planned, or print it if it is a dry run; return the exit status. `command` is what was typed.
+
+    Raises:
+        ConfigError: for what cannot be run, before anything is launched.
+    """
+    plan, nodes, paths, assumption = planned
     settings, console = plan.settings, make_console()
     check_out(paths.out)
     if assumption:
@@ -74,23 +90,34 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
-    folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
-    command = shlex.join(["sweep", *folders, *arguments])
-    with sole_driver(paths.out):
+    with _halted_by_full_disk(paths.out), sole_driver(paths.out):
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command)
         with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
             return _run_locked(plan, paths, nodes, console, command, mirror)
 
 
-class _Planned(NamedTuple):
+@contextmanager
+def _halted_by_full_disk(out: Path) -> Iterator[None]:
+    """Raise Halted for a disk that is full before the first trial, or after the last."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise Halted(f"{os.strerror(error.errno)}: {error.filename or out}") from error
+
+
+class Planned(NamedTuple):
+    """A plan with the nodes and the folder for it."""
+
     plan: Plan
     nodes: Sequence[Node]
     paths: RunPaths
-    assumption: str | None  # about the machine that it is planned for
+    assumption: str | None = None  # about the machine that it is planned for
 
 
-def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> _Planned:
+def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     """Compose and plan a command line."""
     options = ConfigPath.of_user(config_dirs)
     composition = compose_run(arguments, functools.partial(find_hardware, options=options), options, fetch_obstacle)
@@ -105,10 +132,10 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> _Planned:
         raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
-    return _Planned(make_plan(replace(composition, settings=settings), facts), nodes, paths, assumption)
+    return Planned(make_plan(replace(composition, settings=settings), facts), nodes, paths, assumption)
 
 
-def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) -> _Planned:
+def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     """Compose and plan; whatever goes wrong that no check foresaw is a line that names the argument.
 
     Raises:
@@ -179,6 +206,9 @@ def _run_locked(
     elif result.unfinished:
         console.print(f"deadline: {count(result.unfinished, 'trial')} not finished; {remedy}")
     ledger.close()
+    if mirror is None or mirror.settle():
+        with suppress(OSError):  # e.g. the disk is full: then the files stay as they are
+            compact(paths)
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
 
 

@@ -43,7 +43,7 @@ def candidates(commands: Iterable[str], line: Sequence[str], options: ConfigPath
     *before, current = line or [""]
     matches: list[str] = []
     match before[:1]:
-        case ["status" | "report" | "compare" | "studies" | "wandb"]:
+        case ["status" | "report" | "compare" | "rerun" | "studies" | "wandb"]:
             matches = [str(path.parent) for path in Path("results").glob("*/plan.jsonl")]
         case ["backends"]:
             matches = [*(["install"] if len(before) == 1 else ()), *options.choices("backend")]

@@ -18,6 +18,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import entries
 from sweep.disk.run_files import DamagedFile, RunPaths
+from sweep.disk.tables import read_table
 from sweep.drive.status import read_status_file
 
 Corrupt = Callable[[bytes, random.Random], bytes]
@@ -140,7 +141,7 @@ def _believed(file: str, paths: RunPaths, original: RunPaths, target: Path) -> b
         if file == "status.json":
             return bool(_without_seal(read_status_file(paths)) != _without_seal(read_status_file(original)))
         source = original.out / target.relative_to(paths.out)
-        return bool(not run_files.read_table(target).equals(run_files.read_table(source)))
+        return bool(not read_table(target).equals(read_table(source)))
     except DamagedFile:
         return False
 

@@ -327,6 +327,30 @@ def test_llama_cpp_generates_the_text_that_its_quality_is_of(serve, tokenizer, e
         assert (found["quality"], found["quality_tokens"]) == (1.0, 3)
 
 
+@pytest.mark.parametrize("extra", [0, 1], ids=["the text", "another token"])
+def test_sglang_scores_the_tokens_of_its_input(serve, tokenizer, extra):
+    """Its own route, as its documents have it: of each token of the prompt, null before the first."""
+
+    def answer(path: str, body: dict) -> tuple[int, dict]:
+        if path != "/generate":
+            return Oracle()(path, body)
+        assert (body["return_logprob"], body["logprob_start_len"]) == (True, 0)
+        text = body["input_ids"]
+        values = [None, *LOGS[TEXTS.index(text)]]
+        entries = [[value, token + extra, None] for value, token in zip(values, text, strict=True)]
+        return 200, {"text": "", "meta_info": {"input_token_logprobs": entries}}
+
+    backend, launch = configured("backend", "sglang"), Launch(model=Path(), served_name="tiny", workdir=Path())
+    found = agreement.compare(
+        run_of(backend, tokenizer), SimpleNamespace(backend=backend, url=serve(answer), launch=launch), EXPECTED
+    )
+    if extra:
+        assert found["quality"] is None
+        assert "other tokens than those of the text" in found["quality_reference"]
+    else:
+        assert (found["quality"], found["quality_tokens"]) == (1.0, 3)
+
+
 def test_an_engine_without_log_probabilities_has_no_quality(serve, tokenizer):
     found = compared(serve, tokenizer, Oracle())
     assert (found["quality"], found["quality_reference"]) == (None, "none: x gives no log-probabilities of a text")

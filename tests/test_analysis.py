@@ -17,6 +17,7 @@ from analysis.summary import summarise
 from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
+from sweep.disk.tables import read_table
 from sweep.records import Sample
 from sweep.wording import number
 from tests.results import printed, report_of, run_of, trial
@@ -64,7 +65,7 @@ def test_requests_of_a_newer_version_keep_their_columns(tmp_path: Path) -> None:
         files = paths.trial("vllm", "1", row["trial_id"])
         run_files.write_requests(files, make_records(2, 1, 3, 0.1, 0.01))
         if index:
-            table = run_files.read_table(files.requests)
+            table = read_table(files.requests)
             pq.write_table(table.append_column("energy", [[1.5, 2.5]]), files.requests)
     found = analysis.requests(tmp_path)
     assert sorted(found["energy"].dropna()) == [1.5, 2.5]
@@ -81,7 +82,8 @@ def test_a_damaged_file_is_named_or_skipped(tmp_path: Path) -> None:
     files[1].telemetry.write_bytes(files[1].telemetry.read_bytes()[:50])
     with pytest.raises(DamagedFile, match=re.escape(str(files[1].telemetry))):
         analysis.telemetry(tmp_path)
-    assert list(analysis.telemetry(tmp_path, damaged="skip")["trial_id"]) == [rows[0]["trial_id"]]
+    with pytest.warns(UserWarning, match=re.escape(str(files[1].telemetry))):
+        assert list(analysis.telemetry(tmp_path, damaged="skip")["trial_id"]) == [rows[0]["trial_id"]]
 
 
 def test_a_folder_without_a_run_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

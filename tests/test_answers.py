@@ -1,5 +1,6 @@
 """The answer to what a run was made for: who is best within the SLO, how sure, and what would decide a tie."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -8,13 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from analysis.answers.deciding import Spread, remedy
+from analysis.answers.deciding import Spread, answers, remedy
 from analysis.answers.question import Candidate, bounds
 from analysis.comparison import Trials, fit, indistinguishable
 from analysis.figures.pareto import on_front
 from analysis.intervals import Estimate
 from analysis.load import open_run
+from analysis.report.html import html
+from analysis.report.terminal import Summary
+from analysis.results import RunResults
 from sweep.__main__ import main
 from tests.results import printed, report_of, rows_of, run_of, trial
 
@@ -64,6 +69,14 @@ def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(
     assert best["more_minutes"] == best["more_launches"] * 4  # 60 s to start and 60 s to run, of each of the two
 
 
+def test_of_three_two_that_are_alike_do_not_make_all_alike(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 100, "tgi": 100.2, "transformers": 20}, spread=0.05)
+    first = summary(capsys, run).splitlines()[0]
+    assert (
+        first == "None of 3 configurations is told apart from all others as the best at any of 2 points in throughput"
+    )
+
+
 def test_a_faster_engine_is_named_with_its_lead(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
     first, *rest = summary(capsys, run).splitlines()
@@ -96,6 +109,23 @@ def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
     assert "52% over" in none
 
 
+@pytest.mark.parametrize(("others", "named"), [(0.5, True), (1.0, False)])
+def test_the_best_of_several_equal_loads_must_lead_by_more(tmp_path, capsys, others, named):
+    """A lead of 3.3 standard errors is enough for one load (t of 4 degrees of freedom: 2.8), not for five."""
+    deviations = 0.01 * np.array([-2, -1, 0, 1, 2]) / np.sqrt(2.5)
+    lead = 3.3 * 0.01 / np.sqrt(5)
+    common = {"config": json.dumps(CONFIG), **dict.fromkeys(LATENCIES, 0.05)}
+    rows = [
+        trial("vllm", batch, index, speed * float(np.exp(lead + each)), launch=f"vllm-{index}", **common)
+        for batch, speed in ((1, 100), *((batch, 100 * others) for batch in (2, 4, 8, 16)))
+        for index, each in enumerate(deviations)
+    ]
+    rows += [trial("tgi", 1, index, 100, launch=f"tgi-{index}", **common) for index in range(5)]
+    run_of(tmp_path / "a", rows)
+    answer = summary(capsys, str(tmp_path / "a"), "--slo", "ttft=0.2")
+    assert ("not told apart" in answer) is not named, answer
+
+
 def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_screen(tmp_path):
     engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, slo=json.dumps({"ttft": 0.38}))
     run = open_run(tmp_path / "a")
@@ -107,6 +137,16 @@ def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_scr
     assert row[3].startswith("4%")
     assert row[4].startswith("tgi at batch size 1")
     assert row[6] == "told apart from all others"
+
+
+def test_a_report_computes_its_answers_once(tmp_path, monkeypatch):
+    engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
+    calls = []
+    monkeypatch.setattr("analysis.results.answers", lambda runs: calls.append(runs) or answers(runs))
+    results = RunResults(open_run(tmp_path / "a"))
+    Console(width=120, file=io.StringIO()).print(Summary(results))
+    html(results, [])
+    assert len(calls) == 1
 
 
 def test_the_front_has_what_no_other_point_dominates():

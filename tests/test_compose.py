@@ -195,7 +195,7 @@ def test_a_value_whose_condition_suits_no_point_is_refused(value):
 
 
 def test_what_the_refusal_says_to_add_sets_the_value():
-    line = ["+experiment=completion_batches", "backend=vllm", "backend.dtype=float16"]
+    line = ["+experiment=completion_batches", "backend=ctranslate2", "backend.dtype=float16"]
     with pytest.raises(ConfigError, match="no point of the plan meets") as error:
         composed(*line)
     points = composed(*line, str(error.value).split("'")[1]).points

@@ -13,6 +13,7 @@ from sweep.plan.estimate import Assumed, History, estimate_run, kind_of
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial, config_text
 
+NO_PRICE = {"price_per_hour": None, "price_per_million_tokens": None}
 HARDWARE = Hardware(name="l4", platform="cuda", accelerator="L4", price_per_hour=3.6)
 ONE_NODE = [Node("a", 2, 16, ("L4",), "a")]
 
@@ -191,7 +192,7 @@ def test_what_ran_out_of_memory_tells_of_itself_only():
 
 def test_an_endpoint_does_not_cost_what_this_machine_does():
     one = deployment("openai", trial("1", 8))
-    endpoint = replace(one, backend=SimpleNamespace(name="openai", launches=False, url="http://h:1"))
+    endpoint = replace(one, backend=SimpleNamespace(name="openai", launches=False, url="http://h:1", **NO_PRICE))
     the_plan = plan(endpoint)
     settings = the_plan.settings
     assumed = settings.model_copy(update={"hardware": FoundHardware(**settings.hardware.model_dump())})

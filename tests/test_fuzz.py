@@ -82,7 +82,8 @@ def bomb():
             "grid: {load.batch_size: [1, 2]}\nzip: {load.batch_size: [3, 4]}\n",
             "load.batch_size: an axis in two of grid, zip and ladder",
         ),
-        (f"baseline: {'[' * 3000}{']' * 3000}\n", "cannot be used (RecursionError"),
+        (f"baseline: {'[' * 3000}{']' * 3000}\n", "brackets within brackets more than 100 deep"),
+        (f"baseline: {'{a: ' * 101}1{'}' * 101}\n", "brackets within brackets more than 100 deep"),
     ],
 )
 def test_what_the_fuzz_found_in_experiments(capsys, tmp_path, file, message):

@@ -1,12 +1,15 @@
 """Engines that need a GPU: command lines, metrics and facts by contract, and the ExLlama host on fake packages."""
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import sys
 import types
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from backends.base import Backend, Host, Launch
@@ -335,7 +338,7 @@ class Anything:
 @pytest.fixture(params=["exllamav2", "exllamav3"])
 def library(request, monkeypatch):
     torch = types.ModuleType("torch")
-    torch.tensor = Tensor
+    torch.tensor = torch.Tensor = Tensor
     torch.cuda = types.SimpleNamespace(
         memory_allocated=lambda: 5.0, memory_reserved=lambda: 7.0, empty_cache=lambda: None
     )
@@ -358,8 +361,7 @@ def library(request, monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delitem(sys.modules, "backends.host.libraries.exllama_library", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == request.param else None)
-    from backends.host.libraries import exllama_library
-
+    exllama_library = importlib.import_module("backends.host.libraries.exllama_library")
     flags = {"cache_tokens": 1000, "max_batch_size": 8}
     loaded = exllama_library.load(LibrarySettings(Path("/models/llama"), "cuda", "float16", 0, flags))
     yield loaded
@@ -372,6 +374,41 @@ def test_exllama_is_a_continuous_library(library):
     assert library.generator.arguments["max_batch_size"] == 8
     sizes = [named for _, named in Anything.calls if named]
     assert 1024 in sizes[-1].values()  # the cache, in whole pages
+
+
+class Logits(np.ndarray):
+    """As much of a tensor as log-probabilities need."""
+
+    device = "cuda"
+
+    def float(self) -> "Logits":
+        return self
+
+    def gather(self, axis: int, index: "Logits") -> "Logits":
+        return np.take_along_axis(self, index, axis)
+
+
+def test_exllama_scores_a_text_over_the_vocabulary_without_its_padding(library, monkeypatch):
+    torch = sys.modules["torch"]
+    given = []
+
+    def forward(ids, *parameters):
+        given.append(parameters)
+        scores = np.zeros((1, ids.shape[1], 6))
+        scores[0, :, 5] = 50.0  # pads the vocabulary
+        return (scores if "exllamav3" in sys.modules else scores[..., :5]).view(Logits)
+
+    monkeypatch.setattr(Anything, "forward", staticmethod(forward), raising=False)
+    monkeypatch.setattr(Anything, "actual_vocab_size", 5, raising=False)
+    monkeypatch.setattr(torch, "tensor", lambda values, device=None: np.array(values).view(Logits))
+    monkeypatch.setattr(torch, "inference_mode", contextlib.nullcontext, raising=False)
+    monkeypatch.setattr(
+        torch, "log_softmax", lambda values, axis: values - np.log(np.exp(values).sum(axis)[..., None]), raising=False
+    )
+    scored = library.log_probabilities([[1, 2, 3], [4, 0]])
+    assert [len(values) for values in scored] == [2, 1]
+    assert np.concatenate(scored) == pytest.approx(np.log(1 / 5))
+    assert given == [({"attn_mode": "flash_attn_nc"},) if "exllamav3" in sys.modules else ()] * 2
 
 
 def run(library, *rows: PromptRow) -> list:
@@ -502,8 +539,27 @@ def test_what_an_engine_chose_is_a_fact(name, tmp_path, httpserver_once):
     class Started(server.Engine):
         def _start(self) -> None:
             self.command = []
+            self.variables = {}
 
     engine = Started(backend, Launch(model=tmp_path, served_name="m", workdir=tmp_path, dtype="float16"), "m", {})
     engine.url = httpserver_once(backend.version_path, json.dumps(SETTLED)).removesuffix(backend.version_path)
     (tmp_path / server.LOG).write_text(log)
     assert engine.facts()["chosen"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "features", "runs"),
+    [
+        ("gptq", {"avx2"}, False),
+        ("ct-w4a16", {"avx2"}, False),
+        ("gptq", {"avx2", "avx512f"}, True),
+        ("ct-int8", {"avx2"}, True),
+        ("gptq", {"asimd"}, True),  # ARM has kernels of its own
+        ("gptq", None, True),  # of a node that has not joined nothing is known
+    ],
+)
+def test_four_bit_kernels_for_cpus_need_avx512(checkpoint, features, runs):
+    host = Host(cpu_features=None if features is None else frozenset(features))
+    reason = configured("vllm_gptq", checkpoint=checkpoint).unavailable(host)
+    assert (reason is None) == runs
+    assert runs or ("AVX-512" in reason and "ct-int8" in reason)

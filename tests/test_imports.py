@@ -17,6 +17,7 @@ BASIS = {
     "sweep.masking",
     "sweep.whole_file",
     "sweep.outage",
+    "sweep.time_factor",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     # Data types and settings: everybody's.
@@ -28,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.labels": set(),
     "sweep.masking": set(),  # results, logs and reports are written without secrets
     "sweep.outage": set(),  # what prepares an engine, and what judges a trial, tell outages from answers
+    "sweep.time_factor": {"sweep.config"},  # what waits for others does so for one factor of its time
     "sweep.provenance": {"sweep.config", "backends"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
     "sweep.numbers": BASIS,

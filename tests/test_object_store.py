@@ -15,10 +15,12 @@ import pytest
 
 from sweep.__main__ import main
 from sweep.config import ROOT, ConfigError, Halted
-from sweep.disk import object_store
+from sweep.disk import compaction, object_store, run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
+from sweep.disk.tables import read_table
 from tests.results import run_of, trial
+from tests.synthetic_run import make_records
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +122,30 @@ def test_an_answer_is_drawn_from_runs_in_a_store(s3, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "vllm (monday) (111 tokens/s" in out
     assert "ahead of vllm (tuesday)" in out
+
+
+def test_compact_files_take_the_place_of_the_small_ones(s3, quick, tmp_path):
+    url, paths = "s3://bucket/run-compact", RunPaths(tmp_path / "here")
+    trials = [paths.trial("d1", "1", name) for name in ("t1", "t2")]
+    with object_store.Mirror(object_store.ObjectStore(url), paths.out, print) as mirror:
+        ledger = Ledger(paths.ledger)
+        for files in trials:
+            run_files.write_requests(files, make_records(2, 1, 3, 0.1, 0.01))
+            run_files.write_trial(files, trial("vllm", 1, 0, 10.0))
+            ledger.commit({"trial_id": files.folder.name, "deployment_id": "d1", "attempt": "1", "outcome": "ok"})
+        assert mirror.settle()
+        small = {f"deployments/d1/1/{files.folder.name}/requests.parquet" for files in trials}
+        assert small <= objects(url).keys()
+        tables = [read_table(files.requests) for files in trials]
+        assert compaction.compact(paths, fewest=2) == 4
+    assert not small & objects(url).keys()
+    object_store.copy(url, tmp_path / "copy")
+    again = [RunPaths(tmp_path / "copy").trial("d1", "1", files.folder.name).requests for files in trials]
+    assert all(read_table(path).equals(table) for path, table in zip(again, tables, strict=True))
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path / "there", print) as mirror:
+        mirror.fetch_trials()  # another machine, for its report
+        there = [RunPaths(tmp_path / "there").trial("d1", "1", files.folder.name).requests for files in trials]
+        assert all(read_table(path).equals(table) for path, table in zip(there, tables, strict=True))
 
 
 def test_another_machine_goes_on_where_the_first_died(s3, quick, tmp_path):

@@ -255,3 +255,16 @@ def test_exit_status_of_a_plan_with_outages(tmp_path):
     plan = make_plan(deployment("a", ["1"]), retry="in_run")
     _, ledger = drive(plan, tmp_path, executor)
     assert exit_status(plan, ledger, interrupted=False) == 0, "its second try, at the tail, worked"
+
+
+@pytest.mark.parametrize("step", ["write_plan", "Ledger", "keep_locks", "sole_driver"])
+def test_a_disk_that_is_full_before_the_first_trial_halts_the_run(tmp_path, monkeypatch, capsys, step):
+    """As in the middle of it: to be issued again. It was a traceback, and status 1."""
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out" / "file"))
+
+    monkeypatch.setattr(f"sweep.run.{step}", full)
+    assert main([*TRIALS, f"out={tmp_path / 'out'}"]) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"stopped: No space left on device: {tmp_path / 'out' / 'file'}"

@@ -23,6 +23,7 @@ CONTRADICTED = {
     "almost-linear",
     "vllm-fastest-at-batch-1",
     "peak-above-mean",
+    "filled-cache-shorter-gaps",
 }
 
 

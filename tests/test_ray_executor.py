@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -215,6 +216,22 @@ def test_a_ray_in_place_always_asks_for_a_token_of_its_own(monkeypatch, mode):
     ray_environment.prepare_ray(Cluster(name="local", kind="local"))
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+@pytest.mark.ray
+def test_a_ray_in_place_runs_its_tasks_at_the_priority_of_the_command():
+    """Ray's own default is a niceness of 15: an engine would be measured on what other work leaves of the machine."""
+    program = (
+        "import os; from sweep.config import Cluster; from sweep.cluster.ray_environment import prepare_ray; "
+        "prepare_ray(Cluster(name='local', kind='local')); import ray; "
+        "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000); "
+        "print(os.nice(0), ray.get(ray.remote(lambda: os.nice(0)).remote(), timeout=300))"
+    )
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=plain, timeout=400)
+    driver, task = result.stdout.split()
+    assert task == driver
 
 
 def test_a_cluster_that_is_there_keeps_its_token(monkeypatch):

@@ -70,7 +70,7 @@ def test_what_a_word_may_become(line, completed):
     assert candidates(COMMANDS, line.split(), ConfigPath()) == completed
 
 
-@pytest.mark.parametrize("command", ["status", "report", "compare", "studies", "wandb"])
+@pytest.mark.parametrize("command", ["status", "report", "compare", "rerun", "studies", "wandb"])
 def test_a_run_is_completed_by_the_folders_that_hold_one(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "night").mkdir(parents=True)

@@ -1,5 +1,6 @@
 """The published studies' plans, held against what the studies say; and what they need of workloads and engines."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from analysis.best_gains import best_gains
+from analysis.figures import speed_up
 from analysis.report.wide import render_wide, wide
 from analysis.results import open_results
 from backends.base import EnvironmentChoice, EnvironmentSpec
@@ -192,6 +194,24 @@ def test_best_against_best_and_the_wide_table(tmp_path):
         assert name in printed
     (frame,) = wide(results).values()
     assert list(frame.columns)[-1] == "vllm, batch size 32"
+
+
+def test_no_best_against_best_where_both_are_best_at_the_same_load(tmp_path):
+    make_run(tmp_path, replicates=2, batches=(1, 16), workloads=("reasoning",))
+    assert best_gains(open_results(tmp_path)) == []
+
+
+def test_speed_ups_over_the_baseline_are_drawn_along_the_load(tmp_path):
+    make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
+    results = open_results(tmp_path)
+    figure = speed_up.draw(results.run, results.layout)
+    (ax,) = figure.axes
+    drawn = {tuple(line.get_ydata()) for line in ax.lines if len(line.get_ydata()) == 3}
+    points = results.points.set_index(["line", "batch_size"])["output_throughput_vs_baseline"]
+    assert any(values == pytest.approx(tuple(points["vllm"]), nan_ok=True) for values in drawn)
+    assert ax.get_ylabel() == "Speed-up (×)"
+    without = results.layout.points.drop(columns="output_throughput_vs_baseline")
+    assert speed_up.draw(results.run, dataclasses.replace(results.layout, points=without)) is None
 
 
 def test_the_wide_table_leaves_out_latencies_by_the_engines_own_stamps(tmp_path: Path):

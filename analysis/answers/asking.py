@@ -1,9 +1,12 @@
 """The points of one run or several, with the trials behind them, and the questions in which they are rivals."""
 
+from __future__ import annotations  # RunResults is made of what is here
+
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,12 +18,14 @@ from analysis.headline import ASKED
 from analysis.plotting.layout import SIZE, Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.ratios import Positions, positions
-from analysis.results import RunResults
 from analysis.standings import GPUS, question_columns
 from analysis.summary import merits
 from sweep.config import PERCENTILES
 from sweep.disk.row import merged_percentiles
 from sweep.records import LOAD_COLUMNS
+
+if TYPE_CHECKING:
+    from analysis.results import RunResults
 
 COST, THROUGHPUT, LATENCY = "cost_per_million_tokens", "output_throughput", "e2el_p50"
 OF_A_LOAD = {*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOAD_COLUMNS)}

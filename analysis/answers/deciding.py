@@ -1,28 +1,33 @@
 """The decision of each question: who is best of those that meet the bounds, and whether that is more than noise.
 
 The best is tested against all others as winners are (`comparison.indistinguishable`): at most 5 % of equal
-configurations are named, whatever their number. What would decide a tie follows from the spread between launches that
-is left after pairing.
+configurations are named, whatever their number, and whatever the number of loads of which each is taken at its best.
+What would decide a tie follows from the spread between launches that is left after pairing.
 """
+
+from __future__ import annotations  # RunResults has its answers
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
 from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds
-from analysis.compare.verdicts import DURATIONS, MARGIN, Ratio, minutes_a_launch, smallest_change
-from analysis.comparison import BlockModel, differences, fit, indistinguishable
+from analysis.compare.ratio import Ratio, smallest_change
+from analysis.compare.verdicts import DURATIONS, MARGIN, minutes_a_launch
+from analysis.comparison import BlockModel, comparisons_with_best, differences, fit, indistinguishable
 from analysis.intervals import CONFIDENCE
 from analysis.quantities import LabelledColumn
-from analysis.results import RunResults
 from analysis.standings import Standing
 from analysis.summary import estimate
+
+if TYPE_CHECKING:
+    from analysis.results import RunResults
 
 SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts in that of one
 FEWEST_LAUNCHES = 3  # that are advised where none were repeated
@@ -35,14 +40,14 @@ def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) 
     best within the bounds.
     """
     if slo is None:
-        slo = _slo(runs)
+        slo = shared_slo(runs)
     every = measured_points(runs)
     contests = [contest for group in every.groups(bool(slo)) if (contest := _contest(every, group, slo))]
     spreads = _spreads(contests)
     return [_answer(every, contest, spreads) for contest in contests]
 
 
-def _slo(runs: Sequence[RunResults]) -> dict[str, float]:
+def shared_slo(runs: Sequence[RunResults]) -> dict[str, float]:
     """The SLO that all trials of the runs have; none if they have several."""
     texts = {text for results in runs for text in results.run.trials["slo"].dropna().unique()}
     return json.loads(texts.pop()) if len(texts) == 1 else {}
@@ -55,6 +60,7 @@ class Contest(NamedTuple):
     meeting: list[Candidate]
     failing: list[Candidate]
     points: list[int]  # of those that meet the bounds
+    choices: int  # the loads of all of these among which chance has chosen
     model: BlockModel | None  # None if none does
 
 
@@ -72,18 +78,24 @@ def _contest(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> 
     sign = 1 if quantity.better == "higher" else -1
     candidates.sort(key=lambda pair: -sign * pair[0].figure.value if pair[0].meets else -pair[0].headroom)
     candidates.sort(key=lambda pair: not pair[0].meets)
-    first_of_name: dict[str, tuple[Candidate, int]] = {}
+    by_name: dict[str, list[tuple[Candidate, int]]] = {}
     for candidate, point in candidates:
-        first_of_name.setdefault(candidate.name, (candidate, point))
-    meeting = [pair for pair in first_of_name.values() if pair[0].meets]
-    points = [point for _, point in meeting]
+        by_name.setdefault(candidate.name, []).append((candidate, point))
+    meeting = [[pair for pair in pairs if pair[0].meets] for pairs in by_name.values() if pairs[0][0].meets]
+    points = [pairs[0][1] for pairs in meeting]
     model = _model(every, points, quantity) if points else None
-    failing = [candidate for candidate, _ in first_of_name.values() if not candidate.meets]
-    placed = _standings([pair[0] for pair in meeting], model, quantity) if model else []
-    return Contest(question, placed, failing, points, model)
+    failing = [pairs[0][0] for pairs in by_name.values() if not pairs[0][0].meets]
+    choices = sum(best_choices(_model(every, [point for _, point in pairs], quantity), quantity) for pairs in meeting)
+    placed = _standings([pairs[0][0] for pairs in meeting], model, quantity, choices) if model else []
+    return Contest(question, placed, failing, points, choices, model)
 
 
-def _candidate(point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
+def best_choices(model: BlockModel, quantity: LabelledColumn) -> int:
+    """The points of one configuration, the best first, among which chance has chosen: those not told apart from it."""
+    return 1 + int(indistinguishable(model, 0, quantity.better or "higher").sum()) if len(model.n) > 1 else 1
+
+
+def _candidate(point: pd.Series[Any], question: TaskQuestion) -> Candidate:
     figure = estimate(point, question.quantity.column)
     any_load = bool(question.bounds) and bool(point["by_load"])
     candidate = Candidate(str(point["name"]), str(point["at"]) if any_load else "", str(point["run"]), figure)
@@ -103,11 +115,17 @@ def _model(every: Measured, points: Sequence[int], quantity: LabelledColumn) -> 
     return fit(values, trials, len(points))
 
 
-def _standings(candidates: Sequence[Candidate], model: BlockModel, quantity: LabelledColumn) -> list[Candidate]:
-    """The candidates, of which the first is best, with their standing and the best's ratio to them."""
-    tied = indistinguishable(model, 0, quantity.better or "higher")
+def _standings(
+    candidates: Sequence[Candidate], model: BlockModel, quantity: LabelledColumn, choices: int
+) -> list[Candidate]:
+    """The candidates, of which the first is best, with their standing and the best's ratio to them.
+
+    `choices` are the loads of all of them among which chance has chosen.
+    """
+    tied = indistinguishable(model, 0, quantity.better or "higher", choices)
     rest = list(range(1, len(candidates)))
-    difference, half = differences(model, [0] * len(rest), rest) if rest else (np.zeros(0), np.zeros(0))
+    comparisons = comparisons_with_best(len(candidates), choices)
+    difference, _, half = differences(model, [0] * len(rest), rest, comparisons) if rest else [np.zeros(0)] * 3
     ends = np.exp([difference, difference - half, difference + half])
     placed = [replace(candidates[0], standing=Standing.BEST, ratio=1.0)]
     for index in rest:
@@ -143,10 +161,11 @@ def _answer(every: Measured, contest: Contest, spreads: Mapping[str, Spread]) ->
     place = next(index for index, each in enumerate(contest.meeting) if each.standing is Standing.TIED)
     pair = [every.rows_of(contest.points[index], DURATIONS) for index in (0, place)]
     spread = spreads.get(contest.question.quantity.column, Spread(0.0, 0))
-    return replace(answer, remedy=remedy(contest.model, place, spread, minutes_a_launch(*pair)))
+    advised = remedy(contest.model, place, spread, minutes_a_launch(*pair), contest.choices)
+    return replace(answer, remedy=advised)
 
 
-def remedy(model: BlockModel, place: int, spread: Spread, minutes: float) -> Remedy:
+def remedy(model: BlockModel, place: int, spread: Spread, minutes: float, choices: int = 0) -> Remedy:
     """The launches that tell the first point from the one at `place` nine times in ten, if they do differ so much.
 
     A difference within the margin counts as the margin: nobody needs to know who is ahead by less.
@@ -160,12 +179,13 @@ def remedy(model: BlockModel, place: int, spread: Spread, minutes: float) -> Rem
         return Remedy(difference, 0, max(FEWEST_LAUNCHES, units), math.nan)
     variance = (own + (weight * spread.squares / spread.freedom if weight else 0.0)) / freedom
     total = units + 1
-    while _smallest_difference(variance, total, rivals) > difference:
+    level = CONFIDENCE ** (1 / comparisons_with_best(len(model.n), choices))
+    while _smallest_difference(variance, total, rivals, level) > difference:
         total += max(1, total // 50)
     return Remedy(difference, total - units, total, (total - units) * minutes if minutes else math.nan)
 
 
-def _smallest_difference(variance: float, launches: int, rivals: int) -> float:
-    """The smallest difference from the best that so many launches of each configuration tell."""
+def _smallest_difference(variance: float, launches: int, rivals: int, level: float) -> float:
+    """The smallest difference from the best that so many launches of each configuration tell, at that level."""
     paired = Ratio(0.0, math.sqrt(2 * variance / launches), (launches - 1) * rivals, launches, True)
-    return smallest_change(paired, launches, CONFIDENCE ** (1 / rivals))
+    return smallest_change(paired, launches, level)

@@ -1,5 +1,6 @@
 """The runs that answers are drawn from: folders, names under results/, and runs in an object store."""
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from sweep.config import ConfigError, first_line
 from sweep.disk import object_store
 from sweep.disk.run_files import run_folder
 
-RUN_FILES = ("trials.parquet", "plan.jsonl", "requests.parquet")  # not the engines' logs, nor telemetry
+RUN_FILES = r"(.*/)?(trials\.parquet|plan\.jsonl|requests(-\w+)?\.parquet)"  # not the engines' logs, nor telemetry
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def _folder(place: str, stack: ExitStack) -> Path:
         return run_folder(place)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / PurePosixPath(place).name  # names the run
     try:
-        object_store.copy(place, folder, lambda name: name.rpartition("/")[2] in RUN_FILES)
+        object_store.copy(place, folder, lambda name: bool(re.fullmatch(RUN_FILES, name)))
     except OSError as error:
         raise ConfigError(f"{place}: {first_line(error)}") from None
     return folder

@@ -35,9 +35,13 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
     others = f" (at the other {total - len(contested)} there is nothing to compare)" if len(contested) < total else ""
     quantities = listed(list(dict.fromkeys(answer.question.quantity.in_sentence for answer in contested)))
     if not wins:
-        subject = " and ".join(names) if len(names) <= 2 else f"The {len(names)} configurations"
-        compared = any(math.isfinite(each.low) for answer in contested for each in answer.tied)
-        verb = "differ at none of" if compared else "were launched too seldom to tell who leads at any of"
+        few = len(names) <= 2
+        subject = " and ".join(names) if few else f"The {len(names)} configurations"
+        verb = "were launched too seldom to tell who leads at any of"
+        if any(math.isfinite(each.low) for answer in contested for each in answer.tied):
+            # Of three, two may be alike and both far ahead of the third.
+            subject = subject if few else f"None of {len(names)} configurations"
+            verb = "differ at none of" if few else "is told apart from all others as the best at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"
     named = [
         f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)

@@ -28,7 +28,15 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 20.0  # s to reach the server
 CLOSE_TIMEOUT = 120.0  # s for uploading what is left
-LONG_TEXTS = ("log_tail", "digests", "engine_facts", "telemetry_sources", "versions", "hardware")  # not in the summary
+LONG_TEXTS = (
+    "log_tail",
+    "settings",
+    "digests",
+    "engine_facts",
+    "telemetry_sources",
+    "versions",
+    "hardware",
+)  # not in the summary
 LONGEST_NAME = 128  # characters that W&B takes
 
 

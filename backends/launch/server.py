@@ -55,7 +55,13 @@ INHERITED = (
     *("TORCH*", "PYTORCH_*", "TRITON_*", "TOKENIZERS_*", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
     "SWEEP_SHARED_MACHINE",
 )
-REACHABLE_BY = "every process in its network namespace, at 127.0.0.1, without a key"
+# Of an engine's environment, what says where it runs, and nothing of how.
+OF_THE_PLACE = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "TERM", "VIRTUAL_ENV"),
+    *("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "SWEEP_*"),
+)
+REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
+REACHABLE_BY_OURS = "this sweep: its network namespace has no interface but loopback"
 INHERITED_BY_RUNTIMES = ("DOCKER_*", "CONTAINER_*", "CONTAINERS_*", "PODMAN_*", "APPTAINER*", "SINGULARITY*", "DBUS_*")
 
 
@@ -88,12 +94,14 @@ class Engine:
         self._lock = threading.Lock()
         self._buffer = b""
         self._secrets: set[str] = set()
+        self.variables: dict[str, str] = {}  # of an engine that others run nothing is known
         self._log_begin = self.log_position()
         self._start()
 
     def _start(self) -> None:
         self.command = self.backend.command(self.launch)
         environ = _environ(self.backend, self.launch, self.marker)
+        self.variables = _telling_variables(environ)
         if self.launch.image:
             own = {**ENGINE_ENVIRON, **self.backend.environment(self.launch)}
             self.command = container_options.wrap(self.command, self.launch, own)
@@ -160,13 +168,14 @@ class Engine:
             "engine_version": info.get("version") or named,
             "command": self.command,
             "flags": self.backend.flags_on(self.launch),
+            "environ": self.variables,
             "dtype": self._dtype(),
             "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
             "chosen": self._chosen(info),
             "log": str(self.log),
-            "reachable_by": REACHABLE_BY if self.backend.launches else None,
+            "reachable_by": _reachable_by() if self.backend.launches else None,
             **self.backend.facts(self.launch),
         }
 
@@ -540,6 +549,22 @@ def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
         **backend.environment(launch),
         supervisor.MARKER: marker,
         supervisor.OWNER: supervisor.this_process(),
+    }
+
+
+def _reachable_by() -> str:
+    """Who can use an engine's routes, its administrative ones included: only a network of our own keeps others out."""
+    return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
+
+
+def _telling_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that may change how an engine computes: all but those of the place, and secrets."""
+    ours = {supervisor.MARKER, supervisor.OWNER}
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if name not in ours and not any(fnmatch.fnmatchcase(name, each) for each in OF_THE_PLACE)
+        if not is_secret(name, value)
     }
 
 

@@ -59,6 +59,26 @@ def text(spec: EnvironmentSpec) -> str:
     return "\n".join([header, *spec.lock.pins]) + "\n"
 
 
+def lock_digest(content: str) -> str:
+    """Return 16 hex digits of the environment, platform and pins in a lock's file, whatever they were resolved from."""
+    pins = re.sub(r", requirements [0-9a-f]{16}$", "", content, count=1, flags=re.MULTILINE)
+    return hashlib.sha256(pins.encode()).hexdigest()[:16]
+
+
+def pinned(spec: EnvironmentSpec, texts: Mapping[str, str]) -> EnvironmentSpec:
+    """Return the environment with the lock under its name in these texts, whatever requirements it was resolved from.
+
+    Without such a lock, or with one for another platform, the environment is as it was.
+    """
+    if not needed(spec):
+        return spec
+    header, *pins = texts.get(file_name(spec), "").splitlines() or [""]
+    match = HEADER.match(header)
+    if match is None or match["target"] != node_target(spec):
+        return spec
+    return spec.model_copy(update={"lock": EnvironmentLock(target=match["target"], pins=tuple(pins))})
+
+
 def with_lock(spec: EnvironmentSpec, *places: Path | Mapping[str, str]) -> EnvironmentSpec:
     """Return the environment with the first lock of it in folders, or in texts by file name; else as it is.
 

@@ -7,10 +7,11 @@ from typing import TypeVar
 from backends.launch import task
 from backends.prepare.environments import EnvironmentFailed
 from sweep.outage import Outage, is_outage
+from sweep.time_factor import scaled
 from sweep.wording import duration_text
 
 Provided = TypeVar("Provided")
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s before the next try; doubled each time
+FIRST_PAUSE, LONGEST_PAUSE = scaled(1.0), scaled(60.0)  # s before the next try; doubled each time
 FAULTS = (EnvironmentFailed, OSError, ValueError)
 
 

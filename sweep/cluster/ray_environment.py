@@ -15,6 +15,7 @@ from sweep.config import Cluster
 
 ALWAYS = {
     "RAY_memory_monitor_refresh_ms": "0",  # it kills trials for memory that others use
+    "RAY_worker_niceness": "0",  # 15 by default: engine and client would wait for whatever else the machine does
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

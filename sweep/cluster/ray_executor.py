@@ -50,15 +50,16 @@ from sweep.node.deployment import (
 )
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, SlotKind
+from sweep.time_factor import FACTOR_VARIABLE, TIME_FACTOR, scaled
 
 RESULT_POLL = 0.5  # s
-HEARTBEAT = 5.0  # s
+HEARTBEAT = scaled(5.0)  # s
 CLOCK_POLL = 1.0  # s
-HEARTBEAT_TIMEOUT = 40.0  # s; a cut-off node is to be noticed, and free of engines, within 60 s
-START_TIMEOUT = 120.0  # s for a node to start a deployment
+HEARTBEAT_TIMEOUT = scaled(40.0)  # s; a cut-off node is to be noticed, and free of engines, within 60 s
+START_TIMEOUT = scaled(120.0)  # s for a node to start a deployment
 CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
 FREE_PROBE_BYTES = 16 << 20  # on the disk of the results
-SILENT_NODE_BACKOFF = 180.0  # s without new deployments on a node that fell silent
+SILENT_NODE_BACKOFF = scaled(180.0)  # s without new deployments on a node that fell silent
 LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
 STATEMENT_TIMEOUT = 30.0  # s for a node to say something of itself
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
@@ -99,6 +100,8 @@ def connect(cluster: Cluster) -> None:
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": import_path()}}
         elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             options["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_CODE}
+            if TIME_FACTOR != 1:  # of the tasks too, or they would miss heartbeats that are not due
+                options["runtime_env"]["env_vars"] = {FACTOR_VARIABLE: str(TIME_FACTOR)}
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         where = f"cluster.address={cluster.address}" if cluster.kind == "ray" else f"cluster={cluster.name}"

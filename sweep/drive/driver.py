@@ -26,6 +26,7 @@ from sweep.drive.progress import Display, Usage
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.status import StatusWriter, last_status
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at, job_end
+from sweep.drive.totals import TotalsWriter
 from sweep.masking import masked_here
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
@@ -49,13 +50,14 @@ from sweep.node.deployment import (
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
-from sweep.plan.plan import Plan, Trial, elsewhere
+from sweep.plan.plan import Plan, Trial, hourly_price
 from sweep.records import Fault, Outcome
+from sweep.time_factor import scaled
 from sweep.wording import count, duration_text
 
 MAX_LOSSES = 20  # of nodes and workers, per launch
-FIRST_PATIENCE = 120.0  # s with outages, at most, until a preparation has worked in this run
-QUARANTINE_WAIT = 240.0  # s until a quarantined node gets what no other can run; longer than any backoff
+FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation has worked in this run
+QUARANTINE_WAIT = scaled(240.0)  # s until a quarantined node gets what no other can run; longer than any backoff
 NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
 METER_INTERVAL = 1.0  # s between two looks at what is in use
 RETRYABLE = tuple(outcome for outcome in Outcome if outcome.failed)
@@ -109,10 +111,12 @@ class Driver:
         self.nodes = NodeHealth()
         self.forecast = Forecast(self.expected)
         self.spent, self.metered = 0.0, time.monotonic()  # USD in this run, until then
+        self.priced = any(hourly_price(launch.backend, plan.settings.hardware) for launch in pending.launches)
         self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
         self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)), job_end())
         self.status = StatusWriter(paths, display)
+        self.totals = TotalsWriter(plan, paths, ledger)
 
     def run(self) -> RunResult:
         """Run the pending work until none is left or the run is to stop.
@@ -190,21 +194,22 @@ class Driver:
         at = self.stop.user_deadline
         deadline = None if at is None else {"text": self.plan.settings.deadline, "at": at}
         nodes = {key: node.address for key in self.packer.running if (node := self.states[key].node)}
+        self.totals.write(ended)
         self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline, self.breaker.pause)
 
     def _meter(self) -> None:
         """Bring what is in use, and what that has cost, up to now."""
         hardware, now = self.plan.settings.hardware, time.monotonic()
-        price = hardware.price_per_hour
         launches = [(self.states[key].launch, need) for key, (_, need) in self.packer.running.items()]
-        rented = sum(max(1, need.gpus) for launch, need in launches if not elsewhere(launch.backend, hardware))
-        self.spent += rented * (now - self.metered) / 3600 * (price or 0.0)
+        prices = [hourly_price(launch.backend, hardware) or 0.0 for launch, _ in launches]
+        per_hour = sum(max(1, need.gpus) * price for (_, need), price in zip(launches, prices, strict=True))
+        self.spent += per_hour * (now - self.metered) / 3600
         self.metered = now
         nodes = self.executor.schedulable_nodes
         gpus = sum(node.gpus for node in nodes)
         busy = sum(need.gpus if gpus else 1 for _, need in launches)
         unit = "GPU" if gpus else "node"
-        self.display.usage = Usage(busy, gpus or len(nodes), unit, self.spent if price else None)
+        self.display.usage = Usage(busy, gpus or len(nodes), unit, self.spent if self.priced else None)
 
     # Starting --------------------------------------------------------------------------------------------------------
 

@@ -104,12 +104,17 @@ def drivers_of(nodes: Sequence[Node]) -> set[str] | None:
 
 
 def surroundings(
-    settings: Settings, nodes: Sequence[Node], options: ConfigPath = OURS, kept_locks: Mapping[str, str] | None = None
+    settings: Settings,
+    nodes: Sequence[Node],
+    options: ConfigPath = OURS,
+    kept_locks: Mapping[str, str] | None = None,
+    pinned: bool = False,
 ) -> Surroundings:
     """Return the planner's view of the machines: the environments of engines, and what is unavailable.
 
     Environments have the locks that the results have (`kept_locks`, by file name), else those that are committed, else
-    those that this machine remembers; what has none is resolved, except in a dry run.
+    those that this machine remembers; what has none is resolved, except in a dry run. `pinned`: the results' locks hold
+    also where the requirements that they were resolved from are others today.
 
     A node that has not joined the cluster makes a deployment unavailable only in a dry run: the driver waits for it.
     Programs and the cache folder are checked only for engines that run on this machine.
@@ -118,7 +123,7 @@ def surroundings(
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
     digest_programs = functools.partial(_digest_programs, settings.cluster, nodes)
-    environments = RunEnvironments(settings, options, kept_locks or {}, host, digest_programs)
+    environments = RunEnvironments(settings, options, kept_locks or {}, host, digest_programs, pinned)
     forms = options.choices("environment")
 
     def unavailable(backend: Any, platform: str) -> str | None:
@@ -128,8 +133,6 @@ def surroundings(
         if reason is None and backend.launches:
             composed = environments.compose(backend, platform)
             reason = composed if isinstance(composed, str) else fit.refusal(composed, host, forms)
-            if reason is not None:
-                return reason
         if reason is None and platform == "cuda" and not waits:
             reason = infeasible(Need(backend.name, backend.gpu_count, settings.hardware.accelerator, 0.0), nodes)
         if reason is None and backend.launches and local:

@@ -25,9 +25,11 @@ class RunEnvironments:
         kept_locks: Mapping[str, str],
         host: Host | None = None,
         digest_programs: DigestPrograms = environments.own_content,
+        pinned: bool = False,
     ) -> None:
         self.settings, self.options, self.kept_locks, self.host = settings, options, kept_locks, host
         self.digest_programs = digest_programs
+        self.pinned = pinned  # to the kept locks, also where the environment's requirements are others today
         self.cache = cache_directory(settings.cache_dir)
         self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
         self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
@@ -94,6 +96,8 @@ class RunEnvironments:
         return None if locks.needed(spec) and not self.settings.dry_run else spec
 
     def _found(self, spec: EnvironmentSpec) -> EnvironmentSpec:
+        if self.pinned:
+            spec = locks.pinned(spec, self.kept_locks)
         return locks.with_lock(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))
 
     def _key(self, backend: Backend, platform: str) -> EnvironmentKey:
@@ -116,10 +120,16 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
 
 
 def keep_locks(plan: Plan, paths: RunPaths) -> None:
-    """Leave the locks of the plan's environments in the results: every later command there installs the same."""
+    """Leave the locks of the plan's environments in the results: every later command there installs the same.
+
+    A lock that is replaced stays beside it, under its digest: rows were measured with it.
+    """
     for spec in _locked(plan):
         file, content = paths.locks / locks.file_name(spec), locks.text(spec)
-        if not file.exists() or file.read_text() != content:
+        before = file.read_text() if file.exists() else None
+        if before is not None and before != content:
+            write_whole(paths, file.with_name(f"{file.stem}.{locks.lock_digest(before)}.txt"), before)
+        if before != content:
             write_whole(paths, file, content)
 
 

@@ -18,16 +18,17 @@ import psutil
 
 from sweep.config import ConfigError
 from sweep.disk import object_store, run_files
-from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.progress import Display, progress_text
+from sweep.drive.totals import Totals, count_anew, read_totals
 from sweep.records import Outcome, TrialProgress
+from sweep.time_factor import scaled
 from sweep.wording import count, duration_text, time_left
 
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
-DRIVER_TIMEOUT = 30.0  # s after which a driver on another host counts as dead
+DRIVER_TIMEOUT = scaled(30.0)  # s after which a driver on another host counts as dead
 MOST_FAILURES = 20  # more are only counted
 MOST_QUESTIONS = 20  # whose best so far is written down
 
@@ -83,11 +84,7 @@ class StatusWriter:
 class Status(NamedTuple):
     """A run as it is now."""
 
-    name: str
-    total: int  # trials of the present plan
-    outcomes: Counter[str]  # of those that have a row
-    failures: list[tuple[str, str, str]]  # label, outcome, reason
-    num_failed: list[tuple[str, int, int]]  # label, failed requests, measured requests; of trials that are results
+    totals: Totals  # of the present plan
     driver: dict[str, Any] | None  # its last status.json
     log: str  # where the logs of failed engines are
     messages: list[str]  # about damaged lines of the ledger
@@ -96,44 +93,33 @@ class Status(NamedTuple):
     @property
     def alive(self) -> bool:
         """True while a driver is running."""
-        if self.driver is None or self.driver["ended"]:
-            return False
-        if self.driver["host"] == socket.gethostname():
-            return psutil.pid_exists(int(self.driver["pid"]))
-        return bool(time.time() - self.driver["at"] < DRIVER_TIMEOUT)
+        return is_alive(self.driver)
+
+
+def is_alive(driver: Mapping[str, Any] | None) -> bool:
+    """Return whether the driver that wrote a status.json is still running."""
+    if driver is None or driver["ended"]:
+        return False
+    if driver["host"] == socket.gethostname():
+        return psutil.pid_exists(int(driver["pid"]))
+    return bool(time.time() - driver["at"] < DRIVER_TIMEOUT)
 
 
 def read(out: Path) -> Status:
     """Read the status of a run from its files. Raises ConfigError if there is none."""
     paths = RunPaths(out)
+    driver, problem, messages = None, None, list[str]()
     try:
-        plan = run_files.read_plan(paths.plan)
+        try:
+            driver = read_status_file(paths)
+        except run_files.DamagedFile as error:
+            problem = str(error)
+        if (totals := read_totals(paths, is_alive(driver))) is None:
+            totals, messages = count_anew(paths)
     except (FileNotFoundError, NotADirectoryError):
         allowed = "a results folder, or the name of one under results/"
         raise ConfigError(f"{out}: no run there; allowed: {allowed}") from None
-    ledger = Ledger(paths.ledger, write=False)
-    ids = [(entry[f"{entry['kind']}_id"], entry) for entry in plan if entry["kind"] != "experiment"]
-    labels = {key: entry.get("label", key) for key, entry in ids}  # older plans have no labels
-    trials = [entry for entry in plan if entry["kind"] == "trial"]
-    rows = [(entry, ledger.rows[entry["trial_id"]]) for entry in trials if entry["trial_id"] in ledger.rows]
-    failures = [
-        (f"{labels[entry['deployment_id']]} {labels[entry['trial_id']]}", row["outcome"], _failure(row))
-        for entry, row in rows
-        if Outcome(row["outcome"]).failed or row["outcome"] == Outcome.UNAVAILABLE
-    ]
-    num_failed = [
-        (f"{labels[entry['deployment_id']]} {labels[entry['trial_id']]}", row["num_failed"], row["num_requests"])
-        for entry, row in rows
-        if row["outcome"] == Outcome.OK and row.get("num_failed") is not None
-    ]
-    outcomes = Counter(str(row["outcome"]) for _, row in rows)
-    driver, problem = None, None
-    try:
-        driver = read_status_file(paths)
-    except run_files.DamagedFile as error:
-        problem = str(error)
-    log, messages = str(paths.deployments), ledger.describe_damage()
-    return Status(plan[0]["name"], len(trials), outcomes, failures, num_failed, driver, log, messages, problem)
+    return Status(totals, driver, str(paths.deployments), messages, problem)
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
@@ -161,18 +147,13 @@ def last_status(paths: RunPaths) -> dict[str, Any] | None:
         return None
 
 
-def _failure(row: Mapping[str, Any]) -> str:
-    """Return the reason and the path of the log; an unavailable trial has none."""
-    log = "" if row["outcome"] == Outcome.UNAVAILABLE else f" [{row['deployment_id']}/{row['attempt']}/engine.log]"
-    return f"{row.get('reason') or 'no reason given'}{log}"
-
-
 def render(status: Status) -> list[str]:
     """Return the lines that describe a status."""
-    done = sum(count for outcome, count in status.outcomes.items() if Outcome(outcome).done)
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in status.outcomes.most_common())
-    lines = [f"{status.name}: {done} of {status.total} trials done" + (f" ({counts})" if counts else "")]
-    lines += [*status.messages, _driver(status), *_failed_requests(status)]
+    totals = status.totals
+    done = sum(count for outcome, count in totals.outcomes.items() if Outcome(outcome).done)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in Counter(totals.outcomes).most_common())
+    lines = [f"{totals.name}: {done} of {totals.trials} trials done" + (f" ({counts})" if counts else "")]
+    lines += [*status.messages, _driver(status), *_failed_requests(totals)]
     if status.alive and status.driver:
         lines += [status.driver["pause"]] if status.driver.get("pause") else []
         lines += [
@@ -181,9 +162,9 @@ def render(status: Status) -> list[str]:
             for entry in status.driver["running"]
         ]
         lines += [status.driver["summary"]] if status.driver.get("summary") else []
-    if status.failures:
-        texts = _failures(status.failures)
-        lines.append(f"failed or unavailable ({len(status.failures)}); logs are under {status.log}:")
+    if totals.failures:
+        texts = _failures(totals.failures)
+        lines.append(f"failed or unavailable ({len(totals.failures)}); logs are under {status.log}:")
         lines += [f"  {text}" for text in texts[:MOST_FAILURES]]
         if len(texts) > MOST_FAILURES:
             lines.append(f"  and {len(texts) - MOST_FAILURES} more")
@@ -211,25 +192,25 @@ def status_json(status: Status) -> str:
     """A status for scripts: trials by outcome, failures, and what the driver last wrote about itself."""
     driver = {key: value for key, value in (status.driver or {}).items() if key != "summary"}
     content = {
-        "name": status.name,
-        "trials": status.total,
-        "outcomes": dict(status.outcomes),
+        "name": status.totals.name,
+        "trials": status.totals.trials,
+        "outcomes": status.totals.outcomes,
         "alive": status.alive,
         "driver": driver or None,
-        "failures": [dict(zip(("trial", "outcome", "reason"), each, strict=True)) for each in status.failures],
+        "failures": [dict(zip(("trial", "outcome", "reason"), each, strict=True)) for each in status.totals.failures],
         "messages": status.messages + ([status.problem] if status.problem else []),
     }
     return json.dumps(content, indent=2)
 
 
-def _failed_requests(status: Status) -> list[str]:
+def _failed_requests(totals: Totals) -> list[str]:
     """The requests that failed in trials with a result; nothing if none has one."""
-    if not status.num_failed:
+    if not totals.results:
         return []
-    trials = [(label, failed, requests) for label, failed, requests in status.num_failed if failed]
-    failed, requests = (sum(counts) for counts in list(zip(*status.num_failed, strict=True))[1:])
+    trials = totals.failed_requests
+    failed = sum(failed for _, failed, _ in trials)
     lines = [
-        f"failed requests: {failed:,} of {requests:,}, in {len(trials)} of {count(len(status.num_failed), 'result')}"
+        f"failed requests: {failed:,} of {totals.requests:,}, in {len(trials)} of {count(totals.results, 'result')}"
     ]
     lines += [f"  {label}: {failed:,} of {requests:,}" for label, failed, requests in trials[:MOST_FAILURES]]
     return lines + ([f"  and {len(trials) - MOST_FAILURES} more"] if len(trials) > MOST_FAILURES else [])

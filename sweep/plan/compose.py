@@ -63,6 +63,7 @@ class Composition:
     replaced: list[str] = field(default_factory=list)
     options: ConfigPath = field(default_factory=ConfigPath)
     origins: dict[str, str] = field(default_factory=dict)  # "model=mine" -> the user's file that it came from
+    seeds: list[dict[int, int]] | None = None  # of each point's replicates to run; None: all, with seeds of the plan's
 
 
 @dataclass

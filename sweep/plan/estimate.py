@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from sweep import provenance
-from sweep.config import Durations, Hardware
-from sweep.disk.run_files import DamagedFile, read_table
+from sweep.config import DamagedFile, Durations, Hardware
+from sweep.disk.tables import read_table
 from sweep.plan.packing import Need, Node
-from sweep.plan.plan import Deployment, Plan, Trial, config_text, elsewhere
+from sweep.plan.plan import Deployment, Plan, Trial, config_text, elsewhere, hourly_price
 from sweep.plan.simulate import SimulatedRun, simulate
 from sweep.records import Outcome
 from sweep.wording import count, duration_text
@@ -216,8 +216,9 @@ def estimate_run(
         return RunEstimate(expected, simulated, None, ["duration unknown: no node can run it now"])
     names = {launch.launch_key: launch.describe_launch() for launch in launches}
     hardware = plan.settings.hardware
-    if all(elsewhere(launch.backend, hardware) for launch in launches):
-        hardware = hardware.model_copy(update={"price_per_hour": None})  # an endpoint's price is not this machine's
+    if not any(launch.backend.launches for launch in launches):  # an endpoint's price is not this machine's
+        prices = {hourly_price(launch.backend, hardware) for launch in launches}
+        hardware = hardware.model_copy(update={"price_per_hour": prices.pop() if len(prices) == 1 else None})
     units = "GPUs" if hardware.platform == "cuda" else "nodes"
     messages = [
         f"{duration_text(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",

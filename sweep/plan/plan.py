@@ -181,6 +181,14 @@ def config_text(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, default=str)
 
 
+def hourly_price(backend: Any, hardware: Hardware) -> float | None:
+    """Return USD per GPU and hour of an engine: an endpoint's own, else its hardware's; None if not known."""
+    if not backend.launches and (backend.price_per_hour or backend.price_per_million_tokens):
+        own: float | None = backend.price_per_hour
+        return own
+    return None if elsewhere(backend, hardware) else hardware.price_per_hour
+
+
 def elsewhere(backend: Any, hardware: Hardware) -> bool:
     """Return whether an engine runs on unknown hardware: an endpoint, when only this machine was inspected."""
     return hardware.assumed and not backend.launches

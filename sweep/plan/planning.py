@@ -7,7 +7,7 @@ folder is hashed, the hub asked which commit a revision is.
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from sweep.records import PROTOCOL_VERSION
 ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
 # Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
+NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens"}
 
 
 class Surroundings(NamedTuple):
@@ -47,10 +48,12 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
     settings = composition.settings
     builder = _Builder(settings, surroundings, composition.options)
     deployments_of = [builder.deploy(point) for point in composition.points]
-    for deployment, point, values in zip(deployments_of, composition.points, composition.coordinates, strict=True):
-        builder.add(deployment, point, values)
+    seeds_of: Sequence[dict[int, int] | None] = composition.seeds or [None] * len(composition.points)
+    parts = zip(deployments_of, composition.points, composition.coordinates, seeds_of, strict=True)
+    for deployment, point, values, seeds in parts:
+        builder.add(deployment, point, values, seeds)
     deployments = _labelled(list(builder.deployments.values()))
-    for deployment in deployments:
+    for deployment in deployments if composition.seeds is None else ():
         deployment.trials[:] = _blocked_order(deployment.trials, settings.seed)
     axes = sorted({axis for coordinates in composition.coordinates for axis in coordinates})
     return Plan(settings, deployments, axes, composition.replaced, composition.origins)
@@ -103,17 +106,20 @@ class _Builder:
             )
         return self._deployment(backend, model, front, self._draft(backend.built))
 
-    def add(self, deployment: Deployment, point: Point, coordinates: Assignments) -> None:
-        """Add the trials of a point, when all deployments are known."""
+    def add(
+        self, deployment: Deployment, point: Point, coordinates: Assignments, seeds: Mapping[int, int] | None = None
+    ) -> None:
+        """Add the trials of a point, when all deployments are known; `seeds` are those of replicates that were run."""
         workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
         load.built.count(workload.built.num_requests)  # a trace that is too short says so here
         load.built.check_pairing(workload.built)
         anew = launched_per_replicate(self.settings, len(self.deployments)) and deployment.backend.launches
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)
-        for replicate in range(self.settings.replicates):
+        for replicate in range(self.settings.replicates) if seeds is None else seeds:
             # Never of the backend: all get the same prompts. Of the load: no cache may answer for an earlier trial.
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
+            seed = seed if seeds is None else seeds[replicate]
             # The first replicate is of a new engine either way.
             launch = "its own" if anew and replicate else "shared"
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])

@@ -34,13 +34,17 @@ def _load_v2(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, A
     generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=tokenizer, **flags)
     greedy = ExLlamaV2Sampler.Settings.greedy()
 
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = model.forward(ids)
+        return scores
+
     def job(row: PromptRow) -> Any:
         return ExLlamaV2DynamicJob(gen_settings=greedy, **_job_arguments(row))
 
     def used() -> float:
         return float(len(generator.referenced_pages) / generator.max_pages)
 
-    return ExLlama(f"{exllamav2.__version__}", generator, job, used, generator)
+    return ExLlama(f"{exllamav2.__version__}", generator, job, used, generator, logits)
 
 
 def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, Any]) -> "ExLlama":
@@ -55,6 +59,11 @@ def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, A
     generator = exllamav3.Generator(model=model, cache=cache, tokenizer=tokenizer, **flags)
     greedy = exllamav3.GreedySampler()
 
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        """As its own eval/ppl.py: without the cache, and without what pads the vocabulary."""
+        scores: torch.Tensor = model.forward(ids, {"attn_mode": "flash_attn_nc"})
+        return scores[..., : tokenizer.actual_vocab_size]
+
     def job(row: PromptRow) -> Any:
         return exllamav3.Job(sampler=greedy, **_job_arguments(row))
 
@@ -62,7 +71,7 @@ def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, A
         stats = generator.get_cache_stats()
         return float(stats["used_tokens"] / stats["max_tokens"])
 
-    return ExLlama(__version__, generator, job, used, generator.pagetable)
+    return ExLlama(__version__, generator, job, used, generator.pagetable, logits)
 
 
 def _job_arguments(row: PromptRow) -> dict[str, Any]:
@@ -81,13 +90,20 @@ class ExLlama:
     adds_any_time = False
 
     def __init__(
-        self, version: str, generator: Any, job: Callable[[PromptRow], Any], used: Callable[[], float], pages: Any
+        self,
+        version: str,
+        generator: Any,
+        job: Callable[[PromptRow], Any],
+        used: Callable[[], float],
+        pages: Any,
+        logits: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         self.version = version
         self.generator = generator
         self.job = job
         self.used = used  # returns the share of the cache in use
         self.pages = pages  # what has the pages of earlier prompts: V2's generator, V3's page table
+        self.logits = logits  # of shape (1, tokens, vocabulary), of ids of shape (1, tokens)
         self.rows: dict[Any, PromptRow] = {}  # by job
 
     def add(self, row: PromptRow) -> None:
@@ -129,6 +145,17 @@ class ExLlama:
         """Forget the pages of earlier prompts; false where V3 keeps more of them elsewhere, as it was told to."""
         self.pages.reset_page_table()
         return not any(getattr(self.generator, name, None) for name in ("cpu_page_cache", "recurrent_cache"))
+
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of each token of each text but the first, given those before it."""
+        with torch.inference_mode():
+            return [self._log_probabilities(text) for text in texts]
+
+    def _log_probabilities(self, text: Sequence[int]) -> list[float]:
+        scores = self.logits(torch.tensor([list(text)]))[0, :-1].float()
+        following = torch.tensor([[token] for token in text[1:]], device=scores.device)
+        chosen: list[float] = torch.log_softmax(scores, -1).gather(1, following)[:, 0].tolist()
+        return chosen
 
     def clear(self) -> None:
         self.generator.clear_queue()

@@ -127,7 +127,17 @@ def concurrency_max(records: Records, mask: Mask) -> int | None:
 def cost_per_million_tokens(
     price_per_hour: float | None, gpu_count: int, output_throughput: float | None
 ) -> float | None:
-    """GPUs (at least 1) × price per hour / 3600 / output_throughput × 10⁶; null without a price."""
+    """GPUs (at least 1) × price per hour / 3600 / output_throughput × 10⁶; at an endpoint that is paid by token
+    (input tokens × their price + output tokens × theirs) / output tokens; null without a price."""
     if price_per_hour is None or not output_throughput:
         return None
     return max(1, gpu_count) * price_per_hour / 3600 / output_throughput * 1e6
+
+
+def cost_at_token_prices(
+    input_price: float, output_price: float, input_tokens: int | None, output_tokens: int | None
+) -> float | None:
+    """The cost of a million output tokens, prompts included, in USD; prices are of a million tokens."""
+    if input_tokens is None or not output_tokens:
+        return None
+    return input_price * input_tokens / output_tokens + output_price

@@ -1,0 +1,156 @@
+"""The totals of a plan's trials: how many have which outcome, what failed and why, and the requests that failed.
+
+The driver writes them to OUT/totals.json, with the sizes and times of the files that they were counted in, so that
+`sweep status` of 100,000 trials reads a small file instead of a gigabyte. Where they do not hold, because the driver
+was killed after its last row or a file was changed, the status counts anew.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sweep.disk import run_files
+from sweep.disk.ledger import Ledger
+from sweep.disk.lines import sealed, unsealed
+from sweep.disk.run_files import RunPaths
+from sweep.plan.plan import Plan
+from sweep.records import Outcome
+
+COUNT_INTERVAL = 2.0  # s between two counts
+COUNT_SHARE = 0.02  # of the driver's time, at most, for them
+COUNTED_COLUMNS = frozenset(
+    ("trial_id", "deployment_id", "attempt", "outcome", "reason", "fault", "driver", "num_failed", "num_requests")
+)
+"""The columns of a row that are counted, or that a ledger needs."""
+
+
+class Totals(NamedTuple):
+    """What has become of the trials of a plan."""
+
+    name: str
+    trials: int
+    outcomes: dict[str, int]  # of those that have a row
+    failures: list[tuple[str, str, str]]  # label, outcome, reason; of those that failed or cannot run
+    failed_requests: list[tuple[str, int, int]]  # label, failed, measured; of results in which any failed
+    results: int  # that count their requests
+    requests: int  # in those
+
+
+def count_trials(
+    name: str, trial_ids: Iterable[str], label: Callable[[str], str], rows: Mapping[str, Mapping[str, Any]]
+) -> Totals:
+    """Count a plan's trials; `label` describes one of them."""
+    outcomes: Counter[str] = Counter()
+    failures, failed_requests = [], []
+    trials = results = requests = 0
+    for trial_id in trial_ids:
+        trials += 1
+        row = rows.get(trial_id)
+        if row is None:
+            continue
+        outcome = Outcome(row["outcome"])
+        outcomes[outcome.value] += 1
+        if outcome.failed or outcome is Outcome.UNAVAILABLE:
+            failures.append((label(trial_id), outcome.value, _failure(row)))
+        elif outcome is Outcome.OK and row.get("num_failed") is not None:
+            results += 1
+            requests += row["num_requests"]
+            if row["num_failed"]:
+                failed_requests.append((label(trial_id), row["num_failed"], row["num_requests"]))
+    return Totals(name, trials, dict(outcomes), failures, failed_requests, results, requests)
+
+
+def _failure(row: Mapping[str, Any]) -> str:
+    """Return the reason and the path of the log; an unavailable trial has none."""
+    log = "" if row["outcome"] == Outcome.UNAVAILABLE else f" [{row['deployment_id']}/{row['attempt']}/engine.log]"
+    return f"{row.get('reason') or 'no reason given'}{log}"
+
+
+class TotalsWriter:
+    """The driver's side: writes OUT/totals.json when rows were added, at most every COUNT_INTERVAL seconds."""
+
+    def __init__(self, plan: Plan, paths: RunPaths, ledger: Ledger) -> None:
+        self.name, self.paths, self.ledger = plan.settings.name, paths, ledger
+        self.trials = {trial.trial_id: (each, trial) for each in plan.deployments for trial in each.trials}
+        self.write_after = 0.0  # monotonic
+        self.written: dict[str, Any] | None = None  # the stamps of the files that were last counted
+
+    def write(self, ended: bool = False) -> None:
+        """Write the present totals if it is time, or the run has ended."""
+        now = time.monotonic()
+        if (now < self.write_after and not ended) or self.ledger.set_aside:  # a reader names the damaged lines
+            return
+        stamps = _stamps(self.paths)
+        if stamps is None or stamps == self.written:
+            return
+        write_totals(self.paths, count_trials(self.name, self.trials, self._label, self.ledger.rows))
+        self.written, end = stamps, time.monotonic()
+        self.write_after = end + max(COUNT_INTERVAL, (end - now) / COUNT_SHARE)
+
+    def _label(self, trial_id: str) -> str:
+        deployment, trial = self.trials[trial_id]
+        return f"{deployment.describe()} {trial.describe()}"
+
+
+def write_totals(paths: RunPaths, totals: Totals) -> None:
+    """Write the totals of the plan and the ledger as they are now."""
+    run_files.write_whole(paths, paths.totals, sealed({**totals._asdict(), "stamps": _stamps(paths)}))
+
+
+def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
+    """Return the totals that the driver has written, if they are of the present plan and ledger; None if not.
+
+    While the driver is alive its latest rows may be missing.
+    """
+    try:
+        content, _ = unsealed(paths.totals.read_bytes())
+        stamps, present = content.pop("stamps"), _stamps(paths)
+        for name in ("failures", "failed_requests"):
+            content[name] = [tuple(each) for each in content[name]]
+        totals = Totals(**content)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if present is None or stamps["plan"] != present["plan"]:
+        return None
+    if stamps["ledger"] != present["ledger"] and not (driver_alive and stamps["ledger"][0] < present["ledger"][0]):
+        return None
+    return totals
+
+
+def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
+    """Count the trials of a plan in its ledger; return also a line about what is damaged in it.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: if there is no plan.
+        DamagedFile: if the plan is damaged.
+    """
+    labels: dict[str, str] = {}
+    trials: dict[str, str] = {}  # trial -> deployment
+    name = ""
+    for entry in run_files.plan_entries(paths.plan):  # one at a time: all of them are hundreds of megabytes
+        kind = entry.get("kind", "trial")
+        if kind == "experiment":
+            name = entry["name"]
+            continue
+        key = entry[f"{kind}_id"]
+        labels[key] = entry.get("label", key)  # older plans have no labels
+        if kind == "trial":
+            trials[key] = entry["deployment_id"]
+    ledger = Ledger(paths.ledger, write=False, columns=COUNTED_COLUMNS)
+    label = lambda trial_id: f"{labels[trials[trial_id]]} {labels[trial_id]}"  # noqa: E731
+    return count_trials(name, trials, label, ledger.rows), ledger.describe_damage()
+
+
+def _stamps(paths: RunPaths) -> dict[str, list[int]] | None:
+    """Return size and time of the last change of the plan and the ledger; None without one of them."""
+    try:
+        return {"plan": _stamp(paths.plan), "ledger": _stamp(paths.ledger)}
+    except FileNotFoundError:
+        return None
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

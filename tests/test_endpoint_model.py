@@ -1,0 +1,87 @@
+"""An endpoint is asked for its model, and has a price of its own."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from backends.openai import OpenAI
+from backends.simulated import Simulated
+from sweep.config import ConfigError, Hardware
+from sweep.drive.endpoint_model import with_model
+from sweep.node.rows import _cost
+from sweep.options import ConfigPath
+from sweep.plan.plan import hourly_price
+from tests.test_compose import composed
+from tests.test_plan import ids, planned
+
+KEY = "a key that nobody else has"
+
+
+@pytest.fixture
+def endpoint():
+    """The URL of an endpoint with a key, and the list of what it says that it serves."""
+    served = ["org/model-7b"]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            allowed = self.headers["Authorization"] == f"Bearer {KEY}" and self.path == "/base/v1/models"
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": [{"id": name} for name in served]}).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/base", served
+        server.shutdown()
+
+
+@pytest.mark.parametrize("suffix", ["", "/v1", "/"])
+def test_an_endpoint_is_asked_for_its_model_with_its_key(endpoint, monkeypatch, suffix):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    command = ["backend=openai", f"backend.url={endpoint[0]}{suffix}", "backend.api_key_env=SOME_KEY"]
+    asked = with_model(command, ConfigPath())
+    assert asked == [*command, "model='org/model-7b'"]
+    (point,) = composed(*asked, "workload=qa").points
+    assert point["model"]["name"] == "org/model-7b"
+    assert KEY not in repr(point)
+    for named in ("model=served", "model=a,b", "+experiment=batch_size"):
+        assert with_model([*command, named], ConfigPath()) == [*command, named]
+    assert with_model(["backend=vllm"], ConfigPath()) == ["backend=vllm"]
+
+
+def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoint, monkeypatch):
+    url, served = endpoint
+    with pytest.raises(ConfigError, match=r"401 .*; start it, or give model=NAME$"):
+        with_model(["backend=openai", f"backend.url={url}"], ConfigPath())
+    monkeypatch.setenv("SOME_KEY", KEY)
+    served.append("another")
+    with pytest.raises(ConfigError, match=r"serves org/model-7b, another; give model=NAME of one$"):
+        with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+    with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*give model=NAME$"):
+        with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
+
+
+def test_an_endpoint_has_its_own_price_and_never_this_machines():
+    machine = Hardware(name="l4", platform="cuda", price_per_hour=2.93)
+    row = {"gpu_count": 0, "output_throughput": 100.0, "input_tokens": 3000, "output_tokens": 1000}
+    by_hour = OpenAI(name="openai", url="http://h", price_per_hour=3.6)
+    assert hourly_price(by_hour, machine) == 3.6
+    assert _cost(by_hour, row, 3.6) == pytest.approx(10.0)  # $0.001 a second, 10,000 s
+    by_token = OpenAI(name="openai", url="http://h", price_per_million_tokens={"input": 0.5, "output": 2})
+    assert hourly_price(by_token, machine) is None
+    assert _cost(by_token, row, None) == pytest.approx(2 + 3 * 0.5)
+    assert _cost(by_token, {**row, "output_tokens": None}, None) is None
+    with pytest.raises(ValueError, match="allowed is one of them"):
+        OpenAI(name="openai", url="http://h", price_per_hour=1, price_per_million_tokens={"input": 1, "output": 1})
+    with pytest.raises(ValueError, match=r"hardware\.price_per_hour"):
+        Simulated(name="simulated", price_per_hour=1)
+
+
+def test_a_price_is_no_part_of_a_trials_id():
+    command = ["backend=openai", "model=served", "workload=qa"]
+    assert ids(planned(*command)) == ids(planned(*command, "backend.price_per_hour=2"))

@@ -1,0 +1,45 @@
+"""One factor scales heartbeats, time-outs and back-offs, on the driver and on its nodes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sweep.config import ConfigError
+from sweep.time_factor import time_factor
+
+PRINTED = """
+import json
+from backends.prepare import patience
+from sweep import reissue
+from sweep.disk import object_store
+from sweep.drive import driver, status
+print(json.dumps([patience.FIRST_PAUSE, patience.LONGEST_PAUSE, reissue.FIRST_PAUSE, reissue.GIVEN_UP_AFTER,
+    object_store.LOCK_HEARTBEAT, object_store.LOCK_TIMEOUT, driver.FIRST_PATIENCE, driver.QUARANTINE_WAIT,
+    status.DRIVER_TIMEOUT]))
+"""
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "fast", ""])
+def test_what_is_no_factor_is_refused(text):
+    with pytest.raises(ConfigError, match=rf"^SWEEP_TIME_FACTOR={text}: allowed is a number above 0$"):
+        time_factor({"SWEEP_TIME_FACTOR": text})
+
+
+def test_by_default_nothing_is_scaled():
+    assert time_factor({}) == 1
+
+
+@pytest.mark.slow
+def test_every_wait_is_scaled():
+    plain, quarter = (
+        json.loads(
+            subprocess.check_output(
+                [sys.executable, "-c", PRINTED], env=os.environ | {"SWEEP_TIME_FACTOR": factor}, text=True
+            )
+        )
+        for factor in ("1", "0.25")
+    )
+    assert quarter == [seconds / 4 for seconds in plain]
