@@ -197,7 +197,9 @@ def replaced(text: str, mark: tuple[str, str], lines: list[str]) -> str:
 
 def circumstances(before: float) -> str:
     """A sentence on what was measured, and how busy the machine was (load averages of one minute)."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "uvloop", "httptools"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "uvloop", "httptools", "faiss-cpu")
+    )
     cores, after = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return (
         f"Commit {commit()}, Python {platform.python_version()}, {versions}; {cores} cores, load average {before:.1f} "
