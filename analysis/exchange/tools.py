@@ -129,15 +129,15 @@ def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> Im
 
 def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) -> ImportedRow:
     """The totals of a file and the throughputs that they make, by our definitions."""
-    asked, answer = tokens
+    input_tokens, output_tokens = tokens
     return {
         "duration": duration,
         "num_requests": answered + failed,
         "num_failed": failed,
-        "input_tokens": asked,
-        "output_tokens": answer,
-        "output_throughput": answer / duration,
-        "total_throughput": (asked + answer) / duration,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "output_throughput": output_tokens / duration,
+        "total_throughput": (input_tokens + output_tokens) / duration,
         "request_throughput": answered / duration,
     }
 
