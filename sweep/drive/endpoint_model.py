@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from sweep.config import ConfigError, first_line, shortened
+from sweep.config import ConfigError, first_line, parent_mapping, shortened
 from sweep.options import ConfigPath
 from sweep.plan.command_line import parse_command_line
 
@@ -27,8 +27,11 @@ def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
         return list(arguments)
     if choice not in options.choices("backend"):
         return list(arguments)  # planning says what is allowed
-    overrides = {key.partition(".")[2]: value for key, value in line.scalars.items() if key.startswith("backend.")}
-    backend = options.load("backend", choice) | overrides
+    settings = {"backend": options.load("backend", choice)}
+    for key in line.scalars:
+        if key.startswith("backend."):
+            parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
+    backend = settings["backend"]
     if not re.fullmatch(r"https?://[^@\s]+", str(backend.get("url"))):
         return list(arguments)  # launched here, or refused by planning
     return [*arguments, f"model='{_served_model(backend)}'"]
