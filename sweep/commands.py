@@ -170,17 +170,17 @@ def rerun(arguments: list[str]) -> int:
     folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced, or
     nothing shows it; 1 it differs, or has no result now; 2 bad input.
     """
-    from sweep.rerun.capsule import STANDARD_INPUT, capsules_of
+    from sweep.rerun.rows import STANDARD_INPUT, capsules_of
 
     parser = Parser(rerun)
-    parser.add_argument("what", metavar="RUN#TRIAL", help="or RUN, or a file with a capsule")
+    parser.add_argument("source", metavar="RUN#TRIAL", help="or RUN, or a file with a capsule")
     parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
     parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
-    folders, others = _config_dirs(arguments)
-    options = parser.parse_intermixed_args(others)
-    content = sys.stdin.read() if options.what == STANDARD_INPUT else None
-    capsules = capsules_of(options.what, content)
+    folders, remaining = _config_dirs(arguments)
+    options = parser.parse_intermixed_args(remaining)
+    content = sys.stdin.read() if options.source == STANDARD_INPUT else None
+    capsules = capsules_of(options.source, content)
     if options.capsule:
         print("\n".join(each.text() for each in capsules), end="")
         return 0

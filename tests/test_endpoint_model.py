@@ -26,7 +26,8 @@ def endpoint():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            allowed = self.headers["Authorization"] == f"Bearer {KEY}" and self.path == "/base/v1/models"
+            keys = self.headers["Authorization"], f"Bearer {self.headers['x-key']}"
+            allowed = f"Bearer {KEY}" in keys and self.path == "/base/v1/models"
             self.send_response(200 if allowed else 401)
             self.end_headers()
             self.wfile.write(json.dumps({"data": [{"id": name} for name in served]}).encode())
@@ -52,6 +53,11 @@ def test_an_endpoint_is_asked_for_its_model_with_its_key(endpoint, monkeypatch, 
     for named in ("model=served", "model=a,b", "+experiment=batch_size"):
         assert with_model([*command, named], ConfigPath()) == [*command, named]
     assert with_model(["backend=vllm"], ConfigPath()) == ["backend=vllm"]
+
+
+def test_an_endpoint_is_asked_with_the_headers_that_are_typed(endpoint):
+    command = ["backend=openai", f"backend.url={endpoint[0]}", f"backend.headers.x-key='{KEY}'"]
+    assert with_model(command, ConfigPath()) == [*command, "model='org/model-7b'"]
 
 
 def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoint, monkeypatch):

@@ -25,24 +25,33 @@ def rows_of(file: Path) -> list[ImportedRow]:
     """The results in a file, a row each.
 
     Raises:
-        ConfigError: if the file cannot be read, or is of none of the tools.
+        ConfigError: if the file cannot be read, is of none of the tools, or lacks what a row needs.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from None
+    try:
+        rows = _rows(content)
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{file}: incomplete, or of another version of its tool ({problem})") from None
+    if not rows:
+        raise ConfigError(f"{file}: no result of vllm bench serve (--save-result), GuideLLM or AIPerf")
+    return rows
+
+
+def _rows(content: Any) -> list[ImportedRow]:
+    """The results in the JSON of a file; none if it is of no tool that is known."""
     results = content if isinstance(content, list) else [content]  # a summary.json of `vllm bench sweep` has several
-    if results and all(isinstance(each, dict) and "median_ttft_ms" in each for each in results):
+    if not all(isinstance(each, dict) for each in results):
+        return []
+    if all("median_ttft_ms" in each for each in results):
         return [_vllm_row(result) for result in results]
-    try:
-        if "guidellm_version" in content["metadata"]:
-            return [_guidellm_row(each, content["metadata"]["guidellm_version"]) for each in content["benchmarks"]]
-    except (KeyError, TypeError):
-        pass
-    try:
-        return [_aiperf_row(content, content["aiperf_version"])]
-    except (KeyError, TypeError):
-        raise ConfigError(f"{file}: no result of vllm bench serve (--save-result), GuideLLM or AIPerf") from None
+    metadata = results[0].get("metadata")
+    if isinstance(metadata, dict) and "guidellm_version" in metadata:
+        return [_guidellm_row(each, metadata["guidellm_version"]) for each in results[0]["benchmarks"]]
+    return [_aiperf_row(result, result["aiperf_version"]) for result in results if "aiperf_version" in result]
 
 
 def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
@@ -129,15 +138,15 @@ def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> Im
 
 def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) -> ImportedRow:
     """The totals of a file and the throughputs that they make, by our definitions."""
-    asked, answer = tokens
+    input_tokens, output_tokens = tokens
     return {
         "duration": duration,
         "num_requests": answered + failed,
         "num_failed": failed,
-        "input_tokens": asked,
-        "output_tokens": answer,
-        "output_throughput": answer / duration,
-        "total_throughput": (asked + answer) / duration,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "output_throughput": output_tokens / duration,
+        "total_throughput": (input_tokens + output_tokens) / duration,
         "request_throughput": answered / duration,
     }
 

@@ -31,6 +31,7 @@ from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.node.verdict import TIMED_OUT, has_fixed_length, judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.client import ANSWERS
+from sweep.numbers.quantities.gateway import mark_gateway_answers
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
 from sweep.plan.plan import Trial
@@ -84,6 +85,7 @@ def run_trial(
     if stop.is_set():
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
+    mark_gateway_answers(result.records, inputs.get("decisions") or ())
     del prompts  # of a long trial, hundreds of megabytes
     samples = sampler.samples(result.start_monotonic)
     wall_seconds = time.monotonic() - began
