@@ -18,7 +18,7 @@ import pandas as pd
 from analysis.load import RunNotFound
 from analysis.reproduction import Noise, point_noise
 from analysis.results import RunResults, open_results
-from analysis.variance import SPREAD_OF
+from analysis.statistics.variance import SPREAD_OF
 from backends.prepare import locks
 from sweep.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.disk import object_store, run_files
