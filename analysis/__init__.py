@@ -15,8 +15,8 @@ from analysis.report.html import write_all
 from analysis.report.terminal import Summary
 from analysis.report.vllm_flavour import render_vllm_flavour
 from analysis.report.wide import render_wide, wide
-from analysis.request_quantiles import quantiles
 from analysis.results import open_results
+from analysis.statistics.request_quantiles import quantiles
 from sweep.disk.run_files import DamagedFile
 
 __all__ = [

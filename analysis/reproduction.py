@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from analysis.intervals import CONFIDENCE
 from analysis.quantities import labelled_column
 from analysis.results import RunResults
-from analysis.variance import SPREAD_OF, Components
+from analysis.statistics.intervals import CONFIDENCE
+from analysis.statistics.variance import SPREAD_OF, Components
 from sweep.wording import count
 
 RUN_FREEDOM = 4.0  # of the run's spread in that of one of its points

@@ -14,8 +14,8 @@ from analysis.formats import number_formats
 from analysis.load import Run, open_run
 from analysis.plotting.fitting import Fit, fits
 from analysis.plotting.layout import Layout, arrange
+from analysis.statistics.variance import Components, components
 from analysis.summary import summarise
-from analysis.variance import Components, components
 from analysis.vllm_figures import VLLMFigures, vllm_figures
 from analysis.warnings import by_point, result_warnings
 from sweep.numbers.warnings import ResultWarning

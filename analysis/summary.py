@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import Trials
 from analysis.headline import ASKED, HEADLINE, STEADY
-from analysis.intervals import NO_ESTIMATE, Estimate, Interval
 from analysis.load import Run
-from analysis.pooled import point_figures, pooled_columns
 from analysis.quantities import labelled_column
-from analysis.ratios import Positions, against_baseline, against_parent
-from analysis.standings import standings
-from analysis.survivors import is_lost, without_lost
+from analysis.statistics.comparison import Trials
+from analysis.statistics.intervals import NO_ESTIMATE, Estimate, Interval
+from analysis.statistics.pooled import point_figures, pooled_columns
+from analysis.statistics.ratios import Positions, against_baseline, against_parent
+from analysis.statistics.standings import standings
+from analysis.statistics.survivors import is_lost, without_lost
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
 from sweep.numbers.warnings import AS_OFFERED

@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.plotting.layout import Layout, listed
-from analysis.pooled import of_endpoints
+from analysis.statistics.pooled import of_endpoints
 from analysis.summary import planned_trials
 from sweep.numbers.warnings import (
     E2EL,
@@ -126,7 +127,7 @@ def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
 )
 def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Replicates that are compared with other engines' were measured on one launch."""
-    standings = [name for name in layout.points if str(name).endswith("_standing")]
+    standings = _derived(layout, "standing")
     compared = layout.points.index[layout.points[standings].notna().any(axis="columns")]
     launched = layout.placed(run.ok[run.ok["launch"].notna()])
     counts = launched.groupby("point")[["launch", "replicate"]].nunique()
@@ -134,6 +135,11 @@ def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
         launches, replicates = counts.loc[point]
         message = f"{replicates} replicates on {count(int(launches), 'launch')}: not told apart from the others"
         yield Evidence(launches / replicates, message, points=(int(point),))
+
+
+def _derived(layout: Layout, name: str) -> list[str]:
+    """The columns of this name that the points have of the headline figures."""
+    return [column for column in (f"{headline}_{name}" for headline in HEADLINE) if column in layout.points]
 
 
 def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
@@ -284,7 +290,7 @@ def trials_not_run(run: Run, layout: Layout) -> Iterator[Evidence]:
 )
 def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
     """No point could be compared with the baseline."""
-    ratios = [name for name in layout.points if str(name).endswith("_vs_baseline")]
+    ratios = _derived(layout, "vs_baseline")
     if run.baseline and not layout.points[ratios].notna().to_numpy().any():
         named = ", ".join(f"{key} = {value}" for key, value in run.baseline.items())
         yield Evidence(0, f"nothing could be compared with the baseline ({named})")

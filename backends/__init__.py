@@ -1,0 +1,1 @@
+"""The engines, one file each, on what `base` declares of every engine."""

@@ -1,4 +1,4 @@
-"""Which engines can run here, what of them is installed, and what to do about the rest: `sweep backends`."""
+"""The engines that can run here, what of them is installed, and what to do about the rest: `sweep backends`."""
 
 import re
 import sys

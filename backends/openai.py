@@ -8,7 +8,7 @@ from backends.base import Backend, Host
 
 
 class OpenAI(Backend):
-    """Where it is and how it is asked; the model is the name that it serves."""
+    """The address of the endpoint and its way of being asked; the model is the name that it serves."""
 
     attachable = True
 

@@ -1,7 +1,7 @@
 """Coverage of the intervals of a summary, by simulation: how often the true figure lies in them, and how wide they are.
 
 `python -m benchmarks.coverage [SCENARIO ...]` gives simulated replicates (simulated_runs.py) to the functions that
-summarise a run (analysis/intervals.py, analysis/comparison.py), replaces their cells in
+summarise a run (analysis/statistics/intervals.py, analysis/statistics/comparison.py), replaces their cells in
 docs/measurements/coverage.csv, and writes the tables of docs/measurements/coverage.md from it, so that it can be done
 in parts. `--quick` prints a few cells and writes nothing.
 """
@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binom
 
-from analysis.comparison import Trials, differences, fit
-from analysis.intervals import (
+from analysis.statistics.comparison import Trials, differences, fit
+from analysis.statistics.intervals import (
     FEWEST_FOR_STEADY_RATES,
     Interval,
     PooledGaps,

@@ -22,7 +22,7 @@ from sweep.config import ROOT
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed
 from sweep.disk.run_files import RunPaths, read_plan
-from sweep.drive.totals import count_anew, write_totals
+from sweep.drive.monitor.totals import count_anew, write_totals
 
 
 def command(out: Path, trials: int) -> list[str]:

@@ -33,7 +33,7 @@ from sweep.config import ROOT, Cluster
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
 from sweep.drive.driver import Driver, RunResult
-from sweep.drive.progress import Display
+from sweep.drive.monitor.progress import Display
 from sweep.node.deployment import Beat, Completed, Finished, Placed
 from sweep.node.rows import unmeasured_row
 from sweep.node.work import Work

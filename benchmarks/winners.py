@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.answers.deciding import best_choices
-from analysis.comparison import Trials, differences, fit, indistinguishable
 from analysis.quantities import compared_column
+from analysis.statistics.comparison import Trials, differences, fit, indistinguishable
 
 SPREAD = 0.02  # standard deviation between launches of one engine, of logarithms
 DRIFT = 0.02  # of all engines between replicates

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from sweep.commands import dispatch
+from sweep.cli.commands import dispatch
 from sweep.config import ISSUE_AGAIN, MOST_ECHOED, ConfigError, DamagedFile, Halted, shortened
 from sweep.masking import masked_message, secret_values
 

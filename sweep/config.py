@@ -139,7 +139,7 @@ class NodeType(Strict):
 
 
 class Cluster(Strict):
-    """Where deployments run: a Ray started in place, a Ray that is there, or this process."""
+    """The place where deployments run: a Ray started in place, a Ray that is there, or this process."""
 
     name: str
     kind: Literal["local", "ray", "inline"]

@@ -91,7 +91,7 @@ class ConfigPath:
         return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
 
     def _stamps(self, overrides: Sequence[str]) -> Stamps:
-        """What changes when a file does; those of experiments only where one is composed."""
+        """The stamps that change when a file does; those of experiments only where one is composed."""
         files = [path for folder in self.folders for at in ("*.yaml", "*/*.yaml") for path in folder.glob(at)]
         if not any(override.startswith("+experiment=") for override in overrides):
             files = [path for path in files if path.parent.name != "experiment"]
@@ -100,7 +100,7 @@ class ConfigPath:
 
 
 class Composed(NamedTuple):
-    """What Hydra has composed, as plain data in which nothing is interpolated."""
+    """A composition by Hydra, as plain data in which nothing is interpolated."""
 
     values: dict[str, Any]
     choices: dict[str, Any]  # the option chosen of each group

@@ -19,7 +19,7 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.lines import entries
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import read_table
-from sweep.drive.status import read_status_file
+from sweep.drive.monitor.status import read_status_file
 
 Corrupt = Callable[[bytes, random.Random], bytes]
 

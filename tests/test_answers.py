@@ -13,13 +13,13 @@ from rich.console import Console
 
 from analysis.answers.deciding import Spread, answers, remedy
 from analysis.answers.question import Candidate, bounds
-from analysis.comparison import Trials, fit, indistinguishable
 from analysis.figures.pareto import on_front
-from analysis.intervals import Estimate
 from analysis.load import open_run
 from analysis.report.html import html
 from analysis.report.terminal import Summary
 from analysis.results import RunResults
+from analysis.statistics.comparison import Trials, fit, indistinguishable
+from analysis.statistics.intervals import Estimate
 from sweep.__main__ import main
 from tests.results import printed, report_of, rows_of, run_of, trial
 

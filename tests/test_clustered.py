@@ -64,5 +64,5 @@ def test_the_interval_of_a_ratio_holds_it_and_is_paired():
 
 def test_a_command_starts_without_scipy_stats():
     """It would take a third of the time that every command takes to start."""
-    program = "import sys, sweep.run; sys.exit('scipy.stats' in sys.modules)"
+    program = "import sys, sweep.cli.run; sys.exit('scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

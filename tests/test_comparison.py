@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.comparison import PRIOR_FREEDOM, Trials, comparison_blocks, differences, fit, indistinguishable
-from analysis.standings import Standing
+from analysis.statistics.comparison import PRIOR_FREEDOM, Trials, comparison_blocks, differences, fit, indistinguishable
+from analysis.statistics.standings import Standing
 from analysis.summary import summarise
 from benchmarks import winners
 from sweep.wording import number

@@ -11,19 +11,19 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from sweep.cli.run import exit_status
 from sweep.config import ISSUE_AGAIN, Halted, Settings
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import row_writer
 from sweep.drive.driver import Driver
 from sweep.drive.launch_state import Stage
-from sweep.drive.progress import Display
+from sweep.drive.monitor.progress import Display
 from sweep.node.deployment import Completed, Finished, Lost, NotStarted, Placed
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
 from sweep.plan.pending import find_pending, pending_launches
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.run import exit_status
 
 QUIET = Console(quiet=True)
 SHORT_WAIT = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}

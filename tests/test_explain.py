@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from analysis.comparison import Trials, differences, fit
 from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
 from analysis.results import RunResults
+from analysis.statistics.comparison import Trials, differences, fit
 from sweep.__main__ import main
 from tests.results import report_of, run_of, trial
 

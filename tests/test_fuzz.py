@@ -108,7 +108,7 @@ def test_any_exception_of_composing_is_a_line_that_names_the_argument(capsys, tm
         if settings.attempts == 7:
             raise ZeroDivisionError("of a check that nobody foresaw")
 
-    monkeypatch.setattr("sweep.run.results_folder", lambda settings: fail(settings) or tmp_path)
+    monkeypatch.setattr("sweep.cli.run.results_folder", lambda settings: fail(settings) or tmp_path)
     error = refusal(capsys, tmp_path, "replicates=2", "attempts=7", "seed=3")
     assert error == "error: attempts=7: cannot be used (ZeroDivisionError: of a check that nobody foresaw)\n"
 
@@ -122,7 +122,7 @@ def test_the_argument_that_is_named_is_not_one_that_others_need(capsys, tmp_path
         if settings.attempts == 7:
             raise ZeroDivisionError("of a check that nobody foresaw")
 
-    monkeypatch.setattr("sweep.run.results_folder", lambda settings: fail(settings) or tmp_path)
+    monkeypatch.setattr("sweep.cli.run.results_folder", lambda settings: fail(settings) or tmp_path)
     case = [*INLINE[:-1], "load=gamma", "load.rate=3", "load.burstiness=0.5", "attempts=7"]
     assert main(case) == 2
     assert capsys.readouterr().err.startswith("error: attempts=7: cannot be used (ZeroDivisionError")

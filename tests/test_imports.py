@@ -1,12 +1,13 @@
-"""Who may import whom, room by room. A design rule is a test."""
+"""The rooms: who may import whom, how many files one has, and README's picture of them. A design rule is a test."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("sweep", "backends", "analysis", "llm_sweep")
+PACKAGES = ("sweep", "backends", "analysis", "llm_sweep", "benchmarks")
 BASIS = {
     "sweep.config",
     "sweep.options",
@@ -44,31 +45,45 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.plan": BASIS | {"sweep.gateway.settings", "sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
     "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
     "sweep.drive": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
-    "sweep": {"sweep", "analysis", "backends"},  # the commands: a run ends with its report
+    "sweep.rerun": BASIS  # one row's run, judged by the spread of its run
+    | {"sweep.cli.run", "sweep.disk", "sweep.drive", "sweep.plan", "analysis", "backends"},
+    "sweep.cli": {"sweep", "analysis", "backends"},  # the commands: a run ends with its report
+    "sweep.__main__": BASIS | {"sweep.cli"},
+    "sweep": set(),
     "backends": BASIS,  # shared types, options and whole files: one definition for both
     "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
     "analysis": BASIS | {"sweep.numbers", "sweep.disk"},  # what the files hold and what their columns mean
+    # From the files to figures of points: it renders nothing.
+    "analysis.statistics": BASIS
+    | {"sweep.numbers", "sweep.disk"}
+    | {f"analysis.{name}" for name in ("headline", "load", "plotting.layout", "quantities", "results", "summary")},
     "analysis.explain": {  # from points to shares: no report, no figure
         "sweep.config",
         "sweep.labels",
         "sweep.wording",
-        "analysis.comparison",
         "analysis.headline",
-        "analysis.intervals",
         "analysis.load",
         "analysis.plotting.layout",
         "analysis.quantities",
-        "analysis.ratios",
-        "analysis.survivors",
+        "analysis.statistics",
     },
     # What a run was made for, from what its tables are made of: it renders nothing.
     "analysis.answers": BASIS
     | {"sweep.numbers", "sweep.disk"}
-    | {f"analysis.{name}" for name in ("compare", "comparison", "headline", "intervals", "plotting.layout")}
-    | {f"analysis.{name}" for name in ("quantities", "ratios", "results", "standings", "summary")},
+    | {f"analysis.{name}" for name in ("compare", "headline", "plotting.layout")}
+    | {f"analysis.{name}" for name in ("quantities", "results", "statistics", "summary")},
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
+    "benchmarks": {"sweep", "analysis", "backends"},  # all of it is measured
 }
+MOST_FILES = 11  # of a room, beside its __init__
+COLLECTIONS = {  # one file each, found by being there
+    "backends": "engines",
+    "sweep.numbers.quantities": "subjects of quantities",
+    "analysis.figures": "figures",
+    "benchmarks": "measurements",
+}
+FOLDER = re.compile(r"^    ( *)(\w+)/  +\w", re.MULTILINE)  # a line of README's picture
 
 
 def modules():
@@ -115,7 +130,7 @@ def test_imports_follow_the_rooms(path):
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_one_file_imports_ray(path):
     uses_ray = any(name == "ray" or name.startswith("ray.") for name in imports(path))
-    assert not uses_ray or name_of(path) == "sweep.cluster.ray_executor"
+    assert not uses_ray or name_of(path) in ("sweep.cluster.ray_executor", "benchmarks.schedule")
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
@@ -123,3 +138,28 @@ def test_no_file_names_a_concrete_backend(path):
     concrete = {p.stem for p in (ROOT / "conf" / "backend").glob("*.yaml")}
     if not name_of(path).startswith("backends"):
         assert not {name.removeprefix("backends.") for name in ours(path) if name.startswith("backends.")} & concrete
+
+
+def test_every_room_has_its_line_in_the_table():
+    rooms = {name for name in PACKAGES_OF_OURS if name.startswith("sweep.") and name.count(".") == 1}
+    assert rooms | set(PACKAGES) <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("room", sorted(PACKAGES_OF_OURS))
+def test_a_room_says_what_it_is_and_is_small(room):
+    folder = ROOT / room.replace(".", "/")
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    assert docstring, f"{room}: one sentence in its __init__ says what belongs there"
+    assert docstring.split("\n\n")[0].endswith(".")
+    files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MOST_FILES or room in COLLECTIONS, files
+
+
+def test_the_picture_in_the_readme_is_the_listing():
+    picture = (ROOT / "README.md").read_text().partition("The folders:\n")[2].partition("\n\nA quantity")[0]
+    listed, parents = [], []
+    for indent, name in FOLDER.findall(picture):
+        parents = [*parents[: len(indent) // 4], name]
+        listed.append(".".join(parents))
+    assert {room for room in listed if room.partition(".")[0] in PACKAGES} == PACKAGES_OF_OURS
+    assert all((ROOT / room.replace(".", "/")).is_dir() for room in listed)

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.intervals import PooledRequests, over_replicates, throughput
 from analysis.results import open_results
+from analysis.statistics.intervals import PooledRequests, over_replicates, throughput
 from analysis.summary import estimate, summarise
 from benchmarks.coverage import QUANTILES, Cell, steady_study, study
 from benchmarks.simulated_runs import simulate

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from sweep.__main__ import main
-from sweep.commands import COMMANDS
+from sweep.cli.commands import COMMANDS
 from sweep.config import ROOT
 from sweep.inputs import package_model
 from sweep.options import ConfigPath
@@ -249,5 +249,5 @@ def test_options_of_the_users_own_are_used_and_listed(capsys, tmp_path, monkeypa
 
 
 def test_help_and_status_do_not_wait_for_hydra():
-    program = "import sys, sweep.__main__, sweep.drive.status; sys.exit('hydra' in sys.modules)"
+    program = "import sys, sweep.__main__, sweep.drive.monitor.status; sys.exit('hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -11,17 +11,17 @@ from backends.prepare import patience
 from backends.prepare.environments import EnvironmentFailed
 from backends.prepare.programs import ToolFailed
 from sweep.__main__ import main
+from sweep.cli.run import exit_status
 from sweep.config import Halted
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import driver as drive_module
-from sweep.drive import status
 from sweep.drive.breaker import Breaker
+from sweep.drive.monitor import status
 from sweep.inputs import package_model
 from sweep.inputs.package_model import PackageModel
 from sweep.node.deployment import Completed, Finished, Placed, Prepared, Stalled, Unprepared
 from sweep.outage import Outage
-from sweep.run import exit_status
 from tests.test_driver import ByNode, deployment, drive, make_plan, new_driver, outcomes
 from tests.test_line import SIMULATED
 
@@ -264,7 +264,7 @@ def test_a_disk_that_is_full_before_the_first_trial_halts_the_run(tmp_path, monk
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out" / "file"))
 
-    monkeypatch.setattr(f"sweep.run.{step}", full)
+    monkeypatch.setattr(f"sweep.cli.run.{step}", full)
     assert main([*TRIALS, f"out={tmp_path / 'out'}"]) == 75
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"stopped: No space left on device: {tmp_path / 'out' / 'file'}"

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from sweep.__main__ import main
-from sweep.drive.forecast import Forecast
 from sweep.drive.launch_state import LaunchState
-from sweep.drive.progress import Display, Usage, progress_text
-from sweep.drive.status import StatusWriter
+from sweep.drive.monitor.forecast import Forecast
+from sweep.drive.monitor.progress import Display, Usage, progress_text
+from sweep.drive.monitor.status import StatusWriter
 from sweep.node.deployment import Placed
 from sweep.plan.estimate import Expected
 from sweep.plan.packing import Need, Node

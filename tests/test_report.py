@@ -13,8 +13,8 @@ import pytest
 import analysis
 from analysis.load import open_run
 from analysis.results import open_results
+from analysis.statistics.winners import best
 from analysis.summary import summarise
-from analysis.winners import best
 from sweep.__main__ import main
 from tests.results import printed, report_of, rows_of, run_of, trial
 from tests.synthetic_run import make_run

@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from sweep import reissue
 from sweep.__main__ import main
+from sweep.cli import reissue
+from sweep.cli.run import exit_status
 from sweep.config import ISSUE_AGAIN, ROOT, Halted
 from sweep.disk.ledger import Ledger
 from sweep.disk.row import Verdict, _fault
@@ -22,7 +23,6 @@ from sweep.node.deployment import Completed, Finished
 from sweep.outage import is_outage
 from sweep.plan.pending import final_failures, pending_launches
 from sweep.records import Outcome
-from sweep.run import exit_status
 from tests.test_driver import ByNode, Scripted, deployment, drive, make_plan, outcomes, replicated
 from tests.test_line import SIMULATED
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sweep import selfcheck
 from sweep.__main__ import main
+from sweep.cli import selfcheck
 
 
 @pytest.fixture(autouse=True)

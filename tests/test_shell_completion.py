@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from sweep.__main__ import main
-from sweep.commands import COMMANDS
+from sweep.cli.commands import COMMANDS
+from sweep.cli.keys import keys_of
+from sweep.cli.shell_completion import SCRIPTS, candidates
 from sweep.config import GROUPS, ROOT
-from sweep.keys import keys_of
 from sweep.options import ConfigPath
 from sweep.plan.axes import flow
-from sweep.shell_completion import SCRIPTS, candidates
 
 OPTIONS = [(group, option) for group in GROUPS for option in ConfigPath().choices(group)]
 

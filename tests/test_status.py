@@ -13,8 +13,8 @@ from sweep.__main__ import main
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_plan
-from sweep.drive import status
-from sweep.drive.progress import Display
+from sweep.drive.monitor import status
+from sweep.drive.monitor.progress import Display
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.best_gains import best_gains
 from analysis.figures import speed_up
 from analysis.report.wide import render_wide, wide
 from analysis.results import open_results
+from analysis.statistics.best_gains import best_gains
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments
 from sweep.__main__ import main

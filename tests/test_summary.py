@@ -10,10 +10,10 @@ import pytest
 
 import analysis
 from analysis.load import open_run
-from analysis.ratios import baseline_points
 from analysis.results import open_results
+from analysis.statistics.ratios import baseline_points
+from analysis.statistics.winners import best
 from analysis.summary import estimate, summarise
-from analysis.winners import best
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from tests.results import printed, report_of, rows_of, run_of, trial, warnings_of

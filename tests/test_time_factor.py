@@ -13,9 +13,10 @@ from sweep.time_factor import time_factor
 PRINTED = """
 import json
 from backends.prepare import patience
-from sweep import reissue
+from sweep.cli import reissue
 from sweep.disk import object_store
-from sweep.drive import driver, status
+from sweep.drive import driver
+from sweep.drive.monitor import status
 print(json.dumps([patience.FIRST_PAUSE, patience.LONGEST_PAUSE, reissue.FIRST_PAUSE, reissue.GIVEN_UP_AFTER,
     object_store.LOCK_HEARTBEAT, object_store.LOCK_TIMEOUT, driver.FIRST_PATIENCE, driver.QUARANTINE_WAIT,
     status.DRIVER_TIMEOUT]))

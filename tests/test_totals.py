@@ -7,8 +7,8 @@ import pytest
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_plan
-from sweep.drive import status, totals
-from sweep.drive.totals import TotalsWriter, count_anew, read_totals
+from sweep.drive.monitor import status, totals
+from sweep.drive.monitor.totals import TotalsWriter, count_anew, read_totals
 from sweep.plan.compose import compose_run
 from sweep.plan.planning import Surroundings, make_plan
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.results import RunResults
-from analysis.variance import variance_of_log
+from analysis.statistics.variance import variance_of_log
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.records import Records

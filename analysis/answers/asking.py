@@ -13,12 +13,12 @@ import pandas as pd
 
 from analysis.compare.matching import QUESTION_PARTS, machines
 from analysis.compare.sides import trial_settings
-from analysis.comparison import Trials
 from analysis.headline import ASKED
 from analysis.plotting.layout import SIZE, Layout
 from analysis.quantities import LabelledColumn, labelled_column
-from analysis.ratios import Positions, positions
-from analysis.standings import GPUS, question_columns
+from analysis.statistics.comparison import Trials
+from analysis.statistics.ratios import Positions, positions
+from analysis.statistics.standings import GPUS, question_columns
 from analysis.summary import merits
 from sweep.config import PERCENTILES
 from sweep.disk.row import merged_percentiles

@@ -20,10 +20,10 @@ from analysis.answers.asking import Measured, measured_points, objective, title
 from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds
 from analysis.compare.ratio import Ratio, smallest_change
 from analysis.compare.verdicts import DURATIONS, MARGIN, minutes_a_launch
-from analysis.comparison import BlockModel, comparisons_with_best, differences, fit, indistinguishable
-from analysis.intervals import CONFIDENCE
 from analysis.quantities import LabelledColumn
-from analysis.standings import Standing
+from analysis.statistics.comparison import BlockModel, comparisons_with_best, differences, fit, indistinguishable
+from analysis.statistics.intervals import CONFIDENCE
+from analysis.statistics.standings import Standing
 from analysis.summary import estimate
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ def _spreads(contests: Sequence[Contest]) -> dict[str, Spread]:
         if contest.model is not None and contest.model.freedom > 0:
             column = contest.question.quantity.column
             squares, freedom = spreads.get(column, Spread(0.0, 0))
-            own = contest.model.variance * contest.model.freedom
-            spreads[column] = Spread(squares + own, freedom + contest.model.freedom)
+            added = contest.model.variance * contest.model.freedom
+            spreads[column] = Spread(squares + added, freedom + contest.model.freedom)
     return spreads
 
 
@@ -172,12 +172,12 @@ def remedy(model: BlockModel, place: int, spread: Spread, minutes: float, choice
     """
     difference = max(abs(math.expm1(model.effects[0] - model.effects[place])), MARGIN)
     units, rivals = int(min(model.n[0], model.n[place])), len(model.n) - 1
-    own = model.variance * model.freedom if model.freedom > 0 else 0.0
+    squares = model.variance * model.freedom if model.freedom > 0 else 0.0
     weight = SPREAD_WEIGHT if spread.freedom > 0 else 0
     freedom = max(model.freedom, 0) + weight
     if not freedom:
         return Remedy(difference, 0, max(FEWEST_LAUNCHES, units), math.nan)
-    variance = (own + (weight * spread.squares / spread.freedom if weight else 0.0)) / freedom
+    variance = (squares + (weight * spread.squares / spread.freedom if weight else 0.0)) / freedom
     total = units + 1
     level = CONFIDENCE ** (1 / comparisons_with_best(len(model.n), choices))
     while _smallest_difference(variance, total, rivals, level) > difference:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from analysis.intervals import FEWEST_BEYOND, Estimate
 from analysis.quantities import LabelledColumn, labelled_column
-from analysis.standings import Standing
+from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
+from analysis.statistics.standings import Standing
 from sweep.config import PERCENTILES, ConfigError, one_of
 from sweep.numbers.quantities.goodput import BOUNDED
 

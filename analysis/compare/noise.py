@@ -18,7 +18,7 @@ from scipy import special
 from analysis.compare.matching import configurations, machines
 from analysis.compare.ratio import Ratio, launch_of, logarithms
 from analysis.compare.sides import Side, side
-from analysis.intervals import CONFIDENCE, FloatArray
+from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from sweep.config import ConfigError
 from sweep.wording import count
 

@@ -49,8 +49,8 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
     if comparison.verdict is Finding.EQUAL:
         return f"equal within {margin:.0%}"
     unit = comparison.quantity.unit
-    words = OF_SPEED if unit in ("s", "ms") or unit.endswith("/s") else OF_COST if unit.startswith("$") else {}
-    return words.get(comparison.verdict, str(comparison.verdict))
+    verdicts = OF_SPEED if unit in ("s", "ms") or unit.endswith("/s") else OF_COST if unit.startswith("$") else {}
+    return verdicts.get(comparison.verdict, str(comparison.verdict))
 
 
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from analysis.intervals import FloatArray
+from analysis.statistics.intervals import FloatArray
 
 POWER = 0.9  # with which the smallest change is found
 MOST_LAUNCHES = 10_000  # that are advised

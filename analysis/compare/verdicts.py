@@ -17,8 +17,8 @@ from analysis.compare.noise import MachineNoise, took_turns
 from analysis.compare.ratio import figure_of, half_width, launches_for, log_ratio, smallest_change
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
-from analysis.intervals import CONFIDENCE
 from analysis.quantities import LabelledColumn, compared_column
+from analysis.statistics.intervals import CONFIDENCE
 
 MARGIN = 0.03  # by default: a smaller difference is none
 MINUTES = (10, 30, 120)  # of measuring, for which the smallest change that is found is given

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.intervals import FloatArray
+from analysis.statistics.intervals import FloatArray
 
 Combination = frozenset[str]
 FEWEST_ORDER = 2  # of terms that a fraction must tell from the shares: knobs are seldom independent of each other
@@ -35,8 +35,8 @@ def shapley(measured: Sequence[Combination], knobs: Sequence[str]) -> tuple[Floa
 
     They add up to the change from none to all, whatever the terms are. None if these combinations do not tell.
     """
-    whole = difference(measured, frozenset(knobs), frozenset())
-    if whole is None:
+    total = difference(measured, frozenset(knobs), frozenset())
+    if total is None:
         return None
     for order in range(len(knobs), min(FEWEST_ORDER, len(knobs)) - 1, -1):
         terms = [frozenset(term) for size in range(order + 1) for term in combinations(knobs, size)]
@@ -44,7 +44,7 @@ def shapley(measured: Sequence[Combination], knobs: Sequence[str]) -> tuple[Floa
         values = np.array([[1 / len(term) if knob in term else 0.0 for term in terms] for knob in knobs])
         weights = values @ np.linalg.pinv(effects)
         if np.abs(weights @ effects - values).max() < SOLVED:
-            return weights + (whole - weights.sum(axis=0)) / len(knobs), order
+            return weights + (total - weights.sum(axis=0)) / len(knobs), order
     return None
 
 

@@ -1,7 +1,7 @@
 """The gain of a run's tasks, divided among what was changed: logarithms, so that shares add up to the whole.
 
-A figure's logarithm is modelled as in every comparison (`analysis.comparison`): point + block + error, whose unit is
-the launch. Everything here is a weighted sum of the points' effects, and has the interval of that sum.
+A figure's logarithm is modelled as in every comparison (`analysis.statistics.comparison`): point + block + error, whose
+unit is the launch. Everything here is a weighted sum of the points' effects, and has the interval of that sum.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,14 +11,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import BlockModel, Trials, fit
 from analysis.explain.contrasts import difference, interactions, shapley
 from analysis.explain.design import Factorial, Ladder, Unexplained, designs
-from analysis.intervals import FloatArray
 from analysis.load import Run
 from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, compared_column
-from analysis.survivors import without_lost
+from analysis.statistics.comparison import BlockModel, Trials, fit
+from analysis.statistics.intervals import FloatArray
+from analysis.statistics.survivors import without_lost
 
 EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
 HALVINGS = 40  # of the search for the end of a share's interval

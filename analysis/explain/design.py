@@ -1,4 +1,4 @@
-"""What a run varied: the knobs of a factorial, or the steps of a ladder, found among the points of each task."""
+"""The design of a run: the knobs of a factorial, or the steps of a ladder, found among the points of each task."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.headline import ASKED
 from analysis.plotting.layout import Layout
-from analysis.ratios import is_baseline
+from analysis.statistics.ratios import is_baseline
 from sweep.config import ConfigError
 from sweep.labels import LADDER, PARENT, short
 

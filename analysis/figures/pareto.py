@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.intervals import FloatArray
 from analysis.load import Run
 from analysis.plotting.drawing import value_axis
 from analysis.plotting.figure_files import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
+from analysis.statistics.intervals import FloatArray
 
 POSITION = 5
 THROUGHPUT, TPOT = "output_throughput", "tpot_p50"
@@ -57,12 +57,12 @@ def _panel(ax: Axes, layout: Layout, points: pd.DataFrame) -> None:
     """Each line along its loads, with an interval in both directions, over the front."""
     front = points[on_front(points["x"].to_numpy(np.float64), points["y"].to_numpy(np.float64))].sort_values("x")
     ax.plot(front["x"], front["y"], color=MUTED, linewidth=4, alpha=0.4, zorder=1)
-    for line, own in points.groupby("line", sort=False):
+    for line, curve in points.groupby("line", sort=False):
         if layout.x:
-            own = own.sort_values(layout.x)
-        x, y = own["x"].to_numpy(np.float64), own["y"].to_numpy(np.float64)
+            curve = curve.sort_values(layout.x)
+        x, y = curve["x"].to_numpy(np.float64), curve["y"].to_numpy(np.float64)
         whiskers: dict[str, Any] = {
-            f"{name}err": np.abs([value - own[f"{name}_ci_low"], own[f"{name}_ci_high"] - value])
+            f"{name}err": np.abs([value - curve[f"{name}_ci_low"], curve[f"{name}_ci_high"] - value])
             for name, value in (("x", x), ("y", y))
         }
         ax.errorbar(x, y, **line_style(layout, str(line)), **whiskers, elinewidth=1, capsize=2.5, zorder=3)

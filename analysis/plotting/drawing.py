@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from analysis.intervals import FloatArray
 from analysis.load import Run
 from analysis.plotting.figure_files import MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, labelled_column
+from analysis.statistics.intervals import FloatArray
 from sweep.numbers.quantity import columns
 
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones

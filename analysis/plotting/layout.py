@@ -15,9 +15,9 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.headline import ASKED
 from analysis.load import Run
-from analysis.ratios import is_baseline
+from analysis.statistics.ratios import is_baseline
+from analysis.statistics.winners import best
 from analysis.summary import key_columns
-from analysis.winners import best
 from sweep.records import LOAD_COLUMNS
 
 _LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}

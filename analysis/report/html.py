@@ -18,9 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.answers.sentences import lead
-from analysis.best_gains import best_gains
 from analysis.headline import HEADLINE
-from analysis.intervals import CONFIDENCE, Estimate
 from analysis.load import Run
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import COLOURS, GRID, INK, MUTED, SavedFigure, draw_all
@@ -40,12 +38,14 @@ from analysis.report.tables import (
 )
 from analysis.report.terminal import times
 from analysis.results import RunResults
+from analysis.statistics.best_gains import best_gains
+from analysis.statistics.intervals import CONFIDENCE, Estimate
+from analysis.statistics.survivors import bounds_text
+from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from analysis.studies.findings import judge_run
 from analysis.studies.tables import study_of
 from analysis.summary import estimate, merits, planned_trials
-from analysis.survivors import bounds_text
 from analysis.warnings import concerning, grouped, scope
-from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 from sweep.wording import number

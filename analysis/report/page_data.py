@@ -16,8 +16,8 @@ from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.terminal import label
 from analysis.results import RunResults
+from analysis.statistics.survivors import bound
 from analysis.summary import INTERVAL_COLUMNS
-from analysis.survivors import bound
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 

@@ -16,11 +16,11 @@ from analysis.quantities import setting
 from analysis.report.slowest import slowest_requests
 from analysis.report.terminal import heading, label, shown_columns, times, with_both_intervals
 from analysis.results import RunResults
-from analysis.standings import Standing
+from analysis.statistics.standings import Standing
+from analysis.statistics.survivors import bound
+from analysis.statistics.variance import shares_text
+from analysis.statistics.winners import best, tied_text
 from analysis.summary import estimate
-from analysis.survivors import bound
-from analysis.variance import shares_text
-from analysis.winners import best, tied_text
 from sweep.numbers.warnings import ResultWarning
 from sweep.wording import number
 

@@ -12,19 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.answers.output import lines as answer_lines
-from analysis.best_gains import BestGain, best_gains
 from analysis.failures import Losses
 from analysis.headline import HEADLINE
-from analysis.intervals import Estimate
 from analysis.plotting.fitting import Fit
 from analysis.plotting.layout import Layout, listed
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
+from analysis.statistics.best_gains import BestGain, best_gains
+from analysis.statistics.intervals import Estimate
+from analysis.statistics.survivors import bound, left_out
+from analysis.statistics.variance import shares_text
+from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from analysis.summary import estimate
-from analysis.survivors import bound, left_out
-from analysis.variance import shares_text
 from analysis.warnings import concerning, grouped, scope
-from analysis.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from sweep.numbers.warnings import Severity
 from sweep.records import UNMEASURED
 from sweep.wording import count, number

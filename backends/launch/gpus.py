@@ -77,12 +77,12 @@ def find_gpu(entry: str) -> Gpu | None:
 
 
 def _describe(handle: Any) -> Gpu:
-    whole = handle
+    physical = handle
     if _supported(lambda: pynvml.nvmlDeviceIsMigDeviceHandle(handle)):
-        whole = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(whole)
+        physical = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(physical)
     uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-    return Gpu(str(uuid), int(pynvml.nvmlDeviceGetIndex(whole)), str(name), f"{major}.{minor}")
+    return Gpu(str(uuid), int(pynvml.nvmlDeviceGetIndex(physical)), str(name), f"{major}.{minor}")
 
 
 def handles(gpus: Sequence[str]) -> dict[str, Any]:

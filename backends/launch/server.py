@@ -103,8 +103,8 @@ class Engine:
         environ = _environ(self.backend, self.launch, self.marker)
         self.variables = _telling_variables(environ)
         if self.launch.image:
-            own = {**ENGINE_ENVIRON, **self.backend.environment(self.launch)}
-            self.command = container_options.wrap(self.command, self.launch, own)
+            variables = {**ENGINE_ENVIRON, **self.backend.environment(self.launch)}
+            self.command = container_options.wrap(self.command, self.launch, variables)
             environ |= container_options.hub_token()
         self._secrets = secret_values(environ) | secret_values(os.environ)
         self._gpu_memory = used_memory(self.launch.gpus)
@@ -277,7 +277,7 @@ class Engine:
             return file.read().decode(errors="replace")
 
     def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
-        """What the engine chose by itself (attention backend, graphs, scheduler), as its log and its answer say."""
+        """The engine's own choices (attention backend, graphs, scheduler), from its log and its answer."""
         text, patterns = self._log_text(), self.backend.choice_patterns.items()
         logged = {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
         settled = {name: info.get(name.replace("-", "_")) for name in self.backend.choice_flags}
@@ -390,8 +390,8 @@ def running_together(
     starts: list[_Start] = []
     try:
         for launch in launches:
-            own = f"{marker}/{launch.workdir.name}" if len(launches) > 1 else marker
-            starts.append(_Start(backend, launch, own, versions or {}))
+            launch_marker = f"{marker}/{launch.workdir.name}" if len(launches) > 1 else marker
+            starts.append(_Start(backend, launch, launch_marker, versions or {}))
         with httpx.Client(timeout=2.0, trust_env=False) as client:
             while any([not start.ready(client) for start in starts]):  # noqa: C419 - every one is asked: it may have died
                 task.pause(READY_POLL)
@@ -553,7 +553,7 @@ def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
 
 
 def _reachable_by() -> str:
-    """Who can use an engine's routes, its administrative ones included: only a network of our own keeps others out."""
+    """Return who can use an engine's routes, also the administrative ones: only an own network keeps others out."""
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 

@@ -128,9 +128,9 @@ def own_content(spec: EnvironmentSpec) -> dict[str, str]:
 def other_platform(spec: EnvironmentSpec) -> str | None:
     """Return how this node differs from the one that an environment was planned for; None if it does not."""
     if spec.content:
-        here = own_content(spec)
+        present = own_content(spec)
         for key, digest in spec.content.items():
-            if here.get(key, digest) != digest:
+            if present.get(key, digest) != digest:
                 return f"backend.env.{key}={getattr(spec, key)} on this node differs from the one that was planned"
     if spec.lock is None or spec.lock.target == locks.node_target(spec):
         return None

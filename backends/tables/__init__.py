@@ -1,1 +1,1 @@
-"""What each engine accepts, serves and says, read from its own sources by scripts/engine_tables.py."""
+"""The flags, routes and messages of each engine, read from its own sources by scripts/engine_tables.py."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Mode:
-    """When requests are sent, and how several client processes share the work."""
+    """The rule by which requests are sent, and by which several client processes share the work."""
 
     one_process: ClassVar[bool] = False  # its calls depend on each other, so that one client process sends all
     has_schedule: ClassVar[bool] = False  # calls are due at times that depend on no answer: latencies count from them
@@ -46,7 +46,7 @@ class Mode:
         return ()
 
     def last_arrival(self) -> float | None:
-        """When the last request is due, s from the start; None where that depends on the answers."""
+        """The time at which the last request is due, s from the start; None where that depends on the answers."""
         return None
 
     def split(self, part: int, parts: int) -> Self:

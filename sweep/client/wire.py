@@ -196,7 +196,7 @@ class Stream:
 
     @property
     def source(self) -> TokenSource:
-        """Who counted the tokens: a usage of 0 beside text has counted nothing, and an event is not a token."""
+        """The source of the tokens' count: a usage of 0 beside text counts nothing, and an event is no token."""
         if self.by_ids:
             return "ids"
         if self.running_count > 0:
@@ -249,7 +249,7 @@ class _Shape:
         self.bare_head, self.bare_tail = head.translate(None, _DIGITS), tail.translate(None, _DIGITS)
 
     def text_in(self, event: bytes) -> tuple[int, int]:
-        """Where the text of an event of this shape, with whatever digits, begins and ends; (0, -1) of another shape."""
+        """The begin and end of the text in an event of this shape, with whatever digits; (0, -1) of another shape."""
         start = self.start
         if not event.startswith(self.head):
             start = event.find(self.marker) + len(self.marker)

@@ -27,7 +27,10 @@ LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs"
 
 
 class _Folder:
-    """A folder as a store of small files, each written whole; one that was deleted stays so."""
+    """A folder as a store of small files, each written whole; one that was deleted stays so.
+
+    Not by write_whole: a lock need not outlive a power cut, and flushing one every few seconds would stall a disk.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out, self.url = out, str(out)
@@ -64,8 +67,9 @@ class Heartbeat(Lock):
         return lock is None or bool(lock["owner"] == self.owner)
 
     def describe_holder(self) -> dict[str, Any]:
-        own = psutil.Process()
-        return {**super().describe_holder(), "host": socket.gethostname(), "pid": own.pid, "began": own.create_time()}
+        driver = psutil.Process()
+        identity = {"pid": driver.pid, "began": driver.create_time()}
+        return {**super().describe_holder(), "host": socket.gethostname(), **identity}
 
     def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
         """Return whether the holder is dead: on this host a look is mostly enough.

@@ -20,13 +20,13 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow, Misplaced
 from sweep.disk.run_files import RunPaths
 from sweep.drive.breaker import Breaker
-from sweep.drive.forecast import Forecast
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
-from sweep.drive.progress import Display, Usage
+from sweep.drive.monitor.forecast import Forecast
+from sweep.drive.monitor.progress import Display, Usage
+from sweep.drive.monitor.status import StatusWriter, last_status
+from sweep.drive.monitor.totals import TotalsWriter
 from sweep.drive.row_writer import RowWriter, TrialTracker
-from sweep.drive.status import StatusWriter, last_status
 from sweep.drive.stop_control import StopControl, StopLevel, deadline_at, job_end
-from sweep.drive.totals import TotalsWriter
 from sweep.masking import masked_here
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
@@ -374,7 +374,7 @@ class Driver:
                     self._carry_out(state, action)
 
     def _retry_at_the_tail(self) -> None:
-        """When nothing else is left to start, give failed trials another try; elsewhere, where there is a node."""
+        """Give failed trials another try when nothing else is left to start; on another node, where there is one."""
         in_run = self.plan.settings.retry == "in_run"
         if len(self.packer) or not in_run or self.stop.level is not StopLevel.NONE:
             return

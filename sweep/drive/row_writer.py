@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
-from sweep.drive.progress import Display
+from sweep.drive.monitor.progress import Display
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial
@@ -81,7 +81,7 @@ class RowWriter:
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
     def _other_rows(self) -> list[LedgerRow]:
-        """What was measured here for other plans, or again: by a command with other settings, or after a change."""
+        """Rows of other plans, and of trials measured again: by a command with other settings, or after a change."""
         planned = {trial.trial_id for trial in self.plan.trials}
         rows = [row for trial_id, row in self.ledger.rows.items() if trial_id not in planned]
         measured = [row for row in rows if row["outcome"] not in UNMEASURED]

@@ -1,4 +1,4 @@
-"""What the gateway tells of itself: Prometheus metrics, one line a request in a log without prompts, its loop's lag."""
+"""The gateway's own figures: Prometheus metrics, a log with one line per request and no prompts, its loop's lag."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ LAG_RESOLUTION = 1e-4  # s
 
 @dataclass
 class Decision:
-    """What the gateway did with one request: a line of its log. It holds neither prompt nor answer nor key."""
+    """The gateway's decision about one request: a line of its log. It holds neither prompt nor answer nor key."""
 
     request_id: str
     status: int = 0

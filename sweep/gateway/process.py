@@ -48,7 +48,7 @@ class GatewaySilent(Exception):
 
 
 class GatewayReport(NamedTuple):
-    """What a gateway did in a trial: its decisions by request, and how late its loop was (p99, s)."""
+    """A gateway's account of a trial: its decisions by request, and how late its loop was (p99, s)."""
 
     decisions: dict[str, dict[str, Any]]
     loop_lag_p99: float | None
@@ -76,7 +76,7 @@ class RunningGateway:
         self._begin = self._log.stat().st_size if self._log.exists() else 0
 
     def report(self) -> GatewayReport:
-        """What it did since the reset."""
+        """Return its decisions and lag since the reset."""
         lag = None
         with contextlib.suppress(httpx.HTTPError, ValueError):  # one that has died
             state = httpx.get(f"{self.url}/gateway/state", timeout=GATEWAY_TIMEOUT, trust_env=False).json()
@@ -114,13 +114,13 @@ def running_gateway(
         reason = "gateway.clip.input_tokens: the model's tokenizer is not known; set model.tokenizer"
         raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, fault=Fault.SURROUNDINGS)
     # Not the engine's own launch with changes: that may be in a container, which has no gateway in it.
-    own = engines[0].launch
+    engine_launch = engines[0].launch
     launch = Launch(
-        model=own.model,
-        served_name=own.served_name,
+        model=engine_launch.model,
+        served_name=engine_launch.served_name,
         workdir=folder,
         python=sys.executable,
-        threads=own.threads,
+        threads=engine_launch.threads,
         cpus=tuple(sorted({core for engine in engines for core in engine.launch.cpus})),
     )
     verify_tls = settings.verify_tls and all(engine.backend.verify_tls for engine in engines)

@@ -1,4 +1,4 @@
-"""How far the answers that a cache serves are the engine's own: both are asked again, one after the other."""
+"""Agreement of the answers that a cache serves with the engine's own: both are asked again, one after the other."""
 
 import json
 import os

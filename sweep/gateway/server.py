@@ -71,7 +71,7 @@ class PatientProtocol(HttpToolsProtocol):
 
 @dataclass(frozen=True)
 class Service:
-    """What a gateway's process is started with."""
+    """The settings that a gateway's process is started with."""
 
     settings: Gateway
     to: tuple[str, ...]  # URLs of the engines

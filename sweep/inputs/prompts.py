@@ -142,7 +142,7 @@ class HubPrompts(Prompts):
             raise ValueError(f"workload.dataset={self.dataset}: no such folder; allowed is {allowed}")
 
     def digest(self, cache_dir: Path) -> str:
-        """Of a hub's data set the commit, of a folder the content; its rows are read, so that faults show at once."""
+        """Return a hub data set's commit, or a folder's digest; its rows are read, so that faults show at once."""
         local = self.fetched(cache_dir)
         local._questions()
         if self._local:

@@ -153,8 +153,8 @@ def _compute(
 def _reference_environ(launch: Launch) -> dict[str, str]:
     """Return the environment that an engine would have: without secrets, with its GPUs; without any, on all cores."""
     threads = launch.threads if launch.gpus else len(os.sched_getaffinity(0))
-    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}
-    return {**inherited_environment(("TRANSFORMERS_*",)), **ENGINE_ENVIRON, "PYTHONPATH": str(ROOT), **own}
+    env = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}
+    return {**inherited_environment(("TRANSFORMERS_*",)), **ENGINE_ENVIRON, "PYTHONPATH": str(ROOT), **env}
 
 
 def compare_once(work: Work, engine: Engine, expected: Reference | str, progress: Progress) -> dict[str, Any]:

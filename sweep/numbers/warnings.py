@@ -331,8 +331,8 @@ def uncounted_tokens(token_source: str) -> Evidence | None:
 )
 def own_token_count(token_source: str) -> Evidence | None:
     """The server did not count its output tokens: the model's tokenizer counted them in the text."""
-    own = "text" in token_source.split(", ")
-    return Evidence(1, "output tokens counted in the text by the model's tokenizer") if own else None
+    by_tokenizer = "text" in token_source.split(", ")
+    return Evidence(1, "output tokens counted in the text by the model's tokenizer") if by_tokenizer else None
 
 
 @_warning(

@@ -311,8 +311,8 @@ def _replace_unreachable(
     part = options.load(group, name)
     if (instead := part.get("instead")) and (reason := obstacle(group, part, request.settings["cache_dir"])):
         request.chosen[group], request.settings["durations"] = instead, None
-        what = " (random weights)" if group == "model" else ""
-        request.replaced.append(f"{group}: {instead}{what} instead of {name}: {reason}")
+        weights = " (random weights)" if group == "model" else ""
+        request.replaced.append(f"{group}: {instead}{weights} instead of {name}: {reason}")
 
 
 def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, options: ConfigPath) -> None:

@@ -88,12 +88,12 @@ class Difference(NamedTuple):
 def circumstances(row: Mapping[str, Any]) -> Circumstances:
     """Everything that a row says of how it was measured, save its configuration: that is what is run again."""
     facts, machine = _parsed(row, "engine_facts"), _parsed(row, "hardware")
-    recorded = {words: row.get(column) for column, words in ROW_COLUMNS.items()}
+    recorded = {name: row.get(column) for column, name in ROW_COLUMNS.items()}
     recorded |= {f"flag {name}": value for name, value in _flags(facts.get("command") or ()).items()}
     recorded |= {f"environment variable {name}": value for name, value in (facts.get("environ") or {}).items()}
     compared = {name: facts[name] for name in facts if name not in NOT_COMPARED and not name.startswith(ANSWER_FACTS)}
     recorded |= {f"engine's {name}": value for name, value in dotted(_without_folders(compared)).items()}
-    recorded |= {words: machine.get(name) for name, words in MACHINE_FACTS.items()}
+    recorded |= {name: machine.get(fact) for fact, name in MACHINE_FACTS.items()}
     if machine.get("memory_bytes"):
         recorded["memory"] = f"{machine['memory_bytes'] / BYTES_OF_GIB:.1f} GiB"
     recorded |= {DIGEST_NAMES.get(name, f"files of {name}"): value for name, value in _parsed(row, "digests").items()}

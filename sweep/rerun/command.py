@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from analysis.reproduction import FigureChange, Reproduction, figure_changes, finding
+from sweep.cli.run import Planned, execute_plan
 from sweep.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
 from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
@@ -22,7 +23,6 @@ from sweep.plan.planning import make_plan
 from sweep.rerun.capsule import Capsule
 from sweep.rerun.circumstances import Difference, changed_circumstances, circumstances, difference_lines
 from sweep.rerun.rows import opened_rows
-from sweep.run import Planned, execute_plan
 from sweep.whole_file import write_whole
 
 FOLDER = Path("results") / "rerun"

@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.load import RunNotFound
 from analysis.reproduction import point_noise
 from analysis.results import RunResults, open_results
-from analysis.variance import SPREAD_OF
+from analysis.statistics.variance import SPREAD_OF
 from backends.prepare import locks
 from sweep.config import ConfigError, first_line, shortened
 from sweep.disk import object_store, run_files

@@ -38,8 +38,8 @@ class Keys:
         credentials = sorted((name, value) for name, value in call.headers if name in CREDENTIALS)
         context = [call.path, call.context(), [[name.hex(), value.hex()] for name, value in credentials]]
         text = _ENCODER.encode([context, question.is_text])
-        own = json.dumps(question.parts) if question.parts else question.text
-        return AnswerKey(self._digest(text), self._digest(own))
+        content = json.dumps(question.parts) if question.parts else question.text
+        return AnswerKey(self._digest(text), self._digest(content))
 
     def _digest(self, text: str) -> bytes:
         data = text.encode("utf-8", "surrogatepass")

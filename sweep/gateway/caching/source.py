@@ -35,7 +35,7 @@ class AnswerSource:
 
     @property
     def _oldest(self) -> float:
-        """When an answer was stored that is about to be stale, s since the epoch."""
+        """The time at which an answer was stored that is about to be stale, s since the epoch."""
         return -math.inf if self.settings.ttl is None else self.clock() - self.settings.ttl
 
     async def find(self, call: Call, key: AnswerKey) -> tuple[Hit | None, Vector | None]:

@@ -1,4 +1,4 @@
-"""What others and the machine itself did to the engine over the measured time, by the telemetry (`samples`)."""
+"""Disturbances of the engine by other processes and by the machine itself, from the telemetry (`samples`)."""
 
 import math
 from collections.abc import Sequence

@@ -57,7 +57,7 @@ class Sizes(NamedTuple):
 
     @property
     def launches(self) -> bool:
-        """Whether there is memory for weights and cache before the first request: for one sequence, of a share."""
+        """Return whether weights and cache have memory before the first request: for one sequence, of a share."""
         if self.shared:
             return (self.room or 0.0) >= self.context
         return self.weights + RUNTIME + (self.room or 0.0) * self.per_token <= self.memory

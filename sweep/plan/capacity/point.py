@@ -45,7 +45,7 @@ class Demand(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether memory suffices; requests beyond a cache of fixed size wait."""
+        """Return whether memory suffices; requests beyond a cache of fixed size wait."""
         return self.sizes.launches and self.total <= self.sizes.memory
 
     def describe(self) -> str:

@@ -153,7 +153,7 @@ class PooledRequests:
         return np.where(sound, half, np.nan), np.where(sound_new, new, np.nan)
 
     def _parts(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """What each batch adds to the mean's deviation, about the mean of all, and the variance of one value.
+        """Each batch's part of the mean's deviation, about the mean of all, and the variance of one value.
 
         Shapes (..., R, B) and (...). The values are 0 after the last.
         """
@@ -218,7 +218,7 @@ def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArra
 
 
 def _hidden_variance(length: FloatArray) -> FloatArray:
-    """What short replicates multiply a variance by: dependence that lasts as long as they do does not show."""
+    """The factor on the variance of short replicates: dependence that lasts as long as they do does not show."""
     return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(length, HIDE_MOST_VARIANCE), np.float64)
 
 
@@ -404,7 +404,7 @@ def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArra
 
 
 def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> FloatArray:
-    """What lies at a place (from 0) between two of n order statistics, linearly; NaN outside them. Shape (...).
+    """The value at a place (from 0) between two of n order statistics, linearly; NaN outside them. Shape (...).
 
     It is infinite if the upper one is.
     """

@@ -15,8 +15,8 @@ from types import FrameType
 
 from sweep.config import ISSUE_AGAIN, ConfigError, import_path
 from sweep.disk.run_files import RunPaths
+from sweep.drive.monitor.status import last_status
 from sweep.drive.output_folder import results_folder
-from sweep.drive.status import last_status
 from sweep.drive.stop_control import STOP_SIGNALS, deadline_at, job_end
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run

@@ -1,4 +1,4 @@
-"""How each point compares with the baseline's, and each step of a ladder with the step below it."""
+"""Ratios of each point to the baseline's, and of each step of a ladder to the step below it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.comparison import Trials, differences, fit
 from analysis.headline import ASKED, COUNTS, HEADLINE
 from analysis.load import Run
+from analysis.statistics.comparison import Trials, differences, fit
 
 Positions = NDArray[np.int64]  # of rows, or of points
 RATIO_COLUMNS = ("", "_ci_low", "_ci_high", "_all_low", "_all_high")
@@ -121,7 +121,7 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
 
 
 def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bool_]:
-    """Which points are of the baseline; none if there is no baseline or none of its points."""
+    """Return which points are of the baseline; none if there is no baseline or none of its points."""
     baseline = _in_columns(points, baseline)
     if not baseline or not set(baseline) <= set(points.columns):
         return np.zeros(len(points), np.bool_)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.plotting.layout import Layout
-from analysis.ratios import is_baseline
 from analysis.results import RunResults
+from analysis.statistics.ratios import is_baseline
 
 THROUGHPUT = "output_throughput"
 
@@ -46,14 +46,14 @@ def best_gains(results: RunResults) -> list[BestGain]:
         if of_baseline.empty:
             continue
         base = of_baseline.iloc[int(of_baseline[THROUGHPUT].argmax())]
-        for line, own in group[~group["baseline"]].groupby("line", sort=False):
-            gains.append(_gain(layout, str(line), str(panel), own, base))
+        for line, curve in group[~group["baseline"]].groupby("line", sort=False):
+            gains.append(_gain(layout, str(line), str(panel), curve, base))
     return sorted((gain for gain in gains if gain.load != gain.baseline_load), key=lambda gain: -gain.ratio)
 
 
-def _gain(layout: Layout, line: str, panel: str, own: pd.DataFrame, base: "pd.Series[Any]") -> BestGain:
-    best = own.iloc[int(own[THROUGHPUT].argmax())]
+def _gain(layout: Layout, line: str, panel: str, curve: pd.DataFrame, base: "pd.Series[Any]") -> BestGain:
+    best = curve.iloc[int(curve[THROUGHPUT].argmax())]
     name = f"{THROUGHPUT}_vs_baseline"
-    equal = float(own[name].max()) if name in own else math.nan
+    equal = float(curve[name].max()) if name in curve else math.nan
     ratio = float(best[THROUGHPUT]) / float(base[THROUGHPUT])
     return BestGain(line, panel, ratio, layout.load(best), layout.load(base), equal)

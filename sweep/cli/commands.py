@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(arguments: list[str]) -> int:
     """Run an experiment, or a single configuration: compose, plan, check, run, report."""
-    from sweep.run import run
+    from sweep.cli.run import run
 
     folders, overrides = _config_dirs(arguments)
     if not overrides or {"-h", "--help"} & set(arguments):
@@ -73,7 +73,7 @@ def reissue(arguments: list[str]) -> int:
     Exit status 75 is that of a run that had to stop (Ray gone, a full disk) before it was finished. Also a command that
     was killed is issued again. It ends with the status of the last command, or after the command's deadline.
     """
-    from sweep.reissue import Reissuer
+    from sweep.cli.reissue import Reissuer
 
     folders, overrides = _config_dirs(arguments)
     if not overrides or {"-h", "--help"} & set(arguments):
@@ -84,7 +84,7 @@ def reissue(arguments: list[str]) -> int:
 
 def status(arguments: list[str]) -> int:
     """Print what is done, what runs where, what failed and why, and how long the rest will take."""
-    from sweep.drive import status
+    from sweep.drive.monitor import status
 
     parser = Parser(globals()["status"])
     parser.add_argument("run", metavar="RUN", help="a results folder, its name under results/, or s3://bucket/run")
@@ -107,8 +107,8 @@ def report(arguments: list[str]) -> int:
 
     With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
     """
+    from sweep.cli.run import print_report
     from sweep.disk.run_files import run_folder
-    from sweep.run import print_report
 
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
@@ -356,7 +356,7 @@ def selfcheck(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="as for sweep run, e.g. +experiment=serving")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_args(arguments)
-    from sweep import selfcheck as room
+    from sweep.cli import selfcheck as room
 
     path = ConfigPath.of_user(folders)
     streams = options.streams or (room.plan_load(options.overrides, path) if options.overrides else 256)
@@ -463,7 +463,7 @@ def completion(arguments: list[str]) -> int:
     zsh   eval "$(sweep completion zsh)"         in ~/.zshrc, after compinit
     fish  sweep completion fish | source         in ~/.config/fish/config.fish
     """
-    from sweep.shell_completion import SCRIPTS, candidates
+    from sweep.cli.shell_completion import SCRIPTS, candidates
 
     if arguments[:1] == ["--words"]:  # of the line, `sweep` first
         folders, line = _config_dirs(arguments[2:])
@@ -539,7 +539,7 @@ def _help_of_run(overrides: Sequence[str], options: ConfigPath) -> None:
 
 
 def _print_keys(options: ConfigPath, group: str, option: str) -> None:
-    from sweep.keys import keys_of
+    from sweep.cli.keys import keys_of
     from sweep.plan.axes import flow
 
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import FloatArray
 from analysis.load import Run, trial_folder
 from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, labelled_column
+from analysis.statistics.intervals import FloatArray
 from sweep.disk import run_files
 from sweep.disk.tables import read_table
+from sweep.numbers.quantity import columns
 
 SPREAD_OF = ("output_throughput", "ttft_p50", "tpot_p50")
 REQUEST_GROUPS = 8  # of the requests of a trial
@@ -167,7 +168,7 @@ def variance_of_log(requests: pd.DataFrame, column: str) -> float:
     if column == "output_throughput":
         parts = _throughputs(requests)
     else:
-        groups = np.array_split(requests[column.removesuffix("_p50")].dropna().to_numpy(np.float64), REQUEST_GROUPS)
+        groups = np.array_split(requests[columns()[column].quantity.name].dropna().to_numpy(np.float64), REQUEST_GROUPS)
         parts = np.array([np.median(group) if len(group) else np.nan for group in groups])
     parts = parts[np.isfinite(parts) & (parts > 0)]
     return float(np.var(np.log(parts), ddof=1) / len(parts)) if len(parts) > 1 else math.nan

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis.intervals import CONFIDENCE, FloatArray, t
+from analysis.statistics.intervals import CONFIDENCE, FloatArray, t
 
 PointIndices = NDArray[np.int64]
 

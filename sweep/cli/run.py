@@ -22,6 +22,7 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.endpoint_model import with_model
+from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.preflight import (
     assume_machine,
@@ -33,7 +34,6 @@ from sweep.drive.preflight import (
     ray_schedule,
     surroundings,
 )
-from sweep.drive.progress import Display
 from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.options import ConfigPath
 from sweep.outage import DISK_FULL

@@ -5,10 +5,10 @@ from enum import StrEnum
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import Trials, fit, indistinguishable
 from analysis.headline import ASKED, HEADLINE
 from analysis.quantities import labelled_column
-from analysis.ratios import Positions, positions
+from analysis.statistics.comparison import Trials, fit, indistinguishable
+from analysis.statistics.ratios import Positions, positions
 
 GPUS = "backend.gpus"  # of one engine: configurations on several and on one are no rivals
 

@@ -20,8 +20,8 @@ from sweep.config import ConfigError
 from sweep.disk import object_store, run_files
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
-from sweep.drive.progress import Display, progress_text
-from sweep.drive.totals import Totals, count_anew, read_totals
+from sweep.drive.monitor.progress import Display, progress_text
+from sweep.drive.monitor.totals import Totals, count_anew, read_totals
 from sweep.records import Outcome, TrialProgress
 from sweep.time_factor import scaled
 from sweep.wording import count, duration_text, time_left

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.headline import HEADLINE
-from analysis.intervals import CONFIDENCE, Estimate
 from analysis.quantities import LabelledColumn, labelled_column
-from analysis.standings import Standing, question_columns
+from analysis.statistics.intervals import CONFIDENCE, Estimate
+from analysis.statistics.standings import Standing, question_columns
 from analysis.summary import estimate
 
 MOST_LINES_NAMED = 3  # points in a sentence
@@ -42,7 +42,7 @@ def best(points: pd.DataFrame, columns: Sequence[str] = HEADLINE) -> list[Best]:
 
 
 class Tally(NamedTuple):
-    """How often each line was the sole best of a quantity."""
+    """The number of times that each line was the sole best of a quantity."""
 
     quantity: LabelledColumn
     wins: Counter[str]

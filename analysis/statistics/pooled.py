@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from analysis import intervals
-from analysis.intervals import FloatArray, Interval, PooledGaps, PooledRequests, without_intervals
 from analysis.load import Run, trial_folder
+from analysis.statistics import intervals
+from analysis.statistics.intervals import FloatArray, Interval, PooledGaps, PooledRequests, without_intervals
 from sweep.config import DamagedFile
 from sweep.disk.tables import read_table
 from sweep.numbers.chunks import Block
@@ -331,7 +331,7 @@ def _of_requests(
 
 
 def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
-    """What each request of a trial adds to a throughput, when it was sent, and how long it took or was tried."""
+    """Each request's part of a throughput, the time at which it was sent, and how long it took or was tried."""
     done = np.where(trial["failed"] > 0, 0.0, 1.0)
     if THROUGHPUTS[name]:
         done = done * np.where(done > 0, sum(trial[column] for column in THROUGHPUTS[name]), 0.0)

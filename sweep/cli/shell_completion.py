@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from sweep.cli.keys import keys_of
 from sweep.config import CONF, GROUPS
-from sweep.keys import keys_of
 from sweep.options import PRIMARY, ConfigPath
 
 # Bash breaks words at `=`: what stands before the last one is on the line already.
