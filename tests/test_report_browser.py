@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
+import analysis
 from analysis.report.html import html
 from analysis.results import RunResults, open_results
 from tests import browser as chromium
@@ -230,8 +231,10 @@ def test_a_point_says_its_figures_to_pointer_and_keyboard(browser: Browser, page
     assert {link.rpartition("/")[2] for link in links} == {"engine.log", "requests.parquet", "telemetry.parquet"}
     assert all((page.parent / link).is_file() for link in links if not link.endswith(("telemetry.parquet",)))
     command = text(browser, "#details .again code")
-    assert command.startswith("python -m sweep +experiment=throughput_bound backend=")
-    assert " load.batch_size=" in command
+    assert command.startswith(f"sweep rerun {page.parent}#")
+    trial_ids = set(analysis.load(page.parent).query("outcome == 'ok'")["trial_id"])
+    assert command.rpartition("#")[2] in trial_ids
+    assert "another trial" in details
 
 
 def test_what_is_shown_comes_as_csv(browser: Browser, page: Path, tmp_path: Path) -> None:

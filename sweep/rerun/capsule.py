@@ -23,9 +23,9 @@ from backends.prepare import locks
 from sweep.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.disk import object_store, run_files
 from sweep.disk.run_files import run_folder
+from sweep.labels import TRIAL_MARK
 from sweep.rerun.circumstances import Circumstances, circumstances
 
-TRIAL_MARK = "#"  # between a run and a trial's id
 STANDARD_INPUT = "-"
 FEWEST_CHARACTERS = 4  # of an id that is not whole
 
