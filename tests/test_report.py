@@ -102,6 +102,7 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
         *("python -m sweep +experiment=throughput_bound", "first token − scheduled", "p99 over only 64 requests"),
     ):
         assert said in words, said
+    assert "`" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL), "code is marked as such"
     assert len(text) < 2_000_000
     assert "best throughput" in output
     assert "oom_run x2 transformers" in output
