@@ -3,6 +3,7 @@
 Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
 """
 
+import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ from sweep.disk import row as trial_row
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import check_footer, read_table
+from sweep.labels import dotted
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
+PARTS = ("backend", "model", "workload", "load")
 _BULKY = (
     "config",
     "settings",
@@ -100,6 +103,7 @@ def open_run(folder: str | Path, all_rows: bool = False) -> Run:
         raise DamagedFile(paths.trials, first_line(error)) from error
     trials, experiment = _frame(table), _experiment(paths.plan)
     if all_rows:  # those of other plans may have other axes
+        trials = _with_settings(trials)
         return Run(paths, trials, {key: value for key, value in experiment.items() if key not in ("axes", "trials")})
     planned = _in_plan(trials)
     return Run(paths, planned, experiment, len(trials) - len(planned))
@@ -125,6 +129,32 @@ def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
     present = trials[planned].reset_index(drop=True)
     empty_axes = [name for name in present if "." in str(name) and present[name].isna().all()]
     return present.drop(columns=empty_axes)
+
+
+def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """With a column for each setting in which trials of the same names differ: a plan has columns for its axes alone.
+
+    Without them the trials of plans that differ in a setting would look like replicates of one point.
+    """
+    configs = {text: dotted(json.loads(text)) for text in trials["config"].dropna().unique()}
+    varying: set[str] = set()
+    for _, texts in trials[trials["config"].notna()].groupby(list(PARTS), dropna=False)["config"]:
+        first, *others = (configs[text] for text in texts.unique())
+        varying |= {key for each in others for key in first.keys() | each.keys() if first.get(key) != each.get(key)}
+    settings = {key: [_plain(configs.get(text, {}).get(key)) for text in trials["config"]] for key in sorted(varying)}
+    columns = {key: pd.Series(values, trials.index, object) for key, values in settings.items() if "." in key}
+    columns = {
+        key: (
+            trials[key].astype(object).where(trials[key].notna(), values) if key in trials else values
+        ).infer_objects()
+        for key, values in columns.items()
+    }
+    return trials.assign(**columns)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a column can have it: a list as its text."""
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def _paths(folder: str | Path) -> RunPaths:

@@ -16,10 +16,10 @@ from backends.prepare import locks
 from sweep.config import ConfigError, first_line, shortened
 from sweep.disk import object_store, run_files
 from sweep.disk.run_files import run_folder
+from sweep.labels import TRIAL_MARK
 from sweep.rerun.capsule import Capsule, packed_lock, parse_capsules
 from sweep.rerun.circumstances import circumstances
 
-TRIAL_MARK = "#"  # between a run and a trial's id
 STANDARD_INPUT = "-"
 FEWEST_CHARACTERS = 4  # of a trial's id, where only its beginning is given
 

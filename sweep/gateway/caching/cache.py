@@ -59,7 +59,7 @@ class NearestVectors:
 
     def remove(self, entry: Entry) -> None:
         del self._entries[entry.vector_number]
-        self._index.remove_ids(np.array([entry.vector_number]))
+        self._index.remove_ids(np.array([entry.vector_number]))  # type: ignore[arg-type]  # faiss takes arrays as well
 
     def nearest(self, vector: Vector, threshold: float) -> tuple[Entry, float] | None:
         """The entry with the most similar question and the similarity, if it exceeds the threshold."""
