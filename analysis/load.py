@@ -141,7 +141,9 @@ def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
     for _, texts in trials[trials["config"].notna()].groupby(list(PARTS), dropna=False)["config"]:
         first, *others = (configs[text] for text in texts.unique())
         varying |= {key for each in others for key in first.keys() | each.keys() if first.get(key) != each.get(key)}
-    settings = {key: [_plain(configs.get(text, {}).get(key)) for text in trials["config"]] for key in sorted(varying)}
+    settings = {
+        key: [_setting_value(configs.get(text, {}).get(key)) for text in trials["config"]] for key in sorted(varying)
+    }
     columns = {key: pd.Series(values, trials.index, object) for key, values in settings.items() if "." in key}
     columns = {
         key: (
@@ -152,7 +154,7 @@ def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.assign(**columns)
 
 
-def _plain(value: Any) -> Any:
+def _setting_value(value: Any) -> Any:
     """A setting as a column can have it: a list as its text."""
     return json.dumps(value) if isinstance(value, list) else value
 
