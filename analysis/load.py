@@ -190,7 +190,7 @@ def _experiment(plan: Path) -> dict[str, Any]:
 def requests(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
-    """The requests of a run, or of the trials named, warm-up included (`phase`), with their `trial_id`.
+    """The requests of a run's present plan, or of the trials named, with their `trial_id`; warm-up too (`phase`).
 
     A column that an older file lacks is null there. `damaged="skip"` leaves out files that cannot be read, with a
     Python warning that names each.
@@ -199,14 +199,14 @@ def requests(
         RunNotFound, KeyError: if there is no such run or trial.
         DamagedFile: naming the first file that cannot be read.
     """
-    return _read(open_run(folder), "requests.parquet", trial_id, damaged == "skip")
+    return _read(folder, "requests.parquet", trial_id, damaged == "skip")
 
 
 def telemetry(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
     """As `requests`, the telemetry: time (s from the trial's start), series, device, value, trial_id."""
-    return _read(open_run(folder), "telemetry.parquet", trial_id, damaged == "skip")
+    return _read(folder, "telemetry.parquet", trial_id, damaged == "skip")
 
 
 def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
@@ -214,14 +214,18 @@ def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
     return run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder
 
 
-def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False) -> pd.DataFrame:
-    trials = run.trials[run.trials["attempt"].notna()]
-    if trial_id is not None:
-        trial_ids = [trial_id] if isinstance(trial_id, str) else list(trial_id)
-        unknown = set(trial_ids) - set(run.trials["trial_id"])
-        if unknown:
-            raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
-        trials = trials[trials["trial_id"].isin(trial_ids)]
+def _read(
+    folder: str | Path, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False
+) -> pd.DataFrame:
+    run = open_run(folder)
+    trial_ids = (
+        [trial_id] if isinstance(trial_id, str) else list(run.trials["trial_id"] if trial_id is None else trial_id)
+    )
+    if set(trial_ids) - set(run.trials["trial_id"]):
+        run = open_run(folder, all_rows=True)  # one of another plan
+    if unknown := set(trial_ids) - set(run.trials["trial_id"]):
+        raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
+    trials = run.trials[run.trials["attempt"].notna() & run.trials["trial_id"].isin(trial_ids)]
     tables = []
     for _, row in trials.iterrows():
         try:

@@ -37,7 +37,7 @@ def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
     assert main(["report", str(twice), "all=true"]) == 0
     printed = capsys.readouterr().out
     assert "other-rows" not in printed
-    for each in ("itl.mean=0.02", "itl.mean=0.04"):
+    for each in ("mean 0.02", "mean 0.04"):
         assert each in printed, "they are no replicates of one point"
     assert main(["report", str(twice)]) == 0
 
