@@ -1,4 +1,4 @@
-"""What bought the gain, in throughput, TTFT and cost: the factor of each setting or step, from the first to the last."""
+"""What bought the gain, in throughput, TTFT and cost: the factor of each setting or step, first to last."""
 
 from collections.abc import Sequence
 
