@@ -142,19 +142,18 @@ def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
         first, *others = (configs[text] for text in texts.unique())
         varying |= {key for each in others for key in first.keys() | each.keys() if first.get(key) != each.get(key)}
     settings = {
-        key: [_setting_value(configs.get(text, {}).get(key)) for text in trials["config"]] for key in sorted(varying)
+        key: [_column_value(configs.get(text, {}).get(key)) for text in trials["config"]] for key in sorted(varying)
     }
-    columns = {key: pd.Series(values, trials.index, object) for key, values in settings.items() if "." in key}
-    columns = {
-        key: (
-            trials[key].astype(object).where(trials[key].notna(), values) if key in trials else values
-        ).infer_objects()
-        for key, values in columns.items()
-    }
+    columns = {}
+    for key in (key for key in settings if "." in key):
+        column = pd.Series(settings[key], trials.index, object)
+        if key in trials:  # an axis of some of the plans
+            column = trials[key].astype(object).where(trials[key].notna(), column)
+        columns[key] = column.infer_objects()
     return trials.assign(**columns)
 
 
-def _setting_value(value: Any) -> Any:
+def _column_value(value: Any) -> Any:
     """A setting as a column can have it: a list as its text."""
     return json.dumps(value) if isinstance(value, list) else value
 
@@ -192,6 +191,7 @@ def requests(
 ) -> pd.DataFrame:
     """The requests of a run's present plan, or of the trials named, with their `trial_id`; warm-up too (`phase`).
 
+    A trial that is named may be of another plan; of a trial that was measured twice it is the last measurement.
     A column that an older file lacks is null there. `damaged="skip"` leaves out files that cannot be read, with a
     Python warning that names each.
 
@@ -214,18 +214,17 @@ def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
     return run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder
 
 
-def _read(
-    folder: str | Path, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False
-) -> pd.DataFrame:
-    run = open_run(folder)
-    trial_ids = (
-        [trial_id] if isinstance(trial_id, str) else list(run.trials["trial_id"] if trial_id is None else trial_id)
-    )
-    if set(trial_ids) - set(run.trials["trial_id"]):
-        run = open_run(folder, all_rows=True)  # one of another plan
-    if unknown := set(trial_ids) - set(run.trials["trial_id"]):
-        raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
-    trials = run.trials[run.trials["attempt"].notna() & run.trials["trial_id"].isin(trial_ids)]
+def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False) -> pd.DataFrame:
+    trials = run.trials
+    if trial_id is not None:
+        trial_ids = [trial_id] if isinstance(trial_id, str) else list(trial_id)
+        if unknown := set(trial_ids) - set(trials["trial_id"]):
+            rows = load(run.paths.out, all_rows=True)
+            trials = pd.concat([trials, rows[rows["trial_id"].isin(unknown)].drop_duplicates("trial_id", keep="last")])
+        if unknown := set(trial_ids) - set(trials["trial_id"]):
+            raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
+        trials = trials[trials["trial_id"].isin(trial_ids)]
+    trials = trials[trials["attempt"].notna()]
     tables = []
     for _, row in trials.iterrows():
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import analysis
-from analysis.exchange import vllm_bench
+from analysis.exchange import tools, vllm_bench
 from sweep.__main__ import main
 from tests.synthetic_run import make_run
 
@@ -84,6 +84,42 @@ def test_the_arrivals_of_an_open_loop_go_out_and_come_back(tmp_path):
     row = rows.iloc[1].to_dict() | {"config": config, "started_at": None, "num_requests": 40}
     assert vllm_bench._result(row, {"request_rate": 5.0})["burstiness"] == 0.5
     assert vllm_bench._result(row | {"config": None, "load": "constant"}, {})["burstiness"] is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "load", "rate", "burstiness"),
+    [
+        ({"type": "poisson", "rate": 10.0}, "poisson", 10, None),
+        ({"type": "gamma", "rate": 10.0, "smoothness": 0.5, "concurrency": 64}, "gamma", 10, 0.5),
+        ({"type": "fixed_schedule"}, "trace", None, None),
+    ],
+)
+def test_an_open_loop_of_aiperf_has_latencies_from_the_send_alone(tmp_path, phase, load, rate, burstiness):
+    """Its phases in an open loop, as its configuration declares them, in a file of a closed one."""
+    content = json.loads((FILES / "aiperf.json").read_text())
+    content["input_config"]["phases"] = [{"name": "profiling", "kind": "profiling", "requests": 40, **phase}]
+    (row,) = rows_of_content(tmp_path, content)
+    assert (row["load"], row["rate"], row.get("load.burstiness"), row["concurrency"]) == (load, rate, burstiness, None)
+    assert row["service_ttft_p50"] == pytest.approx(0.094, rel=0.01)
+    assert row["tpot_p50"] > 0
+    assert not any(name.startswith(("ttft", "e2el")) for name in row)
+
+
+def test_an_open_loop_of_guidellm_has_its_latency_from_the_schedule_as_e2el():
+    """40 requests of 16 tokens, 10/s, of an engine with 50 ms to the first token and 10 ms to each later."""
+    (row,) = tools.rows_of(FILES / "guidellm_poisson.json")
+    assert (row["load"], row["rate"], row["concurrency"]) == ("poisson", 10, None)
+    assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (40, 0, 640)
+    assert row["service_e2el_p50"] == pytest.approx(0.2015, abs=0.001)
+    assert row["e2el_p50"] == pytest.approx(0.2067, abs=0.001), "it was sent later than scheduled"
+    assert row["service_ttft_p50"] == pytest.approx(0.0516, abs=0.001)
+    assert not any(name.startswith(("ttft", "tpot_e2e")) for name in row)
+
+
+def rows_of_content(folder, content):
+    file = folder / "result.json"
+    file.write_text(json.dumps(content))
+    return tools.rows_of(file)
 
 
 def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_path, capsys):

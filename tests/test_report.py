@@ -116,11 +116,8 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
 
 def test_a_point_is_run_again_from_its_row_or_by_the_command_of_its_run(tmp_path: Path) -> None:
     config = json.dumps({"backend": {"name": "a"}})
-    rows = [
-        trial("a", 1, 0, 10.0, config=config, seed=1),
-        trial("a", 2, 0, None, config=config),
-        trial("a", 4, 0, 10.0),
-    ]
+    rows = [trial("a", 1, 0, 10.0, config=config, seed=1), trial("a", 2, 0, None, config=config)]
+    rows.append(trial("a", 4, 0, 10.0))
     run = run_of(tmp_path / "one run", rows, command="sweep +experiment=x")
     row, *others = page_data(RunResults(run))["points"]["again"]
     assert others == [f"sweep +experiment=x load.batch_size={size} out=results/again" for size in (2, 4)], (

@@ -107,7 +107,6 @@ def test_whiskers_end_within_the_figure_or_have_an_arrowhead(browser: Browser, p
     rows = [trial("a", size, index, size * (1 + 4 * index), ttft_p50=0.1) for size in (8, 9) for index in range(2)]
     browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
     browser.run(SET, "x", "size")
-    browser.run(SET, "interval", "new")
     assert browser.run(TOP_OF_WHISKERS) == 14, "an interval of two launches is very long"
     assert "arrowhead" in text(browser, "#figure-note")
 

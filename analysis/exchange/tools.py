@@ -178,8 +178,8 @@ def _add_series(row: ImportedRow, name: str, of_tool: Mapping[str, Any], seconds
 
 def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
     """The statistics of a series under our names, in s."""
-    values = {name: float(of_tool[key]) for key, name in STATISTICS.items() if of_tool.get(key) is not None}
-    return {name: value * seconds for name, value in values.items() if not math.isnan(value)}
+    values = {statistic: float(of_tool[key]) for key, statistic in STATISTICS.items() if of_tool.get(key) is not None}
+    return {statistic: value * seconds for statistic, value in values.items() if not math.isnan(value)}
 
 
 def _positive(value: Any) -> float | None:
