@@ -199,14 +199,14 @@ def requests(
         RunNotFound, KeyError: if there is no such run or trial.
         DamagedFile: naming the first file that cannot be read.
     """
-    return _read(folder, "requests.parquet", trial_id, damaged == "skip")
+    return _read(open_run(folder), "requests.parquet", trial_id, damaged == "skip")
 
 
 def telemetry(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
     """As `requests`, the telemetry: time (s from the trial's start), series, device, value, trial_id."""
-    return _read(folder, "telemetry.parquet", trial_id, damaged == "skip")
+    return _read(open_run(folder), "telemetry.parquet", trial_id, damaged == "skip")
 
 
 def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
