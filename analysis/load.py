@@ -3,6 +3,7 @@
 Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
 """
 
+import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ from sweep.disk import row as trial_row
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import check_footer, read_table
+from sweep.labels import dotted
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
+PARTS = ("backend", "model", "workload", "load")
 _BULKY = (
     "config",
     "settings",
@@ -100,6 +103,7 @@ def open_run(folder: str | Path, all_rows: bool = False) -> Run:
         raise DamagedFile(paths.trials, first_line(error)) from error
     trials, experiment = _frame(table), _experiment(paths.plan)
     if all_rows:  # those of other plans may have other axes
+        trials = _with_settings(trials)
         return Run(paths, trials, {key: value for key, value in experiment.items() if key not in ("axes", "trials")})
     planned = _in_plan(trials)
     return Run(paths, planned, experiment, len(trials) - len(planned))
@@ -125,6 +129,34 @@ def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
     present = trials[planned].reset_index(drop=True)
     empty_axes = [name for name in present if "." in str(name) and present[name].isna().all()]
     return present.drop(columns=empty_axes)
+
+
+def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """With a column for each setting in which trials of the same names differ: a plan has columns for its axes alone.
+
+    Without them the trials of plans that differ in a setting would look like replicates of one point.
+    """
+    configs = {text: dotted(json.loads(text)) for text in trials["config"].dropna().unique()}
+    varying: set[str] = set()
+    for _, texts in trials[trials["config"].notna()].groupby(list(PARTS), dropna=False)["config"]:
+        first, *others = (configs[text] for text in texts.unique())
+        varying |= {key for each in others for key in first.keys() | each.keys() if first.get(key) != each.get(key)}
+    settings = {
+        key: [_setting_value(configs.get(text, {}).get(key)) for text in trials["config"]] for key in sorted(varying)
+    }
+    columns = {key: pd.Series(values, trials.index, object) for key, values in settings.items() if "." in key}
+    columns = {
+        key: (
+            trials[key].astype(object).where(trials[key].notna(), values) if key in trials else values
+        ).infer_objects()
+        for key, values in columns.items()
+    }
+    return trials.assign(**columns)
+
+
+def _setting_value(value: Any) -> Any:
+    """A setting as a column can have it: a list as its text."""
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def _paths(folder: str | Path) -> RunPaths:
@@ -158,7 +190,7 @@ def _experiment(plan: Path) -> dict[str, Any]:
 def requests(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
-    """The requests of a run, or of the trials named, warm-up included (`phase`), with their `trial_id`.
+    """The requests of a run's present plan, or of the trials named, with their `trial_id`; warm-up too (`phase`).
 
     A column that an older file lacks is null there. `damaged="skip"` leaves out files that cannot be read, with a
     Python warning that names each.
@@ -167,14 +199,14 @@ def requests(
         RunNotFound, KeyError: if there is no such run or trial.
         DamagedFile: naming the first file that cannot be read.
     """
-    return _read(open_run(folder), "requests.parquet", trial_id, damaged == "skip")
+    return _read(folder, "requests.parquet", trial_id, damaged == "skip")
 
 
 def telemetry(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
     """As `requests`, the telemetry: time (s from the trial's start), series, device, value, trial_id."""
-    return _read(open_run(folder), "telemetry.parquet", trial_id, damaged == "skip")
+    return _read(folder, "telemetry.parquet", trial_id, damaged == "skip")
 
 
 def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
@@ -182,14 +214,18 @@ def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
     return run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder
 
 
-def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False) -> pd.DataFrame:
-    trials = run.trials[run.trials["attempt"].notna()]
-    if trial_id is not None:
-        trial_ids = [trial_id] if isinstance(trial_id, str) else list(trial_id)
-        unknown = set(trial_ids) - set(run.trials["trial_id"])
-        if unknown:
-            raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
-        trials = trials[trials["trial_id"].isin(trial_ids)]
+def _read(
+    folder: str | Path, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False
+) -> pd.DataFrame:
+    run = open_run(folder)
+    trial_ids = (
+        [trial_id] if isinstance(trial_id, str) else list(run.trials["trial_id"] if trial_id is None else trial_id)
+    )
+    if set(trial_ids) - set(run.trials["trial_id"]):
+        run = open_run(folder, all_rows=True)  # one of another plan
+    if unknown := set(trial_ids) - set(run.trials["trial_id"]):
+        raise KeyError(f"{run.paths.out}: no trial {', '.join(sorted(unknown))}")
+    trials = run.trials[run.trials["attempt"].notna() & run.trials["trial_id"].isin(trial_ids)]
     tables = []
     for _, row in trials.iterrows():
         try:

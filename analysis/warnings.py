@@ -299,7 +299,7 @@ def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
 @register(
     CHECKS,
     Severity.INFO,
-    "sweep report RUN --all shows them; in trials.parquet in_plan tells them apart, and sweep compare compares them.",
+    "sweep report RUN all=true shows them; in_plan in trials.parquet tells them apart, sweep compare compares them.",
 )
 def other_rows(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The folder holds results of other plans, or earlier ones of the same trials, which are not shown."""

@@ -244,7 +244,8 @@ class Backend(Strict):
             raise ValueError("price_per_hour and price_per_million_tokens: allowed is one of them")
         if (self.price_per_hour or self.price_per_million_tokens) and self.launches:
             raise ValueError(
-                "price: is an endpoint's; that of the machine which launches it is hardware.price_per_hour"
+                "price_per_hour and price_per_million_tokens: allowed at an endpoint; the price of a machine that "
+                "launches engines is hardware.price_per_hour"
             )
         return self
 

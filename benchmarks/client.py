@@ -37,6 +37,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from backends.simulated_server.truth import Truth, read_log
+from benchmarks.documents import write_section
 from sweep.client.process import PRIORITY
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.numbers.quantile import quantile
@@ -446,9 +447,7 @@ def main() -> None:
     lines += ["", *(f"* {comparison}" for comparison in compared)]
     print("\n".join(lines[-len(compared) - 1 :]))
     if options.write:
-        before, _, rest = options.write.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        options.write.write_text(f"{before}{MARKS[0]}\n{chr(10).join(lines)}\n{MARKS[1]}{after}")
+        write_section(options.write, MARKS, lines)
 
 
 def other_load() -> float:

@@ -22,6 +22,7 @@ from analysis.compare.noise import FEWEST_COMPARISONS, MachineNoise
 from analysis.compare.output import reach
 from analysis.compare.verdicts import PointComparison, point_comparison
 from analysis.quantities import compared_column
+from benchmarks.documents import write_section
 from benchmarks.paired_launches import AGAIN, PLANTED, REFERENCE, ROWS, read_rows
 from sweep import provenance
 
@@ -53,8 +54,8 @@ def compared(first: pd.DataFrame, second: pd.DataFrame, noise: MachineNoise | No
 def in_pairs(frame: pd.DataFrame, other: str, launched: int, count: int) -> list[PointComparison]:
     """Comparisons of an arm with the reference, in whole pairs, which no comparison has twice."""
     random, blocks = np.random.default_rng(launched), arm(frame, other).index
-    drawn = (random.choice(blocks, launched, replace=False) for _ in range(count))
-    return [compared(arm(frame, REFERENCE, each), arm(frame, other, each)) for each in drawn]
+    samples = (random.choice(blocks, launched, replace=False) for _ in range(count))
+    return [compared(arm(frame, REFERENCE, each), arm(frame, other, each)) for each in samples]
 
 
 def one_after_the_other(
@@ -85,15 +86,15 @@ def table_of_arms(frame: pd.DataFrame) -> Iterator[str]:
         yield f"| {name} | {len(rows)} | {rows['stopped_share'].mean():.1%} | {median:.1f} | {ratio} |"
 
 
-def table_of_pairs(frame: pd.DataFrame, whole: PointComparison, count: int) -> Iterator[str]:
+def table_of_pairs(frame: pd.DataFrame, all_pairs: PointComparison, count: int) -> Iterator[str]:
     """Alarms in pairs, at the budgets that the command prints of the whole study."""
     yield f"| {count} comparisons, in pairs | launches a side | minutes | fail the build |"
     yield "|---|---|---|---|"
-    for name, launched in zip(PLANTED, whole.launches, strict=True):
+    for name, launched in zip(PLANTED, all_pairs.launches, strict=True):
         for other, title in ((AGAIN, "A/A"), (name, name)):
             enough = launched <= len(arm(frame, other))
             failed = alarms(in_pairs(frame, other, launched, count)) if enough else "not drawn: too few pairs"
-            yield f"| {title} | {launched} | {launched * whole.launch_minutes:.1f} | {failed} |"
+            yield f"| {title} | {launched} | {launched * all_pairs.launch_minutes:.1f} | {failed} |"
 
 
 def table_of_runs(frame: pd.DataFrame, count: int) -> Iterator[str]:
@@ -124,10 +125,10 @@ def conditions(frame: pd.DataFrame) -> str:
 
 def tables(frame: pd.DataFrame, count: int) -> list[str]:
     """The tables of the document, and what stands above them."""
-    whole = compared(arm(frame, REFERENCE), arm(frame, AGAIN))
+    all_pairs = compared(arm(frame, REFERENCE), arm(frame, AGAIN))
     printed = ["What the command prints below the table of all A/A pairs:", ""]
-    printed += [f"    {line}" for line in reach([whole])]
-    parts = (table_of_arms(frame), printed, table_of_pairs(frame, whole, count), table_of_runs(frame, count))
+    printed += [f"    {line}" for line in reach([all_pairs])]
+    parts = (table_of_arms(frame), printed, table_of_pairs(frame, all_pairs, count), table_of_runs(frame, count))
     return [conditions(frame), *(line for part in parts for line in ("", *part))]
 
 
@@ -136,11 +137,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--launches", type=Path, default=ROWS, help="others than the document's are only printed")
     options = parser.parse_args()
-    text = "\n".join([MARKS[0], "", *tables(launches(options.launches), options.draws), "", MARKS[1]])
-    print(text)
+    lines = tables(launches(options.launches), options.draws)
+    print("\n".join(lines))
     if options.launches == ROWS:
-        before, _, rest = DOCUMENT.read_text().partition(MARKS[0])
-        DOCUMENT.write_text(before + text + rest.partition(MARKS[1])[2])
+        write_section(DOCUMENT, MARKS, ["", *lines, ""])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.simulated_server.truth import read_log
+from benchmarks.documents import write_section
 from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.wire import Target
@@ -46,7 +47,7 @@ TTFT, ITL, TOKENS = 0.05, 0.02, 64
 CACHED = 10_000  # answers
 WARM_UP = 128  # requests: connections are open, and 99 % of the words known, as in a gateway that has served a minute
 FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10000": {"cache": {}}}
-MARK = ("<!-- overhead: begin -->\n", "<!-- overhead: end -->")
+MARKS = ("<!-- overhead: begin -->", "<!-- overhead: end -->")
 
 
 class Load(NamedTuple):
@@ -189,15 +190,11 @@ def _added(results: list[Figures], direct: list[Figures], series: str, share: fl
     return 1e3 * float(through - np.median([np.percentile(getattr(each, series), 50) for each in direct]))
 
 
-def replaced(text: str, mark: tuple[str, str], lines: list[str]) -> str:
-    """The text with these lines between two marks."""
-    before, _, rest = text.partition(mark[0])
-    return before + mark[0] + "\n".join(lines) + "\n" + mark[1] + rest.partition(mark[1])[2]
-
-
 def circumstances(before: float) -> str:
     """A sentence on what was measured, and how busy the machine was (load averages of one minute)."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "uvloop", "httptools"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "uvloop", "httptools", "faiss-cpu")
+    )
     cores, after = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return (
         f"Commit {commit()}, Python {platform.python_version()}, {versions}; {cores} cores, load average {before:.1f} "
@@ -221,7 +218,7 @@ def main() -> None:
     lines += ["", *textwrap.wrap(circumstances(before), 120)]
     print("\n".join(lines))
     if options.write:
-        options.write.write_text(replaced(options.write.read_text(), MARK, lines))
+        write_section(options.write, MARKS, lines)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gateway import replaced
+from benchmarks.documents import write_section
 from sweep.gateway.caching.embedding import SHIPPED, load_embedder
 from sweep.inputs.prompts import Paraphrases
 from sweep.inputs.tokenizer import load_tokenizer
@@ -28,7 +28,7 @@ ORDERS = 20  # in which the questions come
 TOKENS = 16  # of an answer
 IN_FLIGHT = 4
 TIMEOUT = 120.0  # s
-MARK = ("<!-- hits: begin -->\n", "<!-- hits: end -->")
+MARKS = ("<!-- hits: begin -->", "<!-- hits: end -->")
 
 
 class Hits(NamedTuple):
@@ -127,7 +127,7 @@ def main() -> None:
     lines = table(rows, Answers(options.to.rstrip("/"), options.model, options.tokenizer, list(meanings)))
     print("\n".join(lines))
     if options.write:
-        options.write.write_text(replaced(options.write.read_text(), MARK, lines))
+        write_section(options.write, MARKS, lines)
     if options.figure:
         draw(rows, options.figure)
 

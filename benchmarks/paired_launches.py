@@ -12,6 +12,7 @@ docs/measurements/compare_launches.csv, written when its block is complete: run 
 import argparse
 import csv
 import dataclasses
+import io
 import json
 import os
 import random
@@ -38,6 +39,7 @@ from sweep.node.trial import target
 from sweep.numbers.summarise import summarise
 from sweep.options import load_option
 from sweep.provenance import now
+from sweep.whole_file import write_whole
 
 ROWS = Path(__file__).parents[1] / "docs" / "measurements" / "compare_launches.csv"
 REFERENCE, AGAIN = "reference", "again"  # the arms of one configuration
@@ -76,7 +78,7 @@ class Study:
     tokenizer: Any
 
 
-def prepared(folder: Path, model_name: str) -> Study:
+def prepare_study(folder: Path, model_name: str) -> Study:
     """llama.cpp and its model on this machine, built if they are not there yet."""
     cache = cache_directory(None)
     backend: Any = build(load_option("backend", "llamacpp"), "backend")
@@ -114,7 +116,7 @@ def slowed(pid: int, share: float) -> Iterator[list[float]]:
             measured.append(json.loads(process.stdout.read()))
 
 
-def launched(study: Study, block: int, position: int, arm: str) -> LaunchRow:
+def measure_launch(study: Study, block: int, position: int, arm: str) -> LaunchRow:
     """Launch the engine, measure a trial, and end it."""
     began, started_at = time.monotonic(), now()
     workload = Synthetic(name="synthetic", input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS)
@@ -164,13 +166,12 @@ def read_rows(path: Path = ROWS) -> list[LaunchRow]:
 
 def write_rows(rows: Sequence[LaunchRow], path: Path) -> None:
     """Write the launches, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(each.name for each in dataclasses.fields(LaunchRow))
-        for row in rows:
-            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in dataclasses.astuple(row))
-    partial.replace(path)
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(each.name for each in dataclasses.fields(LaunchRow))
+    for row in rows:
+        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in dataclasses.astuple(row))
+    write_whole(path, content.getvalue())
 
 
 def main() -> None:
@@ -182,11 +183,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = read_rows(options.output)
     with tempfile.TemporaryDirectory(prefix="sweep-paired-launches-") as folder:
-        study = prepared(Path(folder), options.model)
+        study = prepare_study(Path(folder), options.model)
         for block in range(max((row.block for row in rows), default=-1) + 1, options.blocks):
             while options.pause_while and options.pause_while.exists():
                 time.sleep(PAUSE_CHECK)
-            new = [launched(study, block, *place) for place in enumerate(block_order(block))]
+            new = [measure_launch(study, block, *place) for place in enumerate(block_order(block))]
             rows += new
             write_rows(rows, options.output)
             speeds = ", ".join(f"{row.arm} {row.output_throughput:.0f}" for row in new)

@@ -22,8 +22,9 @@ from sweep.config import ROOT, build, cache_directory
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.options import load_option
-from sweep.rerun.capsule import Capsule, capsules_of, parse_capsules
+from sweep.rerun.capsule import Capsule, parse_capsules
 from sweep.rerun.circumstances import changed_circumstances, circumstances
+from sweep.rerun.rows import capsules_of
 
 COPIED = ("report.html", "trials.parquet", "plan.jsonl", "locks")
 PER_ROW = ("output_throughput", "ttft_p50", "tpot_p50")
@@ -67,11 +68,11 @@ class Plant(NamedTuple):
     change: str
     where: str
     expected: str
-    named: Sequence[str]
+    names: Sequence[str]
 
     @property
-    def found(self) -> bool:
-        return self.expected in self.named
+    def is_named(self) -> bool:
+        return self.expected in self.names
 
 
 def sweep(
@@ -207,7 +208,7 @@ def _edited_capsules(capsule: Capsule, folder: Path) -> Iterator[Plant]:
 def _rerun(
     target: Capsule | Path,
     folder: Path,
-    more: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     prefix: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> list[list[str]]:
@@ -216,7 +217,7 @@ def _rerun(
     if isinstance(target, Capsule):
         file.write_text(target.text())
     out = folder / "out"
-    status = sweep(["rerun", str(file), "--out", str(out), *more], folder, prefix=prefix, environ=environ)
+    status = sweep(["rerun", str(file), "--out", str(out), *overrides], folder, prefix=prefix, environ=environ)
     if status not in (0, 1):
         raise SystemExit(f"sweep rerun ended with {status}: {folder / 'output.txt'}")
     verdicts = json.loads((out / "rerun.json").read_text())
@@ -227,8 +228,8 @@ def planted_table(plants: Sequence[Plant]) -> Iterator[str]:
     """A row of Markdown for each planted change."""
     yield "| planted | where | named |"
     yield "|---|---|---|"
-    yield from (f"| {each.change} | {each.where} | {each.expected if each.found else 'no'} |" for each in plants)
-    yield f"\n{sum(each.found for each in plants)} of {len(plants)} planted changes are named."
+    yield from (f"| {each.change} | {each.where} | {each.expected if each.is_named else 'no'} |" for each in plants)
+    yield f"\n{sum(each.is_named for each in plants)} of {len(plants)} planted changes are named."
 
 
 def main() -> None:

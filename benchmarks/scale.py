@@ -44,6 +44,7 @@ def drawn_records(seed: int, requests: int) -> Any:
     counts |= dict.fromkeys(("output_tokens", "asked_output_tokens", "streamed_tokens"), CHUNKS)
     for name, value in counts.items():
         getattr(records, name).frombytes(np.full(requests, value, np.int32).tobytes())
+    records.gateway_answer.frombytes(bytes(requests))
     records.chunk_us.frombytes(stamps.tobytes())
     records.chunk_tokens.frombytes(np.ones(requests * CHUNKS, np.uint16).tobytes())
     records.offsets.frombytes((np.arange(1, requests + 1, dtype=np.int64) * CHUNKS).tobytes())

@@ -27,6 +27,7 @@ from backends.launch import server
 from backends.prepare import environments as environments
 from backends.prepare import locks
 from benchmarks.client import MARKS, VLLM_BENCH
+from benchmarks.documents import write_section
 from sweep.config import ROOT, build, cache_directory
 from sweep.disk import run_files
 from sweep.numbers.vllm_flavour import vllm_flavour
@@ -173,8 +174,7 @@ def main() -> None:
             print("\n".join(table({concurrency: both})), flush=True)
     lines = [*table(runs), "", f"vLLM {version}, {options.runs} runs of each, {options.requests} requests per user."]
     if options.write:
-        before, _, rest = options.write.read_text().partition(MARKS[0])
-        options.write.write_text(f"{before}{MARKS[0]}\n{chr(10).join(lines)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        write_section(options.write, MARKS, lines)
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ def main() -> None:
 
 def sections(page: Path) -> dict[str, list[str]]:
     """The sections that a page has, by heading, each with its heading; also those below another one."""
-    found: dict[str, list[str]] = {}
+    by_heading: dict[str, list[str]] = {}
     section: list[str] = []
     for line in page.read_text().splitlines():
         if line.startswith(("## ", "### ")):
-            section = found.setdefault(line.lstrip("# "), [])
+            section = by_heading.setdefault(line.lstrip("# "), [])
         section.append(line)
-    return {heading: "\n".join(lines).rstrip().splitlines() for heading, lines in found.items()}
+    return {heading: "\n".join(lines).rstrip().splitlines() for heading, lines in by_heading.items()}
 
 
 def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
@@ -157,8 +157,8 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
 def circumstances(folder: Path) -> str:
     """What was run, where and in what time, and how busy the machine was: all by the run's own files."""
     rows = analysis.load(folder)
-    known = rows.dropna(subset=["engine_version"])
-    engines = sorted({f"{name} {version}" for name, version in zip(known.backend, known.engine_version, strict=True)})
+    ran = rows.dropna(subset=["engine_version"])
+    engines = sorted({f"{name} {version}" for name, version in zip(ran.backend, ran.engine_version, strict=True)})
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in rows["outcome"].value_counts().items())
     parts = [outcomes, ", ".join(engines), f"commit {', '.join(sorted(rows['commit'].dropna().unique()))}"]
     return f"{'; '.join([*parts, *machine(rows), time_taken(folder)])}."

@@ -280,6 +280,24 @@ def content_hash(value: Any, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping that has, or shall have, the last part of a dotted key.
+
+    Mappings on the way are copied into the settings, since others may share them.
+
+    Raises:
+        ConfigError: if a part of the key before the last is no mapping.
+    """
+    parents, mapping = key.split(".")[:-1], settings
+    for depth, name in enumerate(parents, start=1):
+        child = mapping.get(name)
+        if child is not None and not isinstance(child, Mapping):
+            raise ConfigError(f"{key}: {'.'.join(parents[:depth])} is a value and has no keys")
+        mapping[name] = dict(child or {})
+        mapping = mapping[name]
+    return mapping
+
+
 def locate(target: str, key: str) -> type[BaseModel]:
     """The class that a `_target_` names. Raises ConfigError if there is no such module or class."""
     module, _, name = target.rpartition(".")

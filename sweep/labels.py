@@ -9,6 +9,7 @@ from typing import Any
 
 LADDER = "ladder"  # the axis whose value is the name of a ladder's step
 PARENT = "ladder_parent"  # the step that it stands on: said by the ladder itself
+TRIAL_MARK = "#"  # between a run and a trial's id: RUN#TRIAL
 
 Coordinates = Mapping[str, Any]  # dotted key -> value
 

@@ -145,6 +145,7 @@ class Record:
     recounted_tokens: int = UNKNOWN  # of the answer's text, by the model's own tokenizer
     first_answer: float | None = None  # after visible reasoning: arrival of the first token of the answer, s
     cached_tokens: int = UNKNOWN  # of the input, those that the server's usage says it had in its prompt cache
+    gateway_answer: bool = False  # the gateway gave the answer, from its cache or from an equal request under way
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
@@ -178,6 +179,7 @@ class Records:
         self.recounted_tokens = array("i")
         self.first_answer = array("d")  # NaN where there was no reasoning, or no answer after it
         self.cached_tokens = array("i")
+        self.gateway_answer = array("b")  # 1 or 0
         self.offsets = array("q", [0])
         self.chunk_us = array("I")
         self.chunk_tokens = array("H")
@@ -205,6 +207,7 @@ class Records:
         self.recounted_tokens.append(record.recounted_tokens)
         self.first_answer.append(math.nan if record.first_answer is None else record.first_answer)
         self.cached_tokens.append(record.cached_tokens)
+        self.gateway_answer.append(record.gateway_answer)
         self.chunk_us.extend(record.chunk_us)
         self.chunk_tokens.extend(record.chunk_tokens)
         self.offsets.append(len(self.chunk_us))
@@ -233,6 +236,7 @@ class Records:
             self.recounted_tokens[index],
             _or_none(self.first_answer[index]),
             self.cached_tokens[index],
+            bool(self.gateway_answer[index]),
         )
 
     def __iter__(self) -> Iterator[Record]:

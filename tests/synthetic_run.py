@@ -146,6 +146,7 @@ def _trial(
         "replicate": replicate,
         "seed": 1000 * replicate + batch,
         "num_requests": 64,
+        "config": json.dumps({"backend": {"name": backend}, "load": {"name": "batch", "batch_size": batch}}),
     }
     if backend == "tgi":
         return {**identity, "outcome": "unavailable", "reason": "needs docker: install it, or set backend.env.binary"}

@@ -123,6 +123,21 @@ def test_tables_of_other_columns_and_damaged_ones_do_not_hinder_it(paths):
         analysis.requests(paths.out)
 
 
+def test_a_file_that_was_damaged_after_it_was_put_into_a_compact_one_stays(paths, monkeypatch):
+    """A run was killed between the two: what cannot be compared is not removed, and the run ends as usual."""
+    with_trial_rows(paths)
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        compaction.compact(paths, fewest=2)
+    files = files_of(paths)
+    damaged = next(file for file in files if file.name == "requests.parquet")
+    content = bytearray(damaged.read_bytes())
+    content[200:204] = bytes(255 - byte for byte in content[200:204])
+    damaged.write_bytes(content)
+    assert compaction.compact(paths, fewest=2) == len(files) - 1
+    assert files_of(paths) == [damaged]
+
+
 def test_a_damaged_compact_file_is_named_and_its_trials_are_measured_again(paths):
     with_trial_rows(paths)
     rows = [row for row in run_files.read_trials(paths.trials) if row["outcome"] == "ok"]

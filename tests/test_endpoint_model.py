@@ -1,18 +1,24 @@
 """An endpoint is asked for its model, and has a price of its own."""
 
 import json
+import re
+import shlex
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
+import analysis
 from backends.openai import OpenAI
 from backends.simulated import Simulated
+from sweep.__main__ import main
 from sweep.config import ConfigError, Hardware
 from sweep.drive.endpoint_model import with_model
 from sweep.node.rows import _cost
 from sweep.options import ConfigPath
 from sweep.plan.plan import hourly_price
+from tests.simulated_engine import simulated
 from tests.test_compose import composed
 from tests.test_plan import ids, planned
 
@@ -26,7 +32,8 @@ def endpoint():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            allowed = self.headers["Authorization"] == f"Bearer {KEY}" and self.path == "/base/v1/models"
+            keys = self.headers["Authorization"], f"Bearer {self.headers['x-key']}"
+            allowed = f"Bearer {KEY}" in keys and self.path == "/base/v1/models"
             self.send_response(200 if allowed else 401)
             self.end_headers()
             self.wfile.write(json.dumps({"data": [{"id": name} for name in served]}).encode())
@@ -52,6 +59,11 @@ def test_an_endpoint_is_asked_for_its_model_with_its_key(endpoint, monkeypatch, 
     for named in ("model=served", "model=a,b", "+experiment=batch_size"):
         assert with_model([*command, named], ConfigPath()) == [*command, named]
     assert with_model(["backend=vllm"], ConfigPath()) == ["backend=vllm"]
+
+
+def test_an_endpoint_is_asked_with_the_headers_that_are_typed(endpoint):
+    command = ["backend=openai", f"backend.url={endpoint[0]}", f"backend.headers.x-key='{KEY}'"]
+    assert with_model(command, ConfigPath()) == [*command, "model='org/model-7b'"]
 
 
 def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoint, monkeypatch):
@@ -85,3 +97,24 @@ def test_an_endpoint_has_its_own_price_and_never_this_machines():
 def test_a_price_is_no_part_of_a_trials_id():
     command = ["backend=openai", "model=served", "workload=qa"]
     assert ids(planned(*command)) == ids(planned(*command, "backend.price_per_hour=2"))
+
+
+@pytest.mark.slow
+def test_the_quickstart_of_the_readme_with_key_chat_and_price_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = (each for each in re.findall(r"(?:^    .+\n)+", text, re.MULTILINE) if "ENDPOINT_KEY" in each)
+    assert len(block.splitlines()) <= 10
+    monkeypatch.setenv("ENDPOINT_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    export, *commands = (shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines())
+    assert export[0] == "export"
+    with simulated() as (url, _):
+        shorter = {"https://llm.example.com/v1": url, "num_requests=64": "num_requests=8"}
+        for _, *arguments in commands:
+            for longer, replacement in shorter.items():
+                arguments = [argument.replace(longer, replacement) for argument in arguments]
+            assert main(arguments) == 0, capsys.readouterr()
+    (row,) = analysis.load("results/endpoint").to_dict("records")
+    assert (row["outcome"], row["num_requests"], row["num_failed"]) == ("ok", 8, 0)
+    assert row["cost_per_million_tokens"] > 0
+    assert KEY not in (tmp_path / "results/endpoint/report.html").read_text()

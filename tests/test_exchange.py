@@ -103,10 +103,37 @@ def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_pa
     assert all("measured by kernel → vllm bench serve" in each["differences"] for each in compared)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "problem"),
+    [
+        ("vllm_bench.json", ("completed",), None, "KeyError: 'completed'"),
+        ("guidellm.json", ("benchmarks", 0, "metrics", "request_totals"), None, "KeyError: 'request_totals'"),
+        ("aiperf.json", ("input_config", "phases"), [], "IndexError"),
+        ("aiperf.json", ("benchmark_duration", "avg"), 0.0, "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, capsys, name, keys, value, problem):
+    content = json.loads((FILES / name).read_text())
+    *parents, last = keys
+    part = content
+    for key in parents:
+        part = part[key]
+    del part[last]
+    if value is not None:
+        part[last] = value
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
+    assert f"incomplete, or of another version of its tool ({problem}" in capsys.readouterr().err
+
+
 def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"a": 1}')
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
     assert "no result of vllm bench serve" in capsys.readouterr().err
+    for text in ("[]", "[1]", "7", "null"):
+        (tmp_path / "x.json").write_text(text)
+        assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
+        assert "no result of vllm bench serve" in capsys.readouterr().err
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 0
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 2
     assert "a folder of its own" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -249,10 +250,12 @@ def test_the_waterfall_is_drawn_where_there_is_something_to_explain(tmp_path):
     from analysis.figures import waterfall
     from analysis.plotting.figure_files import style
 
-    results = factorial(tmp_path / "a")
+    run = factorial(tmp_path / "a").run
+    results = RunResults(replace(run, trials=run.trials.assign(ttft_p50=5 / run.trials["output_throughput"])))
     with style():
         figure = waterfall.draw(results.run, results.layout)
         labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+        assert [ax.get_xlabel() for ax in figure.axes] == ["Output throughput (tokens/s)", "TTFT p50 (ms)"]
         assert labels == ["the baseline", "vllm", "batching", "draft", "graphs", "no-cache", "all together"]
         plain = RunResults(run_of(tmp_path / "b", [trial("vllm", 8, 0, 100.0)]))
         assert waterfall.draw(plain.run, plain.layout) is None

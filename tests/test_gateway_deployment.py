@@ -14,7 +14,7 @@ from backends.base import Launch
 from backends.launch.server import LaunchError
 from sweep.__main__ import main
 from sweep.client.wire import Target
-from sweep.disk.run_files import RunPaths, read_trials
+from sweep.disk.run_files import RunPaths, read_requests, read_trials, write_requests
 from sweep.gateway.process import GatewaySilent, RunningGateway, running_gateway
 from sweep.gateway.served import served_equal
 from sweep.gateway.settings import Clip, Gateway
@@ -22,6 +22,7 @@ from sweep.inputs.prompts import Paraphrases
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.numbers.quantities import gateway as quantities
 from sweep.numbers.selection import measured
+from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import trial_warnings
 from sweep.records import Record, Records, Request
 from tests.gateway_stand import engine
@@ -237,6 +238,26 @@ def test_the_latency_that_a_cache_saves_is_the_difference_of_medians():
     mask = measured(records)
     assert quantities.cache_latency_saved(decisions, records, mask) == pytest.approx(0.9)
     assert quantities.cache_latency_saved(decisions[:2], records, mask) is None
+
+
+def test_answers_of_the_gateway_make_no_buffered_stream(tmp_path):
+    """They come as fast as the client reads; the engine's answers beside them come event by event."""
+    events = {"engine": [10_000, 20_000, 30_000], "hit": [500, 510, 520], "shared": [900, 905, 10_000]}
+    records = Records()
+    for name, arrivals in events.items():
+        record = Record(name, "measured", 0.0, 0.0, 0.0, input_tokens=4, output_tokens=3)
+        record.chunk_us, record.chunk_tokens = array("I", arrivals), array("H", [1, 1, 1])
+        records.append(record)
+    assert summarise(records)["buffered_share"] == pytest.approx(5 / 9)
+    results = {"engine": "miss", "hit": "exact", "shared": "shared"}
+    decisions = [{"request_id": name, "cache": result} for name, result in results.items()]
+    quantities.mark_gateway_answers(records, decisions)
+    path = RunPaths(tmp_path).trial("d", "1", "t")
+    write_requests(path, records)
+    for each in (records, read_requests(path.requests)):
+        row = summarise(each)
+        assert row["buffered_share"] == 0
+        assert row["tpot_p50"] is not None
 
 
 def test_a_late_gateway_is_named():

@@ -34,9 +34,31 @@ def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
     assert main(["report", str(twice)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "other-rows: 1 row measured in this folder by other commands, or before" in printed
-    assert main(["report", str(twice), "--all"]) == 0
-    assert "other-rows" not in capsys.readouterr().out
+    assert main(["report", str(twice), "all=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "other-rows" not in printed
+    for each in ("mean 0.02", "mean 0.04"):
+        assert each in printed, "they are no replicates of one point"
     assert main(["report", str(twice)]) == 0
+
+
+@pytest.mark.parametrize("spelling", ["--all", "all=true"])
+@pytest.mark.parametrize("command", ["summary", "export", "compare"])
+def test_each_command_that_reads_rows_can_read_all_of_them(twice, tmp_path, capsys, command, spelling):
+    arguments = [command, str(twice), *{"export": [str(tmp_path)], "compare": [str(twice)]}.get(command, [])]
+    assert main(arguments) == 0
+    before = capsys.readouterr()
+    assert "1 row of other plans not shown; all=true shows them" in before.err
+    assert main([*arguments, spelling]) == 0
+    after = capsys.readouterr()
+    assert "not shown" not in after.err
+    assert after.out != before.out
+
+
+def test_of_all_rows_each_setting_in_which_they_differ_is_a_column(twice):
+    run = analysis.open_results(twice, all_rows=True).run
+    assert sorted(run.trials["backend.itl.mean"]) == [0.02, 0.04]
+    assert not [name for name in run.axes if name.startswith(("backend.", "load.")) and name != "backend.itl.mean"]
 
 
 def test_measurements_of_one_folder_are_compared(twice, capsys):

@@ -115,6 +115,14 @@ def test_a_run_that_shows_otherwise_does_not(tmp_path: Path) -> None:
     assert judged["gain-best-against-best"].judgement == "not reproduced"
 
 
+@pytest.mark.parametrize("experiment", sorted({name for study in all_studies() for name in study.tables}))
+def test_a_run_without_a_result_tests_nothing(experiment: str, tmp_path: Path) -> None:
+    failed = run(tmp_path, experiment, [trial("vllm", 1, 0, None), trial("transformers", 32, 0, None)])
+    judgements = {each.judgement for each in judge_run(failed)}
+    assert judgements <= {"not testable here", "contradicted by its own table"}
+    assert "Published findings" in html(failed, [])
+
+
 def test_what_cannot_be_told_apart_is_not_reproduced(tmp_path: Path) -> None:
     rows = [
         trial(backend, 1, replicate, speed * factor, launch=f"{backend}-{replicate}")

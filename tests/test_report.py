@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import re
+import shlex
 import xml.etree.ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,10 +14,12 @@ import pytest
 
 import analysis
 from analysis.load import open_run
-from analysis.results import open_results
+from analysis.report.page_data import page_data
+from analysis.results import RunResults, open_results
 from analysis.statistics.winners import best
 from analysis.summary import summarise
 from sweep.__main__ import main
+from sweep.rerun.rows import capsules_of
 from tests.results import printed, report_of, rows_of, run_of, trial
 from tests.synthetic_run import make_run
 
@@ -98,6 +102,7 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
         *("python -m sweep +experiment=throughput_bound", "first token − scheduled", "p99 over only 64 requests"),
     ):
         assert said in words, said
+    assert "`" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL), "code is marked as such"
     assert len(text) < 2_000_000
     assert "best throughput" in output
     assert "oom_run x2 transformers" in output
@@ -107,6 +112,31 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
     vllm = trials[(trials["backend"] == "vllm") & (trials["workload"] == "qa") & (trials["batch_size"] == 8)]
     row = summary[(summary["backend"] == "vllm") & (summary["workload"] == "qa") & (summary["batch_size"] == 8)]
     assert row["output_throughput"].item() == pytest.approx(vllm["output_throughput"].mean(), rel=1e-3)  # pooled
+
+
+def test_a_point_is_run_again_from_its_row_or_by_the_command_of_its_run(tmp_path: Path) -> None:
+    config = json.dumps({"backend": {"name": "a"}})
+    rows = [
+        trial("a", 1, 0, 10.0, config=config, seed=1),
+        trial("a", 2, 0, None, config=config),
+        trial("a", 4, 0, 10.0),
+    ]
+    run = run_of(tmp_path / "one run", rows, command="sweep +experiment=x")
+    row, *others = page_data(RunResults(run))["points"]["again"]
+    assert others == [f"sweep +experiment=x load.batch_size={size} out=results/again" for size in (2, 4)], (
+        "no row to run"
+    )
+    assert shlex.split(row)[:2] == ["sweep", "rerun"]
+    (capsule,) = capsules_of(shlex.split(row)[2])
+    assert capsule.trial["trial_id"] == rows[0]["trial_id"]
+
+
+def test_the_command_that_runs_a_row_again_is_short_where_the_report_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_of(Path("results") / "night", [trial("a", 1, 0, 10.0, config="{}", trial_id="1a2b")])
+    assert page_data(RunResults(run))["points"]["again"] == ["sweep rerun results/night#1a2b"]
 
 
 def test_markup_in_a_log_is_text(tmp_path: Path) -> None:

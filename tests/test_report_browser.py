@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
+import analysis
 from analysis.report.html import html
 from analysis.results import RunResults, open_results
 from tests import browser as chromium
@@ -31,6 +32,9 @@ control.dispatchEvent(new Event(event, {bubbles: true}));
 """
 ROWS = """return [...document.querySelectorAll("#points-table tbody tr")].map(row =>
     [...row.cells].map(cell => cell.firstChild?.nodeType === 3 ? cell.firstChild.textContent : cell.textContent))"""
+TOP_OF_WHISKERS = """return Math.min(...[...document.querySelectorAll("#plot .whiskers")]
+    .flatMap(path => path.getAttribute("d").match(/[MV][-\\d.,]+/g) ?? [])
+    .map(step => Number(step.slice(1).split(",").at(-1))))"""
 MARKS = """return [...document.querySelectorAll("#plot .marks, #plot .faded")]
     .reduce((sum, path) => sum + (path.getAttribute("d").match(/M/g) ?? []).length, 0)"""
 
@@ -93,6 +97,19 @@ def test_the_axes_and_the_front_are_what_was_chosen(browser: Browser, page: Path
     assert browser.run(
         "return [...document.querySelectorAll('#plot .whiskers')].every(path => !path.getAttribute('d'))"
     )
+
+
+def test_whiskers_end_within_the_figure_or_have_an_arrowhead(browser: Browser, page: Path, tmp_path: Path) -> None:
+    browser.open(page)
+    top = browser.run(TOP_OF_WHISKERS)
+    assert top > 14, "below the upper end of the axis"
+    assert "arrowhead" not in text(browser, "#figure-note")
+    rows = [trial("a", size, index, size * (1 + 4 * index), ttft_p50=0.1) for size in (8, 9) for index in range(2)]
+    browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
+    browser.run(SET, "x", "size")
+    browser.run(SET, "interval", "new")
+    assert browser.run(TOP_OF_WHISKERS) == 14, "an interval of two launches is very long"
+    assert "arrowhead" in text(browser, "#figure-note")
 
 
 def test_a_line_that_is_switched_off_is_in_neither_figure_nor_table(browser: Browser, page: Path) -> None:
@@ -230,8 +247,10 @@ def test_a_point_says_its_figures_to_pointer_and_keyboard(browser: Browser, page
     assert {link.rpartition("/")[2] for link in links} == {"engine.log", "requests.parquet", "telemetry.parquet"}
     assert all((page.parent / link).is_file() for link in links if not link.endswith(("telemetry.parquet",)))
     command = text(browser, "#details .again code")
-    assert command.startswith("python -m sweep +experiment=throughput_bound backend=")
-    assert " load.batch_size=" in command
+    assert command.startswith(f"sweep rerun {page.parent}#")
+    trial_ids = set(analysis.load(page.parent).query("outcome == 'ok'")["trial_id"])
+    assert command.rpartition("#")[2] in trial_ids
+    assert "another trial" in details
 
 
 def test_what_is_shown_comes_as_csv(browser: Browser, page: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from backends.prepare import locks
 from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.rerun.capsule import capsules_of, parse_capsules
+from sweep.rerun.capsule import parse_capsules
 from sweep.rerun.circumstances import (
     FOREIGN,
     LOAD_AVERAGE,
@@ -22,6 +22,7 @@ from sweep.rerun.circumstances import (
     circumstances,
     difference_lines,
 )
+from sweep.rerun.rows import capsules_of
 from tests.results import run_of, trial
 from tests.test_line import SIMULATED
 
@@ -185,24 +186,26 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     folder = write_run(tmp_path / "run", [*rows(), row(3, None)])
     trial_id = row()["trial_id"]
     capsule = tmp_path / "capsule.txt"
-    (whole,) = capsules_of(f"{folder}#{trial_id}")
+    (written,) = capsules_of(f"{folder}#{trial_id}")
     cases = {
         f"{folder}#ffffffff": "no such trial",
         f"{folder}#": "after # comes a trial's id",
-        f"{folder}#vllm": "4 trials begin so",
+        f"{folder}#vllm": "4 trials have ids that begin with it",
+        f"{folder}#vll": "at least 4 characters",
         f"{folder}#{row(3, None)['trial_id']}": "is hung",
         "s3://bucket/run#123456": "sweep copy s3://bucket/run FOLDER",
         str(tmp_path / "none"): "no run here",
-        whole.text() + "flags: {}\n": "flags: no key of a capsule",
-        whole.text().replace("seed", "sead"): "cannot be read",
-        whole.text().partition("\n")[2]: "capsule: required, but not given",
-        whole.text()[:-4]: "copy the whole line",
+        "x" * 300: "File name too long",
+        written.text() + "flags: {}\n": "flags: no key of a capsule",
+        written.text().replace("seed", "sead"): "cannot be read",
+        written.text().partition("\n")[2]: "capsule: required, but not given",
+        written.text()[:-4]: "copy the whole line",
         "\n": "is empty",
     }
-    for what, expected in cases.items():
-        if "\n" in what:
-            capsule.write_text(what)
-        assert main(["rerun", str(capsule) if "\n" in what else what]) == 2, what
+    for source, expected in cases.items():
+        if "\n" in source:
+            capsule.write_text(source)
+        assert main(["rerun", str(capsule) if "\n" in source else source]) == 2, source
         printed = capsys.readouterr().err
         assert expected in printed
         assert printed.count("\n") == 1

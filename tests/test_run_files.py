@@ -157,7 +157,7 @@ def some_records() -> Records:
     good = Record("a", "measured", 0.0, 0.1, 0.2, array("I", [50_000, 70_000, 2**32 - 1]), array("H", [1, 3, 1]), 7, 5)
     records.append(replace(good, batch=2, finish_reason="length", ended=0.5))
     records.append(Record("b", "warmup", 1.0, 1.0, 1.0, error="http: 500"))  # nothing came back
-    records.append(replace(good, request_id="c"))
+    records.append(replace(good, request_id="c", gateway_answer=True))
     return records
 
 

@@ -1,12 +1,16 @@
 """The verdict on a trial, by its requests and by the client that sent them."""
 
 import math
+import time
 from array import array
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sweep.client.measurement import ClientReport
+from sweep.node import verdict
 from sweep.node.verdict import limited, outcome_of
 from sweep.records import Outcome, Record, Records
 from tests.test_metrics import FAILED, WARMUP, A, gather, record
@@ -32,6 +36,58 @@ def test_too_many_failures_are_invalid_and_named() -> None:
     )
     assert outcome_of(gather(*good, *bad), max_failed=0.1) == (Outcome.OK, None)
     assert outcome_of(gather(*good)) == (Outcome.OK, None)
+
+
+class ExitingEngine:
+    """An engine that refuses connections, and exits some time later."""
+
+    log = Path("engine.log")
+
+    def __init__(self, exits_after: float) -> None:
+        self.exits_at = time.monotonic() + exits_after
+
+    def alive(self) -> bool:
+        return time.monotonic() < self.exits_at
+
+    def ran_out_of_memory(self, since: int) -> bool:
+        return False
+
+    def exit_reason(self) -> str:
+        return "EngineDeadError (exit status 0)"
+
+    def log_tail(self) -> str:
+        return "shutting down"
+
+
+@pytest.mark.parametrize(
+    ("error", "exits_after", "outcome"),
+    [
+        ("connect: refused", 0.3, "engine_crashed"),
+        ("status: 500 EngineDeadError", 0.3, "engine_crashed"),
+        ("connect: refused", math.inf, "invalid"),
+        ("protocol: not an event stream", 0.3, "invalid"),  # nothing to wait for
+    ],
+)
+def test_an_engine_that_serves_no_more_is_given_time_to_exit(
+    error: str, exits_after: float, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "EXIT_WITHIN", 1.0)
+    engine = ExitingEngine(exits_after)
+    running: Any = SimpleNamespace(
+        engine=engine,
+        gateway=None,
+        alive=engine.alive,
+        dead=lambda: None if engine.alive() else engine,
+        ran_out_of_memory=lambda logged: False,
+    )
+    settings = SimpleNamespace(max_failed=0.05, stall_timeout=60.0, trial_timeout=None)
+    deployment = SimpleNamespace(backend=SimpleNamespace(launches=True, ignores_eos=False), gateway=None)
+    work: Any = SimpleNamespace(settings=settings, deployment=deployment)
+    trial: Any = SimpleNamespace(num_requests=1, load=SimpleNamespace(duration=None))
+    result: Any = SimpleNamespace(records=gather(record(0.0, [], error=error)), report=report())
+    judged = verdict.judge(work, trial, running, result, {engine.log: 0})
+    assert judged.outcome == outcome, judged.reason
+    assert judged.log_tail == "shutting down"
 
 
 def test_failures_of_the_warmup_do_not_count() -> None:

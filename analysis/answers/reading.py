@@ -15,15 +15,15 @@ RUN_FILES = r"(.*/)?(trials\.parquet|plan\.jsonl|requests(-\w+)?\.parquet)"  # n
 
 
 @contextmanager
-def opened(places: Sequence[str]) -> Iterator[list[RunResults]]:
-    """The results of these runs; those of an object store lie in a temporary folder meanwhile.
+def opened(places: Sequence[str], all_rows: bool = False) -> Iterator[list[RunResults]]:
+    """The results of these runs, or all that were measured there; those of an object store lie in a temporary folder.
 
     Raises:
         ConfigError: if a store cannot be read.
         RunNotFound, DamagedFile: as `analysis.open_results`.
     """
     with ExitStack() as stack:
-        yield [open_results(_folder(place, stack)) for place in places]
+        yield [open_results(_folder(place, stack), all_rows) for place in places]
 
 
 def _folder(place: str, stack: ExitStack) -> Path:

@@ -95,11 +95,10 @@ def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
         RunNotFound, DamagedFile: as `side`.
     """
     measured = side(text)
-    here = machines(measured.trials)
-    for other in sides:
-        there = machines(other.trials)
-        if here and there and here != there:
-            raise ConfigError(
-                f"--noise {text}: measured on {', '.join(sorted(here))}, not on {', '.join(sorted(there))}"
-            )
+    noise_machines = machines(measured.trials)
+    for compared in sides:
+        side_machines = machines(compared.trials)
+        if noise_machines and side_machines and noise_machines != side_machines:
+            names = (", ".join(sorted(each)) for each in (noise_machines, side_machines))
+            raise ConfigError(f"--noise {text}: measured on {', not on '.join(names)}")
     return MachineNoise(text, configurations(measured))

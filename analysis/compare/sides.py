@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.load import Run, open_run
+from analysis.load import PARTS, Run, open_run
 from sweep.config import ConfigError, did_you_mean, first_line
 from sweep.disk import object_store
 from sweep.disk.run_files import run_folder
@@ -16,7 +16,6 @@ from sweep.labels import dotted
 
 SELECT = "@"  # between a run and the settings that select some of its points
 NEEDED = ("trials.parquet", "plan.jsonl")
-PARTS = ("backend", "model", "workload", "load")
 TrialSettings = dict[str, Any]  # dotted key -> value
 
 
@@ -31,17 +30,18 @@ class Side:
     selected: frozenset[str] = frozenset()
 
 
-def side(text: str) -> Side:
+def side(text: str, all_rows: bool = False) -> Side:
     """The side that `RUN` or `RUN@KEY=VALUE,...` names; RUN is a folder, its name under results/, or a URL.
 
-    A selection is from everything that was measured in the folder; without one it is of the present plan.
+    A selection is from everything that was measured in the folder; without one it is of the present plan, or with
+    `all_rows` everything too.
 
     Raises:
         ConfigError: if nothing is selected, or the selection is not KEY=VALUE.
         RunNotFound, DamagedFile: as `analysis.load`.
     """
     place, _, selection = text.partition(SELECT)
-    run = _open(place, all_rows=bool(selection))
+    run = _open(place, all_rows or bool(selection))
     trials = run.ok
     settings = [trial_settings(row) for row in trials.to_dict("records")]
     wanted_values = _selection(text, selection)

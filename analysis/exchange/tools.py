@@ -14,6 +14,9 @@ from typing import Any
 from sweep.config import ConfigError, first_line
 
 ImportedRow = dict[str, Any]
+CLOSED = "closed"
+CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
+OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
 OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, where there is one; these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
     name: name for name in ("p50", "p90", "p95", "p99")
@@ -25,30 +28,39 @@ def rows_of(file: Path) -> list[ImportedRow]:
     """The results in a file, a row each.
 
     Raises:
-        ConfigError: if the file cannot be read, or is of none of the tools.
+        ConfigError: if the file cannot be read, is of none of the tools, or lacks what a row needs.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from None
+    try:
+        rows = _rows(content)
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{file}: incomplete, or of another version of its tool ({problem})") from None
+    if not rows:
+        raise ConfigError(f"{file}: no result of vllm bench serve (--save-result), GuideLLM or AIPerf")
+    return rows
+
+
+def _rows(content: Any) -> list[ImportedRow]:
+    """The results in the JSON of a file; none if it is of no tool that is known."""
     results = content if isinstance(content, list) else [content]  # a summary.json of `vllm bench sweep` has several
-    if results and all(isinstance(each, dict) and "median_ttft_ms" in each for each in results):
+    if not all(isinstance(each, dict) for each in results):
+        return []
+    if all("median_ttft_ms" in each for each in results):
         return [_vllm_row(result) for result in results]
-    try:
-        if "guidellm_version" in content["metadata"]:
-            return [_guidellm_row(each, content["metadata"]["guidellm_version"]) for each in content["benchmarks"]]
-    except (KeyError, TypeError):
-        pass
-    try:
-        return [_aiperf_row(content, content["aiperf_version"])]
-    except (KeyError, TypeError):
-        raise ConfigError(f"{file}: no result of vllm bench serve (--save-result), GuideLLM or AIPerf") from None
+    metadata = results[0].get("metadata")
+    if isinstance(metadata, dict) and "guidellm_version" in metadata:
+        return [_guidellm_row(each, metadata["guidellm_version"]) for each in results[0]["benchmarks"]]
+    return [_aiperf_row(result, result["aiperf_version"]) for result in results if "aiperf_version" in result]
 
 
 def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     rate = _positive(result.get("request_rate"))
     burstiness = float(result.get("burstiness") or 1.0) if rate else 1.0
-    load = "closed" if not rate else "poisson" if burstiness == 1 else "gamma"
+    load = CLOSED if not rate else "poisson" if burstiness == 1 else "gamma"
     row = _row("vllm bench serve", result.get("model_id"), load, rate, result.get("max_concurrency"))
     row["load.burstiness"] = None if burstiness == 1 else burstiness
     for name in ("ttft", "tpot", "itl", "e2el"):
@@ -69,13 +81,14 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
     """GuideLLM's ITL is a request's mean gap after the first token, our TPOT; its TPOT has the first token in it.
 
-    Its throughputs are means over moments; ours are made of its totals. No gap between chunks is in the file.
+    Its throughputs are means over moments; ours are made of its totals. No gap between chunks is in the file. Of an
+    open loop it also has the latency from the scheduled arrival, which is our E2EL.
     """
     metrics, times, strategy = benchmark["metrics"], benchmark["scheduler_metrics"], benchmark["config"]["strategy"]
     rate, kind = _positive(strategy.get("rate")), str(strategy["type_"])
     users = {"synchronous": 1, "concurrent": strategy.get("streams")}.get(kind, strategy.get("max_concurrency"))
     model = (benchmark["config"].get("backend") or {}).get("model")
-    row = _row(f"GuideLLM {version}", model, kind if rate else "closed", rate, users)
+    row = _row(f"GuideLLM {version}", model, OUR_LOADS.get(kind, kind), rate, users)
     series = {
         "ttft": ("time_to_first_token_ms", 1e-3),
         "tpot": ("inter_token_latency_ms", 1e-3),
@@ -83,23 +96,35 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
         "e2el": ("request_latency", 1.0),
     }
     for name, (key, seconds) in series.items():
-        summary = metrics[key]["successful"] or {}
-        if summary.get("count"):
-            of_tool = {**summary["percentiles"], **{each: summary[each] for each in ("mean", "median", "max")}}
-            _add_series(row, name, of_tool, seconds)
+        _add_series(row, name, _of_guidellm(metrics[key]), seconds)
+    scheduled = _of_guidellm(metrics.get("request_scheduled_latency"))  # null in a closed loop
+    row |= {f"e2el_{statistic}": value for statistic, value in _statistics(scheduled, 1.0).items()}
     tokens = [int(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
     requests = metrics["request_totals"]
     duration = times["request_end_time"] - times["request_start_time"]
     return row | _totals(duration, int(requests["successful"]), int(requests["errored"]), tokens)
 
 
+def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The statistics of the successful requests; none without any."""
+    summary = (metric or {}).get("successful") or {}
+    if not summary.get("count"):
+        return {}
+    return {**summary["percentiles"], **{name: summary[name] for name in ("mean", "median", "max")}}
+
+
 def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
-    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL."""
+    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL, its smoothness our burstiness.
+
+    A rate without a cap on the requests in flight has no `concurrency`.
+    """
     phases = [phase for phase in content["input_config"]["phases"] if phase.get("kind") != "warmup"]
     phase = phases[-1]
     rate = _positive(phase.get("rate"))
     models = content["input_config"]["models"]["items"]
-    row = _row(f"AIPerf {version}", models[0]["name"], phase["type"] if rate else "closed", rate, phase["concurrency"])
+    load = OUR_LOADS.get(phase["type"], phase["type"])
+    row = _row(f"AIPerf {version}", models[0]["name"], load, rate, phase.get("concurrency"))
+    row["load.burstiness"] = phase.get("smoothness")
     series = {
         "ttft": "time_to_first_token",
         "tpot": "inter_token_latency",
@@ -121,7 +146,7 @@ def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> Im
         "model": str(model or "unknown"),
         "workload": "imported",
         "load": load,
-        "concurrency": None if users is None or rate else int(users),
+        "concurrency": None if users is None or load != CLOSED else int(users),
         "rate": rate,
         "client_stamp_source": tool,
     }
@@ -129,29 +154,32 @@ def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> Im
 
 def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) -> ImportedRow:
     """The totals of a file and the throughputs that they make, by our definitions."""
-    asked, answer = tokens
+    input_tokens, output_tokens = tokens
     return {
         "duration": duration,
         "num_requests": answered + failed,
         "num_failed": failed,
-        "input_tokens": asked,
-        "output_tokens": answer,
-        "output_throughput": answer / duration,
-        "total_throughput": (asked + answer) / duration,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "output_throughput": output_tokens / duration,
+        "total_throughput": (input_tokens + output_tokens) / duration,
         "request_throughput": answered / duration,
     }
 
 
 def _add_series(row: ImportedRow, name: str, of_tool: Mapping[str, Any], seconds: float) -> None:
     """Add the statistics of a latency, in s; one that counts from the send is ours too in a closed loop alone."""
-    for key, statistic in STATISTICS.items():
-        value = of_tool.get(key)
-        if value is None or math.isnan(float(value)):
-            continue
+    for statistic, value in _statistics(of_tool, seconds).items():
         if name in ("ttft", "e2el"):
-            row[f"service_{name}_{statistic}"] = float(value) * seconds
-        if row["rate"] is None or name not in OF_A_SCHEDULE:
-            row[f"{name}_{statistic}"] = float(value) * seconds
+            row[f"service_{name}_{statistic}"] = value
+        if row["load"] == CLOSED or name not in OF_A_SCHEDULE:
+            row[f"{name}_{statistic}"] = value
+
+
+def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
+    """The statistics of a series under our names, in s."""
+    values = {name: float(of_tool[key]) for key, name in STATISTICS.items() if of_tool.get(key) is not None}
+    return {name: value * seconds for name, value in values.items() if not math.isnan(value)}
 
 
 def _positive(value: Any) -> float | None:

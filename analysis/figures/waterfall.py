@@ -1,4 +1,6 @@
-"""What bought the gain in throughput: the factor of each setting or step, from the first figure to the last."""
+"""What bought the gain, in throughput, TTFT and cost: the factor of each setting or step, first to last."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,27 +22,45 @@ WIDTH, BAR_HEIGHT = PANEL[0] * 1.3, 0.3
 
 def draw(run: Run, layout: Layout) -> Figure | None:
     try:
-        explained = explanations(run, layout, ["output_throughput"])[:MOST_PANELS]
+        explained = explanations(run, layout)
     except Unexplained:
         return None
+    quantities = list(dict.fromkeys(each.quantity.column for each in explained))
+    columns = _by_design(explained)[: MOST_PANELS // len(quantities)]
     bars = max(len(each.parts) for each in explained) + 2
-    titles = [each.task for each in explained]
-    heading = f"What bought the gain: {explained[0].quantity.axis}"
-    figure, axes = panels(titles, heading, [], size=(WIDTH, 0.35 + BAR_HEIGHT * bars))
-    for each, (ax,) in zip(explained, axes, strict=True):
-        _waterfall(ax, each)
+    titles = [next(iter(column.values())).task for column in columns]
+    size = (WIDTH, 0.35 + BAR_HEIGHT * bars)
+    figure, axes = panels(titles, "What bought the gain", [], rows=len(quantities), size=size)
+    for column, of_design in zip(columns, axes, strict=True):
+        for quantity, ax in zip(quantities, of_design, strict=True):
+            if quantity in column:
+                _waterfall(ax, column[quantity])
+            else:
+                ax.set_visible(False)
     return figure
+
+
+def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]:
+    """The explanations of each design by quantity; those of one follow each other."""
+    designs: list[dict[str, Explanation]] = []
+    task = None
+    for each in explained:
+        if each.task != task or each.quantity.column in designs[-1]:
+            designs.append({})
+        designs[-1][each.quantity.column] = each
+        task = each.task
+    return designs
 
 
 def _waterfall(ax: Axes, explanation: Explanation) -> None:
     """Bars from one cumulative figure to the next, with the interval of each gain at its end; a logarithmic axis."""
-    scale = explanation.quantity.scale
+    scale, is_lower_better = explanation.quantity.scale, explanation.quantity.better == "lower"
     level = explanation.first * scale
     ax.barh(0, level, color=MUTED, height=0.6)
     labels = [explanation.begin]
     for row, part in enumerate(explanation.parts, 1):
         after = level * part.gain.value
-        ax.barh(row, after - level, left=level, color=GAIN if after >= level else LOSS, height=0.6)
+        ax.barh(row, after - level, left=level, color=LOSS if (after < level) != is_lower_better else GAIN, height=0.6)
         if np.isfinite(part.gain.low):
             ax.plot([level * part.gain.low, level * part.gain.high], [row, row], color=INK, linewidth=1)
         ax.annotate(

@@ -61,6 +61,15 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
+CODE = re.compile(r"`([^`]+)`")
+
+
+def code_marked(text: str) -> Markup:
+    """A text of our own as markup: what it has between backticks, as docstrings do, is code."""
+    return Markup(CODE.sub(r"<code>\1</code>", escape(text)))
+
+
+TEMPLATES.filters["code_marked"] = code_marked
 
 
 class Card(NamedTuple):

@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from analysis.report.terminal import label
 from analysis.results import RunResults
 from analysis.statistics.survivors import bound
 from analysis.summary import INTERVAL_COLUMNS
+from sweep.labels import TRIAL_MARK
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 
@@ -169,6 +171,23 @@ def _trials(results: RunResults) -> list[list[list[Any]]]:
 
 
 def _commands(results: RunResults) -> list[str]:
+    """For each point the command that measures one of its trials again from its row; if none is `ok`, the run's own."""
+    measured = results.layout.placed(results.run.ok)
+    trial_ids = measured[measured["config"].notna()].groupby("point")["trial_id"].first()
+    folder = shlex.quote(_shown_folder(results.run.paths.out))
+    return [
+        f"sweep rerun {folder}{TRIAL_MARK}{trial_ids[index]}" if index in trial_ids.index else command
+        for index, command in enumerate(_own_commands(results))
+    ]
+
+
+def _shown_folder(folder: Path) -> str:
+    """The folder from where the report was written, which is where its reader types; else in full."""
+    absolute = folder.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def _own_commands(results: RunResults) -> list[str]:
     """For each point the run's own command with the point's axes set; empty for a ladder's steps, which have no key."""
     command, axes = results.run.experiment.get("command"), results.run.experiment.get("axes") or []
     points = results.points

@@ -86,7 +86,8 @@ class RatioCheck(FindingCheck):
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         measured = _measured(points, self.column)
         numerators, denominators = matching_points(measured, self.of), matching_points(measured, self.to)
-        if self.pick == "best":  # of each, whatever it agrees in: throughput against throughput
+        # The best of each, whatever it agrees in: throughput against throughput. A run without a result has no column.
+        if self.pick == "best" and not measured.empty:
             numerators = numerators.nlargest(1, self.column)
             denominators = denominators.nlargest(1, self.column)
         ratios = [

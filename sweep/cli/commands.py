@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
@@ -12,6 +12,10 @@ from rich.table import Table
 
 from sweep.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
 from sweep.options import PRIMARY, ConfigPath
+from sweep.wording import count
+
+if TYPE_CHECKING:
+    from analysis.load import Run
 
 TOP = """\
 usage: sweep COMMAND ...
@@ -52,6 +56,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command that shows a run's rows; `all=true`, typed as the keys of a run are, is `--all`."""
+    shown = "everything measured in the folder, not the present plan alone; also typed all=true"
+    parser.add_argument("--all", action="store_true", help=shown)
+    typed = {"all=true": ["--all"], "all=false": []}
+    return parser.parse_args([part for argument in arguments for part in typed.get(argument, [argument])])
+
+
+def _name_others(*runs: "Run") -> None:
+    """Say, beside the output, how many rows of other plans it leaves out."""
+    for run in runs:
+        if run.others:
+            rows = count(run.others, "row")
+            print(f"{run.paths.out.name}: {rows} of other plans not shown; all=true shows them", file=sys.stderr)
 
 
 def run(arguments: list[str]) -> int:
@@ -113,8 +133,7 @@ def report(arguments: list[str]) -> int:
     parser = Parser(report)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
-    parser.add_argument("--all", action="store_true", help="everything measured there, not the present plan alone")
-    options = parser.parse_args(arguments)
+    options = _of_all_rows(parser, arguments)
     print_report(run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all)
     return 0
 
@@ -137,13 +156,14 @@ def summary(arguments: list[str]) -> int:
     from sweep.whole_file import write_whole
 
     parser = Parser(summary)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more; of each its present plan")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
     parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="p99 of ttft, tpot, e2el; default: the run's slo")
     parser.add_argument("--format", choices=list(ANSWER_FORMATS), default="text")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
-    options = parser.parse_args(arguments)
+    options = _of_all_rows(parser, arguments)
     try:
-        with opened(options.runs) as runs:
+        with opened(options.runs, options.all) as runs:
+            _name_others(*(each.run for each in runs))
             content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
@@ -170,17 +190,17 @@ def rerun(arguments: list[str]) -> int:
     folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced, or
     nothing shows it; 1 it differs, or has no result now; 2 bad input.
     """
-    from sweep.rerun.capsule import STANDARD_INPUT, capsules_of
+    from sweep.rerun.rows import STANDARD_INPUT, capsules_of
 
     parser = Parser(rerun)
-    parser.add_argument("what", metavar="RUN#TRIAL", help="or RUN, or a file with a capsule")
+    parser.add_argument("source", metavar="RUN#TRIAL", help="or RUN, or a file with a capsule")
     parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
     parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
-    folders, others = _config_dirs(arguments)
-    options = parser.parse_intermixed_args(others)
-    content = sys.stdin.read() if options.what == STANDARD_INPUT else None
-    capsules = capsules_of(options.what, content)
+    folders, remaining = _config_dirs(arguments)
+    options = parser.parse_intermixed_args(remaining)
+    content = sys.stdin.read() if options.source == STANDARD_INPUT else None
+    capsules = capsules_of(options.source, content)
     if options.capsule:
         print("\n".join(each.text() for each in capsules), end="")
         return 0
@@ -199,7 +219,7 @@ def studies(arguments: list[str]) -> int:
     parser = Parser(studies)
     parser.add_argument("run", metavar="RUN", nargs="?", help="a results folder, or its name under results/")
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
-    options = parser.parse_args(arguments)
+    options = _of_all_rows(parser, arguments)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 200
@@ -207,7 +227,8 @@ def studies(arguments: list[str]) -> int:
         console.print(printed.catalogue())
         return 0
     try:
-        results = open_results(run_folder(options.run))
+        results = open_results(run_folder(options.run), options.all)
+        _name_others(results.run)
         if options.markdown:
             print("\n".join(printed.markdown_lines(results)))
         else:
@@ -247,13 +268,14 @@ def compare(arguments: list[str]) -> int:
     parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
     parser.add_argument("--noise", metavar="RUN", help="launches of one configuration on the same machine (A/A)")
     parser.add_argument("--format", choices=["text", *room.FORMATS], default="text")
-    options = parser.parse_args(arguments)
+    options = _of_all_rows(parser, arguments)
     if len(options.runs) < 2:
         raise ConfigError("RUN: two or more are compared, e.g. sweep compare results/monday results/tuesday")
     conditions = [room.condition(text) for text in options.fail_if]
     columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
-        sides = [room.side(text) for text in options.runs]
+        sides = [room.side(text, options.all) for text in options.runs]
+        _name_others(*(each.run for each in sides))
         noise = room.noise_of(options.noise, sides) if options.noise else None
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
@@ -277,21 +299,22 @@ def explain(arguments: list[str]) -> int:
     Of a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley's, and add up
     to the whole; of a ladder they are those of its own order. A launch is the unit.
     """
-    from analysis import DamagedFile, RunNotFound, open_results
+    from analysis import DamagedFile, RunNotFound
+    from analysis.answers.reading import opened
     from analysis.explain.decomposition import EXPLAINED, explanations
     from analysis.explain.output import EXPLANATION_FORMATS, terminal_tables
-    from sweep.disk.run_files import run_folder
 
     parser = Parser(explain)
-    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    parser.add_argument("run", metavar="RUN", help="a results folder, its name under results/, or s3://bucket/run")
     parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
     parser.add_argument("--format", choices=["text", *EXPLANATION_FORMATS], default="text")
-    options = parser.parse_args(arguments)
+    options = _of_all_rows(parser, arguments)
     try:
-        results = open_results(run_folder(options.run))
+        with opened([options.run], options.all) as (results,):
+            _name_others(results.run)
+            explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
-    explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
     if options.format != "text":
         print(EXPLANATION_FORMATS[options.format](explained), end="")
         return 0
@@ -423,9 +446,10 @@ def export(arguments: list[str]) -> int:
     parser = Parser(export)
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("folder", metavar="FOLDER", type=Path)
-    options = parser.parse_args(arguments)
+    options = _of_all_rows(parser, arguments)
     try:
-        results = open_results(run_folder(options.run))
+        results = open_results(run_folder(options.run), options.all)
+        _name_others(results.run)
         written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None

@@ -28,6 +28,7 @@ REQUEST_FIELDS: Mapping[str, Meaning] = {
     "asked_input_tokens": ("tokens", "of the prompt, by the workload"),
     "input_tokens": ("tokens", "of the prompt, as counted by `token_source`"),
     "cached_tokens": ("tokens", "of the prompt that the engine says it had cached"),
+    "gateway_answer": ("", "whether the gateway gave the answer, from its cache or from an equal request under way"),
     "asked_output_tokens": ("tokens", "of the answer, as asked for"),
     "output_tokens": ("tokens", "of the answer, hidden ones included, as counted by `token_source`"),
     "token_source": ("", "who counted the tokens"),

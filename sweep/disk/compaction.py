@@ -70,13 +70,16 @@ def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
     batches: dict[pa.Schema, list[Path]] = defaultdict(list)
     sizes: dict[pa.Schema, int] = defaultdict(int)
     for file in files:
-        with suppress(DamagedFile, FileNotFoundError), opened_table(file) as table:
-            schema = table.file.schema_arrow
-            batches[schema].append(file)
-            sizes[schema] += file.stat().st_size
-            if sizes[schema] > BYTES_TOGETHER:
-                yield batches.pop(schema)
-                del sizes[schema]
+        try:
+            with opened_table(file) as table:
+                schema = table.file.schema_arrow
+        except (DamagedFile, FileNotFoundError):
+            continue
+        batches[schema].append(file)
+        sizes[schema] += file.stat().st_size
+        if sizes[schema] > BYTES_TOGETHER:
+            yield batches.pop(schema)
+            del sizes[schema]
     yield from batches.values()
 
 
@@ -97,11 +100,14 @@ def _compact_batch(paths: RunPaths, files: Sequence[Path]) -> int:
 
 
 def _has_same_rows(file: Path) -> bool:
-    """Return whether the compact file says what a trial's own file says."""
+    """Return whether the compact file says what a trial's own file says; False if either cannot be read."""
     place = compact_place(file)
     assert place is not None
-    with pq.ParquetFile(place.path, page_checksum_verification=True) as compact_file:
-        return bool(tables.TableFile(compact_file, place).read().equals(read_table(file)))
+    try:
+        with pq.ParquetFile(place.path, page_checksum_verification=True) as compact_file:
+            return bool(tables.TableFile(compact_file, place).read().equals(read_table(file)))
+    except (DamagedFile, pa.ArrowException, OSError):
+        return False
 
 
 def _trial_of(file: Path) -> str:

@@ -57,8 +57,8 @@ def _add_group(
         table = table.filter(measured)
     failed = pc.is_valid(table["error"]).to_numpy()
     for name, values in parts.items():
-        known = table[name].fill_null(np.nan).to_numpy() if name in available else np.full(len(table), np.nan)
-        values.append(np.where(failed, np.inf, known))
+        latencies = table[name].fill_null(np.nan).to_numpy() if name in available else np.full(len(table), np.nan)
+        values.append(np.where(failed, np.inf, latencies))
     figures.requests += len(table)
     if "chunk_us" in available:
         for index, chunk in enumerate(table["chunk_us"].chunks):

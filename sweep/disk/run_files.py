@@ -157,6 +157,7 @@ def requests_table(records: Records) -> pa.Table:
         "asked_input_tokens": _counts(records.asked_input_tokens),
         "input_tokens": _counts(records.input_tokens),
         "cached_tokens": _counts(records.cached_tokens),
+        "gateway_answer": pa.array(np.asarray(records.gateway_answer, np.bool_)),
         "asked_output_tokens": _counts(records.asked_output_tokens),
         "output_tokens": _counts(records.output_tokens),
         "token_source": pa.array(records.token_source, pa.string()),
@@ -216,6 +217,7 @@ def _append(records: Records, table: pa.Table) -> None:
         getattr(records, name).extend(_repeated(table[name]))
     for name in COUNT_COLUMNS:
         _extend(getattr(records, name), table[name].fill_null(UNKNOWN), np.int32)
+    _extend(records.gateway_answer, table["gateway_answer"].cast(pa.int8()), np.int8)
     for name in ("scheduled", "released", "sent", "ended", "first_answer"):
         stamps = table[name].fill_null(math.nan) if name in table.column_names else np.full(table.num_rows, math.nan)
         _extend(getattr(records, name), stamps, np.float64)
@@ -230,6 +232,7 @@ def _of_older_version(table: pa.Table) -> pa.Table:
     columns = dict.fromkeys(COUNT_COLUMNS, pa.nulls(table.num_rows, pa.int32()))
     columns |= {"streamed_tokens": table["output_tokens"], "hidden_tokens": pa.array([0] * table.num_rows, pa.int32())}
     columns |= {"token_source": pa.nulls(table.num_rows, pa.string())}
+    columns |= {"gateway_answer": pa.array(np.zeros(table.num_rows, np.bool_))}
     for name, column in columns.items():
         if name not in table.column_names:
             table = table.append_column(name, column)

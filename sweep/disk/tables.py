@@ -69,8 +69,8 @@ class TableFile:
         group = self.file.metadata.row_group(self.groups[index])
         for chunk in map(group.column, range(group.num_columns)):
             if chunk.path_in_schema.split(".")[0] == column:
-                known = chunk.statistics is not None and chunk.statistics.has_min_max
-                return int(chunk.statistics.min) if known else None
+                statistics = chunk.statistics
+                return int(statistics.min) if statistics is not None and statistics.has_min_max else None
         return None
 
 

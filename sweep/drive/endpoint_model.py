@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from sweep.config import ConfigError, first_line, shortened
+from sweep.config import ConfigError, first_line, parent_mapping, shortened
 from sweep.options import ConfigPath
 from sweep.plan.command_line import parse_command_line
 
@@ -22,13 +22,16 @@ def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
         ConfigError: if the endpoint cannot be asked, or serves several models.
     """
     line = parse_command_line(arguments)
-    choice, of_backend = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
-    if line.experiment or "model" in line.typed or of_backend & line.axes.keys() or not isinstance(choice, str):
+    choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
+    if line.experiment or "model" in line.typed or endpoint_keys & line.axes.keys() or not isinstance(choice, str):
         return list(arguments)
     if choice not in options.choices("backend"):
         return list(arguments)  # planning says what is allowed
-    typed = {key.partition(".")[2]: value for key, value in line.scalars.items() if key.startswith("backend.")}
-    backend = options.load("backend", choice) | typed
+    settings = {"backend": options.load("backend", choice)}
+    for key in line.scalars:
+        if key.startswith("backend."):
+            parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
+    backend = settings["backend"]
     if not re.fullmatch(r"https?://[^@\s]+", str(backend.get("url"))):
         return list(arguments)  # launched here, or refused by planning
     return [*arguments, f"model='{_served_model(backend)}'"]
@@ -41,15 +44,15 @@ def _served_model(backend: Mapping[str, Any]) -> str:
     headers = {str(name): str(value) for name, value in (backend.get("headers") or {}).items()}
     if key := os.environ.get(str(backend.get("api_key_env"))):
         headers["Authorization"] = f"Bearer {key}"
-    asked = f"backend.url={url}: was asked for its model, as no model=NAME is given"
+    request = f"backend.url={url}: was asked for its model, as no model=NAME is given"
     try:
         verify = bool(backend.get("verify_tls", True))
         answer = httpx.get(url + path, headers=headers, timeout=TIMEOUT, verify=verify).raise_for_status().json()
         names = [str(model["id"]) for model in answer["data"]]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ConfigError(f"{asked}: {shortened(first_line(error))}; start it, or give model=NAME") from None
+        raise ConfigError(f"{request}: {shortened(first_line(error))}; start it, or give model=NAME") from None
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{asked}: {path} has no list of models; give model=NAME") from None
+        raise ConfigError(f"{request}: {path} has no list of models; give model=NAME") from None
     if len(names) != 1 or "'" in names[0]:
-        raise ConfigError(f"{asked}: it serves {shortened(', '.join(names) or 'none')}; give model=NAME of one")
+        raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; give model=NAME of one")
     return names[0]

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from sweep.config import ConfigError, validate
+from sweep.config import ConfigError, parent_mapping, validate
 from sweep.gateway.caching.embedding import load_embedder
 from sweep.gateway.server import Service
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
@@ -61,11 +61,7 @@ def _settings(overrides: Sequence[str], options: ConfigPath) -> Gateway:
     fields = options.load(GROUP, str(typed.pop(GROUP, "clip")))
     if fields.pop("_target_", None) != f"{Gateway.__module__}.{Gateway.__qualname__}":
         raise ConfigError("gateway=none: is no gateway; allowed are the others of sweep run --help")
+    settings = {GROUP: fields}
     for key, value in typed.items():
-        *parents, last = key.split(".")[1:]
-        mapping = fields
-        for name in parents:
-            mapping[name] = dict(mapping.get(name) or {})
-            mapping = mapping[name]
-        mapping[last] = value
-    return validate(Gateway, fields, GROUP)
+        parent_mapping(settings, key)[key.rpartition(".")[2]] = value
+    return validate(Gateway, settings[GROUP], GROUP)

@@ -109,10 +109,10 @@ class EngineConnection(asyncio.Protocol):
 
     def finish(self) -> bool:
         """End the exchange; returns whether the connection can have another. It is closed if not."""
-        whole = self._is_complete and self._error is None and not self._transport.get_write_buffer_size()
+        is_over = self._is_complete and self._error is None and not self._transport.get_write_buffer_size()
         self._is_busy = False
         self._parts.clear()
-        if whole and self.is_open and not self._is_paused and self._is_lasting:
+        if is_over and self.is_open and not self._is_paused and self._is_lasting:
             self.answered += 1
             self.last_active = self.loop.time()
             return True
@@ -270,8 +270,8 @@ class EngineConnections:
         lines += [b"%b: %b" % pair for pair in headers]
         lines.append(b"content-length: %d\r\n\r\n" % len(body))
         head = b"\r\n".join(lines)
-        ends = len(lines) + 2  # the first line has another in it, and the last two
-        if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
+        line_ends = len(lines) + 2  # the first line has another in it, and the last two
+        if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
             raise Refused(400, "a header of the request has the end of a line in it")
         return head
 

@@ -31,6 +31,7 @@ from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.node.verdict import TIMED_OUT, has_fixed_length, judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.client import ANSWERS
+from sweep.numbers.quantities.gateway import mark_gateway_answers
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
 from sweep.plan.plan import Trial
@@ -77,23 +78,23 @@ def run_trial(
     foreign = _foreign(work, running)  # from now on: who was waited for is not named beside this trial
     sampler = Sampler(_sources(running.engines, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
-    logged = {engine.log: engine.log_position() for engine in running.engines}
-    began = time.monotonic()
+    logged, began = {engine.log: engine.log_position() for engine in running.engines}, time.monotonic()
     should_stop = _reason_to_stop(running, stop, work.settings.trial_timeout or math.inf)
     result = _measure(work, running, trial, prompts, sampler, should_stop, notify, on_progress)
     if stop.is_set():
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
+    mark_gateway_answers(result.records, inputs.get("decisions") or ())
     del prompts  # of a long trial, hundreds of megabytes
     samples = sampler.samples(result.start_monotonic)
-    wall_seconds = time.monotonic() - began
-    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report, "wall_seconds": wall_seconds}
+    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
+    inputs["wall_seconds"] = time.monotonic() - began
     measured = trial_quantities(work, trial, result.records, inputs)
-    foreigners = foreign.describe()
-    verdict = or_disturbed(judge(work, trial, running, result, logged), work.settings.quiet, measured, foreigners)
+    observation = Observation(result.report.stamp_source, sampler.described, foreign.describe())
+    verdict = judge(work, trial, running, result, logged)
+    verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
     verdict = replace(verdict, ended_at=provenance.now())
     engine = replace(facts, batch_form=result.report.batch_form)
-    observation = Observation(result.report.stamp_source, sampler.described, foreigners)
     columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()
     _write(work, trial, columns, result, samples)
     return columns

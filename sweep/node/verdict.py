@@ -1,5 +1,6 @@
 """The verdict on a trial: by its engine, by time, by its requests, and by the client that sent them."""
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same 
 LENGTH_TOLERANCE = 0.1  # by which the mean of the answers may differ from the tokens asked for with ignore_eos
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
 BURST = 0.01  # s within which requests count as due at the same time
+EXIT_WITHIN = 5.0  # s after a trial within which an engine that serves no more has to exit
+NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # beginnings of the errors that a dying engine leaves
 
 
 def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: Mapping[Path, int]) -> Verdict:
@@ -34,16 +37,19 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
 
     `logged` is how far each engine's log went before the trial: what it said of memory earlier is no part of this one.
     """
+    outcome, reason = outcome_of(result.records, max_failed=work.settings.max_failed)
+    if outcome is not Outcome.OK and _lacks_service(result.records):
+        _await_exit(running)
     gateway, dead = running.gateway, running.dead()
     log = (dead or running.engine).log_tail()
     if gateway is not None and not gateway.alive():
         died = f"the gateway died: {gateway.process.exit_reason()}"
         return Verdict(outcome=Outcome.ENGINE_CRASHED, reason=died, log_tail=gateway.process.log_tail())
     if dead is not None:
-        outcome = Outcome.OOM_RUN if dead.ran_out_of_memory(logged[dead.log]) else Outcome.ENGINE_CRASHED
-        return Verdict(outcome=outcome, reason=dead.exit_reason(), log_tail=log)
-    if reason := _over_time(result.report.stopped, work.settings):
-        return Verdict(outcome=Outcome.HUNG, reason=reason, log_tail=log)
+        crashed = Outcome.OOM_RUN if dead.ran_out_of_memory(logged[dead.log]) else Outcome.ENGINE_CRASHED
+        return Verdict(outcome=crashed, reason=dead.exit_reason(), log_tail=log)
+    if over_time := _over_time(result.report.stopped, work.settings):
+        return Verdict(outcome=Outcome.HUNG, reason=over_time, log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
@@ -51,7 +57,6 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
         unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
         return Verdict(outcome=partial, reason=unsent, log_tail=log)
-    outcome, reason = outcome_of(result.records, max_failed=work.settings.max_failed)
     if outcome is not Outcome.OK:
         if running.ran_out_of_memory(logged):
             outcome = Outcome.OOM_RUN
@@ -68,6 +73,22 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     if reason := limited(result.report, result.records):
         return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
     return Verdict(outcome=Outcome.OK)
+
+
+def _lacks_service(records: Records) -> bool:
+    """Return whether any measured request ended as those of a dying engine do."""
+    errors = (error for error, chosen in zip(records.error, measured(records), strict=True) if chosen)
+    return any(error is not None and error.startswith(NO_SERVICE) for error in errors)
+
+
+def _await_exit(running: RunningEngine) -> None:
+    """Wait for an engine that serves no more to exit: its death is the verdict then, not the requests that it failed.
+
+    One that dies before a trial refuses all requests at once, and may take longer to exit than they to fail.
+    """
+    deadline = time.monotonic() + EXIT_WITHIN
+    while running.alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _over_time(stopped: str | None, settings: Settings) -> str | None:

@@ -37,6 +37,12 @@ def was_sent(records: Records) -> Mask:
     return ~np.isnan(as_floats(records.sent))
 
 
+def engine_answered(records: Records) -> Mask:
+    """The requests that succeeded and whose answer came from the engine as it was made. Shape (requests,)."""
+    by_gateway: Mask = np.asarray(records.gateway_answer, np.bool_)
+    return succeeded(records) & ~by_gateway
+
+
 def with_failures(values: Floats, failed: Mask) -> Floats:
     """The values of a latency for each request, infinite for those that failed: they are slower than any other.
 

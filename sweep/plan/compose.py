@@ -27,6 +27,7 @@ from sweep.config import (
     locate,
     nearest,
     one_of,
+    parent_mapping,
     shortened,
     validate,
 )
@@ -212,17 +213,9 @@ def _by_address(model: Mapping[str, Any], options: ConfigPath) -> dict[str, Any]
 
 def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
     """Set a dotted key; mappings on the way are copied, since points of one composition share them."""
-    *parents, last = dotted.split(".")
-    mapping = point
-    for depth, name in enumerate(parents):
-        child = mapping.get(name)
-        if child is not None and not isinstance(child, Mapping):
-            raise ConfigError(
-                f"{dotted}={shortened(repr(value))}: {'.'.join(parents[: depth + 1])} is a value and has no keys"
-            )
-        mapping[name] = dict(child or {})
-        mapping = mapping[name]
-    if parents[-1:] and parents[-1].endswith("flags"):  # of an engine, which may be spelt either way: a file's first
+    mapping = parent_mapping(point, dotted)
+    parents, _, last = dotted.rpartition(".")
+    if parents.endswith("flags"):  # of an engine, which may be spelt either way: a file's first
         last = next((name for name in mapping if name.replace("_", "-") == last.replace("_", "-")), last)
     mapping[last] = copy.deepcopy(value)
 

@@ -184,8 +184,8 @@ def config_text(config: Mapping[str, Any]) -> str:
 def hourly_price(backend: Any, hardware: Hardware) -> float | None:
     """Return USD per GPU and hour of an engine: an endpoint's own, else its hardware's; None if not known."""
     if not backend.launches and (backend.price_per_hour or backend.price_per_million_tokens):
-        own: float | None = backend.price_per_hour
-        return own
+        price: float | None = backend.price_per_hour
+        return price
     return None if elsewhere(backend, hardware) else hardware.price_per_hour
 
 

@@ -7,27 +7,12 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from analysis.load import RunNotFound
-from analysis.reproduction import Noise, point_noise
-from analysis.results import RunResults, open_results
-from analysis.statistics.variance import SPREAD_OF
-from backends.prepare import locks
+from analysis.reproduction import Noise
 from sweep.config import ConfigError, did_you_mean, first_line, shortened
-from sweep.disk import object_store, run_files
-from sweep.disk.run_files import run_folder
-from sweep.rerun.circumstances import Circumstances, circumstances
-
-TRIAL_MARK = "#"  # between a run and a trial's id
-STANDARD_INPUT = "-"
-FEWEST_CHARACTERS = 4  # of an id that is not whole
+from sweep.rerun.circumstances import Circumstances
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class Capsule:
 
     def lock_texts(self) -> dict[str, str]:
         """The content of the locks, by the names of their files."""
-        return {name: zlib.decompress(base64.b64decode(packed)).decode() for name, packed in self.locks.items()}
+        return {name: zlib.decompress(base64.b64decode(content)).decode() for name, content in self.locks.items()}
 
 
 def parse_capsules(text: str) -> list[Capsule]:
@@ -89,150 +74,6 @@ def parse_capsule(text: str) -> Capsule:
     return capsule
 
 
-def capsules_of(what: str, content: str | None = None) -> list[Capsule]:
-    """The capsules of RUN#TRIAL, of all results of RUN, or the one in a file; `content` is that of standard input.
-
-    Raises:
-        ConfigError: for what is none of them, a missing trial, or one without a result.
-    """
-    if content is not None:
-        return parse_capsules(content)
-    run, mark, trial_id = what.partition(TRIAL_MARK)
-    if object_store.is_url(run):
-        raise ConfigError(f"{what}: is in an object store; copy it first, sweep copy {run} FOLDER")
-    if not mark and Path(what).is_file():
-        try:
-            return parse_capsules(Path(what).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{what}: {first_line(error)}") from None
-    if mark and not trial_id:
-        raise ConfigError(f"{what}: after {TRIAL_MARK} comes a trial's id, as trials.parquet has it")
-    return _of_run(run, trial_id)
-
-
-def _of_run(run: str, trial_id: str) -> list[Capsule]:
-    folder = run_folder(run)
-    try:
-        everything = open_results(folder, all_rows=True)
-        chosen = _chosen(run, everything.run.trials, trial_id)
-        planned = chosen[chosen["in_plan"].fillna(True).astype(bool)]
-        if not trial_id:
-            chosen = planned[planned["outcome"] == "ok"]
-            if chosen.empty:
-                raise ConfigError(f"{run}: no trial with a result")
-        results = open_results(folder) if len(planned) else everything
-    except RunNotFound as error:
-        raise ConfigError(str(error)) from None
-    if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
-        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: is {outcome}; allowed is a trial with a result")
-    kept = run_files.RunPaths(folder).locks
-    texts = {path.name: path.read_text() for path in kept.glob("*.txt")}
-    axes = _coordinates(folder)
-    places = _places(everything.run.trials)
-    rows = [each for _, each in chosen.sort_values("started_at").iterrows()]
-    return [_capsule(run, row, results, texts, axes, places) for row in rows]
-
-
-def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
-    """The rows of a trial, which may be named by the beginning of its id; all without one."""
-    if not trial_id:
-        return trials
-    exact = trials[trials["trial_id"] == trial_id]
-    matches = exact if len(exact) else trials[trials["trial_id"].str.startswith(trial_id)]
-    ids = matches["trial_id"].unique()
-    if len(ids) != 1 or len(trial_id) < FEWEST_CHARACTERS:
-        problem = f"{len(ids)} trials begin so" if len(ids) > 1 else "no such trial"
-        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: {problem}; allowed is an id of its trials.parquet")
-    planned = matches[matches["in_plan"].fillna(True).astype(bool)]
-    return planned.iloc[-1:] if len(planned) else matches.iloc[-1:]
-
-
-def _coordinates(folder: Path) -> dict[str, dict[str, Any]]:
-    """The coordinates of each trial of the present plan, by id."""
-    plan = run_files.RunPaths(folder).plan
-    entries = run_files.read_plan(plan) if plan.is_file() else []
-    return {entry["trial_id"]: entry["coordinates"] for entry in entries if "coordinates" in entry}
-
-
-def _places(trials: pd.DataFrame) -> "pd.Series[Any]":
-    """The place of each row in its launch: 1 for the first that was measured."""
-    return trials.groupby("launch")["started_at"].rank(method="first")
-
-
-def _capsule(
-    run: str,
-    frame_row: "pd.Series[Any]",
-    results: RunResults,
-    lock_texts: Mapping[str, str],
-    axes: Mapping[str, dict[str, Any]],
-    places: "pd.Series[Any]",
-) -> Capsule:
-    row = plain_row(frame_row, places)
-    trial_id = row["trial_id"]
-    if not row.get("config"):
-        raise ConfigError(
-            f"{run}{TRIAL_MARK}{trial_id}: has no configuration; it was measured by {row['client_stamp_source']}"
-        )
-    config, digests = json.loads(row["config"]), json.loads(row.get("digests") or "{}")
-    names = {column: row[column] for column in results.run.axes if row.get(column) is not None}
-    keys = ("trial_id", "experiment", "label", "replicate", "seed", "started_at")
-    noise = point_noise(results, trial_id)
-    return Capsule(
-        f"{run}{TRIAL_MARK}{trial_id}",
-        {key: row.get(key) for key in keys},
-        config,
-        axes.get(trial_id, names),
-        _settings_of(row),
-        digests,
-        {name: _packed(text) for name, text in _locks(digests.get("lock"), lock_texts).items()},
-        circumstances(row),
-        {column: row[column] for column in SPREAD_OF if row.get(column) is not None},
-        noise,
-    )
-
-
-def _settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the row's run, with the bounds and percentiles of its columns."""
-    settings: dict[str, Any] = json.loads(row.get("settings") or "{}")
-    if row.get("slo"):
-        settings["slo"] = json.loads(row["slo"])
-    if row.get("percentiles"):
-        settings["percentiles"] = [float(each) for each in row["percentiles"].split(", ")]
-    return settings
-
-
-def plain_row(frame_row: "pd.Series[Any]", places: "pd.Series[Any]") -> dict[str, Any]:
-    """A row of a frame as Python has it, without what is missing, and with its `place` in its launch."""
-    values = {str(name): value for name, value in frame_row.items() if not _missing(value)}
-    row = {
-        name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value for name, value in values.items()
-    }
-    place = places.get(frame_row.name)
-    return row if place is None or pd.isna(place) else {**row, "place": int(place)}
-
-
-def _missing(value: Any) -> bool:
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
-
-
-def _locks(named: str | None, texts: Mapping[str, str]) -> dict[str, str]:
-    """The row's lock by the name that an environment looks it up under; of an older row all that its run has.
-
-    A lock that was replaced since lies beside the present one, under another name.
-    """
-    if named is None:
-        return dict(texts)
-    name, _, digest = named.partition(" ")
-    text = next((text for text in texts.values() if locks.lock_digest(text) == digest), texts.get(name))
-    return {} if text is None else {name: text}
-
-
-def _packed(text: str) -> str:
+def packed_lock(text: str) -> str:
+    """The content of a lock as a capsule has it."""
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-
-
-def opened_rows(folder: Path) -> Sequence[dict[str, Any]]:
-    """The rows of a run's present plan, each with its `place`."""
-    trials = open_results(folder).run.trials
-    places = _places(trials)
-    return [plain_row(row, places) for _, row in trials.iterrows()]

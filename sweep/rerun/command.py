@@ -20,8 +20,9 @@ from sweep.plan.command_line import is_point_key, parse_command_line
 from sweep.plan.compose import Composition, compose_run
 from sweep.plan.pending import REVISION
 from sweep.plan.planning import make_plan
-from sweep.rerun.capsule import Capsule, opened_rows
+from sweep.rerun.capsule import Capsule
 from sweep.rerun.circumstances import Difference, changed_circumstances, circumstances, difference_lines
+from sweep.rerun.rows import opened_rows
 from sweep.whole_file import write_whole
 
 FOLDER = Path("results") / "rerun"
@@ -49,7 +50,7 @@ class RerunVerdict(NamedTuple):
         lines = [f"{self.capsule.capsule}  {label}", *(f"  {change.describe()}" for change in self.changes)]
         lines.append(f"  {self.result}" + (f" ({self.reason})" if self.reason else ""))
         names = list(difference_lines(self.differences))
-        lines.append("  not the same: nothing that either row says" if not names else "  not the same:")
+        lines.append("  not the same: nothing that the rows record" if not names else "  not the same:")
         return lines + [f"    {name}" for name in names]
 
     def record(self) -> dict[str, Any]:
@@ -140,14 +141,12 @@ def _settings_today(
 ) -> Settings:
     """The settings of the rows' run, and where and how it is run today."""
     first, typed = capsules[0], parse_command_line(overrides).typed
-    if wrong := [key for key in typed if is_point_key(key)]:
+    if key := next(filter(is_point_key, typed), None):
         groups = ", ".join(POINT_GROUPS)
-        raise ConfigError(
-            f"{wrong[0]}={typed[wrong[0]]}: is the row's own; allowed are keys of a run, none of {groups}"
-        )
+        raise ConfigError(f"{key}={typed[key]}: is the row's own; allowed are keys of a run, none of {groups}")
     if other := next((each for each in capsules if each.settings != first.settings), None):
-        both = f"{other.capsule} and {first.capsule}"
-        raise ConfigError(f"{both}: were measured with different settings; run them again one by one")
+        names = f"{other.capsule} and {first.capsule}"
+        raise ConfigError(f"{names}: were measured with different settings; run them again one by one")
     defaults = [each for each in DEFAULTS if each.partition("=")[0] not in typed]
     today = compose_run(
         [*defaults, *overrides], functools.partial(find_hardware, options=options), options, fetch_obstacle
@@ -156,9 +155,9 @@ def _settings_today(
     recorded = {key: value for key, value in first.settings.items() if key not in present}
     recorded["replicates"] = len({each.trial["replicate"] for each in capsules})
     name = str(first.trial.get("experiment") or "rerun")
-    where = out or (today.out if "out" in typed else str(_new_folder(capsules)))
+    folder = out or (today.out if "out" in typed else str(_new_folder(capsules)))
     hardware = today.hardware if "hardware" in typed else _hardware(first, today.hardware)
-    return validate(Settings, {**today.model_dump(), **recorded, "name": name, "out": where, "hardware": hardware}, "")
+    return validate(Settings, {**today.model_dump(), **recorded, "name": name, "out": folder, "hardware": hardware}, "")
 
 
 def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
@@ -171,7 +170,7 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
     if profile.platform != present.platform and capsule.config["backend"].get("url") is None:
         platform = {"cpu": "a CPU", "cuda": "a GPU"}
         raise ConfigError(
-            f"{capsule.capsule}: was measured on {platform[profile.platform]} ({profile.name}), here is "
+            f"{capsule.capsule}: was measured on {platform[profile.platform]} ({profile.name}), and this machine has "
             f"{platform[present.platform]} ({present.name}); allowed is the same platform, e.g. hardware={profile.name}"
         )
     same_gpu = not profile.matches or profile.name == present.name
@@ -191,7 +190,7 @@ def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
     for each in capsules:
         for name, text in each.lock_texts().items():
             if texts.setdefault(name, text) != text:
-                raise ConfigError(f"{each.capsule}: has another lock {name} than others; run them again one by one")
+                raise ConfigError(f"{each.capsule}: its lock {name} differs from that of others; run them one by one")
     return texts
 
 

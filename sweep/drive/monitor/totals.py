@@ -138,8 +138,11 @@ def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
         labels[key] = entry.get("label", key)  # older plans have no labels
         if kind == "trial":
             trials[key] = entry["deployment_id"]
+
+    def label(trial_id: str) -> str:
+        return f"{labels[trials[trial_id]]} {labels[trial_id]}"
+
     ledger = Ledger(paths.ledger, write=False, columns=COUNTED_COLUMNS)
-    label = lambda trial_id: f"{labels[trials[trial_id]]} {labels[trial_id]}"  # noqa: E731
     return count_trials(name, trials, label, ledger.rows), ledger.describe_damage()
 
 

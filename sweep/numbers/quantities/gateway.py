@@ -13,6 +13,7 @@ from sweep.records import Records
 
 Decisions = Sequence[Mapping[str, Any]]  # of the measured requests, as the gateway's log has them
 HITS = ("exact", "semantic")
+BY_GATEWAY = (*HITS, "shared")
 BY_ENGINE = ("miss", "uncacheable")
 
 
@@ -22,6 +23,14 @@ def _hits(decisions: Decisions) -> list[Mapping[str, Any]]:
 
 def _has_cache(decisions: Decisions) -> bool:
     return any(each.get("cache", "off") != "off" for each in decisions)
+
+
+def mark_gateway_answers(records: Records, decisions: Decisions) -> None:
+    """Mark the Records whose answers the gateway gave: their events come as it sends them, not as they are made."""
+    names = {each["request_id"] for each in decisions if each.get("cache") in BY_GATEWAY}
+    for index, name in enumerate(records.request_id):
+        if name in names:
+            records.gateway_answer[index] = True
 
 
 @quantity(unit="share", kind="count", label="Clipped requests")

@@ -10,7 +10,7 @@ import numpy as np
 
 from sweep.numbers.chunks import Floats, Mask, blocks, near, token_chunks
 from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import succeeded, total_tokens
+from sweep.numbers.selection import engine_answered, succeeded, total_tokens
 from sweep.records import UNKNOWN, Records
 
 FINISHES = {
@@ -66,9 +66,10 @@ def tokens_per_event(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def buffered_share(records: Records, mask: Mask) -> float | None:
-    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer."""
+    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer;
+    answers of the gateway's own are left out."""
     together = events = 0
-    for block in blocks(records, mask & succeeded(records)):
+    for block in blocks(records, mask & engine_answered(records)):
         close = np.concatenate([[False], near(block), [False]])
         together += int((close[1:] | close[:-1]).sum())
         events += block.us.size

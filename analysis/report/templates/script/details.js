@@ -48,8 +48,10 @@ function fileLinks(folder, id) {
 function commandBlock(index) {
   const command = points.again?.[index];
   if (!command) return "";
+  const results = points.trials[index].filter(([, , outcome]) => outcome === "ok");
+  const other = results.length > 1 && command.includes("#") ? element("span", {}, "another trial: its id after #") : "";
   const copy = element("button", { type: "button", class: "quiet", onclick: () => copyText(command, copy) }, "Copy");
-  return element("div", { class: "again" }, element("span", {}, "Run this point again"), element("code", {}, command), copy);
+  return element("div", { class: "again" }, element("span", {}, "Run it again"), element("code", {}, command), copy, other);
 }
 
 async function copyText(text, button) {

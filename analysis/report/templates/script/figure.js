@@ -5,6 +5,7 @@ const MARGIN = { top: 14, right: 18, bottom: 44, left: 62 };
 const COLOURS = 7; // --line-0 … --line-6 of the style sheet
 const RADIUS = 4.5;
 const LOGARITHMIC_FROM = 30; // as in the figures that are files
+const REACH = 1.5; // times the largest figure: as far as an axis goes on for whiskers, which can be very long
 const SHAPES = [
   (x, y, r) => `M${x - r},${y}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
   (x, y, r) => `M${x - r},${y - r}h${2 * r}v${2 * r}h${-2 * r}z`,
@@ -29,12 +30,14 @@ function graphic(tag, attributes, text) {
 }
 
 // An axis from pixel `begin` to `end`: from zero, or logarithmic where small values would be invisible.
-function axisScale(values, begin, end, isLoad) {
-  const usable = values.filter((value) => value > 0);
-  const least = Math.min(...usable), most = Math.max(...usable);
+function axisScale(key, indices, begin, end) {
+  const isLoad = key === SIZE, usable = indices.map((index) => figure(key, index)).filter((value) => value > 0);
   if (!usable.length) return { at: () => (begin + end) / 2, ticks: [], low: 0, high: 1 };
+  const least = Math.min(...usable), most = Math.max(...usable), ends = indices.map((index) => interval(key, index)).filter(Boolean);
   const logarithmic = most / least >= (isLoad ? 4 : LOGARITHMIC_FROM);
-  const [low, high] = logarithmic ? [least / 1.25, most * 1.25] : [0, most * 1.08];
+  const lowest = Math.max(least / REACH, Math.min(least, ...ends.map(([bottom]) => bottom)));
+  const highest = Math.min(most * REACH, Math.max(most, ...ends.map(([, top]) => top)));
+  const [low, high] = logarithmic ? [lowest / 1.25, highest * 1.25] : [0, highest * 1.08];
   const place = logarithmic ? (value) => Math.log(value / low) / Math.log(high / low) : (value) => (value - low) / (high - low);
   const at = (value) => begin + (end - begin) * Math.min(1, Math.max(0, value <= 0 && logarithmic ? 0 : place(value)));
   const own = isLoad ? [...new Set(usable)] : [];
@@ -66,8 +69,8 @@ function drawFigure(inView) {
   const measured = inView.filter((index) => figure(state.x, index) > 0 && figure(state.y, index) > 0);
   const front = hasFront() ? paretoFront(measured, state.x, state.y) : [];
   const visible = state.front && hasFront() ? front : measured;
-  const x = axisScale(measured.map((index) => figure(state.x, index)), MARGIN.left, width - MARGIN.right, state.x === SIZE);
-  const y = axisScale(measured.map((index) => figure(state.y, index)), height - MARGIN.bottom, MARGIN.top, state.y === SIZE);
+  const x = axisScale(state.x, measured, MARGIN.left, width - MARGIN.right);
+  const y = axisScale(state.y, measured, height - MARGIN.bottom, MARGIN.top);
   drawn = visible.map((index) => ({ index, x: x.at(figure(state.x, index)), y: y.at(figure(state.y, index)) }));
   drawn.sort((one, other) => one.x - other.x);
   cursor = -1;
@@ -83,16 +86,19 @@ function drawFigure(inView) {
   holder.replaceChildren(canvas, byId("tip"));
   const without = inView.length - measured.length;
   holder.setAttribute("aria-label", `${withUnit(state.y)} against ${withUnit(state.x)}, ${page.tasks[state.task]}: ${drawn.length} points. Arrow keys move from point to point, Enter selects one.`);
-  byId("figure-note").textContent = figureNote(front, without);
+  const limits = bounds(), isCut = (key, axis, index) => interval(key, index)?.some((end) => isBeyond(axis, end));
+  const cut = visible.some((index) => tightest(index, limits).headroom >= 0 && (isCut(state.x, x, index) || isCut(state.y, y, index)));
+  byId("figure-note").textContent = figureNote(front, without, cut);
 }
 
-function figureNote(front, without) {
+function figureNote(front, without, cut) {
   const whiskers = { these: "Whiskers: 95 % interval of these launches.", new: "Whiskers: 95 % interval of a new launch.", none: "" };
   const better = { higher: "higher is better", lower: "lower is better" };
   const direction = [["↕", state.y], ["↔", state.x]].map(([arrow, key]) => [arrow, better[quantities.get(key)?.better]]).filter((pair) => pair[1]);
   return [
     direction.map((pair) => pair.join(" ")).join(", ") + (direction.length ? "." : ""),
     whiskers[state.interval],
+    cut ? "An arrowhead: it goes on beyond the figure." : "",
     front.length > 1 ? "Grey band: Pareto front; no other point is as good in both figures." : "",
     isBounded() ? "Faded: over a bound." : "",
     without ? `${without} of the points in view have no result, or lack one of the figures.` : "",
@@ -156,11 +162,21 @@ function drawLines(canvas, x, y) {
 
 const round = (pixels) => Math.round(pixels * 10) / 10;
 
+const isBeyond = (axis, value) => value < axis.low || value > axis.high;
+
+// The two intervals of a point; an end beyond the axis has an arrowhead.
 function whiskers(place, x, y) {
   const [across, up] = [interval(state.x, place.index), interval(state.y, place.index)];
+  const [atX, atY] = [round(place.x), round(place.y)];
   let path = "";
-  if (up) path += `M${round(place.x)},${round(y.at(up[0]))}V${round(y.at(up[1]))}`;
-  if (across) path += `M${round(x.at(across[0]))},${round(place.y)}H${round(x.at(across[1]))}`;
+  if (up) path += `M${atX},${round(y.at(up[0]))}V${round(y.at(up[1]))}`;
+  if (across) path += `M${round(x.at(across[0]))},${atY}H${round(x.at(across[1]))}`;
+  for (const end of (up ?? []).filter((value) => isBeyond(y, value))) {
+    path += `M${atX - 3},${round(y.at(end)) + (end > y.high ? 4 : -4)}l3,${end > y.high ? -4 : 4}l3,${end > y.high ? 4 : -4}`;
+  }
+  for (const end of (across ?? []).filter((value) => isBeyond(x, value))) {
+    path += `M${round(x.at(end)) + (end > x.high ? -4 : 4)},${atY - 3}l${end > x.high ? 4 : -4},3l${end > x.high ? -4 : 4},3`;
+  }
   return path;
 }
 
