@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
@@ -64,7 +64,7 @@ def _waterfall(ax: Axes, explanation: Explanation) -> None:
         if np.isfinite(part.gain.low):
             ax.plot([level * part.gain.low, level * part.gain.high], [row, row], color=INK, linewidth=1)
         ax.annotate(
-            f"{part.gain.value:.2f}× ({share_text(part.share)})",
+            f"{part.gain.value:.3g}× ({share_text(part.share)})",
             (max(level, after), row),
             xytext=(4, 5),
             textcoords="offset points",
@@ -77,9 +77,10 @@ def _waterfall(ax: Axes, explanation: Explanation) -> None:
     ax.set_xscale("log")
     levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in explanation.parts)])
     ax.set_xlim(levels.min() / 1.6, levels.max() * 2)
-    for axis_of_ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        axis_of_ticks(FuncFormatter(lambda value, _: number(value)))
-    ax.tick_params(which="both", labelsize=7)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    ax.tick_params(labelsize=7)
     ax.set_yticks(range(len(labels)), labels)
     ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel=explanation.quantity.axis)
     ax.grid(visible=False, axis="y")
