@@ -33,10 +33,15 @@ def bounds(
     slo: Mapping[str, float], fewest_requests: int, percentiles: Sequence[float] = PERCENTILES
 ) -> tuple[Bound, ...]:
     """The bounds of an SLO, such as {"ttft": 0.2}, on the highest of the percentiles that so many requests can tell."""
-    usable = [each for each in percentiles if fewest_requests * (100 - each) / 100 >= FEWEST_BEYOND]
-    percentile = max(usable, default=min(percentiles))
+    percentile = bounded_percentile(fewest_requests, percentiles)
     labelled = {name: labelled_column(f"{name}_p{percentile:g}") for name in slo}
     return tuple(Bound(column, slo[name]) for name, column in labelled.items() if column is not None)
+
+
+def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> float:
+    """The highest of the percentiles that so many requests can tell."""
+    usable = [each for each in percentiles if fewest_requests * (100 - each) / 100 >= FEWEST_BEYOND]
+    return max(usable, default=min(percentiles))
 
 
 def slo_of(text: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ AT_LEAST_THE_WAIT = ("ttft", "e2el", "service_ttft", "service_e2el")
 
 def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Series[bool]":
     """The trials of which a quantile falls on failed requests: it is null, and yet some request has a value."""
-    mean = column.removesuffix(statistic.name) + "mean"
+    mean = statistic.mean_column
     if not _is_quantile(statistic) or column not in trials or mean not in trials:
         return pd.Series(data=False, index=trials.index)
     return trials[column].isna() & trials[mean].notna()

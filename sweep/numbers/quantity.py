@@ -66,6 +66,11 @@ class Statistic:
     def type(self) -> type:
         return float if self.name else self.quantity.type
 
+    @property
+    def mean_column(self) -> str:
+        """The column of the mean of the same series."""
+        return _series_column(self.quantity, "mean", self.steady)
+
 
 _DECLARED: dict[str, Quantity] = {}
 
@@ -127,7 +132,10 @@ def _columns(quantities: tuple[Quantity, ...], percentiles: tuple[float, ...]) -
         if quantity.per is None:
             statistics.append(Statistic(quantity.name, quantity, "", quantity.steady))
             continue
-        statistics += [Statistic(f"{quantity.name}_{name}", quantity, name, False) for name in names]
-        if quantity.event:
-            statistics += [Statistic(f"steady_{quantity.name}_{name}", quantity, name, True) for name in names]
+        for steady in (False, True) if quantity.event else (False,):
+            statistics += [Statistic(_series_column(quantity, name, steady), quantity, name, steady) for name in names]
     return {statistic.column: statistic for statistic in statistics}
+
+
+def _series_column(quantity: Quantity, statistic: str, steady: bool) -> str:
+    return f"{'steady_' if steady else ''}{quantity.name}_{statistic}"
