@@ -130,6 +130,12 @@ def test_what_went_wrong_teaches_nothing():
     assert history.launch(one) is None
 
 
+def test_a_row_that_says_no_model_is_of_another_kind():
+    one = deployment("vllm", trial("a", 1))
+    imported = {**row(one, one.trials[0], 2.0, startup=100.0), "config": config_text({"backend": {"name": "vllm"}})}
+    assert History([imported]).launch(one) is None
+
+
 def test_launches_are_of_the_same_flags_and_the_same_kind_of_device():
     one = deployment("a", trial("1", 8))
     history = History([row(one, one.trials[0], 2.0, startup=100.0)])

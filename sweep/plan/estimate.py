@@ -107,7 +107,8 @@ def trial_seconds(row: Mapping[str, Any]) -> float | None:
 
 
 def _launch_kind(gpus: int, config: Mapping[str, Any]) -> tuple[int, str]:
-    return gpus, config_text({group: config[group] for group in ("backend", "model")})
+    """What launches have in common; rows that other tools measured may not say which model it was."""
+    return gpus, config_text({group: config.get(group) for group in ("backend", "model")})
 
 
 def kind_of(deployment: Deployment, trial: Trial, hardware: Hardware) -> dict[str, Any]:
