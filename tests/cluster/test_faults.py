@@ -67,7 +67,12 @@ VICTIMS = {
 }
 
 
-@pytest.mark.parametrize("victim", VICTIMS)
+FURTHER_VICTIMS = {"child of the engine", "measuring client"}  # the storms of test_chaos kill these, too
+
+
+@pytest.mark.parametrize(
+    "victim", [pytest.param(name, marks=[pytest.mark.full] * (name in FURTHER_VICTIMS)) for name in VICTIMS]
+)
 def test_kill_9(cluster, sweep_of, engine_with_child, victim):
     sweep = sweep_of("cluster=ray", f"cluster.address={cluster.address}", *GRID, engine_with_child).start()
     under_way(sweep)
@@ -202,8 +207,17 @@ def test_the_command_comes_back_at_once_after_a_kill_9(cluster, sweep_of):
     nothing_left(sweep)
 
 
-@pytest.mark.parametrize("where", ["ray", "local", "inline"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [
+        ("ray", signal.SIGINT),
+        ("local", signal.SIGTERM),
+        ("inline", signal.SIGINT),
+        pytest.param("ray", signal.SIGTERM, marks=pytest.mark.full),
+        pytest.param("local", signal.SIGINT, marks=pytest.mark.full),
+        pytest.param("inline", signal.SIGTERM, marks=pytest.mark.full),
+    ],
+)
 def test_one_signal_ends_the_sweep_after_the_trials_that_run(cluster, sweep_of, where, number):
     address = [f"cluster.address={cluster.address}"] if where == "ray" else []
     sweep = sweep_of(f"cluster={where}", *address, *GRID).start()
