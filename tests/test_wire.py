@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from sweep.client import wire
 from sweep.client.clock import StampClock
-from sweep.client.connection import PATIENT_READ_SIZE, READ_SIZE, Counters, ServerAddress, StampedConnection
 from sweep.client.poller import Poller
+from sweep.client.stamped_connection import PATIENT_READ_SIZE, READ_SIZE, Counters, ServerAddress, StampedConnection
 from sweep.client.wire import Answer, Target
 from sweep.records import UNKNOWN, Api, Request, Timeouts
 

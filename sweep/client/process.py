@@ -26,11 +26,11 @@ from typing import Any
 import uvloop
 
 from sweep.client.clock import Alarm, StampClock
-from sweep.client.connection import Counters
 from sweep.client.job import Job, ResultFiles
 from sweep.client.poller import Poller
 from sweep.client.pool import Pool
 from sweep.client.sender import Sender
+from sweep.client.stamped_connection import Counters
 
 PRIORITY = -10  # as `nice` counts
 LAG_EVERY = 50_000_000  # ns between two looks at the loop's lag

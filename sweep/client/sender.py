@@ -7,9 +7,9 @@ from collections import deque
 from dataclasses import replace
 
 from sweep.client.clock import Alarm
-from sweep.client.connection import StampedConnection
 from sweep.client.job import Dispatch, Job, ResultFiles
 from sweep.client.pool import Pool
+from sweep.client.stamped_connection import StampedConnection
 from sweep.client.wire import Answer
 from sweep.records import UNKNOWN
 
