@@ -251,3 +251,21 @@ def test_options_of_the_users_own_are_used_and_listed(capsys, tmp_path, monkeypa
 def test_help_and_status_do_not_wait_for_hydra():
     program = "import sys, sweep.__main__, sweep.drive.monitor.status; sys.exit('hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["summary", "first", "--slo", "ttft=1", "second"], "results/first: "),
+        (["compare", "first", "--margin", "5", "second"], "results/first: "),
+        (["selfcheck", "model=tiny-llama", "--itl", "1", "backend=nope"], "backend=nope: unknown"),
+        (["gateway", "--to", "http://h:1", "gateway=cache", "--port", "1", "gateway.nope=1"], "gateway.nope=1"),
+    ],
+)
+def test_arguments_may_follow_an_option(capsys, tmp_path, monkeypatch, typed, said):
+    """The commands go on to what is wrong in them."""
+    monkeypatch.chdir(tmp_path)
+    assert main(typed) == 2
+    error = capsys.readouterr().err
+    assert "unrecognized" not in error
+    assert error.startswith(f"error: {said}")

@@ -63,7 +63,7 @@ def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace
     shown = "everything measured in the folder, not the present plan alone; also typed all=true"
     parser.add_argument("--all", action="store_true", help=shown)
     typed = {"all=true": ["--all"], "all=false": []}
-    return parser.parse_args([part for argument in arguments for part in typed.get(argument, [argument])])
+    return parser.parse_intermixed_args([part for argument in arguments for part in typed.get(argument, [argument])])
 
 
 def _name_others(*runs: "Run") -> None:
@@ -378,7 +378,7 @@ def selfcheck(arguments: list[str]) -> int:
     parser.add_argument("--processes", type=processes, default="auto", help="client processes: a number, or auto")
     parser.add_argument("overrides", nargs="*", help="as for sweep run, e.g. +experiment=serving")
     folders, arguments = _config_dirs(arguments)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from sweep.cli import selfcheck as room
 
     path = ConfigPath.of_user(folders)
@@ -410,7 +410,7 @@ def gateway(arguments: list[str]) -> int:
     folders, arguments = _config_dirs(arguments)
     from sweep.gateway.command import service
 
-    service(parser.parse_args(arguments), ConfigPath.of_user(folders)).serve_forever()
+    service(parser.parse_intermixed_args(arguments), ConfigPath.of_user(folders)).serve_forever()
     return 0
 
 
