@@ -269,3 +269,10 @@ def test_arguments_may_follow_an_option(capsys, tmp_path, monkeypatch, typed, sa
     error = capsys.readouterr().err
     assert "unrecognized" not in error
     assert error.startswith(f"error: {said}")
+
+
+def test_the_help_of_reissue_says_which_arguments_it_takes(capsys):
+    assert main(["reissue", "--help"]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    main(["run", "--help"])
+    assert said == capsys.readouterr().out.splitlines()[0].replace("sweep run", "sweep reissue")

@@ -33,8 +33,9 @@ sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a
 Exit status: 0 finished; 1 finished, and trials failed; 75 issue the same command again: the run had to stop, or the
 deadline left trials pending; 2 bad input; 130 interrupted.
 sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
+ARGUMENTS_OF_RUN = "[--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ..."
 RUN = """\
-usage: sweep run [--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ...
+usage: sweep run {arguments}
 
 Runs an experiment, or without +experiment the single configuration of backend, model, workload and load. A list of
 values makes (or replaces) an axis. The same command again runs only what is not yet done. With dry_run=true the command
@@ -49,10 +50,12 @@ sweep run GROUP=NAME --help lists the keys of that option; these are the keys of
 class Parser(argparse.ArgumentParser):
     """The arguments of one subcommand, whose help is its docstring; bad input is a ConfigError."""
 
-    def __init__(self, command: Callable[[list[str]], int], add_help: bool = True) -> None:
+    def __init__(self, command: Callable[[list[str]], int], taken: str | None = None, add_help: bool = True) -> None:
+        """`taken`: its arguments as the usage shows them, where others than this parser read them."""
         name = f"sweep {_typed_name(command)}"
+        usage = None if taken is None else f"{name} {taken}"
         layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(name, None, command.__doc__, formatter_class=layout, allow_abbrev=False, add_help=add_help)
+        super().__init__(name, usage, command.__doc__, formatter_class=layout, allow_abbrev=False, add_help=add_help)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
@@ -97,7 +100,7 @@ def reissue(arguments: list[str]) -> int:
 
     folders, overrides = _config_dirs(arguments)
     if not overrides or {"-h", "--help"} & set(arguments):
-        Parser(reissue).print_help()
+        Parser(reissue, ARGUMENTS_OF_RUN).print_help()
         return 0
     return Reissuer(overrides, folders).run()
 
@@ -557,7 +560,7 @@ def _help_of_run(overrides: Sequence[str], options: ConfigPath) -> None:
     pairs = [argument.split("=", 1) for argument in overrides if "=" in argument]
     chosen = [(group, name) for group, names in pairs if group in GROUPS for name in names.split(",")]
     if not chosen:
-        print(RUN.format(choices=_choices(options)))
+        print(RUN.format(arguments=ARGUMENTS_OF_RUN, choices=_choices(options)))
     for group, option in chosen or [("", PRIMARY)]:
         _print_keys(options, group, option)
 
