@@ -20,7 +20,7 @@ from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import WordLlamaEmbedder, load_embedder
 from sweep.gateway.caching.flight import Flight
-from sweep.gateway.caching.keys import AnswerKey, is_deterministic
+from sweep.gateway.caching.keys import AnswerKey, Keys, is_deterministic
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.caching.store import AnswerStore
 from sweep.gateway.call import Call
@@ -209,6 +209,21 @@ def test_what_is_not_deterministic_passes():
         several = [post(url, ASK | {"prompt": ["a", "b"]}) for _ in range(2)]
         assert {result(each) for each in no_store + several} == {"none"}
         assert len(behind.received) == 6
+
+
+@pytest.mark.parametrize(
+    ("directives", "is_kept"),
+    [
+        (b"no-transform", True),
+        (b"max-age=60, no-transform", True),
+        (b"max-age=60,No-Store", False),
+        (b"no-transform, no-cache", False),
+        (b'no-cache="x-field"', False),
+    ],
+)
+def test_other_directives_of_cache_control_do_not_pass_the_cache(directives, is_kept):
+    call = Call(COMPLETIONS, [(b"cache-control", directives)], b"", ASK)
+    assert (Keys().of(call) is not None) == is_kept
 
 
 def test_token_ids_are_compared_exactly():

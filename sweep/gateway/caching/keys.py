@@ -11,6 +11,7 @@ CREDENTIALS = frozenset(
     (b"authorization", b"api-key", b"x-api-key", b"cookie", b"openai-organization", b"openai-project")
 )
 SINGLE = ("n", "best_of")  # answers to one request
+UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control; others may begin with `no-` too
 CHANGED_BY_PROMPT = ("echo", "prompt_logprobs", "use_beam_search")  # the answer has the prompt in it, or is no sampling
 SECRET_BYTES = 32
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
@@ -33,7 +34,7 @@ class Keys:
     def of(self, call: Call) -> AnswerKey | None:
         """The key of a request; None if no answer to it may be kept: it is not deterministic, or asks for none."""
         question = call.question
-        if question is None or not is_deterministic(call.content) or b"no-" in call.header(b"cache-control").lower():
+        if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
             return None
         credentials = sorted((name, value) for name, value in call.headers if name in CREDENTIALS)
         context = [call.path, call.context(), [[name.hex(), value.hex()] for name, value in credentials]]
@@ -44,6 +45,12 @@ class Keys:
     def _digest(self, text: str) -> bytes:
         data = text.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, digest_size=DIGEST_BYTES, key=self.secret).digest()
+
+
+def _bypasses_cache(call: Call) -> bool:
+    """Return whether a request asks for a new answer, or that its answer not be stored."""
+    directives = call.header(b"cache-control").lower().split(b",")
+    return any(directive.partition(b"=")[0].strip() in UNCACHED for directive in directives)
 
 
 def is_deterministic(content: dict[str, Any]) -> bool:
