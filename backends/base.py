@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -308,18 +308,30 @@ class Backend(Strict):
     @property
     def gpus_of_engine(self) -> int:
         """GPUs that one engine takes: its tensor-parallel size times its other parallel sizes."""
-        return self.gpus * self._product_of(self.parallel_flags)
+        return self.gpus * math.prod(self._parallel_sizes().values())
 
-    def _product_of(self, flags: Collection[str]) -> int:
-        """Return the product of these sizes, however they are spelled; one that is not set is 1."""
-        on_gpu = self.flags_for("cuda").items()
-        sizes = [value for name, value in on_gpu if not set(flags).isdisjoint(self._meanings(name))]
-        return math.prod(int(size) for size in sizes if str(size).isdecimal())
+    def _parallel_sizes(self) -> dict[str, int]:
+        """The sizes that flags multiply an engine's GPUs by, however they are spelled, each by its key."""
+        flags = set(self._multiplying_flags())
+        return {
+            f"backend.{'flags' if name in self.flags else 'cuda_flags'}.{name}": int(size)
+            for name, size in self.flags_for("cuda").items()
+            if not flags.isdisjoint(self._meanings(name)) and str(size).isdecimal()
+        }
+
+    def _multiplying_flags(self) -> tuple[str, ...]:
+        return self.parallel_flags
 
     @property
     def gpu_count(self) -> int:
         """GPUs of one deployment."""
         return self.replicas * self.gpus_of_engine
+
+    @property
+    def gpu_keys(self) -> tuple[str, ...]:
+        """The keys to lower for a deployment of fewer GPUs."""
+        sizes = {"backend.gpus": self.gpus, "backend.replicas": self.replicas, **self._parallel_sizes()}
+        return tuple(key for key, size in sizes.items() if size > 1)
 
     def features(self) -> tuple[str, ...]:
         """The features of this configuration for which an environment may have optional distributions."""

@@ -85,11 +85,10 @@ class SGLang(Backend):
         }
         return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
 
-    @property
-    def gpus_of_engine(self) -> int:
+    def _multiplying_flags(self) -> tuple[str, ...]:
         if value_of(self.flags_for("cuda"), "enable-dp-attention"):  # is within the tensor-parallel GPUs
-            return self.gpus * self._product_of(("pp-size",))
-        return super().gpus_of_engine
+            return ("pp-size",)
+        return super()._multiplying_flags()
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = self.flags_on(launch)

@@ -47,7 +47,8 @@ def trial(trial_id):
 
 
 def deployment(name, trials, unavailable=None):
-    backend, model = SimpleNamespace(name=name, launches=True, url=None, replicas=1), SimpleNamespace(name="tiny")
+    backend = SimpleNamespace(name=name, launches=True, url=None, replicas=1, gpu_keys=())
+    model = SimpleNamespace(name="tiny")
     return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)
 
 

@@ -24,7 +24,7 @@ def trial(trial_id, size, **workload):
 
 
 def deployment(name, *trials, gpus=1, **flags):
-    backend = SimpleNamespace(name=name, launches=True, url=None, replicas=1)
+    backend = SimpleNamespace(name=name, launches=True, url=None, replicas=1, gpu_keys=())
     trials = [replace(one, config={"backend": {"name": name, **flags}, "model": {}, **one.config}) for one in trials]
     return Deployment(f"{name}{flags or ''}", backend, SimpleNamespace(name="m"), gpus, "L4", trials)
 
@@ -198,7 +198,8 @@ def test_what_ran_out_of_memory_tells_of_itself_only():
 
 def test_an_endpoint_does_not_cost_what_this_machine_does():
     one = deployment("openai", trial("1", 8))
-    endpoint = replace(one, backend=SimpleNamespace(name="openai", launches=False, url="http://h:1", **NO_PRICE))
+    attached = SimpleNamespace(name="openai", launches=False, url="http://h:1", gpu_keys=(), **NO_PRICE)
+    endpoint = replace(one, backend=attached)
     the_plan = plan(endpoint)
     settings = the_plan.settings
     assumed = settings.model_copy(update={"hardware": FoundHardware(**settings.hardware.model_dump())})

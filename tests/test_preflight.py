@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from backends.base import Host
 from backends.simulated import Simulated
-from sweep.config import Cluster, ConfigError, Hardware, Settings, Tracking
+from sweep.config import Cluster, ConfigError, Hardware, Settings, Tracking, build
 from sweep.drive import preflight
+from sweep.options import load_option
 from sweep.plan.packing import Node
 
 L4 = Node("n0", 4, 48, ("L4",), "n0")
@@ -68,9 +70,27 @@ def test_a_dry_run_and_a_cluster_that_can_grow_do_not_wait(joining):
 @pytest.mark.parametrize("nodes", [[], [L4]])
 def test_a_node_that_is_not_there_now_is_the_drivers_to_wait_for(nodes):
     """A node of eight GPUs may be rebooting. A dry run says that there is none."""
-    wide = SimpleNamespace(name="wide", gpu_count=8, launches=False, unavailable=lambda host: None)
+    wide = SimpleNamespace(name="wide", gpu_count=8, gpu_keys=(), launches=False, unavailable=lambda host: None)
     assert preflight.surroundings(settings(), nodes).unavailable(wide, "cuda") is None
     assert preflight.surroundings(settings(dry_run=True), nodes).unavailable(wide, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("engine", "words", "remedy"),
+    [
+        ("vllm", {"flags": {"data_parallel_size": 2}}, "add one, or lower backend.flags.data-parallel-size"),
+        ("vllm", {"cuda_flags": {"pipeline-parallel-size": 2}}, "or lower backend.cuda_flags.pipeline-parallel-size"),
+        ("vllm", {"gpus": 2, "replicas": 2}, "add one, or lower backend.gpus or backend.replicas"),
+        ("sglang", {"gpus": 4, "flags": {"dp-size": 2, "enable-dp-attention": True}}, "add one, or lower backend.gpus"),
+    ],
+)
+def test_what_needs_too_many_gpus_is_told_the_keys_that_ask_for_them(engine, words, remedy):
+    backend = build({**load_option("backend", engine), **words}, "backend")
+    facts = Host(gpus=("L4",), driver="580", capability="8.9")
+    nodes = [L4._replace(gpus=1, facts=facts)]
+    said = preflight.surroundings(settings(dry_run=True), nodes).unavailable(backend, "cuda")
+    assert said is not None
+    assert said.endswith(remedy)
 
 
 def of_an_engine(kind, cache_dir, **env):

@@ -134,7 +134,8 @@ def surroundings(
             composed = environments.compose(backend, platform)
             reason = composed if isinstance(composed, str) else fit.refusal(composed, host, forms)
         if reason is None and platform == "cuda" and not waits:
-            reason = infeasible(Need(backend.name, backend.gpu_count, settings.hardware.accelerator, 0.0), nodes)
+            accelerator, keys = settings.hardware.accelerator, backend.gpu_keys
+            reason = infeasible(Need(backend.name, backend.gpu_count, accelerator, 0.0, gpu_keys=keys), nodes)
         if reason is None and backend.launches and local:
             _check_own_programs(backend.env)
             check_cache()

@@ -182,6 +182,7 @@ def expect(
                 block,
                 place,
                 endpoint=launch.backend.url,
+                gpu_keys=launch.backend.gpu_keys,
             )
         )
     unknown_launches = len(expected.needs) - len(expected.launches)

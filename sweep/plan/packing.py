@@ -52,6 +52,7 @@ class Need(NamedTuple):
     place: float = 0.0  # within its block, unless that is the last
     avoid: frozenset[str] = frozenset()  # ids of nodes on which it failed: it goes elsewhere where there is a node
     endpoint: str | None = None  # one that runs already: asked by one client at a time
+    gpu_keys: tuple[str, ...] = ()  # to lower for fewer GPUs
 
     @property
     def kind(self) -> SlotKind:
@@ -92,7 +93,7 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
         return f"no node has an accelerator {need.accelerator} (there: {there}): add one, or set hardware.accelerator"
     most = max((node.gpus for node in nodes), default=0)
     kind = f" {need.accelerator}" if need.accelerator else ""
-    remedy = "add one, or lower backend.gpus or backend.replicas"
+    remedy = f"add one, or lower {' or '.join(need.gpu_keys)}" if need.gpu_keys else "add one"
     return f"needs {need.gpus}{kind} GPUs on one node and no node has more than {most}: {remedy}"
 
 
