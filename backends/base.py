@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -168,6 +168,14 @@ class TokenPrices(Strict):
     output: NonNegativeFloat
 
 
+class Abilities(NamedTuple):
+    """The abilities of an engine that nothing here depends on: a reader of docs/backends.md chooses by them."""
+
+    continuous_batching: bool
+    beam_search: bool
+    quantisations: str  # of the weights and of the KV cache
+
+
 class Backend(Strict):
     """The adapter for one kind of engine. Subclasses add fields and override what differs."""
 
@@ -205,6 +213,7 @@ class Backend(Strict):
     choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
     choice_flags: ClassVar[tuple[str, ...]] = ()  # those of its flags that `version_path` has as it settled them
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
+    abilities: ClassVar[Abilities | None] = None  # None: not stated
 
     name: str
     env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # its environment: {cpu, cuda, python, binary}

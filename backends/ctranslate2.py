@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from backends.base import QUEUE, WIDE_FORMATS, Hosted, Launch, cli, metrics
+from backends.base import QUEUE, WIDE_FORMATS, Abilities, Hosted, Launch, cli, metrics
 from backends.prepare import checkpoints
 
 Quantization = Literal[
@@ -27,6 +27,7 @@ class CTranslate2(Hosted):
     most_gpus = 1
     before_ampere = "refuses"
     distribution = "ctranslate2"
+    abilities = Abilities(continuous_batching=False, beam_search=True, quantisations="int8, int16, float16, bfloat16")
     inherits = ("CT2_*",)
     tables = ("ctranslate2",)
     own_flags: ClassVar[dict[str, str]] = {

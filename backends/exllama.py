@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from backends.base import QUEUE, TORCH_MEMORY, Hosted, Launch, cli, metrics
+from backends.base import QUEUE, TORCH_MEMORY, Abilities, Hosted, Launch, cli, metrics
 from backends.launch import task
 from backends.prepare import checkpoints
 
@@ -30,6 +30,7 @@ class ExLlama(Hosted):
         "cache-tokens": "backend.cache_tokens",
     }
     distribution = "exllamav3"
+    abilities = Abilities(continuous_batching=True, beam_search=False, quantisations="V3: EXL3; V2: GPTQ, EXL2")
     checkpoint: Literal["exl3", "gptq"] | None = "exl3"  # made of the model's weights unless they are quantised
     bits: float = Field(default=4.0, ge=1, le=8)  # per weight in EXL3
     group_size: PositiveInt = 128  # weights that share a scale in GPTQ

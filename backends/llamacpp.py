@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Launch, cli, metrics
+from backends.base import Abilities, Backend, EnvironmentChoice, EnvironmentSpec, Launch, cli, metrics
 from backends.prepare import checkpoints, environments, locks
 from sweep.records import BatchForm
 
@@ -38,6 +38,11 @@ class LlamaCpp(Backend):
     slots: PositiveInt = 16
 
     inherits = ("GGML_*", "LLAMA_*")
+    abilities = Abilities(
+        continuous_batching=True,
+        beam_search=False,
+        quantisations="GGUF: Q8_0, Q4_K_M, ...; KV: q8_0, q4_0",
+    )
     tables = ("llamacpp",)
     own_flags: ClassVar[dict[str, str]] = {
         "model": "model",

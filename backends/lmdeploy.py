@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from backends.base import Backend, Launch, cli, metrics
+from backends.base import Abilities, Backend, Launch, cli, metrics
 
 
 class LMDeploy(Backend):
@@ -17,6 +17,11 @@ class LMDeploy(Backend):
     before_ampere = "float16"
 
     distribution = "lmdeploy"
+    abilities = Abilities(
+        continuous_batching=True,
+        beam_search=False,
+        quantisations="AWQ, GPTQ, SmoothQuant W8A8, fp8; KV: int8, int4",
+    )
     inherits = ("LMDEPLOY_*", "TM_*")
     tables = ("lmdeploy",)
     own_flags: ClassVar[dict[str, str]] = {

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from backends.base import Backend, Launch, cli, metrics
+from backends.base import Abilities, Backend, Launch, cli, metrics
 from backends.tables.flags import value_of
 from sweep.records import BatchForm
 
@@ -20,6 +20,11 @@ class SGLang(Backend):
     log_probabilities_by = "input_token_logprobs"
 
     distribution = "sglang"
+    abilities = Abilities(
+        continuous_batching=True,
+        beam_search=False,
+        quantisations="GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF; KV: fp8",
+    )
     inherits = ("SGLANG_*", "SGL_*", "FLASHINFER_*")
     tables = ("sglang",)
     own_flags: ClassVar[dict[str, str]] = {

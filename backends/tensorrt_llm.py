@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from backends.base import Backend, Launch, cli, metrics
+from backends.base import Abilities, Backend, Launch, cli, metrics
 from sweep.records import BatchForm
 
 OPTIONS = "trtllm.yaml"  # in the attempt's folder
@@ -23,6 +23,11 @@ class TensorRTLLM(Backend):
 
     options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
     distribution = "tensorrt-llm"
+    abilities = Abilities(
+        continuous_batching=True,
+        beam_search=True,
+        quantisations="ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8; KV: fp8, NVFP4",
+    )
     inherits = ("TRTLLM_*", "TLLM_*", "OMPI_*", "PMIX_*")
     tables = ("tensorrt_llm",)
     own_flags: ClassVar[dict[str, str]] = {

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from backends.base import Backend, EnvironmentChoice, Host, Launch, cli, metrics
+from backends.base import Abilities, Backend, EnvironmentChoice, Host, Launch, cli, metrics
 from backends.launch.server import free_port
 from backends.prepare.fit import RUNTIMES
 from sweep.records import Api
@@ -31,6 +31,11 @@ class TGI(Backend):
     reserves_memory = True
     version_path = "/info"
     inherits = ("FLASHINFER_*", "ATTENTION", "PREFIX_CACHING")
+    abilities = Abilities(
+        continuous_batching=True,
+        beam_search=False,
+        quantisations="GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8; KV: fp8",
+    )
     tables = ("tgi",)
     own_flags: ClassVar[dict[str, str]] = {
         "model-id": "model",

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from backends.base import Hosted, Launch, LogProbabilitiesBy
+from backends.base import Abilities, Hosted, Launch, LogProbabilitiesBy
 
 
 class Transformers(Hosted):
@@ -16,6 +16,7 @@ class Transformers(Hosted):
     library = "backends.host.libraries.transformers_library"
     most_gpus = 1
     distribution = "transformers"
+    abilities = Abilities(continuous_batching=False, beam_search=True, quantisations="bitsandbytes int8, nf4, fp4")
     own_flags: ClassVar[dict[str, str]] = {
         "dtype": "backend.dtype",
         "torch-dtype": "backend.dtype",

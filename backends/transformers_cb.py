@@ -14,6 +14,7 @@ class TransformersCB(Transformers):
     """
 
     reserves_memory = True
+    abilities = Transformers.abilities._replace(continuous_batching=True, beam_search=False)
 
     library = "backends.host.libraries.transformers_cb_library"
     cpu_kv_cache_gib: PositiveFloat = 0.25

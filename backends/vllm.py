@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from backends.base import Backend, Host, Launch, cli, metrics
+from backends.base import Abilities, Backend, Host, Launch, cli, metrics
 from backends.launch.replicas import shares
 from backends.prepare import checkpoints
 from backends.tables.flags import value_of
@@ -51,6 +51,11 @@ class VLLM(Backend):
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
 
     distribution = "vllm"
+    abilities = Abilities(
+        continuous_batching=True,
+        beam_search=True,
+        quantisations="GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8",
+    )
     inherits = ("VLLM_*", "FLASHINFER_*")
     tables = ("vllm",)
     own_flags: ClassVar[dict[str, str]] = {

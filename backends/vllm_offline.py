@@ -29,6 +29,7 @@ class VLLMOffline(Hosted):
     multiprocessing: bool = True  # V1's engine core in a process of its own, beside the one that feeds it
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
     distribution = "vllm"
+    abilities = VLLM.abilities
     inherits = VLLM.inherits
     tables = ("vllm_offline",)
     own_flags: ClassVar[dict[str, str]] = {

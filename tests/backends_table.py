@@ -1,4 +1,4 @@
-"""The table of docs/backends.md: the features of each backend in conf/backend, most of them read from the code.
+"""The table of docs/backends.md: the features of each backend in conf/backend, as its code states them.
 
 `python -m tests.backends_table` makes the document's table anew.
 """
@@ -11,22 +11,7 @@ from sweep.config import ROOT
 
 DOCUMENT = ROOT / "docs" / "backends.md"
 BEGIN, END = "<!-- table: python -m tests.backends_table -->", "<!-- end of table -->"
-# By the backend's module: continuous batching, beam search, and the quantisations of weights and of the KV cache.
-VLLM = ("yes", "yes", "GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8")
-FEATURES = {
-    "ctranslate2": ("no", "yes", "int8, int16, float16, bfloat16"),
-    "exllama": ("yes", "no", "V3: EXL3; V2: GPTQ, EXL2"),
-    "llamacpp": ("yes", "no", "GGUF: Q8_0, Q4_K_M, ...; KV: q8_0, q4_0"),
-    "lmdeploy": ("yes", "no", "AWQ, GPTQ, SmoothQuant W8A8, fp8; KV: int8, int4"),
-    "sglang": ("yes", "no", "GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF; KV: fp8"),
-    "simulated": ("yes", "no", "none"),
-    "tensorrt_llm": ("yes", "yes", "ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8; KV: fp8, NVFP4"),
-    "tgi": ("yes", "no", "GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8; KV: fp8"),
-    "transformers": ("no", "yes", "bitsandbytes int8, nf4, fp4"),
-    "transformers_cb": ("yes", "no", "bitsandbytes int8, nf4, fp4"),
-    "vllm": VLLM,
-    "vllm_offline": VLLM,
-}
+NOT_STATED = "–"  # by the backend's class
 HEADINGS = (
     "backend",
     "file",
@@ -40,21 +25,20 @@ HEADINGS = (
 )
 
 
-def cells(name: str) -> tuple[str, ...]:
+def cells(backend: Backend) -> tuple[str, ...]:
     """One row of the table."""
-    backend = configured(name)
+    name, can = backend.name, backend.abilities
     if not backend.launches:
         return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"
-    continuous, beam, quantisations = FEATURES[type(backend).__module__.removeprefix("backends.")]
     return (
         name,
         _file(backend),
         "engine's own stamps" if backend.timed_inside else "yes",
         "list of prompts" if backend.batch_form == "list" else "simultaneous streams",
-        continuous,
-        beam,
+        _yes(can.continuous_batching) if can else NOT_STATED,
+        _yes(can.beam_search) if can else NOT_STATED,
         _metric(backend),
-        quantisations,
+        can.quantisations if can else NOT_STATED,
         _yes(backend.needs_gpu or not _runs_on_cpu(backend)),
     )
 
@@ -80,7 +64,7 @@ def _yes(value: bool) -> str:
 
 def table() -> str:
     """The table in Markdown, one row a backend."""
-    rows: list[Sequence[str]] = [HEADINGS, ["---"] * len(HEADINGS), *(cells(name) for name in names())]
+    rows: list[Sequence[str]] = [HEADINGS, ["---"] * len(HEADINGS), *(cells(configured(name)) for name in names())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

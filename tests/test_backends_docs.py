@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -39,6 +40,22 @@ def test_the_table_has_every_backend():
     assert by_name["transformers"][column("continuous batching")] == "no"
     assert by_name["transformers_cb"][column("continuous batching")] == "yes"
     assert by_name["llamacpp"][column("native batching")] == "simultaneous streams"
+
+
+def test_the_worked_example_passes_the_check_of_names():
+    """A class is defined in one module, so its two files need no entry in a list of exceptions."""
+    classes = re.findall(r"^class (\w+)", backends_table.DOCUMENT.read_text(), re.M)
+    assert len(classes) == len(set(classes)) == 2
+
+
+def test_a_backend_that_is_added_has_a_row_without_another_list():
+    """The worked example's, which states nothing of itself but its library."""
+    source = dict(BLOCK.findall(backends_table.DOCUMENT.read_text()))["backends/parrot.py"]
+    module: dict[str, Any] = {"__name__": "backends.parrot"}
+    exec(source, module)
+    row = dict(zip(backends_table.HEADINGS, backends_table.cells(module["Parrot"](name="parrot")), strict=True))
+    assert (row["backend"], row["file"]) == ("parrot", "`backends/parrot.py`")
+    assert {row[name] for name in ("continuous batching", "beam search", "quantisations")} == {"–"}
 
 
 @pytest.mark.parametrize("host", [CPU, GPU], ids=["cpu", "gpu"])
