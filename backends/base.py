@@ -416,6 +416,14 @@ class Backend(Strict):
         """
         return model
 
+    def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
+        """Return why weights cannot be made for an engine in an image, with the remedy, in one line; None if they can.
+
+        A conversion runs outside the image, where the engine's libraries are missing. `is_quantised` says whether the
+        model's weights are stored quantised, None where that is not known.
+        """
+        return None
+
     def facts(self, launch: Launch) -> dict[str, Any]:
         """Facts that a result must cite besides version and command line, e.g. whether the prefix cache is on."""
         return {}

@@ -63,6 +63,9 @@ class CTranslate2(Hosted):
         }
         return checkpoints.converted(model, "ctranslate2", parameters, convert, cache_dir, progress)
 
+    def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str:
+        return checkpoints.not_made(f"backend.quantization={self.quantization}", "ctranslate2")
+
     def coarser(self, launch: Launch) -> str | None:
         formats = (self.quantization, str(self.flags_on(launch)["compute_type"]))
         return next((name for name in formats if name not in WIDE_FORMATS), None)

@@ -67,6 +67,9 @@ class ExLlama(Hosted):
         parameters = {"bits": self.bits, "converter": checkpoints.versions(python, "exllamav3", "torch")}
         return checkpoints.converted(model, "exl3", parameters, convert, cache_dir, progress)
 
+    def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
+        return checkpoints.obstacle(self.checkpoint, is_quantised)
+
     def reserved_tokens(self, context: int) -> int:
         return self.cache_tokens
 

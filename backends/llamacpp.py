@@ -17,6 +17,7 @@ from sweep.records import BatchForm
 GGUF = "model.gguf"
 CONVERTER = EnvironmentChoice(cpu="gguf")  # the environment that llama.cpp's converter runs in
 CONVERTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the converter; the others by llama-quantize
+WITHOUT_TOOL = ", ".join(CONVERTED)
 # Those that need an importance matrix are left out.
 # fmt: off
 FileType = Literal[
@@ -101,7 +102,7 @@ class LlamaCpp(Backend):
             return _gguf(model, self.quantization.lower(), cache_dir, progress)
         tool = Path(self.env.binary or python).with_name("llama-quantize")
         if not tool.exists():
-            raise ValueError(f"backend.quantization={self.quantization}: needs {tool}; allowed without: F32, F16, BF16")
+            raise ValueError(f"backend.quantization={self.quantization}: needs {tool}; allowed without: {WITHOUT_TOOL}")
 
         def quantise(folder: Path) -> None:
             unquantised = _gguf(model, "auto", cache_dir, progress) / GGUF
@@ -112,6 +113,13 @@ class LlamaCpp(Backend):
         made_by = {"converter": converter, "tool": checkpoints.file_digest(tool)[:16]}
         parameters = {"quantization": self.quantization, **made_by}
         return checkpoints.converted(model, "gguf", parameters, quantise, cache_dir, progress)
+
+    def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
+        if self.quantization in CONVERTED:
+            return None
+        return checkpoints.not_made(
+            f"backend.quantization={self.quantization}", "llama-quantize", f", or one of {WITHOUT_TOOL}"
+        )
 
     def weight_format(self, launch: Launch) -> str:
         return self.quantization

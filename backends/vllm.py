@@ -149,6 +149,9 @@ class VLLM(Backend):
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         return checkpoints.quantised(model, self.checkpoint, self.group_size, python, cache_dir, progress)
 
+    def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
+        return checkpoints.obstacle(self.checkpoint, is_quantised)
+
     def memory_share(self, launch: Launch) -> float:
         return utilisation(self.flags_on(launch))
 

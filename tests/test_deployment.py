@@ -14,13 +14,14 @@ from backends.base import Backend, EnvironmentSpec
 from backends.launch.gpus import Gpu
 from backends.prepare import environments
 from backends.prepare.build_once import exclusive
-from sweep.config import Cluster, Hardware, Settings, Tracking
+from sweep.config import Cluster, Hardware, Settings, Tracking, build
 from sweep.inputs.load import Batch
 from sweep.inputs.model import ServedModel
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.workload import Workload
 from sweep.node import deployment
 from sweep.node.work import Work
+from sweep.options import load_option
 from sweep.plan.plan import Deployment, Trial
 from sweep.records import Outcome
 
@@ -115,6 +116,18 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
     with pytest.raises(deployment.Contradiction, match="the model differs from the plan: other, not planned"):
         deployment._prepare(work, (), lambda event: None)
     assert not built
+
+
+def test_a_node_says_what_cannot_be_made_for_an_image_where_the_plan_could_not_know(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    model = SimpleNamespace(prepare=lambda cache, progress: tmp_path)
+    backend = build(load_option("backend", "vllm_gptq"), "backend")
+    work = SimpleNamespace(deployment=SimpleNamespace(backend=backend, model=model), cache=tmp_path)
+    image = environments.Environment("python3", image="a/b@sha256:c")
+    with pytest.raises(environments.EnvironmentFailed, match=r"^backend\.checkpoint=gptq: not made"):
+        deployment._weights(work, image, lambda text: None)
+    (tmp_path / "config.json").write_text('{"quantization_config": {}}')
+    assert deployment._weights(work, image, lambda text: None) == tmp_path
 
 
 def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):

@@ -511,6 +511,19 @@ def test_a_node_is_asked_before_anything_is_built_there(hub: Any, tmp_path: Path
     PathModel(name="m", path=str(folder)).reach(tmp_path / "cache")
 
 
+def test_planning_knows_whether_a_repository_is_quantised(hub: Any, tmp_path: Path) -> None:
+    """Without its weights. What is not known is the node's to say."""
+    plain, other = (HubModel(name="m", repo=f"org/{name}") for name in ("model", "other"))
+    assert plain.is_quantised(tmp_path) is False
+    assert not [path for path, _ in Hub.requests if path.endswith(".safetensors")]
+    Hub.files["config.json"] = b'{"quantization_config": {"quant_method": "awq"}}'
+    assert other.is_quantised(tmp_path) is True
+    assert HubModel(name="m", repo="org/gated").is_quantised(tmp_path) is None
+    hub.shutdown()
+    hub.server_close()
+    assert HubModel(name="m", repo="org/third").is_quantised(tmp_path) is None
+
+
 def test_what_was_fetched_is_reached_without_the_hub(hub: Any, tmp_path: Path) -> None:
     fetched = HubModel(name="m", repo="org/model")
     fetched.prepare(tmp_path / "cache", silent)

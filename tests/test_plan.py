@@ -1,7 +1,12 @@
 """Ids and seeds: what makes a trial the same trial, and what must not."""
 
+import json
+import shutil
+
 import pytest
 
+from backends.base import EnvironmentSpec
+from sweep.inputs.tokenizer import SHIPPED_TOKENIZER
 from sweep.plan.compose import compose_run
 from sweep.plan.planning import Surroundings, make_plan
 
@@ -61,6 +66,41 @@ def test_the_locked_environment_and_the_accelerator_are_in_the_id():
     other = Surroundings(lambda backend, platform: "another", lambda backend, platform: None)
     assert not ids(planned(surroundings=other)) & ids(planned())
     assert not ids(planned("hardware=l4")) & ids(planned())
+
+
+IN_IMAGE = HERE._replace(environment=lambda backend, platform: EnvironmentSpec(name="x", image="a/b:c", cuda=13))
+Q4 = ("backend=llamacpp", "backend.quantization=Q4_0")
+
+
+@pytest.mark.parametrize(
+    ("words", "begins", "remedy"),
+    [
+        (("backend=vllm_gptq",), "backend.checkpoint=gptq: not made", "or a model that is quantised already"),
+        (("backend=exllama",), "backend.checkpoint=exl3: not made", "or a model that is quantised already"),
+        (Q4, "backend.quantization=Q4_0: not made", "an environment that is no image, or one of F32, F16, BF16"),
+        (("backend=ctranslate2",), "backend.quantization=float32: not made", "an environment that is no image"),
+    ],
+)
+def test_weights_that_cannot_be_made_for_an_image_are_said_by_the_plan(words, begins, remedy):
+    for deployment in planned(*words, hardware="l4", surroundings=IN_IMAGE).deployments:
+        assert deployment.unavailable.startswith(begins)
+        assert deployment.unavailable.endswith(remedy)
+        assert "\n" not in deployment.unavailable
+    assert not any(each.unavailable for each in planned(*words, hardware="l4").deployments), "an environment of ours"
+
+
+@pytest.mark.parametrize("words", [("backend=vllm",), ("backend=llamacpp",), (*Q4[:1], "backend.quantization=BF16")])
+def test_weights_that_are_made_beside_an_image_can_run(words):
+    assert not any(each.unavailable for each in planned(*words, hardware="l4", surroundings=IN_IMAGE).deployments)
+
+
+@pytest.mark.parametrize("stored", [{}, {"quantization_config": {"quant_method": "gptq"}}])
+def test_a_model_that_is_quantised_itself_runs_in_an_image(tmp_path, stored):
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    shutil.copy(SHIPPED_TOKENIZER / "tokenizer.json", tmp_path)
+    words = ("backend=vllm_gptq", "model=path", f"model.path={tmp_path}")
+    (deployment,) = planned(*words, hardware="l4", surroundings=IN_IMAGE).deployments
+    assert (deployment.unavailable is None) == bool(stored)
 
 
 def test_adding_a_point_leaves_the_others_alone():

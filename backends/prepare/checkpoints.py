@@ -72,7 +72,7 @@ def quantised(
 ) -> Path:
     """Return the model in this quantised format (see conversions/to_quantized.py); itself if None or quantised already.
 
-    `python` is an interpreter with numpy and safetensors; where it has gptqmodel too, that calibrates.
+    `python` is an interpreter with torch and safetensors; where it has gptqmodel too, that calibrates.
     """
     if checkpoint is None or is_quantised(model):
         return model
@@ -86,6 +86,24 @@ def quantised(
     if "gptqmodel" in made_by:
         parameters["calibration"] = digest(CALIBRATION, cache_dir)
     return converted(model, checkpoint, parameters, quantise, cache_dir, progress)
+
+
+def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) -> str | None:
+    """Return why a model is not quantised to this format for an engine in an image; None if it need not be.
+
+    See `Backend.conversion_obstacle`.
+    """
+    if checkpoint is None or is_quantised() is not False:
+        return None
+    return not_made(
+        f"backend.checkpoint={checkpoint}", "the libraries that this takes", ", or a model that is quantised already"
+    )
+
+
+def not_made(setting: str, lacking: str, instead: str = "") -> str:
+    """The reason, with the remedy, why the weights of a setting are not made for an engine in an image."""
+    why = f"not made for an engine in an image, since conversions run outside it, without {lacking}"
+    return f"{setting}: {why}; choose an environment that is no image{instead}"
 
 
 def is_quantised(model: Path) -> bool:

@@ -80,6 +80,15 @@ def fetch(
         raise _absent(repo, revision, error, "model") from None
 
 
+def fetch_configuration(repo: str, revision: str, cache_dir: Path) -> Path | None:
+    """Return a model's config.json, from the cache if the hub does not answer planning in time; None without either."""
+    at: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "etag_timeout": RESOLVE_TIMEOUT}
+    try:
+        return Path(_hub().hf_hub_download(repo, "config.json", **at))
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError):
+        return None
+
+
 def fetch_dataset(
     repo: str, revision: str, cache_dir: Path, choose: Callable[[Iterable[str]], list[str]], pattern: str
 ) -> Path:

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -22,8 +22,9 @@ from backends.base import Progress
 from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
+from backends.prepare.checkpoints import is_quantised as folder_is_quantised
 from sweep.config import Strict, content_hash
-from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, ignore, resolve_commit
+from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, fetch_configuration, ignore, resolve_commit
 from sweep.inputs.shape import ModelShape
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
@@ -90,6 +91,10 @@ class Model(Strict):
     def obstacle(self, cache_dir: Path) -> str | None:
         """Return why the weights cannot be fetched, as far as planning can find out; None if nothing is against it."""
         return None
+
+    def is_quantised(self, cache_dir: Path) -> bool | None:
+        """Return whether the weights are stored quantised, as those of no model are that we write; None: not known."""
+        return False
 
     def reach(self, cache_dir: Path) -> None:
         """Raise ValueError or OSError, in one line, if `prepare` would: called before anything large is made."""
@@ -218,6 +223,9 @@ class HubModel(Model):
         if not REPOSITORY.fullmatch(self.repo):
             raise ValueError(f"model.repo={self.repo}: allowed is organisation/name")
 
+    def is_quantised(self, cache_dir: Path) -> bool | None:
+        return _is_quantised_on_hub(self.repo, self.revision, cache_dir)
+
     def reach(self, cache_dir: Path) -> None:
         fetch(self.repo, self.revision, cache_dir, ignore, peek=True)
         super().reach(cache_dir)
@@ -255,6 +263,9 @@ class PathModel(Model):
         folder = self._own_tokenizer(cache_dir)
         return self.shape or ModelShape.of_config(json.loads((folder / "config.json").read_text()))
 
+    def is_quantised(self, cache_dir: Path) -> bool:
+        return folder_is_quantised(self._own_tokenizer(cache_dir))
+
     def _digest(self, cache_dir: Path) -> str:
         """Hash of all its files; a file that was read once is read again only when its size or time has changed."""
         return folder_digest(self._folder(cache_dir, ignore), cache_dir)
@@ -284,6 +295,12 @@ class ServedModel(Model):
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
         raise ValueError(f"model={self.name}: only a name; allowed to launch is a model of conf/model")
+
+
+@lru_cache  # many deployments of a plan have one model
+def _is_quantised_on_hub(repo: str, revision: str, cache_dir: Path) -> bool | None:
+    configuration = fetch_configuration(repo, revision, cache_dir)
+    return None if configuration is None else folder_is_quantised(configuration.parent)
 
 
 def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:

@@ -25,13 +25,13 @@ from typing import Any, Literal, NamedTuple
 
 import httpx
 
-from backends.base import Launch
+from backends.base import Backend, Launch, Progress
 from backends.launch import server, supervisor, task
 from backends.launch.gpus import find_gpu, present
 from backends.launch.replicas import replica_launches
 from backends.launch.task import Stopped
+from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
-from backends.prepare import fit
 from backends.prepare.patience import patiently
 from sweep.client.measurement import ClientDied
 from sweep.config import Hardware, first_line
@@ -402,9 +402,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         if unfit := fit.problem(spec, host()):  # before gigabytes are fetched
             raise environments.EnvironmentFailed(f"environment {spec.name} does not run on this node: {unfit}")
         environment = environments.prepare_or_plain(spec, work.cache, progress)
-        # The interpreter in an image is none of this machine's: conversions run in ours.
-        converter = sys.executable if environment.image else environment.python
-        folder = backend.weights(model.prepare(work.cache, progress), converter, work.cache, progress)
+        folder = _weights(work, environment, progress)
         draft = draft and draft.prepare(work.cache, progress)
     engine_cpus, client_cpus = split_cores(gpus, work.settings.client.processes)
     work.folder.mkdir(parents=True, exist_ok=True)
@@ -427,6 +425,21 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         max_model_len=model.max_model_len,
     )
     return PreparedNode(launch, environment, client_cpus, socket.gethostname())
+
+
+def _weights(work: Work, environment: environments.Environment, progress: Progress) -> Path:
+    """The folder that the engine loads: the model's, or what is made of it.
+
+    The interpreter in an image is none of this machine's: conversions run in ours.
+    """
+    backend: Backend = work.deployment.backend
+    folder: Path = work.deployment.model.prepare(work.cache, progress)
+    if not environment.image:
+        return backend.weights(folder, environment.python, work.cache, progress)
+    # The plan says so too, where it knows how the model is stored.
+    if problem := backend.conversion_obstacle(functools.partial(checkpoints.is_quantised, folder)):
+        raise environments.EnvironmentFailed(problem)
+    return backend.weights(folder, sys.executable, work.cache, progress)
 
 
 def _check_models(work: Work) -> None:

@@ -2,9 +2,10 @@
 
 Ids are hashes of everything known at planning that could change a result, so the same command resumes and changing one
 flag reruns exactly what it touches. No clock and no GPU is asked; what a model or a workload points to is read once: a
-folder is hashed, the hub asked which commit a revision is.
+folder is hashed, the hub asked which commit a revision is (and, for an engine in an image, how its weights are stored).
 """
 
+import functools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -174,6 +175,9 @@ class _Builder:
                 raise ConfigError(problem)
             capability = surroundings.capability if gpu_count else None
             refused, notes = bfloat16(engine, model.built, capability)
+            unmade = None
+            if spec is not None and spec.image:
+                unmade = engine.conversion_obstacle(functools.partial(model.built.is_quantised, self.cache))
             if spec is not None and spec.substitutes:
                 notes = (f"{engine.name}: environment {spec.name} {spec.substitutes}", *notes)
             notes = (*notes, *check.warnings(engine, spec))
@@ -183,7 +187,7 @@ class _Builder:
                 model.built,
                 gpu_count,
                 hardware.accelerator,
-                unavailable=surroundings.unavailable(engine, hardware.platform) or refused,
+                unavailable=surroundings.unavailable(engine, hardware.platform) or refused or unmade,
                 notes=notes,
                 content=_content(backend=backend, model=model, **({"draft": draft} if draft else {})),
                 draft=draft.built if draft else None,
