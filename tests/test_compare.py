@@ -113,10 +113,11 @@ def test_one_launch_tells_nothing(tmp_path):
         ({"accelerator": "H100"}, "hardware: L4 and H100"),
         ({"protocol": 3}, "protocol: 4 and 3"),
         ({"digests": json.dumps({"workload": "f"})}, "workload: its files differ (e and f)"),
+        ({"digests": json.dumps({"workload": "e", "load": "f"})}, "load: its files differ (e and f)"),
     ],
 )
 def test_other_questions_are_not_compared(tmp_path, changed, reason):
-    common = {"accelerator": "L4", "protocol": 4, "digests": json.dumps({"workload": "e"})}
+    common = {"accelerator": "L4", "protocol": 4, "digests": json.dumps({"workload": "e", "load": "e"})}
     reference = launches(tmp_path / "a", 100, 0.01, **common)
     other = launches(tmp_path / "b", 50, 0.01, **{**common, **changed})
     assert set(verdicts(reference, other).values()) == {("not comparable", reason)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis.compare.matching import QUESTION_PARTS, machines
+from analysis.compare.matching import QUESTION_PREFIXES, machines
 from analysis.compare.sides import trial_settings
 from analysis.headline import ASKED
 from analysis.plotting.layout import SIZE, Layout
@@ -124,7 +124,7 @@ def _conditions(rows: pd.DataFrame, trials: Trials, points: int) -> dict[str, li
     for positions_of_point in positions(trials.point, points):
         first = rows.iloc[positions_of_point[:1]]
         settings = trial_settings(first.to_dict("records")[0])
-        equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PARTS)}
+        equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PREFIXES)}
         equal |= {"protocol": str(first["protocol"].iloc[0]), "machine": sorted(machines(first))}
         equal[GPUS] = settings.get(GPUS)
         texts["conditions"].append(json.dumps(equal, sort_keys=True, default=str))

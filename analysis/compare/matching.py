@@ -13,7 +13,8 @@ from sweep.labels import labels
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
-QUESTION_PARTS = ("model.", "workload.", "load.")  # first parts of the settings that make a question
+QUESTION_PARTS = ("model", "workload", "load")  # what makes a question: their settings, and the files behind them
+QUESTION_PREFIXES = tuple(f"{part}." for part in QUESTION_PARTS)
 MOST_SETTINGS = 3  # settings in a reason
 FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")} | {
     "client_stamp_source": "measured by"  # its clock, or the tool of an imported row
@@ -101,7 +102,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
     if any(each["config"].isna().all() for each in trials):  # imported: little is known of such a row
         compared = {*settings[0]} & {*settings[1]}
     differing = [key for key in sorted(compared) if settings[0].get(key) != settings[1].get(key)]
-    of_question = [key for key in differing if key.startswith(QUESTION_PARTS)]
+    of_question = [key for key in differing if key.startswith(QUESTION_PREFIXES)]
     engine = [
         f"{key} {settings[0].get(key)} → {settings[1].get(key)}"
         for key in differing
@@ -134,7 +135,7 @@ def _obstacle(
         named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in of_question[:MOST_SETTINGS]]
         return f"{of_question[0].partition('.')[0]}: " + "; ".join(named)
     digests = [_digests(trials) for trials in (first, second)]
-    for part in ("model", "workload"):
+    for part in QUESTION_PARTS:  # a part without files, or of a row from before they were digested, has no digest
         if digests[0].get(part) != digests[1].get(part) and part in digests[0] and part in digests[1]:
             return f"{part}: its files differ ({digests[0][part]} and {digests[1][part]})"
     return ""
