@@ -167,6 +167,19 @@ def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
     assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
 
 
+@pytest.mark.parametrize("part", ["model", "workload", "load"])
+def test_a_run_of_other_files_is_no_rival_and_one_of_unknown_files_is(tmp_path, capsys, part):
+    """An endpoint's model and a row from before digests have none; with two files to choose from it is of neither."""
+    known = engines(tmp_path / "a", {"vllm": 110}, digests=json.dumps({part: "e", "lock": "1"}))
+    changed = engines(tmp_path / "b", {"tgi": 100}, digests=json.dumps({part: "f"}))
+    equal = engines(tmp_path / "c", {"tgi": 100}, digests=json.dumps({part: "e", "lock": "2"}))
+    unknown = engines(tmp_path / "d", {"llamacpp": 90})
+    assert summary(capsys, known, changed).startswith("At each of 4 points a single configuration has a result")
+    assert summary(capsys, known, equal).startswith("vllm is the fastest at 2 of 2 points")
+    assert summary(capsys, known, unknown).startswith("vllm is the fastest at 2 of 2 points")
+    assert summary(capsys, known, unknown, changed).startswith("At each of 6 points a single configuration")
+
+
 def test_engines_on_other_numbers_of_gpus_in_another_run_are_no_rivals(tmp_path, capsys):
     texts = [json.dumps({**CONFIG, "backend": {"gpus": gpus}}) for gpus in (1, 8)]
     run = engines(tmp_path / "a", {"vllm": 110}, config=texts[0])

@@ -134,9 +134,9 @@ def _obstacle(
     if of_question:
         named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in of_question[:MOST_SETTINGS]]
         return f"{of_question[0].partition('.')[0]}: " + "; ".join(named)
-    digests = [_digests(trials) for trials in (first, second)]
-    for part in QUESTION_PARTS:  # a part without files, or of a row from before they were digested, has no digest
-        if digests[0].get(part) != digests[1].get(part) and part in digests[0] and part in digests[1]:
+    digests = [question_digests(trials) for trials in (first, second)]
+    for part in (part for part in QUESTION_PARTS if part in digests[0] and part in digests[1]):
+        if digests[0][part] != digests[1][part]:
             return f"{part}: its files differ ({digests[0][part]} and {digests[1][part]})"
     return ""
 
@@ -156,10 +156,14 @@ def machines(trials: pd.DataFrame) -> set[str]:
     } - {""}
 
 
-def _digests(trials: pd.DataFrame) -> dict[str, str]:
+def question_digests(trials: pd.DataFrame) -> dict[str, str]:
+    """The digests of the files behind model, workload and load, of each part that has any.
+
+    None is known of a part without files, of an imported row, or of one from before there were digests.
+    """
     texts = [json.loads(text) for text in _values(trials, "digests")]
-    parts = {part for each in texts for part in each}
-    return {part: ", ".join(sorted({str(each[part]) for each in texts if part in each})) for part in parts}
+    known = {part: sorted({str(each[part]) for each in texts if part in each}) for part in QUESTION_PARTS}
+    return {part: ", ".join(digests) for part, digests in known.items() if digests}
 
 
 def _some(values: set[str]) -> str:
