@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare.sides import Side, TrialSettings
+from analysis.quantities import LabelledColumn
 from analysis.warnings import UNEQUAL, UNEQUAL_INPUTS
 from sweep.labels import labels
-from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
 QUESTION_PARTS = ("model", "workload", "load")  # what makes a question: their settings, and the files behind them
@@ -19,8 +19,8 @@ MOST_SETTINGS = 3  # settings in a reason
 FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")} | {
     "client_stamp_source": "measured by"  # its clock, or the tool of an imported row
 }
-BY_OUTPUT = ("duration", "request_throughput", "goodput", *E2EL)  # what longer answers change
-BY_INPUT = ("total_throughput", *TTFT_COLUMNS)
+BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities that longer answers change
+BY_INPUT = ("total_throughput", "ttft")
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Match:
     differences: tuple[str, ...] = ()  # settings of the engine in which the sides differ
     obstacle: str = ""  # the reason for not comparing them at all
 
-    def obstacle_of(self, column: str) -> str:
+    def obstacle_of(self, compared: LabelledColumn) -> str:
         """The reason for not comparing the sides by this column; empty if there is none."""
         for counted, affected, most in (
             ("output", BY_OUTPUT, UNEQUAL),
             ("input", BY_INPUT, UNEQUAL_INPUTS),
         ):
             means = [_tokens_a_request(trials, f"{counted}_tokens") for trials in (self.first, self.second)]
-            if column in affected and all(means) and max(means) / min(means) > most:
+            if compared.quantity in affected and all(means) and max(means) / min(means) > most:
                 return f"tokens: {means[0]:.0f} and {means[1]:.0f} {counted} tokens a request"
         return self.obstacle
 
