@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.answers.question import common_percentiles
 from analysis.compare.matching import QUESTION_PREFIXES, machines, question_digests
 from analysis.compare.sides import trial_settings
 from analysis.headline import ASKED
@@ -20,8 +21,6 @@ from analysis.statistics.comparison import Trials
 from analysis.statistics.ratios import Positions, positions
 from analysis.statistics.standings import GPUS, question_columns
 from analysis.summary import merits
-from sweep.config import PERCENTILES
-from sweep.disk.row import merged_percentiles
 from sweep.records import LOAD_COLUMNS
 
 if TYPE_CHECKING:
@@ -50,10 +49,8 @@ class Measured:
 
     @cached_property
     def percentiles(self) -> tuple[float, ...]:
-        """The default percentiles that all trials have."""
-        texts = [text for text in self.rows["percentiles"].unique() if isinstance(text, str)]
-        had = [merged_percentiles([text]) for text in texts]
-        return tuple(each for each in PERCENTILES if all(each in some for some in had)) or PERCENTILES
+        """The percentiles that an SLO can be on."""
+        return common_percentiles(self.rows)
 
     def groups(self, any_load: bool) -> Iterator[pd.DataFrame]:
         """The points of each question; with `any_load` they may differ in the size of their load."""
