@@ -3,6 +3,7 @@
 import re
 
 import pandas as pd
+import psutil
 import pyarrow as pa
 
 import analysis
@@ -12,6 +13,7 @@ from scripts import metrics_tables
 from sweep.config import ROOT
 from sweep.disk import row, run_files
 from sweep.disk.columns import TELEMETRY_FIELDS, request_columns, trial_columns
+from sweep.node.telemetry import Processes
 from sweep.numbers.quantity import columns
 from sweep.records import Records
 from tests.synthetic_run import make_run
@@ -30,6 +32,15 @@ def test_the_document_is_up_to_date_and_has_every_column():
     assert text == metrics_tables.with_tables(text, metrics_tables.column_tables()), "run scripts/metrics_tables.py"
     for name in (*row.schema(), *request_columns(), *TELEMETRY_FIELDS):
         assert f"| `{name}` |" in text, name
+
+
+def test_the_meanings_of_telemetry_are_those_of_what_writes_it():
+    code = "".join(path.read_text() for name in ("sweep", "backends") for path in (ROOT / name).rglob("*.py"))
+    series = re.findall(r"\w+_\w+", TELEMETRY_FIELDS["series"][1])
+    assert [name for name in series if f'"{name}"' not in code] == []
+    readings = [*Processes(lambda: [psutil.Process()]).read()]
+    assert {device for _, device, _ in readings} == {""}
+    assert "process" not in TELEMETRY_FIELDS["device"][1]
 
 
 def test_every_column_of_a_summary_is_declared(tmp_path, monkeypatch):
