@@ -222,6 +222,22 @@ def test_a_ladder_gives_ordered_shares_and_says_so(tmp_path):
     assert any("aside" in note for note in explanation.notes)
 
 
+def test_of_a_task_that_does_not_tell_the_reason_is_printed_beside_what_is_explained(tmp_path, capsys):
+    settings = {f"{a}{b}": {KNOBS[0]: OFF_ON[0][a], KNOBS[1]: OFF_ON[1][b]} for a, b in ((0, 0), (0, 1), (1, 0))}
+    also = [
+        trial("vllm", 8, 0, 100.0, launch=name, **settings[name], workload="chat", trial_id=f"chat-{name}")
+        for name in settings
+    ]
+    results = two_by_two(tmp_path, also=also)
+    note = "not explained: vllm, chat: no result with all of 2 knobs on"
+    assert explained(results).task == "qa"
+    assert main(["explain", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(note) == 1
+    assert main(["explain", str(tmp_path), "--format", "markdown"]) == 0
+    assert capsys.readouterr().out.count(note) == 1
+    assert note in report_of(results.run)
+
+
 def test_the_command_prints_text_markdown_csv_and_json_and_the_report_has_it(tmp_path, capsys):
     results = factorial(tmp_path)
     assert main(["explain", str(tmp_path)]) == 0
