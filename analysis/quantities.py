@@ -31,6 +31,7 @@ class LabelledColumn:
     unit: str
     scale: float
     better: Literal["higher", "lower"] | None
+    quantity: str = ""  # whose statistic or figure it is; of a column made here, none
 
     @property
     def axis(self) -> str:
@@ -66,7 +67,7 @@ def labelled_column(column: str, percentiles: Iterable[float] = PERCENTILES) -> 
         label, short = f"{label}, steady state", f"{short} steady"
     milliseconds = statistic.name and declared.unit == "s"
     unit, scale = ("ms", 1e3) if milliseconds else _SCALES.get(declared.unit, (declared.unit, 1.0))
-    return LabelledColumn(column, label, short, unit, scale, declared.better)
+    return LabelledColumn(column, label, short, unit, scale, declared.better, declared.name)
 
 
 def compared_column(

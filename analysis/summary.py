@@ -50,6 +50,8 @@ SUMMARY_COLUMNS = {
     "FIGURE_standing": ("", "of a headline figure: best, not told apart from the best, or behind"),
     "as_offered": ("", "whether its throughput is what an open loop asked for"),
     "steady_share": ("share", "of the trials with a result that have a steady-state window"),
+    "lost_to_failures": ("", "the percentiles that fall on failed requests, with what is known of them in s"),
+    "warnings": ("", "codes of the point's warnings (docs/warnings.md)"),
 }
 """The columns of summary.csv, for docs/columns.md: unit, meaning."""
 

@@ -253,4 +253,4 @@ class Sample(NamedTuple):
     time: float  # s from the trial's start
     series: str  # e.g. kv_cache_usage, requests_running, gpu_memory_bytes
     value: float
-    device: str = ""  # GPU index, or "" for the engine as a whole
+    device: str = ""  # a GPU, a core or a position in a draft; "" for the whole

@@ -16,6 +16,7 @@ from analysis.answers.question import Candidate, bounds
 from analysis.figures.pareto import on_front
 from analysis.load import open_run
 from analysis.report.html import html
+from analysis.report.page_data import page_data
 from analysis.report.terminal import Summary
 from analysis.results import RunResults
 from analysis.statistics.comparison import Trials, fit, indistinguishable
@@ -167,6 +168,19 @@ def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
     assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
 
 
+@pytest.mark.parametrize("part", ["model", "workload", "load"])
+def test_a_run_of_other_files_is_no_rival_and_one_of_unknown_files_is(tmp_path, capsys, part):
+    """An endpoint's model and a row from before digests have none; with two files to choose from it is of neither."""
+    known = engines(tmp_path / "a", {"vllm": 110}, digests=json.dumps({part: "e", "lock": "1"}))
+    changed = engines(tmp_path / "b", {"tgi": 100}, digests=json.dumps({part: "f"}))
+    equal = engines(tmp_path / "c", {"tgi": 100}, digests=json.dumps({part: "e", "lock": "2"}))
+    unknown = engines(tmp_path / "d", {"llamacpp": 90})
+    assert summary(capsys, known, changed).startswith("At each of 4 points a single configuration has a result")
+    assert summary(capsys, known, equal).startswith("vllm is the fastest at 2 of 2 points")
+    assert summary(capsys, known, unknown).startswith("vllm is the fastest at 2 of 2 points")
+    assert summary(capsys, known, unknown, changed).startswith("At each of 6 points a single configuration")
+
+
 def test_engines_on_other_numbers_of_gpus_in_another_run_are_no_rivals(tmp_path, capsys):
     texts = [json.dumps({**CONFIG, "backend": {"gpus": gpus}}) for gpus in (1, 8)]
     run = engines(tmp_path / "a", {"vllm": 110}, config=texts[0])
@@ -182,6 +196,30 @@ def test_a_bound_is_on_a_percentile_that_the_run_has(tmp_path, capsys):
     missing = {"ttft_p95": None, "ttft_p99": None, "ttft_mean": 0.3, "num_requests": 600}
     run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, percentiles="50, 90", **missing)
     assert "headroom 4%: TTFT p90 364 ms" in summary(capsys, run, "--slo", "ttft=0.38")
+
+
+@pytest.mark.parametrize(
+    ("percentiles", "requests", "judged"), [("50, 75, 98", 20, "p75"), ("50, 99.9", 2000, "p99_9"), (None, 20, "p90")]
+)
+def test_the_summary_and_the_page_judge_an_slo_by_the_same_percentile(tmp_path, percentiles, requests, judged):
+    """The highest that all trials have and 4 launches of so many requests can tell, whatever the default ones are."""
+    latencies = {f"ttft_{name}": 0.1 for name in ("p50", "p75", "p90", "p95", "p98", "p99", "p99_9")}
+    stated = {"percentiles": percentiles} if percentiles else {}
+    engines(tmp_path / "a", {"vllm": 110}, slo=json.dumps({"ttft": 0.2}), num_requests=requests, **stated, **latencies)
+    results = RunResults(open_run(tmp_path / "a"))
+    assert {answer.best.tightest.quantity.column for answer in results.answers} == {f"ttft_{judged}"}
+    page = page_data(results)
+    assert page["percentiles"]["usual"] == judged
+    names = (percentiles or "50, 90, 95, 99").replace(".", "_").split(", ")
+    assert page["percentiles"]["names"] == [f"p{name}" for name in names]
+
+
+def test_runs_of_other_percentiles_are_judged_by_one_that_all_have(tmp_path, capsys):
+    runs = [
+        engines(tmp_path / name, {"vllm": 110}, percentiles=percentiles, ttft_p75=0.1, ttft_p80=0.1, num_requests=600)
+        for name, percentiles in (("a", "50, 75"), ("b", "50, 80"))
+    ]
+    assert "TTFT p50" in summary(capsys, *runs, "--slo", "ttft=9")
 
 
 def test_however_many_launches_are_needed_are_stated():

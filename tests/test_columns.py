@@ -2,14 +2,18 @@
 
 import re
 
+import pandas as pd
+import psutil
 import pyarrow as pa
 
 import analysis
-from analysis.summary import SUMMARY_COLUMNS, key_columns, summarise
+from analysis.report import html
+from analysis.summary import SUMMARY_COLUMNS, key_columns
 from scripts import metrics_tables
 from sweep.config import ROOT
 from sweep.disk import row, run_files
 from sweep.disk.columns import TELEMETRY_FIELDS, request_columns, trial_columns
+from sweep.node.telemetry import Processes
 from sweep.numbers.quantity import columns
 from sweep.records import Records
 from tests.synthetic_run import make_run
@@ -30,15 +34,27 @@ def test_the_document_is_up_to_date_and_has_every_column():
         assert f"| `{name}` |" in text, name
 
 
-def test_every_column_of_a_summary_is_declared(tmp_path):
-    run = analysis.open_results(make_run(tmp_path, batches=(1, 8), workloads=("qa",)).out).run
+def test_the_meanings_of_telemetry_are_those_of_what_writes_it():
+    code = "".join(path.read_text() for name in ("sweep", "backends") for path in (ROOT / name).rglob("*.py"))
+    series = re.findall(r"\w+_\w+", TELEMETRY_FIELDS["series"][1])
+    assert [name for name in series if f'"{name}"' not in code] == []
+    readings = [*Processes(lambda: [psutil.Process()]).read()]
+    assert {device for _, device, _ in readings} == {""}
+    assert "process" not in TELEMETRY_FIELDS["device"][1]
+
+
+def test_every_column_of_a_summary_is_declared(tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "draw_all", lambda run, layout: [])  # which takes seconds
+    results = analysis.open_results(make_run(tmp_path, batches=(1, 8), workloads=("qa",)).out)
+    html.write_all(results)
+    written = pd.read_csv(results.run.paths.summary, nrows=0)
     patterns = []
     for names in SUMMARY_COLUMNS:
         for name in names.split(", "):
             figures = "|".join(map(re.escape, columns()))
             patterns.append(re.escape(name).replace("FIGURE", f"({figures})").replace("…", "(baseline|parent)"))
-    axes = set(key_columns(run))
-    missing = [name for name in summarise(run) if name not in axes and not any(re.fullmatch(p, name) for p in patterns)]
+    axes = set(key_columns(results.run))
+    missing = [name for name in written if name not in axes and not any(re.fullmatch(p, name) for p in patterns)]
     assert missing == []
 
 

@@ -113,10 +113,11 @@ def test_one_launch_tells_nothing(tmp_path):
         ({"accelerator": "H100"}, "hardware: L4 and H100"),
         ({"protocol": 3}, "protocol: 4 and 3"),
         ({"digests": json.dumps({"workload": "f"})}, "workload: its files differ (e and f)"),
+        ({"digests": json.dumps({"workload": "e", "load": "f"})}, "load: its files differ (e and f)"),
     ],
 )
 def test_other_questions_are_not_compared(tmp_path, changed, reason):
-    common = {"accelerator": "L4", "protocol": 4, "digests": json.dumps({"workload": "e"})}
+    common = {"accelerator": "L4", "protocol": 4, "digests": json.dumps({"workload": "e", "load": "e"})}
     reference = launches(tmp_path / "a", 100, 0.01, **common)
     other = launches(tmp_path / "b", 50, 0.01, **{**common, **changed})
     assert set(verdicts(reference, other).values()) == {("not comparable", reason)}
@@ -128,6 +129,22 @@ def test_longer_answers_forbid_durations_but_not_tokens_a_second(tmp_path):
     other = launches(tmp_path / "b", 90, 0.01, **{**figures, "output_tokens": 3200})
     compared = comparisons([side(reference), side(other)], ["output_throughput", "e2el_p50"])
     assert [each.reason for each in compared] == ["", ""] + ["tokens: 16 and 32 output tokens a request"] * 2
+
+
+def test_percentiles_of_either_side_are_compared_like_the_default_ones(tmp_path, capsys):
+    figures = {"percentiles": "50, 75", "ttft_p75": 0.1, "e2el_p75": 1.0, "output_tokens": 1600}
+    reference = launches(tmp_path / "a", 100, 0.01, **figures)
+    other = launches(tmp_path / "b", 100, 0.01, **{**figures, "ttft_p75": 0.2, "output_tokens": 3200})
+    arguments = ["--metric", "e2el_p75", "--fail-if", "ttft_p75 > 5%", "--format", "json"]
+    assert main(["compare", reference, other, *arguments]) == 1
+    compared = json.loads(capsys.readouterr().out)["comparisons"]
+    assert {(each["column"], each["verdict"], each["reason"]) for each in compared} == {
+        ("e2el_p75", "not comparable", "tokens: 16 and 32 output tokens a request"),
+        ("ttft_p75", "slower", None),
+    }
+    without = launches(tmp_path / "c", 100, 0.01)
+    assert main(["compare", reference, without, "--metric", "ttft_p75"]) == 0
+    assert "not comparable: one side has no figure" in capsys.readouterr().out
 
 
 def test_two_engines_and_changed_flags_are_compared_and_what_differs_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -194,16 +195,12 @@ def simulated_model(seed):
     return weights, fit(np.exp(logs), Trials(point, replicate, launch), 4), 0.0
 
 
-def ladder(folder):
+def ladder(folder, speeds=(100, 150, 10, 300), noise=0.01):
     noises, rows = np.random.default_rng(3), []
-    for step, parent, speed in (
-        ("plain", None, 100),
-        ("wide", "plain", 150),
-        ("aside", "wide", 10),
-        ("fp8", "wide", 300),
-    ):
+    parents = {"plain": None, "wide": "plain", "aside": "wide", "fp8": "wide"}
+    for (step, parent), speed in zip(parents.items(), speeds, strict=True):
         rows += [
-            trial("vllm", 8, launch, speed * math.exp(noises.normal(0, 0.01)), launch=f"{step}-{launch}")
+            trial("vllm", 8, launch, speed * math.exp(noises.normal(0, noise)), launch=f"{step}-{launch}")
             | {"ladder": step, "ladder_parent": parent, "trial_id": f"{step}-{launch}"}
             for launch in range(3)
         ]
@@ -220,6 +217,22 @@ def test_a_ladder_gives_ordered_shares_and_says_so(tmp_path):
     }
     assert any("in its own order alone" in note for note in explanation.notes)
     assert any("aside" in note for note in explanation.notes)
+
+
+def test_of_a_task_that_does_not_tell_the_reason_is_printed_beside_what_is_explained(tmp_path, capsys):
+    settings = {f"{a}{b}": {KNOBS[0]: OFF_ON[0][a], KNOBS[1]: OFF_ON[1][b]} for a, b in ((0, 0), (0, 1), (1, 0))}
+    also = [
+        trial("vllm", 8, 0, 100.0, launch=name, **settings[name], workload="chat", trial_id=f"chat-{name}")
+        for name in settings
+    ]
+    results = two_by_two(tmp_path, also=also)
+    note = "not explained: vllm, chat: no result with all of 2 knobs on"
+    assert explained(results).task == "qa"
+    assert main(["explain", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(note) == 1
+    assert main(["explain", str(tmp_path), "--format", "markdown"]) == 0
+    assert capsys.readouterr().out.count(note) == 1
+    assert note in report_of(results.run)
 
 
 def test_the_command_prints_text_markdown_csv_and_json_and_the_report_has_it(tmp_path, capsys):
@@ -259,3 +272,14 @@ def test_the_waterfall_is_drawn_where_there_is_something_to_explain(tmp_path):
         assert labels == ["the baseline", "vllm", "batching", "draft", "graphs", "no-cache", "all together"]
         plain = RunResults(run_of(tmp_path / "b", [trial("vllm", 8, 0, 100.0)]))
         assert waterfall.draw(plain.run, plain.layout) is None
+
+
+def test_a_waterfall_of_no_change_at_all_has_an_axis_without_a_warning(tmp_path):
+    """Matplotlib warns where all levels are equal, and widens the axis as it likes."""
+    from analysis.figures import waterfall
+
+    results = RunResults(ladder(tmp_path, speeds=(100, 100, 100, 100), noise=0))
+    with warnings.catch_warnings(action="error"):
+        figure = waterfall.draw(results.run, results.layout)
+    low, high = figure.axes[0].get_xlim()
+    assert low < 100 < high

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.compare.matching import QUESTION_PARTS, machines
+from analysis.answers.question import common_percentiles
+from analysis.compare.matching import QUESTION_PREFIXES, machines, question_digests
 from analysis.compare.sides import trial_settings
 from analysis.headline import ASKED
 from analysis.plotting.layout import SIZE, Layout
@@ -20,8 +21,6 @@ from analysis.statistics.comparison import Trials
 from analysis.statistics.ratios import Positions, positions
 from analysis.statistics.standings import GPUS, question_columns
 from analysis.summary import merits
-from sweep.config import PERCENTILES
-from sweep.disk.row import merged_percentiles
 from sweep.records import LOAD_COLUMNS
 
 if TYPE_CHECKING:
@@ -50,10 +49,8 @@ class Measured:
 
     @cached_property
     def percentiles(self) -> tuple[float, ...]:
-        """The default percentiles that all trials have."""
-        texts = [text for text in self.rows["percentiles"].unique() if isinstance(text, str)]
-        had = [merged_percentiles([text]) for text in texts]
-        return tuple(each for each in PERCENTILES if all(each in some for some in had)) or PERCENTILES
+        """The percentiles that an SLO can be on."""
+        return common_percentiles(self.rows)
 
     def groups(self, any_load: bool) -> Iterator[pd.DataFrame]:
         """The points of each question; with `any_load` they may differ in the size of their load."""
@@ -119,18 +116,40 @@ def _named(layout: Layout, run: str) -> pd.DataFrame:
 
 
 def _conditions(rows: pd.DataFrame, trials: Trials, points: int) -> dict[str, list[str]]:
-    """The conditions of each point as text: settings of model, workload and load, the protocol and the machine."""
-    texts: dict[str, list[str]] = {"conditions": [], "conditions_at_any_load": []}
-    for positions_of_point in positions(trials.point, points):
-        first = rows.iloc[positions_of_point[:1]]
-        settings = trial_settings(first.to_dict("records")[0])
-        equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PARTS)}
-        equal |= {"protocol": str(first["protocol"].iloc[0]), "machine": sorted(machines(first))}
-        equal[GPUS] = settings.get(GPUS)
-        texts["conditions"].append(json.dumps(equal, sort_keys=True, default=str))
-        at_any = {key: value for key, value in equal.items() if key not in OF_A_LOAD}
-        texts["conditions_at_any_load"].append(json.dumps(at_any, sort_keys=True, default=str))
-    return texts
+    """The conditions of each point as text: model, workload and load with their files, the protocol and the machine."""
+    rows_at = positions(trials.point, points)
+    equal = [_equal_settings(rows.iloc[of_point[:1]]) for of_point in rows_at]
+    at_any = [{key: value for key, value in each.items() if key not in OF_A_LOAD} for each in equal]
+    files = rows[["digests"]]  # a row is wide
+    digests = [question_digests(files.iloc[of_point]) for of_point in rows_at]
+    return {
+        "conditions": _condition_texts(equal, digests),
+        "conditions_at_any_load": _condition_texts(at_any, digests),
+    }
+
+
+def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
+    """The settings in which rivals agree, of a point's first row."""
+    settings = trial_settings(first.to_dict("records")[0])
+    equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PREFIXES)}
+    equal |= {"protocol": str(first["protocol"].iloc[0]), "machine": sorted(machines(first))}
+    return equal | {GPUS: settings.get(GPUS)}
+
+
+def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[str, str]]) -> list[str]:
+    """The settings of each point as text, with the digests of a part of which several are known with these settings.
+
+    With one alone, a point whose digest is not known is taken to have it, as a comparison of two runs takes it.
+    """
+    texts = [json.dumps(each, sort_keys=True, default=str) for each in settings]
+    known: dict[tuple[str, str], set[str]] = {}
+    for text, of_point in zip(texts, digests, strict=True):
+        for part, digest in of_point.items():
+            known.setdefault((text, part), set()).add(digest)
+    return [
+        text + "".join(f" {part} {digest}" for part, digest in of_point.items() if len(known[text, part]) > 1)
+        for text, of_point in zip(texts, digests, strict=True)
+    ]
 
 
 def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:

@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import pandas as pd
+
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
 from analysis.statistics.standings import Standing
 from sweep.config import PERCENTILES, ConfigError, one_of
+from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantities.goodput import BOUNDED
+from sweep.numbers.quantity import percentile_name
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,16 @@ def bounds(
     slo: Mapping[str, float], fewest_requests: int, percentiles: Sequence[float] = PERCENTILES
 ) -> tuple[Bound, ...]:
     """The bounds of an SLO, such as {"ttft": 0.2}, on the highest of the percentiles that so many requests can tell."""
-    percentile = bounded_percentile(fewest_requests, percentiles)
-    labelled = {name: labelled_column(f"{name}_p{percentile:g}") for name in slo}
+    percentile = percentile_name(bounded_percentile(fewest_requests, percentiles))
+    labelled = {name: labelled_column(f"{name}_{percentile}", percentiles) for name in slo}
     return tuple(Bound(column, slo[name]) for name, column in labelled.items() if column is not None)
+
+
+def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
+    """The percentiles that all of these trials have, which an SLO can be on; the default ones where there is none."""
+    texts = {text if isinstance(text, str) else percentiles_text(PERCENTILES) for text in trials["percentiles"]}
+    common = set(merged_percentiles(texts)).intersection(*(merged_percentiles([text]) for text in texts))
+    return tuple(sorted(common)) or PERCENTILES
 
 
 def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> float:

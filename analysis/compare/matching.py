@@ -8,18 +8,19 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare.sides import Side, TrialSettings
+from analysis.quantities import LabelledColumn
 from analysis.warnings import UNEQUAL, UNEQUAL_INPUTS
 from sweep.labels import labels
-from sweep.numbers.warnings import E2EL, TTFT_COLUMNS
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
-QUESTION_PARTS = ("model.", "workload.", "load.")  # first parts of the settings that make a question
+QUESTION_PARTS = ("model", "workload", "load")  # what makes a question: their settings, and the files behind them
+QUESTION_PREFIXES = tuple(f"{part}." for part in QUESTION_PARTS)
 MOST_SETTINGS = 3  # settings in a reason
 FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")} | {
     "client_stamp_source": "measured by"  # its clock, or the tool of an imported row
 }
-BY_OUTPUT = ("duration", "request_throughput", "goodput", *E2EL)  # what longer answers change
-BY_INPUT = ("total_throughput", *TTFT_COLUMNS)
+BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities that longer answers change
+BY_INPUT = ("total_throughput", "ttft")
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Match:
     differences: tuple[str, ...] = ()  # settings of the engine in which the sides differ
     obstacle: str = ""  # the reason for not comparing them at all
 
-    def obstacle_of(self, column: str) -> str:
+    def obstacle_of(self, compared: LabelledColumn) -> str:
         """The reason for not comparing the sides by this column; empty if there is none."""
         for counted, affected, most in (
             ("output", BY_OUTPUT, UNEQUAL),
             ("input", BY_INPUT, UNEQUAL_INPUTS),
         ):
             means = [_tokens_a_request(trials, f"{counted}_tokens") for trials in (self.first, self.second)]
-            if column in affected and all(means) and max(means) / min(means) > most:
+            if compared.quantity in affected and all(means) and max(means) / min(means) > most:
                 return f"tokens: {means[0]:.0f} and {means[1]:.0f} {counted} tokens a request"
         return self.obstacle
 
@@ -101,7 +102,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
     if any(each["config"].isna().all() for each in trials):  # imported: little is known of such a row
         compared = {*settings[0]} & {*settings[1]}
     differing = [key for key in sorted(compared) if settings[0].get(key) != settings[1].get(key)]
-    of_question = [key for key in differing if key.startswith(QUESTION_PARTS)]
+    of_question = [key for key in differing if key.startswith(QUESTION_PREFIXES)]
     engine = [
         f"{key} {settings[0].get(key)} → {settings[1].get(key)}"
         for key in differing
@@ -133,9 +134,9 @@ def _obstacle(
     if of_question:
         named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in of_question[:MOST_SETTINGS]]
         return f"{of_question[0].partition('.')[0]}: " + "; ".join(named)
-    digests = [_digests(trials) for trials in (first, second)]
-    for part in ("model", "workload"):
-        if digests[0].get(part) != digests[1].get(part) and part in digests[0] and part in digests[1]:
+    digests = [question_digests(trials) for trials in (first, second)]
+    for part in (part for part in QUESTION_PARTS if part in digests[0] and part in digests[1]):
+        if digests[0][part] != digests[1][part]:
             return f"{part}: its files differ ({digests[0][part]} and {digests[1][part]})"
     return ""
 
@@ -155,10 +156,14 @@ def machines(trials: pd.DataFrame) -> set[str]:
     } - {""}
 
 
-def _digests(trials: pd.DataFrame) -> dict[str, str]:
+def question_digests(trials: pd.DataFrame) -> dict[str, str]:
+    """The digests of the files behind model, workload and load, of each part that has any.
+
+    None is known of a part without files, of an imported row, or of one from before there were digests.
+    """
     texts = [json.loads(text) for text in _values(trials, "digests")]
-    parts = {part for each in texts for part in each}
-    return {part: ", ".join(sorted({str(each[part]) for each in texts if part in each})) for part in parts}
+    known = {part: sorted({str(each[part]) for each in texts if part in each}) for part in QUESTION_PARTS}
+    return {part: ", ".join(digests) for part, digests in known.items() if digests}
 
 
 def _some(values: set[str]) -> str:

@@ -76,7 +76,8 @@ def comparisons(
             launches.
     """
     reference, *others = sides
-    quantities = [compared_column(column, HEADLINE) for column in columns or HEADLINE]
+    percentiles = sorted({percentile for each in sides for percentile in each.run.percentiles})
+    quantities = [compared_column(column, HEADLINE, percentiles) for column in columns or HEADLINE]
     compared: list[PointComparison] = []
     for other in others:
         matches = match(reference, other)
@@ -94,7 +95,7 @@ def _by_column(
     noise: MachineNoise | None = None,
 ) -> list[PointComparison]:
     measured = [each for each in matches if _has(each.first, quantity) or _has(each.second, quantity)]
-    usable = [each for each in measured if not each.obstacle_of(quantity.column)]
+    usable = [each for each in measured if not each.obstacle_of(quantity)]
     level = CONFIDENCE ** (1 / max(1, len(usable)))
     return [point_comparison(reference, other, each, quantity, margin, level, noise) for each in measured]
 
@@ -113,7 +114,7 @@ def point_comparison(
     noise: MachineNoise | None = None,
 ) -> PointComparison:
     """One configuration by one quantity, with an interval at that level; raises ConfigError as `comparisons`."""
-    obstacle = each.obstacle_of(quantity.column)
+    obstacle = each.obstacle_of(quantity)
     figures = figure_of(each.first, quantity.column), figure_of(each.second, quantity.column)
     if not obstacle and not all(value > 0 for value in figures):
         obstacle = "one side has no figure"

@@ -5,7 +5,7 @@ unit is the launch. Everything here is a weighted sum of the points' effects, an
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -66,6 +66,8 @@ class Explanation:
 def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -> list[Explanation]:
     """The explanation of every task in each of the quantities that were measured.
 
+    The reason why a task has none is a note on those of the others.
+
     Raises:
         Unexplained: if no task of the run shows what bought its gain.
         ConfigError: if a column is no measured quantity.
@@ -80,7 +82,8 @@ def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -
             reasons.append(str(error))
     if not explained:
         raise Unexplained("; ".join(dict.fromkeys(reasons)) or "none of the quantities was measured")
-    return explained
+    missing = tuple(f"not explained: {reason}" for reason in dict.fromkeys(reasons))
+    return [replace(each, notes=(*each.notes, *missing)) for each in explained]
 
 
 def _explained(

@@ -74,9 +74,9 @@ def _waterfall(ax: Axes, explanation: Explanation) -> None:
         level = after
     ax.barh(len(labels), level, color=MUTED, height=0.6)
     labels.append("all together")
-    ax.set_xscale("log")
     levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in explanation.parts)])
-    ax.set_xlim(levels.min() / 1.6, levels.max() * 2)
+    ax.set_xlim(levels.min() / 1.6, levels.max() * 2)  # first: a scale looks for limits, and equal levels have none
+    ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))

@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.answers.deciding import shared_slo
-from analysis.answers.question import bounded_percentile
+from analysis.answers.question import bounded_percentile, common_percentiles
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.terminal import label
@@ -144,12 +144,12 @@ def _prices(first: pd.DataFrame, machines: Sequence[str]) -> list[float | None]:
 
 
 def _bounded_columns(results: RunResults, points: pd.DataFrame) -> dict[str, Any]:
-    """The latencies that can be bounded, by percentile, and the percentile that the requests of each point can tell."""
+    """The percentiles that latencies can be bounded at, and the highest that the requests of each point can tell."""
     requests = points.loc[points["n"] > 0, "requests"] + points.loc[points["n"] > 0, "failed"]
     fewest = int(requests.min()) if len(requests) else 0
-    usual = percentile_name(bounded_percentile(fewest, results.run.percentiles))
-    names = [percentile_name(each) for each in results.run.percentiles]
-    return {"names": names, "usual": usual}
+    percentiles = common_percentiles(results.run.ok)
+    usual = percentile_name(bounded_percentile(fewest, percentiles))
+    return {"names": [percentile_name(each) for each in percentiles], "usual": usual}
 
 
 def _warnings(results: RunResults, point: "pd.Series[Any]") -> list[list[str]]:

@@ -45,8 +45,8 @@ REQUEST_FIELDS: Mapping[str, Meaning] = {
 
 TELEMETRY_FIELDS: Mapping[str, Meaning] = {
     "time": ("s", "of the reading, from the trial's start"),
-    "series": ("", "what was read: kv_cache_usage, requests_running, gpu_memory, …"),
-    "device": ("", "the GPU or process it was read of; null of the engine as a whole"),
+    "series": ("", "what was read: kv_cache_usage, requests_running, gpu_memory_bytes, …"),
+    "device": ("", "the GPU, the core (of cpu_thermal_limits) or the position in a draft; empty for the whole"),
     "value": ("", "the reading: shares of one, bytes, watts, counts"),
 }
 
