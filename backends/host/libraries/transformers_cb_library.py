@@ -116,16 +116,23 @@ class TransformersCB:
                 outputs.append(self._outputs.get_nowait())
         except queue.Empty:
             pass  # no more for now
-        return [step for output in outputs if (step := self._step(output))]
+        return self._steps(outputs)
 
-    def _step(self, output: Any) -> Step | None:
-        """The new tokens of a result, which holds all tokens so far."""
-        row = self.rows.get(output.request_id)
-        if row is None:
-            return None
-        if output.is_finished():
-            del self.rows[output.request_id]
-        return Step(row, output.generated_tokens[len(row.tokens) :], output.error)
+    def _steps(self, outputs: Sequence[Any]) -> list[Step]:
+        """The new tokens of each result. A result holds all tokens of its row so far, and a row may have several."""
+        steps: list[Step] = []
+        counts: dict[str, int] = {}  # of tokens in the steps so far; the host adds them to the rows afterwards
+        for output in outputs:
+            row = self.rows.get(output.request_id)
+            if row is None:
+                continue
+            count = counts.get(output.request_id, len(row.tokens))
+            tokens = output.generated_tokens[count:]
+            counts[output.request_id] = count + len(tokens)
+            if output.is_finished():
+                del self.rows[output.request_id]
+            steps.append(Step(row, tokens, output.error))
+        return steps
 
     def drop(self, row: PromptRow) -> None:
         if self.rows.pop(f"row-{id(row)}", None):
