@@ -3,7 +3,7 @@
     python -m benchmarks.corruptions [--write docs/measurements/corruptions.md]
 
 A run of two trials on the simulated engine; each of its files is corrupted in each way, REPEATS times, and read by
-`sweep status`, the same command with dry_run=true, and `sweep report`.
+the commands that read it.
 """
 
 import argparse
@@ -23,9 +23,11 @@ REPEATS = 2
 HEADER = """# Damaged files
 
 Made by `python -m benchmarks.corruptions`: a run of two trials; each file corrupted in each of {ways} ways, {repeats}
-times, and read by `sweep status`, the command with `dry_run=true`, `sweep report` and our readers. *Believed* counts
-content that a reader took for something else than what was written. Those not named left the content as it was (a cut
-last line of the ledger, CRLF), or are of a file that the commands had no need to read.
+times, and read by `sweep status`, our readers, and the commands that read it: the run's own with `dry_run=true` (the
+ledger, the requests), `sweep report` (the trials, the requests) and `sweep export` (the requests). The requests are
+those of a trial with a result. *Believed* counts content that a reader took for something else than what was written.
+Those not named left the content as it was (a cut last line of the ledger, CRLF), or damaged a part that no command had
+need to read.
 
 | file | corruptions | tracebacks | believed | named |
 |---|---|---|---|---|

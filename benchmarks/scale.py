@@ -1,7 +1,7 @@
 """Time and memory of the quantiles of 10 million requests with 128 chunks each, from the files of a run.
 
     python -m benchmarks.scale write FOLDER   40 trials of 250,000 requests: 5 GB
-    python -m benchmarks.scale read FOLDER [--processes 2]
+    python -m benchmarks.scale read FOLDER [--threads 2]
 
 The requests of four trials are drawn (log-normal times), and each is copied to nine more. The first three
 row groups of one trial are checked against all their gaps, sorted. The last line of the output is JSON.
@@ -70,20 +70,19 @@ def write(folder: Path, trials: int, requests: int) -> None:
     run_files.write_trials(paths, rows)
 
 
-def read(folder: Path, processes: int) -> dict[str, Any]:
+def read(folder: Path, threads: int) -> dict[str, Any]:
     import analysis
 
     began = time.perf_counter()
-    result = analysis.quantiles(folder, processes=processes)
+    result = analysis.quantiles(folder, threads=threads)
     seconds = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory += processes * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # each at most the largest
     sizes = sum(path.stat().st_size for path in folder.rglob("requests.parquet"))
     return {
         "requests": int(result.table["requests"].sum()),
         "gaps": result.gaps,
         "gigabytes": sizes / 1e9,
-        "processes": processes,
+        "threads": threads,
         "seconds": seconds,
         "peak_mb": memory / 1000,
         "itl": result.all_gaps,
@@ -114,19 +113,17 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["write", "read"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of a trial")
     options = parser.parse_args(arguments)
     if options.step == "write":
         write(options.folder, options.trials, options.requests)
         return
-    measured = read(options.folder, options.processes)
-    print("| requests | gaps | files | processes | time | memory, all processes | largest error |")
+    measured = read(options.folder, options.threads)
+    print("| requests | gaps | files | threads | time | memory | largest error |")
     print("|---|---|---|---|---|---|---|")
-    sizes = (
-        f"{measured['requests']:,} | {measured['gaps']:,} | {measured['gigabytes']:.1f} GB | {measured['processes']}"
-    )
+    sizes = f"{measured['requests']:,} | {measured['gaps']:,} | {measured['gigabytes']:.1f} GB | {measured['threads']}"
     print(f"| {sizes} | {measured['seconds']:.1f} s | {measured['peak_mb']:.0f} MB | {measured['largest_error']:.2%} |")
     print(json.dumps(measured))
 

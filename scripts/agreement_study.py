@@ -66,8 +66,8 @@ BF16 = ("backend=transformers", "backend.dtype=bfloat16")
 CASES = (
     Case("transformers, float32", ("backend=transformers", "backend.dtype=float32")),
     Case("transformers, bfloat16", BF16),
-    Case("transformers, continuous batching, bfloat16", ("backend=transformers_cb", "backend.dtype=bfloat16")),
     Case("CTranslate2, float32", ("backend=ctranslate2",)),
+    Case("transformers, continuous batching, bfloat16", ("backend=transformers_cb", "backend.dtype=bfloat16")),
     Case("llama.cpp, F16", ("backend=llamacpp",)),
     Case("vLLM, bfloat16", ("backend=vllm", "backend.dtype=bfloat16")),
     Case("coarser: 4 bits, round to nearest, groups of 64", BF16, faults.coarse_weights),

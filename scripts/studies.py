@@ -137,6 +137,9 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
         "submission and their end, with what had to be prepared first: environments, weights, references.",
         "`python scripts/studies.py` runs them all and writes this page.",
     )
+    missing = [name for name in EXPERIMENTS if name not in runs and name not in earlier]
+    if missing:  # above all sections, where it is part of none that a later page takes over
+        yield from ("", f"Not run: {', '.join(missing)}.")
     for name in EXPERIMENTS:
         if name not in runs:
             yield from ("", *earlier[name]) if name in earlier else ()
@@ -149,9 +152,6 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
         lines = [line.rstrip() for line in printed.splitlines() if not line.startswith("report: ")]
         yield from ("", f"## {name}", "", f"`sweep +experiment={name}`: {circumstances(folder)}")
         yield from ("", "```", *lines, "```")
-    missing = [name for name in EXPERIMENTS if name not in runs and name not in earlier]
-    if missing:
-        yield from ("", f"Not run: {', '.join(missing)}.")
 
 
 def circumstances(folder: Path) -> str:

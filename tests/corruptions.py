@@ -9,7 +9,8 @@ import random
 import re
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,12 +90,16 @@ class Finding(NamedTuple):
     named: bool  # some command's output names the file
 
 
-def check(out: Path, command: list[str], scratch: Path, repeats: int = 2) -> Iterator[Finding]:
-    """Corrupt each file of a finished run, `repeats` times in each way, and read it with every command."""
+FILES = ("ledger.jsonl", "plan.jsonl", "status.json", "trials.parquet", "requests.parquet")
+
+
+def check(
+    out: Path, command: list[str], scratch: Path, repeats: int = 2, files: Sequence[str] = FILES
+) -> Iterator[Finding]:
+    """Corrupt files of a finished run, `repeats` times in each way, and read each with every command that reads it."""
     chance = random.Random(1)
     paths = RunPaths(out)
-    requests = next(paths.deployments.glob("*/*/*/requests.parquet"))
-    for file in (paths.ledger, paths.plan, paths.status, paths.trials, requests):
+    for file in (_requests_of_a_result(paths) if name == "requests.parquet" else out / name for name in files):
         for name, corrupt in CORRUPTIONS.items():
             for _ in range(repeats):
                 copy = scratch / "copy"
@@ -106,13 +111,23 @@ def check(out: Path, command: list[str], scratch: Path, repeats: int = 2) -> Ite
                 shutil.rmtree(copy)
 
 
+def _requests_of_a_result(paths: RunPaths) -> Path:
+    """The requests of a trial with a result: no command reads those of another."""
+    rows = run_files.read_trials(paths.trials)
+    row = next((row for row in rows if row["outcome"] == "ok"), None)
+    assert row, "no trial has a result: the machine was too busy"
+    return paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests
+
+
 def _read(file: str, name: str, paths: RunPaths, original: RunPaths, target: Path, command: list[str]) -> Finding:
     run = [argument for argument in command if not argument.startswith("out=")] + [f"out={paths.out}"]
     commands = [["status", str(paths.out)]]
     if file in ("ledger.jsonl", "requests.parquet"):  # what a command reads besides
         commands.append([*run, "dry_run=true"])
-    if file == "trials.parquet":
+    if file in ("trials.parquet", "requests.parquet"):
         commands.append(["report", str(paths.out)])
+    if file == "requests.parquet":
+        commands.append(["export", str(paths.out), str(paths.out / "exported")])
     printed = [_printed(each) for each in commands]
     believed = int(_believed(file, paths, original, target))
     named = any(target.name in text for text in printed)
@@ -120,15 +135,21 @@ def _read(file: str, name: str, paths: RunPaths, original: RunPaths, target: Pat
 
 
 def _printed(command: list[str]) -> str:
+    """Everything that a command says, also by Python's warnings, which are otherwise said once for each text."""
     output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+    with (
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+        warnings.catch_warnings(record=True) as said,
+    ):
+        warnings.simplefilter("always")
         try:
             main(command)
         except SystemExit:
             pass
         except BaseException:  # noqa: BLE001 - it is what is looked for
             traceback.print_exc(file=output)
-    return output.getvalue()
+    return "\n".join([output.getvalue(), *(str(warning.message) for warning in said)])
 
 
 def _believed(file: str, paths: RunPaths, original: RunPaths, target: Path) -> bool:

@@ -21,6 +21,7 @@ from backends.launch.server import running
 from backends.openai import OpenAI
 from backends.prepare import environments, locks
 from backends.simulated import Simulated
+from scripts.agreement_study import CASES
 from sweep.__main__ import main
 from sweep.inputs.model import PathModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
@@ -562,3 +563,10 @@ def test_a_real_engine_against_a_real_reference(tmp_path):
         positions = found["agreement_positions"]
         # The wrong token, and perhaps what depends on it.
         assert 1 - 0.02 < agreement.compare(run, engine, expected)["agreement"] <= 1 - 1 / positions
+
+
+def test_the_study_prints_its_cases_in_the_order_of_its_page():
+    page = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "agreement.md"
+    rows = re.findall(r"^\| (.+?) \| \d", page.read_text(), re.MULTILINE)
+    assert rows
+    assert rows == [case.name for case in CASES if case.name in rows]

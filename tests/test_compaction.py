@@ -1,5 +1,8 @@
 """Small files put together at a run's end: every row can be read before, during and after, and none is lost."""
 
+import functools
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,12 +11,14 @@ import pytest
 
 import analysis
 from analysis.load import trial_folder
+from sweep.__main__ import main
 from sweep.disk import compaction, run_files
 from sweep.disk.ledger import _damaged
 from sweep.disk.request_figures import RequestFigures, read_figures
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import opened_table, read_table
 from tests.synthetic_run import make_run
+from tests.test_line import SIMULATED
 
 
 @pytest.fixture
@@ -151,3 +156,48 @@ def test_a_damaged_compact_file_is_named_and_its_trials_are_measured_again(paths
         analysis.requests(copy)
     assert _damaged(RunPaths(copy), rows) == {row["trial_id"] for row in rows}
     assert len(analysis.load(copy)) == len(analysis.load(paths.out))
+
+
+def dead_links(paths: RunPaths) -> list[str]:
+    """Files of trials that the report names, and that do not exist."""
+    block = re.search(r'<script[^>]*id="page-data"[^>]*>(.*?)</script>', paths.report.read_text(), re.DOTALL)
+    assert block
+    links = json.loads(block[1])["files"]
+    assert len(links) >= 3
+    return [path for _, path in links if not (paths.out / path).is_file()]
+
+
+@pytest.mark.slow
+def test_a_report_links_to_files_that_exist_though_they_move_at_the_end_of_the_run(tmp_path, monkeypatch, capsys):
+    paths = RunPaths(tmp_path / "out")
+    monkeypatch.setattr("sweep.cli.run.compact", functools.partial(compaction.compact, fewest=1))
+    assert main([*SIMULATED, f"out={paths.out}"]) in (0, 1)
+    assert dead_links(paths) == []
+    assert files_of(paths) == []
+
+
+@pytest.mark.slow
+def test_a_report_is_made_anew_if_the_files_moved_and_the_command_was_killed_before_it(tmp_path, monkeypatch, capsys):
+    command, paths = [*SIMULATED, f"out={tmp_path / 'out'}"], RunPaths(tmp_path / "out")
+
+    class Killed(BaseException):
+        pass
+
+    def fail(*arguments, **options):
+        raise OSError("no space left")
+
+    def die(*arguments, **options):
+        raise Killed
+
+    monkeypatch.setattr("sweep.cli.run.compact", fail)
+    assert main(command) in (0, 1)
+    assert "no space left" in capsys.readouterr().out
+    assert dead_links(paths) == []
+    monkeypatch.setattr("sweep.cli.run.compact", functools.partial(compaction.compact, fewest=1))
+    with monkeypatch.context() as killed:
+        killed.setattr("sweep.cli.run.print_report", die)
+        with pytest.raises(Killed):
+            main(command)
+    assert dead_links(paths), "the files have moved, and there is no new report yet"
+    assert main(command) in (0, 1)
+    assert dead_links(paths) == []

@@ -10,7 +10,7 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.object_store import Mirror
 from sweep.disk.run_files import RunPaths, read_trials
-from tests.corruptions import CORRUPTIONS, check
+from tests.corruptions import CORRUPTIONS, FILES, check
 from tests.test_line import SIMULATED
 
 COMMAND = [*SIMULATED, "load.batch_size=1,2", "workload.num_requests=2"]
@@ -25,10 +25,14 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_no_corruption_is_a_traceback_or_believed(finished, tmp_path, capsys):
-    findings = list(check(finished, COMMAND, tmp_path))
-    assert len(findings) == 5 * len(CORRUPTIONS) * 2 >= 100
+@pytest.mark.parametrize("file", FILES)
+def test_no_corruption_is_a_traceback_or_believed(finished, tmp_path, capsys, file):
+    repeats = 1 if file == "requests.parquet" else 2  # a report takes seconds
+    findings = list(check(finished, COMMAND, tmp_path, repeats, [file]))
+    assert len(findings) == len(CORRUPTIONS) * repeats
     assert [finding for finding in findings if finding.tracebacks or finding.believed] == []
+    if file.endswith(".parquet"):
+        assert [each.named for each in findings if each.corruption in ("truncated", "empty")] == [True] * 2 * repeats
 
 
 @pytest.mark.slow

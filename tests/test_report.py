@@ -19,6 +19,7 @@ from analysis.results import RunResults, open_results
 from analysis.statistics.winners import best
 from analysis.summary import summarise
 from sweep.__main__ import main
+from sweep.disk.compaction import compact
 from sweep.rerun.rows import capsules_of
 from tests.results import printed, report_of, rows_of, run_of, trial
 from tests.synthetic_run import make_run
@@ -134,6 +135,34 @@ def test_the_command_that_runs_a_row_again_is_short_where_the_report_is_written(
     monkeypatch.chdir(tmp_path)
     run = run_of(Path("results") / "night", [trial("a", 1, 0, 10.0, config="{}", trial_id="1a2b")])
     assert page_data(RunResults(run))["points"]["again"] == ["sweep rerun results/night#1a2b"]
+
+
+def test_the_files_of_a_trial_are_linked_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of each trial, then the same with an engine that others launched, then put together with other trials'."""
+    monkeypatch.chdir(tmp_path)
+    paths = make_run(Path("results") / "night", replicates=1, batches=(1, 8), workloads=("qa",))
+    point = 0
+
+    def titles() -> dict[str, str]:
+        page = page_data(open_results(paths.out))
+        assert all((paths.out / path).is_file() for _, path in page["files"])
+        *_, places = page["points"]["trials"][point][0]
+        assert bool(page["points"]["reads"][point]) == any(
+            page["files"][place][0].endswith(".parquet") for place in places
+        )
+        return dict(page["files"][place] for place in places)
+
+    assert set(titles()) == {"engine log", "requests", "telemetry"}
+    for log in paths.deployments.glob("*/*/engine.log"):
+        log.unlink()
+    assert set(titles()) == {"requests", "telemetry"}
+    compact(paths, fewest=1)
+    assert sorted(re.sub("-.*", "", title) for title in titles()) == ["requests", "telemetry"]
+    assert all(path == f"deployments/compact/{title}" for title, path in titles().items())
+    points = page_data(open_results(paths.out))["points"]
+    statement, _, expression = points["reads"][point].partition("; ")
+    assert (statement, expression[:33]) == ("from llm_sweep import analysis", "analysis.requests('results/night'")
+    assert set(eval(expression)["trial_id"]) == {points["trials"][point][0][0]}
 
 
 def test_markup_in_a_log_is_text(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import analysis
 from analysis.report.html import html
 from analysis.results import RunResults, open_results
+from sweep.disk.compaction import compact
 from tests import browser as chromium
 from tests.browser import Browser, opened_browser
 from tests.results import run_of, trial
@@ -35,6 +36,7 @@ ROWS = """return [...document.querySelectorAll("#points-table tbody tr")].map(ro
 TOP_OF_WHISKERS = """return Math.min(...[...document.querySelectorAll("#plot .whiskers")]
     .flatMap(path => path.getAttribute("d").match(/[MV][-\\d.,]+/g) ?? [])
     .map(step => Number(step.slice(1).split(",").at(-1))))"""
+LINKS = "return [...document.querySelectorAll('#details .scroll a')].map(link => link.getAttribute('href'))"
 MARKS = """return [...document.querySelectorAll("#plot .marks, #plot .faded")]
     .reduce((sum, path) => sum + (path.getAttribute("d").match(/M/g) ?? []).length, 0)"""
 
@@ -240,16 +242,26 @@ def test_a_point_says_its_figures_to_pointer_and_keyboard(browser: Browser, page
     browser.keys(ENTER)
     details = text(browser, "#details")
     assert "TTFT p50" in details
-    links = browser.run(
-        "return [...document.querySelectorAll('#details .scroll a')].map(link => link.getAttribute('href'))"
-    )
+    links = browser.run(LINKS)
     assert {link.rpartition("/")[2] for link in links} == {"engine.log", "requests.parquet", "telemetry.parquet"}
-    assert all((page.parent / link).is_file() for link in links if not link.endswith(("telemetry.parquet",)))
+    assert all((page.parent / link).is_file() for link in links)
     command = text(browser, "#details .again code")
     assert command.startswith(f"sweep rerun {page.parent}#")
     trial_ids = set(analysis.load(page.parent).query("outcome == 'ok'")["trial_id"])
     assert command.rpartition("#")[2] in trial_ids
     assert "another trial" in details
+
+
+def test_files_that_were_put_together_are_named_with_the_line_that_reads_them(browser: Browser, tmp_path: Path) -> None:
+    paths = make_run(tmp_path / "run", replicates=1, batches=(1, 8), workloads=("qa",))
+    compact(paths, fewest=1)
+    browser.open(written(paths.out))
+    browser.run("document.querySelector('#points-table .name').click()")
+    links = browser.run(LINKS)
+    assert [link.rpartition("/")[0] for link in links[1:]] == ["deployments/compact"] * 2
+    assert all((paths.out / link).is_file() for link in links)
+    assert "Read one trial's requests" in text(browser, "#details")
+    assert f"analysis.requests('{paths.out}', " in text(browser, "#details .again:last-child code")
 
 
 def test_what_is_shown_comes_as_csv(browser: Browser, page: Path, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Quantiles of any number of requests, against those of numpy over the same requests."""
 
 import math
+import subprocess
+import sys
 from array import array
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +21,8 @@ from sweep.numbers.selection import measured
 from sweep.numbers.summarise import gaps, request_values
 from sweep.records import Record, Records
 from tests.results import trial
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def records_of(seed: int, requests: int = 300, empty_chunks: bool = False) -> Records:
@@ -60,7 +65,7 @@ def run_with(folder, *records: Records) -> RunPaths:
 def test_quantiles_are_those_of_all_requests_and_of_gaps_within_half_a_per_cent(tmp_path, empty_chunks):
     several = [records_of(seed, empty_chunks=empty_chunks) for seed in range(2)]
     run_with(tmp_path, *several)
-    result = analysis.quantiles(tmp_path, processes=2)
+    result = analysis.quantiles(tmp_path, threads=2)
     exact = [gaps(itl, records, measured(records)) / 1e6 for records in several]
     functions = {quantity.name: quantity for quantity in declared()}
     for row, records, itls in zip(result.table.to_dict("records"), several, exact, strict=True):
@@ -104,10 +109,20 @@ def test_a_damaged_file_is_named_and_skipped_and_an_older_one_read(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-200])
     older = paths.trial("vllm", "a", "t2").requests
     pq.write_table(pq.read_table(older).drop_columns(["tpot"]), older)
-    result = analysis.quantiles(tmp_path, processes=1)
+    result = analysis.quantiles(tmp_path, threads=1)
     assert list(result.table["trial_id"]) == ["t0", "t2"]
     assert [str(damaged) in text for text in result.damaged] == [True]
     assert result.table["tpot_p50"].isna().tolist() == [False, True]
+
+
+def test_a_plain_script_reads_them_without_a_guard_around_its_lines(tmp_path):
+    run_with(tmp_path / "night", records_of(0), records_of(1))
+    script = tmp_path / "plain.py"
+    lines = ["from llm_sweep import analysis", 'print(len(analysis.quantiles("night", threads=2).table))']
+    script.write_text("\n".join(lines))
+    environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    ended = subprocess.run([sys.executable, script], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "2\n"), ended.stderr
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -15,6 +15,7 @@ from analysis.results import open_results
 from analysis.statistics.best_gains import best_gains
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments
+from scripts.studies import EXPERIMENTS, measurements_page, sections
 from sweep.__main__ import main
 from sweep.disk.run_files import read_trials, write_trials
 from sweep.inputs.load import Batch
@@ -242,3 +243,14 @@ def test_a_ladder_whose_step_sets_a_mapping_has_rows(tmp_path: Path):
     rows = pd.read_parquet(tmp_path / "run" / "trials.parquet").set_index("ladder")
     assert list(rows["outcome"]) == ["ok", "ok"]
     assert json.loads(rows["backend.itl"]["b"]) == {"kind": "constant", "mean": 0.01}
+
+
+def test_a_page_says_not_run_of_experiments_without_a_section_alone(tmp_path):
+    """The sentence of an earlier page is not taken over with the section that stood above it."""
+    page, written = tmp_path / "studies.md", {}
+    for upto in (1, len(EXPERIMENTS) - 1, len(EXPERIMENTS)):
+        written |= {name: [f"## {name}", "", "what it printed"] for name in EXPERIMENTS[:upto] if name not in written}
+        page.write_text("\n".join(measurements_page({}, written)))
+        said = [line for line in page.read_text().splitlines() if line.startswith("Not run")]
+        assert said == ([f"Not run: {', '.join(EXPERIMENTS[upto:])}."] if EXPERIMENTS[upto:] else [])
+        written = sections(page)

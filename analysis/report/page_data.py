@@ -16,6 +16,7 @@ from analysis.answers.question import bounded_percentile, common_percentiles
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.terminal import label
+from analysis.report.trial_files import FileLink, file_links
 from analysis.results import RunResults
 from analysis.statistics.survivors import bound
 from analysis.summary import INTERVAL_COLUMNS
@@ -45,6 +46,7 @@ def page_data(results: RunResults) -> dict[str, Any]:
     gpus = first["gpu_count"].fillna(0).to_numpy(np.float64)
     tasks, machines = list(points["panel"].unique()), [str(name) for name in first["accelerator"].dropna().unique()]
     quantities = list(_quantities(results, points, gpus))
+    trials, files = _trials(results)
     return {
         "run": results.run.name,
         "tasks": tasks,
@@ -56,6 +58,7 @@ def page_data(results: RunResults) -> dict[str, Any]:
         "slo": {name: limit for name, limit in shared_slo([results]).items() if name in BOUNDED},
         "percentiles": _bounded_columns(results, points),
         "quantities": quantities,
+        "files": [[link.title, link.path] for link in files],
         "points": {
             "task": [tasks.index(panel) for panel in points["panel"]],
             "line": [layout.lines.index(line) for line in points["line"]],
@@ -69,8 +72,9 @@ def page_data(results: RunResults) -> dict[str, Any]:
             "requests": _rounded(points["requests"]),
             "failed": _rounded(points["failed"]),
             "warnings": [_warnings(results, point) for _, point in points.iterrows()],
-            "trials": _trials(results),
+            "trials": trials,
             "again": _commands(results),
+            "reads": _reads(results, trials, files),
         },
     }
 
@@ -157,31 +161,50 @@ def _warnings(results: RunResults, point: "pd.Series[Any]") -> list[list[str]]:
     return [[warning.code, warning.kind.severity, warning.message] for warning in results.warnings_at(point)]
 
 
-def _trials(results: RunResults) -> list[list[list[Any]]]:
-    """For each point its trials: id, replicate, outcome, and where their files are if there are any."""
+def _trials(results: RunResults) -> tuple[list[list[list[Any]]], list[FileLink]]:
+    """For each point its trials: id, replicate, outcome, and the places of its files in the list of all files.
+
+    Many trials have a file in common: the log of their launch, or the file into which those of many were put together.
+    """
     columns = ["point", "trial_id", "replicate", "outcome", "deployment_id", "attempt"]
     trials: list[list[list[Any]]] = [[] for _ in range(len(results.points))]
+    places: dict[FileLink, int] = {}
     for point, trial_id, replicate, outcome, deployment, attempt in results.layout.placed(results.run.trials)[
         columns
     ].itertuples(index=False, name=None):
-        folder = "" if pd.isna(attempt) else f"deployments/{deployment}/{attempt}"
+        links = () if pd.isna(attempt) else file_links(results.run.paths, deployment, attempt, trial_id)
         number = None if pd.isna(replicate) else int(replicate)
-        trials[int(point)].append([str(trial_id), number, str(outcome), folder])
-    return trials
+        files = [places.setdefault(link, len(places)) for link in links]
+        trials[int(point)].append([str(trial_id), number, str(outcome), files])
+    return trials, list(places)
+
+
+def _reads(results: RunResults, trials: list[list[list[Any]]], files: Sequence[FileLink]) -> list[str]:
+    """For each point the Python line that reads the requests of one of its trials from among those of others.
+
+    Empty where each trial has its own file.
+    """
+    folder = _path_typed_here(results.run.paths.out)
+    compact = {place for place, link in enumerate(files) if link.compact}
+    chosen = [next((trial_id for trial_id, *_, own in each if compact & set(own)), None) for each in trials]
+    return [
+        f"from llm_sweep import analysis; analysis.requests({folder!r}, {trial_id!r})" if trial_id else ""
+        for trial_id in chosen
+    ]
 
 
 def _commands(results: RunResults) -> list[str]:
     """For each point the command that measures one of its trials again from its row; if none is `ok`, the run's own."""
     measured = results.layout.placed(results.run.ok)
     trial_ids = measured[measured["config"].notna()].groupby("point")["trial_id"].first()
-    folder = shlex.quote(_shown_folder(results.run.paths.out))
+    folder = shlex.quote(_path_typed_here(results.run.paths.out))
     return [
         f"sweep rerun {folder}{TRIAL_MARK}{trial_ids[index]}" if index in trial_ids.index else command
         for index, command in enumerate(_own_commands(results))
     ]
 
 
-def _shown_folder(folder: Path) -> str:
+def _path_typed_here(folder: Path) -> str:
     """The folder from where the report was written, which is where its reader types; else in full."""
     absolute = folder.absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

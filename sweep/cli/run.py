@@ -5,7 +5,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,10 +193,10 @@ def _run_locked(
     result = _drive(plan, pending, paths, ledger, nodes, console, tracker)
     if mirror is not None:
         mirror.fetch_trials()
+    ledger.close()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
-    # Older than the trials, or missing, if a run was killed between its last trial and its report.
-    stale = not paths.report.exists() or paths.report.stat().st_mtime_ns < paths.trials.stat().st_mtime_ns
-    print_report(paths.out, console, plan.settings.metrics, rebuild=changed or stale)
+    moved = _put_together(paths, console, mirror)  # first: the report links to the files where they stay
+    print_report(paths.out, console, plan.settings.metrics, rebuild=changed or moved or _is_stale(paths))
     for line in tracker.publish(paths.out) if tracker is not None else ():
         console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
@@ -205,11 +205,27 @@ def _run_locked(
         console.print(f"interrupted: {with_row} of {count(len(plan.trials), 'trial')} finished; {remedy}")
     elif result.unfinished:
         console.print(f"deadline: {count(result.unfinished, 'trial')} not finished; {remedy}")
-    ledger.close()
-    if mirror is None or mirror.settle():
-        with suppress(OSError):  # e.g. the disk is full: then the files stay as they are
-            compact(paths)
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
+
+
+def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror | None) -> bool:
+    """Put the run's small files together; return whether some may have moved. Whatever hinders it, no row is lost."""
+    if mirror is not None and not mirror.settle():
+        return False
+    try:
+        return compact(paths) > 0
+    except Exception as error:  # noqa: BLE001 - e.g. the disk is full: the run has its results, and gets its report
+        problem = f"{type(error).__name__}: {shortened(first_line(error))}"
+        console.print(f"small files were not put together ({problem})", markup=False, soft_wrap=True)
+        return True
+
+
+def _is_stale(paths: RunPaths) -> bool:
+    """Return whether the report is missing, or older than its sources: a run was killed before it wrote one."""
+    sources = [paths.trials, *paths.compact.glob("*.parquet")]
+    return not paths.report.exists() or paths.report.stat().st_mtime_ns < max(
+        source.stat().st_mtime_ns for source in sources
+    )
 
 
 def _drive(

@@ -1,7 +1,4 @@
-"""The figures of a trial's requests, read from its file a row group at a time: what quantiles of any number need.
-
-It imports no pandas and nothing of the analysis, so that a process that only reads starts in a second.
-"""
+"""The figures of a trial's requests, read from its file a row group at a time: what quantiles of any number need."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,5 @@
-// One point in full: all its figures, its warnings, its trials with their files, and the command that runs it again.
+// One point in full: all its figures, its warnings, its trials with their files, the command that runs it again,
+// and the line that reads one trial's rows from among those of others.
 
 function select(index) {
   state.point = state.point === points.name[index] ? "" : points.name[index];
@@ -21,6 +22,7 @@ function drawDetails() {
     element("dl", { class: "figures-of-point" }, ...figures.flat()),
     trialsTable(index),
     commandBlock(index),
+    readBlock(index),
   );
 }
 
@@ -31,27 +33,35 @@ function detailRow(key, index) {
 
 function trialsTable(index) {
   const head = element("tr", {}, ...["trial", "replicate", "outcome", "files"].map((title) => element("th", { scope: "col", class: "text" }, title)));
-  const rows = points.trials[index].map(([id, replicate, outcome, folder]) =>
+  const rows = points.trials[index].map(([id, replicate, outcome, places]) =>
     element("tr", {}, element("td", { class: "text" }, element("code", {}, id)), element("td", { class: "text" }, replicate === null ? "—" : String(replicate)),
-      element("td", { class: "text" }, outcome), element("td", { class: "text" }, ...fileLinks(folder, id))));
+      element("td", { class: "text" }, outcome), element("td", { class: "text" }, ...fileLinks(places))));
   return element("div", { class: "scroll" }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
 }
 
 // Files lie beside the report; a report that was sent alone has none.
-function fileLinks(folder, id) {
-  if (!folder) return ["—"];
-  const path = (...parts) => [...folder.split("/"), ...parts].map(encodeURIComponent).join("/");
-  const files = { "engine log": path("engine.log"), requests: path(id, "requests.parquet"), telemetry: path(id, "telemetry.parquet") };
-  return Object.entries(files).flatMap(([title, href]) => [element("a", { href }, title), " "]);
+function fileLinks(places) {
+  if (!places.length) return ["—"];
+  return places.map((place) => page.files[place]).flatMap(([title, path]) =>
+    [element("a", { href: path.split("/").map(encodeURIComponent).join("/") }, title), " "]);
 }
 
 function commandBlock(index) {
   const command = points.again?.[index];
-  if (!command) return "";
   const results = points.trials[index].filter(([, , outcome]) => outcome === "ok");
-  const other = results.length > 1 && command.includes("#") ? element("span", {}, "another trial: its id after #") : "";
-  const copy = element("button", { type: "button", class: "quiet", onclick: () => copyText(command, copy) }, "Copy");
-  return element("div", { class: "again" }, element("span", {}, "Run it again"), element("code", {}, command), copy, other);
+  const note = results.length > 1 && command?.includes("#") ? "another trial: its id after #" : "";
+  return copyBlock("Run it again", command, note);
+}
+
+// Where the files of many trials were put together, a link leads to the rows of all of them.
+function readBlock(index) {
+  return copyBlock("Read one trial's requests", points.reads[index], "telemetry: analysis.telemetry; another trial: its id");
+}
+
+function copyBlock(title, line, note) {
+  if (!line) return "";
+  const copy = element("button", { type: "button", class: "quiet", onclick: () => copyText(line, copy) }, "Copy");
+  return element("div", { class: "again" }, element("span", {}, title), element("code", {}, line), copy, note ? element("span", {}, note) : "");
 }
 
 async function copyText(text, button) {
