@@ -3,10 +3,13 @@
     python scripts/agreement_study.py [RUNS] [CASE...] > docs/measurements/agreement.md
 
 Each case is launched once, and compared RUNS times (default 1) with the reference on other texts each time. With more
-than one run, it is asked the first prompts alone, as far as the main job asks an engine that is right.
+than one run, it is asked the first prompts alone, as far as the main job asks an engine that is right. Such a series is
+kept in results/agreement_study, a line for each run: the same command goes on where it was stopped.
 """
 
+import json
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -22,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.launch import server
 from scripts import faults
-from sweep.config import Settings
+from sweep.config import ROOT, Settings
 from sweep.drive.preflight import surroundings
 from sweep.node import agreement, answers
 from sweep.node.deployment import _prepare
@@ -78,8 +81,8 @@ CASES = (
 )
 
 
-def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """The columns of each run, on one launch."""
+def compared(case: Case, runs: int, folder: Path, first: int = 0) -> Iterator[dict[str, Any]]:
+    """The columns of each run from the first one on, on one launch."""
     command = [*case.overrides, "model=smollm2", "workload=qa", "load=batch", "hardware=cpu", "cluster=inline"]
     plan = make_plan(composition := compose_run(command, lambda cluster: "cpu"), surroundings(composition.settings, []))
     deployment: Deployment = plan.deployments[0]
@@ -91,7 +94,7 @@ def compared(case: Case, runs: int, folder: Path) -> Iterator[dict[str, Any]]:
     model = faults.planted(node.launch.model, folder / "faulty", case.fault) if case.fault else node.launch.model
     launch = replace(node.launch, model=model)
     with server.running(deployment.backend, launch, marker=f"study/{folder.name}") as engine:
-        for run, reference in enumerate(_references(work, launch, runs)):
+        for run, reference in islice(enumerate(_references(work, launch, runs)), first, None):
             print(f"{case.name}: comparison {run + 1} of {runs}", file=sys.stderr, flush=True)
             begin = time.monotonic()
             columns = agreement.compare(asking, engine, reference)
@@ -142,12 +145,14 @@ def line(case: Case, rows: list[dict[str, Any]]) -> str:
     alarms = sum(row["below_gate"] is not None for row in rows)
     cells = [case.name, str(len(rows)), str(alarms)]
     for name, unit in (("agreement", "positions"), ("quality", "tokens")):
-        if rows[0][name] is None:
+        figures = [row for row in rows if row[name] is not None]
+        if not figures:
             cells += ["–", "–"]
             continue
-        mean = sum(row[name] for row in rows) / len(rows)
-        cells += [f"{mean:.3f} ({rows[0][f'{name}_low']:.3f} to {rows[0][f'{name}_high']:.3f})"]
-        cells += [f"{rows[0][f'{name}_{unit}']:,}"]
+        first, mean = figures[0], sum(row[name] for row in figures) / len(figures)
+        without = f"; none in {len(rows) - len(figures)}" if len(figures) < len(rows) else ""
+        cells += [f"{mean:.3f} ({first[f'{name}_low']:.3f} to {first[f'{name}_high']:.3f}){without}"]
+        cells += [f"{first[f'{name}_{unit}']:,}"]
     return f"| {' | '.join(cells)} | {sum(row['seconds'] for row in rows) / len(rows):.0f} s |"
 
 
@@ -157,19 +162,26 @@ def main(runs: int, names: list[str]) -> None:
     print(HEAD, flush=True)
     for case in CASES:
         if not names or any(name in case.name for name in names):
-            with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
-                print(line(case, finished(compared(case, runs, Path(folder)))), flush=True)
+            print(line(case, measured(case, runs)), flush=True)
 
 
-def finished(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of a case, or those until an interrupt, if there are any."""
-    done: list[dict[str, Any]] = []
+def measured(case: Case, runs: int) -> list[dict[str, Any]]:
+    """The runs of a case, or those until an interrupt; of a series those that are kept are not measured again."""
+    kept = ROOT / "results" / "agreement_study" / f"{re.sub('[^a-z0-9]+', '_', case.name.lower())}.jsonl"
+    series = runs > 1
+    done = [json.loads(text) for text in kept.read_text().splitlines()] if series and kept.exists() else []
+    kept.parent.mkdir(parents=True, exist_ok=True)
     try:
-        done.extend(row for row in rows)
+        with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
+            for columns in compared(case, runs, Path(folder), len(done)) if len(done) < runs else ():
+                done.append(columns)
+                if series:
+                    with kept.open("a") as file:
+                        file.write(json.dumps(columns) + "\n")
     except KeyboardInterrupt:
         if not done:
             raise
-    return done
+    return done[:runs]
 
 
 if __name__ == "__main__":
