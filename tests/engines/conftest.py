@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from backends.prepare import fit, locks
 from backends.prepare.fit import older
 from backends.prepare.sources import cpu_features
 from sweep import provenance
-from sweep.config import CONF, build, cache_directory
+from sweep.config import CONF, ROOT, build, cache_directory
 from sweep.options import load_option
 from tests.engines import circuit
 
@@ -116,6 +117,16 @@ def engine(backend, model, environments, tmp_path_factory) -> Iterator[server.En
         with server.running(backend, launch, marker=f"test/{os.getpid()}/{backend.name}") as running:
             assert running.launch.port != taken
             yield running
+
+
+def printed_by_library(source: str, python: str) -> Any:
+    """The last line, as JSON, of a program that an engine's interpreter runs, given the folder of a small model."""
+    command = [python, "-c", source, str(configured("model", "tiny-llama").prepare(CACHE, print))]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 @dataclass

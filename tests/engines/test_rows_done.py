@@ -1,12 +1,8 @@
 """A batch of transformers' whose rows have all ended costs no further step."""
 
-import json
-import subprocess
-
 import pytest
 
-from sweep.config import ROOT
-from tests.engines.conftest import CACHE, configured
+from tests.engines.conftest import configured, printed_by_library
 
 pytestmark = pytest.mark.engine
 
@@ -38,12 +34,7 @@ print(json.dumps([first, run([PromptRow(prompt, 6, end) for prompt, end in zip(p
 
 def test_a_batch_that_ends_by_its_end_tokens_costs_no_further_step(environments):
     python = environments(configured("backend", "transformers")).python
-    model = configured("model", "tiny-llama").prepare(CACHE, print)
-    answer = subprocess.run(
-        [python, "-c", GENERATE, str(model)], capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
-    )
-    assert answer.returncode == 0, answer.stderr[-2000:]
-    by_length, by_end = json.loads(answer.stdout.splitlines()[-1])
+    by_length, by_end = printed_by_library(GENERATE, python)
     assert by_length[0] == 6
     assert by_length[2] == ["length", "length"]
     assert by_end[2] == ["stop", "stop"]

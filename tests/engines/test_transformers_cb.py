@@ -1,12 +1,8 @@
 """What the host reads from the queue of transformers' own continuous batching."""
 
-import json
-import subprocess
-
 import pytest
 
-from sweep.config import ROOT
-from tests.engines.conftest import CACHE, configured
+from tests.engines.conftest import configured, printed_by_library
 
 pytestmark = pytest.mark.engine
 
@@ -36,10 +32,5 @@ library.manager.destroy()
 
 def test_results_that_are_read_together_bring_each_token_once(environments):
     python = environments(configured("backend", "transformers_cb")).python
-    model = configured("model", "tiny-llama").prepare(CACHE, print)
-    answer = subprocess.run(
-        [python, "-c", READ, str(model)], capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
-    )
-    assert answer.returncode == 0, answer.stderr[-2000:]
-    one_by_one, together = json.loads(answer.stdout.splitlines()[-1])
+    one_by_one, together = printed_by_library(READ, python)
     assert together == one_by_one == [6, one_by_one[1]]
