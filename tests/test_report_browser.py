@@ -197,6 +197,17 @@ def test_no_column_is_cut_off(browser: Browser, page: Path) -> None:
     browser.size(1280, 900)
 
 
+def test_on_a_phone_a_heading_keeps_its_width_beside_a_long_answer(browser: Browser, page: Path) -> None:
+    browser.size(390, 900)
+    browser.open(page)
+    script = """const cell = document.querySelector('main td[data-label]:not(:first-child)');
+        cell.dataset.label = 'how sure'; cell.textContent = 'a long answer '.repeat(20);
+        return [parseFloat(getComputedStyle(cell, '::before').width), cell.clientWidth]"""
+    heading, cell = browser.run(script)
+    assert heading > cell / 4
+    browser.size(1280, 900)
+
+
 def test_the_state_survives_a_reload_by_the_fragment(browser: Browser, page: Path) -> None:
     browser.open(page)
     choices = {"task": "1", "y": "ttft_p50", "x": "size", "interval": "new", "percentile": "p50", "front": False}
