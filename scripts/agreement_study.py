@@ -4,7 +4,7 @@
 
 Each case is launched once, and compared RUNS times (default 1) with the reference on other texts each time. With more
 than one run, it is asked the first prompts alone, as far as the main job asks an engine that is right. Such a series is
-kept in results/agreement_study, a line for each run: the same command goes on where it was stopped.
+kept in results/agreement_study, a line for each run: the same command goes on where it was stopped, at the same commit.
 """
 
 import json
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.launch import server
 from scripts import faults
+from sweep import provenance
 from sweep.config import ROOT, Settings
 from sweep.drive.preflight import surroundings
 from sweep.node import agreement, answers
@@ -34,6 +35,7 @@ from sweep.plan.compose import compose_run
 from sweep.plan.plan import Deployment
 from sweep.plan.planning import make_plan
 
+SERIES = ROOT / "results" / "agreement_study"
 AT_ONCE = 5  # runs whose references are made in one process
 GATE = {"agreement": 0.95, "quality": 0.98}
 HEAD = f"""\
@@ -94,7 +96,7 @@ def compared(case: Case, runs: int, folder: Path, first: int = 0) -> Iterator[di
     model = faults.planted(node.launch.model, folder / "faulty", case.fault) if case.fault else node.launch.model
     launch = replace(node.launch, model=model)
     with server.running(deployment.backend, launch, marker=f"study/{folder.name}") as engine:
-        for run, reference in islice(enumerate(_references(work, launch, runs)), first, None):
+        for run, reference in enumerate(_references(work, launch, runs, first), first):
             print(f"{case.name}: comparison {run + 1} of {runs}", file=sys.stderr, flush=True)
             begin = time.monotonic()
             columns = agreement.compare(asking, engine, reference)
@@ -102,16 +104,16 @@ def compared(case: Case, runs: int, folder: Path, first: int = 0) -> Iterator[di
             yield columns | {"below_gate": below, "seconds": time.monotonic() - begin}
 
 
-def _references(work: Work, launch: Any, runs: int) -> Iterator[agreement.Reference]:
-    """Those of each run on its own openings and passages; made a few runs at a time, so that an interrupt keeps some.
+def _references(work: Work, launch: Any, runs: int, first: int) -> Iterator[agreement.Reference]:
+    """Those of the runs from the first one on, each on its own openings and passages, made a few runs at a time.
 
     Of several runs each has the first prompts alone, beyond which an engine that is right is not asked.
     """
     if runs == 1:
         yield _known(agreement.reference(work, launch, lambda text: None))
         return
-    for first in range(0, runs, AT_ONCE):
-        jobs = [_job_of(work, run) for run in range(first, min(first + AT_ONCE, runs))]
+    for begin in range(first, runs, AT_ONCE):
+        jobs = [_job_of(work, run) for run in range(begin, min(begin + AT_ONCE, runs))]
         prompts, texts = (list(chain(*parts)) for parts in zip(*jobs, strict=True))
         with patch.multiple(agreement, prompts=Mock(return_value=prompts), texts=Mock(return_value=texts)):
             whole = _known(agreement.reference(work, launch, lambda text: None))
@@ -162,26 +164,35 @@ def main(runs: int, names: list[str]) -> None:
     print(HEAD, flush=True)
     for case in CASES:
         if not names or any(name in case.name for name in names):
-            print(line(case, measured(case, runs)), flush=True)
+            print(line(case, finished(measured(case, runs))), flush=True)
 
 
-def measured(case: Case, runs: int) -> list[dict[str, Any]]:
-    """The runs of a case, or those until an interrupt; of a series those that are kept are not measured again."""
-    kept = ROOT / "results" / "agreement_study" / f"{re.sub('[^a-z0-9]+', '_', case.name.lower())}.jsonl"
-    series = runs > 1
-    done = [json.loads(text) for text in kept.read_text().splitlines()] if series and kept.exists() else []
-    kept.parent.mkdir(parents=True, exist_ok=True)
+def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:
+    """The runs of a case: those of a series that are kept, and the others as they are measured."""
+    name = re.sub("[^a-z0-9]+", "_", case.name.lower())
+    kept = SERIES / str(provenance.commit()) / f"{name}.jsonl"
+    done = [json.loads(text) for text in kept.read_text().splitlines()][:runs] if runs > 1 and kept.exists() else []
+    yield from done
+    if len(done) == runs:
+        return
+    with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
+        for columns in compared(case, runs, Path(folder), len(done)):
+            if runs > 1:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with kept.open("a") as file:
+                    file.write(json.dumps(columns) + "\n")
+            yield columns
+
+
+def finished(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of a case, or those until an interrupt, if there are any."""
+    done: list[dict[str, Any]] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
-            for columns in compared(case, runs, Path(folder), len(done)) if len(done) < runs else ():
-                done.append(columns)
-                if series:
-                    with kept.open("a") as file:
-                        file.write(json.dumps(columns) + "\n")
+        done.extend(row for row in rows)
     except KeyboardInterrupt:
         if not done:
             raise
-    return done[:runs]
+    return done
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from backends.launch.server import running
 from backends.openai import OpenAI
 from backends.prepare import environments, locks
 from backends.simulated import Simulated
+from scripts import agreement_study
 from scripts.agreement_study import CASES
 from sweep.__main__ import main
 from sweep.inputs.model import PathModel
@@ -563,6 +564,28 @@ def test_a_real_engine_against_a_real_reference(tmp_path):
         positions = found["agreement_positions"]
         # The wrong token, and perhaps what depends on it.
         assert 1 - 0.02 < agreement.compare(run, engine, expected)["agreement"] <= 1 - 1 / positions
+
+
+def test_a_series_goes_on_after_an_interrupt_and_says_what_has_no_figure(tmp_path, monkeypatch, capsys):
+    firsts = []
+
+    def compared(case, runs, folder, first):
+        firsts.append(first)
+        for run in range(first, runs):
+            if run == 2 and len(firsts) == 1:
+                raise KeyboardInterrupt
+            agreement = {"agreement": None if run == 1 else 1 - run / 10, "agreement_low": 0.5, "agreement_high": 1.0}
+            yield {**agreement, "agreement_positions": 9, "quality": None, "below_gate": None, "seconds": run}
+
+    monkeypatch.setattr(agreement_study, "compared", compared)
+    monkeypatch.setattr(agreement_study, "SERIES", tmp_path)
+    name = CASES[2].name
+    for runs in (4, 4, 4):
+        agreement_study.main(runs, [name])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {name}")]
+    assert firsts == [0, 2]
+    assert lines[0].startswith(f"| {name} | 2 | 0 | 1.000 (0.500 to 1.000); none in 1 | 9 | – | – |")
+    assert lines[1:] == [f"| {name} | 4 | 0 | 0.833 (0.500 to 1.000); none in 1 | 9 | – | – | 2 s |"] * 2
 
 
 def test_the_study_prints_its_cases_in_the_order_of_its_page():
