@@ -117,8 +117,8 @@ def conditions(frame: pd.DataFrame) -> str:
     first, last = frame["started_at"].min()[:16], frame["started_at"].max()[:16]
     load = frame["load_average"]
     return (
-        f"{len(frame)} launches in {frame['block'].nunique()} blocks, {first} to {last} UTC, with other work on the"
-        f" machine, whose load was {load.min():.1f} to {load.max():.1f} (median {load.median():.1f}). Judged at commit"
+        f"{len(frame)} launches in {frame['block'].nunique()} blocks, {first} to {last} UTC; the load"
+        f" average was {load.min():.1f} to {load.max():.1f} (median {load.median():.1f}). Judged at commit"
         f" {(provenance.commit() or 'unknown')[:12]}."
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -240,6 +241,39 @@ def test_below_saturation_the_latency_decides(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110}, below_saturation=True, e2el_p50=0.9)
     other = engines(tmp_path / "b", {"tgi": 100}, below_saturation=True, e2el_p50=0.6)
     assert "tgi (600 ms" in summary(capsys, run, other).splitlines()[1]
+
+
+def test_below_saturation_shorter_answers_win_nothing(tmp_path, capsys):
+    """Half as many tokens take half the time: a comparison of the two refuses them, and so does the answer."""
+    answered = {"below_saturation": True, "num_requests": 10, "num_failed": 0}
+    run = engines(tmp_path / "a", {"vllm": 110, "llamacpp": 100}, e2el_p50=0.9, output_tokens=1280, **answered)
+    other = engines(tmp_path / "b", {"tgi": 100}, e2el_p50=0.5, output_tokens=640, **answered)
+    lead, *rest = summary(capsys, run, other).splitlines()
+    assert "tgi is the fastest" not in lead
+    assert all(line.endswith("; not compared, since answers were shorter: tgi") for line in rest)
+    equal = engines(tmp_path / "c", {"tgi": 100}, e2el_p50=0.5, output_tokens=1240, **answered)
+    assert "tgi (500 ms" in summary(capsys, run, equal).splitlines()[1]
+
+
+def test_the_lead_says_where_one_alone_meets_the_slo(tmp_path, capsys):
+    """At one of three tasks both meet it, at one vLLM alone, and at one it was measured alone."""
+    runs = [
+        engines(
+            tmp_path / name,
+            {"vllm": 110} if name == "c" else {"vllm": 110, "tgi": 100},
+            config=json.dumps({**CONFIG, "workload": {"name": name}}),
+            slo=json.dumps({"ttft": limit}),
+        )
+        for name, limit in (("a", 0.38), ("b", 0.38), ("c", 0.38))
+    ]
+    rows = pq.read_table(tmp_path / "b" / "trials.parquet").to_pylist()
+    slow = dict.fromkeys(LATENCIES, 0.5)
+    run_of(tmp_path / "b", [{**row, **(slow if row["backend"] == "tgi" else {})} for row in rows])
+    lead = summary(capsys, *runs).splitlines()[0]
+    assert lead == (
+        "vllm (a) is the fastest at 1 of 1 task (at 1 more there is nothing to compare);"
+        " vllm (b) alone meets the SLO at 1 of 3 tasks"
+    )
 
 
 def test_a_configuration_of_several_runs_is_named_with_its_run_and_their_slos_must_agree(tmp_path, capsys):

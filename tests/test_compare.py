@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy import special
 
@@ -275,6 +276,27 @@ def test_the_command_fails_only_for_a_loss_beyond_the_noise(tmp_path, capsys):
     assert main(["compare", reference, noisy, *fail]) == 0
     assert main(["compare", reference, slower, "--fail-if", "output_throughput < -20%"]) == 0
     assert "change of" in capsys.readouterr().out
+
+
+def test_a_condition_that_could_not_be_judged_is_no_success(tmp_path, capsys):
+    reference = launches(tmp_path / "a", 100, 0.01)
+    fail = ["--fail-if", "output_throughput < -3%"]
+    crashed = tmp_path / "b"
+    launches(crashed, 101, 0.01)
+    rows = pq.read_table(crashed / "trials.parquet").to_pylist()
+    run_of(crashed, [row for row in rows if row["batch_size"] == 1])
+    assert main(["compare", reference, str(crashed), *fail]) == 3
+    lost = f"output_throughput < -3%: batch_size=8: no result in {crashed}"
+    assert f"not judged: {lost}" in capsys.readouterr().out
+    assert main(["compare", reference, str(crashed), *fail, "--format", "json"]) == 3
+    assert json.loads(capsys.readouterr().out)["not_judged"] == [lost]
+    assert main(["compare", str(crashed), reference, *fail]) == 0  # the reference has nothing that could be lost there
+    capsys.readouterr()
+    once = [repeated(tmp_path / name, [100.0]) for name in ("c", "d")]
+    assert main(["compare", *once, *fail, "--format", "markdown"]) == 3
+    assert "one launch does not show how much launches differ" in capsys.readouterr().out.splitlines()[0]
+    assert main(["compare", reference, reference, "--fail-if", "ttft_p50 > 5%"]) == 3
+    assert "no configuration of the reference has ttft_p50" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

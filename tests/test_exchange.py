@@ -36,14 +36,20 @@ def test_a_run_is_exported_as_vllm_bench_saves_it(tmp_path, run, capsys):
     )
 
 
-def test_an_export_comes_back_as_rows_and_says_who_measured(tmp_path, run):
+def test_an_export_comes_back_point_by_point_and_says_who_measured(tmp_path, run):
     assert main(["export", str(run), str(tmp_path / "files")]) == 0
     files = sorted(map(str, (tmp_path / "files").rglob("summary.json")))
-    assert main(["import", *files, str(tmp_path / "back"), "backend=vllm", "workload=qa"]) == 0
-    rows = analysis.load(tmp_path / "back")
-    assert len(rows) == len(analysis.open_results(run).run.ok)
-    assert set(rows["client_stamp_source"]) == {"vllm bench serve"}
-    assert set(rows["backend"]) == {"vllm"}
+    assert main(["import", *files, str(tmp_path / "back")]) == 0
+    rows, original = analysis.load(tmp_path / "back"), analysis.open_results(run).run.ok
+    assert len(rows) == len(original)
+    assert set(rows["client_stamp_source"]) == {"sweep export"}
+    names = ["backend", "model", "workload", "load", "batch_size"]
+    assert rows.groupby(names).size().to_dict() == original.groupby(names).size().to_dict()
+    assert len(analysis.open_results(tmp_path / "back").layout.points) == len(files)
+    for named in ("backend=tgi", "workload=other"):
+        assert main(["import", *files, str(tmp_path / named[:3]), named]) == 0
+        key, value = named.split("=")
+        assert set(analysis.load(tmp_path / named[:3])[key]) == {value}, "what the command says goes before the file"
 
 
 @pytest.mark.parametrize(

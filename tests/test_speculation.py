@@ -46,6 +46,21 @@ def test_acceptance_of_the_measured_part() -> None:
     assert preemptions(of_trial, 0.0) == 3
 
 
+def test_an_engine_that_shows_only_gauges_has_their_mean() -> None:
+    """As SGLang: a length and a rate of its latest steps, 0 before the first draft; warm-up is no part of the mean."""
+    readings = {"spec_decode_accept_length": (9.0, 2.0, 3.0), "spec_decode_accept_rate": (0.9, 0.4, 0.6)}
+    of_trial = [
+        Sample(t, series, value, "")
+        for series, values in readings.items()
+        for t, value in zip((-1, 1, 2), values, strict=True)
+    ]
+    of_trial += [Sample(t, "spec_decode_drafts_total", 5.0 * t, "") for t in (0, 2)]
+    assert acceptance_length(of_trial, 0.0) == pytest.approx(2.5)
+    assert acceptance_rate(of_trial, 0.0) == pytest.approx(0.5)
+    idle = [sample._replace(value=0.0) for sample in of_trial]
+    assert [acceptance_length(idle, 0.0), acceptance_rate(idle, 0.0)] == [None, None]
+
+
 def test_without_speculation_there_is_none() -> None:
     assert [acceptance_rate([], 0.0), acceptance_length([], 0.0), acceptance_by_position([], 0.0)] == [None] * 3
 

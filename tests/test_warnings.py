@@ -53,6 +53,7 @@ def test_the_document_lists_every_code() -> None:
         ({"token_source": "text"}, "own-token-count", 1),
         ({"token_source": "final usage", "recounted_share": 0.5}, "token-counts-differ", math.log(2)),
         ({"hidden_share": 0.76}, "hidden-tokens", 0.76),
+        ({"tokens_per_event": 1.75, "token_source": "final usage"}, "unstamped-tokens", 1.75),
         ({"output_length_ratio": 0.98}, "other-lengths", 0.02),
         ({"output_length_ratio": 1.5}, "other-lengths", 0.5),
         ({"finish_content_filter_share": 0.25}, "filtered-answers", 0.25),

@@ -18,6 +18,7 @@ import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
 from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds
+from analysis.compare.matching import BY_OUTPUT, have_shorter_answers
 from analysis.compare.ratio import Ratio, smallest_change
 from analysis.compare.verdicts import DURATIONS, MARGIN, minutes_a_launch
 from analysis.quantities import LabelledColumn
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from analysis.results import RunResults
 
 SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts in that of one
+ANSWERED = ("output_tokens", "num_requests", "num_failed")  # columns behind the tokens of an answer
 FEWEST_LAUNCHES = 3  # that are advised where none were repeated
 
 
@@ -62,6 +64,7 @@ class Contest(NamedTuple):
     points: list[int]  # of those that meet the bounds
     choices: int  # the loads of all of these among which chance has chosen
     model: BlockModel | None  # None if none does
+    shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
 
 
 def _contest(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Contest | None:
@@ -69,6 +72,7 @@ def _contest(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> 
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
+    group, shorter = _equally_long(every, group, quantity)
     limits = bounds(slo, int((group["requests"] + group["failed"]).min()), every.percentiles) if slo else ()
     question = TaskQuestion(title(group, bool(slo)), quantity, limits)
     candidates = [(_candidate(point, question), int(str(index))) for index, point in group.iterrows()]
@@ -87,7 +91,20 @@ def _contest(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> 
     failing = [pairs[0][0] for pairs in by_name.values() if not pairs[0][0].meets]
     choices = sum(best_choices(_model(every, [point for _, point in pairs], quantity), quantity) for pairs in meeting)
     placed = _standings([pairs[0][0] for pairs in meeting], model, quantity, choices) if model else []
-    return Contest(question, placed, failing, points, choices, model)
+    return Contest(question, placed, failing, points, choices, model, shorter)
+
+
+def _equally_long(
+    every: Measured, group: pd.DataFrame, quantity: LabelledColumn
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The points whose answers are about as long as the longest, and the names of the others.
+
+    Of a quantity that longer answers do not change, all points. `sweep compare` refuses the same pairs.
+    """
+    if quantity.quantity not in BY_OUTPUT or any(column not in every.rows for column in ANSWERED):
+        return group, ()
+    short = np.array(have_shorter_answers([every.rows_of(int(str(point)), ANSWERED) for point in group.index]))
+    return group[~short], tuple(group["name"][short].unique())
 
 
 def best_choices(model: BlockModel, quantity: LabelledColumn) -> int:
@@ -155,7 +172,7 @@ def _spreads(contests: Sequence[Contest]) -> dict[str, Spread]:
 
 
 def _answer(every: Measured, contest: Contest, spreads: Mapping[str, Spread]) -> TaskAnswer:
-    answer = TaskAnswer(contest.question, (*contest.meeting, *contest.failing))
+    answer = TaskAnswer(contest.question, (*contest.meeting, *contest.failing), shorter=contest.shorter)
     if not answer.tied or contest.model is None:
         return answer
     place = next(index for index, each in enumerate(contest.meeting) if each.standing is Standing.TIED)

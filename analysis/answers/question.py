@@ -138,6 +138,7 @@ class TaskAnswer:
     question: TaskQuestion
     candidates: tuple[Candidate, ...]
     remedy: Remedy | None = None  # of a tie
+    shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
 
     @property
     def meeting(self) -> tuple[Candidate, ...]:

@@ -18,9 +18,11 @@ def lead(answers: Sequence[TaskAnswer]) -> str:
         return sentence(answers[0])
     noun = "task" if answers and answers[0].question.bounds else "point"
     contested = [answer for answer in answers if len(answer.meeting) > 1]
+    alone = Counter(answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.candidates))
     unmet = sum(not answer.meeting for answer in answers)
-    parts = [_contested(contested, len(answers), noun)] if contested else []
-    if answers and not contested and not unmet:
+    parts = [_contested(contested, len(answers) - alone.total() - unmet, noun)] if contested else []
+    parts += [f"{name} alone meets the SLO at {times} of {count(len(answers), noun)}" for name, times in alone.items()]
+    if answers and not parts and not unmet:
         parts.append(f"At each of {count(len(answers), noun)} a single configuration has a result")
     if unmet:
         parts.append(f"at {unmet} of {count(len(answers), noun)} none meets the SLO")
@@ -32,7 +34,7 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
     names = list(dict.fromkeys(each.name for answer in contested for each in answer.meeting))
     wins = Counter(answer.meeting[0].name for answer in contested if answer.decided)
     where = count(len(contested), noun)
-    others = f" (at the other {total - len(contested)} there is nothing to compare)" if len(contested) < total else ""
+    others = f" (at {total - len(contested)} more there is nothing to compare)" if len(contested) < total else ""
     quantities = listed(list(dict.fromkeys(answer.question.quantity.in_sentence for answer in contested)))
     if not wins:
         few = len(names) <= 2
@@ -60,7 +62,8 @@ def sentence(answer: TaskAnswer) -> str:
     """The answer to one question, with its figure, interval, headroom, runner-up and what would decide a tie."""
     best = answer.best
     text = _unmet(answer) if best is None else _met(answer, best)
-    return f"{answer.question.title}: {text}"
+    shorter = f"; not compared, since answers were shorter: {listed(list(answer.shorter))}" if answer.shorter else ""
+    return f"{answer.question.title}: {text}{shorter}"
 
 
 def _met(answer: TaskAnswer, best: Candidate) -> str:

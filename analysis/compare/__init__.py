@@ -3,7 +3,7 @@
 `comparisons([side("results/a"), side("results/b")])` is what `sweep compare` prints: the first is the reference.
 """
 
-from analysis.compare.conditions import Condition, condition, failures
+from analysis.compare.conditions import Condition, condition, failures, unjudged
 from analysis.compare.noise import noise_of
 from analysis.compare.output import FORMATS, terminal_parts
 from analysis.compare.sides import Side, side
@@ -22,4 +22,5 @@ __all__ = [
     "noise_of",
     "side",
     "terminal_parts",
+    "unjudged",
 ]

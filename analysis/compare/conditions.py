@@ -23,11 +23,15 @@ class Condition:
 
     def met(self, comparison: PointComparison) -> bool:
         """Return whether the figure changed by more than that, and its interval leaves out no change at all."""
-        if comparison.quantity.column != self.column or math.isnan(comparison.low):
+        if not self.judges(comparison):
             return False
         if self.sign == "<":
             return comparison.ratio - 1 < self.change and comparison.high < 1
         return comparison.ratio - 1 > self.change and comparison.low > 1
+
+    def judges(self, comparison: PointComparison) -> bool:
+        """Return whether the comparison is of that column and has an interval, without which nothing is decided."""
+        return comparison.quantity.column == self.column and not math.isnan(comparison.low)
 
 
 def condition(text: str) -> Condition:
@@ -52,3 +56,22 @@ def failures(
     """Every condition that is met, with the comparison that meets it."""
     every = list(comparisons)
     return [(each, comparison) for each in conditions for comparison in every if each.met(comparison)]
+
+
+def unjudged(conditions: Iterable[Condition], comparisons: Iterable[PointComparison]) -> list[str]:
+    """What no condition could decide, a line each: a configuration of the reference without an interval, or a column.
+
+    A configuration of which the reference has no figure is left out: nothing can be lost there.
+    """
+    every = list(comparisons)
+    lines = []
+    for each in conditions:
+        of_column = [comparison for comparison in every if comparison.quantity.column == each.column]
+        if all(math.isnan(comparison.first) for comparison in of_column):
+            lines.append(f"{each.text}: no configuration of the reference has {each.column}")
+        lines += [
+            f"{each.text}: {comparison.label}: {comparison.reason or comparison.verdict}"
+            for comparison in of_column
+            if not math.isnan(comparison.first) and not each.judges(comparison)
+        ]
+    return lines

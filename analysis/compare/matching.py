@@ -166,6 +166,12 @@ def question_digests(trials: pd.DataFrame) -> dict[str, str]:
     return {part: ", ".join(digests) for part, digests in known.items() if digests}
 
 
+def have_shorter_answers(sides: Sequence[pd.DataFrame]) -> list[bool]:
+    """Whether each side's answers are shorter than the longest by more than UNEQUAL allows; not where it is unknown."""
+    means = [_tokens_a_request(trials, "output_tokens") for trials in sides]
+    return [0 < each * UNEQUAL < max(means) for each in means]
+
+
 def _some(values: set[str]) -> str:
     return ", ".join(sorted(values)[:MOST_SETTINGS])
 

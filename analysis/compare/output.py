@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from analysis.compare.conditions import Condition, failures
+from analysis.compare.conditions import Condition, failures, unjudged
 from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
 from analysis.plotting.layout import listed
 from sweep.wording import count, duration_text
@@ -136,8 +136,8 @@ def changes(comparisons: Sequence[PointComparison]) -> list[str]:
 
 
 def markdown(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
-    """For a pull request: the failures, the tally, and the table."""
-    lines = [f"**{line}**" for line in _failed(conditions, comparisons)]
+    """For a pull request: the failures, what was not judged, the tally, and the table."""
+    lines = [f"**{line}**" for line in [*_failed(conditions, comparisons), *_not_judged(conditions, comparisons)]]
     lines += [f"- {line}" for line in headline(comparisons, margin)]
     if changed := changes(comparisons):
         lines.append(f"- differs: {'; '.join(changed)}")
@@ -160,6 +160,10 @@ def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparis
     ]
 
 
+def _not_judged(conditions: Sequence[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
+    return [f"not judged: {line}" for line in unjudged(conditions, comparisons)]
+
+
 def terminal_parts(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> list[Any]:
     """The lines and tables that the terminal prints, the tally first."""
     changed = changes(comparisons)
@@ -170,6 +174,7 @@ def terminal_parts(comparisons: Sequence[PointComparison], margin: float, condit
         *(Text(line, style="dim") for line in _reasons(comparisons, margin)),
         *(Text(line, style="dim") for line in reach(comparisons)),
         *(Text(line, style="bold red") for line in _failed(conditions, comparisons)),
+        *(Text(line, style="bold yellow") for line in _not_judged(conditions, comparisons)),
     ]
 
 
@@ -208,8 +213,8 @@ def _as_csv(comparisons: Sequence[PointComparison], margin: float, conditions: S
 
 
 def _as_json(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
-    failed = _failed(conditions, comparisons)
-    return json.dumps({"failed": failed, "comparisons": records(comparisons, margin)}, indent=2) + "\n"
+    judged = {"failed": _failed(conditions, comparisons), "not_judged": unjudged(conditions, comparisons)}
+    return json.dumps({**judged, "comparisons": records(comparisons, margin)}, indent=2) + "\n"
 
 
 def _number(value: float) -> float | None:

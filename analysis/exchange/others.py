@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from analysis.exchange.tools import ImportedRow, rows_of
+from analysis.exchange.tools import NAMED_PARTS, ImportedRow, rows_of
 from sweep.config import ConfigError, one_of
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
+from sweep.records import LOAD_COLUMNS
 
 OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
-NAMED_PARTS = ("backend", "model", "workload", "load")
 
 
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
@@ -29,10 +29,11 @@ def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str
     for index, row in enumerate(rows):
         row |= settings
         row |= {"load.concurrency": row.get("concurrency"), "load.rate": row.get("rate")}
-        point = repr(sorted((key, str(row.get(key))) for key in ("backend", "model", *OF_LOAD, *settings)))
+        settings_of_row = {*NAMED_PARTS, *LOAD_COLUMNS, *(key for key in row if "." in key)}
+        point = repr(sorted((key, str(row.get(key))) for key in settings_of_row))
         row["replicate"] = repeated[point] = repeated.get(point, -1) + 1
         row |= {"trial_id": f"imported-{index}", "deployment_id": f"imported-{row['backend']}", "outcome": "ok"}
-    keys = (*OF_LOAD, *settings)
+    keys = (*OF_LOAD, *settings, *(key for row in rows for key in row))
     axes = [key for key in dict.fromkeys(keys) if "." in key and any(row.get(key) is not None for row in rows)]
     rows = [{key: value for key, value in row.items() if "." not in key or key in axes} for row in rows]
     run_files.write_plan(paths, [{"kind": "experiment", "name": folder.name, "axes": axes, "trials": len(rows)}])

@@ -15,6 +15,8 @@ from sweep.config import ConfigError, first_line
 
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
+NAMED_PARTS = ("backend", "model", "workload", "load")
+EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not have
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
 OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, where there is one; these tools from the send
@@ -66,6 +68,9 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     for name in ("ttft", "tpot", "itl", "e2el"):
         _add_series(row, name, {key: result.get(f"{key}_{name}_ms") for key in STATISTICS}, 1e-3)
     failed = int(result.get("failed") or 0)
+    ours = {key.removeprefix(EXPORTED): value for key, value in result.items() if key.startswith(EXPORTED)}
+    if ours:
+        ours["client_stamp_source"] = "sweep export"
     return row | {
         "duration": result.get("duration"),
         "num_requests": int(result["completed"]) + failed,
@@ -75,6 +80,7 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         "output_throughput": result.get("output_throughput"),
         "total_throughput": result.get("total_token_throughput"),
         "request_throughput": result.get("request_throughput"),
+        **ours,
     }
 
 

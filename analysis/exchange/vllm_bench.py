@@ -2,13 +2,18 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from analysis.exchange.tools import EXPORTED, NAMED_PARTS
 from analysis.load import Run
 from analysis.plotting.layout import Layout
 from analysis.vllm_figures import VLLMFigures
 from sweep import whole_file
+from sweep.records import LOAD_COLUMNS
 
 SUMMARY = "summary.json"
 BURSTINESS = {"poisson": 1.0, "closed": 1.0, "batch": 1.0}  # as vLLM says it; it has no word for other arrivals
@@ -27,7 +32,7 @@ def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) 
     written = []
     for number, (_, trials) in enumerate(placed.groupby("point", sort=True)):
         results = [
-            {**_axis_values(run, row), **_result(row, figures[index]), "run_number": place}
+            {**_axis_values(run, row), **_result(row, figures[index]), **_own_settings(run, row), "run_number": place}
             for place, (index, row) in enumerate(trials.iterrows())
         ]
         target = folder / f"point-{number}"
@@ -40,10 +45,18 @@ def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) 
 
 def _axis_values(run: Run, row: Any) -> dict[str, Any]:
     """The values of the experiment's axes under the last part of their keys, as vLLM's sweep has them."""
-    values = {axis.rpartition(".")[2].replace("-", "_"): row[axis] for axis in run.axes if row[axis] == row[axis]}
-    return {
-        key: value.item() if hasattr(value, "item") else value for key, value in values.items() if value is not None
-    }
+    return {axis.rpartition(".")[2].replace("-", "_"): value for axis, value in _present(row, run.axes).items()}
+
+
+def _own_settings(run: Run, row: Any) -> dict[str, Any]:
+    """The names, the load and the axes of a row under our keys: vLLM's plot ignores them, `sweep import` reads them."""
+    return {f"{EXPORTED}{key}": value for key, value in _present(row, (*NAMED_PARTS, *LOAD_COLUMNS, *run.axes)).items()}
+
+
+def _present(row: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """The values of these keys that a row has, as JSON has them."""
+    values = {key: row[key] for key in keys if key in row and pd.notna(row[key])}
+    return {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 
 
 def _result(row: Any, figures: dict[str, Any]) -> dict[str, Any]:

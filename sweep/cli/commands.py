@@ -33,6 +33,8 @@ sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a
 Exit status: 0 finished; 1 finished, and trials failed; 75 issue the same command again: the run had to stop, or the
 deadline left trials pending; 2 bad input; 130 interrupted.
 sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
+RUN_HELP = "a results folder, its name under results/, or s3://bucket/run"
+NOT_JUDGED = 3  # exit status of `compare`: no --fail-if is met, and one was decided nowhere or not everywhere
 ARGUMENTS_OF_RUN = "[--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ..."
 RUN = """\
 usage: sweep run {arguments}
@@ -110,7 +112,7 @@ def status(arguments: list[str]) -> int:
     from sweep.drive.monitor import status
 
     parser = Parser(globals()["status"])
-    parser.add_argument("run", metavar="RUN", help="a results folder, its name under results/, or s3://bucket/run")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--json", action="store_true", help="as JSON, for scripts")
     options = parser.parse_args(arguments)
     run = options.run
@@ -160,7 +162,7 @@ def summary(arguments: list[str]) -> int:
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
-    parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="p99 of ttft, tpot, e2el; default: the run's slo")
+    parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="of ttft, tpot, e2el; default: the run's slo")
     parser.add_argument("--format", choices=list(ANSWER_FORMATS), default="text")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
     options = _of_all_rows(parser, arguments)
@@ -215,12 +217,12 @@ def rerun(arguments: list[str]) -> int:
 
 def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
-    from analysis import DamagedFile, RunNotFound, open_results
+    from analysis import DamagedFile, RunNotFound
+    from analysis.answers.reading import opened
     from analysis.studies import printed
-    from sweep.disk.run_files import run_folder
 
     parser = Parser(studies)
-    parser.add_argument("run", metavar="RUN", nargs="?", help="a results folder, or its name under results/")
+    parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
     options = _of_all_rows(parser, arguments)
     console = Console(highlight=False, markup=False)
@@ -230,12 +232,12 @@ def studies(arguments: list[str]) -> int:
         console.print(printed.catalogue())
         return 0
     try:
-        results = open_results(run_folder(options.run), options.all)
-        _name_others(results.run)
-        if options.markdown:
-            print("\n".join(printed.markdown_lines(results)))
-        else:
-            console.print(printed.run_findings(results))
+        with opened([options.run], options.all) as (results,):
+            _name_others(results.run)
+            if options.markdown:
+                print("\n".join(printed.markdown_lines(results)))
+            else:
+                console.print(printed.run_findings(results))
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     return 0
@@ -257,7 +259,8 @@ def compare(arguments: list[str]) -> int:
 
     RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... are the points with these
     settings. A launch is the unit: measure with replicates=3 or more, and relaunch=per_replicate. Exit status 1 if a
-    --fail-if is met: the change is larger, and its interval leaves out no change at all. --noise is a run in which one
+    --fail-if is met: the change is larger, and its interval leaves out no change at all; 3 if none is, and one could
+    not be judged in some configuration, such as one that crashed or had a single launch. --noise is a run in which one
     configuration was launched again and again on that machine: no interval is narrower than its launches differ.
     """
     from analysis import DamagedFile, RunNotFound
@@ -290,7 +293,9 @@ def compare(arguments: list[str]) -> int:
             console.print(part, soft_wrap=not isinstance(part, Table))
     else:
         print(room.FORMATS[options.format](compared, margin, conditions), end="")
-    return 1 if room.failures(conditions, compared) else 0
+    if room.failures(conditions, compared):
+        return 1
+    return NOT_JUDGED if room.unjudged(conditions, compared) else 0
 
 
 def explain(arguments: list[str]) -> int:
@@ -308,7 +313,7 @@ def explain(arguments: list[str]) -> int:
     from analysis.explain.output import EXPLANATION_FORMATS, terminal_tables
 
     parser = Parser(explain)
-    parser.add_argument("run", metavar="RUN", help="a results folder, its name under results/, or s3://bucket/run")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
     parser.add_argument("--format", choices=["text", *EXPLANATION_FORMATS], default="text")
     options = _of_all_rows(parser, arguments)
@@ -442,18 +447,18 @@ def export(arguments: list[str]) -> int:
 
     A folder a point, with run=N.json for each replicate and their summary.json; figures are by vLLM's definitions.
     """
-    from analysis import DamagedFile, RunNotFound, open_results
+    from analysis import DamagedFile, RunNotFound
+    from analysis.answers.reading import opened
     from analysis.exchange import vllm_bench
-    from sweep.disk.run_files import run_folder
 
     parser = Parser(export)
-    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = _of_all_rows(parser, arguments)
     try:
-        results = open_results(run_folder(options.run), options.all)
-        _name_others(results.run)
-        written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
+        with opened([options.run], options.all) as (results,):
+            _name_others(results.run)
+            written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points")

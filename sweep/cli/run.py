@@ -196,7 +196,8 @@ def _run_locked(
     ledger.close()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     moved = _put_together(paths, console, mirror)  # first: the report links to the files where they stay
-    print_report(paths.out, console, plan.settings.metrics, rebuild=changed or moved or _is_stale(paths))
+    rebuild = plan.settings.report and (changed or moved or _is_stale(paths))
+    print_report(paths.out, console, plan.settings.metrics, rebuild)
     for line in tracker.publish(paths.out) if tracker is not None else ():
         console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
@@ -280,7 +281,9 @@ def print_report(
     for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
         for table in render(results):
             console.print(table)
-    console.print(f"report: {results.run.paths.report}", markup=False, soft_wrap=True)
+    paths = results.run.paths
+    where = f"none is up to date; sweep report {folder} writes it" if _is_stale(paths) else paths.report
+    console.print(f"report: {where}", markup=False, soft_wrap=True)
 
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:

@@ -20,6 +20,7 @@ LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
 SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
 MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
+MERGED = 1.05  # tokens to an event
 LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
 CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 LATE_GATEWAY = 0.005  # s
@@ -346,6 +347,17 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
         return None
     share = f"{recounted_share:.0%} of the tokens that the server counted are in the text"
     return Evidence(abs(math.log(recounted_share)) if recounted_share > 0 else math.inf, share)
+
+
+@_warning(
+    "TTFT is that of the first event, which may bring several tokens, and a gap is one between events. Have the server"
+    " send what it counts with each event (stream_options.continuous_usage_stats), or compare TPOT and E2EL.",
+    ARRIVALS,
+)
+def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
+    """Over 5 % more tokens than events, and no event says how many it brings."""
+    silent = "final usage" in token_source.split(", ") and tokens_per_event > MERGED
+    return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens to an event") if silent else None
 
 
 @_warning(

@@ -9,21 +9,34 @@ from sweep.records import Sample
 
 DRAFTS, DRAFTED = "spec_decode_drafts_total", "spec_decode_draft_tokens_total"
 ACCEPTED, ACCEPTED_AT = "spec_decode_accepted_tokens_total", "spec_decode_accepted_at_position_total"
+ACCEPT_RATE, ACCEPT_LENGTH = "spec_decode_accept_rate", "spec_decode_accept_length"
 PREEMPTIONS = "preemptions_total"
 
 
 @quantity(unit="share", kind="throughput", better="higher", label="Acceptance rate", short="Accepted")
 def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
-    """drafted tokens that the model accepted / drafted tokens; null without speculation."""
+    """drafted tokens that the model accepted / drafted tokens; of an engine that counts neither, the mean of its own
+    rate while it was read; null without speculation."""
     accepted, drafted = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTED)
-    return accepted / drafted if accepted is not None and drafted else None
+    if accepted is None:
+        return _of_gauge(samples, begin, ACCEPT_RATE)
+    return accepted / drafted if drafted else None
 
 
 @quantity(unit="tokens/step", kind="throughput", better="higher", label="Acceptance length")
 def acceptance_length(samples: Sequence[Sample], begin: float) -> float | None:
-    """1 + accepted tokens / drafts: the tokens that a step with a draft brings a sequence; null without speculation."""
+    """1 + accepted tokens / drafts: the tokens that a step with a draft brings a sequence; of an engine that does not
+    count the accepted ones, the mean of its own length while it was read; null without speculation."""
     accepted, drafts = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTS)
-    return 1 + accepted / drafts if accepted is not None and drafts else None
+    if accepted is None:
+        return _of_gauge(samples, begin, ACCEPT_LENGTH)
+    return 1 + accepted / drafts if drafts else None
+
+
+def _of_gauge(samples: Sequence[Sample], begin: float, series: str) -> float | None:
+    """The mean of a gauge over the measured part; an engine that drafts nothing reads 0."""
+    readings = [sample.value for sample in samples if sample.series == series and sample.time >= begin]
+    return sum(readings) / len(readings) if any(readings) else None
 
 
 @quantity(unit="", kind="throughput", type=str, label="Acceptance by position")
