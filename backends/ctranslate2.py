@@ -33,6 +33,7 @@ class CTranslate2(Hosted):
     own_flags: ClassVar[dict[str, str]] = {
         "model-path": "model",
         "device": "hardware",
+        "device-index": "hardware",
         "compute-type": "backend.compute_type",
     }
     log_probabilities_by = "host"

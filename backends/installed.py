@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backends.base import Backend, EnvironmentSpec, Host, Platform
-from backends.prepare import environments, fit, locks
+from backends.prepare import environments, locks
 from sweep.config import ConfigError, build, one_of
 from sweep.options import ConfigPath, load_option
 from sweep.provenance import EXECUTABLES
@@ -89,7 +89,7 @@ def _environment(backend: Backend, host: Host, cache: Path) -> EnvironmentSpec:
 
 
 def _obstacle(backend: Backend, spec: EnvironmentSpec, host: Host) -> str | None:
-    return backend.unavailable(host) or fit.refusal(spec, host, ConfigPath().choices("environment"))
+    return backend.unavailable(host) or environments.unusable(spec, host)
 
 
 def _installed(backend: Backend, spec: EnvironmentSpec, environment: environments.Environment) -> str:

@@ -30,6 +30,7 @@ class LMDeploy(Backend):
         "dtype": "backend.dtype",
         "session-len": "model.max_model_len",
         "tp": "backend.gpus",
+        "dp": "backend.replicas",
     }
     token_ids: bool = False
     metric_names: dict[str, str] = metrics(

@@ -47,6 +47,7 @@ class SGLang(Backend):
         requests_running="num_running_reqs",
         requests_waiting="num_queue_reqs",
         preemptions_total="num_retracted_requests_total",
+        prefix_cache_hits_total="cached_tokens_total",
         spec_decode_drafts_total="spec_verify_calls_total",
         spec_decode_accept_length="spec_accept_length",
         spec_decode_accept_rate="spec_accept_rate",

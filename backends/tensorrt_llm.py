@@ -3,12 +3,20 @@
 import json
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from backends.base import Abilities, Backend, Launch, cli, metrics
 from sweep.records import BatchForm
 
 OPTIONS = "trtllm.yaml"  # in the attempt's folder
+OWN_OPTIONS = {
+    "model": "model",
+    "dtype": "backend.dtype",
+    "max_seq_len": "model.max_model_len",
+    "tensor_parallel_size": "backend.gpus",
+    "pipeline_parallel_size": "backend.flags.pp-size",
+}
+"""Fields of its LLM API that are set from other keys: the key to set instead of each."""
 
 
 class TensorRTLLM(Backend):
@@ -50,6 +58,14 @@ class TensorRTLLM(Backend):
     )
 
     oom_patterns = (*Backend.oom_patterns, r"Executor creation failed due to insufficient GPU memory")
+
+    @field_validator("options")
+    @classmethod
+    def _not_set_elsewhere(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, key in OWN_OPTIONS.items():
+            if name in options:
+                raise ValueError(f"options.{name}: set {key} instead")
+        return options
 
     def command(self, launch: Launch) -> list[str]:
         options = launch.workdir / OPTIONS

@@ -25,14 +25,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from backends import installed
+from backends import installed, llamacpp
+from backends.base import EnvironmentChoice, EnvironmentSpec, Platform
 from backends.launch import gpus
-from backends.prepare import environments, locks
+from backends.prepare import environments, fit, locks
 from sweep import provenance
 from sweep.config import ROOT, cache_directory
 
 LIMIT = 600.0  # s of a section
 PYTHON = sys.executable
+PYTORCH = "https://download.pytorch.org/whl"
+REFERENCE = "transformers"  # the backend in whose environment the reference answers are made
 TRIAL = ("cluster=inline", "tracking=none", "replicates=1", "workload.warmup_requests=1")
 # The first study's main experiment, cut to fit: two batch sizes of one workload.
 BOUND = ("workload=qa", "load.batch_size=1,16", "workload.num_requests=32", "workload.output_tokens=128", "gate=null")
@@ -76,7 +79,8 @@ def sections(folder: Path) -> list[Section]:
     pytest = (PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
     listed = [Section(f"install:{name}", (PYTHON, "-m", "sweep", "backends", "install", name)) for name in names]
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
-    listed += [Section(f"conformance:{name}", (*conformance, _only(name, names))) for name in names]
+    for name in names:
+        listed.append(Section(f"conformance:{name}", (*conformance, _only(name, names)), skipped=_obstacle(name)))
     tests = "tests/engines/test_gpu_memory.py" if on_gpu else "tests/engines/test_memory.py"
     listed.append(Section("memory", (*pytest, tests)))
     listed.append(Section("reset", (*conformance, "forgets_prompts")))
@@ -89,6 +93,22 @@ def sections(folder: Path) -> list[Section]:
         command = ("+experiment=throughput_bound", f"backend={name}", f"model={model}", *cut, *TRIAL, f"out={out}")
         listed.append(Section(f"bound:{name}", (PYTHON, "-m", "sweep", *_last(command)), out))
     return listed
+
+
+def _obstacle(name: str) -> str | None:
+    """Why the environment of a backend does not run on this machine, as the conformance tests judge it."""
+    spec = _environment(installed.configured(name).env)
+    if problem := fit.problem(spec, provenance.host()):
+        return problem
+    return f"environment {spec.name} has no lock for this machine" if locks.needed(spec) else None
+
+
+def _environment(choice: EnvironmentChoice) -> EnvironmentSpec:
+    """The environment that this machine takes, with its lock if there is one."""
+    host = provenance.host()
+    on: Platform = "cuda" if (host.gpus and choice.cuda) or not choice.cpu else "cpu"
+    spec = environments.resolve(choice, on, host=host)
+    return locks.with_lock(spec, *locks.committed(), locks.remembered(cache_directory(None)))
 
 
 def _only(name: str, names: Sequence[str]) -> str:
@@ -202,24 +222,32 @@ def load_results(folder: Path) -> dict[str, Result]:
 
 
 def fetch(names: Sequence[str], wheels: Path) -> int:
-    """Put everything that the environments of these engines install into a folder, as their locks have it."""
+    """Put everything that the environments of these engines install into a folder, as their locks have it.
+
+    With the environment of the reference that judges their answers, and that of llama.cpp's converter.
+    """
     wheels.mkdir(parents=True, exist_ok=True)
-    host = provenance.host()
-    for name in names:
-        backend = installed.configured(name)
-        spec = environments.resolve(backend.env, "cuda" if host.gpus or not backend.env.cpu else "cpu", host=host)
-        spec = locks.with_lock(spec, *locks.committed(), locks.remembered(cache_directory(None)))
-        if spec.lock is None:
-            print(f"error: environment {spec.name} has no lock for this machine", file=sys.stderr)
-            return 1
-        pins = wheels / f"{spec.name}.txt"
-        pins.write_text("\n".join(spec.lock.pins) + "\n")
-        pip = [PYTHON, "-m", "pip", "download", "--no-deps", "--dest", str(wheels)]
-        requests = [["-r", str(pins)], *([["--no-binary", ":all:", spec.source.sdist]] if spec.source else [])]
-        for request in requests:
-            if status := subprocess.run([*pip, *request], check=False).returncode:
-                return status
+    choices = [installed.configured(name).env for name in dict.fromkeys([*names, REFERENCE])]
+    choices += [llamacpp.CONVERTER] if "llamacpp" in names else []
+    for choice in choices:
+        if status := _fetch(_environment(choice), wheels):
+            return status
     return 0
+
+
+def _fetch(spec: EnvironmentSpec, wheels: Path) -> int:
+    """Download what an environment's lock names. Return the exit status."""
+    if spec.lock is None:
+        print(f"error: environment {spec.name} has no lock for this machine", file=sys.stderr)
+        return 1
+    pins = wheels / f"{spec.name}.txt"
+    pins.write_text("\n".join(spec.lock.pins) + "\n")
+    pip = [PYTHON, "-m", "pip", "download", "--no-deps", "--dest", str(wheels)]
+    build = next((pin.partition("+")[2] for pin in spec.lock.pins if pin.startswith("torch==")), "")
+    pip += ["--extra-index-url", f"{PYTORCH}/{build}"] if build else []  # the user's own may have no such build
+    requests = [["-r", str(pins)], *([["--no-binary", ":all:", spec.source.sdist]] if spec.source else [])]
+    statuses = (subprocess.run([*pip, *request], check=False).returncode for request in requests)
+    return next(filter(None, statuses), 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

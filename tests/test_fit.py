@@ -125,6 +125,14 @@ def test_the_plan_refuses_in_one_line_with_the_remedy(tmp_path, capsys):
     assert line.endswith("update the driver, or set backend.env.cuda=vllm_cuda12 or backend.env.cuda=vllm_image")
 
 
+def test_a_form_that_would_be_refused_too_is_not_advised(capsys):
+    """vLLM for CUDA 12 wants a driver from 525 on, its image one from 535 on."""
+    for driver, advised in (("550", "vllm_cuda12 or backend.env.cuda=vllm_image"), ("530", "vllm_cuda12"), ("470", "")):
+        line = planned(capsys, f"driver={driver},capability=8.9")["vllm"]
+        assert line.endswith(f"update the driver{', or set backend.env.cuda=' if advised else ''}{advised}"), line
+    assert "backend.env.cuda=llamacpp_image" in planned(capsys, "driver=550,nvcc=13.0")["llamacpp"]
+
+
 def test_the_plan_takes_the_build_that_fits_and_says_so(tmp_path, capsys):
     text = plan(tmp_path, capsys, "backend=transformers", driver="570", capability="8.9")
     assert "environment transformers_cuda12 instead of environment transformers: built for CUDA 13" in text

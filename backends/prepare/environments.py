@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +82,19 @@ def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> E
     chosen = sorted(features & set(spec.optional))
     requirements = (*spec.requirements, *(line for feature in chosen for line in spec.optional[feature]))
     return spec.model_copy(update={"name": "+".join([name, *chosen]), "requirements": requirements, "optional": {}})
+
+
+def unusable(spec: EnvironmentSpec, host: Host, options: ConfigPath | None = None) -> str | None:
+    """Return why an environment cannot be used on a node, with the forms that can; None if it can."""
+    return fit.refusal(spec, host, _other_forms(spec, options or ConfigPath()))
+
+
+def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[EnvironmentSpec]:
+    """Yield the environments of the same engine in other forms, which their names tell: `NAME_image`."""
+    name = spec.name.partition("+")[0]
+    engine = name.removesuffix("_cuda")
+    wanted = {f"{engine}{form}" for form in ("_cuda", "_cuda12", "_image")} - {name}
+    yield from (_composed("cuda", each, options, set()) for each in options.choices("environment") if each in wanted)
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:

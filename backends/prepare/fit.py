@@ -71,18 +71,17 @@ def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
     return spec.model_copy(update={"cuda": 12 if older(host.driver, LEAST_DRIVER[13]) else 13})
 
 
-def refusal(spec: EnvironmentSpec, host: Host, names: Iterable[str]) -> str | None:
+def refusal(spec: EnvironmentSpec, host: Host, forms: Iterable[EnvironmentSpec]) -> str | None:
     """Return the problem of an environment on a node with its remedy, in one line; None without one.
 
-    `names` are all environments: those of the same engine in another form are named.
+    `forms` are the environments of the same engine in other forms: those that do run on the node are named.
     """
     reason = problem(spec, host)
     if reason is None:
         return None
     if not any(word in reason for word in ("driver", "capability", "glibc")):
         return f"environment {spec.name}: {reason}"
-    forms = [name for name in names if name in (f"{spec.name}_cuda12", f"{spec.name}_image")]
-    usable = " or ".join(f"backend.env.cuda={name}" for name in forms)
+    usable = " or ".join(f"backend.env.cuda={form.name}" for form in forms if not problem(for_driver(form, host), host))
     newer = "update the driver" if "driver" in reason else ""
     remedy = ", or set ".join(filter(None, [newer, usable])).removeprefix(", or ")
     return f"environment {spec.name}: {reason}" + (f"; {remedy}" if remedy else "")

@@ -11,7 +11,7 @@ from typing import Any
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
 from backends.prepare import fit
-from backends.prepare.environments import own_content
+from backends.prepare.environments import own_content, unusable
 from sweep import provenance
 from sweep.cluster import ray_environment
 from sweep.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
@@ -124,7 +124,6 @@ def surroundings(
     host = _host(settings, nodes, waits)
     digest_programs = functools.partial(_digest_programs, settings.cluster, nodes)
     environments = RunEnvironments(settings, options, kept_locks or {}, host, digest_programs, pinned)
-    forms = options.choices("environment")
 
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
@@ -132,7 +131,7 @@ def surroundings(
         reason: str | None = backend.unavailable(host)  # the engine's own reason first: it has the remedy
         if reason is None and backend.launches:
             composed = environments.compose(backend, platform)
-            reason = composed if isinstance(composed, str) else fit.refusal(composed, host, forms)
+            reason = composed if isinstance(composed, str) else unusable(composed, host, options)
         if reason is None and platform == "cuda" and not waits:
             accelerator, keys = settings.hardware.accelerator, backend.gpu_keys
             reason = infeasible(Need(backend.name, backend.gpu_count, accelerator, 0.0, gpu_keys=keys), nodes)
