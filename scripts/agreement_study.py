@@ -67,9 +67,10 @@ class Case:
     fault: faults.Fault | None = None
 
 
+FLOAT32 = ("backend=transformers", "backend.dtype=float32")
 BF16 = ("backend=transformers", "backend.dtype=bfloat16")
 CASES = (
-    Case("transformers, float32", ("backend=transformers", "backend.dtype=float32")),
+    Case("transformers, float32", FLOAT32),
     Case("transformers, bfloat16", BF16),
     Case("CTranslate2, float32", ("backend=ctranslate2",)),
     Case("transformers, continuous batching, bfloat16", ("backend=transformers_cb", "backend.dtype=bfloat16")),

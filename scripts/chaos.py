@@ -10,9 +10,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sweep.config import cache_directory
-from tests.cluster.chaos import COMMANDS, EVERY, TRIALS, Storm, storm
+from tests.cluster.chaos import COMMANDS, EVERY, POINTS, Storm, storm
 from tests.cluster.harness import RayCluster, write_engine
 
+REPLICATES = 4
+TRIALS = POINTS * REPLICATES
 HEAD = f"""\
 # Chaos
 
@@ -43,8 +45,9 @@ def main(seeds: list[int]) -> None:
     print(HEAD, flush=True)
     for seed in seeds:
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder, RayCluster() as cluster:
+            cache = cache_directory(None)
             engine = write_engine(Path(folder) / "engine", sys.executable)
-            print(line(storm(seed, cluster, Path(folder) / "out", cache_directory(None), engine)), flush=True)
+            print(line(storm(seed, cluster, Path(folder) / "out", cache, engine, REPLICATES)), flush=True)
 
 
 if __name__ == "__main__":

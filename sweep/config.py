@@ -233,6 +233,7 @@ class Settings(Strict):
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
     metrics: Literal["sweep", "vllm"] = "sweep"
+    report: bool = True  # write summary.csv, figures and report.html at the end; `sweep report` writes them later
     agreement: bool = True  # compare each engine's greedy tokens with transformers', once for each deployment on a node
     comparison_limit: PositiveFloat = 300.0  # s of either figure's comparison after which no further prompt is begun
     gate: dict[Literal["quality", "agreement"], Annotated[float, Field(gt=0, le=1)]] | None = None  # least of each

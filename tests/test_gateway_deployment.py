@@ -109,6 +109,7 @@ def test_thresholds_are_an_axis_and_clipping_an_option(tmp_path):
     assert cache["clipped_tokens"] == 0
 
 
+@pytest.mark.figures
 def test_the_threshold_is_an_axis_with_a_figure_of_hits_against_false_hits(tmp_path):
     rows = rows_of(tmp_path, "gateway=cache", "gateway.cache.threshold=0.5,0.97", "workload.num_requests=30")
     by_threshold = {json.loads(row["config"])["gateway"]["cache"]["threshold"]: row for row in rows}

@@ -174,6 +174,18 @@ def test_a_failure_is_data_listed_with_reason_and_log_and_ends_with_status_1(tmp
     assert "engine.log" in said
 
 
+def test_without_a_report_the_end_says_how_to_get_one(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*SIMULATED, "report=false", f"out={out}"]) == 0
+    assert f"report: none is up to date; sweep report {out} writes it" in capsys.readouterr().out
+    assert not (out / "report.html").exists()
+    assert not (out / "summary.csv").exists()
+    assert main(["report", str(out)]) == 0
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    assert main([*SIMULATED, f"out={out}"]) == 0
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+
+
 def test_zero_completions_are_never_a_zero_throughput(tmp_path):
     out = tmp_path / "out"
     assert main([*SIMULATED, "backend.always_500=true", f"out={out}"]) == 1

@@ -20,7 +20,7 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.disk.tables import read_table
 from tests.results import run_of, trial
-from tests.synthetic_run import make_records
+from tests.synthetic_run import make_records, make_run
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +122,17 @@ def test_an_answer_is_drawn_from_runs_in_a_store(s3, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "vllm (monday) (111 tokens/s" in out
     assert "ahead of vllm (tuesday)" in out
+    assert main(["studies", "s3://bucket/monday"]) == 0
+    assert main(["report", "s3://bucket/monday"]) == 2
+    assert "sweep copy URL FOLDER brings a run here" in capsys.readouterr().err
+
+
+def test_a_run_in_a_store_is_exported(s3, tmp_path, capsys):
+    folder = make_run(tmp_path / "run", batches=(1, 8), workloads=("qa",)).out
+    store = object_store.ObjectStore("s3://bucket/exported")
+    store.upload(folder, [path for path in folder.rglob("*") if path.is_file()])
+    assert main(["export", "s3://bucket/exported", str(tmp_path / "files")]) == 0
+    assert "8 results of 4 points" in capsys.readouterr().out
 
 
 def test_compact_files_take_the_place_of_the_small_ones(s3, quick, tmp_path):

@@ -60,7 +60,8 @@ def test_a_trial_with_two_good_rows_is_doubled(storm, first):
     assert storm.watch.doubled() == (first == "ok")
 
 
-def test_what_is_left_is_named(storm):
+def test_what_is_left_is_named(storm, monkeypatch):
+    monkeypatch.setattr(soak, "LEFT_WITHIN", 0.1)
     storm.on.leftovers = lambda: ["process 7"]
     assert storm._end(commands=1, complete=False).leaked == ["process 7"]
 

@@ -93,6 +93,7 @@ def test_a_window_holds_the_slow_requests_sent_in_it(tmp_path: Path) -> None:
     assert shown["Failed steady"] == "0"
 
 
+@pytest.mark.figures
 def test_a_p99_that_falls_on_requests_without_an_answer_does_not_exist(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

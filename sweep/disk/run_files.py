@@ -116,8 +116,11 @@ def run_folder(run: str | Path) -> Path:
     """The folder of a run, which a user gives as a path or as its name under results/.
 
     Raises:
-        ConfigError: for what cannot be the name of a folder.
+        ConfigError: for what cannot be the name of a folder, such as the address of an object store.
     """
+    if "://" in str(run):
+        needed = "this command needs a folder: sweep copy URL FOLDER brings a run here"
+        raise ConfigError(f"RUN={shortened(run)}: {needed}")
     folder = Path(run)
     try:
         return folder if folder.exists() else Path("results") / folder

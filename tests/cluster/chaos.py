@@ -12,14 +12,9 @@ from tests.cluster.harness import RayCluster, Sweep, kill, wait_until
 
 EVERY = 5.0  # s
 COMMANDS = 20  # at most
-# Five deployments of eight trials.
-GRID = (
-    "backend.itl.mean=0.01,0.011,0.012,0.013,0.014",
-    "load.batch_size=1,2",
-    "replicates=4",
-    "workload.output_tokens=16",
-)
-TRIALS = 40
+# Five deployments of two points.
+GRID = ("backend.itl.mean=0.01,0.011,0.012,0.013,0.014", "load.batch_size=1,2", "workload.output_tokens=16")
+POINTS = 10
 
 
 class Storm(NamedTuple):
@@ -36,10 +31,11 @@ class Storm(NamedTuple):
     gone_after: float  # s from the end of the last command until no engine was left
 
 
-def storm(seed: int, cluster: RayCluster, out: Path, cache: Path, engine: str) -> Storm:
+def storm(seed: int, cluster: RayCluster, out: Path, cache: Path, engine: str, replicates: int) -> Storm:
     """Issue the command again and again, under fire, until every trial is ok; `engine` is backend.env.python=..."""
     chance, killed, begin = random.Random(seed), Counter[str](), time.monotonic()
-    sweep = Sweep(out, "cluster=ray", f"cluster.address={cluster.address}", *GRID, engine, cache=cache)
+    grid = (*GRID, f"replicates={replicates}")
+    sweep = Sweep(out, "cluster=ray", f"cluster.address={cluster.address}", *grid, engine, cache=cache)
     status = -1
     while status != 0 and sweep.runs < COMMANDS:
         sweep.start()

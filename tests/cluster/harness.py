@@ -43,6 +43,7 @@ SIMULATED = (
     "workload.output_tokens=8",
     "workload.num_requests=4",
     "tracking=none",
+    "report=false",
     "backend.ttft.mean=0.02",
 )
 

@@ -1,4 +1,4 @@
-"""Under fire every trial ends with one good row. Ten seeds: scripts/chaos.py."""
+"""Under fire every trial ends with one good row. Ten seeds and twice as many trials: scripts/chaos.py."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sweep.config import cache_directory
-from tests.cluster.chaos import COMMANDS, TRIALS, storm
+from tests.cluster.chaos import COMMANDS, POINTS, storm
 from tests.cluster.harness import write_engine
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 def test_chaos(cluster, tmp_path, seed):
     engine = write_engine(tmp_path / "engine", sys.executable)
     cache = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
-    result = storm(seed, cluster, tmp_path / "out", cache, engine)
+    result = storm(seed, cluster, tmp_path / "out", cache, engine, replicates=2)
     print(result)
-    assert result.outcomes == {"ok": TRIALS}
+    assert result.outcomes == {"ok": 2 * POINTS}
     assert result.commands <= COMMANDS
     assert result.twice == 0, "no trial was measured well twice"
     assert result.killed.total() - result.killed["nothing"] >= 4

@@ -33,6 +33,12 @@ GPUS = tuple(gpu.uuid for gpu in visible()[:1]) if PLATFORM == "cuda" else ()
 DTYPE = "float16" if older(HOST.capability, AMPERE) else "bfloat16"
 
 
+def own_core() -> int:
+    """The core of this process's engines: each of the processes that share the tests has one."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(cores)]
+
+
 def configured(group: str, name: str) -> Any:
     return build(load_option(group, name), group)
 
@@ -90,7 +96,7 @@ def make_launch(backend: Backend, model: Path, environment: prepared.Environment
         workdir=workdir,
         python=environment.python,
         binary=environment.binary,
-        cpus=() if GPUS else (min(os.sched_getaffinity(0)),),
+        cpus=() if GPUS else (own_core(),),
         gpus=GPUS,
         dtype=DTYPE,
         max_model_len=CONTEXT,
