@@ -274,6 +274,18 @@ def test_the_waterfall_is_drawn_where_there_is_something_to_explain(tmp_path):
         assert waterfall.draw(plain.run, plain.layout) is None
 
 
+def test_a_waterfall_says_which_gain_has_no_interval(tmp_path):
+    from analysis.figures import waterfall
+
+    run = ladder(tmp_path)
+    single = replace(run, trials=run.trials[run.trials["replicate"] == 0].reset_index(drop=True))
+    for each, is_bare in ((run, False), (single, True)):
+        results = RunResults(each)
+        (ax, *_) = waterfall.draw(results.run, results.layout).axes
+        assert [text.get_text().endswith(", no interval") for text in ax.texts] == [is_bare] * 2
+        assert bool(ax.lines) is not is_bare
+
+
 def test_a_waterfall_of_no_change_at_all_has_an_axis_without_a_warning(tmp_path):
     """Matplotlib warns where all levels are equal, and widens the axis as it likes."""
     from analysis.figures import waterfall

@@ -36,6 +36,7 @@ ROWS = """return [...document.querySelectorAll("#points-table tbody tr")].map(ro
 TOP_OF_WHISKERS = """return Math.min(...[...document.querySelectorAll("#plot .whiskers")]
     .flatMap(path => path.getAttribute("d").match(/[MV][-\\d.,]+/g) ?? [])
     .map(step => Number(step.slice(1).split(",").at(-1))))"""
+WHISKERS = "return [...document.querySelectorAll('#plot .whiskers')].map(path => path.getAttribute('d'))"
 LINKS = "return [...document.querySelectorAll('#details .scroll a')].map(link => link.getAttribute('href'))"
 MARKS = """return [...document.querySelectorAll("#plot .marks, #plot .faded")]
     .reduce((sum, path) => sum + (path.getAttribute("d").match(/M/g) ?? []).length, 0)"""
@@ -111,6 +112,39 @@ def test_whiskers_end_within_the_figure_or_have_an_arrowhead(browser: Browser, p
     browser.run(SET, "x", "size")
     assert browser.run(TOP_OF_WHISKERS) == 14, "an interval of two launches is very long"
     assert "arrowhead" in text(browser, "#figure-note")
+
+
+def test_a_figure_without_an_interval_has_no_whisker_and_says_why(browser: Browser, tmp_path: Path) -> None:
+    """Two trials of one launch, whose requests are not there: only the throughput has an interval."""
+    rows = [trial("a", size, index, size + 0.1 * index, ttft_p50=0.1) for size in (8, 9) for index in range(2)]
+    rows.append(trial("b", 8, 0, 20.0, ttft_p50=0.2))
+    browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
+    browser.run(SET, "x", "ttft_p50")
+    upright, alone = browser.run(WHISKERS)
+    assert upright.count("V") == 2
+    assert "H" not in upright, "of TTFT there is none"
+    assert alone == ""
+    assert "NaN" not in browser.run("return document.getElementById('plot').innerHTML")
+    assert "has no interval" in text(browser, "#figure-note")
+    pair, single = tips(browser, "8")
+    assert "TTFT p50: 100 ms (no interval: requests too few or too dependent)" in pair
+    assert " to " in pair.partition("TTFT")[0]
+    assert single.count("no interval: one replicate") == 2
+    browser.run(SET, "interval", "new")
+    assert browser.run(WHISKERS) == ["", ""]
+    assert all(tip.count("no interval: one launch") == 2 for tip in tips(browser, "8"))
+    browser.run(SET, "interval", "none")
+    assert "interval" not in "".join([*tips(browser, "8"), text(browser, "#figure-note")])
+
+
+def tips(browser: Browser, size: str) -> list[str]:
+    """What the figure says of each point of a size, from left to right."""
+    browser.run("document.getElementById('plot').blur(); document.getElementById('plot').focus()")
+    found = []
+    for _ in range(browser.run(MARKS)):
+        browser.keys(RIGHT)
+        found.append(text(browser, "#tip"))
+    return [tip for tip in dict.fromkeys(found) if f"size {size}" in tip]
 
 
 def test_a_line_that_is_switched_off_is_in_neither_figure_nor_table(browser: Browser, page: Path) -> None:

@@ -1,12 +1,22 @@
 """The figures that are drawn request by request, those of settings and ratios, and the slowest requests."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from analysis.figures import latency_distribution, ratio_forest, throughput_timeline, two_knobs
+from analysis.figures import (
+    latency_distribution,
+    output_throughput,
+    pareto,
+    ratio_forest,
+    throughput_timeline,
+    ttft,
+    two_knobs,
+)
 from analysis.report.page_data import as_block
 from analysis.report.slowest import slowest_requests
 from analysis.results import RunResults, open_results
@@ -95,6 +105,33 @@ def test_ratios_stand_around_one(tmp_path: Path) -> None:
     assert ax.get_xlabel() == "times plain"
     alone = run_of(tmp_path, rows)
     assert ratio_forest.draw(alone, RunResults(alone).layout) is None
+
+
+def test_a_mark_without_an_interval_has_no_whisker_and_the_legend_says_so(tmp_path: Path) -> None:
+    """Two trials a point, whose requests are not there: only the throughput has an interval."""
+    rows = [
+        trial("a", size, index, size + 0.1 * index, ttft_p50=0.1, tpot_p50=0.01 * size)
+        for size in (8, 16)
+        for index in (0, 1)
+    ]
+    run = run_of(tmp_path, rows)
+    layout = RunResults(run).layout
+    modules = (output_throughput, pareto, ttft)
+    without = [module for module in modules if "without whiskers: no interval" in _legend(module.draw(run, layout))]
+    assert without == [pareto, ttft]
+    drawn = pareto.draw(run, layout)
+    assert drawn is not None
+    across, upright = drawn.axes[0].collections
+    assert [np.isfinite(path.vertices).all() for path in across.get_paths()] == [False, False]
+    assert [np.isfinite(path.vertices).all() for path in upright.get_paths()] == [True, True]
+    svg = io.StringIO()
+    drawn.savefig(svg, format="svg")
+    assert "nan" not in svg.getvalue().lower()
+
+
+def _legend(figure: Figure | None) -> list[str]:
+    assert figure is not None
+    return [entry.get_text() for entry in figure.legends[0].get_texts()]
 
 
 def test_no_text_ends_the_block_of_data() -> None:

@@ -10,7 +10,14 @@ from matplotlib.lines import Line2D
 
 from analysis.load import Run
 from analysis.plotting.drawing import value_axis
-from analysis.plotting.figure_files import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
+from analysis.plotting.figure_files import (
+    MUTED,
+    PANELS_IN_A_ROW,
+    entries_without_interval,
+    legend_entry,
+    line_style,
+    panels,
+)
 from analysis.plotting.layout import Layout
 from analysis.statistics.intervals import FloatArray
 
@@ -33,6 +40,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     titles = [title for title in layout.visible_panels if (points["panel"] == title).any()]
     handles = [legend_entry(layout, line) for line in lines]
     handles.append(Line2D([], [], color=MUTED, linewidth=4, alpha=0.4, label="not dominated"))
+    handles += entries_without_interval(points, THROUGHPUT, TPOT)
     unit = "tokens/s per GPU" if with_gpus else "tokens/s"
     figure, axes = panels(titles, f"{'Throughput per GPU' if with_gpus else 'Throughput'} against speed", handles)
     for index, (title, (ax,)) in enumerate(zip(titles, axes, strict=True)):

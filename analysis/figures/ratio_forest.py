@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from analysis.load import Run
-from analysis.plotting.figure_files import MUTED, PANEL, line_style, panels
+from analysis.plotting.figure_files import MUTED, PANEL, entries_without_interval, line_style, panels
 from analysis.plotting.layout import Layout
 
 POSITION = 16
@@ -29,7 +29,9 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         points = points.sort_values(layout.x, kind="stable")
     groups = [points[points["panel"] == title].head(MOST_RATIOS) for title in titles]
     rows = max(map(len, groups))
-    figure, axes = panels(titles, "Throughput against the baseline's", [], size=(PANEL[0], 0.3 + ROW_HEIGHT * rows))
+    size = (PANEL[0], 0.3 + ROW_HEIGHT * rows)
+    bare = entries_without_interval(pd.concat(groups), THROUGHPUT_RATIO)
+    figure, axes = panels(titles, "Throughput against the baseline's", bare, size=size)
     figure.subplots_adjust(wspace=0.95)
     for group, (ax,) in zip(groups, axes, strict=True):
         _rows(ax, layout, group, rows)

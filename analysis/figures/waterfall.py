@@ -61,10 +61,11 @@ def _waterfall(ax: Axes, explanation: Explanation) -> None:
     for row, part in enumerate(explanation.parts, 1):
         after = level * part.gain.value
         ax.barh(row, after - level, left=level, color=LOSS if (after < level) != is_lower_better else GAIN, height=0.6)
-        if np.isfinite(part.gain.low):
+        certain = bool(np.isfinite(part.gain.low) and np.isfinite(part.gain.high))
+        if certain:
             ax.plot([level * part.gain.low, level * part.gain.high], [row, row], color=INK, linewidth=1)
         ax.annotate(
-            f"{part.gain.value:.3g}× ({share_text(part.share)})",
+            f"{part.gain.value:.3g}× ({share_text(part.share)}){'' if certain else ', no interval'}",
             (max(level, after), row),
             xytext=(4, 5),
             textcoords="offset points",
@@ -75,7 +76,8 @@ def _waterfall(ax: Axes, explanation: Explanation) -> None:
     ax.barh(len(labels), level, color=MUTED, height=0.6)
     labels.append("all together")
     levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in explanation.parts)])
-    ax.set_xlim(levels.min() / 1.6, levels.max() * 2)  # first: a scale looks for limits, and equal levels have none
+    room = 2.0 if all(np.isfinite(part.gain.low) for part in explanation.parts) else 3.0  # for longer labels
+    ax.set_xlim(levels.min() / 1.6, levels.max() * room)  # first: a scale looks for limits, and equal levels have none
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())

@@ -16,7 +16,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.load import Run
-from analysis.plotting.figure_files import MUTED, PANEL, PANELS_IN_A_ROW, legend_entry, line_style, panels
+from analysis.plotting.figure_files import (
+    MUTED,
+    PANEL,
+    PANELS_IN_A_ROW,
+    entries_without_interval,
+    legend_entry,
+    line_style,
+    panels,
+)
 from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
@@ -89,6 +97,8 @@ def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines
         names = [columns()[name].name or columns()[name].quantity.label or name for name in (also, shown.column)]
         label = f"{look}: {names[0]} (else {names[1]})"
         yield Line2D([], [], **{"color": MUTED, "marker": "o", **_ALSO[look], "label": label})
+    points = layout.points[layout.points["line"].isin(lines) & layout.points["panel"].isin(layout.visible_panels)]
+    yield from entries_without_interval(points, shown.column)
     if layout.x and (layout.points.loc[layout.points["line"].isin(lines), "n"] == 0).any():
         yield Line2D([], [], color=MUTED, marker="x", linestyle="none", label="no result")
 

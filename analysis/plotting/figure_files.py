@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -148,6 +149,13 @@ def panels(
 def legend_entry(layout: Layout, line: str, **other: Any) -> Line2D:
     """The legend entry of a coloured line."""
     return Line2D([], [], **{**line_style(layout, line), "label": line, **other})
+
+
+def entries_without_interval(points: pd.DataFrame, *names: str) -> list[Line2D]:
+    """The legend entry of a mark without whiskers; none if each figure of these columns has an interval."""
+    if not any((points[name].notna() & points[f"{name}_ci_low"].isna()).any() for name in names):
+        return []
+    return [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="without whiskers: no interval")]
 
 
 def line_style(layout: Layout, line: str) -> dict[str, Any]:

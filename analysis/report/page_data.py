@@ -18,6 +18,7 @@ from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.terminal import label
 from analysis.report.trial_files import FileLink, file_links
 from analysis.results import RunResults
+from analysis.statistics.pooled import launches
 from analysis.statistics.survivors import bound
 from analysis.summary import INTERVAL_COLUMNS
 from sweep.labels import TRIAL_MARK
@@ -68,6 +69,7 @@ def page_data(results: RunResults) -> dict[str, Any]:
             "sizeText": [setting(value) for value in points[layout.x]] if layout.x else [""] * len(points),
             "name": [layout.describe(point) for _, point in points.iterrows()],
             "n": [int(n) for n in points["n"]],
+            "launches": _launches(results),
             "outcomes": ["" if point["n"] else str(point["outcomes"]) for _, point in points.iterrows()],
             "requests": _rounded(points["requests"]),
             "failed": _rounded(points["failed"]),
@@ -93,13 +95,14 @@ def _quantities(results: RunResults, points: pd.DataFrame, gpus: Any) -> Iterato
         ends = [points[f"output_throughput{end}"] / count for end in INTERVAL_ENDS]
         unit = "tokens/s per GPU" if gpus.max(initial=0) > 0 else "tokens/s"
         name = "Throughput per GPU" if gpus.max(initial=0) > 0 else "Throughput of the machine"
-        yield _declared(PER_GPU, name, unit, "higher", ends)
+        declared = _declared(PER_GPU, name, unit, "higher", ends)
+        yield {**declared, "fewer": _fewer(points, "output_throughput")}
     if "tpot_p50" in points and points["tpot_p50"].gt(0).any():
         times = [points[f"tpot_p50{end}"] for end in INTERVAL_ENDS]
         value, low, high, new_low, new_high = (1 / each.where(each > 0) for each in times)
         ends = [value, high, low, new_high, new_low]
         declared = _declared(USER_SPEED, "Speed per user (1 / TPOT p50)", "tokens/s", "higher", ends)
-        yield {**declared, "short": "Speed per user"}
+        yield {**declared, "short": "Speed per user", "fewer": _fewer(points, "tpot_p50")}
     with_failures = points[points["failed"] > 0]
     for labelled in _measured_columns(results, points):
         ends = [points[f"{labelled.column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
@@ -109,12 +112,12 @@ def _quantities(results: RunResults, points: pd.DataFrame, gpus: Any) -> Iterato
             if (text := bound(point, labelled.column, labelled.scale)) and text[0] != "—"
         }
         declared = _declared(labelled.column, labelled.label, labelled.unit, labelled.better, ends)
-        yield {**declared, "short": labelled.short, "lost": lost}
+        yield {**declared, "short": labelled.short, "lost": lost, "fewer": _fewer(points, labelled.column)}
     for name in (name for name in RATIOS if f"{name}_vs_baseline" in points):
         compared, column = label(name), f"{name}_vs_baseline"
         ends = [points[column], points[f"{column}_ci_low"], points[f"{column}_ci_high"]]
         declared = _declared(column, f"{compared.label} × baseline", "×", compared.better, ends)
-        yield {**declared, "short": f"{compared.short} × baseline"}
+        yield {**declared, "short": f"{compared.short} × baseline", "compared": True}
 
 
 def _declared(
@@ -124,6 +127,22 @@ def _declared(
     names = ("value", "low", "high", "newLow", "newHigh")
     columns = {name: _rounded(values) for name, values in zip(names, ends, strict=False)}
     return {"key": key, "label": label, "short": label, "unit": unit, "better": better, "lost": {}, **columns}
+
+
+def _fewer(points: pd.DataFrame, column: str) -> dict[int, int]:
+    """The number of replicates behind a figure, of the points where fewer have it than have a result."""
+    if f"{column}_n" not in points:
+        return {}
+    counts = points.loc[points[f"{column}_n"].lt(points["n"]), f"{column}_n"]
+    return {int(str(index)): int(n) for index, n in counts.items()}
+
+
+def _launches(results: RunResults) -> list[int]:
+    """For each point the number of launches that gave it a result: a single one has no interval of a new launch."""
+    run = results.run
+    numbered = results.layout.placed(run.ok.assign(launch_number=launches(run)))
+    counts = numbered.groupby("point")["launch_number"].nunique()
+    return [int(n) for n in counts.reindex(range(len(results.points)), fill_value=0)]
 
 
 def _measured_columns(results: RunResults, points: pd.DataFrame) -> Iterator[LabelledColumn]:

@@ -86,6 +86,24 @@ function shownInterval(key, index) {
   return ends ? `${number(ends[0])} to ${number(ends[1])}` : "";
 }
 
+// The interval of a figure for a reader, or the reason why there is none; empty where intervals are not shown.
+function intervalOrReason(key, index) {
+  return shownInterval(key, index) || (lacksInterval(key, index) ? `no interval: ${reasonWithoutInterval(key, index)}` : "");
+}
+
+function lacksInterval(key, index) {
+  return key !== SIZE && state.interval !== "none" && figure(key, index) !== null && interval(key, index) === null;
+}
+
+function reasonWithoutInterval(key, index) {
+  const quantity = quantities.get(key);
+  if (quantity.compared) return "too few launches of it or of the baseline";
+  const source = quantity.fewer ? quantity : quantities.get(PER_GPU); // a cost of a price that is set here has no count of its own
+  const replicates = source.fewer[index] ?? points.n[index];
+  if (state.interval === "new" && points.launches[index] === 1) return "one launch";
+  return replicates === 1 ? "one replicate" : "requests too few or too dependent";
+}
+
 // An element with attributes and children; strings become text, so that nothing of the data is ever markup.
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);

@@ -88,10 +88,12 @@ function drawFigure(inView) {
   holder.setAttribute("aria-label", `${withUnit(state.y)} against ${withUnit(state.x)}, ${page.tasks[state.task]}: ${drawn.length} points. Arrow keys move from point to point, Enter selects one.`);
   const limits = bounds(), isCut = (key, axis, index) => interval(key, index)?.some((end) => isBeyond(axis, end));
   const cut = visible.some((index) => tightest(index, limits).headroom >= 0 && (isCut(state.x, x, index) || isCut(state.y, y, index)));
-  byId("figure-note").textContent = figureNote(front, without, cut);
+  const isBare = (index) => lacksInterval(state.x, index) || lacksInterval(state.y, index);
+  const bare = visible.some((index) => tightest(index, limits).headroom >= 0 && isBare(index));
+  byId("figure-note").textContent = figureNote(front, without, cut, bare);
 }
 
-function figureNote(front, without, cut) {
+function figureNote(front, without, cut, bare) {
   const whiskers = { these: "Whiskers: 95 % interval of these launches.", new: "Whiskers: 95 % interval of a new launch.", none: "" };
   const better = { higher: "higher is better", lower: "lower is better" };
   const direction = [["↕", state.y], ["↔", state.x]].map(([arrow, key]) => [arrow, better[quantities.get(key)?.better]]).filter((pair) => pair[1]);
@@ -99,6 +101,7 @@ function figureNote(front, without, cut) {
     direction.map((pair) => pair.join(" ")).join(", ") + (direction.length ? "." : ""),
     whiskers[state.interval],
     cut ? "An arrowhead: it goes on beyond the figure." : "",
+    bare ? "No whisker in a direction: that figure has no interval; point at the mark for the reason." : "",
     front.length > 1 ? "Grey band: Pareto front; no other point is as good in both figures." : "",
     isBounded() ? "Faded: over a bound." : "",
     without ? `${without} of the points in view have no result, or lack one of the figures.` : "",
@@ -207,6 +210,6 @@ function pointAt(position) {
 }
 
 function tipRow(key, index) {
-  const range = shownInterval(key, index);
+  const range = intervalOrReason(key, index);
   return element("span", {}, `${labelOf(key, true)}: `, element("b", {}, `${shown(key, index)} ${unitOf(key)}`), range ? ` (${range})` : "");
 }
