@@ -231,6 +231,25 @@ def test_no_column_is_cut_off(browser: Browser, page: Path) -> None:
     browser.size(1280, 900)
 
 
+@pytest.mark.parametrize("width", [1280, 1440, 390])
+def test_no_link_of_the_sections_is_cut_off(browser: Browser, page: Path, width: int) -> None:
+    browser.size(width, 900)
+    browser.open(page)
+    links = browser.run("""return [...document.querySelectorAll("nav a")].map(link => {
+        const box = link.getBoundingClientRect(), x = (box.left + box.right) / 2, y = (box.top + box.bottom) / 2;
+        return [link.innerText, box.left, box.right, document.elementFromPoint(x, y) === link]})""")
+    assert len(links) > 10
+    cut_off = [name for name, left, right, visible in links if left < 0 or right > width or not visible]
+    assert not cut_off
+    hidden = browser.run("""return [...document.querySelectorAll("nav a")].filter(link => {
+        link.click();
+        const nav = document.querySelector("nav").getBoundingClientRect();
+        return document.querySelector(link.hash).getBoundingClientRect().top < Math.max(0, nav.bottom);
+    }).map(link => link.innerText)""")
+    assert not hidden, "below the links, which stay at the top of the screen"
+    browser.size(1280, 900)
+
+
 def test_on_a_phone_a_heading_keeps_its_width_beside_a_long_answer(browser: Browser, page: Path) -> None:
     browser.size(390, 900)
     browser.open(page)
