@@ -38,6 +38,7 @@ TOP_OF_WHISKERS = """return Math.min(...[...document.querySelectorAll("#plot .wh
     .map(step => Number(step.slice(1).split(",").at(-1))))"""
 WHISKERS = "return [...document.querySelectorAll('#plot .whiskers')].map(path => path.getAttribute('d'))"
 LINKS = "return [...document.querySelectorAll('#details .scroll a')].map(link => link.getAttribute('href'))"
+COPY_LABEL = "return document.getElementById('copy-link').textContent"
 MARKS = """return [...document.querySelectorAll("#plot .marks, #plot .faded")]
     .reduce((sum, path) => sum + (path.getAttribute("d").match(/M/g) ?? []).length, 0)"""
 
@@ -286,6 +287,71 @@ def test_the_state_survives_a_reload_by_the_fragment(browser: Browser, page: Pat
     browser.open(page, "#explore?task=nonsense&y=__proto__&ttft=-3&point=x&prices=,,,&hidden=99&columns=a,b")
     assert browser.run(MARKS) == 6
     assert browser.log("browser") == []
+
+
+@pytest.mark.parametrize("clipboard", ["granted", "denied"])
+def test_the_copied_link_brings_back_the_view(browser: Browser, page: Path, clipboard: str) -> None:
+    """A browser may deny a file its clipboard: then an older way copies."""
+    browser.open(page)
+    browser.run(SET, "y", "ttft_p50")
+    browser.run(SET, "filter", "vllm")
+    shown = [text(browser, part) for part in ("#points-table", "#plot")]
+    allow_clipboard(browser, clipboard)
+    press(browser, "copy-link"), press(browser, "copy-link")
+    assert wait_for(browser, COPY_LABEL, "Copied")
+    assert wait_for(browser, COPY_LABEL, "Copy link"), "also after two clicks"
+    assert browser.run("return document.activeElement.id") == "copy-link"
+    allow_clipboard(browser, "granted")
+    link = urlparse(browser.run("return navigator.clipboard.readText()"))
+    assert parse_qs(link.fragment.partition("?")[2]) == {"y": ["ttft_p50"], "filter": ["vllm"]}
+    assert link.path == urlparse(page.as_uri()).path
+    browser.open(page, f"#{link.fragment}")
+    assert [text(browser, part) for part in ("#points-table", "#plot")] == shown
+
+
+def allow_clipboard(browser: Browser, setting: str) -> None:
+    for name in ("clipboard-write", "clipboard-read"):
+        browser.devtools("Browser.setPermission", permission={"name": name}, setting=setting)
+
+
+def press(browser: Browser, control: str) -> None:
+    """Press a button by the keyboard, as a person does: a script's own click may not write to the clipboard."""
+    browser.run("document.getElementById(arguments[0]).focus()", control)
+    browser.keys(ENTER)
+
+
+def wait_for(browser: Browser, script: str, value: Any) -> bool:
+    deadline = time.monotonic() + 20
+    while (found := browser.run(script)) != value and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(found == value)
+
+
+def test_a_copy_that_fails_is_not_called_one(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    allow_clipboard(browser, "denied")
+    browser.run("document.execCommand = () => false")
+    press(browser, "copy-link")
+    assert wait_for(browser, COPY_LABEL, "Not copied")
+
+
+def test_more_rows_are_shown_and_stay_when_one_is_opened(browser: Browser, tmp_path: Path) -> None:
+    rows = [trial(f"engine-{line}", size, 0, 10.0 * size + line) for line in range(26) for size in range(1, 51)]
+    browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
+    assert len(browser.run(ROWS)) == 100
+    assert text(browser, "#more-rows") == "Show 1,000 more rows (1,200 not shown)"
+    press(browser, "more-rows")
+    assert len(browser.run(ROWS)) == 1100
+    assert text(browser, "#more-rows") == "Show 200 more rows (200 not shown)"
+    browser.run("document.querySelectorAll('#points-table .name')[1000].click()")
+    assert len(browser.run(ROWS)) == 1100, "the row that was opened is still there"
+    assert browser.run("return document.querySelectorAll('#points-table tr.selected').length") == 1
+    press(browser, "more-rows")
+    assert len(browser.run(ROWS)) == 1300
+    assert browser.run("return document.getElementById('more-rows').hidden")
+    browser.run(SET, "filter", "engine-7")
+    assert len(browser.run(ROWS)) == 50
+    assert browser.run("return document.getElementById('more-rows').hidden")
 
 
 def test_a_point_says_its_figures_to_pointer_and_keyboard(browser: Browser, page: Path) -> None:

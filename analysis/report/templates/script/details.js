@@ -3,7 +3,8 @@
 
 function select(index) {
   state.point = state.point === points.name[index] ? "" : points.name[index];
-  update();
+  writeFragment();
+  draw(); // the rows stay, also those that "Show more" has added
   if (state.point) byId("details").scrollIntoView({ block: "nearest" });
 }
 
@@ -65,17 +66,25 @@ function copyBlock(title, line, note) {
 }
 
 async function copyText(text, button) {
-  const before = button.textContent;
+  let copied = true;
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    const field = element("textarea", { class: "offscreen" });
-    field.value = text;
-    document.body.append(field);
-    field.select();
-    document.execCommand("copy"); // where the clipboard is not open to a file
-    field.remove();
+    copied = copySelected(text); // where the clipboard is not open to a file
+    button.focus();
   }
-  button.textContent = "Copied";
-  setTimeout(() => { button.textContent = before; }, 1500);
+  button.dataset.label ??= button.textContent; // a second click finds "Copied" there
+  button.textContent = copied ? "Copied" : "Not copied";
+  clearTimeout(Number(button.dataset.timer));
+  button.dataset.timer = setTimeout(() => { button.textContent = button.dataset.label; }, 1500);
+}
+
+function copySelected(text) {
+  const field = element("textarea", { class: "offscreen" });
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  const copied = document.execCommand("copy");
+  field.remove();
+  return copied;
 }

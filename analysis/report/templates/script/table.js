@@ -51,7 +51,7 @@ function drawTable(inView) {
   byId("points-table").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   const more = rows.length - body.length;
   byId("more-rows").hidden = more <= 0;
-  byId("more-rows").textContent = `Show ${Math.min(more, 10 * ROWS_AT_ONCE).toLocaleString("en-US")} more of ${more.toLocaleString("en-US")} rows`;
+  byId("more-rows").textContent = `Show ${Math.min(more, 10 * ROWS_AT_ONCE).toLocaleString("en-US")} more rows (${more.toLocaleString("en-US")} not shown)`;
   byId("row-count").textContent = `${rows.length.toLocaleString("en-US")} ${state.one ? "candidate" : "point"}${rows.length === 1 ? "" : "s"}`;
   byId("verdict").textContent = state.one && state.goal ? verdict(candidates(inView)) : "";
 }
