@@ -11,6 +11,7 @@ import pytest
 
 from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
+from analysis.explain.output import gain_sentence
 from analysis.results import RunResults
 from analysis.statistics.comparison import Trials, differences, fit
 from sweep.__main__ import main
@@ -169,7 +170,7 @@ def test_parts_of_no_change_at_all_have_no_share(tmp_path, spread):
     explanation = explained(results)
     assert explanation.total.value == pytest.approx(1)
     assert all(math.isnan(part.share.value) for part in explanation.parts)
-    assert "that may be no change" in report_of(results.run)
+    assert "this may be no change" in report_of(results.run)
     assert waterfall.draw(results.run, results.layout) is not None
 
 
@@ -215,6 +216,10 @@ def test_a_ladder_gives_ordered_shares_and_says_so(tmp_path):
         "wide": pytest.approx(math.log(1.5) / math.log(3), abs=0.03),
         "fp8": pytest.approx(math.log(2) / math.log(3), abs=0.03),
     }
+    sentence = gain_sentence(explanation)
+    assert sentence.startswith(
+        "qa: throughput from 100.0 to 303 tokens/s, 3.03× that of plain. Shares of the change: fp8"
+    )
     assert any("in its own order alone" in note for note in explanation.notes)
     assert any("aside" in note for note in explanation.notes)
 
@@ -239,8 +244,8 @@ def test_the_command_prints_text_markdown_csv_and_json_and_the_report_has_it(tmp
     results = factorial(tmp_path)
     assert main(["explain", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("qa: throughput 5")
-    assert "the baseline; of which vllm 4" in text
+    assert text.startswith("qa: throughput from 5")
+    assert "that of the baseline. Shares of the change: vllm 4" in text
     assert main(["explain", str(tmp_path), "--format", "json", "--metric", "output_throughput"]) == 0
     records = json.loads(capsys.readouterr().out)
     assert sum(each["share"] for each in records if each["entry"] == "part") == pytest.approx(1)

@@ -24,11 +24,13 @@ def gain_sentence(explanation: Explanation) -> str:
     each = explanation
     largest = sorted(each.parts, key=lambda part: -abs(part.share.value))[:3]
     shares = ", ".join(f"{part.name} {share_text(part.share)}" for part in largest)
-    figures = f"{each.quantity.shown(each.first)} to {each.quantity.shown(each.final)} {each.quantity.unit}"
-    total = f"{each.task}: {each.quantity.in_sentence} {figures}, {factor(each.total)} {each.begin}"
-    if not each.total.low <= 1 <= each.total.high:
-        return f"{total}; of which {shares}" if math.isfinite(each.total.low) else f"{total}, without an interval"
-    return f"{total}; that may be no change, so no shares are certain"
+    figures = f"from {each.quantity.shown(each.first)} to {each.quantity.shown(each.final)} {each.quantity.unit}"
+    total = f"{each.task}: {each.quantity.in_sentence} {figures}, {factor(each.total)} that of {each.begin}"
+    if not math.isfinite(each.total.low):
+        return f"{total}, without an interval"
+    if each.total.low <= 1 <= each.total.high:
+        return f"{total}; this may be no change, so no share is certain"
+    return f"{total}. Shares of the change: {shares}"
 
 
 def factor(change: Change) -> str:
