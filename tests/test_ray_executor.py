@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import AuthenticationError, RayTaskError
 
 from sweep.cluster import ray_environment, ray_executor
 from sweep.cluster.preemption import Preempted
@@ -254,3 +254,16 @@ def test_a_trials_progress_is_no_more_often_than_a_heartbeat_and_nothing_else_is
     *progress, last = ray_executor._sparing(events())
     assert [event.progress.sent for event in progress] == [0, 5, 10]
     assert last == State("trial 2 of 2")
+
+
+def test_a_head_that_was_restarted_halts_the_sweep(executor, monkeypatch):
+    """Ray then refuses what it is asked with an error of its own; found by the soak."""
+
+    def refuse(gpus):
+        raise AuthenticationError("RPC error: WrongClusterID")
+
+    monkeypatch.setattr(ray_executor, "_deploy_task", refuse)
+    work = SimpleNamespace(deployment=SimpleNamespace(gpu_count=1, describe=lambda: "d"))
+    with pytest.raises(Halted, match="restarted .*WrongClusterID.*the same command again"):
+        executor.submit(work, "n0")
+    assert not executor.tasks

@@ -1,12 +1,14 @@
 """Another try of what failed: at the run's tail, in the next run, elsewhere, and not for ever."""
 
 import json
+import os
 import signal
 import stat
 import subprocess
 import sys
 import time
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -241,13 +243,16 @@ class Issued(reissue.Reissuer):
 
     def __init__(self, *statuses, deadline=None):
         super().__init__([])
-        self.statuses, self.until, self.pauses = list(statuses), deadline, []
+        self.statuses, self.until, self.pauses, self.said_last = list(statuses), deadline, [], True
 
     def _issue(self):
         return self.statuses.pop(0)
 
     def _deadline(self):
         return self.until
+
+    def _ended(self):
+        return self.said_last
 
     def _interrupted_within(self, seconds):
         self.pauses.append(seconds)
@@ -273,6 +278,25 @@ def test_the_command_is_issued_again_on_75_alone(statuses, end, issued, capsys):
     assert supervisor.run() == end
     assert len(supervisor.pauses) == issued - 1
     assert supervisor.pauses == [10.0, 20.0, 40.0][: issued - 1], "with back-off"
+
+
+def test_failures_without_a_last_word_are_a_driver_that_died(capsys):
+    supervisor = Issued(1, 0)
+    supervisor.said_last = False
+    assert supervisor.run() == 0
+
+
+def test_the_last_word_of_a_driver_is_that_of_its_own_process(tmp_path):
+    """A failed trial ends it with 1; the same status from another process than the driver is no end."""
+    out = tmp_path / "out"
+    assert main([*TRIAL, f"out={out}"]) == 0
+    supervisor = reissue.Reissuer([*TRIAL, f"out={out}"])
+    supervisor.process = SimpleNamespace(pid=os.getpid())
+    assert supervisor._ended()
+    supervisor.process = SimpleNamespace(pid=1)
+    assert not supervisor._ended()
+    (out / "status.json").unlink()
+    assert not supervisor._ended()
 
 
 def test_it_ends_at_the_deadline_and_when_nothing_works_for_hours(monkeypatch):

@@ -53,6 +53,14 @@ def test_a_trial_without_a_good_row_is_lost(storm):
     assert storm._end(commands=1, complete=True).lost == 1
 
 
+def test_the_last_row_of_a_trial_counts(storm):
+    append(storm, "trial", "a")
+    append(storm, "trial", "b", "client_limited")
+    assert storm._measured()
+    append(storm, "trial", "b", "engine_crashed")
+    assert not storm._measured(), "the command is to be issued again"
+
+
 @pytest.mark.parametrize("first", ["ok", "client_limited"])
 def test_a_trial_with_two_good_rows_is_doubled(storm, first):
     append(storm, "trial", "a", first)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from sweep.config import ISSUE_AGAIN, ConfigError, import_path
+from sweep.config import ISSUE_AGAIN, ConfigError, Settings, import_path
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.status import last_status
 from sweep.drive.output_folder import results_folder
@@ -27,6 +27,7 @@ FIRST_PAUSE, LONGEST_PAUSE = scaled(10.0), scaled(600.0)  # s before the command
 WORKED = scaled(900.0)  # s that a command ran for, after which the next pause is the first again
 GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s of commands that all stopped early, after which it is given up
 BAD_INPUT = 2
+TRIALS_FAILED = 1  # also what Ray ends this process with, without a word to it, when it finds itself broken
 INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so for ever
 
 
@@ -58,6 +59,7 @@ class Reissuer:
                 pause, failing_since = FIRST_PAUSE, time.monotonic()
             # Arguments that were good before are good now: what is refused is the place, e.g. no Ray there yet.
             temporary = status == ISSUE_AGAIN or status < 0 or (status == BAD_INPUT and issued > 1)
+            temporary |= status == TRIALS_FAILED and not self._ended()
             if self.signals or not temporary:
                 return 130 if status < 0 else status
             if deadline is not None and time.time() >= deadline:
@@ -91,11 +93,24 @@ class Reissuer:
             time.sleep(min(0.5, seconds))
         return self.signals > 0
 
+    def _ended(self) -> bool:
+        """Return whether the command came to its end by itself, by the last word of its driver."""
+        settings = self._settings()
+        if settings is None or self.process is None:
+            return True
+        status = last_status(RunPaths(results_folder(settings))) or {}
+        return bool(status.get("ended")) and status.get("pid") == self.process.pid
+
     def _deadline(self) -> float | None:
         """Return the deadline that the command has, s since the epoch; None without one, or for bad input."""
-        try:
-            options = ConfigPath.of_user(self.config_dirs)
-            settings = compose_run(self.arguments, lambda cluster: "cpu", options).settings
-        except ConfigError:
-            return None  # the command itself explains it
+        settings = self._settings()
+        if settings is None:
+            return None
         return deadline_at(settings.deadline, last_status(RunPaths(results_folder(settings))))
+
+    def _settings(self) -> Settings | None:
+        """Return the command's settings; None for bad input, which the command itself explains."""
+        try:
+            return compose_run(self.arguments, lambda cluster: "cpu", ConfigPath.of_user(self.config_dirs)).settings
+        except ConfigError:
+            return None

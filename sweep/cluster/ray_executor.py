@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -70,9 +70,19 @@ NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
 TRIALS_TAGS = ("experiment", "backend", "model", "outcome")
 THROUGHPUT_TAGS = ("experiment", "backend", "model", "workload", "load")
+REMEDY = "run the same command again when it is back to continue"
 
 
 _facts: dict[str, Host] = {}  # of nodes, by id
+
+
+@contextmanager
+def _halting() -> Iterator[None]:
+    """Raise Halted for an error of Ray itself: e.g. a head that was restarted does not know this driver."""
+    try:
+        yield
+    except RayError as error:
+        raise Halted(f"Ray's head is gone or was restarted ({first_line(error)}); {REMEDY}") from error
 
 
 def _refuse_dead_address(cluster: Cluster) -> None:
@@ -348,6 +358,7 @@ class RayExecutor:
         excluded = self.full | {node_id for node_id, until in self.backoff_until.items() if now < until}
         return [node for node in self.nodes if node.node_id not in excluded]
 
+    @_halting()
     def request_capacity(self, needs: Sequence[Need]) -> None:
         """Ask an autoscaler for nodes, by placeholder tasks that can only run on a node that does not exist yet.
 
@@ -385,6 +396,7 @@ class RayExecutor:
         self._clean_up_nodes([node.node_id for node in self.nodes], marker)
         ray.wait(self.cleanups, num_returns=len(self.cleanups), timeout=CLEANUP_TIMEOUT)
 
+    @_halting()
     def _clean_up_nodes(self, node_ids: list[str], marker: str) -> None:
         for node_id in node_ids:
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)  # soft: any node would be cleaned instead
@@ -395,6 +407,7 @@ class RayExecutor:
         """Return whether there is another node than these; nodes in backoff count too."""
         return bool({node.node_id for node in self.nodes} - node_ids - self.full)
 
+    @_halting()
     def submit(self, work: Work, node_id: str) -> None:
         """Start a deployment on this node, with its share of the cores; the driver knows that its GPUs are free."""
         deployment = work.deployment
@@ -499,18 +512,18 @@ class RayExecutor:
     def _check(self) -> None:
         """Raise Halted if there is no Ray to run on."""
         now = time.monotonic()
-        remedy = "run the same command again when it is back to continue"
         frozen = now - self.ticked > HEARTBEAT  # until now: nobody listened
         if now - self.head_seen > HEARTBEAT_TIMEOUT and not frozen:
-            raise Halted(f"Ray's head has not answered for {HEARTBEAT_TIMEOUT:.0f} s; {remedy}")
+            raise Halted(f"Ray's head has not answered for {HEARTBEAT_TIMEOUT:.0f} s; {REMEDY}")
         if not self.home_alive:
-            raise Halted(f"Ray on this host has died; {remedy}")
+            raise Halted(f"Ray on this host has died; {REMEDY}")
         if self.has_nodes_besides(set()):
             self.had_nodes = now
         elif now - self.had_nodes > self.cluster.wait_for_nodes:
             problem = "no node in the cluster" + (" whose disk is not full" if self.nodes else "")
-            raise Halted(f"{problem} for {self.cluster.wait_for_nodes / 60:.0f} min; {remedy}")
+            raise Halted(f"{problem} for {self.cluster.wait_for_nodes / 60:.0f} min; {REMEDY}")
 
+    @_halting()
     def drain(self) -> None:
         """Finish the running trials and start no others."""
         self.draining.set()
@@ -518,6 +531,7 @@ class RayExecutor:
             if task.place is None:
                 ray.cancel(stream, force=True)
 
+    @_halting()
     def cancel(self) -> None:
         """Kill the running tasks; engines end with the worker that holds their lease."""
         for stream in self.tasks:

@@ -25,6 +25,7 @@ from tests.cluster.surroundings import Surroundings
 
 TRIALS_OF_LAUNCH = 10
 FINISHED = (0, 1)  # exit statuses
+GOOD = ("ok", "client_limited")  # outcomes of a trial that was measured
 TICK = 0.25  # s
 REVIVE = 2.0  # s between two looks for nodes that are dead
 LOOK = 5.0  # s between two looks at the driver's memory
@@ -239,8 +240,8 @@ class Soak:
 
     def _measured(self) -> bool:
         self.watch.look()
-        good = {trial for _, _, trial, outcome in self.watch.rows if outcome in ("ok", "client_limited")}
-        return len(good) >= self.trials
+        last = {trial: outcome for _, _, trial, outcome in self.watch.rows}
+        return sum(outcome in GOOD for outcome in last.values()) >= self.trials
 
     def calm(self) -> None:
         """End all faults, and the command if it runs."""
@@ -258,7 +259,7 @@ class Soak:
             wait_until(lambda: not self.on.leftovers(), LEFT_WITHIN, "nothing is left", poll=1.0)
         self.watch.look()
         rows = {row["trial_id"]: row["outcome"] for row in sweep.committed()}
-        measured = sum(outcome in ("ok", "client_limited") for outcome in rows.values())
+        measured = sum(outcome in GOOD for outcome in rows.values())
         if complete and measured == self.trials:
             sweep.check_rows()
         best, idle, best_idle = self._schedule(seconds)
