@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.explain.decomposition import Explanation, explanations
@@ -289,6 +290,25 @@ def test_a_waterfall_says_which_gain_has_no_interval(tmp_path):
         (ax, *_) = waterfall.draw(results.run, results.layout).axes
         assert [text.get_text().endswith(", no interval") for text in ax.texts] == [is_bare] * 2
         assert bool(ax.lines) is not is_bare
+
+
+def test_each_bar_of_a_waterfall_stands_at_its_own_name(tmp_path):
+    """A task that has only the last steps: panels share their axis, and its bars once stood at the first steps."""
+    from analysis.figures import waterfall
+
+    run = ladder(tmp_path)
+    later = run.trials[run.trials["ladder"] != "plain"].assign(workload="short")
+    later["trial_id"] += "-short"
+    results = RunResults(replace(run, trials=pd.concat([run.trials, later], ignore_index=True)))
+    axes = waterfall.draw(results.run, results.layout).axes
+    names = [tick.get_text() for tick in axes[0].get_yticklabels()]
+    drawn = {}
+    for ax in axes:
+        drawn[ax.get_title()] = [names[round(bar.get_y() + bar.get_height() / 2)] for bar in ax.patches]
+    assert drawn == {
+        "qa": ["plain", "wide", "fp8", "all together"],
+        "short": ["wide", "fp8", "all together"],
+    }
 
 
 def test_a_waterfall_of_no_change_at_all_has_an_axis_without_a_warning(tmp_path):

@@ -105,9 +105,11 @@ def _ladder(task: str, group: pd.DataFrame) -> Ladder:
     while step is not None and not pd.isna(step) and str(step) in parents and step not in path:
         path.append(str(step))
         step = parents[str(step)]
-    notes = [f"{step} has no result: the ladder is explained from {path[-1]} on"] if isinstance(step, str) else []
+    notes = []
+    if isinstance(step, str):
+        notes.append(f"{task}: {step} has no result, so that the ladder is explained from {path[-1]} on")
     if beside := [name for name in parents if name not in path]:
-        notes.append(f"not below {path[0]}, and so in no share: {', '.join(beside)}")
+        notes.append(f"{task}: not below {path[0]}, and so in no share: {', '.join(beside)}")
     path.reverse()
     return Ladder(task, tuple(path), tuple(position[name] for name in path), tuple(notes))
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
-from analysis.explain.output import share_text
+from analysis.explain.output import END, share_text
 from analysis.load import Run
 from analysis.plotting.figure_files import COLOURS, INK, MUTED, PANEL, panels
 from analysis.plotting.layout import MOST_PANELS, Layout
@@ -27,14 +27,14 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         return None
     quantities = list(dict.fromkeys(each.quantity.column for each in explained))
     columns = _by_design(explained)[: MOST_PANELS // len(quantities)]
-    bars = max(len(each.parts) for each in explained) + 2
+    names = _row_names(explained)
     titles = [next(iter(column.values())).task for column in columns]
-    size = (WIDTH, 0.35 + BAR_HEIGHT * bars)
+    size = (WIDTH, 0.35 + BAR_HEIGHT * len(names))
     figure, axes = panels(titles, "What bought the gain", [], rows=len(quantities), size=size)
     for column, of_design in zip(columns, axes, strict=True):
         for quantity, ax in zip(quantities, of_design, strict=True):
             if quantity in column:
-                _waterfall(ax, column[quantity])
+                _waterfall(ax, column[quantity], names)
             else:
                 ax.set_visible(False)
     return figure
@@ -52,13 +52,23 @@ def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]
     return designs
 
 
-def _waterfall(ax: Axes, explanation: Explanation) -> None:
-    """Bars from one cumulative figure to the next, with the interval of each gain at its end; a logarithmic axis."""
+def _row_names(explained: Sequence[Explanation]) -> list[str]:
+    """The names of all bars, each once: panels share the axis, and a task may have some of the steps only."""
+    names = [[each.begin, *(part.name for part in each.parts)] for each in explained]
+    names.sort(key=len, reverse=True)  # the order is that of the longest
+    return [*dict.fromkeys(name for of_one in names for name in of_one), END]
+
+
+def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
+    """Bars from one cumulative figure to the next, with the interval of each gain at its end; a logarithmic axis.
+
+    `names`: what the rows are, of which the explanation may have some only.
+    """
     scale, is_lower_better = explanation.quantity.scale, explanation.quantity.better == "lower"
     level = explanation.first * scale
-    ax.barh(0, level, color=MUTED, height=0.6)
-    labels = [explanation.begin]
-    for row, part in enumerate(explanation.parts, 1):
+    ax.barh(names.index(explanation.begin), level, color=MUTED, height=0.6)
+    for part in explanation.parts:
+        row = names.index(part.name)
         after = level * part.gain.value
         ax.barh(row, after - level, left=level, color=LOSS if (after < level) != is_lower_better else GAIN, height=0.6)
         certain = bool(np.isfinite(part.gain.low) and np.isfinite(part.gain.high))
@@ -71,18 +81,17 @@ def _waterfall(ax: Axes, explanation: Explanation) -> None:
             textcoords="offset points",
             fontsize=7,
         )
-        labels.append(part.name)
         level = after
-    ax.barh(len(labels), level, color=MUTED, height=0.6)
-    labels.append("all together")
+    ax.barh(names.index(END), level, color=MUTED, height=0.6)
     levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in explanation.parts)])
     room = 2.0 if all(np.isfinite(part.gain.low) for part in explanation.parts) else 3.0  # for longer labels
+    room = max(room, (levels.max() / levels.min()) ** 0.3)  # labels are as wide where the axis has more decades
     ax.set_xlim(levels.min() / 1.6, levels.max() * room)  # first: a scale looks for limits, and equal levels have none
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     ax.tick_params(labelsize=7)
-    ax.set_yticks(range(len(labels)), labels)
-    ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel=explanation.quantity.axis)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=explanation.quantity.axis)
     ax.grid(visible=False, axis="y")
