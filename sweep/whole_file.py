@@ -1,5 +1,6 @@
 """Files that appear complete: written under another name, flushed to the disk, renamed."""
 
+import filecmp
 import os
 import shutil
 import uuid
@@ -7,10 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_whole(target: Path, content: str | bytes | Callable[[Path], None], staging: Path | None = None) -> None:
+def write_whole(
+    target: Path,
+    content: str | bytes | Callable[[Path], None],
+    staging: Path | None = None,
+    *,
+    keep_equal: bool = False,
+) -> bool:
     """Write a file that appears complete, or not at all: a text (UTF-8), bytes, or what `content` writes to a path.
 
     It is written in the new folder `staging`, which must be on the same file system; by default one beside the target.
+    With `keep_equal`, a target that has the content already is left as it is. Returns whether the target was written.
     """
     staging = staging or target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -21,7 +29,10 @@ def write_whole(target: Path, content: str | bytes | Callable[[Path], None], sta
             content(staged)
         else:
             staged.write_bytes(content.encode() if isinstance(content, str) else content)
+        if keep_equal and target.exists() and filecmp.cmp(staged, target, shallow=False):
+            return False
         rename_whole(staged, target)
+        return True
     finally:
         shutil.rmtree(staging)
 

@@ -225,3 +225,19 @@ def test_plan_round_trip(paths: RunPaths) -> None:
     paths.plan.write_text('{"cut')
     with pytest.raises(DamagedFile, match=r"plan\.jsonl"):
         run_files.read_plan(paths.plan)
+
+
+def test_a_table_in_parts_is_the_whole_table(tmp_path, monkeypatch):
+    rows = [
+        row(trial_id=f"t{number}", **axes) for number, axes in enumerate([{}, {"a": 1}, {"a": 2.5}, {"b": "x"}, {}])
+    ]
+    whole = run_files.trials_table(rows)
+    monkeypatch.setattr(run_files, "PART_ROWS", 2)
+    paths = RunPaths(tmp_path)
+    assert run_files.write_trials(paths, rows)
+    assert run_files.read_table(paths.trials).equals(whole)
+    assert whole["a"].to_pylist() == [None, 1.0, 2.5, None, None]
+    assert not run_files.write_trials(paths, rows), "it has them already"
+    assert run_files.write_trials(paths, rows[:3])
+    assert run_files.write_trials(paths, [])
+    assert run_files.read_trials(paths.trials) == []

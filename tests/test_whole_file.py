@@ -45,3 +45,14 @@ def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     rename_whole(folder, target)
     assert sorted(flushed) == ["a", "b"]
     assert (target / "deep" / "b").exists()
+
+
+def test_an_equal_file_is_kept_where_asked(tmp_path):
+    target = tmp_path / "file"
+    assert write_whole(target, "one", keep_equal=True)
+    inode = target.stat().st_ino
+    assert not write_whole(target, "one", keep_equal=True)
+    assert target.stat().st_ino == inode
+    assert write_whole(target, "two", keep_equal=True)
+    assert target.read_text() == "two"
+    assert list(tmp_path.iterdir()) == [target]

@@ -6,6 +6,7 @@ unknown or undefined. What the numbers mean is in `sweep.numbers`; what is made 
 Every function that reads a file raises FileNotFoundError if there is none, and DamagedFile if it is not whole.
 """
 
+import itertools
 import json
 import math
 import os
@@ -13,8 +14,7 @@ import shutil
 import socket
 import uuid
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ COUNT_COLUMNS = (
     "cached_tokens",
 )
 """The columns of requests.parquet that are whole numbers, null where unknown."""
+
+PART_ROWS = 500  # of trials, as many as are put into columns at a time
 
 PARQUET: dict[type, pa.DataType] = {
     str: pa.string(),
@@ -134,7 +136,7 @@ def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[
 
 
 def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Sequence[str] = ()) -> None:
-    write_whole(paths, target, lambda staged: write_sealed(table, staged, dictionary))
+    write_whole(paths, target, lambda staged: write_sealed([table], staged, dictionary))
 
 
 # Requests ------------------------------------------------------------------------------------------------------------
@@ -274,13 +276,35 @@ def trial_schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, pa.Dat
     return {name: PARQUET[type_] for name, type_ in trial_row.schema(percentiles).items()}
 
 
-def trials_table(rows: Sequence[Row]) -> pa.Table:
+def trials_table(rows: Collection[Row]) -> pa.Table:
     """Rows as the schema says, the axes last. Raises ValueError, naming the column, for a value of another type."""
-    schema = trial_schema(trial_row.percentiles_of(rows))
-    axes = dict.fromkeys(name for row in rows for name in row if name not in schema)
+    return pa.concat_tables(trials_parts(rows))
+
+
+def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
+    """The table of trials, in parts of some hundred rows.
+
+    The rows are walked thrice, so they may be made as they are walked: as dicts they take many times their memory here.
+    """
+    percentiles, names = set[str | None](), dict[str, None]()
+    for row in rows:
+        percentiles.add(row.get("percentiles"))
+        names |= dict.fromkeys(row)
+    schema = trial_schema(trial_row.merged_percentiles(percentiles) if percentiles else PERCENTILES)
+    axes = {name: list[Any]() for name in names if name not in schema}
+    for row in rows:
+        for name, values in axes.items():
+            values.append(row.get(name))
+    typed = {name: _column(name, values) for name, values in axes.items()}  # all values decide the type
+    walk = iter(rows)
+    for begin in range(0, max(1, len(rows)), PART_ROWS):
+        part = list(itertools.islice(walk, PART_ROWS))
+        yield _trials_part(part, schema, {name: column[begin : begin + len(part)] for name, column in typed.items()})
+
+
+def _trials_part(rows: Sequence[Row], schema: Mapping[str, pa.DataType], axes: Mapping[str, pa.Array]) -> pa.Table:
     columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in schema.items()}
-    columns |= {name: _column(name, [row.get(name) for row in rows]) for name in axes}
-    return pa.table(columns)
+    return pa.table({**columns, **axes})
 
 
 def _column(name: str, values: Sequence[Any], type_: pa.DataType | None = None) -> pa.Array:
@@ -321,14 +345,14 @@ def write_trial(paths: TrialPaths, row: Row) -> None:
     _write_table(paths.run, paths.trial, trials_table([row]))
 
 
-def write_trials(paths: RunPaths, rows: Sequence[Row]) -> bool:
+def write_trials(paths: RunPaths, rows: Collection[Row]) -> bool:
     """Write trials.parquet: exactly these rows; False if it has them already."""
-    table = trials_table(rows)
-    with suppress(FileNotFoundError, DamagedFile):
-        if read_table(paths.trials).equals(table):
-            return False
-    _write_table(paths, paths.trials, table, ["experiment", "backend", "model", "workload", "outcome"])
-    return True
+    dictionary = ["experiment", "backend", "model", "workload", "outcome"]
+
+    def write(staged: Path) -> None:
+        write_sealed(trials_parts(rows), staged, dictionary)
+
+    return whole_file.write_whole(paths.trials, write, paths.staging(), keep_equal=True)
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:

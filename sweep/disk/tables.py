@@ -5,10 +5,11 @@ path: where there is no such file, its rows are read from the compact file that 
 file raises FileNotFoundError if there is none, and DamagedFile if it is not whole.
 """
 
+import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -105,14 +106,18 @@ def _open(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def write_sealed(table: pa.Table, path: Path, dictionary: Sequence[str] = ()) -> None:
-    """Write a table with checksums; dictionaries only where values repeat: on stamps they cost more than they save.
+def write_sealed(parts: Iterable[pa.Table], path: Path, dictionary: Sequence[str] = ()) -> None:
+    """Write a table, of which there is one part or more, with checksums.
 
-    A row group is held in memory while it is written, so a table of long rows is written in groups of fewer.
+    A row group is held in memory while it is written, so each part has its own, and one of long rows has several.
+    Dictionaries only where values repeat: on stamps they cost more than they save.
     """
-    rows = max(1, table.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, table.nbytes))
-    options = {"compression": "zstd", "use_dictionary": list(dictionary), "row_group_size": rows}
-    pq.write_table(table, path, write_page_checksum=True, **options)
+    first, others = next(parts := iter(parts)), parts
+    options = {"compression": "zstd", "use_dictionary": list(dictionary), "write_page_checksum": True}
+    with pq.ParquetWriter(path, first.schema, **options) as writer:
+        for part in itertools.chain([first], others):
+            rows = max(1, part.num_rows * ROW_GROUP_BYTES // max(ROW_GROUP_BYTES, part.nbytes))
+            writer.write_table(part, row_group_size=rows)
     seal_footer(path)
 
 

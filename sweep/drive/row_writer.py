@@ -1,7 +1,7 @@
 """The rows of a run: durable in the ledger as they come, then in trials.parquet, on the display and at the tracker."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -22,6 +22,28 @@ class TrialTracker(Protocol):
     """A service that tracks trials besides the files; its faults never fail a sweep."""
 
     def log_trial(self, row: LedgerRow, telemetry: Sequence[Sample]) -> None: ...
+
+
+class TableRows(Collection[LedgerRow]):
+    """The rows of trials.parquet, made as they are walked: as dicts, all at once, they fill the driver's memory."""
+
+    def __init__(
+        self, plan: Plan, planned: Sequence[tuple[Deployment, Trial, LedgerRow]], others: Sequence[LedgerRow]
+    ) -> None:
+        self.plan, self.planned, self.others = plan, planned, others
+
+    def __iter__(self) -> Iterator[LedgerRow]:
+        settings, axes = self.plan.settings, self.plan.axes
+        for deployment, trial, row in self.planned:
+            yield present_row(row, deployment, trial, settings, axes) | {"in_plan": True}
+        for row in self.others:
+            yield row | {"in_plan": False}
+
+    def __len__(self) -> int:
+        return len(self.planned) + len(self.others)
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == other for other in self)
 
 
 class RowWriter:
@@ -69,14 +91,13 @@ class RowWriter:
         """
         self.ledger.check_in_place()
         begin = time.monotonic()
-        settings, axes = self.plan.settings, self.plan.axes
-        rows = [
-            present_row(self._updated(row, trial, recompute), deployment, trial, settings, axes) | {"in_plan": True}
+        planned = [
+            (deployment, trial, self._updated(row, trial, recompute))
             for deployment in self.plan.deployments
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
-        self.changed |= run_files.write_trials(self.paths, rows + self._other_rows())
+        self.changed |= run_files.write_trials(self.paths, TableRows(self.plan, planned, self._other_rows()))
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
@@ -85,7 +106,7 @@ class RowWriter:
         planned = {trial.trial_id for trial in self.plan.trials}
         rows = [row for trial_id, row in self.ledger.rows.items() if trial_id not in planned]
         measured = [row for row in rows if row["outcome"] not in UNMEASURED]
-        return [row | {"in_plan": False} for row in self.ledger.superseded + measured]
+        return self.ledger.superseded + measured
 
     def _updated(self, row: LedgerRow, trial: Trial, recompute: bool) -> LedgerRow:
         """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
