@@ -27,8 +27,8 @@ HEAD = """\
 
 One sweep of short trials on the simulated engine (launches of {launch} trials of one request each, real clocks), on a
 real Ray of nodes in network namespaces of one machine, each with an address, a small ext4 disk for its caches and a
-wall clock of its own; every other node does not see the results. Faults strike at random, one every {every:g} s on
-average, drawn from the list below by the seed. A node that dies comes back with an empty disk. The same command is
+wall clock of its own; every other node does not see the results. Faults strike at random, drawn from the list below by
+the seed. A node that dies comes back with an empty disk. The same command is
 issued again until every trial is measured. Heartbeats, time-outs and back-offs are a quarter as long
 (`SWEEP_TIME_FACTOR={factor:g}`: a silent node is given up after {patience:g} s), and so is the night: recovery is
 tested, not timing, so a trial that the busy machine's client was too slow for (`client_limited`) counts as measured.
@@ -36,7 +36,7 @@ The hub is down for up to {outage:g} s at a time.
 
 Made by `scripts/soak.py`{commit}. `ok`: trials whose one row is good; `client`: those that are `client_limited`.
 `doubled`: trials with two good rows. `leaked`: engines, their children and supervisors, and measuring clients that were
-left {left:g} s after the end. `attempts lost`: launches that a fault ended and that ran again elsewhere. `best`: how
+left {left:g} s after the end. `every`: mean seconds between faults. `attempts lost`: launches that a fault ended and that ran again elsewhere. `best`: how
 long the best schedule in hindsight takes, which knows how long each launch will run and when nodes are away. `idle`:
 the share of the time of the nodes that were there which brought no row (recovery, launches that were lost, waits, the
 restarts of the driver, its report); `best idle`: the same of that schedule. `driver`: its resident memory at a quarter
@@ -45,7 +45,7 @@ and at the end of its longest command, and the rows between.
 | {columns} |
 |{rule}|"""
 COLUMNS = (
-    *("seed", "nodes", "trials", "ok", "client", "lost", "doubled", "leaked", "faults", "commands"),
+    *("seed", "nodes", "trials", "ok", "client", "lost", "doubled", "leaked", "faults", "every", "commands"),
     *("attempts lost", "time", "best", "idle", "best idle", "driver"),
 )
 
@@ -58,8 +58,8 @@ def line(end: dict[str, Any]) -> str:
     trials = f"{end['trials']}" if end["complete"] else f"{end['measured']} of {end['trials']}: the time was over"
     return (
         f"| {end['seed']} | {end['nodes']} | {trials} | {end['measured'] - client} | {client} | {lost} "
-        f"| {end['doubled']} | {len(end['leaked'])} | {sum(end['faults'].values())} | {end['commands']} "
-        f"| {end['lost_attempts']} | {end['seconds']:.0f} s | {end['best_seconds']:.0f} s | {end['idle']:.0%} "
+        f"| {end['doubled']} | {len(end['leaked'])} | {sum(end['faults'].values())} | {end['every']:g} s "
+        f"| {end['commands']} | {end['lost_attempts']} | {end['seconds']:.0f} s | {end['best_seconds']:.0f} s | {end['idle']:.0%} "
         f"| {end['best_idle']:.0%} | {driver} |"
     )
 
@@ -69,7 +69,6 @@ def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     commits = sorted({end["commit"] for end in ends if end["commit"]})
     head = HEAD.format(
         launch=TRIALS_OF_LAUNCH,
-        every=arguments.every,
         factor=FACTOR,
         patience=40 * FACTOR,
         outage=arguments.outage,
@@ -104,6 +103,7 @@ def measure(seed: int, arguments: argparse.Namespace, seconds: float) -> dict[st
     load.append(os.getloadavg()[2])
     loads = f"load average over 15 min {load[0]:.0f} before and {load[1]:.0f} after seed {seed}"
     end["machine"] = f"{os.cpu_count()} cores, {loads}"
+    end["every"] = arguments.every
     end["commit"] = (provenance.commit() or "")[:7]
     return end
 
