@@ -36,11 +36,11 @@ The hub is down for up to {outage:g} s at a time.
 
 Made by `scripts/soak.py`{commit}. `ok`: trials whose one row is good; `client`: those that are `client_limited`.
 `doubled`: trials with two good rows. `leaked`: engines, their children and supervisors, and measuring clients that were
-left {left:g} s after the end. `every`: mean seconds between faults. `attempts lost`: launches that a fault ended and that ran again elsewhere. `best`: how
-long the best schedule in hindsight takes, which knows how long each launch will run and when nodes are away. `idle`:
-the share of the time of the nodes that were there which brought no row (recovery, launches that were lost, waits, the
-restarts of the driver, its report); `best idle`: the same of that schedule. `driver`: its resident memory at a quarter
-and at the end of its longest command, and the rows between.
+left {left:g} s after the end. `every`: mean seconds between faults. `attempts lost`: launches that a fault ended and
+that ran again elsewhere. `best`: how long the best schedule in hindsight takes, which knows how long each launch will
+run and when nodes are away. `idle`: the share of the time of the nodes that were there which brought no row (recovery,
+launches that were lost, waits, the restarts of the driver, its report); `best idle`: the same of that schedule.
+`driver`: its resident memory at a quarter and at the end of its longest command, and the rows between.
 
 | {columns} |
 |{rule}|"""
@@ -59,8 +59,8 @@ def line(end: dict[str, Any]) -> str:
     return (
         f"| {end['seed']} | {end['nodes']} | {trials} | {end['measured'] - client} | {client} | {lost} "
         f"| {end['doubled']} | {len(end['leaked'])} | {sum(end['faults'].values())} | {end['every']:g} s "
-        f"| {end['commands']} | {end['lost_attempts']} | {end['seconds']:.0f} s | {end['best_seconds']:.0f} s | {end['idle']:.0%} "
-        f"| {end['best_idle']:.0%} | {driver} |"
+        f"| {end['commands']} | {end['lost_attempts']} | {end['seconds']:.0f} s | {end['best_seconds']:.0f} s "
+        f"| {end['idle']:.0%} | {end['best_idle']:.0%} | {driver} |"
     )
 
 
