@@ -39,6 +39,8 @@ Progress = Callable[[str], None]  # told, in a few words, what is being done jus
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
 COARSE_FLAG = re.compile(r"^(kv[-_]?cache[-_]dtype|cache[-_]type[-_][kv]|quant(ization|ize|_policy))$")
 WIDE_FORMATS = {"auto", "none", "f32", "f16", "bf16", "float", "float32", "float16", "bfloat16", "half"}
+OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
+RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
@@ -198,6 +200,7 @@ class Backend(Strict):
     tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
     inherits: ClassVar[tuple[str, ...]] = ()  # variables of this machine that it reads, besides INHERITED
     own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each
+    own_values: ClassVar[Mapping[str, str]] = {}  # values of a flag, "flag=value", for which the same holds
     version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
     ready_path: ClassVar[str] = "/health"  # answers with status 200 once it is ready
     oom_patterns: ClassVar[tuple[str, ...]] = (  # in its log, where it ran out of memory
@@ -358,7 +361,7 @@ class Backend(Strict):
             raise ValueError(f"backend.replicas={self.replicas}: {problem}; allowed is 1")
         for group in FLAG_KEYS:
             for name, value in getattr(self, group).items():
-                if setter := self._set_by(name):
+                if setter := self._set_by(name, value):
                     raise ValueError(f"backend.{group}.{name}={value}: only sweep sets it; set {setter} instead")
 
     def _single(self) -> str | None:
@@ -371,9 +374,11 @@ class Backend(Strict):
             return f"the router passes completions and chat, and {self.name} speaks tgi"
         return None if self.port is None else f"they cannot share backend.port={self.port}"
 
-    def _set_by(self, name: str) -> str | None:
+    def _set_by(self, name: str, value: object) -> str | None:
         """Return the key that sets what a flag, perhaps abbreviated, would set behind the row's back."""
-        return next((self.own_flags[each] for each in self._meanings(name) if each in self.own_flags), None)
+        own = {**self.own_flags, **self.own_values}
+        meanings = [form for each in self._meanings(name) for form in (each, f"{each}={value}")]
+        return next((own[each] for each in meanings if each in own), None)
 
     def _meanings(self, name: str) -> list[str]:
         return self.table().meanings(name) if self.tables else [spelling(name)]

@@ -26,6 +26,7 @@ class ExLlama(Hosted):
     tables = ("exllamav3", "exllamav2")
     own_flags: ClassVar[dict[str, str]] = {
         "model": "model",
+        "tokenizer": "model.tokenizer",
         "cache": "backend.cache_tokens",
         "cache-tokens": "backend.cache_tokens",
     }

@@ -10,7 +10,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from backends.base import Abilities, Backend, EnvironmentChoice, EnvironmentSpec, Launch, cli, metrics
+from backends.base import (
+    OTHER_CONFIGURATION,
+    Abilities,
+    Backend,
+    EnvironmentChoice,
+    EnvironmentSpec,
+    Launch,
+    cli,
+    metrics,
+)
 from backends.prepare import checkpoints, environments, locks
 from sweep.records import BatchForm
 
@@ -52,6 +61,8 @@ class LlamaCpp(Backend):
         "parallel": "backend.slots",
         "ctx-size": "model.max_model_len and backend.slots",
         "metrics": "backend.metrics_path",
+        **dict.fromkeys(("hf-repo", "hf-file", "model-url", "docker-repo", "models-dir", "models-preset"), "model"),
+        "override-kv": OTHER_CONFIGURATION,
     }
     ids_asked_by: ClassVar[dict[str, Any]] = {"logprobs": 1}
     log_probabilities_by = "token_grammar"

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from backends.base import Abilities, Backend, Launch, cli, metrics
+from backends.base import OTHER_CONFIGURATION, Abilities, Backend, Launch, cli, metrics
 
 
 class LMDeploy(Backend):
@@ -31,6 +31,8 @@ class LMDeploy(Backend):
         "session-len": "model.max_model_len",
         "tp": "backend.gpus",
         "dp": "backend.replicas",
+        "revision": "model.revision",
+        "hf-overrides": OTHER_CONFIGURATION,
     }
     token_ids: bool = False
     metric_names: dict[str, str] = metrics(

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from backends.base import Abilities, Backend, Launch, cli, metrics
+from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backend, Launch, cli, metrics
 from backends.tables.flags import value_of
 from sweep.records import BatchForm
 
@@ -35,7 +35,12 @@ class SGLang(Backend):
         "context-length": "model.max_model_len",
         "tp-size": "backend.gpus",
         "config": "backend.flags",
+        "tokenizer-path": "model.tokenizer",
+        "revision": "model.revision",
+        "json-model-override-args": OTHER_CONFIGURATION,
+        "decrypted-config-file": OTHER_CONFIGURATION,
     }
+    own_values: ClassVar[dict[str, str]] = {"load-format=dummy": RANDOM_WEIGHTS}
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     # True once the server's own warm-up request is answered; /health_generate would sleep a second before it answers.

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from backends.base import Abilities, Backend, Launch, cli, metrics, without_secrets
+from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backend, Launch, cli, metrics, without_secrets
 from sweep.records import BatchForm
 
 OPTIONS = "trtllm.yaml"  # in the attempt's folder
@@ -15,6 +15,9 @@ OWN_OPTIONS = {
     "max_seq_len": "model.max_model_len",
     "tensor_parallel_size": "backend.gpus",
     "pipeline_parallel_size": "backend.flags.pp-size",
+    "tokenizer": "model.tokenizer",
+    "revision": "model.revision",
+    "model_kwargs": OTHER_CONFIGURATION,
 }
 """Fields of its LLM API that are set from other keys: the key to set instead of each."""
 
@@ -45,6 +48,9 @@ class TensorRTLLM(Backend):
         "tp-size": "backend.gpus",
         "config": "backend.options",
         "extra-llm-api-options": "backend.options",
+        "tokenizer": "model.tokenizer",
+        "custom-tokenizer": "model.tokenizer",
+        "revision": "model.revision",
     }
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
@@ -65,6 +71,8 @@ class TensorRTLLM(Backend):
         for name, key in OWN_OPTIONS.items():
             if name in options:
                 raise ValueError(f"options.{name}: set {key} instead")
+        if options.get("load_format") == "dummy":
+            raise ValueError(f"options.load_format=dummy: set {RANDOM_WEIGHTS} instead")
         return without_secrets(options)
 
     def command(self, launch: Launch) -> list[str]:

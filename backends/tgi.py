@@ -46,6 +46,8 @@ class TGI(Backend):
         "max-total-tokens": "model.max_model_len",
         "num-shard": "backend.gpus",
         "sharded": "backend.gpus",
+        "revision": "model.revision",
+        "tokenizer-config-path": "model.tokenizer",
     }
 
     env: EnvironmentChoice = EnvironmentChoice(cuda="tgi")

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from backends.base import Abilities, Hosted, Launch, LogProbabilitiesBy
+from backends.base import OTHER_CONFIGURATION, Abilities, Hosted, Launch, LogProbabilitiesBy
 
 
 class Transformers(Hosted):
@@ -21,6 +21,9 @@ class Transformers(Hosted):
         "dtype": "backend.dtype",
         "torch-dtype": "backend.dtype",
         "device-map": "hardware",
+        "revision": "model.revision",
+        "config": OTHER_CONFIGURATION,
+        **dict.fromkeys(("pretrained-model-name-or-path", "gguf-file", "subfolder", "state-dict"), "model"),
     }
     log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = "host"
     # bitsandbytes says so of a faster kernel that it would like to have, and goes on.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from backends.base import Abilities, Backend, Host, Launch, cli, metrics
+from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backend, Host, Launch, cli, metrics
 from backends.launch.replicas import shares
 from backends.prepare import checkpoints
 from backends.tables.flags import value_of
@@ -66,7 +66,13 @@ class VLLM(Backend):
         "max-model-len": "model.max_model_len",
         "tensor-parallel-size": "backend.gpus",
         "config": "backend.flags",
+        "tokenizer": "model.tokenizer",
+        "tokenizer-revision": "model.tokenizer_revision",
+        "revision": "model.revision",
+        "hf-config-path": OTHER_CONFIGURATION,
+        "hf-overrides": OTHER_CONFIGURATION,
     }
+    own_values: ClassVar[dict[str, str]] = {"load-format=dummy": RANDOM_WEIGHTS}
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # served in vLLM's development mode only: see `environment`

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from backends.base import Hosted, Launch
+from backends.base import OTHER_CONFIGURATION, Hosted, Launch
 from backends.vllm import VLLM, speculation, utilisation
 
 
@@ -39,7 +39,13 @@ class VLLMOffline(Hosted):
         "max-model-len": "model.max_model_len",
         "tensor-parallel-size": "backend.gpus",
         "disable-log-stats": "backend.metric_names",
+        "tokenizer": "model.tokenizer",
+        "tokenizer-revision": "model.tokenizer_revision",
+        "revision": "model.revision",
+        "hf-config-path": OTHER_CONFIGURATION,
+        "hf-overrides": OTHER_CONFIGURATION,
     }
+    own_values = VLLM.own_values
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     oom_patterns = VLLM.oom_patterns
     choice_patterns = VLLM.choice_patterns

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 NAME = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|(ACCESS|ACCOUNT|PRIVATE)_KEY(_ID)?|AUTHORIZATION"
@@ -34,10 +35,8 @@ def secret_within(name: str, value: object, inherited: bool = False) -> str | No
     """
     named = inherited or is_secret(name.rpartition(".")[2])
     if isinstance(value, str) and value.strip().startswith(("{", "[")):
-        try:
+        with suppress(ValueError):  # a template, or the engine's own notation
             value = json.loads(value)
-        except ValueError:  # a template, or the engine's own notation
-            pass
     if isinstance(value, Mapping):
         return next(filter(None, (secret_within(f"{name}.{key}", each, named) for key, each in value.items())), None)
     if isinstance(value, list | tuple):

@@ -126,6 +126,42 @@ def test_a_flag_that_cannot_be_is_refused_before_anything_starts(flag, message, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("backend", "flags", "key"),
+    [
+        ("vllm", {"load-format": "dummy"}, "a model with random weights"),
+        ("vllm", {"tokenizer": "org/other"}, "model.tokenizer"),
+        ("vllm", {"hf_overrides": {"num_hidden_layers": 2}}, "model=path"),
+        ("vllm", {"revis": "v2"}, "model.revision"),
+        ("vllm_offline", {"load_format": "dummy"}, "a model with random weights"),
+        ("sglang", {"load-format": "dummy"}, "a model with random weights"),
+        ("sglang", {"json-model-override-args": "{}"}, "model=path"),
+        ("llamacpp", {"hf-repo": "org/other"}, "model"),
+        ("llamacpp", {"model-url": "https://x/y.gguf"}, "model"),
+        ("lmdeploy", {"hf-overrides": {"num_hidden_layers": 2}}, "model=path"),
+        ("tensorrt_llm", {"tokenizer": "org/other"}, "model.tokenizer"),
+        ("tgi", {"revision": "v2"}, "model.revision"),
+        ("transformers", {"revision": "v2"}, "model.revision"),
+        ("transformers_cb", {"gguf-file": "x.gguf"}, "model"),
+        ("ctranslate2", {"model_path": "x"}, "model"),
+        ("exllama", {"tokenizer": "x"}, "model.tokenizer"),
+    ],
+)
+def test_a_flag_that_puts_another_model_under_the_rows_name_is_refused(backend, flags, key):
+    built = build({**load_option("backend", backend), "flags": flags}, "backend")
+    with pytest.raises(ValueError, match=rf"^backend\.flags\..*: only sweep sets it; set {re.escape(key)}"):
+        built.check()
+
+
+def test_a_load_format_of_real_weights_is_the_engines_own():
+    build({**load_option("backend", "vllm"), "flags": {"load-format": "safetensors"}}, "backend").check()
+
+
+def test_an_option_of_tensorrt_llm_puts_no_random_weights_under_the_rows_name():
+    with pytest.raises(ConfigError, match=r"options\.load_format=dummy: set a model with random weights"):
+        build({**load_option("backend", "tensorrt_llm"), "options": {"load_format": "dummy"}}, "backend")
+
+
 def ids(capsys, out: Path, *overrides: str) -> set[str]:
     assert main(plan(*overrides, f"out={out}")) == 0
     return set(re.findall(r"^  ([0-9a-f]{12}) ", capsys.readouterr().out, re.MULTILINE))
