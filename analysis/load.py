@@ -4,7 +4,6 @@ Only the attempts that trials.parquet names are read: what a lost or superseded 
 """
 
 import json
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from sweep.config import PERCENTILES, first_line
 from sweep.disk import row as trial_row
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
-from sweep.disk.tables import check_footer, read_table
+from sweep.disk.tables import check_footer, read_table, warn_left_out
 from sweep.labels import dotted
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
@@ -234,7 +233,7 @@ def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, skip_damage
         except DamagedFile as error:
             if not skip_damaged:
                 raise
-            warnings.warn(f"left out: {error}", stacklevel=3)
+            warn_left_out(error)
             continue
         tables.append(table.append_column("trial_id", pa.repeat(row["trial_id"], len(table))))
     frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas() if tables else pd.DataFrame()

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sweep.cli.run import exit_status
 from sweep.config import ISSUE_AGAIN, Halted, Settings
-from sweep.disk.ledger import Ledger
+from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import row_writer
 from sweep.drive.driver import Driver
@@ -125,6 +125,21 @@ def new_driver(plan, paths, ledger, executor):
 
 def outcomes(ledger):
     return {trial_id: row["outcome"] for trial_id, row in ledger.rows.items()}
+
+
+def test_nothing_is_committed_once_the_folder_is_another_drivers(tmp_path):
+    def taken() -> None:
+        raise Misplaced("another driver has taken over")
+
+    plan = make_plan(deployment("a", ["1"]))
+    paths = RunPaths(tmp_path)
+    ledger = Ledger(paths.ledger)
+    driver = new_driver(plan, paths, ledger, Scripted({"a": [["ok"]]}))
+    driver.guard = taken
+    with pytest.raises(Misplaced):
+        driver.run()
+    assert not Ledger(paths.ledger, write=False).rows
+    assert not paths.trials.exists()
 
 
 def test_every_trial_gets_its_row_in_the_order_of_the_plan(tmp_path):

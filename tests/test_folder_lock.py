@@ -18,6 +18,7 @@ import pytest
 from sweep.config import ISSUE_AGAIN, ROOT, ConfigError
 from sweep.disk import folder_lock, object_store
 from sweep.disk.folder_lock import file_system, sole_driver
+from sweep.disk.ledger import Misplaced
 from tests.test_line import SIMULATED
 
 LONG = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", "replicates=60"]
@@ -93,6 +94,22 @@ def test_a_process_of_its_number_is_the_holder_only_if_it_beats(tmp_path, quick,
     else:
         with sole_driver(tmp_path, lambda text: None):
             assert not holder.ours()
+
+
+def test_a_driver_that_stood_still_asks_whose_the_folder_is_before_it_writes(tmp_path):
+    """Frozen for longer than the time-out, on a shared folder: only its next heartbeat told it, some seconds later."""
+    frozen, other = folder_lock.Heartbeat(tmp_path), folder_lock.Heartbeat(tmp_path)
+    frozen.beat()
+    other.beat()
+    frozen.check()  # its heartbeats are sent: nothing is asked
+    monotonic, wall = time.monotonic(), time.time()
+    for last_beat in ((monotonic - 60, wall), (monotonic, wall - 60)):  # either clock may have stood still with it
+        frozen.last_beat = last_beat
+        with pytest.raises(Misplaced, match="another driver has taken over: nothing more is written here"):
+            frozen.check()
+    frozen.beat()
+    frozen.last_beat = time.monotonic() - 60, time.time() - 60
+    frozen.check()  # still its own
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -184,6 +201,21 @@ def test_a_results_folder_that_goes_halts_the_run_at_once(tmp_path, replaced):
         assert process.wait(20) == ISSUE_AGAIN
         assert "ledger.jsonl was deleted or replaced: nothing more is written" in process.stdout.read()
     assert out.exists() == replaced
+
+
+@pytest.mark.slow
+def test_a_results_folder_that_is_deleted_under_the_writing_driver_halts_the_run_and_is_not_made_anew(tmp_path):
+    """File by file, while engine, trial and driver write into it."""
+    out = tmp_path / "out"
+    with running(out) as process:
+        for _ in range(20):  # rm gives up on a folder into which something was written meanwhile
+            if subprocess.run(["rm", "-rf", out], check=False, capture_output=True).returncode == 0:
+                break
+        assert process.wait(20) == ISSUE_AGAIN
+        printed = process.stdout.read()
+    assert "nothing more is written" in printed
+    assert "Traceback" not in printed
+    assert not out.exists(), sorted(out.rglob("*"))
 
 
 @pytest.mark.slow

@@ -3,10 +3,22 @@
 import os
 import signal
 import time
+from datetime import datetime
 
 import pytest
 
-from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN, StopControl, StopLevel, deadline_at, job_end
+from sweep.disk.lines import sealed
+from sweep.disk.run_files import RunPaths
+from sweep.drive.monitor.status import STATUS_KEYS
+from sweep.drive.stop_control import (
+    JOB_END,
+    JOB_END_MARGIN,
+    StopControl,
+    StopLevel,
+    deadline_at,
+    job_end,
+    user_deadline,
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -49,3 +61,24 @@ def test_the_end_of_a_batch_job_is_a_deadline_with_a_margin(monkeypatch):
         (None, None, None),
     ):
         assert StopControl(user, end).deadline == earlier
+
+
+def test_a_damaged_status_says_what_the_deadline_means_then(tmp_path):
+    """With deadline=08:00 a run issued at 08:05 went on until the next morning without a word."""
+    paths, passed = RunPaths(tmp_path), time.time() - 300
+    at = datetime.fromtimestamp(passed).strftime("%H:%M")
+    content = dict.fromkeys(STATUS_KEYS) | {"deadline": {"text": at, "at": passed}}
+    paths.status.write_bytes(sealed(content))
+    messages: list[str] = []
+    assert user_deadline(at, paths, messages.append) == passed
+    assert messages == []
+    paths.status.write_bytes(sealed(content).replace(b'"at": 1', b'"at": 2'))
+    assert user_deadline(None, paths, messages.append) is None
+    assert messages == [], "without a deadline nothing depends on it"
+    meant = user_deadline(at, paths, messages.append)
+    assert meant is not None
+    assert meant > time.time()
+    (message,) = messages
+    assert message.startswith(
+        f"{paths.status}: cannot be read (its checksum does not hold); deadline={at} means the next"
+    )

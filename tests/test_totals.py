@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from sweep.config import DamagedFile
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_plan
@@ -96,9 +97,14 @@ def test_totals_of_other_files_are_not_believed(run, change):
         content = unsealed(paths.totals.read_bytes())[0]
         del content["outcomes"]
         paths.totals.write_bytes(sealed(content))
-    assert read_totals(paths, driver_alive=True) is None
+    if change == "damaged":
+        with pytest.raises(DamagedFile, match=r"totals\.json: cannot be read \(its checksum does not hold\)"):
+            read_totals(paths, driver_alive=True)
+    else:
+        assert read_totals(paths, driver_alive=True) is None
     state = status.read(paths.out)
     assert ("damaged in line" in "\n".join(state.messages)) == (change == "ledger")
+    assert any("totals.json: cannot be read" in each for each in state.messages) == (change == "damaged")
     assert state.totals.outcomes.get("hung") == (None if change == "ledger" else 1)
 
 

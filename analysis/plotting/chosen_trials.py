@@ -1,7 +1,6 @@
 """The trials that are drawn request by request: one of each line and task, at the largest load that it completed."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -10,6 +9,7 @@ from analysis.load import Run, trial_folder
 from analysis.plotting.layout import Layout
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile
+from sweep.disk.tables import warn_left_out
 from sweep.records import Records
 
 MOST_DRAWN_TRIALS = 48  # of which the requests are read
@@ -26,9 +26,15 @@ def largest_load_trials(run: Run, layout: Layout) -> pd.DataFrame:
 
 
 def chosen_records(run: Run, layout: Layout) -> Iterator[tuple["pd.Series[Any]", Records]]:
-    """The requests of those trials, as many as are small enough to be read; one without its file is left out."""
+    """The requests of those trials, if small enough to be read; without files that are missing or damaged."""
     trials = largest_load_trials(run, layout)
     trials = trials[trials["attempt"].notna() & (trials["num_requests"] <= MOST_REQUESTS)]
     for _, trial in trials.head(MOST_DRAWN_TRIALS).iterrows():
-        with suppress(FileNotFoundError, DamagedFile):
-            yield trial, run_files.read_requests(trial_folder(run, trial) / "requests.parquet")
+        try:
+            records = run_files.read_requests(trial_folder(run, trial) / "requests.parquet")
+        except DamagedFile as error:
+            warn_left_out(error)
+        except FileNotFoundError:
+            continue
+        else:
+            yield trial, records

@@ -6,7 +6,6 @@ requests cannot be read falls back on the trials' own figures, and has no interv
 """
 
 import json
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from analysis.load import Run, trial_folder
 from analysis.statistics import intervals
 from analysis.statistics.intervals import FloatArray, Interval, PooledGaps, PooledRequests, without_intervals
 from sweep.config import DamagedFile
-from sweep.disk.tables import read_table
+from sweep.disk.tables import read_table, warn_left_out
 from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
 from sweep.records import UNKNOWN
@@ -196,7 +195,7 @@ def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str], of_gaps: Mappi
     except FileNotFoundError:
         return None
     except DamagedFile as error:
-        warnings.warn(f"left out: {error}", stacklevel=2)
+        warn_left_out(error)
         return None
     if not {*names, *chunks} <= set(table.column_names):
         return None

@@ -11,7 +11,6 @@ together, and the text says so.
 import json
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
 from sweep.disk import run_files
-from sweep.disk.tables import read_table
+from sweep.disk.tables import read_table, warn_left_out
 from sweep.numbers.quantity import columns
 
 SPREAD_OF = ("output_throughput", "ttft_p50", "tpot_p50")
@@ -154,9 +153,14 @@ def _request_variance(run: Run, trials: pd.DataFrame, column: str) -> float:
 
 def _variances(run: Run, trials: pd.DataFrame, column: str) -> Iterator[float]:
     for _, row in trials[trials["attempt"].notna()].iterrows():
-        with suppress(FileNotFoundError, run_files.DamagedFile):
-            names = ["phase", "error", "batch", "sent", "e2el", "output_tokens", "ttft", "tpot"]
+        names = ["phase", "error", "batch", "sent", "e2el", "output_tokens", "ttft", "tpot"]
+        try:
             requests = read_table(trial_folder(run, row) / "requests.parquet", names).to_pandas()
+        except run_files.DamagedFile as error:
+            warn_left_out(error)
+        except FileNotFoundError:
+            continue
+        else:
             yield variance_of_log(requests[(requests["phase"] == "measured") & requests["error"].isna()], column)
 
 

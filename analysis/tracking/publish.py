@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +20,7 @@ from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
 from sweep.config import ConfigError
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, run_folder
+from sweep.disk.tables import warn_left_out
 from sweep.records import UNMEASURED, Sample
 
 
@@ -124,9 +124,13 @@ def _track_trials(settings: dict[str, Any], mode: str, results: RunResults) -> i
     for row in ran.to_dict("records"):
         present = {str(key): value for key, value in row.items() if not _is_missing(value)}
         samples: list[Sample] = []
-        with suppress(FileNotFoundError, DamagedFile):
-            trial = run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
+        trial = run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
+        try:
             samples = run_files.read_telemetry(trial.telemetry)
+        except DamagedFile as error:
+            warn_left_out(error)
+        except FileNotFoundError:
+            pass  # an engine that gives none
         process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=str)), samples)
     return len(ran)
 

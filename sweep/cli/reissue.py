@@ -17,7 +17,7 @@ from sweep.config import ISSUE_AGAIN, ConfigError, Settings, import_path
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.status import last_status
 from sweep.drive.output_folder import results_folder
-from sweep.drive.stop_control import STOP_SIGNALS, deadline_at, job_end
+from sweep.drive.stop_control import STOP_SIGNALS, job_end, user_deadline
 from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
 from sweep.time_factor import scaled
@@ -29,6 +29,10 @@ GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s of commands that all stopped early, aft
 BAD_INPUT = 2
 TRIALS_FAILED = 1  # also what Ray ends this process with, without a word to it, when it finds itself broken
 INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so for ever
+
+
+def _print_error(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class Reissuer:
@@ -98,7 +102,8 @@ class Reissuer:
         settings = self._settings()
         if settings is None or self.process is None:
             return True
-        status = last_status(RunPaths(results_folder(settings))) or {}
+        consequence = "whether the command ended by itself is not known, so it is issued again"
+        status = last_status(RunPaths(results_folder(settings)), consequence, _print_error) or {}
         return bool(status.get("ended")) and status.get("pid") == self.process.pid
 
     def _deadline(self) -> float | None:
@@ -106,7 +111,7 @@ class Reissuer:
         settings = self._settings()
         if settings is None:
             return None
-        return deadline_at(settings.deadline, last_status(RunPaths(results_folder(settings))))
+        return user_deadline(settings.deadline, RunPaths(results_folder(settings)), _print_error)
 
     def _settings(self) -> Settings | None:
         """Return the command's settings; None for bad input, which the command itself explains."""

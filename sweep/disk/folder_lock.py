@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,8 @@ from typing import Any
 import psutil
 
 from sweep.config import ConfigError
-from sweep.disk.object_store import Lock
+from sweep.disk.ledger import Misplaced
+from sweep.disk.object_store import LOCK_HEARTBEAT, Lock
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
@@ -60,6 +62,21 @@ class Heartbeat(Lock):
 
     def __init__(self, out: Path) -> None:
         super().__init__(_Folder(out))
+        self.last_beat = time.monotonic(), time.time()
+
+    def beat(self) -> None:
+        super().beat()
+        self.last_beat = time.monotonic(), time.time()
+
+    def check(self) -> None:
+        """Raise Misplaced if another driver took over while this process stood still, as with a frozen machine.
+
+        Nothing is asked while heartbeats are sent. Either clock may have stood still with the process.
+        """
+        monotonic, wall = self.last_beat
+        silent = max(time.monotonic() - monotonic, time.time() - wall)
+        if silent > 2 * LOCK_HEARTBEAT and not self.ours():
+            raise Misplaced(f"out={self.store.url}: another driver has taken over: nothing more is written here")
 
     def ours(self) -> bool:
         """Return whether no other driver holds it: one that was deleted is written again, with its folder it is not."""
@@ -87,8 +104,8 @@ class Heartbeat(Lock):
 
 
 @contextmanager
-def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the lock of a results folder. Raises ConfigError if another driver holds it."""
+def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[Heartbeat]:
+    """Hold the lock of a results folder, which is yielded. Raises ConfigError if another driver holds it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("a+")
@@ -104,7 +121,7 @@ def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[No
         heartbeat.acquire(notify, contested=problem is not None or file_system(out) not in LOCAL)
         heartbeat.keep(lambda: _taken_over(out, notify))
         try:
-            yield
+            yield heartbeat
         finally:
             with suppress(OSError):
                 heartbeat.release()

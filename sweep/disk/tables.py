@@ -8,6 +8,7 @@ file raises FileNotFoundError if there is none, and DamagedFile if it is not who
 import itertools
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has."""
     with opened_table(path) as file:
         return file.read(columns)
+
+
+def warn_left_out(error: DamagedFile) -> None:
+    """Warn, once for each file and reason, that a damaged file is left out of what is computed."""
+    warnings.warn(f"left out: {error}", stacklevel=1)  # here: Python tells a text of one line of code once
 
 
 @contextmanager

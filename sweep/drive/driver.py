@@ -7,7 +7,7 @@ retries are decided by its `LaunchState`, and the driver carries out what that d
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -23,10 +23,10 @@ from sweep.drive.breaker import Breaker
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.monitor.forecast import Forecast
 from sweep.drive.monitor.progress import Display, Usage
-from sweep.drive.monitor.status import StatusWriter, last_status
+from sweep.drive.monitor.status import StatusWriter
 from sweep.drive.monitor.totals import TotalsWriter
 from sweep.drive.row_writer import RowWriter, TrialTracker
-from sweep.drive.stop_control import StopControl, StopLevel, deadline_at, job_end
+from sweep.drive.stop_control import StopControl, StopLevel, job_end, user_deadline
 from sweep.masking import masked_here
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
@@ -98,7 +98,10 @@ class Driver:
         executor: Executor,
         display: Display,
         tracker: TrialTracker | None,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
+        """`guard` raises when the results folder has become another driver's."""
+        self.guard = guard
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.executor, self.display = executor, display
         self.rows = RowWriter(plan, paths, ledger, display, tracker)
@@ -114,7 +117,7 @@ class Driver:
         self.priced = any(hourly_price(launch.backend, plan.settings.hardware) for launch in pending.launches)
         self.breaker = Breaker()
         self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
-        self.stop = StopControl(deadline_at(plan.settings.deadline, last_status(paths)), job_end())
+        self.stop = StopControl(user_deadline(plan.settings.deadline, paths, display.log), job_end())
         self.status = StatusWriter(paths, display)
         self.totals = TotalsWriter(plan, paths, ledger)
 
@@ -140,6 +143,7 @@ class Driver:
                 self.rows.write_table()
             raise
         except OSError as error:  # the results folder cannot be written any more: the disk is full, or gone
+            self.ledger.check_in_place()
             problem = os.strerror(error.errno) if error.errno else str(error)
             raise Halted(f"{problem}: {error.filename or self.paths.out}") from error
         unfinished = sum(state.trials_without_row for state in self.states.values())
@@ -157,6 +161,7 @@ class Driver:
             if level is StopLevel.NONE:
                 self._start_pending()
             for work, event in self.executor.events():
+                self.guard()
                 self._handle(work, _masked(event))
             self._retry_at_the_tail()
             self._write_status()

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Protocol
 
 from sweep.disk import run_files
@@ -73,8 +72,12 @@ class RowWriter:
 
     def _telemetry(self, row: LedgerRow) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry
-        with suppress(FileNotFoundError, run_files.DamagedFile):  # the analysis reports a damaged one
+        try:
             return run_files.read_telemetry(path)
+        except run_files.DamagedFile as error:
+            self.display.log(f"not sent to the tracker: {error}")
+        except FileNotFoundError:  # of an engine that gives none
+            pass
         return []
 
     def write_table_if_due(self) -> None:

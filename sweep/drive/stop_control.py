@@ -4,7 +4,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from enum import IntEnum
@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 from sweep.config import next_time
+from sweep.disk.run_files import RunPaths
+from sweep.drive.monitor.status import last_status
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: a terminal that is gone
 JOB_END = "SLURM_JOB_END_TIME"  # s since the epoch; scripts/cluster/slurm.sbatch sets it where Slurm does not
@@ -27,7 +29,18 @@ class StopLevel(IntEnum):
     CANCEL = 2  # running trials are cancelled
 
 
-def deadline_at(text: str | None, last_status: Mapping[str, Any] | None) -> float | None:
+def user_deadline(text: str | None, paths: RunPaths, notify: Callable[[str], None]) -> float | None:
+    """Return the time that the setting `deadline` of a run means, s since the epoch.
+
+    `notify` is told if it cannot be known whether that time was the last run's and has passed.
+    """
+    if text is None:
+        return None
+    consequence = f"deadline={text} means the next {text}, even if the last run ended at that time"
+    return deadline_at(text, last_status(paths, consequence, notify))
+
+
+def deadline_at(text: str | None, last: Mapping[str, Any] | None) -> float | None:
     """Return the time that the setting `deadline` means, s since the epoch.
 
     A time of day that passed in the run before this one has passed for some hours: the same command, issued again,
@@ -35,7 +48,7 @@ def deadline_at(text: str | None, last_status: Mapping[str, Any] | None) -> floa
     """
     if text is None:
         return None
-    before = (last_status or {}).get("deadline") or {}
+    before = (last or {}).get("deadline") or {}
     if before.get("text") == text and 0 <= time.time() - before["at"] < SAME_DEADLINE:
         return float(before["at"])
     return next_time(text, datetime.now()).timestamp()

@@ -41,7 +41,7 @@ HistoryKey = TypeVar("HistoryKey")
 class History:
     """Durations of trials and launches in earlier runs, s."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, rows: Iterable[Mapping[str, Any]], damaged: Sequence[DamagedFile] = ()) -> None:
         by_id: dict[str, list[float]] = defaultdict(list)
         failed_by_id: dict[str, list[float]] = defaultdict(list)
         by_kind: dict[tuple[str, str | None], list[float]] = defaultdict(list)
@@ -62,11 +62,17 @@ class History:
                 launches[launch_kinds[deployment_id]].append(row["startup_seconds"])
         self.by_id, self.failed_by_id = _medians(by_id), _medians(failed_by_id)
         self.by_kind, self.launches = _medians(by_kind), _medians(launches)
+        self.damaged = damaged  # files that are left out, known once all rows are read
 
     @classmethod
     def beside(cls, out: Path) -> "History":
-        """Return the history of the runs in and beside a results folder; unreadable ones are skipped."""
-        return cls(_earlier_rows(out))
+        """Return the history of the runs in and beside a results folder; damaged ones are left out."""
+        damaged: list[DamagedFile] = []
+        return cls(_earlier_rows(out, damaged), damaged)
+
+    def describe_damage(self) -> list[str]:
+        """Return a line for each file that is left out."""
+        return [f"left out of the estimate: {error}" for error in self.damaged]
 
     def trial(self, row: Mapping[str, Any]) -> float | None:
         """Return the median duration of such trials, s; `row` is what `kind_of` returns."""
@@ -86,12 +92,13 @@ def _medians(durations: Mapping[HistoryKey, list[float]]) -> dict[HistoryKey, fl
     return {key: median(seconds) for key, seconds in durations.items()}
 
 
-def _earlier_rows(out: Path) -> Iterator[dict[str, Any]]:
+def _earlier_rows(out: Path, damaged: list[DamagedFile]) -> Iterator[dict[str, Any]]:
     for path in sorted(out.parent.glob("*/trials.parquet")):
         try:
             table = read_table(path, HISTORY_COLUMNS)
-        except DamagedFile:
-            continue  # the analysis of that run reports it
+        except DamagedFile as error:
+            damaged.append(error)
+            continue
         if set(table.column_names) == set(HISTORY_COLUMNS):
             for batch in table.to_batches(BATCH):  # a hundred thousand rows at once would be hundreds of megabytes
                 yield from batch.to_pylist()

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,8 +114,13 @@ def read(out: Path) -> Status:
             driver = read_status_file(paths)
         except run_files.DamagedFile as error:
             problem = str(error)
-        if (totals := read_totals(paths, is_alive(driver))) is None:
-            totals, messages = count_anew(paths)
+        try:
+            totals = read_totals(paths, is_alive(driver))
+        except run_files.DamagedFile as error:
+            totals, messages = None, [f"{error}: counted anew"]
+        if totals is None:
+            totals, damage = count_anew(paths)
+            messages += damage
     except (FileNotFoundError, NotADirectoryError):
         allowed = "a results folder, or the name of one under results/"
         raise ConfigError(f"{out}: no run there; allowed: {allowed}") from None
@@ -139,11 +144,15 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
     return content
 
 
-def last_status(paths: RunPaths) -> dict[str, Any] | None:
-    """Return the status that the last driver left here, None without one or if it is damaged: it is written anew."""
+def last_status(paths: RunPaths, consequence: str, notify: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the status that the last driver left here, None without one or if it is damaged: it is written anew.
+
+    `notify` is told of damage, with the `consequence` for whoever asks.
+    """
     try:
         return read_status_file(paths)
-    except run_files.DamagedFile:
+    except run_files.DamagedFile as error:
+        notify(f"{error}; {consequence}")
         return None
 
 

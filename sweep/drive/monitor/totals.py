@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sweep.config import first_line
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed, unsealed
@@ -103,15 +104,22 @@ def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
     """Return the totals that the driver has written, if they are of the present plan and ledger; None if not.
 
     While the driver is alive its latest rows may be missing.
+
+    Raises:
+        DamagedFile: if the file is not as it was written.
     """
     try:
-        content, _ = unsealed(paths.totals.read_bytes())
+        content, vouched = unsealed(paths.totals.read_bytes())
+        if not vouched:
+            raise ValueError("it has no checksum")
         stamps, present = content.pop("stamps"), _stamps(paths)
         for name in ("failures", "failed_requests"):
             content[name] = [tuple(each) for each in content[name]]
         totals = Totals(**content)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError):  # none, or one of another version
         return None
+    except (OSError, ValueError) as error:
+        raise run_files.DamagedFile(paths.totals, first_line(error)) from None
     if present is None or stamps["plan"] != present["plan"]:
         return None
     if stamps["ledger"] != present["ledger"] and not (driver_alive and stamps["ledger"][0] < present["ledger"][0]):
