@@ -3,17 +3,21 @@
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 from sweep.cli.commands import dispatch
 from sweep.config import ISSUE_AGAIN, MOST_ECHOED, ConfigError, DamagedFile, Halted, shortened
 from sweep.masking import masked_message, secret_values
+from sweep.outage import Outage
 
 LONG_WORD = re.compile(r"\S{256,}")  # no path: those are echoed whole
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; its exit status."""
+    warnings.showwarning = _show_warning
     try:
         return dispatch(arguments)
     except ConfigError as error:
@@ -25,9 +29,21 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped before anything was started; run the same command again to continue", file=sys.stderr)
         return 130
-    except Halted as error:
+    except (Halted, Outage) as error:
         print(f"stopped: {_one_line(error, arguments)}", file=sys.stderr)
         return ISSUE_AGAIN
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as everything else is said here: in one line, without the line of code that it comes from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _one_line(error: Exception, arguments: Sequence[str]) -> str:

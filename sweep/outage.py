@@ -21,9 +21,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no outage: nothing more is started o
 OUTAGE_WORDS = re.compile(
     r"connection (was )?(re(set|fused)|aborted|closed|broken|timed out)|broken pipe|error sending request|dns error"
     r"|(temporary failure in|failed to resolve|error in) name resolution|name or service not known|no route to host"
-    r"|(network|host|hub) (is unreachable|cannot be reached)|(operation|read|request|connect) timed out"
+    r"|(network|host|hub|registry) (is unreachable|cannot be reached)|(operation|read|request|connect) timed out"
     r"|remote end closed|incomplete ?read|bad gateway|service unavailable|gateway time-?out"
-    r"|too many requests|(status|error)( code)?:? ?(429|50[0234])\b|stale (nfs )?file handle|input/output error"
+    r"|too many requests|could(n't| not) (connect to server|resolve host)"
+    r"|(status|error)( code)?:? ?(429|50[0234])\b|stale (nfs )?file handle|input/output error"
     r"|no space left|disk quota exceeded|transport endpoint is not connected|killed by (signal|sig)"
     r"|supervisor was killed|signal 9\b|accepts no connections",
     re.IGNORECASE,

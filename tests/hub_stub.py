@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import time
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
@@ -14,6 +15,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     requests: list[tuple[str, str | None]]
     closed: set[str]
     hiccups = 0  # questions that it does not answer yet
+    down_until = 0.0  # monotonic
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -21,8 +23,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0].replace("/api/datasets/", "/api/models/")
         self.requests.append((path, self.headers.get("Authorization")))
-        if Hub.hiccups:
-            Hub.hiccups -= 1
+        if Hub.hiccups or time.monotonic() < Hub.down_until:
+            Hub.hiccups -= bool(Hub.hiccups)
             self.answer(503, b"{}", {})
         elif "org/gated" in path and self.headers.get("Authorization") != "Bearer secret":
             self.answer(403, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})

@@ -338,7 +338,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A hub on the loopback that HF_ENDPOINT names, in an environment that says nothing else of hubs."""
     Hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     Hub.files |= {"pytorch_model.bin": b"pickle", "modeling_custom.py": b"raise SystemExit", "onnx/model.onnx": b"x"}
-    Hub.requests, Hub.closed, Hub.hiccups = [], {"nowhere"}, 0
+    Hub.requests, Hub.closed, Hub.hiccups, Hub.down_until = [], {"nowhere"}, 0, 0.0
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

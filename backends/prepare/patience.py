@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from backends.launch import task
 from backends.prepare.environments import EnvironmentFailed
+from sweep.config import ConfigError
 from sweep.outage import Outage, is_outage
 from sweep.time_factor import scaled
 from sweep.wording import duration_text
@@ -27,7 +28,7 @@ def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Calla
         try:
             return prepare()
         except FAULTS as error:
-            if not is_outage(error):
+            if isinstance(error, ConfigError) or not is_outage(error):  # bad input is an answer, whatever it quotes
                 raise
             until = until or time.monotonic() + patience
             if time.monotonic() >= until:

@@ -4,7 +4,7 @@ import functools
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.endpoint_model import with_model
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
+from sweep.drive.planning_outages import plan_patiently
 from sweep.drive.preflight import (
     assume_machine,
     check_ports,
@@ -36,11 +37,11 @@ from sweep.drive.preflight import (
 )
 from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.options import ConfigPath
-from sweep.outage import DISK_FULL
+from sweep.outage import DISK_FULL, Outage
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
-from sweep.plan.pending import PendingWork, find_pending
+from sweep.plan.pending import PendingWork, check_resolved, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
@@ -77,7 +78,10 @@ def execute_plan(planned: "Planned", command: str) -> int:
         ledger = ledger_to_read(settings, paths)
         for message in ledger.describe_damage():
             console.print(message, markup=False, soft_wrap=True)
-        pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
+        history = History.beside(paths.out)
+        for message in history.describe_damage():
+            console.print(message, markup=False, soft_wrap=True)
+        pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
             for line in point_details(plan):
@@ -90,11 +94,11 @@ def execute_plan(planned: "Planned", command: str) -> int:
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
-    with _halted_by_full_disk(paths.out), sole_driver(paths.out):
+    with _halted_by_full_disk(paths.out), sole_driver(paths.out) as lock:
         if not object_store.is_url(settings.out):
-            return _run_locked(plan, paths, nodes, console, command)
+            return _run_locked(plan, paths, nodes, console, command, lock.check)
         with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
-            return _run_locked(plan, paths, nodes, console, command, mirror)
+            return _run_locked(plan, paths, nodes, console, command, lock.check, mirror)
 
 
 @contextmanager
@@ -132,7 +136,10 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
         raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
-    return Planned(make_plan(replace(composition, settings=settings), facts), nodes, paths, assumption)
+    plan = make_plan(replace(composition, settings=settings), facts)
+    if not settings.dry_run:
+        check_resolved(plan)
+    return Planned(plan, nodes, paths, assumption)
 
 
 def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
@@ -140,14 +147,23 @@ def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) ->
 
     Raises:
         ConfigError: for bad input.
+        Halted: for an outage that lasts.
     """
     try:
-        return _planned(arguments, config_dirs)
+        settings = functools.partial(_settings_of_run, arguments, config_dirs)
+        return plan_patiently(lambda: _planned(arguments, config_dirs), settings)
     except (ConfigError, DamagedFile, Halted):
         raise
+    except Outage as error:  # in a dry run
+        raise ConfigError(str(error)) from None
     except Exception as error:
         problem = f"cannot be used ({type(error).__name__}: {shortened(first_line(error))})"
         raise ConfigError(f"{_culprit(arguments, config_dirs, error)}: {problem}") from error
+
+
+def _settings_of_run(arguments: Sequence[str], config_dirs: Sequence[str]) -> Settings:
+    """Return the settings of a run, for which nothing outside of this machine is asked."""
+    return compose_run(arguments, lambda cluster: "cpu", ConfigPath.of_user(config_dirs)).settings
 
 
 def _culprit(arguments: Sequence[str], config_dirs: Sequence[str], error: Exception) -> str:
@@ -178,19 +194,20 @@ def _run_locked(
     nodes: Sequence[Node],
     console: Console,
     command: str,
+    guard: Callable[[], None],
     mirror: object_store.Mirror | None = None,
 ) -> int:
-    ledger = Ledger(paths.ledger, compact=mirror is None)
-    for message in ledger.describe_damage():
+    ledger, history = Ledger(paths.ledger, compact=mirror is None), History.beside(paths.out)
+    for message in [*ledger.describe_damage(), *history.describe_damage()]:
         console.print(message, markup=False, soft_wrap=True)
-    pending = find_pending(plan, ledger, History.beside(paths.out), nodes, drivers_of(nodes))
+    pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
     print_plan(console, plan, pending, nodes, details=False)
     write_plan(paths, plan.entries(command))
     tracker = _tracker(plan.settings, paths) if pending.launches else None
-    result = _drive(plan, pending, paths, ledger, nodes, console, tracker)
+    result = _drive(plan, pending, paths, ledger, nodes, console, tracker, guard)
     if mirror is not None:
         mirror.fetch_trials()
     ledger.close()
@@ -237,13 +254,14 @@ def _drive(
     nodes: Sequence[Node],
     console: Console,
     tracker: Any,
+    guard: Callable[[], None],
 ) -> RunResult:
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
             _executor(plan.settings, nodes) if pending.runnable else InlineExecutor() as executor,
         ):
-            return Driver(plan, pending, paths, ledger, executor, display, tracker).run()
+            return Driver(plan, pending, paths, ledger, executor, display, tracker, guard).run()
     finally:
         if tracker is not None:
             tracker.close()

@@ -9,6 +9,7 @@ from sweep.config import ConfigError, Settings, cache_directory, first_line
 from sweep.disk import object_store
 from sweep.disk.run_files import RunPaths, write_whole
 from sweep.options import ConfigPath
+from sweep.outage import Outage, is_outage
 from sweep.plan.plan import Plan
 
 DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's own programs; ValueError: nodes differ
@@ -56,6 +57,7 @@ class RunEnvironments:
 
         Raises:
             ConfigError: if relock=true cannot be done.
+            Outage: if no index gave an answer.
         """
         key, spec = self._key(backend, platform), self.compose(backend, platform)
         if not isinstance(spec, str) and key not in self.locked:
@@ -82,6 +84,8 @@ class RunEnvironments:
         try:
             return locks.resolve_lock(spec, self.cache, print)
         except environments.EnvironmentFailed as error:
+            if is_outage(str(error)):
+                raise Outage(str(error)) from None
             if self.settings.relock:
                 raise ConfigError(f"relock=true: {error}") from None
             return f"not locked for {locks.node_target(spec)}: {error}"
@@ -109,6 +113,7 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
 
     Raises:
         ConfigError: if they cannot be read.
+        Outage: if the object store gave no answer.
     """
     try:
         if not object_store.is_url(settings.out):
@@ -116,7 +121,8 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
         store = object_store.ObjectStore(settings.out)
         return {Path(name).name: (store.read(name) or b"").decode() for name in store.list(paths.locks.name)}
     except OSError as error:
-        raise ConfigError(f"out={settings.out}: {first_line(error)}") from None
+        problem = f"out={settings.out}: {first_line(error)}"
+        raise (Outage if is_outage(error) else ConfigError)(problem) from None
 
 
 def keep_locks(plan: Plan, paths: RunPaths) -> None:

@@ -185,12 +185,29 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
         if key not in commits:
             raise _refused(repo, revision, error, kind) from None
         return commits[key]
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled):
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+        if not _is_answer(error) and not isinstance(error, OfflineModeIsEnabled):
+            _unanswered[repo, revision] = first_line(error)
         return last or revision
+    _unanswered.pop((repo, revision), None)
     if commits.get(key) != commit:
         with contextlib.suppress(OSError):  # a cache that this node may not write to: the hub is asked again
             write_whole(remembered, json.dumps(commits | {key: commit}, indent=1))
     return commit
+
+
+_unanswered: dict[tuple[str, str], str] = {}  # (repository, revision) -> why the hub gave no commit
+
+
+def resolve_outage(repo: str, revision: str) -> str | None:
+    """Return why the hub gave no answer when it was asked for a revision's commit; None if it did, or was not asked."""
+    return _unanswered.get((repo, revision))
+
+
+def forget_outages() -> None:
+    """Ask the hub anew for every commit that a plan needs."""
+    resolve_commit.cache_clear()
+    _unanswered.clear()
 
 
 def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> str:

@@ -89,7 +89,10 @@ class Model(Strict):
         return self.model_copy(update=self._commits(cache_dir))
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the weights cannot be fetched, as far as planning can find out; None if nothing is against it."""
+        """Return why the weights cannot be fetched, as far as planning can find out; None if nothing is against it.
+
+        Raises Outage if that cannot be found out now.
+        """
         return None
 
     def is_quantised(self, cache_dir: Path) -> bool | None:

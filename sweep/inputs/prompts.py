@@ -21,6 +21,7 @@ from sweep.inputs.workload import (
     encode_prompts,
     with_headers,
 )
+from sweep.outage import Outage
 
 PROMPT_COLUMNS = (
     "prompt",
@@ -129,9 +130,11 @@ class HubPrompts(Prompts):
     instead: str | None = None  # workload used in its place where it cannot be fetched and was not asked for by name
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the data set cannot be fetched; None if it is on this machine now."""
+        """Return why the data set cannot be fetched; None if it is on this machine now. Raises Outage."""
         try:
             self.fetched(cache_dir)
+        except Outage:
+            raise
         except (OSError, ValueError) as error:
             return first_line(error)
         return None

@@ -35,6 +35,7 @@ from sweep.inputs.hub import REPOSITORY
 from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
 from sweep.options import PRIMARY, ConfigPath
+from sweep.outage import Outage
 from sweep.plan.axes import FORMS, PlanSpec, brief, flow, in_words
 from sweep.plan.command_line import (
     MOST_PLANNED,
@@ -86,10 +87,12 @@ def compose_run(
 ) -> Composition:
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
 
-    `obstacle` says why a model or workload, as its file has it, cannot be fetched; None if it can.
+    `obstacle` says why a model or workload, as its file has it, cannot be fetched; None if it can. It raises Outage
+    where that is not known.
 
     Raises:
         ConfigError: for anything that is not a valid request.
+        Outage: if it is not known whether a model or data set can be fetched, except in a dry run.
     """
     composer = _Composer(parse_command_line(arguments), options or ConfigPath())
     line, base = composer.line, composer.base
@@ -309,7 +312,14 @@ def _replace_unreachable(
     if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return
     part = options.load(group, name)
-    if (instead := part.get("instead")) and (reason := obstacle(group, part, request.settings["cache_dir"])):
+    instead = part.get("instead")
+    try:
+        reason = obstacle(group, part, request.settings["cache_dir"]) if instead else None
+    except Outage as error:
+        if not request.settings["dry_run"]:  # which would measure something else all night for a minute's failure
+            raise Outage(f"{error} ({group}={instead} does without)") from None
+        reason = str(error)
+    if reason is not None:
         request.chosen[group], request.settings["durations"] = instead, None
         weights = " (random weights)" if group == "model" else ""
         request.replaced.append(f"{group}: {instead}{weights} instead of {name}: {reason}")

@@ -12,8 +12,9 @@ from typing import Any
 
 from sweep.config import ConfigError, Settings
 from sweep.disk.ledger import Ledger, LedgerRow
-from sweep.inputs.hub import COMMIT
+from sweep.inputs.hub import COMMIT, resolve_outage
 from sweep.labels import dotted
+from sweep.outage import Outage
 from sweep.plan.estimate import UNKNOWN_LAUNCH, Assumed, History, RunEstimate, estimate_run
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
@@ -112,6 +113,19 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
                 f"model: the hub cannot be reached to resolve {repository}@{revision} to a commit, and the results are "
                 f"of {commits[repository]}; run the same command later, or set that commit as the revision"
             )
+
+
+def check_resolved(plan: Plan) -> None:
+    """Check that every revision of the plan has its commit, of which ids are made.
+
+    Raises:
+        Outage: if the hub did not answer: rows would get an id that they have on no other day.
+    """
+    contents = [deployment.content for deployment in plan.deployments] + [trial.content for trial in plan.trials]
+    for digest in sorted({digest for content in contents for digest in content.values()}):
+        for repository, revision in unresolved(digest):
+            if reason := resolve_outage(repository, revision):
+                raise Outage(f"the hub cannot be reached for the commit of {repository}@{revision} ({reason})")
 
 
 def unresolved(digest: str) -> list[tuple[str, str]]:

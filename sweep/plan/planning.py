@@ -20,6 +20,7 @@ from sweep.gateway.settings import Gateway
 from sweep.inputs.draft import draft_model
 from sweep.labels import labels
 from sweep.options import ConfigPath
+from sweep.outage import Outage
 from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
@@ -45,6 +46,7 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
 
     Raises:
         ConfigError: naming the first key that a point may not have.
+        Outage: if an index or a hub gave no answer.
     """
     settings = composition.settings
     builder = _Builder(settings, surroundings, composition.options)
@@ -139,13 +141,17 @@ class _Builder:
                 folders = [] if group == "backend" else [self.cache]
                 digest = built.digest(*folders) if hasattr(built, "digest") else None
             except ValueError as error:
-                message = str(error)
-                raise ConfigError(message if message.startswith(group) else f"{group}: {message}") from None
+                message = str(error) if str(error).startswith(group) else f"{group}: {error}"
+                raise self._failure(error, message) from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
             identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
             self.parts[key] = _Part(pinned, digest, identity)
         return self.parts[key]
+
+    def _failure(self, error: ValueError, message: str) -> ValueError:
+        """The error for a part that cannot be used; an outage stays one, except in a dry run, which is not repeated."""
+        return (Outage if isinstance(error, Outage) and not self.settings.dry_run else ConfigError)(message)
 
     def _draft(self, engine: Backend) -> _Part | None:
         """The draft model that an engine's flags name, checked and digested as the model itself is."""
@@ -157,7 +163,7 @@ class _Builder:
             built.check()
             digest = built.digest(self.cache)
         except ValueError as error:
-            raise ConfigError(f"backend.flags.{engine.draft_flag}={draft[0]}: {error}") from None
+            raise self._failure(error, f"backend.flags.{engine.draft_flag}={draft[0]}: {error}") from None
         return _Part(built.pinned(self.cache), digest, content_hash([digest]))
 
     def _deployment(

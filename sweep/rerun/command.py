@@ -14,11 +14,12 @@ from sweep.cli.run import Planned, execute_plan
 from sweep.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
 from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
+from sweep.drive.planning_outages import plan_patiently
 from sweep.drive.preflight import fetch_obstacle, find_hardware, find_nodes, surroundings
 from sweep.options import ConfigPath
 from sweep.plan.command_line import is_point_key, parse_command_line
 from sweep.plan.compose import Composition, compose_run
-from sweep.plan.pending import REVISION
+from sweep.plan.pending import REVISION, check_resolved
 from sweep.plan.planning import make_plan
 from sweep.rerun.capsule import Capsule
 from sweep.rerun.circumstances import Difference, changed_circumstances, circumstances, difference_lines
@@ -80,8 +81,13 @@ def run_again(
 
     Raises:
         ConfigError: for what cannot be run again here.
+        Halted: for an outage that lasts.
     """
-    planned = plan_again(capsules, overrides, out, ConfigPath.of_user(config_dirs))
+    options = ConfigPath.of_user(config_dirs)
+    planned = plan_patiently(
+        lambda: plan_again(capsules, overrides, out, options),
+        lambda: _settings_today(capsules, overrides, out, options),
+    )
     status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
     if status not in (0, 1) or planned.plan.settings.dry_run:
         return status
@@ -118,6 +124,7 @@ def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str |
 
     Raises:
         ConfigError: for what cannot be planned here, or together.
+        Outage: if an index or a hub gave no answer.
     """
     settings = _settings_today(capsules, overrides, out, options)
     nodes, paths = find_nodes(settings), RunPaths(results_folder(settings))
@@ -130,6 +137,8 @@ def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str |
         seeds=[{each.trial["replicate"]: each.trial["seed"]} for each in capsules],
     )
     plan = make_plan(composition, facts)
+    if not settings.dry_run:
+        check_resolved(plan)
     for deployment in plan.deployments:
         if deployment.unavailable:
             raise ConfigError(f"{capsules[0].capsule}: {deployment.describe()}: {deployment.unavailable}")

@@ -1,0 +1,47 @@
+"""Outages while a run is planned: an index, a registry or a hub that fails is waited for, and then halts the run."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from backends.prepare.patience import FAULTS, patiently
+from sweep.config import ConfigError, Halted, Settings
+from sweep.drive.driver import FIRST_PATIENCE
+from sweep.inputs.hub import forget_outages
+from sweep.masking import masked_message, secret_values
+from sweep.outage import Outage, is_outage
+
+Planning = TypeVar("Planning")
+
+
+def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings]) -> Planning:
+    """Return what `plan` makes, with new tries after an outage for as long as the run's `settings` have patience.
+
+    Nothing has worked in this run yet, so that is FIRST_PATIENCE at most. A dry run waits for nothing.
+
+    Raises:
+        Halted: when that time is over, for the same command to be issued again.
+    """
+    try:
+        return plan()
+    except FAULTS as error:
+        if isinstance(error, ConfigError) or not is_outage(error) or settings().dry_run:
+            raise
+        failures = [error]  # the first, which is told like the others
+
+    def try_again() -> Planning:
+        if failures:
+            raise failures.pop()
+        forget_outages()
+        return plan()
+
+    try:
+        return patiently(try_again, min(settings().patience, FIRST_PATIENCE), _print_outage)
+    except Outage as error:
+        raise Halted(f"planning: {error}; run the same command again to continue") from error
+
+
+def _print_outage(reason: str) -> None:
+    text = masked_message(" ".join(reason.split()), secret_values(os.environ))
+    print(f"planning: {text}; it is tried again", file=sys.stderr, flush=True)
