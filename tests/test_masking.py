@@ -1,5 +1,6 @@
 """Secrets stay out of configuration, out of an engine's environment and out of what is quoted of its log."""
 
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -149,10 +150,60 @@ def test_no_file_of_a_run_holds_what_an_endpoint_says_of_secrets(tmp_path, monke
     server.shutdown()
     (row,) = read_trials(tmp_path / "out" / "trials.parquet")
     assert "***" in row["reason"]
-    tables = [path for path in (tmp_path / "out").rglob("*.parquet") if path.name != "telemetry.parquet"]
-    texts = {path.name: path.read_text(errors="replace") for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    texts |= {path.name: str(pq.read_table(path, partitioning=None).to_pylist()) for path in tables}
-    texts["terminal"] = capsys.readouterr().out
+    texts = texts_of(tmp_path / "out") | {"terminal": capsys.readouterr().out}
     assert {"ledger.jsonl", "report.html", "requests.parquet", "trials.parquet", "status.json"} <= texts.keys()
     leaks = {(name, secret) for name, text in texts.items() for secret in Leaky.secrets if secret in text}
     assert not leaks
+
+
+def texts_of(folder):
+    """All that a run's files hold, tables too, by their names."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    texts = {path.name: path.read_text(errors="replace") for path in files}
+    return texts | {
+        path.name: str(pq.read_table(path, partitioning=None).to_pylist())
+        for path in files
+        if path.suffix == ".parquet" and path.name != "telemetry.parquet"
+    }
+
+
+PRINTED = {
+    "GITHUB_PAT": "correct-horse-battery",
+    "DB_DSN": "postgres://me:s3cr3t-passw0rd@db/x",
+    "AZURE_STORAGE_CONNECTION_STRING": "BlobEndpoint=x;AccountKey=" + "c4" * 20,
+}
+SECRETS = (PRINTED["GITHUB_PAT"], "s3cr3t-passw0rd", "c4" * 20, "pr0xy-passw0rd", KEYS[2])
+
+
+@pytest.mark.slow
+def test_no_file_of_a_run_but_the_engines_log_holds_what_an_engine_prints(tmp_path, monkeypatch, capsys):
+    """Row, report and W&B's own files; the log is the engine's, and the docs say that it is as it was written."""
+    for name, value in PRINTED.items():
+        monkeypatch.setenv(name, value)
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    said = " ".join([*PRINTED.values(), "http://me:pr0xy-passw0rd@proxy:8080", KEYS[2]])
+    engine = tmp_path / "python"
+    leak = f'case "$*" in *simulated_server*) echo "fatal: {said}" >&2; exit 1;; esac'
+    engine.write_text(f'#!/bin/bash\n{leak}\nexec {sys.executable} "$@"\n')
+    engine.chmod(0o755)
+    command = ["backend=simulated", f"backend.env.python={engine}", "model=tiny-llama", "workload=synthetic"]
+    command += [
+        "load=batch",
+        "load.batch_size=1",
+        "workload.num_requests=2",
+        "retry=none",
+        "attempts=1",
+        "hardware=cpu",
+    ]
+    command += ["cluster=inline", "tracking=wandb", f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}"]
+    assert main(command) == 1
+    texts = texts_of(tmp_path / "out") | {"terminal": capsys.readouterr().out}
+    log = texts.pop("engine.log")
+    assert all(secret in log for secret in SECRETS)
+    (row,) = read_trials(tmp_path / "out" / "trials.parquet")
+    assert "***" in row["reason"]
+    assert {"ledger.jsonl", "report.html", "trials.parquet"} <= texts.keys()
+    assert any(name.endswith(".wandb") for name in texts), sorted(texts)
+    assert not {(name, secret) for name, text in texts.items() for secret in SECRETS if secret in text}
