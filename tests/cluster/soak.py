@@ -182,7 +182,9 @@ class Soak:
             status = sweep.wait()
             status = status if self._measured() else -1
             self.log("exit", status=sweep.wait(), said=sweep.said()[-300:] if status else "")
-            self.tracebacks += "Traceback" in sweep.said()
+            if "Traceback" in sweep.said():
+                self.tracebacks += 1
+                self.log("traceback", said=sweep.said().partition("Traceback")[2][:4000])
             self._wait(2.0, commands)
         return self._end(commands, complete=not sweep.running())
 
