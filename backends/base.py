@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
 from sweep.config import Strict
-from sweep.masking import is_secret
+from sweep.masking import secret_within
 from sweep.records import Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
@@ -278,14 +278,7 @@ class Backend(Strict):
     @field_validator("headers", "environ", "extra_body", *FLAG_KEYS)
     @classmethod
     def _no_secrets(cls, named: dict[str, Any]) -> dict[str, Any]:
-        """Refuse secrets: configuration is written into every result."""
-        for name, value in named.items():
-            if isinstance(value, str) and is_secret(name, value):
-                raise ValueError(
-                    f"{name} looks like a secret, and what is configured is written into every result; "
-                    "put it in the environment (api_key_env=NAME for an endpoint's key)"
-                )
-        return named
+        return without_secrets(named)
 
     @field_validator(*FLAG_KEYS)
     @classmethod
@@ -490,6 +483,17 @@ class Backend(Strict):
         name = value_of(flags, self.draft_flag) if self.draft_flag else None
         revision = value_of(flags, self.draft_revision_flag) if self.draft_revision_flag else None
         return None if name is None else (str(name), None if revision is None else str(revision))
+
+
+def without_secrets(named: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as they are. Raises ValueError for a secret: configuration is written into every result."""
+    for name, value in named.items():
+        if path := secret_within(name, value):
+            raise ValueError(
+                f"{path} looks like a secret, and what is configured is written into every result; "
+                "put it in the environment (api_key_env=NAME for an endpoint's key)"
+            )
+    return named
 
 
 def _host_sources(library: str) -> list[Path]:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from backends.base import Abilities, Backend, Launch, cli, metrics
+from backends.base import Abilities, Backend, Launch, cli, metrics, without_secrets
 from sweep.records import BatchForm
 
 OPTIONS = "trtllm.yaml"  # in the attempt's folder
@@ -65,7 +65,7 @@ class TensorRTLLM(Backend):
         for name, key in OWN_OPTIONS.items():
             if name in options:
                 raise ValueError(f"options.{name}: set {key} instead")
-        return options
+        return without_secrets(options)
 
     def command(self, launch: Launch) -> list[str]:
         options = launch.workdir / OPTIONS

@@ -63,11 +63,38 @@ def test_a_urls_password_is_masked_and_the_rest_is_not():
         ("flags", {"api-key": "abc"}),
         ("flags", {"chat-template": KEYS[1]}),
         ("extra_body", {"user_token": "abc"}),
+        ("flags", {"api-key": ["abc"]}),  # as vLLM takes it
+        ("flags", {"kv-transfer-config": {"store": {"password": 12345678}}}),
+        ("flags", {"override": '{"store": [{"db-dsn": "abc"}]}'}),
+        ("flags", {"password": 12345678}),
+        ("extra_body", {"user": {"api_key": KEYS[1]}}),
+        ("extra_body", {"tools": [{"url": "x"}, {"headers": ["a", KEYS[2]]}]}),
+        ("extra_body", {"credentials": {"name": "me"}}),
+        ("headers", {"X-Storage": "AccountKey=" + "b3" * 20}),
+        ("environ", {"AZURE_STORAGE_CONNECTION_STRING": "Endpoint=x"}),
     ],
 )
 def test_configuration_that_holds_a_secret_is_refused(key, settings):
     with pytest.raises(ConfigError, match="looks like a secret"):
         build({**load_option("backend", "simulated"), key: settings}, "backend")
+
+
+def test_an_engines_file_of_options_holds_no_secret():
+    options = {"kv_connector_config": {"store": {"access_key": "abc"}}}
+    with pytest.raises(ConfigError, match=r"kv_connector_config\.store\.access_key looks like a secret"):
+        build({**load_option("backend", "tensorrt_llm"), "options": options}, "backend")
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("flags", {"bucket-time-to-first-token": [0.1, 1.0], "max-experts-per-token": 2, "allow-credentials": True}),
+        ("flags", {"speculative-config": {"model": "org/draft", "num_speculative_tokens": 3}}),
+        ("extra_body", {"chat_template_kwargs": {"tokens": [1, 2]}, "messages": "[not json", "api_key": None}),
+    ],
+)
+def test_configuration_without_a_secret_is_taken(key, settings):
+    assert getattr(build({**load_option("backend", "simulated"), key: settings}, "backend"), key) == settings
 
 
 def environment_of(monkeypatch, variables, **settings):
