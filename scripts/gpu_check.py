@@ -86,7 +86,7 @@ def sections(folder: Path) -> list[Section]:
     """All sections for this machine, in order."""
     on_gpu = bool(provenance.gpu_names())
     names = list(engines())
-    pytest = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # -q is in its settings: twice it says no counts
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
     listed = [Section(f"install:{name}", (PYTHON, "-m", "sweep", "backends", "install", name)) for name in names]
     for name in names:
