@@ -245,9 +245,9 @@ def test_experiments_without_published_figures_name_their_study(
     assert main(["studies", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert text.startswith(title)
-    assert f"{experiment} repeats its " in text
+    assert f"{experiment} repeats the study's " in text
     assert main(["studies", str(tmp_path), "--markdown"]) == 0
-    assert f"{experiment} repeats its " in capsys.readouterr().out
+    assert f"{experiment} repeats the study's " in capsys.readouterr().out
 
 
 def points(column: str, figures: dict[float, float | tuple[float, float, float]], **asked: Any) -> pd.DataFrame:
@@ -279,7 +279,13 @@ def test_memory_that_grows_in_a_straight_line() -> None:
 
 
 def test_who_gains_most_is_not_who_is_fastest() -> None:
-    fields = {"kind": "gains", "column": "speed", "over": "batch_size", "ends": (1, 8), "lines": ("backend",)}
+    fields: dict[str, Any] = {
+        "kind": "gains",
+        "column": "speed",
+        "over": "batch_size",
+        "ends": (1, 8),
+        "lines": ("backend",),
+    }
     fast = points("speed", {1: 100.0, 8: 300.0}, backend="fast")
     steep = points("speed", {1: 10.0, 8: 60.0}, backend="steep")
     short = points("speed", {1: 1.0, 4: 90.0}, backend="short")  # without the larger size
