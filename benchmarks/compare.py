@@ -1,36 +1,51 @@
 """False alarms of `sweep compare --fail-if`, and planted slow-downs that it finds at the budget that it prints.
 
-    python -m benchmarks.compare [--draws 200]
+    python -m benchmarks.compare [--draws 2000]
 
-The launches are those of docs/measurements/compare_launches.csv (paired_launches.py): a real llama.cpp, two launches of
-one configuration back to back in every block, and one for each planted slow-down. Comparisons are drawn from them in
-whole blocks, of as many launches as the comparison asks for, and judged by the functions that the command uses. The
-tables are written to docs/measurements/compare.md, between its marks.
+The launches are those of docs/measurements/compare_launches.csv (paired_launches.py) of a real llama.cpp. A pair is two
+launches back to back: of one configuration (A/A), or of a planted slow-down and the nearest launch without. Comparisons
+of as many pairs as the command asks for are drawn in whole pairs, with replacement: without it, the half of all pairs
+would differ less from their mean than fresh ones do. They are judged by the functions that the command uses, and beside
+them stands the power of the same test by its formula. The tables are written to docs/measurements/compare.md, between
+its marks.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from analysis.compare.conditions import condition
 from analysis.compare.matching import Match
 from analysis.compare.noise import FEWEST_COMPARISONS, MachineNoise
 from analysis.compare.output import reach
+from analysis.compare.ratio import CHANCES
 from analysis.compare.verdicts import PointComparison, point_comparison
 from analysis.quantities import compared_column
+from analysis.statistics.intervals import CONFIDENCE
 from benchmarks.documents import write_section
 from benchmarks.paired_launches import AGAIN, PLANTED, REFERENCE, ROWS, read_rows
 from sweep import provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "compare.md"
 MARKS = ("<!-- tables: python -m benchmarks.compare -->", "<!-- end of tables -->")
+PILOTS = (5, 10, 30)  # pairs, of which a budget is printed
+LONGEST_PAUSE = pd.Timedelta(minutes=10)  # between two launches of one series
 SEQUENTIAL = (3, 5, 10)  # launches a side of runs measured one after the other
 QUANTITY = compared_column("output_throughput", ())
 FAIL_IF = condition("output_throughput < -3%")
+
+
+class Pairs(NamedTuple):
+    """Launches, and those that are compared with them, in the same order."""
+
+    first: pd.DataFrame
+    second: pd.DataFrame
 
 
 def launches(path: Path) -> pd.DataFrame:
@@ -40,10 +55,28 @@ def launches(path: Path) -> pd.DataFrame:
     return frame.assign(replicate=frame["block"], seed=frame["block"], launch=launch)
 
 
-def arm(frame: pd.DataFrame, name: str, blocks: Iterable[int] | None = None) -> pd.DataFrame:
-    """The launches of one arm, of these blocks or all."""
-    chosen = frame[frame["arm"] == name].set_index("block")
-    return chosen if blocks is None else chosen.loc[list(blocks)]
+def arm(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The launches of one arm."""
+    return frame[frame["arm"] == name].set_index("block")
+
+
+def pairs(frame: pd.DataFrame, other: str) -> Pairs:
+    """The launches of an arm, and for each the launch without a slow-down that is next to it; both by their block."""
+    second = arm(frame, other)
+    unchanged = [REFERENCE] if other == AGAIN else [REFERENCE, AGAIN]
+    adjacent = frame[frame["arm"].isin(unchanged)].set_index("block")
+    adjacent = adjacent[(adjacent["position"] - second["position"].reindex(adjacent.index)).abs() == 1]
+    return Pairs(adjacent, second.loc[adjacent.index])
+
+
+def drawn(sides: Pairs, random: np.random.Generator, launched: int) -> PointComparison:
+    """A comparison of so many pairs, each drawn from all; a pair that comes again is a replicate of its own."""
+    chosen = random.integers(0, len(sides.first), launched)
+    numbers = np.arange(launched)
+    first, second = (
+        side.iloc[chosen].assign(replicate=numbers, seed=numbers, launch=numbers.astype(str)) for side in sides
+    )
+    return compared(first, second)
 
 
 def compared(first: pd.DataFrame, second: pd.DataFrame, noise: MachineNoise | None = None) -> PointComparison:
@@ -51,11 +84,13 @@ def compared(first: pd.DataFrame, second: pd.DataFrame, noise: MachineNoise | No
     return point_comparison("reference", "other", Match("llamacpp", first, second), QUANTITY, noise=noise)
 
 
-def in_pairs(frame: pd.DataFrame, other: str, launched: int, count: int) -> list[PointComparison]:
-    """Comparisons of an arm with the reference, in whole pairs, which no comparison has twice."""
-    random, blocks = np.random.default_rng(launched), arm(frame, other).index
-    samples = (random.choice(blocks, launched, replace=False) for _ in range(count))
-    return [compared(arm(frame, REFERENCE, each), arm(frame, other, each)) for each in samples]
+def power(sides: Pairs, launched: int) -> float:
+    """The probability that FAIL_IF is met by so many pairs of the normal distribution with their mean and spread."""
+    logs = np.log(sides.second[QUANTITY.column] / sides.first[QUANTITY.column])
+    error = logs.std(ddof=1) / np.sqrt(launched)
+    errors = error * np.sqrt(special.chdtri(launched - 1, CHANCES) / (launched - 1))
+    below = np.minimum(np.log1p(FAIL_IF.change), -special.stdtrit(launched - 1, (1 + CONFIDENCE) / 2) * errors)
+    return float(special.ndtr((below - logs.mean()) / error).mean())
 
 
 def one_after_the_other(
@@ -77,32 +112,75 @@ def alarms(comparisons: Sequence[PointComparison]) -> str:
 
 def table_of_arms(frame: pd.DataFrame) -> Iterator[str]:
     """What was measured of each arm."""
-    yield "| arm | launches | stopped for | median, tokens/s | ratio to the reference | 95 % interval |"
-    yield "|---|---|---|---|---|---|"
+    columns = (
+        "arm",
+        "launches",
+        "stopped for",
+        "median, tokens/s",
+        "pairs",
+        "they differ by",
+        "ratio",
+        "95 % interval",
+    )
+    yield f"| {' | '.join(columns)} |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name in (REFERENCE, AGAIN, *PLANTED):
-        rows, each = arm(frame, name), compared(arm(frame, REFERENCE), arm(frame, name))
-        ratio = "— | —" if name == REFERENCE else f"{each.ratio:.3f} | {each.low:.3f} to {each.high:.3f}"
+        rows = arm(frame, name)
+        of_pairs = "— | — | — | —"
+        if name != REFERENCE:
+            sides = pairs(frame, name)
+            each = compared(*sides)
+            deviation = np.log(sides.second[QUANTITY.column] / sides.first[QUANTITY.column]).std(ddof=1)
+            of_pairs = f"{each.units} | {deviation:.1%} | {each.ratio:.3f} | {each.low:.3f} to {each.high:.3f}"
         median = rows["output_throughput"].median()
-        yield f"| {name} | {len(rows)} | {rows['stopped_share'].mean():.1%} | {median:.1f} | {ratio} |"
+        yield f"| {name} | {len(rows)} | {rows['stopped_share'].mean():.1%} | {median:.1f} | {of_pairs} |"
 
 
 def table_of_pairs(frame: pd.DataFrame, all_pairs: PointComparison, count: int) -> Iterator[str]:
     """Alarms in pairs, at the budgets that the command prints of the whole study."""
-    yield f"| {count} comparisons, in pairs | launches a side | minutes | fail the build |"
-    yield "|---|---|---|---|"
+    yield f"| {count} comparisons, in pairs | launches a side | minutes | fail the build | by the formula |"
+    yield "|---|---|---|---|---|"
     for name, launched in zip(PLANTED, all_pairs.launches, strict=True):
         for other, title in ((AGAIN, "A/A"), (name, name)):
-            enough = launched <= len(arm(frame, other))
-            failed = alarms(in_pairs(frame, other, launched, count)) if enough else "not drawn: too few pairs"
-            yield f"| {title} | {launched} | {launched * all_pairs.launch_minutes:.1f} | {failed} |"
+            sides, random = pairs(frame, other), np.random.default_rng(launched)
+            failed = alarms([drawn(sides, random, launched) for _ in range(count)])
+            minutes = launched * all_pairs.launch_minutes
+            yield f"| {title} | {launched} | {minutes:.1f} | {failed} | {power(sides, launched):.1%} |"
+
+
+def table_of_pilots(frame: pd.DataFrame, count: int) -> Iterator[str]:
+    """Slow-downs found at the budgets that few A/A pairs print, which know the spread less well."""
+    yield f"| {count} pilots of A/A pairs | asked for, for 10 % | found | asked for, for 20 % | found |"
+    yield "|---|---|---|---|---|"
+    alike, slower = pairs(frame, AGAIN), [pairs(frame, name) for name in PLANTED]
+    for size in PILOTS:
+        random = np.random.default_rng(size)
+        budgets = np.array([drawn(alike, random, size).launches for _ in range(count)])
+        row = [f"of {size} pairs"]
+        for sides, asked in zip(slower, budgets.T, strict=True):
+            found = [launched > 0 and FAIL_IF.met(drawn(sides, random, launched)) for launched in asked]
+            row += [
+                f"{np.median(asked):.0f} (half of them {np.quantile(asked, 0.25):.0f} to"
+                f" {np.quantile(asked, 0.75):.0f})",
+                f"{np.mean(found):.1%}",
+            ]
+        yield f"| {' | '.join(row)} |"
+
+
+def last_series(frame: pd.DataFrame) -> pd.DataFrame:
+    """The launches of one configuration in their order, since the last pause between blocks."""
+    ordered = frame.sort_values("started_at", kind="stable")
+    pauses = pd.to_datetime(ordered["started_at"]).diff() > LONGEST_PAUSE
+    series = ordered[pauses.cumsum() == pauses.sum()]
+    alike = series[series["arm"].isin([REFERENCE, AGAIN])]
+    return alike.assign(replicate=range(len(alike)), seed=range(len(alike)))
 
 
 def table_of_runs(frame: pd.DataFrame, count: int) -> Iterator[str]:
-    """Alarms between runs one after the other, of the second half; the first half is for the noise."""
+    """Alarms between runs one after the other, of the second half of a series; the first half is for the noise."""
     yield f"| {count} A/A comparisons, one run after the other | launches a side | fail the build | with `--noise` |"
     yield "|---|---|---|---|"
-    alike = frame[frame["arm"].isin([REFERENCE, AGAIN])].sort_values("started_at", kind="stable")
-    alike = alike.assign(replicate=range(len(alike)), seed=range(len(alike)))
+    alike = last_series(frame)
     half = len(alike) // 2
     noise = MachineNoise("the first half", [alike.iloc[:half]])
     for launched in SEQUENTIAL:
@@ -114,10 +192,11 @@ def table_of_runs(frame: pd.DataFrame, count: int) -> Iterator[str]:
 
 def conditions(frame: pd.DataFrame) -> str:
     """When the launches were made, and the state of the machine."""
-    first, last = frame["started_at"].min()[:16], frame["started_at"].max()[:16]
-    load = frame["load_average"]
+    begins, load = frame["started_at"].sort_values(), frame["load_average"]
+    series = (pd.to_datetime(begins).diff() > LONGEST_PAUSE).cumsum()
+    times = [f"{each.iloc[0][:16]} to {each.iloc[-1][11:16]}" for _, each in begins.groupby(series)]
     return (
-        f"{len(frame)} launches in {frame['block'].nunique()} blocks, {first} to {last} UTC; the load"
+        f"{len(frame)} launches in {frame['block'].nunique()} blocks, {' and '.join(times)} UTC; the load"
         f" average was {load.min():.1f} to {load.max():.1f} (median {load.median():.1f}). Judged at commit"
         f" {(provenance.commit() or 'unknown')[:12]}."
     )
@@ -125,16 +204,22 @@ def conditions(frame: pd.DataFrame) -> str:
 
 def tables(frame: pd.DataFrame, count: int) -> list[str]:
     """The tables of the document, and what stands above them."""
-    all_pairs = compared(arm(frame, REFERENCE), arm(frame, AGAIN))
+    all_pairs = compared(*pairs(frame, AGAIN))
     printed = ["What the command prints below the table of all A/A pairs:", ""]
     printed += [f"    {line}" for line in reach([all_pairs])]
-    parts = (table_of_arms(frame), printed, table_of_pairs(frame, all_pairs, count), table_of_runs(frame, count))
+    parts = (
+        table_of_arms(frame),
+        printed,
+        table_of_pairs(frame, all_pairs, count),
+        table_of_pilots(frame, count // 2),
+        table_of_runs(frame, count),
+    )
     return [conditions(frame), *(line for part in parts for line in ("", *part))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--launches", type=Path, default=ROWS, help="others than the document's are only printed")
     options = parser.parse_args()
     lines = tables(launches(options.launches), options.draws)

@@ -4,8 +4,9 @@
 
 The simulated engine's scheduler takes longer for each step while a knob is off, and longer still while two are; its
 launches differ by SPREAD. `sweep run` measures all 16 combinations of four knobs, LAUNCHES times, and `sweep explain`
-divides the gain without seeing a cost. The truth is worked out from the costs, over all orders of the knobs. Two sets
-of costs: one that is written here, and one drawn from the seed. The last line of the output is JSON.
+divides the gain without seeing a cost: into shares, and what each knob brings alone and last and each pair together.
+The truth is worked out from the costs, over all orders of the knobs. Two sets of costs: one that is written here, and
+one drawn from the seed. The last line of the output is JSON.
 """
 
 import argparse
@@ -14,8 +15,8 @@ import math
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
-from itertools import permutations
+from collections.abc import Iterator, Sequence
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,23 @@ class Row(NamedTuple):
     estimated: float
     low: float
     high: float
+
+
+class Gain(NamedTuple):
+    """What one knob brings with all others off (alone) or on (last), or two together: times, of one quantity."""
+
+    costs: str
+    column: str
+    kind: str
+    name: str
+    planted: float
+    estimated: float
+    low: float
+    high: float
+
+    @property
+    def is_inside(self) -> bool:
+        return self.low <= self.planted <= self.high
 
 
 def drawn_costs(seed: int) -> Costs:
@@ -89,6 +107,47 @@ def true_shares(costs: Costs, column: str) -> dict[str, float]:
     return {knob: gain / whole for knob, gain in gains.items()}
 
 
+def true_gains(costs: Costs, column: str) -> dict[tuple[str, str], float]:
+    """The factors of `alone` and `last` by knob, and of the interactions by pair, as `sweep explain` defines them."""
+    every = frozenset(KNOBS)
+    combination_sets = [frozenset(each) for size in range(len(KNOBS) + 1) for each in combinations(KNOBS, size)]
+    sign = -1 if column == "output_throughput" else 1
+    logs = {on: sign * seconds(costs, on, column) for on in combination_sets}
+    gains = {}
+    for knob in KNOBS:
+        gains["alone", knob] = logs[frozenset([knob])] - logs[frozenset()]
+        gains["last", knob] = logs[every] - logs[every - {knob}]
+    for one, other in combinations(KNOBS, 2):
+        rest = [on for on in combination_sets if not on & {one, other}]
+        both = [logs[on | {one, other}] - logs[on | {one}] - logs[on | {other}] + logs[on] for on in rest]
+        gains["interaction", f"{one} × {other}"] = sum(both) / len(both)
+    return {key: math.exp(gain) for key, gain in gains.items()}
+
+
+def compared_gains(name: str, costs: Costs, records: list[dict[str, Any]]) -> list[Gain]:
+    """The gains that were found beside the planted ones."""
+    rows = []
+    for record in records:
+        planted = true_gains(costs, record["column"])
+        found = [(kind, record["name"], kind) for kind in ("alone", "last")] if record["entry"] == "part" else []
+        found += [("interaction", record["name"], "gain")] if record["entry"] == "interaction" else []
+        for kind, label, key in found:
+            figures = (record[key], record[f"{key}_ci_low"], record[f"{key}_ci_high"])
+            rows.append(Gain(name, record["column"], kind, label, planted[kind, label], *figures))
+    return rows
+
+
+def gains_table(gains: Sequence[Gain]) -> Iterator[str]:
+    """A row of Markdown for each gain; the cost's are those of throughput, turned over."""
+    yield "| costs | figure | what | of | planted | found | 95 % interval |"
+    yield "|---|---|---|---|---|---|---|"
+    for each in (gain for gain in gains if gain.column != "cost_per_million_tokens"):
+        figures = f"{each.planted:.3f}× | {each.estimated:.3f}× | {each.low:.3f} to {each.high:.3f}"
+        yield f"| {each.costs} | {each.column} | {each.kind} | {each.name} | {figures} |"
+    worst = max(abs(each.estimated / each.planted - 1) for each in gains)
+    yield f"\nlargest error: {worst:.1%}; in its interval: {sum(each.is_inside for each in gains)} of {len(gains)}"
+
+
 def compared(name: str, costs: Costs, records: list[dict[str, Any]]) -> list[Row]:
     rows = []
     for column in dict.fromkeys(record["column"] for record in records):
@@ -108,7 +167,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     sets = {"written": WRITTEN, f"seed-{options.seed}": drawn_costs(options.seed)}
-    rows = [row for name, costs in sets.items() for row in compared(name, costs, measure(costs, options.folder / name))]
+    records = {name: measure(costs, options.folder / name) for name, costs in sets.items()}
+    rows = [row for name, costs in sets.items() for row in compared(name, costs, records[name])]
+    gains = [gain for name, costs in sets.items() for gain in compared_gains(name, costs, records[name])]
     print("| costs | figure | knob | planted share | found | 95 % interval | off by (points) |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
@@ -118,7 +179,9 @@ def main(arguments: Sequence[str]) -> None:
     worst = max(abs(row.estimated - row.planted) for row in rows)
     inside = sum(row.low <= row.planted <= row.high for row in rows)
     print(f"\nlargest error: {100 * worst:.1f} points; in its interval: {inside} of {len(rows)}")
-    print(json.dumps({"costs": sets, "rows": [row._asdict() for row in rows], "worst": worst}))
+    print("\n".join(["", *gains_table(gains)]))
+    printed = {"costs": sets, "rows": [row._asdict() for row in rows], "gains": [gain._asdict() for gain in gains]}
+    print(json.dumps({**printed, "worst": worst}))
 
 
 if __name__ == "__main__":

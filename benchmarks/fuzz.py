@@ -8,7 +8,9 @@ the documentation on them are in tests/fuzz.py. No case may use more than 6 GiB.
 """
 
 import argparse
+import importlib
 import json
+import pkgutil
 import resource
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import analysis
 from sweep.__main__ import main as sweep
 from sweep.config import ROOT
 from tests.fuzz import HANG, Case, Finding, cases, check, command_line, complete, experiment, judge
@@ -49,8 +52,11 @@ def in_process(case: Case, folder: Path) -> Finding:
         problem = judge(case, arguments, status, output, error)
     except subprocess.TimeoutExpired:
         problem = "still running"
+    seconds = time.monotonic() - begin
+    if problem is None and seconds > HANG:
+        problem = f"still running after {HANG} s"
     named = case._replace(kind=f"{case.kind.partition(':')[0] if case.file else 'command line'} as a process")
-    return Finding(named, status, problem, error, time.monotonic() - begin)
+    return Finding(named, status, problem, error, seconds)
 
 
 def entries(findings: Iterator[Finding]) -> Iterator[dict[str, Any]]:
@@ -109,7 +115,11 @@ def main() -> None:
     pairs = zip(
         *(islice(cases(chosen.seed, make), chosen.first, last) for make in (command_line, experiment)), strict=True
     )
-    sweep(["backend=simulated", "cluster=inline", "dry_run=true"])  # imports, which are no part of a case's time
+    # Imports are no part of a case's time, and an alarm amid one would leave half a module to the next cases.
+    importlib.import_module("matplotlib.pyplot")
+    for _, name, _ in pkgutil.walk_packages(analysis.__path__, "analysis."):
+        importlib.import_module(name)
+    sweep(["backend=simulated", "cluster=inline", "dry_run=true"])
     with tempfile.TemporaryDirectory() as name, chosen.results[0].open("a") as results:
         findings = (run(case, Path(name)) for case in chain.from_iterable(pairs))
         for entry in entries(findings):

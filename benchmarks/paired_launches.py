@@ -1,12 +1,14 @@
 """Launches of a real llama.cpp, back to back: of one configuration in pairs, and slowed down by a planted share.
 
-    python -m benchmarks.paired_launches [--blocks 100] [--pause-while FILE]
+    python -m benchmarks.paired_launches [--blocks 200] [--pause-while FILE]
 
-A block holds two launches of one configuration, one after the other; every second block also one for each of PLANTED,
-in random order. All launches of a block get the same prompts. An engine that is slowed down is stopped for that share
-of the time (duty_cycle.py); the others have the same process beside them, which stops nothing. Every launch is a row of
-docs/measurements/compare_launches.csv, written when its block is complete: run it again, and it goes on there.
-`python -m benchmarks.compare` judges them.
+A block holds two launches of one configuration, one after the other, and before and behind them one for each of
+PLANTED, in random order: every launch of a planted slow-down is next to one without, as close as those two are to each
+other. All launches of a block get the same prompts. An engine that is slowed down is stopped for that share of the time
+(duty_cycle.py); the others have the same process beside them, which stops nothing. Every launch is a row of
+docs/measurements/compare_launches.csv, written when its block is complete: run it again, and it goes on there. (Its
+first 100 blocks have the slow-downs in every second block only, and anywhere in it.) `python -m benchmarks.compare`
+judges them.
 """
 
 import argparse
@@ -143,13 +145,12 @@ def measure_launch(study: Study, block: int, position: int, arm: str) -> LaunchR
 
 
 def block_order(block: int) -> list[str]:
-    """The arms of a block in random order, the two of one configuration one after the other."""
+    """The arms of a block in random order: the two of one configuration between the slow-downs."""
     chance = random.Random(block)
-    alike = [REFERENCE, AGAIN]
+    alike, planted = [REFERENCE, AGAIN], list(PLANTED)
     chance.shuffle(alike)
-    groups = [alike, *([name] for name in PLANTED if block % 2 == 0)]
-    chance.shuffle(groups)
-    return [arm for group in groups for arm in group]
+    chance.shuffle(planted)
+    return [planted[0], *alike, planted[1]]
 
 
 def read_rows(path: Path = ROWS) -> list[LaunchRow]:
@@ -176,7 +177,7 @@ def write_rows(rows: Sequence[LaunchRow], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=100)
+    parser.add_argument("--blocks", type=int, default=200)
     parser.add_argument("--model", default="tiny-llama")
     parser.add_argument("--pause-while", type=Path, metavar="FILE", help="no block begins while it exists")
     parser.add_argument("--output", type=Path, default=ROWS)

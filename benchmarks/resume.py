@@ -22,6 +22,7 @@ from sweep.config import ROOT
 from sweep.disk.ledger import Ledger
 from sweep.disk.lines import sealed
 from sweep.disk.run_files import RunPaths, read_plan
+from sweep.disk.texts import Texts
 from sweep.drive.monitor.totals import count_anew, write_totals
 
 
@@ -60,10 +61,14 @@ def measure(arguments: list[str], kill_after: str | None = None) -> Cost:
 
 
 def done_row(sample: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """A row of realistic size for this trial of the plan."""
+    """A row of realistic size for this trial of the plan: each replicate is a launch, whose facts are its own."""
+    deployment, attempt = entry["deployment_id"], str(entry["replicate"] + 1)
+    log, own_log = (f"/{row}/engine.log" for row in (f"{sample['deployment_id']}/1", f"{deployment}/{attempt}"))
     return sample | {
         "trial_id": entry["trial_id"],
-        "deployment_id": entry["deployment_id"],
+        "deployment_id": deployment,
+        "attempt": attempt,
+        "engine_facts": sample["engine_facts"].replace(log, own_log),
         "replicate": entry["replicate"],
         "seed": entry["seed"],
         "config": json.dumps(entry["config"]),
@@ -78,8 +83,10 @@ def begin(out: Path, trials: int) -> Cost:
     sample = next((row for row in rows if row["outcome"] == "ok"), None)
     assert sample is not None, f"the first trial is not ok: {begun.output}"
     entries = [entry for entry in read_plan(out / "plan.jsonl") if entry["kind"] == "trial"]
+    texts = Texts()
     with (out / "ledger.jsonl").open("ab") as ledger:
-        ledger.writelines(sealed({"event": "trial", "row": done_row(sample, entry)}) for entry in entries)
+        for entry in entries:
+            ledger.writelines(map(sealed, texts.stored(done_row(sample, entry))))
     return begun
 
 

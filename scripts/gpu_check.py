@@ -1,12 +1,14 @@
 """Check on a machine with a GPU what no machine without one can: `scripts/gpu-check [SECTION...]`.
 
-Each section takes under ten minutes and leaves its result in a folder, so ten minutes on a machine at a time will do:
-the same command goes on with the sections that have none, and the report (report.md there) is made anew after each.
-Without a GPU the same sections run on the CPU's engines, which rehearses everything but the kernels.
+Each section ends within ten minutes and leaves its result in a folder, so ten minutes on a machine at a time will do:
+the same command goes on with the sections that are not `ok` yet, first those that have not been tried. An engine that
+is compiled takes longer to install: its section ends as `timeout`, and goes on where it was. The report (report.md
+there) is made anew after each section. Without a GPU the same sections run on the CPU's engines, which rehearses
+everything but the kernels.
 
     scripts/gpu-check --list                        the sections and their commands
-    scripts/gpu-check                               all that have no result yet
-    scripts/gpu-check conformance:vllm memory       these, anew
+    scripts/gpu-check                               all that are not ok yet
+    scripts/gpu-check conformance:vllm memory:vllm  these, anew
     scripts/gpu-check --wheels DIR --fetch vllm     put the wheels of an engine's environment into a folder
     scripts/gpu-check --wheels DIR                  without network: install from that folder alone
 """
@@ -18,8 +20,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,8 @@ from backends.prepare import environments, fit, locks
 from sweep import provenance
 from sweep.config import ROOT, cache_directory
 
-LIMIT = 600.0  # s of a section
+LIMIT = 570.0  # s of a section's command: it has time to end within ten minutes
+GRACE = 25.0  # s to end in, once it is told to
 PYTHON = sys.executable
 PYTORCH = "https://download.pytorch.org/whl"
 REFERENCE = "transformers"  # the backend in whose environment the reference answers are made
@@ -42,6 +46,10 @@ BOUND = ("workload=qa", "load.batch_size=1,16", "workload.num_requests=32", "wor
 REHEARSAL = ("load.batch_size=1,4", "workload.num_requests=4", "workload.output_tokens=8")  # without a GPU
 
 
+def nothing() -> None:
+    """Nothing is against a section."""
+
+
 @dataclass(frozen=True)
 class Section:
     """One check: the command that makes it, and the folder of the run whose rows it reports, if it is a sweep."""
@@ -49,7 +57,7 @@ class Section:
     name: str
     command: tuple[str, ...]
     out: str | None = None
-    skipped: str | None = None  # why this machine cannot make it
+    obstacle: Callable[[], str | None] = nothing  # why it cannot be made now: asked when its turn comes
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class Result:
     outcome: str  # ok | failed | timeout | skipped
     seconds: float
     detail: str
+    time: str  # when it ended, as ISO 8601 in UTC
+    commit: str | None
 
 
 def engines() -> dict[str, str]:
@@ -76,14 +86,16 @@ def sections(folder: Path) -> list[Section]:
     """All sections for this machine, in order."""
     on_gpu = bool(provenance.gpu_names())
     names = list(engines())
-    pytest = (PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
-    listed = [Section(f"install:{name}", (PYTHON, "-m", "sweep", "backends", "install", name)) for name in names]
+    pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # -q is in its settings: twice it says no counts
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
+    listed = [Section(f"install:{name}", (PYTHON, "-m", "sweep", "backends", "install", name)) for name in names]
     for name in names:
-        listed.append(Section(f"conformance:{name}", (*conformance, _only(name, names)), skipped=_obstacle(name)))
-    tests = "tests/engines/test_gpu_memory.py" if on_gpu else "tests/engines/test_memory.py"
-    listed.append(Section("memory", (*pytest, tests)))
-    listed.append(Section("reset", (*conformance, "forgets_prompts")))
+        asked = f"{_only(name, names)} and not forgets_prompts"
+        listed.append(Section(f"conformance:{name}", (*conformance, asked), obstacle=partial(_obstacle, name)))
+    listed += _memory(names, pytest, on_gpu)
+    for name in filter(_resets, names):
+        asked = f"{_only(name, names)} and forgets_prompts"
+        listed.append(Section(f"reset:{name}", (*conformance, asked), obstacle=partial(_obstacle, name)))
     listed.append(_power(folder, on_gpu))
     listed.append(_two_gpus(folder))
     model = "random-llama-2-7b" if on_gpu else "smollm2"
@@ -96,11 +108,28 @@ def sections(folder: Path) -> list[Section]:
 
 
 def _obstacle(name: str) -> str | None:
-    """Why the environment of a backend does not run on this machine, as the conformance tests judge it."""
+    """Why the engine of a backend cannot be launched now on this machine."""
     spec = _environment(installed.configured(name).env)
     if problem := fit.problem(spec, provenance.host()):
         return problem
-    return f"environment {spec.name} has no lock for this machine" if locks.needed(spec) else None
+    ready = environments.built(spec, cache_directory(None))
+    return None if ready else f"environment {spec.name} is not installed yet: install:{name} comes first"
+
+
+def _memory(names: Sequence[str], pytest: Sequence[str], on_gpu: bool) -> Iterator[Section]:
+    """Out of memory on purpose: on GPUs one engine a section."""
+    if not on_gpu:
+        yield Section("memory", (*pytest, "tests/engines/test_memory.py"))
+        return
+    for name in names:
+        command = (*pytest, "tests/engines/test_gpu_memory.py", "-k", _only(name, names))
+        yield Section(f"memory:{name}", command, obstacle=partial(_obstacle, name))
+
+
+def _resets(name: str) -> bool:
+    """Return whether a backend's prompt cache can be reset, and counts its hits, by which a reset shows."""
+    backend = installed.configured(name)
+    return bool(backend.reset_paths) and "prefix_cache_hits_total" in backend.metric_names
 
 
 def _environment(choice: EnvironmentChoice) -> EnvironmentSpec:
@@ -137,10 +166,10 @@ def _two_gpus(folder: Path) -> Section:
     visible = gpus.visible()
     parts = any(gpu.uuid.startswith("MIG-") for gpu in visible)
     count = 1 if parts else 2
-    skipped = None if parts or len(visible) > 1 else f"{len(visible)} GPUs here, no part of one (MIG)"
+    obstacle = nothing if parts or len(visible) > 1 else lambda: f"{len(visible)} GPUs here, no part of one (MIG)"
     words = ("backend=vllm", f"backend.gpus={count}", "model=tiny-llama", "workload=qa", "workload.num_requests=8")
     command = (PYTHON, "-m", "sweep", *words, "load.batch_size=4", *TRIAL, f"out={out}")
-    return Section("two_gpus", command, out, skipped)
+    return Section("two_gpus", command, out, obstacle)
 
 
 def environ(wheels: Path | None) -> dict[str, str]:
@@ -152,25 +181,44 @@ def environ(wheels: Path | None) -> dict[str, str]:
     return {**os.environ, **settings}
 
 
-def run(section: Section, folder: Path, wheels: Path | None, limit: float = LIMIT) -> Result:
-    """Run a section's command, its output in the folder."""
-    if section.skipped:
-        return Result(section.name, "skipped", 0.0, section.skipped)
+def run(
+    section: Section, folder: Path, wheels: Path | None, before: Result | None = None, limit: float | None = None
+) -> Result:
+    """Run a section's command, its output in the folder. A sweep that had a result `before` starts afresh.
+
+    One that was cut off goes on instead.
+    """
+    if reason := section.obstacle():
+        return _result(section, "skipped", 0.0, reason)
     begin = time.monotonic()
     log = folder / f"{section.name.replace(':', '-')}.log"
+    afresh = ("fresh=true",) if section.out and before and before.outcome != "timeout" else ()
     with log.open("w") as file:
         streams = {"stdout": file, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(section.command, cwd=ROOT, env=environ(wheels), **streams)
+        process = subprocess.Popen((*section.command, *afresh), cwd=ROOT, env=environ(wheels), **streams)
         try:
-            outcome = "ok" if process.wait(limit) == 0 else "failed"
+            outcome = "ok" if process.wait(limit or LIMIT) == 0 else "failed"
         except subprocess.TimeoutExpired:
             outcome = "timeout"
         finally:  # also when this process is told to end
-            process.terminate()
-            process.wait()
+            _end(process)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     measured = "; ".join(rows(Path(section.out))) if section.out else ""
-    return Result(section.name, outcome, time.monotonic() - begin, measured or (lines or ["no output"])[-1][:200])
+    return _result(section, outcome, time.monotonic() - begin, measured or (lines or ["no output"])[-1][:200])
+
+
+def _result(section: Section, outcome: str, seconds: float, detail: str) -> Result:
+    return Result(section.name, outcome, seconds, detail, provenance.now(), provenance.commit())
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a section's process, which ends its engines and compilers."""
+    process.terminate()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:  # its supervisors end what it has started
+        process.kill()
+        process.wait()
 
 
 def rows(out: Path) -> Iterator[str]:
@@ -199,14 +247,18 @@ def energy(out: Path, row: Mapping[str, Any]) -> str:
 
 def report(folder: Path, listed: Sequence[Section]) -> str:
     """The report of all results so far: the machine, the versions, and a line for each section."""
-    host = provenance.host()
+    host, machine, results = provenance.host(), provenance.hardware(), load_results(folder)
+    made = [results[section.name] for section in listed if section.name in results]
+    commits = ", ".join(dict.fromkeys(result.commit or "unknown" for result in made))
+    times = sorted(result.time[:16].replace("T", " ") for result in made)
     facts = {name: getattr(host, name) for name in ("driver", "capability", "nvcc", "glibc", "python")}
-    lines = ["# What runs on this machine", "", f"Made by `scripts/gpu-check` at commit {provenance.commit()}.", ""]
-    lines += [f"- GPUs: {', '.join(host.gpus) or 'none: a rehearsal on the CPU'}"]
+    lines = ["# What runs on this machine", ""]
+    lines += [f"Made by `scripts/gpu-check` at commit {commits}, from {times[0]} to {times[-1]} (UTC).", ""]
+    lines += [f"- GPUs: {', '.join(host.gpus) or 'none, a rehearsal on the CPU'}"]
+    lines += [f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB of memory"]
     lines += [f"- {', '.join(f'{name} {value}' for name, value in facts.items() if value)}"]
     lines += [f"- {name}: {contents}" for name, contents in engines().items()]
     lines += ["", "| section | outcome | time | detail |", "|---|---|---|---|"]
-    results = load_results(folder)
     for section in listed:
         result = results.get(section.name)
         cells = (
@@ -219,6 +271,17 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
 def load_results(folder: Path) -> dict[str, Result]:
     results = [Result(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
     return {result.name: result for result in results}
+
+
+def pending(listed: Sequence[Section], named: Sequence[str], results: Mapping[str, Result]) -> list[Section]:
+    """The sections that are to be run now: those that are named, else all that are not ok, first those without result.
+
+    So one that fails or takes too long every time does not keep the others from their turns.
+    """
+    if named:
+        return [section for section in listed if section.name in named]
+    left = [section for section in listed if section.name not in results or results[section.name].outcome != "ok"]
+    return sorted(left, key=lambda section: section.name in results)
 
 
 def fetch(names: Sequence[str], wheels: Path) -> int:
@@ -268,15 +331,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no section {min(unknown)}; allowed: {', '.join(section.name for section in listed)}")
     if options.list:
         for section in listed:
-            print(f"{section.name}: {section.skipped or ' '.join(section.command[1:])}")
+            print(f"{section.name}: {section.obstacle() or ' '.join(section.command[1:])}")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    done = set() if options.sections else set(load_results(folder))
-    for section in listed:
-        if section.name in done or (options.sections and section.name not in options.sections):
-            continue
-        result = run(section, folder, options.wheels.absolute() if options.wheels else None)
+    wheels = options.wheels.absolute() if options.wheels else None
+    for section in pending(listed, options.sections, load_results(folder)):
+        result = run(section, folder, wheels, load_results(folder).get(section.name))
         (folder / f"{section.name.replace(':', '-')}.json").write_text(json.dumps(asdict(result)))
         print(f"{section.name}: {result.outcome} after {result.seconds:.0f} s: {result.detail}", flush=True)
         (folder / "report.md").write_text(report(folder, listed))

@@ -27,9 +27,10 @@ HEAD = """\
 
 One sweep of short trials on the simulated engine (launches of {launch} trials of one request each, real clocks), on a
 real Ray of nodes in network namespaces of one machine, each with an address, a small ext4 disk for its caches and a
-wall clock of its own; every other node does not see the results. Faults strike at random, drawn from the list below by
-the seed. A node that dies comes back with an empty disk. The same command is
-issued again until every trial is measured. Heartbeats, time-outs and back-offs are a quarter as long
+wall clock of its own (as the interpreter of each Python program reads it: a jump reaches neither the C++ below Ray nor
+the client's stamps); every other node does not see the results. Faults strike at random, drawn from the list below by
+the seed. A node that dies comes back with an empty disk. The same command is issued again until every trial is
+measured. Heartbeats, time-outs and back-offs are a quarter as long
 (`SWEEP_TIME_FACTOR={factor:g}`: a silent node is given up after {patience:g} s), and so is the night: recovery is
 tested, not timing, so a trial that the busy machine's client was too slow for (`client_limited`) counts as measured.
 The hub is down for up to {outage:g} s at a time.

@@ -5,7 +5,8 @@
     python scripts/studies.py --no-run        only the documents
 
 Experiments without results in that folder keep what the pages say of an earlier run.
-An interrupted script goes on where it stopped: each experiment is an ordinary run in results/studies/NAME.
+An interrupted script goes on where it stopped: each experiment is an ordinary run in results/studies/NAME. Beside it
+NAME.time.json keeps how long its command took, whether its folder was empty before, and what had to be built first.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +25,9 @@ import pandas as pd  # noqa: E402
 
 import analysis  # noqa: E402
 from analysis.studies.findings import published_rows  # noqa: E402
-from analysis.studies.printed import markdown_lines, own_table, run_conditions, table_lines  # noqa: E402
+from analysis.studies.printed import markdown_lines, own_table, repeated, run_conditions, table_lines  # noqa: E402
 from analysis.studies.tables import Study, all_studies  # noqa: E402
+from sweep.config import cache_directory  # noqa: E402
 from sweep.wording import count, duration_text  # noqa: E402
 
 STUDIES = ROOT / "docs" / "studies.md"
@@ -41,6 +44,12 @@ EXPERIMENTS = (
     "serving_ladder",
     "decomposition",
 )
+PREPARED = {  # folders of the cache, and what one of each is
+    "environments": "environment",
+    "models": "model",
+    "converted": "conversion",
+    "agreement": "reference",
+}
 
 
 def main() -> None:
@@ -50,14 +59,45 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "studies")
     options = parser.parse_args()
     for name in () if options.no_run else options.experiments or EXPERIMENTS:
-        line = [f"+experiment={name}", f"out={options.results / name}", "tracking=none"]
-        status = subprocess.run([sys.executable, "-m", "sweep", *line], cwd=ROOT).returncode
+        status = measure(name, options.results / name)
         print(f"{name}: exit status {status}", flush=True)
     folders = {name: options.results / name for name in EXPERIMENTS}
     runs = {name: folder for name, folder in folders.items() if (folder / "trials.parquet").is_file()}
     for page, lines in ((STUDIES, studies_page), (MEASUREMENTS, measurements_page)):
         text = "\n".join(lines(runs, sections(page)))
         page.write_text(f"{text}\n")
+
+
+def measure(name: str, folder: Path) -> int:
+    """Run an experiment's command, add its time to that of earlier parts, and return its exit status."""
+    timed = time_file(folder)
+    if not (folder / "ledger.jsonl").is_file():
+        timed.unlink(missing_ok=True)
+        parts = []
+    elif timed.is_file():
+        parts = json.loads(timed.read_text())
+    else:
+        parts = [None]  # an earlier part that nothing timed
+    before, begun = prepared(), time.monotonic()
+    line = [f"+experiment={name}", f"out={folder}", "tracking=none"]
+    status = subprocess.run([sys.executable, "-m", "sweep", *line], cwd=ROOT).returncode
+    seconds, new = time.monotonic() - begun, prepared() - before
+    counts = {kind: sum(path.startswith(f"{kind}/") for path in new) for kind in PREPARED}
+    parts.append({"seconds": seconds, "prepared": counts, "exit_status": status})
+    timed.parent.mkdir(parents=True, exist_ok=True)
+    timed.write_text(json.dumps(parts))
+    return status
+
+
+def time_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.time.json")
+
+
+def prepared() -> set[str]:
+    """What engines need that this machine's cache has: KIND/NAME."""
+    cache = cache_directory(None)
+    paths = (path for kind in PREPARED for path in (cache / kind).glob("*"))
+    return {f"{path.parent.name}/{path.name}" for path in paths if path.suffix not in (".lock", ".log")}
 
 
 def sections(page: Path) -> dict[str, list[str]]:
@@ -79,10 +119,13 @@ def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterat
         "What the published student and demo studies asked, the line that asks it again, and what their own",
         "tables say of their findings. `sweep studies RUN` judges a run: each finding is reproduced, not",
         "reproduced, not testable here, or contradicted by its own table; the report of such a run has the",
-        "same. A finding is reproduced only if it holds at the unfavourable ends of the intervals too. The",
-        "tables are data with their sources, `analysis/studies/data`; the runs beside them here are of the",
-        "small forms of a machine without a GPU, so only ratios can be compared, and most findings need the",
-        "study's hardware. `python scripts/studies.py` writes this page.",
+        "same. A finding is reproduced only if it holds at the unfavourable ends of the intervals too, of a",
+        "new launch, or of these launches, which is said; where a figure has no interval, as after a single",
+        "launch, its findings are not testable. What fits in memory goes by outcomes, and the studies' own",
+        "tables, which have no intervals, by their figures. The tables are data with their sources,",
+        "`analysis/studies/data`; the runs beside them here are of the small forms of a machine without a",
+        "GPU, so only ratios can be compared, and most findings need the study's hardware.",
+        "`python scripts/studies.py` writes this page.",
     )
     for study in all_studies():
         yield from study_section(study, runs, earlier)
@@ -92,11 +135,10 @@ def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[s
     yield from ("", f"## {study.title}", "", study.asked, "")
     conditions = "; ".join(f"{key} {value}" for key, value in study.conditions.items())
     yield f"Source: {study.source}. Conditions: {conditions}."
-    experiments = dict.fromkeys([*study.tables, *(name for each in study.findings for name in each.experiments)])
-    yield from ("", "```", *(f"sweep +experiment={name}" for name in experiments), "```", "")
+    yield from ("", "```", *(f"sweep +experiment={name}" for name in study.experiments), "```", "")
     yield from ("| finding | claim | its own table |", "|---|---|---|")
     yield from (f"| `{each.name}` | {each.claim} | {own_table(study, each)} |" for each in study.findings)
-    for name in experiments:
+    for name in study.experiments:
         if name not in runs and name in earlier:
             yield from ("", *earlier[name])
             continue
@@ -105,10 +147,12 @@ def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[s
             if name in study.tables:
                 yield ""
                 yield from table_lines(published_rows(study.tables[name], pd.DataFrame()))
+            if name in study.without_figures:
+                yield from ("", repeated(study, name))
             continue
         results = analysis.open_results(runs[name])
         conditions = run_conditions(results)
-        yield from ("", f"### {name}", "", f"{conditions[0].upper()}{conditions[1:]}.", "")
+        yield from ("", f"### {name}", "", f"{conditions[0].upper()}{conditions[1:]}; {circumstances(runs[name])}", "")
         yield from markdown_lines(results)
         if copy_figure(runs[name], name):
             yield from ("", f"![Output throughput of {name}](images/studies/{name}.png)")
@@ -155,13 +199,13 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
 
 
 def circumstances(folder: Path) -> str:
-    """What was run, where and in what time, and how busy the machine was: all by the run's own files."""
+    """What was run, where and in what time, and how busy the machine was: by the run's own files and its clock's."""
     rows = analysis.load(folder)
     ran = rows.dropna(subset=["engine_version"])
     engines = sorted({f"{name} {version}" for name, version in zip(ran.backend, ran.engine_version, strict=True)})
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in rows["outcome"].value_counts().items())
     parts = [outcomes, ", ".join(engines), f"commit {', '.join(sorted(rows['commit'].dropna().unique()))}"]
-    return f"{'; '.join([*parts, *machine(rows), time_taken(folder)])}."
+    return f"{'; '.join([*parts, *machine(rows), launch_time(folder), *command_time(folder)])}."
 
 
 def machine(rows: pd.DataFrame) -> Iterator[str]:
@@ -173,7 +217,7 @@ def machine(rows: pd.DataFrame) -> Iterator[str]:
         yield f"load average {min(loads):.1f} to {max(loads):.1f} at the trials"
 
 
-def time_taken(folder: Path) -> str:
+def launch_time(folder: Path) -> str:
     """The time that all launches took together, by the ledger: on one machine they are one after another."""
     begun: dict[tuple[str, str], float] = {}
     times = []
@@ -184,6 +228,22 @@ def time_taken(folder: Path) -> str:
         elif event["event"] == "attempt_end":
             times.append(event["at"] - begun.pop((event["deployment_id"], event["attempt"])))
     return f"{count(len(times), 'launch')} took {duration_text(sum(times))}"
+
+
+def command_time(folder: Path) -> Iterator[str]:
+    """The time of the command from its start to its end; nothing if some part of the run was not timed."""
+    timed = time_file(folder)
+    parts = json.loads(timed.read_text()) if timed.is_file() else [None]
+    if None in parts:
+        return
+    minutes, seconds = divmod(round(sum(part["seconds"] for part in parts)), 60)
+    took = f"the command took {minutes} min {seconds} s from an empty results folder"
+    counts = {kind: sum(part["prepared"][kind] for part in parts) for kind in PREPARED}
+    new = [count(number, PREPARED[kind]) for kind, number in counts.items() if number]
+    first = (
+        f"with {', '.join(new)} to prepare first" if new else "with environments, weights and references in the cache"
+    )
+    yield f"{took}, {first}{'' if len(parts) == 1 else f', in {len(parts)} parts'}"
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from sweep.__main__ import main
 from sweep.disk import run_files
-from sweep.disk.ledger import Ledger
-from sweep.disk.lines import entries
+from sweep.disk.ledger import Ledger, ledger_entries
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.monitor.status import read_status_file
@@ -169,7 +168,7 @@ def _believed(file: str, paths: RunPaths, original: RunPaths, target: Path) -> b
 
 def _foreign_rows(paths: RunPaths, original: RunPaths) -> bool:
     with original.ledger.open("rb") as lines:
-        committed = [entry["row"] for entry in entries(lines) if entry["event"] == "trial"]
+        committed = [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
     rows = Ledger(paths.ledger, write=False).rows.values()
     return any(row not in committed for row in rows)
 

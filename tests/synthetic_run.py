@@ -211,7 +211,9 @@ def _measured(paths: RunPaths, identity: dict[str, Any], output_tokens: int) -> 
         "batch_form": "list",
         "commit": "c9dd7f2",
         "versions": json.dumps({"vllm": "0.32.0", "torch": "2.13.0", "transformers": "5.19.0"}),
-        "hardware": json.dumps({"host": "node-1", "cpu": "Xeon", "cpus": 8, "gpus": ["NVIDIA L4"]}),
+        "hardware": json.dumps(
+            {"host": "node-1", "cpu": "Xeon", "cores": 8, "load_average": 0.5, "gpus": ["NVIDIA L4"]}
+        ),
         "driver": "570.86",
         "started_at": "2026-11-20T23:10:00+00:00",
         "ended_at": "2026-11-20T23:11:00+00:00",

@@ -13,7 +13,7 @@ import analysis
 from analysis.load import trial_folder
 from sweep.__main__ import main
 from sweep.disk import compaction, run_files
-from sweep.disk.ledger import _damaged
+from sweep.disk.consistency import trials_with_damaged_data
 from sweep.disk.request_figures import RequestFigures, read_figures
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import opened_table, read_table
@@ -147,14 +147,14 @@ def test_a_damaged_compact_file_is_named_and_its_trials_are_measured_again(paths
     with_trial_rows(paths)
     rows = [row for row in run_files.read_trials(paths.trials) if row["outcome"] == "ok"]
     compaction.compact(paths, fewest=2)
-    assert _damaged(paths, rows) == set()
+    assert trials_with_damaged_data(paths, rows) == set()
     (compact_file,) = paths.compact.glob("requests-*")
     shutil.copytree(paths.out, copy := paths.out.with_name("copy"))  # of which nothing is known yet
     damaged = RunPaths(copy).compact / compact_file.name
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with pytest.raises(DamagedFile, match=compact_file.name):
         analysis.requests(copy)
-    assert _damaged(RunPaths(copy), rows) == {row["trial_id"] for row in rows}
+    assert trials_with_damaged_data(RunPaths(copy), rows) == {row["trial_id"] for row in rows}
     assert len(analysis.load(copy)) == len(analysis.load(paths.out))
 
 

@@ -168,20 +168,44 @@ def test_equal_runs_raise_few_alarms():
     assert alarms < 0.06 * 2000
 
 
-def test_the_smallest_change_is_found_nine_times_in_ten():
-    draws, size, deviation, found = np.random.default_rng(6), 8, 0.05, 0
-    error = deviation / np.sqrt(size)
-    shift = np.log1p(smallest_change(Ratio(0.0, error, size - 1, size, True), size, 0.95))
+PILOTS = (3, 5, 10, 30)  # pairs of launches, of which the command prints what would be found
+
+
+@pytest.mark.parametrize("size", PILOTS)
+def test_the_smallest_change_is_found_nine_times_in_ten(size):
+    """By fresh launches, as many as the pilot's, whose own spread is all that is known of the true one."""
+    draws, deviation, found = np.random.default_rng(6), 0.05, 0
     for _ in range(2000):
-        difference = draws.normal(shift, deviation, size)
-        half = 2.3646 * difference.std(ddof=1) / np.sqrt(size)
-        found += difference.mean() > half
-    assert 0.87 < found / 2000 < 0.95
+        shift = np.log1p(smallest_change(pilot(draws, deviation, size), size, 0.95))
+        found += is_found(draws.normal(shift, deviation, size))
+    assert 0.88 < found / 2000 < 0.92
 
 
-def test_the_smallest_change_falls_as_the_root_of_the_number_of_launches():
-    by_hand = (special.stdtrit(19, 0.975) + special.stdtrit(19, 0.9)) * 0.02 / 2
-    assert smallest_change(Ratio(0.0, 0.02, 4, 5, True), 20, 0.95) == pytest.approx(np.expm1(by_hand))
+@pytest.mark.parametrize("size", PILOTS)
+def test_the_launches_that_a_pilot_asks_for_find_the_change_nine_times_in_ten(size):
+    draws, deviation, found = np.random.default_rng(7), 0.05, 0
+    for _ in range(2000):
+        launched = launches_for(pilot(draws, deviation, size), 0.1, 0.95)
+        found += is_found(draws.normal(np.log(1.1), deviation, launched))
+    assert found / 2000 > 0.88
+
+
+def pilot(draws: np.random.Generator, deviation: float, size: int) -> Ratio:
+    """The ratio that so many pairs of equal launches show."""
+    differences = draws.normal(0, deviation, size)
+    return Ratio(differences.mean(), differences.std(ddof=1) / np.sqrt(size), size - 1, size, True)
+
+
+def is_found(differences: np.ndarray) -> bool:
+    size = len(differences)
+    return bool(differences.mean() > special.stdtrit(size - 1, 0.975) * differences.std(ddof=1) / np.sqrt(size))
+
+
+def test_the_smallest_change_of_a_known_error_is_two_quantiles_of_it():
+    """The error of A/A comparisons is that of the later ones too; it falls as the root of the number of launches."""
+    by_hand = (special.stdtrit(4, 0.975) + special.stdtrit(4, 0.9)) * 0.02 / 2
+    ratio = Ratio(0.0, 0.02, 4, 5, True, error_known=True)
+    assert smallest_change(ratio, 20, 0.95) == pytest.approx(np.expm1(by_hand))
 
 
 def test_the_launches_asked_for_are_the_fewest_that_find_a_change():

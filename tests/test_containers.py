@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import psutil
@@ -15,14 +17,17 @@ import pytest
 
 from backends import installed
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Launch
-from backends.launch import container_options, server
+from backends.launch import container_options, server, supervisor
 from backends.launch.container_options import folders
 from backends.launch.gpus import Gpu
 from backends.prepare import environments, fit, images, locks
 from backends.tgi import TGI
 from sweep.__main__ import main
+from sweep.config import Cluster
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.inputs.load import Batch
+from sweep.node import trial
+from sweep.node.work import PreparedNode, RunningEngine
 from sweep.records import Outcome
 from tests.test_gpus import nvml as nvml
 from tests.test_tgi import STAND_IN, asked, executable, measure
@@ -98,10 +103,48 @@ def test_a_container_serves_and_is_removed(runtime, tmp_path, model):
     with server.running(backend, its, marker=f"container/{os.getpid()}") as engine:
         records = measure(engine, asked(2), Batch(batch_size=2), tmp_path).records
         assert list(records.output_tokens) == [16, 16]
-        assert containers(tmp_path)
+        inside = set(containers(tmp_path))
+        assert inside
+        assert inside <= {process.pid for process in engine.processes()}, "its CPU time and memory are the engine's"
+        assert engine.processes_known()
     assert gone(tmp_path)
     made = [call["argv"][0] for call in calls(tmp_path)]
     assert made == (["exec"] if runtime == "apptainer" else ["rm", "run", "rm"])
+
+
+@pytest.mark.parametrize("runtime", ["docker"], indirect=True)
+def test_of_another_users_container_nothing_is_counted(runtime, tmp_path, model, monkeypatch):
+    """docker's containers are root's: who may not read their environment does not know them."""
+    backend, its = TGI(name="tgi", stop_grace=2), launch(tmp_path, model, runtime, port=0, cpus=(0,))
+    work: Any = SimpleNamespace(
+        settings=SimpleNamespace(cluster=Cluster(name="inline", kind="inline")),
+        deployment=SimpleNamespace(backend=backend),
+    )
+
+    def sampled(running: RunningEngine) -> tuple[bool, bool]:
+        foreign = trial._foreign(work, running)
+        return foreign.cpu is not None, "processes" in [source.name for source in trial._sources(running, foreign)]
+
+    with server.running(backend, its, marker=f"container/{os.getpid()}") as engine:
+        node = PreparedNode(its, environments.Environment("python3"), set(), "here")
+        running = RunningEngine(node, (engine,), {})
+        assert sampled(running) == (True, True)
+        hidden, read = set(containers(tmp_path)), supervisor.process_environment
+        monkeypatch.setattr(supervisor, "process_environment", lambda pid: {} if pid in hidden else read(pid))
+        assert engine.processes(), "docker's client is ours"
+        assert sampled(running) == (False, False)
+        monkeypatch.setattr(supervisor, "process_environment", read)
+
+
+def test_what_is_left_of_a_container_is_found_by_its_marker(runtime, tmp_path, model):
+    """As after the owner and every process around the container were killed, the lease's shell included."""
+    backend, its = TGI(name="tgi", stop_grace=2), launch(tmp_path, model, runtime, port=0)
+    marker = f"container/{os.getpid()}/leftover"
+    with server.running(backend, its, marker=marker):
+        inside = set(containers(tmp_path))
+        assert inside
+        assert inside <= set(server.clear_leftovers(stale=lambda each: each == marker))
+        assert not set(containers(tmp_path)) & inside
 
 
 def test_the_token_goes_by_file(runtime, tmp_path, model):

@@ -10,7 +10,7 @@ import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.launch import task
-from backends.prepare import environments, locks, uv
+from backends.prepare import environments, locks, pip_settings, uv
 from sweep.__main__ import main
 from sweep.options import ConfigPath
 
@@ -43,13 +43,13 @@ def wheels(tmp_path, monkeypatch):
         "global.extra-index-url": "file:///no/such/index",
     }
     listing = "".join(f"{key}={value!r}\n" for key, value in told.items())
-    real = uv.subprocess.run
+    real = pip_settings.subprocess.run
 
     def run(command, **options):
         answer = real([sys.executable, "-c", f"print({listing!r})"], **options) if "pip" in command else None
         return answer or real(command, **options)
 
-    monkeypatch.setattr(uv.subprocess, "run", run)
+    monkeypatch.setattr(pip_settings.subprocess, "run", run)
     monkeypatch.setenv("HOME", str(tmp_path / "empty-home"))
     return folder
 
@@ -208,7 +208,7 @@ def test_pips_settings_are_handed_to_uv(monkeypatch, tmp_path):
         "cert": "/etc/cert.pem",
         "default-timeout": "180",
     }
-    settings = uv.uv_settings(pip)
+    settings = pip_settings.uv_settings(pip)
     assert settings["UV_DEFAULT_INDEX"] == "https://user:secret@example.invalid/simple"
     assert settings["UV_INDEX"] == f"https://example.invalid/more file://{tmp_path}"
     assert settings["UV_FIND_LINKS"] == str(tmp_path)
@@ -216,7 +216,7 @@ def test_pips_settings_are_handed_to_uv(monkeypatch, tmp_path):
     assert settings["UV_HTTP_TIMEOUT"] == "180"
     assert settings["UV_INDEX_STRATEGY"] == "unsafe-best-match"
     monkeypatch.setenv("UV_INDEX", "https://example.invalid/mine")
-    assert "UV_INDEX" not in uv.uv_settings(pip)
+    assert "UV_INDEX" not in pip_settings.uv_settings(pip)
 
 
 def test_pips_files_and_variables_are_read(monkeypatch, tmp_path):
@@ -224,7 +224,7 @@ def test_pips_files_and_variables_are_read(monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_CERT", "/etc/cert.pem")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    settings = uv.pip_settings()
+    settings = pip_settings.pip_settings()
     assert settings["find-links"].split() == ["/a", "/b"]
     assert settings["no-index"] == "true"
     assert settings["cert"] == "/etc/cert.pem"
@@ -234,7 +234,27 @@ def test_settings_that_pip_cannot_read_are_an_error_of_one_line(monkeypatch, tmp
     (tmp_path / "pip.conf").write_text("no section\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     with pytest.raises(environments.EnvironmentFailed, match=r"^pip's settings cannot be read: .*; see `.*` *$"):
-        uv.pip_settings()
+        uv.Uv("demo", tmp_path, tmp_path / "log", print)
+
+
+def test_small_downloads_are_reported_together(monkeypatch, tmp_path):
+    lines = [
+        "Resolved 4 packages in 9ms",
+        "Downloading a (2.5MiB)",
+        "Downloading b (1.5GiB)",
+        "Downloading c (512.0KiB)",
+    ]
+    lines += ["Prepared 4 packages in 15.35s", " + a==1.0", "Installed 4 packages in 233ms"]
+    monkeypatch.setattr(uv, "find_uv_bin", lambda: "printf")
+    reported = []
+    uv.Uv("demo", tmp_path, tmp_path / "log", reported.append).run("%s\\n", *lines)
+    assert reported == [
+        "environment demo: Resolved 4 packages in 9ms",
+        "environment demo: Downloading b (1.5GiB)",
+        "environment demo: Prepared 4 packages in 15.35s, 3 downloads of together 1,539 MiB",
+        "environment demo: Installed 4 packages in 233ms",
+    ]
+    assert (tmp_path / "log").read_text().splitlines()[-len(lines) :] == lines  # the log has all of them
 
 
 @pytest.mark.parametrize(

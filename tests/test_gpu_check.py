@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
 def test_the_sections_of_a_machine_without_a_gpu_are_a_rehearsal(tmp_path):
     listed = {section.name: section for section in gpu_check.sections(tmp_path)}
     assert {name.partition(":")[0] for name in listed} == set(EVERY)
-    assert listed["two_gpus"].skipped
+    assert listed["two_gpus"].obstacle() == "0 GPUs here, no part of one (MIG)"
     assert "conformance:sglang" not in listed
 
 
@@ -40,8 +40,12 @@ def test_the_sections_of_a_machine_with_gpus_are_every_engine_that_installs(two_
     listed = {section.name: section for section in gpu_check.sections(tmp_path)}
     installable = {name.partition(":")[2] for name in listed if name.startswith("install:")}
     assert {"vllm", "sglang", "lmdeploy", "transformers", "ctranslate2", "llamacpp", "exllama"} <= installable
-    assert listed["conformance:vllm"].command[-1] == "vllm and not vllm_gptq and not vllm_offline"
-    assert listed["two_gpus"].skipped is None
+    only = "vllm and not vllm_gptq and not vllm_offline"
+    assert listed["conformance:vllm"].command[-1] == f"{only} and not forgets_prompts"
+    assert listed["reset:vllm"].command[-1] == f"{only} and forgets_prompts"
+    assert listed["memory:vllm"].command[-2:] == ("-k", only)
+    assert "reset:llamacpp" not in listed, "its cache is off, so there is nothing to reset"
+    assert listed["two_gpus"].obstacle() is None
     assert "backend.gpus=2" in listed["two_gpus"].command
     assert "model=random-llama-2-7b" in listed["bound:vllm"].command
     assert gpu_check.environ(None)["SWEEP_TEST_ON"] == "cuda"
@@ -53,35 +57,100 @@ def test_every_sweep_of_a_section_is_a_plan(gpu, tmp_path, request, capsys, monk
     if gpu:
         request.getfixturevalue("two_l4s")
     for section in gpu_check.sections(tmp_path):
-        if section.out and not section.skipped:
+        if section.out and not section.obstacle():
             assert main([*section.command[3:], "dry_run=true"]) == 0
             assert "unavailable" not in capsys.readouterr().out
 
 
-def test_results_are_kept_and_reported(tmp_path, monkeypatch, capsys):
-    made = [
-        gpu_check.Section("good", (sys.executable, "-c", "print('12 passed')")),
-        gpu_check.Section("bad", (sys.executable, "-c", "raise SystemExit('a | b')")),
-        gpu_check.Section("long", (sys.executable, "-c", "import time; time.sleep(60)")),
-        gpu_check.Section("none", (), skipped="1 GPUs here"),
-    ]
-    assert gpu_check.run(made.pop(2), tmp_path, None, limit=0.5).outcome == "timeout"
-    monkeypatch.setattr(gpu_check, "sections", lambda folder: made)
+def python(text: str) -> tuple[str, ...]:
+    return sys.executable, "-c", text
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch, capsys):
+    """ran(sections, *arguments): what the command prints of these sections."""
     monkeypatch.setattr(gpu_check, "engines", lambda: {"vllm": "environment vllm: vllm 0.32.0"})
-    assert gpu_check.main(["--folder", str(tmp_path)]) == 1
+
+    def printed(sections: list[gpu_check.Section], *arguments: str) -> str:
+        monkeypatch.setattr(gpu_check, "sections", lambda folder: sections)
+        gpu_check.main(["--folder", str(tmp_path), *arguments])
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_results_are_kept_and_reported(ran, tmp_path):
+    made = [
+        gpu_check.Section("good", python("print('12 passed')")),
+        gpu_check.Section("bad", python("raise SystemExit('a | b')")),
+        gpu_check.Section("none", (), obstacle=lambda: "1 GPUs here"),
+    ]
+    ran(made)
     text = (tmp_path / "report.md").read_text()
     for line in (
         "| good | ok | 0 s | 12 passed |",
         "| bad | failed | 0 s | a / b |",
         "| none | skipped | 0 s | 1 GPUs",
+        "- vllm: environment vllm: vllm 0.32.0",
+        f"at commit {provenance.commit()}, from {provenance.now()[:10]} ",
     ):
         assert line in text
-    assert "- vllm: environment vllm: vllm 0.32.0" in text
-    capsys.readouterr()
-    gpu_check.main(["--folder", str(tmp_path)])
-    assert capsys.readouterr().out == "", "all have a result"
-    gpu_check.main(["--folder", str(tmp_path), "good"])
-    assert capsys.readouterr().out.startswith("good: ok")
+    assert ran(made, "good").startswith("good: ok")
+
+
+def test_only_what_is_ok_is_done_and_the_untried_goes_first(ran, tmp_path, monkeypatch):
+    """A section that fails, is cut off or cannot be made yet is tried again, but keeps none from its turn."""
+    monkeypatch.setattr(gpu_check, "LIMIT", 1.0)
+    there = tmp_path / "compiled"
+    compiles = f"import os, time; os.path.exists({str(there)!r}) or time.sleep(60)"
+    made = [
+        gpu_check.Section("install", python(compiles)),
+        gpu_check.Section("conformance", python("print('ok')"), obstacle=lambda: None if there.exists() else "first"),
+        gpu_check.Section("fails", python("raise SystemExit(1)")),
+    ]
+    assert outcomes(ran(made)) == {"install": "timeout", "conformance": "skipped", "fails": "failed"}
+    there.touch()
+    made.append(gpu_check.Section("new", python("print('ok')")))
+    again = outcomes(ran(made))
+    assert next(iter(again.items())) == ("new", "ok")
+    assert again == {"new": "ok", "install": "ok", "conformance": "ok", "fails": "failed"}
+    assert outcomes(ran(made)) == {"fails": "failed"}
+
+
+def outcomes(printed: str) -> dict[str, str]:
+    return {line.split(": ")[0]: line.split(": ")[1].split()[0] for line in printed.splitlines()}
+
+
+def test_what_makes_a_section_possible_is_asked_when_its_turn_comes(ran, tmp_path):
+    there = tmp_path / "there"
+    made = [
+        gpu_check.Section("install", python(f"open({str(there)!r}, 'w')")),
+        gpu_check.Section("conformance", python("print('ok')"), obstacle=lambda: None if there.exists() else "first"),
+    ]
+    assert outcomes(ran(made)) == {"install": "ok", "conformance": "ok"}
+
+
+def test_a_section_is_ended_within_ten_minutes_even_if_it_does_not_want_to(tmp_path, monkeypatch):
+    assert gpu_check.LIMIT + gpu_check.GRACE < 600
+    monkeypatch.setattr(gpu_check, "GRACE", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
+    section = gpu_check.Section("deaf", python(f"{deaf}; time.sleep(60)"))
+    result = gpu_check.run(section, tmp_path, None, limit=1.5)
+    assert (result.outcome, result.detail) == ("timeout", "deaf")
+    assert result.seconds < 10
+
+
+@pytest.mark.parametrize(("before", "afresh"), [("failed", True), ("ok", True), ("timeout", False)])
+def test_a_sweep_that_is_asked_for_again_starts_afresh_unless_it_was_cut_off(before, afresh, tmp_path):
+    section = gpu_check.Section("x", python("import sys; print(sys.argv[1:])"), out=str(tmp_path / "none"))
+    result = gpu_check.Result("x", before, 1.0, "", provenance.now(), None)
+    assert ("fresh=true" in gpu_check.run(section, tmp_path, None, result).detail) == afresh
+
+
+def test_an_engine_that_is_not_installed_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    listed = {section.name: section for section in gpu_check.sections(tmp_path)}
+    assert listed["conformance:vllm"].obstacle() == "environment cpu is not installed yet: install:vllm comes first"
 
 
 def test_without_network_only_the_folder_of_wheels_is_used(tmp_path):

@@ -1,6 +1,5 @@
 """A run in an object store: against a real S3 server process on loopback."""
 
-import json
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ import pytest
 from sweep.__main__ import main
 from sweep.config import ROOT, ConfigError, Halted
 from sweep.disk import compaction, object_store, run_files
-from sweep.disk.ledger import Ledger
+from sweep.disk.ledger import Ledger, ledger_entries
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.disk.tables import read_table
 from tests.results import run_of, trial
@@ -314,8 +313,8 @@ ARGUMENTS = [
 
 def ledger_rows(out):
     """Every row that was ever committed in a results folder."""
-    committed = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
-    return [entry["row"] for entry in committed if entry["event"] == "trial"]
+    lines = (out / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    return [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
 
 
 def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):

@@ -13,14 +13,15 @@ import pytest
 from backends.launch import supervisor
 from backends.launch.server import REACHABLE_BY_ALL, REACHABLE_BY_OURS
 from sweep.config import ROOT
+from sweep.disk.ledger import ledger_entries
 from tests.cluster.harness import SIMULATED
 
 OWN_NETWORK = str(ROOT / "scripts" / "own-network")
 
 
 def facts_of(out):
-    entries = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
-    rows = [entry["row"] for entry in entries if entry["event"] == "trial"]
+    lines = (out / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    rows = [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
     assert rows, "no trial has a row"
     return [(row["outcome"], json.loads(row["engine_facts"])["reachable_by"]) for row in rows]
 

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.quantities import labelled_column
 from analysis.report.html import html
 from analysis.results import RunResults
-from analysis.studies.findings import beside, judge_finding, judge_run
+from analysis.studies.checks import FitsCheck, GainsCheck, LinearCheck, PeakCheck, RangeCheck, RisingCheck
+from analysis.studies.findings import KEY_COLUMNS, beside, judge_finding, judge_run
 from analysis.studies.printed import own_table
 from analysis.studies.tables import STUDY_FILES, all_studies, study_of
 from sweep.__main__ import main
@@ -24,7 +26,10 @@ CONTRADICTED = {
     "vllm-fastest-at-batch-1",
     "peak-above-mean",
     "filled-cache-shorter-gaps",
+    "fewer-accepted-tokens",
+    "vllm-memory-74-gb",
 }
+EXPERIMENTS = sorted({name for study in all_studies() for name in study.tables})
 
 
 def run(folder: Path, name: str, rows: list[dict[str, Any]]) -> RunResults:
@@ -47,8 +52,10 @@ def throughput_rows(vllm: float = 1143.0, replicates: int = 2) -> list[dict[str,
             row = trial(backend, batch, replicate, speed * (1 + 0.001 * replicate), workload=workload, **figures)
             rows.append({**row, "trial_id": f"{backend}-{workload}-{batch}-{replicate}"})
     lost = {**trial("transformers", 32, 0, None, workload="summarization"), "outcome": "oom_run"}
-    fitted = trial("transformers", 16, 0, 100.0, workload="summarization")
-    return [*rows, lost, {**fitted, "trial_id": "fitted"}]
+    for replicate in range(replicates):
+        fitted = trial("transformers", 16, replicate, 100.0, workload="summarization", launch=f"fitted-{replicate}")
+        rows.append({**fitted, "trial_id": f"fitted-{replicate}"})
+    return [*rows, lost]
 
 
 def test_every_file_names_its_source_and_experiments_that_exist() -> None:
@@ -56,8 +63,8 @@ def test_every_file_names_its_source_and_experiments_that_exist() -> None:
     for study in all_studies():
         assert study.source
         assert study.conditions
-        named = {*study.tables, *(name for finding in study.findings for name in finding.experiments)}
-        assert named <= experiments
+        assert {*study.experiments} <= experiments
+        assert not {*study.without_figures} & {*study.tables}
         assert len({finding.name for finding in study.findings}) == len(study.findings)
     names = {finding.name for study in all_studies() for finding in study.findings}
     assert names >= CONTRADICTED
@@ -69,6 +76,13 @@ def test_the_ladders_table_has_the_steps_of_the_experiment() -> None:
     assert study is not None
     published = [row["ladder"] for row in study.tables["serving_ladder"].rows]
     assert published == [step["step"] for step in ladder if "gateway" not in step["set"]]
+
+
+def test_every_published_figure_is_a_column_that_runs_have() -> None:
+    for study in all_studies():
+        for table in study.tables.values():
+            figures = {name for row in table.rows for name in row if name not in (*KEY_COLUMNS, "outcomes")}
+            assert {name for name in figures if labelled_column(name) is None} == set()
 
 
 def test_what_a_studys_own_table_contradicts_is_said() -> None:
@@ -90,8 +104,14 @@ def test_published_rows_agree_with_themselves() -> None:
     ladder = tables["serving_ladder"]
     assert (183_806 / ladder["duration"] / ladder["output_throughput"]).between(0.999, 1.001).all()
     assert (500 / ladder["duration"] / ladder["request_throughput"]).between(0.998, 1.002).all()
-    completions = tables["completion_batches"].dropna(subset="tokens")
-    speed = completions["tokens"] / completions["batch_latency_mean"]
+    total = (ladder["input_tokens"] + ladder["output_tokens"]) / ladder["duration"] / ladder["total_throughput"]
+    assert total.between(0.999, 1.001).all()
+    for latency in ("ttft", "tpot", "itl"):
+        assert (ladder[f"{latency}_p50"] < ladder[f"{latency}_p99"]).all()
+        assert (ladder[f"{latency}_mean"] < ladder[f"{latency}_p99"]).all()
+    assert list(ladder[["ttft_p50", "tpot_p99", "itl_p50"]].iloc[3]) == [0.44049, 0.14159, 0.09873]
+    completions = tables["completion_batches"].dropna(subset="output_length_mean")
+    speed = completions["output_length_mean"] / completions["batch_latency_mean"]
     assert (speed / completions["output_throughput"]).between(0.98, 1.02).all()
 
 
@@ -115,7 +135,7 @@ def test_a_run_that_shows_otherwise_does_not(tmp_path: Path) -> None:
     assert judged["gain-best-against-best"].judgement == "not reproduced"
 
 
-@pytest.mark.parametrize("experiment", sorted({name for study in all_studies() for name in study.tables}))
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_run_without_a_result_tests_nothing(experiment: str, tmp_path: Path) -> None:
     failed = run(tmp_path, experiment, [trial("vllm", 1, 0, None), trial("transformers", 32, 0, None)])
     judgements = {each.judgement for each in judge_run(failed)}
@@ -134,12 +154,12 @@ def test_what_cannot_be_told_apart_is_not_reproduced(tmp_path: Path) -> None:
     assert " to " in judged["exllama-best-library"].figures  # with its interval
 
 
-@pytest.mark.parametrize("experiment", sorted({name for study in all_studies() for name in study.tables}))
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_study_reproduces_its_own_table(experiment: str) -> None:
     """Its table as if it were a run: nothing is `not reproduced`."""
     study = study_of(experiment)
     assert study is not None
-    points: pd.DataFrame = study.tables[experiment].frame
+    points = study.tables[experiment].exact
     judged = [
         judge_finding(study, finding, experiment, points)
         for finding in study.findings
@@ -147,6 +167,154 @@ def test_a_study_reproduces_its_own_table(experiment: str) -> None:
     ]
     assert judged
     assert "not reproduced" not in {each.judgement for each in judged}
+
+
+def as_run(folder: Path, experiment: str, factors: tuple[float, ...], launches: int) -> RunResults:
+    """A study's table as a run of it: each figure times each factor, on so many launches in turn."""
+    study = study_of(experiment)
+    assert study is not None
+    rows = []
+    for number, row in enumerate(study.tables[experiment].rows):
+        for replicate, factor in enumerate(factors):
+            asked = {"backend": "vllm", "batch_size": 1, **{key: row[key] for key in KEY_COLUMNS if key in row}}
+            figures = {key: value for key, value in row.items() if key not in (*KEY_COLUMNS, "outcomes")}
+            scaled = {key: type(value)(value * factor) for key, value in figures.items()}
+            like = trial(asked["backend"], asked["batch_size"], replicate, scaled.get("output_throughput"))
+            names = {"trial_id": f"{number}-{replicate}", "launch": f"{number}-{replicate % launches}"}
+            ended = {"outcome": row["outcomes"], "reason": "no memory left"} if "outcomes" in row else {}
+            rows.append({**like, **asked, **scaled, **names, **ended, "load.batch_size": asked["batch_size"]})
+    return run(folder, experiment, rows)
+
+
+def judgements_of_figures(results: RunResults) -> set[str]:
+    """How the findings that go by figures are judged; what fits in memory goes by outcomes."""
+    return {each.judgement for each in judge_run(results) if not isinstance(each.finding.check, FitsCheck)}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_findings_need_intervals_and_hold_at_their_unfavourable_ends(experiment: str, tmp_path: Path) -> None:
+    """The same figures: after one launch nothing is judged; close together all hold; far apart none does."""
+    once = as_run(tmp_path / "once", experiment, (1.0,), 1)
+    assert "reproduced" not in judgements_of_figures(once)
+    assert "not reproduced" not in judgements_of_figures(once)
+    assert any("one launch, no interval" in each.figures for each in judge_run(once))
+    near = as_run(tmp_path / "near", experiment, (0.9999, 1.0001, 1.0), 3)
+    assert "not reproduced" not in judgements_of_figures(near)
+    assert "reproduced" in judgements_of_figures(near)
+    far = as_run(tmp_path / "far", experiment, (0.05, 20.0, 1.0), 3)
+    assert "reproduced" not in judgements_of_figures(far)
+    assert "not reproduced" in judgements_of_figures(far)
+
+
+def test_an_interval_of_these_launches_is_called_so(tmp_path: Path) -> None:
+    judged = judge_run(as_run(tmp_path, "completion_batches", (0.9999, 1.0001, 1.0), 1))
+    (gptq,) = (each for each in judged if each.finding.name == "gptq-no-help-at-batch-1")
+    assert gptq.judgement == "reproduced"
+    assert "of these launches" in gptq.figures
+
+
+def test_the_ladders_table_stands_beside_a_run_of_all_workloads(tmp_path: Path) -> None:
+    """Stories are another workload of the same steps: neither their rows nor their figures are the study's."""
+    study = study_of("serving_ladder")
+    assert study is not None
+    rows = []
+    for step in study.tables["serving_ladder"].rows:
+        for workload, factor in (("random_tokens", 1.0), ("natural_text", 0.5)):  # stories are twice as fast
+            for replicate in range(2):
+                figures = {key: step[key] * factor for key in ("ttft_mean", "itl_mean")}
+                figures |= {"request_throughput": step["request_throughput"] / factor, "launch": f"{replicate}"}
+                asked = {"workload": workload, "ladder": step["ladder"], "trial_id": f"{workload}{len(rows)}"}
+                rows.append({**trial("vllm", 1, replicate, step["output_throughput"]), **figures, **asked})
+    results = run(tmp_path, "serving_ladder", rows)
+    stand = {(each.point, each.column): each for each in beside(results)}
+    for step in study.tables["serving_ladder"].rows:
+        row = stand[f"{step['ladder']}, random_tokens", "request_throughput"]
+        assert row.measured == pytest.approx(step["request_throughput"])
+        assert row.measured_ratio == pytest.approx(row.published_ratio)
+    judged = {each.finding.name: each for each in judge_run(results)}
+    for name in ("step-3-shortest-gaps", "step-4-shortest-ttft", "step-7-fastest", "fp8-cache-faster"):
+        assert "natural_text" not in judged[name].figures
+        assert judged[name].judgement == "reproduced"
+
+
+@pytest.mark.parametrize(("experiment", "title"), [("kv_cache", "Decomposing"), ("serving", "VLLM demo")])
+def test_experiments_without_published_figures_name_their_study(
+    experiment: str, title: str, tmp_path: Path, capsys: Any
+) -> None:
+    run(tmp_path, experiment, [trial("vllm", 1, 0, 5.0)])
+    assert main(["studies", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(title)
+    assert f"{experiment} repeats the study's " in text
+    assert main(["studies", str(tmp_path), "--markdown"]) == 0
+    assert f"{experiment} repeats the study's " in capsys.readouterr().out
+
+
+def points(column: str, figures: dict[float, float | tuple[float, float, float]], **asked: Any) -> pd.DataFrame:
+    """Points along the batch size, each with its figure, or with it and the ends of its interval."""
+    rows = []
+    for size, figure in figures.items():
+        value, low, high = figure if isinstance(figure, tuple) else (figure, figure, figure)
+        ends = {f"{column}_new_launch_low": low, f"{column}_new_launch_high": high}
+        rows.append({"batch_size": size, column: value, **ends, **asked})
+    return pd.DataFrame(rows)
+
+
+def test_a_step_that_may_fall_is_no_rise() -> None:
+    rising = RisingCheck(kind="rising", column="speed", over="batch_size", at_least=1)
+    assert rising.answer(points("speed", {1: 1.0, 2: 2.0, 4: 3.0})).holds is True
+    assert rising.answer(points("speed", {1: 1.0, 2: 2.0, 4: (3.0, 1.9, 4.0)})).holds is False
+    unknown = rising.answer(points("speed", {1: 1.0, 2: (2.0, float("nan"), float("nan")), 4: 3.0}))
+    assert unknown.holds is None
+    assert "no interval" in unknown.figures
+
+
+def test_memory_that_grows_in_a_straight_line() -> None:
+    linear = LinearCheck(kind="linear", column="memory", over="batch_size", within=0.1)
+    assert linear.answer(points("memory", {1: 11.0, 4: 14.0, 64: 74.0})).holds is True
+    assert linear.answer(points("memory", {1: 11.0, 32: 20.0, 64: 74.0})).holds is False  # 42 would be
+    assert linear.answer(points("memory", {1: 11.0, 4: (14.0, 12.0, 16.0), 64: 74.0})).holds is False
+    assert linear.answer(points("memory", {1: 11.0, 4: 11.0, 64: 11.0})).holds is False  # constant
+    assert linear.answer(points("memory", {1: 11.0, 64: 74.0})).holds is None
+
+
+def test_who_gains_most_is_not_who_is_fastest() -> None:
+    fields: dict[str, Any] = {
+        "kind": "gains",
+        "column": "speed",
+        "over": "batch_size",
+        "ends": (1, 8),
+        "lines": ("backend",),
+    }
+    fast = points("speed", {1: 100.0, 8: 300.0}, backend="fast")
+    steep = points("speed", {1: 10.0, 8: 60.0}, backend="steep")
+    short = points("speed", {1: 1.0, 4: 90.0}, backend="short")  # without the larger size
+    table = pd.concat([fast, steep, short], ignore_index=True)
+    assert GainsCheck(**fields, expected={"backend": "steep"}).answer(table).holds is True
+    assert GainsCheck(**fields, expected={"backend": "fast"}).answer(table).holds is False
+    assert GainsCheck(**fields, expected={"backend": "short"}).answer(table).holds is None
+    unsure = pd.concat([fast, points("speed", {1: 10.0, 8: (60.0, 20.0, 99.0)}, backend="steep")], ignore_index=True)
+    assert GainsCheck(**fields, expected={"backend": "steep"}).answer(unsure).holds is False
+
+
+def test_a_peak_is_above_every_other_value_for_sure() -> None:
+    peak = PeakCheck(kind="peak", column="speed", over="batch_size", at=4)
+    assert peak.answer(points("speed", {1: 1.0, 4: 5.0, 8: 4.0})).holds is True
+    assert peak.answer(points("speed", {1: 1.0, 4: 5.0, 8: (4.0, 3.0, 5.5)})).holds is False
+    assert peak.answer(points("speed", {1: (1.0, 0.5, 6.0), 4: 5.0, 8: 4.0})).holds is False  # wide, though low
+    assert peak.answer(points("speed", {4: 5.0})).holds is None
+
+
+def test_a_range_holds_with_the_whole_interval() -> None:
+    share = RangeCheck(kind="range", column="share", where={}, at_least=0.1)
+    assert share.answer(points("share", {1: (0.3, 0.2, 0.4)})).holds is True
+    assert share.answer(points("share", {1: (0.3, 0.0, 0.6)})).holds is False
+
+
+def test_a_size_that_did_not_run_is_none_that_fits() -> None:
+    fits = FitsCheck(kind="fits", where={"backend": "x"}, over="batch_size", largest=16)
+    table = pd.DataFrame({"backend": "x", "batch_size": [16, 32, 64], "outcomes": ["ok 3", "hung 3", "oom_run 3"]})
+    assert fits.answer(table).holds is True
 
 
 def test_the_studys_table_stands_beside_ours_as_ratios(tmp_path: Path) -> None:

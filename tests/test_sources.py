@@ -11,7 +11,7 @@ import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, SourceBuild
 from backends.launch.gpus import Gpu
-from backends.prepare import cuda_toolkit, environments, sources
+from backends.prepare import environments, sources
 from scripts import compile_cuda
 
 SOURCE = SourceBuild(
@@ -172,7 +172,7 @@ def test_a_compiler_of_distributions_is_completed(tmp_path):
         (toolkit / name).parent.mkdir(parents=True, exist_ok=True)
         (toolkit / name).write_text("")
     for _ in range(2):
-        cuda_toolkit.complete(tmp_path)
+        sources.complete_toolkit(tmp_path)
         assert (toolkit / "lib64" / "libcudart.so").resolve() == toolkit / "lib" / "libcudart.so.13"
 
 

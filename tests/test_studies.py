@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +17,8 @@ from analysis.results import open_results
 from analysis.statistics.best_gains import best_gains
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments
-from scripts.studies import EXPERIMENTS, measurements_page, sections
+from scripts import studies
+from scripts.studies import EXPERIMENTS, measure, measurements_page, sections, studies_page, time_file
 from sweep.__main__ import main
 from sweep.disk.run_files import read_trials, write_trials
 from sweep.inputs.load import Batch
@@ -254,3 +257,49 @@ def test_a_page_says_not_run_of_experiments_without_a_section_alone(tmp_path):
         said = [line for line in page.read_text().splitlines() if line.startswith("Not run")]
         assert said == ([f"Not run: {', '.join(EXPERIMENTS[upto:])}."] if EXPERIMENTS[upto:] else [])
         written = sections(page)
+
+
+def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tmp_path, monkeypatch):
+    """From an empty folder, in as many parts as there were; of a run that was begun otherwise there is no such time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, clock = tmp_path / "throughput_bound", iter((0.0, 500.0, 1000.0, 1061.0, 0.0, 9.0, 0.0, 9.0))
+
+    def command(line, cwd):
+        assert line[1:] == ["-m", "sweep", "+experiment=throughput_bound", f"out={folder}", "tracking=none"]
+        if not folder.exists():
+            (tmp_path / "cache" / "sweep" / "environments" / "cpu-1").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "cache" / "sweep" / "environments" / "cpu-1.lock").touch()
+            make_run(folder, replicates=2, batches=(1,), workloads=("qa",))
+        (folder / "ledger.jsonl").touch()
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr(studies.subprocess, "run", command)
+    monkeypatch.setattr(studies.time, "monotonic", lambda: next(clock))
+    assert measure("throughput_bound", folder) == 0
+    took = "the command took 8 min 20 s from an empty results folder, with 1 environment to prepare first."
+    assert studies.circumstances(folder).endswith(took)
+    measure("throughput_bound", folder)
+    in_parts = (
+        "the command took 9 min 21 s from an empty results folder, with 1 environment to prepare first, in 2 parts."
+    )
+    assert studies.circumstances(folder).endswith(in_parts)
+    page = list(studies_page({"throughput_bound": folder}, {}))
+    assert any(line.startswith("Here: ") and in_parts in line for line in page)
+    shutil.rmtree(folder)  # all is in the cache now
+    monkeypatch.setattr(studies, "prepared", set)
+    measure("throughput_bound", folder)
+    there = "the command took 0 min 9 s from an empty results folder, with environments, weights and references in the"
+    assert f"{there} cache." in studies.circumstances(folder)
+    time_file(folder).unlink()
+    measure("throughput_bound", folder)
+    assert "the command took" not in studies.circumstances(folder)
+
+
+def test_sections_of_experiments_that_were_not_run_are_kept(tmp_path):
+    """Both pages: what an earlier run wrote stays, the catalogue above it is written anew."""
+    page = tmp_path / "studies.md"
+    page.write_text("\n".join(studies_page({}, {})))
+    text = page.read_text().replace("Not run on the machine that wrote this page.", "Here: measured elsewhere.")
+    page.write_text(text)
+    assert "\n".join(studies_page({}, sections(page))) == text
+    assert text.count("Here: measured elsewhere.") == len(EXPERIMENTS) - 1  # decomposition follows no study

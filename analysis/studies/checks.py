@@ -1,19 +1,21 @@
 """Checks of a finding on a table of points, be it the study's own or a run's: whether it holds, and the figures.
 
 A check of a run holds only if it does at the unfavourable ends of the intervals too: a difference that is not told
-apart is not reproduced. It gives None where the table lacks the points that it needs.
+apart is not reproduced. It gives None where the table lacks the points that it needs, or their figures an interval.
+What fits in memory is no figure: that goes by how the trials ended.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise, permutations
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from pydantic import Field
 
+from analysis.studies.bounds import Bounds, Where, bounds, matching_points, measured, point_name, ratio, together
 from sweep.config import Strict
 
 OUT_OF_MEMORY = ("oom_load", "oom_run", "censored")
-Where = dict[str, Any]
 
 
 class CheckAnswer(NamedTuple):
@@ -21,6 +23,7 @@ class CheckAnswer(NamedTuple):
 
     holds: bool | None  # None: the table cannot tell
     figures: str
+    measured: bool = True  # false: the table has not the points
 
 
 class FindingCheck(Strict):
@@ -39,16 +42,22 @@ class SpreadCheck(FindingCheck):
     at_most: float
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        measured = _measured(points, self.column)
-        groups = [group for _, group in measured.groupby(list(self.each))] if _has_columns(measured, self.each) else []
-        ratios = [group[self.column].max() / group[self.column].min() for group in groups if len(group) > 1]
+        with_figure = measured(points, self.column)
+        groups = [group for _, group in with_figure.groupby(list(self.each))] if _has(with_figure, self.each) else []
+        ratios = [
+            ratio(*pair)
+            for group in groups
+            for pair in permutations([bounds(point, self.column) for _, point in group.iterrows()], 2)
+        ]
         if not ratios:
             return _lacking(f"two points with {self.column}")
-        return CheckAnswer(max(ratios) <= self.at_most, f"up to {max(ratios):.2f}x apart (claimed: {self.at_most:g}x)")
+        holds = together(each.at_most(self.at_most) for each in ratios)
+        deciding = max((each for each in ratios if each.at_most(self.at_most) is holds), key=lambda each: each.value)
+        return CheckAnswer(holds, f"up to {deciding.shown} apart (claimed: at most {self.at_most:g}x)")
 
 
 class BestCheck(FindingCheck):
-    """The point with the best figure is the expected one, ahead by more than both intervals."""
+    """The point with the best figure is the expected one, ahead of every other by more than both intervals."""
 
     kind: Literal["best"]
     column: str
@@ -57,7 +66,7 @@ class BestCheck(FindingCheck):
     where: Where = Field(default_factory=dict)
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        ordered = _measured(matching_points(points, self.where), self.column)
+        ordered = measured(matching_points(points, self.where), self.column)
         if ordered.empty:
             return _lacking(f"{_words({**self.where, **self.expected})} with {self.column}")
         ordered = ordered.sort_values(self.column, ascending=self.better == "lower")
@@ -65,14 +74,16 @@ class BestCheck(FindingCheck):
         rivals = ordered.drop(expected.index)
         if expected.empty or rivals.empty:
             return _lacking(f"{_words({**self.where, **self.expected})} and another")
-        first, second = expected.iloc[0], rivals.iloc[0]
-        ratio, low, high = _ratio(first, second, self.column)
-        holds = low > 1 if self.better == "higher" else high < 1
-        return CheckAnswer(holds, f"{ratio:.2f}x{_interval(low, high)} the next best, {_name(second)}")
+        first = bounds(expected.iloc[0], self.column)
+        named = {point_name(rival): ratio(first, bounds(rival, self.column)) for _, rival in rivals.iterrows()}
+        return _ahead(named, self.better)
 
 
 class RatioCheck(FindingCheck):
-    """The ratio of one point to another that agrees with it in `same`; of several the one that `pick` says."""
+    """The ratio of one point to another that agrees with it in `same`; of several the one that `pick` says.
+
+    Where the largest is at most something, or the smallest at least, all of them are.
+    """
 
     kind: Literal["ratio"]
     column: str
@@ -84,30 +95,31 @@ class RatioCheck(FindingCheck):
     at_most: float | None = None
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        measured = _measured(points, self.column)
-        numerators, denominators = matching_points(measured, self.of), matching_points(measured, self.to)
+        with_figure = measured(points, self.column)
+        numerators, denominators = matching_points(with_figure, self.of), matching_points(with_figure, self.to)
         # The best of each, whatever it agrees in: throughput against throughput. A run without a result has no column.
-        if self.pick == "best" and not measured.empty:
+        if self.pick == "best" and not with_figure.empty:
             numerators = numerators.nlargest(1, self.column)
             denominators = denominators.nlargest(1, self.column)
         ratios = [
-            _ratio(numerator, denominator, self.column)
+            ratio(bounds(numerator, self.column), bounds(denominator, self.column))
             for _, numerator in numerators.iterrows()
             for _, denominator in denominators.iterrows()
             if all(numerator.get(key) == denominator.get(key) or key not in points for key in self.same)
         ]
         if not ratios:
             return _lacking(f"{_words(self.of)} beside {_words(self.to)}")
-        ratio, low, high = (min if self.pick == "smallest" else max)(ratios)
-        enough = self.at_least is None or low >= self.at_least
-        few = self.at_most is None or high <= self.at_most
-        return CheckAnswer(
-            enough and few, f"{ratio:.2f}x{_interval(low, high)} (claimed: {_range(self.at_least, self.at_most)})"
-        )
+        order = min if self.pick == "smallest" else max
+        claims_all = self.at_most is not None if self.pick == "largest" else self.at_least is not None
+        claimed = ratios if claims_all else [order(ratios, key=lambda each: each.value)]
+        answered = [(each.between(self.at_least, self.at_most), each) for each in claimed]
+        holds = together(answer for answer, _ in answered)
+        deciding = order((each for answer, each in answered if answer is holds), key=lambda each: each.value)
+        return CheckAnswer(holds, f"{deciding.shown} (claimed: {_range(self.at_least, self.at_most)})")
 
 
 class RisingCheck(FindingCheck):
-    """The figure at the largest value of `over`, over that at the smallest; it falls nowhere between if above 1."""
+    """The figure at the largest value of `over`, over that at the smallest; each step between rises if above 1."""
 
     kind: Literal["rising"]
     column: str
@@ -117,22 +129,112 @@ class RisingCheck(FindingCheck):
     at_most: float | None = None
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        measured = _measured(matching_points(points, self.where), self.column)
-        if not _has_columns(measured, [self.over]) or measured[self.over].nunique() < 2:
+        chosen = measured(matching_points(points, self.where), self.column)
+        if not _has(chosen, [self.over]) or chosen[self.over].nunique() < 2:
             return _lacking(f"several values of {self.over}")
-        ordered = measured.sort_values(self.over)
-        ratio, low, high = _ratio(ordered.iloc[-1], ordered.iloc[0], self.column)
-        steps = ordered[self.column].diff().dropna()
-        holds = low >= self.at_least and (self.at_most is None or high <= self.at_most)
-        holds = holds and (self.at_least < 1 or bool((steps > 0).all()))
-        ends = f"{self.over} {ordered[self.over].iloc[0]:g} to {ordered[self.over].iloc[-1]:g}"
+        ordered = chosen.sort_values(self.over)
+        along = [bounds(point, self.column) for _, point in ordered.iterrows()]
+        names = [f"{value:g}" for value in ordered[self.over]]
+        whole, steps = ratio(along[-1], along[0]), [ratio(after, before) for before, after in pairwise(along)]
+        within = whole.between(self.at_least, self.at_most)
+        holds = together([within, *(step.above(1) for step in steps if self.at_least >= 1)])
+        figures = f"{whole.shown} from {self.over} {names[0]} to {names[-1]}"
+        figures += f" (claimed: {_range(self.at_least, self.at_most)})"
+        if within is not holds:  # a step decides
+            step, place = next((step, place) for place, step in enumerate(steps) if step.above(1) is holds)
+            figures += f"; {step.shown} from {names[place]} to {names[place + 1]}"
+        return CheckAnswer(holds, figures)
+
+
+class LinearCheck(FindingCheck):
+    """The figure rises with `over` along a straight line through its ends, no point farther off it than `within`."""
+
+    kind: Literal["linear"]
+    column: str
+    over: str
+    where: Where = Field(default_factory=dict)
+    within: float  # of the figure
+
+    def answer(self, points: pd.DataFrame) -> CheckAnswer:
+        chosen = measured(matching_points(points, self.where), self.column)
+        if not _has(chosen, [self.over]) or chosen[self.over].nunique() < 3:
+            return _lacking(f"three values of {self.over}")
+        ordered = chosen.sort_values(self.over)
+        at = ordered[self.over].astype(float)
+        along = [bounds(point, self.column) for _, point in ordered.iterrows()]
+        shares = (at - at.iloc[0]) / (at.iloc[-1] - at.iloc[0])
+        beside = [
+            ratio(figure, _on_line(along[0], along[-1], share))
+            for figure, share in zip(along[1:-1], shares[1:-1], strict=True)
+        ]
+        rise = ratio(along[-1], along[0])
+        near = [each.between(1 / (1 + self.within), 1 + self.within) for each in beside]
+        farthest = max(beside, key=lambda each: abs(each.value - 1))
         return CheckAnswer(
-            holds, f"{ratio:.2f}x{_interval(low, high)} from {ends} (claimed: {_range(self.at_least, self.at_most)})"
+            together([rise.above(1), *near]),
+            f"{rise.shown} from {self.over} {at.iloc[0]:g} to {at.iloc[-1]:g}, between them {farthest.shown} of the"
+            f" straight line (claimed: within {self.within:.0%})",
         )
 
 
+class GainsCheck(FindingCheck):
+    """The gain of a line from one value of `over` to another is the largest of all, by more than the intervals."""
+
+    kind: Literal["gains"]
+    column: str
+    over: str
+    ends: tuple[float, float]
+    lines: tuple[str, ...]  # the columns that make a line, where the table has them
+    expected: Where
+    where: Where = Field(default_factory=dict)
+
+    def answer(self, points: pd.DataFrame) -> CheckAnswer:
+        chosen = measured(matching_points(points, self.where), self.column)
+        lacking = _lacking(f"{_words(self.expected)} and another at {self.over} {self.ends[0]:g} and {self.ends[1]:g}")
+        lines = [column for column in self.lines if column in chosen]
+        if not lines or not _has(chosen, [self.over]):
+            return lacking
+        gains: list[tuple[bool, str, Bounds]] = []
+        for _, line in chosen.groupby(lines, dropna=False):
+            first, last = (line[line[self.over] == end] for end in self.ends)
+            if len(first) and len(last):
+                gain = ratio(bounds(last.iloc[0], self.column), bounds(first.iloc[0], self.column))
+                gains.append((not matching_points(first, self.expected).empty, point_name(first.iloc[0][lines]), gain))
+        ours, rivals = ([gain for gain in gains if gain[0] is expected] for expected in (True, False))
+        if not ours or not rivals:
+            return lacking
+        most = max((gain for *_, gain in ours), key=lambda gain: gain.value)
+        answer = _ahead({name: ratio(most, gain) for _, name, gain in rivals}, "higher")
+        return answer._replace(figures=f"gains {most.shown}, {answer.figures}")
+
+
+class RangeCheck(FindingCheck):
+    """The figure of each of some points lies within limits."""
+
+    kind: Literal["range"]
+    column: str
+    where: Where
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def answer(self, points: pd.DataFrame) -> CheckAnswer:
+        with_figure = measured(matching_points(points, self.where), self.column)
+        chosen = [bounds(point, self.column) for _, point in with_figure.iterrows()]
+        if not chosen:
+            return _lacking(f"{_words(self.where)} with {self.column}")
+        holds = together(each.between(self.at_least, self.at_most) for each in chosen)
+        limits = [
+            f"{word} {limit:.4g}"
+            for word, limit in (("at least", self.at_least), ("at most", self.at_most))
+            if limit is not None
+        ]
+        reasons = dict.fromkeys(each.lacking for each in chosen if each.lacking)
+        figures = ", ".join(f"{each.value:.4g}" for each in chosen)
+        return CheckAnswer(holds, f"{'; '.join([figures, *reasons])} (claimed: {' and '.join(limits)})")
+
+
 class PeakCheck(FindingCheck):
-    """The best figure over a column is at one value, with a point on each side that there is."""
+    """The best figure over a column is at one value, ahead of every other by more than both intervals."""
 
     kind: Literal["peak"]
     column: str
@@ -140,17 +242,23 @@ class PeakCheck(FindingCheck):
     at: float
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        measured = _measured(points, self.column)
-        if not _has_columns(measured, [self.over]) or self.at not in set(measured[self.over]) or len(measured) < 2:
+        chosen = measured(points, self.column)
+        if not _has(chosen, [self.over]) or self.at not in set(chosen[self.over]) or chosen[self.over].nunique() < 2:
             return _lacking(f"{self.over}={self.at:g} and another")
-        best = measured.loc[[measured[self.column].idxmax()]].iloc[0]
-        return CheckAnswer(
-            best[self.over] == self.at, f"highest at {self.over} {best[self.over]:g}, {best[self.column]:.4g}"
-        )
+        highest = chosen.sort_values(self.column, ascending=False)
+        claimed = bounds(highest[highest[self.over] == self.at].iloc[0], self.column)
+        named = {
+            f"{self.over} {point[self.over]:g}": ratio(claimed, bounds(point, self.column))
+            for _, point in highest[highest[self.over] != self.at].iterrows()
+        }
+        best = highest.iloc[0]
+        answer = _ahead(named, "higher")
+        highest_at = f"highest at {self.over} {best[self.over]:g}, {best[self.column]:.4g}"
+        return answer._replace(figures=f"{highest_at}; at {self.at:g} {answer.figures}")
 
 
 class FitsCheck(FindingCheck):
-    """The largest size that has a result, where a larger one ran out of memory."""
+    """The largest size that has a result, where a larger one ran out of memory: by outcomes, which have no interval."""
 
     kind: Literal["fits"]
     where: Where
@@ -163,7 +271,10 @@ class FitsCheck(FindingCheck):
         lost = chosen[outcomes.str.contains("|".join(OUT_OF_MEMORY))]
         if lost.empty or self.largest not in set(chosen[self.over]):
             return _lacking(f"a size at which {_words(self.where)} ran out of memory, and {self.over}={self.largest:g}")
-        fitted = chosen.drop(lost.index)[self.over].max()
+        with_result = outcomes.eq("") | outcomes.str.contains(r"\bok\b")  # a published row says only what did not fit
+        fitted = chosen[with_result].drop(lost.index, errors="ignore")[self.over].max()
+        if pd.isna(fitted):
+            return _lacking(f"a size at which {_words(self.where)} has a result")
         return CheckAnswer(bool(fitted == self.largest), f"largest that fitted: {fitted:g} (claimed: {self.largest:g})")
 
 
@@ -175,52 +286,37 @@ class ColumnsCheck(FindingCheck):
     not_below: str
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        measured = _measured(_measured(points, self.column), self.not_below)
-        if measured.empty:
+        both = measured(measured(points, self.column), self.not_below)
+        if both.empty:
             return _lacking(f"{self.column} and {self.not_below}")
-        below = measured[measured[self.column] < measured[self.not_below]]
+        ratios = [ratio(bounds(point, self.column), bounds(point, self.not_below)) for _, point in both.iterrows()]
+        below = both[both[self.column] < both[self.not_below]]
+        lowest = min(ratios, key=lambda each: each.value)
         return CheckAnswer(
-            below.empty, f"{self.column} below {self.not_below} in {len(below)} of {len(measured)} points"
+            together(each.at_least(1) for each in ratios),
+            f"{self.column} below {self.not_below} in {len(below)} of {len(both)} points; lowest {lowest.shown}",
         )
 
 
-def _has_columns(points: pd.DataFrame, columns: Iterable[str]) -> bool:
+def _ahead(rivals: Mapping[str, Bounds], better: Literal["higher", "lower"]) -> CheckAnswer:
+    """Whether the figure over that of each rival says that it is better; the figures are of the rival that decides."""
+    answers = {name: each.above(1) if better == "higher" else each.below(1) for name, each in rivals.items()}
+    holds = together(answers.values())
+    name = min(
+        (name for name, answer in answers.items() if answer is holds),
+        key=lambda name: rivals[name].value if better == "higher" else -rivals[name].value,
+    )
+    return CheckAnswer(holds, f"{rivals[name].shown} that of {name}")
+
+
+def _on_line(first: Bounds, last: Bounds, share: float) -> Bounds:
+    """The figure at a share of the way from one to another, and its interval if both have one."""
+    value, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
+    return Bounds(value, low, high, first.of_these or last.of_these, first.lacking or last.lacking)
+
+
+def _has(points: pd.DataFrame, columns: Iterable[str]) -> bool:
     return all(column in points for column in columns)
-
-
-def _measured(points: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The points with a value in a column."""
-    return points[points[column].notna()] if column in points else points.iloc[:0]
-
-
-def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    """The points with these values; a list of values means any of them."""
-    for column, value in where.items():
-        if column not in points:
-            return points.iloc[:0]
-        values = value if isinstance(value, list) else [value]
-        points = points[points[column].isin(values)]
-    return points
-
-
-def _ratio(numerator: "pd.Series[Any]", denominator: "pd.Series[Any]", column: str) -> tuple[float, float, float]:
-    """The ratio of two points, and its unfavourable and favourable end by the intervals of a new launch."""
-    ratio = float(numerator[column] / denominator[column])
-    ends = [_ends(point, column) for point in (numerator, denominator)]
-    return ratio, ends[0][0] / ends[1][1], ends[0][1] / ends[1][0]
-
-
-def _ends(point: "pd.Series[Any]", column: str) -> tuple[float, float]:
-    """The interval of a figure; the figure itself where there is none, as in a published table."""
-    value = float(point[column])
-    low, high = (point.get(f"{column}_new_launch_{end}") for end in ("low", "high"))
-    if low is None or high is None or pd.isna(low) or pd.isna(high) or not low > 0:
-        return value, value
-    return float(low), float(high)
-
-
-def _interval(low: float, high: float) -> str:
-    return f" ({low:.2f} to {high:.2f})" if low != high else ""
 
 
 def _range(at_least: float | None, at_most: float | None) -> str:
@@ -232,14 +328,5 @@ def _words(where: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in where.items())
 
 
-def _name(point: "pd.Series[Any]") -> str:
-    keys = ("backend", "ladder", "workload", "batch_size")
-    return ", ".join(
-        f"{point[key]:g}" if isinstance(point[key], float) else str(point[key])
-        for key in keys
-        if key in point and pd.notna(point[key])
-    )
-
-
 def _lacking(points: str) -> CheckAnswer:
-    return CheckAnswer(None, f"needs {points}")
+    return CheckAnswer(None, f"needs {points}", measured=False)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from analysis.results import RunResults
-from analysis.studies.checks import matching_points
+from analysis.studies.bounds import NAMING, matching_points
 from analysis.studies.tables import PublishedFinding, PublishedTable, Study, study_of
 
 Judgement = Literal["reproduced", "not reproduced", "not testable here", "contradicted by its own table"]
@@ -37,8 +37,8 @@ def judge_finding(study: Study, finding: PublishedFinding, experiment: str, poin
     """Judge one finding: by the study's own table first, then by these points."""
     measured = finding.check.answer(points)
     published = study.tables.get(experiment)
-    if published is not None and finding.check.answer(published.frame).holds is False:
-        beside = f"; this run: {measured.figures}" if measured.holds is not None else ""
+    if published is not None and finding.check.answer(published.exact).holds is False:
+        beside = f"; this run: {measured.figures}" if measured.measured else ""
         return Judged(finding, "contradicted by its own table", f"{(finding.note or '').rstrip('.')}{beside}")
     if measured.holds is None:
         return Judged(finding, "not testable here", measured.figures)
@@ -87,15 +87,7 @@ def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Besi
                 yield Beside(name, column, value, _over(value, reference), figures[0], _over(figures[0], figures[1]))
 
 
-KEY_COLUMNS = (
-    "backend",
-    "backend.quantization",
-    "backend.slots",
-    "workload",
-    "workload.input_tokens",
-    "batch_size",
-    "ladder",
-)
+KEY_COLUMNS = (*NAMING, "workload.input_tokens")
 """The columns of published tables that say what was asked; all others are figures."""
 
 

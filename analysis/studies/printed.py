@@ -15,7 +15,7 @@ def catalogue() -> RenderableType:
     """Every study with its findings, and those that its own table contradicts."""
     parts: list[RenderableType] = []
     for study in all_studies():
-        parts.append(Text(f"{study.title}\n  {study.asked}\n  {', '.join(study.tables)}", style="bold"))
+        parts.append(Text(f"{study.title}\n  {study.asked}\n  {', '.join(study.experiments)}", style="bold"))
         table = Table("finding", "claim", "its own table", box=None, pad_edge=False, header_style="bold")
         for finding in study.findings:
             table.add_row(finding.name, finding.claim, own_table(study, finding))
@@ -26,7 +26,7 @@ def catalogue() -> RenderableType:
 def own_table(study: Study, finding: PublishedFinding) -> str:
     """Return how a study's own table stands to one of its findings: agrees, contradicts, or does not say."""
     table = study.tables.get(finding.experiments[0])
-    answer = finding.check.answer(table.frame) if table else None
+    answer = finding.check.answer(table.exact) if table else None
     if answer is None or answer.holds is None:
         return "does not say"
     return "agrees" if answer.holds else f"contradicts: {finding.note or answer.figures}"
@@ -36,20 +36,26 @@ def run_findings(results: RunResults) -> RenderableType:
     """A run's judgements, and the study's table beside its points."""
     study = study_of(results.run.name)
     if study is None:
-        named = ", ".join(experiment for each in all_studies() for experiment in each.tables)
+        named = ", ".join(experiment for each in all_studies() for experiment in each.experiments)
         return Text(f"{results.run.name}: follows no published study; those that do: {named}")
     table = Table("finding", "judgement", "figures", box=None, pad_edge=False, header_style="bold")
     for judged in judge_run(results):
         table.add_row(judged.finding.claim, judged.judgement, judged.figures)
     conditions = "; ".join(f"{key}: {value}" for key, value in study.conditions.items())
     parts: list[RenderableType] = [Text(study.title, style="bold"), Text(f"there: {conditions}")]
-    parts += [Text(run_conditions(results)), table]
+    parts.append(Text(run_conditions(results)))
+    parts.append(Text(repeated(study, results.run.name)) if results.run.name in study.without_figures else table)
     if rows := beside(results):
         figures = Table("point", "figure", "published", "× baseline", "here", "× baseline", box=None, pad_edge=False)
         for row in rows:
             figures.add_row(*beside_cells(row))
         parts += [Text(""), figures]
     return Group(*parts)
+
+
+def repeated(study: Study, experiment: str) -> str:
+    """What of a study an experiment without published figures repeats, in a sentence."""
+    return f"{experiment} repeats {study.without_figures[experiment]}: no figure or finding of it to compare with."
 
 
 def run_conditions(results: RunResults) -> str:
@@ -71,6 +77,9 @@ def beside_cells(row: Beside) -> list[str]:
 
 def markdown_lines(results: RunResults) -> Iterator[str]:
     """The judgements and the tables of a run as Markdown, line by line."""
+    study = study_of(results.run.name)
+    if study is not None and results.run.name in study.without_figures:
+        yield repeated(study, results.run.name)
     judgements: list[Judged] = judge_run(results)
     if judgements:
         yield from ("| published finding | judgement | figures |", "|---|---|---|")

@@ -12,7 +12,10 @@ from analysis.studies.checks import (
     BestCheck,
     ColumnsCheck,
     FitsCheck,
+    GainsCheck,
+    LinearCheck,
     PeakCheck,
+    RangeCheck,
     RatioCheck,
     RisingCheck,
     SpreadCheck,
@@ -33,6 +36,14 @@ class PublishedTable(Strict):
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(list(self.rows))
 
+    @property
+    def exact(self) -> pd.DataFrame:
+        """The rows with each figure as both ends of its interval: published ones have none, and count as they are."""
+        figures = self.frame
+        numbers = figures.select_dtypes("number")
+        ends = {f"{name}_new_launch_{end}": numbers[name] for name in numbers for end in ("low", "high")}
+        return figures.assign(**ends)
+
 
 class PublishedFinding(Strict):
     """A claim of a study, and the check that tells from a table of points whether it holds there."""
@@ -41,7 +52,16 @@ class PublishedFinding(Strict):
     claim: str
     experiments: tuple[str, ...]
     check: Annotated[
-        SpreadCheck | BestCheck | RatioCheck | RisingCheck | PeakCheck | FitsCheck | ColumnsCheck,
+        SpreadCheck
+        | BestCheck
+        | RatioCheck
+        | RisingCheck
+        | LinearCheck
+        | GainsCheck
+        | RangeCheck
+        | PeakCheck
+        | FitsCheck
+        | ColumnsCheck,
         Field(discriminator="kind"),
     ]
     note: str | None = None  # about a contradiction with its own table
@@ -57,6 +77,13 @@ class Study(Strict):
     conditions: dict[str, str]
     tables: dict[str, PublishedTable]  # by experiment
     findings: tuple[PublishedFinding, ...]
+    without_figures: dict[str, str] = Field(default_factory=dict)  # experiments of which it prints none: what they are
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """The experiments that repeat it, those with a table first."""
+        judged = (name for finding in self.findings for name in finding.experiments)
+        return tuple(dict.fromkeys([*self.tables, *judged, *self.without_figures]))
 
 
 @cache
@@ -68,5 +95,4 @@ def all_studies() -> tuple[Study, ...]:
 
 def study_of(experiment: str) -> Study | None:
     """Return the study that an experiment follows; None if it follows none."""
-    named = (study for study in all_studies() for finding in study.findings if experiment in finding.experiments)
-    return next(named, None)
+    return next((study for study in all_studies() if experiment in study.experiments), None)

@@ -103,7 +103,9 @@ class Engine:
         environ = _environ(self.backend, self.launch, self.marker)
         self.variables = _telling_variables(environ)
         if self.launch.image:
-            variables = {**ENGINE_ENVIRON, **self.backend.environment(self.launch)}
+            # With its marker what runs in the container counts as the engine's, also for whoever looks for leftovers.
+            marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)}
+            variables = {**ENGINE_ENVIRON, **self.backend.environment(self.launch), **marks}
             self.command = container_options.wrap(self.command, self.launch, variables)
             environ |= container_options.hub_token()
         self._secrets = secret_values(environ) | secret_values(os.environ)
@@ -158,6 +160,21 @@ class Engine:
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes.append(psutil.Process(pid))
         return processes
+
+    def processes_known(self) -> bool:
+        """Return whether `processes` has them all: not where a container's belong to another user, as docker's may.
+
+        Their environment, which names the engine, is not ours to read then, nor is who listens at its port.
+        """
+        if not self.launch.image:
+            return True
+        known = {process.pid for process in self.processes()}
+        return any(
+            connection.pid in known
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+            if connection.laddr and connection.laddr.port == self.launch.port
+        )
 
     def facts(self) -> dict[str, Any]:
         """Facts that a result must cite: engine version, command, flags, dtype, versions, startup time, context."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform, Progress, Runtime
 from backends.launch import task
-from backends.prepare import cuda_toolkit, fit, images, locks, programs, sources
+from backends.prepare import fit, images, locks, programs, sources
 from backends.prepare.build_once import build_once
 from backends.prepare.uv import EnvironmentFailed as EnvironmentFailed
 from backends.prepare.uv import Uv
@@ -268,7 +268,7 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     versions = installed(python)
     if wrong := _not_as_locked(spec.lock.pins, versions):
         raise EnvironmentFailed(f"environment {spec.name} cannot be built as it is locked: {wrong}; log: {log}")
-    cuda_toolkit.complete(folder)
+    sources.complete_toolkit(folder)
     _import(spec, folder, python, log, progress)
     if spec.source:
         environ = task.clean_environment(**task.activated(python))

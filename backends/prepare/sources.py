@@ -69,6 +69,22 @@ def architectures() -> str:
     return chosen
 
 
+def complete_toolkit(folder: Path) -> None:
+    """Make the CUDA compiler that an environment brings as NVIDIA's distributions what compilers and CMake expect.
+
+    The distributions hold libraries by their full names only (libcudart.so.13), in `lib`: linkers look for
+    libcudart.so, and torch in `lib64`.
+    """
+    for compiler in folder.glob("lib/python*/site-packages/nvidia/*/bin/nvcc"):
+        libraries = compiler.parents[1] / "lib"
+        for library in libraries.glob("lib*.so.*"):
+            link = library.with_name(library.name.partition(".so.")[0] + ".so")
+            if not link.exists():
+                link.symlink_to(library.name)
+        if not libraries.with_name("lib64").exists():
+            libraries.with_name("lib64").symlink_to(libraries.name)
+
+
 def machine(source: SourceBuild) -> str:
     """8 hex digits that are the same where the same program would be built: caches may be shared by unlike nodes."""
     return hashlib.sha256(json.dumps(options(source), sort_keys=True).encode()).hexdigest()[:8]

@@ -3,25 +3,24 @@
 `ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
 crash is ignored; any other line that does not hold is set aside in `ledger.damaged.jsonl`, and its trial is measured
-again.
+again. Bulky texts are lines of their own, which rows name by a digest (`sweep.disk.texts`).
 """
 
 import errno
 import os
 import re
-import sys
 import time
 import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from sweep.config import DamagedFile, Halted
+from sweep.disk.consistency import describe_losses, trials_with_damaged_data
 from sweep.disk.lines import entries, sealed
 from sweep.disk.run_files import RunPaths
-from sweep.disk.tables import compact_place
+from sweep.disk.tables import read_table
+from sweep.disk.texts import TEXT, Texts, digest_of, is_stored
 from sweep.records import Fault, Outcome
 from sweep.whole_file import write_whole
 
@@ -31,13 +30,14 @@ MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
 TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # what each kind of entry has
     "run": {"run": str},
+    "text": TEXT,
     "trial": {"row": dict},
     "attempt": ATTEMPT,
     "attempt_placed": {**ATTEMPT, "node": str},
     "attempt_end": {**ATTEMPT, "end": str},
     "answers": {"trial_id": str, "answer": str, "count": int},
 }
-TYPES_OF_ROW = {**ATTEMPT, "trial_id": str, "outcome": str, "reason": str | None}
+TYPES_OF_ROW = {**ATTEMPT, "trial_id": str, "outcome": str, "reason": str | dict | None}
 OUTCOMES = frozenset(Outcome)
 
 
@@ -59,14 +59,17 @@ class Ledger:
         self.path, self.columns = path, columns
         self.rows: dict[str, LedgerRow] = {}  # without nulls
         self.superseded: list[LedgerRow] = []  # results of trials that were measured again
-        self._shared: dict[str, str] = {}  # strings that many rows have in common, stored once
+        self._texts = Texts(columns)
+        self._recovered: dict[str, str] = {}  # texts whose lines are lost, by digest
         self.attempts: dict[str, int] = {}
         self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
         num_rows = self._read()
         rows = self.rows.values() if columns is None else ()
-        self.damaged = _damaged(RunPaths(path.parent), rows)  # trials with truncated raw data
+        paths = RunPaths(path.parent)
+        self.damaged = trials_with_damaged_data(paths, rows)
+        self._losses = describe_losses(paths, [*self.rows.values(), *self.superseded], keep_table=write)
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             superseded = num_rows - len(self.rows) - len(self.superseded)
@@ -84,21 +87,41 @@ class Ledger:
             return 0
         num_rows = 0
         with self.path.open("rb") as file:
-            for entry in entries(_whole_lines(file), is_ledger_entry, lambda *damage: self.set_aside.append(damage)):
+            for entry in entries(_whole_lines(file), self._holds, lambda *damage: self.set_aside.append(damage)):
                 self._replay(entry)
                 num_rows += entry["event"] == "trial"
         return num_rows
 
+    def _holds(self, entry: dict[str, Any]) -> bool:
+        """Return whether an entry is one, and has its texts. Raises ValueError, with the problem, if a text is lost."""
+        if not is_ledger_entry(entry):
+            return False
+        for column, digest in self._texts.missing(entry["row"]) if entry["event"] == "trial" else ():
+            text = self._recovered.get(digest) or self._text_of_trial(entry["row"], column)
+            if text is None or digest_of(text) != digest:
+                raise ValueError(f"the line with its {column} is lost")
+            entry["row"][column] = self._recovered[digest] = text
+        return True
+
+    def _text_of_trial(self, row: LedgerRow, column: str) -> str | None:
+        """Return a text of a row from the trial's own file; None if there is none that can be read."""
+        path = RunPaths(self.path.parent).trial(row["deployment_id"], row["attempt"], row["trial_id"]).trial
+        try:
+            values = read_table(path, [column]).to_pydict().get(column)
+        except (FileNotFoundError, DamagedFile):
+            return None
+        return values[0] if values else None
+
     def describe_damage(self) -> list[str]:
-        """Return a line that names the lines which do not hold, if there are any."""
+        """Return a line that names the lines which do not hold, and one about what is lost, if there are any."""
         if not self.set_aside:
-            return []
+            return self._losses
         numbers = ", ".join(str(number) for number, _, _ in self.set_aside[:MOST_DAMAGE_NAMED])
         more = f" and {len(self.set_aside) - MOST_DAMAGE_NAMED} more" if len(self.set_aside) > MOST_DAMAGE_NAMED else ""
         trials = sorted({trial_id for _, line, _ in self.set_aside if (trial_id := _trial_of(line))})
         named = f" (trials {', '.join(trials[:MOST_DAMAGE_NAMED])})" if trials else ""
-        problem = self.set_aside[0][2]
-        return [f"{self.path}: damaged in line {numbers}{more}{named}: {problem}; what they held is measured again"]
+        damage = f"{self.path}: damaged in line {numbers}{more}{named}: {self.set_aside[0][2]}"
+        return [f"{damage}; what only they held is measured again", *self._losses]
 
     def _compact(self) -> None:
         """Write the file anew, without what later lines replace; lines that do not hold go to a file of their own."""
@@ -111,27 +134,28 @@ class Ledger:
             {"event": "answers", "trial_id": trial_id, "answer": answer, "count": count - 1}
             for trial_id, (answer, count) in self.answers.items()
         ]  # the row counts too
-        before = [{"event": "trial", "row": row} for row in self.superseded]
-        rows = [{"event": "trial", "row": row} for row in self.rows.values()]
+        texts = Texts()
 
         def write(staged: Path) -> None:  # line by line: all of them together are another ledger in memory
             with staged.open("wb") as file:
-                file.writelines(sealed(entry) for entry in [*run, *attempts, *before, *answers, *rows])
+                file.writelines(sealed(entry) for entry in [*run, *attempts])
+                file.writelines(sealed(entry) for row in self.superseded for entry in texts.stored(row))
+                file.writelines(map(sealed, answers))
+                file.writelines(sealed(entry) for row in self.rows.values() for entry in texts.stored(row))
 
         write_whole(self.path, write)
+        self._texts = texts
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
-            row = entry["row"]
+            row = self._texts.restored(entry["row"])
             before = self.rows.get(row["trial_id"])
             if before is not None and before["outcome"] == "ok" and before.get("attempt") != row.get("attempt"):
                 self.superseded.append(before)
             self._count_answer(row)
-            self.rows[row["trial_id"]] = {
-                sys.intern(key): self._shared.setdefault(value, value) if isinstance(value, str) else value
-                for key, value in row.items()
-                if value is not None and (self.columns is None or key in self.columns)
-            }
+            self.rows[row["trial_id"]] = row
+        elif entry["event"] == "text":
+            self._texts.add(entry)
         elif entry["event"] == "attempt":
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
         elif entry["event"] == "answers":
@@ -150,7 +174,7 @@ class Ledger:
     def begin_attempt(self, deployment_id: str) -> str:
         """Record and return the number of a new attempt at a deployment, counted over all runs of the command."""
         number, paths = self.attempts.get(deployment_id, 0) + 1, RunPaths(self.path.parent)
-        while self.set_aside and paths.attempt(deployment_id, str(number)).exists():  # its line may be the damaged one
+        while paths.attempt(deployment_id, str(number)).exists():  # its line was damaged, or cut off
             number += 1
         attempt = str(number)
         self._append({"event": "attempt", "deployment_id": deployment_id, "attempt": attempt})
@@ -166,21 +190,23 @@ class Ledger:
 
     def commit(self, row: LedgerRow) -> None:
         """Make a trial's row durable: it is the trial's result from now on."""
-        self._append({"event": "trial", "row": {key: value for key, value in row.items() if value is not None}})
+        self._append(*self._texts.entries(row))
         self.damaged.discard(row["trial_id"])
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        """Append one line, which is then on disk. Raises OSError, and removes a partial line, if it could not."""
-        line = sealed(entry | {"at": round(time.time(), 3)})
+    def _append(self, *new: dict[str, Any]) -> None:
+        """Append entries, which are then on disk. Raises OSError, and removes all of their lines, if it could not."""
+        at = {"at": round(time.time(), 3)}
+        lines = b"".join(sealed(entry | at) for entry in new)
         end = os.fstat(self.file.fileno()).st_size
         try:
-            if self.file.write(line) != len(line):
+            if self.file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
             os.fsync(self.file.fileno())
         except OSError:
             os.ftruncate(self.file.fileno(), end)
             raise
-        self._replay(entry)
+        for entry in new:
+            self._replay(entry)
 
     def check_in_place(self) -> None:
         """Raise Misplaced if the file is no longer the one under its name: what is appended would be lost."""
@@ -223,14 +249,33 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     return (line for line in lines if line.endswith(b"\n"))
 
 
+def ledger_entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the entries that hold of a ledger's lines, rows with their texts; a row that lacks one is left out."""
+    texts = Texts()
+    for entry in entries(_whole_lines(lines), is_ledger_entry):
+        if entry["event"] == "text":
+            texts.add(entry)
+        elif entry["event"] != "trial":
+            yield entry
+        elif not any(texts.missing(entry["row"])):
+            yield {**entry, "row": texts.restored(entry["row"])}
+
+
 def is_ledger_entry(entry: dict[str, Any]) -> bool:
     """Return whether an entry has what its kind needs; a row also an outcome that exists."""
     types = TYPES_OF_EVENT.get(str(entry.get("event")))
     if types is None or not _has_types(entry, types):
         return False
     if entry["event"] == "trial":
-        return _has_types(entry["row"], TYPES_OF_ROW) and entry["row"]["outcome"] in OUTCOMES
+        return _is_row(entry["row"])
+    if entry["event"] == "text":
+        return bool(entry["digest"] == digest_of(entry["text"]))
     return bool(entry.get("attempt", "0").isdecimal())
+
+
+def _is_row(row: LedgerRow) -> bool:
+    texts = all(is_stored(value) for value in row.values() if isinstance(value, dict))
+    return texts and _has_types(row, TYPES_OF_ROW) and row["outcome"] in OUTCOMES
 
 
 def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
@@ -241,35 +286,6 @@ def _trial_of(line: bytes) -> str | None:
     """Return the trial that a damaged line names, if it still does."""
     match = re.search(rb'"trial_id": "([0-9a-f]{6,32})"', line)
     return match[1].decode() if match else None
-
-
-def _damaged(paths: RunPaths, rows: Iterable[LedgerRow]) -> set[str]:
-    """Trials whose requests.parquet exists but is truncated; checked in parallel, since shared disks are slow."""
-    with_data = [row for row in rows if Outcome(row["outcome"]).done]
-    files = [paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests for row in with_data]
-    with ThreadPoolExecutor(16) as pool:
-        return {row["trial_id"] for row in compress(with_data, pool.map(_cut_short, files))}
-
-
-def _cut_short(path: Path) -> bool:
-    """Return whether a Parquet file is truncated: its last bytes must be the footer's length and "PAR1"."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 8))
-            length, magic = file.read(4), file.read(4)
-    except FileNotFoundError:
-        return _is_in_damaged_file(path)
-    return magic != b"PAR1" or int.from_bytes(length, "little") + 12 > size
-
-
-def _is_in_damaged_file(path: Path) -> bool:
-    """Return whether a compact file is damaged that may have it: what was removed on purpose keeps its row."""
-    try:
-        compact_place(path)
-    except DamagedFile:
-        return True
-    return False
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -16,7 +16,7 @@ from backends.launch import task
 from backends.prepare import programs
 from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import file_digest
-from backends.prepare.uv import EnvironmentFailed, pip_settings, uv_settings
+from backends.prepare.pip_settings import UnreadableSettings, pip_settings, uv_settings
 from sweep.config import content_hash
 from sweep.inputs.hub import ignore
 from sweep.inputs.model import Model, Percent, safe_name
@@ -130,7 +130,7 @@ def _not_in_index(package: str) -> str | None:
     """
     try:
         settings = uv_settings(pip_settings())
-    except EnvironmentFailed as error:
+    except UnreadableSettings as error:
         return str(error)
     settings = {"UV_HTTP_TIMEOUT": INDEX_TIMEOUT, "UV_HTTP_RETRIES": "1"} | settings
     command = [find_uv_bin(), "pip", "compile", "--no-deps", "--no-header", "--quiet", "-"]

@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def run_trial(
     if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason)
     foreign = _foreign(work, running)  # from now on: who was waited for is not named beside this trial
-    sampler = Sampler(_sources(running.engines, foreign), work.settings.telemetry_interval)
+    sampler = Sampler(_sources(running, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     logged, began = {engine.log: engine.log_position() for engine in running.engines}, time.monotonic()
     should_stop = _reason_to_stop(running, stop, work.settings.trial_timeout or math.inf)
@@ -233,7 +233,7 @@ def _foreign(work: Work, running: RunningEngine) -> Foreign:
         sharing_name(work.settings.cluster),
     )
     cores = _cores(running) if work.deployment.backend.launches else set()
-    apart = cores and not cores & running.node.client_cpus
+    apart = cores and not cores & running.node.client_cpus and running.processes_known()
     return Foreign(
         ForeignCpu(cores, sharing, running.processes) if apart else None,
         ForeignGpu(gpus, sharing, running.processes) if gpus else None,
@@ -249,12 +249,14 @@ def _not_quiet(work: Work, running: RunningEngine, stop: threading.Event, notify
     if work.settings.quiet is None:
         return None
     cores = _cores(running) | running.node.client_cpus
-    everywhere = ForeignCpu(cores, sharing_name(work.settings.cluster), running.processes)
+    sharing, known = sharing_name(work.settings.cluster), running.processes_known()
+    everywhere = ForeignCpu(cores, sharing, running.processes) if known else None
     return not_quiet(work.settings.quiet, Foreign(everywhere, _foreign(work, running).gpu), stop, notify)
 
 
-def _sources(engines: Sequence[Engine], foreign: Foreign) -> list[Source]:
+def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
     """Return what is sampled beside the measurement."""
+    engines = running.engines
     backend, gpus = engines[0].backend, [gpu for engine in engines for gpu in engine.launch.gpus]
     sources: list[Source] = []
     if backend.metrics_path:
@@ -263,8 +265,9 @@ def _sources(engines: Sequence[Engine], foreign: Foreign) -> list[Source]:
     if gpus:
         sources.append(Gpus(gpus, foreign.gpu))
     if backend.launches:
-        processes = Processes(lambda: [process for engine in engines for process in engine.processes()], foreign.cpu)
-        sources += [processes, CpuLimits([core for engine in engines for core in engine.launch.cpus])]
+        if running.processes_known():  # else it would be the memory of a container's client
+            sources.append(Processes(running.engine_processes, foreign.cpu))
+        sources.append(CpuLimits([core for engine in engines for core in engine.launch.cpus]))
     return sources
 
 

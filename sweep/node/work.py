@@ -82,8 +82,15 @@ class RunningEngine:
 
     def processes(self) -> list[psutil.Process]:
         """The processes of all engines and of what is in front of them."""
-        front = [] if self.gateway is None else [self.gateway.process]
-        return [process for engine in [*self.engines, *front] for process in engine.processes()]
+        front = [] if self.gateway is None else self.gateway.process.processes()
+        return [*self.engine_processes(), *front]
+
+    def engine_processes(self) -> list[psutil.Process]:
+        return [process for engine in self.engines for process in engine.processes()]
+
+    def processes_known(self) -> bool:
+        """Return whether all processes of the engines are known: others would count as processes of others."""
+        return all(engine.processes_known() for engine in self.engines)
 
     def alive(self) -> bool:
         """Return whether every engine and what is in front of them run."""

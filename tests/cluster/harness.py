@@ -24,6 +24,7 @@ import psutil
 
 from backends.launch import supervisor
 from sweep.config import ROOT
+from sweep.disk.ledger import ledger_entries
 from sweep.disk.run_files import read_trials
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=100000000"]
@@ -260,8 +261,7 @@ class Sweep:
 
     def ledger(self) -> list[dict[str, Any]]:
         path = self.out / "ledger.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        return list(ledger_entries(path.read_bytes().splitlines(keepends=True))) if path.exists() else []
 
     def plan(self) -> list[str]:
         entries = [json.loads(line) for line in (self.out / "plan.jsonl").read_text().splitlines()]

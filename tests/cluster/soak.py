@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
+from sweep.disk.texts import Texts
 from sweep.inputs.model import RandomModel
 from sweep.inputs.weights.random_weights import Architecture
 from tests.cluster.harness import wait_until
@@ -92,6 +93,7 @@ class LedgerWatch:
         self.path, self.log = path, log
         self.position, self.inode = 0, 0
         self.repeated = 0  # of a ledger that was written anew: up to here it repeats what it keeps, bytes
+        self.texts = Texts()
         self.known: set[tuple[str, ...]] = set()
         self.rows: list[tuple[float, str, str, str]] = []  # time, attempt, trial, outcome
         self.placed: dict[str, tuple[float, str]] = {}  # attempt -> time, node
@@ -110,7 +112,10 @@ class LedgerWatch:
                 self._take(json.loads(line))
 
     def _take(self, entry: dict[str, Any]) -> None:
-        source = entry.get("row", entry)
+        if entry["event"] == "text":
+            self.texts.add(entry)
+            return
+        source = self.texts.restored(entry["row"]) if "row" in entry else entry
         attempt = f"{source.get('deployment_id')}/{source.get('attempt')}"
         key = (entry["event"], attempt, source.get("trial_id", ""), source.get("outcome", ""))
         if key in self.known and self.position <= self.repeated:
@@ -182,7 +187,9 @@ class Soak:
             status = sweep.wait()
             status = status if self._measured() else -1
             self.log("exit", status=sweep.wait(), said=sweep.said()[-300:] if status else "")
-            self.tracebacks += "Traceback" in sweep.said()
+            if "Traceback" in sweep.said():
+                self.tracebacks += 1
+                self.log("traceback", said=sweep.said().partition("Traceback")[2][:4000])
             self._wait(2.0, commands)
         return self._end(commands, complete=not sweep.running())
 

@@ -92,6 +92,8 @@ def test_an_engine_in_podman(podman, tmp_path, monkeypatch):
     with server.running(backend, launch, marker=f"podman/{os.getpid()}") as engine:
         assert list(measure(engine, asked(2), Batch(batch_size=2), tmp_path).records.output_tokens) == [16, 16]
         (pid,) = inside(tmp_path)
+        assert pid in {process.pid for process in engine.processes()}, "its CPU time and memory are the engine's"
+        assert engine.processes_known()
         environ = psutil.Process(pid).environ()
         assert environ["HF_TOKEN_PATH"] == "/run/sweep/token"
         assert Path("/proc", str(pid), "root", "run/sweep/token").read_text() == "hf_secret_value"
@@ -99,8 +101,9 @@ def test_an_engine_in_podman(podman, tmp_path, monkeypatch):
     assert gone(tmp_path)
     with server.running(backend, launch, marker=f"podman/{os.getpid()}") as engine:
         for process in engine.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+                if os.readlink(f"/proc/{process.pid}/ns/pid") == os.readlink("/proc/self/ns/pid"):  # not the engine
+                    process.send_signal(signal.SIGKILL)
         assert gone(tmp_path)
 
 

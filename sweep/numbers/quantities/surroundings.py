@@ -11,7 +11,8 @@ from sweep.records import Sample
 
 @quantity(unit="share", kind="validity", better="lower", label="Foreign CPU")
 def foreign_cpu_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """mean share of the engine's cores that other processes took; null where the client runs on them too."""
+    """mean share of the engine's cores that other processes took; null where the client runs on them too, or where an
+    engine's container runs as another user, whose processes are not ours to recognise."""
     return _mean(samples, "foreign_cpu_share", begin, duration)
 
 

@@ -1,0 +1,79 @@
+"""The user's settings of pip, for uv, which reads no pip.conf: indexes, find-links, certificate, proxy, time-out.
+
+They are handed over in uv's environment and not on its command line: an index URL may hold a password. scripts/setup
+imports this before anything is installed, so it imports nothing but the standard library.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+class UnreadableSettings(Exception):
+    """pip cannot read its own settings. One line: why, and the command that shows them."""
+
+
+def pip_settings() -> dict[str, str]:
+    """Return the user's settings of pip, by option name ("index-url"): PIP_* before [install] before [global].
+
+    Raises UnreadableSettings.
+    """
+    answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
+    if answer.returncode != 0:
+        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UnreadableSettings(f"pip's settings cannot be read: {last}; see `{sys.executable} -m pip config list`")
+    pairs = (line.partition("=") for line in answer.stdout.splitlines() if "=" in line)
+    settings = {name.strip(): str(ast.literal_eval(value)) for name, _, value in pairs}
+    merged: dict[str, str] = {}
+    for section in ("global", "install", ":env:"):
+        merged |= {key.split(".", 1)[1]: value for key, value in settings.items() if key.startswith(f"{section}.")}
+    return merged
+
+
+def uv_settings(pip: Mapping[str, str], index: Sequence[str] = ()) -> dict[str, str]:
+    """Translate pip's settings into uv's environment variables, with an environment's own indexes besides.
+
+    Local folders that do not exist are omitted.
+    """
+    settings = {
+        # pip takes the best version over all indexes, uv by default only looks at the first that has the name.
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_LINK_MODE": os.environ.get("UV_LINK_MODE", "hardlink"),
+        "UV_NO_PROGRESS": "1",
+    }
+
+    def give(variable: str, value: str | None) -> None:
+        if value and variable not in os.environ:  # the user's settings of uv itself go first
+            settings[variable] = value
+
+    extra = [url for url in pip.get("extra-index-url", "").split() if _exists(url)]
+    links = [link for link in pip.get("find-links", "").split() if _exists(link)]
+    give("UV_DEFAULT_INDEX", pip.get("index-url"))
+    give("UV_INDEX", " ".join(extra))
+    if index:
+        settings["UV_INDEX"] = " ".join([*index, *filter(None, [settings.get("UV_INDEX", os.environ.get("UV_INDEX"))])])
+    give("UV_FIND_LINKS", ",".join(links))
+    give("UV_INSECURE_HOST", " ".join(pip.get("trusted-host", "").split()))
+    give("SSL_CERT_FILE", pip.get("cert"))
+    give("SSL_CLIENT_CERT", pip.get("client-cert"))
+    give("ALL_PROXY", pip.get("proxy"))
+    give("UV_HTTP_TIMEOUT", pip.get("timeout") or pip.get("default-timeout"))
+    return settings
+
+
+def no_index(pip: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the arguments for uv that forbid every index if pip's settings do: it takes that from no variable."""
+    return ("--no-index",) if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else ()
+
+
+def _exists(place: str) -> bool:
+    """Return whether a URL or folder can be used: one on the network always, a local one if it exists."""
+    parts: Any = urlsplit(place)
+    if parts.scheme not in ("", "file"):
+        return True
+    return Path(unquote(parts.path)).expanduser().exists()

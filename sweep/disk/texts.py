@@ -1,0 +1,81 @@
+"""The bulky texts of a ledger's rows, stored once and named by their digests.
+
+Most of a row is text that others have too: the versions of its environment's packages, the resolved config, the
+engine's facts. Each such text is an entry of its own, before the first row that has it; a row has `{"text": digest}` in
+its place.
+"""
+
+import hashlib
+import sys
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
+
+SHORTEST = 200  # characters of a text that is stored by itself
+TEXT = {"column": str, "digest": str, "text": str}  # what the entry of a text has
+
+
+def digest_of(text: str) -> str:
+    """Return the name of a text."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def is_stored(value: Mapping[str, Any]) -> bool:
+    """Return whether a mapping in a stored row names a text."""
+    return value.keys() == {"text"} and isinstance(value["text"], str)
+
+
+class Texts:
+    """The texts that a ledger has, by column and digest."""
+
+    def __init__(self, columns: Container[str] | None = None) -> None:
+        """With `columns` only the texts of these are kept."""
+        self.columns = columns
+        self._texts: dict[tuple[str, str], str] = {}
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Keep the text of an entry."""
+        column = sys.intern(entry["column"])
+        if self.columns is None or column in self.columns:
+            self._texts[column, entry["digest"]] = entry["text"]
+
+    def missing(self, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield column and digest of each text that a stored row names and nobody has added."""
+        for column, value in row.items():
+            if type(value) is dict and (self.columns is None or column in self.columns):
+                digest = value["text"]
+                if (column, digest) not in self._texts:
+                    yield column, digest
+
+    def restored(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a stored row with its texts in place, without nulls, and with `columns` only these.
+
+        Rows have most of their texts in common, which are one object in memory.
+        """
+        texts, columns, intern = self._texts, self.columns, sys.intern
+        return {
+            intern(name): texts[name, value["text"]]
+            if (kind := type(value)) is dict
+            else (intern(value) if kind is str else value)
+            for name, value in row.items()
+            if value is not None and (columns is None or name in columns)
+        }
+
+    def entries(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the entries of a row: its texts that are not stored yet, which are not added, and then itself."""
+        stored = {}
+        for column, value in row.items():
+            if type(value) is str and len(value) >= SHORTEST:
+                digest = digest_of(value)
+                if (column, digest) not in self._texts:
+                    yield {"event": "text", "column": column, "digest": digest, "text": value}
+                stored[column] = {"text": digest}
+            elif value is not None:
+                stored[column] = value
+        yield {"event": "trial", "row": stored}
+
+    def stored(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the entries of a row, and add its texts."""
+        for entry in self.entries(row):
+            if entry["event"] == "text":
+                self.add(entry)
+            yield entry
