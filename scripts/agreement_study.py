@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -38,24 +39,24 @@ from sweep.plan.planning import make_plan
 SERIES = ROOT / "results" / "agreement_study"
 AT_ONCE = 5  # runs whose references are made in one process
 GATE = {"agreement": 0.95, "quality": 0.98}
-HEAD = f"""\
-# Agreement and quality
-
+ABOUT = f"""\
 SmolLM2-135M-Instruct (`model=smollm2`) on engines that are right, on weights in a coarser format, and on the
 transformers backend with a fault planted into its copy of the weights or of the configuration. Each engine continues
 {agreement.PROMPTS} story openings and {agreement.SAMPLED_REQUESTS} requests of `workload=qa` by {agreement.TOKENS}
-tokens, and is asked for the log-probabilities of at least
-{agreement.TEXT_TOKENS} tokens of shipped text. The reference is transformers in float32. In brackets: 95 % intervals.
-Alarm: the whole interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality
-{GATE["quality"]}). Where a case was run several times, each run had other openings, requests and passages, drawn from
-the shipped ones, and the engine was asked the first {answers.IN_FLIGHT} prompts alone: the main job asks no further
-either once the whole interval is above the gate. Its figures are the means, its intervals and counts those of the first
-run.
+tokens, and is asked for the log-probabilities of at least {agreement.TEXT_TOKENS:,} tokens of shipped text; where that
+was limited in time, positions and tokens are fewer. The reference is transformers in float32. In brackets: 95 %
+intervals. Alarm: the whole interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]},
+quality {GATE["quality"]}).
 
-Made by `scripts/agreement_study.py`, one core for the engine.
+A case with several runs was launched once. Each run had other openings, requests and passages, drawn from the shipped
+ones, and the engine was asked the first {answers.IN_FLIGHT} prompts alone: the main job asks no further either once the
+whole interval is above the gate. Its figures are the means, its intervals and counts those of the first run.
 
+Made by `scripts/agreement_study.py`, one core for the engine. Below the table: where and at which commit."""
+TABLE = """\
 | case | runs | alarms | agreement | positions | quality | tokens | time of one comparison |
 |---|---|---|---|---|---|---|---|"""
+WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,27 @@ def line(case: Case, rows: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} | {sum(row['seconds'] for row in rows) / len(rows):.0f} s |"
 
 
+def head() -> str:
+    """What stands above the table."""
+    paragraphs = (textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in ABOUT.split("\n\n"))
+    return "\n\n".join(["# Agreement and quality", *paragraphs, TABLE])
+
+
+def circumstances() -> str:
+    """The commit, the machine and how busy it is: of this call of the script, which may have measured some cases."""
+    machine = provenance.hardware()
+    text = f"These rows: commit {provenance.commit()}; {machine['cores']} cores of {machine['cpu']}; load average "
+    return textwrap.fill(f"{text}{machine['load_average']:.1f} at the end.", WIDTH, break_on_hyphens=False)
+
+
 def main(runs: int, names: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # also in the background of a shell, where an interrupt is ignored
         signal.signal(number, signal.default_int_handler)
-    print(HEAD, flush=True)
+    print(head(), flush=True)
     for case in CASES:
         if not names or any(name in case.name for name in names):
             print(line(case, finished(measured(case, runs))), flush=True)
+    print(f"\n{circumstances()}")
 
 
 def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:

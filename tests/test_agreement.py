@@ -23,6 +23,7 @@ from backends.prepare import environments, locks
 from backends.simulated import Simulated
 from scripts import agreement_study
 from scripts.agreement_study import CASES
+from sweep import provenance
 from sweep.__main__ import main
 from sweep.inputs.model import PathModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
@@ -582,14 +583,17 @@ def test_a_series_goes_on_after_an_interrupt_and_says_what_has_no_figure(tmp_pat
     name = CASES[2].name
     for runs in (4, 4, 4):
         agreement_study.main(runs, [name])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {name}")]
+    printed = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"These rows: commit {provenance.commit()}; ") for line in printed) == 3
+    lines = [line for line in printed if line.startswith(f"| {name}")]
     assert firsts == [0, 2]
     assert lines[0].startswith(f"| {name} | 2 | 0 | 1.000 (0.500 to 1.000); none in 1 | 9 | – | – |")
     assert lines[1:] == [f"| {name} | 4 | 0 | 0.833 (0.500 to 1.000); none in 1 | 9 | – | – | 2 s |"] * 2
 
 
-def test_the_study_prints_its_cases_in_the_order_of_its_page():
+def test_the_study_prints_the_head_of_its_page_and_its_cases_in_their_order():
     page = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "agreement.md"
+    assert page.read_text().startswith(agreement_study.head())
     rows = re.findall(r"^\| (.+?) \| \d", page.read_text(), re.MULTILINE)
     assert rows
     assert rows == [case.name for case in CASES if case.name in rows]

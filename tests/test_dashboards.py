@@ -134,17 +134,43 @@ def test_without_a_login_the_workspace_lies_in_the_folder(tmp_path: Path) -> Non
     assert kinds == {"Run History Line Plot", "Bar Chart"}
 
 
-def test_a_sweep_ends_with_its_run_its_workspace_and_the_command_that_syncs(tmp_path: Path) -> None:
-    """Through the whole command, on the simulated engine, offline."""
+def sweep_of_one_trial(folder: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """The whole command, on the simulated engine."""
     line = ["backend=simulated", "model=tiny-llama", "workload=qa", "workload.output_tokens=4", "load.batch_size=4"]
     line += ["workload.num_requests=4", "backend.ttft.mean=0.2", "cluster=inline", "hardware=cpu", "tracking=wandb"]
-    done = published(tmp_path, "sweep", *line, "out=run")
+    done = published(folder, "sweep", *line, "out=run", "name=alone", **environ)
     assert done.returncode in (0, 1), done.stderr  # a busy machine limits the client
+    assert "warning: tracking" not in done.stdout + done.stderr
+    return done
+
+
+def test_a_sweep_ends_with_its_run_its_workspace_and_the_command_that_syncs(tmp_path: Path) -> None:
+    done = sweep_of_one_trial(tmp_path)
     tracking = tmp_path / "run" / "wandb"
     assert "to send it: wandb sync" in done.stdout
-    assert "warning: tracking" not in done.stdout + done.stderr
     assert len(list(tracking.glob("offline-run-*"))) == 2  # the trial, and the whole
     assert (tracking / "workspace.json").is_file()
+
+
+def test_with_a_login_a_sweep_ends_with_all_of_it_on_the_server(tmp_path: Path) -> None:
+    with wandb_stub.server() as (address, kept):
+        done = sweep_of_one_trial(tmp_path, WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
+    assert kept.unknown == []
+    out = tmp_path / "run"
+    (row,) = run_files.read_trials(out)
+    token = (out / "wandb" / "run-ids").read_text()
+    assert set(kept.runs) == {f"{token}-{row['trial_id']}", f"{token}-sweep"}
+    assert {run["groupName"] for run in kept.runs.values()} == {f"alone {token}"}
+    (headline,) = (each for each in kept.history[f"{token}-{row['trial_id']}"] if "qa/output_throughput" in each)
+    assert headline["qa/output_throughput"] == pytest.approx(row["output_throughput"])
+    stored = [content for name, content in kept.files.items() if name.endswith("/trials.parquet")]
+    assert stored == [(out / "trials.parquet").read_bytes()]
+    assert any(name.startswith(f"{token}-sweep/media/table/") for name in kept.files)
+    assert f"alone {token}" in "".join(view["spec"] for view in kept.views.values())
+    assert f"{address}/team/sweep?nw=" in done.stdout
+    assert "wandb sync" not in done.stdout
+    assert list((out / "wandb").glob("offline-run-*")) == []
+    assert not any(KEY.encode() in file.read_bytes() for file in out.rglob("*") if file.is_file())
 
 
 def test_a_folder_without_a_run_is_bad_input(tmp_path: Path) -> None:

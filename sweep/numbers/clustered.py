@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special  # scipy.stats takes as long to import as all the rest
 
 from sweep.numbers.chunks import Floats
 
@@ -57,4 +56,6 @@ def _variance(deviations: Floats) -> float:
 
 
 def _quantile(texts: int) -> float:
+    from scipy import special  # here, since every task on a node would wait for it, a third of its imports
+
     return float(special.stdtrit(texts - 1, 0.5 + COVERAGE / 2))

@@ -1,4 +1,5 @@
-"""Every point of a plan in full, so that it can be held against a paper: command, dtype, context, lengths, counts."""
+"""Every point of a plan in full, so that it can be held against a paper: command, dtype, context, lengths, counts; and
+where it differs from the paper, why."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,11 @@ def point_details(plan: Plan) -> Iterator[str]:
     demands = {(point.deployment.deployment_id, point.label): point.demand.describe() for point in plan_points(plan)}
     for deployment in plan.deployments:
         yield f"{deployment.deployment_id}  {deployment.describe()}"
-        yield from (f"  {line}" for line in _engine(deployment, plan.settings.hardware.platform))
+        platform = plan.settings.hardware.platform
+        yield from (f"  {line}" for line in _engine(deployment, platform))
+        if platform == "cuda":
+            departures = plan.settings.not_as_published.get(deployment.backend.name, ())
+            yield from (f"  not as published: {reason}" for reason in departures)
         for trials in deployment.points():
             label = trials[0].describe_point()
             demand = demands.get((deployment.deployment_id, label), "memory and time cannot be estimated")
@@ -45,7 +50,8 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
     gpus = f"{count(deployment.gpu_count, 'GPU')} ({deployment.accelerator or 'any'})" if platform == "cuda" else "CPU"
     dtype = "that of the weights" if launch.dtype == "auto" else launch.dtype
     longest = f"{context} tokens" if context else "that of the model"
-    yield f"dtype: {dtype}; context: {longest}; on {gpus}"
+    packages = f"; environment {deployment.environment.name}" if deployment.environment else ""
+    yield f"dtype: {dtype}; context: {longest}; on {gpus}{packages}"
 
 
 def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> Iterator[str]:

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 SHORT = ("comparison_limit=30",)
 OF_GATE = ("swapped", "truncated", "float32")
 FAULTS = [case for case in CASES if case.name.startswith("fault")]
+NAMED = {case.name: case for case in CASES}
 RIGHT = [case for case in CASES if case.fault is None and "transformers" in case.name]
 
 
@@ -42,3 +43,12 @@ def test_an_engine_that_is_right_raises_no_alarm(case, tmp_path):
     if SHORT[0] not in case.overrides:
         assert columns["agreement_positions"] >= 1400
         assert columns["quality_tokens"] >= 2000
+
+
+@pytest.mark.full
+def test_the_agreement_of_a_coarser_format_lies_below_that_of_bfloat16_by_more_than_both_intervals(tmp_path):
+    coarser, right = "coarser: 4 bits, round to nearest, groups of 64", "transformers, bfloat16"
+    (low,) = compared(NAMED[coarser], 1, tmp_path / "coarser")
+    (high,) = compared(NAMED[right], 1, tmp_path / "right")
+    assert min(low["agreement_positions"], high["agreement_positions"]) >= 1400
+    assert low["agreement_high"] < high["agreement_low"]
