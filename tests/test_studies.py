@@ -31,7 +31,7 @@ from scripts import studies
 from scripts.studies import EXPERIMENTS, measure, measurements_page, sections, studies_page, time_file
 from sweep.__main__ import main
 from sweep.config import build
-from sweep.disk.run_files import read_trials, write_trials
+from sweep.disk.run_files import read_trials, write_plan, write_trials
 from sweep.inputs.load import Batch
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.random_tokens import RandomTokens
@@ -375,6 +375,25 @@ def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tm
     time_file(folder).unlink()
     measure("throughput_bound", folder)
     assert "the command took" not in studies.circumstances(folder)
+
+
+def test_a_studys_section_shows_the_figures_that_are_its_results(tmp_path, monkeypatch):
+    """Throughput of all; memory against the batch, the study's Figure 2, of completion_batches alone."""
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+    folders = {name: tmp_path / name for name in ("throughput_bound", "completion_batches")}
+    for name, folder in folders.items():
+        paths = make_run(folder, replicates=1, batches=(1, 16), workloads=("qa",))
+        write_plan(paths, [{"kind": "experiment", "name": name, "axes": ["backend", "load.batch_size", "workload"]}])
+        assert main(["report", str(folder)]) == 0
+        (folder / "ledger.jsonl").touch()
+    shown = [line for line in studies_page(folders, {}) if line.startswith("![")]
+    assert shown == [
+        "![Output throughput of completion_batches](images/studies/completion_batches.png)",
+        "![Memory against the batch of completion_batches](images/studies/completion_batches-memory.png)",
+        "![Output throughput of throughput_bound](images/studies/throughput_bound.png)",
+    ]
+    copied = tmp_path / "docs" / "images" / "studies" / "completion_batches-memory.png"
+    assert copied.read_bytes() == (folders["completion_batches"] / "figures" / "memory.png").read_bytes()
 
 
 def test_sections_of_experiments_that_were_not_run_are_kept(tmp_path):
